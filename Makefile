@@ -1,0 +1,44 @@
+# The front door. From a bare clone and a plain Python:
+#
+#   make demo    the whole pipeline in miniature, a few minutes on two cores
+#   make test    everything but what needs a GPU
+#
+# PYTHON picks the interpreter, VENV the virtual environment; one that is already active is not touched.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint format clean help
+.DEFAULT_GOAL := help
+
+help:  ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
+	$(BIN)/lavic demo --out $(OUT)
+
+test: $(VENV)/.installed  ## run every test but those that need a GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.installed  ## ruff, its format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lavic
+
+format: $(VENV)/.installed  ## let ruff mend and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and what tools leave behind
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch comes first and only when there is none, so that a build for your GPU, installed before, is kept.
+$(VENV)/.installed: setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+"""One yaml per command and scale; installed as `lavic.configs`, so `--config NAME` finds them."""

@@ -1,0 +1,1 @@
+"""What starts work: the commands that train, evaluate and recommend; installed as `lavic.launch`."""

@@ -1,0 +1,241 @@
+"""`lavic demo`: the whole pipeline in miniature, from a crawl to a report, through the commands a user would type.
+
+A catalogue is drawn and served on this machine; everything after that is `lavic crawl`, `lavic describe` and so on, each
+printed as it runs. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavic.config import parse, settings
+from lavic.data.atomic import write_whole
+from lavic.errors import LavicError
+from lavic.launch.doctor import require_compiler
+from lavic.mini.serve import PhotoServer
+
+DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
+
+It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
+HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. What the numbers
+mean: the right one of ten is found with the photos' five tokens, and at chance without them."""
+
+
+@settings
+class DemoSettings:
+    """The pipeline in miniature."""
+
+    out: Path
+    """Folder for everything; a demo that was stopped goes on there."""
+    seed: int = 0
+    """Of the catalogue, the adapters and the order of training."""
+    nproc: int = 2
+    """Processes of the training stages."""
+    small: bool = False
+    """A few steps of everything: shows in two minutes that every part runs here; its results mean nothing."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the pipeline."""
+
+    name: str
+    """Key of its time in the summary."""
+    argv: tuple[str, ...]
+    """Words after `lavic`."""
+    beside: tuple[str, ...] | None = None
+    """Words of a second command that runs at the same time."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    chosen = parse(DemoSettings, argv, command="demo", description=DESCRIPTION)
+    require_compiler()
+    started = time.monotonic()
+    out = chosen.out
+    out.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    with PhotoServer(out / "catalog" / "images") as server:
+        for stage in stages(chosen, server.url):
+            began = time.monotonic()
+            _run(stage)
+            seconds[stage.name] = round(seconds.get(stage.name, 0.0) + time.monotonic() - began, 1)
+    seconds["total"] = round(time.monotonic() - started, 1)
+    summary = summarise(out, seconds)
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
+    print(table(summary))
+    print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
+    print(f"journal: mlflow ui --backend-store-uri sqlite:///{(out / 'runs' / 'mlflow.db').resolve()}")
+    return 0
+
+
+def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
+    """The pipeline as commands."""
+    out = chosen.out
+    catalog, shards, runs = out / "catalog", out / "shards", out / "runs"
+    lists = {name: str(catalog / f"{name}.jsonl") for name in ("train", "valid", "test", "test_combinations")}
+    seed, ranks = ("--loop.seed", str(chosen.seed)), ("--nproc", str(chosen.nproc))
+
+    size = _SMALL_CATALOGUE if chosen.small else ()
+    if not (catalog / "test_combinations.jsonl").is_file():
+        yield Stage(
+            "catalog",
+            ("mini", "catalog", "--out", str(catalog), "--base-url", url, "--seed", str(chosen.seed), *size),
+        )
+    else:
+        _readdress(catalog, url)
+    for split, items in (("train", "item2meta_train.json"), ("valid", "item2meta_valid.jsonl")):
+        words = ("crawl", "--config", "crawl-mini", "--items", str(catalog / items), "--out", str(shards / split))
+        yield Stage("crawl", (*words, "--split", split))
+        yield Stage("verify", ("verify", str(shards / split)))
+    yield Stage("describe", ("describe", "--config", "describe-mini", "--shards", str(shards / "train")))
+
+    steps = ("--loop.steps", "6", "--loop.save-every", "3") if chosen.small else ()
+    photos = ("--shards", str(shards / "train"), "--valid", str(shards / "valid"))
+    yield Stage(
+        "distill",
+        ("distill", "--config", "distill-mini", *photos, "--out", str(runs / "distill"), *seed, *ranks, *steps),
+    )
+    embed = ("embed", "--config", "embed-mini", "--shards", str(shards / "train"))
+    yield Stage("embed", (*embed, "--adapter", str(runs / "distill"), "--out", str(out / "store")))
+    yield Stage("embed", (*embed, "--out", str(out / "store_undistilled")))
+
+    tune = ("tune", "--config", "tune-mini", "--train", lists["train"], "--valid", lists["valid"], *seed, *steps)
+    yield Stage("tune", (*tune, "--store", str(out / "store"), "--out", str(runs / "tune"), *ranks))
+    # the two controls are tuned the same way, side by side in one process each: half the start-up
+    yield Stage(
+        "tune_controls",
+        (*tune, "--store", str(out / "store"), "--tokens", "none", "--out", str(runs / "tune_text_only")),
+        beside=(*tune, "--store", str(out / "store_undistilled"), "--out", str(runs / "tune_undistilled")),
+    )
+    undistilled = f"undistilled={runs / 'tune_undistilled' / 'bundle'}@{out / 'store_undistilled'}"
+    yield Stage(
+        "evaluate",
+        (
+            *("evaluate", "--bundle", str(runs / "tune" / "bundle"), "--store", str(out / "store")),
+            *("--test", f"held_out_items={lists['test']}", f"held_out_combinations={lists['test_combinations']}"),
+            *("--compare", f"text_only={runs / 'tune_text_only' / 'bundle'}", undistilled),
+            *("--shards", str(shards / "train"), "--runs", str(runs / "distill"), str(runs / "tune")),
+            *("--out", str(out / "evaluation"), "--seed", str(chosen.seed), *ranks),
+        ),
+    )
+    yield Stage("recommend", _recommend(out))
+
+
+def _recommend(out: Path) -> tuple[str, ...]:
+    """`lavic recommend` on the first test conversation."""
+    row = json.loads((out / "catalog" / "test.jsonl").open(encoding="utf-8").readline())
+    example = out / "example.jsonl"
+    write_whole(
+        example, json.dumps({k: row[k] for k in ("context", "context_items", "gt_items", "candidates_st")}) + "\n"
+    )
+    bundle = str(out / "runs" / "tune" / "bundle")
+    return ("recommend", "--bundle", bundle, "--store", str(out / "store"), "--conversation", str(example))
+
+
+def _readdress(catalog: Path, url: str) -> None:
+    """A demo that goes on has a new server: the catalogue names the old one's port."""
+    for name in ("item2meta_train.json", "item2meta_valid.jsonl", "meta_Mini.jsonl"):
+        text = (catalog / name).read_text(encoding="utf-8")
+        old = next((word for word in text.split('"') if word.startswith("http://")), url + "/").rsplit("/", 1)[0]
+        write_whole(catalog / name, text.replace(old, url))
+
+
+def _run(stage: Stage) -> None:
+    """Runs a stage's command, and the one beside it.
+
+    Raises:
+        StageFailed: with the command's own exit code.
+    """
+    commands = [c for c in (stage.argv, stage.beside) if c is not None]
+    running = []
+    for words in commands:
+        print(f"\n$ lavic {shlex.join(words)}", flush=True)
+        threads = {} if len(commands) == 1 else {"OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen([sys.executable, "-m", "lavic", *words], env={**os.environ, **threads}))
+    try:
+        codes = [process.wait() for process in running]
+    except BaseException:
+        with _patience(running):
+            raise
+    failed = next((i for i, code in enumerate(codes) if code), None)
+    if failed is not None:
+        raise StageFailed(commands[failed][0], codes[failed])
+
+
+class StageFailed(LavicError):
+    """A command of the pipeline failed; what it said stands above."""
+
+    def __init__(self, command: str, code: int) -> None:
+        super().__init__(f"`lavic {command}` ended with exit code {code}; mend what it says and run the demo again")
+        self.exit_code = code if code > 0 else 1
+
+
+@contextmanager
+def _patience(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Lets interrupted commands end by themselves (Ctrl-C reached them too) before we leave."""
+    try:
+        for process in running:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        yield
+    finally:
+        pass
+
+
+_SMALL_CATALOGUE = (
+    *("--train-items", "48", "--heldout-items", "48", "--combination-items", "48"),
+    *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
+)
+
+
+def summarise(out: Path, seconds: dict[str, float]) -> dict:
+    """The demo's numbers, read back from the stages' own files."""
+    results = json.loads((out / "evaluation" / "results.json").read_text())
+    packages = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
+    return {
+        "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
+        "hit_rate": results["hit_rate"],
+        "hit_rate_held_out_combinations": {
+            arm: metrics["hit@1"] for arm, metrics in results["sets"]["held_out_combinations"]["arms"].items()
+        },
+        "seconds": seconds,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+    }
+
+
+def table(summary: dict) -> str:
+    """The summary for a terminal."""
+    lines = ["", "perplexity of held-out descriptions"]
+    names = {
+        "full": "all tokens",
+        "cls_before": "five tokens, before stage 1",
+        "cls_after": "five tokens, after stage 1",
+    }
+    for key, name in names.items():
+        lines.append(f"  {name:<34}{summary['captions'][key]['perplexity']:8.3f}")
+    lines += ["", f"{'right one of ten found':<36}{'held-out items':>24}{'held-out combinations':>28}"]
+    combinations = summary["hit_rate_held_out_combinations"]
+    for arm, hit in summary["hit_rate"].items():
+        lines.append(f"  {arm:<34}{_interval(hit):>24}{_interval(combinations.get(arm)):>28}")
+    lines += ["", "seconds: " + ", ".join(f"{name} {value:g}" for name, value in summary["seconds"].items())]
+    return "\n".join(lines)
+
+
+def _interval(hit: dict | None) -> str:
+    return "" if hit is None else f"{hit['value']:.3f}  [{hit['low']:.3f}, {hit['high']:.3f}]"

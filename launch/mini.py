@@ -1,0 +1,176 @@
+"""`lavic mini`: the parts of the embedded default: its drawn catalogue, its web server, its base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lavic.config import dump, parse, settings
+from lavic.errors import ConfigError, DataError
+from lavic.mini.catalog import CatalogueSize, write_catalogue
+
+if TYPE_CHECKING:
+    from lavic.mini.curriculum import Listing
+    from lavic.mini.pretrain import Photo
+
+USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
+
+  catalog   draw products, their metadata and conversations into a folder
+  serve     serve a folder's photos over HTTP on this machine
+  pretrain  train a miniature base model from scratch on a set of shards
+
+'lavic mini catalog --help' and so on are their manuals. The base model that comes with the package was made by
+'lavic mini pretrain --config mini-pretrain'; evaluate, tune and the others take it as '--model.name mini'."""
+
+
+@settings
+class CatalogSettings:
+    """Draw a catalogue: photos, metadata in LaViC's and in Amazon Reviews 2023's form, conversations."""
+
+    out: Path
+    """Folder to write; `images/` and the metadata stand in it."""
+    base_url: str = "http://127.0.0.1:8000"
+    """Where the photos of `images/` will be served."""
+    seed: int = 0
+    """Another seed, another catalogue."""
+    train_items: int = CatalogueSize.train_items
+    """Items that training may see."""
+    heldout_items: int = CatalogueSize.heldout_items
+    """Items that no stage trains on, with looks that training shows."""
+    combination_items: int = CatalogueSize.combination_items
+    """Items whose kind, colour and pattern together appear in no training photo."""
+    train_conversations: int = CatalogueSize.train_conversations
+    """Rows of `train.jsonl`."""
+    valid_conversations: int = CatalogueSize.valid_conversations
+    """Rows of `valid.jsonl`, of held-out items."""
+    test_conversations: int = CatalogueSize.test_conversations
+    """Rows of `test.jsonl` (held-out items) and of `test_combinations.jsonl` (held-out combinations)."""
+
+
+@settings
+class ServeSettings:
+    """Serve a folder's photos over HTTP on loopback, until Ctrl-C."""
+
+    folder: Path
+    """What to serve."""
+    port: int = 8000
+    """Port on 127.0.0.1; 0 takes a free one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one of the parts."""
+    words = list(argv or ())
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    parts = {"catalog": _catalog, "serve": _serve, "pretrain": _pretrain}
+    if words[0] not in parts:
+        raise ConfigError(f"no part '{words[0]}'; choose one of {', '.join(parts)}")
+    return parts[words[0]](words[1:])
+
+
+def _catalog(argv: Sequence[str]) -> int:
+    chosen = parse(CatalogSettings, argv, command="mini catalog")
+    sizes = {name: getattr(chosen, name) for name in CatalogueSize.__dataclass_fields__}
+    counts = write_catalogue(chosen.out, base_url=chosen.base_url, size=CatalogueSize(**sizes), seed=chosen.seed)
+    print(f"{chosen.out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    return 0
+
+
+def _serve(argv: Sequence[str]) -> int:
+    from lavic.mini.serve import serve_forever
+
+    chosen = parse(ServeSettings, argv, command="mini serve")
+    if not chosen.folder.is_dir():
+        raise DataError(f"{chosen.folder}: no such folder")
+    serve_forever(chosen.folder, chosen.port)
+    return 0
+
+
+def _pretrain(argv: Sequence[str]) -> int:
+    from lavic.mini.settings import MiniPretrainSettings
+
+    chosen = parse(MiniPretrainSettings, argv, command="mini pretrain")
+
+    import torch
+
+    from lavic.data.conversations import read_conversations
+    from lavic.data.dataset import ShardDataset
+    from lavic.mini import architecture, pretrain
+    from lavic.mini.tokenizer import make_tokenizer
+    from lavic.model.inputs import Encoder
+
+    if (chosen.out / "model.safetensors").exists():
+        raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")
+    torch.set_num_threads(chosen.threads)
+    held = ShardDataset(chosen.valid, descriptions="shard")
+    train = ShardDataset(chosen.shards, descriptions="shard")
+    looks = pretrain.read_looks(chosen.looks)
+    side = 2 * chosen.architecture.view
+    held_out = _photos(held, frozenset(), side)
+    photos = _photos(train, frozenset(held.keys), side)
+    listings = _listings(read_conversations(chosen.train, candidates=chosen.candidates), looks, _titles(train))
+    if not photos or not listings:
+        raise DataError(
+            f"{chosen.shards}, {chosen.train}: {len(photos)} described photos and {len(listings)} usable lists"
+        )
+    tokenizer = make_tokenizer(pretrain.everything_read(photos, listings), minimum=chosen.minimum)
+    torch.manual_seed(chosen.pretrain.seed)
+    model = architecture.build(chosen.architecture, tokenizer)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
+
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "pretrain.yaml").write_text(dump(chosen))
+    with (chosen.out / "pretrain.jsonl").open("w") as file:
+
+        def log(record: dict) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            print(", ".join(f"{k} {v}" for k, v in record.items()), flush=True)
+
+        encoder = Encoder(tokenizer, model.config.image_token_id)
+        trainer = pretrain.Pretrainer(model, encoder, chosen.pretrain, listings, log)
+        model.train()
+        trainer.read()
+        trainer.see(photos, held_out)
+    architecture.save(model, tokenizer, chosen.out)
+    print(f"{chosen.out}: done")
+    return 0
+
+
+def _photos(data, without: frozenset[str], side: int) -> list[Photo]:  # noqa: ANN001 (a ShardDataset)
+    """The described photos of a set, no larger than a miniature needs."""
+    from lavic.mini.pretrain import Photo
+
+    photos = []
+    for sample in (data[i] for i, key in enumerate(data.keys) if key not in without):
+        if sample.text:
+            image = sample.image
+            image.thumbnail((side * 9 // 8, side * 9 // 8))
+            photos.append(Photo(image, sample.title, sample.text))
+    return photos
+
+
+def _titles(data) -> dict[str, str]:  # noqa: ANN001 (a ShardDataset)
+    return {sample.item_id: sample.title for sample in (data[i] for i in range(len(data)))}
+
+
+def _listings(conversations, looks: dict[str, str], titles: dict[str, str]) -> list[Listing]:  # noqa: ANN001
+    """The conversations of which every candidate has a look in words."""
+    from lavic.mini.curriculum import Listing
+
+    listings = []
+    for conversation in conversations:
+        for ids in conversation.candidates.values():
+            targets = [t for t in conversation.targets if t in ids]
+            if targets and all(i in looks and i in titles for i in ids):
+                turns = tuple((turn.role, turn.text) for turn in conversation.turns)
+                names = tuple(titles[i] for i in ids)
+                listings.append(
+                    Listing(turns=turns, titles=names, looks=tuple(looks[i] for i in ids), target=ids.index(targets[0]))
+                )
+    return listings

@@ -1,0 +1,141 @@
+"""The `lavic` command: a table of names, the module behind each, and what an error looks like. Nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from lavic import __version__
+from lavic.errors import LavicError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
+    "verify": ("lavic.shards.verify", "re-read a set of shards, count and hash it"),
+    "describe": ("lavic.shards.describe", "let the model describe each photo from all its tokens (stage 1's teacher)"),
+    "distill": ("lavic.launch.distill", "stage 1: train the vision side until five tokens say what all of them say"),
+    "embed": ("lavic.shards.embed", "make the item tokens of a whole catalogue"),
+    "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
+    "evaluate": ("lavic.launch.evaluate", "every metric, controls, intervals, a report to look at"),
+    "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
+    "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
+    "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),
+    "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
+    "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to mend it"),
+}
+"""Name -> (module with `main(argv) -> int`, what it does). A module is imported when its command runs, never before."""
+
+EXTRAS = {
+    "aiohttp": "crawl",
+    "datasets": "dev",
+    "deepspeed": "train",
+    "mlflow": "mlflow",
+    "peft": "model",
+    "pyarrow": "crawl",
+    "ray": "crawl",
+    "safetensors": "model",
+    "torch": "model",
+    "transformers": "model",
+    "webdataset": "crawl",
+}
+"""Import name -> the extra of setup.py that brings it."""
+
+_USAGE = "usage: lavic COMMAND [--config FILE|NAME] [--key value ...]"
+_PATIENCE_S = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint.
+
+    Args:
+        argv: the words after `lavic`; None takes them from the command line.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_manual())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"lavic {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "'lavic --help' lists the commands"
+        print(f"lavic: error: unknown command '{command}'; {hint}", file=sys.stderr)
+        return 2
+    return _run(command, rest)
+
+
+def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
+    """Starts `nproc` processes of a command on this machine: the way to `launch/` for jobs that may not import it."""
+    return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
+
+
+def _run(command: str, argv: list[str]) -> int:
+    _set_up_logging()
+    try:
+        return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
+    except LavicError as error:
+        _complain(command, str(error))
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _complain(command, f"needs the package '{package}'; install it with: pip install 'lavic[{EXTRAS[package]}]'")
+        return 2
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            print(f"\nlavic {command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has left; without this the interpreter complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _complain(command: str, message: str) -> None:
+    """Prints one error line. A rank other than 0 first lets rank 0 say it, since most errors strike all ranks alike."""
+    rank = _rank()
+    if rank:
+        # When rank 0 fails too, the launcher ends this process during the wait and the line is said once.
+        time.sleep(_PATIENCE_S)
+    print(f"lavic {command}: error: {message}{f' [rank {rank}]' if rank else ''}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(text) if text.isdigit() else 0
+
+
+def _set_up_logging() -> None:
+    """Our own messages as plain lines on stderr, from rank 0; warnings of others. LAVIC_LOG=debug says more."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("lavic")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(os.environ.get("LAVIC_LOG", "info" if _rank() == 0 else "warning").upper())
+
+
+def _manual() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {doc}" for name, (_, doc) in COMMANDS.items()]
+    return "\n".join(
+        [
+            _USAGE,
+            "",
+            "Recommend products in a conversation by looking at their photos. Every command works on files:",
+            "",
+            *lines,
+            "",
+            "'lavic COMMAND --help' is its manual; '--print-config' prints its settings. Begin with 'lavic demo'.",
+            "Exit codes: 0 done, 1 failed, 2 bad usage, setting or input, 75 stopped with a checkpoint (run again).",
+        ]
+    )

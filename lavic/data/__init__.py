@@ -1,0 +1,1 @@
+"""Records, catalogues, conversations and shards: everything read from or written to files."""

@@ -1,0 +1,69 @@
+"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+PART = ".part"
+"""Ending of a file still being written; its name starts with a dot, so that no reader's glob takes it."""
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Two writers of one path never mix: each has its own file, the last to finish wins.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a small file at once; text as UTF-8."""
+    with written_aside(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left behind; only when nobody writes to the folder."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Open an empty folder that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    An older `path` is moved away first and removed last, so that a crash leaves the old folder or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    part.mkdir()
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old{PART}")
+            path.replace(old)
+            part.replace(path)
+            shutil.rmtree(old)
+        else:
+            part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

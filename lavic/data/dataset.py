@@ -1,0 +1,175 @@
+"""Reading a set of shards by index, in an order that a seed and one integer describe."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lavic.data.descriptions import read_descriptions
+from lavic.data.manifest import Manifest
+from lavic.data.shards import Sample, index_path, parse_sample
+from lavic.errors import DataError
+
+_OPEN_FILES = 64
+
+
+class ShardDataset:
+    """A set of shards as a sequence of samples.
+
+    Samples are numbered through the shards in the manifest's order. Reading is by offset, so any sample costs one
+    `pread`. Safe to hand to DataLoader workers: forked or pickled, every process opens its own files.
+    """
+
+    def __init__(self, folder: str | Path, *, descriptions: Literal["sidecar", "shard"] | None = "sidecar") -> None:
+        """Open a set.
+
+        Args:
+            folder: Where `manifest.json` stands.
+            descriptions: Where `Sample.text` comes from: "sidecar" takes the teacher's description where there is one
+                and else the shard's txt member, "shard" the txt member alone, None leaves it empty.
+
+        Raises:
+            DataError: The set is empty, not whole, or not what its manifest says.
+        """
+        self.manifest = Manifest.load(folder)
+        self.descriptions = descriptions
+        if not self.manifest.shards:
+            raise DataError(f"{folder}: a set without a single photo")
+        self._paths = [self.manifest.path(shard) for shard in self.manifest.shards]
+        self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
+        self._offsets: dict[int, np.ndarray] = {}
+        self._texts: dict[int, dict[str, str]] = {}
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, row = self._find(index)
+        offsets = self._index(shard)
+        place = f"{self._paths[shard]} sample {row}"
+        sample = parse_sample(self._read(shard, int(offsets[row]), int(offsets[row + 1])), place)
+        if self.descriptions == "shard":
+            return sample
+        text = self._sidecar(shard).get(sample.key, sample.text) if self.descriptions else ""
+        return Sample(key=sample.key, item_id=sample.item_id, jpg=sample.jpg, meta=sample.meta, text=text)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of every sample, in order; reads one tar header per sample, once."""
+        keys = []
+        for index in range(len(self)):
+            shard, row = self._find(index)
+            start = int(self._index(shard)[row])
+            keys.append(self._read(shard, start, start + 100).partition(b".")[0].decode())
+        return keys
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def _find(self, index: int) -> tuple[int, int]:
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def _index(self, shard: int) -> np.ndarray:
+        if shard not in self._offsets:
+            path, entry = index_path(self._paths[shard]), self.manifest.shards[shard]
+            if not path.is_file():
+                raise DataError(f"{path} is missing; `lavic verify {self.manifest.folder}` lists every difference")
+            offsets = np.fromfile(path, dtype="<u8")
+            if len(offsets) != entry.samples + 1 or not 0 <= entry.bytes - int(offsets[-1]) - 1024 < 10240:
+                raise DataError(f"{path} does not belong to its shard; `lavic verify {self.manifest.folder}` says more")
+            self._offsets[shard] = offsets
+        return self._offsets[shard]
+
+    def _sidecar(self, shard: int) -> dict[str, str]:
+        if shard not in self._texts:
+            self._texts[shard] = read_descriptions(self._paths[shard])
+        return self._texts[shard]
+
+    def _read(self, shard: int, start: int, end: int) -> bytes:
+        if self._process != os.getpid():
+            # A forked worker leaves its parent's descriptors alone.
+            self._process, self._files = os.getpid(), OrderedDict()
+        if shard not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        self._files.move_to_end(shard)
+        return os.pread(self._files[shard], end - start, start)
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) == os.getpid():
+            for file in self._files.values():
+                os.close(file)
+
+
+class Order:
+    """The order in which samples are seen: a pure function of (n, seed, block), with nothing to save but a position.
+
+    Position p is sample p % n of epoch p // n. In every epoch the blocks of `block` neighbouring samples are shuffled,
+    then the samples within each window of `mix` blocks: random enough to train on, local enough to read from a disk.
+    A window's order is made when it is reached, so the start is instant at any position of any size of set.
+    """
+
+    def __init__(self, n: int, seed: int = 0, block: int = 256, mix: int = 16) -> None:
+        """Describe an order of `n` samples.
+
+        Args:
+            n: Samples per epoch, at least 1.
+            seed: Another seed, another order.
+            block: Neighbouring samples that stay in one window.
+            mix: Blocks shuffled together.
+        """
+        if n < 1 or block < 1 or mix < 1:
+            raise ValueError(f"n, block and mix are at least 1, got {n}, {block} and {mix}")
+        self.n, self.seed, self.block, self.mix = n, seed, block, mix
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._window: tuple[int, int, np.ndarray] | None = None
+
+    def at(self, position: int) -> int:
+        """Index of the sample at a global position, counted from 0 over all epochs."""
+        epoch, place = divmod(position, self.n)
+        blocks, starts = self._blocks(epoch)
+        window = int(np.searchsorted(starts, place, side="right")) - 1
+        return int(self._indices(epoch, window, blocks)[place - int(starts[window])])
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """One whole epoch: int64 [n], a permutation."""
+        blocks, starts = self._blocks(epoch)
+        return np.concatenate([self._indices(epoch, window, blocks) for window in range(len(starts) - 1)])
+
+    def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shuffled block numbers, and the place at which each window of them starts (with the end)."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            blocks = self._random(epoch).permutation(-(-self.n // self.block))
+            sizes = np.minimum(self.block, self.n - blocks * self.block)
+            ends = np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), self.mix))])
+            self._epoch = (epoch, blocks, ends)
+        return self._epoch[1], self._epoch[2]
+
+    def _indices(self, epoch: int, window: int, blocks: np.ndarray) -> np.ndarray:
+        if self._window is None or self._window[:2] != (epoch, window):
+            starts = blocks[window * self.mix : (window + 1) * self.mix] * self.block
+            indices = np.concatenate([np.arange(start, min(start + self.block, self.n)) for start in starts])
+            self._random(epoch, window + 1).shuffle(indices)
+            self._window = (epoch, window, indices)
+        return self._window[2]
+
+    def _random(self, *stream: int) -> np.random.RandomState:
+        # RandomState, because numpy promises its streams for ever: a resumed run must see the order it began with.
+        return np.random.RandomState([self.seed & 0xFFFFFFFF, *stream])
+
+
+def order(n: int, seed: int, epoch: int, block: int = 256) -> np.ndarray:
+    """The permutation of one epoch, int64 [n]; see `Order`."""
+    return Order(n, seed, block).epoch(epoch)

@@ -1,0 +1,47 @@
+"""Teacher descriptions: one sidecar per shard, joined to its samples by key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lavic.data.atomic import write_whole
+from lavic.data.shards import beside
+from lavic.errors import DataError
+
+FIELDS = ("key", "text", "model", "prompt")
+"""Of a row: sample, its description, the model that wrote it, the version of the prompt it was asked with."""
+
+
+def descriptions_path(shard: Path) -> Path:
+    """Where a shard's descriptions stand: `x-000000.tar` -> `x-000000.descriptions.jsonl`."""
+    return beside(shard, "descriptions.jsonl")
+
+
+def read_descriptions(shard: Path) -> dict[str, str]:
+    """Text by sample key; empty where the shard has no sidecar.
+
+    Raises:
+        DataError: A line is not a description.
+    """
+    path, texts = descriptions_path(shard), {}
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                texts[str(row["key"])] = str(row["text"])
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}:{number}: not a description; remove the file and describe again") from None
+    return texts
+
+
+def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a shard's sidecar whole; each row has the fields of `FIELDS`."""
+    lines = []
+    for row in rows:
+        assert set(row) == set(FIELDS), f"a description has the fields {FIELDS}, not {tuple(row)}"
+        lines.append(json.dumps({name: row[name] for name in FIELDS}, ensure_ascii=False) + "\n")
+    write_whole(descriptions_path(shard), "".join(lines))

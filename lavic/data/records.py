@@ -1,0 +1,217 @@
+"""Items and conversations, and the only place that knows the keys of the sources' JSON.
+
+Sources: the released LaViC files (`item2meta_train.json`, `item2meta_valid.jsonl`, conversation `*.jsonl`) and Amazon
+Reviews 2023 item metadata (`meta_*.jsonl`, parquet).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ImageSize = Literal["hi_res", "large", "thumb"]
+"""The sizes in which the sources link a photo, largest first."""
+
+SIZES: tuple[ImageSize, ...] = ("hi_res", "large", "thumb")
+
+_SUBMISSION_OR_COMMENT = re.compile(r"<(submission|comment)>(.*?)</\1>", re.DOTALL)
+_PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One product image of an item, before it is fetched."""
+
+    n: int
+    """Position in the item's list of images, from 0; positions without a URL are skipped, not renumbered."""
+    url: str
+    description: str = ""
+    """What the catalogue says about this very photo, or empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One product of a catalogue."""
+
+    id: str
+    title: str
+    images: tuple[str, ...] = ()
+    """One URL per photo, in the catalogue's order."""
+    numbers: tuple[int, ...] = ()
+    """Position of each photo in the item's own list; empty means 0, 1, 2, ..."""
+    categories: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    description: tuple[str, ...] = ()
+    details: str = "{}"
+    """The catalogue's free-form attributes as one JSON object."""
+    descriptions: dict[str, str] = field(default_factory=dict)
+    """Text about single photos, by photo name `<id>_<n>.jpg`."""
+
+    @property
+    def photos(self) -> Iterator[Photo]:
+        """The photos that have a URL."""
+        for n, url in zip(self.numbers or range(len(self.images)), self.images, strict=True):
+            yield Photo(n=n, url=url, description=self.descriptions.get(f"{self.id}_{n}.jpg", ""))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One post of a conversation: the seeker's request or somebody's comment."""
+
+    role: Literal["seeker", "comment"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One request with its comments so far, the items that were recommended next, and lists to choose from."""
+
+    id: str
+    """`<file stem>-<row>`, unique within a file."""
+    turns: tuple[Turn, ...]
+    """The oldest first; the first is the seeker's."""
+    context_items: tuple[str, ...] = ()
+    """Item ids that the conversation has already named."""
+    targets: tuple[str, ...] = ()
+    """Item ids that count as right (`gt_items`)."""
+    candidates: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Lists of item ids by key of the source, as `candidates_st`; in the order of the file."""
+    row: int = 0
+    """Row of the file, from 0."""
+    file: str = ""
+
+
+def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequence[ImageSize] = SIZES) -> Item:
+    """Read one item of a LaViC or Amazon Reviews 2023 catalogue.
+
+    Args:
+        meta: One catalogue record.
+        id: The item's id where the file holds it as a key; otherwise it is read from the record.
+        sizes: Which link of a photo to take, the first that is there.
+
+    Raises:
+        ValueError: The record is not an item; the message says why, without the place.
+    """
+    if "image_name" in meta:
+        return _item_from_photo_row(meta)
+    if not (id := _text(id or meta.get("parent_asin") or meta.get("asin"))):
+        raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}")
+    images = [(n, url) for n, links in enumerate(_image_list(meta.get("images"))) if (url := _link(links, sizes))]
+    descriptions = meta.get("image_descriptions_llava_cleaned") or {}
+    if not isinstance(descriptions, Mapping):
+        raise ValueError("`image_descriptions_llava_cleaned` is not an object of photo name to text")
+    return Item(
+        id=id,
+        title=_text(meta.get("title")),
+        images=tuple(url for _, url in images),
+        numbers=tuple(n for n, _ in images),
+        categories=_texts(meta.get("categories")),
+        features=_texts(meta.get("features")),
+        description=_texts(meta.get("description")),
+        details=_details(meta.get("details")),
+        descriptions={str(name): _text(text) for name, text in descriptions.items() if text},
+    )
+
+
+def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str) -> Conversation:
+    """Read one row of the released conversation files.
+
+    Raises:
+        ValueError: The row is not a conversation; the message says why, without the place.
+    """
+    if "context" not in row or "gt_items" not in row:
+        raise ValueError(f"not a conversation: expected the keys `context` and `gt_items`, got {_listed(row)}")
+    return Conversation(
+        id=id,
+        turns=turns_of(_text(row["context"])),
+        context_items=_texts(row.get("context_items")),
+        targets=_texts(row["gt_items"]),
+        candidates={key: _texts(ids) for key, ids in row.items() if key.startswith("candidates")},
+        row=index,
+        file=file,
+    )
+
+
+def turns_of(context: str) -> tuple[Turn, ...]:
+    """Split `<submission>...</submission>` and `<comment>...</comment>` into turns; text outside any tag is kept."""
+    turns: list[tuple[str, str]] = []
+    end = 0
+    for match in _SUBMISSION_OR_COMMENT.finditer(context):
+        turns.append(("comment" if turns else "submission", context[end : match.start()]))
+        turns.append((match[1], match[2]))
+        end = match.end()
+    turns.append(("comment" if turns else "submission", context[end:]))
+    return tuple(
+        Turn("seeker" if tag == "submission" else "comment", text.strip()) for tag, text in turns if text.strip()
+    )
+
+
+def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
+    """A row of `item2meta_valid.jsonl`: one photo with its description, named `<id>_<n>.jpg`."""
+    name = _text(meta["image_name"])
+    if not (match := _PHOTO_NAME.fullmatch(name)):
+        raise ValueError(f"`image_name` is {name!r}, not <item id>_<number>.jpg")
+    id, n, url = match["item"], int(match["n"]), _text(meta.get("image"))
+    text = _text(meta.get("image_description_llava_cleaned"))
+    return Item(
+        id=id,
+        title=_text(meta.get("title")),
+        images=(url,) if url else (),
+        numbers=(n,) if url else (),
+        descriptions={f"{id}_{n}.jpg": text} if text else {},
+    )
+
+
+def _image_list(images: Any) -> list[Mapping[str, Any]]:
+    """One mapping of size to URL per photo, from a list of objects, an object of lists, or a list of URLs."""
+    if isinstance(images, Mapping):
+        columns = {size: images[size] for size in SIZES if isinstance(images.get(size), (list, tuple))}
+        rows = max((len(column) for column in columns.values()), default=0)
+        return [{size: column[n] for size, column in columns.items() if n < len(column)} for n in range(rows)]
+    if images is None:
+        return []
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(f"`images` is {type(images).__name__}, not a list of objects or an object of lists")
+    return [{"large": image} if isinstance(image, str) else image for image in images]
+
+
+def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
+    if not isinstance(links, Mapping):
+        return ""
+    return next((url for size in sizes if (url := _text(links.get(size)))), "")
+
+
+def _details(details: Any) -> str:
+    """The details as one canonical JSON object, whether the source holds an object or its text."""
+    if isinstance(details, str):
+        try:
+            details = json.loads(details or "{}")
+        except json.JSONDecodeError:
+            details = {"text": details}
+    if not isinstance(details, Mapping):
+        details = {} if details is None else {"value": details}
+    return _text(json.dumps(details, ensure_ascii=False, sort_keys=True))
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None else str(value).strip()
+    # JSON may hold half of a surrogate pair, which no file of ours could.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value.strip(),) if value.strip() else ()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list of texts, got {type(value).__name__}")
+    return tuple(text for entry in value if (text := _text(entry)))
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    keys = [str(key) for key in row][:12]
+    return ", ".join(keys) + (", ..." if len(row) > len(keys) else "") or "none"

@@ -1,0 +1,40 @@
+"""Everything that can end a command for a reason its user can act on."""
+
+from __future__ import annotations
+
+
+class LavicError(Exception):
+    """A failure with one line to show instead of a traceback.
+
+    The message says what is wrong, where (file:line, key or flag) and how to mend it. `lavic.cli` prints it and leaves
+    with `exit_code`.
+    """
+
+    exit_code: int = 1
+
+
+class ConfigError(LavicError, ValueError):
+    """A setting or a command line that cannot be right: an unknown key, a missing file, two settings at odds."""
+
+    exit_code = 2
+
+
+class DataError(LavicError, RuntimeError):
+    """Input that is not what it should be: a broken line, a set that is not whole, an adapter of another model."""
+
+    exit_code = 2
+
+
+class LaunchError(LavicError, RuntimeError):
+    """This machine cannot start what was asked: no compiler, too few GPUs, a package that is not installed."""
+
+    exit_code = 2
+
+
+class Stopped(LavicError):
+    """Stopped on request (a signal) after saving: not a failure, the same command goes on from there."""
+
+    exit_code = 75
+
+    def __init__(self, message: str = "stopped on request; checkpoint saved; run the same command again to go on"):
+        super().__init__(message)

@@ -1,0 +1,58 @@
+"""Feeds MLflow while a run goes on, in a process of its own.
+
+    python -m lavic.follow RUN_DIR URI
+
+follows RUN_DIR's journal until its "end" event, or until the process that started this one is gone. A process and not
+a thread: importing mlflow, waiting for a server and breaking then cost the run nothing, and the workers that a data
+loader forks inherit no lock that a thread holds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from lavic.feed import Feed
+
+_POLL_S = 0.5
+_BACKOFF_S = (5.0, 60.0)
+
+
+def follow(run_dir: Path, uri: str) -> int:
+    """Feeds until the journal's "end" event, or until the process that started this one is gone."""
+    feed, parent = Feed(run_dir, uri), os.getppid()
+    if hasattr(os, "nice"):
+        os.nice(10)
+    wait, told = _BACKOFF_S[0], False
+    while True:
+        orphan = os.getppid() != parent
+        try:
+            feed.pump()
+            if feed.ended:
+                return 0
+            if orphan:
+                feed.end("FAILED")
+                return 0
+            wait = _BACKOFF_S[0]
+            time.sleep(_POLL_S)
+        except Exception as error:
+            reason = feed.fail(error)
+            if not told:
+                told = True
+                print(f"mlflow: {reason}; the run goes on, 'lavic sync {run_dir}' sends it later", file=sys.stderr)
+            if orphan:
+                return 1
+            _sleep_until_orphan(wait, parent)
+            wait = min(2 * wait, _BACKOFF_S[1])
+
+
+def _sleep_until_orphan(seconds: float, parent: int) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == parent:
+        time.sleep(_POLL_S)
+
+
+if __name__ == "__main__":
+    raise SystemExit(follow(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,95 @@
+"""The journal of a run: `metrics.jsonl`, one line per thing that happened, the truth that all else is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+class Journal:
+    """Appends to a run's journal. One process writes it: rank 0.
+
+    A line is a metrics record, {"time", "step", ...values}, or an event, {"time", "event", ...fields}. Each is one
+    write of one whole line, so that a reader never sees half of one and a crash loses at most the last.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            # A torn last line, from a full disk or a dead machine: shut it off from what comes now.
+            os.write(self._file, b"\n")
+
+    def log(self, step: int, **values: Any) -> None:
+        """Notes numbers that belong to `step` (optimizer steps done). Numbers may be tensors of one element."""
+        self._append({"step": int(step), **{key: _number(value) for key, value in values.items()}})
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40."""
+        self._append({"event": name, **fields})
+
+    def close(self, status: str = "") -> None:
+        """Closes the file; with a status, after noting the event "end"."""
+        if self._file >= 0:
+            if status:
+                self.event("end", status=status)
+            os.close(self._file)
+            self._file = -1
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str)
+        os.write(self._file, line.encode() + b"\n")
+
+
+def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Every whole line of a journal in the order written; a torn one is left out."""
+    with Path(path).open("rb") as file:
+        for line in file:
+            record = parse_line(line)
+            if record is not None:
+                yield record
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """One journal line as a record, or None where it is torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and ("step" in record or "event" in record) else None
+
+
+def read_journal(path: str | Path) -> list[dict[str, Any]]:
+    """The metrics records of a run as if it had never been stopped, ordered by step.
+
+    A run that resumes from step 40 after reaching 55 writes steps 41 to 55 again: of records with the same step and
+    keys the last counts, and what lies beyond the step of a "resume" event is taken back.
+    """
+    kept: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    for record in read_lines(path):
+        if record.get("event") == "resume" and "step" in record:
+            kept = {key: value for key, value in kept.items() if key[0] <= record["step"]}
+        elif "event" not in record:
+            kept[record["step"], frozenset(record)] = record
+    return sorted(kept.values(), key=lambda record: record["step"])
+
+
+def read_events(path: str | Path, name: str) -> list[dict[str, Any]]:
+    """The events called `name`, in the order written."""
+    return [record for record in read_lines(path) if record.get("event") == name]
+
+
+def _number(value: Any) -> Any:
+    """A plain number; None for one that is not finite, which json cannot hold."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

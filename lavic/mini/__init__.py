@@ -1,0 +1,1 @@
+"""The embedded default: a drawn catalogue, its photo server and a miniature LLaVA-NeXT."""

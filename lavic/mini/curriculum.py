@@ -1,0 +1,195 @@
+"""What a miniature reads before it sees a photo: text in which answers must be fetched.
+
+It stands in for what a large language model already can: to repeat, to look a key up, to find the line of a list that a
+request means. Levels rise when the one below is mastered; without them a model of this size stays at chance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from lavic.mini.catalog import ID_PREFIX
+from lavic.model import prompts
+from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate
+from lavic.model.prompts import Candidate, Piece, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A training conversation with the look of every candidate in words."""
+
+    turns: tuple[tuple[str, str], ...]
+    titles: tuple[str, ...]
+    looks: tuple[str, ...]
+    target: int
+    """Index of the right candidate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of the look-up lists."""
+
+    form: str
+    """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look."""
+    most: int
+    """Longest list."""
+    batch: int
+    reach: int = 10
+    """How many items may stand between the request and the answer."""
+    more: int = 0
+    """Requests that follow the first answer, each with its own."""
+
+
+LEVELS = (
+    Level(form="word", most=4, batch=32, reach=0, more=3),
+    Level(form="word", most=8, batch=32, reach=0, more=3),
+    *(Level(form="word", most=4, batch=128, reach=reach) for reach in (1, 2, 3, 4)),
+    Level(form="word", most=8, batch=96),
+    Level(form="look", most=5, batch=64),
+    Level(form="look", most=10, batch=48),
+    Level(form="full", most=10, batch=32),
+)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A batch of look-up lists with m answers, and what supervises the fetch."""
+
+    batch: Batch
+    row: torch.Tensor
+    """int64 [m]: the example an answer stands in."""
+    answer: torch.Tensor
+    """int64 [m]: position of the answer's first token, the ids' common prefix."""
+    wanted: torch.Tensor
+    """float32 [m, vocabulary]: the requested words, as a distribution."""
+    far: torch.Tensor
+    """bool [m]: the request stands as far before the answer as the level allows; before the whole list, as in the real
+    prompt, at the later ones."""
+
+
+def repeat(batch: int, vocabulary: int, reserved: int, generator: torch.Generator) -> Batch:
+    """Random words, twice: the second time they are learnt."""
+    length = int(torch.randint(4, 17, (1,), generator=generator))
+    order = torch.rand(batch, vocabulary - reserved, generator=generator).argsort(1)[:, :length] + reserved
+    ids = torch.cat([torch.ones(batch, 1, dtype=torch.long), order, order], 1)
+    labels = ids.clone()
+    labels[:, : length + 2] = IGNORED  # the first word of the second time cannot be known
+    return Batch(ids, labels, torch.full((batch,), ids.shape[1]))
+
+
+def recall(
+    batch: int, level: int, words: Sequence[int], pairs: Sequence[int], encoder: Encoder, rng: random.Random
+) -> Lists:
+    """Keys with values, then the keys again in another order: their values are learnt.
+
+    Level 0 is bare, and half its examples put the key before the value, which is repeating by another name: the bridge
+    without which a seed in three never leaves chance. Level 1 mixes forms that grow towards `id: word`, and puts more
+    and more of the real prompt's end between the key and the answer; level 2 has three-token values as ids have.
+    """
+    colon, prefix = (encoder.tokenizer(s, add_special_tokens=False).input_ids[-1] for s in ("x:", ID_PREFIX))
+    line = encoder.tokenizer("x\nx", add_special_tokens=False).input_ids[-2]
+    end = encoder.prompt(prompts.recommend((), (), photo_tokens=0))
+    end = [line, *end[end.index(line) + 1 :], prefix]
+    count = rng.randint(2, 8)
+    examples = []
+    answers: list[tuple[int, int, int]] = []
+    for row in range(batch):
+        form = rng.random() if level else 0.0
+        long = level == 2 and rng.random() < 0.6
+        forward = level == 0 and rng.random() < 0.5
+        before = [prefix] if form > 0.25 else []
+        between = [colon] if form > 0.5 else []
+        filler = rng.randint(0, level) if form > 0.75 else 0
+        keys = rng.sample(words, count)
+        values = [rng.choices(pairs, k=3 if long else 1) for _ in keys]
+        ids, labels = [encoder.tokenizer.bos_token_id], [IGNORED]
+        for key, value in zip(keys, values, strict=True):
+            part = [*before, *value, *between, *rng.choices(words, k=filler), key, encoder.eos]
+            if forward:
+                part = [key, *value, encoder.eos]
+            ids += part
+            labels += [IGNORED] * len(part)
+        for j in rng.sample(range(count), count):
+            tail = rng.randint(0, len(end)) if level else 0
+            ask = [keys[j], *end[len(end) - tail :]]
+            ids += ask
+            answers.append((row, len(ids) - 1, keys[j]))
+            ids += values[j]
+            labels += [IGNORED] * len(ask) + values[j]
+        examples.append(Example(ids, labels))
+    rows, at, keys = zip(*answers, strict=True)
+    wanted = functional.one_hot(torch.tensor(keys), len(encoder.tokenizer)).float()
+    far = torch.ones(len(rows), dtype=torch.bool)
+    return Lists(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), wanted, far)
+
+
+def lists(level: Level, listings: Sequence[Listing], words: Sequence[str], encoder: Encoder, rng: random.Random) -> Lists:
+    """Lists with a request each, most often as far from the answer as the level allows, else nearer or after the list."""
+    size = rng.randint(2, level.most)
+    examples: list[Example] = []
+    answers: list[tuple[int, int, bool]] = []
+    wanted: list[torch.Tensor] = []
+
+    def expect(words: str, row: int, at: int, far: bool) -> None:
+        counts = torch.zeros(len(encoder.tokenizer))
+        for token in encoder.tokenizer(words, add_special_tokens=False).input_ids:
+            counts[token] += 1
+        wanted.append(counts / counts.sum())
+        answers.append((row, at, far))
+
+    for row in range(level.batch):
+        turns, shown, target = _draw(level.form, listings, words, size, rng)
+        reach = min(level.reach, len(shown))
+        between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
+        ids = [f"{ID_PREFIX}{rng.randrange(1_000_000):06d}" for _ in shown]
+        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(ids, shown, strict=True)]
+        example = encoder.example(request_at(turns, candidates, len(shown) - between), ids[target])
+        expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
+        for _ in range(level.more):
+            again = rng.randrange(len(shown))
+            request = encoder.prompt(request_at([("seeker", shown[again][2])], [], 0))[2:]
+            answer = encoder.target(ids[again])
+            expect(shown[again][2], row, len(example.input_ids) + len(request), True)
+            example.input_ids.extend([*request, *answer])
+            example.labels.extend([*[IGNORED] * len(request), *answer])
+        examples.append(example)
+    rows, at, far = zip(*answers, strict=True)
+    batch = collate(examples, encoder.pad)
+    return Lists(batch, torch.tensor(rows), torch.tensor(at), torch.stack(wanted), torch.tensor(far))
+
+
+def request_at(turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], at: int) -> tuple[Piece, ...]:
+    """The real prompt with the conversation moved before candidate `at`; 0 is the real prompt itself."""
+    if at == 0:
+        return prompts.recommend(turns, candidates, photo_tokens=0)
+    head = prompts.recommend((), candidates[:at], photo_tokens=0)[:-1]
+    asked: list[Piece] = []
+    for role, text in turns:
+        asked += [f"{prompts.ROLES[role]}: ", Text(text), "\n"]
+    tail = prompts.recommend((), candidates[at:], photo_tokens=0)[2:]
+    return (*head, *asked, *tail)
+
+
+def _draw(
+    form: str, listings: Sequence[Listing], words: Sequence[str], size: int, rng: random.Random
+) -> tuple[Sequence[tuple[str, str]], list[tuple[str, str | None, str]], int]:
+    """A request, `size` candidates as (title, look, the words that decide), and the index of the right one."""
+    if form == "word":
+        keys = rng.sample(words, size)
+        target = rng.randrange(size)
+        return [("seeker", keys[target])], [(key, None, key) for key in keys], target
+    listing = rng.choice(listings)
+    others = [i for i in range(len(listing.looks)) if i != listing.target]
+    chosen = [*rng.sample(others, min(size - 1, len(others))), listing.target]
+    rng.shuffle(chosen)
+    target, looks = chosen.index(listing.target), [listing.looks[i] for i in chosen]
+    if form == "look":
+        asked = rng.sample(looks[target].split(), len(looks[target].split()))
+        return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target
+    titles = [listing.titles[i] for i in chosen]
+    return listing.turns, list(zip(titles, looks, looks, strict=True)), target

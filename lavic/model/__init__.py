@@ -1,0 +1,1 @@
+"""The vision-language model: views, prompts, item tokens, adapters, item store, bundle."""

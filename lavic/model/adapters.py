@@ -1,0 +1,145 @@
+"""LoRA: where it goes, how it is saved, and how it is merged back.
+
+Stage 1 adapts every linear of vision tower and projector, stage 2 every linear of the language model (not its head).
+The patterns are anchored: a bare `q_proj` would match the vision tower and the language model alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from lavic.config import settings
+from lavic.errors import DataError
+from lavic.model.backbone import Backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Kind = Literal["vision", "language"]
+
+TARGETS: dict[Kind, str] = {
+    "vision": r"model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    r"|model\.multi_modal_projector\.linear_[12]",
+    "language": r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+}
+NOTE = "lavic.json"
+"""Beside PEFT's own files: which base model and which kind the adapter is for."""
+WEIGHTS = "adapter_model.safetensors"
+
+
+@settings
+class LoraSettings:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685); the defaults are those of the LaViC code."""
+
+    r: int = 8
+    """Rank."""
+    alpha: int = 32
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.1
+    """On the adapter's input, while training."""
+
+
+def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel:
+    """Puts a fresh, trainable adapter on the frozen base model, in place.
+
+    The adapter's weights are float32 whatever the base holds, since steps of 5e-5 vanish in bfloat16.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS[kind])
+    model = get_peft_model(backbone.model, config)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+    return model
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimizer gets."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def save_adapter(model: PeftModel, folder: Path, backbone: Backbone, kind: Kind) -> None:
+    """Writes an ordinary PEFT adapter folder and our note; written aside, then renamed."""
+    from lavic.data.atomic import folder_aside
+
+    with folder_aside(folder) as aside:
+        model.save_pretrained(str(aside), safe_serialization=True)
+        config = json.loads((aside / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = backbone.name
+        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (aside / "README.md").unlink(missing_ok=True)  # a model card full of blanks
+        note = {"kind": kind, "base": backbone.name, "fingerprint": backbone.fingerprint}
+        (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+
+
+def check_adapter(folder: Path, kind: Kind, fingerprint: str) -> None:
+    """Refuses what is not a whole adapter of this kind for this base model.
+
+    Raises:
+        DataError: One line that names the folder and what is wrong.
+    """
+    missing = [name for name in (NOTE, WEIGHTS, "adapter_config.json") if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder}: not an adapter of LaViC ({missing[0]} is missing)")
+    note = json.loads((folder / NOTE).read_text())
+    if note["kind"] != kind:
+        raise DataError(f"{folder}: a {note['kind']} adapter, a {kind} adapter is needed")
+    if note["fingerprint"] != fingerprint:
+        raise DataError(
+            f"{folder}: made for another base model ({note['base']}, {note['fingerprint']}) than the one loaded "
+            f"({fingerprint}): load its own base with --model.name, or train again"
+        )
+
+
+def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
+    """Loads an adapter and merges it into the base weights, in place, every key accounted for.
+
+    A backbone without vision tower takes the projector's part of a vision adapter.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    check_adapter(folder, kind, backbone.fingerprint)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    state = load_file(folder / WEIGHTS)
+    if not hasattr(backbone.model.model, "vision_tower"):
+        state = {key: value for key, value in state.items() if ".vision_tower." not in key}
+    model = get_peft_model(backbone.model, config)
+    result = set_peft_model_state_dict(model, state)
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise DataError(
+            f"{folder}: does not fit the base model: {len(missing)} weights missing, {len(result.unexpected_keys)} unknown "
+            f"(first: {[*missing, *result.unexpected_keys][0]})"
+        )
+    backbone.model = model.merge_and_unload(safe_merge=True)
+    backbone.model.requires_grad_(False).eval()
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copies an adapter folder whole."""
+    from lavic.data.atomic import folder_aside
+
+    with folder_aside(target) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+
+
+def digest(folder: Path) -> str:
+    """Tells adapters apart: of their weights and their scale."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    hashed = hashlib.sha256(json.dumps([config["r"], config["lora_alpha"]]).encode())
+    hashed.update((folder / WEIGHTS).read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+def untouched(model: nn.Module) -> bool:
+    """Whether no adapter has learnt anything: every LoRA B is still zero."""
+    return not any(torch.count_nonzero(p) for name, p in model.named_parameters() if "lora_B" in name)

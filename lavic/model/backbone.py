@@ -1,0 +1,168 @@
+"""The base model: LLaVA-NeXT from a Hugging Face name or folder, with its tokenizer and photo geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lavic.config import settings
+from lavic.errors import ConfigError
+from lavic.model.inputs import Encoder
+from lavic.model.views import Geometry
+
+if TYPE_CHECKING:
+    from transformers import LlavaNextForConditionalGeneration, PreTrainedTokenizerBase
+
+_FINGERPRINT_SAMPLE = 1 << 20
+"""Bytes read from the start and the end of each weight file: enough to tell models apart without reading 15 GB."""
+
+
+@settings
+class ModelSettings:
+    """Which base model, and how it is held."""
+
+    name: str = "llava-hf/llava-v1.6-mistral-7b-hf"
+    """A Hugging Face name, a folder, or `mini` for the miniature that is part of this package."""
+    revision: str | None = None
+    """Commit or branch of the Hugging Face repository."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+
+
+@dataclass
+class Backbone:
+    """A loaded base model, frozen and in evaluation mode."""
+
+    model: LlavaNextForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    geometry: Geometry
+    name: str
+    """As the settings say it, so that another machine can load it too."""
+    fingerprint: str
+    """Digest of config and weights: adapters and item stores carry it, and are refused by another base model."""
+
+    @classmethod
+    def load(cls, model: ModelSettings, device: torch.device | str = "cpu", *, vision: bool = True) -> Backbone:
+        """Loads model, tokenizer and geometry.
+
+        Args:
+            model: What to load.
+            device: Where to.
+            vision: False drops the vision tower: stage 2, evaluation and recommendation never need it.
+
+        Raises:
+            ConfigError: There is no such model, or it is not a LLaVA-NeXT.
+        """
+        from transformers import AutoConfig, AutoTokenizer, LlavaNextForConditionalGeneration
+        from transformers.utils import logging
+
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        source = resolve(model)
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
+        if config.model_type != "llava_next":
+            raise ConfigError(
+                f"--model.name {model.name}: a {config.model_type} model; LaViC needs LLaVA-NeXT (llava_next)"
+            )
+        device = torch.device(device)
+        dtype = torch.float32
+        if model.dtype == "bfloat16" or (model.dtype == "auto" and device.type == "cuda"):
+            dtype = torch.bfloat16
+        try:
+            weights = LlavaNextForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, attn_implementation=model.attention, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, ImportError) as e:
+            raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
+        if not vision:
+            del weights.model.vision_tower
+        weights.requires_grad_(False).eval().to(device)
+        return cls(
+            model=weights,
+            tokenizer=tokenizer,
+            encoder=Encoder(tokenizer, config.image_token_id),
+            geometry=read_geometry(source),
+            name=model.name,
+            fingerprint=fingerprint(source),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def vision_width(self) -> int:
+        """d_vision, the length of an item token before the projector."""
+        return self.model.config.vision_config.hidden_size
+
+
+def resolve(model: ModelSettings) -> Path:
+    """The folder of a model: packaged, local, or downloaded into Hugging Face's cache."""
+    if model.name == "mini":
+        return Path(str(importlib.resources.files("lavic.mini") / "base"))
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise ConfigError(
+            f"--model.name {model.name}: no such folder, and not to be had from Hugging Face ({_first_line(e)})"
+        ) from e
+
+
+def read_geometry(folder: Path) -> Geometry:
+    """The photo geometry that the model's own preprocessor file asks for."""
+    try:
+        config = json.loads((folder / "config.json").read_text())["vision_config"]
+        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        return Geometry(
+            size=config["image_size"],
+            patch=config["patch_size"],
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
+        )
+    except (OSError, KeyError, ValueError) as e:
+        raise ConfigError(f"{folder}: no usable preprocessor_config.json ({_first_line(e)})") from e
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of a model folder: its config, and size, header, first and last bytes of each weight file."""
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    for volatile in ("_name_or_path", "transformers_version"):
+        config.pop(volatile, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{folder}: no .safetensors weights; convert the model first (pickled weights are not read)")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_FINGERPRINT_SAMPLE))
+            stream.seek(max(0, size - _FINGERPRINT_SAMPLE))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

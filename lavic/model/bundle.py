@@ -1,0 +1,188 @@
+"""The bundle: everything that recommending needs besides base model and item store.
+
+BUNDLE/vision_adapter/     stage 1 (absent where stage 2 was trained on the plain base model's tokens)
+BUNDLE/language_adapter/   stage 2 (absent after stage 1 alone)
+BUNDLE/tokenizer/          as trained with
+BUNDLE/bundle.json         written last
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lavic.data.atomic import folder_aside, write_whole
+from lavic.errors import DataError
+from lavic.model import adapters, prompts
+from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.views import VIEWS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from lavic.model.itemstore import ItemStore
+
+Tokens = Literal["items", "none"]
+"""What stands behind a candidate's title: its item tokens, or nothing."""
+
+FILE = "bundle.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """`bundle.json`."""
+
+    base: str
+    """Name of the base model."""
+    revision: str | None
+    fingerprint: str
+    """Of the base model's weights."""
+    geometry: dict[str, object]
+    vision_adapter: str | None
+    """Digest of the vision adapter; None: item tokens of the plain base model."""
+    language_adapter: str | None
+    """Digest of the language adapter; None: stage 1 only."""
+    tokens: Tokens = "items"
+    max_length: int = 2048
+    """Longest prompt, tokens."""
+    prompt_version: str = prompts.VERSION
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> BundleInfo:
+        """Reads `bundle.json`.
+
+        Raises:
+            DataError: There is none, or of another prompt version.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            inner = folder / "bundle" / FILE
+            hint = f"; did you mean {folder / 'bundle'}?" if inner.is_file() else ": train it with `lavic tune`"
+            raise DataError(f"{folder}: not a bundle (no {FILE}){hint}")
+        try:
+            info = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, json.JSONDecodeError) as e:
+            raise DataError(f"{path}: not a bundle's description ({e})") from e
+        if info.prompt_version != prompts.VERSION:
+            raise DataError(
+                f"{path}: trained with prompt version {info.prompt_version}, this version of lavic has {prompts.VERSION}: "
+                "use the lavic that trained it, or train again"
+            )
+        return info
+
+    def check_store(self, store: ItemStore) -> None:
+        """Refuses a store whose tokens this bundle was not trained on; no model need be loaded for that.
+
+        Raises:
+            DataError: One line.
+        """
+        store.check_base(self.fingerprint)
+        if self.tokens == "items" and store.manifest.vision_adapter != self.vision_adapter:
+            raise DataError(
+                f"{store.folder}: an item store of another vision adapter ({store.manifest.vision_adapter}) than the "
+                f"bundle's ({self.vision_adapter}): run `lavic embed` with the bundle's adapter"
+            )
+
+
+@dataclass
+class Bundle:
+    """A loaded bundle: the base model with the adapters merged into it."""
+
+    backbone: Backbone
+    info: BundleInfo
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        *,
+        vision: bool = False,
+        language: bool = True,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    ) -> Bundle:
+        """Loads base model and adapters.
+
+        Args:
+            folder: A bundle.
+            device: Where to.
+            vision: Load the vision tower too; ready item tokens need only the projector.
+            language: False leaves the language adapter out: the model before stage 2.
+            dtype: Of the weights.
+
+        Raises:
+            DataError: The bundle is not whole, or its base model is not the one it was trained on.
+        """
+        info = BundleInfo.read(folder)
+        model = ModelSettings(name=info.base, revision=info.revision, dtype=dtype)
+        backbone = Backbone.load(model, device, vision=vision)
+        if backbone.fingerprint != info.fingerprint:
+            raise DataError(
+                f"{folder}: trained on another base model ({info.base}, {info.fingerprint}) than {info.base} is now "
+                f"({backbone.fingerprint})"
+            )
+        if info.vision_adapter:
+            adapters.merge_adapter(backbone, folder / "vision_adapter", "vision")
+        if info.language_adapter and language:
+            adapters.merge_adapter(backbone, folder / "language_adapter", "language")
+        return cls(backbone, info)
+
+    @property
+    def photo_tokens(self) -> int:
+        """Tokens behind each candidate's title."""
+        return VIEWS if self.info.tokens == "items" else 0
+
+    def check_store(self, store: ItemStore) -> None:
+        """Refuses a store whose tokens this bundle was not trained on; see `BundleInfo.check_store`."""
+        self.info.check_store(store)
+
+
+def save_bundle(
+    folder: Path,
+    backbone: Backbone,
+    *,
+    vision: PeftModel | Path | None,
+    language: PeftModel | None = None,
+    tokens: Tokens = "items",
+    max_length: int = 2048,
+    revision: str | None = None,
+) -> BundleInfo:
+    """Writes a bundle, whole or not at all.
+
+    Args:
+        folder: Where to; an older bundle there is replaced.
+        backbone: The base model that the adapters are for.
+        vision: The trained stage-1 model, or the folder of its adapter, or None for the plain base model's tokens.
+        language: The trained stage-2 model.
+        tokens: What stood behind the titles in training.
+        max_length: Longest prompt, tokens.
+        revision: Of the base model.
+    """
+    with folder_aside(folder) as aside:
+        if isinstance(vision, Path):
+            adapters.check_adapter(vision, "vision", backbone.fingerprint)
+            adapters.copy_adapter(vision, aside / "vision_adapter")
+        elif vision is not None:
+            adapters.save_adapter(vision, aside / "vision_adapter", backbone, "vision")
+        if language is not None:
+            adapters.save_adapter(language, aside / "language_adapter", backbone, "language")
+        backbone.tokenizer.save_pretrained(str(aside / "tokenizer"))
+        info = BundleInfo(
+            base=backbone.name,
+            revision=revision,
+            fingerprint=backbone.fingerprint,
+            geometry=backbone.geometry.as_dict(),
+            vision_adapter=adapters.digest(aside / "vision_adapter") if vision is not None else None,
+            language_adapter=adapters.digest(aside / "language_adapter") if language is not None else None,
+            tokens=tokens,
+            max_length=max_length,
+            versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers", "peft")},
+        )
+        write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
+    return info

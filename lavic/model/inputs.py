@@ -1,0 +1,202 @@
+"""From prompts to tensors: token ids, label masks, batches, and the loss on target tokens alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lavic.data.records import Conversation
+from lavic.errors import DataError
+from lavic.model import prompts
+from lavic.model.prompts import Piece, Slot, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not learnt."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, with its target where there is one."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """As long as `input_ids`: the token itself on the target, `IGNORED` on the prompt."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right.
+
+    Attention is causal, so no token before the padding sees it: a batch needs no attention mask, and an example's
+    values do not depend on its batch-mates.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [b, length]"""
+    labels: torch.Tensor
+    """int64 [b, length]"""
+    lengths: torch.Tensor
+    """int64 [b], tokens before the padding"""
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learnt."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.lengths)))
+
+
+class Encoder:
+    """Turns pieces into token ids with one base model's tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_token_id = image_token_id
+        self.image_token: str = tokenizer.convert_ids_to_tokens(image_token_id)
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "[INST]", "[/INST]"})
+
+    def prompt(self, pieces: Sequence[Piece]) -> list[int]:
+        """Token ids of a prompt, with the tokenizer's beginning-of-sequence token."""
+        return self.tokenizer(self.render(pieces)).input_ids
+
+    def render(self, pieces: Sequence[Piece]) -> str:
+        """The prompt as one string; a slot is its image token, repeated."""
+        parts = []
+        for piece in pieces:
+            if isinstance(piece, Slot):
+                parts.append(self.image_token * piece.tokens)
+            elif isinstance(piece, Text):
+                parts.append(self.plain(piece.text))
+            else:
+                parts.append(piece)
+        return "".join(parts)
+
+    def plain(self, text: str) -> str:
+        """Words from data with every mark of the tokenizer broken: a title that says `<image>` adds no photo."""
+        for mark in self._marks:
+            if mark in text:
+                text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+    def target(self, text: str) -> list[int]:
+        """Token ids of what the model is to say, with the end-of-sequence token."""
+        return [*self.tokenizer(self.plain(text), add_special_tokens=False).input_ids, self.eos]
+
+    def example(self, pieces: Sequence[Piece], target: str | None, *, max_length: int | None = None) -> Example:
+        """A prompt and its target. Prompt and target are tokenised apart, so that the label mask is exact.
+
+        Raises:
+            DataError: They are longer than `max_length` tokens.
+        """
+        prompt = self.prompt(pieces)
+        answer = [] if target is None else self.target(target)
+        if max_length is not None and len(prompt) + len(answer) > max_length:
+            raise DataError(
+                f"a prompt of {len(prompt)} tokens and a target of {len(answer)} do not fit into --max-length "
+                f"{max_length}: raise it"
+            )
+        return Example([*prompt, *answer], [*[IGNORED] * len(prompt), *answer])
+
+    def recommendation(
+        self,
+        conversation: Conversation,
+        candidates: Sequence[prompts.Candidate],
+        *,
+        photo_tokens: int,
+        target: str | None = None,
+        max_length: int,
+        reserve: int = 0,
+    ) -> Example:
+        """The prompt of one conversation and its list.
+
+        When it is longer than `max_length - reserve` tokens, the conversation gives way: first its oldest comments,
+        then the end of the request. Candidates and target never do.
+
+        Raises:
+            DataError: The list and the target alone are too long; names the conversation.
+        """
+        turns = [(turn.role, turn.text) for turn in conversation.turns]
+        room = max_length - reserve
+        while True:
+            example = self.example(prompts.recommend(turns, candidates, photo_tokens=photo_tokens), target)
+            excess = len(example.input_ids) - room
+            if excess <= 0:
+                return example
+            comment = next((i for i, (role, _) in enumerate(turns) if role == "comment"), None)
+            if comment is not None:
+                del turns[comment]
+            elif turns and turns[-1][1]:
+                role, text = turns[-1]
+                # a token is rarely shorter than one character: cutting `excess` of them never cuts too much at once
+                turns[-1] = (role, text[: max(0, len(text) - excess)])
+            else:
+                raise DataError(
+                    f"{conversation.file}:{conversation.row + 1}: {len(candidates)} candidates alone need "
+                    f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
+                )
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Pads examples on the right to the longest of them."""
+    longest = max(len(e.input_ids) for e in examples)
+    ids = torch.full((len(examples), longest), pad, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for row, e in enumerate(examples):
+        ids[row, : len(e.input_ids)] = torch.tensor(e.input_ids)
+        labels[row, : len(e.labels)] = torch.tensor(e.labels)
+    return Batch(ids, labels, torch.tensor([len(e.input_ids) for e in examples]))
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The LlavaNext model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
+    """Word embeddings with photo tokens in the place of the image token.
+
+    Args:
+        model: A LlavaNext model, wrapped by PEFT or not.
+        input_ids: int64 [b, length]
+        photos: [n, d_text], one row for each image token of the batch, in reading order; None where there is none.
+
+    Returns:
+        [b, length, d_text]
+    """
+    model = core(model)
+    words = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
+    places = input_ids == model.config.image_token_id
+    if photos is None:
+        photos = words.new_zeros((0, words.shape[-1]))
+    if int(places.sum()) != len(photos):
+        raise ValueError(f"{int(places.sum())} image tokens in the batch, {len(photos)} photo vectors")
+    return words.masked_scatter(places.unsqueeze(-1), photos.to(words.dtype))
+
+
+def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """The language model's last hidden states, [b, length, d_text]."""
+    embeds = splice(model, batch.input_ids, photos)
+    return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+
+
+def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """Negative log-likelihood of each target token, float32 [targets], row by row.
+
+    The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
+    """
+    hidden = hidden_states(model, batch, photos)
+    labels = batch.labels[:, 1:]
+    learnt = labels != IGNORED
+    logits = core(model).lm_head(hidden[:, :-1][learnt])
+    return functional.cross_entropy(logits.float(), labels[learnt], reduction="none")

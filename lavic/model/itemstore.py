@@ -1,0 +1,211 @@
+"""The item store: every item's five [CLS] vectors, made once, read by memory map.
+
+    STORE/tokens-00000.safetensors   "tokens" [n, 5, d_vision], before the projector
+    STORE/items-00000.jsonl          one line per row: id, photo key, title
+    STORE/vision_adapter/            a copy of the adapter that made the tokens; absent for a store of the plain base model
+    STORE/manifest.json              written last: a store without it is not whole
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from lavic.data.atomic import write_whole, written_aside
+from lavic.errors import DataError
+from lavic.model import adapters, prompts
+from lavic.model.backbone import Backbone
+from lavic.model.views import VIEWS
+
+FORMAT = 1
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of tokens with its list of items."""
+
+    name: str
+    items: int
+    sha256: str
+    """Of the tokens file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreManifest:
+    """What a store holds and what made it."""
+
+    base: str
+    """Name of the base model."""
+    fingerprint: str
+    """Of the base model's weights."""
+    vision_adapter: str | None
+    """Digest of the vision adapter; None for the plain base model."""
+    geometry: dict[str, object]
+    """Of the views."""
+    width: int
+    """d_vision"""
+    parts: tuple[Part, ...]
+    prompt_version: str = prompts.VERSION
+    format: int = FORMAT
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> StoreManifest:
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise DataError(f"{folder}: not a whole item store (no manifest.json): run `lavic embed` again")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: run `lavic embed` again")
+            raw["parts"] = tuple(Part(**part) for part in raw["parts"])
+            return cls(**raw)
+        except (KeyError, TypeError, json.JSONDecodeError) as e:
+            raise DataError(f"{path}: not the manifest of an item store ({e})") from e
+
+
+class ItemStore:
+    """A whole store, opened for reading. Rows are read when they are asked for."""
+
+    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.ids: list[str] = []
+        self._titles: list[str] = []
+        self._keys: list[str] = []
+        self._tensors: list[torch.Tensor] = []
+        self._place: dict[str, tuple[int, int]] = {}
+        for number, part in enumerate(manifest.parts):
+            self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest.width))
+            lines = (folder / f"items-{part.name}.jsonl").read_text(encoding="utf-8").splitlines()
+            if len(lines) != part.items:
+                raise DataError(f"{folder}/items-{part.name}.jsonl: {len(lines)} items, the manifest says {part.items}")
+            for row, line in enumerate(lines):
+                item = json.loads(line)
+                self._place[item["id"]] = (number, row)
+                self.ids.append(item["id"])
+                self._titles.append(item["title"])
+                self._keys.append(item["key"])
+        self._index = {id: i for i, id in enumerate(self.ids)}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ItemStore:
+        """Opens a store.
+
+        Raises:
+            DataError: It is not there, not whole, or not what its manifest says.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such item store: make it with `lavic embed`")
+        return cls(folder, StoreManifest.read(folder))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._index
+
+    def lookup(self, ids: Sequence[str]) -> torch.Tensor:
+        """The tokens of some items, [n, 5, d_vision], in the store's own precision.
+
+        Raises:
+            DataError: Names the ids that are not in the store.
+        """
+        unknown = [id for id in ids if id not in self._place]
+        if unknown:
+            shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or drop them")
+        rows = [self._place[id] for id in ids]
+        return torch.stack([self._tensors[part][row] for part, row in rows])
+
+    def title(self, id: str) -> str:
+        return self._titles[self._index[id]]
+
+    def key(self, id: str) -> str:
+        """Key of the photo, in the shards, that the tokens were made of."""
+        return self._keys[self._index[id]]
+
+    @property
+    def vision_adapter(self) -> Path | None:
+        """Folder of the adapter that made the tokens."""
+        return self.folder / "vision_adapter" if self.manifest.vision_adapter else None
+
+    def check_base(self, fingerprint: str) -> None:
+        """Refuses a base model that did not make this store.
+
+        Raises:
+            DataError: One line.
+        """
+        if fingerprint != self.manifest.fingerprint:
+            raise DataError(
+                f"{self.folder}: an item store of another base model ({self.manifest.base}, "
+                f"{self.manifest.fingerprint}) than the one loaded ({fingerprint}): embed the catalogue again"
+            )
+
+
+def write_part(folder: Path, name: str, items: Sequence[dict[str, str]], tokens: torch.Tensor) -> Part:
+    """Writes one part, the list of items last.
+
+    Args:
+        folder: The store.
+        name: `00000` and so on.
+        items: id, key and title of each row.
+        tokens: [n, 5, d_vision]
+    """
+    from safetensors.torch import save
+
+    data = save({"tokens": tokens.contiguous()})
+    with written_aside(folder / f"tokens-{name}.safetensors") as file:
+        file.write(data)
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    write_whole(folder / f"items-{name}.jsonl", lines)
+    return Part(name=name, items=len(items), sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part]) -> StoreManifest:
+    """Copies the adapter and makes the store whole."""
+    import importlib.metadata
+
+    if adapter is not None:
+        adapters.copy_adapter(adapter, folder / "vision_adapter")
+    manifest = StoreManifest(
+        base=backbone.name,
+        fingerprint=backbone.fingerprint,
+        vision_adapter=adapters.digest(adapter) if adapter else None,
+        geometry=backbone.geometry.as_dict(),
+        width=backbone.vision_width,
+        parts=tuple(parts),
+        versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers")},
+    )
+    write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
+    return manifest
+
+
+def _map_tokens(path: Path, part: Part, width: int) -> torch.Tensor:
+    """Maps a tokens file into memory without reading it."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: {e}") from e
+    try:
+        header_bytes = int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8 : 8 + header_bytes])["tokens"]
+        shape, dtype = tuple(header["shape"]), DTYPES[header["dtype"]]
+        start, end = header["data_offsets"]
+        whole = len(mapped) == 8 + header_bytes + end
+    except (KeyError, ValueError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: not a tokens file ({e})") from e
+    if not whole or shape != (part.items, VIEWS, width):
+        raise DataError(f"{path}: {shape} in {len(mapped)} bytes, the manifest says {(part.items, VIEWS, width)}")
+    count = shape[0] * shape[1] * shape[2]
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=8 + header_bytes + start).view(shape)

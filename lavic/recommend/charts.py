@@ -1,0 +1,172 @@
+"""Small charts as inline SVG: they follow the page's colours (classes, no fixed fill) and need no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 1000, 320
+LEFT, RIGHT, TOP, BOTTOM = 48, 190, 14, 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    """(x, y) in ascending x; values that are not finite are left out."""
+    tone: str = "main"
+    """Colour by role: main, second, third or muted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A dashed horizontal line to compare with."""
+
+    name: str
+    value: float
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that span [low, high]."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten inside [low, high]; powers of ten alone where that would be many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= 4 else (1,)
+    found = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001] or [low, high]
+
+
+def short(value: float) -> str:
+    """A number for an axis: 1200 -> 1,200; 0.25 -> 0.25; 3.0 -> 3."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def interval_bar(value: float, low: float | None, high: float | None, *, scale: float, tone: str) -> str:
+    """A bar from 0 to `value` with its interval as a whisker; stretches to the width it is given.
+
+    Args:
+        value: in data units, like `low` and `high`; no whisker where these are None or nan.
+        scale: the data value of the right edge.
+        tone: colour by role, as in `Series`.
+    """
+
+    def place(number: float) -> str:
+        return f"{max(0.0, min(100.0, 100.0 * number / scale)):.3f}%"
+
+    def line(kind: str, x1: str, x2: str, y1: str, y2: str) -> str:
+        return f'<line class="{kind}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
+
+    grid = [line("grid", place(tick), place(tick), "0", "100%") for tick in ticks(0, scale)]
+    bar = f'<rect class="fill {tone}" width="{place(value)}" y="-11" height="22" rx="3"/>'
+    whisker = []
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        a, b = place(low), place(high)
+        whisker = [line("whisker", a, b, "0", "0"), line("whisker", a, a, "-6", "6"), line("whisker", b, b, "-6", "6")]
+    middle = f'<svg y="50%" overflow="visible">{bar}{"".join(whisker)}</svg>'
+    return f'<svg class="bar" aria-hidden="true">{"".join(grid)}{middle}</svg>'
+
+
+def curves(
+    series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequence[Level] = (), log: bool | None = None
+) -> str:
+    """Lines over a common axis, named at their right end.
+
+    Args:
+        series: at least one with a finite point.
+        x_name: what the horizontal axis counts.
+        y_name: what is drawn; it heads the vertical axis.
+        levels: dashed lines to compare with.
+        log: logarithmic vertical axis; None chooses it where values span more than a factor of 8.
+    """
+    clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
+    clean = [(line, points) for line, points in clean if points]
+    if not clean:
+        raise ValueError("a chart needs at least one finite point")
+    xs = [x for _, points in clean for x, _ in points]
+    ys = [y for _, points in clean for _, y in points] + [level.value for level in levels]
+    if log is None:
+        log = min(ys) > 0 and max(ys) / min(ys) > 8
+    x_low, x_high = min(xs), max(xs)
+    x_high = x_high if x_high > x_low else x_low + 1
+    if log:
+        y_low, y_high = min(ys) / 1.12, max(ys) * 1.12
+        y_ticks = log_ticks(y_low, y_high)
+    else:
+        spread = (max(ys) - min(ys)) or abs(max(ys)) or 1.0
+        y_low = min(ys) - 0.08 * spread
+        y_low = max(0.0, y_low) if min(ys) >= 0 else y_low
+        y_high = max(ys) + 0.08 * spread
+        y_ticks = ticks(y_low, y_high)
+
+    def place_x(x: float) -> float:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def place_y(y: float) -> float:
+        share = math.log(y / y_low) / math.log(y_high / y_low) if log else (y - y_low) / (y_high - y_low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts: list[str] = []
+    for tick in y_ticks:
+        y = place_y(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in ticks(x_low, x_high, 6):
+        x = place_x(tick)
+        parts.append(f'<path class="mark" d="M{x:.1f} {floor}v4"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 18}" text-anchor="middle">{short(tick)}</text>')
+    parts.append(f'<path class="axis" d="M{LEFT} {floor}H{right}"/>')
+    parts.append(f'<text class="name" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 2}" text-anchor="middle">')
+    parts.append(f"{escape(x_name)}</text>")
+
+    labels: list[tuple[float, str, str, str]] = []
+    for level in levels:
+        y = place_y(level.value)
+        parts.append(f'<path class="level" d="M{LEFT} {y:.1f}H{right}"/>')
+        labels.append((y, "muted", level.name, short(round(level.value, 3))))
+    for line, points in clean:
+        path = "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in points)
+        parts.append(f'<path class="line {line.tone}" d="M{path}"/>')
+        for x, y in points if len(points) <= 24 else points[-1:]:
+            tip = f"{escape(line.name)}: {y:.4g} at {escape(x_name)} {short(x)}"
+            circle = f'<circle class="dot {line.tone}" cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3">'
+            parts.append(f"{circle}<title>{tip}</title></circle>")
+        labels.append((place_y(points[-1][1]), line.tone, line.name, f"{points[-1][1]:.3g}"))
+    parts += [
+        f'<text class="end {tone}" x="{right + 12}" y="{y + 4:.1f}"><tspan class="number">{number}</tspan> '
+        f"{escape(name)}</text>"
+        for (_, tone, name, number), y in zip(labels, spread_out([label[0] for label in labels]), strict=True)
+    ]
+    title = f"{y_name} by {x_name}"
+    return (
+        f'<figure class="chart"><figcaption>{escape(y_name)}{" (log scale)" if log else ""}</figcaption>'
+        f'<svg class="curves" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
+def spread_out(heights: Sequence[float], gap: float = 17.0) -> list[float]:
+    """Move labels apart, keeping their order, so that none covers another and all stay on the chart."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    placed = list(heights)
+    last = -math.inf
+    for index in order:
+        last = placed[index] = max(heights[index], last + gap)
+    ceiling = float(HEIGHT - BOTTOM)
+    for index in reversed(order):
+        ceiling = placed[index] = min(placed[index], ceiling)
+        ceiling -= gap
+    return placed

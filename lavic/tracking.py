@@ -1,0 +1,188 @@
+"""Tracker: what a run reports. The journal always; MLflow when asked, fed by a process that cannot slow or stop it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from lavic.config import settings
+from lavic.errors import Stopped
+from lavic.feed import Feed, Sent, read_state, send
+from lavic.journal import FILE, Journal, read_events, read_journal
+
+__all__ = ["Journal", "Tracker", "TrackingSettings", "read_events", "read_journal", "sync"]
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+log = logging.getLogger(__name__)
+
+
+@settings
+class TrackingSettings:
+    """Where the run is recorded besides its own journal, RUN/metrics.jsonl."""
+
+    mlflow: bool = False
+    """Send the journal to MLflow while the run goes on. `lavic sync` sends it afterwards as well."""
+    uri: str | None = None
+    """MLflow's address. By default MLFLOW_TRACKING_URI, else mlflow.db (sqlite) beside the run's folder."""
+    experiment: str = "lavic"
+    """MLflow experiment."""
+    run: str | None = None
+    """MLflow's name of the run; by default the command's."""
+    parent_run: str | None = None
+    """Id of the MLflow run that this one is shown under."""
+
+    def address(self, run_dir: Path) -> str:
+        """MLflow's address for a run in `run_dir`."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run_dir)
+
+
+def default_uri(run_dir: Path) -> str:
+    """The sqlite store beside a run's folder."""
+    return f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
+
+
+class Tracker:
+    """Reports one run. As a context manager it ends the run with the status that the way out of the block means.
+
+    with Tracker.open(out, settings.tracking, main=world.is_main) as tracker:
+        tracker.start("distill", flatten(settings))
+        tracker.log(step, loss=0.5)
+    """
+
+    def __init__(self, journal: Journal | None, mlflow: TrackingSettings | None = None, *, patience_s: float = 30.0):
+        """Makes a tracker that has said nothing yet.
+
+        Args:
+            journal: where everything goes; None reports nothing.
+            mlflow: fed as well when its `mlflow` is set.
+            patience_s: how long `finish` waits for MLflow to take the rest.
+        """
+        self.journal = journal
+        self.settings = mlflow if mlflow is not None and mlflow.mlflow else None
+        self._feed: subprocess.Popen[bytes] | None = None
+        self._patience_s = patience_s
+
+    @classmethod
+    def null(cls) -> Tracker:
+        """A tracker that reports nothing, for every rank but 0."""
+        return cls(None)
+
+    @classmethod
+    def open(cls, run_dir: Path, tracking: TrackingSettings | None = None, *, main: bool = True) -> Tracker:
+        """The tracker of the run in `run_dir`; the null tracker where `main` is false."""
+        return cls(Journal(run_dir / FILE), tracking) if main else cls.null()
+
+    def start(self, run_name: str, params: dict[str, Any] | None = None, tags: dict[str, Any] | None = None) -> None:
+        """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run."""
+        if self.journal is None:
+            return
+        chosen = self.settings or TrackingSettings()
+        self.journal.event(
+            "start",
+            run=chosen.run or run_name,
+            experiment=chosen.experiment,
+            parent_run=chosen.parent_run,
+            params=params or {},
+            tags=tags or {},
+        )
+        if self.settings is not None and self._feed is None:
+            self._start_feed()
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Notes numbers that belong to `step` (optimizer steps done)."""
+        if self.journal is not None:
+            self.journal.log(step, **metrics)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Notes that something happened; MLflow shows it as the tag `event.NAME`."""
+        if self.journal is not None:
+            self.journal.event(name, **fields)
+
+    def artifact(self, path: Path) -> None:
+        """Attaches a file or folder of the run, which is copied to MLflow."""
+        if self.journal is not None:
+            self.journal.event("artifact", path=os.path.relpath(path, self.journal.path.parent))
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Ends the run; waits for MLflow to take the rest only as long as it does, at most `patience_s`."""
+        if self.journal is None:
+            return
+        self.journal.close(status)
+        if self._feed is not None:
+            self._await_feed()
+        self.journal = None
+
+    def mlflow_run(self, timeout_s: float = 30.0) -> str | None:
+        """This run's id in MLflow, waiting for it at most so long; None without MLflow, or when it does not answer."""
+        if self.journal is None or self.settings is None:
+            return None
+        until = time.monotonic() + timeout_s
+        while self._feed is not None and time.monotonic() < until:
+            gone, sent = self._feed.poll() is not None, self._sent()
+            if sent is not None and (sent.run_id or sent.error):
+                return sent.run_id or None
+            if gone:
+                break
+            time.sleep(0.1)
+        return None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("KILLED" if isinstance(error, (Stopped, KeyboardInterrupt)) else "FAILED")
+
+    def _sent(self) -> Sent | None:
+        """What our feeding process says it sent; None until it has spoken."""
+        assert self.journal is not None and self._feed is not None
+        sent = read_state(self.journal.path.parent).get(self._address())
+        return sent if sent is not None and sent.pid == self._feed.pid else None
+
+    def _address(self) -> str:
+        assert self.journal is not None and self.settings is not None
+        return self.settings.address(self.journal.path.parent)
+
+    def _start_feed(self) -> None:
+        assert self.journal is not None
+        if importlib.util.find_spec("mlflow") is None:
+            log.warning("MLflow is not installed (pip install 'lavic[mlflow]'); this run is in its journal only")
+            return
+        # A process of its own: its imports, its waiting and its crashes are not the run's, nor is the run's Ctrl-C its.
+        words = [sys.executable, "-m", "lavic.follow", str(self.journal.path.parent.absolute()), self._address()]
+        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            self._feed = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True
+            )
+        except OSError as error:
+            log.warning("MLflow cannot be fed (%s); this run is in its journal only", error)
+
+    def _await_feed(self) -> None:
+        assert self.journal is not None and self._feed is not None
+        run_dir, until = self.journal.path.parent, time.monotonic() + self._patience_s
+        while self._feed.poll() is None and time.monotonic() < until:
+            sent = self._sent()
+            if sent is not None and sent.error:
+                break
+            time.sleep(0.05)
+        if self._feed.poll() is None:
+            self._feed.terminate()
+            self._feed.wait()
+        if self._feed.returncode:
+            log.warning("MLflow has not taken all of this run; 'lavic sync %s' sends the rest", run_dir)
+        self._feed = None
+
+
+def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> Feed:
+    """Sends what MLflow does not have yet of a run, without duplicates; see `lavic.feed.send`."""
+    return send(run_dir, uri or TrackingSettings().address(run_dir), experiment)

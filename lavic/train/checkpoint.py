@@ -1,0 +1,162 @@
+"""Checkpoints: one folder per step, whole or not there.
+
+    checkpoints/step-000120/state.safetensors   weights and AdamW moments by parameter name, float32
+                            progress.json       where the run stands, and what it belongs to
+                            COMPLETE            size and sha256 of the others; written last
+
+Rank 0 writes them, from tensors that were put together over all ranks: this is what DeepSpeed's universal checkpoint
+holds, without its conversion step. So a run goes on with any number of ranks, frozen weights are never in it, and
+nothing is unpickled. A folder is written under another name and renamed when it is on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from lavic.data.atomic import folder_aside
+from lavic.errors import ConfigError, LavicError
+from lavic.world import World
+
+if TYPE_CHECKING:
+    from lavic.train.engine import Engine
+
+FORMAT = 1
+STATE, PROGRESS, COMPLETE = "state.safetensors", "progress.json", "COMPLETE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: with the weights, all that is needed to go on to the same losses.
+
+    The order of samples, their random choices and dropout are functions of the seed and of these numbers.
+    """
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    """Global samples seen: the data position, whatever the number of ranks."""
+    best_step: int | None = None
+    """Step of the lowest validation loss so far."""
+    best_loss: float | None = None
+    """That loss, nats per target token."""
+    validated: int = -1
+    """Step of the last validation."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is collective."""
+
+    def __init__(self, folder: Path, world: World, *, keep: int = 2, identity: Mapping[str, str] | None = None) -> None:
+        """Opens a folder, which need not exist.
+
+        Args:
+            folder: For example RUN/checkpoints, seen by every rank.
+            world: The ranks.
+            keep: How many to keep, newest first.
+            identity: What a checkpoint belongs to, such as a digest of the base model; `load` refuses others.
+        """
+        self.folder = folder
+        self.keep = keep
+        self.identity = dict(identity or {})
+        self._world = world
+
+    def save(self, engine: Engine, progress: Progress) -> Path:
+        """Writes a checkpoint and removes the oldest ones.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            LavicError: It could not be written; what was there before still is.
+        """
+        state = engine.state()
+        target = self.folder / f"step-{progress.step:06d}"
+        problem = None
+        if self._world.is_main:
+            try:
+                with folder_aside(target) as aside:
+                    save_file(state, aside / STATE)
+                    _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(progress)})
+                    _write(aside / COMPLETE, {name: _seal(aside / name) for name in (STATE, PROGRESS)})
+                self._prune(target)
+            except Exception as e:  # a full disk reaches us as OSError or as safetensors' own error
+                problem = f"{type(e).__name__}: {e}"
+        if problem := self._world.broadcast(problem):
+            last = self.latest()
+            raise LavicError(
+                f"could not save {target} ({problem}); the last whole checkpoint is {last.name if last else 'none'}: "
+                "make room, then run the same command again"
+            )
+        return target
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint. Torn ones (killed while writing, cut off, altered) are passed over."""
+        found = None
+        if self._world.is_main:
+            found = next((folder for folder in self._folders() if is_whole(folder)), None)
+        return self._world.broadcast(found)
+
+    def load(self, engine: Engine) -> Progress | None:
+        """Puts the newest whole checkpoint into the engine.
+
+        Returns:
+            Where the run stands, or None where there is no whole checkpoint.
+
+        Raises:
+            ConfigError: The checkpoint belongs to another model, other data or another format.
+        """
+        folder = self.latest()
+        if folder is None:
+            return None
+        record = json.loads((folder / PROGRESS).read_text("utf-8"))
+        if (written := record.pop("format")) != FORMAT:
+            raise ConfigError(f"{folder} has format {written}, this version reads {FORMAT}: start a new --out")
+        theirs = record.pop("identity")
+        for key in sorted({*theirs, *self.identity}):
+            if theirs.get(key) != self.identity.get(key):
+                raise ConfigError(
+                    f"{folder} belongs to another {key} ({theirs.get(key)}, here {self.identity.get(key)}): "
+                    f"restore the {key} it was made with, or start a new --out"
+                )
+        progress = Progress(**record)
+        engine.load(load_file(folder / STATE), steps=progress.step)
+        return progress
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("step-[0-9]*"), reverse=True)
+
+    def _prune(self, newest: Path) -> None:
+        # a later step than the one just written was torn, or the run would have gone on from there
+        kept = [folder for folder in self._folders() if folder <= newest and (folder / COMPLETE).exists()]
+        for folder in (*self._folders(), *self.folder.glob(".step-*")):
+            if folder not in kept[: max(1, self.keep)]:
+                shutil.rmtree(folder)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is what was written: its size and sha256 stand in COMPLETE."""
+    try:
+        seals = json.loads((folder / COMPLETE).read_text("utf-8"))
+        return set(seals) == {STATE, PROGRESS} and all(_seal(folder / name) == seal for name, seal in seals.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def _write(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+
+
+def _seal(file: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,241 @@
+"""The one training loop. What differs between the stages sits in the task and its data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lavic.errors import DataError, LavicError, Stopped
+from lavic.tracking import Tracker
+from lavic.train.checkpoint import Checkpoints, Progress
+from lavic.train.console import Console
+from lavic.train.engine import Engine
+from lavic.train.feed import Feed, Minibatch, Samples
+from lavic.train.score import Score, score
+from lavic.train.settings import LoopSettings
+from lavic.train.stop import StopRequest
+from lavic.world import World
+
+
+class Diverged(LavicError):
+    """A loss or a gradient that is not finite; no weight was changed by it."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, over all ranks."""
+
+    loss: float
+    """Mean over the step's target tokens, nats."""
+    norm: float
+    """Of the gradient, before clipping."""
+    targets: int
+    tokens: int
+    """Without padding."""
+    skipped: int
+    """Samples without a target token."""
+    stop: bool
+    """Whether any rank was asked to stop."""
+
+
+def fit(
+    engine: Engine,
+    train: Samples[Any],
+    valid: Samples[Any],
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    loop: LoopSettings,
+    world: World,
+    *,
+    on_validation: Callable[[int, Score, bool], None] | None = None,
+) -> Progress:
+    """Trains to the end, from the newest whole checkpoint or from the start. Collective.
+
+    The loss of a step is the mean over its target tokens, on all ranks and in all micro steps: it does not depend on
+    how the step's samples are split. At the same world size a resumed run gives the same losses to every digit.
+
+    Args:
+        engine: Holds the task.
+        train: Read endlessly, by position.
+        valid: One epoch of it is scored at each validation.
+        checkpoints: Where to go on from and save to.
+        tracker: Told every step and validation.
+        loop: How.
+        world: The ranks.
+        on_validation: Called on every rank after a validation: with the steps done, the score, and whether it is the
+            best of a trained model so far.
+
+    Returns:
+        Where the run stands: at the end.
+
+    Raises:
+        Stopped: On request, after saving.
+        Diverged: Before a step that would have spoilt the weights; names the samples.
+        ConfigError: A batch that the ranks cannot share, or a checkpoint of another model or other data.
+        DataError: A step without any target token.
+    """
+    feed = Feed(train, world, loop)
+    total = loop.total(len(train))
+    loaded = checkpoints.load(engine)
+    progress = loaded or Progress()
+    console = Console(total, start=progress.step, shown=world.is_main)
+    if loaded:
+        console.say(f"going on after step {progress.step} of {total}")
+        tracker.event("resume", step=progress.step)
+    with StopRequest() as stop:
+        batches = feed.steps(progress.step, total)
+        clock = _Clock()
+        while True:
+            due = progress.step in (0, total) or (loop.eval_every and progress.step % loop.eval_every == 0)
+            if due and progress.validated < progress.step:
+                result = score(engine.task, valid, world, batch=feed.micro_batch, device=engine.device)
+                better = progress.step > 0 and (progress.best_loss is None or result.loss < progress.best_loss)
+                progress = replace(progress, validated=progress.step)
+                if better:
+                    progress = replace(progress, best_step=progress.step, best_loss=result.loss)
+                tracker.log(progress.step, valid_loss=result.loss, valid_perplexity=result.perplexity)
+                console.say(f"step {progress.step}: validation perplexity {result.perplexity:.4f}")
+                if on_validation:
+                    on_validation(progress.step, result, better)
+                clock.restart()
+            if progress.step >= total:
+                console.close()
+                return progress
+
+            micros = clock.wait(batches)
+            lr = loop.rate(progress.step + 1, total)
+            done = take_step(engine, micros, lr, world, stream=(loop.seed, progress.step), stop=stop)
+            progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
+            clock.count(loop.batch, done.tokens)
+            if progress.step % loop.log_every == 0 or progress.step == total:
+                values = {
+                    "loss": done.loss,
+                    "perplexity": math.exp(min(done.loss, 700.0)),
+                    "lr": lr,
+                    "grad_norm": done.norm,
+                    **clock.rates(),
+                    **({"skipped": done.skipped} if done.skipped else {}),
+                }
+                tracker.log(progress.step, **values)
+                console.step(progress.step, values)
+            if progress.step % loop.save_every == 0 or progress.step == total or done.stop:
+                checkpoints.save(engine, progress)
+                clock.restart()
+            if done.stop:
+                console.close()
+                raise Stopped
+
+
+def take_step(
+    engine: Engine,
+    micros: Sequence[Minibatch],
+    lr: float,
+    world: World,
+    *,
+    stream: tuple[int, ...] = (0,),
+    stop: StopRequest | None = None,
+) -> StepResult:
+    """One optimizer step on this rank's micro-batches. Collective.
+
+    Args:
+        engine: Holds the task.
+        micros: As many on every rank.
+        lr: Learning rate.
+        world: The ranks.
+        stream: Names the random numbers of dropout, with the rank and the micro step: nothing to save, nothing to lose.
+        stop: Looked at when the step is nearly done: the result says whether any rank was asked to stop.
+
+    Raises:
+        Diverged: A loss or the gradient is not finite; the weights are as before.
+        DataError: There is no target token in the step.
+    """
+    here = torch.tensor(
+        [
+            sum(sum(micro.targets) for micro in micros),
+            sum(micro.tokens for micro in micros),
+            sum(micro.targets.count(0) for micro in micros),
+        ]
+    )
+    targets, tokens, skipped = world.sum(here).tolist()
+    if not targets:
+        raise DataError(
+            f"none of the samples {_some([key for micro in micros for key in micro.keys])} has a target: "
+            "are the photos described (`lavic describe`), and is max_length long enough?"
+        )
+    engine.task.train()
+    losses = []
+    for number, micro in enumerate(micros):
+        torch.manual_seed(_seed(*stream, world.rank, number))
+        loss = engine.forward(micro.to(engine.device))
+        losses.append(loss.detach())
+        # the engine averages over ranks, the loss is a mean over the tokens of all of them
+        engine.backward(loss.sum() * (world.size / targets), last=number == len(micros) - 1)
+    nll = torch.cat(losses).sum(dtype=torch.float64)
+    asked = nll.new_tensor(stop is not None and stop.asked)
+    total, diverged, stopping = world.sum(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
+    if diverged:
+        bad = [key for micro, loss in zip(micros, losses, strict=True) for key in _not_finite(micro, loss)]
+        bad = [key for keys in world.gather(bad) for key in keys]
+        raise Diverged(
+            f"the loss of {_some(bad)} is not finite: look at these samples, or lower --loop.lr (now {lr:g})"
+        )
+    norm = engine.step(lr)
+    if not math.isfinite(norm):
+        keys = [key for keys in world.gather([key for micro in micros for key in micro.keys]) for key in keys]
+        raise Diverged(f"the gradient of a step is not finite (samples {_some(keys)}): lower --loop.lr (now {lr:g})")
+    return StepResult(total / targets, norm, targets, tokens, skipped, bool(stopping))
+
+
+class _Clock:
+    """Rates since the last line of the journal."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew: validating and saving do not count."""
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._samples = self._tokens = 0
+
+    def wait(self, batches: Iterator[list[Minibatch]]) -> list[Minibatch]:
+        asked = time.perf_counter()
+        micros = next(batches)
+        self._waited += time.perf_counter() - asked
+        return micros
+
+    def count(self, samples: int, tokens: int) -> None:
+        self._samples += samples
+        self._tokens += tokens
+
+    def rates(self) -> dict[str, float]:
+        """Samples and tokens (without padding) per second over all ranks, and rank 0's share of time spent on data."""
+        seconds = time.perf_counter() - self._start
+        rates = {
+            "samples_per_s": self._samples / seconds,
+            "tokens_per_s": self._tokens / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self.restart()
+        return rates
+
+
+def _not_finite(micro: Minibatch, losses: torch.Tensor) -> list[str]:
+    parts = losses.split(list(micro.targets))
+    return [key for key, part in zip(micro.keys, parts, strict=True) if not part.isfinite().all()]
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _seed(*stream: int) -> int:
+    """A seed from a few numbers, unlike the seeds of neighbouring ones."""
+    digest = hashlib.blake2b(repr(stream).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,114 @@
+"""A run's folder: whose it is, whether it is done, and that one run at a time writes to it.
+
+RUN/config.yaml    the settings, resolved
+    metrics.jsonl  the journal
+    checkpoints/
+    bundle/        what the run is for
+    result.json    written last: the run is done
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lavic.config import dump, flatten, load
+from lavic.data.atomic import sweep, write_whole
+from lavic.errors import ConfigError
+from lavic.world import World
+
+FREE = (
+    "nproc",
+    "out",
+    "deepspeed",
+    "tracking",
+    *(f"loop.{k}" for k in ("keep", "log_every", "micro_batch", "save_every", "workers")),
+)
+"""Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
+
+
+class RunFolder:
+    """The output folder of one training run.
+
+    Attributes:
+        folder: Where it is.
+        bundle: Where its bundle goes.
+        checkpoints: Where its checkpoints go.
+    """
+
+    def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
+        """Opens or makes the folder `chosen.out`, and holds it until this process ends.
+
+        Args:
+            chosen: The run's settings.
+            command: Its name, for messages.
+            world: The ranks; rank 0 writes.
+            free: More keys that may change, such as the paths of inputs whose content is compared otherwise.
+
+        Raises:
+            ConfigError: It holds a run with other settings, a run that is going on, or something else.
+        """
+        self.folder: Path = chosen.out
+        self.bundle = self.folder / "bundle"
+        self.checkpoints = self.folder / "checkpoints"
+        self._main = world.is_main
+        config = self.folder / "config.yaml"
+        if config.is_file():
+            differ = _differ(load(type(chosen), config), chosen, {*FREE, *free})
+            if differ:
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings: {'; '.join(differ)}. Use those of {config}, "
+                    "or another --out"
+                )
+        elif self.folder.exists() and not (self.folder.is_dir() and _empty(self.folder)):
+            raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
+        if not self._main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_WRONLY, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise ConfigError(f"{self.folder} is in use by a {command} that is going on: wait for it or end it") from e
+        sweep(self.folder)
+        if not config.exists():
+            write_whole(config, dump(chosen, command=command))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has reached its end."""
+        return (self.folder / "result.json").is_file()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result: the run is done."""
+        if self._main:
+            write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """A digest of the content of files, in the given order, whatever they are called."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.stat().st_size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _empty(folder: Path) -> bool:
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _differ(before: Any, now: Any, free: set[str]) -> list[str]:
+    old, new = flatten(before), flatten(now)
+    return [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
+    ]

@@ -1,0 +1,64 @@
+"""Validation: the loss per target token over a whole set, the same for any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavic.errors import ConfigError
+from lavic.train.feed import Samples
+from lavic.world import World
+
+WINDOW = 8
+"""Batches that are read together, and made up of samples of like length."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a task does on a set."""
+
+    loss: float
+    """Mean negative log-likelihood of a target token, nats."""
+    tokens: int
+    """Target tokens it is the mean of."""
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def as_dict(self) -> dict[str, float]:
+        return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
+
+
+@torch.no_grad()
+def score(task: nn.Module, samples: Samples[Any], world: World, *, batch: int, device: torch.device) -> Score:
+    """Runs every sample once, without dropout. Collective.
+
+    Args:
+        task: Gives the loss of each target token of a batch.
+        samples: One epoch of it is read: positions 0 to n - 1.
+        world: The ranks; each takes every size-th sample.
+        batch: Samples of one forward pass.
+        device: Where the task is.
+
+    Raises:
+        ConfigError: The set has no target token.
+    """
+    was_training = task.training
+    task.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    share = range(world.rank, len(samples), world.size)
+    for window in (share[start : start + WINDOW * batch] for start in range(0, len(share), WINDOW * batch)):
+        alike = sorted((samples[position] for position in window), key=lambda sample: sample.length)
+        for start in range(0, len(alike), batch):
+            losses = task(samples.collate(alike[start : start + batch]).to(device))
+            total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
+    task.train(was_training)
+    loss, tokens = world.sum(total).tolist()
+    if not tokens:
+        raise ConfigError("there is nothing to validate with: the validation set is empty")
+    return Score(loss / tokens, int(tokens))

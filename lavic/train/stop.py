@@ -1,0 +1,38 @@
+"""Stop requests: SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C are noted, and acted on at a step's end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Notes stop signals while it is open; a second Ctrl-C interrupts at once.
+
+    A signal reaches one rank or all of them: the ranks agree on it at the end of each step.
+
+    Attributes:
+        asked: Whether this process was asked to stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {name: signal.signal(name, self._note) for name in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,303 @@
+"""The two stages as modules with one face: a batch in, the loss of each target token out. Beside each, its data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from lavic.data.records import Conversation
+from lavic.errors import DataError
+from lavic.model.compress import all_tokens, cls_tokens, project
+from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate, token_losses
+from lavic.model.itemstore import ItemStore
+from lavic.model.prompts import Candidate, describe
+from lavic.model.views import VIEWS, Geometry
+
+
+class Order(Protocol):
+    """The order of an endless training set."""
+
+    def at(self, position: int) -> int:
+        """Index of the sample at a position over all epochs."""
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Prompts with their targets, and what every batch of ours can say about itself."""
+
+    keys: tuple[str, ...]
+    """What each sample is called in messages."""
+    targets: tuple[int, ...]
+    """Target tokens of each sample."""
+    tokens: int
+    """Tokens of all samples, without padding."""
+    text: Batch
+
+
+# --- stage 1: distillation ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PhotoSample:
+    """A photo, cut into views, and the description to be learnt."""
+
+    key: str
+    example: Example
+    views: torch.Tensor
+    """float32 [5, 3, size, size]"""
+    size: tuple[int, int]
+    """Width and height of the photo before cutting."""
+
+    @property
+    def length(self) -> int:
+        return len(self.example.input_ids)
+
+
+@dataclass(frozen=True)
+class PhotoBatch(TextBatch):
+    """Samples of `DistillData`."""
+
+    views: torch.Tensor
+    """float32 [b, 5, 3, size, size]"""
+    sizes: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device) -> PhotoBatch:
+        return replace(self, text=self.text.to(device), views=self.views.to(device, non_blocking=True))
+
+
+class DistillTask(nn.Module):
+    """Stage 1, the student: the description from five tokens, gradients into vision tower and projector."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PhotoBatch) -> torch.Tensor:
+        """Negative log-likelihood of each target token, float32 [targets]."""
+        photos = project(self.model, cls_tokens(self.model, batch.views))
+        return token_losses(self.model, batch.text, photos.flatten(0, 1))
+
+
+class TeacherTask(nn.Module):
+    """The description from every patch token: what stage 1 is measured against. Not trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PhotoBatch) -> torch.Tensor:
+        """Negative log-likelihood of each target token, float32 [targets]."""
+        return token_losses(self.model, batch.text, torch.cat(all_tokens(self.model, batch.views, batch.sizes)))
+
+
+def count_tokens(geometry: Geometry, size: tuple[int, int]) -> int:
+    """How many patch tokens `all_tokens` gives for a photo of (width, height) `size`."""
+    side = geometry.size // geometry.patch
+    width, height = size
+    grid = unpad_image(torch.empty(1, 2 * side, 2 * side, device="meta"), (height, width))
+    return side**2 + grid.shape[1] * (grid.shape[2] + 1)
+
+
+class DistillData:
+    """Described photos of a set of shards.
+
+    A photo without a description, or one too long for `max_length`, has no target tokens: it weighs nothing, and the
+    loop counts it as skipped.
+    """
+
+    def __init__(
+        self,
+        photos: Any,
+        geometry: Geometry,
+        encoder: Encoder,
+        *,
+        max_length: int,
+        tokens: Literal["cls", "all"] = "cls",
+        order: Order | None = None,
+    ) -> None:
+        """Describes the set.
+
+        Args:
+            photos: A `ShardDataset`: by index, samples with `key`, `title`, `text` and `image`.
+            geometry: How the base model wants its photos.
+            encoder: Of the base model.
+            max_length: Longest title and description with the words around them, tokens; the photo's are not counted.
+            tokens: What stands for the photo: the [CLS] of each view, or every patch token (for `TeacherTask`).
+            order: Of the samples, over all epochs; None reads them as they stand.
+        """
+        self.photos = photos
+        self.geometry = geometry
+        self.encoder = encoder
+        self.max_length = max_length
+        self.tokens = tokens
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, position: int) -> PhotoSample:
+        photo = self.photos[self.order.at(position) if self.order else position]
+        image = photo.image
+        tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, image.size)
+        try:
+            example = self.encoder.example(
+                describe(photo.title, tokens), photo.text or None, max_length=self.max_length + tokens
+            )
+        except DataError:
+            example = self.encoder.example(describe("", tokens), None)
+        return PhotoSample(photo.key, example, torch.from_numpy(self.geometry.cut(image)), image.size)
+
+    def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
+        """A batch of samples."""
+        return PhotoBatch(
+            **_text(samples, self.encoder),
+            views=torch.stack([sample.views for sample in samples]),
+            sizes=tuple(sample.size for sample in samples),
+        )
+
+
+# --- stage 2: recommendation tuning ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListSample:
+    """A conversation with its list, and the ID to be learnt."""
+
+    key: str
+    example: Example
+    items: torch.Tensor | None
+    """[candidates, 5, d_vision] from the item store, in the list's order; None for titles only."""
+
+    @property
+    def length(self) -> int:
+        return len(self.example.input_ids)
+
+
+@dataclass(frozen=True)
+class ListBatch(TextBatch):
+    """Samples of `TuneData`."""
+
+    items: torch.Tensor | None
+    """[candidates of all samples, 5, d_vision]"""
+
+    def to(self, device: torch.device) -> ListBatch:
+        items = None if self.items is None else self.items.to(device, non_blocking=True)
+        return replace(self, text=self.text.to(device), items=items)
+
+
+class TuneTask(nn.Module):
+    """Stage 2: the ID of the right candidate, from ready item tokens; the vision tower is not there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ListBatch) -> torch.Tensor:
+        """Negative log-likelihood of each target token, float32 [targets]."""
+        photos = None if batch.items is None else project(self.model, batch.items).flatten(0, 1)
+        return token_losses(self.model, batch.text, photos)
+
+
+class TuneData:
+    """One sample for each target of each conversation.
+
+    A sample's list has exactly one right answer: other targets of the conversation are left out, and a target that the
+    list lacks takes the place of a candidate (the released training data has it in .2 to .7 of the rows; a test list is
+    never touched). The choices are made from the seed and the position, on a copy.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        store: ItemStore,
+        encoder: Encoder,
+        *,
+        candidates: str,
+        max_length: int,
+        tokens: Literal["items", "none"] = "items",
+        shuffle: bool = False,
+        seed: int = 0,
+        order: Order | None = None,
+    ) -> None:
+        """Describes the set.
+
+        Args:
+            conversations: With lists and targets.
+            store: Titles and tokens of every candidate and target.
+            encoder: Of the base model.
+            candidates: Which list, a key of the source such as `candidates_st`.
+            max_length: Longest prompt with its target, tokens; the conversation gives way.
+            tokens: What stands behind a title: its five item tokens, or nothing.
+            shuffle: Show each list in a new order each time.
+            seed: Of the choices.
+            order: Of the samples, over all epochs; None reads them as they stand.
+
+        Raises:
+            DataError: A list is missing, or names an item that is not in the store.
+        """
+        self.conversations = conversations
+        self.store = store
+        self.encoder = encoder
+        self.candidates = candidates
+        self.max_length = max_length
+        self.tokens = tokens
+        self.shuffle = shuffle
+        self.seed = seed
+        self.order = order
+        self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
+        for c in conversations:
+            place = f"{c.file}:{c.row + 1}"
+            if not c.candidates.get(candidates):
+                raise DataError(f"{place}: no list {candidates!r}, only {', '.join(c.candidates) or 'none'}")
+            for item in (*c.candidates[candidates], *c.targets):
+                if item not in store:
+                    raise DataError(
+                        f"{place}: {item} is not in the item store {store.folder}: embed it, or drop the row"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, position: int) -> ListSample:
+        row, target = self.pairs[self.order.at(position) if self.order else position]
+        conversation = self.conversations[row]
+        listed = self._list(conversation, target, random.Random(f"{self.seed}/{position}"))
+        example = self.encoder.recommendation(
+            conversation,
+            [Candidate(item, self.store.title(item)) for item in listed],
+            photo_tokens=VIEWS if self.tokens == "items" else 0,
+            target=target,
+            max_length=self.max_length,
+        )
+        items = self.store.lookup(listed) if self.tokens == "items" else None
+        return ListSample(f"{conversation.id}:{target}", example, items)
+
+    def collate(self, samples: Sequence[ListSample]) -> ListBatch:
+        """A batch of samples."""
+        items = [sample.items for sample in samples if sample.items is not None]
+        return ListBatch(**_text(samples, self.encoder), items=torch.cat(items) if items else None)
+
+    def _list(self, conversation: Conversation, target: str, choice: random.Random) -> list[str]:
+        others = set(conversation.targets) - {target}
+        listed = [item for item in dict.fromkeys(conversation.candidates[self.candidates]) if item not in others]
+        if target not in listed:
+            at = choice.randrange(max(1, len(listed)))
+            listed[at : at + 1] = [target]  # in the place of a candidate, or alone where all were other targets
+        if self.shuffle:
+            choice.shuffle(listed)
+        return listed
+
+
+def _text(samples: Sequence[PhotoSample] | Sequence[ListSample], encoder: Encoder) -> dict[str, Any]:
+    return {
+        "keys": tuple(sample.key for sample in samples),
+        "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),
+        "tokens": sum(sample.length for sample in samples),
+        "text": collate([sample.example for sample in samples], encoder.pad),
+    }

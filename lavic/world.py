@@ -1,0 +1,265 @@
+"""The processes of one run: who this one is, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from lavic.errors import ConfigError, LaunchError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+_LAUNCHERS: dict[str, dict[str, str]] = {
+    "torchrun": {
+        "rank": "RANK",
+        "local_rank": "LOCAL_RANK",
+        "size": "WORLD_SIZE",
+        "local_size": "LOCAL_WORLD_SIZE",
+        "node": "GROUP_RANK",
+    },
+    "srun": {
+        "rank": "SLURM_PROCID",
+        "local_rank": "SLURM_LOCALID",
+        "size": "SLURM_NTASKS",
+        "node": "SLURM_NODEID",
+    },
+}
+_lent: list[str] = []
+"""Variables that `start` set and `close` takes back: one process can then start one world after another."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`: read once from the environment, then passed as a value.
+
+    Until `start`, and for a world of one, the collective methods answer without talking to anybody.
+    """
+
+    rank: int = 0
+    """This process among all, 0 to size - 1."""
+    local_rank: int = 0
+    """This process among those of its node."""
+    size: int = 1
+    """Processes in all."""
+    local_size: int = 1
+    """Processes on this node."""
+    node: int = 0
+    """This node among all."""
+    launcher: Literal["", "torchrun", "srun"] = ""
+    """Whose variables were believed; "" for a world of one that nobody launched."""
+
+    @staticmethod
+    def from_env(env: Mapping[str, str] | None = None) -> World:
+        """Reads torchrun's variables, else srun's, else answers a world of one.
+
+        A batch script's own shell has SLURM_PROCID=0 and the job's SLURM_NTASKS without being a rank, so srun's are
+        believed inside a step only (SLURM_STEP_ID).
+
+        Raises:
+            ConfigError: variables that are no numbers or contradict each other.
+        """
+        env = os.environ if env is None else env
+        if "RANK" in env and "WORLD_SIZE" in env:
+            return _read("torchrun", env)
+        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _many_tasks(env):
+            return _read("srun", env)
+        return World()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def started(self) -> bool:
+        """Whether this process is in a torch.distributed group."""
+        import torch.distributed as dist
+
+        return dist.is_available() and dist.is_initialized()
+
+    def device(self) -> torch.device:
+        """This rank's device: its GPU, or the CPU where there is none or LAVIC_DEVICE=cpu.
+
+        Raises:
+            LaunchError: there are GPUs, but fewer than ranks on this node.
+        """
+        import torch
+
+        if os.environ.get("LAVIC_DEVICE", "") == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        # With --gpus-per-task srun shows each rank its own GPU only.
+        seen = torch.cuda.device_count()
+        index = 0 if seen == 1 and self.launcher == "srun" else self.local_rank
+        if index >= seen:
+            raise LaunchError(
+                f"rank {self.rank} wants GPU {index} of this node, which shows {seen}; start at most {seen} processes "
+                "per node, or set LAVIC_DEVICE=cpu"
+            )
+        return torch.device("cuda", index)
+
+    def start(self, timeout_s: float = 600) -> None:
+        """Joins the torch.distributed group: NCCL on GPUs, gloo on CPUs. Also for a world of one; twice is once.
+
+        Args:
+            timeout_s: how long one collective may take before it raises.
+
+        Raises:
+            LaunchError: the others did not come, or MASTER_ADDR and MASTER_PORT are missing in a world of several.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if self.started:
+            return
+        device = self.device()
+        # Libraries that look for a launcher (DeepSpeed) read torchrun's names, whatever started us.
+        names = {name: str(getattr(self, key)) for key, name in _LAUNCHERS["torchrun"].items()}
+        if self.size == 1:
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in names and not os.environ.get(name)]
+        if missing:
+            raise LaunchError(
+                f"{' and '.join(missing)} not set: start the {self.size} ranks with torchrun or --nproc, or export "
+                "the first node's name and a free port before srun"
+            )
+        _lend(names)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except (RuntimeError, ValueError) as error:
+            _take_back()
+            first = str(error).strip().splitlines()[0]
+            raise LaunchError(f"rank {self.rank} of {self.size} could not meet the others: {first}") from error
+
+    def close(self) -> None:
+        """Leaves the group, if this process is in one, and takes back what `start` put into the environment."""
+        import torch.distributed as dist
+
+        if self.started:
+            dist.destroy_process_group()
+        _take_back()
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's tensor (same shape and type on each), on the device of `value`; a new tensor."""
+        import torch.distributed as dist
+
+        if self._alone():
+            return value.clone()
+        total = value.detach().to(self.device(), copy=True)
+        dist.all_reduce(total)
+        return total.to(value.device)
+
+    def agree(self, flag: bool) -> bool:
+        """True on every rank as soon as `flag` is true on any: ranks that act on it act together."""
+        import torch
+
+        if self._alone():
+            return flag
+        return bool(self.sum(torch.tensor(int(flag))).item())
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (anything picklable), in the order of ranks, on all ranks."""
+        import torch.distributed as dist
+
+        if self._alone():
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on all ranks."""
+        import torch.distributed as dist
+
+        if self._alone():
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, device=self.device())
+        return box[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        import torch
+
+        if not self._alone():
+            # Unlike dist.barrier(), a sum needs no device told under NCCL.
+            self.sum(torch.zeros(1))
+
+    def _alone(self) -> bool:
+        if self.size == 1:
+            return True
+        if not self.started:
+            raise RuntimeError(f"World.start() comes before talking to {self.size - 1} other ranks")
+        return False
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _lend(names: Mapping[str, str]) -> None:
+    for name, value in names.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _lent.append(name)
+
+
+def _take_back() -> None:
+    while _lent:
+        os.environ.pop(_lent.pop(), None)
+
+
+def _many_tasks(env: Mapping[str, str]) -> bool:
+    return env.get("SLURM_NTASKS", "1") != "1"
+
+
+def _read(launcher: Literal["torchrun", "srun"], env: Mapping[str, str]) -> World:
+    names = _LAUNCHERS[launcher]
+    found: dict[str, int] = {}
+    for key, name in names.items():
+        text = env.get(name, "")
+        if not text:
+            continue
+        if not text.isdigit():
+            raise ConfigError(
+                f"{name}={text!r} in the environment is no rank or count; unset it or start with {launcher}"
+            )
+        found[key] = int(text)
+    if launcher == "srun":
+        found["local_size"] = _tasks_on(found.get("node", 0), env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    world = World(launcher=launcher, **{"local_size": found.get("local_rank", 0) + 1, **found})
+    if world.rank >= world.size or world.local_rank >= world.local_size:
+        raise ConfigError(
+            f"rank {world.rank} of {world.size} (local {world.local_rank} of {world.local_size}) cannot be; "
+            f"check {', '.join(names.values())} in the environment"
+        )
+    return world
+
+
+def _tasks_on(node: int, layout: str) -> int:
+    """Tasks on one node from srun's short form: "2(x3),1" is 2, 2, 2, 1."""
+    counts: list[int] = []
+    for part in layout.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not match:
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={layout!r} in the environment cannot be read")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[min(node, len(counts) - 1)]

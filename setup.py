@@ -1,0 +1,73 @@
+"""Packaging: five folders of the repository become one package, `lavic`.
+
+`shards/`, `launch/`, `configs/` and `slurm/` stand at the top of the repository and are installed as `lavic.shards`,
+`lavic.launch`, `lavic.configs` and `lavic.slurm`, so that no module with so common a name lands in site-packages.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+MAPPED = ("shards", "launch", "configs", "slurm")
+
+# Upper bounds: the next major release (for 0.x: minor) after the one that the tests ran with. docs/architecture.md says
+# what was tried. Which build of torch (CPU, CUDA) is the user's choice: install it first and these bounds take it.
+CORE = [
+    "fsspec>=2024.6",
+    "numpy>=1.26,<3",
+    "packaging>=23",
+    "pillow>=10.3,<14",
+    "pydantic>=2.11,<3",
+    "PyYAML>=6.0.1,<7",
+    "tyro>=1.0,<2",
+    "typing_extensions>=4.12",
+]
+CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "webdataset>=1.0,<2"]
+MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
+TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
+MLFLOW = ["mlflow>=3.1,<4"]
+ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
+DEV = [
+    *ALL,
+    "datasets>=4,<6",
+    "hypothesis>=6.100,<7",
+    "mypy>=2.0,<3",
+    "pytest>=8.3,<10",
+    "ruff>=0.17,<0.18",
+    "setuptools>=77",
+    "types-PyYAML>=6,<7",
+]
+
+version = re.search(r'__version__ = "(.+)"', (HERE / "lavic" / "__init__.py").read_text("utf-8"))
+readme = HERE / "README.md"
+
+setup(
+    name="lavic",
+    version=version[1],
+    description="Conversational product recommendation by looking at the photos: crawl, distil, tune, evaluate at scale",
+    long_description=readme.read_text("utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["lavic", "lavic.*"]), *(f"lavic.{name}" for name in MAPPED)],
+    package_dir={f"lavic.{name}": name for name in MAPPED},
+    package_data={
+        "lavic": ["py.typed"],
+        "lavic.configs": ["*.yaml"],
+        "lavic.slurm": ["*.sbatch", "*.sh"],
+        "lavic.recommend": ["*.css", "*.html", "*.js"],
+        "lavic.mini": ["*.md", "base/*"],
+    },
+    install_requires=CORE,
+    extras_require={"crawl": CRAWL, "model": MODEL, "train": TRAIN, "mlflow": MLFLOW, "all": ALL, "dev": DEV},
+    entry_points={"console_scripts": ["lavic = lavic.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Typing :: Typed",
+    ],
+)

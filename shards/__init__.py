@@ -1,0 +1,1 @@
+"""Ray Data jobs over a catalogue's photos; installed as `lavic.shards`."""

@@ -1,0 +1,126 @@
+"""`lavic describe`: the teacher's words for every photo of a set, from all its tokens, into a sidecar per shard.
+
+Ranks share the shards: rank r of n takes every n-th. A shard whose sidecar stands is skipped, so the same command goes
+on after any stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lavic.config import parse, settings
+from lavic.data.dataset import ShardDataset
+from lavic.data.descriptions import FIELDS, descriptions_path, read_descriptions, write_descriptions
+from lavic.model import prompts
+from lavic.model.backbone import ModelSettings
+from lavic.world import World
+
+if TYPE_CHECKING:
+    from lavic.data.shards import Sample
+    from lavic.model.backbone import Backbone
+
+
+@settings
+class DescribeSettings:
+    """Describe every photo of a set of shards with the uncompressed base model (stage 1's teacher)."""
+
+    model: ModelSettings = ModelSettings()
+    """The teacher."""
+    shards: Path
+    """Folder of a set, made by `lavic crawl`."""
+    batch: int = 8
+    """Photos at once."""
+    max_new_tokens: int = 128
+    """Longest description. One that is cut there ends at its last whole sentence."""
+    keep: Literal["none", "catalogue"] = "none"
+    """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
+    nproc: int = 1
+    """Processes on this machine; inside torchrun or srun their number counts."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    chosen = parse(DescribeSettings, argv, command="describe")
+    world = World.from_env()
+    if chosen.nproc > 1 and world.size == 1:
+        from lavic.cli import start_ranks
+
+        return start_ranks("describe", argv, chosen.nproc)
+    return run(chosen, world)
+
+
+def run(chosen: DescribeSettings, world: World) -> int:
+    """Describes this rank's shards."""
+    data = ShardDataset(chosen.shards, descriptions="shard")
+    shards = data.manifest.shards
+    mine = range(world.rank, len(shards), world.size)
+    todo = [n for n in mine if not _described(data, n)]
+    if world.is_main:
+        print(
+            f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
+        )
+    if todo:
+        from lavic.model.backbone import Backbone
+
+        backbone = Backbone.load(chosen.model, world.device())
+        for n in todo:
+            _describe_shard(data, n, backbone, chosen)
+    return 0
+
+
+def _bounds(data: ShardDataset, number: int) -> range:
+    start = sum(s.samples for s in data.manifest.shards[:number])
+    return range(start, start + data.manifest.shards[number].samples)
+
+
+def _described(data: ShardDataset, number: int) -> bool:
+    shard = data.manifest.path(data.manifest.shards[number])
+    # a crawl that repacked the shard may have added photos: the sidecar must speak of as many as there are
+    return descriptions_path(shard).exists() and len(read_descriptions(shard)) == data.manifest.shards[number].samples
+
+
+def _describe_shard(data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings) -> None:
+    started = time.monotonic()
+    shard = data.manifest.path(data.manifest.shards[number])
+    indices = list(_bounds(data, number))
+    rows = []
+    for at in range(0, len(indices), chosen.batch):
+        samples = [data[i] for i in indices[at : at + chosen.batch]]
+        asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
+        texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
+        for s in samples:
+            written = s.key in texts
+            values = (s.key, texts.get(s.key, s.text), backbone.name if written else "catalogue", prompts.VERSION)
+            rows.append(dict(zip(FIELDS, values, strict=True)))
+    write_descriptions(shard, rows)
+    seconds = time.monotonic() - started
+    print(f"{shard.name}: {len(rows)} descriptions, {len(rows) / seconds:.1f} photos/s", flush=True)
+
+
+def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+    """One description for each sample, from all its photo tokens."""
+    import numpy as np
+    import torch
+
+    from lavic.model.compress import all_tokens
+    from lavic.model.generate import generate
+
+    if not samples:
+        return []
+    images = [s.image for s in samples]
+    views = torch.from_numpy(np.stack([backbone.geometry.cut(image) for image in images])).to(backbone.device)
+    with torch.no_grad():
+        tokens = all_tokens(backbone.model, views, [image.size for image in images])
+    asked = [backbone.encoder.prompt(prompts.describe(s.title, len(t))) for s, t in zip(samples, tokens, strict=True)]
+    said = generate(backbone.model, backbone.encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
+    return [whole_sentences(text) for text in said]
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; all of it where there is none."""
+    text = " ".join(text.split())
+    end = max(text.rfind(mark) for mark in ".!?")
+    return text[: end + 1] if end > 0 else text

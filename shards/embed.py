@@ -1,0 +1,219 @@
+"""`lavic embed`: the five [CLS] vectors of every item, once, into an item store.
+
+An item's tokens are those of its first photo in the sets. Ranks share the shards; a shard whose part stands is skipped,
+so the same command goes on after any stop. Rank 0 makes the store whole when all parts stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lavic.config import parse, settings
+from lavic.data.atomic import write_whole
+from lavic.data.dataset import ShardDataset
+from lavic.errors import DataError
+from lavic.model.backbone import ModelSettings
+from lavic.world import World
+
+if TYPE_CHECKING:
+    import torch
+
+    from lavic.model.backbone import Backbone
+    from lavic.model.itemstore import Part
+
+PLAN = "plan.json"
+"""What a store under work is made of; another adapter or another set starts it anew."""
+
+
+@settings
+class EmbedSettings:
+    """Make the item store of a catalogue: five vectors per item, by the vision tower that stage 1 trained."""
+
+    model: ModelSettings = ModelSettings()
+    """The base model."""
+    shards: list[Path]
+    """Folders of sets, made by `lavic crawl`; an item in several is taken from the first."""
+    adapter: Path | None = None
+    """Output folder of `lavic distill`, or a bundle; without it the plain base model's tokens are stored."""
+    out: Path
+    """The store."""
+    precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Of the stored vectors."""
+    batch: int = 32
+    """Photos at once."""
+    workers: int = 0
+    """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
+    nproc: int = 1
+    """Processes on this machine; inside torchrun or srun their number counts."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    chosen = parse(EmbedSettings, argv, command="embed")
+    world = World.from_env()
+    if chosen.nproc > 1 and world.size == 1:
+        from lavic.cli import start_ranks
+
+        return start_ranks("embed", argv, chosen.nproc)
+    sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
+    adapter = find_adapter(chosen.adapter)
+    world.start()
+    try:
+        return run(chosen, world, sets, adapter)
+    finally:
+        world.close()
+
+
+def find_adapter(folder: Path | None) -> Path | None:
+    """The vision adapter inside a run, a bundle, or given itself.
+
+    Raises:
+        DataError: There is none.
+    """
+    if folder is None:
+        return None
+    for place in (folder / "bundle" / "vision_adapter", folder / "vision_adapter", folder):
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise DataError(f"{folder}: no vision adapter here (no bundle/vision_adapter): run `lavic distill` to its end")
+
+
+def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
+    """Embeds this rank's shards; rank 0 closes the store."""
+    from lavic.model import itemstore
+    from lavic.model.adapters import merge_adapter
+    from lavic.model.backbone import Backbone
+
+    started = time.monotonic()
+    backbone = Backbone.load(chosen.model, world.device())
+    firsts = first_photos(sets)
+    plan = {
+        "base": backbone.fingerprint,
+        "geometry": backbone.geometry.as_dict(),
+        "adapter": itemstore.adapters.digest(adapter) if adapter else None,
+        "precision": chosen.precision,
+        "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
+    }
+    if world.is_main:
+        _begin(chosen.out, plan)
+    world.barrier()
+    if (chosen.out / "manifest.json").is_file():
+        if world.is_main:
+            print(f"{chosen.out}: already whole")
+        return 0
+    if adapter is not None:
+        merge_adapter(backbone, adapter, "vision")
+    mine: list[tuple[int, Part]] = []
+    for number in range(world.rank, len(firsts), world.size):
+        mine.append((number, _part(chosen, backbone, sets, firsts[number], f"{number:05d}")))
+    parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
+    if world.is_main:
+        itemstore.write_manifest(chosen.out, backbone, adapter, parts)
+        items, seconds = sum(p.items for p in parts), time.monotonic() - started
+        print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
+    world.barrier()
+    return 0
+
+
+Photo = tuple[int, int, str]
+"""Number of the set, index in it, key."""
+
+
+def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
+    """For each shard of each set, the photos that are the first of their item."""
+    seen: set[str] = set()
+    parts: list[list[Photo]] = []
+    for number, data in enumerate(sets):
+        start = 0
+        for shard in data.manifest.shards:
+            part: list[Photo] = []
+            for index in range(start, start + shard.samples):
+                # a key is <item>_<n>: the item's photos stand together, in order
+                item = data.keys[index].rpartition("_")[0]
+                if item not in seen:
+                    seen.add(item)
+                    part.append((number, index, data.keys[index]))
+            start += shard.samples
+            parts.append(part)
+    return parts
+
+
+def _begin(out: Path, plan: dict[str, object]) -> None:
+    """Keeps the parts of a store under work that the same plan made; refuses to overwrite a whole store of another."""
+    path = out / PLAN
+    if path.is_file() and json.loads(path.read_text()) == plan:
+        return
+    if (out / "manifest.json").is_file():
+        raise DataError(f"{out}: an item store of another model, adapter or catalogue: choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise DataError(f"{out}: not empty and not an item store: choose another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    write_whole(path, json.dumps(plan))
+
+
+def _part(
+    chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo], name: str
+) -> Part:
+    import torch
+
+    from lavic.model import itemstore
+    from lavic.model.compress import cls_tokens
+    from lavic.model.views import VIEWS
+
+    done = chosen.out / f"part-{name}.json"
+    if done.is_file():
+        return itemstore.Part(**json.loads(done.read_text()))
+    items: list[dict[str, str]] = []
+    tokens: list[torch.Tensor] = [torch.empty(0, VIEWS, backbone.vision_width)]
+    for views, infos in _batches(chosen, backbone, sets, photos):
+        with torch.no_grad():
+            tokens.append(cls_tokens(backbone.model, views.to(backbone.device)).float().cpu())
+        items += infos
+    part = itemstore.write_part(chosen.out, name, items, torch.cat(tokens).to(getattr(torch, chosen.precision)))
+    write_whole(done, json.dumps({"name": part.name, "items": part.items, "sha256": part.sha256}))
+    return part
+
+
+def _batches(
+    chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo]
+) -> Iterator[tuple[torch.Tensor, list[dict[str, str]]]]:
+    """Views [b, 5, 3, size, size] and what the store keeps of each item."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        _Cut(sets, photos, backbone),  # type: ignore[arg-type]
+        batch_size=chosen.batch,
+        num_workers=chosen.workers,
+        collate_fn=_stack,
+    )
+    yield from loader
+
+
+class _Cut:
+    """Photos as views, for a DataLoader."""
+
+    def __init__(self, sets: Sequence[ShardDataset], photos: Sequence[Photo], backbone: Backbone) -> None:
+        self.sets, self.photos, self.geometry = sets, photos, backbone.geometry
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, row: int):  # noqa: ANN204 (numpy views and a dict)
+        number, index, _ = self.photos[row]
+        sample = self.sets[number][index]
+        info = {"id": sample.item_id, "key": sample.key, "title": sample.title}
+        return self.geometry.cut(sample.image), info
+
+
+def _stack(rows):  # noqa: ANN001, ANN202 (of _Cut)
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([views for views, _ in rows])), [info for _, info in rows]

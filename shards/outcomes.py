@@ -1,0 +1,141 @@
+"""What becomes of a planned photo: the kinds, the ledger's row, the table at the end and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from lavic.data.atomic import write_whole
+from lavic.data.shards import beside
+from lavic.errors import DataError
+
+Kind = Literal[
+    "ok",
+    "gone",
+    "forbidden",
+    "throttled",
+    "timeout",
+    "too_big",
+    "not_image",
+    "truncated",
+    "bomb",
+    "unsupported",
+    "blocked_address",
+    "dns",
+    "connect",
+    "tls",
+    "http_error",
+]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+MEANING: dict[Kind, str] = {
+    "ok": "stored",
+    "gone": "the server has no such photo (404, 410)",
+    "forbidden": "the server refuses (401, 403, 451)",
+    "throttled": "the server asks for fewer requests (429, 503)",
+    "timeout": "no whole answer within --fetch.deadline",
+    "too_big": "more than --fetch.max-bytes",
+    "not_image": "the answer is not a photo, often a web page",
+    "truncated": "the photo breaks off or is damaged",
+    "bomb": "more pixels than --photo.max-pixels",
+    "unsupported": "a kind of image that is not read here",
+    "blocked_address": "not http(s), or an address inside a private network",
+    "dns": "the host's name is not known",
+    "connect": "no connection to the host, or it broke off",
+    "tls": "the host's certificate or encryption does not hold",
+    "http_error": "another HTTP error",
+}
+
+PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "truncated", "dns", "connect", "http_error"})
+"""Kinds that may end well at another time, and are tried again within a run."""
+
+_REMEDY: dict[Kind, str] = {
+    "gone": "the catalogue's links are out of date",
+    "forbidden": "the server does not let this crawler in; name a --fetch.contact and ask its owner",
+    "throttled": "ask for less: --fetch.concurrency 4 --ray.workers 1; then --retry throttled",
+    "timeout": "the server or the line is slow: a longer --fetch.deadline or a lower --fetch.concurrency; then "
+    "--retry timeout",
+    "too_big": "raise --fetch.max-bytes if photos of that size are wanted; then --retry too_big",
+    "not_image": "open one of the URLs in the ledger: it is likely a page that says why",
+    "truncated": "--retry truncated; if they stay, the photos are damaged on the server",
+    "bomb": "a new --out with a higher --photo.max-pixels, if photos of that size are wanted",
+    "unsupported": "photos in formats such as HEIC, AVIF or SVG; no remedy here",
+    "blocked_address": "photos on this machine or in your own network need --fetch.allow-private; then "
+    "--retry blocked_address",
+    "dns": "check the network of the machine that runs this, then --retry dns",
+    "connect": "check that the server is up and its address right, then --retry connect",
+    "tls": "check this machine's clock and certificates, then --retry tls",
+    "http_error": "the ledger has the HTTP status of each; then --retry http_error",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One row of a shard's ledger; every planned photo has one, in the order of the plan."""
+
+    key: str
+    item_id: str
+    n: int
+    url: str
+    kind: Kind
+    reason: str = ""
+    """In words, for kinds other than ok."""
+    http: int = 0
+    """The last HTTP status, 0 where there was no answer."""
+    attempts: int = 0
+    """Requests made; 0 for a photo kept from an earlier run of the shard."""
+    bytes: int = 0
+    """Received."""
+    sha256: str = ""
+    """Of what was received."""
+    seconds: float = 0.0
+    """From the first request to the checked photo."""
+
+
+def ledger_path(shard: Path) -> Path:
+    """Where a shard's ledger stands: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
+    return beside(shard, "ledger.jsonl")
+
+
+def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write a shard's ledger whole."""
+    write_whole(ledger_path(shard), "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in outcomes))
+
+
+def read_ledger(shard: Path) -> list[Outcome]:
+    """Read a shard's ledger; empty where it has none yet.
+
+    Raises:
+        DataError: A line is not a row of a ledger.
+    """
+    path = ledger_path(shard)
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as lines:
+        try:
+            return [Outcome(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: broken ledger ({error}); remove it and run the same crawl again") from None
+
+
+def table(outcomes: Mapping[str, int]) -> str:
+    """The number and share of photos of every kind that occurred, most frequent first."""
+    total = sum(outcomes.values())
+    rows = sorted(outcomes.items(), key=lambda row: (row[0] != "ok", -row[1]))
+    lines = [f"  {'outcome':<16}{'photos':>12}{'share':>10}"]
+    for kind, count in rows:
+        lines.append(f"  {kind:<16}{count:>12,}{count / max(1, total):>10.1%}  {MEANING.get(kind, '')}")  # type: ignore[call-overload]
+    return "\n".join(lines)
+
+
+def advice(outcomes: Mapping[str, int], enough: float = 0.9) -> str:
+    """What to change when fewer than a share of the photos were stored; empty when all is well."""
+    total, failed = sum(outcomes.values()), {kind: n for kind, n in outcomes.items() if kind != "ok" and n}
+    if not failed or (total - sum(failed.values())) / total >= enough:
+        return ""
+    worst = max(failed, key=lambda kind: failed[kind])
+    return f"{failed[worst]:,} of {total:,} ended as {worst}: {_REMEDY[worst]}"  # type: ignore[index]

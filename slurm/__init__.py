@@ -1,0 +1,1 @@
+"""Runnable batch scripts; installed as `lavic.slurm`."""

@@ -1,0 +1,62 @@
+"""Conversation files: the released form, and what is said about others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lavic.data.conversations import read_conversations
+from lavic.errors import DataError
+
+ROW = {
+    "context": "<submission>A mug?</submission>\n",
+    "context_items": [],
+    "gt": "...",
+    "gt_items": ["B1"],
+    "candidates_st": ["B1", "B2"],
+    "candidates_gpt_large": ["B3"],
+}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_reads_in_order_with_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", json.dumps(ROW), "", json.dumps(ROW))
+    first, second = read_conversations(path, candidates="candidates_st")
+    assert (first.id, second.id, second.row, second.file) == ("test-0", "test-1", 1, str(path))
+    assert set(first.candidates) == {"candidates_st", "candidates_gpt_large"}
+
+
+def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", json.dumps(ROW))
+    with pytest.raises(DataError, match="no candidate list `candidates_x`; it has: candidates_st, candidates_gpt"):
+        read_conversations(path, candidates="candidates_x")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", ":2: not JSON"),
+        ("[]", ":2: list where"),
+        ('{"title": 1}', ":2: not a conversation.*title"),
+        ('{"context": "x", "gt_items": 5}', ":2: expected a list"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_conversations(write(tmp_path / "test.jsonl", json.dumps(ROW), line))
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such conversation file"):
+        read_conversations(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="no conversation in it"):
+        read_conversations(write(tmp_path / "empty.jsonl", ""))
+    (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_conversations(tmp_path / "latin.jsonl")

@@ -1,0 +1,130 @@
+"""Sets as sequences: random access, worker processes, and orders that a position resumes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavic.data.dataset import Order, ShardDataset, order
+from lavic.data.descriptions import write_descriptions
+from lavic.data.manifest import Manifest, write_set
+from lavic.data.shards import Sample, index_path
+from lavic.errors import DataError
+
+
+def keys_of(dataset: ShardDataset) -> list[str]:
+    return [dataset[index].key for index in range(len(dataset))]
+
+
+def send_keys(dataset: ShardDataset, queue: multiprocessing.Queue) -> None:
+    queue.put(keys_of(dataset))
+
+
+def test_samples_are_numbered_through_the_shards(small_set: Manifest, make_sample: Callable[..., Sample]) -> None:
+    dataset = ShardDataset(small_set.folder)
+    assert len(dataset) == 25 and dataset[13] == make_sample(13) and dataset[-1] == make_sample(24)
+    assert dataset.keys == keys_of(dataset) == [f"B{n:09d}_0" for n in range(25)]
+    for outside in (25, -26):
+        with pytest.raises(IndexError):
+            dataset[outside]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_other_processes_read_the_same(small_set: Manifest, how: str) -> None:
+    dataset = ShardDataset(small_set.folder)
+    expected = keys_of(dataset)
+    context = multiprocessing.get_context(how)
+    queue = context.Queue()
+    worker = context.Process(target=send_keys, args=(dataset, queue))
+    worker.start()
+    assert queue.get(timeout=60) == expected
+    worker.join()
+    assert keys_of(dataset) == expected and keys_of(pickle.loads(pickle.dumps(dataset))) == expected
+
+
+def test_where_text_comes_from(small_set: Manifest) -> None:
+    shard = small_set.path(small_set.shards[1])
+    write_descriptions(shard, [{"key": "B000000011_0", "text": "by the teacher", "model": "m", "prompt": "1"}])
+    texts = {how: ShardDataset(small_set.folder, descriptions=how) for how in ("sidecar", "shard", None)}
+    assert [texts[how][11].text for how in texts] == ["by the teacher", "text 11", ""]
+    assert [texts[how][12].text for how in texts] == ["text 12", "text 12", ""]
+
+
+def test_a_set_that_is_not_whole_is_refused(small_set: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        ShardDataset(tmp_path / "none")
+    shard, body = small_set.path(small_set.shards[0]), (small_set.folder / "manifest.json").read_text()
+    (small_set.folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not a whole set"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body[:-20])
+    with pytest.raises(DataError, match="broken manifest"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body.replace("lavic-shards/1", "lavic-shards/9"))
+    with pytest.raises(DataError, match="another version"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body)
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"cups-train-000000\.tar has \d+ bytes"):
+        ShardDataset(small_set.folder)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"cups-train-000000\.tar is missing"):
+        ShardDataset(small_set.folder)
+    shard.write_bytes(data)
+    index_path(shard).write_bytes(index_path(small_set.path(small_set.shards[2])).read_bytes())
+    with pytest.raises(DataError, match="does not belong to its shard"):
+        ShardDataset(small_set.folder)[0]
+
+
+def test_a_set_without_photos_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "empty", [])
+    with pytest.raises(DataError, match="without a single photo"):
+        ShardDataset(tmp_path / "empty")
+
+
+def test_sizes_and_card_stand_beside_the_shards(small_set: Manifest) -> None:
+    sizes = json.loads((small_set.folder / "sizes.json").read_text())
+    assert sizes == {"cups-train-000000.tar": 10, "cups-train-000001.tar": 10, "cups-train-000002.tar": 5}
+    assert Manifest.load(small_set.folder) == small_set
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3000), st.integers(0, 5), st.integers(0, 3), st.integers(1, 70), st.integers(1, 5))
+def test_an_epoch_is_a_permutation_and_at_walks_it(n: int, seed: int, epoch: int, block: int, mix: int) -> None:
+    whole = Order(n, seed, block, mix).epoch(epoch)
+    assert sorted(whole) == list(range(n))
+    walk = Order(n, seed, block, mix)
+    places = [0, n // 2, n - 1]
+    assert [walk.at(epoch * n + place) for place in places] == [whole[place] for place in places]
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    # These numbers may never change: a run that resumes goes on in the order that it began with.
+    assert order(10, 0, 0, block=2).tolist() == Order(10, 0, 2).epoch(0).tolist() == FIXED
+    assert not np.array_equal(order(100, 0, 0), order(100, 1, 0))
+    assert not np.array_equal(order(100, 0, 0), order(100, 0, 1))
+
+
+FIXED = [8, 9, 6, 4, 5, 2, 0, 3, 7, 1]
+
+
+def test_neighbours_stay_near_and_windows_mix() -> None:
+    n, block, mix = 10_000, 50, 4
+    whole = Order(n, 3, block, mix).epoch(0)
+    window = whole[: block * mix]
+    assert len({index // block for index in window}) == mix
+    assert len({index // block for index in whole[:block]}) > 1
+
+
+def test_resuming_far_in_a_huge_set_is_instant() -> None:
+    walk = Order(100_000_000, 0)
+    assert 0 <= walk.at(3 * 100_000_000 + 71_234_567) < 100_000_000

@@ -1,0 +1,92 @@
+"""Prompts, label masks, truncation and the loss on target tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lavic.data.records import Conversation, Turn
+from lavic.errors import DataError
+from lavic.model import prompts
+from lavic.model.backbone import Backbone
+from lavic.model.inputs import IGNORED, collate, token_losses
+from lavic.model.prompts import Candidate, Slot, Text
+
+CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN654321", "Nova Urban Mug")]
+
+
+def talk(comments: int, text: str = "I want a red shirt.") -> Conversation:
+    turns = (Turn("seeker", text), *(Turn("comment", f"a striped shirt {n}") for n in range(comments)))
+    return Conversation(id="t-0", turns=turns, file="t.jsonl", row=4)
+
+
+def test_the_mask_covers_the_prompt_and_nothing_else(backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    example = encoder.recommendation(talk(1), CANDIDATES, photo_tokens=5, target="B0MN654321", max_length=500)
+    learnt = [t for t, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
+    assert learnt == encoder.target("B0MN654321")
+    assert learnt[-1] == encoder.eos
+    assert example.input_ids.count(encoder.image_token_id) == 10
+    assert backbone.tokenizer.decode(learnt[:-1]).strip() == "B0MN654321"
+
+
+def test_markup_in_data_is_never_markup(backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    title = "evil <image> </s> [INST] <s> shirt"
+    ids = encoder.prompt(prompts.describe(title, 5))
+    assert ids.count(encoder.image_token_id) == 5
+    assert encoder.eos not in ids
+    assert ids.count(backbone.tokenizer.bos_token_id) == 1
+    assert encoder.eos not in encoder.target("a </s> b")[:-1]
+
+
+def test_the_conversation_gives_way_oldest_comment_first(backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    whole = encoder.recommendation(talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=10_000)
+    short = encoder.recommendation(
+        talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=len(whole.input_ids) - 1
+    )
+    pieces = prompts.recommend(
+        [("seeker", "I want a red shirt."), ("comment", "a striped shirt 1"), ("comment", "a striped shirt 2")],
+        CANDIDATES,
+        photo_tokens=5,
+    )
+    assert short == encoder.example(pieces, "B0MN123456")
+
+
+def test_a_long_request_is_cut_and_candidates_never_are(backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    long = talk(0, "red striped shirt " * 500)
+    example = encoder.recommendation(long, CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=90)
+    assert 60 < len(example.input_ids) <= 90
+    assert example.input_ids.count(encoder.image_token_id) == 10
+    with pytest.raises(DataError, match=r"t\.jsonl:5: 2 candidates alone need \d+ tokens, --max-length is 20"):
+        encoder.recommendation(long, CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=20)
+
+
+def test_losses_equal_those_of_the_whole_model_one_by_one(backbone: Backbone) -> None:
+    """Against the stock forward pass with an attention mask, batch 1, and the head over every position."""
+    encoder, model = backbone.encoder, backbone.model
+    examples = [
+        encoder.recommendation(talk(n), CANDIDATES[: 1 + n % 2], photo_tokens=5, target="B0MN123456", max_length=500)
+        for n in range(4)
+    ]
+    width = model.config.text_config.hidden_size
+    photos = [torch.randn(5 * (1 + n % 2), width, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    together = token_losses(model, collate(examples, encoder.pad), torch.cat(photos))
+    expected = []
+    for example, tokens in zip(examples, photos, strict=True):
+        ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
+        embeds = model.get_input_embeddings()(ids)
+        embeds[ids == encoder.image_token_id] = tokens
+        logits = model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        losses = functional.cross_entropy(logits, labels[0, 1:], reduction="none", ignore_index=IGNORED)
+        expected.append(losses[labels[0, 1:] != IGNORED])
+    torch.testing.assert_close(together, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_missing_photo_vectors_are_our_bug_and_said(backbone: Backbone) -> None:
+    example = backbone.encoder.example(("x ", Slot(5), Text("y")), "z")
+    with pytest.raises(ValueError, match="5 image tokens in the batch, 4 photo vectors"):
+        token_losses(backbone.model, collate([example], 0), torch.zeros(4, 32))

@@ -1,0 +1,205 @@
+"""`lavic evaluate` from files to report, its refusals, and that ranks and repetition change nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lavic.cli import main
+from lavic.data.conversations import read_conversations
+from lavic.errors import ConfigError, DataError
+from lavic.launch import evaluate
+from lavic.model.itemstore import ItemStore
+
+from .conftest import KEY, Ground, make_rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def done(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole evaluation of two sets with everything on."""
+    out = tmp_path_factory.mktemp("evaluated")
+    ids = ItemStore.open(ground.store).ids
+    write_rows(out / "more.jsonl", make_rows(ids, 7, seed=3))
+    write_rows(out / "looks.jsonl", [{"id": item, "look": "red dotted"} for item in ids])
+    words = [
+        *("evaluate", "--bundle", ground.bundle, "--store", ground.store, "--out", out / "out"),
+        *("--test", f"items={ground.test}", f"other={out / 'more.jsonl'}"),
+        *("--compare", f"text_only={ground.titles_only}", f"twin={ground.bundle}@{ground.store}"),
+        *("--train", ground.test, "--words", out / "looks.jsonl", "--draws", "500"),
+        *("--arms", "lavic", "shuffled", "before_tuning", "words", "popularity", "list_order", "random"),
+    ]
+    assert main([str(word) for word in words]) == 0
+    return out / "out"
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_results_hold_every_arm_of_every_set(done: Path):
+    found = results(done)
+    arms = {"lavic", "shuffled", "before_tuning", "words", "text_only", "twin", "popularity", "list_order", "random"}
+    assert set(found["hit_rate"]) == arms
+    for one in found["hit_rate"].values():
+        assert set(one) == {"value", "low", "high", "n"}
+        assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1
+        assert one["n"] == 24
+    assert list(found["sets"]) == ["items", "other"]
+    assert found["sets"]["other"]["arms"]["lavic"]["hit_rate"]["n"] == 7
+    assert found["hit_rate"]["random"]["value"] == pytest.approx(0.1)
+    assert found["sets"]["items"]["ceiling"]["value"] == 1.0
+    assert set(found["sets"]["items"]["against"]) == arms - {"lavic"}
+
+
+def test_the_same_bundle_under_another_name_differs_in_nothing(done: Path):
+    found = results(done)["sets"]["items"]
+    assert found["arms"]["twin"] == found["arms"]["lavic"]
+    twin = found["against"]["twin"]
+    assert (twin["difference"]["low"], twin["difference"]["high"], twin["p"]) == (0.0, 0.0, 1.0)
+
+
+def test_predictions_give_the_results_again(done: Path, ground: Ground):
+    lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == (24 + 7) * 6
+    own = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
+    hit_rate = sum(line["ranking"][0] in line["targets"] for line in own) / len(own)
+    assert hit_rate == pytest.approx(results(done)["hit_rate"]["shuffled"]["value"])
+    for line, conversation in zip(own, ground.conversations, strict=True):
+        assert line["id"] == conversation.id
+        assert sorted(line["ranking"]) == sorted(conversation.candidates[KEY])
+        assert line["logprobs"] == sorted(line["logprobs"], reverse=True)
+        assert math.fsum(line["probabilities"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_arms_differ_in_what_they_are_shown(done: Path):
+    lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
+    scores = {
+        arm: [dict(zip(r["ranking"], r["logprobs"], strict=True)) for r in lines if r["arm"] == arm]
+        for arm in ("lavic", "shuffled", "before_tuning", "words", "text_only", "twin")
+    }
+    assert scores["lavic"] == scores["twin"]
+    different = [scores[arm] for arm in ("lavic", "shuffled", "before_tuning", "words", "text_only")]
+    assert all(a != b for n, a in enumerate(different) for b in different[:n])
+
+
+def test_report_stands_alone(done: Path):
+    page = (done / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page
+    for words in ("Hit rate: items", "Hit rate: other", "Tokens shuffled", "Text only", "How it was measured"):
+        assert words in page
+
+
+def test_journal_names_every_number(done: Path):
+    from lavic.tracking import read_journal
+
+    records = read_journal(done / "metrics.jsonl")
+    assert any("items/lavic/hit_rate" in record for record in records)
+
+
+def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path):
+    words = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    assert evaluate.main([*map(str, words), "--draws", "50", "--limit", "4"]) == 0
+    assert "shuffled" not in results(tmp_path)["hit_rate"]
+
+
+def test_free_generation(ground: Ground, tmp_path: Path):
+    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    chosen = ["--decode", "generate", "--limit", "3", "--draws", "50", "--arms", "lavic", "random"]
+    assert evaluate.main([*map(str, words), *chosen]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(isinstance(line["text"], str) and len(line["ranking"]) <= 1 for line in lines)
+
+
+@pytest.mark.dist
+def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
+    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--limit", "9"]
+    words += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
+    for nproc in (1, 2):
+        assert evaluate.main([*map(str, words), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
+    one, two = results(tmp_path / "1"), results(tmp_path / "2")
+    assert one["sets"] == two["sets"]
+    rows = [[json.loads(row) for row in (tmp_path / n / "predictions.jsonl").open()] for n in ("1", "2")]
+    for a, b in zip(*rows, strict=True):
+        assert (a["arm"], a["id"], a["ranking"]) == (b["arm"], b["id"], b["ranking"])
+        assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-5)
+
+
+class TestRefusals:
+    """Each one line that names the place and the mend, before a model is loaded."""
+
+    def start(self, ground: Ground, tmp_path: Path, **changes) -> None:
+        given = {
+            "bundle": ground.bundle,
+            "store": ground.store,
+            "test": ground.test,
+            "out": tmp_path / "out",
+            **changes,
+        }
+        words = [str(word) for key, value in given.items() for word in (f"--{key}", value) if value is not None]
+        evaluate.main(words)
+
+    def test_store_of_another_adapter(self, ground: Ground, tmp_path: Path):
+        other = shutil.copytree(ground.store, tmp_path / "store")
+        manifest = json.loads((other / "manifest.json").read_text())
+        (other / "manifest.json").write_text(json.dumps({**manifest, "vision_adapter": "0" * 16}))
+        with pytest.raises(DataError, match="item store of another vision adapter"):
+            self.start(ground, tmp_path, store=other)
+
+    def test_bundle_of_another_base(self, ground: Ground, tmp_path: Path):
+        other = shutil.copytree(ground.bundle, tmp_path / "bundle")
+        info = json.loads((other / "bundle.json").read_text())
+        (other / "bundle.json").write_text(json.dumps({**info, "fingerprint": "0" * 16}))
+        with pytest.raises(DataError, match="another base model"):
+            self.start(ground, tmp_path, bundle=other)
+
+    def test_bundle_of_stage_1(self, ground: Ground, tmp_path: Path):
+        other = shutil.copytree(ground.bundle, tmp_path / "bundle")
+        info = json.loads((other / "bundle.json").read_text())
+        (other / "bundle.json").write_text(json.dumps({**info, "language_adapter": None}))
+        with pytest.raises(ConfigError, match="holds no language adapter: run `lavic tune`"):
+            self.start(ground, tmp_path, bundle=other)
+
+    def test_the_run_instead_of_its_bundle(self, ground: Ground, tmp_path: Path):
+        shutil.copytree(ground.bundle, tmp_path / "run" / "bundle")
+        with pytest.raises(DataError, match=r"did you mean .*run/bundle"):
+            self.start(ground, tmp_path, bundle=tmp_path / "run")
+
+    def test_candidates_that_are_not_in_the_store(self, ground: Ground, tmp_path: Path):
+        rows = make_rows(["B0NOWHERE0", *ItemStore.open(ground.store).ids[:9]], 2, seed=0)
+        write_rows(tmp_path / "t.jsonl", rows)
+        with pytest.raises(DataError, match=r"t\.jsonl:1: candidate B0NOWHERE0 of 10 is not in the item store"):
+            self.start(ground, tmp_path, test=tmp_path / "t.jsonl")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"candidates": "candidates_xx"}, "no candidate list `candidates_xx`; it has: candidates_st"),
+            ({"test": "nowhere.jsonl"}, "no such conversation file"),
+            ({"arms": "popularity"}, "--arms popularity needs --train FILE"),
+            ({"arms": "random"}, "name at least one that uses the model"),
+            ({"compare": "nothing"}, "expected NAME=BUNDLE"),
+            ({"compare": "lavic=somewhere"}, "there is an arm lavic already"),
+            ({"compare": "other=nowhere"}, "not a bundle"),
+            ({"store": "nowhere"}, "no such item store"),
+            ({"runs": "nowhere"}, "not a run folder"),
+            ({"shards": "nowhere"}, "nowhere"),
+        ],
+    )
+    def test_what_is_not_there(self, ground: Ground, tmp_path: Path, changes: dict, message: str):
+        with pytest.raises((ConfigError, DataError), match=re.escape(message)):
+            self.start(ground, tmp_path, **changes)
+
+
+def test_two_test_files_of_one_name(ground: Ground, tmp_path: Path):
+    words = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path, "--test", ground.test, ground.test]
+    with pytest.raises(ConfigError, match="give them names, NAME=FILE"):
+        evaluate.main([str(word) for word in words])
+    assert read_conversations(ground.test)  # untouched

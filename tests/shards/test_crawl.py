@@ -1,0 +1,214 @@
+"""The crawl as users run it: real Ray, real HTTP on loopback, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavic.cli import main
+from lavic.data.dataset import ShardDataset
+from lavic.data.manifest import Manifest
+from lavic.shards.cluster import RaySettings, ray_session
+from lavic.shards.outcomes import read_ledger
+
+QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with ray_session(RaySettings(cpus=2)):
+        yield
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    """Every file of a set that must be the same however it was made."""
+    names = [path.name for path in folder.iterdir() if path.name.endswith((".tar", ".idx"))]
+    return {name: (folder / name).read_bytes() for name in [*sorted(names), "manifest.json", "sizes.json", "README.md"]}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*.part")]
+
+
+@pytest.mark.ray
+class TestCrawl:
+    """In one Ray, which this process keeps."""
+
+    @pytest.fixture(autouse=True)
+    def _ray(self, ray_here: None) -> None: ...
+
+    def test_a_catalogue_with_faults_then_again_then_mended(
+        self, tmp_path: Path, catalogue: Callable[..., Path], server: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        paths = [f"n/{n}.jpg" for n in range(40)]
+        paths[5:9] = ["status/404", "cut.jpg", "page.jpg", "clear.png"]
+        paths[20] = "rotated.jpg"
+        out = tmp_path / "out"
+        command = ["crawl", "--items", str(catalogue(*paths)), "--out", str(out), "--photos-per-shard", "15", *QUICK]
+        server.broken = True
+        assert main(command) == 0
+        text = capsys.readouterr().out
+        dataset = ShardDataset(out)
+        broken = len([n for n in range(40) if n % 3 == 0 and paths[n].startswith("n/")])
+        assert dataset.manifest.outcomes == {
+            "gone": 1,
+            "http_error": broken,
+            "not_image": 1,
+            "ok": 37 - broken,
+            "truncated": 1,
+        }
+        assert "photos/s" in text and "--retry http_error" in text and "http_error" in text
+        rows = [row for number in range(3) for row in read_ledger(out / f"photos-train-{number:06d}.tar")]
+        assert [row.item_id for row in rows] == [f"B{n:05d}" for n in range(40)]
+        assert [row.key for row in rows if row.kind == "ok"] == dataset.keys
+        assert json.loads((out / "sizes.json").read_text()) == {s.name: s.samples for s in dataset.manifest.shards}
+        assert not leftovers(out)
+
+        before = whole(out)
+        server.requests.clear()
+        assert main(command) == 0
+        assert whole(out) == before and not server.requests
+
+        server.broken = False
+        assert main([*command, "--retry", "http_error,timeout"]) == 0
+        assert all(path.startswith("/n/") for path in server.requests) and len(server.requests) == broken
+        assert main(["verify", str(out)]) == 0
+        undisturbed = tmp_path / "undisturbed"
+        assert main([*command, "--out", str(undisturbed), "--ray.workers", "1", "--fetch.concurrency", "2"]) == 0
+        assert whole(out) == whole(undisturbed)
+
+    def test_nothing_stored_says_why(
+        self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        items = str(catalogue("plain.jpg", "n/1.jpg"))
+        assert main(["crawl", "--items", items, "--out", str(tmp_path / "out")]) == 1
+        captured = capsys.readouterr()
+        assert "blocked_address" in captured.out and "--fetch.allow-private" in captured.err
+        assert not (tmp_path / "out/manifest.json").exists()
+
+    def test_other_loaders_read_the_shards(
+        self, tmp_path: Path, catalogue: Callable[..., Path], photos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        paths = [f"n/{n}.jpg" for n in range(12)]
+        paths[3] = "clear.png"
+        out = tmp_path / "out"
+        assert (
+            main(["crawl", "--items", str(catalogue(*paths)), "--out", str(out), "--photos-per-shard", "5", *QUICK])
+            == 0
+        )
+        expected = [ShardDataset(out)[n] for n in range(12)]
+        keys = [sample.key for sample in expected]
+
+        webdataset = pytest.importorskip("webdataset")
+        source = str(out / "photos-train-{000000..000002}.tar")
+        rows = list(
+            webdataset.WebDataset(source, shardshuffle=False).decode("pil").to_tuple("__key__", "jpg", "json", "txt")
+        )
+        assert [row[0] for row in rows] == keys
+        assert all(
+            row[1].size == (sample.meta["width"], sample.meta["height"])
+            for row, sample in zip(rows, expected, strict=True)
+        )
+        assert [row[2] for row in rows] == [sample.meta for sample in expected]
+
+        datasets = pytest.importorskip("datasets")
+        for loaded in (
+            datasets.load_dataset("webdataset", data_files={"train": str(out / "*.tar")}, split="train"),
+            datasets.load_dataset(str(out), split="train"),
+        ):
+            assert loaded["__key__"][:] == keys and loaded["json"][:] == [sample.meta for sample in expected]
+            assert loaded[3]["jpg"].size == (64, 48)
+
+        import ray
+
+        names = [str(out / shard.name) for shard in ShardDataset(out).manifest.shards]
+        read = sorted(ray.data.read_webdataset(names, decoder=None).take_all(), key=lambda row: row["__key__"])
+        assert [row["__key__"] for row in read] == keys and [row["jpg"] for row in read] == [s.jpg for s in expected]
+
+
+class TestRefusals:
+    """What ends before Ray is started, each with one line and exit code 2."""
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+        assert main(["crawl", *words]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("lavic crawl: error: ")
+        return line
+
+    def test_input(self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+        items, out = catalogue("n/1.jpg"), ["--out", str(tmp_path / "out")]
+        items.write_text(items.read_text() + "no json\n")
+        assert "meta.jsonl:2: not JSON" in self.refused(capsys, "--items", str(items), *out)
+        assert "no such catalogue file" in self.refused(capsys, "--items", str(tmp_path / "x.json"), *out)
+        assert "--items" in self.refused(capsys, *out)
+        assert "known: gone" in self.refused(capsys, "--items", str(items), *out, "--retry", "tiemout")
+        assert not (tmp_path / "out/plan/plan.json").exists()
+
+    def test_a_folder_in_use(
+        self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import fcntl
+
+        items, out = str(catalogue("n/1.jpg")), tmp_path / "out"
+        out.mkdir()
+        with (out / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert "another crawl" in self.refused(capsys, "--items", items, "--out", str(out))
+
+    def test_an_output_that_is_no_folder(
+        self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["crawl", "--items", str(catalogue("n/1.jpg")), "--out", str(tmp_path / "meta.jsonl")]) == 1
+        assert "cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
+    tmp_path: Path, catalogue: Callable[..., Path], server: Any
+) -> None:
+    shards, per_shard = 12, 40
+    items = catalogue(*(f"n/{n}.jpg" for n in range(shards * per_shard)))
+
+    def command(out: Path) -> list[str]:
+        words = ["crawl", "--items", str(items), "--out", str(out), "--photos-per-shard", str(per_shard)]
+        return [sys.executable, "-m", "lavic", *words, "--fetch.concurrency", "8", "--ray.cpus", "2", *QUICK]
+
+    def seals() -> int:
+        return len(list(out.glob("*.seal.json")))
+
+    out = tmp_path / "out"
+    server.delay = 0.1
+    for enough in (2, 6):
+        running = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        until = time.monotonic() + 90
+        while seals() < enough and running.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert running.poll() is None and seals() < shards, running.communicate()[1].decode()
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+        assert not (out / "manifest.json").exists()
+        with pytest.raises(Exception, match="not a whole set"):
+            ShardDataset(out)
+    server.delay = 0.0
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.seal.json")}
+    again = subprocess.run(command(out), capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of {shards} shards are whole already" in again.stderr or len(kept) < seals()
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run(command(undisturbed), capture_output=True, timeout=120, check=True)
+    assert whole(out) == whole(undisturbed)
+    assert Manifest.load(out).samples == shards * per_shard and not leftovers(out)
+    shutil.rmtree(out)

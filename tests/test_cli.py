@@ -1,0 +1,111 @@
+"""The `lavic` command: quick, honest about errors, and every name in its table is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lavic import __version__
+from lavic.cli import COMMANDS, EXTRAS, main
+
+HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "numpy", "pydantic")
+
+
+def lavic(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lavic", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+
+
+def test_help_takes_under_half_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = lavic("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert min(seconds) < 0.5
+
+
+def test_help_imports_nothing_heavy():
+    code = f"import sys; from lavic.cli import main; main(['--help']); print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_module(name):
+    assert importlib.util.find_spec(COMMANDS[name][0]) is not None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_manual(name):
+    done = lavic(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: lavic " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lavic {__version__}\n"
+
+
+def test_no_command_is_a_usage_error(capsys):
+    assert main([]) == 2
+    assert "usage: lavic COMMAND" in capsys.readouterr().out
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert main(["distil"]) == 2
+    assert capsys.readouterr().err == "lavic: error: unknown command 'distil'; did you mean 'distill'?\n"
+
+
+def test_an_error_is_one_line_and_exit_2():
+    done = lavic("doctor", "--wram")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == ("lavic doctor: error: unknown flag --wram; did you mean --warm? See 'lavic doctor --help'\n")
+
+
+def test_another_rank_than_0_waits_and_then_says_who_it_is():
+    start = time.monotonic()
+    done = lavic("doctor", "--wram", RANK="1", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "[rank 1]" in done.stderr
+    assert time.monotonic() - start > 2
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"time": 1, "step": 1, "loss": 1}\n')
+    code = "import sys; sys.modules['mlflow'] = None; from lavic.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sync", str(tmp_path / "run")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'lavic[mlflow]'" in done.stderr
+
+
+def test_the_extras_that_messages_name_exist():
+    from importlib.metadata import metadata
+
+    assert set(EXTRAS.values()) <= set(metadata("lavic").get_all("Provides-Extra") or [])
+
+
+def test_output_into_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m lavic doctor | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

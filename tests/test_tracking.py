@@ -1,0 +1,314 @@
+"""The journal, and a real MLflow (sqlite) fed from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lavic.errors import DataError, LaunchError, Stopped
+from lavic.feed import connect, read_state
+from lavic.journal import Journal, read_events, read_journal
+from lavic.launch import sync as command
+from lavic.tracking import Tracker, TrackingSettings, default_uri, sync
+
+DEAD = """
+import os, signal, sys
+from pathlib import Path
+from lavic.tracking import Tracker, TrackingSettings
+
+tracker = Tracker.open(Path(sys.argv[1]), TrackingSettings(mlflow=True))
+tracker.start("dies")
+tracker.log(1, loss=2.0)
+assert tracker.mlflow_run(60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """An MLflow database without runs: making one takes seconds, copying it none."""
+    place = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{place}").search_experiments()
+    return place
+
+
+@pytest.fixture
+def store_uri(template, tmp_path):
+    """The address of an empty database beside the runs of a test, tmp_path/runs."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(template, tmp_path / "runs" / "mlflow.db")
+    return default_uri(tmp_path / "runs" / "any")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tracked(
+    run: Path, steps: range, *, status: str = "FINISHED", settings: TrackingSettings | None = None, **params
+) -> None:
+    """A run from the outside: starts, logs a loss per step, ends."""
+    tracker = Tracker.open(run, settings)
+    tracker.start("distill", {"lr": 0.1, **params}, {"stage": "1"})
+    for step in steps:
+        tracker.log(step, loss=1 / step, **({"valid_loss": 2 / step} if step % 2 else {}))
+    tracker.finish(status)
+
+
+class Store:
+    """What MLflow holds of a run."""
+
+    def __init__(self, uri: str, run_id: str):
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri)
+        self.run = self.client.get_run(run_id)
+
+    def points(self, key: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.run.info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+
+def stored(run: Path, uri: str | None = None) -> Store:
+    uri = uri or default_uri(run)
+    return Store(uri, read_state(run)[uri].run_id)
+
+
+def test_journal_lines_are_whole_and_plain(tmp_path):
+    import numpy as np
+    import torch
+
+    journal = Journal(tmp_path / "run" / "metrics.jsonl")
+    journal.log(1, loss=torch.tensor(0.5), lr=np.float32(0.25), bad=float("nan"))
+    journal.event("captions", full={"perplexity": 2.5}, path=Path("x"))
+    journal.close("FINISHED")
+    journal.close()
+    first, second, third = lines(journal.path)
+    assert {**first, "time": 0} == {"time": 0, "step": 1, "loss": 0.5, "lr": 0.25, "bad": None}
+    assert (second["event"], second["full"], second["path"]) == ("captions", {"perplexity": 2.5}, "x")
+    assert (third["event"], third["status"]) == ("end", "FINISHED")
+    assert abs(first["time"] - time.time()) < 60
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    Journal(path).log(1, loss=1.0)
+    with path.open("a") as file:
+        file.write('{"time": 1, "step": 2, "lo')
+    Journal(path).log(3, loss=3.0)
+    assert [record["step"] for record in read_journal(path)] == [1, 3]
+
+
+def test_a_resumed_run_reads_as_one_that_never_stopped(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3, 4):
+        journal.log(step, loss=10.0 + step)
+    journal.log(4, valid_loss=5.0)
+    journal.event("resume", step=2)
+    journal.log(3, loss=20.0)
+    assert [(r["step"], r.get("loss")) for r in read_journal(journal.path)] == [(1, 11.0), (2, 12.0), (3, 20.0)]
+    assert read_events(journal.path, "resume")[0]["step"] == 2
+
+
+def test_without_a_resume_event_the_last_of_equal_records_counts(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.log(1, loss=1.0)
+    journal.log(1, valid_loss=9.0)
+    journal.log(1, loss=2.0)
+    assert [(r.get("loss"), r.get("valid_loss")) for r in read_journal(journal.path)] == [(2.0, None), (None, 9.0)]
+
+
+def test_the_null_tracker_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker.open(tmp_path / "run", TrackingSettings(mlflow=True), main=False)
+    tracker.start("x", {"a": 1})
+    tracker.log(1, loss=1.0)
+    tracker.artifact(tmp_path)
+    assert tracker.mlflow_run() is None
+    tracker.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_way_out_of_the_block_is_the_status(tmp_path):
+    for number, error in enumerate((None, ValueError(), Stopped(), KeyboardInterrupt())):
+        try:
+            with Tracker.open(tmp_path / str(number)) as tracker:
+                tracker.start("x")
+                if error is not None:
+                    raise error
+        except (ValueError, Stopped, KeyboardInterrupt):
+            pass
+    ends = [read_events(tmp_path / str(number) / "metrics.jsonl", "end")[0]["status"] for number in range(4)]
+    assert ends == ["FINISHED", "FAILED", "KILLED", "KILLED"]
+
+
+def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(store_uri, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run, settings = tmp_path / "runs" / "one", TrackingSettings(mlflow=True)
+    tracked(run, range(1, 6), status="KILLED", settings=settings)
+    store = stored(run)
+    assert store.run.info.status == "KILLED"
+    first_id = store.run.info.run_id
+
+    with Tracker.open(run, settings) as tracker:
+        tracker.start("distill", {"lr": 0.2, "new": "yes"})
+        tracker.event("resume", step=3)
+        for step in range(4, 8):
+            tracker.log(step, loss=1 / step)
+        (run / "table.txt").write_text("a table")
+        tracker.artifact(run / "table.txt")
+        tracker.event("captions", full={"perplexity": 2.5})
+
+    store = stored(run)
+    assert store.run.info.run_id == first_id
+    assert (store.run.info.status, store.run.info.run_name) == ("FINISHED", "distill")
+    assert store.points("loss") == [(step, 1 / step) for step in range(1, 8)]
+    assert store.points("valid_loss") == [(step, 2 / step) for step in (1, 3, 5)]
+    assert store.run.data.params == {"lr": "0.1", "new": "yes"}
+    assert store.run.data.tags["changed.lr"] == "0.2"
+    assert store.run.data.tags["stage"] == "1"
+    assert json.loads(store.run.data.tags["event.captions"]) == {"full": {"perplexity": 2.5}}
+    assert [file.path for file in store.client.list_artifacts(first_id)] == ["table.txt"]
+    assert list(elsewhere.iterdir()) == [], "nothing is put where the process happens to run"
+
+
+def test_sync_sends_a_journal_once(tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path}/not/there/yet.db"
+    tracked(tmp_path / "runs" / "a", range(1, 4), big="x" * 10_000)
+    tracked(tmp_path / "runs" / "deep" / "b", range(1, 3))
+    assert command.main([str(tmp_path / "runs"), "--uri", uri, "--experiment", "beauty"]) == 0
+    assert command.main([str(tmp_path / "runs"), "--uri", uri]) == 0
+    said = capsys.readouterr().out
+    assert "a: 5 points" in said and "a: 0 points" in said
+    store = stored(tmp_path / "runs" / "a", uri)
+    assert store.points("loss") == [(step, 1 / step) for step in (1, 2, 3)]
+    assert store.client.get_experiment(store.run.info.experiment_id).name == "beauty"
+    assert store.run.info.end_time - store.run.info.start_time < 60_000
+    assert store.run.info.status == "FINISHED"
+
+    # Lines that come later are sent later, also after what was noted as sent is older than what was sent.
+    journal = Journal(tmp_path / "runs" / "a" / "metrics.jsonl")
+    noted = (tmp_path / "runs" / "a" / "mlflow.json").read_text()
+    journal.log(4, loss=0.25)
+    assert sync(tmp_path / "runs" / "a", uri).points == 1
+    (tmp_path / "runs" / "a" / "mlflow.json").write_text(noted)
+    assert sync(tmp_path / "runs" / "a", uri).points == 1
+    assert stored(tmp_path / "runs" / "a", uri).points("loss") == [(step, 1 / step) for step in (1, 2, 3, 4)]
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_made_again(store_uri, tmp_path):
+    uri, run = store_uri, tmp_path / "run"
+    tracked(run, range(1, 3))
+    sync(run, uri)
+    store = stored(run, uri)
+    store.client.delete_run(store.run.info.run_id)
+    sync(run, uri)
+    again = stored(run, uri)
+    assert again.run.info.run_id != store.run.info.run_id
+    assert len(again.points("loss")) == 2
+
+
+def test_a_child_run_is_shown_under_its_parent(store_uri, tmp_path):
+    parent = Tracker.open(tmp_path / "demo", TrackingSettings(mlflow=True, uri=store_uri))
+    parent.start("demo")
+    parent_id = parent.mlflow_run(60)
+    assert parent_id
+    settings = TrackingSettings(mlflow=True, uri=store_uri, parent_run=parent_id, run="stage 1")
+    tracked(tmp_path / "demo" / "distill", range(1, 2), settings=settings)
+    parent.finish()
+    child = stored(tmp_path / "demo" / "distill", store_uri)
+    assert child.run.data.tags["mlflow.parentRunId"] == parent_id
+    assert child.run.info.run_name == "stage 1"
+
+
+def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, caplog, capfd):
+    caplog.set_level(logging.WARNING)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        tracker = Tracker.open(tmp_path / "run", TrackingSettings(mlflow=True, uri=uri))
+        start = time.monotonic()
+        tracker.start("x", {"lr": 1})
+        for step in range(1, 501):
+            tracker.log(step, loss=1.0)
+        assert time.monotonic() - start < 1
+        tracker.finish()
+    assert len(read_journal(tmp_path / "run" / "metrics.jsonl")) == 500
+    assert "lavic sync" in caplog.text
+    assert capfd.readouterr().err.count("mlflow: ") == 1
+    assert sync(tmp_path / "run", store_uri).points == 500
+    assert stored(tmp_path / "run", store_uri).run.data.params == {"lr": "1"}
+
+
+def test_a_server_that_never_answers_holds_the_end_only_for_the_patience(tmp_path, caplog):
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        settings = TrackingSettings(mlflow=True, uri=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, patience_s=1.0)
+        tracker.start("x")
+        tracker.log(1, loss=1.0)
+        start = time.monotonic()
+        tracker.finish()
+        assert time.monotonic() - start < 5
+    assert "lavic sync" in caplog.text
+
+
+def test_a_run_that_is_killed_does_not_stay_running(store_uri, tmp_path):
+    run = tmp_path / "runs" / "one"
+    dead = subprocess.run([sys.executable, "-c", DEAD, str(run)], timeout=120)
+    assert dead.returncode == -signal.SIGKILL
+    until = time.monotonic() + 30
+    while stored(run).run.info.status == "RUNNING" and time.monotonic() < until:
+        time.sleep(0.2)
+    assert stored(run).run.info.status == "FAILED"
+    assert stored(run).points("loss") == [(1, 2.0)]
+
+
+def test_without_mlflow_installed_there_is_one_warning(tmp_path):
+    code = (
+        "import sys, logging; sys.modules['mlflow'] = None; logging.basicConfig()\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'mlflow' else find(name, *a)\n"
+        "from pathlib import Path; from lavic.tracking import Tracker, TrackingSettings\n"
+        "t = Tracker.open(Path(sys.argv[1]), TrackingSettings(mlflow=True))\n"
+        "t.start('x'); t.log(1, loss=1.0); t.finish()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("MLflow is not installed") == 1
+    assert len(read_journal(tmp_path / "run" / "metrics.jsonl")) == 1
+
+
+def test_sync_says_what_is_wrong(tmp_path):
+    with pytest.raises(DataError, match=r"holds no metrics\.jsonl"):
+        sync(tmp_path)
+    tracked(tmp_path / "run", range(1, 2))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(LaunchError, match="did not take"):
+            sync(tmp_path / "run", f"http://127.0.0.1:{closed.getsockname()[1]}")
+
+
+def test_the_address_is_the_setting_then_the_environment_then_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env")
+    assert TrackingSettings(uri="http://flag").address(tmp_path) == "http://flag"
+    assert TrackingSettings().address(tmp_path) == "http://env"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert TrackingSettings().address(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert os.environ.get("MLFLOW_TRACKING_URI") is None

@@ -1,0 +1,169 @@
+"""Who this process is, and what real processes tell each other over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from lavic.errors import ConfigError, LaunchError
+from lavic.launch import local
+from lavic.world import World, free_port
+
+TALK = """
+import json, os, sys, time
+import torch
+from lavic.world import World
+
+world = World.from_env()
+world.start(timeout_s=60)
+total = world.sum(torch.tensor([1.0 + world.rank, 10.0]))
+said = {
+    "rank": world.rank,
+    "sum": total.tolist(),
+    "count": world.sum(torch.tensor(2**40 + world.rank)).item(),
+    "any": world.agree(world.rank == 1),
+    "none": world.agree(False),
+    "all": world.gather({"rank": world.rank, "word": "x" * (world.rank + 1)}),
+    "told": world.broadcast(f"from {world.rank}"),
+}
+if world.is_main:
+    time.sleep(0.5)
+    open(sys.argv[1] + ".main", "w").close()
+world.barrier()
+said["main_was_first"] = os.path.exists(sys.argv[1] + ".main")
+json.dump(said, open(f"{sys.argv[1]}.{world.rank}", "w"))
+world.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "world"),
+    [
+        ({}, World()),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"},
+            World(rank=3, size=4, local_rank=1, local_size=2, node=1, launcher="torchrun"),
+        ),
+        (
+            {
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "7",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "2",
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+            },
+            World(rank=5, size=7, local_rank=1, local_size=2, node=2, launcher="srun"),
+        ),
+        # The batch script's own shell: it has the job's variables but is no rank.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, World()),
+        # torchrun below srun: one task per node, torchrun's ranks count.
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "SLURM_PROCID": "1",
+                "SLURM_NTASKS": "2",
+                "SLURM_STEP_ID": "1",
+            },
+            World(rank=1, size=2, launcher="torchrun"),
+        ),
+    ],
+)
+def test_read_from_the_environment(env, world):
+    assert World.from_env(env) == world
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "two"},
+    ],
+)
+def test_an_impossible_environment_is_refused(env):
+    with pytest.raises(ConfigError, match="environment"):
+        World.from_env(env)
+
+
+def test_a_world_of_one_needs_no_start():
+    world = World()
+    value = torch.tensor([1.0])
+    total = world.sum(value)
+    total += 1
+    assert value.item() == 1.0
+    assert (world.agree(True), world.agree(False)) == (True, False)
+    assert world.gather("x") == ["x"]
+    assert world.broadcast("x") == "x"
+    world.barrier()
+    assert world.is_main
+
+
+def test_a_world_of_several_refuses_to_talk_before_start():
+    with pytest.raises(RuntimeError, match=r"World\.start"):
+        World(size=2).barrier()
+
+
+def test_a_world_of_several_without_an_address_says_how_to_start(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(LaunchError, match="torchrun or --nproc"):
+        World(size=2).start()
+
+
+def test_the_cpu_can_be_forced(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    assert World(local_rank=99).device() == torch.device("cpu")
+
+
+@pytest.mark.dist
+def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    before = dict(os.environ)
+    for _ in range(2):
+        world = World()
+        world.start()
+        world.start()
+        assert world.started
+        assert os.environ["LOCAL_RANK"] == "0"
+        world.close()
+        assert not world.started
+        assert dict(os.environ) == before
+
+
+@pytest.mark.dist
+def test_two_processes_talk(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    script, out = tmp_path / "talk.py", tmp_path / "said"
+    script.write_text(TALK)
+    assert local.run("talk", [str(out)], 2, program=[sys.executable, str(script)]) == 0
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"said.{rank}").read_text())
+        assert said == {
+            "rank": rank,
+            "sum": [3.0, 20.0],
+            "count": 2**41 + 1,
+            "any": True,
+            "none": False,
+            "all": [{"rank": 0, "word": "x"}, {"rank": 1, "word": "xx"}],
+            "told": "from 0",
+            "main_was_first": True,
+        }
+
+
+@pytest.mark.dist
+def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(LaunchError, match="rank 0 of 2 could not meet the others"):
+        World(size=2).start(timeout_s=2)

@@ -1,0 +1,170 @@
+"""The loop in real processes: the same result however a step is split, and after every kind of interruption."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.train.settings import LoopSettings
+from tests.train.conftest import Start, curve, weights
+from tests.train.toy import ToyData, ToyTask
+
+LOOP = {"steps": 12, "batch": 8, "lr": 0.01, "weight_decay": 0.01, "eval_every": 5, "save_every": 4, "warmup": 2.0}
+
+pytestmark = pytest.mark.dist
+
+
+def assert_close(left: list[dict], right: list[dict], tolerance: float) -> None:
+    assert [(row["step"], *sorted(row)) for row in left] == [(row["step"], *sorted(row)) for row in right]
+    for a, b in zip(left, right, strict=True):
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
+
+
+def assert_same_weights(left: dict, right: dict, tolerance: float) -> None:
+    for name in left:
+        torch.testing.assert_close(torch.tensor(left[name]), torch.tensor(right[name]), rtol=0, atol=tolerance)
+
+
+def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
+    """The method without DeepSpeed, ranks, micro-batches or batches: one sample after the other."""
+    task, data = ToyTask(), ToyData(40, 1)
+    trained = [p for p in task.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=loop.lr, weight_decay=loop.weight_decay)
+    losses, norms = [], []
+    for step in range(12):
+        samples = [data[p] for p in range(8 * step, 8 * step + 8)]
+        tokens = sum(s.length for s in samples)
+        total = 0.0
+        for sample in samples:
+            loss = task(data.collate([sample])).sum() / tokens
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, loop.clip)))
+        adam.param_groups[0]["lr"] = loop.rate(step + 1, 12)
+        adam.step()
+        adam.zero_grad()
+    return losses, norms, {name: p.tolist() for name, p in task.named_parameters()}
+
+
+def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: Start) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs = [start(one, 1, LOOP), start(two, 2, {**LOOP, "micro_batch": 1, "workers": 1})]
+    assert [run.wait() for run in runs] == [[0], [0, 0]]
+    assert_close(curve(two), curve(one), 1e-6)
+    assert_same_weights(weights(two), weights(one), 1e-6)
+
+    losses, norms, last = plain_run(LoopSettings(**LOOP))
+    steps = [row for row in curve(two) if "loss" in row]
+    assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-6)
+    assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-6)
+    assert_same_weights(weights(two), last, 1e-6)
+    assert max(norms) > LOOP.get("clip", 1.0), "nothing was clipped: the test would not see clipping go wrong"
+
+
+def test_killed_runs_repeat_every_digit(tmp_path: Path, start: Start) -> None:
+    """Two ranks, dropout, loader workers; SIGKILL in the middle of a step, before and after the first checkpoint."""
+    loop = {**LOOP, "micro_batch": 2, "workers": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, 2, loop, dropout=0.3).wait() == [0, 0]
+    for at, reached in ((2, 0), (7, 4), (4, 4)):  # steps of each process; the last checkpoint before
+        run = start(cut, 2, loop, dropout=0.3, signal="SIGKILL", at=at)
+        while run.processes[0].poll() is None:
+            time.sleep(0.05)
+        run.kill()
+        saved = sorted((cut / "checkpoints").glob("step-*"))
+        assert (saved[-1].name if saved else "step-000000") == f"step-{reached:06d}"
+    assert start(cut, 2, loop, dropout=0.3).wait() == [0, 0]
+    assert curve(cut) == curve(whole)
+    assert weights(cut) == weights(whole)
+
+
+def test_kills_at_random_moments(tmp_path: Path, start: Start) -> None:
+    """A checkpoint after every step, so that many kills fall into the writing of one."""
+    loop = {**LOOP, "steps": 30, "save_every": 1, "log_every": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, 1, loop).wait() == [0]
+    moments = random.Random(3)
+    for _ in range(4):
+        run = start(cut, 1, loop, slow=0.002)
+        until = time.monotonic() + 60
+        while not (cut / "metrics.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        size = (cut / "metrics.jsonl").stat().st_size
+        while (cut / "metrics.jsonl").stat().st_size == size and run.processes[0].poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.3))
+        run.kill()
+        run.wait()
+    assert start(cut, 1, loop).wait() == [0]
+    assert curve(cut) == curve(whole)
+    assert weights(cut) == weights(whole)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path: Path, start: Start, name: str) -> None:
+    run = start(tmp_path, 2, LOOP, signal=name, at=6)
+    assert run.wait() == [75, 75], run.said
+    assert "run the same command again" in run.said[0]
+    assert (tmp_path / "checkpoints/step-000006/COMPLETE").exists()
+    assert start(tmp_path, 2, LOOP).wait() == [0, 0]
+    assert [row["step"] for row in curve(tmp_path) if "loss" in row] == list(range(1, 13))
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_samples(tmp_path: Path, start: Start) -> None:
+    """2 -> 1 -> 2 ranks, through one format of checkpoint."""
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert start(whole, 1, LOOP).wait() == [0]
+    assert start(moved, 2, LOOP, signal="SIGTERM", at=3).wait() == [75, 75]
+    assert start(moved, 1, LOOP, signal="SIGTERM", at=4).wait() == [75]
+    assert start(moved, 2, LOOP).wait() == [0, 0]
+    assert_close(curve(moved), curve(whole), 1e-5)
+    assert_same_weights(weights(moved), weights(whole), 1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 2, {**LOOP, "micro_batch": 2}, poison=8 * 6 + 3)
+    assert run.wait() == [1, 1]
+    for said in run.said:
+        assert "the loss of toy-51 is not finite" in said
+        assert "Traceback" not in said
+    assert (tmp_path / "checkpoints/step-000004/COMPLETE").exists()
+    assert [row["step"] for row in curve(tmp_path) if "loss" in row][-1] == 6
+    assert start(tmp_path, 2, {**LOOP, "micro_batch": 2}).wait() == [0, 0], "the run cannot go on with mended data"
+
+
+def test_a_parameter_without_gradient_is_named_before_the_first_step(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 1, LOOP, idle=True)
+    assert run.wait() == [1]
+    assert "2 of 6 trainable parameters got no gradient (first: idle.bias)" in run.said[0]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 2, {**LOOP, "batch": 7})
+    assert run.wait() == [2, 2]
+    assert "--loop.batch 7 cannot be shared by 2 processes" in run.said[0]
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Start) -> None:
+    assert start(tmp_path, 2, LOOP, signal="SIGTERM", at=2).wait() == [75, 75]
+    run = start(tmp_path, 2, LOOP, no_room=6000)
+    assert run.wait() == [1, 1]
+    assert "could not save" in run.said[0]
+    assert "the last whole checkpoint is step-000002" in run.said[0]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    assert start(tmp_path, 2, LOOP).wait() == [0, 0]
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> None:
+    assert start(tmp_path, 1, LOOP).wait() == [0]
+    before = json.loads((tmp_path / "end.json").read_text())
+    rows = curve(tmp_path)
+    assert start(tmp_path, 1, LOOP).wait() == [0]
+    assert json.loads((tmp_path / "end.json").read_text()) == before
+    assert curve(tmp_path) == rows

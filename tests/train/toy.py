@@ -1,0 +1,162 @@
+"""A task of numbers instead of photos, and a run of it as a program, so that tests can start, kill and compare runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lavic.errors import LavicError
+from lavic.tracking import Tracker
+from lavic.train.checkpoint import Checkpoints
+from lavic.train.engine import Engine
+from lavic.train.loop import fit
+from lavic.train.settings import LoopSettings
+from lavic.world import World
+
+WIDTH, WORDS = 16, 11
+
+
+@dataclass(frozen=True)
+class ToySample:
+    key: str
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ToyBatch:
+    keys: tuple[str, ...]
+    targets: tuple[int, ...]
+    tokens: int
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> ToyBatch:
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+
+class ToyData:
+    """Sample p has 0 to 6 target tokens, unlike its neighbours: a loss that forgets to weigh tokens comes out wrong."""
+
+    def __init__(self, n: int, seed: int, *, poison: int | None = None, slow: float = 0.0) -> None:
+        self.n, self.seed, self.poison, self.slow = n, seed, poison, slow
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, position: int) -> ToySample:
+        time.sleep(self.slow)
+        index = (position * 7 + position // self.n) % self.n
+        random = torch.Generator().manual_seed(self.seed * 100_003 + index)
+        inputs = torch.randn(index % 7, WIDTH, generator=random)
+        if position == self.poison:
+            inputs = torch.full((3, WIDTH), float("nan"))
+        return ToySample(f"toy-{position}", inputs, inputs.nan_to_num().sum(-1).abs().long() % WORDS)
+
+    def collate(self, samples: Sequence[ToySample]) -> ToyBatch:
+        return ToyBatch(
+            keys=tuple(s.key for s in samples),
+            targets=tuple(s.length for s in samples),
+            tokens=sum(s.length for s in samples),
+            inputs=torch.cat([s.inputs for s in samples]),
+            labels=torch.cat([s.labels for s in samples]),
+        )
+
+
+class ToyTask(nn.Module):
+    """Two trained layers on a frozen one; `dropout` draws random numbers as LoRA does."""
+
+    def __init__(self, dropout: float = 0.0, idle: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.base = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.first = nn.Linear(WIDTH, 24)
+        self.second = nn.Linear(24, WORDS)
+        self.dropout = nn.Dropout(dropout)
+        if idle:
+            self.idle = nn.Linear(2, 2)
+
+    def forward(self, batch: ToyBatch) -> torch.Tensor:
+        hidden = torch.tanh(self.first(self.dropout(self.base(batch.inputs))))
+        return nn.functional.cross_entropy(self.second(hidden), batch.labels, reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a test does to a run."""
+
+    dropout: float = 0.0
+    idle: bool = False
+    poison: int | None = None
+    """The sample at this position is not a number."""
+    slow: float = 0.0
+    """Seconds per sample."""
+    signal: str = ""
+    """Sent by rank 0 to itself ..."""
+    at: int = 0
+    """... in the middle of this step of this process."""
+    no_room: int = 0
+    """Bytes beyond which no file of rank 0 grows: a full disk."""
+
+
+class Signalling(Engine):
+    """An engine that sends rank 0 a signal in the middle of a step."""
+
+    options = Options()
+    taken = 0
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        self.taken += last
+        if last and self.taken == self.options.at and self._world.is_main:
+            os.kill(os.getpid(), getattr(signal, self.options.signal))
+        super().backward(loss, last=last)
+
+
+def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> None:
+    """One run in `folder`, from wherever it stands."""
+    world.start(timeout_s=60)
+    if options.no_room and world.is_main:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.no_room, resource.RLIM_INFINITY))
+    data = ToyData(40, 1, poison=options.poison, slow=options.slow)
+    engine = Signalling(ToyTask(options.dropout, options.idle), world, loop)
+    engine.options = options
+    tracker = Tracker.open(folder, main=world.is_main)
+    checkpoints = Checkpoints(folder / "checkpoints", world, keep=loop.keep, identity={"data": "toy"})
+    progress = fit(engine, data, ToyData(13, 2), checkpoints, tracker, loop, world)
+    if world.is_main:
+        weights = {name: p.tolist() for name, p in engine.task.named_parameters()}
+        (folder / "end.json").write_text(json.dumps({"best": progress.best_loss, "weights": weights}))
+    world.close()
+
+
+def main() -> int:
+    reader = argparse.ArgumentParser()
+    reader.add_argument("folder", type=Path)
+    reader.add_argument("--loop", type=json.loads, default={})
+    reader.add_argument("--options", type=json.loads, default={})
+    chosen = reader.parse_args()
+    try:
+        train(chosen.folder, LoopSettings(**chosen.loop), Options(**chosen.options), World.from_env())
+    except LavicError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
