@@ -12,8 +12,10 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 MAPPED = ("shards", "launch", "configs", "slurm")
 
-# Upper bounds: the next major release (for 0.x: minor) after the one that the tests ran with. docs/architecture.md says
-# what was tried. Which build of torch (CPU, CUDA) is the user's choice: install it first and these bounds take it.
+# Upper bounds: the next major release (for 0.x: the next minor, or 1) after the one that every test runs with. Lower
+# bounds: they resolve together on Python 3.11, and the tests of what uses them passed with them; torch's, ray's and
+# aiohttp's were resolved and not run.
+# Which build of torch (CPU, CUDA) is the user's choice: install it first and these bounds take it.
 CORE = [
     "fsspec>=2024.6",
     "numpy>=1.26,<3",
@@ -22,12 +24,12 @@ CORE = [
     "pydantic>=2.11,<3",
     "PyYAML>=6.0.1,<7",
     "tyro>=1.0,<2",
-    "typing_extensions>=4.12",
+    "typing_extensions>=4.13",
 ]
 CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "webdataset>=1.0,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
-MLFLOW = ["mlflow>=3.1,<4"]
+MLFLOW = ["mlflow>=3.10,<4"]
 ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,
@@ -46,7 +48,7 @@ readme = HERE / "README.md"
 setup(
     name="lavic",
     version=version[1],
-    description="Conversational product recommendation by looking at the photos: crawl, distil, tune, evaluate at scale",
+    description="Recommend products in a conversation by looking at their photos: crawl, distil, tune, evaluate",
     long_description=readme.read_text("utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, DataError
-from lavic.launch.report import run_sections, shelf
+from lavic.launch.report import Past, read_runs, shelf
 from lavic.recommend.arms import Arm
 from lavic.recommend.assess import RANDOM
 from lavic.recommend.baselines import count_targets
-from lavic.recommend.report import Section
+from lavic.recommend.exhibits import spoken
 from lavic.recommend.trial import Trial
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ LABELS: Mapping[str, tuple[str, str]] = {
 }
 """Arm -> its name for people, and what it does."""
 
+COMPARED: Mapping[str, str] = {"text_only": "Titles only", "undistilled": "Without stage 1"}
+"""Names for people of arms that --compare often brings; others are written as they are called."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
@@ -56,7 +59,7 @@ class Contest:
     """How often each item is a training target."""
     photo: Callable[[str], bytes | None]
     """Item -> its encoded photo."""
-    past: list[Section]
+    past: Past
     """What the report shows of the training runs."""
 
     @classmethod
@@ -99,7 +102,7 @@ class Contest:
         for text in chosen.compare:
             other, note = _read_compare(text, store, taken=labels)
             arms.append(other)
-            labels[other.name] = {"label": other.name.replace("_", " ").capitalize(), "note": note}
+            labels[other.name] = {"label": COMPARED.get(other.name, spoken(other.name)), "note": note}
         if not arms:
             raise ConfigError("--arms: name at least one that uses the model, such as lavic")
         stores = list({arm.store.folder: arm.store for arm in arms}.values())
@@ -129,7 +132,7 @@ class Contest:
             store=store,
             popular=popular,
             photo=shelf(chosen.shards, store),
-            past=run_sections([named(text) for text in chosen.runs]),
+            past=read_runs([named(text) for text in chosen.runs]),
         )
 
 
@@ -157,9 +160,12 @@ def _read_compare(text: str, store: ItemStore, *, taken: Mapping[str, Any]) -> t
     own = ItemStore.open(other) if other else store
     info = BundleInfo.read(Path(folder))
     info.check_store(own)
-    notes = ["no photo tokens"] if info.tokens == "none" else ["five tokens of each photo"]
-    notes += ["no stage 1"] if info.tokens == "items" and info.vision_adapter is None else []
-    return Arm(name=name, bundle=Path(folder), store=own), ", ".join(notes)
+    note = "five tokens of each photo"
+    if info.tokens == "none":
+        note = "tuned alike, without photo tokens"
+    elif info.vision_adapter is None:
+        note = "tuned alike, on the plain model's tokens"
+    return Arm(name=name, bundle=Path(folder), store=own), note
 
 
 def _read_words(path: Path) -> dict[str, str]:

@@ -15,10 +15,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
@@ -44,7 +46,7 @@ class DemoSettings:
     nproc: int = 2
     """Processes of the training stages."""
     small: bool = False
-    """A few steps of everything: shows in two minutes that every part runs here; its results mean nothing."""
+    """A few steps of everything: shows that every part runs here; its results mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_compiler()
     started = time.monotonic()
     out = chosen.out
-    out.mkdir(parents=True, exist_ok=True)
+    photos = out / "catalog" / "images"
+    photos.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with PhotoServer(out / "catalog" / "images") as server:
+    with PhotoServer(photos, _port(out / "catalog")) as server:
         for stage in stages(chosen, server.url):
             began = time.monotonic()
             _run(stage)
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
     print(table(summary))
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
-    print(f"journal: mlflow ui --backend-store-uri sqlite:///{(out / 'runs' / 'mlflow.db').resolve()}")
+    print(f"journal: mlflow ui --backend-store-uri {_store(out)}")
     return 0
 
 
@@ -95,8 +98,6 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
             "catalog",
             ("mini", "catalog", "--out", str(catalog), "--base-url", url, "--seed", str(chosen.seed), *size),
         )
-    else:
-        _readdress(catalog, url)
     for split, items in (("train", "item2meta_train.json"), ("valid", "item2meta_valid.jsonl")):
         words = ("crawl", "--config", "crawl-mini", "--items", str(catalog / items), "--out", str(shards / split))
         yield Stage("crawl", (*words, "--split", split))
@@ -133,6 +134,7 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
         ),
     )
     yield Stage("recommend", _recommend(out))
+    yield Stage("mlflow", ("sync", str(out), "--uri", _store(out), "--experiment", "demo"))
 
 
 def _recommend(out: Path) -> tuple[str, ...]:
@@ -146,12 +148,17 @@ def _recommend(out: Path) -> tuple[str, ...]:
     return ("recommend", "--bundle", bundle, "--store", str(out / "store"), "--conversation", str(example))
 
 
-def _readdress(catalog: Path, url: str) -> None:
-    """A demo that goes on has a new server: the catalogue names the old one's port."""
-    for name in ("item2meta_train.json", "item2meta_valid.jsonl", "meta_Mini.jsonl"):
-        text = (catalog / name).read_text(encoding="utf-8")
-        old = next((word for word in text.split('"') if word.startswith("http://")), url + "/").rsplit("/", 1)[0]
-        write_whole(catalog / name, text.replace(old, url))
+def _store(out: Path) -> str:
+    """Address of the demo's MLflow store."""
+    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
+
+
+def _port(catalog: Path) -> int:
+    """The port that the catalogue's links name, so that a demo that goes on crawls the same plan; else any free one."""
+    path = catalog / "item2meta_valid.jsonl"
+    if not path.is_file():
+        return 0
+    return urlsplit(json.loads(path.open(encoding="utf-8").readline())["image"]).port or 0
 
 
 def _run(stage: Stage) -> None:
@@ -204,22 +211,29 @@ _SMALL_CATALOGUE = (
 )
 
 
-def summarise(out: Path, seconds: dict[str, float]) -> dict:
-    """The demo's numbers, read back from the stages' own files."""
+def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The pipeline's numbers in short, read back from the stages' own files.
+
+    Args:
+        out: Folder with `evaluation/results.json` and `runs/distill/captions.json`.
+        seconds: Of each stage.
+    """
     results = json.loads((out / "evaluation" / "results.json").read_text())
     packages = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
+    main, *others = results["sets"]
     return {
         "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
         "hit_rate": results["hit_rate"],
-        "hit_rate_held_out_combinations": {
-            arm: metrics["hit@1"] for arm, metrics in results["sets"]["held_out_combinations"]["arms"].items()
+        **{
+            f"hit_rate_{name}": {arm: one["hit_rate"] for arm, one in results["sets"][name]["arms"].items()}
+            for name in others
         },
-        "seconds": seconds,
+        "seconds": dict(seconds),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
 
 
-def table(summary: dict) -> str:
+def table(summary: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     lines = ["", "perplexity of held-out descriptions"]
     names = {
@@ -229,10 +243,12 @@ def table(summary: dict) -> str:
     }
     for key, name in names.items():
         lines.append(f"  {name:<34}{summary['captions'][key]['perplexity']:8.3f}")
-    lines += ["", f"{'right one of ten found':<36}{'held-out items':>24}{'held-out combinations':>28}"]
-    combinations = summary["hit_rate_held_out_combinations"]
+    sets = {key.removeprefix("hit_rate_"): hits for key, hits in summary.items() if key.startswith("hit_rate_")}
+    heads = ("held_out_items" if sets else "held-out", *sets)
+    lines += ["", f"{'right one of ten found':<36}" + "".join(f"{head.replace('_', ' '):>24}" for head in heads)]
     for arm, hit in summary["hit_rate"].items():
-        lines.append(f"  {arm:<34}{_interval(hit):>24}{_interval(combinations.get(arm)):>28}")
+        row = (hit, *(hits.get(arm) for hits in sets.values()))
+        lines.append(f"  {arm:<34}" + "".join(f"{_interval(one):>24}" for one in row))
     lines += ["", "seconds: " + ", ".join(f"{name} {value:g}" for name, value in summary["seconds"].items())]
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from lavic.train.settings import LoopSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
+    from lavic.data.dataset import ShardDataset, Without
     from lavic.train.score import Score
 
 DESCRIPTION = """Stage 1, distillation: train the vision side until five tokens of a photo say what all of them say.
@@ -36,7 +37,7 @@ class DistillSettings:
     """Train the vision adapter (stage 1)."""
 
     shards: Path
-    """Set of shards to train on, with descriptions."""
+    """Set of shards to train on, with descriptions. A photo that `valid` holds too is left out."""
     valid: Path
     """Set of shards to validate with, with descriptions."""
     out: Path
@@ -72,9 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(chosen: DistillSettings, world: World) -> int:
     """Trains, from wherever the run stands."""
-    from lavic.data.dataset import ShardDataset
+    from lavic.data.dataset import ShardDataset, Without
+    from lavic.model.backbone import resolve
+    from lavic.train.engine import read_json
 
-    photos, valid = ShardDataset(chosen.shards), ShardDataset(chosen.valid)
+    chosen.loop.split(world.size)
+    extra = read_json(chosen.deepspeed)
+    resolve(chosen.model)
+    valid = ShardDataset(chosen.valid)
+    photos = Without(ShardDataset(chosen.shards), valid.keys)
+    if not len(photos):
+        raise DataError(f"{chosen.shards}: every photo is in {chosen.valid} too: nothing is left to train on")
     folder = RunFolder(chosen, command="distill", world=world, free=("shards", "valid"))
     if folder.done:
         if world.is_main:
@@ -84,14 +93,22 @@ def run(chosen: DistillSettings, world: World) -> int:
     try:
         with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
             tracker.start("distill", flatten(chosen))
-            _train(chosen, world, folder, tracker, photos, valid)
+            if not folder.begun:
+                tracker.event("resume", step=0)  # whatever an earlier start wrote is taken back
+            _train(chosen, world, folder, tracker, photos, valid, extra)
     finally:
         world.close()
     return 0
 
 
 def _train(
-    chosen: DistillSettings, world: World, folder: RunFolder, tracker: Tracker, photos: Any, valid_photos: Any
+    chosen: DistillSettings,
+    world: World,
+    folder: RunFolder,
+    tracker: Tracker,
+    photos: Without,
+    valid_photos: ShardDataset,
+    extra: dict[str, Any],
 ) -> None:
     import torch
 
@@ -100,7 +117,7 @@ def _train(
     from lavic.model.backbone import Backbone
     from lavic.model.bundle import save_bundle
     from lavic.train.checkpoint import Checkpoints
-    from lavic.train.engine import Engine, read_json
+    from lavic.train.engine import Engine
     from lavic.train.loop import fit
     from lavic.train.score import score
     from lavic.train.tasks import DistillData, DistillTask, TeacherTask
@@ -108,13 +125,13 @@ def _train(
     device = world.device()
     backbone = Backbone.load(chosen.model, device)
 
-    def data(shards: Any, **how: Any) -> DistillData:
+    def data(shards: ShardDataset | Without, **how: Any) -> DistillData:
         return DistillData(shards, backbone.geometry, backbone.encoder, max_length=chosen.max_length, **how)
 
     train = data(photos, order=Order(len(photos), chosen.loop.seed))
     valid = data(valid_photos)
     micro_batch, _ = chosen.loop.split(world.size)
-    captions = _read_captions(folder.folder)
+    captions = _read_captions(folder.folder) if folder.begun else {}
     if "full" not in captions:
         every = data(valid_photos, tokens="all")
         teacher = score(TeacherTask(backbone.model), every, world, batch=micro_batch, device=device)
@@ -123,7 +140,7 @@ def _train(
 
     torch.manual_seed(chosen.loop.seed)
     model = add_adapter(backbone, "vision", chosen.lora)
-    engine = Engine(DistillTask(model), world, chosen.loop, extra=read_json(chosen.deepspeed))
+    engine = Engine(DistillTask(model), world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(train))
 
     def validated(step: int, result: Score, best: bool) -> None:
@@ -142,10 +159,9 @@ def _train(
                 )
             _write_captions(folder.folder, captions, world)
 
-    identity = {
-        "base model": backbone.fingerprint,
-        "training set": _digest(photos) if world.is_main else "",
-    }
+    identity = {"base model": backbone.fingerprint}
+    if world.is_main:
+        identity |= {"training set": _digest(photos), "validation set": _digest(valid_photos)}
     checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=world.broadcast(identity))
     progress = fit(engine, train, valid, checkpoints, tracker, chosen.loop, world, on_validation=validated)
     if untouched(model):
@@ -175,7 +191,7 @@ def _write_captions(folder: Path, captions: dict[str, dict[str, float]], world: 
         write_whole(folder / "captions.json", json.dumps(captions, indent=2) + "\n")
 
 
-def _digest(photos: Any) -> str:
+def _digest(photos: ShardDataset | Without) -> str:
     """Of what is learnt: the shards, and the descriptions beside them."""
     from lavic.data.descriptions import descriptions_path
 

@@ -245,9 +245,9 @@ def _write_report(
         seed=chosen.seed,
     )
     sections = [
-        exhibits.key_numbers(results),
+        exhibits.key_numbers(results, *contest.past.numbers),
         *exhibits.trial_sections(results),
-        *contest.past,
+        *contest.past.sections,
         *([shown] if shown else []),
         exhibits.method(results),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +141,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     return 0
 
 
-def _photos(data, without: frozenset[str], side: int) -> list[Photo]:  # noqa: ANN001 (a ShardDataset)
+def _photos(data, without: frozenset[str], side: int) -> list[Photo]:
     """The described photos of a set, no larger than a miniature needs."""
     from lavic.mini.pretrain import Photo
 
@@ -151,15 +150,15 @@ def _photos(data, without: frozenset[str], side: int) -> list[Photo]:  # noqa: A
         if sample.text:
             image = sample.image
             image.thumbnail((side * 9 // 8, side * 9 // 8))
-            photos.append(Photo(image, sample.title, sample.text))
+            photos.append(Photo(sample.item_id, image, sample.title, sample.text))
     return photos
 
 
-def _titles(data) -> dict[str, str]:  # noqa: ANN001 (a ShardDataset)
+def _titles(data) -> dict[str, str]:
     return {sample.item_id: sample.title for sample in (data[i] for i in range(len(data)))}
 
 
-def _listings(conversations, looks: dict[str, str], titles: dict[str, str]) -> list[Listing]:  # noqa: ANN001
+def _listings(conversations, looks: dict[str, str], titles: dict[str, str]) -> list[Listing]:
     """The conversations of which every candidate has a look in words."""
     from lavic.mini.curriculum import Listing
 
@@ -171,6 +170,12 @@ def _listings(conversations, looks: dict[str, str], titles: dict[str, str]) -> l
                 turns = tuple((turn.role, turn.text) for turn in conversation.turns)
                 names = tuple(titles[i] for i in ids)
                 listings.append(
-                    Listing(turns=turns, titles=names, looks=tuple(looks[i] for i in ids), target=ids.index(targets[0]))
+                    Listing(
+                        ids=tuple(ids),
+                        turns=turns,
+                        titles=names,
+                        looks=tuple(looks[i] for i in ids),
+                        target=ids.index(targets[0]),
+                    )
                 )
     return listings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -159,6 +160,8 @@ def _read(source: str, named: tuple[str, ...], key: str) -> list[Conversation]:
 
 def _typed(named: tuple[str, ...], key: str) -> Iterator[Conversation]:
     """What is typed, line by line; each line goes on with the conversation, an empty one begins another."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives `input` line editing and a history)
     print("What are you looking for? Further lines go on with the conversation, an empty one starts over; Ctrl-D ends.")
     turns: list[Turn] = []
     while True:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.recommend import exhibits
-from lavic.recommend.report import Section
+from lavic.recommend.report import Number, Section
 from lavic.tracking import read_journal
 
 if TYPE_CHECKING:
@@ -40,15 +41,23 @@ def shelf(folders: Sequence[Path], store: ItemStore) -> Callable[[str], bytes | 
     return photo
 
 
-def run_sections(runs: Sequence[tuple[str, str]]) -> list[Section]:
+@dataclass
+class Past:
+    """What the report shows of the runs that made a bundle."""
+
+    numbers: list[Number] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+
+def read_runs(runs: Sequence[tuple[str, str]]) -> Past:
     """Validation curves of (name, run folder), stage 1 and stage 2 apart, and what stage 1 did for descriptions.
 
     Raises:
         DataError: A folder holds no journal.
     """
+    past = Past()
     charts: dict[str, dict[str, list[dict[str, Any]]]] = {title: {} for title in STAGES.values()}
     levels: dict[str, dict[str, float]] = {}
-    sections: list[Section] = []
     for name, folder in runs:
         journal, captions = Path(folder) / "metrics.jsonl", Path(folder) / "captions.json"
         if not journal.is_file():
@@ -57,7 +66,12 @@ def run_sections(runs: Sequence[tuple[str, str]]) -> list[Section]:
         charts[title][name] = read_journal(journal)
         if captions.is_file():
             scores = json.loads(captions.read_text(encoding="utf-8"))
-            levels.setdefault(title, {})["all tokens"] = scores["full"]["perplexity"]
-            sections.append(exhibits.captions(scores))
+            if "full" in scores:
+                levels.setdefault(title, {})["all tokens"] = scores["full"]["perplexity"]
+            past.sections.append(exhibits.captions(scores))
+            if "cls_after" in scores:
+                past.numbers.append(exhibits.caption_number(scores))
     trained = exhibits.training({title: lines for title, lines in charts.items() if lines}, levels)
-    return [*sections, *([trained] if trained else [])]
+    if trained:
+        past.sections.append(trained)
+    return past

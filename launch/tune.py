@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavic.config import flatten, parse, settings
 from lavic.errors import DataError
@@ -83,8 +83,12 @@ def run(chosen: TuneSettings, world: World) -> int:
     from lavic.data.conversations import read_conversations
     from lavic.model.backbone import fingerprint, resolve
     from lavic.model.itemstore import ItemStore
+    from lavic.train.engine import read_json
 
+    chosen.loop.split(world.size)
+    extra = read_json(chosen.deepspeed)
     store = ItemStore.open(chosen.store)
+    store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
     train = read_conversations(chosen.train, candidates=chosen.candidates)
     valid = read_conversations(chosen.valid, candidates=chosen.candidates)
     folder = RunFolder(chosen, command="tune", world=world, free=("store", "train", "valid"))
@@ -92,12 +96,13 @@ def run(chosen: TuneSettings, world: World) -> int:
         if world.is_main:
             print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
         return 0
-    store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
     world.start()
     try:
         with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
             tracker.start("tune", flatten(chosen))
-            _train(chosen, world, folder, tracker, store, train, valid)
+            if not folder.begun:
+                tracker.event("resume", step=0)  # whatever an earlier start wrote is taken back
+            _train(chosen, world, folder, tracker, store, train, valid, extra)
     finally:
         world.close()
     return 0
@@ -111,6 +116,7 @@ def _train(
     store: ItemStore,
     train_rows: Sequence[Conversation],
     valid_rows: Sequence[Conversation],
+    extra: dict[str, Any],
 ) -> None:
     import torch
 
@@ -119,7 +125,7 @@ def _train(
     from lavic.model.backbone import Backbone
     from lavic.model.bundle import save_bundle
     from lavic.train.checkpoint import Checkpoints
-    from lavic.train.engine import Engine, read_json
+    from lavic.train.engine import Engine
     from lavic.train.loop import fit
     from lavic.train.tasks import TuneData, TuneTask
 
@@ -146,7 +152,7 @@ def _train(
     train.order = Order(len(train), chosen.loop.seed)
     torch.manual_seed(chosen.loop.seed)
     model = add_adapter(backbone, "language", chosen.lora)
-    engine = Engine(TuneTask(model), world, chosen.loop, extra=read_json(chosen.deepspeed))
+    engine = Engine(TuneTask(model), world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(train))
 
     def validated(step: int, result: Score, best: bool) -> None:
@@ -165,6 +171,7 @@ def _train(
         "base model": backbone.fingerprint,
         "item store": digest_files([store.folder / "manifest.json"]),
         "training set": digest_files([chosen.train]),
+        "validation set": digest_files([chosen.valid]),
     }
     checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
     progress = fit(engine, train, valid, checkpoints, tracker, chosen.loop, world, on_validation=validated)
@@ -172,13 +179,7 @@ def _train(
         raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
     for name in ("config.yaml", "bundle"):
         tracker.artifact(folder.folder / name)
-    folder.finish(
-        {
-            "command": "tune",
-            "steps": progress.step,
-            "best_step": progress.best_step,
-            "best_loss": progress.best_loss,
-        }
-    )
+    best = {"best_step": progress.best_step, "best_loss": progress.best_loss}
+    folder.finish({"command": "tune", "steps": progress.step, **best})
     if world.is_main:
         print(f"{folder.bundle}: done; next: lavic evaluate --bundle {folder.bundle} --store {chosen.store} --test ...")

@@ -160,8 +160,10 @@ def _mirror(schema: Schema, above: Keys, *, typed: bool) -> type:
     for name in cls.__pydantic_fields__:  # type: ignore[attr-defined]
         keys = (*above, name)
         if keys in schema.groups:
-            below = _mirror(schema, keys, typed=typed)
-            fields.append((name, below, dataclasses.field(default_factory=below)))
+            below: Any = _mirror(schema, keys, typed=typed)
+            # Before 1.0.17 tyro does not find a docstring that was put on after the class was made.
+            shown_below: Any = Annotated[below, tyro.conf.arg(help=below.__doc__ or None)]
+            fields.append((name, shown_below, dataclasses.field(default_factory=below)))
             continue
         leaf = schema.leaves[keys]
         default = at(schema.defaults, keys)

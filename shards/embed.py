@@ -205,14 +205,14 @@ class _Cut:
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, row: int):  # noqa: ANN204 (numpy views and a dict)
+    def __getitem__(self, row: int):
         number, index, _ = self.photos[row]
         sample = self.sets[number][index]
         info = {"id": sample.item_id, "key": sample.key, "title": sample.title}
         return self.geometry.cut(sample.image), info
 
 
-def _stack(rows):  # noqa: ANN001, ANN202 (of _Cut)
+def _stack(rows):
     import numpy as np
     import torch
 

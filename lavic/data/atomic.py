@@ -40,7 +40,10 @@ def write_whole(path: Path, data: bytes | str) -> None:
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left behind; only when nobody writes to the folder."""
     for part in folder.glob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

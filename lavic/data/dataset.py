@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,32 @@ class ShardDataset:
         if getattr(self, "_process", None) == os.getpid():
             for file in self._files.values():
                 os.close(file)
+
+
+class Without:
+    """A set of shards less some of its samples, under new consecutive numbers."""
+
+    def __init__(self, data: ShardDataset, keys: Iterable[str]) -> None:
+        """Leave samples out.
+
+        Args:
+            data: The whole set.
+            keys: Of the samples to leave out; those that the set does not hold do not matter.
+        """
+        unwanted = frozenset(keys)
+        self.data = data
+        self._kept = np.flatnonzero([key not in unwanted for key in data.keys]) if unwanted else np.arange(len(data))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the whole set."""
+        return self.data.manifest
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.data[int(self._kept[index])]
 
 
 class Order:

@@ -191,12 +191,9 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
         "meta_Mini": [_amazon_meta(p, base_url) for p in (*train, *held)],
         "train": [conversation_row(rng.choice(train), train, rng) for _ in range(size.train_conversations)],
         "valid": [conversation_row(rng.choice(heldout), heldout, rng) for _ in range(size.valid_conversations)],
-        "test": [
-            conversation_row(heldout[i % len(heldout)], heldout, rng) for i in range(size.test_conversations)
-        ],
+        "test": [conversation_row(heldout[i % len(heldout)], heldout, rng) for i in range(size.test_conversations)],
         "test_combinations": [
-            conversation_row(combos[i % len(combos)], [*heldout, *combos], rng)
-            for i in range(size.test_conversations)
+            conversation_row(combos[i % len(combos)], [*heldout, *combos], rng) for i in range(size.test_conversations)
         ],
     }
     for name, lines in rows.items():

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from lavic.mini.catalog import ID_PREFIX
 from lavic.model import prompts
 from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate
 from lavic.model.prompts import Candidate, Piece, Text
@@ -23,6 +22,7 @@ from lavic.model.prompts import Candidate, Piece, Text
 class Listing:
     """A training conversation with the look of every candidate in words."""
 
+    ids: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
     titles: tuple[str, ...]
     looks: tuple[str, ...]
@@ -35,7 +35,8 @@ class Level:
     """One level of the look-up lists."""
 
     form: str
-    """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look."""
+    """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look; `photo`: conversation,
+    title and photo."""
     most: int
     """Longest list."""
     batch: int
@@ -54,6 +55,12 @@ LEVELS = (
     Level(form="look", most=10, batch=48),
     Level(form="full", most=10, batch=32),
 )
+PHOTO_LEVELS = (
+    Level(form="photo", most=3, batch=16, more=4),
+    Level(form="photo", most=6, batch=12, more=4),
+    Level(form="photo", most=10, batch=12),
+)
+"""Rehearsed while the miniature learns to see: the same lists, with photos in the place of words."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Lists:
     far: torch.Tensor
     """bool [m]: the request stands as far before the answer as the level allows; before the whole list, as in the real
     prompt, at the later ones."""
+    photos: tuple[str, ...] = ()
+    """Ids of the items whose photos the image tokens stand for, in reading order."""
 
 
 def repeat(batch: int, vocabulary: int, reserved: int, generator: torch.Generator) -> Batch:
@@ -83,7 +92,13 @@ def repeat(batch: int, vocabulary: int, reserved: int, generator: torch.Generato
 
 
 def recall(
-    batch: int, level: int, words: Sequence[int], pairs: Sequence[int], encoder: Encoder, rng: random.Random
+    batch: int,
+    level: int,
+    words: Sequence[int],
+    pairs: Sequence[int],
+    id: str,
+    encoder: Encoder,
+    rng: random.Random,
 ) -> Lists:
     """Keys with values, then the keys again in another order: their values are learnt.
 
@@ -91,7 +106,8 @@ def recall(
     without which a seed in three never leaves chance. Level 1 mixes forms that grow towards `id: word`, and puts more
     and more of the real prompt's end between the key and the answer; level 2 has three-token values as ids have.
     """
-    colon, prefix = (encoder.tokenizer(s, add_special_tokens=False).input_ids[-1] for s in ("x:", ID_PREFIX))
+    colon = encoder.tokenizer("x:", add_special_tokens=False).input_ids[-1]
+    prefix = encoder.target(id)[0]
     line = encoder.tokenizer("x\nx", add_special_tokens=False).input_ids[-2]
     end = encoder.prompt(prompts.recommend((), (), photo_tokens=0))
     end = [line, *end[end.index(line) + 1 :], prefix]
@@ -128,12 +144,21 @@ def recall(
     return Lists(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), wanted, far)
 
 
-def lists(level: Level, listings: Sequence[Listing], words: Sequence[str], encoder: Encoder, rng: random.Random) -> Lists:
+def lists(
+    level: Level,
+    listings: Sequence[Listing],
+    words: Sequence[str],
+    ids: Sequence[str],
+    encoder: Encoder,
+    rng: random.Random,
+    photo_tokens: int = 0,
+) -> Lists:
     """Lists with a request each, most often as far from the answer as the level allows, else nearer or after the list."""
     size = rng.randint(2, level.most)
     examples: list[Example] = []
     answers: list[tuple[int, int, bool]] = []
     wanted: list[torch.Tensor] = []
+    photos: list[str] = []
 
     def expect(words: str, row: int, at: int, far: bool) -> None:
         counts = torch.zeros(len(encoder.tokenizer))
@@ -143,46 +168,50 @@ def lists(level: Level, listings: Sequence[Listing], words: Sequence[str], encod
         answers.append((row, at, far))
 
     for row in range(level.batch):
-        turns, shown, target = _draw(level.form, listings, words, size, rng)
+        turns, shown, target, seen = _draw(level.form, listings, words, size, rng)
+        photos += seen
         reach = min(level.reach, len(shown))
         between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
-        ids = [f"{ID_PREFIX}{rng.randrange(1_000_000):06d}" for _ in shown]
-        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(ids, shown, strict=True)]
-        example = encoder.example(request_at(turns, candidates, len(shown) - between), ids[target])
+        # an item has another id in every list: what an id means stands in the list, never in the weights
+        given = rng.sample(ids, len(shown))
+        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]
+        example = encoder.example(request_at(turns, candidates, len(shown) - between, photo_tokens), given[target])
         expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
         for _ in range(level.more):
             again = rng.randrange(len(shown))
-            request = encoder.prompt(request_at([("seeker", shown[again][2])], [], 0))[2:]
-            answer = encoder.target(ids[again])
+            request = encoder.prompt(request_at([("seeker", shown[again][2])], []))[2:]
+            answer = encoder.target(given[again])
             expect(shown[again][2], row, len(example.input_ids) + len(request), True)
             example.input_ids.extend([*request, *answer])
             example.labels.extend([*[IGNORED] * len(request), *answer])
         examples.append(example)
     rows, at, far = zip(*answers, strict=True)
     batch = collate(examples, encoder.pad)
-    return Lists(batch, torch.tensor(rows), torch.tensor(at), torch.stack(wanted), torch.tensor(far))
+    return Lists(batch, torch.tensor(rows), torch.tensor(at), torch.stack(wanted), torch.tensor(far), tuple(photos))
 
 
-def request_at(turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], at: int) -> tuple[Piece, ...]:
+def request_at(
+    turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], at: int = 0, photo_tokens: int = 0
+) -> tuple[Piece, ...]:
     """The real prompt with the conversation moved before candidate `at`; 0 is the real prompt itself."""
     if at == 0:
-        return prompts.recommend(turns, candidates, photo_tokens=0)
-    head = prompts.recommend((), candidates[:at], photo_tokens=0)[:-1]
+        return prompts.recommend(turns, candidates, photo_tokens=photo_tokens)
+    head = prompts.recommend((), candidates[:at], photo_tokens=photo_tokens)[:-1]
     asked: list[Piece] = []
     for role, text in turns:
         asked += [f"{prompts.ROLES[role]}: ", Text(text), "\n"]
-    tail = prompts.recommend((), candidates[at:], photo_tokens=0)[2:]
+    tail = prompts.recommend((), candidates[at:], photo_tokens=photo_tokens)[2:]
     return (*head, *asked, *tail)
 
 
 def _draw(
     form: str, listings: Sequence[Listing], words: Sequence[str], size: int, rng: random.Random
-) -> tuple[Sequence[tuple[str, str]], list[tuple[str, str | None, str]], int]:
-    """A request, `size` candidates as (title, look, the words that decide), and the index of the right one."""
+) -> tuple[Sequence[tuple[str, str]], list[tuple[str, str | None, str]], int, list[str]]:
+    """A request, `size` candidates as (title, look, the words that decide), the right one's index, photos to show."""
     if form == "word":
         keys = rng.sample(words, size)
         target = rng.randrange(size)
-        return [("seeker", keys[target])], [(key, None, key) for key in keys], target
+        return [("seeker", keys[target])], [(key, None, key) for key in keys], target, []
     listing = rng.choice(listings)
     others = [i for i in range(len(listing.looks)) if i != listing.target]
     chosen = [*rng.sample(others, min(size - 1, len(others))), listing.target]
@@ -190,6 +219,9 @@ def _draw(
     target, looks = chosen.index(listing.target), [listing.looks[i] for i in chosen]
     if form == "look":
         asked = rng.sample(looks[target].split(), len(looks[target].split()))
-        return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target
+        return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target, []
     titles = [listing.titles[i] for i in chosen]
-    return listing.turns, list(zip(titles, looks, looks, strict=True)), target
+    if form == "photo":
+        shown = [(title, None, look) for title, look in zip(titles, looks, strict=True)]
+        return listing.turns, shown, target, [listing.ids[i] for i in chosen]
+    return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []

@@ -26,17 +26,18 @@ from transformers import LlavaNextForConditionalGeneration
 from lavic.config import settings
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
-from lavic.mini.catalog import ID_PREFIX
-from lavic.mini.curriculum import LEVELS, Lists, Listing
+from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
 from lavic.model.compress import all_tokens
-from lavic.model.inputs import Batch, Encoder, collate, splice, token_losses
+from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_losses
 from lavic.model.views import Geometry
 
 Log = Callable[[dict], None]
 FETCH_LAYER = 2
-"""After this layer of the language model the requested words must be readable where the answer begins."""
+"""After this layer of the language model the requested words must be readable where the answer is said."""
+FETCH_AT = (-1, 0, 1, 2)
+"""Positions, counted from the first token of the answer's id, that this is asked of."""
 
 
 @settings
@@ -58,8 +59,12 @@ class PretrainSettings:
     batch: int = 32
     """Photos a step in the second phase."""
     rehearse_every: int = 4
-    """Every so many photo steps a batch of look-up lists is added, so that reading is not forgotten."""
-    fetch_weight: float = 0.5
+    """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
+    compare_every: int = 2
+    """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
+    compare_from: int = 150
+    """Step of the second phase at which that begins."""
+    fetch_weight: float = 1.0
     """Weight of the fetch supervision beside the language-model loss."""
     weight_decay: float = 0.02
     """AdamW's."""
@@ -73,6 +78,8 @@ class PretrainSettings:
 class Photo:
     """A photo to learn from."""
 
+    id: str
+    """Of its item."""
     image: Image.Image
     title: str
     description: str
@@ -108,6 +115,7 @@ class Pretrainer:
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # thrown away at the end: reads the requested words off the middle of the language model
         self.fetch_head = nn.Linear(model.config.text_config.hidden_size, len(encoder.tokenizer))
+        self.ids = sorted({id for listing in listings for id in listing.ids})
         self.started = time.monotonic()
 
     # reading -----------------------------------------------------------------------------------------------------
@@ -128,11 +136,10 @@ class Pretrainer:
         for level in range(3):
 
             def recall(level: int = level) -> tuple[torch.Tensor, float]:
-                batch = curriculum.recall(64, level, self.words, digits, self.encoder, self.rng)
+                batch = curriculum.recall(64, level, self.words, digits, self.ids[0], self.encoder, self.rng)
                 return self._fetch(batch)
 
             self._until_mastered(f"recall {level}", steps, recall, optimizer, self.chosen.read_lr)
-            if level==2 and globals().get("HOOK"): HOOK(self)
         for n, _ in enumerate(LEVELS):
 
             def fetch(n: int = n) -> tuple[torch.Tensor, float | None]:
@@ -160,7 +167,7 @@ class Pretrainer:
                 recent.append(right)
             mastered = len(recent) == recent.maxlen and np.mean(recent) > self.chosen.mastery
             if mastered or step % 50 == 49:
-                self._record("read", step + 1, level=name, loss=loss.item(), right=float(np.mean(recent or [0.0])), dbg=getattr(self,"dbg",None))
+                self._record("read", step + 1, level=name, loss=loss.item(), right=float(np.mean(recent or [0.0])))
             if mastered:
                 return
 
@@ -170,8 +177,12 @@ class Pretrainer:
         """Descriptions from all photo tokens, with look-up lists between."""
         chosen = self.chosen
         optimizer = _adamw([*self.model.parameters(), *self.fetch_head.parameters()], chosen)
+        by_id = {photo.id: photo for photo in photos}
+        listings = [listing for listing in self.listings if all(id in by_id for id in listing.ids)]
         captions: deque[float] = deque(maxlen=50)
         fetched: deque[float] = deque(maxlen=12)
+        found: deque[float] = deque(maxlen=8)
+        level = 0
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
             caption = self.caption_losses(batch, augment=chosen.augment).mean()
@@ -180,11 +191,25 @@ class Pretrainer:
                 rehearsal, right = self._fetch(self._lists(len(LEVELS) - 1))
                 loss = loss + rehearsal
                 fetched.append(right)
+            if listings and step >= chosen.compare_from and step % chosen.compare_every == 1:
+                rehearsal, right = self._fetch_photos(PHOTO_LEVELS[level], listings, by_id)
+                loss = loss + rehearsal
+                found.append(right)
+                if len(found) == found.maxlen and np.mean(found) > chosen.mastery and level + 1 < len(PHOTO_LEVELS):
+                    level += 1
+                    found.clear()
             cosine = 0.5 * (1 + math.cos(math.pi * step / chosen.see_steps)) * 0.98 + 0.02
             _update(loss, optimizer, chosen.see_lr * min(1.0, (step + 1) / 80) * cosine)
             captions.append(caption.item())
             if step % 50 == 49:
-                self._record("see", step + 1, caption=float(np.mean(captions)), right=float(np.mean(fetched)))
+                self._record(
+                    "see",
+                    step + 1,
+                    caption=float(np.mean(captions)),
+                    right=float(np.mean(fetched)),
+                    photo_level=level,
+                    photo_right=float(np.mean(found or [0.0])),
+                )
             if held_out and (step % 300 == 299 or step + 1 == chosen.see_steps):
                 self._record("see", step + 1, held_out_perplexity=self.perplexity(held_out))
 
@@ -200,6 +225,21 @@ class Pretrainer:
         ]
         return token_losses(self.model, collate(examples, self.encoder.pad), torch.cat(tokens))
 
+    def _fetch_photos(
+        self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
+    ) -> tuple[torch.Tensor, float]:
+        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several images at once."""
+        side = self.geometry.size // self.geometry.patch
+        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, photo_tokens=side * side + 1)
+        augment = self.rng if self.chosen.augment else None
+        images = [by_id[id].prepared(2 * self.geometry.size, augment) for id in lists.photos]
+        whole = torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images]))
+        llava = self.model.model
+        hidden = llava.vision_tower(whole, output_hidden_states=True).hidden_states[llava.config.vision_feature_layer]
+        tokens = llava.multi_modal_projector(hidden[:, 1:])
+        ends = llava.image_newline.expand(len(tokens), 1, -1)
+        return self._fetch(lists, torch.cat([tokens, ends], 1).flatten(0, 1))
+
     @torch.no_grad()
     def perplexity(self, photos: Sequence[Photo]) -> float:
         """Of the descriptions, from all photo tokens."""
@@ -209,38 +249,36 @@ class Pretrainer:
     # shared ------------------------------------------------------------------------------------------------------
 
     def _lists(self, level: int) -> Lists:
-        return curriculum.lists(LEVELS[level], self.listings, self.word_texts, self.encoder, self.rng)
+        return curriculum.lists(LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng)
 
     def _answer(self, batch: Batch) -> tuple[torch.Tensor, float]:
         """Language-model loss, and the share of target tokens that would be said."""
         hidden = self._language(batch).last_hidden_state
-        learnt = batch.labels[:, 1:] != -100
+        learnt = batch.labels[:, 1:] != IGNORED
         logits, labels = self.model.lm_head(hidden[:, :-1][learnt]), batch.labels[:, 1:][learnt]
         right = (logits.argmax(-1) == labels).float().mean().item()
         return functional.cross_entropy(logits, labels), right
 
-    def _fetch(self, lists: Lists) -> tuple[torch.Tensor, float]:
-        """Language-model loss and fetch supervision; the share of far requests whose id begins right."""
-        output = self._language(lists.batch, layers=True)
-        learnt = lists.batch.labels[:, 1:] != -100
+    def _fetch(self, lists: Lists, photos: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Language-model loss and fetch supervision; the share of far requests that are answered right."""
+        output = self._language(lists.batch, photos, layers=True)
+        labels = lists.batch.labels[:, 1:]
+        learnt = labels != IGNORED
         logits = self.model.lm_head(output.last_hidden_state[:, :-1][learnt])
-        labels = lists.batch.labels[:, 1:][learnt]
-        loss = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, labels[learnt])
         middle = output.hidden_states[FETCH_LAYER]
         middle = middle * torch.rsqrt(middle.pow(2).mean(-1, keepdim=True) + 1e-5)
-        rows = lists.row
-        self.dbg=[round(loss.item(),3)]
-        for at in (lists.answer - 1, lists.answer):
-            guess = self.fetch_head(middle[rows, at]).log_softmax(-1)
-            self.dbg.append(round((guess.exp()*lists.wanted.gt(0)).sum(-1).mean().item(),3))
-            loss = loss - self.chosen.fetch_weight * 0.5 * (guess * lists.wanted).sum(-1).mean()
-        # the position of the prefix predicts the first free digits
-        said = self.model.lm_head(output.last_hidden_state[rows, lists.answer]).argmax(-1)
-        right = (said == lists.batch.input_ids[rows, lists.answer + 1])[lists.far].float()
-        return loss, right.mean().item() if len(right) else 0.0
+        for offset in FETCH_AT:
+            # an answer shorter than the offset has nothing left to say there
+            at = (lists.answer + offset).clamp(max=learnt.shape[1] - 1)
+            here = learnt[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
+            guess = self.fetch_head(middle[lists.row, at][here]).log_softmax(-1)
+            share = self.chosen.fetch_weight / len(FETCH_AT)
+            loss = loss - share * (guess * lists.wanted[here]).sum(-1).sum() / len(lists.row)
+        return loss, _answered(learnt, logits.argmax(-1) == labels[learnt], lists.far)
 
-    def _language(self, batch: Batch, *, layers: bool = False):  # noqa: ANN202 (a transformers output)
-        embeds = splice(self.model, batch.input_ids, None)
+    def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False):
+        embeds = splice(self.model, batch.input_ids, photos)
         return self.model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=layers)
 
     def _record(self, phase: str, step: int, **values: object) -> None:
@@ -254,12 +292,13 @@ def everything_read(photos: Sequence[Photo], listings: Sequence[Listing]) -> Ite
         yield photo.title
         yield photo.description
     for listing in listings:
+        yield from listing.ids
         yield from (text for _, text in listing.turns)
         yield from listing.titles
         yield from listing.looks
     yield from prompt_pieces()
-    # ids, prefixes and words meet commas, colons and full stops only in whole prompts
-    yield f"{ID_PREFIX}123456: word, word."
+    # colons and commas meet the words before them only in whole prompts
+    yield "word: word, word."
 
 
 def prompt_pieces() -> list[str]:
@@ -272,6 +311,21 @@ def read_looks(path: Path) -> dict[str, str]:
     """Item id -> its look in a few words, from lines of `{"id": ..., "look": ...}`."""
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return {row["id"]: row["look"] for row in rows}
+
+
+def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:
+    """The share of far requests whose answer is right in every token.
+
+    Args:
+        learnt: bool [b, length], target positions.
+        right: bool [targets], whether each would be said.
+        far: bool [answers], in reading order; an answer is a run of target positions.
+    """
+    begins = learnt.clone()
+    begins[:, 1:] &= ~learnt[:, :-1]
+    answer = begins.flatten().cumsum(0)[learnt.flatten()] - 1
+    wrong = torch.zeros(len(far)).index_add_(0, answer, (~right).float())
+    return (wrong[far] == 0).float().mean().item() if far.any() else 0.0
 
 
 def _adamw(parameters: Sequence[nn.Parameter], chosen: PretrainSettings) -> torch.optim.AdamW:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -112,7 +113,10 @@ def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
     state = load_file(folder / WEIGHTS)
     if not hasattr(backbone.model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
-    model = get_peft_model(backbone.model, config)
+    with warnings.catch_warnings():
+        # PEFT finds that the folder's base has another name here ("mini" and its path, say); the fingerprint decides
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+        model = get_peft_model(backbone.model, config)
     result = set_peft_model_state_dict(model, state)
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:

@@ -1,9 +1,9 @@
 """The item store: every item's five [CLS] vectors, made once, read by memory map.
 
-    STORE/tokens-00000.safetensors   "tokens" [n, 5, d_vision], before the projector
-    STORE/items-00000.jsonl          one line per row: id, photo key, title
-    STORE/vision_adapter/            a copy of the adapter that made the tokens; absent for a store of the plain base model
-    STORE/manifest.json              written last: a store without it is not whole
+STORE/tokens-00000.safetensors   "tokens" [n, 5, d_vision], before the projector
+STORE/items-00000.jsonl          one line per row: id, photo key, title
+STORE/vision_adapter/            a copy of the adapter that made the tokens; absent for a store of the plain base model
+STORE/manifest.json              written last: a store without it is not whole
 """
 
 from __future__ import annotations

@@ -54,13 +54,16 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def interval_bar(value: float, low: float | None, high: float | None, *, scale: float, tone: str) -> str:
+def interval_bar(
+    value: float, low: float | None, high: float | None, *, scale: float, tone: str, mark: float | None = None
+) -> str:
     """A bar from 0 to `value` with its interval as a whisker; stretches to the width it is given.
 
     Args:
         value: in data units, like `low` and `high`; no whisker where these are None or nan.
         scale: the data value of the right edge.
         tone: colour by role, as in `Series`.
+        mark: where to draw a dashed vertical line.
     """
 
     def place(number: float) -> str:
@@ -70,6 +73,8 @@ def interval_bar(value: float, low: float | None, high: float | None, *, scale: 
         return f'<line class="{kind}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
 
     grid = [line("grid", place(tick), place(tick), "0", "100%") for tick in ticks(0, scale)]
+    if mark is not None:
+        grid.append(line("level", place(mark), place(mark), "0", "100%"))
     bar = f'<rect class="fill {tone}" width="{place(value)}" y="-11" height="22" rx="3"/>'
     whisker = []
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
@@ -89,7 +94,7 @@ def curves(
         x_name: what the horizontal axis counts.
         y_name: what is drawn; it heads the vertical axis.
         levels: dashed lines to compare with.
-        log: logarithmic vertical axis; None chooses it where values span more than a factor of 8.
+        log: logarithmic vertical axis; None chooses it where values span more than a factor of 4.
     """
     clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
     clean = [(line, points) for line, points in clean if points]
@@ -98,7 +103,7 @@ def curves(
     xs = [x for _, points in clean for x, _ in points]
     ys = [y for _, points in clean for _, y in points] + [level.value for level in levels]
     if log is None:
-        log = min(ys) > 0 and max(ys) / min(ys) > 8
+        log = min(ys) > 0 and max(ys) / min(ys) > 4
     x_low, x_high = min(xs), max(xs)
     x_high = x_high if x_high > x_low else x_low + 1
     if log:
@@ -136,7 +141,7 @@ def curves(
     for level in levels:
         y = place_y(level.value)
         parts.append(f'<path class="level" d="M{LEFT} {y:.1f}H{right}"/>')
-        labels.append((y, "muted", level.name, short(round(level.value, 3))))
+        labels.append((y, "muted", level.name, f"{level.value:.3g}"))
     for line, points in clean:
         path = "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in points)
         parts.append(f'<path class="line {line.tone}" d="M{path}"/>')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from lavic.recommend.report import (
 from lavic.recommend.trial import Trial
 
 TONES = ("main", "second", "third", "muted")
+SHOWN = ("hit_rate", "hit_rate_in_list", "released_recall_at_1", "recall_at_3", "mrr", "ndcg_at_10", "valid_ratio")
+"""Metrics in the report's tables; `results.json` has all."""
+
 TILES = 10
 """Candidates shown of a case; a target further down is shown as well."""
 
@@ -39,15 +43,29 @@ def key_numbers(results: Mapping[str, Any], *more: Number) -> Section:
     if controls:
         best = max(controls, key=lambda arm: controls[arm]["value"])
         numbers.append(_number(controls[best], f"best control: {names[best]['label']}", "muted"))
+    for name, other in results["sets"].items():
+        if name != results["main_set"]:
+            numbers.append(_number(other["arms"][main]["hit_rate"], f"on {spoken(name).lower()}"))
     if trial["ceiling"]["value"] < 1:
         numbers.append(_number(trial["ceiling"], "ceiling: lists that hold a target"))
-    lead = f"{trial['conversations']:,} held-out conversations, {trial['list_length']:.3g} candidates each on average."
+    lead = f"{trial['conversations']:,} conversations, {trial['list_length']:.3g} candidates each on average."
     return Section(title="In short", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
 
 
 def trial_sections(results: Mapping[str, Any]) -> tuple[Section, ...]:
     """Hit rates, all metrics and the comparisons of every test set, the main one first."""
     return tuple(_trial(name, results) for name in results["sets"])
+
+
+def caption_number(scores: Mapping[str, Mapping[str, float]]) -> Number:
+    """The same in one figure, for `key_numbers`."""
+    others = [
+        f"{scores[key]['perplexity']:.2f} {words}"
+        for key, words in (("full", "from all tokens"), ("cls_before", "before stage 1"))
+        if key in scores
+    ]
+    value = f"{scores['cls_after']['perplexity']:.2f}"
+    return Number(value=value, label="description perplexity from five tokens", note=", ".join(others))
 
 
 def captions(scores: Mapping[str, Mapping[str, float]]) -> Section:
@@ -140,7 +158,7 @@ def gallery(
     cases = tuple(_case(trial, row, rankings[row], title, photo, others) for row in chosen)
     lead = (
         f"{len(chosen)} of {len(rows):,} conversations, drawn at random from the right ({sum(hit.values()):,}) and "
-        f"the wrong ({len(rows) - sum(hit.values()):,}) ones, alike many where there are as many: not in true "
+        f"the wrong ({len(rows) - sum(hit.values()):,}) ones, in equal numbers where possible, so not in true "
         "proportion. Candidates stand in the model's order, each with its probability."
     )
     return Section(title="Conversations", lead=lead, blocks=(Gallery(cases=cases),))
@@ -173,10 +191,16 @@ def method(results: Mapping[str, Any]) -> Section:
     return Section(title="How it was measured", blocks=(Text(paragraphs=tuple(words)), table))
 
 
+def spoken(name: str) -> str:
+    """held_out_items -> Held out items."""
+    return name.replace("_", " ").capitalize()
+
+
 def _trial(name: str, results: Mapping[str, Any]) -> Section:
     trial, labels, main = results["sets"][name], results["arms"], results["main"]
     rows, cells = [], []
-    columns = [metric for metric in LABELS if metric != "hit_rate_in_list" or trial["ceiling"]["value"] < 1]
+    best = trial["ceiling"]["value"]
+    columns = [metric for metric in SHOWN if metric != "hit_rate_in_list" or best < 1]
     for arm, metrics in trial["arms"].items():
         one = metrics["hit_rate"]
         tone = "main" if arm == main else "muted"
@@ -184,7 +208,14 @@ def _trial(name: str, results: Mapping[str, Any]) -> Section:
         rows.append(Bar(name=label, note=note, tone=tone, value=one["value"], low=one["low"], high=one["high"]))
         cells.append((label, *(_cell(metrics[metric]) for metric in columns)))
     blocks: list[Block] = [
-        Bars(title="HitRatio@1", rows=tuple(rows), scale=1.0),
+        Bars(
+            title="HitRatio@1"
+            if best == 1
+            else f"HitRatio@1; dashed: the ceiling, {best:.3f} of the lists hold a target",
+            rows=tuple(rows),
+            scale=_scale([best * (best < 1), *(row.high or row.value for row in rows)]),
+            mark=best if best < 1 else None,
+        ),
         Table(
             columns=("Arm", *(LABELS[metric] for metric in columns)),
             rows=tuple(cells),
@@ -194,7 +225,7 @@ def _trial(name: str, results: Mapping[str, Any]) -> Section:
     ]
     if trial["against"]:
         blocks.append(_against(trial["against"], labels, labels[main]["label"]))
-    title = f"Hit rate: {name.replace('_', ' ')}" if len(results["sets"]) > 1 else "Hit rate"
+    title = f"Hit rate: {spoken(name).lower()}" if len(results["sets"]) > 1 else "Hit rate"
     parts = [
         f"{trial['conversations']:,} conversations in {trial['clusters']:,} independent groups",
         f"ceiling {trial['ceiling']['value']:.3f}",
@@ -210,6 +241,12 @@ def _against(against: Mapping[str, Any], labels: Mapping[str, Any], main: str) -
         rows.append((labels[arm]["label"], _cell(row["difference"], sign="+"), *counts, _p(row.get("p_holm"))))
     columns = (f"{main} against", "Difference", f"only {main} right", "only the other right", "McNemar p")
     return Table(columns=columns, rows=tuple(rows), hints={"McNemar p": "exact, two-sided, adjusted after Holm"})
+
+
+def _scale(values: Sequence[float]) -> float:
+    """The right edge for shares: 1, or the next tenth where all are small."""
+    highest = max(value for value in values if value == value)
+    return 1.0 if highest > 0.5 else math.ceil(10 * highest + 1e-9) / 10
 
 
 def _case(
@@ -240,7 +277,9 @@ def _number(one: Mapping[str, float], label: str, tone: str = "") -> Number:
 
 
 def _cell(one: Mapping[str, float], sign: str = "") -> str:
-    return f"{one['value']:{sign}.3f}\n{one['low']:{sign}.3f} – {one['high']:{sign}.3f}"
+    between = " to " if sign else " – "
+    text = f"{one['value']:{sign}.3f}\n{one['low']:{sign}.3f}{between}{one['high']:{sign}.3f}"
+    return text.replace("-", "−")
 
 
 def _p(p: float | None) -> str:

@@ -135,11 +135,12 @@ def _bars(block: Bars) -> str:
         interval = ""
         if row.low is not None and row.high is not None:
             interval = f"{row.low:.{block.digits}f} – {row.high:.{block.digits}f}"
+        bar = interval_bar(row.value, row.low, row.high, scale=scale, tone=row.tone, mark=block.mark)
         rows.append(
             tag(
                 "div",
                 tag("div", escape(row.name), tag("small", escape(row.note)) if row.note else "", class_="who"),
-                tag("div", interval_bar(row.value, row.low, row.high, scale=scale, tone=row.tone), class_="plot"),
+                tag("div", bar, class_="plot"),
                 tag(
                     "div",
                     tag("b", f"{row.value:.{block.digits}f}"),
@@ -172,12 +173,7 @@ def _gallery(block: Gallery, key: str) -> str:
 
 
 def _case(case: Case) -> str:
-    turns = [
-        tag(
-            "div", tag("span", "seeker" if role == "seeker" else "reply"), tag("p", escape(text)), class_=f"turn {role}"
-        )
-        for role, text in case.turns
-    ]
+    turns = [tag("div", tag("span", role), tag("p", escape(text)), class_=f"turn {role}") for role, text in case.turns]
     others = [
         tag("li", f"{'✓' if right else '✗'} {escape(name)}", class_="good" if right else "bad")
         for name, right in case.others.items()

@@ -76,6 +76,8 @@ class Bars:
     title: str = ""
     scale: float | None = None
     """Data value of the right edge; None: the largest number shown."""
+    mark: float | None = None
+    """A dashed line through all rows, such as the best that can be reached."""
     digits: int = 3
     """Decimals of the printed values."""
 

@@ -39,10 +39,13 @@ class RunFolder:
         folder: Where it is.
         bundle: Where its bundle goes.
         checkpoints: Where its checkpoints go.
+        begun: Whether it has a checkpoint, whole or not.
     """
 
     def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
         """Opens or makes the folder `chosen.out`, and holds it until this process ends.
+
+        Until its first checkpoint a run has nothing to lose, and may be started again with other settings.
 
         Args:
             chosen: The run's settings.
@@ -58,14 +61,14 @@ class RunFolder:
         self.checkpoints = self.folder / "checkpoints"
         self._main = world.is_main
         config = self.folder / "config.yaml"
-        if config.is_file():
-            differ = _differ(load(type(chosen), config), chosen, {*FREE, *free})
-            if differ:
+        self.begun = self.done or any(self.checkpoints.glob("step-*"))
+        if config.is_file() and self.begun:
+            if differ := _differ(load(type(chosen), config), chosen, {*FREE, *free}):
                 raise ConfigError(
                     f"{self.folder} holds a run with other settings: {'; '.join(differ)}. Use those of {config}, "
                     "or another --out"
                 )
-        elif self.folder.exists() and not (self.folder.is_dir() and _empty(self.folder)):
+        elif self.folder.exists() and not config.is_file() and not _empty(self.folder):
             raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
         if not self._main:
             return
@@ -76,7 +79,7 @@ class RunFolder:
         except OSError as e:
             raise ConfigError(f"{self.folder} is in use by a {command} that is going on: wait for it or end it") from e
         sweep(self.folder)
-        if not config.exists():
+        if not (config.is_file() and self.begun):
             write_whole(config, dump(chosen, command=command))
 
     @property
@@ -102,7 +105,7 @@ def digest_files(files: Iterable[Path]) -> str:
 
 
 def _empty(folder: Path) -> bool:
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _differ(before: Any, now: Any, free: set[str]) -> list[str]:

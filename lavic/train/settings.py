@@ -68,7 +68,7 @@ class LoopSettings:
         """The learning rate of a step, counted from 1."""
         warmup = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
         if step <= warmup:
-            return self.lr * step / warmup
+            return self.lr * (step / warmup)
         if self.schedule == "constant":
             return self.lr
         return self.lr * (1 + math.cos(math.pi * (step - warmup - 1) / max(1, total - warmup))) / 2

@@ -142,7 +142,7 @@ class DistillData:
         return len(self.photos)
 
     def __getitem__(self, position: int) -> PhotoSample:
-        photo = self.photos[self.order.at(position) if self.order else position]
+        photo = self.photos[self.order.at(position) if self.order else position % len(self)]
         image = photo.image
         tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, image.size)
         try:
@@ -265,7 +265,7 @@ class TuneData:
         return len(self.pairs)
 
     def __getitem__(self, position: int) -> ListSample:
-        row, target = self.pairs[self.order.at(position) if self.order else position]
+        row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
         conversation = self.conversations[row]
         listed = self._list(conversation, target, random.Random(f"{self.seed}/{position}"))
         example = self.encoder.recommendation(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.data.dataset import Order, ShardDataset, order
+from lavic.data.dataset import Order, ShardDataset, Without, order
 from lavic.data.descriptions import write_descriptions
 from lavic.data.manifest import Manifest, write_set
 from lavic.data.shards import Sample, index_path
@@ -128,3 +128,10 @@ def test_neighbours_stay_near_and_windows_mix() -> None:
 def test_resuming_far_in_a_huge_set_is_instant() -> None:
     walk = Order(100_000_000, 0)
     assert 0 <= walk.at(3 * 100_000_000 + 71_234_567) < 100_000_000
+
+
+def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifest) -> None:
+    whole = ShardDataset(small_set.folder)
+    some = Without(whole, [whole.keys[2], whole.keys[6], "unknown_0"])
+    assert [some[i].key for i in range(len(some))] == [whole.keys[i] for i in range(len(whole)) if i not in (2, 6)]
+    assert len(Without(whole, [])) == len(whole) > 7

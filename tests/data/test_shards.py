@@ -122,6 +122,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
         raise ValueError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
     (tmp_path / ".y.tar.0123.part").write_text("left by a killed writer")
+    (tmp_path / ".folder.0123.part" / "in").mkdir(parents=True)
     sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 

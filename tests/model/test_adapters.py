@@ -34,13 +34,21 @@ def a_batch(backbone: Backbone) -> Batch:
     return collate([example], backbone.encoder.pad)
 
 
-@pytest.mark.parametrize(("kind", "part"), [("vision", ("vision_tower", "multi_modal_projector")), ("language", ("language_model",))])
+@pytest.mark.parametrize(
+    ("kind", "part"), [("vision", ("vision_tower", "multi_modal_projector")), ("language", ("language_model",))]
+)
 def test_an_adapter_is_on_every_linear_of_its_part_and_nowhere_else(backbone: Backbone, kind, part) -> None:
     wanted = {
-        name for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear) and name.startswith(tuple(f"model.{p}" for p in part))
+        name
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(tuple(f"model.{p}" for p in part))
     }
     model = add_adapter(backbone, kind, LORA)
-    names = {n.removeprefix("base_model.model.").partition(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad}
+    names = {
+        n.removeprefix("base_model.model.").partition(".lora_")[0]
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     assert names == wanted
     assert all("lora_" in n for n, p in model.named_parameters() if p.requires_grad)
 

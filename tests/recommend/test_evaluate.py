@@ -15,6 +15,7 @@ from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, DataError
 from lavic.launch import evaluate
 from lavic.model.itemstore import ItemStore
+from lavic.tracking import Journal, read_journal
 
 from .conftest import KEY, Ground, make_rows, write_rows
 
@@ -26,11 +27,17 @@ def done(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = ItemStore.open(ground.store).ids
     write_rows(out / "more.jsonl", make_rows(ids, 7, seed=3))
     write_rows(out / "looks.jsonl", [{"id": item, "look": "red dotted"} for item in ids])
+    journal = Journal(out / "distill" / "metrics.jsonl")
+    for step, perplexity in ((0, 9.0), (10, 3.0), (20, 2.5)):
+        journal.log(step, valid_loss=math.log(perplexity), valid_perplexity=perplexity)
+    scores = {"full": {"perplexity": 2.25}, "cls_before": {"perplexity": 9.0}, "cls_after": {"perplexity": 2.5}}
+    (out / "distill" / "captions.json").write_text(json.dumps(scores))
     words = [
         *("evaluate", "--bundle", ground.bundle, "--store", ground.store, "--out", out / "out"),
         *("--test", f"items={ground.test}", f"other={out / 'more.jsonl'}"),
         *("--compare", f"text_only={ground.titles_only}", f"twin={ground.bundle}@{ground.store}"),
         *("--train", ground.test, "--words", out / "looks.jsonl", "--draws", "500"),
+        *("--runs", out / "distill"),
         *("--arms", "lavic", "shuffled", "before_tuning", "words", "popularity", "list_order", "random"),
     ]
     assert main([str(word) for word in words]) == 0
@@ -92,13 +99,18 @@ def test_report_stands_alone(done: Path):
     assert page.startswith("<!doctype html>")
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page
-    for words in ("Hit rate: items", "Hit rate: other", "Tokens shuffled", "Text only", "How it was measured"):
+    for words in (
+        "Hit rate: items",
+        "Hit rate: other",
+        "Tokens shuffled",
+        "Titles only",
+        "without photo tokens",
+        "How it was measured",
+    ):
         assert words in page
 
 
 def test_journal_names_every_number(done: Path):
-    from lavic.tracking import read_journal
-
     records = read_journal(done / "metrics.jsonl")
     assert any("items/lavic/hit_rate" in record for record in records)
 

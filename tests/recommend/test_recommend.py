@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -69,14 +70,16 @@ def test_typed_in_a_terminal(ground: Ground):
     """In a real pseudo-terminal: a request, a further line, the end."""
     ids = ItemStore.open(ground.store).ids[:3]
     outer, inner = pty.openpty()
+    plain = {**os.environ, "TERM": "dumb"}  # no escape sequences around the prompt
     command = [sys.executable, "-m", "lavic", "recommend", *words(ground, "--candidates", *ids)]
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.DEVNULL, env=plain)
     os.close(inner)
 
     def read_until(mark: bytes) -> bytes:
         seen, until = b"", time.monotonic() + 60
         while mark not in seen and time.monotonic() < until:
-            seen += os.read(outer, 4096)
+            if select.select([outer], [], [], 1.0)[0]:
+                seen += os.read(outer, 4096)
         assert mark in seen, seen
         return seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from html.parser import HTMLParser
@@ -169,6 +170,8 @@ def test_bar_and_whisker_lie_where_the_numbers_say():
     assert 'x1="25.000%" x2="75.000%"' in svg
     assert "whisker" not in interval_bar(0.5, None, None, scale=1.0, tone="main")
     assert "whisker" not in interval_bar(0.5, float("nan"), float("nan"), scale=1.0, tone="main")
+    assert "level" not in svg
+    assert 'class="level" x1="90.000%"' in interval_bar(0.5, 0.25, 0.75, scale=1.0, tone="main", mark=0.9)
     assert 'width="100.000%"' in interval_bar(3.0, None, None, scale=1.0, tone="main")
 
 
@@ -202,7 +205,7 @@ def test_ticks_are_few_ordered_and_inside(low: float, width: float):
 @given(st.lists(st.floats(0, 280), min_size=1, max_size=8))
 def test_labels_never_cover_each_other(heights: list[float]):
     placed = sorted(spread_out(heights))
-    assert all(b - a > 16.9 for a, b in zip(placed, placed[1:], strict=False))
+    assert all(b - a > 16.9 for a, b in itertools.pairwise(placed))
 
 
 def test_training_leaves_out_what_was_never_validated():

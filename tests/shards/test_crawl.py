@@ -97,9 +97,9 @@ class TestCrawl:
         assert not (tmp_path / "out/manifest.json").exists()
 
     def test_other_loaders_read_the_shards(
-        self, tmp_path: Path, catalogue: Callable[..., Path], photos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, catalogue: Callable[..., Path], photos: dict[str, bytes]
     ) -> None:
-        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        cache = str(tmp_path / "cache")
         paths = [f"n/{n}.jpg" for n in range(12)]
         paths[3] = "clear.png"
         out = tmp_path / "out"
@@ -124,8 +124,10 @@ class TestCrawl:
 
         datasets = pytest.importorskip("datasets")
         for loaded in (
-            datasets.load_dataset("webdataset", data_files={"train": str(out / "*.tar")}, split="train"),
-            datasets.load_dataset(str(out), split="train"),
+            datasets.load_dataset(
+                "webdataset", data_files={"train": str(out / "*.tar")}, split="train", cache_dir=cache
+            ),
+            datasets.load_dataset(str(out), split="train", cache_dir=cache),
         ):
             assert loaded["__key__"][:] == keys and loaded["json"][:] == [sample.meta for sample in expected]
             assert loaded[3]["jpg"].size == (64, 48)

@@ -13,11 +13,21 @@ from pathlib import Path
 import pytest
 
 from lavic.journal import read_journal
-from lavic.world import free_port
+from lavic.world import World, free_port
+from tests.train.ground import Ground, make_ground
 
 TOY = Path(__file__).with_name("toy.py")
 EXACT = ("loss", "grad_norm", "lr", "valid_loss")
 """What a resumed run must repeat to every digit."""
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """A world of one in this process, for all tests: DeepSpeed keeps hold of the first group it sees."""
+    world = World()
+    world.start()
+    yield world
+    world.close()
 
 
 @dataclass
@@ -85,3 +95,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 def weights(folder: Path) -> dict[str, list]:
     """The weights at the end of a run."""
     return json.loads((folder / "end.json").read_text())["weights"]
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return make_ground(tmp_path_factory.mktemp("ground"))

@@ -61,7 +61,7 @@ class ToyData:
 
     def __getitem__(self, position: int) -> ToySample:
         time.sleep(self.slow)
-        index = (position * 7 + position // self.n) % self.n
+        index = (position * 11 + position // self.n) % self.n
         random = torch.Generator().manual_seed(self.seed * 100_003 + index)
         inputs = torch.randn(index % 7, WIDTH, generator=random)
         if position == self.poison:
@@ -129,7 +129,6 @@ class Signalling(Engine):
 
 def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> None:
     """One run in `folder`, from wherever it stands."""
-    world.start(timeout_s=60)
     if options.no_room and world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.no_room, resource.RLIM_INFINITY))
     data = ToyData(40, 1, poison=options.poison, slow=options.slow)
@@ -141,7 +140,6 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> N
     if world.is_main:
         weights = {name: p.tolist() for name, p in engine.task.named_parameters()}
         (folder / "end.json").write_text(json.dumps({"best": progress.best_loss, "weights": weights}))
-    world.close()
 
 
 def main() -> int:
@@ -150,11 +148,16 @@ def main() -> int:
     reader.add_argument("--loop", type=json.loads, default={})
     reader.add_argument("--options", type=json.loads, default={})
     chosen = reader.parse_args()
+    loop, world = LoopSettings(**chosen.loop), World.from_env()
     try:
-        train(chosen.folder, LoopSettings(**chosen.loop), Options(**chosen.options), World.from_env())
+        loop.split(world.size)
+        world.start(timeout_s=60)
+        train(chosen.folder, loop, Options(**chosen.options), world)
     except LavicError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
+    finally:
+        world.close()
     return 0
 
 

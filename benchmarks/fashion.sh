@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The demo's pipeline on real product photos: serve, crawl, pretrain a miniature, describe, distil, embed, tune, evaluate.
+#
+#   benchmarks/fashion.sh [DATA [OUT]]
+#
+# DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
+# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html; about 45 minutes on two
+# cores. Every step goes on where it stopped: run the same line again.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+data=${1:-$here/../../shared/data/fashion}
+out=${2:-fashion-out}
+tool=${FASHION_CATALOG:-$here/../../shared/tools/fashion_catalog.py}
+port=${FASHION_PORT:-8765}
+seed=${FASHION_SEED:-0}
+
+if [[ ! -f $data/styles.csv || ! -d $data/images ]]; then
+  echo "skipped: no styles.csv and images/ in $data"
+  exit 0
+fi
+if [[ ! -f $tool ]]; then
+  echo "skipped: no catalogue script at $tool (set FASHION_CATALOG)"
+  exit 0
+fi
+[[ -x $here/../.venv/bin/lavic ]] && PATH=$here/../.venv/bin:$PATH
+
+mkdir -p "$out"
+log=$out/seconds.tsv
+step() { # NAME COMMAND...: runs a command, says it, and notes its seconds
+  local name=$1 began
+  shift
+  began=$(date +%s)
+  echo
+  echo "\$ $*"
+  "$@"
+  printf '%s\t%s\n' "$name" "$(($(date +%s) - began))" >>"$log"
+}
+
+catalog=$out/catalog
+if [[ ! -f $catalog/looks_all.jsonl ]]; then
+  step catalog python "$tool" --images "$data/images" --styles "$data/styles.csv" --out "$catalog" \
+    --base-url "http://127.0.0.1:$port" --conversations 12000 --seed "$seed"
+  step catalog python "$here/fashion_catalogue.py" "$catalog" --styles "$data/styles.csv" --seed "$seed"
+fi
+
+lavic mini serve --folder "$data/images" --port "$port" &
+server=$!
+trap 'kill $server' EXIT
+sleep 2
+
+crawl=(lavic crawl --config crawl-mini --set fashion --photos-per-shard 1000)
+step crawl "${crawl[@]}" --items "$catalog/item2meta_train.json" --out "$out/shards/train"
+step crawl "${crawl[@]}" --items "$catalog/item2meta_valid.jsonl" --out "$out/shards/valid" --split valid
+step verify lavic verify "$out/shards/train"
+
+base=$out/base
+[[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
+  --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
+  --minimum 3 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 --pretrain.seed "$seed"
+
+for split in train valid; do
+  step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
+    --shards "$out/shards/$split"
+done
+step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 --loop.seed "$seed" \
+  --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
+embed=(lavic embed --config embed-mini --model.name "$base" --shards "$out/shards/train")
+step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"
+step embed "${embed[@]}" --out "$out/store_undistilled"
+
+head -300 "$catalog/valid.jsonl" >"$out/valid.jsonl"
+tune=(lavic tune --config tune-mini --model.name "$base" --train "$catalog/train.jsonl" --valid "$out/valid.jsonl"
+  --loop.steps 800 --loop.eval-every 100 --loop.seed "$seed" --nproc 2)
+step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
+step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
+step tune_controls "${tune[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
+
+step evaluate lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" --test "test=$catalog/test.jsonl" \
+  --limit 800 --arms lavic shuffled before_tuning random words words_before_tuning --words "$catalog/looks_all.jsonl" \
+  --compare "text_only=$out/runs/tune_text_only/bundle" \
+  "undistilled=$out/runs/tune_undistilled/bundle@$out/store_undistilled" \
+  --shards "$out/shards/train" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
+  --title "Real photos: does it recommend by looking?" --out "$out/evaluation" --nproc 2
+
+python "$here/fashion_summary.py" "$out"

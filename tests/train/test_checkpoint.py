@@ -1,0 +1,112 @@
+"""Checkpoints that were cut off, altered or belong elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.errors import ConfigError
+from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, is_whole
+from lavic.train.engine import Engine
+from lavic.train.settings import LoopSettings
+from lavic.world import World
+from tests.train.toy import ToyData, ToyTask
+
+
+@pytest.fixture(scope="module")
+def engine(world: World) -> Engine:
+    engine, data = Engine(ToyTask(), world, LoopSettings()), ToyData(40, 1)
+    engine.backward(engine.forward(data.collate([data[p] for p in range(8)])).mean())
+    engine.step(0.1)
+    return engine
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, engine: Engine) -> Checkpoints:
+    """Steps 1 and 2, with weights of all ones and of all twos."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", World(), identity={"base model": "a"})
+    for step in (1, 2):
+        engine.load({name: torch.full_like(tensor, step) for name, tensor in engine.state().items()}, steps=step)
+        checkpoints.save(engine, Progress(step=step, samples=8 * step, best_step=step, best_loss=0.5, validated=step))
+    return checkpoints
+
+
+def holds(engine: Engine, value: float) -> bool:
+    return all((p == value).all() for p in engine.parameters.values())
+
+
+def test_the_newest_is_loaded(checkpoints: Checkpoints, engine: Engine) -> None:
+    progress = checkpoints.load(engine)
+    assert progress == Progress(step=2, samples=16, best_step=2, best_loss=0.5, validated=2)
+    assert holds(engine, 2)
+
+
+def test_nothing_there_is_a_fresh_start(tmp_path: Path, engine: Engine) -> None:
+    assert Checkpoints(tmp_path / "none", World()).load(engine) is None
+
+
+def cut(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def flip(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [STATE, PROGRESS, COMPLETE])
+@pytest.mark.parametrize("harm", [cut, flip, lambda folder, name: (folder / name).unlink()])
+def test_a_torn_one_is_passed_over(checkpoints: Checkpoints, engine: Engine, name: str, harm) -> None:
+    newest = checkpoints.folder / "step-000002"
+    assert is_whole(newest)
+    if (name, harm) == (COMPLETE, flip):
+        (newest / COMPLETE).write_text("[]")  # its last byte is a line end, which says nothing
+    else:
+        harm(newest, name)
+    assert not is_whole(newest)
+    progress = checkpoints.load(engine)
+    assert progress is not None and progress.step == 1
+    assert holds(engine, 1)
+
+
+def test_what_a_killed_writer_left_is_neither_read_nor_kept(checkpoints: Checkpoints, engine: Engine) -> None:
+    shutil.copytree(checkpoints.folder / "step-000002", checkpoints.folder / ".step-000003.0123.part")
+    assert checkpoints.latest() == checkpoints.folder / "step-000002"
+    checkpoints.save(engine, Progress(step=3, samples=24))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_a_torn_one_beyond_the_newest_goes(checkpoints: Checkpoints, engine: Engine) -> None:
+    cut(checkpoints.folder / "step-000002", STATE)
+    checkpoints.save(engine, Progress(step=1, samples=8))
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000001"]
+
+
+def test_one_of_another_model_is_refused(checkpoints: Checkpoints, engine: Engine) -> None:
+    other = Checkpoints(checkpoints.folder, World(), identity={"base model": "b"})
+    with pytest.raises(ConfigError, match=r"step-000002 belongs to another base model \(a, here b\)"):
+        other.load(engine)
+
+
+def test_one_of_another_format_is_refused(checkpoints: Checkpoints, engine: Engine) -> None:
+    import lavic.train.checkpoint as module
+
+    folder = checkpoints.folder / "step-000002"
+    record = json.loads((folder / PROGRESS).read_text())
+    (folder / PROGRESS).write_text(json.dumps({**record, "format": 0}))
+    seals = json.loads((folder / COMPLETE).read_text())
+    (folder / COMPLETE).write_text(json.dumps({**seals, PROGRESS: module._seal(folder / PROGRESS)}))
+    with pytest.raises(ConfigError, match="format 0"):
+        checkpoints.load(engine)
+
+
+def test_frozen_weights_are_not_in_it(checkpoints: Checkpoints, engine: Engine) -> None:
+    trained = sum(p.numel() for p in engine.parameters.values())
+    size = (checkpoints.folder / "step-000002" / STATE).stat().st_size
+    assert 12 * trained < size < 12 * trained + 4000

@@ -1,0 +1,141 @@
+"""`lavic distill` and `lavic tune` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.cli import main
+from lavic.data.conversations import read_conversations
+from lavic.journal import read_events, read_journal
+from lavic.model.bundle import Bundle, BundleInfo
+from lavic.model.itemstore import ItemStore
+from lavic.train.tasks import TuneData, TuneTask
+from lavic.world import World
+from tests.train.ground import KEY, Ground
+
+ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
+    inputs = {
+        "distill": ["--shards", ground.photos, "--valid", ground.valid],
+        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
+    }[command]
+    loop = ["--loop.steps", "4", "--loop.batch", "8", "--loop.lr", "0.01", "--loop.save-every", "2", "--lora.r", "4"]
+    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *loop, *more]
+
+
+def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "lavic", *argv], env=ENV, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.dist
+def test_distill_in_two_processes(ground: Ground, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = words("distill", ground, out, "--nproc", "2")
+    run = lavic(*argv)
+    assert run.returncode == 0, run.stderr
+    captions = json.loads((out / "captions.json").read_text())
+    assert captions.keys() == {"full", "cls_before", "cls_after"}
+    assert captions["cls_after"]["loss"] < captions["cls_before"]["loss"]
+    assert len({arm["tokens"] for arm in captions.values()}) == 1
+    rows = read_journal(out / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [event["status"] for event in read_events(out / "metrics.jsonl", "end")] == ["FINISHED"]
+    info = BundleInfo.read(out / "bundle")
+    assert info.vision_adapter and not info.language_adapter
+
+    again = lavic(*argv)
+    assert again.returncode == 0
+    assert "done before" in again.stdout
+    assert read_journal(out / "metrics.jsonl") == rows
+
+    other = lavic(*words("distill", ground, out, "--loop.seed", "5"))
+    assert other.returncode == 2
+    assert "loop.seed was 0, is 5" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.dist
+def test_tune_stopped_by_a_signal_goes_on_to_the_same_end(ground: Ground, tmp_path: Path) -> None:
+    """The launcher gets SIGTERM, as from `timeout` or a scheduler; its two ranks save and leave with 75."""
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    argv = words("tune", ground, cut, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle")
+    process = subprocess.Popen([sys.executable, "-m", "lavic", *argv], env=ENV, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (cut / "checkpoints/step-000002").exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "run the same command again" in said
+    assert not (cut / "result.json").exists()
+    assert lavic(*argv).returncode == 0
+    assert lavic(*[str(whole) if word == str(cut) else word for word in argv]).returncode == 0
+
+    def curve(folder: Path) -> list[tuple]:
+        rows = read_journal(folder / "metrics.jsonl")
+        return [(row["step"], row.get("loss"), row.get("grad_norm"), row.get("valid_loss")) for row in rows]
+
+    assert curve(cut) == curve(whole)
+    assert [event["status"] for event in read_events(cut / "metrics.jsonl", "end")] == ["KILLED", "FINISHED"]
+    check_bundle(ground, whole)
+
+
+def check_bundle(ground: Ground, run: Path) -> None:
+    """The loaded bundle gives the validation loss that training saw: nothing of the adapters was lost."""
+    bundle = Bundle.load(run / "bundle")
+    assert bundle.info.vision_adapter and bundle.info.language_adapter
+    data = TuneData(
+        read_conversations(ground.rows),
+        ItemStore.open(ground.store),
+        bundle.backbone.encoder,
+        candidates=KEY,
+        max_length=400,
+    )
+    with torch.no_grad():
+        losses = TuneTask(bundle.backbone.model)(data.collate([data[p] for p in range(len(data))]))
+    best = json.loads((run / "result.json").read_text())["best_loss"]
+    assert losses.mean().item() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--loop.lrr", "1"], "loop.lr"),
+        (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--store", "nowhere"], "nowhere: no such item store"),
+        (["--candidates", "candidates_gpt"], "candidates_gpt"),
+        (["--deepspeed", "nowhere.json"], "nowhere.json"),
+        (["--model.name", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(
+    ground: Ground, tmp_path: Path, change: list[str], said: str, capsys: pytest.CaptureFixture[str], world: World
+) -> None:
+    assert main(words("tune", ground, tmp_path / "run", *change)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lavic tune: error: ")
+    assert said in error
+
+
+def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
+    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "other"
+    shutil.copytree(ground.base, base)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    assert main(words("tune", ground, tmp_path / "run", "--model.name", str(base))) == 2
+    assert "an item store of another base model" in capsys.readouterr().err

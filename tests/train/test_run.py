@@ -1,0 +1,92 @@
+"""Whose a run's folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lavic.config import settings
+from lavic.errors import ConfigError
+from lavic.train.run import RunFolder, digest_files
+from lavic.train.settings import LoopSettings
+from lavic.world import World
+
+
+@settings
+class Chosen:
+    """A run's settings."""
+
+    out: Path
+    data: Path = Path("a")
+    loop: LoopSettings = LoopSettings()
+    nproc: int = 1
+
+
+def opened(**chosen: object) -> RunFolder:
+    return RunFolder(Chosen(**chosen), command="distill", world=World(), free=("data",))
+
+
+def begin(run: RunFolder) -> None:
+    (run.checkpoints / "step-000001").mkdir(parents=True)
+    close(run)
+
+
+def close(run: RunFolder) -> None:
+    """As the end of its process would."""
+    import os
+
+    os.close(run._lock)
+
+
+def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = opened(out=out)
+    assert (out / "config.yaml").read_text().startswith("# lavic distill\n")
+    assert not run.done
+    begin(run)
+    run = opened(out=out, data=Path("b"), nproc=2, loop=LoopSettings(workers=3, micro_batch=2, save_every=7))
+    run.finish({"steps": 3})
+    assert run.done
+    close(run)
+
+
+def test_other_settings_are_named(tmp_path: Path) -> None:
+    begin(opened(out=tmp_path / "run"))
+    with pytest.raises(
+        ConfigError, match=r"loop.lr was 0.0001, is 0.1; loop.seed was 0, is 4. Use those of .*config.yaml"
+    ):
+        opened(out=tmp_path / "run", loop=LoopSettings(lr=0.1, seed=4))
+
+
+def test_before_the_first_checkpoint_settings_may_change(tmp_path: Path) -> None:
+    close(opened(out=tmp_path / "run"))
+    run = opened(out=tmp_path / "run", loop=LoopSettings(lr=0.5))
+    assert not run.begun
+    begin(run)
+    with pytest.raises(ConfigError, match=r"loop.lr was 0.5, is 0.0001"):
+        opened(out=tmp_path / "run")
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    run = opened(out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="is in use by a distill that is going on"):
+        opened(out=tmp_path / "run")
+    close(run)
+    close(opened(out=tmp_path / "run"))
+
+
+def test_something_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not a distill run"):
+        opened(out=tmp_path)
+    with pytest.raises(ConfigError, match="is not a distill run"):
+        opened(out=tmp_path / "thesis.tex")
+
+
+def test_a_digest_is_of_content_and_its_parts(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "two"), ("c", "onetwo"), ("d", ""), ("e", "one")):
+        (tmp_path / name).write_text(text)
+    a, b, c, d, e = (tmp_path / name for name in "abcde")
+    assert digest_files([a, b]) == digest_files([e, b])
+    assert len({digest_files(files) for files in ([a, b], [b, a], [c, d], [c], [a])}) == 5
