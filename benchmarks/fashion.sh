@@ -56,13 +56,14 @@ step verify lavic verify "$out/shards/train"
 base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-  --minimum 3 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 --pretrain.seed "$seed"
+  --minimum 3 --pretrain.read-steps 1500 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
+  --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
 
 for split in train valid; do
   step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
     --shards "$out/shards/$split"
 done
-step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 --loop.seed "$seed" \
+step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 --loop.steps 500 --loop.seed "$seed" \
   --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
 embed=(lavic embed --config embed-mini --model.name "$base" --shards "$out/shards/train")
 step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"

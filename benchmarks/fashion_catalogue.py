@@ -31,7 +31,7 @@ def main() -> None:
         colours = {row["id"].zfill(8): row["baseColour"].lower() for row in csv.DictReader(table)}
     meta: dict[str, dict] = json.loads((folder / "item2meta_train.json").read_text(encoding="utf-8"))
     described = {}
-    for id, item in meta.items():
+    for item in meta.values():
         described.update({name.rsplit("_", 1)[0]: text for name, text in item[DESCRIPTIONS].items()})
     for row in read_lines(folder / "item2meta_valid.jsonl"):
         described[row["image_name"].rsplit("_", 1)[0]] = row["image_description_llava_cleaned"]

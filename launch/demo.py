@@ -1,7 +1,7 @@
 """`lavic demo`: the whole pipeline in miniature, from a crawl to a report, through the commands a user would type.
 
-A catalogue is drawn and served on this machine; everything after that is `lavic crawl`, `lavic describe` and so on, each
-printed as it runs. The same command goes on where it was stopped.
+A catalogue is drawn and served on this machine; everything after that is `lavic crawl`, `lavic describe` and so on,
+each printed as it runs. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
     """
     results = json.loads((out / "evaluation" / "results.json").read_text())
     packages = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
-    main, *others = results["sets"]
+    _, *others = results["sets"]
     return {
         "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
         "hit_rate": results["hit_rate"],

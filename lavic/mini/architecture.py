@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -48,10 +48,6 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
     1/sqrt(fan-in) and damped residual outputs do within 150 steps.
     """
     a = architecture
-    special = {
-        name: tokenizer.convert_tokens_to_ids(token)
-        for name, token in (("pad", tokens.PAD), ("bos", tokens.BOS), ("eos", tokens.EOS))
-    }
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=a.vision_width,
@@ -72,11 +68,11 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
             max_position_embeddings=a.positions,
             sliding_window=None,
             tie_word_embeddings=False,
-            pad_token_id=special["pad"],
-            bos_token_id=special["bos"],
-            eos_token_id=special["eos"],
+            pad_token_id=tokens.token_id(tokenizer, tokens.PAD),
+            bos_token_id=tokens.token_id(tokenizer, tokens.BOS),
+            eos_token_id=tokens.token_id(tokenizer, tokens.EOS),
         ).to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(tokens.IMAGE),
+        image_token_index=tokens.token_id(tokenizer, tokens.IMAGE),
         image_grid_pinpoints=[[2 * a.view, 2 * a.view]],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -106,11 +102,11 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes an ordinary Hugging Face folder with half-precision weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = model.dtype
-    model.half().save_pretrained(folder)
-    model.to(dtype)
+    half = {name: value.half() for name, value in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=half)
     tokens.save_tokenizer(tokenizer, folder)
-    size = model.config.vision_config.image_size
+    vision: Any = model.config.vision_config
+    size = vision.image_size
     processor = {
         "image_processor_type": "LlavaNextImageProcessor",
         "size": {"shortest_edge": size},

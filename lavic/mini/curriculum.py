@@ -35,8 +35,8 @@ class Level:
     """One level of the look-up lists."""
 
     form: str
-    """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look; `photo`: conversation,
-    title and photo."""
+    """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look; `photo`:
+    conversation, title and photo."""
     most: int
     """Longest list."""
     batch: int
@@ -138,8 +138,8 @@ def recall(
             ids += values[j]
             labels += [IGNORED] * len(ask) + values[j]
         examples.append(Example(ids, labels))
-    rows, at, keys = zip(*answers, strict=True)
-    wanted = functional.one_hot(torch.tensor(keys), len(encoder.tokenizer)).float()
+    rows, at, asked = zip(*answers, strict=True)
+    wanted = functional.one_hot(torch.tensor(asked), len(encoder.tokenizer)).float()
     far = torch.ones(len(rows), dtype=torch.bool)
     return Lists(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), wanted, far)
 
@@ -153,7 +153,7 @@ def lists(
     rng: random.Random,
     photo_tokens: int = 0,
 ) -> Lists:
-    """Lists with a request each, most often as far from the answer as the level allows, else nearer or after the list."""
+    """Lists with a request each, most often as far from the answer as the level allows, else nearer."""
     size = rng.randint(2, level.most)
     examples: list[Example] = []
     answers: list[tuple[int, int, bool]] = []
@@ -222,6 +222,6 @@ def _draw(
         return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target, []
     titles = [listing.titles[i] for i in chosen]
     if form == "photo":
-        shown = [(title, None, look) for title, look in zip(titles, looks, strict=True)]
-        return listing.turns, shown, target, [listing.ids[i] for i in chosen]
+        unsaid: list[tuple[str, str | None, str]] = [(t, None, look) for t, look in zip(titles, looks, strict=True)]
+        return listing.turns, unsaid, target, [listing.ids[i] for i in chosen]
     return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []

@@ -1,8 +1,8 @@
 """Trains a miniature base model from scratch: first to read, then to see.
 
 What it stands in for: LLaVA-v1.6-Mistral-7B comes with a language model that can look things up and a vision side that
-can describe photos. The miniature learns both here, the first from `curriculum`, the second from photos with
-descriptions. It is never shown item tokens: the [CLS] outputs that stage 1 works on get no training signal of their own.
+can describe photos. The miniature learns both here, the first from `curriculum`, the second from photos with their
+descriptions. It is never shown item tokens: the [CLS] outputs that stage 1 works on get no training signal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,8 @@ class PretrainSettings:
     """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
     compare_from: int = 150
     """Step of the second phase at which that begins."""
+    compare_mastery: float = 0.9
+    """Share of right answers that lengthens the lists with photos."""
     fetch_weight: float = 1.0
     """Weight of the fetch supervision beside the language-model loss."""
     weight_decay: float = 0.02
@@ -106,7 +109,8 @@ class Pretrainer:
         log: Log,
     ) -> None:
         self.model, self.encoder, self.chosen, self.listings, self.log = model, encoder, chosen, listings, log
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
+        text: Any = model.config.text_config
         self.geometry = Geometry(size=vision.image_size, patch=vision.patch_size, mean=MEAN, std=STD)
         self.rng = random.Random(chosen.seed)
         # words of the prompt itself make poor keys: they stand between every key and its answer
@@ -114,7 +118,7 @@ class Pretrainer:
         self.words = [w for w in free_words(encoder.tokenizer) if w not in own]
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # thrown away at the end: reads the requested words off the middle of the language model
-        self.fetch_head = nn.Linear(model.config.text_config.hidden_size, len(encoder.tokenizer))
+        self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
         self.ids = sorted({id for listing in listings for id in listing.ids})
         self.started = time.monotonic()
 
@@ -195,7 +199,8 @@ class Pretrainer:
                 rehearsal, right = self._fetch_photos(PHOTO_LEVELS[level], listings, by_id)
                 loss = loss + rehearsal
                 found.append(right)
-                if len(found) == found.maxlen and np.mean(found) > chosen.mastery and level + 1 < len(PHOTO_LEVELS):
+                mastered = len(found) == found.maxlen and np.mean(found) > chosen.compare_mastery
+                if mastered and level + 1 < len(PHOTO_LEVELS):
                     level += 1
                     found.clear()
             cosine = 0.5 * (1 + math.cos(math.pi * step / chosen.see_steps)) * 0.98 + 0.02
@@ -228,7 +233,7 @@ class Pretrainer:
     def _fetch_photos(
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
     ) -> tuple[torch.Tensor, float]:
-        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several images at once."""
+        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once."""
         side = self.geometry.size // self.geometry.patch
         lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, photo_tokens=side * side + 1)
         augment = self.rng if self.chosen.augment else None
@@ -277,7 +282,7 @@ class Pretrainer:
             loss = loss - share * (guess * lists.wanted[here]).sum(-1).sum() / len(lists.row)
         return loss, _answered(learnt, logits.argmax(-1) == labels[learnt], lists.far)
 
-    def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False):
+    def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False) -> Any:
         embeds = splice(self.model, batch.input_ids, photos)
         return self.model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=layers)
 

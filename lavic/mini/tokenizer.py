@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 SPACE = "▁"
@@ -45,14 +45,19 @@ def make_tokenizer(texts: Iterable[str], *, minimum: int = 1, limit: int = 4000)
     )
 
 
-def free_words(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def free_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of whole words, the keys of the curriculum's first levels."""
     return sorted(i for word, i in tokenizer.get_vocab().items() if word.startswith(SPACE) and word[1:].isalpha())
 
 
-def pairs(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def pairs(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the hundred two-digit tokens."""
-    return tokenizer.convert_tokens_to_ids([f"{n:02d}" for n in range(100)])
+    return [token_id(tokenizer, f"{n:02d}") for n in range(100)]
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token."""
+    return tokenizer.get_vocab()[token]
 
 
 def _pipeline(tokenizer: Tokenizer) -> Tokenizer:

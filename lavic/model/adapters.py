@@ -121,8 +121,8 @@ def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise DataError(
-            f"{folder}: does not fit the base model: {len(missing)} weights missing, {len(result.unexpected_keys)} unknown "
-            f"(first: {[*missing, *result.unexpected_keys][0]})"
+            f"{folder}: does not fit the base model: {len(missing)} weights missing, "
+            f"{len(result.unexpected_keys)} unknown (first: {[*missing, *result.unexpected_keys][0]})"
         )
     backbone.model = model.merge_and_unload(safe_merge=True)
     backbone.model.requires_grad_(False).eval()

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -107,7 +107,8 @@ class Backbone:
     @property
     def vision_width(self) -> int:
         """d_vision, the length of an item token before the projector."""
-        return self.model.config.vision_config.hidden_size
+        vision: Any = self.model.config.vision_config
+        return int(vision.hidden_size)
 
 
 def resolve(model: ModelSettings) -> Path:

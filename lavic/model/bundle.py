@@ -71,7 +71,7 @@ class BundleInfo:
             raise DataError(f"{path}: not a bundle's description ({e})") from e
         if info.prompt_version != prompts.VERSION:
             raise DataError(
-                f"{path}: trained with prompt version {info.prompt_version}, this version of lavic has {prompts.VERSION}: "
+                f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
                 "use the lavic that trained it, or train again"
             )
         return info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
-        self.image_token: str = tokenizer.convert_ids_to_tokens(image_token_id)
+        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "[INST]", "[/INST]"})
@@ -158,8 +158,8 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
     return Batch(ids, labels, torch.tensor([len(e.input_ids) for e in examples]))
 
 
-def core(model: nn.Module) -> nn.Module:
-    """The LlavaNext model inside a PEFT wrapper, or the model itself."""
+def core(model: nn.Module) -> Any:
+    """The LlavaNext model inside a PEFT wrapper, or the model itself; `Any`, since a module's parts have no types."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
@@ -174,9 +174,9 @@ def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | Non
     Returns:
         [b, length, d_text]
     """
-    model = core(model)
-    words = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
-    places = input_ids == model.config.image_token_id
+    llava = core(model)
+    words = llava.get_input_embeddings()(input_ids)
+    places = torch.eq(input_ids, llava.config.image_token_id)
     if photos is None:
         photos = words.new_zeros((0, words.shape[-1]))
     if int(places.sum()) != len(photos):

@@ -1,6 +1,6 @@
 """Every word that is put around a conversation, a title or a photo.
 
-A prompt is a tuple of pieces: our own words (`str`), words from data (`Text`, in which nothing is ever taken for markup)
+A prompt is a tuple of pieces: our own words (`str`), words from data (`Text`, in which nothing is taken for markup)
 and places for photo tokens (`Slot`). The tags are those of LLaVA-v1.6-Mistral, `[INST] ... [/INST]`.
 """
 

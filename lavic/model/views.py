@@ -41,12 +41,13 @@ class Geometry:
         large = np.zeros((2 * self.size, 2 * self.size, 3), np.uint8)
         width, height = self.fit(photo.size)
         left, top = (2 * self.size - width) // 2, (2 * self.size - height) // 2
-        large[top : top + height, left : left + width] = photo.resize((width, height), Image.Resampling.BICUBIC)
+        fitted = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+        large[top : top + height, left : left + width] = fitted
         # [rows, y, columns, x, channel] -> [row, column, channel, y, x]
         quarters = large.reshape(2, self.size, 2, self.size, 3).transpose(0, 2, 4, 1, 3)
         pixels = np.concatenate([whole.transpose(2, 0, 1)[None], quarters.reshape(4, 3, *square)])
         shape = (1, 3, 1, 1)
-        mean, std = np.float32(self.mean).reshape(shape), np.float32(self.std).reshape(shape)
+        mean, std = (np.array(values, np.float32).reshape(shape) for values in (self.mean, self.std))
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:

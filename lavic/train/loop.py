@@ -168,7 +168,8 @@ def take_step(
             f"none of the samples {_some([key for micro in micros for key in micro.keys])} has a target: "
             "are the photos described (`lavic describe`), and is max_length long enough?"
         )
-    engine.task.train()
+    if not engine.task.training:  # walking through a large model takes milliseconds
+        engine.task.train()
     losses = []
     for number, micro in enumerate(micros):
         torch.manual_seed(_seed(*stream, world.rank, number))

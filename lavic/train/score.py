@@ -60,5 +60,7 @@ def score(task: nn.Module, samples: Samples[Any], world: World, *, batch: int, d
     task.train(was_training)
     loss, tokens = world.sum(total).tolist()
     if not tokens:
-        raise ConfigError("there is nothing to validate with: the validation set is empty")
+        raise ConfigError(
+            "the validation set has no target: is it empty, or are its photos not described (`lavic describe`)?"
+        )
     return Score(loss / tokens, int(tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,27 @@ def test_a_start_compiles_nothing_and_imports_no_tracker(tmp_path: Path) -> None
     run = subprocess.run([sys.executable, "-c", START], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_bfloat16_keeps_float32_masters(world: World) -> None:
+    """Steps too small for a bfloat16 weight add up in its master, and a checkpoint holds the master."""
+    engine, data = Engine(ToyTask().bfloat16(), world, LoopSettings(clip=0.0)), ToyData(40, 1)
+    batch = data.collate([data[p] for p in range(8)])
+    batch = replace(batch, inputs=batch.inputs.bfloat16())
+    before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+    for _ in range(3):
+        engine.backward(engine.forward(batch).float().mean())
+        engine.step(1e-6)
+    state = engine.state()
+    name = "second.weight"
+    assert engine.parameters[name].dtype == torch.bfloat16
+    assert state[f"{name}/weight"].dtype == torch.float32
+    assert (state[f"{name}/weight"] - before[name].float()).abs().max() == pytest.approx(3e-6, rel=0.1)
+    torch.testing.assert_close(state[f"{name}/weight"].bfloat16(), engine.parameters[name].detach(), rtol=0, atol=0)
+
+    other = Engine(ToyTask().bfloat16(), world, LoopSettings(clip=0.0))
+    other.load(state, steps=3)
+    assert all((other.state()[key] == value).all() for key, value in state.items())
 
 
 def test_state_goes_into_another_engine_and_back(world: World) -> None:
