@@ -56,7 +56,7 @@ step verify lavic verify "$out/shards/train"
 base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-  --minimum 3 --pretrain.read-steps 1500 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
+  --minimum 3 --pretrain.read-steps 2500 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
   --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
 
 for split in train valid; do

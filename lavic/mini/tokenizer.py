@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 SPACE = "▁"
-_SPLIT = rf"{SPACE}?B0[A-Z]+|[0-9]{{2}}|[0-9]|{SPACE}?[^\w{SPACE}]"
+# An id's letters, with the zeros that pad its number, are one token: what follows tells ids apart from its first token on.
+_SPLIT = rf"{SPACE}?B0[A-Z]+|{SPACE}?[A-Z]+00+|[0-9]{{2}}|[0-9]|{SPACE}?[^\w{SPACE}]"
 
 
 def make_tokenizer(texts: Iterable[str], *, minimum: int = 1, limit: int = 4000) -> PreTrainedTokenizerFast:

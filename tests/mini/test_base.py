@@ -1,0 +1,151 @@
+"""The packaged base model: what it can do, what it cannot, and that its making runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lavic.cli import main
+from lavic.mini import catalog, curriculum, pretrain
+from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
+from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Listing
+from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.model.backbone import Backbone, ModelSettings, resolve
+from lavic.model.compress import all_tokens, cls_tokens, project
+from lavic.model.inputs import IGNORED, collate, token_losses
+from lavic.model.prompts import Candidate, describe, recommend
+
+
+@pytest.fixture(scope="module")
+def mini() -> Backbone:
+    return Backbone.load(ModelSettings(name="mini"))
+
+
+@pytest.fixture(scope="module")
+def products() -> list[catalog.Product]:
+    looks = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS]
+    return make_products(600, random.Random(11), looks)
+
+
+def test_it_is_small_and_safe() -> None:
+    folder = resolve(ModelSettings(name="mini"))
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 5_000_000
+    assert not [f for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
+    # how it was made stands beside it
+    log = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    assert log[-1]["phase"] == "see" and log[-1]["held_out_perplexity"] < 1.1
+
+
+def test_it_describes_photos_from_all_tokens_and_not_from_five(mini: Backbone, products: list[catalog.Product]) -> None:
+    some = products[:64]
+    photos = [draw(p.kind, p.colour, p.pattern, p.seed) for p in some]
+    views = torch.from_numpy(np.stack([mini.geometry.cut(photo) for photo in photos]))
+    with torch.no_grad():
+        whole = all_tokens(mini.model, views, [photo.size for photo in photos])
+        five = list(project(mini.model, cls_tokens(mini.model, views)))
+        loss = {}
+        for name, tokens in (("all", whole), ("five", five)):
+            examples = [
+                mini.encoder.example(describe(p.title, len(t)), p.description)
+                for p, t in zip(some, tokens, strict=True)
+            ]
+            loss[name] = token_losses(mini.model, collate(examples, mini.encoder.pad), torch.cat(tokens)).mean().item()
+    assert loss["all"] < 0.15
+    assert loss["five"] > 1.0
+
+
+def test_it_finds_the_line_that_words_describe(mini: Backbone, products: list[catalog.Product]) -> None:
+    """The look-up that a large language model brings along, in the real prompt's order: the request first."""
+    rng = random.Random(5)
+    right = 0
+    for target in rng.sample(products, 40):
+        listed = pick_candidates(target, products, rng)
+        candidates = [Candidate(p.id, p.title, p.words) for p in listed]
+        turns = [("seeker", converse(target, rng).split(">")[1].split("<")[0])]
+        pieces = recommend(turns, candidates, photo_tokens=0)
+        answers = [mini.encoder.example(pieces, p.id) for p in listed]
+        with torch.no_grad():
+            losses = token_losses(mini.model, collate(answers, mini.encoder.pad), None).view(10, -1).sum(1)
+        right += listed[int(losses.argmin())].id == target.id
+    assert right >= 30
+
+
+def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Product]) -> None:
+    rng = random.Random(0)
+    listings = []
+    for target in products[:20]:
+        listed = pick_candidates(target, products, rng)
+        listings.append(
+            Listing(
+                ids=tuple(p.id for p in listed),
+                turns=(("seeker", f"a {target.words} {target.kind}"),),
+                titles=tuple(p.title for p in listed),
+                looks=tuple(p.words for p in listed),
+                target=listed.index(target),
+            )
+        )
+    words = ["red", "blue", "green", "yellow", "pink", "black", "white", "brown", "orange"]
+    ids = [p.id for p in products]
+    encoder = mini.encoder
+    for level in (*LEVELS, *PHOTO_LEVELS):
+        lists = curriculum.lists(level, listings, words, ids, encoder, rng, 3 if level.form == "photo" else 0)
+        labels = lists.batch.labels
+        assert len(lists.row) == len(lists.answer) == len(lists.wanted) == level.batch * (1 + level.more)
+        torch.testing.assert_close(lists.wanted.sum(1), torch.ones(len(lists.row)))
+        # an answer begins where its first token is learnt, and the words wanted of it stand in its row
+        assert (labels[lists.row, lists.answer] != IGNORED).all()
+        assert (labels[lists.row, lists.answer - 1] == IGNORED).all()
+        for row, wanted in zip(lists.row.tolist(), lists.wanted, strict=True):
+            assert set(wanted.nonzero().flatten().tolist()) <= set(lists.batch.input_ids[row].tolist())
+        shown = int((lists.batch.input_ids == encoder.image_token_id).sum())
+        assert shown == 3 * len(lists.photos)
+        assert bool(lists.photos) == (level.form == "photo")
+
+
+def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
+    from lavic.data.manifest import write_set
+    from lavic.data.shards import Sample
+
+    size = CatalogueSize(
+        train_items=60, heldout_items=30, combination_items=30, train_conversations=40, test_conversations=2
+    )
+    write_catalogue(tmp_path / "catalogue", base_url="http://127.0.0.1:1", size=size, seed=0)
+    meta = json.loads((tmp_path / "catalogue" / "item2meta_train.json").read_text())
+    samples = {"train": [], "valid": []}
+    for id, item in meta.items():
+        text = item["image_descriptions_llava_cleaned"].get(f"{id}_0.jpg", "")
+        jpg = (tmp_path / "catalogue" / "images" / f"{id}_0.jpg").read_bytes()
+        made = Sample.of(item_id=id, n=0, jpg=jpg, title=item["title"], width=96, height=96, text=text or "A photo.")
+        samples["train" if text else "valid"].append(made)
+    for name, some in samples.items():
+        write_set(tmp_path / name, some)
+    words = ["mini", "pretrain", "--shards", tmp_path / "train", "--valid", tmp_path / "valid"]
+    words += ["--train", tmp_path / "catalogue" / "train.jsonl", "--looks", tmp_path / "catalogue" / "looks.jsonl"]
+    words += ["--out", tmp_path / "base", "--threads", "1", "--architecture.width", "32", "--architecture.heads", "2"]
+    words += ["--architecture.layers", "3", "--architecture.vision-width", "16", "--pretrain.read-steps", "3"]
+    words += [
+        "--pretrain.see-steps",
+        "4",
+        "--pretrain.compare-from",
+        "1",
+        "--pretrain.batch",
+        "4",
+        "--pretrain.augment",
+    ]
+    assert main([str(word) for word in words]) == 0
+    backbone = Backbone.load(ModelSettings(name=str(tmp_path / "base")))
+    assert backbone.model.config.text_config.hidden_size == 32
+    assert backbone.tokenizer.decode(backbone.encoder.target("B0MN123456")[:-1]).strip() == "B0MN123456"
+    log = [json.loads(line) for line in (tmp_path / "base" / "pretrain.jsonl").read_text().splitlines()]
+    assert "held_out_perplexity" in log[-1]
+    assert main([str(word) for word in words]) == 2  # a model is there already
+
+
+def test_looks_are_read(tmp_path: Path) -> None:
+    (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n')
+    assert pretrain.read_looks(tmp_path / "looks.jsonl") == {"A": "red plain"}

@@ -1,0 +1,102 @@
+"""The drawn catalogue: what only photos can tell, in the forms of the real data."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lavic.data.catalog import read_items
+from lavic.data.conversations import read_conversations
+from lavic.mini.catalog import (
+    WORLD_SEED,
+    CatalogueSize,
+    held_out_looks,
+    make_products,
+    pick_candidates,
+    write_catalogue,
+)
+from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+
+SIZE = CatalogueSize(
+    train_items=120,
+    heldout_items=60,
+    combination_items=60,
+    train_conversations=50,
+    valid_conversations=5,
+    test_conversations=30,
+)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalogue")
+    write_catalogue(folder, base_url="http://127.0.0.1:1", size=SIZE, seed=3)
+    return folder
+
+
+def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
+    lavic = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
+    amazon = {i.id: i for i in read_items([catalogue / "meta_Mini.jsonl"])}
+    assert lavic.keys() == amazon.keys() and len(lavic) == 240
+    for id, item in lavic.items():
+        assert (item.title, item.images) == (amazon[id].title, amazon[id].images)
+        with Image.open(catalogue / "images" / f"{id}_0.jpg") as photo:
+            assert photo.size == (96, 96)
+
+
+def test_held_out_items_are_described_for_validation_only(catalogue: Path) -> None:
+    train = {i.id for i in read_items([catalogue / "item2meta_train.json"]) if i.descriptions}
+    valid = {i.id for i in read_items([catalogue / "item2meta_valid.jsonl"]) if i.descriptions}
+    assert len(train) == len(valid) == 120
+    assert not train & valid
+    looks = [json.loads(line)["id"] for line in (catalogue / "looks.jsonl").open()]
+    assert set(looks) == train
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "test", "test_combinations"])
+def test_titles_cannot_answer_a_conversation(catalogue: Path, name: str) -> None:
+    items = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
+    words = {*COLOURS, *PATTERNS}
+    for conversation in read_conversations(catalogue / f"{name}.jsonl", candidates="candidates_st"):
+        listed = conversation.candidates["candidates_st"]
+        assert len(set(listed)) == 10
+        assert conversation.targets[0] in listed
+        titles = [items[id].title.lower().split() for id in listed]
+        assert len({title[-1] for title in titles}) == 1  # one kind
+        assert not any(words & set(title) for title in titles)
+
+
+def test_test_targets_are_never_training_items(catalogue: Path) -> None:
+    train = {json.loads(line)["id"] for line in (catalogue / "looks.jsonl").open()}
+    for name in ("valid", "test", "test_combinations"):
+        for conversation in read_conversations(catalogue / f"{name}.jsonl"):
+            assert not train & {*conversation.targets, *conversation.candidates["candidates_st"]}
+
+
+def test_held_out_combinations_are_shown_by_no_training_photo() -> None:
+    unseen = held_out_looks(WORLD_SEED)
+    assert len(unseen) == 24
+    assert {k for k, _, _ in unseen} <= set(KINDS)
+    seen = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS if (k, c, p) not in unseen]
+    assert len(seen) == 216
+
+
+def test_every_candidate_looks_different() -> None:
+    rng = random.Random(0)
+    looks = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS]
+    products = make_products(2000, rng, looks)
+    assert len({p.id for p in products}) == 2000
+    for target in products[:50]:
+        listed = pick_candidates(target, products, rng)
+        assert len({p.look for p in listed}) == 10
+        assert sum(p.colour == target.colour for p in listed) >= 3
+        assert sum(p.pattern == target.pattern for p in listed) >= 3
+
+
+def test_a_photo_is_drawn_the_same_twice() -> None:
+    one, two = draw("bag", "red", "dotted", 5), draw("bag", "red", "dotted", 5)
+    assert one.tobytes() == two.tobytes() != draw("bag", "red", "dotted", 6).tobytes()

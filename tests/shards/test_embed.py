@@ -1,0 +1,158 @@
+"""`lavic describe` and `lavic embed` on a real set with the packaged base model: whole, resumable, refused when wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lavic.cli import main
+from lavic.data.dataset import ShardDataset
+from lavic.data.descriptions import descriptions_path, read_descriptions
+from lavic.data.manifest import write_set
+from lavic.data.shards import Sample
+from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.model.adapters import LoraSettings, add_adapter, save_adapter, trainable
+from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.bundle import save_bundle
+from lavic.model.compress import cls_tokens
+from lavic.model.itemstore import ItemStore
+from lavic.shards.describe import whole_sentences
+
+
+def jpeg(image) -> bytes:  # noqa: ANN001
+    import io
+
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Thirty items in four shards; every fifth has a second photo."""
+    samples = []
+    for n in range(30):
+        look = KINDS[n % 6], list(COLOURS)[n % 10], PATTERNS[n % 4]
+        for photo in range(2 if n % 5 == 0 else 1):
+            jpg = jpeg(draw(*look, seed=100 * photo + n))
+            samples.append(
+                Sample.of(
+                    item_id=f"B0MN{n:06d}", n=photo, jpg=jpg, title=f"Acme {look[0].title()}", width=96, height=96
+                )
+            )
+    write_set(tmp_path / "shards", samples, photos_per_shard=10)
+    return tmp_path / "shards"
+
+
+def test_tokens_are_those_of_each_item_s_first_photo(shards: Path, tmp_path: Path) -> None:
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "7", "--precision", "float32"]
+    assert main([*words, "--out", str(tmp_path / "store")]) == 0
+    store, data = ItemStore.open(tmp_path / "store"), ShardDataset(shards)
+    backbone = Backbone.load(ModelSettings(name="mini"))
+    assert len(store) == 30
+    firsts = [sample for sample in (data[i] for i in range(len(data))) if sample.meta["n"] == 0]
+    views = torch.from_numpy(np.stack([backbone.geometry.cut(sample.image) for sample in firsts]))
+    with torch.no_grad():
+        expected = cls_tokens(backbone.model, views)
+    torch.testing.assert_close(store.lookup([s.item_id for s in firsts]), expected, rtol=1e-5, atol=1e-5)
+    assert store.title("B0MN000007") == firsts[7].title
+    # again: nothing to do; another set into the same store: refused
+    made = (tmp_path / "store" / "manifest.json").stat().st_mtime_ns
+    assert main([*words, "--out", str(tmp_path / "store")]) == 0
+    assert (tmp_path / "store" / "manifest.json").stat().st_mtime_ns == made
+    assert main([*words, "--precision", "float16", "--out", str(tmp_path / "store")]) == 2
+
+
+@pytest.mark.dist
+def test_two_ranks_make_the_same_store_as_one(shards: Path, tmp_path: Path) -> None:
+    words = ["embed", "--model.name", "mini", "--shards", str(shards)]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "lavic", *words, "--out", str(tmp_path / "two"), "--nproc", "2"]
+    subprocess.run(command, check=True, timeout=300)
+    one, two = ItemStore.open(tmp_path / "one"), ItemStore.open(tmp_path / "two")
+    assert one.ids == two.ids
+    assert one.manifest.parts == two.manifest.parts
+
+
+@pytest.mark.dist
+def test_a_killed_embed_goes_on(shards: Path, tmp_path: Path) -> None:
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "1", "--out", str(tmp_path / "store")]
+    process = subprocess.Popen([sys.executable, "-m", "lavic", *words])
+    until = time.monotonic() + 120
+    while not list((tmp_path / "store").glob("part-*.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "store").glob("part-*.json"))
+    assert main(words) == 0
+    fresh = [*words[:-1], str(tmp_path / "fresh")]
+    assert main(fresh) == 0
+    assert ItemStore.open(tmp_path / "store").manifest.parts == ItemStore.open(tmp_path / "fresh").manifest.parts
+
+
+def test_an_adapter_changes_the_tokens_and_is_kept_in_the_store(shards: Path, tmp_path: Path) -> None:
+    backbone = Backbone.load(ModelSettings(name="mini"))
+    model = add_adapter(backbone, "vision", LoraSettings(r=2, alpha=4, dropout=0.0))
+    with torch.no_grad():
+        for parameter in trainable(model):
+            parameter.normal_(std=0.1)
+    save_bundle(tmp_path / "run" / "bundle", backbone, vision=model)
+    words = ["embed", "--model.name", "mini", "--shards", str(shards)]
+    assert main([*words, "--out", str(tmp_path / "plain")]) == 0
+    assert main([*words, "--adapter", str(tmp_path / "run"), "--out", str(tmp_path / "adapted")]) == 0
+    plain, adapted = ItemStore.open(tmp_path / "plain"), ItemStore.open(tmp_path / "adapted")
+    assert (plain.lookup(plain.ids) - adapted.lookup(plain.ids)).abs().max() > 0.05
+    assert plain.vision_adapter is None
+    assert adapted.vision_adapter is not None and (adapted.vision_adapter / "adapter_model.safetensors").is_file()
+
+
+def test_wrong_input_is_one_line_and_exit_2(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = Backbone.load(ModelSettings(name="mini"))
+    model = add_adapter(backbone, "language", LoraSettings(r=2, alpha=4, dropout=0.0))
+    save_adapter(model, tmp_path / "language", backbone, "language")
+    out = ["--out", str(tmp_path / "store")]
+    for words, message in (
+        (["embed", "--shards", str(tmp_path / "none"), *out], "no such folder of shards"),
+        (["embed", "--shards", str(shards), "--adapter", str(tmp_path), *out], "no vision adapter here"),
+        (
+            ["embed", "--model.name", "mini", "--shards", str(shards), "--adapter", str(tmp_path / "language"), *out],
+            "a language adapter, a vision adapter is needed",
+        ),
+        (["describe", "--model.name", "mini", "--shards", str(tmp_path / "none")], "no such folder of shards"),
+        (["describe", "--shards", str(shards), "--wrong", "1"], "--wrong"),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert message in said[-1]
+
+
+def test_describe_writes_a_sidecar_per_shard_and_skips_what_stands(shards: Path) -> None:
+    words = ["describe", "--config", "describe-mini", "--shards", str(shards)]
+    assert main(words) == 0
+    data = ShardDataset(shards)
+    paths = [data.manifest.path(shard) for shard in data.manifest.shards]
+    texts = {key: text for path in paths for key, text in read_descriptions(path).items()}
+    assert set(texts) == set(data.keys)
+    right = 0
+    for n in range(30):
+        words_seen = texts[f"B0MN{n:06d}_0"].rstrip(".").split()
+        right += list(COLOURS)[n % 10] in words_seen and PATTERNS[n % 4] in words_seen
+    assert right >= 24
+    stamps = [descriptions_path(path).stat().st_mtime_ns for path in paths]
+    descriptions_path(paths[1]).unlink()
+    assert main(["describe", "--config", "describe-mini", "--shards", str(shards)]) == 0
+    after = [descriptions_path(path).stat().st_mtime_ns for path in paths]
+    assert [a == b for a, b in zip(stamps, after, strict=True)] == [True, False, True, True]
+
+
+def test_a_cut_description_ends_at_its_last_whole_sentence() -> None:
+    assert whole_sentences("A red bag. It has a") == "A red bag."
+    assert whole_sentences("A red bag with  a\nhandle") == "A red bag with a handle"
