@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import PositiveInt
+
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
 from lavic.errors import LavicError
-from lavic.launch.doctor import require_compiler
 from lavic.mini.serve import PhotoServer
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
@@ -43,7 +44,7 @@ class DemoSettings:
     """Folder for everything; a demo that was stopped goes on there."""
     seed: int = 0
     """Of the catalogue, the adapters and the order of training."""
-    nproc: int = 2
+    nproc: PositiveInt = 2
     """Processes of the training stages."""
     small: bool = False
     """A few steps of everything: shows that every part runs here; its results mean nothing."""
@@ -64,7 +65,6 @@ class Stage:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(DemoSettings, argv, command="demo", description=DESCRIPTION)
-    require_compiler()
     started = time.monotonic()
     out = chosen.out
     photos = out / "catalog" / "images"
@@ -206,7 +206,7 @@ def _patience(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 _SMALL_CATALOGUE = (
-    *("--train-items", "48", "--heldout-items", "48", "--combination-items", "48"),
+    *("--train-items", "150", "--heldout-items", "120", "--combination-items", "120"),
     *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
 )
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PositiveInt
+
 from lavic.config import flatten, parse, settings
 from lavic.data.atomic import write_whole
 from lavic.errors import DataError
-from lavic.model.adapters import LoraSettings
-from lavic.model.backbone import ModelSettings
+from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.tracking import Tracker, TrackingSettings
 from lavic.train.run import RunFolder, digest_files
 from lavic.train.settings import LoopSettings
@@ -56,7 +57,7 @@ class DistillSettings:
     """A JSON file with more DeepSpeed settings."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the run is recorded."""
-    nproc: int = 1
+    nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
 
 

@@ -1,4 +1,4 @@
-"""`lavic doctor`: what this machine has, what is missing, how to mend it. Also the checks that commands do first."""
+"""`lavic doctor`: what this machine has, what is missing, how to mend it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,18 @@ from packaging.requirements import Requirement
 from lavic.config import parse, settings
 from lavic.errors import LaunchError
 
-DESCRIPTION = """Looks at this machine: Python, packages, compiler, GPUs, memory, disk.
+DESCRIPTION = """Looks at this machine: Python, packages, GPUs, memory, disk.
 
 Exit code 0 when everything that a command needs is there, 1 when something is missing. A line that is not "ok" says
 how to mend it."""
 
 _GIB = 2**30
-_STALE_LOCK_S = 900.0
 
 
 @settings
 class Settings:
     """What is tried besides looking."""
 
-    warm: bool = False
-    """Compile the op that DeepSpeed needs on CPU, so that the first training does not wait for it (about 40 s)."""
     ray: bool = False
     """Start a local Ray and stop it again."""
 
@@ -66,75 +63,11 @@ def examine(chosen: Settings) -> Iterator[Check]:
     """Yields one check after the other, as each is done."""
     yield _python()
     yield from _packages()
-    yield _compiler()
     yield _gpus()
     yield from _room()
     yield _slurm()
-    if chosen.warm:
-        yield _tried("deepspeed op", "compiled", warm)
     if chosen.ray:
         yield _tried("ray start", "started and stopped", _start_ray)
-
-
-def require_compiler() -> None:
-    """Says in one line, before anything long begins, that DeepSpeed could not start.
-
-    DeepSpeed compiles a small op when it first starts on a CPU, and asks for compiler and ninja at every start. On GPUs
-    it compiles nothing for what we use. Adds the folder of this Python to PATH where ninja stands there.
-
-    Raises:
-        LaunchError: no C++ compiler or no ninja, and the op is needed.
-    """
-    if _on_gpu():
-        return
-    compiler = os.environ.get("CXX") or "c++"
-    if shutil.which(compiler.split()[0]) is None:
-        raise LaunchError(
-            f"no C++ compiler ('{compiler}'), which DeepSpeed needs on CPU; install one (apt-get install g++, "
-            "dnf install gcc-c++, conda install cxx-compiler) or set CXX to yours"
-        )
-    if shutil.which("ninja") is None:
-        beside = Path(sys.executable).parent
-        if not (beside / "ninja").exists():
-            raise LaunchError("no ninja, which DeepSpeed needs on CPU; install it with: pip install ninja")
-        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
-
-
-def warm() -> None:
-    """Compiles DeepSpeed's CPU op once in a process of its own, so that ranks that start together find it done.
-
-    Raises:
-        LaunchError: no compiler, or it failed; says where its log is.
-    """
-    require_compiler()
-    if _on_gpu():
-        return
-    _drop_stale_lock()
-    code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)"
-    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    _run_python(code, env, _STALE_LOCK_S, f"DeepSpeed's op was not compiled (a fresh start: remove {_extensions()})")
-
-
-def _on_gpu() -> bool:
-    if os.environ.get("LAVIC_DEVICE") == "cpu":
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _extensions() -> Path:
-    """Where torch puts compiled ops."""
-    from torch.utils import cpp_extension
-
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-
-
-def _drop_stale_lock() -> None:
-    """Removes the lock of a compilation that was killed; torch would wait for it for ever."""
-    for lock in _extensions().glob("**/deepspeed_shm_comm/lock"):
-        if time.time() - lock.stat().st_mtime > _STALE_LOCK_S:
-            lock.unlink(missing_ok=True)
 
 
 def _python() -> Check:
@@ -167,20 +100,6 @@ def _packages() -> Iterator[Check]:
 
 def _applies(wanted: Requirement, extra: str) -> bool:
     return wanted.marker is None if not extra else bool(wanted.marker and wanted.marker.evaluate({"extra": extra}))
-
-
-def _compiler() -> Check:
-    try:
-        require_compiler()
-    except ModuleNotFoundError:
-        return Check("compiler", "note", "not asked: torch is not installed")
-    except LaunchError as error:
-        return Check("compiler", "missing", "none found", str(error))
-    if _on_gpu():
-        return Check("compiler", "ok", "not needed with a GPU")
-    return Check(
-        "compiler", "ok", f"{shutil.which((os.environ.get('CXX') or 'c++').split()[0])}, {shutil.which('ninja')}"
-    )
 
 
 def _gpus() -> Check:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PositiveInt
+
 from lavic import __version__
 from lavic.config import flatten, parse, settings
 from lavic.data.atomic import write_whole, written_aside
@@ -91,7 +93,7 @@ class EvaluateSettings:
     """Prompts read together, tokens; memory and speed depend on it, results do not."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
-    nproc: int = 1
+    nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the numbers are recorded besides OUT."""

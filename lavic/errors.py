@@ -26,7 +26,7 @@ class DataError(LavicError, RuntimeError):
 
 
 class LaunchError(LavicError, RuntimeError):
-    """This machine cannot start what was asked: no compiler, too few GPUs, a package that is not installed."""
+    """This machine cannot start what was asked: too few GPUs, a package that is not installed."""
 
     exit_code = 2
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import PositiveInt
+
 from lavic.config import parse, settings
 from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import FIELDS, descriptions_path, read_descriptions, write_descriptions
 from lavic.model import prompts
-from lavic.model.backbone import ModelSettings
+from lavic.model.settings import ModelSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class DescribeSettings:
     """Longest description. One that is cut there ends at its last whole sentence."""
     keep: Literal["none", "catalogue"] = "none"
     """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
-    nproc: int = 1
+    nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
 
 

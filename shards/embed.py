@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import PositiveInt
+
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
-from lavic.model.backbone import ModelSettings
+from lavic.model.settings import ModelSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class EmbedSettings:
     """Photos at once."""
     workers: int = 0
     """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
-    nproc: int = 1
+    nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
 
 

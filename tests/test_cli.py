@@ -72,15 +72,15 @@ def test_an_unknown_command_names_the_nearest(capsys):
 
 
 def test_an_error_is_one_line_and_exit_2():
-    done = lavic("doctor", "--wram")
+    done = lavic("doctor", "--rya")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == ("lavic doctor: error: unknown flag --wram; did you mean --warm? See 'lavic doctor --help'\n")
+    assert done.stderr == ("lavic doctor: error: unknown flag --rya; did you mean --ray? See 'lavic doctor --help'\n")
 
 
 def test_another_rank_than_0_waits_and_then_says_who_it_is():
     start = time.monotonic()
-    done = lavic("doctor", "--wram", RANK="1", WORLD_SIZE="2")
+    done = lavic("doctor", "--rya", RANK="1", WORLD_SIZE="2")
     assert done.returncode == 2
     assert "[rank 1]" in done.stderr
     assert time.monotonic() - start > 2

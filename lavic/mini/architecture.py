@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+from transformers.utils.logging import disable_progress_bar
 
 from lavic.config import settings
 from lavic.mini import tokenizer as tokens
@@ -102,6 +103,7 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes an ordinary Hugging Face folder with half-precision weights."""
     folder.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()
     half = {name: value.half() for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
     tokens.save_tokenizer(tokenizer, folder)

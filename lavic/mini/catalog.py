@@ -99,7 +99,8 @@ def make_products(count: int, rng: random.Random, looks: list[tuple[str, str, st
 
 
 def pick_candidates(target: Product, pool: list[Product], rng: random.Random, count: int = 10) -> list[Product]:
-    """The target and `count - 1` others of its kind, each with a look of its own, in random order.
+    """The target and `count - 1` others of its kind, each with a look of its own, in random order; fewer where the
+    pool has not so many looks.
 
     Two share the target's colour and two its pattern (where the list is long enough), so that neither alone decides.
     """

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 SPACE = "▁"
-# An id's letters, with the zeros that pad its number, are one token: what follows tells ids apart from its first token on.
+# An id's letters, with the zeros that pad its number, are one token; the tokens after it tell ids apart.
 _SPLIT = rf"{SPACE}?B0[A-Z]+|{SPACE}?[A-Z]+00+|[0-9]{{2}}|[0-9]|{SPACE}?[^\w{SPACE}]"
 
 

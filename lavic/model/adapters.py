@@ -6,19 +6,21 @@ The patterns are anchored: a bare `q_proj` would match the vision tower and the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from lavic.config import settings
 from lavic.errors import DataError
 from lavic.model.backbone import Backbone
+from lavic.model.settings import LoraSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,18 +37,6 @@ NOTE = "lavic.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-@settings
-class LoraSettings:
-    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685); the defaults are those of the LaViC code."""
-
-    r: int = 8
-    """Rank."""
-    alpha: int = 32
-    """The update is scaled by alpha / r."""
-    dropout: float = 0.1
-    """On the adapter's input, while training."""
-
-
 def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel:
     """Puts a fresh, trainable adapter on the frozen base model, in place.
 
@@ -55,10 +45,21 @@ def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS[kind])
-    model = get_peft_model(backbone.model, config)
+    with quiet():
+        model = get_peft_model(backbone.model, config)
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
     return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what PEFT and transformers say to each other's developers."""
+    with warnings.catch_warnings():
+        # PEFT finds that the folder's base has another name here ("mini" and its path, say); the fingerprint decides
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -113,9 +114,7 @@ def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
     state = load_file(folder / WEIGHTS)
     if not hasattr(backbone.model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
-    with warnings.catch_warnings():
-        # PEFT finds that the folder's base has another name here ("mini" and its path, say); the fingerprint decides
-        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+    with quiet():
         model = get_peft_model(backbone.model, config)
     result = set_peft_model_state_dict(model, state)
     missing = [key for key in result.missing_keys if "lora_" in key]

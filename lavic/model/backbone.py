@@ -8,13 +8,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lavic.config import settings
 from lavic.errors import ConfigError
 from lavic.model.inputs import Encoder
+from lavic.model.settings import ModelSettings
 from lavic.model.views import Geometry
 
 if TYPE_CHECKING:
@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 
 _FINGERPRINT_SAMPLE = 1 << 20
 """Bytes read from the start and the end of each weight file: enough to tell models apart without reading 15 GB."""
-
-
-@settings
-class ModelSettings:
-    """Which base model, and how it is held."""
-
-    name: str = "llava-hf/llava-v1.6-mistral-7b-hf"
-    """A Hugging Face name, a folder, or `mini` for the miniature that is part of this package."""
-    revision: str | None = None
-    """Commit or branch of the Hugging Face repository."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
 
 
 @dataclass

@@ -19,7 +19,8 @@ import torch
 from lavic.data.atomic import folder_aside, write_whole
 from lavic.errors import DataError
 from lavic.model import adapters, prompts
-from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.backbone import Backbone
+from lavic.model.settings import ModelSettings
 from lavic.model.views import VIEWS
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from lavic.mini import catalog, curriculum, pretrain
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.model.backbone import Backbone, ModelSettings, resolve
+from lavic.model.backbone import Backbone, resolve
 from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import IGNORED, collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
+from lavic.model.settings import ModelSettings
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 
 SIZE = CatalogueSize(
     train_items=120,
-    heldout_items=60,
-    combination_items=60,
+    heldout_items=120,
+    combination_items=120,
     train_conversations=50,
     valid_conversations=5,
     test_conversations=30,
@@ -41,7 +41,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
     lavic = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
     amazon = {i.id: i for i in read_items([catalogue / "meta_Mini.jsonl"])}
-    assert lavic.keys() == amazon.keys() and len(lavic) == 240
+    assert lavic.keys() == amazon.keys() and len(lavic) == 360
     for id, item in lavic.items():
         assert (item.title, item.images) == (amazon[id].title, amazon[id].images)
         with Image.open(catalogue / "images" / f"{id}_0.jpg") as photo:
@@ -51,7 +51,7 @@ def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
 def test_held_out_items_are_described_for_validation_only(catalogue: Path) -> None:
     train = {i.id for i in read_items([catalogue / "item2meta_train.json"]) if i.descriptions}
     valid = {i.id for i in read_items([catalogue / "item2meta_valid.jsonl"]) if i.descriptions}
-    assert len(train) == len(valid) == 120
+    assert len(train) == 120 and len(valid) == 240
     assert not train & valid
     looks = [json.loads(line)["id"] for line in (catalogue / "looks.jsonl").open()]
     assert set(looks) == train

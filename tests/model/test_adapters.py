@@ -12,11 +12,12 @@ from torch import nn
 
 from lavic.errors import ConfigError, DataError
 from lavic.model import adapters
-from lavic.model.adapters import LoraSettings, add_adapter, merge_adapter, save_adapter, trainable
-from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.adapters import add_adapter, merge_adapter, save_adapter, trainable
+from lavic.model.backbone import Backbone
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
 from lavic.model.compress import cls_tokens, project
 from lavic.model.inputs import Batch, collate, core, hidden_states
+from lavic.model.settings import LoraSettings, ModelSettings
 
 LORA = LoraSettings(r=4, alpha=8, dropout=0.0)
 

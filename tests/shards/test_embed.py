@@ -1,4 +1,4 @@
-"""`lavic describe` and `lavic embed` on a real set with the packaged base model: whole, resumable, refused when wrong."""
+"""`lavic describe` and `lavic embed` on a real set with the packaged base: whole, resumable, refused when wrong."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from lavic.data.descriptions import descriptions_path, read_descriptions
 from lavic.data.manifest import write_set
 from lavic.data.shards import Sample
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.model.adapters import LoraSettings, add_adapter, save_adapter, trainable
-from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.adapters import add_adapter, save_adapter, trainable
+from lavic.model.backbone import Backbone
 from lavic.model.bundle import save_bundle
 from lavic.model.compress import cls_tokens
 from lavic.model.itemstore import ItemStore
+from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.shards.describe import whole_sentences
 
 
-def jpeg(image) -> bytes:  # noqa: ANN001
+def jpeg(image) -> bytes:
     import io
 
     file = io.BytesIO()

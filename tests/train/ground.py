@@ -17,10 +17,11 @@ from lavic.mini import architecture
 from lavic.mini.architecture import Architecture
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.mini.tokenizer import make_tokenizer
-from lavic.model.adapters import LoraSettings, add_adapter, save_adapter
-from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.adapters import add_adapter, save_adapter
+from lavic.model.backbone import Backbone
 from lavic.model.compress import cls_tokens
 from lavic.model.itemstore import write_manifest, write_part
+from lavic.model.settings import LoraSettings, ModelSettings
 
 KEY = "candidates_st"
 PROMPT_WORDS = "Seeker: Comment: Candidates: Which one? Answer with its ID. Title: Describe how it looks. B0MN , word"

@@ -12,11 +12,12 @@ from torch import nn
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import Order, ShardDataset
 from lavic.errors import DataError
-from lavic.model.adapters import LoraSettings, add_adapter, merge_adapter
-from lavic.model.backbone import Backbone, ModelSettings
+from lavic.model.adapters import add_adapter, merge_adapter
+from lavic.model.backbone import Backbone
 from lavic.model.compress import all_tokens
 from lavic.model.inputs import IGNORED
 from lavic.model.itemstore import ItemStore
+from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.train.tasks import DistillData, DistillTask, TeacherTask, TuneData, TuneTask, count_tokens
 from tests.train.ground import KEY, Ground
 

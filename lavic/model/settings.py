@@ -1,0 +1,33 @@
+"""Settings of the base model and its adapters; apart from what loads them, so that `--help` needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavic.config import settings
+
+
+@settings
+class ModelSettings:
+    """Which base model, and how it is held."""
+
+    name: str = "llava-hf/llava-v1.6-mistral-7b-hf"
+    """A Hugging Face name, a folder, or `mini` for the miniature that is part of this package."""
+    revision: str | None = None
+    """Commit or branch of the Hugging Face repository."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+
+
+@settings
+class LoraSettings:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685); the defaults are those of the LaViC code."""
+
+    r: int = 8
+    """Rank."""
+    alpha: int = 32
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.1
+    """On the adapter's input, while training."""
