@@ -59,7 +59,7 @@ setup(
     package_data={
         "lavic": ["py.typed"],
         "lavic.configs": ["*.yaml"],
-        "lavic.slurm": ["*.sbatch", "*.sh"],
+        "lavic.slurm": ["*.md", "*.sbatch", "*.sh"],
         "lavic.recommend": ["*.css", "*.html", "*.js"],
         "lavic.mini": ["*.md", "base/*"],
     },

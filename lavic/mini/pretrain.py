@@ -35,6 +35,8 @@ from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_l
 from lavic.model.views import Geometry
 
 Log = Callable[[dict], None]
+KEYS = 300
+"""Words that serve as keys, beside those of looks: with thousands, each is met too rarely to be looked up."""
 FETCH_LAYER = 2
 """After this layer of the language model the requested words must be readable where the answer is said."""
 FETCH_AT = (-1, 0, 1, 2)
@@ -115,7 +117,10 @@ class Pretrainer:
         self.rng = random.Random(chosen.seed)
         # words of the prompt itself make poor keys: they stand between every key and its answer
         own = {t for piece in prompt_pieces() for t in encoder.tokenizer(piece).input_ids}
-        self.words = [w for w in free_words(encoder.tokenizer) if w not in own]
+        wanted = {t for listing in listings for t in encoder.tokenizer(listing.looks[listing.target]).input_ids}
+        words = [w for w in free_words(encoder.tokenizer) if w not in own]
+        some = random.Random(chosen.seed).sample(words, min(KEYS, len(words)))
+        self.words = [w for w in words if w in wanted or w in some]
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # thrown away at the end: reads the requested words off the middle of the language model
         self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
