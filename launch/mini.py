@@ -22,7 +22,7 @@ USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
   pretrain  train a miniature base model from scratch on a set of shards
 
 'lavic mini catalog --help' and so on are their manuals. The base model that comes with the package was made by
-'lavic mini pretrain --config mini-pretrain'; evaluate, tune and the others take it as '--model.name mini'."""
+'lavic mini pretrain --config mini-pretrain'; describe, distill, embed and tune take it as '--model.name mini'."""
 
 
 @settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +49,9 @@ class TuneSettings:
     """Which list of a conversation, a key of the jsonl."""
     tokens: Literal["items", "none"] = "items"
     """What stands behind a candidate's title: its item tokens, or nothing (the titles-only control)."""
+    missing: Literal["refuse", "drop"] = "refuse"
+    """What happens to an item that is not in the store (its photo is gone, say): an error, or candidates leave their
+    lists and rows without a target are left out, counted."""
     shuffle: bool = True
     """Show a list in another order each time it is trained on."""
     max_length: int = 2048
@@ -92,6 +96,8 @@ def run(chosen: TuneSettings, world: World) -> int:
     store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
     train = read_conversations(chosen.train, candidates=chosen.candidates)
     valid = read_conversations(chosen.valid, candidates=chosen.candidates)
+    if chosen.missing == "drop":
+        train, valid = (stored(rows, store, chosen.candidates, speak=world.is_main) for rows in (train, valid))
     folder = RunFolder(chosen, command="tune", world=world, free=("store", "train", "valid"))
     if folder.done:
         if world.is_main:
@@ -107,6 +113,27 @@ def run(chosen: TuneSettings, world: World) -> int:
     finally:
         world.close()
     return 0
+
+
+def stored(rows: Sequence[Conversation], store: ItemStore, key: str, *, speak: bool) -> list[Conversation]:
+    """The conversations that have a target in the store, less the candidates and targets that it does not hold.
+
+    Raises:
+        DataError: None is left.
+    """
+    kept, gone = [], 0
+    for row in rows:
+        targets = tuple(id for id in row.targets if id in store)
+        listed = tuple(id for id in row.candidates[key] if id in store)
+        gone += len(row.candidates[key]) - len(listed)
+        if targets and len({*listed, *targets}) > 1:
+            kept.append(replace(row, targets=targets, candidates={**row.candidates, key: listed}))
+    file = rows[0].file
+    if not kept:
+        raise DataError(f"{file}: no conversation has a target and another candidate in {store.folder}")
+    if speak and (gone or len(kept) < len(rows)):
+        print(f"{file}: {len(rows) - len(kept)} of {len(rows)} rows and {gone} candidates left out: not in the store")
+    return kept
 
 
 def _train(

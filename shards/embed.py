@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from lavic.model.itemstore import Part
 
 PLAN = "plan.json"
-"""What a store under work is made of; another adapter or another set starts it anew."""
+"""What a store under work is made of; another adapter or another set is refused."""
+_PATIENCE_S = 7 * 24 * 3600.0
 
 
 @settings
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return start_ranks("embed", argv, chosen.nproc)
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
-    world.start()
+    # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
+    world.start(timeout_s=_PATIENCE_S)
     try:
         return run(chosen, world, sets, adapter)
     finally:
@@ -147,16 +148,16 @@ def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
 
 
 def _begin(out: Path, plan: dict[str, object]) -> None:
-    """Keeps the parts of a store under work that the same plan made; refuses to overwrite a whole store of another."""
+    """Keeps the parts of a store under work that the same plan made; refuses any other folder that holds something."""
     path = out / PLAN
     if path.is_file() and json.loads(path.read_text()) == plan:
         return
     if (out / "manifest.json").is_file():
         raise DataError(f"{out}: an item store of another model, adapter or catalogue: choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not path.is_file():
-        raise DataError(f"{out}: not empty and not an item store: choose another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if out.is_dir() and any(out.iterdir()):
+        what = "the unfinished store of another model, adapter or catalogue" if path.is_file() else "not an item store"
+        raise DataError(f"{out}: not empty, and {what}: choose another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan))
 
 

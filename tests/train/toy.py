@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lavic.errors import LavicError
+from lavic.launch.local import leave
 from lavic.tracking import Tracker
 from lavic.train.checkpoint import Checkpoints
 from lavic.train.engine import Engine
@@ -162,4 +163,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
