@@ -4,7 +4,7 @@
 #   benchmarks/fashion.sh [DATA [OUT]]
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html; about 45 minutes on two
+# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html; most of an hour on two
 # cores. Every step goes on where it stopped: run the same line again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -56,7 +56,7 @@ step verify lavic verify "$out/shards/train"
 base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-  --minimum 3 --pretrain.read-steps 2500 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
+  --minimum 3 --pretrain.read-steps 6000 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
   --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
 
 for split in train valid; do
