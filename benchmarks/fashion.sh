@@ -5,7 +5,7 @@
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
 # FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html; most of an hour on two
-# cores. Every step goes on where it stopped: run the same line again.
+# cores. Run the same line again after a stop: what is done is not done again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=${1:-$here/../../shared/data/fashion}
@@ -47,6 +47,7 @@ lavic mini serve --folder "$data/images" --port "$port" &
 server=$!
 trap 'kill $server' EXIT
 sleep 2
+kill -0 $server # another server on the port: it would have ended by now
 
 crawl=(lavic crawl --config crawl-mini --set fashion --photos-per-shard 1000)
 step crawl "${crawl[@]}" --items "$catalog/item2meta_train.json" --out "$out/shards/train"

@@ -172,7 +172,7 @@ def _read_words(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of looks in words")
     words: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             words[row["id"]] = row["look"]

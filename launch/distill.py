@@ -49,7 +49,7 @@ class DistillSettings:
     """The adapter."""
     loop: LoopSettings = LoopSettings(epochs=5.0, batch=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
-    max_length: int = 512
+    max_length: PositiveInt = 512
     """Longest title and description with the words around them, tokens; longer photos are skipped and counted."""
     select: Literal["best", "last"] = "best"
     """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
@@ -94,8 +94,6 @@ def run(chosen: DistillSettings, world: World) -> int:
     try:
         with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
             tracker.start("distill", flatten(chosen))
-            if not folder.begun:
-                tracker.event("resume", step=0)  # whatever an earlier start wrote is taken back
             _train(chosen, world, folder, tracker, photos, valid, extra)
     finally:
         world.close()

@@ -126,7 +126,8 @@ def _wait(command: str, ranks: Sequence[subprocess.Popen[bytes]], grace_s: float
         codes = [rank.poll() for rank in ranks]
         failed = [(number, code) for number, code in enumerate(codes) if code]
         if failed:
-            number, code = failed[0]
+            # a code that a rank said before one that it was ended with
+            number, code = min(failed, key=lambda one: one[1] < 0)
             if code == Stopped.exit_code:
                 # Every rank has agreed to stop; the others are on their way out and must not be hurried.
                 _end(ranks, grace_s, ask=False)

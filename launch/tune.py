@@ -54,7 +54,7 @@ class TuneSettings:
     lists and rows without a target are left out, counted."""
     shuffle: bool = True
     """Show a list in another order each time it is trained on."""
-    max_length: int = 2048
+    max_length: PositiveInt = 2048
     """Longest prompt with its target, tokens; a longer conversation loses its oldest comments."""
     model: ModelSettings = ModelSettings()
     """The base model, the one that made the store."""
@@ -107,8 +107,6 @@ def run(chosen: TuneSettings, world: World) -> int:
     try:
         with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
             tracker.start("tune", flatten(chosen))
-            if not folder.begun:
-                tracker.event("resume", step=0)  # whatever an earlier start wrote is taken back
             _train(chosen, world, folder, tracker, store, train, valid, extra)
     finally:
         world.close()

@@ -15,7 +15,8 @@ from pydantic import PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.dataset import ShardDataset
-from lavic.data.descriptions import FIELDS, descriptions_path, read_descriptions, write_descriptions
+from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
+from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
 from lavic.world import World
@@ -33,9 +34,9 @@ class DescribeSettings:
     """The teacher."""
     shards: Path
     """Folder of a set, made by `lavic crawl`."""
-    batch: int = 8
+    batch: PositiveInt = 8
     """Photos at once."""
-    max_new_tokens: int = 128
+    max_new_tokens: PositiveInt = 128
     """Longest description. One that is cut there ends at its last whole sentence."""
     keep: Literal["none", "catalogue"] = "none"
     """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
@@ -59,7 +60,7 @@ def run(chosen: DescribeSettings, world: World) -> int:
     data = ShardDataset(chosen.shards, descriptions="shard")
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    todo = [n for n in mine if not _described(data, n)]
+    todo = [n for n in mine if not _described(data, n, chosen.model.name)]
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
@@ -78,10 +79,19 @@ def _bounds(data: ShardDataset, number: int) -> range:
     return range(start, start + data.manifest.shards[number].samples)
 
 
-def _described(data: ShardDataset, number: int) -> bool:
+def _described(data: ShardDataset, number: int, name: str) -> bool:
     shard = data.manifest.path(data.manifest.shards[number])
-    # a crawl that repacked the shard may have added photos: the sidecar must speak of as many as there are
-    return descriptions_path(shard).exists() and len(read_descriptions(shard)) == data.manifest.shards[number].samples
+    # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
+    keys = {data.keys[index] for index in _bounds(data, number)}
+    if not descriptions_path(shard).exists() or read_descriptions(shard).keys() != keys:
+        return False
+    others = described_by(shard) - {(name, prompts.VERSION), ("catalogue", prompts.VERSION)}
+    if others:
+        who, version = sorted(others)[0]
+        raise DataError(
+            f"{descriptions_path(shard)}: by {who} with prompt {version}, not by {name}: remove it to describe again"
+        )
+    return True
 
 
 def _describe_shard(data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings) -> None:

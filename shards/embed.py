@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
@@ -47,9 +47,9 @@ class EmbedSettings:
     """The store."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of the stored vectors."""
-    batch: int = 32
+    batch: PositiveInt = 32
     """Photos at once."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
@@ -81,6 +81,8 @@ def find_adapter(folder: Path | None) -> Path | None:
     """
     if folder is None:
         return None
+    if (folder / "config.yaml").is_file() and not (folder / "result.json").is_file():
+        raise DataError(f"{folder}: this run is not done: run the same `lavic distill` again first")
     for place in (folder / "bundle" / "vision_adapter", folder / "vision_adapter", folder):
         if (place / "adapter_config.json").is_file():
             return place
@@ -101,11 +103,17 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         "geometry": backbone.geometry.as_dict(),
         "adapter": itemstore.adapters.digest(adapter) if adapter else None,
         "precision": chosen.precision,
+        "shards": [shard.sha256 for data in sets for shard in data.manifest.shards],
         "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
     }
+    refusal = None
     if world.is_main:
-        _begin(chosen.out, plan)
-    world.barrier()
+        try:
+            _begin(chosen.out, plan)
+        except DataError as error:
+            refusal = str(error)
+    if refusal := world.broadcast(refusal):  # so that no rank waits for one that has left
+        raise DataError(refusal)
     if (chosen.out / "manifest.json").is_file():
         if world.is_main:
             print(f"{chosen.out}: already whole")

@@ -38,7 +38,14 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left behind; only when nobody writes to the folder."""
+    """Remove what writers that were killed left behind; only when nobody writes to the folder.
+
+    A folder that was moved away and has no successor, since its writer died between the two renames, is put back.
+    """
+    for old in folder.glob(f".*.old{PART}"):
+        home = folder / old.name[1:].rsplit(".", 3)[0]
+        if not home.exists():
+            old.replace(home)
     for part in folder.glob(f".*{PART}"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lavic.data.atomic import write_whole
@@ -25,17 +25,25 @@ def read_descriptions(shard: Path) -> dict[str, str]:
     Raises:
         DataError: A line is not a description.
     """
-    path, texts = descriptions_path(shard), {}
+    return {row["key"]: row["text"] for row in _rows(shard)}
+
+
+def described_by(shard: Path) -> set[tuple[str, str]]:
+    """Who wrote a shard's sidecar: (model, version of the prompt)."""
+    return {(row["model"], row["prompt"]) for row in _rows(shard)}
+
+
+def _rows(shard: Path) -> Iterator[dict[str, str]]:
+    path = descriptions_path(shard)
     if not path.exists():
-        return {}
+        return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                texts[str(row["key"])] = str(row["text"])
+                yield {name: str(row[name]) for name in FIELDS}
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}:{number}: not a description; remove the file and describe again") from None
-    return texts
 
 
 def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
@@ -47,7 +48,7 @@ FETCH_AT = (-1, 0, 1, 2)
 class PretrainSettings:
     """Both phases of pretraining."""
 
-    read_steps: int = 3000
+    read_steps: PositiveInt = 3000
     """Most steps of the first phase; it ends when the last level is mastered."""
     read_lr: float = 2e-3
     """Peak learning rate while repeating and recalling."""
@@ -55,15 +56,15 @@ class PretrainSettings:
     """Peak learning rate on the look-up lists."""
     mastery: float = 0.9
     """Share of right answers, over the last eight batches, that opens the next level."""
-    see_steps: int = 1200
+    see_steps: PositiveInt = 1200
     """Steps of the second phase."""
     see_lr: float = 1.5e-3
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
-    batch: int = 32
+    batch: PositiveInt = 32
     """Photos a step in the second phase."""
-    rehearse_every: int = 4
+    rehearse_every: PositiveInt = 4
     """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
-    compare_every: int = 2
+    compare_every: PositiveInt = 2
     """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
     compare_from: int = 150
     """Step of the second phase at which that begins."""
@@ -319,7 +320,8 @@ def prompt_pieces() -> list[str]:
 
 def read_looks(path: Path) -> dict[str, str]:
     """Item id -> its look in a few words, from lines of `{"id": ..., "look": ...}`."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        rows = [json.loads(line) for line in lines]
     return {row["id"]: row["look"] for row in rows}
 
 

@@ -83,7 +83,9 @@ class ItemStore:
         self._place: dict[str, tuple[int, int]] = {}
         for number, part in enumerate(manifest.parts):
             self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest.width))
-            lines = (folder / f"items-{part.name}.jsonl").read_text(encoding="utf-8").splitlines()
+            # not splitlines(): a title may hold one of Unicode's own line separators
+            with (folder / f"items-{part.name}.jsonl").open(encoding="utf-8", newline="\n") as file:
+                lines = list(file)
             if len(lines) != part.items:
                 raise DataError(f"{folder}/items-{part.name}.jsonl: {len(lines)} items, the manifest says {part.items}")
             for row, line in enumerate(lines):

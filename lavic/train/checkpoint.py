@@ -131,14 +131,18 @@ class Checkpoints:
         return progress
 
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step-[0-9]*"), reverse=True)
+        return sorted(self.folder.glob("step-[0-9]*"), key=_step, reverse=True)
 
     def _prune(self, newest: Path) -> None:
         # a later step than the one just written was torn, or the run would have gone on from there
-        kept = [folder for folder in self._folders() if folder <= newest and (folder / COMPLETE).exists()]
+        kept = [folder for folder in self._folders() if _step(folder) <= _step(newest) and (folder / COMPLETE).exists()]
         for folder in (*self._folders(), *self.folder.glob(".step-*")):
             if folder not in kept[: max(1, self.keep)]:
                 shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def is_whole(folder: Path) -> bool:

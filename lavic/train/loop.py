@@ -87,7 +87,7 @@ def fit(
     console = Console(total, start=progress.step, shown=world.is_main)
     if loaded:
         console.say(f"going on after step {progress.step} of {total}")
-        tracker.event("resume", step=progress.step)
+    tracker.event("resume", step=progress.step)  # whatever an earlier start wrote beyond it is taken back
     with StopRequest() as stop:
         batches = feed.steps(progress.step, total)
         clock = _Clock()

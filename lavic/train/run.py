@@ -61,6 +61,8 @@ class RunFolder:
         self.checkpoints = self.folder / "checkpoints"
         self._main = world.is_main
         config = self.folder / "config.yaml"
+        # looked at before config.yaml, which rank 0 may be writing right now
+        occupied = self.folder.exists() and not _empty(self.folder)
         self.begun = self.done or any(self.checkpoints.glob("step-*"))
         if config.is_file() and self.begun:
             if differ := _differ(load(type(chosen), config), chosen, {*FREE, *free}):
@@ -68,7 +70,7 @@ class RunFolder:
                     f"{self.folder} holds a run with other settings: {'; '.join(differ)}. Use those of {config}, "
                     "or another --out"
                 )
-        elif self.folder.exists() and not config.is_file() and not _empty(self.folder):
+        elif occupied and not config.is_file():
             raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
         if not self._main:
             return

@@ -21,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -33,6 +34,8 @@ class StopRequest:
             signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.asked:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.asked = True

@@ -17,7 +17,7 @@ def make_store(folder: Path, backbone: Backbone, sizes: tuple[int, ...] = (3, 0,
     tokens = torch.randn(sum(sizes), 5, backbone.vision_width).half()
     parts, start = [], 0
     for n, size in enumerate(sizes):
-        items = [{"id": f"I{i}", "key": f"I{i}_0", "title": f"title {i}"} for i in range(start, start + size)]
+        items = [{"id": f"I{i}", "key": f"I{i}_0", "title": f"title\u2028{i}"} for i in range(start, start + size)]
         parts.append(write_part(folder, f"{n:05d}", items, tokens[start : start + size]))
         start += size
     write_manifest(folder, backbone, None, parts)
@@ -29,7 +29,7 @@ def test_rows_come_back_in_any_order(tmp_path: Path, backbone: Backbone) -> None
     store = ItemStore.open(tmp_path / "store")
     assert len(store) == 5
     torch.testing.assert_close(store.lookup(["I4", "I0", "I4"]), tokens[[4, 0, 4]])
-    assert store.title("I3") == "title 3"
+    assert store.title("I3") == "title\u20283"
     assert "I2" in store and "I9" not in store
     assert store.vision_adapter is None
 

@@ -141,16 +141,15 @@ def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
     assert "an item store of another base model" in capsys.readouterr().err
 
 
-def test_items_without_a_photo_are_named_or_left_out(
-    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_items_without_a_photo_are_named_or_left_out(ground: Ground, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
     rows[0][KEY][-1] = "GONE000001"
     rows[1]["gt_items"] = ["GONE000002"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = ("--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
-    assert main(words("tune", ground, tmp_path / "refused", *more)) == 2
-    assert "GONE000001" in capsys.readouterr().err
-    assert main(words("tune", ground, tmp_path / "dropped", *more, "--missing", "drop")) == 0
-    said = capsys.readouterr().out
-    assert f"1 of {len(rows)} rows and 1 candidates left out: not in the store" in said
+    argv = words("tune", ground, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
+    refused = lavic(*argv)
+    assert refused.returncode == 2
+    assert "GONE000001" in refused.stderr
+    dropped = lavic(*argv, "--missing", "drop")
+    assert dropped.returncode == 0, dropped.stderr
+    assert f"1 of {len(rows)} rows and 1 candidates left out: not in the store" in dropped.stdout
