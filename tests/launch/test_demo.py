@@ -32,12 +32,15 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     full, before = summary["captions"]["full"], summary["captions"]["cls_before"]
     assert full["perplexity"] < 1.2 < before["perplexity"]
 
-    import mlflow
+    # a client of its own: mlflow.set_tracking_uri would stay in the environment of every later test
+    from mlflow import MlflowClient
 
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}")
-    runs = mlflow.search_runs(experiment_names=["demo"])
-    assert {"distill", "tune", "evaluate"} <= set(runs["tags.mlflow.runName"])
-    assert set(runs["status"]) == {"FINISHED"}
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {"distill", "tune", "evaluate"} <= {run.data.tags["mlflow.runName"] for run in runs}
+    assert {run.info.status for run in runs} == {"FINISHED"}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
 
