@@ -102,9 +102,10 @@ def recall(
 ) -> Lists:
     """Keys with values, then the keys again in another order: their values are learnt.
 
-    Level 0 is bare, and half its examples put the key before the value, which is repeating by another name: the bridge
-    without which a seed in three never leaves chance. Level 1 mixes forms that grow towards `id: word`, and puts more
-    and more of the real prompt's end between the key and the answer; level 2 has three-token values as ids have.
+    Level 0 is bare, and half its examples put the key before the value, which is repeating by another name: without
+    that bridge a run was seen near chance after two thousand steps. Level 1 mixes forms that grow towards `id: word`,
+    and puts more and more of the real prompt's end between the key and the answer; level 2 has three-token values as
+    ids have.
     """
     colon = encoder.tokenizer("x:", add_special_tokens=False).input_ids[-1]
     prefix = encoder.target(id)[0]
