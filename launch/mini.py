@@ -100,7 +100,9 @@ def _pretrain(argv: Sequence[str]) -> int:
     from lavic.data.dataset import ShardDataset
     from lavic.mini import architecture, pretrain
     from lavic.mini.tokenizer import make_tokenizer
+    from lavic.model.backbone import resolve
     from lavic.model.inputs import Encoder
+    from lavic.model.settings import ModelSettings
 
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")
@@ -119,6 +121,9 @@ def _pretrain(argv: Sequence[str]) -> int:
     tokenizer = make_tokenizer(pretrain.everything_read(photos, listings), minimum=chosen.minimum)
     torch.manual_seed(chosen.pretrain.seed)
     model = architecture.build(chosen.architecture, tokenizer)
+    if chosen.start:
+        known = architecture.adopt_language(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
+        print(f"{chosen.start}: its language model is taken over, {known} words of {len(tokenizer)} are known to it")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
 

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from lavic.config import settings
+from lavic.errors import DataError
 from lavic.mini import tokenizer as tokens
 
 if TYPE_CHECKING:
@@ -98,6 +105,48 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
                     last = "o_proj" in name or "down_proj" in name
                     nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * (damp if last else 1.0))
     return model
+
+
+def adopt_language(
+    model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
+) -> int:
+    """Takes the language model of another miniature over, as LLaVA began with Mistral's; the vision side stays new.
+
+    Words that both know keep their vectors; a new word keeps its fresh one, at the scale of the known ones.
+
+    Returns:
+        How many words both know.
+
+    Raises:
+        DataError: The folder is no miniature, or its language model has other sizes.
+    """
+    try:
+        source = LlavaNextForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32)
+        words = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no miniature to start from: {error}") from None
+    configs: list[Any] = [model.config.text_config, source.config.text_config]
+    ours, theirs = (config.to_dict() for config in configs)
+    other = [
+        k
+        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if ours[k] != theirs[k]
+    ]
+    if other:
+        raise DataError(f"{folder}: its language model has another {', '.join(other)}: choose the same --architecture")
+    known = [(new, words[word]) for word, new in tokenizer.get_vocab().items() if word in words]
+    here, there = (torch.tensor(ids) for ids in zip(*known, strict=True))
+    state = source.model.language_model.state_dict()
+    tables = (
+        (model.model.language_model.embed_tokens.weight, state.pop("embed_tokens.weight")),
+        (model.lm_head.weight, source.lm_head.weight),
+    )
+    with torch.no_grad():
+        for table, trained in tables:
+            table *= trained[there].std() / table.std()
+            table[here] = trained[there]
+    model.model.language_model.load_state_dict(state, strict=False)
+    return len(known)
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -25,6 +25,8 @@ class MiniPretrainSettings:
     """What training items look like in a few words, lines of `{"id", "look"}`: for lists that words alone answer."""
     out: Path
     """Folder of the model."""
+    start: str | None = None
+    """A miniature whose language model is taken over, as LLaVA began with Mistral's; `mini` is the packaged one."""
     architecture: Architecture = Architecture()
     pretrain: PretrainSettings = PretrainSettings()
     minimum: int = 1

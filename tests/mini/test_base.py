@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from lavic.cli import main
+from lavic.errors import DataError
 from lavic.mini import catalog, curriculum, pretrain
+from lavic.mini.architecture import Architecture, adopt_language, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.backbone import Backbone, resolve
 from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import IGNORED, collate, token_losses
@@ -145,6 +148,25 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (tmp_path / "base" / "pretrain.jsonl").read_text().splitlines()]
     assert "held_out_perplexity" in log[-1]
     assert main([str(word) for word in words]) == 2  # a model is there already
+
+
+def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
+    tokenizer = make_tokenizer(["blue circle", "a bicycle in turquoise", "blue bicycle"])
+    model = build(Architecture(), tokenizer)
+    fresh = model.model.vision_tower.state_dict()
+    fresh = {name: value.clone() for name, value in fresh.items()}
+    new = tokenizer.get_vocab()[f"{SPACE}bicycle"]
+    known = adopt_language(model, tokenizer, resolve(ModelSettings(name="mini")))
+    assert 100 < known < len(tokenizer)
+    taught = mini.model.model.language_model
+    assert torch.equal(model.model.language_model.layers[2].mlp.up_proj.weight, taught.layers[2].mlp.up_proj.weight)
+    for word in (f"{SPACE}blue", "17"):
+        here, there = tokenizer.get_vocab()[word], mini.tokenizer.get_vocab()[word]
+        assert torch.equal(model.lm_head.weight[here], mini.model.lm_head.weight[there])
+    assert model.model.language_model.embed_tokens.weight[new].std() > 0.1
+    assert all(torch.equal(value, fresh[name]) for name, value in model.model.vision_tower.state_dict().items())
+    with pytest.raises(DataError, match="another hidden_size"):
+        adopt_language(build(Architecture(width=64), tokenizer), tokenizer, resolve(ModelSettings(name="mini")))
 
 
 def test_looks_are_read(tmp_path: Path) -> None:
