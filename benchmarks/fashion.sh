@@ -58,8 +58,9 @@ step verify lavic verify "$out/shards/train"
 base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-  --minimum 3 --pretrain.read-steps 6000 --pretrain.see-steps 1500 --pretrain.augment --pretrain.weight-decay 0.05 \
-  --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
+  --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
+  --pretrain.near-ids 0.5 --pretrain.see-steps 2400 --pretrain.rehearse-every 2 --pretrain.augment \
+  --pretrain.weight-decay 0.05 --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
 
 for split in train valid; do
   step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \

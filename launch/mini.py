@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lavic.config import dump, parse, settings
 from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
-
-if TYPE_CHECKING:
-    from lavic.mini.curriculum import Listing
-    from lavic.mini.pretrain import Photo
 
 USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
 
@@ -98,7 +93,8 @@ def _pretrain(argv: Sequence[str]) -> int:
 
     from lavic.data.conversations import read_conversations
     from lavic.data.dataset import ShardDataset
-    from lavic.mini import architecture, pretrain
+    from lavic.mini import architecture, lessons
+    from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer
     from lavic.model.backbone import resolve
     from lavic.model.inputs import Encoder
@@ -109,16 +105,17 @@ def _pretrain(argv: Sequence[str]) -> int:
     torch.set_num_threads(chosen.threads)
     held = ShardDataset(chosen.valid, descriptions="shard")
     train = ShardDataset(chosen.shards, descriptions="shard")
-    looks = pretrain.read_looks(chosen.looks)
+    looks = lessons.read_looks(chosen.looks)
     side = 2 * chosen.architecture.view
-    held_out = _photos(held, frozenset(), side)
-    photos = _photos(train, frozenset(held.keys), side)
-    listings = _listings(read_conversations(chosen.train, candidates=chosen.candidates), looks, _titles(train))
+    held_out = lessons.read_photos(held, side)
+    photos = lessons.read_photos(train, side, without=frozenset(held.keys))
+    titles = {sample.item_id: sample.title for sample in (train[i] for i in range(len(train)))}
+    listings = lessons.make_listings(read_conversations(chosen.train, candidates=chosen.candidates), looks, titles)
     if not photos or not listings:
         raise DataError(
             f"{chosen.shards}, {chosen.train}: {len(photos)} described photos and {len(listings)} usable lists"
         )
-    tokenizer = make_tokenizer(pretrain.everything_read(photos, listings), minimum=chosen.minimum)
+    tokenizer = make_tokenizer(lessons.everything_read(photos, listings), minimum=chosen.minimum)
     torch.manual_seed(chosen.pretrain.seed)
     model = architecture.build(chosen.architecture, tokenizer)
     if chosen.start:
@@ -137,50 +134,10 @@ def _pretrain(argv: Sequence[str]) -> int:
             print(", ".join(f"{k} {v}" for k, v in record.items()), flush=True)
 
         encoder = Encoder(tokenizer, model.config.image_token_id)
-        trainer = pretrain.Pretrainer(model, encoder, chosen.pretrain, listings, log)
+        trainer = Pretrainer(model, encoder, chosen.pretrain, listings, log)
         model.train()
         trainer.read()
         trainer.see(photos, held_out)
     architecture.save(model, tokenizer, chosen.out)
     print(f"{chosen.out}: done")
     return 0
-
-
-def _photos(data, without: frozenset[str], side: int) -> list[Photo]:
-    """The described photos of a set, no larger than a miniature needs."""
-    from lavic.mini.pretrain import Photo
-
-    photos = []
-    for sample in (data[i] for i, key in enumerate(data.keys) if key not in without):
-        if sample.text:
-            image = sample.image
-            image.thumbnail((side * 9 // 8, side * 9 // 8))
-            photos.append(Photo(sample.item_id, image, sample.title, sample.text))
-    return photos
-
-
-def _titles(data) -> dict[str, str]:
-    return {sample.item_id: sample.title for sample in (data[i] for i in range(len(data)))}
-
-
-def _listings(conversations, looks: dict[str, str], titles: dict[str, str]) -> list[Listing]:
-    """The conversations of which every candidate has a look in words."""
-    from lavic.mini.curriculum import Listing
-
-    listings = []
-    for conversation in conversations:
-        for ids in conversation.candidates.values():
-            targets = [t for t in conversation.targets if t in ids]
-            if targets and all(i in looks and i in titles for i in ids):
-                turns = tuple((turn.role, turn.text) for turn in conversation.turns)
-                names = tuple(titles[i] for i in ids)
-                listings.append(
-                    Listing(
-                        ids=tuple(ids),
-                        turns=turns,
-                        titles=names,
-                        looks=tuple(looks[i] for i in ids),
-                        target=ids.index(targets[0]),
-                    )
-                )
-    return listings

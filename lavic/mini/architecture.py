@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,12 +151,10 @@ def adopt_language(
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes an ordinary Hugging Face folder with half-precision weights."""
+    """Writes an ordinary Hugging Face folder with half-precision weights; they are there last, and whole."""
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     half = {name: value.half() for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=half)
-    tokens.save_tokenizer(tokenizer, folder)
     vision: Any = model.config.vision_config
     size = vision.image_size
     processor = {
@@ -168,4 +167,9 @@ def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenize
         "resample": 3,
         "do_pad": True,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    with TemporaryDirectory(prefix=".", dir=folder) as aside:
+        model.save_pretrained(aside, state_dict=half)
+        tokens.save_tokenizer(tokenizer, Path(aside))
+        (Path(aside) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        for file in sorted(Path(aside).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            file.replace(folder / file.name)

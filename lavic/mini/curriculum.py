@@ -153,8 +153,13 @@ def lists(
     encoder: Encoder,
     rng: random.Random,
     photo_tokens: int = 0,
+    near: float = 0.0,
 ) -> Lists:
-    """Lists with a request each, most often as far from the answer as the level allows, else nearer."""
+    """Lists with a request each, most often as far from the answer as the level allows, else nearer.
+
+    `near` is the share of lists whose ids are neighbours in `ids` and so begin alike, as those of like products may:
+    such an id is said right only by whoever keeps to the line after its first tokens.
+    """
     size = rng.randint(2, level.most)
     examples: list[Example] = []
     answers: list[tuple[int, int, bool]] = []
@@ -174,7 +179,7 @@ def lists(
         reach = min(level.reach, len(shown))
         between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
         # an item has another id in every list: what an id means stands in the list, never in the weights
-        given = rng.sample(ids, len(shown))
+        given = _deal(ids, len(shown), near, rng)
         candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]
         example = encoder.example(request_at(turns, candidates, len(shown) - between, photo_tokens), given[target])
         expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
@@ -226,3 +231,11 @@ def _draw(
         unsaid: list[tuple[str, str | None, str]] = [(t, None, look) for t, look in zip(titles, looks, strict=True)]
         return listing.turns, unsaid, target, [listing.ids[i] for i in chosen]
     return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []
+
+
+def _deal(ids: Sequence[str], count: int, near: float, rng: random.Random) -> list[str]:
+    window = 3 * count
+    if near and rng.random() < near and len(ids) > window:
+        start = rng.randrange(len(ids) - window)
+        return rng.sample(ids[start : start + window], count)
+    return rng.sample(ids, count)

@@ -7,19 +7,15 @@ descriptions. It is never shown item tokens: the [CLS] outputs that stage 1 work
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
@@ -29,6 +25,7 @@ from lavic.config import settings
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists
+from lavic.mini.lessons import Photo, prompt_pieces
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
 from lavic.model.compress import all_tokens
@@ -56,6 +53,8 @@ class PretrainSettings:
     """Peak learning rate on the look-up lists."""
     mastery: float = 0.9
     """Share of right answers, over the last eight batches, that opens the next level."""
+    last_mastery: float = 0.9
+    """The same for the last level, the real prompt with looks in words."""
     see_steps: PositiveInt = 1200
     """Steps of the second phase."""
     see_lr: float = 1.5e-3
@@ -70,6 +69,8 @@ class PretrainSettings:
     """Step of the second phase at which that begins."""
     compare_mastery: float = 0.9
     """Share of right answers that lengthens the lists with photos."""
+    near_ids: float = 0.0
+    """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: float = 1.0
     """Weight of the fetch supervision beside the language-model loss."""
     weight_decay: float = 0.02
@@ -78,26 +79,6 @@ class PretrainSettings:
     """Mirror and crop the photos at random."""
     seed: int = 0
     """Of weights, order and lists."""
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo to learn from."""
-
-    id: str
-    """Of its item."""
-    image: Image.Image
-    title: str
-    description: str
-
-    def prepared(self, side: int, rng: random.Random | None) -> Image.Image:
-        """The photo as it is cut; with `rng`, mirrored and cropped by up to a twelfth."""
-        if rng is None:
-            return self.image
-        image = ImageOps.mirror(self.image) if rng.random() < 0.5 else self.image
-        width, height = image.size
-        dx, dy = (rng.randint(0, edge // 12) for edge in (width, height))
-        return image.crop((dx // 2, dy // 2, width - (dx - dx // 2), height - (dy - dy // 2)))
 
 
 class Pretrainer:
@@ -158,7 +139,9 @@ class Pretrainer:
                 loss, right = self._fetch(self._lists(self.rng.randrange(n) if back else n))
                 return loss, None if back else right
 
-            self._until_mastered(f"lists {n}", steps, fetch, optimizer, self.chosen.fetch_lr)
+            last = n + 1 == len(LEVELS)
+            mastery = self.chosen.last_mastery if last else self.chosen.mastery
+            self._until_mastered(f"lists {n}", steps, fetch, optimizer, self.chosen.fetch_lr, mastery=mastery)
 
     def _until_mastered(
         self,
@@ -168,14 +151,16 @@ class Pretrainer:
         optimizer: torch.optim.Optimizer,
         lr: float,
         warmup: int = 0,
+        mastery: float | None = None,
     ) -> None:
         recent: deque[float] = deque(maxlen=8)
+        mastery = self.chosen.mastery if mastery is None else mastery
         for step in steps:
             loss, right = attempt()
             _update(loss, optimizer, lr * min(1.0, (step + 1) / max(1, warmup)))
             if right is not None:
                 recent.append(right)
-            mastered = len(recent) == recent.maxlen and np.mean(recent) > self.chosen.mastery
+            mastered = len(recent) == recent.maxlen and np.mean(recent) > mastery
             if mastered or step % 50 == 49:
                 self._record("read", step + 1, level=name, loss=loss.item(), right=float(np.mean(recent or [0.0])))
             if mastered:
@@ -241,7 +226,8 @@ class Pretrainer:
     ) -> tuple[torch.Tensor, float]:
         """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once."""
         side = self.geometry.size // self.geometry.patch
-        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, photo_tokens=side * side + 1)
+        near, tokens = self.chosen.near_ids, side * side + 1
+        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, tokens, near)
         augment = self.rng if self.chosen.augment else None
         images = [by_id[id].prepared(2 * self.geometry.size, augment) for id in lists.photos]
         whole = torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images]))
@@ -260,7 +246,10 @@ class Pretrainer:
     # shared ------------------------------------------------------------------------------------------------------
 
     def _lists(self, level: int) -> Lists:
-        return curriculum.lists(LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng)
+        near = self.chosen.near_ids
+        return curriculum.lists(
+            LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng, near=near
+        )
 
     def _answer(self, batch: Batch) -> tuple[torch.Tensor, float]:
         """Language-model loss, and the share of target tokens that would be said."""
@@ -295,34 +284,6 @@ class Pretrainer:
     def _record(self, phase: str, step: int, **values: object) -> None:
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
         self.log({"phase": phase, "step": step, "seconds": round(time.monotonic() - self.started, 1), **rounded})
-
-
-def everything_read(photos: Sequence[Photo], listings: Sequence[Listing]) -> Iterator[str]:
-    """All the text that a miniature learns its words from, our own prompts included."""
-    for photo in photos:
-        yield photo.title
-        yield photo.description
-    for listing in listings:
-        yield from listing.ids
-        yield from (text for _, text in listing.turns)
-        yield from listing.titles
-        yield from listing.looks
-    yield from prompt_pieces()
-    # colons and commas meet the words before them only in whole prompts
-    yield "word: word, word."
-
-
-def prompt_pieces() -> list[str]:
-    """Our own words in the prompts."""
-    listed = prompts.recommend([(role, "") for role in prompts.ROLES], [prompts.Candidate("", "", "")], photo_tokens=0)
-    return [piece for piece in (*listed, *prompts.describe("", 0)) if isinstance(piece, str)]
-
-
-def read_looks(path: Path) -> dict[str, str]:
-    """Item id -> its look in a few words, from lines of `{"id": ..., "look": ...}`."""
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        rows = [json.loads(line) for line in lines]
-    return {row["id"]: row["look"] for row in rows}
 
 
 def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from lavic.cli import main
 from lavic.errors import DataError
-from lavic.mini import catalog, curriculum, pretrain
+from lavic.mini import catalog, curriculum, lessons
 from lavic.mini.architecture import Architecture, adopt_language, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Listing
@@ -171,4 +171,7 @@ def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
 
 def test_looks_are_read(tmp_path: Path) -> None:
     (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n')
-    assert pretrain.read_looks(tmp_path / "looks.jsonl") == {"A": "red plain"}
+    assert lessons.read_looks(tmp_path / "looks.jsonl") == {"A": "red plain"}
+    (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n{"id": "B"}\n')
+    with pytest.raises(DataError, match=r"looks.jsonl:2"):
+        lessons.read_looks(tmp_path / "looks.jsonl")

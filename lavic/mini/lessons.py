@@ -1,0 +1,120 @@
+"""What a miniature is taught from: described photos, and conversations whose candidates are also known in words."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from lavic.data.dataset import ShardDataset
+from lavic.data.records import Conversation
+from lavic.errors import DataError
+from lavic.mini.curriculum import Listing
+from lavic.model import prompts
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo to learn from."""
+
+    id: str
+    """Of its item."""
+    image: Image.Image
+    title: str
+    description: str
+
+    def prepared(self, side: int, rng: random.Random | None) -> Image.Image:
+        """The photo as it is cut; with `rng`, mirrored and cropped by up to a twelfth."""
+        if rng is None:
+            return self.image
+        image = ImageOps.mirror(self.image) if rng.random() < 0.5 else self.image
+        width, height = image.size
+        dx, dy = (rng.randint(0, edge // 12) for edge in (width, height))
+        return image.crop((dx // 2, dy // 2, width - (dx - dx // 2), height - (dy - dy // 2)))
+
+
+def read_photos(data: ShardDataset, side: int, without: frozenset[str] = frozenset()) -> list[Photo]:
+    """The described photos of a set, no larger than views of a photo of `side` pixels need.
+
+    Args:
+        data: The set.
+        side: Pixels that the cut photo has along an edge.
+        without: Keys to leave out.
+    """
+    photos = []
+    for sample in (data[i] for i, key in enumerate(data.keys) if key not in without):
+        if sample.text:
+            image = sample.image
+            # an eighth more than is shown, for the crops
+            image.thumbnail((side * 9 // 8, side * 9 // 8))
+            photos.append(Photo(sample.item_id, image, sample.title, sample.text))
+    return photos
+
+
+def make_listings(
+    conversations: Iterable[Conversation], looks: Mapping[str, str], titles: Mapping[str, str]
+) -> list[Listing]:
+    """The conversations of which every candidate has a title and a look in words."""
+    listings = []
+    for conversation in conversations:
+        for ids in conversation.candidates.values():
+            targets = [t for t in conversation.targets if t in ids]
+            if targets and all(i in looks and i in titles for i in ids):
+                turns = tuple((turn.role, turn.text) for turn in conversation.turns)
+                names = tuple(titles[i] for i in ids)
+                listings.append(
+                    Listing(
+                        ids=tuple(ids),
+                        turns=turns,
+                        titles=names,
+                        looks=tuple(looks[i] for i in ids),
+                        target=ids.index(targets[0]),
+                    )
+                )
+    return listings
+
+
+def everything_read(photos: Sequence[Photo], listings: Sequence[Listing]) -> Iterator[str]:
+    """All the text that a miniature learns its words from, our own prompts included."""
+    for photo in photos:
+        yield photo.title
+        yield photo.description
+    for listing in listings:
+        yield from listing.ids
+        yield from (text for _, text in listing.turns)
+        yield from listing.titles
+        yield from listing.looks
+    yield from prompt_pieces()
+    # colons and commas meet the words before them only in whole prompts
+    yield "word: word, word."
+
+
+def prompt_pieces() -> list[str]:
+    """Our own words in the prompts."""
+    listed = prompts.recommend([(role, "") for role in prompts.ROLES], [prompts.Candidate("", "", "")], photo_tokens=0)
+    return [piece for piece in (*listed, *prompts.describe("", 0)) if isinstance(piece, str)]
+
+
+def read_looks(path: Path) -> dict[str, str]:
+    """Item id -> its look in a few words, from lines of `{"id": ..., "look": ...}`.
+
+    Raises:
+        DataError: The file cannot be read, or a line is something else; names it.
+    """
+    looks = {}
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                number += 1
+                row = json.loads(line)
+                looks[row["id"]] = row["look"]
+    except OSError as error:
+        raise DataError(f"--looks {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f'{path}:{number}: {{"id": ..., "look": ...}} is expected ({error})') from None
+    return looks
