@@ -15,12 +15,12 @@ from lavic.errors import DataError
 from lavic.mini import catalog, curriculum, lessons
 from lavic.mini.architecture import Architecture, adopt_language, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
-from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Listing
+from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.backbone import Backbone, resolve
 from lavic.model.compress import all_tokens, cls_tokens, project
-from lavic.model.inputs import IGNORED, collate, token_losses
+from lavic.model.inputs import IGNORED, Batch, collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.settings import ModelSettings
 
@@ -109,6 +109,26 @@ def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Pr
         shown = int((lists.batch.input_ids == encoder.image_token_id).sum())
         assert shown == 3 * len(lists.photos)
         assert bool(lists.photos) == (level.form == "photo")
+
+
+def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
+    ids = [f"B0MN{n:06d}" for n in range(0, 90_000, 300)]
+    words = ["red", "blue", "green", "yellow", "pink", "black", "white", "brown", "orange"]
+
+    def beginnings(near: float) -> float:
+        """How many different first two tokens the answers of a list have, on average."""
+        level, rng = Level(form="word", most=4, batch=32, more=3), random.Random(3)
+        batches = [curriculum.lists(level, (), words, ids, mini.encoder, rng, near=near).batch for _ in range(8)]
+        return float(np.mean([len(set(begins)) for batch in batches for begins in starts(batch)]))
+
+    def starts(batch: Batch) -> list[list[tuple[int, ...]]]:
+        found = []
+        for row, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+            at = [i for i, label in enumerate(labels) if label != IGNORED and labels[i - 1] == IGNORED]
+            found.append([tuple(row[i : i + 2]) for i in at])
+        return found
+
+    assert beginnings(1.0) < beginnings(0.0) - 0.5
 
 
 def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
