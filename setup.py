@@ -25,8 +25,9 @@ CORE = [
     "PyYAML>=6.0.1,<7",
     "tyro>=1.0,<2",
     "typing_extensions>=4.13",
+    "universal_pathlib>=0.3,<0.4",
 ]
-CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "webdataset>=1.0,<2"]
+CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "s3fs>=2024.6", "webdataset>=1.0,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
 MLFLOW = ["mlflow>=3.10,<4"]
@@ -35,6 +36,7 @@ DEV = [
     *ALL,
     "datasets>=4,<6",
     "hypothesis>=6.100,<7",
+    "moto[server]>=5.1,<6",
     "mypy>=2.0,<3",
     "pytest>=8.3,<10",
     "ruff>=0.17,<0.18",

@@ -37,6 +37,7 @@ EXTRAS = {
     "peft": "model",
     "pyarrow": "crawl",
     "ray": "crawl",
+    "s3fs": "crawl",
     "safetensors": "model",
     "torch": "model",
     "transformers": "model",

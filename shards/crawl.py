@@ -7,33 +7,40 @@ lavic crawl --items item2meta_train.json --out shards/train --retry timeout thro
 
 from __future__ import annotations
 
-import fcntl
-import json
+import hashlib
 import logging
+import re
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lavic import __version__
 from lavic.config import flatten, parse, settings
 from lavic.data import manifest as manifests
-from lavic.data.atomic import sweep
-from lavic.data.manifest import Manifest, ShardEntry
+from lavic.data.cache import cache_folder
+from lavic.data.manifest import Manifest
+from lavic.data.place import is_remote, place, said, sizes, storage_errors
 from lavic.data.records import ImageSize
-from lavic.errors import ConfigError, LavicError
+from lavic.errors import LavicError
+from lavic.journal import FILE as JOURNAL
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import KINDS, advice, table
-from lavic.shards.pack import Seal, pack_shard, read_seal
+from lavic.shards.owner import Superseded, check, owned, unwritable
+from lavic.shards.pack import Seal, pack_seal, pack_shard, read_seal, unpack_seal
 from lavic.shards.photo import PhotoSettings
-from lavic.shards.plan import Plan, PlanSettings, make_plan
-from lavic.shards.progress import Progress
+from lavic.shards.plan import Plan, make_plan
+from lavic.shards.progress import Progress, Tally
+from lavic.shards.tasks import REJECTED, PlanSettings
 from lavic.tracking import Tracker, TrackingSettings
 
 DESCRIPTION = """Fetch a catalogue's photos over HTTP and pack them into WebDataset shards.
@@ -42,8 +49,14 @@ Which photo goes where is planned before the first request, so the shards' bytes
 workers or on restarts: after a crash the same command goes on, and after the end it has nothing to do. Every planned
 photo has a row in its shard's ledger, OUT/<set>-<split>-NNNNNN.ledger.jsonl, that says what became of it; `--retry
 KINDS` fetches those again that failed in a way you have mended. The set is whole when OUT/manifest.json stands;
-`lavic verify OUT` checks it.
+`lavic verify OUT` checks it. OUT may be an address such as s3://bucket/prefix.
+
+A picture that several links show, Amazon's in another size for instance, is fetched once; each photo has its sample.
+Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in
+with `--extend`: its new items become new shards, the old ones stay.
 """
+
+_JOURNAL_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +68,32 @@ class Settings:
     items: tuple[str, ...] = Field(min_length=1)
     """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; paths, globs, URIs
     such as s3://..."""
-    out: Path
-    """Folder of the set."""
+    out: str
+    """Folder of the set, or an address such as s3://bucket/prefix."""
     set: str = Field(default="photos", pattern=r"^[A-Za-z0-9_]+$")
     """First part of the shards' names."""
-    split: str = Field(default="train", pattern=r"^[A-Za-z0-9_]+$")
-    """Second part of the shards' names."""
+    split: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
+    """Second part of the shards' names, by default `train`. With --splits: the one of them to make, by default each."""
+    splits: tuple[str, ...] = ()
+    """Parts of the items, as `train=0.9 valid=0.1`: each becomes a set of its own in OUT/<name>. The item's id alone
+    decides, so no item is in two. Shares that sum up to less than 1 leave items out."""
     photos_per_shard: int = Field(default=1000, ge=1, le=100_000)
     """Planned photos in one shard; it holds as many as could be fetched."""
-    images_per_item: int = Field(default=1, ge=0)
-    """Photos of an item, from its first; 0 takes all."""
+    photos: str = Field(default="first", pattern=r"^(first|all|[1-9]\d{0,5})$")
+    """Photos of an item: `first`, `all`, or how many from its first."""
     image_size: ImageSize = "hi_res"
     """Which link of a photo to take where there are several; the largest of the others where it is missing."""
+    text: Literal["catalogue", "none"] = "catalogue"
+    """What the txt members hold: the catalogue's description of the photo where it has one, or nothing. With none, a
+    catalogue that has descriptions gives the same shards as one of the same items without."""
     limit: int | None = Field(default=None, ge=1)
     """Plan only the first so many items."""
-    ids: Path | None = None
+    ids: str | None = None
     """Plan only the items in this file, one id on each line."""
+    max_rejected: int = Field(default=100, ge=0)
+    """Records of the catalogue that may be broken; with more of them nothing is fetched."""
+    extend: bool = False
+    """Take in a catalogue that has changed since: items that are not in the set yet become shards of their own."""
     retry: tuple[str, ...] = ()
     """Fetch again the photos that ended under these names, as `timeout throttled`; their shards are packed anew."""
     fetch: FetchSettings = FetchSettings()
@@ -81,6 +104,36 @@ class Settings:
     """Where the job runs."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the run is recorded."""
+
+    @field_validator("photos", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _parts(self) -> Settings:
+        shares = self.shares
+        if shares and self.split not in (None, *shares):
+            raise ValueError(f"--split {self.split} is not one of --splits {' '.join(self.splits)}")
+        if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
+            raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {self.splits}")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the items by split; empty where they are not parted."""
+        found = [re.fullmatch(r"([A-Za-z0-9_]+)=(\d*\.?\d+)", word) for word in self.splits]
+        return {match[1]: float(match[2]) for match in found if match}
+
+    def each(self) -> Iterator[Settings]:
+        """The settings of every set that these stand for."""
+        if not self.splits:
+            yield replace(self, split=self.split or "train")
+        for name in self.shares:
+            if self.split in (None, name):
+                yield replace(self, split=name, out=f"{self.out.rstrip('/')}/{name}")
 
     @field_validator("retry")
     @classmethod
@@ -93,12 +146,21 @@ class Settings:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    crawl(parse(Settings, argv, command="crawl", description=DESCRIPTION))
+    chosen = parse(Settings, argv, command="crawl", description=DESCRIPTION)
+    parts = list(chosen.each())
+    with ExitStack() as stack:
+        if len(parts) > 1:
+            stack.enter_context(ray_session(chosen.ray))
+        for part in parts:
+            crawl(part)
     return 0
 
 
 def crawl(settings: Settings) -> Manifest:
     """Make the set that the settings describe, or what is missing of it.
+
+    Args:
+        settings: Of one set, see `Settings.each`.
 
     Raises:
         ConfigError: The folder belongs to another plan, or to a crawl that is running.
@@ -106,101 +168,161 @@ def crawl(settings: Settings) -> Manifest:
         LavicError: The folder cannot be written to, or not a single photo could be stored.
     """
     began = time.monotonic()
-    with _alone(settings.out):
+    folder = place(settings.out)
+    with owned(folder) as owner:
         try:
-            return _crawl(settings, began)
-        except OSError as error:
-            raise _unwritable(settings.out, str(error)) from None
+            return _crawl(folder, settings, owner, began)
+        except storage_errors() as error:
+            raise unwritable(folder, said(error)) from None
 
 
-def _crawl(settings: Settings, began: float) -> Manifest:
-    plan = _plan(settings)
-    seals = {number: read_seal(plan.shard(number), plan.digest) for number in range(plan.shards)}
-    todo = [number for number, seal in seals.items() if seal is None or any(map(seal.outcomes.get, settings.retry))]
+def _crawl(folder: Path, settings: Settings, owner: str, began: float) -> Manifest:
+    plan = _plan(folder, settings)
+    seals = _seals(plan)
+    todo = [number for number, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, settings.retry))]
     if todo:
         # A set that is being changed is not whole.
-        (settings.out / manifests.NAME).unlink(missing_ok=True)
-        if len(todo) < plan.shards:
-            log.info("%d of %d shards are whole already", plan.shards - len(todo), plan.shards)
-        with Tracker.open(settings.out, settings.tracking) as tracker:
+        (folder / manifests.NAME).unlink(missing_ok=True)
+        if len(todo) < len(seals):
+            log.info("%d of %d shards are whole already", len(seals) - len(todo), len(seals))
+        with _tracker(folder, settings) as tracker:
             tracker.start("crawl", flatten(settings), {"plan": plan.digest})
-            seals |= _make(plan, todo, seals, settings, tracker)
+            for number, seal in _make(plan, todo, seals, settings, owner, tracker):
+                seals[number] = seal
     else:
         log.info("every shard is whole already; nothing to fetch")
-    whole = [seal for seal in seals.values() if seal is not None]
+    whole = [seal for seal in seals if seal is not None]
+    assert len(whole) == len(seals), "a shard was not made"
     manifest = _finish(plan, whole)
     _report(manifest, [whole[number] for number in todo], time.monotonic() - began)
     return manifest
 
 
-def _plan(settings: Settings) -> Plan:
+def _plan(folder: Path, settings: Settings) -> Plan:
     plan = make_plan(
         settings.items,
-        settings.out,
+        folder,
         PlanSettings(
             set=settings.set,
-            split=settings.split,
+            split=settings.split or "train",
+            splits=settings.shares,
             photos_per_shard=settings.photos_per_shard,
-            images_per_item=settings.images_per_item,
+            photos=settings.photos,
             image_size=settings.image_size,
+            text=settings.text,
             limit=settings.limit,
             ids=settings.ids,
             photo=asdict(settings.photo),
         ),
+        extend=settings.extend,
+        max_rejected=settings.max_rejected,
     )
+    counts = plan.counts
     notes = {
-        "items without a photo URL": plan.without_photo,
-        "repeated photos left out": plan.repeated,
-        "ids not in the catalogue": plan.ids_missing,
+        "items without a photo URL": counts.without_photo,
+        "repeated photos left out": counts.repeated,
+        "photos that show the picture of another and are fetched with it": counts.shared,
+        f"records that cannot be read, see {REJECTED}": counts.rejected,
+        "ids not in the catalogue": counts.ids_missing,
     }
     more = "".join(f"; {count:,} {what}" for what, count in notes.items() if count)
-    log.info(
-        "planned %s photos of %s items in %s shards%s",
-        *(f"{n:,}" for n in (plan.photos, plan.items, plan.shards)),
-        more,
-    )
+    total = (counts.photos, counts.items, len(plan.digests))
+    log.info("planned %s photos of %s items in %s shards%s", *(f"{n:,}" for n in total), more)
     return plan
 
 
+def _seals(plan: Plan) -> list[Seal | None]:
+    """For each shard its seal, or None where it is not whole."""
+    found = sizes(plan.folder)
+    with ThreadPoolExecutor(16, "seals") as pool:
+        return list(pool.map(lambda one: read_seal(plan.shard(one[0]), one[1], found), enumerate(plan.digests)))
+
+
+@contextmanager
+def _tracker(folder: Path, settings: Settings) -> Iterator[Tracker]:
+    """Reports to the journal in the set's folder. That of a set in an object store is kept here and copied there."""
+    run = folder
+    if is_remote(folder):
+        run = cache_folder() / "runs" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        run.mkdir(parents=True, exist_ok=True)
+    try:
+        with Tracker.open(run, settings.tracking) as tracker:
+            yield tracker
+    finally:
+        if run is not folder:
+            with (run / JOURNAL).open("rb") as source, (folder / JOURNAL).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
 def _make(
-    plan: Plan, todo: Sequence[int], seals: dict[int, Seal | None], settings: Settings, tracker: Tracker
-) -> dict[int, Seal | None]:
-    """Make the shards of `todo` as one Ray Data job, one shard a task."""
+    plan: Plan, todo: Sequence[int], seals: Sequence[Seal | None], settings: Settings, owner: str, tracker: Tracker
+) -> Iterator[tuple[int, Seal]]:
+    """Make the shards of `todo` as one Ray Data job, one shard a task; gives their numbers and seals."""
     settled: Counter[str] = Counter()
-    for number, seal in seals.items():
-        if seal is not None and number not in set(todo):
+    again = frozenset(todo)
+    for number, seal in enumerate(seals):
+        if seal is not None and number not in again:
             settled.update(seal.outcomes)
-    made: dict[int, Seal | None] = {}
-    with ray_session(settings.ray), Progress(plan.photos, settled) as progress:
+    with ray_session(settings.ray):
+        import ray
         import ray.data
 
-        rows = ray.data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo))
-        job = rows.map(_make_one, fn_args=(plan, settings), num_cpus=1, concurrency=settings.ray.workers)
-        for row in job.iter_rows():
-            if row["error"]:
-                raise _unwritable(settings.out, row["error"])
-            made[row["number"]] = seal = _unpack(row["seal"])
-            progress.add(seal.outcomes, began=seal.began)
-            tracker.log(
-                progress.done,
-                photos_per_second=progress.rate,
-                **{f"outcome.{kind}": count for kind, count in progress.outcomes.items()},
-            )
-    return made
+        tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
+        digests = plan.digests
+        rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
+        job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _make_one, fn_args=(settings, owner, tally), num_cpus=1, concurrency=settings.ray.workers
+        )
+        noted = 0.0
+        with Progress(plan.counts.photos, settled, running=lambda: _running(ray, tally)) as progress:
+            for row in job.iter_rows():
+                if row["error"]:
+                    raise LavicError(row["error"]) if row["taken"] else unwritable(plan.folder, row["error"])
+                seal = unpack_seal(row["seal"])
+                progress.add(row["number"], seal.outcomes, began=seal.began)
+                if time.monotonic() - noted > _JOURNAL_S:
+                    noted = time.monotonic()
+                    _note(tracker, progress)
+                yield row["number"], seal
+            _note(tracker, progress)
 
 
-def _make_one(row: dict[str, int], plan: Plan, settings: Settings) -> dict[str, object]:
-    """Runs in a Ray worker. A folder that cannot be written to is a value, so that the driver ends with one line."""
+def _note(tracker: Tracker, progress: Progress) -> None:
+    outcomes = progress.outcomes
+    tracker.log(
+        outcomes.total(),
+        photos_per_second=progress.rate,
+        **{f"outcome.{kind}": count for kind, count in outcomes.items()},
+    )
+
+
+def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
+    """What the workers last said; nothing while the tally is moved from a lost machine."""
     try:
-        seal = pack_shard(plan.shard(row["number"]), plan.digest, settings.fetch, settings.photo, settings.retry)
-    except OSError as error:
-        return {"number": row["number"], "seal": "", "error": str(error)}
-    return {"number": row["number"], "seal": json.dumps(asdict(seal)), "error": ""}
+        return ray.get(tally.get.remote(), timeout=2.0)
+    except ray.exceptions.RayError:
+        return {}
 
 
-def _unpack(text: str) -> Seal:
-    body = json.loads(text)
-    return Seal(**{**body, "entry": ShardEntry(**body["entry"])})
+def _make_one(row: dict[str, Any], settings: Settings, owner: str, tally: Any) -> dict[str, object]:
+    """Runs in a Ray worker. A folder that cannot be written to is a value, so that the driver ends with one line."""
+    folder = place(settings.out)
+    made = {"number": row["number"], "seal": "", "error": "", "taken": False}
+    try:
+        seal = pack_shard(
+            folder / row["shard"],
+            row["digest"],
+            settings.fetch,
+            settings.photo,
+            settings.retry,
+            report=lambda counts: tally.put.remote(row["number"], dict(counts)),
+            publish=lambda: check(folder, owner),
+        )
+        return {**made, "seal": pack_seal(seal)}
+    except Superseded as error:
+        return {**made, "error": str(error), "taken": True}
+    except storage_errors() as error:
+        return {**made, "error": said(error)}
 
 
 def _finish(plan: Plan, seals: Sequence[Seal]) -> Manifest:
@@ -234,26 +356,3 @@ def _report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
         print(f"{photos:,} photos in {seconds:.1f} s, start-up included; {steady:,.0f} photos/s from first to last")
     if hint := advice(manifest.outcomes):
         print(hint)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder against a second crawl, and clear what killed ones left."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise _unwritable(out, str(error)) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{out}: another crawl is writing to this folder; wait for it or use another --out"
-            ) from None
-        sweep(out)
-        yield
-
-
-def _unwritable(out: Path, reason: str) -> LavicError:
-    return LavicError(f"{out}: cannot be written to ({reason}); mend that and run the same command again, it goes on")

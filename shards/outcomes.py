@@ -94,6 +94,8 @@ class Outcome:
     """Of what was received."""
     seconds: float = 0.0
     """From the first request to the checked photo."""
+    same_as: str = ""
+    """Key of the photo that was fetched for this one too, since both links show one picture."""
 
 
 def ledger_path(shard: Path) -> Path:

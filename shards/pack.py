@@ -13,22 +13,30 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
 from lavic.data.manifest import ShardEntry
-from lavic.data.shards import Sample, ShardWriter, beside, index_path, read_samples
+from lavic.data.place import storage_errors
+from lavic.data.records import picture_of
+from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
 from lavic.shards.fetch import Answer, Fetcher, FetchSettings
 from lavic.shards.outcomes import Outcome, ledger_path, read_ledger, write_ledger
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
-from lavic.shards.plan import PhotoTask, read_tasks
+from lavic.shards.plan import read_tasks
+from lavic.shards.stored import Stored
+from lavic.shards.tasks import PhotoTask
 
 _AHEAD = 4
-"""Photos held while an earlier one is awaited, as a multiple of the requests in flight."""
+"""Pictures held while an earlier one is awaited, as a multiple of the requests in flight."""
+_REPORT_S = 1.0
+
+Report = Callable[[Mapping[str, int]], None]
+"""Told now and then how many photos of the shard have come to which end so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class Seal:
     """That a shard is whole, and what it holds."""
 
     plan: str
-    """Digest of the plan it was made from."""
+    """Digest of what was planned for it."""
     entry: ShardEntry
     outcomes: Mapping[str, int]
     """Planned photos by outcome."""
@@ -61,124 +69,178 @@ def seal_path(shard: Path) -> Path:
     return beside(shard, "seal.json")
 
 
-def read_seal(shard: Path, plan: str) -> Seal | None:
-    """The seal of a shard that is whole and of this plan, or None."""
-    try:
-        body = json.loads(seal_path(shard).read_text("utf-8"))
-        seal = Seal(**{**body, "entry": ShardEntry(**body["entry"])})
-    except (OSError, ValueError, TypeError, KeyError):
+def read_seal(shard: Path, plan: str, found: Mapping[str, int]) -> Seal | None:
+    """The seal of a shard that is whole and of this plan, or None.
+
+    Args:
+        shard: Where its tar stands.
+        plan: Digest of what is planned for it.
+        found: Bytes of the files in its folder, by name.
+    """
+    if not {seal_path(shard).name, ledger_path(shard).name} <= found.keys():
         return None
-    with suppress(OSError):
-        size = shard.stat().st_size if seal.entry.samples else 0
-        if seal.plan == plan and size == seal.entry.bytes and ledger_path(shard).exists():
-            return seal
-    return None
+    try:
+        seal = unpack_seal(seal_path(shard).read_text("utf-8"))
+    except storage_errors(ValueError, TypeError, KeyError):
+        return None
+    tar, index = found.get(shard.name, 0), found.get(index_path(shard).name, 0)
+    whole = tar == seal.entry.bytes and index == (8 * (seal.entry.samples + 1) if seal.entry.samples else 0)
+    return seal if seal.plan == plan and whole else None
 
 
-def pack_shard(shard: Path, plan: str, fetch: FetchSettings, photo: PhotoSettings, retry: Collection[str] = ()) -> Seal:
+def pack_seal(seal: Seal) -> str:
+    """A seal as text."""
+    return json.dumps(asdict(seal))
+
+
+def unpack_seal(text: str) -> Seal:
+    """The seal that `pack_seal` made a text of. Raises ValueError, TypeError or KeyError for any other text."""
+    body = json.loads(text)
+    return Seal(**{**body, "entry": ShardEntry(**body["entry"])})
+
+
+def pack_shard(
+    shard: Path,
+    plan: str,
+    fetch: FetchSettings,
+    photo: PhotoSettings,
+    retry: Collection[str] = (),
+    *,
+    report: Report | None = None,
+    publish: Callable[[], None] | None = None,
+) -> Seal:
     """Make one shard whole.
 
     Args:
         shard: Where its tar is to stand; its tasks stand in the plan beside it.
-        plan: Digest of that plan.
+        plan: Digest of what is planned for it.
         fetch: How to fetch.
         photo: Which photos to take.
         retry: Kinds of failure to try again; other failures that the ledger knows are kept.
+        report: Told now and then how far it is.
+        publish: Called before anything is put in place; raises where this must not happen any more.
 
     Raises:
         OSError: The folder cannot be written to.
     """
     began = time.time()
     tasks = read_tasks(shard)
-    kept = _kept(shard, tasks, retry)
     # From here on the shard is not whole, whatever happens.
     seal_path(shard).unlink(missing_ok=True)
     ledger: list[Outcome] = []
-    with ShardWriter(shard) as writer:
-        asyncio.run(_write(tasks, kept, fetch, photo, writer, ledger))
+    with Stored(shard) as stored, ShardWriter(shard) as writer:
+        known = _Known(_rows(shard), stored, retry)
+        asyncio.run(_write(tasks, known, fetch, photo, writer, _Ledger(ledger, report)))
+        if publish:
+            publish()
     if not writer.samples:
         shard.unlink(missing_ok=True)
         index_path(shard).unlink(missing_ok=True)
     write_ledger(shard, ledger)
-    entry = ShardEntry(
-        name=shard.name,
-        samples=writer.samples,
-        bytes=writer.bytes,
-        sha256=writer.sha256,
-    )
+    entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
     outcomes: dict[str, int] = dict(sorted(Counter(row.kind for row in ledger).items()))
     seal = Seal(plan=plan, entry=entry, outcomes=outcomes, began=began, ended=time.time())
-    write_whole(seal_path(shard), json.dumps(asdict(seal)) + "\n")
+    write_whole(seal_path(shard), pack_seal(seal) + "\n")
     return seal
 
 
-def _kept(shard: Path, tasks: Sequence[PhotoTask], retry: Collection[str]) -> dict[str, _Done]:
-    """What an earlier run of the same shard has settled, by key."""
+def _rows(shard: Path) -> dict[str, Outcome]:
     try:
-        rows = {row.key: row for row in read_ledger(shard)}
-        stored = {sample.key: sample for sample in read_samples(shard)} if shard.exists() else {}
+        return {row.key: row for row in read_ledger(shard)}
     except DataError:
-        # Damaged since: everything is fetched again.
+        # Damaged since: failures that it knew are tried again.
         return {}
-    kept = {}
-    for task in tasks:
-        row, sample = rows.get(task.key), stored.get(task.key)
-        if (
-            sample
-            and sample.meta["url"] == task.url
-            and hashlib.sha256(sample.jpg).hexdigest() == sample.meta["sha256"]
-        ):
+
+
+class _Ledger:
+    """Takes the rows in, and reports their number by kind from time to time."""
+
+    def __init__(self, rows: list[Outcome], report: Report | None) -> None:
+        self._rows, self._report = rows, report
+        self._kinds: Counter[str] = Counter()
+        self._said = time.monotonic()
+
+    def add(self, row: Outcome) -> None:
+        self._rows.append(row)
+        if self._report:
+            self._kinds[row.kind] += 1
+            if time.monotonic() - self._said > _REPORT_S:
+                self._said = time.monotonic()
+                self._report(self._kinds)
+
+
+class _Known:
+    """What an earlier run of the same shard has settled."""
+
+    def __init__(self, rows: Mapping[str, Outcome], stored: Stored, retry: Collection[str]) -> None:
+        self._rows, self._stored, self._retry = rows, stored, retry
+
+    def find(self, task: PhotoTask) -> _Done | None:
+        """How a photo ended; None where it is to be fetched."""
+        row, sample = self._rows.get(task.key), self._stored.sample(task.key)
+        if sample and sample.meta["url"] == task.url:
             if row is None or row.kind != "ok":
                 row = _outcome(task, kind="ok", bytes=len(sample.jpg), sha256=sample.meta["source_sha256"])
-            kept[task.key] = _Done(row, sample)
-        elif row and row.kind != "ok" and row.kind not in retry:
-            kept[task.key] = _Done(row, None)
-    return kept
+            return _Done(row, sample)
+        return _Done(row, None) if row and row.kind != "ok" and row.kind not in self._retry else None
 
 
 async def _write(
     tasks: Sequence[PhotoTask],
-    kept: Mapping[str, _Done],
+    known: _Known,
     fetch: FetchSettings,
     photo: PhotoSettings,
     writer: ShardWriter,
-    ledger: list[Outcome],
+    ledger: _Ledger,
 ) -> None:
+    # Neighbours that show one picture: the first is fetched and stands for all.
+    pictures = [list(group) for _, group in groupby(tasks, lambda task: picture_of(task.url))]
     with ThreadPoolExecutor(1, "photo") as decoder:
         async with Fetcher(fetch) as fetcher:
             gate = asyncio.Semaphore(fetch.concurrency)
 
-            async def one(task: PhotoTask) -> _Done:
-                if task.key in kept:
-                    return kept[task.key]
-                async with gate:
-                    began = time.perf_counter()
-                    answer = await fetcher.fetch(task.url)
-                    done = await asyncio.get_running_loop().run_in_executor(decoder, _settle, task, answer, photo)
-                seconds = round(time.perf_counter() - began, 3)
-                return _Done(replace(done.outcome, seconds=seconds), done.sample)
+            async def one(group: list[PhotoTask]) -> list[_Done]:
+                settled = [known.find(task) for task in group]
+                first = next((done for done in settled if done and done.sample), None)
+                if first is None and all(settled):
+                    return [done for done in settled if done]
+                if first is None:
+                    async with gate:
+                        began = time.perf_counter()
+                        answer = await fetcher.fetch(group[0].url)
+                        loop = asyncio.get_running_loop()
+                        first = await loop.run_in_executor(decoder, _settle, group[0], answer, photo)
+                    first = replace(first, outcome=replace(first.outcome, seconds=_since(began)))
+                    # An earlier run's failures in this group were failures of the same picture.
+                    settled = [first, *(None for _ in group[1:])]
+                return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
 
-            async for done in _in_order(one, tasks, _AHEAD * fetch.concurrency):
-                ledger.append(done.outcome)
-                if done.sample:
-                    writer.add(done.sample)
+            async for done in _in_order(one, pictures, _AHEAD * fetch.concurrency):
+                for one_done in done:
+                    ledger.add(one_done.outcome)
+                    if one_done.sample:
+                        writer.add(one_done.sample)
 
 
 async def _in_order(
-    one: Callable[[PhotoTask], Coroutine[Any, Any, _Done]], tasks: Sequence[PhotoTask], ahead: int
-) -> AsyncIterator[_Done]:
-    """Results in the order of the tasks, with at most `ahead` of them begun and not yet taken."""
-    running: deque[asyncio.Task[_Done]] = deque()
+    one: Callable[[list[PhotoTask]], Coroutine[Any, Any, list[_Done]]], groups: Sequence[list[PhotoTask]], ahead: int
+) -> AsyncIterator[list[_Done]]:
+    """Results in the order of the groups, with at most `ahead` of them begun and not yet taken."""
+    running: deque[asyncio.Task[list[_Done]]] = deque()
     try:
-        for task in tasks:
+        for group in groups:
             if len(running) >= ahead:
                 yield await running.popleft()
-            running.append(asyncio.create_task(one(task)))
+            running.append(asyncio.create_task(one(group)))
         while running:
             yield await running.popleft()
     finally:
         for left in running:
             left.cancel()
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 3)
 
 
 def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings) -> _Done:
@@ -192,20 +254,37 @@ def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings) -> _Done:
         stored = to_jpeg(answer.body, photo)
     except PhotoError as error:
         return _Done(replace(row, kind=error.kind, reason=error.reason), None)
-    sample = Sample.of(
+    kept = digest if stored.jpg is answer.body else ""
+    return _Done(row, _sample(task, stored.jpg, stored.width, stored.height, kept, digest))
+
+
+def _same(first: _Done, task: PhotoTask) -> _Done:
+    """The end of a photo that shows the picture of another, which was fetched."""
+    row = first.outcome
+    same = replace(row, key=task.key, item_id=task.item_id, n=task.n, url=task.url, attempts=0, seconds=0.0)
+    same = replace(same, same_as=row.same_as or row.key)
+    if first.sample is None:
+        return _Done(same, None)
+    meta = first.sample.meta
+    sample = _sample(task, first.sample.jpg, meta["width"], meta["height"], meta["sha256"], meta["source_sha256"])
+    return _Done(same, sample)
+
+
+def _sample(task: PhotoTask, jpg: bytes, width: int, height: int, sha256: str, source_sha256: str) -> Sample:
+    return Sample.of(
         item_id=task.item_id,
         n=task.n,
-        jpg=stored.jpg,
+        jpg=jpg,
         title=task.title,
-        width=stored.width,
-        height=stored.height,
+        width=width,
+        height=height,
         text=task.text,
         url=task.url,
         categories=task.categories,
         details=task.details,
-        source_sha256=digest,
+        source_sha256=source_sha256,
+        sha256=sha256,
     )
-    return _Done(row, sample)
 
 
 def _outcome(task: PhotoTask, **values: object) -> Outcome:

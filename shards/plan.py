@@ -2,57 +2,56 @@
 
 `OUT/plan/<set>-<split>-NNNNNN.jsonl` holds one shard's photos; `OUT/plan/plan.json`, written last, says what they were
 made from. Names, membership, order and bytes of every shard follow from the plan alone, not from who fetches what when.
+Photos that show the same picture stand together in one shard, so that one worker fetches it once for all of them.
+A plan that is extended gets another generation, with shards of its own; those of the earlier ones stay as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from lavic.data.atomic import write_whole, written_aside
-from lavic.data.catalog import find_files, read_items
+from lavic.data.catalog import find_files
 from lavic.data.manifest import shard_name
-from lavic.data.records import SIZES, ImageSize, Item
-from lavic.data.shards import sample_key
+from lavic.data.place import is_remote, storage_errors
+from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
+from lavic.shards.repeats import Repeats, mark_of
+from lavic.shards.tasks import Counts, PhotoTask, PlanSettings, Rejects, read_ids, task_line, wanted_photos
 
-FORMAT = "lavic-plan/1"
+log = logging.getLogger(__name__)
+
+FORMAT = "lavic-plan/2"
 FOLDER = "plan"
 NAME = "plan.json"
+_PIECE = 1 << 20
+_SAY_S = 10.0
+_MAY_GROW = ("limit", "ids")
+"""Settings that another generation may have otherwise: they choose items and say nothing about a shard's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoTask:
-    """One photo to fetch, with what goes into its sample."""
+class Generation:
+    """The shards that one reading of a catalogue has given."""
 
-    key: str
-    item_id: str
-    n: int
-    url: str
-    title: str
-    categories: str
-    details: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSettings:
-    """Everything besides the catalogue that decides what a shard's bytes are."""
-
-    set: str
-    split: str
-    photos_per_shard: int
-    images_per_item: int
-    image_size: ImageSize
+    sources: Mapping[str, Mapping[str, Any]]
+    """Fingerprints of the catalogue's files, by path."""
     limit: int | None
-    ids: Path | None
-    photo: Mapping[str, Any]
-    """The settings of the photo check, as plain values."""
+    ids: str | None
+    counts: Mapping[str, int]
+    """See `Counts`."""
+    shards: tuple[str, ...]
+    """For each shard the digest of its photos and of the settings: equal digests, equal bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,66 +60,98 @@ class Plan:
 
     folder: Path
     """Of the set; the plan stands in its `plan/`."""
-    digest: str
-    """Over every planned photo and the settings."""
-    shards: int
-    photos: int
-    items: int
-    """Catalogue records that were read."""
-    without_photo: int
-    """Of these, how many have no photo with a URL."""
-    repeated: int
-    """Photos left out because an earlier record has the same item and number."""
-    ids_missing: int
-    """Item ids asked for that the catalogue does not have."""
     settings: Mapping[str, Any]
-    sources: Mapping[str, str]
+    generations: tuple[Generation, ...]
+
+    @property
+    def digests(self) -> list[str]:
+        """Of every shard, by number."""
+        return [digest for generation in self.generations for digest in generation.shards]
+
+    @property
+    def digest(self) -> str:
+        """Over every planned photo and the settings."""
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+
+    @property
+    def counts(self) -> Counts:
+        """Over all generations."""
+        total = Counts()
+        for generation in self.generations:
+            for name, count in generation.counts.items():
+                setattr(total, name, getattr(total, name) + count)
+        return total
 
     def shard(self, number: int) -> Path:
         """Where a shard of the plan is to stand."""
         return self.folder / shard_name(self.settings["set"], self.settings["split"], number)
 
-    def tasks(self, number: int) -> list[PhotoTask]:
-        """The photos of one shard, in order."""
-        return read_tasks(self.shard(number))
-
 
 def read_tasks(shard: Path) -> list[PhotoTask]:
     """The photos planned for a shard, in order."""
-    with _tasks_path(shard).open(encoding="utf-8") as lines:
+    with tasks_path(shard).open("rb") as lines:
         return [PhotoTask(**json.loads(line)) for line in lines]
 
 
-def make_plan(items: tuple[str, ...], folder: Path, settings: PlanSettings) -> Plan:
+def make_plan(
+    items: tuple[str, ...], folder: Path, settings: PlanSettings, *, extend: bool = False, max_rejected: int = 100
+) -> Plan:
     """Take up the plan of a folder, or make one where there is none.
+
+    Args:
+        items: The catalogue's files.
+        folder: Of the set.
+        settings: What decides the shards' bytes.
+        extend: Where the catalogue is another than that of the plan, add the items that the plan does not have.
+        max_rejected: Records that cannot be read and are borne.
 
     Raises:
         ConfigError: The folder holds a plan made from another catalogue or other settings; names what differs.
         DataError: The catalogue cannot be read, or has no photo to fetch.
     """
     chosen = _identity(settings)
-    sources = {path: _fingerprint(path) for path in find_files(items)}
-    if old := load_plan(folder):
-        _refuse_change(old, chosen, sources)
-        return old
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    counts = _Counts()
-    tasks = _tasks(items, settings, counts)
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
-    while chunk := list(islice(tasks, settings.photos_per_shard)):
-        shard = folder / shard_name(settings.set, settings.split, counts.shards)
-        with written_aside(_tasks_path(shard)) as file:
-            for task in chunk:
-                line = json.dumps(asdict(task), ensure_ascii=False).encode() + b"\n"
-                digest.update(line)
-                file.write(line)
-        counts.shards += 1
-        counts.photos += len(chunk)
-    if not counts.photos:
+    grows = {name: chosen.pop(name) for name in _MAY_GROW}
+    old = load_plan(folder)
+    last = old.generations[-1] if old else None
+    sources = {path: _fingerprint(path, last.sources if last else {}) for path in find_files(items)}
+    if old and last:
+        _refuse(old, _changed_settings(old.settings, chosen))
+        changes = _changed_settings({name: getattr(last, name) for name in _MAY_GROW}, grows)
+        if not _same(last.sources, sources):
+            changes.insert(0, _changed_sources(last.sources, sources))
+        if not changes:
+            return old
+        if not extend:
+            _refuse(old, changes, ", or --extend to add the items that are new")
+    first = len(old.digests) if old else 0
+    if not is_remote(folder):
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    rejects, counts, digests = Rejects(folder, max_rejected), Counts(), []
+    room = None if is_remote(folder) else folder / FOLDER
+    with tempfile.TemporaryDirectory(prefix=".tasks.", suffix=".part", dir=room) as scratch:
+        spool = _Spool(Path(scratch))
+        said = time.monotonic()
+        for task in wanted_photos(items, settings, counts, rejects, _known_marks(old)):
+            spool.add(task)
+            if time.monotonic() - said > _SAY_S:
+                said = time.monotonic()
+                log.info("planning: %s photos of %s items so far", f"{len(spool):,}", f"{counts.items:,}")
+        rejects.write()
+        for lines in _dealt(spool.groups(settings.photos_per_shard, counts), settings.photos_per_shard):
+            digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+            shard = folder / shard_name(settings.set, settings.split, first + len(digests))
+            with written_aside(tasks_path(shard)) as file:
+                for line in lines:
+                    digest.update(line)
+                    file.write(line)
+            digests.append(digest.hexdigest())
+    if not counts.photos and not old:
         raise DataError(_nothing_planned(items, settings, counts))
-    body = {"format": FORMAT, "digest": digest.hexdigest(), **vars(counts), "settings": chosen, "sources": sources}
+    made = Generation(sources=sources, **grows, counts=asdict(counts), shards=tuple(digests))
+    plan = Plan(folder=folder, settings=chosen, generations=(*(old.generations if old else ()), made))
+    body = {"format": FORMAT, "settings": plan.settings, "generations": [asdict(part) for part in plan.generations]}
     write_whole(folder / FOLDER / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-    return _plan_of(folder, body)
+    return plan
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -130,77 +161,106 @@ def load_plan(folder: Path) -> Plan | None:
         DataError: It was made by another version, or is broken.
     """
     path = folder / FOLDER / NAME
-    if not path.exists():
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        body = json.loads(path.read_text("utf-8"))
+        body = json.loads(text)
         if body.get("format") != FORMAT:
-            raise DataError(f"{path}: not in the form {FORMAT}; made by another version of lavic")
-        return _plan_of(folder, body)
-    except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not in the form {FORMAT}; made by another version of lavic: use another --out")
+        generations = tuple(Generation(**{**part, "shards": tuple(part["shards"])}) for part in body["generations"])
+        if not generations:
+            raise ValueError("no generation")
+        return Plan(folder=folder, settings=dict(body["settings"]), generations=generations)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: broken plan ({error}); use another --out") from None
 
 
-class _Counts:
-    def __init__(self) -> None:
-        self.shards = self.photos = self.items = self.without_photo = self.repeated = self.ids_missing = 0
+def tasks_path(shard: Path) -> Path:
+    """Where the photos planned for a shard stand."""
+    return shard.parent / FOLDER / f"{shard.name.removesuffix('.tar')}.jsonl"
 
 
-def _tasks(items: tuple[str, ...], settings: PlanSettings, counts: _Counts) -> Iterator[PhotoTask]:
-    wanted = None if settings.ids is None else set(_read_ids(settings.ids))
-    found: set[str] = set()
-    seen: set[bytes] = set()
-    sizes = tuple(sorted(SIZES, key=lambda size: size != settings.image_size))
-    for item in read_items(items, sizes=sizes):
-        if wanted is not None and item.id not in wanted:
-            continue
-        if counts.items == settings.limit:
-            break
-        counts.items += 1
-        if wanted is not None:
-            found.add(item.id)
-        photos = list(islice(item.photos, settings.images_per_item or None))
-        counts.without_photo += not photos
-        categories, details = " > ".join(item.categories), _details(item)
-        for photo in photos:
-            key = sample_key(item.id, photo.n)
-            # Eight bytes a photo rather than its key: millions are planned.
-            if (mark := hashlib.blake2b(key.encode(), digest_size=8).digest()) in seen:
-                counts.repeated += 1
-                continue
-            seen.add(mark)
-            yield PhotoTask(
-                key=key,
-                item_id=item.id,
-                n=photo.n,
-                url=photo.url,
-                title=item.title,
-                categories=categories,
-                details=details,
-                text=photo.description,
-            )
-    counts.ids_missing = len((wanted or set()) - found)
+class _Spool:
+    """Tasks on the disk, in the catalogue's order, until it is known which of them belong together."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._starts = folder / "tasks", folder / "starts"
+        self._file: BinaryIO = self._path.open("wb")
+        self._offsets: BinaryIO = self._starts.open("wb")
+        self._keys, self._pictures = Repeats(folder / "keys"), Repeats(folder / "pictures")
+        self._at = 0
+
+    def add(self, task: PhotoTask) -> None:
+        line = task_line(task)
+        self._offsets.write(self._at.to_bytes(8, "little"))
+        self._at += self._file.write(line)
+        self._keys.add(mark_of(task.key))
+        self._pictures.add(mark_of(picture_of(task.url)))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def groups(self, most: int, counts: Counts) -> Iterator[list[bytes]]:
+        """Lines of photos that show one picture, at most so many; repeated photos are left out and counted."""
+        self._file.close()
+        self._offsets.close()
+        repeated = _later(self._keys.firsts())
+        firsts = self._pictures.firsts(repeated, most)
+        follows = _later(firsts) & ~repeated
+        # Only what follows an earlier one is held with its number: 16 bytes each.
+        followers = np.flatnonzero(follows)
+        leaders = np.asarray(firsts[followers])
+        order = np.argsort(leaders, kind="stable")
+        followers, leaders = followers[order], leaders[order]
+        counts.repeated, counts.shared = int(repeated.sum()), len(followers)
+        counts.photos = len(repeated) - counts.repeated
+        if not len(repeated):
+            return
+        starts = np.memmap(self._starts, "<u8", "r")
+        at = 0
+        with self._path.open("rb") as lines, self._path.open("rb") as anywhere:
+            for number, line in enumerate(lines):
+                if repeated[number] or follows[number]:
+                    continue
+                group = [line]
+                while at < len(leaders) and leaders[at] == number:
+                    anywhere.seek(int(starts[followers[at]]))
+                    group.append(anywhere.readline())
+                    at += 1
+                yield group
 
 
-def _details(item: Item) -> str:
-    """The free-form fields as one JSON text, so that the sample's own keys and types never change."""
-    fields = {
-        "categories": item.categories,
-        "features": item.features,
-        "description": item.description,
-        "details": json.loads(item.details),
-    }
-    return json.dumps(fields, ensure_ascii=False)
+def _later(firsts: np.ndarray) -> np.ndarray:
+    """Which numbers have an earlier first: bool [n], made a piece at a time."""
+    later = np.empty(len(firsts), bool)
+    for start in range(0, len(firsts), _PIECE):
+        piece = firsts[start : start + _PIECE]
+        later[start : start + _PIECE] = piece != np.arange(start, start + len(piece), dtype=np.uint64)
+    return later
 
 
-def _read_ids(path: Path) -> list[str]:
-    try:
-        ids = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--ids {path}: cannot be read ({error})") from None
-    if not ids:
-        raise DataError(f"--ids {path}: no item id in it; one on each line is expected")
-    return ids
+def _dealt(groups: Iterable[list[bytes]], most: int) -> Iterator[list[bytes]]:
+    """Groups into shards of at most so many photos, in order; a group is never parted."""
+    shard: list[bytes] = []
+    for group in groups:
+        if shard and len(shard) + len(group) > most:
+            yield shard
+            shard = []
+        shard += group
+    if shard:
+        yield shard
+
+
+def _known_marks(plan: Plan | None) -> np.ndarray:
+    """Marks of the items that a plan has, sorted: uint64 [k]."""
+    known = [np.empty(0, "<u8")]
+    for number in range(len(plan.digests) if plan else 0):
+        assert plan is not None
+        marks = {mark_of(task.item_id) for task in read_tasks(plan.shard(number))}
+        known.append(np.frombuffer(b"".join(marks), "<u8"))
+    return np.unique(np.concatenate(known))
 
 
 def _identity(settings: PlanSettings) -> dict[str, Any]:
@@ -208,55 +268,76 @@ def _identity(settings: PlanSettings) -> dict[str, Any]:
     plain = asdict(settings)
     plain |= {f"photo.{name}": value for name, value in plain.pop("photo").items()}
     if settings.ids is not None:
-        plain["ids"] = hashlib.sha256("\n".join(_read_ids(settings.ids)).encode()).hexdigest()[:16]
+        plain["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
+    plain: dict[str, Any] = json.loads(json.dumps(plain, default=sorted))
     return plain
 
 
-def _fingerprint(path: str) -> str:
-    """Changes when the file's content does."""
-    if "://" not in path:
+def _fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Changes when the file's content does; a file of the known size and time is not read again."""
+    if "://" in path:
+        import fsspec
+
+        try:
+            fs, inner = fsspec.core.url_to_fs(path)
+            return {"ukey": str(fs.ukey(inner))}
+        except storage_errors() as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+    try:
+        stat = Path(path).stat()
+        seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        before = known.get(path, {})
+        if all(before.get(name) == value for name, value in seen.items()):
+            return dict(before)
         digest = hashlib.sha256()
         with Path(path).open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-        return f"sha256:{digest.hexdigest()}"
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    return f"ukey:{fs.ukey(inner)}"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return {"sha256": digest.hexdigest(), **seen}
 
 
-def _refuse_change(old: Plan, settings: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    differ = [
-        f"--{key.replace('_', '-')} was {old.settings.get(key)} and is {value}"
-        for key, value in settings.items()
-        if old.settings.get(key) != value
+def _same(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> bool:
+    return [_content(one) for one in old.values()] == [_content(one) for one in new.values()]
+
+
+def _content(fingerprint: Mapping[str, Any]) -> object:
+    return fingerprint.get("sha256") or fingerprint.get("ukey")
+
+
+def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    names = [*new, *(name for name in old if name not in new)]
+    return [
+        f"--{name.replace('_', '-')} was {_shown(old.get(name))} and is {_shown(new.get(name))}"
+        for name in names
+        if old.get(name) != new.get(name)
     ]
-    if list(old.sources.values()) != list(sources.values()):
-        differ.insert(0, _changed_sources(old.sources, sources))
-    if differ:
-        raise ConfigError(
-            f"{old.folder} was planned from another input: {'; '.join(differ)}; use another --out, or the same input"
-        )
 
 
-def _changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    changed = [path for path in new if path in old and old[path] != new[path]]
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={share:g}" for name, share in value.items()) or "not given"
+    return "not given" if value is None else str(value)
+
+
+def _changed_sources(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> str:
+    changed = [path for path in new if path in old and _content(old[path]) != _content(new[path])]
     if changed:
         return f"the content of {', '.join(changed[:3])} has changed"
     return f"the catalogue was {', '.join(list(old)[:3])} and is {', '.join(list(new)[:3])}"
 
 
-def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: _Counts) -> str:
+def _refuse(old: Plan, changes: list[str], hint: str = "") -> None:
+    if changes:
+        what = "; ".join(changes)
+        raise ConfigError(
+            f"{old.folder} was planned from another input: {what}; use another --out, or the same input{hint}"
+        )
+
+
+def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Counts) -> str:
     names = ", ".join(items)
     if settings.ids is not None and not counts.items:
         return f"{names}: none of the ids in {settings.ids} is in the catalogue"
     return f"{names}: no photo to fetch: {counts.items:,} items, {counts.without_photo:,} of them without a photo URL"
-
-
-def _tasks_path(shard: Path) -> Path:
-    return shard.parent / FOLDER / f"{shard.name.removesuffix('.tar')}.jsonl"
-
-
-def _plan_of(folder: Path, body: Mapping[str, Any]) -> Plan:
-    return Plan(folder=folder, **{key: value for key, value in body.items() if key != "format"})

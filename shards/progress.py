@@ -3,25 +3,67 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
-_TERMINAL_S, _LOG_S = 0.2, 5.0
+_TERMINAL_S, _LOG_S = 0.5, 5.0
+_WIDTH = 20
+
+Counts = Mapping[str, int]
+
+
+class Tally:
+    """What workers have done of the pieces that are not done yet; an actor on a cluster, a plain object without one."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, dict[str, int]] = {}
+
+    def put(self, piece: int, counts: Counts) -> None:
+        """Say how far a piece is: its counts so far, in place of those said before."""
+        self._pieces[piece] = dict(counts)
+
+    def get(self) -> dict[int, dict[str, int]]:
+        """The last word about every piece."""
+        return self._pieces
 
 
 class Progress:
-    """Counts photos by outcome and says so on stderr."""
+    """Counts photos by outcome and says so on stderr, from a thread of its own, until its context ends."""
 
-    def __init__(self, total: int, outcomes: Mapping[str, int] | None = None) -> None:
-        """Begin to count `total` photos, of which `outcomes` are settled already."""
+    def __init__(
+        self,
+        total: int,
+        outcomes: Counts | None = None,
+        *,
+        running: Callable[[], Mapping[int, Counts]] | None = None,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            total: Photos of the job.
+            outcomes: Those that an earlier run has settled.
+            running: Asked for what is done of each piece, whole ones too.
+        """
         self.total = total
-        self.outcomes: Counter[str] = Counter(outcomes or {})
-        self._before = self.outcomes.total()
-        self._began = self._said = time.time()
-        self._counted = False
+        self._before = Counter(outcomes or {})
+        self._whole: Counter[str] = Counter()
+        self._pieces: set[int] = set()
+        self._running = running
+        self._part: Counter[str] = Counter()
+        self._began: float | None = None
         self._terminal = sys.stderr.isatty()
+        self._end = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Photos by outcome, those of earlier runs included."""
+        with self._lock:
+            return self._before + self._whole + self._part
 
     @property
     def done(self) -> int:
@@ -31,39 +73,58 @@ class Progress:
     @property
     def rate(self) -> float:
         """Photos per second since the first of them was asked for."""
-        return (self.done - self._before) / max(1e-9, time.time() - self._began)
+        since = time.time() - self._began if self._began else 0.0
+        return (self.done - self._before.total()) / max(1e-9, since) if since else 0.0
 
-    def add(self, outcomes: Mapping[str, int], *, began: float) -> None:
-        """Count the photos of one shard, which was begun so many seconds after the epoch."""
-        self._began = min(self._began, began) if self._counted else began
-        self._counted = True
-        self.outcomes.update(outcomes)
-        now = time.time()
-        if now - self._said >= (_TERMINAL_S if self._terminal else _LOG_S):
-            self._said = now
-            self._say()
+    def add(self, piece: int, outcomes: Counts, *, began: float) -> None:
+        """Count a piece that is whole; it was begun so many seconds after the epoch."""
+        with self._lock:
+            self._began = min(self._began or began, began)
+            self._pieces.add(piece)
+            self._whole.update(outcomes)
 
     def __enter__(self) -> Progress:
-        if self._terminal:
-            self._say()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end.set()
+        self._thread.join()
+        self._part.clear()
+        self._say()
         if self._terminal:
-            self._say()
             print(file=sys.stderr)
 
+    def _watch(self) -> None:
+        while not self._end.wait(_TERMINAL_S if self._terminal else _LOG_S):
+            if self._running:
+                self._look(self._running())
+            self._say()
+
+    def _look(self, running: Mapping[int, Counts]) -> None:
+        part: Counter[str] = Counter()
+        with self._lock:
+            for piece, counts in running.items():
+                if piece not in self._pieces:
+                    part.update(counts)
+            self._part = part
+            if part and self._began is None:
+                self._began = time.time()
+
     def _say(self) -> None:
-        rate = self.rate
-        left = _duration((self.total - self.done) / rate) if rate > 0 else "?"
-        failed = ", ".join(f"{kind} {n:,}" for kind, n in self.outcomes.most_common() if kind != "ok" and n)
-        share = self.done / max(1, self.total)
-        text = f"{self.done:,}/{self.total:,} photos ({share:.0%}), {rate:,.0f}/s, {left} left"
+        outcomes, rate = self.outcomes, self.rate
+        done = outcomes.total()
+        left = _duration((self.total - done) / rate) if rate > 0 else "?"
+        failed = ", ".join(f"{kind} {n:,}" for kind, n in outcomes.most_common() if kind != "ok" and n)
+        share = done / max(1, self.total)
+        text = f"{done:,}/{self.total:,} photos ({share:.0%}), {rate:,.0f}/s, {left} left"
         text += f"; {failed}" if failed else ""
-        print(f"\r\x1b[2K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        if self._terminal:
+            filled = int(share * _WIDTH)
+            text = f"\r\x1b[2K[{'#' * filled}{'.' * (_WIDTH - filled)}] {text}"
+        print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -6,32 +6,44 @@ import hashlib
 import json
 import os
 import struct
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
+
+import numpy as np
 
 from lavic.config import Positional, parse, settings
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
+from lavic.data.place import said, sizes, storage_errors
 from lavic.data.shards import META, index_path, parse_sample
 from lavic.errors import DataError
-from lavic.shards.outcomes import read_ledger
+from lavic.shards.outcomes import ledger_path, read_ledger
+from lavic.shards.progress import Progress
+from lavic.shards.repeats import mark_of
 
 DESCRIPTION = """Re-read a set of shards and compare it with its manifest.
 
 Checked: every shard's size and sha256, its index, every sample's members, keys, json and photo hash, that no key
-occurs twice in the set, and that the ledgers name exactly the photos that are there. Every difference is a line; exit
-code 1 if there is one. A shard that differs is made again by removing it and running its crawl again.
+occurs twice in the set, that no tar stands beside those of the manifest, and that there is a ledger for every shard,
+naming exactly the photos that are there, all of them together with the outcomes that the manifest has. Every difference
+is a line; exit code 1 if there is one. A shard that differs is made again by removing it and running its crawl again.
 """
+
+_LEDGER = ".ledger.jsonl"
+_TAIL = 8 << 20
 
 
 @settings
 class Settings:
     """Re-read a set of shards, count and hash it."""
 
-    folder: Annotated[Path, Positional]
-    """Folder of the set."""
+    folder: Annotated[str, Positional]
+    """Folder of the set, or an address such as s3://bucket/prefix."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,56 +65,140 @@ def main(argv: Sequence[str]) -> int:
 def verify(manifest: Manifest) -> list[str]:
     """Every difference between a set and its manifest, as a line of text; empty when there is none."""
     differences: list[str] = []
-    seen: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for shard, (keys, found) in zip(
-            manifest.shards, pool.map(lambda s: _verify_shard(manifest, s), manifest.shards), strict=True
-        ):
-            differences += found
-            for key in keys:
-                if key in seen:
-                    differences.append(f"{manifest.path(shard)}: key {key} is in {seen[key]} too")
-                seen.setdefault(key, shard.name)
-    return differences + list(_sizes(manifest))
+    marks: list[np.ndarray] = []
+    with Progress(manifest.samples) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for number, look in enumerate(pool.map(lambda shard: _look_at(manifest, shard), manifest.shards)):
+            progress.add(number, {"ok": look.samples}, began=look.began)
+            differences += look.differences
+            marks.append(np.frombuffer(look.marks, "<u8"))
+    return [*differences, *_repeated(manifest, marks), *_ledgers(manifest), *_strays(manifest), *_sizes(manifest)]
 
 
-def _verify_shard(manifest: Manifest, entry: ShardEntry) -> tuple[list[str], list[str]]:
-    """Keys of a shard and its differences."""
-    path = manifest.path(entry)
+@dataclass
+class _Look:
+    """What was seen of a shard. Of its keys eight bytes each: there may be millions."""
+
+    differences: list[str] = field(default_factory=list)
+    marks: bytearray = field(default_factory=bytearray)
+    samples: int = 0
+    began: float = field(default_factory=time.time)
+
+
+def _look_at(manifest: Manifest, entry: ShardEntry) -> _Look:
+    path, look = manifest.path(entry), _Look()
+    found, keys = look.differences, []
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return [], [f"{path}: cannot be read ({error.strerror})"]
-    found = []
-    if len(data) != entry.bytes:
-        found.append(f"{path}: {len(data):,} bytes, the manifest says {entry.bytes:,}")
-    if (digest := hashlib.sha256(data).hexdigest()) != entry.sha256:
+        with path.open("rb") as file:
+            reader = _Reader(file)
+            try:
+                for sample_at in pairwise(_offsets(path)):
+                    sample = parse_sample(reader.take(sample_at[1] - sample_at[0]), f"{path} at byte {sample_at[0]}")
+                    keys.append(sample.key)
+                    look.marks += mark_of(sample.key)
+                    found += [f"{path}: {sample.key}: {what}" for what in _wrong(sample.key, sample.meta, sample.jpg)]
+                if reader.rest():
+                    found.append(f"{path}: more samples than its index has")
+            except DataError as error:
+                found.append(str(error))
+            reader.rest()
+    except storage_errors() as error:
+        look.differences.append(f"{path}: cannot be read ({said(error)})")
+        return look
+    look.samples = len(keys)
+    if reader.bytes != entry.bytes:
+        found.append(f"{path}: {reader.bytes:,} bytes, the manifest says {entry.bytes:,}")
+    if (digest := reader.sha256.hexdigest()) != entry.sha256:
         found.append(f"{path}: sha256 {digest[:12]}..., the manifest says {entry.sha256[:12]}...")
-    keys: list[str] = []
+    if len(keys) != entry.samples:
+        found.append(f"{path}: {len(keys):,} samples, the manifest says {entry.samples:,}")
+    found += _against_ledger(manifest, path, keys)
+    return look
+
+
+class _Reader:
+    """Reads a file once from end to end, and hashes it on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def take(self, count: int) -> bytes:
+        data = self._file.read(count)
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return data
+
+    def rest(self) -> bool:
+        """Reads to the end; whether there was anything but zeros."""
+        other = False
+        while data := self.take(_TAIL):
+            other = other or bool(data.strip(b"\0"))
+        return other
+
+
+def _against_ledger(manifest: Manifest, path: Path, keys: list[str]) -> Iterator[str]:
     try:
-        offsets = _offsets(path)
-        for start, end in pairwise(offsets):
-            sample = parse_sample(data[start:end], f"{path} at byte {start}")
-            keys.append(sample.key)
-            found += [f"{path}: {sample.key}: {what}" for what in _wrong(sample.key, sample.meta, sample.jpg)]
-        if data[offsets[-1] :].strip(b"\0"):
-            found.append(f"{path}: more samples than its index has")
-        if len(keys) != entry.samples:
-            found.append(f"{path}: {len(keys):,} samples, the manifest says {entry.samples:,}")
         ledger = [row.key for row in read_ledger(path) if row.kind == "ok"]
-        if ledger and ledger != keys:
-            found.append(f"{path}: its ledger has {len(ledger):,} photos as ok, and they are not those of the shard")
-    except DataError as error:
-        found.append(str(error))
-    return keys, found
+    except storage_errors(DataError) as error:
+        yield str(error)
+        return
+    if ledger != keys and (ledger or manifest.plan):
+        yield f"{path}: its ledger has {len(ledger):,} photos as ok, and they are not those of the shard"
+
+
+def _repeated(manifest: Manifest, marks: Sequence[np.ndarray]) -> Iterator[str]:
+    """Keys that occur twice: their marks are sorted first, and only those that repeat are looked at as text."""
+    every = np.sort(np.concatenate([np.empty(0, "<u8"), *marks]))
+    twice = np.unique(every[1:][every[1:] == every[:-1]])
+    seen: dict[str, str] = {}
+    for shard, own in zip(manifest.shards, marks, strict=True) if len(twice) else ():
+        if not np.isin(own, twice).any():
+            continue
+        with manifest.path(shard).open("rb") as file:
+            for start in _offsets(manifest.path(shard))[:-1]:
+                file.seek(start)
+                key = file.read(100).partition(b".")[0].decode("utf-8", "replace")
+                if np.frombuffer(mark_of(key), "<u8")[0] not in twice:
+                    continue
+                if key in seen:
+                    yield f"{manifest.path(shard)}: key {key} is in {seen[key]} too"
+                seen.setdefault(key, shard.name)
+
+
+def _ledgers(manifest: Manifest) -> Iterator[str]:
+    """A set that was crawled has a ledger for every shard, those without a photo included."""
+    if not manifest.plan:
+        return
+    outcomes: Counter[str] = Counter()
+    there = [name for name in sizes(manifest.folder) if name.endswith(_LEDGER)]
+    for shard in manifest.shards:
+        if ledger_path(manifest.path(shard)).name not in there:
+            yield f"{ledger_path(manifest.path(shard))}: is missing"
+    for name in there:
+        try:
+            outcomes.update(row.kind for row in read_ledger(manifest.folder / f"{name.removesuffix(_LEDGER)}.tar"))
+        except storage_errors(DataError) as error:
+            yield str(error)
+    if outcomes != Counter(manifest.outcomes):
+        said_there = ", ".join(f"{kind} {count:,}" for kind, count in sorted(manifest.outcomes.items()))
+        found = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcomes.items())) or "nothing"
+        yield f"{manifest.folder}: the ledgers have {found}; the manifest says {said_there}"
+
+
+def _strays(manifest: Manifest) -> Iterator[str]:
+    known = {shard.name for shard in manifest.shards}
+    for name in sorted(sizes(manifest.folder)):
+        if name.endswith(".tar") and name not in known:
+            yield f"{manifest.folder / name}: is not in the manifest, and readers that take *.tar would read it"
 
 
 def _offsets(shard: Path) -> Sequence[int]:
     path = index_path(shard)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except storage_errors() as error:
+        raise DataError(f"{path}: cannot be read ({said(error)})") from None
     if not data or len(data) % 8:
         raise DataError(f"{path}: not an index")
     offsets = struct.unpack(f"<{len(data) // 8}Q", data)
@@ -123,9 +219,9 @@ def _wrong(key: str, meta: dict[str, object], jpg: bytes) -> Iterator[str]:
 def _sizes(manifest: Manifest) -> Iterator[str]:
     path = manifest.folder / SIZES
     try:
-        sizes = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        yield f"{path}: cannot be read ({error})"
+        found = json.loads(path.read_text("utf-8"))
+    except storage_errors(ValueError) as error:
+        yield f"{path}: cannot be read ({said(error)})"
         return
-    if sizes != {shard.name: shard.samples for shard in manifest.shards}:
+    if found != {shard.name: shard.samples for shard in manifest.shards}:
         yield f"{path}: does not agree with {NAME}"

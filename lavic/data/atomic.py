@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
+
+from lavic.data.place import is_remote
 
 PART = ".part"
 """Ending of a file still being written; its name starts with a dot, so that no reader's glob takes it."""
@@ -18,8 +21,13 @@ PART = ".part"
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
-    Two writers of one path never mix: each has its own file, the last to finish wins.
+    Two writers of one path never mix: each has its own file, the last to finish wins. In an object store the whole is
+    uploaded at the end: an object is there with all its bytes or not at all.
     """
+    if is_remote(path):
+        with _uploaded(path) as upload:
+            yield upload
+        return
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         with part.open("xb") as file:
@@ -29,6 +37,15 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _uploaded(path: Path) -> Iterator[BinaryIO]:
+    with tempfile.NamedTemporaryFile(suffix=PART) as file:
+        yield cast(BinaryIO, file)
+        file.flush()
+        store = cast(Any, path)
+        store.fs.put_file(file.name, store.path)
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -41,7 +58,10 @@ def sweep(folder: Path) -> None:
     """Remove what writers that were killed left behind; only when nobody writes to the folder.
 
     A folder that was moved away and has no successor, since its writer died between the two renames, is put back.
+    In an object store there is nothing to remove.
     """
+    if is_remote(folder):
+        return
     for old in folder.glob(f".*.old{PART}"):
         home = folder / old.name[1:].rsplit(".", 3)[0]
         if not home.exists():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lavic.data.cache import local_copy
 from lavic.data.descriptions import read_descriptions
 from lavic.data.manifest import Manifest
 from lavic.data.shards import Sample, index_path, parse_sample
@@ -30,7 +31,8 @@ class ShardDataset:
         """Open a set.
 
         Args:
-            folder: Where `manifest.json` stands.
+            folder: Where `manifest.json` stands: a path, or an address such as s3://bucket/prefix, whose shards are
+                copied here when they are first read; see `lavic.data.cache`.
             descriptions: Where `Sample.text` comes from: "sidecar" takes the teacher's description where there is one
                 and else the shard's txt member, "shard" the txt member alone, None leaves it empty.
 
@@ -84,9 +86,13 @@ class ShardDataset:
     def _index(self, shard: int) -> np.ndarray:
         if shard not in self._offsets:
             path, entry = index_path(self._paths[shard]), self.manifest.shards[shard]
-            if not path.is_file():
-                raise DataError(f"{path} is missing; `lavic verify {self.manifest.folder}` lists every difference")
-            offsets = np.fromfile(path, dtype="<u8")
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                raise DataError(
+                    f"{path} is missing; `lavic verify {self.manifest.folder}` lists every difference"
+                ) from None
+            offsets = np.frombuffer(data[: len(data) // 8 * 8], dtype="<u8")
             if len(offsets) != entry.samples + 1 or not 0 <= entry.bytes - int(offsets[-1]) - 1024 < 10240:
                 raise DataError(f"{path} does not belong to its shard; `lavic verify {self.manifest.folder}` says more")
             self._offsets[shard] = offsets
@@ -104,7 +110,8 @@ class ShardDataset:
         if shard not in self._files:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            entry = self.manifest.shards[shard]
+            self._files[shard] = os.open(local_copy(self._paths[shard], entry.sha256, entry.bytes), os.O_RDONLY)
         self._files.move_to_end(shard)
         return os.pread(self._files[shard], end - start, start)
 

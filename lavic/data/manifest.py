@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
-from lavic.data.shards import Sample, ShardWriter
+from lavic.data.place import place, said, sizes, storage_errors
 from lavic.errors import DataError
 
 FORMAT = "lavic-shards/1"
@@ -58,8 +57,8 @@ class Manifest:
         """Write `sizes.json`, the dataset card and, last, the manifest."""
         body = {"format": FORMAT, "samples": self.samples, **asdict(self)}
         del body["folder"]
-        sizes = {shard.name: shard.samples for shard in self.shards}
-        write_whole(self.folder / SIZES, json.dumps(sizes, indent=1) + "\n")
+        counts = {shard.name: shard.samples for shard in self.shards}
+        write_whole(self.folder / SIZES, json.dumps(counts, indent=1) + "\n")
         write_whole(self.folder / "README.md", _card(self))
         write_whole(self.folder / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
 
@@ -68,20 +67,26 @@ class Manifest:
         """Read a set's manifest.
 
         Args:
-            folder: Where it stands.
+            folder: Where it stands: a path, or an address such as s3://bucket/prefix.
             check: Also see that every shard is there with its size.
 
         Raises:
             DataError: There is no whole set in the folder.
         """
-        folder = Path(folder)
+        folder = place(folder)
         path = folder / NAME
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of shards")
-        if not path.is_file():
-            raise DataError(f"{folder}: no {NAME}, so not a whole set; if a crawl stopped, run the same command again")
         try:
-            body: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            text = path.read_text("utf-8")
+        except storage_errors() as error:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                raise DataError(f"{path}: cannot be read ({said(error)})") from None
+            if not folder.is_dir():
+                raise DataError(f"{folder}: no such folder of shards") from None
+            raise DataError(
+                f"{folder}: no {NAME}, so not a whole set; if a crawl stopped, run the same command again"
+            ) from None
+        try:
+            body: dict[str, Any] = json.loads(text)
             if body.pop("format") != FORMAT:
                 raise DataError(f"{path}: not in the form {FORMAT}; made by another version of lavic")
             samples = body.pop("samples")
@@ -91,31 +96,13 @@ class Manifest:
             raise DataError(f"{path}: broken manifest ({error})") from None
         if samples != manifest.samples:
             raise DataError(f"{path}: broken manifest (says {samples} samples, its shards hold {manifest.samples})")
+        found = sizes(folder) if check else {}
         for shard in manifest.shards if check else ():
-            place = manifest.path(shard)
-            size = place.stat().st_size if place.is_file() else None
+            size = found.get(shard.name)
             if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-                raise DataError(f"{place} {found}; `lavic verify {folder}` lists every difference")
+                what = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise DataError(f"{manifest.path(shard)} {what}; `lavic verify {folder}` lists every difference")
         return manifest
-
-
-def write_set(
-    folder: Path, samples: Iterable[Sample], *, set: str = "photos", split: str = "train", photos_per_shard: int = 1000
-) -> Manifest:
-    """Write samples that are already at hand as a whole set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rest: Iterator[Sample] = iter(samples)
-    entries: list[ShardEntry] = []
-    while chunk := list(islice(rest, photos_per_shard)):
-        path = folder / shard_name(set, split, len(entries))
-        with ShardWriter(path) as writer:
-            for sample in chunk:
-                writer.add(sample)
-        entries.append(ShardEntry(name=path.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256))
-    manifest = Manifest(folder=folder, set=set, split=split, shards=tuple(entries))
-    manifest.save()
-    return manifest
 
 
 def shard_name(set: str, split: str, number: int) -> str:

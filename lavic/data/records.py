@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 ImageSize = Literal["hi_res", "large", "thumb"]
 """The sizes in which the sources link a photo, largest first."""
@@ -18,6 +19,8 @@ ImageSize = Literal["hi_res", "large", "thumb"]
 SIZES: tuple[ImageSize, ...] = ("hi_res", "large", "thumb")
 
 _SUBMISSION_OR_COMMENT = re.compile(r"<(submission|comment)>(.*?)</\1>", re.DOTALL)
+_AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
+_AMAZON_PHOTO = re.compile(r"/images/[A-Z]/(?P<id>[^/.]+)(\.[^/]*)?\.\w+")
 _PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
 
 
@@ -114,6 +117,22 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         details=_details(meta.get("details")),
         descriptions={str(name): _text(text) for name, text in descriptions.items() if text},
     )
+
+
+def picture_of(url: str) -> str:
+    """What a link shows, whatever the size: equal for links to one picture.
+
+    Amazon serves an image under one id in any size, https://m.media-amazon.com/images/I/<id>._<size>_.<ext>. Any other
+    link is its own picture; letter case of the host and a fragment do not matter.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:
+        return url
+    if _AMAZON.fullmatch(host) and (found := _AMAZON_PHOTO.fullmatch(parts.path)):
+        return f"amazon:{unquote(found['id'])}"
+    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, parts.query, ""))
 
 
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str) -> Conversation:

@@ -91,9 +91,10 @@ class Sample:
         categories: str = "",
         details: str = "{}",
         source_sha256: str = "",
+        sha256: str = "",
     ) -> Sample:
-        """Make a sample whose json member has every key of `META`."""
-        key, sha256 = sample_key(item_id, n), hashlib.sha256(jpg).hexdigest()
+        """Make a sample whose json member has every key of `META`; `sha256` where that of `jpg` is known already."""
+        key, sha256 = sample_key(item_id, n), sha256 or hashlib.sha256(jpg).hexdigest()
         values = (key, item_id, n, title, url, categories, details, width, height, sha256, source_sha256 or sha256)
         return cls(key=key, item_id=item_id, jpg=jpg, meta=dict(zip(META, values, strict=True)), text=text)
 
@@ -201,12 +202,12 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         DataError: The file is missing, cut short, or holds something else than samples.
     """
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             group: list[tarfile.TarInfo] = []
             for member in tar:
                 group.append(member)
                 if len(group) == len(MEMBERS):
-                    yield _sample_of(shard, tar, group)
+                    yield _sample_of(shard, file, group)
                     group = []
             if group:
                 raise DataError(f"{shard}: ends in the middle of sample {group[0].name}")
@@ -214,11 +215,10 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         raise DataError(f"{shard}: not a whole tar file ({error})") from None
 
 
-def _sample_of(shard: Path, tar: tarfile.TarFile, group: list[tarfile.TarInfo]) -> Sample:
-    with shard.open("rb") as file:
-        file.seek(group[0].offset)
-        end = group[-1].offset_data + group[-1].size
-        return parse_sample(file.read(end + -end % _BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
+def _sample_of(shard: Path, file: BinaryIO, group: list[tarfile.TarInfo]) -> Sample:
+    file.seek(group[0].offset)
+    end = group[-1].offset_data + group[-1].size
+    return parse_sample(file.read(end + -end % _BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
 
 
 def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lavic.data.manifest import Manifest, write_set
+from lavic.data.manifest import Manifest
 from lavic.data.shards import Sample
+from tests.sets import write_set
 
 
 def jpeg(number: int) -> bytes:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from lavic.data.dataset import Order, ShardDataset, Without, order
 from lavic.data.descriptions import write_descriptions
-from lavic.data.manifest import Manifest, write_set
+from lavic.data.manifest import Manifest
 from lavic.data.shards import Sample, index_path
 from lavic.errors import DataError
+from tests.sets import write_set
 
 
 def keys_of(dataset: ShardDataset) -> list[str]:

@@ -132,8 +132,8 @@ def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
 
 
 def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
-    from lavic.data.manifest import write_set
     from lavic.data.shards import Sample
+    from tests.sets import write_set
 
     size = CatalogueSize(
         train_items=60, heldout_items=30, combination_items=30, train_conversations=40, test_conversations=2

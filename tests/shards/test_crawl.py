@@ -151,7 +151,10 @@ class TestRefusals:
     def test_input(self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
         items, out = catalogue("n/1.jpg"), ["--out", str(tmp_path / "out")]
         items.write_text(items.read_text() + "no json\n")
-        assert "meta.jsonl:2: not JSON" in self.refused(capsys, "--items", str(items), *out)
+        line = self.refused(capsys, "--items", str(items), *out, "--max-rejected", "0")
+        assert "meta.jsonl:2: not JSON" in line and "--max-rejected" in line
+        (row,) = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+        assert row["file"] == str(items) and row["line"] == 2 and row["reason"].startswith("not JSON")
         assert "no such catalogue file" in self.refused(capsys, "--items", str(tmp_path / "x.json"), *out)
         assert "--items" in self.refused(capsys, *out)
         assert "known: gone" in self.refused(capsys, "--items", str(items), *out, "--retry", "tiemout")

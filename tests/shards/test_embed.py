@@ -16,7 +16,6 @@ import torch
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import descriptions_path, read_descriptions
-from lavic.data.manifest import write_set
 from lavic.data.shards import Sample
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.model.adapters import add_adapter, save_adapter, trainable
@@ -26,6 +25,7 @@ from lavic.model.compress import cls_tokens
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.shards.describe import whole_sentences
+from tests.sets import write_set
 
 
 def jpeg(image) -> bytes:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from lavic.data.place import sizes
 from lavic.data.shards import index_path, read_samples
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import advice, ledger_path, read_ledger, table
 from lavic.shards.pack import pack_shard, read_seal, seal_path
 from lavic.shards.photo import PhotoSettings
-from lavic.shards.plan import Plan, PlanSettings, make_plan
+from lavic.shards.plan import Plan, make_plan, read_tasks
+from lavic.shards.tasks import PlanSettings
 
 FETCH = FetchSettings(allow_private=True, concurrency=8, deadline=1.0, max_bytes=1_000_000, retries=1, backoff=0.01)
 PHOTO = PhotoSettings()
@@ -41,16 +43,7 @@ FAULTS = {
 
 
 def plan_of(catalogue: Path, out: Path) -> Plan:
-    settings = PlanSettings(
-        set="t",
-        split="train",
-        photos_per_shard=1000,
-        images_per_item=1,
-        image_size="large",
-        limit=None,
-        ids=None,
-        photo={},
-    )
+    settings = PlanSettings(set="t", split="train", photos_per_shard=1000, photos="first", image_size="large")
     return make_plan((str(catalogue),), out, settings)
 
 
@@ -61,15 +54,18 @@ def bytes_of(shard: Path) -> tuple[bytes, bytes]:
 def test_every_photo_has_its_row_and_good_ones_are_undisturbed(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
     plan = plan_of(catalogue(*FAULTS), tmp_path / "out")
     shard = plan.shard(0)
-    seal = pack_shard(shard, plan.digest, FETCH, PHOTO)
+    seal = pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     rows = read_ledger(shard)
     assert {row.url.rpartition(":")[2].partition("/")[2]: row.kind for row in rows} == FAULTS
-    assert [row.key for row in rows] == [task.key for task in plan.tasks(0)]
+    assert [row.key for row in rows] == [task.key for task in read_tasks(plan.shard(0))]
     assert all((row.reason == "") == (row.kind == "ok") for row in rows)
     samples = list(read_samples(shard))
     assert [sample.key for sample in samples] == [row.key for row in rows if row.kind == "ok"]
     assert seal.entry.samples == 4 == seal.outcomes["ok"] and seal.photos == len(FAULTS)
-    assert read_seal(shard, plan.digest) == seal and read_seal(shard, "another plan") is None
+    assert (
+        read_seal(shard, plan.digests[0], sizes(plan.folder)) == seal
+        and read_seal(shard, "another plan", sizes(plan.folder)) is None
+    )
     for sample in samples:
         assert sample.meta["sha256"] == hashlib.sha256(sample.jpg).hexdigest() and sample.title.startswith("Item")
         assert sample.image.size == (64, 48) == (sample.meta["width"], sample.meta["height"])
@@ -78,10 +74,10 @@ def test_every_photo_has_its_row_and_good_ones_are_undisturbed(tmp_path: Path, c
 def test_order_does_not_depend_on_speed(tmp_path: Path, catalogue: Callable[..., Path], server: Any) -> None:
     paths = [f"n/{n}.jpg" for n in range(300)]
     plan = plan_of(catalogue(*paths), tmp_path / "a")
-    pack_shard(plan.shard(0), plan.digest, FETCH, PHOTO)
+    pack_shard(plan.shard(0), plan.digests[0], FETCH, PHOTO)
     server.delay = 0.002
     again = plan_of(catalogue(*paths), tmp_path / "b")
-    pack_shard(again.shard(0), again.digest, FetchSettings(allow_private=True, concurrency=50), PHOTO)
+    pack_shard(again.shard(0), again.digests[0], FetchSettings(allow_private=True, concurrency=50), PHOTO)
     assert bytes_of(plan.shard(0)) == bytes_of(again.shard(0))
     assert [sample.item_id for sample in read_samples(plan.shard(0))] == [f"B{n:05d}" for n in range(300)]
 
@@ -91,25 +87,25 @@ def test_retry_fetches_the_named_failures_alone(tmp_path: Path, catalogue: Calla
     plan = plan_of(catalogue(*paths), tmp_path / "out")
     shard = plan.shard(0)
     server.broken = True
-    assert pack_shard(shard, plan.digest, FETCH, PHOTO).outcomes == {"gone": 1, "http_error": 3, "ok": 6}
+    assert pack_shard(shard, plan.digests[0], FETCH, PHOTO).outcomes == {"gone": 1, "http_error": 3, "ok": 6}
     server.broken = False
     server.requests.clear()
-    assert pack_shard(shard, plan.digest, FETCH, PHOTO, ("http_error",)).outcomes == {"gone": 1, "ok": 9}
+    assert pack_shard(shard, plan.digests[0], FETCH, PHOTO, ("http_error",)).outcomes == {"gone": 1, "ok": 9}
     assert set(server.requests) == {"/n/0.jpg", "/n/3.jpg", "/n/6.jpg"}
     undisturbed = plan_of(catalogue(*paths), tmp_path / "undisturbed")
-    pack_shard(undisturbed.shard(0), undisturbed.digest, FETCH, PHOTO)
+    pack_shard(undisturbed.shard(0), undisturbed.digests[0], FETCH, PHOTO)
     assert bytes_of(shard) == bytes_of(undisturbed.shard(0))
 
 
 def test_a_retry_cut_short_keeps_what_was_stored(tmp_path: Path, catalogue: Callable[..., Path], server: Any) -> None:
     plan = plan_of(catalogue(*(f"n/{n}.jpg" for n in range(6))), tmp_path / "out")
     shard = plan.shard(0)
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     before, rows = bytes_of(shard), read_ledger(shard)
     seal_path(shard).unlink()
     ledger_path(shard).unlink()
     server.requests.clear()
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     assert not server.requests and bytes_of(shard) == before
     assert [(row.key, row.kind, row.sha256) for row in read_ledger(shard)] == [(r.key, r.kind, r.sha256) for r in rows]
 
@@ -120,32 +116,32 @@ def test_damaged_photos_are_fetched_again(
 ) -> None:
     plan = plan_of(catalogue(*(f"n/{n}.jpg" for n in range(6))), tmp_path / "out")
     shard = plan.shard(0)
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     before = bytes_of(shard)
     data = bytearray(before[0])
     data[700] ^= 1
     shard.write_bytes({"flip": bytes(data), "cut": before[0][:3000], "garbage": b"no tar"}[damage])
     seal_path(shard).unlink()
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     assert bytes_of(shard) == before
 
 
 def test_a_shard_without_a_photo_has_a_ledger_and_no_tar(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
     plan = plan_of(catalogue("status/404", "page.jpg"), tmp_path / "out")
-    seal = pack_shard(plan.shard(0), plan.digest, FETCH, PHOTO)
+    seal = pack_shard(plan.shard(0), plan.digests[0], FETCH, PHOTO)
     assert not plan.shard(0).exists() and seal.entry.samples == 0 and len(read_ledger(plan.shard(0))) == 2
-    assert read_seal(plan.shard(0), plan.digest) == seal
+    assert read_seal(plan.shard(0), plan.digests[0], sizes(plan.folder)) == seal
 
 
 def test_a_seal_needs_its_files(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
     plan = plan_of(catalogue("plain.jpg"), tmp_path / "out")
     shard = plan.shard(0)
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     seal_path(shard).write_text(seal_path(shard).read_text()[:-9])
-    assert read_seal(shard, plan.digest) is None
-    pack_shard(shard, plan.digest, FETCH, PHOTO)
+    assert read_seal(shard, plan.digests[0], sizes(plan.folder)) is None
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     shard.write_bytes(shard.read_bytes() + b"x")
-    assert read_seal(shard, plan.digest) is None
+    assert read_seal(shard, plan.digests[0], sizes(plan.folder)) is None
 
 
 def test_the_table_and_the_advice() -> None:

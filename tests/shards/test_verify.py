@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.manifest import Manifest, write_set
+from lavic.data.manifest import Manifest
 from lavic.data.shards import Sample, index_path
+from tests.sets import write_set
 
 
 @pytest.fixture

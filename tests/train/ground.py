@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from lavic.data.dataset import ShardDataset
-from lavic.data.manifest import write_set
 from lavic.data.shards import Sample
 from lavic.mini import architecture
 from lavic.mini.architecture import Architecture
@@ -22,6 +21,7 @@ from lavic.model.backbone import Backbone
 from lavic.model.compress import cls_tokens
 from lavic.model.itemstore import write_manifest, write_part
 from lavic.model.settings import LoraSettings, ModelSettings
+from tests.sets import write_set
 
 KEY = "candidates_st"
 PROMPT_WORDS = "Seeker: Comment: Candidates: Which one? Answer with its ID. Title: Describe how it looks. B0MN , word"

@@ -1,0 +1,79 @@
+"""The photos that an earlier run has put into a shard, one at a time, for as much of the tar as can be read."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, cast
+
+from lavic.data.place import is_remote, storage_errors
+from lavic.data.shards import MEMBERS, Sample, parse_sample
+from lavic.errors import DataError
+
+_BLOCK = 512
+
+
+class Stored:
+    """Samples of a shard by key, as a context. A tar that is missing or damaged holds what its whole part holds."""
+
+    def __init__(self, shard: Path) -> None:
+        self._shard = shard
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+        self._at: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Stored:
+        try:
+            self._file = self._stack.enter_context(self._shard.open("rb"))
+            if is_remote(self._shard):
+                # Samples are read one by one: from the network each would be a request.
+                copy = self._stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))
+                shutil.copyfileobj(self._file, copy, 8 << 20)
+                self._file = copy
+            self._at = dict(_places(self._file))
+        except storage_errors():
+            self._file, self._at = None, {}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._at
+
+    def sample(self, key: str) -> Sample | None:
+        """The sample of a key, or None where there is none that is whole."""
+        if key not in self._at or self._file is None:
+            return None
+        start, end = self._at[key]
+        try:
+            self._file.seek(start)
+            sample = parse_sample(self._file.read(end - start), f"{self._shard} at byte {start}")
+        except (OSError, DataError):
+            return None
+        return sample if hashlib.sha256(sample.jpg).hexdigest() == sample.meta.get("sha256") else None
+
+
+def _places(file: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(key, (start, end)) of the samples, up to the first header that cannot be read."""
+    start, group = 0, 0
+    at = file.seek(0)
+    while len(header := file.read(_BLOCK)) == _BLOCK:
+        try:
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        except tarfile.HeaderError:
+            return
+        at += _BLOCK + member.size + -member.size % _BLOCK
+        file.seek(at)
+        group += 1
+        if group == len(MEMBERS):
+            yield member.name.partition(".")[0], (start, at)
+            start, group = at, 0
