@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lavic.data.catalog import find_files, read_items
+from lavic.data import catalog
+from lavic.data.catalog import BadRecord, find_files, read_items
 from lavic.errors import DataError
 
 METAS = {
@@ -84,6 +85,37 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     errors: list[DataError] = []
     assert [item.id for item in read_items([path], errors.append)] == ["B1"]
     assert "meta.jsonl:1: not JSON (not UTF-8)" in str(errors[0])
+
+
+def test_packed_files_and_a_byte_order_mark(tmp_path: Path) -> None:
+    import bz2
+    import lzma
+
+    text = "\ufeff" + "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl.bz2").write_bytes(bz2.compress(text.encode()))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    (tmp_path / "keyed.json.gz").write_bytes(gzip.compress(json.dumps(METAS).encode()))
+    for path in tmp_path.iterdir():
+        assert [item.id for item in read_items([path])] == list(METAS), path
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(text.encode())[:-30])
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        list(read_items([tmp_path / "a.jsonl.xz"]))
+
+
+def test_what_is_too_long_or_too_deep_is_named_and_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_LONGEST_LINE", 4096)
+    rows = [json.dumps(row) for row in ROWS[:3]]
+    rows[1:1] = ['{"parent_asin": "' + "x" * 20_000 + '"}', "[" * 4000]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([tmp_path / "a.jsonl"], errors.append)] == ["B0", "B1", "B2"]
+    assert [(error.line, error.reason.partition(" (")[0]) for error in errors] == [
+        (2, "a line of more than 0 MiB"),
+        (3, "not JSON"),
+    ]
+    (tmp_path / "b.json").write_text('{"B0": {"images": []},\n"B1": {"title": "open' + "x" * 3_000_000)
+    with pytest.raises(DataError, match=r"b\.json:2: not JSON .* cannot be told apart"):
+        list(read_items([tmp_path / "b.json"], errors.append))
 
 
 def test_a_keyed_file_cut_short_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lavic.data.records import conversation_from_row, item_from_meta, turns_of
+from lavic.data.records import conversation_from_row, item_from_meta, picture_of, turns_of
 
 AMAZON = {
     "parent_asin": "B000000001",
@@ -100,3 +102,64 @@ def test_conversation_row() -> None:
     conversation = conversation_from_row(row, id="test-3", index=3, file="test.jsonl")
     assert conversation.targets == ("A", "B") and conversation.context_items == ()
     assert conversation.candidates == {"candidates_st": ("A", "C")} and conversation.row == 3
+
+
+AMAZON_URL = "https://m.media-amazon.com/images/I/"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEF._AC_SL1500_.jpg"),
+        (AMAZON_URL + "71a+b.jpg", "https://images-na.ssl-images-amazon.com/images/I/71a%2Bb._SX300_.png"),
+        (AMAZON_URL + "31x._SS40_.jpg", AMAZON_URL + "31x._AC_US40_.jpg?x=1#y"),
+        ("HTTP://Shop.Example/a.jpg#top", "http://shop.example/a.jpg"),
+    ],
+)
+def test_links_to_one_picture(one: str, other: str) -> None:
+    assert picture_of(one) == picture_of(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEf.jpg"),
+        ("https://shop.example/images/I/1._SX1_.jpg", "https://shop.example/images/I/1._SX2_.jpg"),
+        (
+            "https://media-amazon.com.evil.example/images/I/1.a.jpg",
+            "https://media-amazon.com.evil.example/images/I/1.jpg",
+        ),
+        ("http://x/a.jpg", "http://x/a.jpg?size=2"),
+        ("http://x/A.jpg", "http://x/a.jpg"),
+    ],
+)
+def test_links_to_two_pictures(one: str, other: str) -> None:
+    assert picture_of(one) != picture_of(other)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_some_picture(url: str) -> None:
+    assert picture_of(url) == picture_of(url) and isinstance(picture_of(AMAZON_URL + url), str)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+META_KEYS = ("parent_asin", "asin", "title", "images", "categories", "features", "description", "details", "image_name")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(META_KEYS) | st.text(max_size=8), JSON, max_size=8), st.none() | st.text())
+def test_any_record_is_an_item_or_a_reason(meta: dict, id: str | None) -> None:
+    try:
+        item = item_from_meta(meta, id)
+    except ValueError as error:
+        assert str(error)
+        return
+    assert item.id and len(item.images) == len(item.numbers)
+    for photo in item.photos:
+        assert photo.url and photo.n >= 0
+    (item.id + item.title + item.details + "".join(item.images)).encode()
+    assert isinstance(json.loads(item.details), dict)

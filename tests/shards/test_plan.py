@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lavic.errors import ConfigError, DataError
+from lavic.shards import repeats
 from lavic.shards.plan import Plan, load_plan, make_plan, read_tasks
+from lavic.shards.repeats import Repeats, mark_of
 from lavic.shards.tasks import PlanSettings
 
 SETTINGS = PlanSettings(
@@ -118,3 +125,162 @@ def test_a_plan_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
 def test_nothing_to_fetch(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no photo to fetch: 2 items, 2 of them without"):
         make_plan(write(tmp_path / "c.json", {"B1": 0, "B2": 0}), tmp_path / "out", SETTINGS)
+
+
+def rows(path: Path, *items: tuple[str, list[str]]) -> tuple[str, ...]:
+    """A catalogue of items with the photos' links."""
+    lines = [{"parent_asin": id, "title": id, "images": [{"large": url} for url in urls]} for id, urls in items]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return (str(path),)
+
+
+AMAZON = "https://m.media-amazon.com/images/I/"
+
+
+def test_photos_of_one_picture_stand_together_in_one_shard(tmp_path: Path) -> None:
+    items = rows(
+        tmp_path / "c.jsonl",
+        ("B0", [AMAZON + "71a._SX1500_.jpg", "http://x/0.jpg"]),
+        ("B1", ["http://x/1.jpg", "http://x/2.jpg"]),
+        ("B2", ["http://x/3.jpg", AMAZON + "71a.jpg", "http://x/0.jpg"]),
+        ("B3", ["http://x/4.jpg"]),
+    )
+    plan = make_plan(items, tmp_path / "out", replace(SETTINGS, photos="all", photos_per_shard=3))
+    shards = [[task.key for task in read_tasks(plan.shard(n))] for n in range(len(plan.digests))]
+    assert shards == [["B0_0", "B2_1"], ["B0_1", "B2_2", "B1_0"], ["B1_1", "B2_0", "B3_0"]]
+    assert (plan.counts.photos, plan.counts.shared, plan.counts.repeated) == (8, 2, 0)
+
+
+def test_a_picture_that_everything_shows_does_not_fill_one_shard(tmp_path: Path) -> None:
+    items = rows(tmp_path / "c.jsonl", *((f"B{n:02d}", ["http://x/no-image.jpg"]) for n in range(10)))
+    plan = make_plan(items, tmp_path / "out", SETTINGS)
+    assert [len(read_tasks(plan.shard(n))) for n in range(len(plan.digests))] == [4, 4, 2]
+    assert keys(plan) == [f"B{n:02d}_0" for n in range(10)]
+
+
+def test_photos_of_an_item(tmp_path: Path) -> None:
+    items = write(tmp_path / "c.json", {"B1": 5, "B2": 1})
+    two = make_plan(items, tmp_path / "two", replace(SETTINGS, photos="2"))
+    assert keys(two) == ["B1_0", "B1_1", "B2_0"]
+
+
+def test_every_item_is_in_one_split(tmp_path: Path) -> None:
+    every = {f"B{n}": 2 for n in range(400)}
+    items = write(tmp_path / "c.json", every)
+    splits = {"train": 0.8, "valid": 0.1, "test": 0.1}
+    parts = {}
+    for split in splits:
+        settings = replace(SETTINGS, photos="all", split=split, splits=splits)
+        parts[split] = {key.partition("_")[0] for key in keys(make_plan(items, tmp_path / split, settings))}
+    assert sum(map(len, parts.values())) == 400 and set.union(*parts.values()) == set(every)
+    assert 280 < len(parts["train"]) < 360 and len(parts["valid"]) > 15 and len(parts["test"]) > 15
+    # Another catalogue with the same items leaves each where it is.
+    fewer = write(tmp_path / "d.json", dict.fromkeys(list(every)[::-3], 1))
+    again = make_plan(fewer, tmp_path / "again", replace(SETTINGS, split="valid", splits=splits))
+    assert {key.partition("_")[0] for key in keys(again)} <= parts["valid"]
+
+
+def test_descriptions_may_be_left_out(tmp_path: Path) -> None:
+    lavic = {"B1": {"title": "x", "details": {"b": 1, "a": 2}, "images": [{"large": "http://x/1.jpg"}]}}
+    lavic["B1"]["image_descriptions_llava_cleaned"] = {"B1_0.jpg": "A cup."}
+    (tmp_path / "lavic.json").write_text(json.dumps(lavic))
+    row = {"parent_asin": "B1", "title": "x", "details": '{"a": 2, "b": 1}', "price": "1", "images": {"thumb": ["t"]}}
+    row["images"]["large"] = ["http://x/1.jpg"]
+    (tmp_path / "amazon.jsonl").write_text(json.dumps(row) + "\n")
+    digests = {}
+    for name in ("lavic.json", "amazon.jsonl"):
+        for text in ("catalogue", "none"):
+            plan = make_plan((str(tmp_path / name),), tmp_path / name[:3] / text, replace(SETTINGS, text=text))
+            digests[name, text] = plan.digest
+    assert digests["lavic.json", "none"] == digests["amazon.jsonl", "none"]
+    assert digests["lavic.json", "catalogue"] != digests["amazon.jsonl", "catalogue"]
+
+
+def test_broken_records_are_counted_and_named(tmp_path: Path) -> None:
+    (path,) = rows(tmp_path / "c.jsonl", *((f"B{n}", [f"http://x/{n}.jpg"]) for n in range(3)))
+    Path(path).write_text('{"title": "no id"}\n' + Path(path).read_text() + "{\n")
+    plan = make_plan((path,), tmp_path / "out", SETTINGS, max_rejected=2)
+    assert plan.counts.rejected == 2 and keys(plan) == ["B0_0", "B1_0", "B2_0"]
+    named = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in named] == [(path, 1), (path, 5)]
+    assert "no item id" in named[0]["reason"]
+    out = tmp_path / "out2"
+    with pytest.raises(DataError, match=r"more than 1 records .*c\.jsonl:5: not JSON .*out2/rejected\.jsonl"):
+        make_plan((path,), out, SETTINGS, max_rejected=1)
+    assert load_plan(out) is None and len((out / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_new_items_become_new_shards(tmp_path: Path) -> None:
+    items = write(tmp_path / "c.json", {f"B{n}": 1 for n in range(6)})
+    old = make_plan(items, tmp_path / "out", SETTINGS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out/plan").glob("*.jsonl")}
+    write(tmp_path / "c.json", {f"B{n}": 2 for n in range(-3, 9)})
+    with pytest.raises(ConfigError, match=r"the content of .*c\.json has changed.*--extend"):
+        make_plan(items, tmp_path / "out", SETTINGS)
+    plan = make_plan(items, tmp_path / "out", SETTINGS, extend=True)
+    assert plan.digests[:2] == old.digests and len(plan.digests) == 4 and plan.digest != old.digest
+    assert keys(plan)[6:] == [f"B{n}_0" for n in (-3, -2, -1, 6, 7, 8)]
+    assert (plan.counts.photos, plan.counts.items, plan.counts.known) == (12, 12, 6)
+    assert {name: (tmp_path / "out/plan" / name).read_bytes() for name in before} == before
+    # Run again, with and without the word: nothing is new.
+    for extend in (False, True):
+        assert make_plan(items, tmp_path / "out", SETTINGS, extend=extend) == plan
+    wider = make_plan(items, tmp_path / "out", replace(SETTINGS, limit=2), extend=True)
+    assert wider.digests == plan.digests
+    with pytest.raises(ConfigError, match="--limit was 2 and is not given"):
+        make_plan(items, tmp_path / "out", SETTINGS)
+    with pytest.raises(ConfigError, match=r"--photos was first and is all; use another --out, or the same input$"):
+        make_plan(items, tmp_path / "out", replace(SETTINGS, photos="all"), extend=True)
+
+
+def test_a_touched_file_is_the_same_and_a_changed_one_of_its_size_is_not(tmp_path: Path) -> None:
+    items = write(tmp_path / "c.json", {"B1": 1})
+    plan = make_plan(items, tmp_path / "out", SETTINGS)
+    os.utime(items[0], (1, 1))
+    assert make_plan(items, tmp_path / "out", SETTINGS) == plan
+    write(tmp_path / "c.json", {"B2": 1})
+    with pytest.raises(ConfigError, match="has changed"):
+        make_plan(items, tmp_path / "out", SETTINGS)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.lists(st.sampled_from("uvwxyz"), max_size=4)), max_size=12),
+    st.integers(1, 6),
+)
+def test_any_catalogue_is_dealt_whole(tmp_path: Path, found: list[tuple[str, list[str]]], most: int) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    items = rows(folder / "c.jsonl", *((id, [f"http://x/{url}" for url in urls]) for id, urls in found))
+    wanted: dict[str, str] = {}
+    for id, urls in found:
+        for n, url in enumerate(urls):
+            wanted.setdefault(f"{id}_{n}", url)
+    if not wanted:
+        with pytest.raises(DataError):
+            make_plan(items, folder / "out", replace(SETTINGS, photos="all", photos_per_shard=most))
+        return
+    plan = make_plan(items, folder / "out", replace(SETTINGS, photos="all", photos_per_shard=most))
+    shards = [read_tasks(plan.shard(n)) for n in range(len(plan.digests))]
+    assert sorted(keys(plan)) == sorted(wanted) and all(1 <= len(shard) <= most for shard in shards)
+    for url in set(wanted.values()):
+        places = [n for n, shard in enumerate(shards) for task in shard if task.url == f"http://x/{url}"]
+        # In one shard; in more only where there are more than fit into one.
+        assert len(set(places)) == -(-len(places) // most)
+
+
+@pytest.mark.parametrize("id", ["../../etc/passwd", "a.b", "\u00e9charpe", "x" * 10_000, "\ud800", "a/b c\n", "."])
+def test_ids_from_a_catalogue_never_become_paths(tmp_path: Path, id: str) -> None:
+    items = rows(tmp_path / "c.jsonl", (id, ["http://x/1.jpg"]), ("B1", ["http://x/2.jpg"]))
+    plan = make_plan(items, tmp_path / "out", SETTINGS)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys(plan)) and len(keys(plan)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "out"]
+
+
+def test_more_marks_than_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "_HELD", 64)
+    marks, texts = Repeats(tmp_path / "r"), [str(n * n % 97) for n in range(500)]
+    for text in texts:
+        marks.add(mark_of(text))
+    assert len(marks) == 500
+    assert marks.firsts().tolist() == [texts.index(text) for text in texts]
+    assert Repeats(tmp_path / "none").firsts().tolist() == []
