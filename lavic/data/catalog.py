@@ -131,8 +131,9 @@ def _opened(path: str) -> Iterator[BinaryIO]:
     import fsspec
 
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            yield file
+        # The reader around it knows how to stop in the middle of a line; that of an object store does not.
+        with fsspec.open(path, "rb", compression="infer") as file, io.BufferedReader(file, _CHUNK) as reader:
+            yield reader
     except storage_errors(EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read to its end ({said(error)})") from None
 
