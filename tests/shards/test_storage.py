@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,7 +22,6 @@ from lavic.data.place import place, sizes
 from lavic.journal import read_journal
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.outcomes import read_ledger
-from tests.shards.conftest import Server
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "20", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
 FASHION = Path(os.environ.get("LAVIC_FASHION", Path(__file__).parents[3] / "shared/data/fashion"))
@@ -194,7 +193,7 @@ class TestStorage:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        served = Server(("127.0.0.1", 0), partial(Quiet, directory=str(FASHION / "images")))
+        served = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(FASHION / "images")))
         Thread(target=served.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{served.server_address[1]}"
         words = ["--images", FASHION / "images", "--styles", FASHION / "styles.csv", "--out", tmp_path / "catalogue"]
