@@ -23,20 +23,6 @@ from pathlib import Path
 BAR_BYTES = 1 << 30
 _PER_ITEM = 4
 _WORDS = ("soft", "warm", "cotton", "everyday", "pocket", "zip", "collar", "knitted", "waterproof", "slim", "fit")
-    "soft",
-    "warm",
-    "cotton",
-    "everyday",
-    "pocket",
-    "zip",
-    "collar",
-    "knitted",
-    "waterproof",
-    "slim",
-    "fit",
-    "washable",
-    "classic",
-]
 
 
 def main(argv: Sequence[str]) -> int:
