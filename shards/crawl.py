@@ -40,6 +40,7 @@ from lavic.shards.pack import Seal, pack_seal, pack_shard, read_seal, unpack_sea
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.progress import Progress, Tally
+from lavic.shards.refer import refer
 from lavic.shards.tasks import REJECTED, PlanSettings
 from lavic.tracking import Tracker, TrackingSettings
 
@@ -86,6 +87,9 @@ class Settings:
     text: Literal["catalogue", "none"] = "catalogue"
     """What the txt members hold: the catalogue's description of the photo where it has one, or nothing. With none, a
     catalogue that has descriptions gives the same shards as one of the same items without."""
+    duplicates: Literal["stored", "referenced"] = "stored"
+    """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
+    first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
     limit: int | None = Field(default=None, ge=1)
     """Plan only the first so many items."""
     ids: str | None = None
@@ -193,6 +197,10 @@ def _crawl(folder: Path, settings: Settings, owner: str, began: float) -> Manife
         log.info("every shard is whole already; nothing to fetch")
     whole = [seal for seal in seals if seal is not None]
     assert len(whole) == len(seals), "a shard was not made"
+    if settings.duplicates == "referenced":
+        if todo:
+            log.info("looking for photos with the same bytes")
+        whole = refer(plan, whole)
     manifest = _finish(plan, whole)
     _report(manifest, [whole[number] for number in todo], time.monotonic() - began)
     return manifest
@@ -210,6 +218,7 @@ def _plan(folder: Path, settings: Settings) -> Plan:
             photos=settings.photos,
             image_size=settings.image_size,
             text=settings.text,
+            duplicates=settings.duplicates,
             limit=settings.limit,
             ids=settings.ids,
             photo=asdict(settings.photo),
@@ -267,7 +276,7 @@ def _make(
         import ray
         import ray.data
 
-        tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
+        tally = _tally(ray)
         digests = plan.digests
         rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
         job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -285,6 +294,14 @@ def _make(
                     _note(tracker, progress)
                 yield row["number"], seal
             _note(tracker, progress)
+
+
+def _tally(ray: Any) -> Any:
+    """The actor that workers tell how far they are; beside the driver, so that it is lost with it alone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Tally).remote()
 
 
 def _note(tracker: Tracker, progress: Progress) -> None:
@@ -337,6 +354,7 @@ def _finish(plan: Plan, seals: Sequence[Seal]) -> Manifest:
         shards=tuple(seal.entry for seal in seals if seal.entry.samples),
         plan=plan.digest,
         outcomes=dict(outcomes),
+        references=outcomes["ok"] - sum(seal.entry.samples for seal in seals),
         versions={"lavic": __version__, **{name: version(name) for name in ("aiohttp", "pillow", "ray")}},
     )
     if not manifest.samples:
@@ -348,7 +366,8 @@ def _finish(plan: Plan, seals: Sequence[Seal]) -> Manifest:
 
 def _report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    print(f"{manifest.folder}: {manifest.samples:,} photos in {len(manifest.shards):,} shards, {size:,.1f} MB")
+    more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
+    print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
     print(table(manifest.outcomes))
     if made:
         photos = sum(seal.photos for seal in made)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -137,21 +138,28 @@ Photo = tuple[int, int, str]
 
 
 def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
-    """For each shard of each set, the photos that are the first of their item."""
-    seen: set[str] = set()
+    """For each shard of each set, the photos that are the first of their item: of its lowest number in the first set.
+
+    A photo that refers to another is where the other is.
+    """
+    taken: set[str] = set()
     parts: list[list[Photo]] = []
     for number, data in enumerate(sets):
+        places = {key: index for index, key in enumerate(data.keys)} if data.references else {}
+        photos = [*enumerate(data.keys), *((places[one.same_as], one.key) for one in data.references.values())]
+        firsts: dict[str, tuple[int, int, str]] = {}
+        for index, key in photos:
+            item, _, n = key.rpartition("_")
+            if item not in taken:
+                firsts[item] = min(firsts.get(item, (int(n), index, key)), (int(n), index, key))
+        taken |= firsts.keys()
+        chosen = sorted((index, key) for _, index, key in firsts.values())
         start = 0
         for shard in data.manifest.shards:
-            part: list[Photo] = []
-            for index in range(start, start + shard.samples):
-                # a key is <item>_<n>: the item's photos stand together, in order
-                item = data.keys[index].rpartition("_")[0]
-                if item not in seen:
-                    seen.add(item)
-                    part.append((number, index, data.keys[index]))
-            start += shard.samples
-            parts.append(part)
+            end = start + shard.samples
+            low, high = bisect_left(chosen, (start, "")), bisect_left(chosen, (end, ""))
+            parts.append([(number, index, key) for index, key in chosen[low:high]])
+            start = end
     return parts
 
 
@@ -217,9 +225,10 @@ class _Cut:
         return len(self.photos)
 
     def __getitem__(self, row: int):
-        number, index, _ = self.photos[row]
+        number, index, key = self.photos[row]
         sample = self.sets[number][index]
-        info = {"id": sample.item_id, "key": sample.key, "title": sample.title}
+        meta = sample.meta if sample.key == key else self.sets[number].references[key].meta
+        info = {"id": meta["item_id"], "key": key, "title": meta["title"]}
         return self.geometry.cut(sample.image), info
 
 

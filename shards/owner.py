@@ -53,6 +53,8 @@ def owned(folder: Path) -> Iterator[str]:
         for inner in (folder, folder / "plan"):
             sweep(inner)
         yield name
+        # Workers that were killed on the way left theirs too.
+        sweep(folder)
 
 
 def check(folder: Path, name: str) -> None:

@@ -22,6 +22,7 @@ from lavic.data.atomic import write_whole
 from lavic.data.manifest import ShardEntry
 from lavic.data.place import storage_errors
 from lavic.data.records import picture_of
+from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
 from lavic.shards.fetch import Answer, Fetcher, FetchSettings
@@ -51,6 +52,8 @@ class Seal:
     began: float
     """Seconds since the epoch."""
     ended: float
+    references: str = ""
+    """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
 
     @property
     def photos(self) -> int:
@@ -137,6 +140,7 @@ def pack_shard(
         shard.unlink(missing_ok=True)
         index_path(shard).unlink(missing_ok=True)
     write_ledger(shard, ledger)
+    write_references(shard, ())
     entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
     outcomes: dict[str, int] = dict(sorted(Counter(row.kind for row in ledger).items()))
     seal = Seal(plan=plan, entry=entry, outcomes=outcomes, began=began, ended=time.time())

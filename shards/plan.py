@@ -23,7 +23,7 @@ import numpy as np
 from lavic.data.atomic import write_whole, written_aside
 from lavic.data.catalog import find_files
 from lavic.data.manifest import shard_name
-from lavic.data.place import is_remote, storage_errors
+from lavic.data.place import is_remote, options, storage_errors
 from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
 from lavic.shards.repeats import Repeats, mark_of
@@ -279,8 +279,9 @@ def _fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str,
         import fsspec
 
         try:
-            fs, inner = fsspec.core.url_to_fs(path)
-            return {"ukey": str(fs.ukey(inner))}
+            fs, inner = fsspec.core.url_to_fs(path, **options(path))
+            info = fs.info(inner)
+            return {"bytes": info["size"], "mark": str(info.get("ETag") or info.get("etag") or fs.ukey(inner))}
         except storage_errors() as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
     try:
@@ -303,7 +304,7 @@ def _same(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, A
 
 
 def _content(fingerprint: Mapping[str, Any]) -> object:
-    return fingerprint.get("sha256") or fingerprint.get("ukey")
+    return fingerprint.get("sha256") or fingerprint.get("mark")
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

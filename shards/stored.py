@@ -1,4 +1,7 @@
-"""The photos that an earlier run has put into a shard, one at a time, for as much of the tar as can be read."""
+"""The photos that an earlier run has put into a shard, one at a time, for as much of the tar as can be read.
+
+A photo that the shard holds as a reference is read from the tar that has its bytes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, cast
 
 from lavic.data.place import is_remote, storage_errors
+from lavic.data.references import Reference, read_references
 from lavic.data.shards import MEMBERS, Sample, parse_sample
 from lavic.errors import DataError
 
@@ -27,6 +31,8 @@ class Stored:
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
         self._at: dict[str, tuple[int, int]] = {}
+        self._references: dict[str, Reference] = {}
+        self._owner: tuple[str, Stored] | None = None
 
     def __enter__(self) -> Stored:
         try:
@@ -39,20 +45,22 @@ class Stored:
             self._at = dict(_places(self._file))
         except storage_errors():
             self._file, self._at = None, {}
+        with suppress(DataError):
+            self._references = {one.key: one for one in read_references(self._shard)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._owner:
+            self._owner[1].__exit__(None, None, None)
+            self._owner = None
         self._stack.__exit__(kind, error, trace)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._at
 
     def sample(self, key: str) -> Sample | None:
         """The sample of a key, or None where there is none that is whole."""
         if key not in self._at or self._file is None:
-            return None
+            return self._referred(key)
         start, end = self._at[key]
         try:
             self._file.seek(start)
@@ -60,6 +68,22 @@ class Stored:
         except (OSError, DataError):
             return None
         return sample if hashlib.sha256(sample.jpg).hexdigest() == sample.meta.get("sha256") else None
+
+    def _referred(self, key: str) -> Sample | None:
+        if (reference := self._references.get(key)) is None:
+            return None
+        if reference.shard == self._shard.name:
+            owner = self
+        else:
+            if self._owner is None or self._owner[0] != reference.shard:
+                if self._owner:
+                    self._owner[1].__exit__(None, None, None)
+                # Neighbours often refer to neighbours: the last one stays open.
+                self._owner = (reference.shard, Stored(self._shard.with_name(reference.shard)).__enter__())
+            owner = self._owner[1]
+        found = owner.sample(reference.same_as)
+        same = found is not None and found.meta["sha256"] == reference.meta.get("sha256")
+        return reference.sample(found) if found and same else None
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:

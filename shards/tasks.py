@@ -50,6 +50,8 @@ class PlanSettings:
     """Share of the items by split; none means that all items are in `split`."""
     text: Literal["catalogue", "none"] = "catalogue"
     """Where the txt members come from."""
+    duplicates: Literal["stored", "referenced"] = "stored"
+    """What becomes of photos with the same bytes."""
     limit: int | None = None
     ids: str | None = None
     photo: Mapping[str, Any] = field(default_factory=dict)

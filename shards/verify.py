@@ -20,6 +20,7 @@ import numpy as np
 from lavic.config import Positional, parse, settings
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
 from lavic.data.place import said, sizes, storage_errors
+from lavic.data.references import read_all_references, read_references
 from lavic.data.shards import META, index_path, parse_sample
 from lavic.errors import DataError
 from lavic.shards.outcomes import ledger_path, read_ledger
@@ -71,7 +72,8 @@ def verify(manifest: Manifest) -> list[str]:
             progress.add(number, {"ok": look.samples}, began=look.began)
             differences += look.differences
             marks.append(np.frombuffer(look.marks, "<u8"))
-    return [*differences, *_repeated(manifest, marks), *_ledgers(manifest), *_strays(manifest), *_sizes(manifest)]
+    beside = (_repeated(manifest, marks), _referred(manifest, marks), _ledgers(manifest), _strays(manifest))
+    return [*differences, *(line for lines in beside for line in lines), *_sizes(manifest)]
 
 
 @dataclass
@@ -139,7 +141,8 @@ class _Reader:
 
 def _against_ledger(manifest: Manifest, path: Path, keys: list[str]) -> Iterator[str]:
     try:
-        ledger = [row.key for row in read_ledger(path) if row.kind == "ok"]
+        elsewhere = {one.key for one in read_references(path)}
+        ledger = [row.key for row in read_ledger(path) if row.kind == "ok" and row.key not in elsewhere]
     except storage_errors(DataError) as error:
         yield str(error)
         return
@@ -164,6 +167,21 @@ def _repeated(manifest: Manifest, marks: Sequence[np.ndarray]) -> Iterator[str]:
                 if key in seen:
                     yield f"{manifest.path(shard)}: key {key} is in {seen[key]} too"
                 seen.setdefault(key, shard.name)
+
+
+def _referred(manifest: Manifest, marks: Sequence[np.ndarray]) -> Iterator[str]:
+    """References to photos that are not there."""
+    try:
+        references = read_all_references(manifest.folder)
+    except storage_errors(DataError) as error:
+        yield str(error)
+        return
+    if len(references) != manifest.references:
+        yield f"{manifest.folder}: {len(references):,} references, the manifest says {manifest.references:,}"
+    stored = {shard.name: set(own.tolist()) for shard, own in zip(manifest.shards, marks, strict=True) if references}
+    for one in references:
+        if int(np.frombuffer(mark_of(one.same_as), "<u8")[0]) not in stored.get(one.shard, ()):
+            yield f"{manifest.folder}: {one.key} refers to {one.same_as}, which is not in {one.shard}"
 
 
 def _ledgers(manifest: Manifest) -> Iterator[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from lavic.data.place import said, storage_errors
+from lavic.data.place import options, said, storage_errors
 from lavic.data.records import SIZES, ImageSize, Item, item_from_meta
 from lavic.errors import DataError
 
@@ -105,7 +105,7 @@ def _expand(path: str) -> list[str]:
     import fsspec
 
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = fsspec.core.url_to_fs(path, **options(path))
         files = sorted(fs.glob(inner)) if any(mark in inner for mark in "*?[") else [inner] * fs.isfile(inner)
     except storage_errors(ImportError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened ({said(error)})") from None
@@ -132,7 +132,8 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
     try:
         # The reader around it knows how to stop in the middle of a line; that of an object store does not.
-        with fsspec.open(path, "rb", compression="infer") as file, io.BufferedReader(file, _CHUNK) as reader:
+        opened = fsspec.open(path, "rb", compression="infer", **options(path))
+        with opened as file, io.BufferedReader(file, _CHUNK) as reader:
             yield reader
     except storage_errors(EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read to its end ({said(error)})") from None
@@ -256,7 +257,7 @@ def _parquet(path: str) -> Iterator[_Record]:
         raise DataError(f"{path}: reading parquet needs pyarrow; install it with: pip install 'lavic[crawl]'") from None
     number = 1
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(path, "rb", **options(path)) as file:
             for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield _Record(path, number, None, row)

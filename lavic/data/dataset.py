@@ -14,6 +14,7 @@ import numpy as np
 from lavic.data.cache import local_copy
 from lavic.data.descriptions import read_descriptions
 from lavic.data.manifest import Manifest
+from lavic.data.references import Reference, read_all_references
 from lavic.data.shards import Sample, index_path, parse_sample
 from lavic.errors import DataError
 
@@ -72,6 +73,12 @@ class ShardDataset:
             start = int(self._index(shard)[row])
             keys.append(self._read(shard, start, start + 100).partition(b".")[0].decode())
         return keys
+
+    @cached_property
+    def references(self) -> dict[str, Reference]:
+        """Photos that share the bytes of a sample and are not samples themselves, by key."""
+        found = read_all_references(self.manifest.folder) if self.manifest.references else ()
+        return {one.key: one for one in found}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}

@@ -41,6 +41,8 @@ class Manifest:
     """Digest of the plan that the set was made from: equal digests, equal shards."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """What became of the planned photos: number by kind, failures too."""
+    references: int = 0
+    """Photos that are not stored again, since another has the same bytes; see `lavic.data.references`."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that made it."""
 

@@ -36,14 +36,18 @@ def place(text: str | Path) -> Path:
     try:
         from upath import UPath
 
-        # Other processes write beside this one: a remembered listing would be out of date.
-        made = UPath(address.rstrip("/"), use_listings_cache=False)
+        made = UPath(address.rstrip("/"), **options(address))
         _ = made.fs
         return cast(Path, made)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"{address}: cannot be opened ({error}); object stores need pip install 'lavic[crawl]'"
         ) from None
+
+
+def options(address: str) -> dict[str, Any]:
+    """What fsspec is told about an address: others write beside us, so a remembered listing would be out of date."""
+    return {"use_listings_cache": False} if "://" in address and "::" not in address else {}
 
 
 def is_remote(path: Path) -> bool:
