@@ -14,6 +14,7 @@ out=${2:-fashion-out}
 tool=${FASHION_CATALOG:-$here/../../shared/tools/fashion_catalog.py}
 port=${FASHION_PORT:-8765}
 seed=${FASHION_SEED:-0}
+threads=${FASHION_THREADS:-2}
 
 if [[ ! -f $data/styles.csv || ! -d $data/images ]]; then
   echo "skipped: no styles.csv and images/ in $data"
@@ -60,7 +61,7 @@ base=$out/base
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
   --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
   --pretrain.near-ids 0.5 --pretrain.see-steps 2400 --pretrain.rehearse-every 2 --pretrain.augment \
-  --pretrain.weight-decay 0.05 --pretrain.compare-mastery 0.6 --pretrain.seed "$seed"
+  --pretrain.weight-decay 0.05 --pretrain.compare-mastery 0.6 --pretrain.seed "$seed" --threads "$threads"
 
 for split in train valid; do
   step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
