@@ -27,7 +27,15 @@ CORE = [
     "typing_extensions>=4.13",
     "universal_pathlib>=0.3,<0.4",
 ]
-CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "s3fs>=2024.6", "webdataset>=1.0,<2"]
+CRAWL = [
+    "aiohttp>=3.10,<4",
+    "protego>=0.4,<1",
+    "pyarrow>=17,<26",
+    "ray[data]>=2.48,<3",
+    "s3fs>=2024.6",
+    "simplejpeg>=1.8,<2",
+    "webdataset>=1.0,<2",
+]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
 MLFLOW = ["mlflow>=3.10,<4"]
@@ -41,6 +49,7 @@ DEV = [
     "pytest>=8.3,<10",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    "trustme>=1.1,<2",
     "types-PyYAML>=6,<7",
 ]
 

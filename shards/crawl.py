@@ -32,6 +32,7 @@ from lavic.data.place import is_remote, place, said, sizes, storage_errors
 from lavic.data.records import ImageSize
 from lavic.errors import LavicError
 from lavic.journal import FILE as JOURNAL
+from lavic.shards.broker import RayBroker
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import KINDS, advice, table
@@ -280,7 +281,10 @@ def _make(
         digests = plan.digests
         rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
         job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _make_one, fn_args=(settings, owner, tally), num_cpus=1, concurrency=settings.ray.workers
+            _make_one,
+            fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
+            num_cpus=1,
+            concurrency=settings.ray.workers,
         )
         noted = 0.0
         with Progress(plan.counts.photos, settled, running=lambda: _running(ray, tally)) as progress:
@@ -321,7 +325,7 @@ def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
         return {}
 
 
-def _make_one(row: dict[str, Any], settings: Settings, owner: str, tally: Any) -> dict[str, object]:
+def _make_one(row: dict[str, Any], settings: Settings, owner: str, office: RayBroker, tally: Any) -> dict[str, object]:
     """Runs in a Ray worker. A folder that cannot be written to is a value, so that the driver ends with one line."""
     folder = place(settings.out)
     made = {"number": row["number"], "seal": "", "error": "", "taken": False}
@@ -332,6 +336,7 @@ def _make_one(row: dict[str, Any], settings: Settings, owner: str, tally: Any) -
             settings.fetch,
             settings.photo,
             settings.retry,
+            office=office,
             report=lambda counts: tally.put.remote(row["number"], dict(counts)),
             publish=lambda: check(folder, owner),
         )

@@ -1,30 +1,37 @@
-"""Fetching over HTTP: pooled connections, a deadline and a size limit for every answer, no private networks."""
+"""Fetching photos: pooled connections, redirects and further tries, each request with its host's leave."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import ipaddress
-import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from pydantic import Field
 from yarl import URL
 
 from lavic import __version__
 from lavic.config import settings
-from lavic.shards.outcomes import PASSING, Kind
+from lavic.shards import robots
+from lavic.shards.address import BlockedAddress, CheckedResolver, check_url
+from lavic.shards.broker import Broker
+from lavic.shards.exchange import Answer, Bounds, exchange, may_pass
+from lavic.shards.host import FREE, Limits
+from lavic.shards.lane import HostClosed, Lanes, Office, Verdict
+from lavic.shards.outcomes import Kind
+from lavic.shards.robots import Robots, Rules
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_LONGEST_WAIT = 30.0
+_CONNECT_S = 10.0
+"""Seconds to a connection, where the deadline is not shorter."""
+_SPEED_AFTER_S = 5.0
+"""Seconds of an answer before its speed is looked at, where half the deadline is not shorter."""
+_ROBOTS_REDIRECTS = 5
+_SITES = 10_000
+_HOST_FAILS: frozenset[Kind] = frozenset({"timeout", "dns", "connect", "tls"})
 
 
 @settings
@@ -33,198 +40,235 @@ class FetchSettings:
 
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight for each shard that is being fetched; there are --ray.workers of these at once."""
+    host_rate: float = Field(default=50.0, ge=0)
+    """Requests a second to one host, by all workers together; 0: as many as it takes. When a host answers 429 or 503,
+    the rate is halved and raised slowly again."""
+    host_connections: int = Field(default=32, ge=0)
+    """Requests in flight to one host, by all workers together; 0: as many as there are."""
     deadline: float = Field(default=30.0, gt=0)
-    """Seconds for one whole answer, from the look-up of the name to the last byte, redirects included."""
+    """Seconds for one whole answer, from the look-up of the name to the last byte, redirects included; waiting for a
+    host's budget does not count."""
+    min_speed: int = Field(default=2_000, ge=0)
+    """Bytes a second that an answer must bring on average after its first seconds; 0: any."""
     max_bytes: int = Field(default=25_000_000, ge=1)
     """Longest answer taken."""
     retries: int = Field(default=2, ge=0)
     """Further tries of a photo after failures that may pass: timeouts, broken connections, 429, 5xx."""
     backoff: float = Field(default=0.5, ge=0)
-    """Seconds before the first further try, doubled for each after it; a server's Retry-After counts if longer."""
+    """Seconds before the first further try, doubled for each after it. A host that answers 429 or 503 is left alone by
+    all workers for so long, or for its Retry-After."""
+    patience: float = Field(default=60.0, ge=0)
+    """Seconds of a host's pause that its photos wait. In a longer one, of a host that only fails or asks for more, they
+    end under that failure's name at once."""
     redirects: int = Field(default=5, ge=0)
     """Redirects followed for one photo; each is checked like the first address."""
+    robots: bool = True
+    """Heed robots.txt, and the opt-outs noai, noimageai, noindex, noimageindex and noml in X-Robots-Tag. Turn it off
+    where the hosts are yours, or their owners agree."""
     allow_private: bool = False
     """Also fetch from this machine and from private networks. Addresses in a catalogue are somebody else's words: leave
-    this off unless the photos are on a server of your own."""
-    contact: str = ""
+    this off unless the photos are on a server of your own. Link-local addresses, and those where clouds keep their
+    machines' metadata, are refused all the same."""
+    contact: str = Field(default="", pattern=r"^[ -~]*$")
     """Who runs this crawl, as an e-mail or web address; sent in the User-Agent with every request."""
 
     @property
     def user_agent(self) -> str:
         """What the crawler calls itself."""
-        return f"lavic/{__version__} (product photo crawler{'; ' + self.contact if self.contact else ''})"
+        return f"{robots.PRODUCT}/{__version__} (product photo crawler{'; ' + self.contact if self.contact else ''})"
+
+    @property
+    def limits(self) -> Limits:
+        """The budget of each host."""
+        return Limits(
+            rate=self.host_rate or FREE,
+            connections=self.host_connections,
+            backoff=self.backoff,
+            patience=self.patience,
+        )
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of fetching one URL."""
+class _Site:
+    """What is known of a scheme, host and port."""
 
-    kind: Kind
-    """`ok` means a whole answer with status 200; whether it is a photo is not looked at here."""
-    body: bytes = b""
-    reason: str = ""
-    http: int = 0
-    attempts: int = 1
-    retry_after: float = 0.0
-    """Seconds the server asks to wait."""
-
-
-class BlockedAddress(Exception):
-    """An address that a crawler has no business at."""
+    host: str
+    """The name of its budget."""
+    rules: Rules | None
+    until: float
+    """The rules hold."""
 
 
 class Fetcher:
-    """A pool of connections; use it as an async context, from one event loop."""
+    """A pool of connections; use it as an async context, from one event loop.
 
-    def __init__(self, settings: FetchSettings) -> None:
+    Args:
+        settings: How to fetch.
+        office: Where the hosts' budgets are kept; by default here, for this pool alone.
+    """
+
+    def __init__(self, settings: FetchSettings, office: Office | None = None) -> None:
         self.settings = settings
+        self._lanes = Lanes(office or Broker(settings.limits))
+        self._sites: dict[tuple[str, str | None, int | None], _Site] = {}
+        self._meetings: dict[tuple[str, str | None, int | None], asyncio.Task[_Site]] = {}
+        self._photos = Bounds(
+            deadline=settings.deadline,
+            max_bytes=settings.max_bytes,
+            min_speed=settings.min_speed,
+            speed_after=min(_SPEED_AFTER_S, settings.deadline / 2),
+            opt_outs=settings.robots,
+        )
+        self._robots = replace(self._photos, max_bytes=robots.MAX_BYTES, opt_outs=False, cut=True)
+        self._connect = min(_CONNECT_S, settings.deadline)
 
     async def __aenter__(self) -> Fetcher:
-        connector = aiohttp.TCPConnector(
-            limit=self.settings.concurrency,
-            resolver=ThreadedResolver() if self.settings.allow_private else PublicResolver(),
-            ttl_dns_cache=300,
-            ssl=_tls(),
-        )
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=aiohttp.TCPConnector(
+                limit=self.settings.concurrency,
+                resolver=CheckedResolver(allow_private=self.settings.allow_private),
+                ttl_dns_cache=300,
+                ssl=tls(),
+            ),
             headers={"User-Agent": self.settings.user_agent, "Accept": "image/*", "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None),
+            timeout=aiohttp.ClientTimeout(total=self.settings.deadline, sock_connect=self._connect),
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
+            # What comes compressed although that was not asked for is unpacked within the limit of size.
+            auto_decompress=False,
         )
+        await self._lanes.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._lanes.__aexit__()
         await self._session.close()
 
     async def fetch(self, url: str) -> Answer:
         """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does."""
+        return await self._try(url, self._photos)
+
+    async def _try(self, url: str, bounds: Bounds) -> Answer:
         attempts = 0
         while True:
             attempts += 1
-            answer = await self._once(url)
-            if answer.kind not in PASSING or not _may_pass(answer) or attempts > self.settings.retries:
-                return Answer(answer.kind, answer.body, answer.reason, answer.http, attempts)
-            wait = max(self.settings.backoff * 2 ** (attempts - 1), answer.retry_after)
-            await asyncio.sleep(min(wait, _LONGEST_WAIT))
+            answer = await self._follow(url, bounds)
+            if answer.kind == "ok" and attempts == 1:
+                return answer
+            if not may_pass(answer) or attempts > self.settings.retries:
+                return replace(answer, attempts=attempts - (not answer.attempts))
+            if answer.kind != "throttled":
+                # After a 429 the host's budget says when.
+                await asyncio.sleep(self.settings.backoff * 2 ** (attempts - 1))
 
-    async def _once(self, url: str) -> Answer:
+    async def _follow(self, address: str, bounds: Bounds) -> Answer:
+        """One try: a request and its redirects."""
+        photo = bounds is self._photos
+        redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
         try:
-            return await asyncio.wait_for(self._follow(url), self.settings.deadline)
-        except (asyncio.TimeoutError, TimeoutError):
-            return Answer("timeout", reason=f"no whole answer within {self.settings.deadline:g} s")
+            url = URL(address)
+            for hop in range(redirects + 1):
+                site = await self._site(url, photo)
+                if site.rules and (refusal := _refusal(site.rules, str(url) if hop else address)):
+                    return refusal
+                answer, seconds = await self._ask(url, site.host, bounds, left if hop else None)
+                if answer.target is None:
+                    return answer
+                left = max(0.001, left - seconds)
+                if url.scheme == "https" and answer.target.scheme == "http":
+                    raise BlockedAddress(f"redirected from https to http: {answer.target}")
+                url = answer.target
+            return Answer("http_error", reason=f"more than {redirects} redirects", http=answer.http)
+        except HostClosed as closed:
+            return Answer(closed.kind, reason=f"the host is left alone: {closed.reason}", attempts=0, final=True)
         except BlockedAddress as error:
             return Answer("blocked_address", reason=str(error))
-        except (aiohttp.InvalidURL, ValueError) as error:
+        except ValueError as error:
             return Answer("blocked_address", reason=f"not an address: {error}")
-        except aiohttp.ClientConnectorDNSError as error:
-            return Answer("dns", reason=str(error.os_error))
-        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-            return Answer("tls", reason=str(error))
-        except aiohttp.ClientPayloadError as error:
-            return Answer("truncated", reason=f"the answer breaks off: {_first_line(error)}")
-        except aiohttp.ClientResponseError as error:
-            return Answer("http_error", reason=f"not HTTP: {_first_line(error)}", http=error.status)
-        except (aiohttp.ClientError, OSError) as error:
-            return Answer("connect", reason=_first_line(error))
 
-    async def _follow(self, address: str) -> Answer:
-        url = URL(address)
-        for _ in range(self.settings.redirects + 1):
-            self._check(url)
-            async with self._session.get(url, allow_redirects=False) as response:
-                target = response.headers.get("Location")
-                if response.status not in _REDIRECTS or not target:
-                    return await self._read(response)
-                following = url.join(URL(target))
-            if url.scheme == "https" and following.scheme == "http":
-                raise BlockedAddress(f"redirected from https to http: {following}")
-            url = following
-        return Answer("http_error", reason=f"more than {self.settings.redirects} redirects", http=response.status)
+    async def _ask(self, url: URL, host: str, bounds: Bounds, left: float | None) -> tuple[Answer, float]:
+        """One request, with the host's leave, and its seconds; `left`: what remains of the deadline, None for all."""
+        lane = self._lanes.to(host)
+        version = await lane.enter()
+        verdict: Verdict = "void"
+        answer = Answer("ok")
+        began = time.monotonic()
+        try:
+            timeout = None if left is None else aiohttp.ClientTimeout(total=left, sock_connect=self._connect)
+            answer = await exchange(self._session, url, bounds, timeout)
+            if answer.kind == "throttled":
+                verdict = "throttled"
+            else:
+                verdict = "failed" if answer.kind in _HOST_FAILS or answer.http >= 500 else "well"
+            return answer, time.monotonic() - began
+        finally:
+            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Answer:
-        status = response.status
-        if status != 200:
-            return Answer(_kind_of(status), reason=f"HTTP {status}", http=status, retry_after=_retry_after(response))
-        limit = self.settings.max_bytes
-        too_big = Answer("too_big", reason=f"more than {limit:,} bytes", http=status)
-        if (response.content_length or 0) > limit:
-            return too_big
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > limit:
-                return too_big
-        return Answer("ok", bytes(body), http=status)
+    async def _site(self, url: URL, photo: bool) -> _Site:
+        """What is known of an address's site.
 
-    def _check(self, url: URL) -> None:
-        """Refuse what a name's look-up will not see: other schemes, and addresses written as numbers."""
-        if url.scheme not in ("http", "https") or not url.host:
-            raise BlockedAddress(f"not an http or https address: {url}")
-        if not self.settings.allow_private:
-            try:
-                address = ipaddress.ip_address(url.host)
-            except ValueError:
-                return
-            _refuse_private(address, url.host)
+        Raises:
+            BlockedAddress: It is not to be asked.
+        """
+        key = (url.scheme, url.raw_host, url.port)
+        if not photo:
+            check_url(url, allow_private=self.settings.allow_private)
+            return _Site(_budget(url), None, 0.0)
+        site = self._sites.get(key)
+        if site is not None and time.monotonic() < site.until:
+            return site
+        check_url(url, allow_private=self.settings.allow_private)
+        meeting = self._meetings.get(key)
+        if meeting is None:
+            meeting = self._meetings[key] = asyncio.create_task(self._meet(url))
+            meeting.add_done_callback(lambda _: self._meetings.pop(key, None))
+        site = await asyncio.shield(meeting)
+        if len(self._sites) >= _SITES:
+            self._sites.clear()
+        self._sites[key] = site
+        return site
 
+    async def _meet(self, url: URL) -> _Site:
+        """Get to know a site: its robots.txt, which one worker fetches for all."""
+        host, now = _budget(url), time.monotonic()
+        if not self.settings.robots:
+            return _Site(host, None, now + robots.KEPT_S)
+        name = str(url.origin())
+        office = self._lanes.office
+        found = await office.robots(name, self._lanes.worker)
+        if found is None:
+            found = await self._read_robots(f"{name}/robots.txt")
+            await office.keep_robots(name, found)
+        rules = Rules(found)
+        if rules.delay:
+            await office.cap(host, 1 / rules.delay)
+        return _Site(host, rules, now + (robots.KEPT_S if found.kind == "ok" else robots.RETRY_S))
 
-class PublicResolver(AbstractResolver):
-    """Looks names up and refuses a name with any address that is not public; the address checked is the one used."""
-
-    def __init__(self) -> None:
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Addresses of a host. Raises BlockedAddress."""
-        found = await self._inner.resolve(host, port, family)
-        for result in found:
-            _refuse_private(ipaddress.ip_address(result["host"].partition("%")[0]), host)
-        return found
-
-    async def close(self) -> None:
-        """Nothing to close."""
-        await self._inner.close()
+    async def _read_robots(self, address: str) -> Robots:
+        """RFC 9309, 2.3.1: there, away (all is allowed), or out of reach (nothing is)."""
+        answer = await self._try(address, self._robots)
+        if answer.kind == "ok":
+            return Robots(text=answer.body.decode("utf-8", "replace"))
+        if answer.kind in ("gone", "forbidden") or (answer.kind == "http_error" and 200 <= answer.http < 500):
+            return Robots()
+        return Robots(kind=answer.kind, reason=answer.reason)
 
 
-def _refuse_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address, host: str) -> None:
-    inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-    if not inner.is_global or inner.is_multicast:
-        raise BlockedAddress(f"{host} is {address}, inside a private network; your own server needs allow_private")
+def _refusal(rules: Rules, address: str) -> Answer | None:
+    if rules.robots.kind != "ok":
+        return Answer(
+            rules.robots.kind, reason=f"robots.txt cannot be read: {rules.robots.reason}", attempts=0, final=True
+        )
+    return None if rules.allow(address) else Answer("opted_out", reason="robots.txt", attempts=0)
 
 
-def _kind_of(status: int) -> Kind:
-    if status in (404, 410):
-        return "gone"
-    if status in (401, 403, 451):
-        return "forbidden"
-    return "throttled" if status in (429, 503) else "http_error"
-
-
-def _may_pass(answer: Answer) -> bool:
-    return answer.kind != "http_error" or answer.http >= 500
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float:
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _budget(url: URL) -> str:
+    """Ports that a scheme has by itself share one budget."""
+    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
 
 
 @lru_cache(maxsize=1)
-def _tls() -> Any:
+def tls() -> Any:
     """One context a process: making it reads every certificate of the machine, tens of milliseconds."""
     return ssl.create_default_context()

@@ -18,16 +18,19 @@ Kind = Literal[
     "forbidden",
     "throttled",
     "timeout",
+    "too_slow",
     "too_big",
     "not_image",
     "truncated",
     "bomb",
     "unsupported",
+    "opted_out",
     "blocked_address",
     "dns",
     "connect",
     "tls",
     "http_error",
+    "placeholder",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -38,39 +41,46 @@ MEANING: dict[Kind, str] = {
     "forbidden": "the server refuses (401, 403, 451)",
     "throttled": "the server asks for fewer requests (429, 503)",
     "timeout": "no whole answer within --fetch.deadline",
+    "too_slow": "less than --fetch.min-speed",
     "too_big": "more than --fetch.max-bytes",
     "not_image": "the answer is not a photo, often a web page",
     "truncated": "the photo breaks off or is damaged",
-    "bomb": "more pixels than --photo.max-pixels",
+    "bomb": "more pixels than --photo.max-pixels, or frames than --photo.max-frames",
     "unsupported": "a kind of image that is not read here",
+    "opted_out": "robots.txt or a header of the answer forbids it",
     "blocked_address": "not http(s), or an address inside a private network",
     "dns": "the host's name is not known",
     "connect": "no connection to the host, or it broke off",
     "tls": "the host's certificate or encryption does not hold",
     "http_error": "another HTTP error",
+    "placeholder": "an image that stands for a missing photo (--photo.placeholders)",
 }
-
-PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "truncated", "dns", "connect", "http_error"})
-"""Kinds that may end well at another time, and are tried again within a run."""
 
 _REMEDY: dict[Kind, str] = {
     "gone": "the catalogue's links are out of date",
     "forbidden": "the server does not let this crawler in; name a --fetch.contact and ask its owner",
-    "throttled": "ask for less: --fetch.concurrency 4 --ray.workers 1; then --retry throttled",
-    "timeout": "the server or the line is slow: a longer --fetch.deadline or a lower --fetch.concurrency; then "
+    "throttled": "ask for less: a lower --fetch.host-rate; then --retry throttled. A longer --fetch.patience waits "
+    "where a host asks for a long rest",
+    "timeout": "the server or the line is slow: a longer --fetch.deadline or a lower --fetch.host-connections; then "
     "--retry timeout",
+    "too_slow": "the server or the line is slow: a lower --fetch.min-speed or --fetch.host-connections; then "
+    "--retry too_slow",
     "too_big": "raise --fetch.max-bytes if photos of that size are wanted; then --retry too_big",
     "not_image": "open one of the URLs in the ledger: it is likely a page that says why",
     "truncated": "--retry truncated; if they stay, the photos are damaged on the server",
-    "bomb": "a new --out with a higher --photo.max-pixels, if photos of that size are wanted",
+    "bomb": "a new --out with a higher --photo.max-pixels or --photo.max-frames, if such photos are wanted",
     "unsupported": "photos in formats such as HEIC, AVIF or SVG; no remedy here",
+    "opted_out": "the photos' owner does not want crawlers; the ledger says how that was said",
     "blocked_address": "photos on this machine or in your own network need --fetch.allow-private; then "
     "--retry blocked_address",
     "dns": "check the network of the machine that runs this, then --retry dns",
     "connect": "check that the server is up and its address right, then --retry connect",
     "tls": "check this machine's clock and certificates, then --retry tls",
     "http_error": "the ledger has the HTTP status of each; then --retry http_error",
+    "placeholder": "the catalogue's links lead to stand-ins; nothing to mend here",
 }
+
+_NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,4 +150,12 @@ def advice(outcomes: Mapping[str, int], enough: float = 0.9) -> str:
     if not failed or (total - sum(failed.values())) / total >= enough:
         return ""
     worst = max(failed, key=lambda kind: failed[kind])
+    if len(_NETWORK & set(failed)) > 1 and (network := sum(failed.get(kind, 0) for kind in _NETWORK)) * 2 > sum(
+        failed.values()
+    ):
+        kinds = " ".join(sorted(_NETWORK & set(failed)))
+        return (
+            f"{network:,} of {total:,} ended without an answer ({kinds}): likely this machine's own network; check it, "
+            f"then --retry {kinds}"
+        )
     return f"{failed[worst]:,} of {total:,} ended as {worst}: {_REMEDY[worst]}"  # type: ignore[index]

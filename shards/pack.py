@@ -25,7 +25,9 @@ from lavic.data.records import picture_of
 from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
-from lavic.shards.fetch import Answer, Fetcher, FetchSettings
+from lavic.shards.exchange import Answer
+from lavic.shards.fetch import Fetcher, FetchSettings
+from lavic.shards.lane import Office
 from lavic.shards.outcomes import Outcome, ledger_path, read_ledger, write_ledger
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
 from lavic.shards.plan import read_tasks
@@ -109,6 +111,7 @@ def pack_shard(
     photo: PhotoSettings,
     retry: Collection[str] = (),
     *,
+    office: Office | None = None,
     report: Report | None = None,
     publish: Callable[[], None] | None = None,
 ) -> Seal:
@@ -120,6 +123,7 @@ def pack_shard(
         fetch: How to fetch.
         photo: Which photos to take.
         retry: Kinds of failure to try again; other failures that the ledger knows are kept.
+        office: Where the hosts' budgets of the whole crawl are kept; by default this shard has its own.
         report: Told now and then how far it is.
         publish: Called before anything is put in place; raises where this must not happen any more.
 
@@ -133,7 +137,7 @@ def pack_shard(
     ledger: list[Outcome] = []
     with Stored(shard) as stored, ShardWriter(shard) as writer:
         known = _Known(_rows(shard), stored, retry)
-        asyncio.run(_write(tasks, known, fetch, photo, writer, _Ledger(ledger, report)))
+        asyncio.run(_write(tasks, known, Fetcher(fetch, office), photo, writer, _Ledger(ledger, report)))
         if publish:
             publish()
     if not writer.samples:
@@ -192,7 +196,7 @@ class _Known:
 async def _write(
     tasks: Sequence[PhotoTask],
     known: _Known,
-    fetch: FetchSettings,
+    fetcher: Fetcher,
     photo: PhotoSettings,
     writer: ShardWriter,
     ledger: _Ledger,
@@ -200,8 +204,8 @@ async def _write(
     # Neighbours that show one picture: the first is fetched and stands for all.
     pictures = [list(group) for _, group in groupby(tasks, lambda task: picture_of(task.url))]
     with ThreadPoolExecutor(1, "photo") as decoder:
-        async with Fetcher(fetch) as fetcher:
-            gate = asyncio.Semaphore(fetch.concurrency)
+        async with fetcher:
+            gate = asyncio.Semaphore(fetcher.settings.concurrency)
 
             async def one(group: list[PhotoTask]) -> list[_Done]:
                 settled = [known.find(task) for task in group]
@@ -219,7 +223,7 @@ async def _write(
                     settled = [first, *(None for _ in group[1:])]
                 return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
 
-            async for done in _in_order(one, pictures, _AHEAD * fetch.concurrency):
+            async for done in _in_order(one, pictures, _AHEAD * fetcher.settings.concurrency):
                 for one_done in done:
                     ledger.add(one_done.outcome)
                     if one_done.sample:
@@ -255,7 +259,7 @@ def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings) -> _Done:
     digest = hashlib.sha256(answer.body).hexdigest()
     row = replace(row, bytes=len(answer.body), sha256=digest)
     try:
-        stored = to_jpeg(answer.body, photo)
+        stored = to_jpeg(answer.body, photo, digest)
     except PhotoError as error:
         return _Done(replace(row, kind=error.kind, reason=error.reason), None)
     kept = digest if stored.jpg is answer.body else ""

@@ -22,6 +22,7 @@ from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.outcomes import read_ledger
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
+QUICK += ["--fetch.host-rate", "0"]
 
 
 @pytest.fixture(scope="module")

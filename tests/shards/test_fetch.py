@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 import time
 from typing import Any
 
 import pytest
 
+from lavic.shards import address
 from lavic.shards.fetch import Answer, Fetcher, FetchSettings
 
-QUICK = FetchSettings(allow_private=True, deadline=1.0, max_bytes=1_000_000, retries=2, backoff=0.01)
+QUICK = FetchSettings(allow_private=True, deadline=1.0, max_bytes=1_000_000, retries=2, backoff=0.01, host_rate=0)
 
 
 def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Answer]:
@@ -26,6 +29,9 @@ def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Answer]:
     [
         ("plain.jpg", "ok", 200, 1),
         ("moved", "ok", 200, 1),
+        ("packed", "ok", 200, 1),
+        ("packed-bomb", "too_big", 200, 1),
+        ("long", "http_error", 0, 3),
         ("status/404", "gone", 404, 1),
         ("status/410", "gone", 410, 1),
         ("status/403", "forbidden", 403, 1),
@@ -41,6 +47,8 @@ def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Answer]:
         ("endless", "too_big", 200, 1),
         ("loop", "http_error", 302, 6),
         ("to-file", "blocked_address", 0, 1),
+        ("to-secrets", "blocked_address", 0, 1),
+        ("drip", "too_slow", 200, 3),
     ],
 )
 def test_what_a_server_does_has_a_name(server: Any, path: str, kind: str, http: int, requests: int | None) -> None:
@@ -54,9 +62,23 @@ def test_what_a_server_does_has_a_name(server: Any, path: str, kind: str, http: 
 @pytest.mark.parametrize("path", ["slow", "drip"])
 def test_the_deadline_is_for_the_whole_answer(server: Any, path: str) -> None:
     began = time.monotonic()
-    settings = FetchSettings(allow_private=True, deadline=0.5, retries=0)
+    settings = FetchSettings(allow_private=True, deadline=0.5, retries=0, min_speed=0)
     (answer,) = fetch(f"{server.url}/{path}", settings=settings)
-    assert answer.kind == "timeout" and "0.5 s" in answer.reason and time.monotonic() - began < 2
+    assert answer.kind == "timeout" and "0.5 s" in answer.reason and time.monotonic() - began < 2.5
+
+
+def test_a_server_that_lies_about_lengths_disturbs_no_other_answer(server: Any) -> None:
+    paths = [path for n in range(30) for path in ("long", "short", "status/404", f"n/{n}.jpg")]
+    settings = FetchSettings(**{**vars(QUICK), "concurrency": 3})
+    answers = dict(zip(paths, fetch(*(f"{server.url}/{path}" for path in paths), settings=settings), strict=True))
+    assert all(answer.kind == "ok" for path, answer in answers.items() if path.startswith("n/"))
+    assert answers["long"].kind == "http_error" and answers["short"].kind == "truncated"
+
+
+def test_error_pages_do_not_cost_connections(server: Any) -> None:
+    settings = FetchSettings(**{**vars(QUICK), "concurrency": 2})
+    fetch(*(f"{server.url}/status/404" for _ in range(40)), settings=settings)
+    assert len(server.connections) <= 2
 
 
 def test_retry_after_is_waited_for(server: Any) -> None:
@@ -66,7 +88,7 @@ def test_retry_after_is_waited_for(server: Any) -> None:
 
 
 def test_connections_are_kept_and_limited(server: Any) -> None:
-    settings = FetchSettings(allow_private=True, concurrency=4)
+    settings = FetchSettings(allow_private=True, concurrency=4, host_rate=0)
     answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(60)), settings=settings)
     assert all(answer.kind == "ok" for answer in answers) and len(server.connections) <= 4
 
@@ -78,7 +100,7 @@ def test_the_crawler_says_who_it_is(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "address",
+    "link",
     [
         "http://127.0.0.1:{port}/plain.jpg",
         "http://localhost:{port}/plain.jpg",
@@ -97,10 +119,57 @@ def test_the_crawler_says_who_it_is(server: Any) -> None:
         "http://x:99999999/",
     ],
 )
-def test_private_and_odd_addresses_are_refused(server: Any, address: str) -> None:
-    (answer,) = fetch(address.format(port=server.url.rpartition(":")[2]), settings=FetchSettings(retries=0))
+def test_private_and_odd_addresses_are_refused(server: Any, link: str) -> None:
+    (answer,) = fetch(link.format(port=server.url.rpartition(":")[2]), settings=FetchSettings(retries=0))
     assert answer.kind == "blocked_address", answer
     assert not server.requests
+
+
+def test_every_redirect_is_checked(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server passes for public here, so that a redirect from it can lead into a private network."""
+    home = ipaddress.ip_address("127.0.0.1")
+    real = address.is_public
+    monkeypatch.setattr(address, "is_public", lambda one: one == home or real(one))
+    port = server.url.rpartition(":")[2]
+    for target in ("http://10.20.30.40/x.jpg", f"http://[::1]:{port}/n/1.jpg", f"http://127.0.0.2:{port}/n/1.jpg"):
+        server.elsewhere = target
+        (answer,) = fetch(f"{server.url}/away", settings=FetchSettings(retries=0))
+        assert answer.kind == "blocked_address" and "private network" in answer.reason
+    server.elsewhere = f"{server.url}/n/1.jpg"
+    assert fetch(f"{server.url}/away", settings=FetchSettings(retries=0))[0].kind == "ok"
+    assert server.requests["/n/1.jpg"] == 1
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public when it is first looked up, and this machine from then on."""
+    answers = iter([[("93.184.216.34", 80)], [("127.0.0.1", 80)], [("127.0.0.1", 80)]])
+    asked = []
+
+    async def look_up(loop: Any, host: str, *_: object, **__: object) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in next(answers)]
+
+    connected = []
+
+    async def connect(loop: Any, sock: Any, target: Any) -> None:
+        connected.append(target)
+        raise ConnectionRefusedError("nobody is asked in this test")
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", look_up)
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_connect", connect)
+    settings = FetchSettings(retries=0, robots=False)
+    assert fetch("http://rebinding.example/1.jpg", settings=settings)[0].kind == "connect"
+    assert fetch("http://rebinding.example/1.jpg", settings=settings)[0].kind == "blocked_address"
+    assert [target[0] for target in connected] == ["93.184.216.34"] and len(asked) == 2 and not server.requests
+
+
+def test_https_is_not_left_and_a_foreign_certificate_not_taken(
+    server: Any, tls_servers: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted, foreign = tls_servers
+    trusted.elsewhere = f"{server.url}/n/1.jpg"
+    kinds = [answer.kind for answer in fetch(f"{trusted.url}/n/1.jpg", f"{trusted.url}/away", f"{foreign.url}/n/1.jpg")]
+    assert kinds == ["ok", "blocked_address", "tls"] and not server.requests and not foreign.requests
 
 
 def test_failures_of_the_connection_have_names(server: Any) -> None:
@@ -108,5 +177,8 @@ def test_failures_of_the_connection_have_names(server: Any) -> None:
     tls, dns = fetch(f"https://127.0.0.1:{port}/plain.jpg", "http://no-such-host.invalid/x.jpg")
     assert (tls.kind, dns.kind) == ("tls", "dns")
     server.close()
-    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg")
+    unheeded = FetchSettings(**{**vars(QUICK), "robots": False})
+    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=unheeded)
     assert refused.kind == "connect" and refused.attempts == 3
+    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg")
+    assert refused.kind == "connect" and refused.attempts == 0 and "robots.txt" in refused.reason

@@ -12,13 +12,15 @@ import pytest
 from lavic.data.place import sizes
 from lavic.data.shards import index_path, read_samples
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.outcomes import advice, ledger_path, read_ledger, table
+from lavic.shards.outcomes import KINDS, advice, ledger_path, read_ledger, table
 from lavic.shards.pack import pack_shard, read_seal, seal_path
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan, read_tasks
 from lavic.shards.tasks import PlanSettings
 
-FETCH = FetchSettings(allow_private=True, concurrency=8, deadline=1.0, max_bytes=1_000_000, retries=1, backoff=0.01)
+FETCH = FetchSettings(
+    allow_private=True, concurrency=8, deadline=1.0, max_bytes=1_000_000, retries=1, backoff=0.01, host_rate=0
+)
 PHOTO = PhotoSettings()
 
 FAULTS = {
@@ -77,7 +79,7 @@ def test_order_does_not_depend_on_speed(tmp_path: Path, catalogue: Callable[...,
     pack_shard(plan.shard(0), plan.digests[0], FETCH, PHOTO)
     server.delay = 0.002
     again = plan_of(catalogue(*paths), tmp_path / "b")
-    pack_shard(again.shard(0), again.digests[0], FetchSettings(allow_private=True, concurrency=50), PHOTO)
+    pack_shard(again.shard(0), again.digests[0], FetchSettings(allow_private=True, concurrency=50, host_rate=0), PHOTO)
     assert bytes_of(plan.shard(0)) == bytes_of(again.shard(0))
     assert [sample.item_id for sample in read_samples(plan.shard(0))] == [f"B{n:05d}" for n in range(300)]
 
@@ -150,3 +152,5 @@ def test_the_table_and_the_advice() -> None:
     assert advice({"ok": 95, "gone": 5}) == "" and advice({"ok": 3}) == ""
     assert "--fetch.allow-private" in advice({"blocked_address": 10})
     assert "7 of 10 ended as throttled" in advice({"ok": 3, "throttled": 7})
+    assert "--retry connect dns timeout" in advice({"ok": 3, "connect": 3, "dns": 2, "timeout": 2, "gone": 4})
+    assert all(advice({"ok": 1, kind: 9}) and kind in table({kind: 1}) for kind in KINDS[1:])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from pathlib import Path
+from random import Random
 
 import pytest
 from PIL import Image
 
+from lavic.shards.gif import count_frames
+from lavic.shards.outcomes import KINDS
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
 
 DECODE, HEADER = PhotoSettings(), PhotoSettings(check="header")
+KEPT = ["plain.jpg", "progressive.jpg", "grey.jpg", "bad-exif.jpg", "srgb.jpg", "bad-profile.jpg"]
 
 
-@pytest.mark.parametrize("name", ["plain.jpg", "grey.jpg", "bad-exif.jpg"])
+@pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("how", [DECODE, HEADER])
 def test_a_good_jpeg_is_kept_byte_for_byte(photos: dict[str, bytes], name: str, how: PhotoSettings) -> None:
     stored = to_jpeg(photos[name], how)
@@ -20,10 +26,14 @@ def test_a_good_jpeg_is_kept_byte_for_byte(photos: dict[str, bytes], name: str, 
 
 
 @pytest.mark.parametrize(
-    "name", ["rotated.jpg", "clear.png", "palette.gif", "animated.gif", "animated.webp", "cmyk.jpg"]
+    "name",
+    [
+        *("rotated.jpg", "clear.png", "palette.gif", "palette.png", "animated.gif", "animated.webp", "cmyk.jpg"),
+        "profile.jpg",
+    ],
 )
-def test_others_become_upright_rgb_jpegs(photos: dict[str, bytes], name: str) -> None:
-    stored = to_jpeg(photos[name], DECODE)
+def test_others_become_upright_srgb_jpegs(photos: dict[str, bytes], name: str) -> None:
+    stored = to_jpeg(photos[name], HEADER)
     image = Image.open(io.BytesIO(stored.jpg))
     assert (
         (image.format, image.mode, image.size)
@@ -32,8 +42,29 @@ def test_others_become_upright_rgb_jpegs(photos: dict[str, bytes], name: str) ->
     )
     assert not image.getexif() and "icc_profile" not in image.info
     left, right = image.getpixel((10, 24)), image.getpixel((54, 24))
-    assert left[0] > 180 and left[2] < 90, f"{name}: red is not on the left: {left}"
-    assert right[2] > 180 and right[0] < 90, f"{name}: blue is not on the right: {right}"
+    if name != "palette.png":
+        assert left[0] > 180 and left[2] < 90, f"{name}: red is not on the left: {left}"
+        assert right[2] > 180 and right[0] < 90, f"{name}: blue is not on the right: {right}"
+    else:
+        assert (255, 255, 255) in (left, right), f"the transparent colour is not white: {left}, {right}"
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_is_undone(turn: int) -> None:
+    """The picture of each is the same once a viewer has turned it."""
+    upright = Image.new("RGB", (40, 24), "blue")
+    upright.paste("red", (0, 0, 20, 12))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    out = io.BytesIO()
+    stored.save(out, "JPEG", exif=exif, quality=95, subsampling=0)
+    made = to_jpeg(out.getvalue(), DECODE)
+    image = Image.open(io.BytesIO(made.jpg))
+    assert image.size == (40, 24) == (made.width, made.height)
+    red = [image.getpixel(at)[0] > 128 for at in ((5, 5), (35, 5), (5, 19), (35, 19))]
+    assert red == [True, False, False, False] and (turn == 1) == (made.jpg == out.getvalue())
 
 
 def test_transparency_becomes_white(photos: dict[str, bytes]) -> None:
@@ -52,26 +83,77 @@ def test_sixteen_bits_become_eight(photos: dict[str, bytes]) -> None:
     ("name", "kind"),
     [
         ("cut.jpg", "truncated"),
+        ("cut-and-closed.jpg", "truncated"),
         ("cut.png", "truncated"),
         ("empty.jpg", "truncated"),
         ("bomb.png", "bomb"),
+        ("bomb.jpg", "bomb"),
+        ("zip-bomb.png", "bomb"),
+        ("text-bomb.png", "bomb"),
+        ("frames.gif", "bomb"),
         ("page.jpg", "not_image"),
         ("drawing.jpg", "unsupported"),
         ("apple.jpg", "unsupported"),
     ],
 )
 def test_what_is_refused(photos: dict[str, bytes], name: str, kind: str) -> None:
-    with pytest.raises(PhotoError) as caught:
-        to_jpeg(photos[name], DECODE)
-    assert caught.value.kind == kind and caught.value.reason
+    assert refused(photos[name], DECODE) == kind
 
 
-def test_the_header_check_trusts_the_header(photos: dict[str, bytes]) -> None:
-    assert to_jpeg(photos["cut.jpg"], HEADER).jpg == photos["cut.jpg"]
+def refused(data: bytes, settings: PhotoSettings) -> str:
     with pytest.raises(PhotoError) as caught:
-        to_jpeg(photos["plain.jpg"], PhotoSettings(check="header", max_pixels=100))
-    assert caught.value.kind == "bomb"
+        to_jpeg(data, settings)
+    assert caught.value.reason
+    return caught.value.kind
+
+
+def test_damage_within_is_found_where_pixels_are_read(photos: dict[str, bytes]) -> None:
+    """Half of the coded data is gone, both ends stand: libjpeg would draw it and say nothing."""
+    data = photos["plain.jpg"]
+    damaged = data[: len(data) // 2] + bytes(200) + data[-200:]
+    assert refused(damaged, DECODE) == "truncated"
+    assert to_jpeg(damaged, HEADER).jpg == damaged
+
+
+def test_the_header_check_looks_at_both_ends(photos: dict[str, bytes]) -> None:
+    assert refused(photos["cut.jpg"], HEADER) == "truncated"
+    assert refused(photos["plain.jpg"], PhotoSettings(check="header", max_pixels=100)) == "bomb"
+    padded = photos["plain.jpg"] + bytes(1000)
+    assert to_jpeg(padded, HEADER).jpg == padded
+
+
+def test_random_bytes_never_do_worse_than_be_refused(photos: dict[str, bytes]) -> None:
+    random = Random(1)
+    for name in ("plain.jpg", "clear.png", "animated.gif", "animated.webp", "profile.jpg"):
+        for _ in range(60):
+            data = bytearray(photos[name])
+            for _ in range(random.randrange(1, 9)):
+                data[random.randrange(len(data))] = random.randrange(256)
+            try:
+                Image.open(io.BytesIO(to_jpeg(bytes(data[: random.randrange(len(data))]), DECODE).jpg)).load()
+            except PhotoError as error:
+                assert error.kind in KINDS
+
+
+def test_known_stand_ins(photos: dict[str, bytes], tmp_path: Path) -> None:
+    digest = hashlib.sha256(photos["stand-in.jpg"]).hexdigest()
+    (tmp_path / "known.txt").write_text(f"{digest}  stand-in.jpg\n{'0' * 64}\n")
+    for words in ((digest.upper(),), (str(tmp_path / "known.txt"),)):
+        settings = PhotoSettings(placeholders=words)
+        assert refused(photos["stand-in.jpg"], settings) == "placeholder" and digest in settings.placeholders
+        assert to_jpeg(photos["plain.jpg"], settings).jpg == photos["plain.jpg"]
+    for wrong in (str(tmp_path / "none"), "abc"):
+        with pytest.raises(ValueError, match="neither a sha256 digest nor a file"):
+            PhotoSettings(placeholders=(wrong,))
+
+
+def test_frames_are_counted_without_decoding(photos: dict[str, bytes]) -> None:
+    assert [count_frames(photos[name]) for name in ("palette.gif", "animated.gif", "frames.gif")] == [1, 3, 1201]
+    assert count_frames(photos["animated.gif"][:-200]) <= 3 and count_frames(b"GIF89a") == 0
+    with pytest.raises(PhotoError):
+        to_jpeg(photos["animated.webp"], PhotoSettings(max_frames=2))
 
 
 def test_equal_photos_give_equal_bytes(photos: dict[str, bytes]) -> None:
-    assert to_jpeg(photos["clear.png"], DECODE) == to_jpeg(photos["clear.png"], DECODE)
+    for name in ("clear.png", "profile.jpg", "cmyk.jpg"):
+        assert to_jpeg(photos[name], DECODE) == to_jpeg(photos[name], DECODE)

@@ -23,7 +23,7 @@ from lavic.shards.refer import refer
 from lavic.shards.tasks import PlanSettings
 from lavic.shards.verify import verify
 
-FETCH = FetchSettings(allow_private=True, concurrency=4, deadline=20.0, retries=0, backoff=0.01)
+FETCH = FetchSettings(allow_private=True, concurrency=4, deadline=20.0, retries=0, backoff=0.01, host_rate=0)
 SETTINGS = PlanSettings(
     set="t", split="train", photos_per_shard=4, photos="first", image_size="large", duplicates="referenced"
 )

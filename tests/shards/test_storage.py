@@ -24,6 +24,7 @@ from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.outcomes import read_ledger
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "20", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
+QUICK += ["--fetch.host-rate", "0"]
 FASHION = Path(os.environ.get("LAVIC_FASHION", Path(__file__).parents[3] / "shared/data/fashion"))
 FASHION_CATALOG = Path(
     os.environ.get("LAVIC_FASHION_CATALOG", Path(__file__).parents[3] / "shared/tools/fashion_catalog.py")

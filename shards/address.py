@@ -1,0 +1,98 @@
+"""Which addresses a crawler may ask: public ones. Links in a catalogue are somebody else's words."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_UNICAST = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_METADATA = frozenset(
+    ipaddress.ip_address(text) for text in ("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254")
+)
+"""Where clouds (Azure, Alibaba, Oracle, Amazon) tell a machine its secrets; the others do at link-local addresses."""
+
+
+class BlockedAddress(Exception):
+    """An address that a crawler has no business at."""
+
+
+class CheckedResolver(AbstractResolver):
+    """Looks names up and refuses a name with any address that is not to be asked.
+
+    What it returns is what is connected to: a name that answers otherwise the next time is checked then.
+
+    Args:
+        allow_private: Let addresses of this machine and of private networks pass.
+    """
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._inner = ThreadedResolver()
+        self._allow_private = allow_private
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Addresses of a host. Raises BlockedAddress."""
+        found = await self._inner.resolve(host, port, family)
+        for result in found:
+            _check(ipaddress.ip_address(result["host"].partition("%")[0]), host, self._allow_private)
+        return found
+
+    async def close(self) -> None:
+        """Nothing to close."""
+        await self._inner.close()
+
+
+def check_url(url: URL, *, allow_private: bool) -> None:
+    """Refuse what a name's look-up will not see: other schemes, and addresses written as numbers.
+
+    Raises:
+        BlockedAddress: It is not to be asked.
+    """
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise BlockedAddress(f"not an http or https address: {url}")
+    try:
+        address = ipaddress.ip_address(url.raw_host.partition("%")[0])
+    except ValueError:
+        return
+    _check(address, url.raw_host, allow_private)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet: not loopback, private, link-local, multicast or metadata.
+
+    An IPv4 address inside an IPv6 one (mapped, NAT64, 6to4) is judged by itself. Of IPv6 only global unicast is public.
+    """
+    address = _bare(address)
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
+        return False
+    return address.is_global and not address.is_multicast and address not in _METADATA
+
+
+def is_secret(address: Address) -> bool:
+    """Whether an address is a cloud's metadata service, or of the link itself, where most of them are."""
+    address = _bare(address)
+    return address.is_link_local or address in _METADATA
+
+
+def _check(address: Address, host: str, allow_private: bool) -> None:
+    if is_secret(address):
+        raise BlockedAddress(f"{host} is {address}, where clouds keep their metadata; never asked")
+    if not allow_private and not is_public(address):
+        raise BlockedAddress(f"{host} is {address}, inside a private network; your own server needs allow_private")
+
+
+def _bare(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address wraps, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address

@@ -1,0 +1,167 @@
+"""The one place that knows what a crawl's workers ask of each host, and what each host's robots.txt says.
+
+A crawl over several processes has it as a Ray actor; a single process uses it as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavic.shards.host import Grant, Host, Limits, Report
+from lavic.shards.robots import KEPT_S, RETRY_S, Robots
+
+_LONG_S = 5.0
+"""A question for news is answered after so long, news or none."""
+_FETCH_S = 120.0
+"""A robots.txt that its worker did not bring for so long is another's to fetch."""
+_SITES = 10_000
+"""Sites whose robots.txt is kept; of more, the one that was asked for longest ago is fetched again when needed."""
+
+
+@dataclass
+class _Site:
+    robots: Robots | None = None
+    until: float = 0.0
+    """`robots` holds, or who fetches it is waited for."""
+    fetching: bool = False
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Broker:
+    """Budgets and robots.txt of all hosts of a crawl."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
+        self._hosts: dict[str, Host] = {}
+        self._bells: dict[str, asyncio.Event] = {}
+        self._sites: OrderedDict[str, _Site] = OrderedDict()
+        self._swept = clock()
+
+    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
+        """Take in what a worker has seen of hosts, and that it needs others no more; returns what it may ask."""
+        now = self._clock()
+        grants = {}
+        for name in left:
+            if name in self._hosts:
+                self._ring(self._hosts[name].leave(worker))
+        for name, report in reports.items():
+            if name not in self._hosts:
+                self._hosts[name] = Host(self._limits, now)
+            grants[name], concerned = self._hosts[name].sync(worker, report, now)
+            self._ring(concerned)
+        if now - self._swept > 60.0:
+            self._swept = now
+            self._hosts = {name: host for name, host in self._hosts.items() if not host.idle(now)}
+        return grants
+
+    async def rung(self, worker: str) -> None:
+        """Return when there is news for a worker, or after some seconds."""
+        bell = self._bells.setdefault(worker, asyncio.Event())
+        await _happens(bell, _LONG_S)
+        bell.clear()
+
+    async def leave(self, worker: str) -> None:
+        """A worker is done with every host."""
+        for host in self._hosts.values():
+            self._ring(host.leave(worker))
+        self._bells.pop(worker, None)
+
+    async def cap(self, host: str, rate: float) -> None:
+        """A host asks for no more than so many requests a second."""
+        if host in self._hosts:
+            self._ring(self._hosts[host].cap(rate))
+
+    async def robots(self, site: str, worker: str) -> Robots | None:
+        """What robots.txt of a site says; None: the worker is to fetch it, and to tell by `keep_robots`."""
+        while True:
+            known = self._sites.setdefault(site, _Site())
+            self._sites.move_to_end(site)
+            if self._clock() >= known.until:
+                known.until, known.fetching = self._clock() + _FETCH_S, True
+                known.told.clear()
+                return None
+            if not known.fetching:
+                return known.robots
+            await _happens(known.told, known.until - self._clock())
+
+    async def keep_robots(self, site: str, found: Robots) -> None:
+        """What a worker was told to fetch; one that fails to be read anew holds for longer."""
+        known = self._sites.setdefault(site, _Site())
+        unread = found.kind != "ok"
+        if not (unread and known.robots and known.robots.kind == "ok"):
+            known.robots = found
+        known.until, known.fetching = self._clock() + (RETRY_S if unread else KEPT_S), False
+        known.told.set()
+        while len(self._sites) > _SITES:
+            self._sites.popitem(last=False)
+
+    async def rates(self) -> dict[str, float]:
+        """Requests a second that each host is asked for now at most, of those that are held to fewer than the limit."""
+        return {name: host.rate for name, host in self._hosts.items() if host.rate < self._limits.rate}
+
+    def _ring(self, workers: Iterable[str]) -> None:
+        for worker in workers:
+            self._bells.setdefault(worker, asyncio.Event()).set()
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer than that; unlike `wait_for`, never swallows a cancellation."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
+
+
+class RayBroker:
+    """A broker that workers on any machine of a Ray cluster reach; it may be handed to them."""
+
+    def __init__(self, limits: Limits) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # Beside the driver: a machine that is lost takes workers with it, not the budgets.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(Broker).options(
+            name=f"lavic-broker-{uuid.uuid4().hex[:12]}",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=10_000,
+            scheduling_strategy=here,
+        )
+        self._actor: Any = actor.remote(limits)
+
+    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
+        """See `Broker.sync`."""
+        return await self._actor.sync.remote(worker, reports, left)
+
+    async def rung(self, worker: str) -> None:
+        """See `Broker.rung`."""
+        await self._actor.rung.remote(worker)
+
+    async def leave(self, worker: str) -> None:
+        """See `Broker.leave`."""
+        await self._actor.leave.remote(worker)
+
+    async def cap(self, host: str, rate: float) -> None:
+        """See `Broker.cap`."""
+        await self._actor.cap.remote(host, rate)
+
+    async def robots(self, site: str, worker: str) -> Robots | None:
+        """See `Broker.robots`."""
+        return await self._actor.robots.remote(site, worker)
+
+    async def keep_robots(self, site: str, found: Robots) -> None:
+        """See `Broker.keep_robots`."""
+        await self._actor.keep_robots.remote(site, found)
+
+    async def rates(self) -> dict[str, float]:
+        """See `Broker.rates`."""
+        return await self._actor.rates.remote()

@@ -1,0 +1,194 @@
+"""One request and its answer, under its name: read within limits of time, speed and size, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from lavic.shards.address import BlockedAddress
+from lavic.shards.outcomes import Kind
+from lavic.shards.robots import opt_out
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "truncated", "dns", "connect"})
+_DRAINED = 64 * 1024
+"""An error's page is read to so many bytes, so that its connection can be used again."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of fetching one URL."""
+
+    kind: Kind
+    """`ok` means a whole answer with status 200; whether it is a photo is not looked at here."""
+    body: bytes = b""
+    reason: str = ""
+    http: int = 0
+    attempts: int = 1
+    """Requests made; 0 where the host was not asked."""
+    retry_after: float = 0.0
+    """Seconds the server asks to wait."""
+    target: URL | None = None
+    """Where a redirect leads; it is to be followed."""
+    final: bool = False
+    """The host is not asked for now: no use in another try."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What is taken of an answer."""
+
+    deadline: float
+    """Seconds for the whole; enforced by the session's or the request's timeout."""
+    max_bytes: int
+    min_speed: int
+    """Bytes a second on average, once `speed_after` seconds have passed."""
+    speed_after: float
+    opt_outs: bool = True
+    """Heed opt-outs in the headers."""
+    cut: bool = False
+    """Of a longer answer take the beginning."""
+
+
+async def exchange(
+    session: aiohttp.ClientSession, url: URL, bounds: Bounds, timeout: aiohttp.ClientTimeout | None = None
+) -> Answer:
+    """Send one GET. Never raises for what a server does; a redirect is not followed.
+
+    Raises:
+        BlockedAddress: The host's name leads to an address that is not public.
+    """
+    more = {} if timeout is None else {"timeout": timeout}
+    try:
+        async with session.get(url, allow_redirects=False, **more) as response:
+            return await _read(response, url, bounds)
+    except aiohttp.ConnectionTimeoutError as error:
+        return Answer("connect", reason=_first_line(error))
+    except (asyncio.TimeoutError, TimeoutError):
+        return Answer("timeout", reason=f"no whole answer within {bounds.deadline:g} s")
+    except aiohttp.ClientConnectorDNSError as error:
+        # A name that does not exist will not exist in a second.
+        unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
+        return Answer("dns", reason=str(error.os_error), final=unknown)
+    except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+        return Answer("tls", reason=_first_line(error))
+    except aiohttp.ClientPayloadError as error:
+        return Answer("truncated", reason=f"the answer breaks off: {_first_line(error)}")
+    except aiohttp.InvalidURL as error:
+        raise BlockedAddress(f"not an address: {error}") from None
+    except aiohttp.ClientResponseError as error:
+        return Answer("http_error", reason=f"not HTTP: {_first_line(error)}")
+    except (aiohttp.ClientError, OSError) as error:
+        return Answer("connect", reason=_first_line(error))
+
+
+def may_pass(answer: Answer) -> bool:
+    """Whether another try may end otherwise."""
+    if answer.kind == "http_error":
+        return not answer.final and (not answer.http or answer.http >= 500)
+    return not answer.final and answer.kind in _PASSING
+
+
+async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> Answer:
+    status, headers = response.status, response.headers
+    if status != 200:
+        await _drain(response)
+        if status in _REDIRECTS and (target := headers.get("Location")):
+            try:
+                return Answer("http_error", http=status, target=url.join(URL(target)))
+            except ValueError as error:
+                raise BlockedAddress(f"redirected to what is no address: {error}") from None
+        return Answer(_kind_of(status), reason=f"HTTP {status}", http=status, retry_after=_retry_after(headers))
+    if bounds.opt_outs and (out := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
+        return Answer("opted_out", reason=out, http=status)
+    too_big = Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes", http=status)
+    if (response.content_length or 0) > bounds.max_bytes and not bounds.cut:
+        return too_big
+    chunks: list[bytes] = []
+    size, began = 0, time.monotonic()
+    try:
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > bounds.max_bytes:
+                if bounds.cut:
+                    break
+                return too_big
+            seconds = time.monotonic() - began
+            if seconds > bounds.speed_after and size < bounds.min_speed * seconds:
+                return _too_slow(size, seconds, bounds)
+    except (asyncio.TimeoutError, TimeoutError):
+        seconds = time.monotonic() - began
+        if seconds > bounds.speed_after and size < bounds.min_speed * seconds:
+            return _too_slow(size, seconds, bounds)
+        raise
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
+        return _unpack(body, coding, bounds)
+    return Answer("ok", body, http=status)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    if (response.content_length or 0) <= _DRAINED:
+        size = 0
+        while size <= _DRAINED and (chunk := await response.content.readany()):
+            size += len(chunk)
+
+
+def _unpack(body: bytes, coding: str, bounds: Bounds) -> Answer:
+    """A body that was compressed although that was not asked for."""
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return Answer("http_error", reason=f"compressed as {coding[:40]!r}, which was not asked for", http=200)
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        whole = unpacker.decompress(body, bounds.max_bytes + 1)
+    except zlib.error as error:
+        return Answer("truncated", reason=f"cannot be unpacked: {error}", http=200)
+    if len(whole) > bounds.max_bytes:
+        return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes once unpacked", http=200)
+    if not unpacker.eof:
+        return Answer("truncated", reason="the compressed answer breaks off", http=200)
+    return Answer("ok", whole, http=200)
+
+
+def _too_slow(size: int, seconds: float, bounds: Bounds) -> Answer:
+    return Answer(
+        "too_slow", reason=f"{size:,} bytes in {seconds:.1f} s, less than {bounds.min_speed:,} a second", http=200
+    )
+
+
+def _kind_of(status: int) -> Kind:
+    if status in (404, 410):
+        return "gone"
+    if status in (401, 403, 451):
+        return "forbidden"
+    return "throttled" if status in (429, 503) else "http_error"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:12])
+    try:
+        until = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    try:
+        # By the server's own clock, where it tells it.
+        now = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        now = time.time()
+    return max(0.0, until - now)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__

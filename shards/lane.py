@@ -1,0 +1,275 @@
+"""A worker's side of the hosts' budgets: each request asks leave here, and what came of it is told here.
+
+Where no limit is hit, leave is a comparison of numbers. What has to be asked is asked for all hosts at once, by one
+task beside the requests, and a host that asks for less is heard of as soon as one worker knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, Protocol
+
+from lavic.shards.host import Grant, Report
+from lavic.shards.outcomes import Kind
+from lavic.shards.robots import Robots
+
+Verdict = Literal["well", "failed", "throttled", "void"]
+"""What a request says of its host; `void` is nothing."""
+
+_HEARTBEAT_S = 2.0
+_IDLE_S = 5.0
+_LATE_S = 0.25
+"""A slot that is older is given up: a worker that was held up does not make up for it in one burst."""
+_LOST_S = 30.0
+
+
+class Office(Protocol):
+    """Where the budgets are kept: a `Broker`, in this process or behind Ray."""
+
+    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
+        """Report on hosts, take leave of others, and be granted."""
+
+    async def rung(self, worker: str) -> None:
+        """Return when there is news for a worker, or after some seconds."""
+
+    async def leave(self, worker: str) -> None:
+        """The worker is done."""
+
+    async def cap(self, host: str, rate: float) -> None:
+        """The host asks for no more than so many requests a second."""
+
+    async def robots(self, site: str, worker: str) -> Robots | None:
+        """What robots.txt of a site says; None: the worker is to fetch it and to tell."""
+
+    async def keep_robots(self, site: str, found: Robots) -> None:
+        """Tell what robots.txt of a site says."""
+
+
+class HostClosed(Exception):
+    """A host that is not asked for now, for longer than anybody waits."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
+
+
+class Lane:
+    """The way of this worker's requests to one host."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self._ask = ask
+        self.version = -1
+        self.used = time.monotonic()
+        self._in_flight = self._connections = self._slots = 0
+        self._free = self._give_up = self._stopped = self._over = False
+        self._start = self._interval = 0.0
+        self._closed_until = 0.0
+        self._why: tuple[Kind, str] = ("ok", "")
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._seen = Report()
+
+    async def enter(self) -> int:
+        """Wait for leave to send one request; returns the version to `leave` with.
+
+        Raises:
+            HostClosed: The host is not asked for longer than anybody waits.
+        """
+        if not (self._free and self._in_flight < self._connections and not self._waiting):
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            try:
+                self._pump()
+                await waiting
+            except BaseException:
+                if waiting.done() and not waiting.cancelled() and not waiting.exception():
+                    self._in_flight -= 1
+                    self._pump()
+                raise
+            return self.version
+        self._in_flight += 1
+        self._seen.sent += 1
+        return self.version
+
+    def leave(
+        self, version: int, verdict: Verdict, kind: Kind = "ok", reason: str = "", retry_after: float = 0.0
+    ) -> None:
+        """Tell what came of a request that was sent under `version`."""
+        self._in_flight -= 1
+        seen = self._seen
+        if verdict == "throttled":
+            seen.retry_after = max(seen.retry_after, retry_after)
+            self._stop(retry_after)
+            if version == self.version:
+                seen.throttled = True
+            self._ask()
+        elif version == self.version:
+            if verdict == "well":
+                seen.well += 1
+                seen.failed = 0
+                if self._why[0] != "ok":
+                    # It was given up for a while, and here it is again.
+                    self._ask()
+            elif verdict == "failed":
+                seen.failed += 1
+                seen.kind, seen.reason = kind, reason
+                self._ask()
+        if self._waiting:
+            self._pump()
+        if self._over and self._in_flight <= self._connections:
+            # Others may wait for what it held above its part.
+            self._over = False
+            self._ask()
+
+    def report(self) -> Report:
+        """What was seen since the last report."""
+        self._waiting = deque(one for one in self._waiting if not one.done())
+        seen, self._seen, self._stopped = self._seen, Report(), False
+        seen.version, seen.wanted, seen.in_flight = self.version, len(self._waiting), self._in_flight
+        if seen.wanted or seen.in_flight or seen.sent:
+            self.used = time.monotonic()
+        return seen
+
+    def take(self, grant: Grant) -> None:
+        """Go by what was granted."""
+        now = time.monotonic()
+        if grant.version != self.version:
+            self._slots = 0
+            self._seen.well = self._seen.failed = 0
+            self._seen.throttled = False
+        self.version, self._connections = grant.version, grant.connections
+        self._over = self._in_flight > self._connections
+        if self._stopped:
+            # It was granted before the host complained.
+            return
+        self._free = grant.free
+        if grant.slots:
+            self._slots, self._start, self._interval = grant.slots, now + grant.start, grant.interval
+        self._closed_until, self._give_up = now + grant.closed, grant.give_up
+        self._why = (grant.kind, grant.reason)
+        self._pump()
+
+    def fail(self, error: Exception) -> None:
+        """End whoever waits."""
+        while self._waiting:
+            if not (one := self._waiting.popleft()).done():
+                one.set_exception(error)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody has used it for a while."""
+        return not self._waiting and not self._in_flight and time.monotonic() - self.used > _IDLE_S
+
+    def _stop(self, seconds: float) -> None:
+        """At once, before the budget has heard of it."""
+        self._free, self._slots, self._stopped = False, 0, True
+        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
+
+    def _pump(self) -> None:
+        """Let go whoever may."""
+        while self._waiting:
+            if self._waiting[0].done():
+                self._waiting.popleft()
+                continue
+            now = time.monotonic()
+            if now < self._closed_until:
+                if self._give_up:
+                    return self.fail(HostClosed(*self._why))
+                return self._later(self._closed_until - now)
+            if self.version < 0:
+                return self._ask()
+            if self._in_flight >= self._connections:
+                return None
+            if not self._free:
+                while self._slots > 1 and self._start < now - _LATE_S:
+                    self._slots, self._start = self._slots - 1, self._start + self._interval
+                if not self._slots:
+                    return self._ask()
+                if self._start > now:
+                    return self._later(self._start - now)
+                self._slots, self._start = self._slots - 1, self._start + self._interval
+            self._in_flight += 1
+            self._seen.sent += 1
+            self._waiting.popleft().set_result(None)
+        return None
+
+    def _later(self, seconds: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._pump)
+
+
+class Lanes:
+    """The lanes of one worker, and its talk with the office."""
+
+    def __init__(self, office: Office) -> None:
+        self.office = office
+        self.worker = uuid.uuid4().hex
+        self._lanes: dict[str, Lane] = {}
+        self._news = asyncio.Event()
+        self._lost: Exception | None = None
+
+    async def __aenter__(self) -> Lanes:
+        self._tasks = [asyncio.create_task(self._talk()), asyncio.create_task(self._listen())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(Exception):
+            await self.office.sync(self.worker, {name: lane.report() for name, lane in self._lanes.items()}, [])
+            await self.office.leave(self.worker)
+
+    def to(self, host: str) -> Lane:
+        """The lane to a host.
+
+        Raises:
+            RuntimeError: The office cannot be reached any more.
+        """
+        if self._lost:
+            raise RuntimeError("the crawl's budgets cannot be reached") from self._lost
+        lane = self._lanes.get(host)
+        if lane is None:
+            lane = self._lanes[host] = Lane(self._news.set)
+        return lane
+
+    async def _talk(self) -> None:
+        since = time.monotonic()
+        while True:
+            # Not `wait_for`, which may swallow the cancellation that ends this.
+            heartbeat = asyncio.get_running_loop().call_later(_HEARTBEAT_S, self._news.set)
+            await self._news.wait()
+            heartbeat.cancel()
+            self._news.clear()
+            left = [name for name, lane in self._lanes.items() if lane.idle]
+            for name in left:
+                del self._lanes[name]
+            reports = {name: lane.report() for name, lane in self._lanes.items()}
+            try:
+                grants = await self.office.sync(self.worker, reports, left)
+                since = time.monotonic()
+            except Exception as error:
+                # Whoever keeps the budgets may be on its way back; without them nothing is sent.
+                if time.monotonic() - since > _LOST_S:
+                    self._lost = error
+                    for lane in self._lanes.values():
+                        lane.fail(RuntimeError("the crawl's budgets cannot be reached"))
+                    return
+                await asyncio.sleep(1.0)
+                continue
+            for name, grant in grants.items():
+                self._lanes[name].take(grant)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self.office.rung(self.worker)
+            except Exception:
+                await asyncio.sleep(1.0)
+            self._news.set()
