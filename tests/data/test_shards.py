@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavic.data import shards
 from lavic.data.atomic import sweep, write_whole, written_aside
 from lavic.data.descriptions import descriptions_path, read_descriptions, write_descriptions
 from lavic.data.shards import META, Sample, ShardWriter, index_path, parse_sample, read_samples, sample_key
@@ -39,6 +40,13 @@ def test_a_shard_is_plain_ustar_without_times_or_owners(tmp_path: Path, make_sam
     assert [member.name for member in members] == [f"{key}.{end}" for key in keys for end in ("jpg", "json", "txt")]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
     assert data[257:263] == b"ustar\0"
+
+
+@given(st.text("abzAZ09_-", min_size=1, max_size=90), st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(key: str, size: int) -> None:
+    member = tarfile.TarInfo(f"{key}.json")
+    member.size = size
+    assert shards._header(f"{key}.json".encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_equal_samples_give_equal_bytes(tmp_path: Path, make_sample: Make) -> None:

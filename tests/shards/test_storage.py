@@ -158,6 +158,13 @@ class TestStorage:
         assert sum(bool(row.same_as) for row in rows) == 34 and sum(row.kind == "gone" for row in rows) == 3
         first = {row.key: row for row in rows if not row.same_as}
         assert all(first[row.same_as].sha256 == row.sha256 for row in rows if row.same_as)
+
+        # Trying the failures again touches their shard alone.
+        times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("photos-*")}
+        server.requests.clear()
+        assert crawl(tmp_path / "meta.jsonl", tmp_path / "out", "--retry", "gone") == 0
+        changed = {name[:19] for name in times if (tmp_path / "out" / name).stat().st_mtime_ns != times[name]}
+        assert changed == {"photos-train-000000"} and server.requests == {"/status/404": 1}
         assert main(["verify", str(tmp_path / "out")]) == 0
 
     def test_splits_are_sets_of_their_own(self, tmp_path: Path, catalogue: Callable[..., Path]) -> None:
