@@ -33,7 +33,7 @@ class Journal:
         """Notes numbers that belong to `step` (optimizer steps done). Numbers may be tensors of one element."""
         self._append({"step": int(step), **{key: _number(value) for key, value in values.items()}})
 
-    def event(self, name: str, **fields: Any) -> None:
+    def event(self, name: str, /, **fields: Any) -> None:
         """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40."""
         self._append({"event": name, **fields})
 

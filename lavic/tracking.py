@@ -16,6 +16,7 @@ from lavic.config import settings
 from lavic.errors import Stopped
 from lavic.feed import Feed, Sent, read_state, send
 from lavic.journal import FILE, Journal, read_events, read_journal
+from lavic.provenance import provenance
 
 __all__ = ["Journal", "Tracker", "TrackingSettings", "read_events", "read_journal", "sync"]
 
@@ -90,7 +91,7 @@ class Tracker:
             experiment=chosen.experiment,
             parent_run=chosen.parent_run,
             params=params or {},
-            tags=tags or {},
+            tags=provenance() | (tags or {}),
         )
         if self.settings is not None and self._feed is None:
             self._start_feed()
@@ -100,10 +101,27 @@ class Tracker:
         if self.journal is not None:
             self.journal.log(step, **metrics)
 
-    def event(self, name: str, **fields: Any) -> None:
+    def event(self, name: str, /, **fields: Any) -> None:
         """Notes that something happened; MLflow shows it as the tag `event.NAME`."""
         if self.journal is not None:
             self.journal.event(name, **fields)
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Notes properties of the run that were not known at its start."""
+        self.event("tags", tags=tags)
+
+    def dataset(self, name: str, digest: str, path: Path, *, context: str = "", manifest: Path | None = None) -> None:
+        """Notes what the run reads.
+
+        Args:
+            name: What it is called here ("training set").
+            digest: Of its content.
+            path: Where it stands.
+            context: What it is for, in MLflow's words: training, validation.
+            manifest: A small file that describes it; copied to MLflow.
+        """
+        place = None if manifest is None else str(manifest.absolute())
+        self.event("dataset", name=name, digest=digest, path=str(path), context=context, manifest=place)
 
     def artifact(self, path: Path) -> None:
         """Attaches a file or folder of the run, which is copied to MLflow."""

@@ -16,14 +16,15 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "world"}
+FOUNDATION = {"errors", "config", "lock", "world"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
     "errors": set(),
+    "lock": set(),
     "config": {"errors"},
     "world": {"errors"},
-    "tracking": {"errors", "config"},
+    "tracking": {"errors", "config", "lock"},
     "cli": {"errors", "world"},
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
@@ -45,6 +46,7 @@ PARTS = {
     "journal": "tracking",
     "feed": "tracking",
     "follow": "tracking",
+    "provenance": "tracking",
     "__main__": "cli",
 }
 """lavic/*.py that belong to a part of another name."""
