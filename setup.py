@@ -28,8 +28,8 @@ CORE = [
 ]
 CRAWL = ["aiohttp>=3.10,<4", "pyarrow>=17,<26", "ray[data]>=2.48,<3", "webdataset>=1.0,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
-TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
-MLFLOW = ["mlflow>=3.10,<4"]
+TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]
+MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
 ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,

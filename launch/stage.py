@@ -132,7 +132,8 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
             return 0
         world.start()
         try:
-            with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
+            node = world.node if world.local_rank == 0 else None
+            with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
                 tracker.start(stage.command, flatten(chosen))
                 _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
         finally:

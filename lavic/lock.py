@@ -54,6 +54,9 @@ class Lock:
             os.close(self._file)
             self._file = -1
 
+    def __del__(self) -> None:
+        self.release()
+
     def __enter__(self) -> Lock:
         return self
 

@@ -47,6 +47,10 @@ PARTS = {
     "feed": "tracking",
     "follow": "tracking",
     "provenance": "tracking",
+    "curves": "tracking",
+    "monitor": "tracking",
+    "sent": "tracking",
+    "server": "tracking",
     "__main__": "cli",
 }
 """lavic/*.py that belong to a part of another name."""
@@ -55,7 +59,7 @@ ONLY_IN = {
     "ray": {"lavic.shards"},
     "aiohttp": {"lavic.shards"},
     "deepspeed": {"lavic.train.engine", "lavic.train.checkpoint"},
-    "mlflow": {"lavic.feed"},
+    "mlflow": {"lavic.server"},
 }
 """Package -> the modules (or folders of them) that may import it."""
 
