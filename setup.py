@@ -65,7 +65,7 @@ setup(
     },
     install_requires=CORE,
     extras_require={"crawl": CRAWL, "model": MODEL, "train": TRAIN, "mlflow": MLFLOW, "all": ALL, "dev": DEV},
-    entry_points={"console_scripts": ["lavic = lavic.cli:main"]},
+    entry_points={"console_scripts": ["lavic = lavic.cli:entry"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

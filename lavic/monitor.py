@@ -9,6 +9,7 @@ metrics, which shows them apart.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lavic.errors import LavicError
 from lavic.journal import Journal
 
 FOLDER = "system"
@@ -32,14 +34,15 @@ def watch(run_dir: Path, node: int, seconds: float) -> int:
         look = Look(run_dir)
     except ImportError:
         return 0  # without psutil nothing is seen
-    journal = Journal(run_dir / FOLDER / f"node-{node}.jsonl")
-    journal.event("node", host=socket.gethostname(), gpus=look.names)
-    due = time.monotonic() + min(_FIRST_S, seconds)
-    while os.getppid() == parent:
-        if time.monotonic() >= due:
-            journal.log(0, **look())
-            due = time.monotonic() + seconds
-        time.sleep(min(_POLL_S, seconds))
+    with contextlib.suppress(OSError, LavicError):  # a full disk: the run will say so itself
+        journal = Journal(run_dir / FOLDER / f"node-{node}.jsonl")
+        journal.event("node", host=socket.gethostname(), gpus=look.names)
+        due = time.monotonic() + min(_FIRST_S, seconds)
+        while os.getppid() == parent:
+            if time.monotonic() >= due:
+                journal.log(0, **look())
+                due = time.monotonic() + seconds
+            time.sleep(min(_POLL_S, seconds))
     return 0
 
 

@@ -164,6 +164,7 @@ def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(sto
     monkeypatch.chdir(elsewhere)
     run, settings = tmp_path / "runs" / "one", TrackingSettings(mlflow=True)
     tracked(run, range(1, 6), status="KILLED", settings=settings)
+    sync(run)  # a run that is stopped does not wait long for MLflow
     store = stored(run)
     assert store.run.info.status == "KILLED"
     first_id = store.run.info.run_id

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from lavic.cli import leave
 from lavic.world import free_port
 
 READY = (
@@ -62,10 +63,20 @@ class Forge:
             started.append(Rank(self._ask({"argv": list(argv), "env": its, "log": str(file)}), file))
         return started
 
-    def wait(self, ranks: Sequence[Rank], seconds: float = 300.0) -> list[int]:
-        """Exit codes of ranks, negative for a signal; kills those that do not end."""
+    def wait(self, ranks: Sequence[Rank], seconds: float = 300.0, *, until_one: bool = False) -> list[int]:
+        """Exit codes of ranks, negative for a signal.
+
+        Args:
+            ranks: Of one run.
+            seconds: After which they are killed.
+            until_one: Kill the others as soon as one has ended, as a launcher does.
+        """
         until = time.monotonic() + seconds
         while not all(rank.gone for rank in ranks):
+            if until_one and any(rank.gone for rank in ranks):
+                time.sleep(1.0)
+                self.kill(ranks)
+                break
             if time.monotonic() > until:
                 self.kill(ranks)
                 raise TimeoutError("".join(rank.log.read_text() for rank in ranks)[-3000:])
@@ -129,9 +140,7 @@ def _become(question: dict) -> None:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lavic.journal import read_events, read_journal
+from lavic.tracking import sync
 from tests.train.conftest import curve
 from tests.train.forked import Forge, Rank
 from tests.train.ground import Ground
@@ -206,3 +209,63 @@ def test_what_does_not_fit_is_said_in_one_line(
         assert forge.wait(run) == [75], said(run)
         assert complaint in said(run)
         assert read_events(out / "metrics.jsonl", "resume")[-1]["step"] == int(older.name.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("command", ["distill", "tune"])
+def test_a_disk_that_fills_up_is_said_in_one_line(command: str, ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """A small file system of its own; whichever file finds it full, what was saved is used once there is room."""
+    disk, log = tmp_path / "disk", tmp_path / "log"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        out = disk / "run"
+        argv = words(command, ground, out, "--loop.save-every", "1", "--loop.keep", "100", "--loop.steps", "40")
+        run = forge.start(argv, log, ranks=2)
+        codes = forge.wait(run, until_one=True)
+        assert 1 in codes, said(run)
+        (line,) = [line for line in said(run).splitlines() if "error: " in line and "[rank" not in line]
+        assert "make room" in line, line
+        assert "Traceback" not in said(run)
+        whole = sorted(folder.name for folder in (out / "checkpoints").glob("step-*"))
+        assert not list((out / "checkpoints").glob(".step*")), "half a checkpoint takes up the room"
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        run = forge.start(argv, log, ranks=2)
+        assert forge.wait(run) == [0, 0], said(run)
+        starts = [event["step"] for event in read_events(out / "metrics.jsonl", "resume")]
+        assert starts == [0, int(whole[-1].removeprefix("step-"))]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """Two ranks, one MLflow run; the adapter is the same to the last byte with MLflow and with a dead one."""
+    plain, kept, dead, log = (tmp_path / name for name in ("plain", "runs/kept", "dead", "log"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        ways = {plain: [], kept: ["--tracking.mlflow", "--tracking.uri", uri]}
+        ways[dead] = ["--tracking.mlflow", "--tracking.uri", address]
+        for out, more in ways.items():
+            run = forge.start(words("tune", ground, out, *more), log, ranks=2)
+            assert forge.wait(run) == [0, 0], said(run)
+    assert said(run).count("mlflow: ") == 1
+    assert adapters(plain) == adapters(kept) == adapters(dead)
+    assert curve(plain) == curve(kept) == curve(dead)
+
+    for out in (kept, dead):
+        sync(out, uri)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("lavic").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    losses = [(row["step"], row["loss"]) for row in curve(plain) if "loss" in row]
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "loss")
+        assert sorted((point.step, point.value) for point in points) == losses
+        assert len(run.data.tags["adapter.language"]) == 16
+        names = {one.dataset.name for one in run.inputs.dataset_inputs}
+        assert names == {"item store", "training set", "validation set"}
