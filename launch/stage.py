@@ -160,6 +160,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
         for one in stage.inputs():
             identity[one.name] = one.digest
             tracker.dataset(one.name, one.digest, one.path, context=one.context, manifest=one.manifest)
+        tracker.tag({f"digest.{name}": digest for name, digest in identity.items()})
     identity = world.broadcast(identity)
     checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
 

@@ -187,7 +187,7 @@ def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(sto
     assert store.run.data.tags["changed.lr"] == "0.2"
     assert store.run.data.tags["stage"] == "1"
     assert json.loads(store.run.data.tags["event.captions"]) == {"full": {"perplexity": 2.5}}
-    assert [file.path for file in store.client.list_artifacts(first_id)] == ["table.txt"]
+    assert [file.path for file in store.client.list_artifacts(first_id)] == ["curves", "table.txt"]
     assert list(elsewhere.iterdir()) == [], "nothing is put where the process happens to run"
 
 
