@@ -48,15 +48,16 @@ def said(ranks: list[Rank]) -> str:
     return "".join(rank.log.read_text() for rank in ranks)[-4000:]
 
 
-@pytest.mark.parametrize(("command", "ranks", "seed"), [("distill", 1, 11), ("tune", 2, 12)])
+@pytest.mark.parametrize(("command", "ranks", "every", "seed"), [("distill", 1, 2, 11), ("tune", 2, 1, 12)])
 def test_sigkill_at_any_moment(
-    command: str, ranks: int, seed: int, ground: Ground, tmp_path: Path, forge: Forge
+    command: str, ranks: int, every: int, seed: int, ground: Ground, tmp_path: Path, forge: Forge
 ) -> None:
-    """Dropout, a loader worker, a checkpoint every other step; each time one rank or all of them are killed."""
+    """Dropout, a loader worker, often a checkpoint; each time one rank is killed, and the others soon after."""
+    often = ("--loop.save-every", str(every))
     moments = random.Random(seed)
     whole, log = tmp_path / "whole", tmp_path / "log"
     began = time.monotonic()
-    first = forge.start(words(command, ground, whole), log, ranks=ranks)
+    first = forge.start(words(command, ground, whole, *often), log, ranks=ranks)
     assert forge.wait(first) == [0] * ranks, said(first)
     length = time.monotonic() - began
 
@@ -65,7 +66,7 @@ def test_sigkill_at_any_moment(
     while kills < KILLS or not (cut / "result.json").exists():
         if (cut / "result.json").exists():
             cut = tmp_path / f"cut-{kills}"
-        run = forge.start(words(command, ground, cut), log, ranks=ranks)
+        run = forge.start(words(command, ground, cut, *often), log, ranks=ranks)
         if kills < KILLS:
             moment = moments.uniform(0.0, 0.9) * length
             until = time.monotonic() + moment
