@@ -15,7 +15,7 @@ from typing import Any
 
 from lavic import curves
 from lavic.errors import DataError, LaunchError
-from lavic.journal import FILE, parse_line, read_lines
+from lavic.journal import FILE, parse_line, read_events, read_lines
 from lavic.lock import Lock, is_held
 from lavic.monitor import FOLDER as SYSTEM
 from lavic.sent import Sent, read_state, write_state
@@ -68,6 +68,8 @@ class Feed:
             self.sent = read_state(self.run_dir).get(self.uri, Sent())
             try:
                 self._pump()
+            except Busy:  # its parent is being sent by another
+                raise
             except Exception as error:
                 # back to what is known to be sent
                 self.sent = read_state(self.run_dir).get(self.uri, Sent())
@@ -89,7 +91,8 @@ class Feed:
         journal, until = self.run_dir / FILE, time.monotonic() + patience_s
         while is_held(journal) and time.monotonic() < until:
             time.sleep(0.05)
-        if self.sent.run_id and not self.ended and is_held(journal) is False:
+        attended = all(event.get("attended", True) for event in read_events(journal, "start")[-1:])
+        if self.sent.run_id and not self.ended and attended and is_held(journal) is False:
             self._server.end(self.sent.run_id, "KILLED", int(1000 * journal.stat().st_mtime))
             self.sent.status = "KILLED"
             self._save()

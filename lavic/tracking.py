@@ -101,8 +101,23 @@ class Tracker:
             tracker._watch_node(run_dir, node, tracking.system_every)
         return tracker
 
-    def start(self, run_name: str, params: dict[str, Any] | None = None, tags: dict[str, Any] | None = None) -> None:
-        """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run."""
+    def start(
+        self,
+        run_name: str,
+        params: dict[str, Any] | None = None,
+        tags: dict[str, Any] | None = None,
+        *,
+        attended: bool = True,
+    ) -> None:
+        """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run.
+
+        Args:
+            run_name: The command's name.
+            params: Its settings.
+            tags: What else is known of it.
+            attended: Whether this process lives as long as the run: when it is gone without a word, so is the run.
+                False for a pipeline that is handed to a scheduler: `leave` it, and let its last job `finish` it.
+        """
         if self.journal is None:
             return
         chosen = self.settings
@@ -111,6 +126,7 @@ class Tracker:
             run=chosen.run or run_name,
             experiment=chosen.experiment,
             parent_run=chosen.parent_run,
+            attended=attended,
             params=params or {},
             tags=provenance() | (tags or {}),
         )
@@ -148,6 +164,12 @@ class Tracker:
         """Attaches a file or folder of the run, which is copied to MLflow."""
         if self.journal is not None:
             self.journal.event("artifact", path=os.path.relpath(path, self.journal.path.parent))
+
+    def leave(self) -> None:
+        """Ends this process's part in a run that goes on without it."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Ends the run; waits for MLflow to take the rest only as long as it does, at most `patience_s`."""

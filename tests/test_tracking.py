@@ -260,6 +260,18 @@ def test_a_run_inside_another_runs_folder_is_its_child(store_uri, tmp_path):
     assert len(parent.client.search_runs([parent.run.info.experiment_id])) == 3
 
 
+def test_a_pipeline_of_jobs_is_not_dead_while_nobody_attends_it(store_uri, tmp_path):
+    pipeline = tmp_path / "runs" / "pipeline"
+    tracker = Tracker.open(pipeline)
+    tracker.start("pipeline", attended=False)
+    tracker.leave()
+    sync(pipeline, store_uri)
+    assert stored(pipeline, store_uri).run.info.status == "RUNNING"
+    Tracker.open(pipeline).finish("FAILED")  # its last job
+    sync(pipeline, store_uri)
+    assert stored(pipeline, store_uri).run.info.status == "FAILED"
+
+
 def test_what_made_a_run_stands_in_it(store_uri, tmp_path):
     """Code, versions, data, adapters."""
     run, manifest = tmp_path / "runs" / "one", tmp_path / "manifest.json"
