@@ -37,8 +37,8 @@ CRAWL = [
     "webdataset>=1.0,<2",
 ]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
-TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20"]
-MLFLOW = ["mlflow>=3.10,<4"]
+TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]
+MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
 ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,
@@ -76,7 +76,7 @@ setup(
     },
     install_requires=CORE,
     extras_require={"crawl": CRAWL, "model": MODEL, "train": TRAIN, "mlflow": MLFLOW, "all": ALL, "dev": DEV},
-    entry_points={"console_scripts": ["lavic = lavic.cli:main"]},
+    entry_points={"console_scripts": ["lavic = lavic.cli:entry"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config import flatten, parse, settings
+from lavic.config import settings
 from lavic.data.atomic import write_whole
 from lavic.errors import DataError
+from lavic.launch import stage
+from lavic.launch.stage import Input, Parts, Run, Stage
 from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.tracking import Tracker, TrackingSettings
+from lavic.tracking import TrackingSettings
 from lavic.train.run import RunFolder, digest_files
 from lavic.train.settings import LoopSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
     from lavic.data.dataset import ShardDataset, Without
+    from lavic.model.backbone import Backbone
+    from lavic.model.bundle import BundleInfo
     from lavic.train.score import Score
+    from lavic.train.tasks import DistillData
 
 DESCRIPTION = """Stage 1, distillation: train the vision side until five tokens of a photo say what all of them say.
 
@@ -31,6 +36,8 @@ catalogue's. The same command goes on after any stop, with any number of process
 
 Writes OUT/bundle (the vision adapter, for `lavic embed --adapter OUT`), OUT/captions.json (loss and perplexity of the
 validation descriptions: from all tokens, from five before, from five after), OUT/metrics.jsonl and OUT/checkpoints."""
+
+CAPTIONS = "captions.json"
 
 
 @settings
@@ -63,131 +70,127 @@ class DistillSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    chosen = parse(DistillSettings, argv, command="distill", description=DESCRIPTION)
-    world = World.from_env()
-    if chosen.nproc > 1 and world.size == 1:
-        from lavic.launch import local
-
-        return local.run("distill", list(argv or ()), chosen.nproc)
-    return run(chosen, world)
+    return stage.main(Distill, DistillSettings, argv, description=DESCRIPTION)
 
 
-def run(chosen: DistillSettings, world: World) -> int:
-    """Trains, from wherever the run stands."""
-    from lavic.data.dataset import ShardDataset, Without
-    from lavic.model.backbone import resolve
-    from lavic.train.engine import read_json
+class Distill(Stage):
+    """Stage 1."""
 
-    chosen.loop.split(world.size)
-    extra = read_json(chosen.deepspeed)
-    resolve(chosen.model)
-    valid = ShardDataset(chosen.valid)
-    photos = Without(ShardDataset(chosen.shards), valid.keys)
-    if not len(photos):
-        raise DataError(f"{chosen.shards}: every photo is in {chosen.valid} too: nothing is left to train on")
-    folder = RunFolder(chosen, command="distill", world=world, free=("shards", "valid"))
-    if folder.done:
-        if world.is_main:
-            print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
-        return 0
-    world.start()
-    try:
-        with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
-            tracker.start("distill", flatten(chosen))
-            _train(chosen, world, folder, tracker, photos, valid, extra)
-    finally:
-        world.close()
-    return 0
+    command = "distill"
+    free = ("shards", "valid")
+    chosen: DistillSettings
 
+    def __init__(self, chosen: DistillSettings, world: World) -> None:
+        """Opens both sets.
 
-def _train(
-    chosen: DistillSettings,
-    world: World,
-    folder: RunFolder,
-    tracker: Tracker,
-    photos: Without,
-    valid_photos: ShardDataset,
-    extra: dict[str, Any],
-) -> None:
-    import torch
+        Raises:
+            DataError: One is not whole, or nothing is left to train on.
+        """
+        from lavic.data.dataset import ShardDataset, Without
+        from lavic.model.backbone import resolve
 
-    from lavic.data.dataset import Order
-    from lavic.model.adapters import add_adapter, untouched
-    from lavic.model.backbone import Backbone
-    from lavic.model.bundle import save_bundle
-    from lavic.train.checkpoint import Checkpoints
-    from lavic.train.engine import Engine
-    from lavic.train.loop import fit
-    from lavic.train.score import score
-    from lavic.train.tasks import DistillData, DistillTask, TeacherTask
+        super().__init__(chosen, world)
+        resolve(chosen.model)
+        self.valid = ShardDataset(chosen.valid)
+        self.photos = Without(ShardDataset(chosen.shards), self.valid.keys)
+        if not len(self.photos):
+            raise DataError(f"{chosen.shards}: every photo is in {chosen.valid} too: nothing is left to train on")
+        self._captions: dict[str, dict[str, Any]] = {}
 
-    device = world.device()
-    backbone = Backbone.load(chosen.model, device)
+    def inputs(self) -> Iterator[Input]:
+        """The shards, and the descriptions beside them."""
+        sets = (("training", self.chosen.shards, self.photos), ("validation", self.chosen.valid, self.valid))
+        for context, path, photos in sets:
+            yield Input(
+                name=f"{context} set",
+                path=path,
+                digest=_digest(photos),
+                manifest=photos.manifest.folder / "manifest.json",
+                context=context,
+            )
 
-    def data(shards: ShardDataset | Without, **how: Any) -> DistillData:
-        return DistillData(shards, backbone.geometry, backbone.encoder, max_length=chosen.max_length, **how)
+    def load(self, run: Run) -> Parts:
+        """The base model with a vision adapter; before that, the teacher's score of the validation set."""
+        import torch
 
-    train = data(photos, order=Order(len(photos), chosen.loop.seed))
-    valid = data(valid_photos)
-    micro_batch, _ = chosen.loop.split(world.size)
-    captions = _read_captions(folder.folder) if folder.begun else {}
-    if "full" not in captions:
-        every = data(valid_photos, tokens="all")
-        teacher = score(TeacherTask(backbone.model), every, world, batch=micro_batch, device=device)
-        captions["full"] = teacher.as_dict()
-        tracker.event("captions", arm="full", **teacher.as_dict())
+        from lavic.data.dataset import Order
+        from lavic.model.adapters import add_adapter
+        from lavic.model.backbone import Backbone
+        from lavic.train.tasks import DistillData, DistillTask
 
-    torch.manual_seed(chosen.loop.seed)
-    model = add_adapter(backbone, "vision", chosen.lora)
-    engine = Engine(DistillTask(model), world, chosen.loop, extra=extra)
-    total = chosen.loop.total(len(train))
+        chosen = self.chosen
+        backbone = Backbone.load(chosen.model, run.world.device())
 
-    def validated(step: int, result: Score, best: bool) -> None:
-        if step == 0:
-            captions["cls_before"] = result.as_dict()
-            _write_captions(folder.folder, captions, world)
-        elif best if chosen.select == "best" else step == total:
-            captions["cls_after"] = result.as_dict()
-            if world.is_main:
-                save_bundle(
-                    folder.bundle,
-                    backbone,
-                    vision=model,
-                    max_length=chosen.max_length,
-                    revision=chosen.model.revision,
-                )
-            _write_captions(folder.folder, captions, world)
+        def data(shards: ShardDataset | Without, **how: Any) -> DistillData:
+            return DistillData(shards, backbone.geometry, backbone.encoder, max_length=chosen.max_length, **how)
 
-    identity = {"base model": backbone.fingerprint}
-    if world.is_main:
-        identity |= {"training set": _digest(photos), "validation set": _digest(valid_photos)}
-    checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=world.broadcast(identity))
-    progress = fit(engine, train, valid, checkpoints, tracker, chosen.loop, world, on_validation=validated)
-    if untouched(model):
-        raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
-    for arm in ("cls_before", "cls_after"):
-        tracker.event("captions", arm=arm, **captions[arm])
-    for name in ("config.yaml", "captions.json", "bundle"):
-        tracker.artifact(folder.folder / name)
-    best = {"best_step": progress.best_step, "best_loss": progress.best_loss}
-    folder.finish({"command": "distill", "steps": progress.step, **best, "captions": captions})
-    if world.is_main:
-        full, before, after = (captions[arm]["perplexity"] for arm in ("full", "cls_before", "cls_after"))
-        print(
-            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from five before, "
-            f"{after:.3f} from five after"
+        train = data(self.photos, order=Order(len(self.photos), chosen.loop.seed))
+        self._score_teacher(run, backbone, data(self.valid, tokens="all"))
+        torch.manual_seed(chosen.loop.seed)
+        model = add_adapter(backbone, "vision", chosen.lora)
+        return Parts(backbone=backbone, model=model, task=DistillTask(model), train=train, valid=data(self.valid))
+
+    def save(self, folder: Path, parts: Parts) -> BundleInfo:
+        """The vision adapter's bundle."""
+        from lavic.model.bundle import save_bundle
+
+        chosen = self.chosen
+        return save_bundle(
+            folder,
+            parts.backbone,
+            vision=parts.model,
+            max_length=chosen.max_length,
+            revision=chosen.model.revision,
         )
-        print(f"{folder.bundle}: done; next: lavic embed --adapter {chosen.out} --shards ... --out STORE")
 
+    def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:
+        """Notes how well five tokens do, before training and for the adapter that is kept."""
+        arm = "cls_before" if step == 0 else "cls_after" if kept else ""
+        if arm:
+            self._note(run, arm, score.as_dict())
 
-def _read_captions(folder: Path) -> dict[str, dict[str, float]]:
-    file = folder / "captions.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    def result(self) -> Mapping[str, Any]:
+        """The captions' scores."""
+        return {"captions": self._captions}
 
+    def artifacts(self) -> Sequence[str]:
+        """The captions' scores."""
+        return ("captions.json",)
 
-def _write_captions(folder: Path, captions: dict[str, dict[str, float]], world: World) -> None:
-    if world.is_main:
-        write_whole(folder / "captions.json", json.dumps(captions, indent=2) + "\n")
+    def farewell(self, folder: RunFolder) -> str:
+        """What stage 1 did, and what comes next."""
+        full, before, after = (self._captions[arm]["perplexity"] for arm in ("full", "cls_before", "cls_after"))
+        return (
+            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from five before, "
+            f"{after:.3f} from five after\n"
+            f"{folder.bundle}: done; next: lavic embed --adapter {self.chosen.out} --shards ... --out STORE"
+        )
+
+    def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
+        """Scores all tokens, which is dear for a large model: once for a set, however often the run is stopped."""
+        from lavic.model import prompts
+        from lavic.train.score import score
+        from lavic.train.tasks import TeacherTask
+
+        chosen, world = self.chosen, run.world
+        if world.is_main:
+            of = f"{backbone.fingerprint}/{_digest(self.valid)}/{chosen.max_length}/{prompts.VERSION}"
+            file = run.folder.folder / CAPTIONS
+            found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            self._captions = found if found.get("full", {}).get("of") == of else found | {"full": {"of": of}}
+        self._captions = world.broadcast(self._captions)
+        if "loss" not in self._captions["full"]:
+            micro_batch, _ = chosen.loop.split(world.size)
+            teacher = score(
+                TeacherTask(backbone.model), every, world, batch=micro_batch, device=world.device(), stop=run.stop
+            )
+            self._note(run, "full", self._captions["full"] | teacher.as_dict())
+
+    def _note(self, run: Run, arm: str, values: dict[str, Any]) -> None:
+        self._captions[arm] = values
+        run.tracker.event("captions", arm=arm, **values)
+        if run.world.is_main:
+            write_whole(run.folder.folder / CAPTIONS, json.dumps(self._captions, indent=2) + "\n")
 
 
 def _digest(photos: ShardDataset | Without) -> str:

@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
     """Ranks, measures, writes. Rank 0 writes; the others only rank."""
     began = time.monotonic()
-    with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
+    node = world.node if world.local_rank == 0 else None
+    with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
         tracker.start("evaluate", flatten(chosen))
         found = compete(
             contest.arms,

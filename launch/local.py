@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
 
 from lavic.errors import LaunchError, Stopped
 from lavic.world import free_port
@@ -158,17 +157,6 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]], grace_s: float, *, ask: bool 
         rank.wait()
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this rank at once, its output flushed.
-
-    An interpreter that is taken down with care spends a second on it, and gloo's threads, which may meanwhile lose a
-    faster rank, then abort the process: the launcher would read signal 6 where the rank said 2 or 75.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _stay_with_launcher() -> None:
     """Has the kernel send SIGTERM when the launcher dies (Linux), so that no rank is left holding a GPU."""
     parent = os.environ.get(_PARENT, "")
@@ -182,6 +170,6 @@ def _stay_with_launcher() -> None:
 
 if __name__ == "__main__":
     _stay_with_launcher()
-    from lavic.cli import main
+    from lavic.cli import entry
 
-    leave(main())
+    entry()

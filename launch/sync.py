@@ -11,9 +11,11 @@ from lavic.errors import ConfigError
 from lavic.journal import FILE
 from lavic.tracking import sync
 
-DESCRIPTION = """Sends the journals (metrics.jsonl) of finished or stopped runs to MLflow.
+DESCRIPTION = """Sends the journals (metrics.jsonl) of runs to MLflow, from where they went on without it.
 
-A point is never sent twice: what a server has of a run stands in RUN/mlflow.json. Run it as often as you like.
+A point is never sent twice: what a server has of a run stands in RUN/mlflow.json. Run it as often as you like, also
+while runs go on. A run that was killed and could not say so is marked KILLED, one that goes on RUNNING. A run whose
+folder lies inside another run's folder is shown below it.
 
   lavic sync runs/ --uri http://mlflow.example.org:5000 --experiment beauty"""
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config import flatten, parse, settings
+from lavic.config import settings
 from lavic.errors import DataError
+from lavic.launch import stage
+from lavic.launch.stage import Input, Parts, Run, Stage
 from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.tracking import Tracker, TrackingSettings
+from lavic.tracking import TrackingSettings
 from lavic.train.run import RunFolder, digest_files
 from lavic.train.settings import LoopSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
     from lavic.data.records import Conversation
+    from lavic.model.bundle import BundleInfo
     from lavic.model.itemstore import ItemStore
     from lavic.train.score import Score
+    from lavic.train.tasks import TuneData
 
 DESCRIPTION = """Stage 2, recommendation tuning: train the language model to answer a conversation and its candidates
 with the ID of the right one.
@@ -74,43 +78,105 @@ class TuneSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    chosen = parse(TuneSettings, argv, command="tune", description=DESCRIPTION)
-    world = World.from_env()
-    if chosen.nproc > 1 and world.size == 1:
-        from lavic.launch import local
-
-        return local.run("tune", list(argv or ()), chosen.nproc)
-    return run(chosen, world)
+    return stage.main(Tune, TuneSettings, argv, description=DESCRIPTION)
 
 
-def run(chosen: TuneSettings, world: World) -> int:
-    """Trains, from wherever the run stands."""
-    from lavic.data.conversations import read_conversations
-    from lavic.model.backbone import fingerprint, resolve
-    from lavic.model.itemstore import ItemStore
-    from lavic.train.engine import read_json
+class Tune(Stage):
+    """Stage 2."""
 
-    chosen.loop.split(world.size)
-    extra = read_json(chosen.deepspeed)
-    store = ItemStore.open(chosen.store)
-    store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
-    train = read_conversations(chosen.train, candidates=chosen.candidates)
-    valid = read_conversations(chosen.valid, candidates=chosen.candidates)
-    if chosen.missing == "drop":
-        train, valid = (stored(rows, store, chosen.candidates, speak=world.is_main) for rows in (train, valid))
-    folder = RunFolder(chosen, command="tune", world=world, free=("store", "train", "valid"))
-    if folder.done:
-        if world.is_main:
-            print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
-        return 0
-    world.start()
-    try:
-        with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
-            tracker.start("tune", flatten(chosen))
-            _train(chosen, world, folder, tracker, store, train, valid, extra)
-    finally:
-        world.close()
-    return 0
+    command = "tune"
+    free = ("store", "train", "valid")
+    chosen: TuneSettings
+
+    def __init__(self, chosen: TuneSettings, world: World) -> None:
+        """Opens the store and reads the conversations.
+
+        Raises:
+            DataError: The store is of another base model, or lacks an item.
+        """
+        from lavic.data.conversations import read_conversations
+        from lavic.model.backbone import fingerprint, resolve
+        from lavic.model.itemstore import ItemStore
+
+        super().__init__(chosen, world)
+        self.store = ItemStore.open(chosen.store)
+        self.store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
+        rows = [read_conversations(file, candidates=chosen.candidates) for file in (chosen.train, chosen.valid)]
+        if chosen.missing == "drop":
+            rows = [stored(each, self.store, chosen.candidates, speak=world.is_main) for each in rows]
+        self.train, self.valid = rows
+
+    def inputs(self) -> Iterator[Input]:
+        """The item store and the conversations."""
+        manifest = self.store.folder / "manifest.json"
+        yield Input(name="item store", path=self.chosen.store, digest=digest_files([manifest]), manifest=manifest)
+        for context, path in (("training", self.chosen.train), ("validation", self.chosen.valid)):
+            yield Input(name=f"{context} set", path=path, digest=digest_files([path]), context=context)
+
+    def load(self, run: Run) -> Parts:
+        """The base model without its vision tower, the store's vision adapter merged in, and a language adapter."""
+        import torch
+
+        from lavic.data.dataset import Order
+        from lavic.model.adapters import add_adapter, merge_adapter
+        from lavic.model.backbone import Backbone
+        from lavic.train.tasks import TuneData, TuneTask
+
+        chosen = self.chosen
+        backbone = Backbone.load(chosen.model, run.world.device(), vision=False)
+        if vision := self._vision():
+            merge_adapter(backbone, vision, "vision")
+
+        def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
+            return TuneData(
+                rows,
+                self.store,
+                backbone.encoder,
+                candidates=chosen.candidates,
+                max_length=chosen.max_length,
+                tokens=chosen.tokens,
+                shuffle=shuffle,
+                seed=chosen.loop.seed,
+            )
+
+        train, valid = data(self.train, chosen.shuffle), data(self.valid, False)
+        if not len(train):
+            raise DataError(f"{chosen.train}: no conversation has a target")
+        train.order = Order(len(train), chosen.loop.seed)
+        torch.manual_seed(chosen.loop.seed)
+        model = add_adapter(backbone, "language", chosen.lora)
+        return Parts(backbone=backbone, model=model, task=TuneTask(model), train=train, valid=valid)
+
+    def save(self, folder: Path, parts: Parts) -> BundleInfo:
+        """The bundle of both adapters."""
+        from lavic.model.bundle import save_bundle
+
+        chosen = self.chosen
+        return save_bundle(
+            folder,
+            parts.backbone,
+            vision=self._vision(),
+            language=parts.model,
+            tokens=chosen.tokens,
+            max_length=chosen.max_length,
+            revision=chosen.model.revision,
+        )
+
+    def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:
+        """Nothing to note besides what the loop notes."""
+
+    def artifacts(self) -> Sequence[str]:
+        """Nothing besides what every stage keeps."""
+        return ()
+
+    def farewell(self, folder: RunFolder) -> str:
+        """What comes next."""
+        words = f"lavic evaluate --bundle {folder.bundle} --store {self.chosen.store} --test ..."
+        return f"{folder.bundle}: done; next: {words}"
+
+    def _vision(self) -> Path | None:
+        """The adapter that made the store; nothing for a run that does not look."""
+        return self.store.vision_adapter if self.chosen.tokens == "items" else None
 
 
 def stored(rows: Sequence[Conversation], store: ItemStore, key: str, *, speak: bool) -> list[Conversation]:
@@ -132,80 +198,3 @@ def stored(rows: Sequence[Conversation], store: ItemStore, key: str, *, speak: b
     if speak and (gone or len(kept) < len(rows)):
         print(f"{file}: {len(rows) - len(kept)} of {len(rows)} rows and {gone} candidates left out: not in the store")
     return kept
-
-
-def _train(
-    chosen: TuneSettings,
-    world: World,
-    folder: RunFolder,
-    tracker: Tracker,
-    store: ItemStore,
-    train_rows: Sequence[Conversation],
-    valid_rows: Sequence[Conversation],
-    extra: dict[str, Any],
-) -> None:
-    import torch
-
-    from lavic.data.dataset import Order
-    from lavic.model.adapters import add_adapter, merge_adapter, untouched
-    from lavic.model.backbone import Backbone
-    from lavic.model.bundle import save_bundle
-    from lavic.train.checkpoint import Checkpoints
-    from lavic.train.engine import Engine
-    from lavic.train.loop import fit
-    from lavic.train.tasks import TuneData, TuneTask
-
-    backbone = Backbone.load(chosen.model, world.device(), vision=False)
-    looks = chosen.tokens == "items"
-    if looks and store.vision_adapter:
-        merge_adapter(backbone, store.vision_adapter, "vision")
-
-    def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
-        return TuneData(
-            rows,
-            store,
-            backbone.encoder,
-            candidates=chosen.candidates,
-            max_length=chosen.max_length,
-            tokens=chosen.tokens,
-            shuffle=shuffle,
-            seed=chosen.loop.seed,
-        )
-
-    train, valid = data(train_rows, chosen.shuffle), data(valid_rows, False)
-    if not len(train):
-        raise DataError(f"{chosen.train}: no conversation has a target")
-    train.order = Order(len(train), chosen.loop.seed)
-    torch.manual_seed(chosen.loop.seed)
-    model = add_adapter(backbone, "language", chosen.lora)
-    engine = Engine(TuneTask(model), world, chosen.loop, extra=extra)
-    total = chosen.loop.total(len(train))
-
-    def validated(step: int, result: Score, best: bool) -> None:
-        if world.is_main and (best if chosen.select == "best" else step == total):
-            save_bundle(
-                folder.bundle,
-                backbone,
-                vision=store.vision_adapter if looks else None,
-                language=model,
-                tokens=chosen.tokens,
-                max_length=chosen.max_length,
-                revision=chosen.model.revision,
-            )
-
-    identity = {
-        "base model": backbone.fingerprint,
-        "item store": digest_files([store.folder / "manifest.json"]),
-        "training set": digest_files([chosen.train]),
-        "validation set": digest_files([chosen.valid]),
-    }
-    checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
-    progress = fit(engine, train, valid, checkpoints, tracker, chosen.loop, world, on_validation=validated)
-    if untouched(model):
-        raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
-    for name in ("config.yaml", "bundle"):
-        tracker.artifact(folder.folder / name)
-    best = {"best_step": progress.best_step, "best_loss": progress.best_loss}
-    folder.finish({"command": "tune", "steps": progress.step, **best})
-    if world.is_main:
-        print(f"{folder.bundle}: done; next: lavic evaluate --bundle {folder.bundle} --store {chosen.store} --test ...")

@@ -1,6 +1,6 @@
 """`python -m lavic COMMAND ...`: the same as the `lavic` command."""
 
-from lavic.cli import main
+from lavic.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

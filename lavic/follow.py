@@ -14,17 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-from lavic.feed import Feed
+from lavic.feed import Busy, Feed, one_line
+from lavic.monitor import stay_calm
 
 _POLL_S = 0.5
 _BACKOFF_S = (5.0, 60.0)
+_DYING_S = 5.0
 
 
 def follow(run_dir: Path, uri: str) -> int:
     """Feeds until the journal's "end" event, or until the process that started this one is gone."""
     feed, parent = Feed(run_dir, uri), os.getppid()
-    if hasattr(os, "nice"):
-        os.nice(10)
+    stay_calm()
     wait, told = _BACKOFF_S[0], False
     while True:
         orphan = os.getppid() != parent
@@ -33,15 +34,17 @@ def follow(run_dir: Path, uri: str) -> int:
             if feed.ended:
                 return 0
             if orphan:
-                feed.end("FAILED")
+                feed.settle(_DYING_S)
                 return 0
             wait = _BACKOFF_S[0]
             time.sleep(_POLL_S)
+        except Busy:
+            time.sleep(_POLL_S)
         except Exception as error:
-            reason = feed.fail(error)
             if not told:
                 told = True
-                print(f"mlflow: {reason}; the run goes on, 'lavic sync {run_dir}' sends it later", file=sys.stderr)
+                reason = f"mlflow: {one_line(error)}; the run goes on, 'lavic sync {run_dir}' sends it later"
+                print(reason, file=sys.stderr)
             if orphan:
                 return 1
             _sleep_until_orphan(wait, parent)

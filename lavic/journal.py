@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lavic.errors import LavicError
+from lavic.lock import Lock
+
 FILE = "metrics.jsonl"
 
 
@@ -17,12 +20,15 @@ class Journal:
     """Appends to a run's journal. One process writes it: rank 0.
 
     A line is a metrics record, {"time", "step", ...values}, or an event, {"time", "event", ...fields}. Each is one
-    write of one whole line, so that a reader never sees half of one and a crash loses at most the last.
+    write of one whole line, so that a reader never sees half of one and a crash loses at most the last. While it is
+    open the file is locked, by which `lavic sync` knows that the run is alive.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.path)
+        self._lock.take(patience_s=1.0)  # who asks whether we are alive holds it for an instant
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
@@ -33,7 +39,7 @@ class Journal:
         """Notes numbers that belong to `step` (optimizer steps done). Numbers may be tensors of one element."""
         self._append({"step": int(step), **{key: _number(value) for key, value in values.items()}})
 
-    def event(self, name: str, **fields: Any) -> None:
+    def event(self, name: str, /, **fields: Any) -> None:
         """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40."""
         self._append({"event": name, **fields})
 
@@ -44,10 +50,19 @@ class Journal:
                 self.event("end", status=status)
             os.close(self._file)
             self._file = -1
+            self._lock.release()
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str)
-        os.write(self._file, line.encode() + b"\n")
+        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str).encode() + b"\n"
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise self._full(error.strerror) from error
+        if written < len(line):  # the next start shuts it off
+            raise self._full("the disk is full")
+
+    def _full(self, why: str | None) -> LavicError:
+        return LavicError(f"{self.path} cannot be written ({why}): make room, then run the same command again")
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:

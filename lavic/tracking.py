@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -12,15 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from pydantic import NonNegativeFloat
+
 from lavic.config import settings
 from lavic.errors import Stopped
-from lavic.feed import Feed, Sent, read_state, send
+from lavic.feed import Feed, send
 from lavic.journal import FILE, Journal, read_events, read_journal
+from lavic.provenance import provenance
+from lavic.sent import Sent, read_state
 
 __all__ = ["Journal", "Tracker", "TrackingSettings", "read_events", "read_journal", "sync"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 log = logging.getLogger(__name__)
+_HURRY_S = 3.0
+"""How long a run that was asked to stop waits for MLflow: what asked will not wait long."""
 
 
 @settings
@@ -36,7 +43,9 @@ class TrackingSettings:
     run: str | None = None
     """MLflow's name of the run; by default the command's."""
     parent_run: str | None = None
-    """Id of the MLflow run that this one is shown under."""
+    """Id of the MLflow run that this one is shown under; by default that of the run whose folder this one lies in."""
+    system_every: NonNegativeFloat = 10.0
+    """Seconds between looks at each node's CPU, memory, disk, network and GPUs; 0 does not look."""
 
     def address(self, run_dir: Path) -> str:
         """MLflow's address for a run in `run_dir`."""
@@ -56,17 +65,18 @@ class Tracker:
         tracker.log(step, loss=0.5)
     """
 
-    def __init__(self, journal: Journal | None, mlflow: TrackingSettings | None = None, *, patience_s: float = 30.0):
+    def __init__(self, journal: Journal | None, settings: TrackingSettings | None = None, *, patience_s: float = 30.0):
         """Makes a tracker that has said nothing yet.
 
         Args:
             journal: where everything goes; None reports nothing.
-            mlflow: fed as well when its `mlflow` is set.
+            settings: MLflow is fed as well when its `mlflow` is set.
             patience_s: how long `finish` waits for MLflow to take the rest.
         """
         self.journal = journal
-        self.settings = mlflow if mlflow is not None and mlflow.mlflow else None
+        self.settings = settings or TrackingSettings()
         self._feed: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
         self._patience_s = patience_s
 
     @classmethod
@@ -75,24 +85,52 @@ class Tracker:
         return cls(None)
 
     @classmethod
-    def open(cls, run_dir: Path, tracking: TrackingSettings | None = None, *, main: bool = True) -> Tracker:
-        """The tracker of the run in `run_dir`; the null tracker where `main` is false."""
-        return cls(Journal(run_dir / FILE), tracking) if main else cls.null()
+    def open(
+        cls, run_dir: Path, tracking: TrackingSettings | None = None, *, main: bool = True, node: int | None = None
+    ) -> Tracker:
+        """The tracker of the run in `run_dir`.
 
-    def start(self, run_name: str, params: dict[str, Any] | None = None, tags: dict[str, Any] | None = None) -> None:
-        """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run."""
+        Args:
+            run_dir: The run's folder.
+            tracking: Where else to report.
+            main: False for the null tracker, of every rank but 0.
+            node: The node's number, on one rank of each node: it has the node watched until the run ends.
+        """
+        tracker = cls(Journal(run_dir / FILE), tracking) if main else cls.null()
+        if node is not None and tracking is not None and tracking.system_every:
+            tracker._watch_node(run_dir, node, tracking.system_every)
+        return tracker
+
+    def start(
+        self,
+        run_name: str,
+        params: dict[str, Any] | None = None,
+        tags: dict[str, Any] | None = None,
+        *,
+        attended: bool = True,
+    ) -> None:
+        """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run.
+
+        Args:
+            run_name: The command's name.
+            params: Its settings.
+            tags: What else is known of it.
+            attended: Whether this process lives as long as the run: when it is gone without a word, so is the run.
+                False for a pipeline that is handed to a scheduler: `leave` it, and let its last job `finish` it.
+        """
         if self.journal is None:
             return
-        chosen = self.settings or TrackingSettings()
+        chosen = self.settings
         self.journal.event(
             "start",
             run=chosen.run or run_name,
             experiment=chosen.experiment,
             parent_run=chosen.parent_run,
+            attended=attended,
             params=params or {},
-            tags=tags or {},
+            tags=provenance() | (tags or {}),
         )
-        if self.settings is not None and self._feed is None:
+        if chosen.mlflow and self._feed is None:
             self._start_feed()
 
     def log(self, step: int, **metrics: Any) -> None:
@@ -100,28 +138,55 @@ class Tracker:
         if self.journal is not None:
             self.journal.log(step, **metrics)
 
-    def event(self, name: str, **fields: Any) -> None:
+    def event(self, name: str, /, **fields: Any) -> None:
         """Notes that something happened; MLflow shows it as the tag `event.NAME`."""
         if self.journal is not None:
             self.journal.event(name, **fields)
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Notes properties of the run that were not known at its start."""
+        self.event("tags", tags=tags)
+
+    def dataset(self, name: str, digest: str, path: Path, *, context: str = "", manifest: Path | None = None) -> None:
+        """Notes what the run reads.
+
+        Args:
+            name: What it is called here ("training set").
+            digest: Of its content.
+            path: Where it stands.
+            context: What it is for, in MLflow's words: training, validation.
+            manifest: A small file that describes it; copied to MLflow.
+        """
+        place = None if manifest is None else str(manifest.absolute())
+        self.event("dataset", name=name, digest=digest, path=str(path), context=context, manifest=place)
 
     def artifact(self, path: Path) -> None:
         """Attaches a file or folder of the run, which is copied to MLflow."""
         if self.journal is not None:
             self.journal.event("artifact", path=os.path.relpath(path, self.journal.path.parent))
 
+    def leave(self) -> None:
+        """Ends this process's part in a run that goes on without it."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Ends the run; waits for MLflow to take the rest only as long as it does, at most `patience_s`."""
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
+            self._watch = None
         if self.journal is None:
             return
         self.journal.close(status)
         if self._feed is not None:
-            self._await_feed()
+            self._await_feed(self._patience_s if status == "FINISHED" else min(_HURRY_S, self._patience_s))
         self.journal = None
 
     def mlflow_run(self, timeout_s: float = 30.0) -> str | None:
         """This run's id in MLflow, waiting for it at most so long; None without MLflow, or when it does not answer."""
-        if self.journal is None or self.settings is None:
+        if self.journal is None:
             return None
         until = time.monotonic() + timeout_s
         while self._feed is not None and time.monotonic() < until:
@@ -149,7 +214,7 @@ class Tracker:
         return sent if sent is not None and sent.pid == self._feed.pid else None
 
     def _address(self) -> str:
-        assert self.journal is not None and self.settings is not None
+        assert self.journal is not None
         return self.settings.address(self.journal.path.parent)
 
     def _start_feed(self) -> None:
@@ -158,25 +223,25 @@ class Tracker:
             log.warning("MLflow is not installed (pip install 'lavic[mlflow]'); this run is in its journal only")
             return
         # A process of its own: its imports, its waiting and its crashes are not the run's, nor is the run's Ctrl-C its.
-        words = [sys.executable, "-m", "lavic.follow", str(self.journal.path.parent.absolute()), self._address()]
-        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         try:
-            self._feed = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True
-            )
+            self._feed = _beside("lavic.follow", self.journal.path.parent, self._address())
         except OSError as error:
             log.warning("MLflow cannot be fed (%s); this run is in its journal only", error)
 
-    def _await_feed(self) -> None:
+    def _watch_node(self, run_dir: Path, node: int, seconds: float) -> None:
+        with contextlib.suppress(OSError):
+            self._watch = _beside("lavic.monitor", run_dir, str(node), str(seconds))
+
+    def _await_feed(self, patience_s: float) -> None:
         assert self.journal is not None and self._feed is not None
-        run_dir, until = self.journal.path.parent, time.monotonic() + self._patience_s
+        run_dir, until = self.journal.path.parent, time.monotonic() + patience_s
         while self._feed.poll() is None and time.monotonic() < until:
             sent = self._sent()
             if sent is not None and sent.error:
                 break
             time.sleep(0.05)
         if self._feed.poll() is None:
-            self._feed.terminate()
+            self._feed.kill()  # what it has sent is noted
             self._feed.wait()
         if self._feed.returncode:
             log.warning("MLflow has not taken all of this run; 'lavic sync %s' sends the rest", run_dir)
@@ -186,3 +251,10 @@ class Tracker:
 def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> Feed:
     """Sends what MLflow does not have yet of a run, without duplicates; see `lavic.feed.send`."""
     return send(run_dir, uri or TrackingSettings().address(run_dir), experiment)
+
+
+def _beside(module: str, run_dir: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Starts a process that goes beside this one, of its own session: Ctrl-C is not for it."""
+    line = [sys.executable, "-m", module, str(run_dir.absolute()), *words]
+    quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(line, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)

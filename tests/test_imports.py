@@ -16,14 +16,15 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "world"}
+FOUNDATION = {"errors", "config", "lock", "world"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
     "errors": set(),
+    "lock": set(),
     "config": {"errors"},
     "world": {"errors"},
-    "tracking": {"errors", "config"},
+    "tracking": {"errors", "config", "lock"},
     "cli": {"errors", "world"},
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
@@ -45,6 +46,11 @@ PARTS = {
     "journal": "tracking",
     "feed": "tracking",
     "follow": "tracking",
+    "provenance": "tracking",
+    "curves": "tracking",
+    "monitor": "tracking",
+    "sent": "tracking",
+    "server": "tracking",
     "__main__": "cli",
 }
 """lavic/*.py that belong to a part of another name."""
@@ -53,7 +59,7 @@ ONLY_IN = {
     "ray": {"lavic.shards"},
     "aiohttp": {"lavic.shards"},
     "deepspeed": {"lavic.train.engine", "lavic.train.checkpoint"},
-    "mlflow": {"lavic.feed"},
+    "mlflow": {"lavic.server"},
 }
 """Package -> the modules (or folders of them) that may import it."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import logging
 import os
@@ -10,15 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from lavic.errors import DataError, LaunchError, Stopped
-from lavic.feed import connect, read_state
 from lavic.journal import Journal, read_events, read_journal
 from lavic.launch import sync as command
+from lavic.monitor import FOLDER as SYSTEM
+from lavic.sent import read_state
+from lavic.server import connect
 from lavic.tracking import Tracker, TrackingSettings, default_uri, sync
 
 DEAD = """
@@ -159,6 +164,7 @@ def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(sto
     monkeypatch.chdir(elsewhere)
     run, settings = tmp_path / "runs" / "one", TrackingSettings(mlflow=True)
     tracked(run, range(1, 6), status="KILLED", settings=settings)
+    sync(run)  # a run that is stopped does not wait long for MLflow
     store = stored(run)
     assert store.run.info.status == "KILLED"
     first_id = store.run.info.run_id
@@ -181,7 +187,7 @@ def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(sto
     assert store.run.data.tags["changed.lr"] == "0.2"
     assert store.run.data.tags["stage"] == "1"
     assert json.loads(store.run.data.tags["event.captions"]) == {"full": {"perplexity": 2.5}}
-    assert [file.path for file in store.client.list_artifacts(first_id)] == ["table.txt"]
+    assert [file.path for file in store.client.list_artifacts(first_id)] == ["curves", "table.txt"]
     assert list(elsewhere.iterdir()) == [], "nothing is put where the process happens to run"
 
 
@@ -234,6 +240,186 @@ def test_a_child_run_is_shown_under_its_parent(store_uri, tmp_path):
     assert child.run.info.run_name == "stage 1"
 
 
+def test_a_run_inside_another_runs_folder_is_its_child(store_uri, tmp_path):
+    """A pipeline's stages, synced in any order, by folders alone; the pipeline goes on meanwhile."""
+    pipeline = tmp_path / "runs" / "pipeline"
+    tracker = Tracker.open(pipeline)
+    tracker.start("pipeline")
+    for stage in ("distill", "tune"):
+        tracked(pipeline / "runs" / stage, range(1, 3))
+    sync(pipeline / "runs" / "tune", store_uri)
+    parent = stored(pipeline, store_uri)
+    assert parent.run.info.status == "RUNNING"
+    tracker.finish()
+    assert command.main([str(pipeline), "--uri", store_uri]) == 0
+    assert stored(pipeline, store_uri).run.info.status == "FINISHED"
+    for stage in ("distill", "tune"):
+        child = stored(pipeline / "runs" / stage, store_uri).run
+        assert child.data.tags["mlflow.parentRunId"] == parent.run.info.run_id
+        assert child.info.experiment_id == parent.run.info.experiment_id
+    assert len(parent.client.search_runs([parent.run.info.experiment_id])) == 3
+
+
+def test_a_pipeline_of_jobs_is_not_dead_while_nobody_attends_it(store_uri, tmp_path):
+    pipeline = tmp_path / "runs" / "pipeline"
+    tracker = Tracker.open(pipeline)
+    tracker.start("pipeline", attended=False)
+    tracker.leave()
+    sync(pipeline, store_uri)
+    assert stored(pipeline, store_uri).run.info.status == "RUNNING"
+    Tracker.open(pipeline).finish("FAILED")  # its last job
+    sync(pipeline, store_uri)
+    assert stored(pipeline, store_uri).run.info.status == "FAILED"
+
+
+def test_what_made_a_run_stands_in_it(store_uri, tmp_path):
+    """Code, versions, data, adapters."""
+    run, manifest = tmp_path / "runs" / "one", tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"samples": 12, "shards": [{"name": "x"}]}))
+    with Tracker.open(run) as tracker:
+        tracker.start("distill")
+        tracker.dataset("training set", "0123abcd", tmp_path, context="training", manifest=manifest)
+        tracker.dataset("item store", "4567", tmp_path)
+        tracker.tag({"adapter.vision": "89ef"})
+    sync(run, store_uri)
+    store = stored(run, store_uri)
+    tags = store.run.data.tags
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert {"version.lavic", "version.torch", "version.python", "host", "command", "mlflow.user"} <= tags.keys()
+    assert tags["adapter.vision"] == "89ef"
+    inputs = {one.dataset.name: (one.dataset.digest, one.tags) for one in store.run.inputs.dataset_inputs}
+    assert {name: digest for name, (digest, _) in inputs.items()} == {"training set": "0123abcd", "item store": "4567"}
+    assert [(tag.key, tag.value) for tag in inputs["training set"][1]] == [("mlflow.data.context", "training")]
+    (kept,) = store.client.list_artifacts(store.run.info.run_id, "data/training set")
+    assert kept.path == "data/training set/manifest.json"
+
+
+def test_curves_are_kept_as_pictures(store_uri, tmp_path):
+    from PIL import Image
+
+    run = tmp_path / "runs" / "one"
+    with Tracker.open(run) as tracker:
+        tracker.start("distill")
+        tracker.event("captions", arm="full", perplexity=1.5)
+        for step in range(200):
+            tracker.log(step, loss=3 / (step + 1))
+        for epoch in range(4):
+            tracker.log(50 * epoch, epoch=float(epoch), valid_perplexity=5 - epoch, valid_loss=1.0)
+    sync(run, store_uri)
+    store = stored(run, store_uri)
+    kept = sorted(file.path for file in store.client.list_artifacts(store.run.info.run_id, "curves"))
+    assert kept == ["curves/loss.png", "curves/perplexity.png"]
+    for name in kept:
+        with Image.open(run / name) as picture:
+            assert picture.format == "PNG" and picture.width > 600
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 20, "nothing is drawn"
+
+
+def test_every_node_is_seen_apart(store_uri, tmp_path):
+    """Two nodes' watchers, a restart of one of them; the steps are seconds of the run and never go back."""
+    run = tmp_path / "runs" / "one"
+    tracked(run, range(1, 3))
+    for node in (0, 1, 0):
+        file = run / SYSTEM / f"node-{node}.jsonl"
+        lines_before = len(lines(file)) if file.exists() else 0
+        tracker = Tracker.open(run, TrackingSettings(system_every=0.5), main=False, node=node)
+        until = time.monotonic() + 60
+        while not file.exists() or len(file.read_text().splitlines()) < lines_before + 4:
+            assert time.monotonic() < until, "nobody watches"
+            time.sleep(0.1)
+        tracker.finish()
+    sync(run, store_uri)
+    assert sync(run, store_uri).points == 0
+    store = stored(run, store_uri)
+    for node in ("node-0", "node-1"):
+        assert store.run.data.tags[f"node.{node}"] == socket.gethostname()
+        for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"):
+            points = store.points(f"system/{node}/{name}")
+            assert points and len({step for step, _ in points}) == len(points)
+            assert all(value >= 0 for _, value in points)
+    assert store.points("system/node-0/system_memory_usage_megabytes")[0][1] > 10
+    assert len(list((run / SYSTEM).iterdir())) == 2
+
+
+class Wrong(http.server.BaseHTTPRequestHandler):
+    """Answers everything, and never what was asked for."""
+
+    def do_GET(self) -> None:
+        body = b"<html>Please log in</html>"
+        self.send_response(200 if "experiments" in self.path else 500)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Is quiet."""
+
+
+def test_a_wrong_server_is_one_line_and_changes_nothing(store_uri, tmp_path, capfd):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}"
+    tracked(tmp_path / "run", range(1, 6), settings=TrackingSettings(mlflow=True, uri=uri))
+    said = capfd.readouterr().err
+    assert said.count("mlflow: ") == 1 and "Traceback" not in said
+    with pytest.raises(LaunchError, match="did not take"):
+        sync(tmp_path / "run", uri)
+    server.shutdown()
+    assert sync(tmp_path / "run", store_uri).points == 8
+    assert stored(tmp_path / "run", store_uri).points("loss") == [(step, 1 / step) for step in range(1, 6)]
+
+
+@pytest.mark.dist
+def test_a_real_server_that_comes_late_gets_everything_once(tmp_path):
+    """`mlflow server` is down while the run goes on, comes up, and is synced by two processes at once, twice."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    run = tmp_path / "runs" / "one"
+    tracked(run, range(1, 2501), settings=TrackingSettings(mlflow=True, uri=uri), status="KILLED")
+    (run / "table.txt").write_text("a table")
+    with Tracker.open(run) as tracker:
+        tracker.start("distill", {"lr": 0.1})
+        tracker.event("resume", step=2400)
+        for step in range(2401, 2601):
+            tracker.log(step, loss=1 / step)
+        tracker.artifact(run / "table.txt")
+    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri"]
+    words += [f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "kept")]
+    log = (tmp_path / "server.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words], stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        until = time.monotonic() + 240
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            time.sleep(0.5)
+        line = [sys.executable, "-m", "lavic", "sync", str(run), "--uri", uri]
+        for _ in range(2):
+            both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+            answers = [one.communicate(timeout=240) for one in both]
+            assert [one.returncode for one in both] == [0, 0], answers
+        store = stored(run, uri)
+        assert store.points("loss") == [(step, 1 / step) for step in range(1, 2601)]
+        assert store.run.info.status == "FINISHED"
+        paths = {file.path for file in store.client.list_artifacts(store.run.info.run_id)}
+        assert {"table.txt", "curves"} <= paths
+        assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log.close()
+
+
 def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, caplog, capfd):
     caplog.set_level(logging.WARNING)
     with socket.socket() as closed:
@@ -277,8 +463,55 @@ def test_a_run_that_is_killed_does_not_stay_running(store_uri, tmp_path):
         if default_uri(run) in read_state(run) and stored(run).run.info.status != "RUNNING":
             break
         time.sleep(0.2)
-    assert stored(run).run.info.status == "FAILED"
+    assert stored(run).run.info.status == "KILLED"
     assert stored(run).points("loss") == [(1, 2.0)]
+
+
+VANISHES = """
+import os, signal, sys, time
+from pathlib import Path
+from lavic.tracking import Tracker
+
+tracker = Tracker.open(Path(sys.argv[1]))
+tracker.start("vanishes")
+tracker.log(int(sys.argv[2]), loss=2.0)
+if not os.fork():  # as a data loader's worker: it outlives its parent, and must not pass for it
+    time.sleep(30)
+print("going", flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_synced_run_has_its_true_status(store_uri, tmp_path):
+    """Killed with all that was beside it, as by a scheduler: nobody but `lavic sync` can tell MLflow."""
+    run = tmp_path / "runs" / "one"
+
+    def process(step: int) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", VANISHES, str(run), str(step)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout and process.stdout.readline() == "going\n"
+        return process
+
+    first = process(1)
+    sync(run, store_uri)
+    assert stored(run).run.info.status == "RUNNING"
+    first.kill()
+    first.wait()
+    sync(run, store_uri)
+    os.killpg(first.pid, signal.SIGKILL)
+    killed = stored(run)
+    assert killed.run.info.status == "KILLED"
+    assert abs(killed.run.info.end_time / 1000 - time.time()) < 60
+
+    second = process(2)
+    sync(run, store_uri)
+    assert stored(run).run.info.status == "RUNNING"
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    tracked(run, range(3, 5))
+    sync(run, store_uri)
+    assert (stored(run).run.info.run_id, stored(run).run.info.status) == (killed.run.info.run_id, "FINISHED")
+    assert [step for step, _ in stored(run).points("loss")] == [1, 2, 3, 4]
 
 
 def test_without_mlflow_installed_there_is_one_warning(tmp_path):

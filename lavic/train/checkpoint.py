@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from lavic.data.atomic import folder_aside
 from lavic.errors import ConfigError, LavicError
+from lavic.train.run import write_together
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STATE, PROGRESS, COMPLETE = "state.safetensors", "progress.json", "COMPLETE"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,29 +83,30 @@ class Checkpoints:
         """
         state = engine.state()
         target = self.folder / f"step-{progress.step:06d}"
-        problem = None
-        if self._world.is_main:
-            try:
-                with folder_aside(target) as aside:
-                    save_file(state, aside / STATE)
-                    _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(progress)})
-                    _write(aside / COMPLETE, {name: _seal(aside / name) for name in (STATE, PROGRESS)})
-                self._prune(target)
-            except Exception as e:  # a full disk reaches us as OSError or as safetensors' own error
-                problem = f"{type(e).__name__}: {e}"
-        if problem := self._world.broadcast(problem):
+
+        def write() -> None:
+            with folder_aside(target) as aside:
+                save_file(state, aside / STATE)
+                _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(progress)})
+                _write(aside / COMPLETE, {name: _seal(aside / name) for name in (STATE, PROGRESS)})
+            self._prune(target)
+
+        try:
+            write_together(target, write, self._world)
+        except LavicError as e:
             last = self.latest()
-            raise LavicError(
-                f"could not save {target} ({problem}); the last whole checkpoint is {last.name if last else 'none'}: "
-                "make room, then run the same command again"
-            )
+            raise LavicError(f"{e}; the last whole checkpoint is {last.name if last else 'none'}") from None
         return target
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint. Torn ones (killed while writing, cut off, altered) are passed over."""
+        """The newest whole checkpoint. Torn ones (cut off, altered) are named and passed over."""
         found = None
         if self._world.is_main:
-            found = next((folder for folder in self._folders() if is_whole(folder)), None)
+            for folder in self._folders():
+                if not (harm := torn(folder)):
+                    found = folder
+                    break
+                log.warning("%s is not whole (%s): passed over", folder, harm)
         return self._world.broadcast(found)
 
     def load(self, engine: Engine) -> Progress | None:
@@ -116,7 +121,14 @@ class Checkpoints:
         folder = self.latest()
         if folder is None:
             return None
-        record = json.loads((folder / PROGRESS).read_text("utf-8"))
+        try:
+            record = json.loads((folder / PROGRESS).read_text("utf-8"))
+            state = load_file(folder / STATE)
+        except OSError as e:
+            raise ConfigError(
+                f"rank {self._world.rank} does not see {folder} ({e.strerror or e}): --out must be on a file system "
+                "that every node shares"
+            ) from e
         if (written := record.pop("format")) != FORMAT:
             raise ConfigError(f"{folder} has format {written}, this version reads {FORMAT}: start a new --out")
         theirs = record.pop("identity")
@@ -127,11 +139,12 @@ class Checkpoints:
                     f"restore the {key} it was made with, or start a new --out"
                 )
         progress = Progress(**record)
-        engine.load(load_file(folder / STATE), steps=progress.step)
+        engine.load(state, steps=progress.step)
         return progress
 
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step-[0-9]*"), key=_step, reverse=True)
+        found = (folder for folder in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", folder.name))
+        return sorted(found, key=_step, reverse=True)
 
     def _prune(self, newest: Path) -> None:
         # a later step than the one just written was torn, or the run would have gone on from there
@@ -145,13 +158,18 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is what was written: its size and sha256 stand in COMPLETE."""
+def torn(folder: Path) -> str:
+    """What of a checkpoint is not what was written, by the sizes and sha256 in COMPLETE; nothing where all is whole."""
     try:
         seals = json.loads((folder / COMPLETE).read_text("utf-8"))
-        return set(seals) == {STATE, PROGRESS} and all(_seal(folder / name) == seal for name, seal in seals.items())
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
+        if set(seals) != {STATE, PROGRESS}:
+            return f"{COMPLETE} lists other files"
+        changed = [name for name, seal in seals.items() if _seal(folder / name) != seal]
+        return f"{', '.join(changed)} changed since" if changed else ""
+    except OSError as e:
+        return f"{Path(e.filename).name if e.filename else folder.name}: {e.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{COMPLETE} is no list of files"
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +55,7 @@ def fit(
     world: World,
     *,
     on_validation: Callable[[int, Score, bool], None] | None = None,
+    stop: StopRequest | None = None,
 ) -> Progress:
     """Trains to the end, from the newest whole checkpoint or from the start. Collective.
 
@@ -70,6 +72,7 @@ def fit(
         world: The ranks.
         on_validation: Called on every rank after a validation: with the steps done, the score, and whether it is the
             best of a trained model so far.
+        stop: Heeded in every step and while validating; one of its own where none is open yet.
 
     Returns:
         Where the run stands: at the end.
@@ -88,18 +91,25 @@ def fit(
     if loaded:
         console.say(f"going on after step {progress.step} of {total}")
     tracker.event("resume", step=progress.step)  # whatever an earlier start wrote beyond it is taken back
-    with StopRequest() as stop:
+    saved = progress.step
+    with nullcontext(stop) if stop else StopRequest() as stop:
         batches = feed.steps(progress.step, total)
         clock = _Clock()
         while True:
             due = progress.step in (0, total) or (loop.eval_every and progress.step % loop.eval_every == 0)
             if due and progress.validated < progress.step:
-                result = score(engine.task, valid, world, batch=feed.micro_batch, device=engine.device)
+                try:
+                    result = score(engine.task, valid, world, batch=feed.micro_batch, device=engine.device, stop=stop)
+                except Stopped:
+                    if progress.step > saved:
+                        checkpoints.save(engine, progress)
+                    raise
                 better = progress.step > 0 and (progress.best_loss is None or result.loss < progress.best_loss)
                 progress = replace(progress, validated=progress.step)
                 if better:
                     progress = replace(progress, best_step=progress.step, best_loss=result.loss)
-                tracker.log(progress.step, valid_loss=result.loss, valid_perplexity=result.perplexity)
+                epoch = progress.samples / len(train)
+                tracker.log(progress.step, epoch=epoch, valid_loss=result.loss, valid_perplexity=result.perplexity)
                 console.say(f"step {progress.step}: validation perplexity {result.perplexity:.4f}")
                 if on_validation:
                     on_validation(progress.step, result, better)
@@ -126,6 +136,7 @@ def fit(
                 console.step(progress.step, values)
             if progress.step % loop.save_every == 0 or progress.step == total or done.stop:
                 checkpoints.save(engine, progress)
+                saved = progress.step
                 clock.restart()
             if done.stop:
                 console.close()

@@ -9,17 +9,17 @@ RUN/config.yaml    the settings, resolved
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from lavic.config import dump, flatten, load
 from lavic.data.atomic import sweep, write_whole
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, LavicError
+from lavic.lock import Lock
 from lavic.world import World
 
 FREE = (
@@ -33,7 +33,7 @@ FREE = (
 
 
 class RunFolder:
-    """The output folder of one training run.
+    """The output folder of one training run, held until `close`: a context manager.
 
     Attributes:
         folder: Where it is.
@@ -43,7 +43,7 @@ class RunFolder:
     """
 
     def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
-        """Opens or makes the folder `chosen.out`, and holds it until this process ends.
+        """Opens or makes the folder `chosen.out` and, on rank 0, holds it.
 
         Until its first checkpoint a run has nothing to lose, and may be started again with other settings.
 
@@ -75,11 +75,9 @@ class RunFolder:
         if not self._main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_WRONLY, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise ConfigError(f"{self.folder} is in use by a {command} that is going on: wait for it or end it") from e
+        self._lock = Lock(self.folder / ".lock")
+        if not self._lock.take(patience_s=1.0):  # of a killed process, which the kernel is still taking down
+            raise ConfigError(f"{self.folder} is in use by a {command} that is going on: wait for it or end it")
         sweep(self.folder)
         if not (config.is_file() and self.begun):
             write_whole(config, dump(chosen, command=command))
@@ -89,10 +87,39 @@ class RunFolder:
         """Whether the run has reached its end."""
         return (self.folder / "result.json").is_file()
 
+    def close(self) -> None:
+        """Lets go of the folder."""
+        if self._main:
+            self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: the run is done."""
         if self._main:
             write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def write_together(what: Path, write: Callable[[], object], world: World) -> None:
+    """Rank 0 writes; where it cannot, every rank leaves with the same line and none waits for another. Collective.
+
+    Raises:
+        LavicError: On all ranks, with what rank 0 met: a full disk comes as OSError or as a library's own error.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            write()
+        except LavicError as e:
+            problem = str(e)
+        except Exception as e:
+            problem = f"could not write {what} ({type(e).__name__}: {e}): make room, then run the same command again"
+    if problem := world.broadcast(problem):
+        raise LavicError(problem)
 
 
 def digest_files(files: Iterable[Path]) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lavic.errors import ConfigError
 from lavic.train.feed import Samples
+from lavic.train.stop import StopRequest
 from lavic.world import World
 
 WINDOW = 8
@@ -35,7 +36,15 @@ class Score:
 
 
 @torch.no_grad()
-def score(task: nn.Module, samples: Samples[Any], world: World, *, batch: int, device: torch.device) -> Score:
+def score(
+    task: nn.Module,
+    samples: Samples[Any],
+    world: World,
+    *,
+    batch: int,
+    device: torch.device,
+    stop: StopRequest | None = None,
+) -> Score:
     """Runs every sample once, without dropout. Collective.
 
     Args:
@@ -44,15 +53,21 @@ def score(task: nn.Module, samples: Samples[Any], world: World, *, batch: int, d
         world: The ranks; each takes every size-th sample.
         batch: Samples of one forward pass.
         device: Where the task is.
+        stop: Heeded every few batches: a large set takes longer than a scheduler waits.
 
     Raises:
         ConfigError: The set has no target token.
+        Stopped: On request.
     """
+    stop = stop or StopRequest()
     was_training = task.training
     task.eval()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
-    for window in (share[start : start + WINDOW * batch] for start in range(0, len(share), WINDOW * batch)):
+    longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must still agree as often
+    for first in range(0, longest, WINDOW * batch):
+        stop.heed(world)
+        window = share[first : first + WINDOW * batch]
         alike = sorted((samples[position] for position in window), key=lambda sample: sample.length)
         for start in range(0, len(alike), batch):
             losses = task(samples.collate(alike[start : start + batch]).to(device))

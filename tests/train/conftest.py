@@ -14,6 +14,7 @@ import pytest
 
 from lavic.journal import read_journal
 from lavic.world import World, free_port
+from tests.train.forked import Forge
 from tests.train.ground import Ground, make_ground
 
 TOY = Path(__file__).with_name("toy.py")
@@ -100,3 +101,10 @@ def weights(folder: Path) -> dict[str, list]:
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return make_ground(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    forge = Forge()
+    yield forge
+    forge.close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lavic.errors import ConfigError
-from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, is_whole
+from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, torn
 from lavic.train.engine import Engine
 from lavic.train.settings import LoopSettings
 from lavic.world import World
@@ -64,12 +64,12 @@ def flip(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("harm", [cut, flip, lambda folder, name: (folder / name).unlink()])
 def test_a_torn_one_is_passed_over(checkpoints: Checkpoints, engine: Engine, name: str, harm) -> None:
     newest = checkpoints.folder / "step-000002"
-    assert is_whole(newest)
+    assert not torn(newest)
     if (name, harm) == (COMPLETE, flip):
         (newest / COMPLETE).write_text("[]")  # its last byte is a line end, which says nothing
     else:
         harm(newest, name)
-    assert not is_whole(newest)
+    assert torn(newest)
     progress = checkpoints.load(engine)
     assert progress is not None and progress.step == 1
     assert holds(engine, 1)

@@ -29,14 +29,7 @@ def opened(**chosen: object) -> RunFolder:
 
 def begin(run: RunFolder) -> None:
     (run.checkpoints / "step-000001").mkdir(parents=True)
-    close(run)
-
-
-def close(run: RunFolder) -> None:
-    """As the end of its process would."""
-    import os
-
-    os.close(run._lock)
+    run.close()
 
 
 def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None:
@@ -48,7 +41,7 @@ def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None
     run = opened(out=out, data=Path("b"), nproc=2, loop=LoopSettings(workers=3, micro_batch=2, save_every=7))
     run.finish({"steps": 3})
     assert run.done
-    close(run)
+    run.close()
 
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
@@ -60,7 +53,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_before_the_first_checkpoint_settings_may_change(tmp_path: Path) -> None:
-    close(opened(out=tmp_path / "run"))
+    opened(out=tmp_path / "run").close()
     run = opened(out=tmp_path / "run", loop=LoopSettings(lr=0.5))
     assert not run.begun
     begin(run)
@@ -72,8 +65,8 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     run = opened(out=tmp_path / "run")
     with pytest.raises(ConfigError, match="is in use by a distill that is going on"):
         opened(out=tmp_path / "run")
-    close(run)
-    close(opened(out=tmp_path / "run"))
+    run.close()
+    opened(out=tmp_path / "run").close()
 
 
 def test_something_else_is_not_written_over(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""What the two training stages have in common as commands: from the words typed to the finished run folder.
+
+A stage (`distill`, `tune`) says what it reads, what it trains and what it keeps; the rest is here once: the ranks, the
+run's folder, the tracker, stop requests from the first moment on, the loop, and how a run ends.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lavic.config import flatten, parse
+from lavic.errors import DataError
+from lavic.tracking import Tracker
+from lavic.train.run import RunFolder, write_together
+from lavic.train.stop import StopRequest
+from lavic.world import World
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+    from lavic.model.backbone import Backbone
+    from lavic.model.bundle import BundleInfo
+    from lavic.train.feed import Samples
+    from lavic.train.score import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A file or set that a stage reads, for the record and to tell whether a run goes on with the same."""
+
+    name: str
+    """For messages: "training set"."""
+    path: Path
+    digest: str
+    """Of its content, whatever it is called."""
+    manifest: Path | None = None
+    """A small file that describes it and is kept with the record."""
+    context: str = ""
+    """What it is for, in MLflow's words: training, validation."""
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What a stage trains, loaded."""
+
+    backbone: Backbone
+    model: PeftModel
+    """The base model with the adapter in training."""
+    task: nn.Module
+    train: Samples[Any]
+    valid: Samples[Any]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is going on; every rank has one."""
+
+    world: World
+    folder: RunFolder
+    tracker: Tracker
+    stop: StopRequest
+    parts: Parts = field(init=False)
+
+
+class Stage(ABC):
+    """One training stage. Made on every rank from its settings: reads and checks the inputs, loads no model yet."""
+
+    command: ClassVar[str]
+    free: ClassVar[tuple[str, ...]]
+    """Settings that name inputs: their content is compared, not where they stand."""
+
+    def __init__(self, chosen: Any, world: World) -> None:
+        self.chosen = chosen
+
+    @abstractmethod
+    def inputs(self) -> Iterator[Input]:
+        """What it reads; asked on rank 0 alone."""
+
+    @abstractmethod
+    def load(self, run: Run) -> Parts:
+        """Loads model and data. Collective."""
+
+    @abstractmethod
+    def save(self, folder: Path, parts: Parts) -> BundleInfo:
+        """Writes the bundle; called on rank 0."""
+
+    @abstractmethod
+    def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:
+        """Called on every rank after a validation; `kept`: this adapter is the bundle's for now."""
+
+    def result(self) -> Mapping[str, Any]:
+        """What else belongs into result.json."""
+        return {}
+
+    @abstractmethod
+    def artifacts(self) -> Sequence[str]:
+        """Files of the run's folder that are kept with the record."""
+
+    @abstractmethod
+    def farewell(self, folder: RunFolder) -> str:
+        """What to tell the user at the end."""
+
+
+def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, description: str) -> int:
+    """Runs a stage's command; returns its exit code."""
+    chosen: Any = parse(settings, argv, command=stage.command, description=description)
+    world = World.from_env()
+    if chosen.nproc > 1 and world.size == 1:
+        from lavic.launch import local
+
+        return local.run(stage.command, list(argv or ()), chosen.nproc)
+    with StopRequest() as stop:
+        return run_stage(stage, chosen, world, stop)
+
+
+def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) -> int:
+    """Trains, from wherever the run stands."""
+    from lavic.train.engine import read_json
+
+    chosen.loop.split(world.size)
+    extra = read_json(chosen.deepspeed)
+    work = stage(chosen, world)
+    with RunFolder(chosen, command=stage.command, world=world, free=stage.free) as folder:
+        if folder.done:
+            if world.is_main:
+                print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
+            return 0
+        world.start()
+        try:
+            node = world.node if world.local_rank == 0 else None
+            with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
+                tracker.start(stage.command, flatten(chosen))
+                _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
+        finally:
+            world.close()
+    return 0
+
+
+def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
+    from lavic.model import prompts
+    from lavic.model.adapters import untouched
+    from lavic.train.checkpoint import Checkpoints
+    from lavic.train.engine import Engine
+    from lavic.train.loop import fit
+
+    chosen, world, folder, tracker = stage.chosen, run.world, run.folder, run.tracker
+    run.stop.heed(world)
+    run.parts = parts = stage.load(run)
+    run.stop.heed(world)
+    engine = Engine(parts.task, world, chosen.loop, extra=extra)
+    total = chosen.loop.total(len(parts.train))
+
+    identity = {"base model": parts.backbone.fingerprint, "prompt version": str(prompts.VERSION)}
+    if world.is_main:
+        for one in stage.inputs():
+            identity[one.name] = one.digest
+            tracker.dataset(one.name, one.digest, one.path, context=one.context, manifest=one.manifest)
+        tracker.tag({f"digest.{name}": digest for name, digest in identity.items()})
+    identity = world.broadcast(identity)
+    checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
+
+    def validated(step: int, score: Score, best: bool) -> None:
+        kept = step > 0 and (best if chosen.select == "best" else step == total)
+        if kept:
+            write_together(folder.bundle, lambda: stage.save(folder.bundle, parts), world)
+        stage.validated(run, step, score, kept)
+
+    progress = fit(
+        engine,
+        parts.train,
+        parts.valid,
+        checkpoints,
+        tracker,
+        chosen.loop,
+        world,
+        on_validation=validated,
+        stop=run.stop,
+    )
+    if untouched(parts.model):
+        raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
+    _finish(stage, run, steps=progress.step, best_step=progress.best_step, best_loss=progress.best_loss)
+
+
+def _finish(stage: Stage, run: Run, **result: Any) -> None:
+    """Rank 0 closes the books; the others wait, so that a run that failed here failed on every rank."""
+    from lavic.model.bundle import BundleInfo
+
+    folder, tracker = run.folder, run.tracker
+
+    def write() -> None:
+        info = BundleInfo.read(folder.bundle)
+        adapters = {"vision": info.vision_adapter, "language": info.language_adapter}
+        tracker.tag({f"adapter.{kind}": digest for kind, digest in adapters.items() if digest})
+        for name in ("config.yaml", "bundle", *stage.artifacts()):
+            tracker.artifact(folder.folder / name)
+        folder.finish({"command": stage.command, **result, **stage.result()})
+        print(stage.farewell(folder))
+
+    write_together(folder.folder / "result.json", write, run.world)

@@ -1,0 +1,272 @@
+"""Both stages, as commands, killed and stopped at any moment: the same command goes on to the same end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lavic.journal import read_events, read_journal
+from lavic.tracking import sync
+from tests.train.conftest import curve
+from tests.train.forked import Forge, Rank
+from tests.train.ground import Ground
+
+pytestmark = pytest.mark.dist
+
+STEPS, KILLS = 12, 11
+"""Steps of a run; kills of each stage."""
+
+
+def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
+    inputs = {
+        "distill": ["--shards", ground.photos, "--valid", ground.valid, "--loop.workers", "1"],
+        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
+    }[command]
+    loop = {"steps": STEPS, "batch": 8, "lr": 0.01, "save-every": 2, "eval-every": 3}
+    flags = [word for key, value in loop.items() for word in (f"--loop.{key}", str(value))]
+    lora = ("--lora.r", "2", "--lora.dropout", "0.2")
+    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *flags, *lora, *more]
+
+
+def adapters(run: Path) -> dict[str, str]:
+    """The bundle's weights, as digests."""
+    files = sorted((run / "bundle").rglob("*.safetensors"))
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def said(ranks: list[Rank]) -> str:
+    return "".join(rank.log.read_text() for rank in ranks)[-4000:]
+
+
+@pytest.mark.parametrize(("command", "ranks", "every", "seed"), [("distill", 1, 2, 11), ("tune", 2, 1, 12)])
+def test_sigkill_at_any_moment(
+    command: str, ranks: int, every: int, seed: int, ground: Ground, tmp_path: Path, forge: Forge
+) -> None:
+    """Dropout, a loader worker, often a checkpoint; each time one rank is killed, and the others soon after."""
+    often = ("--loop.save-every", str(every))
+    moments = random.Random(seed)
+    whole, log = tmp_path / "whole", tmp_path / "log"
+    began = time.monotonic()
+    first = forge.start(words(command, ground, whole, *often), log, ranks=ranks)
+    assert forge.wait(first) == [0] * ranks, said(first)
+    length = time.monotonic() - began
+
+    kills = resumed = 0
+    cut = tmp_path / "cut-0"
+    while kills < KILLS or not (cut / "result.json").exists():
+        if (cut / "result.json").exists():
+            cut = tmp_path / f"cut-{kills}"
+        run = forge.start(words(command, ground, cut, *often), log, ranks=ranks)
+        if kills < KILLS:
+            moment = moments.uniform(0.0, 0.9) * length
+            until = time.monotonic() + moment
+            while time.monotonic() < until and not any(rank.gone for rank in run):
+                time.sleep(0.002)
+            if not any(rank.gone for rank in run):
+                victim = moments.choice(run)
+                os.kill(victim.pid, signal.SIGKILL)
+                kills += 1
+                print(f"{command}: seed {seed}, kill {kills} after {moment:.2f} of {length:.2f} s")
+                if ranks > 1 and moments.random() < 0.5:
+                    time.sleep(0.05)
+                forge.kill(run)  # as a launcher ends those that are left
+                forge.wait(run)
+                continue
+        assert forge.wait(run) == [0] * ranks, said(run)
+        assert curve(cut) == curve(whole)
+        assert adapters(cut) == adapters(whole)
+        resumed += sum(event["step"] > 0 for event in read_events(cut / "metrics.jsonl", "resume"))
+    assert resumed, "no kill came after a checkpoint: the test saw fresh starts only"
+    assert [row["step"] for row in curve(whole) if "loss" in row] == list(range(1, STEPS + 1))
+
+
+def test_other_numbers_of_ranks(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """2 -> 1 -> 4 ranks, at the same global batch: the samples of a step are the same, so are the losses."""
+    dropout = ("--lora.dropout", "0.0")
+    whole, moved, log = tmp_path / "whole", tmp_path / "moved", tmp_path / "log"
+    run = forge.start(words("tune", ground, whole, *dropout), log)
+    assert forge.wait(run) == [0], said(run)
+    for ranks, step in ((2, 4), (1, 8), (4, STEPS)):
+        run = forge.start(words("tune", ground, moved, *dropout), log, ranks=ranks)
+        if step < STEPS:
+            stop_when(run, lambda step=step: (moved / f"checkpoints/step-{step:06d}").exists(), signal.SIGUSR1)
+        assert forge.wait(run) == [75 if step < STEPS else 0] * ranks, said(run)
+    starts = [event["step"] for event in read_events(moved / "metrics.jsonl", "resume")]
+    assert starts[0] == 0 and 4 <= starts[1] < 8 <= starts[2] < STEPS, starts
+    for there, here in zip(curve(whole), curve(moved), strict=True):
+        assert there.keys() == here.keys()
+        for key, value in there.items():
+            assert here[key] == pytest.approx(value, rel=1e-4), (there["step"], key)
+
+
+def stop_when(run: list[Rank], condition: Callable[[], bool], number: int) -> None:
+    """Sends a signal to the last rank alone as soon as a condition holds."""
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until and not run[-1].gone, said(run)
+        time.sleep(0.002)
+    os.kill(run[-1].pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_request_at_the_start_is_75_too(number: int, ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """One of two ranks is asked while models are loaded: no step is taken, and the same command begins again."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    run = forge.start(words("distill", ground, out), log, ranks=2)
+    stop_when(run[:1], (out / ".lock").exists, number)  # rank 0 makes it: it can be asked from then on
+    assert forge.wait(run) == [75, 75], said(run)
+    assert "stopped on request" in run[0].log.read_text()
+    assert "Traceback" not in said(run)
+    assert not read_journal(out / "metrics.jsonl")
+    assert [event["status"] for event in read_events(out / "metrics.jsonl", "end")] in ([], ["KILLED"])
+
+
+def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """Stopped between the teacher's score and the first step; another base model or set would be scored anew."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    run = forge.start(words("distill", ground, out, "--loop.steps", "1"), log)
+    stop_when(run, (out / "captions.json").exists, signal.SIGTERM)
+    code = forge.wait(run)
+    assert code in ([75], [0]), said(run)  # one step may be done before the signal is seen
+    full = json.loads((out / "captions.json").read_text())["full"]
+    (out / "captions.json").write_text(json.dumps({"full": {**full, "perplexity": 4.5}}))
+    for folder in ("checkpoints", "bundle"):
+        for file in (out / folder).rglob("*"):
+            if file.is_file():
+                file.unlink()
+    (out / "result.json").unlink(missing_ok=True)
+    run = forge.start(words("distill", ground, out, "--loop.steps", "1"), log)
+    assert forge.wait(run) == [0], said(run)
+    assert json.loads((out / "captions.json").read_text())["full"]["perplexity"] == 4.5
+    scored = [event for event in read_events(out / "metrics.jsonl", "captions") if event["arm"] == "full"]
+    assert len(scored) == 1
+
+    run = forge.start(words("distill", ground, tmp_path / "other", "--loop.steps", "1", "--max-length", "300"), log)
+    (tmp_path / "other").mkdir(exist_ok=True)
+    assert forge.wait(run) == [0], said(run)
+
+
+def test_a_signal_while_validating_saves_the_steps_before(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """Ten times the rows to validate with: the signal falls into it, the run goes on with the validation."""
+    rows = tmp_path / "valid.jsonl"
+    rows.write_text(ground.rows.read_text() * 60)
+    out, log = tmp_path / "run", tmp_path / "log"
+    more = ("--valid", str(rows), "--loop.steps", "3", "--loop.save-every", "100", "--loop.eval-every", "2")
+    run = forge.start(words("tune", ground, out, *more), log, ranks=2)
+
+    def validating() -> bool:
+        return any(row["step"] == 2 for row in curve(out)) if (out / "metrics.jsonl").exists() else False
+
+    stop_when(run, validating, signal.SIGUSR1)
+    assert forge.wait(run) == [75, 75], said(run)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+    assert not any("valid_loss" in row for row in curve(out) if row["step"] == 2)
+    run = forge.start(words("tune", ground, out, *more), log)
+    assert forge.wait(run) == [0], said(run)
+    assert [row["step"] for row in curve(out) if "valid_loss" in row] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("rows", "belongs to another training set"),
+        ("torn", "step-000002 is not whole (state.safetensors changed since): passed over"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(
+    change: str, complaint: str, ground: Ground, tmp_path: Path, forge: Forge
+) -> None:
+    out, log, rows = tmp_path / "run", tmp_path / "log", tmp_path / "train.jsonl"
+    rows.write_text(ground.rows.read_text())
+    argv = words("tune", ground, out, "--train", str(rows), "--loop.save-every", "1", "--loop.steps", "40")
+    run = forge.start(argv, log)
+    stop_when(run, (out / "checkpoints/step-000002").exists, signal.SIGTERM)
+    assert forge.wait(run) == [75], said(run)
+    newest, older = sorted((out / "checkpoints").iterdir(), reverse=True)
+    complaint = complaint.replace("step-000002", newest.name)
+    if change == "rows":
+        rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n")
+    else:
+        with (newest / "state.safetensors").open("r+b") as file:
+            file.truncate(100)
+    run[0].log.unlink()
+    run = forge.start(argv, log)
+    if change == "rows":
+        assert forge.wait(run) == [2]
+        (line,) = said(run).strip().splitlines()
+        assert line.startswith("lavic tune: error: ") and complaint in line
+    else:
+        stop_when(run, lambda: len(read_events(out / "metrics.jsonl", "resume")) == 2, signal.SIGTERM)
+        assert forge.wait(run) == [75], said(run)
+        assert complaint in said(run)
+        assert read_events(out / "metrics.jsonl", "resume")[-1]["step"] == int(older.name.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("command", ["distill", "tune"])
+def test_a_disk_that_fills_up_is_said_in_one_line(command: str, ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """A small file system of its own; whichever file finds it full, what was saved is used once there is room."""
+    disk, log = tmp_path / "disk", tmp_path / "log"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        out = disk / "run"
+        argv = words(command, ground, out, "--loop.save-every", "1", "--loop.keep", "100", "--loop.steps", "40")
+        run = forge.start(argv, log, ranks=2)
+        codes = forge.wait(run, until_one=True)
+        assert 1 in codes, said(run)
+        (line,) = [line for line in said(run).splitlines() if "error: " in line and "[rank" not in line]
+        assert "make room" in line, line
+        assert "Traceback" not in said(run)
+        whole = sorted(folder.name for folder in (out / "checkpoints").glob("step-*"))
+        assert not list((out / "checkpoints").glob(".step*")), "half a checkpoint takes up the room"
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        run = forge.start(argv, log, ranks=2)
+        assert forge.wait(run) == [0, 0], said(run)
+        starts = [event["step"] for event in read_events(out / "metrics.jsonl", "resume")]
+        assert starts == [0, int(whole[-1].removeprefix("step-"))]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """Two ranks, one MLflow run; the adapter is the same to the last byte with MLflow and with a dead one."""
+    plain, kept, dead, log = (tmp_path / name for name in ("plain", "runs/kept", "dead", "log"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        ways = {plain: [], kept: ["--tracking.mlflow", "--tracking.uri", uri]}
+        ways[dead] = ["--tracking.mlflow", "--tracking.uri", address]
+        for out, more in ways.items():
+            run = forge.start(words("tune", ground, out, *more), log, ranks=2)
+            assert forge.wait(run) == [0, 0], said(run)
+    assert said(run).count("mlflow: ") == 1
+    assert adapters(plain) == adapters(kept) == adapters(dead)
+    assert curve(plain) == curve(kept) == curve(dead)
+
+    for out in (kept, dead):
+        sync(out, uri)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("lavic").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    losses = [(row["step"], row["loss"]) for row in curve(plain) if "loss" in row]
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "loss")
+        assert sorted((point.step, point.value) for point in points) == losses
+        assert len(run.data.tags["adapter.language"]) == 16
+        names = {one.dataset.name for one in run.inputs.dataset_inputs}
+        assert names == {"item store", "training set", "validation set"}
