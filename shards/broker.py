@@ -18,8 +18,8 @@ from lavic.shards.robots import KEPT_S, RETRY_S, Robots
 
 _LONG_S = 5.0
 """A question for news is answered after so long, news or none."""
-_FETCH_S = 120.0
-"""A robots.txt that its worker did not bring for so long is another's to fetch."""
+_SILENT_S = 10.0
+"""A robots.txt whose worker was not heard for so long is another's to fetch; workers speak every two seconds."""
 _SITES = 10_000
 """Sites whose robots.txt is kept; of more, the one that was asked for longest ago is fetched again when needed."""
 
@@ -28,8 +28,9 @@ _SITES = 10_000
 class _Site:
     robots: Robots | None = None
     until: float = 0.0
-    """`robots` holds, or who fetches it is waited for."""
-    fetching: bool = False
+    """`robots` holds."""
+    fetcher: str = ""
+    """The worker that is fetching it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -40,12 +41,13 @@ class Broker:
         self._limits, self._clock = limits, clock
         self._hosts: dict[str, Host] = {}
         self._bells: dict[str, asyncio.Event] = {}
+        self._heard: dict[str, float] = {}
         self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._swept = clock()
 
     async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
         """Take in what a worker has seen of hosts, and that it needs others no more; returns what it may ask."""
-        now = self._clock()
+        now = self._heard[worker] = self._clock()
         grants = {}
         for name in left:
             if name in self._hosts:
@@ -58,6 +60,9 @@ class Broker:
         if now - self._swept > 60.0:
             self._swept = now
             self._hosts = {name: host for name, host in self._hosts.items() if not host.idle(now)}
+            for silent in [name for name, heard in self._heard.items() if now - heard > 60.0]:
+                del self._heard[silent]
+                self._bells.pop(silent, None)
         return grants
 
     async def rung(self, worker: str) -> None:
@@ -71,6 +76,7 @@ class Broker:
         for host in self._hosts.values():
             self._ring(host.leave(worker))
         self._bells.pop(worker, None)
+        self._heard.pop(worker, None)
 
     async def cap(self, host: str, rate: float) -> None:
         """A host asks for no more than so many requests a second."""
@@ -79,16 +85,19 @@ class Broker:
 
     async def robots(self, site: str, worker: str) -> Robots | None:
         """What robots.txt of a site says; None: the worker is to fetch it, and to tell by `keep_robots`."""
+        self._heard[worker] = self._clock()
         while True:
             known = self._sites.setdefault(site, _Site())
             self._sites.move_to_end(site)
-            if self._clock() >= known.until:
-                known.until, known.fetching = self._clock() + _FETCH_S, True
+            now = self._clock()
+            if known.fetcher and now - self._heard.get(known.fetcher, now - _SILENT_S) < _SILENT_S:
+                await _happens(known.told, 1.0)
+            elif now < known.until:
+                return known.robots
+            else:
+                known.fetcher = worker
                 known.told.clear()
                 return None
-            if not known.fetching:
-                return known.robots
-            await _happens(known.told, known.until - self._clock())
 
     async def keep_robots(self, site: str, found: Robots) -> None:
         """What a worker was told to fetch; one that fails to be read anew holds for longer."""
@@ -96,7 +105,7 @@ class Broker:
         unread = found.kind != "ok"
         if not (unread and known.robots and known.robots.kind == "ok"):
             known.robots = found
-        known.until, known.fetching = self._clock() + (RETRY_S if unread else KEPT_S), False
+        known.until, known.fetcher = self._clock() + (RETRY_S if unread else KEPT_S), ""
         known.told.set()
         while len(self._sites) > _SITES:
             self._sites.popitem(last=False)

@@ -56,6 +56,9 @@ KINDS` fetches those again that failed in a way you have mended. The set is whol
 A picture that several links show, Amazon's in another size for instance, is fetched once; each photo has its sample.
 Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in
 with `--extend`: its new items become new shards, the old ones stay.
+
+A host is asked for --fetch.host-rate photos a second by all workers together, fewer when it answers 429 or 503, none
+where its robots.txt or an answer's header says so. Say who you are with --fetch.contact.
 """
 
 _JOURNAL_S = 2.0

@@ -144,3 +144,21 @@ def test_what_cannot_be_read_anew_holds_on() -> None:
         assert await broker.robots("http://x", "a") is None
 
     asyncio.run(run())
+
+
+def test_what_a_lost_worker_was_to_fetch_is_fetched_by_another() -> None:
+    clock = [0.0]
+    broker = Broker(Limits(), clock=lambda: clock[0])
+
+    async def run() -> None:
+        assert await broker.robots("http://x", "lost") is None
+        other = asyncio.create_task(broker.robots("http://x", "b"))
+        await asyncio.sleep(0.01)
+        assert not other.done()
+        clock[0] = 11.0
+        assert await other is None
+        assert await broker.robots("http://y", "gone") is None
+        await broker.leave("gone")
+        assert await broker.robots("http://y", "b") is None
+
+    asyncio.run(run())
