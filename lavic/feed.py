@@ -18,7 +18,7 @@ from lavic.errors import DataError, LaunchError
 from lavic.journal import FILE, parse_line, read_events, read_lines
 from lavic.lock import Lock, is_held
 from lavic.monitor import FOLDER as SYSTEM
-from lavic.sent import Sent, read_state, write_state
+from lavic.sent import LOST, Sent, read_state, write_state
 from lavic.server import BATCH, Point, Server
 
 LOCK = ".mlflow.lock"
@@ -94,7 +94,7 @@ class Feed:
         attended = all(event.get("attended", True) for event in read_events(journal, "start")[-1:])
         if self.sent.run_id and not self.ended and attended and is_held(journal) is False:
             self._server.end(self.sent.run_id, "KILLED", int(1000 * journal.stat().st_mtime))
-            self.sent.status = "KILLED"
+            self.sent.status = LOST
             self._save()
 
     def _pump(self) -> None:
@@ -184,7 +184,7 @@ class Feed:
                 start_ms=_ms(start),
                 tags={"mlflow.source.name": "lavic"},
             )
-        elif self.sent.status != "RUNNING":
+        elif start or self.sent.status == LOST:
             self._server.running(self.sent.run_id)
         else:
             return

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 FILE = "mlflow.json"
+LOST = "LOST"
+"""The server was told KILLED, since nobody held the journal: taken back when a line comes after all."""
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Sent:
     system: dict[str, int] = field(default_factory=dict)
     """Bytes that are dealt with of each file of system metrics."""
     status: str = ""
-    """The run's status as the server was told: RUNNING, FINISHED, FAILED or KILLED."""
+    """The run's status as the server was told: RUNNING, FINISHED, FAILED, KILLED; or `LOST`."""
     error: str = ""
     """Why the last try failed; empty after one that did not."""
     pid: int = 0

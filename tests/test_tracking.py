@@ -332,7 +332,12 @@ def test_every_node_is_seen_apart(store_uri, tmp_path):
         tracker.finish()
     sync(run, store_uri)
     assert sync(run, store_uri).points == 0
+    watcher = Journal(run / SYSTEM / "node-1.jsonl")
+    watcher.log(0, cpu_utilization_percentage=50.0)  # it may speak once more than the run
+    watcher.close()
+    sync(run, store_uri)
     store = stored(run, store_uri)
+    assert store.run.info.status == "FINISHED"
     for node in ("node-0", "node-1"):
         assert store.run.data.tags[f"node.{node}"] == socket.gethostname()
         for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"):
@@ -502,6 +507,15 @@ def test_a_synced_run_has_its_true_status(store_uri, tmp_path):
     killed = stored(run)
     assert killed.run.info.status == "KILLED"
     assert abs(killed.run.info.end_time / 1000 - time.time()) < 60
+
+    # taken for dead where locks do not reach another node, it speaks
+    journal = Journal(run / "metrics.jsonl")
+    journal.log(2, loss=2.0)
+    sync(run, store_uri)
+    assert stored(run).run.info.status == "RUNNING"
+    journal.close()
+    sync(run, store_uri)
+    assert stored(run).run.info.status == "KILLED"
 
     second = process(2)
     sync(run, store_uri)
