@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ _BLOCK = 500
 """Photos drawn by one task."""
 
 _CONF = """
+{user}
 worker_processes 1;
 daemon off;
 pid {folder}/nginx.pid;
@@ -133,7 +135,7 @@ def catalogue(path: Path, links: Sequence[str]) -> Path:
 
 @contextmanager
 def serving(root: Path) -> Iterator[PhotoServer]:
-    """Serve a folder by an nginx of our own, without any rights and with its files in a temporary folder.
+    """Serve a folder by an nginx of our own, as the user that runs this and with its files in a temporary folder.
 
     Raises:
         SystemExit: nginx is not installed or does not start.
@@ -143,13 +145,13 @@ def serving(root: Path) -> Iterator[PhotoServer]:
         raise SystemExit("nginx is missing: this measures against a real web server; apt-get install nginx-light")
     with tempfile.TemporaryDirectory(prefix="lavic-nginx-") as temporary:
         folder = Path(temporary)
-        # A server started as root hands its work to a user who must get at the files.
-        folder.chmod(0o755)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         conf = folder / "nginx.conf"
-        conf.write_text(_CONF.format(folder=folder, port=port, root=root.resolve()))
+        # Started by root, nginx hands its work to a user who may not get at the photos, unless it is told who.
+        user = "user root root;" if os.geteuid() == 0 else ""
+        conf.write_text(_CONF.format(user=user, folder=folder, port=port, root=root.resolve()))
         process = subprocess.Popen(
             [program, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)],
             stdout=subprocess.DEVNULL,
