@@ -7,6 +7,7 @@ lavic crawl --items item2meta_train.json --out shards/train --retry timeout thro
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -328,8 +330,15 @@ def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
         return {}
 
 
+@lru_cache(maxsize=1)
+def _freeze() -> None:
+    """Leave what Ray and its libraries have loaded out of the garbage collector's rounds: a tenth of a photo's time."""
+    gc.freeze()
+
+
 def _make_one(row: dict[str, Any], settings: Settings, owner: str, office: RayBroker, tally: Any) -> dict[str, object]:
     """Runs in a Ray worker. A folder that cannot be written to is a value, so that the driver ends with one line."""
+    _freeze()
     folder = place(settings.out)
     made = {"number": row["number"], "seal": "", "error": "", "taken": False}
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -115,7 +115,7 @@ def ledger_path(shard: Path) -> Path:
 
 def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> None:
     """Write a shard's ledger whole."""
-    write_whole(ledger_path(shard), "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in outcomes))
+    write_whole(ledger_path(shard), "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in outcomes))
 
 
 def read_ledger(shard: Path) -> list[Outcome]:
