@@ -130,8 +130,10 @@ class Lane:
         """What was seen since the last report."""
         self._waiting = deque(one for one in self._waiting if not one.done())
         seen, self._seen, self._stopped = self._seen, Report(), False
-        seen.version, seen.wanted, seen.in_flight = self.version, len(self._waiting), self._in_flight
-        if seen.wanted or seen.in_flight or seen.sent:
+        seen.version, seen.in_flight = self.version, self._in_flight
+        # Slots are asked for when those at hand are spent: new ones take their place.
+        seen.wanted = 0 if self._slots else len(self._waiting)
+        if self._waiting or seen.in_flight or seen.sent:
             self.used = time.monotonic()
         return seen
 
