@@ -124,7 +124,8 @@ class Tune(Stage):
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device(), vision=False)
-        if vision := self._vision():
+        vision = self._vision()
+        if vision:
             merge_adapter(backbone, vision, "vision")
 
         def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
@@ -145,7 +146,8 @@ class Tune(Stage):
         train.order = Order(len(train), chosen.loop.seed)
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "language", chosen.lora)
-        return Parts(backbone=backbone, model=model, task=TuneTask(model), train=train, valid=valid)
+        task = TuneTask(model)
+        return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid, vision=vision)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The bundle of both adapters."""

@@ -13,6 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.data.records import Conversation
 from lavic.errors import DataError
+from lavic.model.adapters import Kind
 from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate, token_losses
 from lavic.model.itemstore import ItemStore
@@ -73,6 +74,8 @@ class PhotoBatch(TextBatch):
 
 class DistillTask(nn.Module):
     """Stage 1, the student: the description from five tokens, gradients into vision tower and projector."""
+
+    trains: Kind = "vision"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -193,6 +196,8 @@ class ListBatch(TextBatch):
 
 class TuneTask(nn.Module):
     """Stage 2: the ID of the right candidate, from ready item tokens; the vision tower is not there."""
+
+    trains: Kind = "language"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
