@@ -161,8 +161,8 @@ class Distill(Stage):
         """What stage 1 did, and what comes next."""
         full, before, after = (self._captions[arm]["perplexity"] for arm in ("full", "cls_before", "cls_after"))
         return (
-            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from five before, "
-            f"{after:.3f} from five after\n"
+            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from one per view "
+            f"before, {after:.3f} after\n"
             f"{folder.bundle}: done; next: lavic embed --adapter {self.chosen.out} --shards ... --out STORE"
         )
 
@@ -174,7 +174,8 @@ class Distill(Stage):
 
         chosen, world = self.chosen, run.world
         if world.is_main:
-            of = f"{backbone.fingerprint}/{_digest(self.valid)}/{chosen.max_length}/{prompts.VERSION}"
+            how = f"{chosen.max_length}/{prompts.VERSIONS[backbone.encoder.style]}/{chosen.model.views}"
+            of = f"{backbone.fingerprint}/{_digest(self.valid)}/{how}"
             file = run.folder.folder / CAPTIONS
             found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             self._captions = found if found.get("full", {}).get("of") == of else found | {"full": {"of": of}}

@@ -158,7 +158,10 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     engine = Engine(parts.task, world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(parts.train))
 
-    identity = {"base model": parts.backbone.fingerprint, "prompt version": str(prompts.VERSION)}
+    identity = {
+        "base model": parts.backbone.fingerprint,
+        "prompt version": prompts.VERSIONS[parts.backbone.encoder.style],
+    }
     if world.is_main:
         for one in stage.inputs():
             identity[one.name] = one.digest

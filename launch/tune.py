@@ -125,6 +125,8 @@ class Tune(Stage):
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device(), vision=False)
         vision = self._vision()
+        if chosen.tokens == "items":
+            self.store.check_geometry(backbone.geometry)
         if vision:
             merge_adapter(backbone, vision, "vision")
 

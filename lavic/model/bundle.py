@@ -21,7 +21,6 @@ from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.settings import ModelSettings
-from lavic.model.views import VIEWS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,7 +69,7 @@ class BundleInfo:
             info = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError) as e:
             raise DataError(f"{path}: not a bundle's description ({e})") from e
-        if info.prompt_version != prompts.VERSION:
+        if prompts.style_of(info.prompt_version) is None:
             raise DataError(
                 f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
                 "use the lavic that trained it, or train again"
@@ -84,6 +83,11 @@ class BundleInfo:
             DataError: One line.
         """
         store.check_base(self.fingerprint)
+        if self.tokens == "items" and store.manifest.geometry != self.geometry:
+            raise DataError(
+                f"{store.folder}: an item store of photos cut otherwise than the bundle's: run `lavic embed` with the "
+                "--model.views of its training"
+            )
         if self.tokens == "items" and store.manifest.vision_adapter != self.vision_adapter:
             raise DataError(
                 f"{store.folder}: an item store of another vision adapter ({store.manifest.vision_adapter}) than the "
@@ -121,7 +125,13 @@ class Bundle:
             DataError: The bundle is not whole, or its base model is not the one it was trained on.
         """
         info = BundleInfo.read(folder)
-        model = ModelSettings(name=info.base, revision=info.revision, dtype=dtype)
+        model = ModelSettings(
+            name=info.base,
+            revision=info.revision,
+            dtype=dtype,
+            views="lavic" if "grids" in info.geometry else "five",
+            prompt=prompts.style_of(info.prompt_version) or "inst",
+        )
         backbone = Backbone.load(model, device, vision=vision)
         if backbone.fingerprint != info.fingerprint:
             raise DataError(
@@ -133,11 +143,6 @@ class Bundle:
         if info.language_adapter and language:
             adapters.merge_adapter(backbone, folder / "language_adapter", "language")
         return cls(backbone, info)
-
-    @property
-    def photo_tokens(self) -> int:
-        """Tokens behind each candidate's title."""
-        return VIEWS if self.info.tokens == "items" else 0
 
     def check_store(self, store: ItemStore) -> None:
         """Refuses a store whose tokens this bundle was not trained on; see `BundleInfo.check_store`."""
@@ -183,6 +188,7 @@ def save_bundle(
             language_adapter=adapters.digest(aside / "language_adapter") if language is not None else None,
             tokens=tokens,
             max_length=max_length,
+            prompt_version=prompts.VERSIONS[backbone.encoder.style],
             versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers", "peft")},
         )
         write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")

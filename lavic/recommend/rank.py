@@ -134,13 +134,14 @@ class Ranker:
                 f"{conversation.file}:{conversation.row + 1}: candidate {missing[0]}{more} of {len(candidates)} is not "
                 f"in the item store {self.store.folder}: embed its photo, or take it off the list"
             )
-        looks = request.looks or {}
+        looks, shows = request.looks or {}, request.shown or {}
+        looked_at = request.looks is None and self.bundle.info.tokens == "items"
         listed = [prompts.Candidate(item, self.store.title(item), looks.get(item)) for item in candidates]
         targets = [self.encoder.target(item) for item in candidates]
         prompt = self.encoder.recommendation(
             conversation,
             listed,
-            photo_tokens=0 if request.looks is not None else self.bundle.photo_tokens,
+            photo_tokens=[self.store.count(shows.get(item, item)) if looked_at else 0 for item in candidates],
             max_length=self.bundle.info.max_length,
             reserve=max((len(target) for target in targets), default=0),
         )
@@ -231,7 +232,7 @@ class Ranker:
 
     def _photos(self, batch: Sequence[Encoded]) -> torch.Tensor | None:
         """[n, d_text] projected tokens for all image tokens of the batch, in reading order."""
-        if not self.bundle.photo_tokens:
+        if self.bundle.info.tokens == "none":
             return None
         wanted = [
             (one.request.shown or {}).get(item, item)
@@ -242,9 +243,10 @@ class Ranker:
         if not wanted:
             return None
         # An item of several lists is projected once.
-        distinct = {item: place for place, item in enumerate(dict.fromkeys(wanted))}
-        tokens = project(self.bundle.backbone.model, self.store.lookup(list(distinct)).to(self.device))
-        return tokens[torch.tensor([distinct[item] for item in wanted], device=self.device)].flatten(0, 1)
+        distinct = list(dict.fromkeys(wanted))
+        tokens = project(self.bundle.backbone.model, self.store.tokens(distinct).to(self.device))
+        rows = dict(zip(distinct, tokens.split([self.store.count(item) for item in distinct]), strict=True))
+        return torch.cat([rows[item] for item in wanted])
 
 
 def _tree(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -176,7 +176,8 @@ def check_bundle(
     Args:
         folder: The bundle.
         model: The trained model.
-        task: Its task, which says what it trains: the model as saved must give the same losses for the first sample that has a target.
+        task: Its task, which says what it trains; as saved it must give the same losses for the first sample that has
+            a target.
         samples: Where that sample is from.
         world: The ranks.
         vision: In stage 2, the folder of the vision adapter that stage 1 made; None where there is none.

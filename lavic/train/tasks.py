@@ -18,7 +18,7 @@ from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate, token_losses
 from lavic.model.itemstore import ItemStore
 from lavic.model.prompts import Candidate, describe
-from lavic.model.views import VIEWS, Geometry
+from lavic.model.views import Geometry, Grid
 
 
 class Order(Protocol):
@@ -51,9 +51,11 @@ class PhotoSample:
     key: str
     example: Example
     views: torch.Tensor
-    """float32 [5, 3, size, size]"""
+    """float32 [views, 3, size, size]"""
     size: tuple[int, int]
     """Width and height of the photo before cutting."""
+    grid: Grid
+    """Rows and columns of its tiles."""
 
     @property
     def length(self) -> int:
@@ -65,15 +67,16 @@ class PhotoBatch(TextBatch):
     """Samples of `DistillData`."""
 
     views: torch.Tensor
-    """float32 [b, 5, 3, size, size]"""
+    """Of all photos, float32 [views, 3, size, size]"""
     sizes: tuple[tuple[int, int], ...]
+    grids: tuple[Grid, ...]
 
     def to(self, device: torch.device) -> PhotoBatch:
         return replace(self, text=self.text.to(device), views=self.views.to(device, non_blocking=True))
 
 
 class DistillTask(nn.Module):
-    """Stage 1, the student: the description from five tokens, gradients into vision tower and projector."""
+    """Stage 1, the student: the description from one token of each view, gradients into vision tower and projector."""
 
     trains: Kind = "vision"
 
@@ -83,8 +86,7 @@ class DistillTask(nn.Module):
 
     def forward(self, batch: PhotoBatch) -> torch.Tensor:
         """Negative log-likelihood of each target token, float32 [targets]."""
-        photos = project(self.model, cls_tokens(self.model, batch.views))
-        return token_losses(self.model, batch.text, photos.flatten(0, 1))
+        return token_losses(self.model, batch.text, project(self.model, cls_tokens(self.model, batch.views)))
 
 
 class TeacherTask(nn.Module):
@@ -96,14 +98,16 @@ class TeacherTask(nn.Module):
 
     def forward(self, batch: PhotoBatch) -> torch.Tensor:
         """Negative log-likelihood of each target token, float32 [targets]."""
-        return token_losses(self.model, batch.text, torch.cat(all_tokens(self.model, batch.views, batch.sizes)))
+        photos = all_tokens(self.model, batch.views, batch.sizes, batch.grids)
+        return token_losses(self.model, batch.text, torch.cat(photos))
 
 
 def count_tokens(geometry: Geometry, size: tuple[int, int]) -> int:
     """How many patch tokens `all_tokens` gives for a photo of (width, height) `size`."""
     side = geometry.size // geometry.patch
     width, height = size
-    grid = unpad_image(torch.empty(1, 2 * side, 2 * side, device="meta"), (height, width))
+    rows, columns = geometry.grid(size)
+    grid = unpad_image(torch.empty(1, rows * side, columns * side, device="meta"), (height, width))
     return side**2 + grid.shape[1] * (grid.shape[2] + 1)
 
 
@@ -147,21 +151,24 @@ class DistillData:
     def __getitem__(self, position: int) -> PhotoSample:
         photo = self.photos[self.order.at(position) if self.order else position % len(self)]
         image = photo.image
-        tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, image.size)
+        grid = self.geometry.grid(image.size)
+        tokens = 1 + grid[0] * grid[1] if self.tokens == "cls" else count_tokens(self.geometry, image.size)
+        style = self.encoder.style
         try:
             example = self.encoder.example(
-                describe(photo.title, tokens), photo.text or None, max_length=self.max_length + tokens
+                describe(photo.title, tokens, style), photo.text or None, max_length=self.max_length + tokens
             )
         except DataError:
-            example = self.encoder.example(describe("", tokens), None)
-        return PhotoSample(photo.key, example, torch.from_numpy(self.geometry.cut(image)), image.size)
+            example = self.encoder.example(describe("", tokens, style), None)
+        return PhotoSample(photo.key, example, torch.from_numpy(self.geometry.cut(image)), image.size, grid)
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
         """A batch of samples."""
         return PhotoBatch(
             **_text(samples, self.encoder),
-            views=torch.stack([sample.views for sample in samples]),
+            views=torch.cat([sample.views for sample in samples]),
             sizes=tuple(sample.size for sample in samples),
+            grids=tuple(sample.grid for sample in samples),
         )
 
 
@@ -175,7 +182,7 @@ class ListSample:
     key: str
     example: Example
     items: torch.Tensor | None
-    """[candidates, 5, d_vision] from the item store, in the list's order; None for titles only."""
+    """Tokens of all candidates from the item store, [tokens, d_vision], in the list's order; None for titles only."""
 
     @property
     def length(self) -> int:
@@ -187,7 +194,7 @@ class ListBatch(TextBatch):
     """Samples of `TuneData`."""
 
     items: torch.Tensor | None
-    """[candidates of all samples, 5, d_vision]"""
+    """Of all samples, [tokens, d_vision]"""
 
     def to(self, device: torch.device) -> ListBatch:
         items = None if self.items is None else self.items.to(device, non_blocking=True)
@@ -205,7 +212,7 @@ class TuneTask(nn.Module):
 
     def forward(self, batch: ListBatch) -> torch.Tensor:
         """Negative log-likelihood of each target token, float32 [targets]."""
-        photos = None if batch.items is None else project(self.model, batch.items).flatten(0, 1)
+        photos = None if batch.items is None else project(self.model, batch.items)
         return token_losses(self.model, batch.text, photos)
 
 
@@ -238,7 +245,7 @@ class TuneData:
             encoder: Of the base model.
             candidates: Which list, a key of the source such as `candidates_st`.
             max_length: Longest prompt with its target, tokens; the conversation gives way.
-            tokens: What stands behind a title: its five item tokens, or nothing.
+            tokens: What stands behind a title: its item tokens, or nothing.
             shuffle: Show each list in a new order each time.
             seed: Of the choices.
             order: Of the samples, over all epochs; None reads them as they stand.
@@ -276,11 +283,11 @@ class TuneData:
         example = self.encoder.recommendation(
             conversation,
             [Candidate(item, self.store.title(item)) for item in listed],
-            photo_tokens=VIEWS if self.tokens == "items" else 0,
+            photo_tokens=[self.store.count(item) for item in listed] if self.tokens == "items" else 0,
             target=target,
             max_length=self.max_length,
         )
-        items = self.store.lookup(listed) if self.tokens == "items" else None
+        items = self.store.tokens(listed) if self.tokens == "items" else None
         return ListSample(f"{conversation.id}:{target}", example, items)
 
     def collate(self, samples: Sequence[ListSample]) -> ListBatch:
