@@ -2,7 +2,7 @@
 
 LLaVA-NeXT cuts a photo into a grid of tiles that suits its shape (Liu et al. 2024). Here every shape gets 2 x 2, so
 that a photo has five views whatever its shape. The stock processor's choice among several grids, which gives slim
-photos three or four views and which the LaViC code (arXiv 2503.23312) inherits, is there for comparison: `views: lavic`.
+photos three or four views and which the LaViC code (arXiv 2503.23312) inherits, is there to compare: `views: lavic`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Geometry:
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a photo of (width, height) `size` once fitted into its grid, as LLaVA-NeXT rounds them."""
+        """Width and height of a photo of (width, height) `size` once fitted into its grid, as LLaVA-NeXT rounds."""
         rows, columns = self.grid(size)
         most = columns * self.size, rows * self.size
         across, down = most[0] / size[0], most[1] / size[1]
