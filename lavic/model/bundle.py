@@ -50,6 +50,10 @@ class BundleInfo:
     tokens: Tokens = "items"
     max_length: int = 2048
     """Longest prompt, tokens."""
+    tokens_per_item: int | None = None
+    """Item tokens shown of each candidate, its first ones; None: all of them."""
+    none: bool = False
+    """Whether every list ends with "none of these", which is an answer too."""
     prompt_version: str = prompts.VERSION
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -157,6 +161,8 @@ def save_bundle(
     language: PeftModel | None = None,
     tokens: Tokens = "items",
     max_length: int = 2048,
+    tokens_per_item: int | None = None,
+    none: bool = False,
     revision: str | None = None,
 ) -> BundleInfo:
     """Writes a bundle, whole or not at all.
@@ -168,6 +174,8 @@ def save_bundle(
         language: The trained stage-2 model.
         tokens: What stood behind the titles in training.
         max_length: Longest prompt, tokens.
+        tokens_per_item: Item tokens shown of each candidate; None: all of them.
+        none: Whether the lists ended with "none of these".
         revision: Of the base model.
     """
     with folder_aside(folder) as aside:
@@ -188,6 +196,8 @@ def save_bundle(
             language_adapter=adapters.digest(aside / "language_adapter") if language is not None else None,
             tokens=tokens,
             max_length=max_length,
+            tokens_per_item=tokens_per_item,
+            none=none,
             prompt_version=prompts.VERSIONS[backbone.encoder.style],
             versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers", "peft")},
         )

@@ -118,6 +118,7 @@ class Encoder:
         target: str | None = None,
         max_length: int,
         reserve: int = 0,
+        none: bool = False,
     ) -> Example:
         """The prompt of one conversation and its list.
 
@@ -130,7 +131,7 @@ class Encoder:
         turns = [(turn.role, turn.text) for turn in conversation.turns]
         room = max_length - reserve
         while True:
-            pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style)
+            pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
             example = self.example(pieces, target)
             excess = len(example.input_ids) - room
             if excess <= 0:

@@ -47,6 +47,9 @@ class Candidate:
 
 Piece = str | Text | Slot
 
+NONE = "none"
+"""The answer for a list that holds nothing fitting."""
+
 ROLES = {"seeker": "Seeker", "comment": "Comment"}
 """How the turns of a conversation are introduced."""
 
@@ -73,6 +76,7 @@ def recommend(
     *,
     photo_tokens: int | Sequence[int],
     style: Style = "inst",
+    none: bool = False,
 ) -> tuple[Piece, ...]:
     """Asks for the id of the candidate that answers a conversation.
 
@@ -81,6 +85,7 @@ def recommend(
         candidates: The list to choose from, in the order shown.
         photo_tokens: Tokens of each candidate, or of all of them: 5, or 0 for titles only.
         style: Of the words.
+        none: Offer `NONE` as the last answer.
     """
     counts = [photo_tokens] * len(candidates) if isinstance(photo_tokens, int) else photo_tokens
     pieces: list[Piece] = ["[INST] " if style == "inst" else "Recommend one of the candidates in this conversation.\n"]
@@ -97,5 +102,7 @@ def recommend(
         elif count:
             pieces += [" ", Slot(count)]
         pieces.append("\n")
+    if none:
+        pieces.append(f"{NONE}: none of these\n")
     pieces.append("Which ID fits? [/INST]" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:")
     return tuple(pieces)

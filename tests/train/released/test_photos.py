@@ -14,11 +14,12 @@ from lavic.data.atomic import written_aside
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
+from lavic.model.adapters import add_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.compress import cls_tokens, project
 from lavic.model.inputs import splice
 from lavic.model.itemstore import ItemStore, write_manifest, write_part
-from lavic.model.settings import ModelSettings
+from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.recommend.trial import Trial
 from lavic.shards.photo import PhotoSettings, to_jpeg
 from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
@@ -116,6 +117,16 @@ def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(ground: Gr
     output = tower(views, output_hidden_states=True)
     torch.testing.assert_close(cls_tokens(backbone.model, views), output.hidden_states[-1][:, 0])
     assert not torch.allclose(output.pooler_output, output.hidden_states[-1][:, 0])
+
+
+def test_b21_the_teacher_s_own_probabilities_can_be_matched(ground: Ground) -> None:
+    """By default its words alone, as released, but written here: `lavic describe`."""
+    backbone = load(ground)
+    model = add_adapter(backbone, "vision", LoraSettings(r=2, dropout=0.0))
+    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64, teach=True)
+    batch = data.collate([data[n] for n in range(4)])
+    words, both = DistillTask(model).train()(batch), DistillTask(model, top_k=8, weight=0.5).train()(batch)
+    assert both.shape == words.shape and not torch.allclose(words, both)
 
 
 def test_b22_an_item_without_a_photo_is_refused_or_counted(ground: Ground, tmp_path: Path) -> None:

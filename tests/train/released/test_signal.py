@@ -19,7 +19,7 @@ from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.generate import generate
 from lavic.model.inputs import IGNORED
 from lavic.model.itemstore import ItemStore
-from lavic.model.prompts import Candidate
+from lavic.model.prompts import NONE, Candidate
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.recommend.metrics import Answer, judge, measure
 from lavic.recommend.rank import FREE_TOKENS, Ranker, Request
@@ -146,3 +146,10 @@ def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Ba
     together = generate(backbone.model, backbone.encoder, asked, None, max_new_tokens=12)
     alone = [generate(backbone.model, backbone.encoder, [one], None, max_new_tokens=12)[0] for one in asked]
     assert together == alone
+
+
+def test_b14_training_can_show_lists_that_hold_nothing_fitting(ground: Ground, backbone: Backbone) -> None:
+    data = lists(ground, backbone, none_share=0.5)
+    none = backbone.encoder.target(NONE)
+    learnt = [[label for label in data[n].example.labels if label != IGNORED] for n in range(40)]
+    assert 5 < learnt.count(none) < 35
