@@ -84,7 +84,7 @@ class Contest:
                 "measure what it can without one: --arms before_tuning random"
             )
         words = _read_words(chosen.words) if chosen.words else None
-        first = Arm(name="lavic", bundle=chosen.bundle, store=store)
+        first = Arm(name="lavic", bundle=chosen.bundle, store=store, tokens_per_item=chosen.tokens_per_item)
         variants = {
             "lavic": first,
             "shuffled": replace(first, name="shuffled", shuffled=True),

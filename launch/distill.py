@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic.config import settings
 from lavic.data.atomic import write_whole
@@ -21,6 +21,8 @@ from lavic.train.settings import LoopSettings
 from lavic.world import World
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lavic.data.dataset import ShardDataset, Without
     from lavic.model.backbone import Backbone
     from lavic.model.bundle import BundleInfo
@@ -58,6 +60,14 @@ class DistillSettings:
     """The training loop."""
     max_length: PositiveInt = 512
     """Longest title and description with the words around them, tokens; longer photos are skipped and counted."""
+    teacher_top_k: NonNegativeInt = 0
+    """Also match the probabilities that the model, seeing all tokens, gives to so many likeliest words; 0: the
+    description's words alone. Costs a pass over all tokens in every step."""
+    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of that in the loss."""
+    nested: tuple[PositiveInt, ...] = ()
+    """Train on the first so many views, one of these numbers for each photo (1 2 5), so that fewer tokens per item
+    serve too; by default always on all."""
     select: Literal["best", "last"] = "best"
     """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
     deepspeed: Path | None = None
@@ -124,11 +134,19 @@ class Distill(Stage):
         def data(shards: ShardDataset | Without, **how: Any) -> DistillData:
             return DistillData(shards, backbone.geometry, backbone.encoder, max_length=chosen.max_length, **how)
 
-        train = data(self.photos, order=Order(len(self.photos), chosen.loop.seed))
+        train = data(
+            self.photos,
+            order=Order(len(self.photos), chosen.loop.seed),
+            teach=chosen.teacher_top_k > 0,
+            nested=chosen.nested,
+            seed=chosen.loop.seed,
+        )
+        self._first = {count: data(self.valid, nested=(count,)) for count in chosen.nested}
         self._score_teacher(run, backbone, data(self.valid, tokens="all"))
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "vision", chosen.lora)
-        return Parts(backbone=backbone, model=model, task=DistillTask(model), train=train, valid=data(self.valid))
+        task = DistillTask(model, top_k=chosen.teacher_top_k, weight=chosen.teacher_weight)
+        return Parts(backbone=backbone, model=model, task=task, train=train, valid=data(self.valid))
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The vision adapter's bundle."""
@@ -144,10 +162,12 @@ class Distill(Stage):
         )
 
     def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:
-        """Notes how well five tokens do, before training and for the adapter that is kept."""
+        """Notes how well one token per view does, before training and for the adapter that is kept."""
         arm = "cls_before" if step == 0 else "cls_after" if kept else ""
         if arm:
             self._note(run, arm, score.as_dict())
+        for count, samples in self._first.items() if kept else ():
+            self._note(run, f"cls_after_{count}", self._score(run, run.parts.task, samples).as_dict())
 
     def result(self) -> Mapping[str, Any]:
         """The captions' scores."""
@@ -161,30 +181,33 @@ class Distill(Stage):
         """What stage 1 did, and what comes next."""
         full, before, after = (self._captions[arm]["perplexity"] for arm in ("full", "cls_before", "cls_after"))
         return (
-            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from five before, "
-            f"{after:.3f} from five after\n"
+            f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from one per view "
+            f"before, {after:.3f} after\n"
             f"{folder.bundle}: done; next: lavic embed --adapter {self.chosen.out} --shards ... --out STORE"
         )
 
     def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
         """Scores all tokens, which is dear for a large model: once for a set, however often the run is stopped."""
         from lavic.model import prompts
-        from lavic.train.score import score
         from lavic.train.tasks import TeacherTask
 
         chosen, world = self.chosen, run.world
         if world.is_main:
-            of = f"{backbone.fingerprint}/{_digest(self.valid)}/{chosen.max_length}/{prompts.VERSION}"
+            how = f"{chosen.max_length}/{prompts.VERSIONS[backbone.encoder.style]}/{chosen.model.views}"
+            of = f"{backbone.fingerprint}/{_digest(self.valid)}/{how}"
             file = run.folder.folder / CAPTIONS
             found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             self._captions = found if found.get("full", {}).get("of") == of else found | {"full": {"of": of}}
         self._captions = world.broadcast(self._captions)
         if "loss" not in self._captions["full"]:
-            micro_batch, _ = chosen.loop.split(world.size)
-            teacher = score(
-                TeacherTask(backbone.model), every, world, batch=micro_batch, device=world.device(), stop=run.stop
-            )
+            teacher = self._score(run, TeacherTask(backbone.model), every)
             self._note(run, "full", self._captions["full"] | teacher.as_dict())
+
+    def _score(self, run: Run, task: nn.Module, samples: DistillData) -> Score:
+        from lavic.train.score import score
+
+        micro_batch, _ = self.chosen.loop.split(run.world.size)
+        return score(task, samples, run.world, batch=micro_batch, device=run.world.device(), stop=run.stop)
 
     def _note(self, run: Run, arm: str, values: dict[str, Any]) -> None:
         self._captions[arm] = values

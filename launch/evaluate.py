@@ -24,6 +24,7 @@ from lavic.recommend import exhibits
 from lavic.recommend.arms import Decode, compete
 from lavic.recommend.assess import RANDOM, assess
 from lavic.recommend.baselines import list_order, popularity
+from lavic.recommend.none import judge_none
 from lavic.recommend.trial import Clusters, Trial
 from lavic.tracking import Tracker, TrackingSettings
 from lavic.world import World
@@ -66,6 +67,8 @@ class EvaluateSettings:
     decode: Decode = "likelihood"
     """`likelihood` ranks the whole list by the probability of each ID; `generate` lets the model write freely and reads
     the ID out of it, as the released scripts do."""
+    tokens_per_item: PositiveInt | None = None
+    """Item tokens shown of each candidate of --bundle, its first ones; by default as many as it was tuned on."""
     train: Path | None = None
     """Training conversations, for the popularity baseline."""
     words: Path | None = None
@@ -171,6 +174,9 @@ def measure_all(
             level=chosen.level,
             seed=chosen.seed,
         )
+        none = {arm: judge_none(trial, rankings) for arm, rankings in found[trial.name].items()}
+        if told := {arm: of for arm, of in none.items() if of is not None}:
+            sets[trial.name]["none"] = told
     first = contest.trials[0].name
     short = {arm: of["hit_rate"] for arm, of in sets[first]["arms"].items()}
     return {
@@ -199,6 +205,12 @@ def table(results: Mapping[str, Any]) -> str:
             one, rest = of["hit_rate"], (of["mrr"]["value"], of["ndcg_at_10"]["value"])
             interval = f"[{one['low']:.3f}, {one['high']:.3f}]"
             lines.append(f"  {arm:<{width}}  {one['value']:>10.3f}  {interval:<16}  {rest[0]:>7.3f}  {rest[1]:>7.3f}")
+        for arm, of in trial.get("none", {}).items():
+            said = [f"{of[key]:.3f}" if of[key] is not None else "-" for key in ("said_none_without", "said_none_with")]
+            lines.append(
+                f'  {arm:<{width}}  "none of these" said of {said[0]} of {of["lists_without"]} lists without a target, '
+                f"{said[1]} of {of['lists_with']} with one"
+            )
     return "\n".join(lines).lstrip("\n")
 
 
@@ -219,6 +231,7 @@ def _write_predictions(
                         "logprobs": [round(value, 6) for value in ranking.logprobs],
                         "probabilities": [round(value, 8) for value in ranking.probabilities],
                         **({} if ranking.text is None else {"text": ranking.text}),
+                        **({} if ranking.none is None else {"none": round(ranking.none, 8)}),
                     }
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 

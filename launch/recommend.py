@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import PositiveInt
+
 from lavic.config import parse, settings
 from lavic.data.conversations import parse_conversations
 from lavic.data.records import Conversation, Turn, turns_of
@@ -55,6 +57,8 @@ class RecommendSettings:
     """Print only the first so many."""
     json: bool = False
     """One JSON object per conversation instead of a table."""
+    tokens_per_item: PositiveInt | None = None
+    """Item tokens shown of each candidate, its first ones; by default as many as the bundle was tuned on."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
@@ -88,7 +92,8 @@ def _load(chosen: RecommendSettings) -> Ranker:
     info.check_store(store)
     if info.language_adapter is None:
         raise ConfigError(f"--bundle {chosen.bundle}: of stage 1, it cannot recommend yet: run `lavic tune` first")
-    return Ranker(Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype), store)
+    bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype)
+    return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 
 def _answer(chosen: RecommendSettings, ranker: Ranker, asked: Sequence[Conversation]) -> None:
@@ -108,6 +113,7 @@ def _as_json(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: 
     rows = list(zip(ranking.ids, ranking.probabilities, ranking.logprobs, strict=True))[:top]
     return {
         "id": conversation.id,
+        **({} if ranking.none is None else {"none": ranking.none}),
         "ranking": [
             {"id": item, "title": ranker.store.title(item), "probability": p, "logprob": logprob}
             for item, p, logprob in rows
@@ -123,6 +129,8 @@ def _table(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: in
         bar = f"{'█' * round(p * BAR):<{BAR}}  " if sys.stdout.isatty() else ""
         mark = "  <- right" if item in conversation.targets else ""
         lines.append(f"{rank:>3}  {p:>6.1%}  {bar}{item:<{width}}  {_shorten(ranker.store.title(item))}{mark}")
+    if ranking.none is not None:
+        lines.append(f"     {ranking.none:>6.1%}  none of these")
     return "\n".join([*lines, ""])
 
 

@@ -54,6 +54,8 @@ class Parts:
     task: nn.Module
     train: Samples[Any]
     valid: Samples[Any]
+    vision: Path | None = None
+    """Of stage 2: the vision adapter that it stands on."""
 
 
 @dataclass(kw_only=True)
@@ -146,6 +148,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     from lavic.model.adapters import untouched
     from lavic.train.checkpoint import Checkpoints
     from lavic.train.engine import Engine
+    from lavic.train.guards import check_bundle
     from lavic.train.loop import fit
 
     chosen, world, folder, tracker = stage.chosen, run.world, run.folder, run.tracker
@@ -155,7 +158,10 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     engine = Engine(parts.task, world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(parts.train))
 
-    identity = {"base model": parts.backbone.fingerprint, "prompt version": str(prompts.VERSION)}
+    identity = {
+        "base model": parts.backbone.fingerprint,
+        "prompt version": prompts.VERSIONS[parts.backbone.encoder.style],
+    }
     if world.is_main:
         for one in stage.inputs():
             identity[one.name] = one.digest
@@ -168,6 +174,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
         kept = step > 0 and (best if chosen.select == "best" else step == total)
         if kept:
             write_together(folder.bundle, lambda: stage.save(folder.bundle, parts), world)
+            check_bundle(folder.bundle, parts.model, parts.task, parts.valid, world, vision=parts.vision)
         stage.validated(run, step, score, kept)
 
     progress = fit(

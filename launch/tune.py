@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from lavic.config import settings
 from lavic.errors import DataError
@@ -53,6 +53,12 @@ class TuneSettings:
     """Which list of a conversation, a key of the jsonl."""
     tokens: Literal["items", "none"] = "items"
     """What stands behind a candidate's title: its item tokens, or nothing (the titles-only control)."""
+    tokens_per_item: tuple[PositiveInt, ...] = ()
+    """Show the first so many tokens of each item, by default all. Of several numbers (1 2 5) each list gets one, and
+    the bundle works with any; for fewer than all, distil with --nested."""
+    none_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the lists that are shown without their target and answered with "none of these"; above 0 that answer
+    stands under every list."""
     missing: Literal["refuse", "drop"] = "refuse"
     """What happens to an item that is not in the store (its photo is gone, say): an error, or candidates leave their
     lists and rows without a target are left out, counted."""
@@ -124,7 +130,10 @@ class Tune(Stage):
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device(), vision=False)
-        if vision := self._vision():
+        vision = self._vision()
+        if chosen.tokens == "items":
+            self.store.check_geometry(backbone.geometry)
+        if vision:
             merge_adapter(backbone, vision, "vision")
 
         def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
@@ -135,6 +144,8 @@ class Tune(Stage):
                 candidates=chosen.candidates,
                 max_length=chosen.max_length,
                 tokens=chosen.tokens,
+                tokens_per_item=chosen.tokens_per_item,
+                none_share=chosen.none_share,
                 shuffle=shuffle,
                 seed=chosen.loop.seed,
             )
@@ -145,7 +156,8 @@ class Tune(Stage):
         train.order = Order(len(train), chosen.loop.seed)
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "language", chosen.lora)
-        return Parts(backbone=backbone, model=model, task=TuneTask(model), train=train, valid=valid)
+        task = TuneTask(model)
+        return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid, vision=vision)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The bundle of both adapters."""
@@ -159,6 +171,8 @@ class Tune(Stage):
             language=parts.model,
             tokens=chosen.tokens,
             max_length=chosen.max_length,
+            tokens_per_item=max(chosen.tokens_per_item, default=None),
+            none=chosen.none_share > 0,
             revision=chosen.model.revision,
         )
 

@@ -60,7 +60,7 @@ def run(chosen: DescribeSettings, world: World) -> int:
     data = ShardDataset(chosen.shards, descriptions="shard")
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    todo = [n for n in mine if not _described(data, n, chosen.model.name)]
+    todo = [n for n in mine if not _described(data, n, chosen.model)]
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
@@ -79,17 +79,19 @@ def _bounds(data: ShardDataset, number: int) -> range:
     return range(start, start + data.manifest.shards[number].samples)
 
 
-def _described(data: ShardDataset, number: int, name: str) -> bool:
+def _described(data: ShardDataset, number: int, model: ModelSettings) -> bool:
     shard = data.manifest.path(data.manifest.shards[number])
     # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
     keys = {data.keys[index] for index in _bounds(data, number)}
     if not descriptions_path(shard).exists() or read_descriptions(shard).keys() != keys:
         return False
-    others = described_by(shard) - {(name, prompts.VERSION), ("catalogue", prompts.VERSION)}
+    ours = prompts.VERSIONS[model.prompt]
+    others = described_by(shard) - {(model.name, ours), ("catalogue", ours)}
     if others:
         who, version = sorted(others)[0]
         raise DataError(
-            f"{descriptions_path(shard)}: by {who} with prompt {version}, not by {name}: remove it to describe again"
+            f"{descriptions_path(shard)}: by {who} with prompt {version}, not by {model.name} with {ours}: remove it "
+            "to describe again"
         )
     return True
 
@@ -99,13 +101,14 @@ def _describe_shard(data: ShardDataset, number: int, backbone: Backbone, chosen:
     shard = data.manifest.path(data.manifest.shards[number])
     indices = list(_bounds(data, number))
     rows = []
+    version = prompts.VERSIONS[chosen.model.prompt]
     for at in range(0, len(indices), chosen.batch):
         samples = [data[i] for i in indices[at : at + chosen.batch]]
         asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
         for s in samples:
             written = s.key in texts
-            values = (s.key, texts.get(s.key, s.text), backbone.name if written else "catalogue", prompts.VERSION)
+            values = (s.key, texts.get(s.key, s.text), backbone.name if written else "catalogue", version)
             rows.append(dict(zip(FIELDS, values, strict=True)))
     write_descriptions(shard, rows)
     seconds = time.monotonic() - started
@@ -123,11 +126,15 @@ def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int)
     if not samples:
         return []
     images = [s.image for s in samples]
-    views = torch.from_numpy(np.stack([backbone.geometry.cut(image) for image in images])).to(backbone.device)
+    geometry, encoder, sizes = backbone.geometry, backbone.encoder, [image.size for image in images]
+    views = torch.from_numpy(np.concatenate([geometry.cut(image) for image in images])).to(backbone.device)
     with torch.no_grad():
-        tokens = all_tokens(backbone.model, views, [image.size for image in images])
-    asked = [backbone.encoder.prompt(prompts.describe(s.title, len(t))) for s, t in zip(samples, tokens, strict=True)]
-    said = generate(backbone.model, backbone.encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
+        tokens = all_tokens(backbone.model, views, sizes, [geometry.grid(size) for size in sizes])
+    asked = [
+        encoder.prompt(prompts.describe(sample.title, len(photo), encoder.style))
+        for sample, photo in zip(samples, tokens, strict=True)
+    ]
+    said = generate(backbone.model, encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
     return [whole_sentences(text) for text in said]
 
 

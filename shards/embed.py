@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -184,26 +184,28 @@ def _part(
 
     from lavic.model import itemstore
     from lavic.model.compress import cls_tokens
-    from lavic.model.views import VIEWS
 
     done = chosen.out / f"part-{name}.json"
     if done.is_file():
         return itemstore.Part(**json.loads(done.read_text()))
-    items: list[dict[str, str]] = []
-    tokens: list[torch.Tensor] = [torch.empty(0, VIEWS, backbone.vision_width)]
+    most = backbone.geometry.most
+    items: list[dict[str, Any]] = []
+    tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
     for views, infos in _batches(chosen, backbone, sets, photos):
         with torch.no_grad():
-            tokens.append(cls_tokens(backbone.model, views.to(backbone.device)).float().cpu())
-        items += infos
-    part = itemstore.write_part(chosen.out, name, items, torch.cat(tokens).to(getattr(torch, chosen.precision)))
+            made = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
+        for info, rows in zip(infos, made.split([info["views"] for info in infos]), strict=True):
+            tokens[len(items), : len(rows)] = rows
+            items.append({key: value for key, value in info.items() if key != "views" or value < most})
+    part = itemstore.write_part(chosen.out, name, items, tokens)
     write_whole(done, json.dumps({"name": part.name, "items": part.items, "sha256": part.sha256}))
     return part
 
 
 def _batches(
     chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo]
-) -> Iterator[tuple[torch.Tensor, list[dict[str, str]]]]:
-    """Views [b, 5, 3, size, size] and what the store keeps of each item."""
+) -> Iterator[tuple[torch.Tensor, list[dict[str, Any]]]]:
+    """Views of some photos, [views, 3, size, size], and what the store keeps of each item."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
@@ -228,12 +230,12 @@ class _Cut:
         number, index, key = self.photos[row]
         sample = self.sets[number][index]
         meta = sample.meta if sample.key == key else self.sets[number].references[key].meta
-        info = {"id": meta["item_id"], "key": key, "title": meta["title"]}
-        return self.geometry.cut(sample.image), info
+        views = self.geometry.cut(sample.image)
+        return views, {"id": meta["item_id"], "key": key, "title": meta["title"], "views": len(views)}
 
 
 def _stack(rows):
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.stack([views for views, _ in rows])), [info for _, info in rows]
+    return torch.from_numpy(np.concatenate([views for views, _ in rows])), [info for _, info in rows]

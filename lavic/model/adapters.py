@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,7 @@ TARGETS: dict[Kind, str] = {
     "language": r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
 NOTE = "lavic.json"
-"""Beside PEFT's own files: which base model and which kind the adapter is for."""
+"""Beside PEFT's own files: which base model, kind and photo geometry the adapter is for."""
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -77,11 +77,16 @@ def save_adapter(model: PeftModel, folder: Path, backbone: Backbone, kind: Kind)
         config["base_model_name_or_path"] = backbone.name
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (aside / "README.md").unlink(missing_ok=True)  # a model card full of blanks
-        note = {"kind": kind, "base": backbone.name, "fingerprint": backbone.fingerprint}
+        note = {
+            "kind": kind,
+            "base": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "geometry": backbone.geometry.as_dict(),
+        }
         (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n")
 
 
-def check_adapter(folder: Path, kind: Kind, fingerprint: str) -> None:
+def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[str, object] | None = None) -> None:
     """Refuses what is not a whole adapter of this kind for this base model.
 
     Raises:
@@ -98,6 +103,8 @@ def check_adapter(folder: Path, kind: Kind, fingerprint: str) -> None:
             f"{folder}: made for another base model ({note['base']}, {note['fingerprint']}) than the one loaded "
             f"({fingerprint}): load its own base with --model.name, or train again"
         )
+    if kind == "vision" and geometry and note.get("geometry", geometry) != geometry:
+        raise DataError(f"{folder}: trained on photos cut otherwise: use the --model.views of its training")
 
 
 def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
@@ -108,7 +115,7 @@ def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    check_adapter(folder, kind, backbone.fingerprint)
+    check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     state = load_file(folder / WEIGHTS)

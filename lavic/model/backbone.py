@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -80,8 +80,8 @@ class Backbone:
         return cls(
             model=weights,
             tokenizer=tokenizer,
-            encoder=Encoder(tokenizer, config.image_token_id),
-            geometry=read_geometry(source),
+            encoder=Encoder(tokenizer, config.image_token_id, model.prompt),
+            geometry=read_geometry(source, model.views),
             name=model.name,
             fingerprint=fingerprint(source),
         )
@@ -116,18 +116,31 @@ def resolve(model: ModelSettings) -> Path:
         ) from e
 
 
-def read_geometry(folder: Path) -> Geometry:
-    """The photo geometry that the model's own preprocessor file asks for."""
+def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geometry:
+    """The photo geometry that the model's own preprocessor file asks for.
+
+    Args:
+        folder: Of the model.
+        views: Five for every photo, or the model's own choice of grids.
+
+    Raises:
+        ConfigError: The file is missing or cannot be used.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())["vision_config"]
         processor = json.loads((folder / "preprocessor_config.json").read_text())
+        size = config["image_size"]
+        pinpoints = processor["image_grid_pinpoints"] if views == "lavic" else [[2 * size, 2 * size]]
+        if any(side % size for pinpoint in pinpoints for side in pinpoint):
+            raise ValueError(f"image_grid_pinpoints are no multiples of {size}")
         return Geometry(
-            size=config["image_size"],
+            size=size,
             patch=config["patch_size"],
             mean=tuple(processor["image_mean"]),
             std=tuple(processor["image_std"]),
+            grids=tuple((height // size, width // size) for height, width in pinpoints),
         )
-    except (OSError, KeyError, ValueError) as e:
+    except (OSError, KeyError, TypeError, ValueError) as e:
         raise ConfigError(f"{folder}: no usable preprocessor_config.json ({_first_line(e)})") from e
 
 

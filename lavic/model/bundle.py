@@ -21,7 +21,6 @@ from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.settings import ModelSettings
-from lavic.model.views import VIEWS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +50,10 @@ class BundleInfo:
     tokens: Tokens = "items"
     max_length: int = 2048
     """Longest prompt, tokens."""
+    tokens_per_item: int | None = None
+    """Item tokens shown of each candidate, its first ones; None: all of them."""
+    none: bool = False
+    """Whether every list ends with "none of these", which is an answer too."""
     prompt_version: str = prompts.VERSION
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +73,7 @@ class BundleInfo:
             info = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError) as e:
             raise DataError(f"{path}: not a bundle's description ({e})") from e
-        if info.prompt_version != prompts.VERSION:
+        if prompts.style_of(info.prompt_version) is None:
             raise DataError(
                 f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
                 "use the lavic that trained it, or train again"
@@ -84,6 +87,11 @@ class BundleInfo:
             DataError: One line.
         """
         store.check_base(self.fingerprint)
+        if self.tokens == "items" and store.manifest.geometry != self.geometry:
+            raise DataError(
+                f"{store.folder}: an item store of photos cut otherwise than the bundle's: run `lavic embed` with the "
+                "--model.views of its training"
+            )
         if self.tokens == "items" and store.manifest.vision_adapter != self.vision_adapter:
             raise DataError(
                 f"{store.folder}: an item store of another vision adapter ({store.manifest.vision_adapter}) than the "
@@ -121,7 +129,13 @@ class Bundle:
             DataError: The bundle is not whole, or its base model is not the one it was trained on.
         """
         info = BundleInfo.read(folder)
-        model = ModelSettings(name=info.base, revision=info.revision, dtype=dtype)
+        model = ModelSettings(
+            name=info.base,
+            revision=info.revision,
+            dtype=dtype,
+            views="lavic" if "grids" in info.geometry else "five",
+            prompt=prompts.style_of(info.prompt_version) or "inst",
+        )
         backbone = Backbone.load(model, device, vision=vision)
         if backbone.fingerprint != info.fingerprint:
             raise DataError(
@@ -133,11 +147,6 @@ class Bundle:
         if info.language_adapter and language:
             adapters.merge_adapter(backbone, folder / "language_adapter", "language")
         return cls(backbone, info)
-
-    @property
-    def photo_tokens(self) -> int:
-        """Tokens behind each candidate's title."""
-        return VIEWS if self.info.tokens == "items" else 0
 
     def check_store(self, store: ItemStore) -> None:
         """Refuses a store whose tokens this bundle was not trained on; see `BundleInfo.check_store`."""
@@ -152,6 +161,8 @@ def save_bundle(
     language: PeftModel | None = None,
     tokens: Tokens = "items",
     max_length: int = 2048,
+    tokens_per_item: int | None = None,
+    none: bool = False,
     revision: str | None = None,
 ) -> BundleInfo:
     """Writes a bundle, whole or not at all.
@@ -163,6 +174,8 @@ def save_bundle(
         language: The trained stage-2 model.
         tokens: What stood behind the titles in training.
         max_length: Longest prompt, tokens.
+        tokens_per_item: Item tokens shown of each candidate; None: all of them.
+        none: Whether the lists ended with "none of these".
         revision: Of the base model.
     """
     with folder_aside(folder) as aside:
@@ -183,6 +196,9 @@ def save_bundle(
             language_adapter=adapters.digest(aside / "language_adapter") if language is not None else None,
             tokens=tokens,
             max_length=max_length,
+            tokens_per_item=tokens_per_item,
+            none=none,
+            prompt_version=prompts.VERSIONS[backbone.encoder.style],
             versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers", "peft")},
         )
         write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What the language model gets of a photo: all its patch tokens, or five: the [CLS] of each view."""
+"""What the language model gets of a photo: all its patch tokens, or one for each view: its [CLS]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.model.inputs import core
-from lavic.model.views import VIEWS
+from lavic.model.views import Grid
 
 
 def cls_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
@@ -20,14 +20,14 @@ def cls_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
-        views: [b, 5, 3, size, size]
+        views: [..., 3, size, size]
 
     Returns:
-        [b, 5, d_vision]
+        [..., d_vision]
     """
     tower = core(model).model.vision_tower
-    hidden = tower(views.flatten(0, 1).to(tower.dtype)).last_hidden_state
-    return hidden[:, 0].unflatten(0, (-1, VIEWS))
+    hidden = tower(views.reshape(-1, *views.shape[-3:]).to(tower.dtype)).last_hidden_state
+    return hidden[:, 0].unflatten(0, views.shape[:-3])
 
 
 def project(model: nn.Module, cls: torch.Tensor) -> torch.Tensor:
@@ -36,15 +36,18 @@ def project(model: nn.Module, cls: torch.Tensor) -> torch.Tensor:
     return projector(cls.to(projector.linear_1.weight.dtype))
 
 
-def all_tokens(model: nn.Module, views: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-    """Every patch token of each photo, as LLaVA-NeXT packs them for a 2 x 2 grid.
+def all_tokens(
+    model: nn.Module, views: torch.Tensor, sizes: Sequence[tuple[int, int]], grids: Sequence[Grid] | None = None
+) -> list[torch.Tensor]:
+    """Every patch token of each photo, as LLaVA-NeXT packs them.
 
     The whole view's patches, then the rows of the grid without the black border, each row closed by the learnt newline.
 
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
-        views: [b, 5, 3, size, size]
+        views: Of all photos, [..., 3, size, size].
         sizes: (width, height) of each photo before cutting.
+        grids: Rows and columns of each photo's tiles; None: 2 x 2 each.
 
     Returns:
         For each photo [n, d_text]; n depends on its shape alone (2,928 for a square photo and LLaVA-v1.6).
@@ -52,17 +55,18 @@ def all_tokens(model: nn.Module, views: torch.Tensor, sizes: Sequence[tuple[int,
     llava = core(model).model
     config = llava.config
     tower = llava.vision_tower
-    output = tower(views.flatten(0, 1).to(tower.dtype), output_hidden_states=True)
+    output = tower(views.reshape(-1, *views.shape[-3:]).to(tower.dtype), output_hidden_states=True)
     patches = output.hidden_states[config.vision_feature_layer][:, 1:]
-    features = llava.multi_modal_projector(patches).unflatten(0, (-1, VIEWS))
+    grids = grids or [(2, 2)] * len(sizes)
+    features = llava.multi_modal_projector(patches).split([1 + rows * columns for rows, columns in grids])
     side = config.vision_config.image_size // config.vision_config.patch_size
     newline = llava.image_newline
     packed = []
-    for photo, (width, height) in zip(features, sizes, strict=True):
+    for photo, (width, height), shape in zip(features, sizes, grids, strict=True):
         # [row, column, y, x, d] -> [d, row * y, column * x]
-        grid = photo[1:].view(2, 2, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+        grid = photo[1:].view(*shape, side, side, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
         grid = unpad_image(grid, (height, width))
         ends = newline[:, None, None].expand(-1, grid.shape[1], 1).to(grid.dtype)
-        rows = torch.cat([grid, ends], dim=2).flatten(1).T
-        packed.append(torch.cat([photo[0], rows]))
+        lines = torch.cat([grid, ends], dim=2).flatten(1).T
+        packed.append(torch.cat([photo[0], lines]))
     return packed

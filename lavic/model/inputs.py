@@ -58,8 +58,9 @@ class Batch:
 class Encoder:
     """Turns pieces into token ids with one base model's tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, style: prompts.Style = "inst") -> None:
         self.tokenizer = tokenizer
+        self.style: prompts.Style = style
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         self.eos: int = tokenizer.eos_token_id
@@ -113,10 +114,11 @@ class Encoder:
         conversation: Conversation,
         candidates: Sequence[prompts.Candidate],
         *,
-        photo_tokens: int,
+        photo_tokens: int | Sequence[int],
         target: str | None = None,
         max_length: int,
         reserve: int = 0,
+        none: bool = False,
     ) -> Example:
         """The prompt of one conversation and its list.
 
@@ -129,7 +131,8 @@ class Encoder:
         turns = [(turn.role, turn.text) for turn in conversation.turns]
         room = max_length - reserve
         while True:
-            example = self.example(prompts.recommend(turns, candidates, photo_tokens=photo_tokens), target)
+            pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
+            example = self.example(pieces, target)
             excess = len(example.input_ids) - room
             if excess <= 0:
                 return example
@@ -190,13 +193,21 @@ def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -
     return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
 
 
-def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
-    """Negative log-likelihood of each target token, float32 [targets], row by row.
+def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """What the model predicts in the place of each target token, float32 [targets, vocabulary], row by row.
 
     The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
     """
     hidden = hidden_states(model, batch, photos)
+    return core(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
+
+
+def target_tokens(batch: Batch) -> torch.Tensor:
+    """The target tokens, int64 [targets], row by row."""
     labels = batch.labels[:, 1:]
-    learnt = labels != IGNORED
-    logits = core(model).lm_head(hidden[:, :-1][learnt])
-    return functional.cross_entropy(logits.float(), labels[learnt], reduction="none")
+    return labels[labels != IGNORED]
+
+
+def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """Negative log-likelihood of each target token, float32 [targets], row by row."""
+    return functional.cross_entropy(target_logits(model, batch, photos), target_tokens(batch), reduction="none")

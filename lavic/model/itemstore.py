@@ -1,7 +1,7 @@
-"""The item store: every item's five [CLS] vectors, made once, read by memory map.
+"""The item store: every item's [CLS] vectors, made once, read by memory map.
 
-STORE/tokens-00000.safetensors   "tokens" [n, 5, d_vision], before the projector
-STORE/items-00000.jsonl          one line per row: id, photo key, title
+STORE/tokens-00000.safetensors   "tokens" [n, views, d_vision], before the projector
+STORE/items-00000.jsonl          one line per row: id, photo key, title, and views where they are fewer (rest: zeros)
 STORE/vision_adapter/            a copy of the adapter that made the tokens; absent for a store of the plain base model
 STORE/manifest.json              written last: a store without it is not whole
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from lavic.data.atomic import write_whole, written_aside
 from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
-from lavic.model.views import VIEWS
+from lavic.model.views import Geometry
 
 FORMAT = 1
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -53,8 +54,14 @@ class StoreManifest:
     """d_vision"""
     parts: tuple[Part, ...]
     prompt_version: str = prompts.VERSION
+    """Of the words that the vision adapter was trained with."""
     format: int = FORMAT
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def views(self) -> int:
+        """Rows kept for each item."""
+        return int(self.geometry["views"])  # type: ignore[call-overload]
 
     @classmethod
     def read(cls, folder: Path) -> StoreManifest:
@@ -66,7 +73,9 @@ class StoreManifest:
             if raw["format"] != FORMAT:
                 raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: run `lavic embed` again")
             raw["parts"] = tuple(Part(**part) for part in raw["parts"])
-            return cls(**raw)
+            manifest = cls(**raw)
+            _ = manifest.views
+            return manifest
         except (KeyError, TypeError, json.JSONDecodeError) as e:
             raise DataError(f"{path}: not the manifest of an item store ({e})") from e
 
@@ -81,8 +90,9 @@ class ItemStore:
         self._keys: list[str] = []
         self._tensors: list[torch.Tensor] = []
         self._place: dict[str, tuple[int, int]] = {}
+        self._views: dict[str, int] = {}  # of the items that have fewer
         for number, part in enumerate(manifest.parts):
-            self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest.width))
+            self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest))
             # not splitlines(): a title may hold one of Unicode's own line separators
             with (folder / f"items-{part.name}.jsonl").open(encoding="utf-8", newline="\n") as file:
                 lines = list(file)
@@ -94,6 +104,8 @@ class ItemStore:
                 self.ids.append(item["id"])
                 self._titles.append(item["title"])
                 self._keys.append(item["key"])
+                if "views" in item:
+                    self._views[item["id"]] = item["views"]
         self._index = {id: i for i, id in enumerate(self.ids)}
 
     @classmethod
@@ -115,7 +127,7 @@ class ItemStore:
         return id in self._index
 
     def lookup(self, ids: Sequence[str]) -> torch.Tensor:
-        """The tokens of some items, [n, 5, d_vision], in the store's own precision.
+        """The tokens of some items, [n, views, d_vision], in the store's own precision; of absent views zeros.
 
         Raises:
             DataError: Names the ids that are not in the store.
@@ -126,6 +138,22 @@ class ItemStore:
             raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or drop them")
         rows = [self._place[id] for id in ids]
         return torch.stack([self._tensors[part][row] for part, row in rows])
+
+    def count(self, id: str, most: int | None = None) -> int:
+        """Tokens of an item, or of its first `most`."""
+        views = self._views.get(id, self.manifest.views)
+        return views if most is None else min(views, most)
+
+    def tokens(self, ids: Sequence[str], most: int | None = None) -> torch.Tensor:
+        """The tokens of some items one after the other, or of each its first `most`, [tokens, d_vision].
+
+        Raises:
+            DataError: Names the ids that are not in the store.
+        """
+        whole = self.lookup(ids)[:, :most]
+        if not self._views:
+            return whole.flatten(0, 1)
+        return torch.cat([rows[: self.count(id, most)] for id, rows in zip(ids, whole, strict=True)])
 
     def title(self, id: str) -> str:
         return self._titles[self._index[id]]
@@ -138,6 +166,16 @@ class ItemStore:
     def vision_adapter(self) -> Path | None:
         """Folder of the adapter that made the tokens."""
         return self.folder / "vision_adapter" if self.manifest.vision_adapter else None
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """Refuses photos that are cut in another way than the store's.
+
+        Raises:
+            DataError: One line.
+        """
+        if geometry.as_dict() != self.manifest.geometry:
+            views = "lavic" if "grids" in self.manifest.geometry else "five"
+            raise DataError(f"{self.folder}: an item store of photos cut otherwise: use --model.views {views}")
 
     def check_base(self, fingerprint: str) -> None:
         """Refuses a base model that did not make this store.
@@ -152,14 +190,14 @@ class ItemStore:
             )
 
 
-def write_part(folder: Path, name: str, items: Sequence[dict[str, str]], tokens: torch.Tensor) -> Part:
+def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], tokens: torch.Tensor) -> Part:
     """Writes one part, the list of items last.
 
     Args:
         folder: The store.
         name: `00000` and so on.
-        items: id, key and title of each row.
-        tokens: [n, 5, d_vision]
+        items: id, key and title of each row, and views where they are fewer than the tokens' rows.
+        tokens: [n, views, d_vision]
     """
     from safetensors.torch import save
 
@@ -184,13 +222,14 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         geometry=backbone.geometry.as_dict(),
         width=backbone.vision_width,
         parts=tuple(parts),
+        prompt_version=prompts.VERSIONS[backbone.encoder.style],
         versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers")},
     )
     write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 
-def _map_tokens(path: Path, part: Part, width: int) -> torch.Tensor:
+def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor:
     """Maps a tokens file into memory without reading it."""
     try:
         with path.open("rb") as file:
@@ -205,8 +244,9 @@ def _map_tokens(path: Path, part: Part, width: int) -> torch.Tensor:
         whole = len(mapped) == 8 + header_bytes + end
     except (KeyError, ValueError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: not a tokens file ({e})") from e
-    if not whole or shape != (part.items, VIEWS, width):
-        raise DataError(f"{path}: {shape} in {len(mapped)} bytes, the manifest says {(part.items, VIEWS, width)}")
+    expected = (part.items, manifest.views, manifest.width)
+    if not whole or shape != expected:
+        raise DataError(f"{path}: {shape} in {len(mapped)} bytes, the manifest says {expected}")
     count = shape[0] * shape[1] * shape[2]
     if not count:
         return torch.empty(shape, dtype=dtype)

@@ -17,6 +17,12 @@ class ModelSettings:
     """Commit or branch of the Hugging Face repository."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    views: Literal["five", "lavic"] = "five"
+    """How a photo is cut. `five`: the photo and its four quarters, whatever its shape; `lavic`: as the released
+    code does, by the model's own choice of grids: slim photos get three or four views."""
+    prompt: Literal["inst", "lavic"] = "inst"
+    """How the model is asked. `inst`: as LLaVA-v1.6 was trained, the photo before the words; `lavic`: in the released
+    code's order, plain text that ends in `Assistant:`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
 

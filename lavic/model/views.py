@@ -1,19 +1,23 @@
-"""A photo's five views: the whole photo, and the four quarters of a twice larger copy.
+"""A photo's views: the whole photo, and the tiles of a larger copy.
 
-This is LLaVA-NeXT's preparation with one grid, 2 x 2, for every shape. The stock processor gives slim photos three or
-four views, so that the number of item tokens, and with mixed batches their values, depended on the photo's shape and on
-its batch-mates (Liu et al. 2024, LLaVA-NeXT; the LaViC code, arXiv 2503.23312, inherits it).
+LLaVA-NeXT cuts a photo into a grid of tiles that suits its shape (Liu et al. 2024). Here every shape gets 2 x 2, so
+that a photo has five views whatever its shape. The stock processor's choice among several grids, which gives slim
+photos three or four views and which the LaViC code (arXiv 2503.23312) inherits, is there to compare: `views: lavic`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 VIEWS = 5
-"""Views of a photo, and so item tokens: one [CLS] each."""
+"""Views of a photo with the 2 x 2 grid, and so item tokens: one [CLS] each."""
+
+Grid = tuple[int, int]
+"""Rows and columns of tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,42 +32,68 @@ class Geometry:
     """Subtracted from each channel, of values in [0, 1]."""
     std: tuple[float, float, float]
     """Divides each channel."""
+    grids: tuple[Grid, ...] = ((2, 2),)
+    """What to choose from."""
+
+    @property
+    def most(self) -> int:
+        """Most views a photo can have."""
+        return 1 + max(rows * columns for rows, columns in self.grids)
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """The grid for a photo of (width, height) `size`: of the most pixels of the photo, then the least border."""
+        if len(self.grids) == 1:
+            return self.grids[0]
+        from transformers.image_processing_utils import select_best_resolution
+
+        shapes = [(rows * self.size, columns * self.size) for rows, columns in self.grids]
+        height, width = select_best_resolution(size[::-1], shapes)
+        return height // self.size, width // self.size
+
+    def count(self, size: tuple[int, int]) -> int:
+        """Views of a photo of (width, height) `size`."""
+        rows, columns = self.grid(size)
+        return 1 + rows * columns
 
     def cut(self, photo: Image.Image) -> np.ndarray:
-        """The five views of a photo, float32 [5, 3, size, size], normalised.
+        """The views of a photo, float32 [views, 3, size, size], normalised.
 
-        View 0 is the whole photo, stretched to a square. Views 1-4 are the quarters (top left, top right, bottom left,
-        bottom right) of the photo fitted into a square of twice the size, black around it.
+        View 0 is the whole photo, stretched to a square. The others are the tiles, row by row, of the photo fitted into
+        its grid, black around it.
         """
         photo = photo.convert("RGB")
         square = (self.size, self.size)
+        rows, columns = self.grid(photo.size)
         whole = np.asarray(photo.resize(square, Image.Resampling.BICUBIC))
-        large = np.zeros((2 * self.size, 2 * self.size, 3), np.uint8)
+        large = np.zeros((rows * self.size, columns * self.size, 3), np.uint8)
         width, height = self.fit(photo.size)
-        left, top = (2 * self.size - width) // 2, (2 * self.size - height) // 2
+        left, top = (columns * self.size - width) // 2, (rows * self.size - height) // 2
         fitted = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
         large[top : top + height, left : left + width] = fitted
         # [rows, y, columns, x, channel] -> [row, column, channel, y, x]
-        quarters = large.reshape(2, self.size, 2, self.size, 3).transpose(0, 2, 4, 1, 3)
-        pixels = np.concatenate([whole.transpose(2, 0, 1)[None], quarters.reshape(4, 3, *square)])
+        tiles = large.reshape(rows, self.size, columns, self.size, 3).transpose(0, 2, 4, 1, 3)
+        pixels = np.concatenate([whole.transpose(2, 0, 1)[None], tiles.reshape(-1, 3, *square)])
         shape = (1, 3, 1, 1)
         mean, std = (np.array(values, np.float32).reshape(shape) for values in (self.mean, self.std))
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a photo of (width, height) `size` after fitting it into the large square."""
-        side = 2 * self.size
-        width, height = size
-        if width >= height:
-            return side, min(-(-height * side // width), side)
-        return min(-(-width * side // height), side), side
+        """Width and height of a photo of (width, height) `size` once fitted into its grid, as LLaVA-NeXT rounds."""
+        rows, columns = self.grid(size)
+        most = columns * self.size, rows * self.size
+        across, down = most[0] / size[0], most[1] / size[1]
+        if across < down:
+            return most[0], min(math.ceil(size[1] * across), most[1])
+        return min(math.ceil(size[0] * down), most[0]), most[1]
 
     def as_dict(self) -> dict[str, object]:
         """What a manifest keeps, to refuse item tokens of another geometry."""
+        several = {} if self.grids == ((2, 2),) else {"grids": [list(grid) for grid in self.grids]}
         return {
-            "views": VIEWS,
+            "views": self.most,
             "size": self.size,
             "patch": self.patch,
             "mean": list(self.mean),
             "std": list(self.std),
+            **several,
         }

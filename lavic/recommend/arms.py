@@ -34,6 +34,8 @@ class Arm:
     """Each candidate is shown with the tokens of another one of its list."""
     words: Mapping[str, str] | None = None
     """Item -> words in the place of its tokens."""
+    tokens_per_item: int | None = None
+    """Item tokens shown of each candidate; None: as many as the bundle was tuned on."""
 
 
 def compete(
@@ -73,7 +75,7 @@ def compete(
     for (folder, language), members in groupby(arms, key=lambda arm: (arm.bundle, arm.language)):
         bundle = Bundle.load(folder, world.device(), language=language, dtype=dtype)
         for arm in members:
-            ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch)
+            ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens_per_item=arm.tokens_per_item)
             for trial in trials:
                 progress = _Progress(f"{trial.name}: {arm.name}", len(trial), shown=world.is_main, ranks=world.size)
                 requests = [_request(arm, trial, row, seed) for row in range(world.rank, len(trial), world.size)]

@@ -56,6 +56,8 @@ class Ranking:
     """The same, normalised over the list."""
     text: str | None = None
     """The free answer, when generating."""
+    none: float | None = None
+    """Probability of "none of these", normalised with those of the list, where the bundle knows that answer."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Encoded:
     candidates: tuple[str, ...]
     prompt: list[int]
     targets: list[list[int]]
-    """The ids of the candidates, each with the end-of-sequence token."""
+    """The ids of the candidates, and "none" behind them where it is an answer, each with the end-of-sequence token."""
 
     @property
     def length(self) -> int:
@@ -81,13 +83,22 @@ class Ranker:
         bundle: Loaded without vision tower; only the projector and the language model are used.
         store: Titles and item tokens of every candidate.
         tokens_per_batch: Prompts are read together up to this many tokens. Results do not depend on it.
+        tokens_per_item: Item tokens shown of each candidate, its first ones; None: as many as the bundle was tuned on.
 
     Raises:
         DataError: The store was not made for this bundle.
     """
 
-    def __init__(self, bundle: Bundle, store: ItemStore, *, tokens_per_batch: int = 8192) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: ItemStore,
+        *,
+        tokens_per_batch: int = 8192,
+        tokens_per_item: int | None = None,
+    ) -> None:
         bundle.check_store(store)
+        self.most = tokens_per_item or bundle.info.tokens_per_item
         self.bundle, self.store, self.tokens_per_batch = bundle, store, tokens_per_batch
         self.encoder = bundle.backbone.encoder
         self.device = bundle.backbone.device
@@ -134,15 +145,20 @@ class Ranker:
                 f"{conversation.file}:{conversation.row + 1}: candidate {missing[0]}{more} of {len(candidates)} is not "
                 f"in the item store {self.store.folder}: embed its photo, or take it off the list"
             )
-        looks = request.looks or {}
+        looks, shows = request.looks or {}, request.shown or {}
+        looked_at = request.looks is None and self.bundle.info.tokens == "items"
         listed = [prompts.Candidate(item, self.store.title(item), looks.get(item)) for item in candidates]
-        targets = [self.encoder.target(item) for item in candidates]
+        none = self.bundle.info.none
+        targets = [self.encoder.target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
         prompt = self.encoder.recommendation(
             conversation,
             listed,
-            photo_tokens=0 if request.looks is not None else self.bundle.photo_tokens,
+            photo_tokens=[
+                self.store.count(shows.get(item, item), self.most) if looked_at else 0 for item in candidates
+            ],
             max_length=self.bundle.info.max_length,
             reserve=max((len(target) for target in targets), default=0),
+            none=none,
         )
         return Encoded(request, candidates, prompt.input_ids, targets)
 
@@ -218,9 +234,10 @@ class Ranker:
             embeds = model.get_input_embeddings()(best[None])
         text = str(self.encoder.tokenizer.decode(written, skip_special_tokens=True)).strip()
         answer = self._read(text, one.candidates)
+        none = (float(answer is None and prompts.NONE in text.lower())) if self.bundle.info.none else None
         if answer is None:
-            return Ranking(ids=(), text=text)
-        return Ranking(ids=(answer,), logprobs=(total,), text=text)
+            return Ranking(ids=(), text=text, none=none)
+        return Ranking(ids=(answer,), logprobs=(total,), text=text, none=none)
 
     def _read(self, text: str, candidates: Sequence[str]) -> str | None:
         """The first word of a free answer that is a candidate, another item, or looks like an id."""
@@ -231,7 +248,7 @@ class Ranker:
 
     def _photos(self, batch: Sequence[Encoded]) -> torch.Tensor | None:
         """[n, d_text] projected tokens for all image tokens of the batch, in reading order."""
-        if not self.bundle.photo_tokens:
+        if self.bundle.info.tokens == "none":
             return None
         wanted = [
             (one.request.shown or {}).get(item, item)
@@ -242,9 +259,11 @@ class Ranker:
         if not wanted:
             return None
         # An item of several lists is projected once.
-        distinct = {item: place for place, item in enumerate(dict.fromkeys(wanted))}
-        tokens = project(self.bundle.backbone.model, self.store.lookup(list(distinct)).to(self.device))
-        return tokens[torch.tensor([distinct[item] for item in wanted], device=self.device)].flatten(0, 1)
+        distinct = list(dict.fromkeys(wanted))
+        tokens = project(self.bundle.backbone.model, self.store.tokens(distinct, self.most).to(self.device))
+        counts = [self.store.count(item, self.most) for item in distinct]
+        rows = dict(zip(distinct, tokens.split(counts), strict=True))
+        return torch.cat([rows[item] for item in wanted])
 
 
 def _tree(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -258,11 +277,13 @@ def _tree(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _ranking(candidates: Sequence[str], logprobs: Sequence[float]) -> Ranking:
-    """Sorted best first; equal ones keep the order of the list."""
+    """Sorted best first; equal ones keep the order of the list. One more than candidates is "none of these"."""
     order = sorted(range(len(candidates)), key=lambda place: -logprobs[place])
     ordered = torch.tensor([logprobs[place] for place in order], dtype=torch.float64)
+    every = torch.tensor(logprobs, dtype=torch.float64)
     return Ranking(
         ids=tuple(candidates[place] for place in order),
         logprobs=tuple(ordered.tolist()),
         probabilities=tuple(ordered.softmax(0).tolist()),
+        none=float(every.softmax(0)[-1]) if len(every) > len(candidates) else None,
     )

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lavic.errors import ConfigError, LaunchError, LavicError
+from lavic.errors import ConfigError, LaunchError
+from lavic.train.guards import Guards
 from lavic.train.settings import LoopSettings
 from lavic.world import World
 
@@ -123,14 +124,14 @@ class Engine:
         Raises:
             ConfigError: There is nothing to train, or `extra` is at odds with our settings.
             LaunchError: DeepSpeed is not installed.
+            LavicError: What would be trained is not what should be, see `Guards.check_start`.
         """
         self.task = task
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError(f"{type(task).__name__} has no trainable parameter: do the LoRA targets match the model?")
         self._world = world
-        self._silent = set(self.parameters)  # those without a gradient so far
-        self._watch = [self._note_gradient(name, p) for name, p in self.parameters.items()]
+        self._guards = Guards(task, self.parameters, world)
         micro_batch, micro_steps = loop.split(world.size)
         config = zero2_config(
             micro_batch=micro_batch,
@@ -145,6 +146,7 @@ class Engine:
         self._parts = deepspeed.utils
         self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
         self.device: torch.device = self._engine.device
+        self._guards.check_start(self._zero.param_groups)
 
     def forward(self, batch: Any) -> torch.Tensor:
         """The task's output for a batch."""
@@ -169,8 +171,7 @@ class Engine:
         Raises:
             LavicError: At the first step: a trainable parameter got no gradient on some rank.
         """
-        if self._watch:
-            self._check_gradients()
+        self._guards.before_update()
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
@@ -181,7 +182,11 @@ class Engine:
 
         Returns:
             On rank 0, float32 on the CPU, by `<parameter>/weight`, `/exp_avg` and `/exp_avg_sq`; else nothing.
+
+        Raises:
+            LavicError: What was trained is not worth saving, see `Guards.check_save`.
         """
+        self._guards.check_save()
         whole: dict[str, torch.Tensor] = {}
         for name, p in self.parameters.items():
             parts = {
@@ -224,22 +229,8 @@ class Engine:
 
     def close(self) -> None:
         """Takes DeepSpeed's hooks off the task, which can then be saved, merged or given to another engine."""
+        self._guards.close()
         self._engine.destroy()
-
-    def _note_gradient(self, name: str, parameter: nn.Parameter) -> torch.utils.hooks.RemovableHandle:
-        return parameter.register_post_accumulate_grad_hook(lambda _: self._silent.discard(name))
-
-    def _check_gradients(self) -> None:
-        """A parameter that one rank never reaches is never trained right, and may leave the other ranks waiting."""
-        silent = sorted({name for names in self._world.gather(self._silent) for name in names})
-        if silent:
-            raise LavicError(
-                f"{len(silent)} of {len(self.parameters)} trainable parameters got no gradient (first: {silent[0]}): "
-                "they sit on a part of the model that the loss does not reach"
-            )
-        for hook in self._watch:
-            hook.remove()
-        self._watch = []
 
 
 def _deepspeed(device: torch.device) -> Any:

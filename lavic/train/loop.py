@@ -18,6 +18,8 @@ from lavic.train.checkpoint import Checkpoints, Progress
 from lavic.train.console import Console
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed, Minibatch, Samples
+from lavic.train.guards import blame
+from lavic.train.rollcall import RollCall
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings
 from lavic.train.stop import StopRequest
@@ -92,12 +94,13 @@ def fit(
         console.say(f"going on after step {progress.step} of {total}")
     tracker.event("resume", step=progress.step)  # whatever an earlier start wrote beyond it is taken back
     saved = progress.step
-    with nullcontext(stop) if stop else StopRequest() as stop:
+    with nullcontext(stop) if stop else StopRequest() as stop, RollCall(world, patience_s=60 * loop.patience) as roll:
         batches = feed.steps(progress.step, total)
         clock = _Clock()
         while True:
             due = progress.step in (0, total) or (loop.eval_every and progress.step % loop.eval_every == 0)
             if due and progress.validated < progress.step:
+                roll.at(f"the validation after step {progress.step}")
                 try:
                     result = score(engine.task, valid, world, batch=feed.micro_batch, device=engine.device, stop=stop)
                 except Stopped:
@@ -118,7 +121,9 @@ def fit(
                 console.close()
                 return progress
 
+            roll.at(f"the samples of step {progress.step + 1}")
             micros = clock.wait(batches)
+            roll.at(f"step {progress.step + 1}")
             lr = loop.rate(progress.step + 1, total)
             done = take_step(engine, micros, lr, world, stream=(loop.seed, progress.step), stop=stop)
             progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
@@ -135,6 +140,7 @@ def fit(
                 tracker.log(progress.step, **values)
                 console.step(progress.step, values)
             if progress.step % loop.save_every == 0 or progress.step == total or done.stop:
+                roll.at(f"the checkpoint after step {progress.step}")
                 checkpoints.save(engine, progress)
                 saved = progress.step
                 clock.restart()
@@ -191,16 +197,10 @@ def take_step(
     nll = torch.cat(losses).sum(dtype=torch.float64)
     asked = nll.new_tensor(stop is not None and stop.asked)
     total, diverged, stopping = world.sum(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
-    if diverged:
-        bad = [key for micro, loss in zip(micros, losses, strict=True) for key in _not_finite(micro, loss)]
-        bad = [key for keys in world.gather(bad) for key in keys]
-        raise Diverged(
-            f"the loss of {_some(bad)} is not finite: look at these samples, or lower --loop.lr (now {lr:g})"
-        )
-    norm = engine.step(lr)
+    norm = math.nan if diverged else engine.step(lr)
     if not math.isfinite(norm):
-        keys = [key for keys in world.gather([key for micro in micros for key in micro.keys]) for key in keys]
-        raise Diverged(f"the gradient of a step is not finite (samples {_some(keys)}): lower --loop.lr (now {lr:g})")
+        what, who = "loss" if diverged else "gradient", blame(engine.task, micros, losses, world)
+        raise Diverged(f"the {what} of {who} is not finite: look at these samples, or lower --loop.lr (now {lr:g})")
     return StepResult(total / targets, norm, targets, tokens, skipped, bool(stopping))
 
 
@@ -236,11 +236,6 @@ class _Clock:
         }
         self.restart()
         return rates
-
-
-def _not_finite(micro: Minibatch, losses: torch.Tensor) -> list[str]:
-    parts = losses.split(list(micro.targets))
-    return [key for key, part in zip(micro.keys, parts, strict=True) if not part.isfinite().all()]
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -46,6 +46,9 @@ class LoopSettings:
     workers: NonNegativeInt = 0
     """Processes per rank that prepare samples ahead; 0 prepares them between the steps."""
 
+    patience: PositiveFloat = 5.0
+    """Minutes that ranks wait for another before one of them says which rank is missing."""
+
     def split(self, ranks: int) -> tuple[int, int]:
         """How a step's batch is cut: samples of one forward pass on one rank, and forward passes.
 

@@ -9,15 +9,27 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.data.records import Conversation
 from lavic.errors import DataError
+from lavic.model.adapters import Kind
 from lavic.model.compress import all_tokens, cls_tokens, project
-from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate, token_losses
+from lavic.model.inputs import (
+    IGNORED,
+    Batch,
+    Encoder,
+    Example,
+    collate,
+    target_logits,
+    target_tokens,
+    token_losses,
+)
 from lavic.model.itemstore import ItemStore
-from lavic.model.prompts import Candidate, describe
-from lavic.model.views import VIEWS, Geometry
+from lavic.model.prompts import NONE, Candidate, describe
+from lavic.model.views import Geometry, Grid
+from lavic.train.teacher import divergence, teacher_logits
 
 
 class Order(Protocol):
@@ -50,13 +62,19 @@ class PhotoSample:
     key: str
     example: Example
     views: torch.Tensor
-    """float32 [5, 3, size, size]"""
+    """float32 [views, 3, size, size]"""
     size: tuple[int, int]
     """Width and height of the photo before cutting."""
+    grid: Grid
+    """Rows and columns of its tiles."""
+    shown: int
+    """How many of the views the student sees, the first ones."""
+    whole: Example | None = None
+    """The same with a place for every patch token, for the teacher."""
 
     @property
     def length(self) -> int:
-        return len(self.example.input_ids)
+        return len((self.whole or self.example).input_ids)
 
 
 @dataclass(frozen=True)
@@ -64,24 +82,48 @@ class PhotoBatch(TextBatch):
     """Samples of `DistillData`."""
 
     views: torch.Tensor
-    """float32 [b, 5, 3, size, size]"""
+    """Of all photos, float32 [views, 3, size, size]"""
     sizes: tuple[tuple[int, int], ...]
+    grids: tuple[Grid, ...]
+    shown: tuple[int, ...]
+    """How many of each photo's views the student sees."""
+    whole: Batch | None = None
+    """For the teacher."""
 
     def to(self, device: torch.device) -> PhotoBatch:
-        return replace(self, text=self.text.to(device), views=self.views.to(device, non_blocking=True))
+        whole = None if self.whole is None else self.whole.to(device)
+        return replace(self, text=self.text.to(device), views=self.views.to(device, non_blocking=True), whole=whole)
 
 
 class DistillTask(nn.Module):
-    """Stage 1, the student: the description from five tokens, gradients into vision tower and projector."""
+    """Stage 1, the student: the description from one token of each view, gradients into vision tower and projector."""
 
-    def __init__(self, model: nn.Module) -> None:
+    trains: Kind = "vision"
+
+    def __init__(self, model: nn.Module, *, top_k: int = 0, weight: float = 0.5) -> None:
+        """Describes it.
+
+        Args:
+            model: With a vision adapter.
+            top_k: In training, also match the teacher's probabilities of so many tokens; 0: its words alone.
+            weight: Share of that in the loss.
+        """
         super().__init__()
         self.model = model
+        self.top_k, self.weight = top_k, weight
 
     def forward(self, batch: PhotoBatch) -> torch.Tensor:
-        """Negative log-likelihood of each target token, float32 [targets]."""
-        photos = project(self.model, cls_tokens(self.model, batch.views))
-        return token_losses(self.model, batch.text, photos.flatten(0, 1))
+        """Negative log-likelihood of each target token, float32 [targets]; in training mixed with the divergence."""
+        seen = batch.views
+        counts = [1 + rows * columns for rows, columns in batch.grids]
+        if list(batch.shown) != counts:
+            seen = torch.cat([views[:n] for views, n in zip(seen.split(counts), batch.shown, strict=True)])
+        logits = target_logits(self.model, batch.text, project(self.model, cls_tokens(self.model, seen)))
+        losses = functional.cross_entropy(logits, target_tokens(batch.text), reduction="none")
+        if not (self.training and self.top_k and batch.whole):
+            return losses
+        teacher = teacher_logits(self.model, batch.whole, batch.views, batch.sizes, batch.grids)
+        return (1 - self.weight) * losses + self.weight * divergence(teacher, logits, self.top_k)
 
 
 class TeacherTask(nn.Module):
@@ -93,14 +135,16 @@ class TeacherTask(nn.Module):
 
     def forward(self, batch: PhotoBatch) -> torch.Tensor:
         """Negative log-likelihood of each target token, float32 [targets]."""
-        return token_losses(self.model, batch.text, torch.cat(all_tokens(self.model, batch.views, batch.sizes)))
+        photos = all_tokens(self.model, batch.views, batch.sizes, batch.grids)
+        return token_losses(self.model, batch.text, torch.cat(photos))
 
 
 def count_tokens(geometry: Geometry, size: tuple[int, int]) -> int:
     """How many patch tokens `all_tokens` gives for a photo of (width, height) `size`."""
     side = geometry.size // geometry.patch
     width, height = size
-    grid = unpad_image(torch.empty(1, 2 * side, 2 * side, device="meta"), (height, width))
+    rows, columns = geometry.grid(size)
+    grid = unpad_image(torch.empty(1, rows * side, columns * side, device="meta"), (height, width))
     return side**2 + grid.shape[1] * (grid.shape[2] + 1)
 
 
@@ -119,6 +163,9 @@ class DistillData:
         *,
         max_length: int,
         tokens: Literal["cls", "all"] = "cls",
+        teach: bool = False,
+        nested: Sequence[int] = (),
+        seed: int = 0,
         order: Order | None = None,
     ) -> None:
         """Describes the set.
@@ -129,6 +176,9 @@ class DistillData:
             encoder: Of the base model.
             max_length: Longest title and description with the words around them, tokens; the photo's are not counted.
             tokens: What stands for the photo: the [CLS] of each view, or every patch token (for `TeacherTask`).
+            teach: Encode every prompt a second time, for the teacher's probabilities.
+            nested: Show each photo by so many of its views, the first ones, one of these numbers at a time; none: all.
+            seed: Of that choice.
             order: Of the samples, over all epochs; None reads them as they stand.
         """
         self.photos = photos
@@ -136,6 +186,9 @@ class DistillData:
         self.encoder = encoder
         self.max_length = max_length
         self.tokens = tokens
+        self.teach = teach
+        self.nested = tuple(nested)
+        self.seed = seed
         self.order = order
 
     def __len__(self) -> int:
@@ -144,21 +197,34 @@ class DistillData:
     def __getitem__(self, position: int) -> PhotoSample:
         photo = self.photos[self.order.at(position) if self.order else position % len(self)]
         image = photo.image
-        tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, image.size)
+        grid = self.geometry.grid(image.size)
+        shown = 1 + grid[0] * grid[1]
+        if self.nested:
+            shown = min(shown, random.Random(f"{self.seed}/{position}").choice(self.nested))
+        every = count_tokens(self.geometry, image.size) if self.teach or self.tokens == "all" else 0
+        example = self._example(photo, shown if self.tokens == "cls" else every)
+        whole = self._example(photo, every) if self.teach else None
+        views = torch.from_numpy(self.geometry.cut(image))
+        return PhotoSample(photo.key, example, views, image.size, grid, shown, whole)
+
+    def _example(self, photo: Any, tokens: int) -> Example:
+        style = self.encoder.style
         try:
-            example = self.encoder.example(
-                describe(photo.title, tokens), photo.text or None, max_length=self.max_length + tokens
+            return self.encoder.example(
+                describe(photo.title, tokens, style), photo.text or None, max_length=self.max_length + tokens
             )
         except DataError:
-            example = self.encoder.example(describe("", tokens), None)
-        return PhotoSample(photo.key, example, torch.from_numpy(self.geometry.cut(image)), image.size)
+            return self.encoder.example(describe("", tokens, style), None)
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
         """A batch of samples."""
         return PhotoBatch(
             **_text(samples, self.encoder),
-            views=torch.stack([sample.views for sample in samples]),
+            views=torch.cat([sample.views for sample in samples]),
             sizes=tuple(sample.size for sample in samples),
+            grids=tuple(sample.grid for sample in samples),
+            shown=tuple(sample.shown for sample in samples),
+            whole=collate([s.whole for s in samples if s.whole], self.encoder.pad) if self.teach else None,
         )
 
 
@@ -172,7 +238,7 @@ class ListSample:
     key: str
     example: Example
     items: torch.Tensor | None
-    """[candidates, 5, d_vision] from the item store, in the list's order; None for titles only."""
+    """Tokens of all candidates from the item store, [tokens, d_vision], in the list's order; None for titles only."""
 
     @property
     def length(self) -> int:
@@ -184,7 +250,7 @@ class ListBatch(TextBatch):
     """Samples of `TuneData`."""
 
     items: torch.Tensor | None
-    """[candidates of all samples, 5, d_vision]"""
+    """Of all samples, [tokens, d_vision]"""
 
     def to(self, device: torch.device) -> ListBatch:
         items = None if self.items is None else self.items.to(device, non_blocking=True)
@@ -194,13 +260,15 @@ class ListBatch(TextBatch):
 class TuneTask(nn.Module):
     """Stage 2: the ID of the right candidate, from ready item tokens; the vision tower is not there."""
 
+    trains: Kind = "language"
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: ListBatch) -> torch.Tensor:
         """Negative log-likelihood of each target token, float32 [targets]."""
-        photos = None if batch.items is None else project(self.model, batch.items).flatten(0, 1)
+        photos = None if batch.items is None else project(self.model, batch.items)
         return token_losses(self.model, batch.text, photos)
 
 
@@ -209,7 +277,8 @@ class TuneData:
 
     A sample's list has exactly one right answer: other targets of the conversation are left out, and a target that the
     list lacks takes the place of a candidate (the released training data has it in .2 to .7 of the rows; a test list is
-    never touched). The choices are made from the seed and the position, on a copy.
+    never touched). Where "none of these" is an answer, some lists lack the target on purpose. The choices are made from
+    the seed and the position, on a copy.
     """
 
     def __init__(
@@ -221,6 +290,8 @@ class TuneData:
         candidates: str,
         max_length: int,
         tokens: Literal["items", "none"] = "items",
+        tokens_per_item: Sequence[int] = (),
+        none_share: float = 0.0,
         shuffle: bool = False,
         seed: int = 0,
         order: Order | None = None,
@@ -233,7 +304,10 @@ class TuneData:
             encoder: Of the base model.
             candidates: Which list, a key of the source such as `candidates_st`.
             max_length: Longest prompt with its target, tokens; the conversation gives way.
-            tokens: What stands behind a title: its five item tokens, or nothing.
+            tokens: What stands behind a title: its item tokens, or nothing.
+            tokens_per_item: Show the first so many tokens of each item, one of these numbers for each list; none: all.
+            none_share: Share of the lists that lack the target, and are answered with "none of these"; above 0 every
+                list offers that answer.
             shuffle: Show each list in a new order each time.
             seed: Of the choices.
             order: Of the samples, over all epochs; None reads them as they stand.
@@ -247,6 +321,8 @@ class TuneData:
         self.candidates = candidates
         self.max_length = max_length
         self.tokens = tokens
+        self.tokens_per_item = tuple(tokens_per_item)
+        self.none_share = none_share
         self.shuffle = shuffle
         self.seed = seed
         self.order = order
@@ -267,15 +343,18 @@ class TuneData:
     def __getitem__(self, position: int) -> ListSample:
         row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
         conversation = self.conversations[row]
-        listed = self._list(conversation, target, random.Random(f"{self.seed}/{position}"))
+        choice = random.Random(f"{self.seed}/{position}")
+        listed = self._list(conversation, target, choice)
+        most = choice.choice(self.tokens_per_item) if self.tokens_per_item else None
         example = self.encoder.recommendation(
             conversation,
             [Candidate(item, self.store.title(item)) for item in listed],
-            photo_tokens=VIEWS if self.tokens == "items" else 0,
-            target=target,
+            photo_tokens=[self.store.count(item, most) for item in listed] if self.tokens == "items" else 0,
+            target=target if target in listed else NONE,
             max_length=self.max_length,
+            none=self.none_share > 0,
         )
-        items = self.store.lookup(listed) if self.tokens == "items" else None
+        items = self.store.tokens(listed, most) if self.tokens == "items" else None
         return ListSample(f"{conversation.id}:{target}", example, items)
 
     def collate(self, samples: Sequence[ListSample]) -> ListBatch:
@@ -286,12 +365,23 @@ class TuneData:
     def _list(self, conversation: Conversation, target: str, choice: random.Random) -> list[str]:
         others = set(conversation.targets) - {target}
         listed = [item for item in dict.fromkeys(conversation.candidates[self.candidates]) if item not in others]
-        if target not in listed:
+        if self.none_share and choice.random() < self.none_share:
+            listed = [item if item != target else self._stranger(conversation, choice) for item in listed]
+        elif target not in listed:
             at = choice.randrange(max(1, len(listed)))
             listed[at : at + 1] = [target]  # in the place of a candidate, or alone where all were other targets
         if self.shuffle:
             choice.shuffle(listed)
         return listed
+
+    def _stranger(self, conversation: Conversation, choice: random.Random) -> str:
+        """An item that is neither listed nor right: a list without its target is as long as the others."""
+        known = {*conversation.candidates[self.candidates], *conversation.targets}
+        if len(known) >= len(self.store):
+            raise DataError(f"{self.store.folder}: holds nothing besides the list of {conversation.id}")
+        while (item := choice.choice(self.store.ids)) in known:
+            pass
+        return item
 
 
 def _text(samples: Sequence[PhotoSample] | Sequence[ListSample], encoder: Encoder) -> dict[str, Any]:

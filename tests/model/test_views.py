@@ -1,10 +1,14 @@
-"""Views and photo tokens are those of LLaVA-NeXT with one grid."""
+"""Views and photo tokens are those of LLaVA-NeXT, with one grid or with its own choice."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaNextImageProcessorPil
 
@@ -13,6 +17,8 @@ from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.views import VIEWS, Geometry
 
 GEOMETRY = Geometry(size=24, patch=12, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+RELEASED = replace(GEOMETRY, grids=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+"""The grids of LLaVA-v1.6."""
 SIZES = [(60, 60), (100, 40), (33, 120), (48, 48), (7, 300), (500, 499)]
 
 
@@ -21,19 +27,43 @@ def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_five_views_are_the_stock_processor_s_with_a_two_by_two_grid(size: tuple[int, int]) -> None:
+def stock_views(size: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """What the processor of transformers makes of a photo."""
     stock = LlavaNextImageProcessorPil(
         size={"shortest_edge": 24},
         crop_size={"height": 24, "width": 24},
-        image_grid_pinpoints=[[48, 48]],
+        image_grid_pinpoints=[[24 * rows, 24 * columns] for rows, columns in geometry.grids],
         image_mean=list(GEOMETRY.mean),
         image_std=list(GEOMETRY.std),
     )
-    expected = np.asarray(stock(photo(size), return_tensors="np")["pixel_values"][0])
-    views = GEOMETRY.cut(photo(size))
+    return np.asarray(stock(photo(size), return_tensors="np")["pixel_values"][0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_five_views_are_the_stock_processor_s_with_a_two_by_two_grid(size: tuple[int, int]) -> None:
+    expected, views = stock_views(size, GEOMETRY), GEOMETRY.cut(photo(size))
     assert views.shape == expected.shape == (VIEWS, 3, 24, 24)
     np.testing.assert_allclose(views, expected, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.tuples(st.integers(1, 400), st.integers(1, 400)), geometry=st.sampled_from([GEOMETRY, RELEASED]))
+def test_views_of_any_shape_are_the_stock_processor_s(size: tuple[int, int], geometry: Geometry) -> None:
+    expected = stock_views(size, geometry)
+    views = geometry.cut(photo(size))
+    assert views.shape == expected.shape == (geometry.count(size), 3, 24, 24)
+    np.testing.assert_allclose(views, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "views"),
+    [((500, 500), 5), ((500, 350), 5), ((333, 500), 3), ((500, 333), 3), ((1500, 500), 4), ((336, 336), 3)],
+)
+def test_the_released_views_of_llava_1_6(size: tuple[int, int], views: int) -> None:
+    """What was measured of the released code, at the model's own size."""
+    geometry = replace(RELEASED, size=336, patch=14)
+    assert geometry.count(size) == len(geometry.cut(Image.new("RGB", size))) == views
+    assert geometry.most == 5
 
 
 def test_grey_and_transparent_photos_become_rgb() -> None:
@@ -42,12 +72,16 @@ def test_grey_and_transparent_photos_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_all_tokens_are_what_the_stock_model_makes(backbone: Backbone, size: tuple[int, int]) -> None:
-    views = torch.from_numpy(backbone.geometry.cut(photo(size)))[None]
+@pytest.mark.parametrize("geometry", [GEOMETRY, RELEASED], ids=["five", "lavic"])
+def test_all_tokens_are_what_the_stock_model_makes(
+    backbone: Backbone, size: tuple[int, int], geometry: Geometry
+) -> None:
+    views = torch.from_numpy(geometry.cut(photo(size)))[None]
+    backbone.model.config.image_grid_pinpoints = [[24 * rows, 24 * columns] for rows, columns in geometry.grids]
     stock = backbone.model.model.get_image_features(
         views, torch.tensor([[size[1], size[0]]]), vision_feature_layer=-2, vision_feature_select_strategy="default"
     )
-    ours = all_tokens(backbone.model, views, [size])
+    ours = all_tokens(backbone.model, views, [size], [geometry.grid(size)])
     torch.testing.assert_close(ours[0], stock.pooler_output[0])
 
 

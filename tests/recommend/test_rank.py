@@ -31,11 +31,11 @@ def whole_sequence(bundle: Bundle, store: ItemStore, request: Request) -> dict[s
     """The log-probability of each id by the plain way: one full sequence per candidate, the training loss."""
     encoder, model = bundle.backbone.encoder, bundle.backbone.model
     listed = [prompts.Candidate(item, store.title(item)) for item in request.candidates]
-    photos = project(model, store.lookup(request.candidates)).flatten(0, 1) if bundle.photo_tokens else None
+    photos = project(model, store.tokens(request.candidates)) if bundle.info.tokens == "items" else None
     found = {}
     for item in request.candidates:
         example = encoder.recommendation(
-            request.conversation, listed, photo_tokens=bundle.photo_tokens, target=item, max_length=512
+            request.conversation, listed, photo_tokens=5 if photos is not None else 0, target=item, max_length=512
         )
         with torch.no_grad():
             found[item] = -float(token_losses(model, collate([example], encoder.pad), photos).double().sum())

@@ -24,6 +24,8 @@ from lavic.model.settings import LoraSettings, ModelSettings
 from tests.sets import write_set
 
 KEY = "candidates_st"
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
+"""(height, width) of LLaVA-v1.6's grids, for views of 24 pixels."""
 PROMPT_WORDS = "Seeker: Comment: Candidates: Which one? Answer with its ID. Title: Describe how it looks. B0MN , word"
 
 
@@ -77,6 +79,8 @@ def make_ground(folder: Path) -> Ground:
     torch.manual_seed(0)
     small = Architecture(view=24, patch=12, vision_width=16, vision_layers=2, width=32, layers=2, heads=2)
     architecture.save(architecture.build(small, tokenizer), tokenizer, folder / "base")
+    processor = folder / "base" / "preprocessor_config.json"  # with the choice of grids that LLaVA-v1.6 has
+    processor.write_text(json.dumps({**json.loads(processor.read_text()), "image_grid_pinpoints": PINPOINTS}))
 
     backbone = Backbone.load(ModelSettings(name=str(folder / "base")))
     vision = add_adapter(backbone, "vision", LoraSettings(r=2))

@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_p
     run = start(tmp_path, 2, {**LOOP, "micro_batch": 2}, poison=8 * 6 + 3)
     assert run.wait() == [1, 1]
     for said in run.said:
-        assert "the loss of toy-51 is not finite" in said
+        assert "the loss of toy-51 on rank 1 is not finite" in said
         assert "Traceback" not in said
     assert (tmp_path / "checkpoints/step-000004/COMPLETE").exists()
     assert [row["step"] for row in curve(tmp_path) if "loss" in row][-1] == 6

@@ -1,0 +1,151 @@
+"""Numbers are those of `docs/differences.md`, last section: what went wrong between photos and tokens."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lavic.data.atomic import written_aside
+from lavic.data.conversations import read_conversations
+from lavic.data.dataset import ShardDataset
+from lavic.errors import DataError
+from lavic.model.adapters import add_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.compress import cls_tokens, project
+from lavic.model.inputs import splice
+from lavic.model.itemstore import ItemStore, write_manifest, write_part
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.recommend.trial import Trial
+from lavic.shards.photo import PhotoSettings, to_jpeg
+from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from tests.train.ground import KEY, Ground
+
+SLIM, SQUARE = (60, 20), (50, 50)
+
+
+def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+def load(ground: Ground, views: str = "five") -> Backbone:
+    return Backbone.load(ModelSettings(name=str(ground.base), views=views))
+
+
+@pytest.fixture
+def uneven(ground: Ground, tmp_path: Path) -> ItemStore:
+    """A store in which items have three, four or five tokens."""
+    backbone = load(ground, "lavic")
+    (tmp_path / "store").mkdir()
+    items = [{"id": item, "key": f"{item}_0", "title": "Acme mug"} for item in ground.ids]
+    tokens = torch.randn(len(items), 5, backbone.vision_width, generator=torch.Generator().manual_seed(1))
+    for n, item in enumerate(items):
+        if n % 3:
+            item["views"] = 5 - n % 3
+            tokens[n, 5 - n % 3 :] = 0
+    write_manifest(tmp_path / "store", backbone, None, [write_part(tmp_path / "store", "00000", items, tokens)])
+    return ItemStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [SLIM, SQUARE, (20, 60), (7, 300), (1000, 10)])
+def test_b16_every_photo_has_five_views(ground: Ground, size: tuple[int, int]) -> None:
+    assert len(load(ground).geometry.cut(photo(size))) == 5
+
+
+def test_b16_the_released_views_are_to_be_had(ground: Ground) -> None:
+    geometry = load(ground, "lavic").geometry
+    assert [len(geometry.cut(photo(size))) for size in (SLIM, SQUARE, (20, 20), (20, 30), (90, 20))] == [4, 5, 3, 3, 4]
+
+
+@pytest.mark.parametrize("views", ["five", "lavic"])
+def test_b17_a_photo_s_tokens_do_not_depend_on_its_batch_mates(ground: Ground, views: str) -> None:
+    backbone = load(ground, views)
+    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+    task, samples = DistillTask(backbone.model), [data[n] for n in range(12)]
+    counts = {len(sample.views) for sample in samples}
+    assert counts == {5} if views == "five" else len(counts) > 1
+    for sample in samples:
+        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == len(sample.views), "no empty place"
+    with torch.no_grad():
+        together = task(data.collate(samples))
+        alone = torch.cat([task(data.collate([sample])) for sample in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_b18_each_candidate_s_tokens_stand_behind_its_own_title(ground: Ground, uneven: ItemStore) -> None:
+    backbone = load(ground, "lavic")
+    data = TuneData(read_conversations(ground.rows), uneven, backbone.encoder, candidates=KEY, max_length=400)
+    sample = data[0]
+    batch = data.collate([sample])
+    embeds = splice(backbone.model, batch.text.input_ids, project(backbone.model, batch.items))[0]
+    words = backbone.encoder.tokenizer
+    places = torch.tensor(sample.example.input_ids) == backbone.encoder.image_token_id
+    found = []
+    for item in data._list(data.conversations[data.pairs[0][0]], data.pairs[0][1], None):
+        name = words(f"{item}:", add_special_tokens=False).input_ids
+        start = next(n for n in range(len(places)) if sample.example.input_ids[n : n + len(name)] == name)
+        first = start + int(places[start:].int().argmax())
+        count = uneven.count(item)
+        assert places[first : first + count].all() and not places[first + count]
+        torch.testing.assert_close(embeds[first : first + count], project(backbone.model, uneven.tokens([item])))
+        found.append(count)
+    assert len(set(found)) > 1, "lists of like items would show nothing"
+
+
+def test_b19_lists_of_different_lengths_share_a_batch(ground: Ground, uneven: ItemStore) -> None:
+    backbone = load(ground, "lavic")
+    rows = read_conversations(ground.rows)
+    for n, row in enumerate(rows):
+        row.candidates[KEY] = row.candidates[KEY][: 2 + n % 4]
+    data = TuneData(rows, uneven, backbone.encoder, candidates=KEY, max_length=400)
+    task, samples = TuneTask(backbone.model), [data[n] for n in range(8)]
+    with torch.no_grad():
+        together = task(data.collate(samples))
+        alone = torch.cat([task(data.collate([sample])) for sample in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(ground: Ground) -> None:
+    """Not a fault but the method: before the closing norm, one layer after the projector's own."""
+    backbone = load(ground)
+    views = torch.from_numpy(backbone.geometry.cut(photo(SQUARE)))
+    tower = backbone.model.model.vision_tower
+    output = tower(views, output_hidden_states=True)
+    torch.testing.assert_close(cls_tokens(backbone.model, views), output.hidden_states[-1][:, 0])
+    assert not torch.allclose(output.pooler_output, output.hidden_states[-1][:, 0])
+
+
+def test_b21_the_teacher_s_own_probabilities_can_be_matched(ground: Ground) -> None:
+    """By default its words alone, as released, but written here: `lavic describe`."""
+    backbone = load(ground)
+    model = add_adapter(backbone, "vision", LoraSettings(r=2, dropout=0.0))
+    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64, teach=True)
+    batch = data.collate([data[n] for n in range(4)])
+    words, both = DistillTask(model).train()(batch), DistillTask(model, top_k=8, weight=0.5).train()(batch)
+    assert both.shape == words.shape and not torch.allclose(words, both)
+
+
+def test_b22_an_item_without_a_photo_is_refused_or_counted(ground: Ground, tmp_path: Path) -> None:
+    store = ItemStore.open(ground.store)
+    (tmp_path / "rows.jsonl").write_text(ground.rows.read_text().replace(ground.ids[3], "B000NOSUCH"))
+    rows = read_conversations(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="B000NOSUCH is not in the item store"):
+        TuneData(rows, store, load(ground).encoder, candidates=KEY, max_length=400)
+    with pytest.raises(DataError, match="candidate B000NOSUCH of 5 is not in the item store"):
+        Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store])
+    trial = Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store], missing="drop")
+    assert trial.left_out["candidates_not_in_store"] > 0
+
+
+def test_b23_a_transparent_photo_becomes_a_jpeg_and_a_cut_write_leaves_nothing(tmp_path: Path) -> None:
+    clear = io.BytesIO()
+    Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(clear, "PNG")
+    assert Image.open(io.BytesIO(to_jpeg(clear.getvalue(), PhotoSettings()).jpg)).getpixel((3, 3)) == (255, 255, 255)
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "photo.jpg") as file:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+    assert not (tmp_path / "photo.jpg").exists()

@@ -1,0 +1,155 @@
+"""Numbers are those of `docs/differences.md`, last section: what taught or measured the wrong thing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.data.conversations import read_conversations
+from lavic.data.dataset import ShardDataset
+from lavic.data.records import Conversation, Turn
+from lavic.model.adapters import add_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.bundle import Bundle, save_bundle
+from lavic.model.generate import generate
+from lavic.model.inputs import IGNORED
+from lavic.model.itemstore import ItemStore
+from lavic.model.prompts import NONE, Candidate
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.recommend.metrics import Answer, judge, measure
+from lavic.recommend.rank import FREE_TOKENS, Ranker, Request
+from lavic.recommend.trial import Trial
+from lavic.train.score import score
+from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.world import World
+from tests.train.ground import KEY, Ground
+
+
+@pytest.fixture
+def backbone(ground: Ground) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(ground.base)))
+
+
+def photos(ground: Ground, backbone: Backbone) -> DistillData:
+    return DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+
+
+def lists(ground: Ground, backbone: Backbone, **how) -> TuneData:
+    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
+    return TuneData(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
+
+
+def test_b06_each_row_is_masked_by_its_own_prompt(ground: Ground, backbone: Backbone) -> None:
+    for data in (photos(ground, backbone), lists(ground, backbone)):
+        samples = [data[n] for n in range(8)]
+        assert len({sample.length for sample in samples}) > 2, "rows of one length would show nothing"
+        batch = data.collate(samples).text
+        for row, sample in enumerate(samples):
+            learnt = batch.input_ids[row][batch.labels[row] != IGNORED].tolist()
+            assert learnt == [label for label in sample.example.labels if label != IGNORED]
+            assert learnt[-1] == backbone.encoder.eos
+            assert backbone.encoder.image_token_id not in learnt
+
+
+def test_b06_the_loss_of_a_batch_is_that_of_its_rows(ground: Ground, backbone: Backbone) -> None:
+    data, task = photos(ground, backbone), DistillTask(backbone.model)
+    samples = [data[n] for n in range(8)]
+    with torch.no_grad():
+        together = task(data.collate(samples))
+        alone = torch.cat([task(data.collate([sample])) for sample in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_b07_validation_has_targets(ground: Ground, backbone: Backbone) -> None:
+    data = lists(ground, backbone)
+    result = score(TuneTask(backbone.model), data, World(), batch=4, device=torch.device("cpu"))
+    assert result.tokens == sum(len(backbone.encoder.target(target)) for _, target in data.pairs)
+    assert 0 < result.loss < 100
+
+
+def test_b08_a_prompt_that_is_too_long_keeps_candidates_cue_and_target(ground: Ground, backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    talk = Conversation(
+        id="t", turns=(Turn("seeker", "word " * 900), *[Turn("comment", "Any word") for _ in range(99)])
+    )
+    listed = [Candidate(item, "Acme mug") for item in ground.ids[:10]]
+    example = encoder.recommendation(talk, listed, photo_tokens=5, target=ground.ids[3], max_length=400)
+    assert len(example.input_ids) <= 400
+    assert example.input_ids.count(encoder.image_token_id) == 50
+    learnt = [label for label in example.labels if label != IGNORED]
+    assert learnt == example.input_ids[-len(learnt) :] == encoder.target(ground.ids[3])
+    assert "[/INST]" in encoder.tokenizer.decode(example.input_ids[-len(learnt) - 2 : -len(learnt)])
+
+
+def test_b09_every_target_ends_with_the_end_of_sequence(ground: Ground, backbone: Backbone) -> None:
+    for data in (photos(ground, backbone), lists(ground, backbone)):
+        batch = data.collate([data[n] for n in range(6)]).text
+        ends = [ids[labels != IGNORED][-1].item() for ids, labels in zip(batch.input_ids, batch.labels, strict=True)]
+        assert ends == [backbone.encoder.eos] * 6
+
+
+@pytest.fixture
+def ranker(ground: Ground, backbone: Backbone, tmp_path: Path) -> Ranker:
+    language = add_adapter(backbone, "language", LoraSettings(r=2))
+    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=language)
+    return Ranker(Bundle.load(tmp_path / "bundle"), ItemStore.open(ground.store))
+
+
+def test_b10_no_id_is_cut(ground: Ground, ranker: Ranker) -> None:
+    assert FREE_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens; a word or two may stand before it"
+    row = read_conversations(ground.rows)[0]
+    encoded = ranker.encode(Request(conversation=row, candidates=ground.ids[:4]))
+    assert encoded.targets == [ranker.encoder.target(item) for item in ground.ids[:4]]
+
+
+def test_b11_an_id_of_any_form_can_be_the_answer(ranker: Ranker) -> None:
+    assert ranker._read("I choose 0123456789 of them", ["0123456789", "B0MN010001"]) == "0123456789"
+    assert ranker._read("BATHROOM1 B0MN010001", ["B0MN010001"]) == "B0MN010001"
+    assert ranker._read(f"'{ranker.store.ids[2]}'.", ["B0MN010001"]) == ranker.store.ids[2], "known, though not offered"
+
+
+def test_b12_a_row_with_two_targets_can_be_right() -> None:
+    row = Answer(targets=("a", "b"), candidates=("a", "b", "c"), ranking=("a", "c", "b"))
+    values = {name: terms.value for name, terms in measure(judge([row])).items()}
+    assert values["hit_rate"] == 1.0
+    assert values["released_recall_at_1"] == 0.5
+
+
+def test_b13_a_row_is_not_changed_by_being_read(ground: Ground, backbone: Backbone) -> None:
+    data = lists(ground, backbone)
+    before = copy.deepcopy(data.conversations)
+    several = [n for n, (row, _) in enumerate(data.pairs) if len(before[row].targets) > 1]
+    assert several
+    for n in (*several, *reversed(several)):
+        _, target = data.pairs[n]
+        others = set(before[data.pairs[n][0]].targets) - {target}
+        shown = data._list(data.conversations[data.pairs[n][0]], target, random.Random(0))
+        assert target in shown and not others & set(shown)
+    assert data.conversations == before
+
+
+def test_b14_test_lists_get_no_target(ground: Ground, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
+    absent = [n for n, row in enumerate(rows) if not set(row["gt_items"]) & set(row[KEY])]
+    assert absent
+    trial = Trial.read("t", ground.rows, candidates=KEY, stores=[ItemStore.open(ground.store)])
+    assert [list(listed) for listed in trial.lists] == [row[KEY] for row in rows]
+
+
+def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Backbone) -> None:
+    asked = [backbone.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in (1, 9, 4, 30)]
+    together = generate(backbone.model, backbone.encoder, asked, None, max_new_tokens=12)
+    alone = [generate(backbone.model, backbone.encoder, [one], None, max_new_tokens=12)[0] for one in asked]
+    assert together == alone
+
+
+def test_b14_training_can_show_lists_that_hold_nothing_fitting(ground: Ground, backbone: Backbone) -> None:
+    data = lists(ground, backbone, none_share=0.5)
+    none = backbone.encoder.target(NONE)
+    learnt = [[label for label in data[n].example.labels if label != IGNORED] for n in range(40)]
+    assert 5 < learnt.count(none) < 35

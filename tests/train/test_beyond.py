@@ -1,0 +1,291 @@
+"""Beyond the released method: the teacher's probabilities, fewer tokens per item, "none of these"."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from lavic.data.conversations import read_conversations
+from lavic.data.dataset import ShardDataset
+from lavic.model.adapters import add_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.bundle import Bundle, BundleInfo, save_bundle
+from lavic.model.compress import all_tokens, cls_tokens, project
+from lavic.model.inputs import collate, target_logits, target_tokens, token_losses
+from lavic.model.itemstore import ItemStore
+from lavic.model.prompts import NONE, Candidate
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.recommend.none import judge_none
+from lavic.recommend.rank import Ranker, Ranking, Request
+from lavic.recommend.trial import Trial
+from lavic.train.engine import Engine
+from lavic.train.loop import take_step
+from lavic.train.settings import LoopSettings
+from lavic.train.tasks import DistillData, DistillTask, TuneData
+from lavic.train.teacher import divergence
+from lavic.world import World
+from tests.train.ground import KEY, Ground
+from tests.train.test_commands import ENV
+
+LORA = LoraSettings(r=2, dropout=0.0)
+
+
+def load(ground: Ground) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(ground.base)))
+
+
+def awakened(backbone: Backbone, kind: str) -> nn.Module:
+    model = add_adapter(backbone, kind, LORA)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def photos(ground: Ground, backbone: Backbone, **how) -> DistillData:
+    return DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64, **how)
+
+
+def lists(ground: Ground, backbone: Backbone, **how) -> TuneData:
+    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
+    return TuneData(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
+
+
+# --- the teacher's probabilities ------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 40), top_k=st.integers(1, 60), scale=st.floats(0.1, 8))
+def test_the_divergence_is_kullback_and_leibler_s(seed: int, size: int, top_k: int, scale: float) -> None:
+    numbers = torch.Generator().manual_seed(seed)
+    teacher, student = (scale * torch.randn(5, size, generator=numbers) for _ in range(2))
+    whole = functional.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
+    found = divergence(teacher, student, top_k)
+    assert (found >= -1e-5).all() and (found <= whole + 1e-4).all(), "to tell fewer tokens apart cannot add to it"
+    if top_k >= size:
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(divergence(teacher, teacher, top_k), torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_training_mixes_words_and_probabilities_and_validation_does_not(ground: Ground) -> None:
+    backbone = load(ground)
+    model = awakened(backbone, "vision")
+    data = photos(ground, backbone, teach=True)
+    batch = data.collate([data[n] for n in range(6)])
+    plain = DistillTask(model)(batch)
+    task = DistillTask(model, top_k=7, weight=0.25)
+
+    teacher = load(ground).model  # without any adapter
+    seen = torch.cat(all_tokens(teacher, batch.views, batch.sizes, batch.grids))
+    theirs = target_logits(teacher, batch.whole, seen)
+    assert torch.equal(target_tokens(batch.whole), target_tokens(batch.text))
+    ours = target_logits(model, batch.text, project(model, cls_tokens(model, batch.views)))
+    expected = 0.75 * plain + 0.25 * divergence(theirs, ours, 7)
+    mixed = task.train()(batch)
+    torch.testing.assert_close(mixed, expected)
+    assert not torch.allclose(mixed, plain)
+    torch.testing.assert_close(task.eval()(batch), plain)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
+
+
+def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(ground: Ground, world: World) -> None:
+    """Against AdamW on the same task; PEFT sets the adapter's weights aside and back in every step."""
+    ends = []
+    for deepspeed in (True, False):
+        backbone = load(ground)
+        model = awakened(backbone, "vision")
+        data, task = photos(ground, backbone, teach=True), DistillTask(model, top_k=5, weight=0.5)
+        loop = LoopSettings(batch=4, micro_batch=2, clip=0.0)
+        engine = Engine(task, world, loop) if deepspeed else None
+        adam = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+        for step in range(3):
+            micros = [data.collate([data[n] for n in (at, at + 1)]) for at in (4 * step, 4 * step + 2)]
+            if engine:
+                take_step(engine, micros, 1e-3, world)
+            else:
+                adam.zero_grad()
+                losses = torch.cat([task.train()(micro) for micro in micros])
+                losses.mean().backward()
+                adam.step()
+        if engine:
+            engine.state()
+            engine.close()
+        ends.append({name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad})
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(weight, ends[1][name], rtol=0, atol=1e-6, msg=name)
+
+
+# --- fewer tokens per item ------------------------------------------------------------------------------
+
+
+def test_nested_photos_are_shown_by_their_first_views(ground: Ground) -> None:
+    backbone = load(ground)
+    data = photos(ground, backbone, nested=(1, 2, 5), seed=3)
+    samples = [data[n] for n in range(12)]
+    assert {sample.shown for sample in samples} == {1, 2, 5}
+    assert [data[n].shown for n in range(12)] == [sample.shown for sample in samples], "drawn by position"
+    for sample in samples:
+        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == sample.shown
+        assert len(sample.views) == 5
+    with torch.no_grad():
+        together = DistillTask(backbone.model)(data.collate(samples))
+        alone = []
+        for sample in samples:
+            vectors = project(backbone.model, cls_tokens(backbone.model, sample.views[: sample.shown]))
+            alone.append(token_losses(backbone.model, collate([sample.example], 0), vectors))
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_lists_show_the_first_tokens_of_each_item(ground: Ground) -> None:
+    backbone = load(ground)
+    data = lists(ground, backbone, tokens_per_item=(1, 2))
+    counts = set()
+    for position in range(16):
+        sample = data[position]
+        places, candidates = sample.example.input_ids.count(backbone.encoder.image_token_id), sample.items.shape[0]
+        row, target = data.pairs[position]
+        listed = data._list(data.conversations[row], target, random.Random(f"0/{position}"))
+        assert places == candidates and candidates % len(listed) == 0
+        most = candidates // len(listed)
+        counts.add(most)
+        assert torch.equal(sample.items, data.store.lookup(listed)[:, :most].flatten(0, 1))
+    assert counts == {1, 2}
+
+
+@pytest.fixture
+def bundle(ground: Ground, tmp_path: Path) -> Path:
+    """Tuned on two tokens of each item, with "none of these"."""
+    backbone = load(ground)
+    language = awakened(backbone, "language")
+    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=language, tokens_per_item=2, none=True)
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize("tokens", [None, 1, 5])
+def test_ranking_is_by_likelihood_with_any_number_of_tokens(ground: Ground, bundle: Path, tokens: int | None) -> None:
+    loaded, store = Bundle.load(bundle), ItemStore.open(ground.store)
+    assert loaded.info.tokens_per_item == 2 and loaded.info.none
+    encoder, model = loaded.backbone.encoder, loaded.backbone.model
+    rows = read_conversations(ground.rows)[:5]
+    ranker = Ranker(loaded, store, tokens_per_item=tokens)
+    asked = [Request(conversation=row, candidates=row.candidates[KEY]) for row in rows]
+    for row, ranking in zip(rows, ranker.rank(asked), strict=True):
+        candidates = row.candidates[KEY]
+        listed = [Candidate(item, store.title(item)) for item in candidates]
+        vectors = project(model, store.tokens(candidates, tokens or 2))
+        said = {}
+        for item in (*candidates, NONE):
+            example = encoder.recommendation(
+                row, listed, photo_tokens=tokens or 2, target=item, max_length=400, none=True
+            )
+            with torch.no_grad():
+                said[item] = -float(token_losses(model, collate([example], encoder.pad), vectors).double().sum())
+        assert dict(zip(ranking.ids, ranking.logprobs, strict=True)) == pytest.approx(
+            {item: said[item] for item in candidates}, abs=1e-4
+        )
+        every = torch.tensor(list(said.values())).softmax(0)
+        assert ranking.none == pytest.approx(float(every[-1]), abs=1e-4)
+
+
+# --- none of these --------------------------------------------------------------------------------------
+
+
+def test_some_lists_lack_their_target_and_are_as_long_as_the_others(ground: Ground) -> None:
+    backbone = load(ground)
+    words = backbone.encoder.tokenizer
+    plain, data = lists(ground, backbone), lists(ground, backbone, none_share=0.4, seed=1)
+    none = backbone.encoder.target(NONE)
+    count, absent = 300, 0
+    for position in range(count):
+        example = data[position].example
+        row, target = data.pairs[position % len(data)]
+        listed = data._list(data.conversations[row], target, random.Random(f"1/{position}"))
+        learnt = [label for label in example.labels if label != -100]
+        assert len(listed) == len(plain._list(data.conversations[row], target, random.Random(0)))
+        assert len(set(listed)) == len(listed)
+        assert not (set(data.conversations[row].targets) - {target}) & set(listed)
+        assert learnt == (backbone.encoder.target(target) if target in listed else none)
+        absent += target not in listed
+        if target not in data.conversations[row].candidates[KEY] and target not in listed:
+            others = [i for i in data.conversations[row].candidates[KEY] if i not in data.conversations[row].targets]
+            assert listed == others, "a list that lacks it by itself stays as it is"
+    assert 0.3 < absent / count < 0.5
+    offered = words(f"{NONE}: none of these", add_special_tokens=False).input_ids
+    text = data[0].example.input_ids
+    assert any(text[n : n + len(offered)] == offered for n in range(len(text)))
+    assert len(plain[0].example.input_ids) < len(text)
+
+
+def ranking(none: float, *probabilities: float) -> Ranking:
+    return Ranking(ids=tuple("abc"), probabilities=probabilities, none=none)
+
+
+def test_none_is_judged_by_lists_with_and_without_a_target(ground: Ground, tmp_path: Path) -> None:
+    ids = list(ground.ids[:4])
+    rows = [{"context": "x", "gt_items": [ids[3 * (n < 2)]], KEY: ids[:3]} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trial = Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[ItemStore.open(ground.store)])
+    told = judge_none(
+        trial,
+        [
+            ranking(0.9, 0.5, 0.3, 0.2),
+            ranking(0.2, 0.9, 0.1, 0.0),
+            ranking(0.1, 0.9, 0.1, 0.0),
+            ranking(0.45, 0.8, 0.2, 0.0),
+        ],
+    )
+    assert told == {
+        "lists_without": 2,
+        "lists_with": 2,
+        "said_none_without": 0.5,
+        "said_none_with": 0.5,
+        "auc": 0.75,
+    }
+    assert judge_none(trial, [Ranking(ids=())] * 4) is None
+
+
+# --- through the commands -------------------------------------------------------------------------------
+
+
+@pytest.mark.dist
+def test_all_of_it_through_the_commands(ground: Ground, tmp_path: Path) -> None:
+    def lavic(*argv: str | Path) -> str:
+        words = [sys.executable, "-m", "lavic", *map(str, argv)]
+        done = subprocess.run(words, env=ENV, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    base = ("--model.name", ground.base)
+    loop = (*base, "--loop.steps", "4", "--loop.batch", "8", "--loop.lr", "0.01", "--lora.r", "4")
+    sets = ("--shards", ground.photos, "--valid", ground.valid)
+    beyond = ("--teacher-top-k", "8", "--nested", "1", "2", "5")
+    lavic("distill", *sets, *loop, *beyond, "--out", tmp_path / "distill", "--nproc", "2")
+    captions = json.loads((tmp_path / "distill" / "captions.json").read_text())
+    assert captions.keys() == {"full", "cls_before", "cls_after", *(f"cls_after_{n}" for n in (1, 2, 5))}
+    assert captions["cls_after_5"] == captions["cls_after"]
+    store = ("--store", tmp_path / "store")
+    lavic("embed", *base, "--shards", ground.photos, "--adapter", tmp_path / "distill", "--out", tmp_path / "store")
+    rows = ("--train", ground.rows, "--valid", ground.rows, "--max-length", "400")
+    beyond = ("--tokens-per-item", "1", "2", "--none-share", "0.3")
+    lavic("tune", *store, *rows, *loop, *beyond, "--out", tmp_path / "tune")
+    info = BundleInfo.read(tmp_path / "tune" / "bundle")
+    assert (info.tokens_per_item, info.none) == (2, True)
+    tested = ("--bundle", tmp_path / "tune" / "bundle", *store)
+    lavic("evaluate", *tested, "--test", ground.rows, "--tokens-per-item", "1", "--out", tmp_path / "evaluation")
+    (only,) = json.loads((tmp_path / "evaluation" / "results.json").read_text())["sets"].values()
+    assert only["none"]["lavic"]["lists_with"] + only["none"]["lavic"]["lists_without"] == 24
+    said = lavic("recommend", *tested, "--conversation", ground.rows, "--tokens-per-item", "1")
+    assert said.count("none of these") == 24

@@ -1,0 +1,218 @@
+"""What is learnt does not depend on how samples are put together: batch, padding, batch-mates, workers, ranks."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lavic.data.conversations import read_conversations
+from lavic.data.dataset import Order, ShardDataset
+from lavic.model.adapters import add_adapter, merge_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.generate import generate
+from lavic.model.inputs import IGNORED, Batch, core, splice
+from lavic.model.itemstore import ItemStore
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.feed import Feed
+from lavic.train.score import score
+from lavic.train.settings import LoopSettings
+from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.world import World
+from tests.train.ground import KEY, Ground
+from tests.train.toy import ToyData
+
+CLOSE = {"rtol": 1e-5, "atol": 2e-6}
+CPU = torch.device("cpu")
+drawn = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@functools.cache
+def stage(ground: Ground, name: str, views: str = "five") -> tuple[Any, Any]:
+    """A task in evaluation mode, with an adapter that does something, and its data."""
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
+    if name == "tune":
+        merge_adapter(backbone, ground.vision, "vision")
+    model = add_adapter(backbone, "vision" if name == "distill" else "language", LoraSettings(r=2, dropout=0.0))
+    torch.manual_seed(1)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.05)
+    if name == "distill":
+        data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+        data.order = Order(len(data), 3)
+        return DistillTask(model).eval(), data
+    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
+    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400, shuffle=True, seed=3)
+    return TuneTask(model).eval(), data
+
+
+STAGES = [("distill", "five"), ("distill", "lavic"), ("tune", "five")]
+
+
+def losses(task: Any, data: Any, batches: list[list[int]]) -> dict[int, torch.Tensor]:
+    """Losses of each position, whatever batch it was in."""
+    found: dict[int, torch.Tensor] = {}
+    for positions in batches:
+        batch = data.collate([data[p] for p in positions])
+        with torch.no_grad():
+            parts = task(batch).split(list(batch.targets))
+        found |= dict(zip(positions, parts, strict=True))
+    return found
+
+
+@pytest.mark.parametrize(("name", "views"), STAGES)
+@drawn
+@given(draw=st.data())
+def test_batch_size_and_batch_mates_change_nothing(ground: Ground, name: str, views: str, draw: st.DataObject) -> None:
+    task, data = stage(ground, name, views)
+    positions = draw.draw(st.lists(st.integers(0, 3 * len(data)), min_size=2, max_size=9, unique=True))
+    size = draw.draw(st.integers(1, len(positions)))
+    alone = losses(task, data, [[p] for p in positions])
+    mixed = losses(task, data, [positions[n : n + size] for n in range(0, len(positions), size)])
+    for position in positions:
+        torch.testing.assert_close(mixed[position], alone[position], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["distill", "tune"])
+@drawn
+@given(draw=st.data())
+def test_more_padding_on_either_side_changes_nothing(ground: Ground, name: str, draw: st.DataObject) -> None:
+    """Right, as batches are padded; left with a mask and positions, as for generation, by the stock forward pass."""
+    task, data = stage(ground, name)
+    positions = draw.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5, unique=True))
+    right, left = draw.draw(st.integers(0, 20)), draw.draw(st.integers(0, 20))
+    batch = data.collate([data[p] for p in positions])
+    text, rows = batch.text, len(positions)
+
+    def filler(value: int, count: int) -> torch.Tensor:
+        return torch.full((rows, count), value)
+
+    wider = Batch(
+        torch.cat([text.input_ids, filler(data.encoder.pad, right)], 1),
+        torch.cat([text.labels, filler(IGNORED, right)], 1),
+        text.lengths,
+    )
+    model = core(task.model)
+    with torch.no_grad():
+        expected = task(batch)
+        torch.testing.assert_close(task(replace(batch, text=wider)), expected, **CLOSE)
+
+        vectors: list[torch.Tensor] = []
+        spy = model.model.language_model.register_forward_pre_hook(
+            lambda _, args, given: vectors.append(given["inputs_embeds"].clone()), with_kwargs=True
+        )
+        task(batch)
+        spy.remove()
+        (embeds,) = vectors
+        longest = embeds.shape[1] + left
+        moved = torch.zeros(rows, longest, embeds.shape[2])
+        mask, labels = torch.zeros(rows, longest, dtype=torch.long), torch.full((rows, longest), IGNORED)
+        for row, length in enumerate(text.lengths.tolist()):
+            moved[row, longest - length :] = embeds[row, :length]
+            mask[row, longest - length :] = 1
+            labels[row, longest - length :] = text.labels[row, :length]
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(inputs_embeds=moved, attention_mask=mask, position_ids=places).logits[:, :-1]
+        learnt = labels[:, 1:] != IGNORED
+        shifted = torch.nn.functional.cross_entropy(logits[learnt], labels[:, 1:][learnt], reduction="none")
+    torch.testing.assert_close(shifted, expected, rtol=1e-5, atol=1e-5)
+
+
+@drawn
+@given(counts=st.lists(st.integers(1, 25), min_size=2, max_size=6))
+def test_free_text_does_not_depend_on_batch_mates(ground: Ground, counts: list[int]) -> None:
+    task, data = stage(ground, "tune")
+    asked = [data.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in counts]
+    together = generate(task.model, data.encoder, asked, None, max_new_tokens=6)
+    assert together == [generate(task.model, data.encoder, [one], None, max_new_tokens=6)[0] for one in asked]
+
+
+# --- ranks, micro-batches, workers --------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    ranks=st.integers(1, 8),
+    share=st.integers(1, 6),
+    micro=st.one_of(st.none(), st.integers(1, 7)),
+    first=st.integers(0, 40),
+    samples=st.integers(1, 60),
+)
+def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
+    ranks: int, share: int, micro: int | None, first: int, samples: int
+) -> None:
+    batch = ranks * share
+    loop = LoopSettings(batch=batch, micro_batch=micro)
+    held: list[str] = []
+    counts = set()
+    for rank in range(ranks):
+        (micros,) = Feed(ToyData(samples, 1), World(rank=rank, size=ranks), loop).steps(first, first + 1)
+        held += [key for one in micros for key in one.keys]
+        counts.add(len(micros))
+    assert sorted(held) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
+    assert len(counts) == 1, "a rank with fewer micro steps would leave the others waiting"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(ground: Ground, workers: int) -> None:
+    for name in ("distill", "tune"):
+        _, data = stage(ground, name)
+        steps = []
+        for count in (0, workers):
+            feed = Feed(data, World(), LoopSettings(batch=6, micro_batch=4, workers=count))
+            steps.append([micro for micros in feed.steps(0, 3) for micro in micros])
+        for one, other in zip(*steps, strict=True):
+            assert (one.keys, one.targets, one.tokens) == (other.keys, other.targets, other.tokens)
+            assert torch.equal(one.text.input_ids, other.text.input_ids)
+            pair = (one.views, other.views) if name == "distill" else (one.items, other.items)
+            assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize(("name", "views"), STAGES)
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(ground: Ground, name: str, views: str) -> None:
+    task, data = stage(ground, name, views)
+    found = []
+    for batches in ([list(range(8))], [[p] for p in range(8)], [[7, 0, 3], [1, 2, 6, 5], [4]]):
+        task.zero_grad()
+        for positions in batches:
+            task(data.collate([data[p] for p in positions])).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]))
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+class Share(World):
+    """One of several ranks that are run one after the other: notes what it would add to a sum."""
+
+    noted: ClassVar[list[torch.Tensor]] = []
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        self.noted.append(value)
+        return value.clone()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_a_validation_does_not_depend_on_ranks_and_batch(ground: Ground, ranks: int) -> None:
+    task, data = stage(ground, "tune")
+    whole = score(task, data, World(), batch=8, device=CPU)
+    Share.noted.clear()
+    for rank in range(ranks):
+        score(task, data, Share(rank=rank, size=ranks), batch=3, device=CPU)
+    loss, tokens = torch.stack(Share.noted).sum(0).tolist()
+    assert tokens == whole.tokens
+    assert loss / tokens == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_a_mask_of_photo_places_is_filled_in_reading_order(ground: Ground) -> None:
+    task, _ = stage(ground, "tune")
+    model = core(task.model)
+    image = model.config.image_token_id
+    ids = torch.tensor([[1, image, image, 2, 0], [1, 2, image, 2, image]])
+    vectors = torch.arange(4.0)[:, None].expand(4, model.config.text_config.hidden_size)
+    embeds = splice(model, ids, vectors)
+    assert embeds[ids == image][:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]

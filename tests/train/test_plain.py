@@ -1,0 +1,193 @@
+"""Both stages against the plain implementation: same weights, same samples, the same losses and gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lavic.cli import main
+from lavic.data.conversations import read_conversations
+from lavic.data.dataset import ShardDataset
+from lavic.model.adapters import add_adapter, merge_adapter, save_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.itemstore import ItemStore
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.tasks import DistillData, DistillTask, TeacherTask, TuneData, TuneTask
+from lavic.world import free_port
+from tests.train.conftest import curve
+from tests.train.ground import KEY, PINPOINTS, Ground
+from tests.train.plain import PlainLavic, adamw_step, read_choices, read_photos
+from tests.train.stages import LOOP
+
+EXACT = 1e-5
+LORA = LoraSettings(r=2, dropout=0.0)
+
+
+def awaken(model: nn.Module) -> None:
+    """A fresh adapter does nothing; this one does, so that both of its matrices have gradients."""
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.05, generator=generator)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative, of two tensors as a whole."""
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def assert_same(model: nn.Module, ours: torch.Tensor, plain: PlainLavic, theirs: torch.Tensor) -> None:
+    """Losses, and the gradient of each LoRA matrix."""
+    assert distance(ours, theirs) < EXACT
+    (ours.sum() / ours.numel()).backward()
+    (theirs.sum() / theirs.numel()).backward()
+    gradients = {name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == plain.trained.keys()
+    for name, gradient in gradients.items():
+        assert gradient.norm() > 0, name
+        assert distance(gradient, plain.trained[name].grad) < EXACT, name
+
+
+def released(ground: Ground, folder: Path) -> tuple[Path, Path]:
+    """A vision adapter for the released choice of grids, and the store that `lavic embed` makes with it."""
+    settings = ModelSettings(name=str(ground.base), views="lavic")
+    backbone = Backbone.load(settings)
+    model = add_adapter(backbone, "vision", LORA)
+    awaken(model)
+    save_adapter(model, folder / "vision", backbone, "vision")
+    words = ["embed", "--model.name", settings.name, "--model.views", "lavic", "--precision", "float32"]
+    words += ["--shards", str(ground.photos), "--adapter", str(folder / "vision"), "--out", str(folder / "store")]
+    assert main(words) == 0
+    store = ItemStore.open(folder / "store")
+    assert min(store.count(item) for item in store.ids) < max(store.count(item) for item in store.ids)
+    return folder / "vision", folder / "store"
+
+
+def described(folder: Path) -> list:
+    return [sample for sample in read_photos(folder) if sample[2]]
+
+
+@pytest.mark.parametrize("views", ["five", "lavic"])
+def test_stage_1_is_the_plain_method(ground: Ground, tmp_path: Path, views: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
+    model = add_adapter(backbone, "vision", LORA)
+    awaken(model)
+    save_adapter(model, tmp_path / "adapter", backbone, "vision")
+    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+    ours = DistillTask(model)(data.collate([data[p] for p in range(len(data))]))
+
+    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+    plain.adapt(tmp_path / "adapter", train=True)
+    theirs = torch.cat([plain.student(photo, title, text) for _, title, text, photo in described(ground.photos)])
+    assert_same(model, ours, plain, theirs)
+
+
+@pytest.mark.parametrize("views", ["five", "lavic"])
+def test_the_teacher_is_the_stock_model(ground: Ground, views: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
+    data = DistillData(ShardDataset(ground.valid), backbone.geometry, backbone.encoder, max_length=64, tokens="all")
+    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+    with torch.no_grad():
+        ours = TeacherTask(backbone.model)(data.collate([data[p] for p in range(len(data))]))
+        theirs = torch.cat([plain.teacher(photo, title, text) for _, title, text, photo in described(ground.valid)])
+    assert distance(ours, theirs) < EXACT
+
+
+@pytest.mark.parametrize(("views", "seed"), [("five", 0), ("five", 3), ("lavic", 0)])
+def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
+    ground: Ground, tmp_path: Path, seed: int, views: str
+) -> None:
+    vision, stored = ground.vision, ground.store
+    if views == "lavic":
+        vision, stored = released(ground, tmp_path)
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views), vision=False)
+    merge_adapter(backbone, vision, "vision")
+    model = add_adapter(backbone, "language", LORA)
+    awaken(model)
+    save_adapter(model, tmp_path / "adapter", backbone, "language")
+    rows, store = read_conversations(ground.rows), ItemStore.open(stored)
+    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400, seed=seed)
+    ours = TuneTask(model)(data.collate([data[p] for p in range(len(data))]))
+
+    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+    plain.adapt(vision, train=False)
+    plain.adapt(tmp_path / "adapter", train=True)
+    photos = {item: (title, photo) for item, title, _, photo in read_photos(ground.photos)}
+    titles, images = ({item: pair[n] for item, pair in photos.items()} for n in (0, 1))
+    samples = read_choices(ground.rows, KEY, seed)
+    assert len(samples) == len(data)
+    theirs = torch.cat([plain.choice(*sample, titles, images) for sample in samples])
+    assert_same(model, ours, plain, theirs)
+
+
+# --- updates: ZeRO-2 over two ranks with accumulation, and one process without either ---------------------------------
+
+
+def start_ranks(count: int, *words: str) -> None:
+    """Runs tests/train/stages.py in `count` processes to its end."""
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    command = [sys.executable, "-m", "tests.train.stages", *words]
+    root = Path(__file__).parents[2]
+    ranks = [
+        subprocess.Popen(command, cwd=root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)
+    ]
+    try:
+        assert [rank.wait(180) for rank in ranks] == [0] * count
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("stage", ["distill", "tune"])
+def test_two_ranks_with_accumulation_update_as_one_plain_process(ground: Ground, tmp_path: Path, stage: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base)))
+    kind = "vision" if stage == "distill" else "language"
+    model = add_adapter(backbone, kind, LORA)
+    awaken(model)
+    save_adapter(model, tmp_path / "adapter", backbone, kind)
+    folder = ground.base.parent
+    start_ranks(2, stage, str(folder), str(tmp_path / "adapter"), str(tmp_path / "run"), "--loop", '{"micro_batch": 2}')
+
+    plain = PlainLavic(ground.base)
+    if stage == "distill":
+        samples = list(read_photos(ground.photos))
+
+        def losses(item: str, title: str, text: str, photo) -> torch.Tensor:
+            return plain.student(photo, title, text) if text else torch.zeros(0)
+
+    else:
+        plain.adapt(ground.vision, train=False)
+        samples = read_choices(ground.rows, KEY, 0)
+        photos = {item: (title, photo) for item, title, _, photo in read_photos(ground.photos)}
+        titles, images = ({item: pair[n] for item, pair in photos.items()} for n in (0, 1))
+
+        def losses(context: str, listed: list[str], target: str) -> torch.Tensor:
+            return plain.choice(context, listed, target, titles, images)
+
+    plain.adapt(tmp_path / "adapter", train=True)
+    adam = torch.optim.AdamW(plain.trained.values(), lr=LOOP.lr, weight_decay=LOOP.weight_decay)
+    expected = []
+    for step in range(LOOP.steps):
+        loss = torch.cat([losses(*sample) for sample in samples[8 * step : 8 * step + 8]]).mean()
+        expected.append({"loss": loss.item(), "grad_norm": adamw_step(plain.trained, loss, adam, LOOP.clip)})
+
+    steps = [row for row in curve(tmp_path / "run") if "loss" in row]
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in steps] == pytest.approx([row[key] for row in expected], rel=1e-6), key
+    weights = load_file(tmp_path / "run" / "end.safetensors")
+    assert weights.keys() == plain.trained.keys()
+    began = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, parameter in plain.trained.items():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6, msg=name)
+        assert (weights[name] - began[name]).abs().max() > LOOP.lr, name
+    assert max(row["grad_norm"] for row in expected) > LOOP.clip, "nothing was clipped"
