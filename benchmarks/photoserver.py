@@ -109,19 +109,20 @@ def name(number: int) -> str:
 
 
 def make_photos(folder: Path, photos: int) -> None:
-    """Draw the photos that the folder does not hold yet."""
+    """Draw the photos that the folder does not hold yet, and read all of them once, to have them in memory."""
     made = folder / "photos.json"
     have = json.loads(made.read_text())["photos"] if made.exists() else 0
-    if have >= photos:
-        return
-    print(f"drawing {photos - have:,} photos into {folder} ...", flush=True)
-    for number in range(have, photos, _FOLDER):
-        (folder / name(number)).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name(photos - 1)).parent.mkdir(parents=True, exist_ok=True)
-    blocks = [range(at, min(at + _BLOCK, photos)) for at in range(have, photos, _BLOCK)]
-    with ProcessPoolExecutor() as pool:
-        list(pool.map(_draw, [folder] * len(blocks), blocks))
-    made.write_text(json.dumps({"photos": photos}))
+    if have < photos:
+        print(f"drawing {photos - have:,} photos into {folder} ...", flush=True)
+        for number in (*range(have, photos, _FOLDER), photos - 1):
+            (folder / name(number)).parent.mkdir(parents=True, exist_ok=True)
+        blocks = [range(at, min(at + _BLOCK, photos)) for at in range(have, photos, _BLOCK)]
+        with ProcessPoolExecutor() as pool:
+            list(pool.map(_draw, [folder] * len(blocks), blocks))
+        made.write_text(json.dumps({"photos": photos}))
+        os.sync()
+    for number in range(photos):
+        (folder / name(number)).read_bytes()
 
 
 def catalogue(path: Path, links: Sequence[str]) -> Path:
