@@ -66,6 +66,9 @@ class DistillSettings:
     """Where the run is recorded."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    dry_run: bool = False
+    """Print what the run would take (memory of each GPU, checkpoint, steps, time) and start nothing. No weights are
+    read, and the data need not be there. For several nodes let `--nproc` say all processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +119,7 @@ class Distill(Stage):
         from lavic.data.dataset import Order
         from lavic.model.adapters import add_adapter
         from lavic.model.backbone import Backbone
+        from lavic.train.flops import Work
         from lavic.train.tasks import DistillData, DistillTask
 
         chosen = self.chosen
@@ -128,7 +132,9 @@ class Distill(Stage):
         self._score_teacher(run, backbone, data(self.valid, tokens="all"))
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "vision", chosen.lora)
-        return Parts(backbone=backbone, model=model, task=DistillTask(model), train=train, valid=data(self.valid))
+        valid = data(self.valid)
+        train.overhead = valid.overhead = round(Work.of(model).photo)
+        return Parts(backbone=backbone, model=model, task=DistillTask(model), train=train, valid=valid)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The vision adapter's bundle."""
@@ -182,7 +188,14 @@ class Distill(Stage):
         if "loss" not in self._captions["full"]:
             micro_batch, _ = chosen.loop.split(world.size)
             teacher = score(
-                TeacherTask(backbone.model), every, world, batch=micro_batch, device=world.device(), stop=run.stop
+                TeacherTask(backbone.model),
+                every,
+                world,
+                batch=micro_batch,
+                device=world.device(),
+                tokens=chosen.loop.micro_tokens,
+                workers=chosen.loop.workers,
+                stop=run.stop,
             )
             self._note(run, "full", self._captions["full"] | teacher.as_dict())
 

@@ -27,7 +27,10 @@ FREE = (
     "out",
     "deepspeed",
     "tracking",
-    *(f"loop.{k}" for k in ("keep", "log_every", "micro_batch", "save_every", "workers")),
+    *(
+        f"loop.{k}"
+        for k in ("activations", "keep", "log_every", "micro_batch", "micro_tokens", "save_every", "workers")
+    ),
 )
 """Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
 

@@ -35,9 +35,19 @@ class TextBatch:
     """What each sample is called in messages."""
     targets: tuple[int, ...]
     """Target tokens of each sample."""
-    tokens: int
-    """Tokens of all samples, without padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
     text: Batch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, without padding."""
+        return sum(self.lengths)
+
+    @property
+    def padded(self) -> int:
+        """Tokens of all samples, with padding."""
+        return self.text.input_ids.numel()
 
 
 # --- stage 1: distillation ------------------------------------------------------------------------
@@ -137,21 +147,32 @@ class DistillData:
         self.max_length = max_length
         self.tokens = tokens
         self.order = order
+        self.overhead = 0
+        """A photo's way through the vision tower, in tokens of the language model."""
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, position: int) -> PhotoSample:
-        photo = self.photos[self.order.at(position) if self.order else position % len(self)]
+        photo = self.photos[self._index(position)]
         image = photo.image
-        tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, image.size)
-        try:
-            example = self.encoder.example(
-                describe(photo.title, tokens), photo.text or None, max_length=self.max_length + tokens
-            )
-        except DataError:
-            example = self.encoder.example(describe("", tokens), None)
+        example = self._example(photo.title, photo.text, image.size)
         return PhotoSample(photo.key, example, torch.from_numpy(self.geometry.cut(image)), image.size)
+
+    def length(self, position: int) -> int:
+        """Tokens of the sample at a position; its photo is not read."""
+        meta, text = self.photos.words(self._index(position))
+        return len(self._example(meta["title"], text, (meta["width"], meta["height"])).input_ids)
+
+    def _index(self, position: int) -> int:
+        return self.order.at(position) if self.order else position % len(self)
+
+    def _example(self, title: str, text: str, size: tuple[int, int]) -> Example:
+        tokens = VIEWS if self.tokens == "cls" else count_tokens(self.geometry, size)
+        try:
+            return self.encoder.example(describe(title, tokens), text or None, max_length=self.max_length + tokens)
+        except DataError:
+            return self.encoder.example(describe("", tokens), None)
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
         """A batch of samples."""
@@ -250,6 +271,7 @@ class TuneData:
         self.shuffle = shuffle
         self.seed = seed
         self.order = order
+        self.overhead = 0
         self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
         for c in conversations:
             place = f"{c.file}:{c.row + 1}"
@@ -265,18 +287,27 @@ class TuneData:
         return len(self.pairs)
 
     def __getitem__(self, position: int) -> ListSample:
+        row, target, listed = self._at(position)
+        items = self.store.lookup(listed) if self.tokens == "items" else None
+        return ListSample(f"{self.conversations[row].id}:{target}", self._example(row, target, listed), items)
+
+    def length(self, position: int) -> int:
+        """Tokens of the sample at a position; its items are not read."""
+        return len(self._example(*self._at(position)).input_ids)
+
+    def _at(self, position: int) -> tuple[int, str, list[str]]:
         row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
-        conversation = self.conversations[row]
-        listed = self._list(conversation, target, random.Random(f"{self.seed}/{position}"))
-        example = self.encoder.recommendation(
-            conversation,
+        listed = self._list(self.conversations[row], target, random.Random(f"{self.seed}/{position}"))
+        return row, target, listed
+
+    def _example(self, row: int, target: str, listed: Sequence[str]) -> Example:
+        return self.encoder.recommendation(
+            self.conversations[row],
             [Candidate(item, self.store.title(item)) for item in listed],
             photo_tokens=VIEWS if self.tokens == "items" else 0,
             target=target,
             max_length=self.max_length,
         )
-        items = self.store.lookup(listed) if self.tokens == "items" else None
-        return ListSample(f"{conversation.id}:{target}", example, items)
 
     def collate(self, samples: Sequence[ListSample]) -> ListBatch:
         """A batch of samples."""
@@ -298,6 +329,6 @@ def _text(samples: Sequence[PhotoSample] | Sequence[ListSample], encoder: Encode
     return {
         "keys": tuple(sample.key for sample in samples),
         "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),
-        "tokens": sum(sample.length for sample in samples),
+        "lengths": tuple(sample.length for sample in samples),
         "text": collate([sample.example for sample in samples], encoder.pad),
     }
