@@ -1,4 +1,4 @@
-"""Which samples share a forward pass: by length and to a budget of tokens, so that little is padding and ranks are even.
+"""Which samples share a forward pass: by length and to a budget of tokens, with little padding and even ranks.
 
 Pure functions of the lengths: every rank works out the same plan for itself, and nothing needs to be sent.
 """

@@ -10,7 +10,7 @@ ones; the one before only where something upstream is trained. So
 * without gradients (`embed`, validation) everything costs 2Tn.
 
 T is what really passes through a part: 5 views of (size / patch)^2 + 1 tokens in the vision tower, 5 per photo in the
-projector, the text without its padding in the language model, the target tokens in its head. Attention costs, per layer,
+projector, the text without its padding in the language model, the target tokens in its head. A layer's attention costs
 4 d for each pair of a token and one that it looks at, and twice that backward; d is the width of all heads together. In
 the vision tower S tokens make S^2 pairs, in the causal language model S (S + 1) / 2. Norms, activations and rotations
 are left out, as is whatever is computed a second time to save memory: utilisation measures progress, not heat.

@@ -24,7 +24,7 @@ class LoopSettings:
     micro_batch: PositiveInt | None = None
     """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
     micro_tokens: PositiveInt | None = None
-    """Most tokens of one forward pass on one rank, with padding and what a photo's way through the vision tower is worth.
+    """Most tokens of one forward pass on one rank, with padding and a photo's way through the vision tower in tokens.
     A step is then dealt by length: little padding, ranks with equal work, as many micro steps as that takes. None:
     `micro_batch` alone counts."""
     activations: Literal["keep", "recompute"] = "keep"
