@@ -79,7 +79,7 @@ class Backbone:
         if model.dtype == "bfloat16" or (model.dtype == "auto" and device.type == "cuda"):
             dtype = torch.bfloat16
         try:
-            weights, info = _parts(vision, language).from_pretrained(
+            loaded: Any = _parts(vision, language).from_pretrained(
                 source,
                 dtype=dtype,
                 attn_implementation=model.attention,
@@ -90,6 +90,7 @@ class Backbone:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, ImportError) as e:
             raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
+        weights, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
             missing = sorted(info["missing_keys"])
             raise ConfigError(f"--model.name {model.name}: {len(missing)} weights are missing (first: {missing[0]})")
@@ -140,12 +141,10 @@ def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGenerati
     if vision and language:
         return LlavaNextForConditionalGeneration
 
+    unwanted = ([] if vision else ["vision_tower"]) + ([] if language else ["language_model", "lm_head"])
+
     class Parts(LlavaNextForConditionalGeneration):
-        # as in the file and as in memory: the names of the parts differ
-        _keys_to_ignore_on_load_unexpected = [
-            *([] if vision else ["vision_tower"]),
-            *([] if language else ["language_model", "lm_head"]),
-        ]
+        _keys_to_ignore_on_load_unexpected = unwanted
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

@@ -8,9 +8,12 @@ its batch-mates (Liu et al. 2024, LLaVA-NeXT; the LaViC code, arXiv 2503.23312, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 VIEWS = 5
 """Views of a photo, and so item tokens: one [CLS] each."""
@@ -35,6 +38,8 @@ class Geometry:
         View 0 is the whole photo, stretched to a square. Views 1-4 are the quarters (top left, top right, bottom left,
         bottom right) of the photo fitted into a square of twice the size, black around it.
         """
+        from PIL import Image
+
         photo = photo.convert("RGB")
         square = (self.size, self.size)
         whole = np.asarray(photo.resize(square, Image.Resampling.BICUBIC))

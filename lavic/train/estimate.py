@@ -99,8 +99,8 @@ class Estimate:
             ("checkpoint", f"{self.checkpoint / 1e6:9.1f} MB   on disk, each"),
             (
                 "batch",
-                f"{self.batch} samples a step, {self.batch // self.ranks} on each of {self.ranks} ranks; micro steps: about "
-                f"{self.micro_steps}",
+                f"{self.batch} samples a step, {self.batch // self.ranks} on each of {self.ranks} ranks; "
+                f"micro steps: about {self.micro_steps}",
             ),
             (
                 "steps",

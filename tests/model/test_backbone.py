@@ -25,12 +25,12 @@ def without(base: Path, folder: Path, part: str) -> ModelSettings:
     return ModelSettings(name=str(folder))
 
 
-@pytest.mark.parametrize(("part", "how"), [("vision_tower", {"vision": False}), ("language_model", {"language": False})])
-def test_a_part_that_is_not_wanted_is_not_even_read(base: Path, tmp_path: Path, part: str, how: dict) -> None:
+@pytest.mark.parametrize("part", ["vision_tower", "language_model"])
+def test_a_part_that_is_not_wanted_is_not_even_read(base: Path, tmp_path: Path, part: str) -> None:
     """From a file that does not hold it: stage 2 has no vision tower, `embed` no language model."""
     poor = without(base, tmp_path / "poor", part)
     whole = Backbone.load(ModelSettings(name=str(base))).model.state_dict()
-    some = Backbone.load(poor, **how).model
+    some = Backbone.load(poor, **{part.partition("_")[0]: False}).model
     assert not hasattr(some.model, part)
     assert type(some).__name__ == "LlavaNextForConditionalGeneration"
     state = some.state_dict()
