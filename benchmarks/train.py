@@ -33,8 +33,8 @@ from plain import Plain, stock_cut
 
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import Order, ShardDataset
-from lavic.data.manifest import write_set
-from lavic.data.shards import Sample
+from lavic.data.manifest import Manifest, ShardEntry, shard_name
+from lavic.data.shards import Sample, ShardWriter
 from lavic.mini.catalog import Product, conversation_row, make_products
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.model.adapters import add_adapter
@@ -44,6 +44,7 @@ from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed
 from lavic.train.flops import counter
+from lavic.train.layers import arrange
 from lavic.train.loop import take_step
 from lavic.train.meter import Meter
 from lavic.train.settings import LoopSettings
@@ -64,7 +65,13 @@ def make_inputs(folder: Path, items: int, rows: int) -> None:
     rng = random.Random(0)
     looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
     products = make_products(items, rng, looks)
-    write_set(folder / "photos", [photo(product) for product in products])
+    (folder / "photos").mkdir()
+    path = folder / "photos" / shard_name("photos", "train", 0)
+    with ShardWriter(path) as shard:
+        for product in products:
+            shard.add(photo(product))
+    entry = ShardEntry(name=path.name, samples=shard.samples, bytes=shard.bytes, sha256=shard.sha256)
+    Manifest(folder=folder / "photos", set="photos", split="train", shards=(entry,)).save()
     lines = (json.dumps(conversation_row(rng.choice(products), products, rng)) for _ in range(rows))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     words = ["embed", "--model.name", "mini", "--shards", str(folder / "photos"), "--out", str(folder / "store")]
@@ -96,6 +103,7 @@ class Ours:
         self.data = training_set(stage, folder, self.backbone)
         torch.manual_seed(0)
         model = add_adapter(self.backbone, "vision" if stage == 1 else "language", LORA)
+        arrange(model, loop)
         self.engine = Engine(DistillTask(model) if stage == 1 else TuneTask(model), world, loop)
         self.feed = Feed(self.data, world, loop)
         self.losses: list[float] = []
@@ -235,7 +243,14 @@ def one_rank(folder: Path, chosen: argparse.Namespace) -> None:
 
 def loop_settings(chosen: argparse.Namespace, workers: int) -> LoopSettings:
     return LoopSettings(
-        batch=chosen.batch, micro_batch=chosen.micro_batch, lr=LR, schedule="constant", warmup=0.0, workers=workers
+        batch=chosen.batch,
+        micro_batch=chosen.micro_batch,
+        activations=chosen.activations,
+        compile=chosen.compile,
+        lr=LR,
+        schedule="constant",
+        warmup=0.0,
+        workers=workers,
     )
 
 
@@ -264,6 +279,8 @@ def main() -> int:
     reader.add_argument("--micro-batch", type=int, default=8)
     reader.add_argument("--workers", type=int, default=1, help="loader workers of our loop")
     reader.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, in both loops")
+    reader.add_argument("--activations", choices=["keep", "recompute"], default="keep", help="of our loop")
+    reader.add_argument("--compile", action="store_true", help="our loop's layers")
     reader.add_argument("--items", type=int, default=600)
     reader.add_argument("--only", choices=["stage1", "stage2", "ranks"], nargs="+")
     reader.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
