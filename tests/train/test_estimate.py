@@ -56,12 +56,14 @@ def model(kind: str, lora: LoraSettings, *, layers: int, vision_layers: int) -> 
 
 def kept_by_autograd(task: nn.Module, batch: object) -> int:
     kept: dict[int, int] = {}
+    held = []  # or memory that is freed meanwhile is given out again, and counted once
     own = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
         return tensor
 
     task.train()

@@ -37,12 +37,14 @@ def build(ground: Ground, stage: int, loop: LoopSettings) -> tuple[nn.Module, ob
 def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """Losses, gradients, and the bytes kept for the way back."""
     kept: dict[int, int] = {}
+    held = []  # or memory that is freed meanwhile is given out again, and counted once
     own = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
         return tensor
 
     task.train()
