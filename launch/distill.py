@@ -76,6 +76,9 @@ class DistillSettings:
     """Where the run is recorded."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    dry_run: bool = False
+    """Print what the run would take (memory of each GPU, checkpoint, steps, time) and start nothing. No weights are
+    read, and the data need not be there. For several nodes let `--nproc` say all processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,6 +129,7 @@ class Distill(Stage):
         from lavic.data.dataset import Order
         from lavic.model.adapters import add_adapter
         from lavic.model.backbone import Backbone
+        from lavic.train.flops import Work
         from lavic.train.tasks import DistillData, DistillTask
 
         chosen = self.chosen
@@ -146,7 +150,9 @@ class Distill(Stage):
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "vision", chosen.lora)
         task = DistillTask(model, top_k=chosen.teacher_top_k, weight=chosen.teacher_weight)
-        return Parts(backbone=backbone, model=model, task=task, train=train, valid=data(self.valid))
+        valid = data(self.valid)
+        train.overhead = valid.overhead = round(Work.of(model).photo)
+        return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The vision adapter's bundle."""
@@ -207,7 +213,16 @@ class Distill(Stage):
         from lavic.train.score import score
 
         micro_batch, _ = self.chosen.loop.split(run.world.size)
-        return score(task, samples, run.world, batch=micro_batch, device=run.world.device(), stop=run.stop)
+        return score(
+            task,
+            samples,
+            run.world,
+            batch=micro_batch,
+            device=run.world.device(),
+            tokens=self.chosen.loop.micro_tokens,
+            workers=self.chosen.loop.workers,
+            stop=run.stop,
+        )
 
     def _note(self, run: Run, arm: str, values: dict[str, Any]) -> None:
         self._captions[arm] = values

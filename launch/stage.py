@@ -112,6 +112,10 @@ def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, desc
     """Runs a stage's command; returns its exit code."""
     chosen: Any = parse(settings, argv, command=stage.command, description=description)
     world = World.from_env()
+    if chosen.dry_run:
+        from lavic.launch import forecast
+
+        return forecast.show(stage.command, chosen, world)
     if chosen.nproc > 1 and world.size == 1:
         from lavic.launch import local
 
@@ -149,12 +153,14 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     from lavic.train.checkpoint import Checkpoints
     from lavic.train.engine import Engine
     from lavic.train.guards import check_bundle
+    from lavic.train.layers import arrange
     from lavic.train.loop import fit
 
     chosen, world, folder, tracker = stage.chosen, run.world, run.folder, run.tracker
     run.stop.heed(world)
     run.parts = parts = stage.load(run)
     run.stop.heed(world)
+    arrange(parts.model, chosen.loop)
     engine = Engine(parts.task, world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(parts.train))
 

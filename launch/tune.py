@@ -80,6 +80,9 @@ class TuneSettings:
     """Where the run is recorded."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    dry_run: bool = False
+    """Print what the run would take (memory of each GPU, checkpoint, steps, time) and start nothing. No weights are
+    read, and the data need not be there. For several nodes let `--nproc` say all processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

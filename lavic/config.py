@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from lavic import flags
 from lavic.errors import ConfigError
 from lavic.schema import MISSING, POSITIONAL, Keys, Schema, at, settings
 from lavic.yamlfile import YamlFile, find_config, to_yaml
@@ -48,6 +47,8 @@ def parse(cls: type[T], argv: Sequence[str] | None, *, command: str, description
         ConfigError: a key, flag or value that cannot be right, naming the flag or file:line and the nearest known key.
         SystemExit: 0, after `--help` or `--print-config`.
     """
+    from lavic import flags  # and tyro: what only reads settings does not need it
+
     words = list(argv or ())
     schema = Schema(cls, command)
     if any(word in ("-h", "--help") for word in words):
@@ -156,6 +157,8 @@ class Layers:
 
     def _explain(self, error: ValidationError) -> tuple[list[str], list[str]]:
         """The flags that are missing, and a line for each value that is wrong."""
+        from lavic import flags
+
         missing: list[str] = []
         wrong: dict[Keys, str] = {}
         for problem in error.errors(include_url=False):

@@ -93,15 +93,18 @@ def find_adapter(folder: Path | None) -> Path | None:
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
     from lavic.model import itemstore
-    from lavic.model.adapters import merge_adapter
-    from lavic.model.backbone import Backbone
+    from lavic.model.adapters import check_adapter, merge_adapter
+    from lavic.model.backbone import Backbone, fingerprint, read_geometry, resolve
 
     started = time.monotonic()
-    backbone = Backbone.load(chosen.model, world.device())
+    folder = resolve(chosen.model)
+    base = fingerprint(folder)
+    if adapter is not None:
+        check_adapter(adapter, "vision", base)
     firsts = first_photos(sets)
     plan = {
-        "base": backbone.fingerprint,
-        "geometry": backbone.geometry.as_dict(),
+        "base": base,
+        "geometry": read_geometry(folder).as_dict(),
         "adapter": itemstore.adapters.digest(adapter) if adapter else None,
         "precision": chosen.precision,
         "shards": [shard.sha256 for data in sets for shard in data.manifest.shards],
@@ -119,6 +122,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         if world.is_main:
             print(f"{chosen.out}: already whole")
         return 0
+    backbone = Backbone.load(chosen.model, world.device(), language=False)
     if adapter is not None:
         merge_adapter(backbone, adapter, "vision")
     mine: list[tuple[int, Part]] = []

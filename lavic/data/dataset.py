@@ -15,7 +15,7 @@ from lavic.data.cache import local_copy
 from lavic.data.descriptions import read_descriptions
 from lavic.data.manifest import Manifest
 from lavic.data.references import Reference, read_all_references
-from lavic.data.shards import Sample, index_path, parse_sample
+from lavic.data.shards import BLOCK, Sample, index_path, parse_sample, parse_words, photo_bytes
 from lavic.errors import DataError
 
 _OPEN_FILES = 64
@@ -63,6 +63,18 @@ class ShardDataset:
             return sample
         text = self._sidecar(shard).get(sample.key, sample.text) if self.descriptions else ""
         return Sample(key=sample.key, item_id=sample.item_id, jpg=sample.jpg, meta=sample.meta, text=text)
+
+    def words(self, index: int) -> tuple[dict[str, Any], str]:
+        """The json member of a sample and its description, without reading the photo."""
+        shard, row = self._find(index)
+        offsets = self._index(shard)
+        start, end = int(offsets[row]), int(offsets[row + 1])
+        place = f"{self._paths[shard]} sample {row}"
+        start += photo_bytes(self._read(shard, start, start + BLOCK), place)
+        meta, text = parse_words(self._read(shard, start, end), place)
+        if self.descriptions == "sidecar":
+            text = self._sidecar(shard).get(meta["key"], text)
+        return meta, text if self.descriptions else ""
 
     @cached_property
     def keys(self) -> list[str]:
@@ -152,6 +164,10 @@ class Without:
 
     def __getitem__(self, index: int) -> Sample:
         return self.data[int(self._kept[index])]
+
+    def words(self, index: int) -> tuple[dict[str, Any], str]:
+        """As `ShardDataset.words`."""
+        return self.data.words(int(self._kept[index]))
 
 
 class Order:

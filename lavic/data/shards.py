@@ -47,7 +47,7 @@ META: dict[str, type] = {
 
 MEMBERS = ("jpg", "json", "txt")
 _SCHEMA = (*META, *META.values())
-_BLOCK, _RECORD = 512, 10240
+BLOCK, _RECORD = 512, 10240
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -138,7 +138,7 @@ class ShardWriter:
         meta = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"))
         parts: list[bytes] = []
         for ending, data in zip(MEMBERS, (sample.jpg, meta.encode(), sample.text.encode()), strict=True):
-            parts += (_header(f"{sample.key}.{ending}".encode(), len(data)), data, bytes(-len(data) % _BLOCK))
+            parts += (_header(f"{sample.key}.{ending}".encode(), len(data)), data, bytes(-len(data) % BLOCK))
         self._write(b"".join(parts))
         self.samples += 1
 
@@ -152,7 +152,7 @@ class ShardWriter:
     ) -> None:
         if error is None and self.samples:
             self._offsets.append(self.bytes)
-            self._write(bytes(2 * _BLOCK))
+            self._write(bytes(2 * BLOCK))
             self._write(bytes(-self.bytes % _RECORD))
         self._stack.__exit__(kind, error, trace)
         if error is None and self.samples:
@@ -210,6 +210,32 @@ def parse_sample(data: bytes, place: str) -> Sample:
         raise DataError(f"{place}: broken json or txt member ({error})") from None
 
 
+def photo_bytes(header: bytes, place: str) -> int:
+    """How many bytes the photo takes at the start of a sample, its header and filling included.
+
+    Raises:
+        DataError: This is not the header of a member.
+    """
+    try:
+        size = tarfile.TarInfo.frombuf(header, "utf-8", "strict").size
+    except tarfile.HeaderError as error:
+        raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+    return BLOCK + size + -size % BLOCK
+
+
+def parse_words(data: bytes, place: str) -> tuple[dict[str, Any], str]:
+    """Reads what follows a photo: the json member, and the txt member.
+
+    Raises:
+        DataError: The bytes are something else.
+    """
+    try:
+        (_, meta), (_, text) = _members(data, place)
+        return json.loads(meta), text.decode()
+    except ValueError as error:
+        raise DataError(f"{place}: broken json or txt member ({error})") from None
+
+
 def read_samples(shard: Path) -> Iterator[Sample]:
     """Read a shard from end to end without its index.
 
@@ -233,18 +259,18 @@ def read_samples(shard: Path) -> Iterator[Sample]:
 def _sample_of(shard: Path, file: BinaryIO, group: list[tarfile.TarInfo]) -> Sample:
     file.seek(group[0].offset)
     end = group[-1].offset_data + group[-1].size
-    return parse_sample(file.read(end + -end % _BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
+    return parse_sample(file.read(end + -end % BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
 
 
 def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(data):
         try:
-            member = tarfile.TarInfo.frombuf(data[at : at + _BLOCK], "utf-8", "strict")
+            member = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "strict")
         except tarfile.HeaderError as error:
             raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
-        body = data[at + _BLOCK : at + _BLOCK + member.size]
+        body = data[at + BLOCK : at + BLOCK + member.size]
         if len(body) != member.size:
             raise DataError(f"{place}: member {member.name} is cut short; `lavic verify` says more")
         yield member.name, body
-        at += _BLOCK + member.size + -member.size % _BLOCK
+        at += BLOCK + member.size + -member.size % BLOCK

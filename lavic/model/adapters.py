@@ -42,14 +42,19 @@ def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel
 
     The adapter's weights are float32 whatever the base holds, since steps of 5e-5 vanish in bfloat16.
     """
+    model = wrap(backbone.model, kind, lora)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+    return model
+
+
+def wrap(model: nn.Module, kind: Kind, lora: LoraSettings) -> PeftModel:
+    """Puts a fresh adapter on a LlavaNext model, in place, in the model's own precision."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS[kind])
     with quiet():
-        model = get_peft_model(backbone.model, config)
-    for parameter in trainable(model):
-        parameter.data = parameter.data.float()
-    return model
+        return get_peft_model(model, config)
 
 
 @contextlib.contextmanager

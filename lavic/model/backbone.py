@@ -38,18 +38,29 @@ class Backbone:
     """Digest of config and weights: adapters and item stores carry it, and are refused by another base model."""
 
     @classmethod
-    def load(cls, model: ModelSettings, device: torch.device | str = "cpu", *, vision: bool = True) -> Backbone:
+    def load(
+        cls,
+        model: ModelSettings,
+        device: torch.device | str = "cpu",
+        *,
+        vision: bool = True,
+        language: bool = True,
+    ) -> Backbone:
         """Loads model, tokenizer and geometry.
+
+        What is not wanted is not read from the disk either, and weights go to the device one by one: eight processes of
+        one machine do not hold eight models in its memory.
 
         Args:
             model: What to load.
             device: Where to.
-            vision: False drops the vision tower: stage 2, evaluation and recommendation never need it.
+            vision: False leaves the vision tower out: stage 2, evaluation and recommendation never need it.
+            language: False leaves the language model and its head out: embedding never needs them.
 
         Raises:
             ConfigError: There is no such model, or it is not a LLaVA-NeXT.
         """
-        from transformers import AutoConfig, AutoTokenizer, LlavaNextForConditionalGeneration
+        from transformers import AutoConfig, AutoTokenizer
         from transformers.utils import logging
 
         if not sys.stderr.isatty():
@@ -68,15 +79,22 @@ class Backbone:
         if model.dtype == "bfloat16" or (model.dtype == "auto" and device.type == "cuda"):
             dtype = torch.bfloat16
         try:
-            weights = LlavaNextForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, attn_implementation=model.attention, use_safetensors=True
+            loaded: Any = _parts(vision, language).from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=model.attention,
+                use_safetensors=True,
+                device_map={"": str(device)},
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, ImportError) as e:
             raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
-        if not vision:
-            del weights.model.vision_tower
-        weights.requires_grad_(False).eval().to(device)
+        weights, info = loaded
+        if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
+            missing = sorted(info["missing_keys"])
+            raise ConfigError(f"--model.name {model.name}: {len(missing)} weights are missing (first: {missing[0]})")
+        weights.requires_grad_(False).eval()
         return cls(
             model=weights,
             tokenizer=tokenizer,
@@ -114,6 +132,31 @@ def resolve(model: ModelSettings) -> Path:
         raise ConfigError(
             f"--model.name {model.name}: no such folder, and not to be had from Hugging Face ({_first_line(e)})"
         ) from e
+
+
+def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGeneration]:
+    """The model's class, less what is not wanted."""
+    from transformers import LlavaNextForConditionalGeneration
+
+    if vision and language:
+        return LlavaNextForConditionalGeneration
+
+    unwanted = ([] if vision else ["vision_tower"]) + ([] if language else ["language_model", "lm_head"])
+
+    class Parts(LlavaNextForConditionalGeneration):
+        _keys_to_ignore_on_load_unexpected = unwanted
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            if not vision:
+                del self.model.vision_tower
+            if not language:
+                del self.model.language_model, self.lm_head
+
+    # transformers renames the file's keys to those in memory for classes of its own alone
+    Parts.__name__ = Parts.__qualname__ = LlavaNextForConditionalGeneration.__name__
+    Parts.__module__ = LlavaNextForConditionalGeneration.__module__
+    return Parts
 
 
 def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geometry:

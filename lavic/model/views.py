@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 VIEWS = 5
 """Views of a photo with the 2 x 2 grid, and so item tokens: one [CLS] each."""
@@ -61,6 +64,8 @@ class Geometry:
         View 0 is the whole photo, stretched to a square. The others are the tiles, row by row, of the photo fitted into
         its grid, black around it.
         """
+        from PIL import Image
+
         photo = photo.convert("RGB")
         square = (self.size, self.size)
         rows, columns = self.grid(photo.size)

@@ -31,7 +31,9 @@ class Console:
         left = (time.monotonic() - self._began) / max(1, step - self._start) * (self._total - step)
         line = (
             f"step {step}/{self._total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"{values['samples_per_s']:.1f} samples/s  {_clock(left)} left"
+            f"{values['samples_per_s']:.1f} samples/s  "
+            + (f"{values['mfu']:.0%} of peak  " if "mfu" in values else "")
+            + f"{_clock(left)} left"
         )
         if self._live:
             print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)

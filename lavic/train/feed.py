@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lavic.errors import ConfigError
+from lavic.train.batches import cut, deal
 from lavic.train.settings import LoopSettings
 from lavic.world import World
 
@@ -37,11 +38,16 @@ class Minibatch(Protocol):
     def tokens(self) -> int:
         """Tokens of all samples, without padding."""
 
+    @property
+    def padded(self) -> int:
+        """Tokens of all samples, with padding."""
+
     def to(self, device: torch.device) -> Minibatch:
         """The batch on a device."""
 
 
 S = TypeVar("S", bound=Sample)
+T = TypeVar("T")
 
 
 class Samples(Protocol[S]):
@@ -57,6 +63,13 @@ class Samples(Protocol[S]):
     def __getitem__(self, position: int) -> S:
         """The sample at a position >= 0."""
 
+    def length(self, position: int) -> int:
+        """Tokens of the sample at a position, without the cost of making it."""
+
+    @property
+    def overhead(self) -> int:
+        """What a sample costs besides its tokens, in tokens."""
+
     def collate(self, samples: Sequence[S]) -> Minibatch:
         """A batch of samples."""
 
@@ -64,8 +77,9 @@ class Samples(Protocol[S]):
 class Feed:
     """One rank's share of every step.
 
-    Step s (from 0) takes the positions s * batch to (s + 1) * batch - 1, of which rank r has every size-th, from r. So
-    a step holds the same samples with any number of ranks, and the whole state of the feed is the step.
+    Step s (from 0) takes the positions s * batch to (s + 1) * batch - 1: the same samples with any number of ranks, so
+    the whole state of the feed is the step. Without a budget of tokens rank r has every size-th of them, from r. With
+    one the whole step is dealt by length (`batches.deal`), which every rank works out for itself.
     """
 
     def __init__(self, samples: Samples[Any], world: World, loop: LoopSettings) -> None:
@@ -84,42 +98,66 @@ class Feed:
         self.samples = samples
         self.batch = loop.batch
         self.workers = loop.workers
-        self.micro_batch, self.micro_steps = loop.split(world.size)
+        self.micro_tokens = loop.micro_tokens
+        self.micro_batch, _ = loop.split(world.size)
         self._world = world
 
-    def positions(self, step: int) -> range:
+    def positions(self, step: int) -> list[int]:
         """This rank's positions in a step, counted from 0."""
-        return range(step * self.batch + self._world.rank, (step + 1) * self.batch, self._world.size)
+        return [position for group in self._groups(step) for position in group]
 
     def steps(self, first: int, last: int) -> Iterator[list[Minibatch]]:
         """The micro-batches of each step from `first` up to, but not with, `last`."""
-        loader = DataLoader(
-            _Positions(self.samples),
-            batch_sampler=(list(self.positions(step)) for step in range(first, last)),
-            collate_fn=self._split,
-            num_workers=self.workers,
-            worker_init_fn=_shield if self.workers else None,
-            pin_memory=False,
+        return prepare(self._step, range(first, last), self.workers)
+
+    def _step(self, step: int) -> list[Minibatch]:
+        groups = [[self.samples[position] for position in group] for group in self._groups(step)]
+        if self.micro_tokens is None:
+            # like lengths together: less padding; the loss of a step does not depend on how it is split
+            (share,) = groups
+            rows = cut([sample.length for sample in share], most=self.micro_batch)
+            groups = [[share[i] for i in row] for row in rows]
+        return [self.samples.collate(group) for group in groups]
+
+    def _groups(self, step: int) -> list[list[int]]:
+        """This rank's positions: its micro-batches where there is a budget, else its whole share in one."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        if self.micro_tokens is None:
+            return [list(places[self._world.rank :: self._world.size])]
+        dealt = deal(
+            [self.samples.length(position) for position in places],
+            self._world.size,
+            tokens=self.micro_tokens,
+            most=self.micro_batch,
+            overhead=self.samples.overhead,
         )
-        yield from loader
-
-    def _split(self, share: list[Any]) -> list[Minibatch]:
-        # like lengths together: less padding; the loss of a step does not depend on how it is split
-        share.sort(key=lambda sample: sample.length)
-        return [
-            self.samples.collate(share[start : start + self.micro_batch])
-            for start in range(0, len(share), self.micro_batch)
-        ]
+        return [[places[i] for i in group] for group in dealt[self._world.rank]]
 
 
-class _Positions(Dataset[Any]):
-    """A set as torch's loader wants it."""
+def prepare(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+    """Makes something for each number, in order: here and now, or ahead of time in worker processes."""
+    yield from DataLoader(
+        _Made(make),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_shield if workers else None,
+    )
 
-    def __init__(self, samples: Samples[Any]) -> None:
-        self.samples = samples
 
-    def __getitem__(self, position: int) -> Any:
-        return self.samples[position]
+class _Made(Dataset[Any]):
+    """A function as torch's loader wants it."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, number: int) -> Any:
+        return self.make(number)
+
+
+def _unchanged(made: Any) -> Any:
+    return made
 
 
 def _shield(_: int) -> None:

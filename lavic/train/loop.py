@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,9 @@ from lavic.train.checkpoint import Checkpoints, Progress
 from lavic.train.console import Console
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed, Minibatch, Samples
+from lavic.train.flops import counter, peak
 from lavic.train.guards import blame
+from lavic.train.meter import Meter
 from lavic.train.rollcall import RollCall
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings
@@ -94,15 +95,28 @@ def fit(
         console.say(f"going on after step {progress.step} of {total}")
     tracker.event("resume", step=progress.step)  # whatever an earlier start wrote beyond it is taken back
     saved = progress.step
-    with nullcontext(stop) if stop else StopRequest() as stop, RollCall(world, patience_s=60 * loop.patience) as roll:
+    most = peak(engine.device, next(engine.task.parameters()).dtype)
+    with (
+        nullcontext(stop) if stop else StopRequest() as stop,
+        RollCall(world, patience_s=60 * loop.patience) as roll,
+        Meter(engine.task, world, flops=counter(engine.task), peak=most) as meter,
+    ):
         batches = feed.steps(progress.step, total)
-        clock = _Clock()
         while True:
             due = progress.step in (0, total) or (loop.eval_every and progress.step % loop.eval_every == 0)
             if due and progress.validated < progress.step:
                 roll.at(f"the validation after step {progress.step}")
                 try:
-                    result = score(engine.task, valid, world, batch=feed.micro_batch, device=engine.device, stop=stop)
+                    result = score(
+                        engine.task,
+                        valid,
+                        world,
+                        batch=feed.micro_batch,
+                        device=engine.device,
+                        tokens=loop.micro_tokens,
+                        workers=loop.workers,
+                        stop=stop,
+                    )
                 except Stopped:
                     if progress.step > saved:
                         checkpoints.save(engine, progress)
@@ -116,25 +130,24 @@ def fit(
                 console.say(f"step {progress.step}: validation perplexity {result.perplexity:.4f}")
                 if on_validation:
                     on_validation(progress.step, result, better)
-                clock.restart()
+                meter.restart()
             if progress.step >= total:
                 console.close()
                 return progress
 
             roll.at(f"the samples of step {progress.step + 1}")
-            micros = clock.wait(batches)
+            micros = meter.wait(batches)
             roll.at(f"step {progress.step + 1}")
             lr = loop.rate(progress.step + 1, total)
             done = take_step(engine, micros, lr, world, stream=(loop.seed, progress.step), stop=stop)
             progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
-            clock.count(loop.batch, done.tokens)
             if progress.step % loop.log_every == 0 or progress.step == total:
                 values = {
                     "loss": done.loss,
                     "perplexity": math.exp(min(done.loss, 700.0)),
                     "lr": lr,
                     "grad_norm": done.norm,
-                    **clock.rates(),
+                    **meter.read(),
                     **({"skipped": done.skipped} if done.skipped else {}),
                 }
                 tracker.log(progress.step, **values)
@@ -143,7 +156,7 @@ def fit(
                 roll.at(f"the checkpoint after step {progress.step}")
                 checkpoints.save(engine, progress)
                 saved = progress.step
-                clock.restart()
+                meter.restart()
             if done.stop:
                 console.close()
                 raise Stopped
@@ -202,40 +215,6 @@ def take_step(
         what, who = "loss" if diverged else "gradient", blame(engine.task, micros, losses, world)
         raise Diverged(f"the {what} of {who} is not finite: look at these samples, or lower --loop.lr (now {lr:g})")
     return StepResult(total / targets, norm, targets, tokens, skipped, bool(stopping))
-
-
-class _Clock:
-    """Rates since the last line of the journal."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins anew: validating and saving do not count."""
-        self._start = time.perf_counter()
-        self._waited = 0.0
-        self._samples = self._tokens = 0
-
-    def wait(self, batches: Iterator[list[Minibatch]]) -> list[Minibatch]:
-        asked = time.perf_counter()
-        micros = next(batches)
-        self._waited += time.perf_counter() - asked
-        return micros
-
-    def count(self, samples: int, tokens: int) -> None:
-        self._samples += samples
-        self._tokens += tokens
-
-    def rates(self) -> dict[str, float]:
-        """Samples and tokens (without padding) per second over all ranks, and rank 0's share of time spent on data."""
-        seconds = time.perf_counter() - self._start
-        rates = {
-            "samples_per_s": self._samples / seconds,
-            "tokens_per_s": self._tokens / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        self.restart()
-        return rates
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -27,7 +27,14 @@ FREE = (
     "out",
     "deepspeed",
     "tracking",
-    *(f"loop.{k}" for k in ("keep", "log_every", "micro_batch", "patience", "save_every", "workers")),
+    "loop.activations",
+    "loop.keep",
+    "loop.log_every",
+    "loop.micro_batch",
+    "loop.micro_tokens",
+    "loop.patience",
+    "loop.save_every",
+    "loop.workers",
 )
 """Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
 

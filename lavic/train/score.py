@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from lavic.errors import ConfigError
-from lavic.train.feed import Samples
+from lavic.train.batches import cut
+from lavic.train.feed import Minibatch, Samples, prepare
 from lavic.train.stop import StopRequest
 from lavic.world import World
 
 WINDOW = 8
-"""Batches that are read together, and made up of samples of like length."""
+"""Batches of like lengths that are made together; a loader worker makes one window at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def score(
     *,
     batch: int,
     device: torch.device,
+    tokens: int | None = None,
+    workers: int = 0,
     stop: StopRequest | None = None,
 ) -> Score:
     """Runs every sample once, without dropout. Collective.
@@ -51,8 +56,10 @@ def score(
         task: Gives the loss of each target token of a batch.
         samples: One epoch of it is read: positions 0 to n - 1.
         world: The ranks; each takes every size-th sample.
-        batch: Samples of one forward pass.
+        batch: Most samples of one forward pass.
         device: Where the task is.
+        tokens: Most tokens of one forward pass, padding and photos' worth included; None: any number.
+        workers: Processes that prepare samples ahead; 0 prepares them between the passes.
         stop: Heeded every few batches: a large set takes longer than a scheduler waits.
 
     Raises:
@@ -65,12 +72,12 @@ def score(
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
     longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must still agree as often
-    for first in range(0, longest, WINDOW * batch):
+    windows = [share[first : first + WINDOW * batch] for first in range(0, longest, WINDOW * batch)]
+    make = partial(_window, samples, windows, batch, tokens)
+    for minibatches in prepare(make, range(len(windows)), workers):
         stop.heed(world)
-        window = share[first : first + WINDOW * batch]
-        alike = sorted((samples[position] for position in window), key=lambda sample: sample.length)
-        for start in range(0, len(alike), batch):
-            losses = task(samples.collate(alike[start : start + batch]).to(device))
+        for minibatch in minibatches:
+            losses = task(minibatch.to(device))
             total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     task.train(was_training)
     loss, tokens = world.sum(total).tolist()
@@ -79,3 +86,11 @@ def score(
             "the validation set has no target: is it empty, or are its photos not described (`lavic describe`)?"
         )
     return Score(loss / tokens, int(tokens))
+
+
+def _window(
+    samples: Samples[Any], windows: Sequence[range], batch: int, tokens: int | None, number: int
+) -> list[Minibatch]:
+    window = [samples[position] for position in windows[number]]
+    groups = cut([s.length for s in window], tokens=tokens, most=batch, overhead=samples.overhead)
+    return [samples.collate([window[i] for i in group]) for group in groups]

@@ -23,6 +23,15 @@ class LoopSettings:
     """Samples of one optimizer step, over all ranks."""
     micro_batch: PositiveInt | None = None
     """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
+    micro_tokens: PositiveInt | None = None
+    """Most tokens of one forward pass on one rank, with padding and a photo's way through the vision tower in tokens.
+    A step is then dealt by length: little padding, ranks with equal work, as many micro steps as that takes. None:
+    `micro_batch` alone counts."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """`recompute` keeps each layer's input alone and computes the rest again on the way back: a third more work for a
+    tenth of the memory. The results are the same."""
+    compile: bool = False
+    """Compile the layers with `torch.compile`: a minute at the start, faster steps, other last digits."""
     lr: PositiveFloat = 1e-4
     """Largest learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -47,9 +47,19 @@ class TextBatch:
     """What each sample is called in messages."""
     targets: tuple[int, ...]
     """Target tokens of each sample."""
-    tokens: int
-    """Tokens of all samples, without padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
     text: Batch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, without padding."""
+        return sum(self.lengths)
+
+    @property
+    def padded(self) -> int:
+        """Tokens of all samples, with padding."""
+        return self.text.input_ids.numel()
 
 
 # --- stage 1: distillation ------------------------------------------------------------------------
@@ -190,29 +200,43 @@ class DistillData:
         self.nested = tuple(nested)
         self.seed = seed
         self.order = order
+        self.overhead = 0
+        """A photo's way through the vision tower, in tokens of the language model."""
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, position: int) -> PhotoSample:
-        photo = self.photos[self.order.at(position) if self.order else position % len(self)]
+        photo = self.photos[self._index(position)]
         image = photo.image
+        shown, every = self._shown(position, image.size), count_tokens(self.geometry, image.size)
+        example = self._example(photo.title, photo.text, shown if self.tokens == "cls" else every)
+        whole = self._example(photo.title, photo.text, every) if self.teach else None
         grid = self.geometry.grid(image.size)
-        shown = 1 + grid[0] * grid[1]
-        if self.nested:
-            shown = min(shown, random.Random(f"{self.seed}/{position}").choice(self.nested))
-        every = count_tokens(self.geometry, image.size) if self.teach or self.tokens == "all" else 0
-        example = self._example(photo, shown if self.tokens == "cls" else every)
-        whole = self._example(photo, every) if self.teach else None
         views = torch.from_numpy(self.geometry.cut(image))
         return PhotoSample(photo.key, example, views, image.size, grid, shown, whole)
 
-    def _example(self, photo: Any, tokens: int) -> Example:
+    def length(self, position: int) -> int:
+        """Tokens of the sample at a position; its photo is not read."""
+        meta, text = self.photos.words(self._index(position))
+        size = (meta["width"], meta["height"])
+        tokens = self._shown(position, size) if self.tokens == "cls" else count_tokens(self.geometry, size)
+        return len(self._example(meta["title"], text, tokens).input_ids)
+
+    def _index(self, position: int) -> int:
+        return self.order.at(position) if self.order else position % len(self)
+
+    def _shown(self, position: int, size: tuple[int, int]) -> int:
+        """How many views stand for a photo."""
+        rows, columns = self.geometry.grid(size)
+        views = 1 + rows * columns
+        return min(views, random.Random(f"{self.seed}/{position}").choice(self.nested)) if self.nested else views
+
+    def _example(self, title: str, text: str, tokens: int) -> Example:
         style = self.encoder.style
         try:
-            return self.encoder.example(
-                describe(photo.title, tokens, style), photo.text or None, max_length=self.max_length + tokens
-            )
+            pieces = describe(title, tokens, style)
+            return self.encoder.example(pieces, text or None, max_length=self.max_length + tokens)
         except DataError:
             return self.encoder.example(describe("", tokens, style), None)
 
@@ -326,6 +350,7 @@ class TuneData:
         self.shuffle = shuffle
         self.seed = seed
         self.order = order
+        self.overhead = 0
         self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
         for c in conversations:
             place = f"{c.file}:{c.row + 1}"
@@ -341,21 +366,31 @@ class TuneData:
         return len(self.pairs)
 
     def __getitem__(self, position: int) -> ListSample:
+        row, target, listed, most = self._at(position)
+        items = self.store.tokens(listed, most) if self.tokens == "items" else None
+        return ListSample(f"{self.conversations[row].id}:{target}", self._example(row, target, listed, most), items)
+
+    def length(self, position: int) -> int:
+        """Tokens of the sample at a position; its items are not read."""
+        return len(self._example(*self._at(position)).input_ids)
+
+    def _at(self, position: int) -> tuple[int, str, list[str], int | None]:
+        """Row, target, list, and how many tokens stand for an item."""
         row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
-        conversation = self.conversations[row]
         choice = random.Random(f"{self.seed}/{position}")
-        listed = self._list(conversation, target, choice)
+        listed = self._list(self.conversations[row], target, choice)
         most = choice.choice(self.tokens_per_item) if self.tokens_per_item else None
-        example = self.encoder.recommendation(
-            conversation,
+        return row, target, listed, most
+
+    def _example(self, row: int, target: str, listed: Sequence[str], most: int | None) -> Example:
+        return self.encoder.recommendation(
+            self.conversations[row],
             [Candidate(item, self.store.title(item)) for item in listed],
             photo_tokens=[self.store.count(item, most) for item in listed] if self.tokens == "items" else 0,
             target=target if target in listed else NONE,
             max_length=self.max_length,
             none=self.none_share > 0,
         )
-        items = self.store.tokens(listed, most) if self.tokens == "items" else None
-        return ListSample(f"{conversation.id}:{target}", example, items)
 
     def collate(self, samples: Sequence[ListSample]) -> ListBatch:
         """A batch of samples."""
@@ -388,6 +423,6 @@ def _text(samples: Sequence[PhotoSample] | Sequence[ListSample], encoder: Encode
     return {
         "keys": tuple(sample.key for sample in samples),
         "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),
-        "tokens": sum(sample.length for sample in samples),
+        "lengths": tuple(sample.length for sample in samples),
         "text": collate([sample.example for sample in samples], encoder.pad),
     }

@@ -57,6 +57,10 @@ def test_where_text_comes_from(small_set: Manifest) -> None:
     texts = {how: ShardDataset(small_set.folder, descriptions=how) for how in ("sidecar", "shard", None)}
     assert [texts[how][11].text for how in texts] == ["by the teacher", "text 11", ""]
     assert [texts[how][12].text for how in texts] == ["text 12", "text 12", ""]
+    for data in texts.values():
+        for index in (0, 11, 24):
+            assert data.words(index) == (data[index].meta, data[index].text), "without the photo"
+    assert Without(texts["sidecar"], ["B000000000_0"]).words(10)[1] == "by the teacher"
 
 
 def test_a_set_that_is_not_whole_is_refused(small_set: Manifest, tmp_path: Path) -> None:

@@ -72,6 +72,20 @@ def test_tokens_are_those_of_each_item_s_first_photo(shards: Path, tmp_path: Pat
     assert main([*words, "--precision", "float16", "--out", str(tmp_path / "store")]) == 2
 
 
+def test_a_store_is_compared_and_read_without_a_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--out", str(tmp_path / "store")]
+    assert main(words) == 0
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Backbone, "load", never)
+    assert main(words) == 0, "a whole store has nothing to do"
+    assert main([*words, "--precision", "float32"]) == 2, "another plan is refused"
+
+
 @pytest.mark.dist
 def test_two_ranks_make_the_same_store_as_one(shards: Path, tmp_path: Path) -> None:
     words = ["embed", "--model.name", "mini", "--shards", str(shards)]
@@ -113,6 +127,17 @@ def test_an_adapter_changes_the_tokens_and_is_kept_in_the_store(shards: Path, tm
     assert (plain.lookup(plain.ids) - adapted.lookup(plain.ids)).abs().max() > 0.05
     assert plain.vision_adapter is None
     assert adapted.vision_adapter is not None and (adapted.vision_adapter / "adapter_model.safetensors").is_file()
+
+    # the tower in the training loop, adapter unmerged, is what the half-precision store holds
+    data = ShardDataset(shards)
+    firsts = [sample for sample in (data[i] for i in range(len(data))) if sample.meta["n"] == 0]
+    views = torch.from_numpy(np.stack([backbone.geometry.cut(sample.image) for sample in firsts]))
+    with torch.no_grad():
+        looped = cls_tokens(model.eval(), views)
+    stored = adapted.lookup([sample.item_id for sample in firsts])
+    assert stored.dtype == torch.float16
+    # half an ulp of a half, and the last digits of another order of additions
+    torch.testing.assert_close(stored.float(), looped, rtol=2**-11 + 1e-5, atol=1e-5)
 
 
 def test_wrong_input_is_one_line_and_exit_2(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ def keys(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]
     """The keys of each step, over all ranks."""
     feeds = [Feed(ToyData(40, 1), World(rank=rank, size=size), loop) for rank in range(size)]
     steps = [list(feed.steps(first, last)) for feed in feeds]
-    assert all(len(micros) == feeds[0].micro_steps for rank in steps for micros in rank), "ranks must not wait"
+    for step in range(last - first):
+        assert len({len(rank[step]) for rank in steps}) == 1, "ranks must not wait"
     return [sorted(key for rank in steps for micro in rank[step] for key in micro.keys) for step in range(last - first)]
 
 
@@ -25,19 +26,20 @@ def keys(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]
 @given(
     size=st.sampled_from([1, 2, 3, 4]),
     micro_batch=st.integers(1, 14) | st.none(),
+    micro_tokens=st.integers(1, 60) | st.none(),
     first=st.integers(0, 30),
     count=st.integers(1, 4),
 )
 def test_a_step_holds_its_positions_once_whatever_the_ranks(
-    size: int, micro_batch: int | None, first: int, count: int
+    size: int, micro_batch: int | None, micro_tokens: int | None, first: int, count: int
 ) -> None:
-    loop = LoopSettings(batch=12, micro_batch=micro_batch)
+    loop = LoopSettings(batch=12, micro_batch=micro_batch, micro_tokens=micro_tokens)
     expected = [sorted(f"toy-{p}" for p in range(12 * step, 12 * step + 12)) for step in range(first, first + count)]
     assert keys(size, loop, first, first + count) == expected
 
 
 def test_worker_processes_change_nothing() -> None:
-    here, there = (LoopSettings(batch=8, micro_batch=3, workers=workers) for workers in (0, 2))
+    here, there = (LoopSettings(batch=8, micro_batch=3, micro_tokens=20, workers=workers) for workers in (0, 2))
     left, right = (list(Feed(ToyData(40, 1), World(), loop).steps(5, 9)) for loop in (here, there))
     for a, b in zip(left, right, strict=True):
         assert [m.keys for m in a] == [m.keys for m in b]
@@ -49,6 +51,16 @@ def test_like_lengths_share_a_micro_batch() -> None:
     lengths = [n for micro in micros for n in micro.targets]
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 3
+
+
+def test_a_budget_of_tokens_is_kept_by_every_micro_batch() -> None:
+    data = ToyData(40, 1)
+    loop = LoopSettings(batch=12, micro_tokens=21)
+    for rank in range(2):
+        for micros in Feed(data, World(rank=rank, size=2), loop).steps(0, 5):
+            assert len(micros) > 1
+            for micro in micros:
+                assert len(micro.keys) * (max(micro.targets) + data.overhead) <= 21
 
 
 def test_nothing_to_train_on_and_unequal_shares_are_refused() -> None:

@@ -47,6 +47,10 @@ class ToyBatch:
     inputs: torch.Tensor
     labels: torch.Tensor
 
+    @property
+    def padded(self) -> int:
+        return self.tokens
+
     def to(self, device: torch.device) -> ToyBatch:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
@@ -68,6 +72,13 @@ class ToyData:
         if position == self.poison:
             inputs = torch.full((3, WIDTH), float("nan"))
         return ToySample(f"toy-{position}", inputs, inputs.nan_to_num().sum(-1).abs().long() % WORDS)
+
+    @property
+    def overhead(self) -> int:
+        return 1
+
+    def length(self, position: int) -> int:
+        return self[position].length if position != self.poison else 3
 
     def collate(self, samples: Sequence[ToySample]) -> ToyBatch:
         return ToyBatch(

@@ -1,0 +1,101 @@
+"""`--dry-run` of `lavic distill` and `lavic tune`: memory, checkpoint and steps, without weights and without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.world import World
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lavic.launch.distill import DistillSettings
+    from lavic.launch.tune import TuneSettings
+    from lavic.model.adapters import Kind
+    from lavic.train.estimate import Estimate
+
+STAGE_1 = {"tokens": 200, "targets": 120, "views": 5, "photo_tokens": 5}
+"""A typical sample of stage 1: the title, and a description of 115 tokens, the mean of the released ones."""
+STAGE_2 = {"tokens": 900, "targets": 10, "views": 0, "photo_tokens": 50}
+"""Of stage 2: the median of the released prompts, ten candidates, an ID."""
+
+
+def show(command: str, chosen: Any, world: World) -> int:
+    """Prints what a stage's run will take; returns the exit code."""
+    print(distill(chosen, world) if command == "distill" else tune(chosen, world))
+    return 0
+
+
+def distill(chosen: DistillSettings, world: World) -> Estimate:
+    """What stage 1 will take."""
+    from lavic.train.estimate import Sample, estimate
+
+    model = skeleton(chosen.model, "vision", chosen.lora)
+    return estimate(
+        model,
+        chosen.lora,
+        chosen.loop,
+        ranks=ranks(world, chosen.nproc),
+        max_length=chosen.max_length,
+        sample=Sample(**STAGE_1),
+        samples=photos(chosen.shards, chosen.valid),
+        element=bytes_of(chosen.model),
+    )
+
+
+def tune(chosen: TuneSettings, world: World) -> Estimate:
+    """What stage 2 will take."""
+    from lavic.train.estimate import Sample, estimate
+
+    return estimate(
+        skeleton(chosen.model, "language", chosen.lora),
+        chosen.lora,
+        chosen.loop,
+        ranks=ranks(world, chosen.nproc),
+        max_length=chosen.max_length,
+        sample=Sample(**STAGE_2),
+        samples=targets(chosen.train, chosen.candidates),
+        element=bytes_of(chosen.model),
+    )
+
+
+def skeleton(model: ModelSettings, kind: Kind, lora: LoraSettings) -> nn.Module:
+    """The model with its adapter, on `meta`."""
+    import torch
+
+    from lavic.model.adapters import wrap
+    from lavic.model.skeleton import build, read_config
+
+    dtype = torch.float32 if model.dtype == "float32" else torch.bfloat16
+    return wrap(build(read_config(model), dtype=dtype, vision=kind == "vision"), kind, lora)
+
+
+def bytes_of(model: ModelSettings) -> int:
+    """Of a number: the estimate is for a GPU."""
+    return 4 if model.dtype == "float32" else 2
+
+
+def ranks(world: World, nproc: int) -> int:
+    """Processes of the run; for several nodes `--nproc` says all of them, since nothing is started."""
+    return world.size if world.size > 1 else nproc
+
+
+def photos(shards: Path, valid: Path) -> int | None:
+    """Photos to train on; None where they are not there yet."""
+    from lavic.data.dataset import ShardDataset, Without
+
+    if not shards.exists():
+        return None
+    held_out = ShardDataset(valid).keys if valid.exists() else ()
+    return len(Without(ShardDataset(shards), held_out))
+
+
+def targets(train: Path, candidates: str) -> int | None:
+    """Samples of stage 2: one for each target of a conversation; None where the file is not there yet."""
+    from lavic.data.conversations import read_conversations
+
+    if not train.exists():
+        return None
+    return sum(len(set(row.targets)) for row in read_conversations(train, candidates=candidates))

@@ -1,0 +1,139 @@
+"""The formula against torch's own count of what a small model did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lavic.mini import architecture
+from lavic.mini.architecture import Architecture
+from lavic.mini.tokenizer import make_tokenizer
+from lavic.model.adapters import add_adapter
+from lavic.model.backbone import Backbone
+from lavic.model.compress import cls_tokens
+from lavic.model.inputs import IGNORED, Batch
+from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.flops import Work, listed_peak
+from lavic.train.tasks import DistillTask, ListBatch, PhotoBatch, TuneTask
+
+SAMPLES, LENGTH, TARGETS, PHOTOS = 3, 70, 4, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    """Sizes that differ from each other, so that a formula that takes one for the other comes out wrong."""
+    tokenizer = make_tokenizer(["some words to say"])
+    small = Architecture(view=36, patch=12, vision_width=24, vision_layers=3, width=48, layers=3, heads=4)
+    path = tmp_path_factory.mktemp("base")
+    architecture.save(architecture.build(small, tokenizer), tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def backbone(folder) -> Backbone:
+    # fused attention is not counted by torch on a CPU
+    return Backbone.load(ModelSettings(name=str(folder), attention="eager"))
+
+
+def text(backbone: Backbone, photos: int) -> Batch:
+    ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
+    ids[:, 2 : 2 + 5 * photos] = backbone.encoder.image_token_id
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -TARGETS:] = 1
+    return Batch(ids, labels, torch.full((SAMPLES,), LENGTH))
+
+
+def photo_batch(backbone: Backbone) -> PhotoBatch:
+    size = backbone.geometry.size
+    views = torch.randn(SAMPLES, 5, 3, size, size)
+    named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
+    return PhotoBatch(**named, text=text(backbone, 1), views=views, sizes=((size, size),) * SAMPLES)
+
+
+def list_batch(backbone: Backbone) -> ListBatch:
+    items = torch.randn(SAMPLES * PHOTOS, 5, backbone.vision_width)
+    named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
+    return ListBatch(**named, text=text(backbone, PHOTOS), items=items)
+
+
+def counted(task, batch, *, backward: bool = True) -> int:
+    with FlopCounterMode(display=False) as counter:
+        losses = task(batch)
+        if backward:
+            losses.sum().backward()
+    return counter.get_total_flops()
+
+
+def test_stage_1(backbone: Backbone) -> None:
+    model = add_adapter(backbone, "vision", LoraSettings(r=3))
+    work = Work.of(model).full_attention()
+    expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=5 * SAMPLES, photo_tokens=5 * SAMPLES)
+    assert counted(DistillTask(model), photo_batch(backbone)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_stage_2(backbone: Backbone) -> None:
+    del backbone.model.model.vision_tower
+    model = add_adapter(backbone, "language", LoraSettings(r=3))
+    work = Work.of(model).full_attention()
+    expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, photo_tokens=5 * SAMPLES * PHOTOS)
+    assert counted(TuneTask(model), list_batch(backbone)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
+    """Frozen and upstream of all that is trained, it is only ever run forward."""
+    model = add_adapter(backbone, "language", LoraSettings(r=3))
+    views = torch.randn(SAMPLES * PHOTOS, 5, 3, backbone.geometry.size, backbone.geometry.size)
+    batch = list_batch(backbone)
+
+    def task(_: object) -> torch.Tensor:
+        return TuneTask(model)(ListBatch(**{**vars(batch), "items": cls_tokens(model, views)}))
+
+    work = Work.of(model).full_attention()
+    expected = work.flops(
+        (LENGTH,) * SAMPLES,
+        targets=SAMPLES * TARGETS,
+        views=5 * SAMPLES * PHOTOS,
+        photo_tokens=5 * SAMPLES * PHOTOS,
+    )
+    assert counted(task, batch) == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_gradients(backbone: Backbone) -> None:
+    model = add_adapter(backbone, "vision", LoraSettings(r=3))
+    work = Work.of(model, training=False).full_attention()
+    views = photo_batch(backbone).views
+    with torch.no_grad():
+        seen = counted(lambda v: cls_tokens(model, v), views, backward=False)
+    assert seen == pytest.approx(work.flops((), targets=0, views=5 * SAMPLES), rel=1e-3)
+
+
+def test_a_trained_language_model_costs_six_per_weight_and_a_frozen_one_four(backbone: Backbone) -> None:
+    """The rule of thumb, where adapters are small and the first layer is one of many."""
+    linears = sum(p.numel() for n, p in backbone.model.model.language_model.named_parameters() if p.dim() == 2)
+    linears -= backbone.model.get_input_embeddings().weight.numel()
+    model = add_adapter(backbone, "vision", LoraSettings(r=3))
+    assert Work.of(model).token == 4 * linears
+    assert Work.of(model, training=False).token == 2 * linears
+
+
+def test_causal_attention_is_half(backbone: Backbone) -> None:
+    work = Work.of(backbone.model, training=False)
+    both = work.flops((9,), targets=0), work.full_attention().flops((9,), targets=0)
+    assert both[1] - both[0] == work.pair * (81 - 45)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("Tesla T4", None),
+    ],
+)
+def test_devices_are_known_by_whole_words(name: str, flops: float | None) -> None:
+    assert listed_peak(name) == flops
