@@ -88,11 +88,17 @@ def test_a_missing_server_is_named(
 
 
 def test_the_meter_sees_processes_below_the_command(tmp_path: Path, module: Callable[[str], ModuleType]) -> None:
-    burn = "import time\nwhile time.process_time() < 1: pass\nheld = b'x' * 50_000_000\ntime.sleep(2)"
-    # The command leaves its child behind at once, as daemons are started.
-    start = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(5)"
-    used = module("meter").run([sys.executable, "-c", start, burn], tmp_path / "log.txt")
-    assert used.cpu > 0.9 and used.peak > 50_000_000 and used.wall > 5
+    said = tmp_path / "said"
+    below = (
+        "import pathlib, sys, time\nwhile time.process_time() < 1: pass\n"
+        "held = b'x' * 50_000_000\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(3)"
+    )
+    above = (
+        "import pathlib, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', *sys.argv[1:]])\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.1)\nchild.wait()"
+    )
+    used = module("meter").run([sys.executable, "-c", above, below, str(said)], tmp_path / "log.txt")
+    assert 0.9 < used.cpu < 5 and used.peak > 50_000_000 and used.wall > 3
     assert used.cpu_between(0, 1e12) == pytest.approx(used.cpu)
     assert used.driver and max(resident for _, resident in used.driver) < 50_000_000
 
