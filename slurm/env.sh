@@ -14,6 +14,8 @@
 # container or PATH.
 : "${LAVIC_VENV:=$PWD/.venv}"
 
+: "${LAVIC_PYTHON:=python}"
+
 # What stands before every program that runs on a node, split at blanks: a container, a profiler, numactl.
 # LAVIC_PREFIX="apptainer exec --nv --bind /scratch lavic.sif"
 : "${LAVIC_PREFIX:=}"
