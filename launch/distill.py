@@ -90,13 +90,9 @@ def run(chosen: DistillSettings, world: World) -> int:
         if world.is_main:
             print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
         return 0
-    world.start()
-    try:
-        with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
-            tracker.start("distill", flatten(chosen))
-            _train(chosen, world, folder, tracker, photos, valid, extra)
-    finally:
-        world.close()
+    with world.together(), Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
+        tracker.start("distill", flatten(chosen))
+        _train(chosen, world, folder, tracker, photos, valid, extra)
     return 0
 
 

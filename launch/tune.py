@@ -103,13 +103,9 @@ def run(chosen: TuneSettings, world: World) -> int:
         if world.is_main:
             print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
         return 0
-    world.start()
-    try:
-        with Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
-            tracker.start("tune", flatten(chosen))
-            _train(chosen, world, folder, tracker, store, train, valid, extra)
-    finally:
-        world.close()
+    with world.together(), Tracker.open(chosen.out, chosen.tracking, main=world.is_main) as tracker:
+        tracker.start("tune", flatten(chosen))
+        _train(chosen, world, folder, tracker, store, train, valid, extra)
     return 0
 
 

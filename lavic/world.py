@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lavic.errors import ConfigError, LaunchError
+from lavic.errors import ConfigError, LaunchError, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +155,29 @@ class World:
         if self.started:
             dist.destroy_process_group()
         _take_back()
+
+    @contextmanager
+    def together(self, timeout_s: float = 600) -> Iterator[None]:
+        """In the group for the length of a block, which all ranks leave when the last of them has come to its end.
+
+        A launcher ends the others soon after one rank has left, with or without an error: rank 0 must have closed its
+        files by then. That holds for a stop on request too, in which all ranks agree; after any other error nobody
+        waits for anybody.
+
+        Args:
+            timeout_s: see `start`.
+        """
+        self.start(timeout_s)
+        try:
+            yield
+            self.barrier()
+        except Stopped:
+            if self.size > 1 and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out, with nothing to lose but its exit code
+            self.barrier()
+            raise
+        finally:
+            self.close()
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's tensor (same shape and type on each), on the device of `value`; a new tensor."""

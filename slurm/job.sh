@@ -174,7 +174,8 @@ finish() {
         say "stopped; SLURM does not queue it again: submit the same line once more to go on"
       fi
       ;;
-    *) say "failed with exit code $code: what the ranks say above tells why; the same line goes on from the last checkpoint" ;;
+    2) say "exit code 2: mend what is said above, then submit the same line again" ;;
+    *) say "failed with exit code $code, see above; the same line, submitted again, goes on from the last checkpoint" ;;
   esac
   exec >&- 2>&- # so that the log is whole before SLURM ends what is left
   wait "$log_pid" || true
