@@ -167,7 +167,9 @@ class Judge:
             for reason in dict.fromkeys(self.bad[node]):
                 print(f"preflight: {node}: {reason}")
         if bad:
-            print(f"preflight: {len(bad)} of {len(self.nodes)} nodes will not do; leave out with: --exclude={','.join(bad)}")
+            print(
+                f"preflight: {len(bad)} of {len(self.nodes)} nodes will not do; leave out with: --exclude={','.join(bad)}"
+            )
             return 1
         if together:
             raise LavicError(together)
@@ -198,7 +200,9 @@ class Judge:
                 continue
             for node in facts:
                 if (one := of.get(node, "not there")) != usual:
-                    told = "is missing" if one in ("gone", "not there") else f"is not that of the others ({one}, {usual})"
+                    told = (
+                        "is missing" if one in ("gone", "not there") else f"is not that of the others ({one}, {usual})"
+                    )
                     self.bad[node].append(f"{name} {told}")
 
     def _reduced(self, heard: Mapping[str, Mapping[str, Any]]) -> str:
@@ -214,7 +218,9 @@ class Judge:
         if culprits:
             return ""
         whys = "; ".join(f"{node}: {done['why']}" for node, done in failed.items())
-        return f"the all-reduce over {', '.join(self.nodes)} failed, and which node is in the way cannot be told ({whys})"
+        return (
+            f"the all-reduce over {', '.join(self.nodes)} failed, and which node is in the way cannot be told ({whys})"
+        )
 
     def _praise(self, looks: Mapping[str, Any], heard: Mapping[str, Mapping[str, Any]]) -> str:
         words = [f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''} well"]

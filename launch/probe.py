@@ -93,7 +93,9 @@ class Probe:
             yield f"does not see {self.seen.parent}, which the first node wrote to: not a shared folder?"
         shared = Path("/dev/shm")
         if self.kind == "ranks" and shared.exists() and shutil.disk_usage(shared).total < _GIB / 4:
-            notes.append(f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: little for NCCL and loader processes")
+            notes.append(
+                f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: little for NCCL and loader processes"
+            )
 
     def _reduce(self, left_s: float) -> None:
         """All ranks together; where that fails, neighbours in pairs, so that the one in the way can be told."""

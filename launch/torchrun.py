@@ -35,7 +35,8 @@ _LINGER_S = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs torchrun; returns the exit code of the first rank that failed, 128 + n where signal n ended it."""
+    """Runs torchrun; returns the exit code of the first rank that failed, 128 + n where signal n ended it, 1 where it was
+    told to end."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "SLURM_NODEID" in os.environ and not any(word.startswith("--node-rank") for word in words):
         words = ["--node-rank", os.environ["SLURM_NODEID"], *words]
@@ -53,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _say(error)
         time.sleep(_LINGER_S)
         return code
-    except SignalException as error:
-        return 128 + int(error.sigval)
+    except SignalException:
+        return 1  # srun takes the highest code of all nodes: that of the node where it began, if it began on one
     return 0
 
 

@@ -107,7 +107,9 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_on_one_node(slurm: Slurm, gr
     done = max(int(path.name[5:]) for path in out.glob("checkpoints/step-*") if (path / "COMPLETE").exists())
 
     stop = tmp_path / "stop"
-    again = slurm.submit("--nodes=1", SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
+    again = slurm.submit(
+        "--nodes=1", SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop))
+    )
     again.wait_until(f"going on after step {done} of 400")
     stop.touch()
     assert again.wait() == 75, again.log
