@@ -21,8 +21,8 @@ from lavic.config import parse, settings
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.probe import Probe
 
-DESCRIPTION = """Looks at a node, or at all nodes of a job: GPUs seen against those asked for, driver, free memory, memory
-errors; disk; the same code, packages and data everywhere; a small all-reduce over all ranks; Ray's port.
+DESCRIPTION = """Looks at a node, or at all nodes of a job: GPUs seen against those asked for, driver, free memory,
+memory errors; disk; the same code, packages and data everywhere; a small all-reduce over all ranks; Ray's port.
 
   lavic preflight --ranks 8 --gpus 8
 
@@ -167,9 +167,8 @@ class Judge:
             for reason in dict.fromkeys(self.bad[node]):
                 print(f"preflight: {node}: {reason}")
         if bad:
-            print(
-                f"preflight: {len(bad)} of {len(self.nodes)} nodes will not do; leave out with: --exclude={','.join(bad)}"
-            )
+            count = f"{len(bad)} of {len(self.nodes)} nodes will not do"
+            print(f"preflight: {count}; leave out with: --exclude={','.join(bad)}")
             return 1
         if together:
             raise LavicError(together)

@@ -6,6 +6,7 @@ hangs is one whose lines stop.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -74,7 +75,8 @@ class Probe:
         self._say("end")
 
     def _say(self, what: str, **more: Any) -> None:
-        print(json.dumps({"node": self.here, "what": what, **more}), flush=True)
+        line = json.dumps({"node": self.here, "what": what, **more}) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())  # in one piece: the nodes share the stream
 
     def _data(self) -> dict[str, str]:
         return {str(path): digest(path) for path in self.data}
@@ -110,7 +112,7 @@ class Probe:
             if pair[0] == pair[1] or first + 1 >= count + turn:
                 continue
             done = self._all_reduce(pair.index(me), pair, self.port + 1 + first, left_s * 0.2)
-            self._say("pair", **{**done, "with": [self.nodes[n] for n in pair if n != me][0]})
+            self._say("pair", **{**done, "with": next(self.nodes[n] for n in pair if n != me)})
 
     def _all_reduce(self, place: int, among: Sequence[int], port: int, within_s: float) -> dict[str, Any]:
         """Starts this node's ranks of one all-reduce and gives up on them after a while."""
@@ -126,9 +128,9 @@ class Probe:
             "OMP_NUM_THREADS": "1",
         }
         ranks = []
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for local in range(self.ranks):
-                said = Path(folder, str(local)).open("w+")
+                said = stack.enter_context(Path(folder, str(local)).open("w+"))
                 more = {"RANK": str(place * self.ranks + local), "LOCAL_RANK": str(local)}
                 ranks.append((said, subprocess.Popen(words, env={**env, **more}, stdout=said, stderr=said)))
             right, rate, why = True, 0.0, ""
@@ -141,7 +143,6 @@ class Probe:
                     why = why or f"rank {number} of this node got no answer within {within_s:.0f} s"
                 said.seek(0)
                 lines = said.read().strip().splitlines()
-                said.close()
                 if rank.returncode:
                     right = False
                     why = why or (f"rank {number} of this node: {lines[-1][:300]}" if lines else "it said nothing")
@@ -242,7 +243,7 @@ def versions() -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """Tells two states of a file or a folder apart without reading gigabytes: names, sizes, ends, manifests; or "gone"."""
+    """Tells two states of a file or a folder apart without reading gigabytes: by size, ends, manifests; or "gone"."""
     total = hashlib.sha256()
     try:
         if path.is_dir():

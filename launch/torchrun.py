@@ -1,7 +1,7 @@
 """torchrun on one node of a SLURM job, with three things that a batch script needs and torchrun lacks.
 
-- SIGUSR1, SLURM's warning, reaches the ranks. Alone, torchrun dies of it (newer ones can be told to treat it like SIGTERM,
-  and then end the ranks half a minute later). A rank that is still loading keeps it until it can heed it.
+- SIGUSR1, SLURM's warning, reaches the ranks. Alone, torchrun dies of it (newer ones can be told to treat it like
+  SIGTERM, and then end the ranks half a minute later). A rank that is still loading keeps it until it can heed it.
 - The exit code is that of the ranks: 75 where they stopped with a checkpoint. torchrun says 1 whatever happened.
 - The rank that failed is named, with its node, in one line.
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 _LINGER_S = 3.0
-"""srun ends the other nodes as soon as one leaves with an error: first let them see what happened to their own ranks."""
+"""srun ends the other nodes as soon as one leaves with an error: first let them see what became of their own ranks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs torchrun; returns the exit code of the first rank that failed, 128 + n where signal n ended it, 1 where it was
-    told to end."""
+    """Runs torchrun; returns the exit code of the first rank that failed: 128 + n where signal n ended it, 1 where
+    this process was told to end."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "SLURM_NODEID" in os.environ and not any(word.startswith("--node-rank") for word in words):
         words = ["--node-rank", os.environ["SLURM_NODEID"], *words]

@@ -384,8 +384,12 @@ def _report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
 def _heeding_stops() -> Iterator[None]:
     """Let a scheduler's warning end the crawl where it stands: whole shards are kept, the others are made again."""
 
+    asked = False
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt  # which Ray lets through; of an error of ours it would make a report
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -393,5 +397,9 @@ def _heeding_stops() -> Iterator[None]:
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        if asked:
+            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on") from None
+        raise
     finally:
         signal.signal(signal.SIGUSR1, before)

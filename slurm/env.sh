@@ -32,8 +32,8 @@
 # Fast disk of a node; here programs put what only they read.
 # export TMPDIR=/scratch/$USER
 
-# Ray's own folder on each node. Its sockets stand in it, so the path must be short.
-: "${RAY_TMPDIR:=/tmp/ray-$SLURM_JOB_ID}"
+# Where Ray makes a folder on each node, gone after the job. Its sockets stand in it, so the path must be short.
+: "${RAY_TMPDIR:=/tmp}"
 
 # Nodes without internet read the base model from a cache that was filled on a login node.
 # export HF_HOME=/shared/huggingface HF_HUB_OFFLINE=1

@@ -33,9 +33,21 @@ step() {
   step_pid=$!
 }
 
+# The number of the running step of a name.
+step_id() {
+  squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j' | awk -v name="$1" '$2 == name {print $1}'
+}
+
+# To the processes of a step on all nodes; through srun a signal may end the step instead.
+signal_step() {
+  local id
+  id=$(step_id "$2")
+  [[ -z $id ]] || scancel --signal="$1" "$id" 2>/dev/null || true # it may be gone by now
+}
+
 # until_done NAME: waits for the step of that name, hands on requests to stop, and leaves the exit code in `code`.
 until_done() {
-  local name=$1 pid=$step_pid told=-99 stop_step
+  local name=$1 pid=$step_pid told=-99
   while kill -0 "$pid" 2>/dev/null; do
     sleep 1 &
     wait $! || true # a signal ends this wait
@@ -46,11 +58,8 @@ until_done() {
     # More than once, since a rank hears it only when it has begun its steps.
     if ((asked && SECONDS - told >= 15)); then
       told=$SECONDS
-      for stop_step in $(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j' | awk -v n="$name" '$2 == n {print $1}'); do
-        say "asking the ranks to save and leave (step $stop_step)"
-        # To the processes on the nodes, all of them; srun itself would be in the way.
-        scancel --signal=USR1 "$stop_step" || true
-      done
+      say "asking the ranks to save and leave"
+      signal_step USR1 "$name"
     fi
   done
   code=0
@@ -74,7 +83,7 @@ look() {
   # shellcheck disable=SC2086
   timeout --kill-after=10 $((LAVIC_PREFLIGHT + 10)) \
     srun --job-name=look --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    --unbuffered --kill-on-bad-exit=0 --wait=0 ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
+    --kill-on-bad-exit=0 --wait=0 ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
     "$LAVIC_PYTHON" -m lavic preflight --probe --kind "$kind" --nodes $nodes --addresses $addresses --port "$RDZV_PORT" \
     --gpus "${SLURM_GPUS_ON_NODE:-0}" --ranks "$RANKS_PER_NODE" --within "$LAVIC_PREFLIGHT" --seen "$seen" \
     ${data[@]+--data "${data[@]}"} </dev/null |
@@ -123,7 +132,7 @@ run_once() {
 }
 
 run_on_ray() {
-  local head workers=() waited=0 others=$((SLURM_JOB_NUM_NODES - 1)) address=$RDZV_HOST:$RAY_PORT
+  local name log address folder=$RAY_TMPDIR/ray-$SLURM_JOB_ID others=$((SLURM_JOB_NUM_NODES - 1)) ray=()
   look ray "$@"
   # Whoever reaches the port could run programs as you: the nodes of this job share a token that nobody else has.
   export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
@@ -131,28 +140,29 @@ run_on_ray() {
     RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
     export RAY_AUTH_TOKEN
   fi
-  say "lavic $*: Ray on $SLURM_JOB_NUM_NODES nodes of $cpus CPUs, head at $address"
+  address=$(getent ahostsv4 "$RDZV_HOST" | awk '{print $1; exit}') # Ray wants no name
+  export RAY_ADDRESS=$address:$RAY_PORT
+  log=$LAVIC_LOGS/$SLURM_JOB_ID-$restart-ray.log
+  say "lavic $*: Ray on $SLURM_JOB_NUM_NODES nodes of $cpus CPUs, head at $RAY_ADDRESS; its words are in $log"
   step ray-head --nodes=1 --ntasks=1 --nodelist="$first_node" --cpus-per-task="$cpus" -- \
-    ray start --head --block --node-ip-address="$RDZV_HOST" --port="$RAY_PORT" --num-cpus="$cpus" \
-    --temp-dir="$RAY_TMPDIR" --include-dashboard=false
-  head=$step_pid
+    "$LAVIC_PYTHON" -m ray.scripts.scripts start --block --head --node-ip-address="$address" --port="$RAY_PORT" \
+    --num-cpus="$cpus" --temp-dir="$folder" --include-dashboard=false >>"$log" 2>&1
+  ray+=("$step_pid")
   if ((others)); then
     step ray-workers --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$first_node" \
-      --cpus-per-task="$cpus" -- ray start --block --address="$address" --num-cpus="$cpus"
-    workers=("$step_pid")
+      --cpus-per-task="$cpus" -- \
+      "$LAVIC_PYTHON" -m ray.scripts.scripts start --block --address="$RAY_ADDRESS" --num-cpus="$cpus" >>"$log" 2>&1
+    ray+=("$step_pid")
   fi
-  export RAY_ADDRESS=$address
   step job --nodes=1 --ntasks=1 --nodelist="$first_node" --cpus-per-task="$cpus" -- \
     "$LAVIC_PYTHON" -m lavic "$@" --ray.nodes "$SLURM_JOB_NUM_NODES"
   until_done job
+  # Nothing in it is worth keeping, and asked politely each node takes half a minute to leave.
   say "ending Ray"
-  for step_pid in ${workers[@]+"${workers[@]}"} "$head"; do
-    kill -TERM "$step_pid" 2>/dev/null || true # srun hands it on
-  done
-  for ((waited = 0; waited < 40; waited++)); do
-    kill -0 "$head" 2>/dev/null || break
-    sleep 1
-  done
+  for name in ray-workers ray-head; do signal_step KILL "$name"; done
+  wait "${ray[@]}" || true
+  step clean --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- rm -rf "$folder"
+  wait "$step_pid" || true
   finish "$code"
 }
 

@@ -44,7 +44,9 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
         {"parent_asin": f"B{n:05d}", "title": f"Item {n}", "images": [{"large": f"{server.url}/n/{n}.jpg"}]}
         for n in range(120)
     ]
-    items, out, ray = tmp_path / "meta.jsonl", tmp_path / "out", slurm.folder / "ray"
+    ray = slurm.folder / "ray"
+    ray.mkdir()
+    items, out = tmp_path / "meta.jsonl", tmp_path / "out"
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["crawl", "--items", str(items), "--out", str(out), *QUICK]
     server.delay = 0.5
@@ -59,7 +61,7 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
     assert ray_processes(ray), job.log
     slurm.run("scancel", "--batch", "--signal=USR1", str(job.number))
     job.wait_until("queued again, restart 1", 120)
-    assert not ray_processes(ray)
+    assert not ray_processes(ray) and not list(ray.iterdir())
     assert not (out / "manifest.json").exists()
     server.delay = 0.0
     assert job.wait() == 0, job.log
