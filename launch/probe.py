@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -225,7 +225,8 @@ def code_digest() -> str:
     """Of lavic's own source."""
     total = hashlib.sha256()
     for name in _CODE:
-        folder = Path(importlib.import_module(name).__path__[0])
+        spec = importlib.util.find_spec(name)
+        folder = Path((spec and spec.submodule_search_locations or [""])[0])
         for file in sorted(folder.rglob("*.py")):
             total.update(f"{name}/{file.relative_to(folder)}".encode() + file.read_bytes())
     return total.hexdigest()[:16]

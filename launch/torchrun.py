@@ -92,14 +92,14 @@ def _children() -> Iterator[int]:
 
 def _say(error: ChildFailedError) -> int:
     """Says which rank failed, unless they stopped on request; returns the exit code."""
-    failures = error.failures
-    # The launcher ends the others with SIGTERM when one has failed: not what happened first.
-    failed = {rank: f for rank, f in failures.items() if f.exitcode != -signal.SIGTERM} or failures
-    codes = {failure.exitcode for failure in failed.values()}
-    if codes == {Stopped.exit_code}:
+    # The launcher ends the others when one has left: not what happened first.
+    ended = (Stopped.exit_code, -signal.SIGTERM, -signal.SIGKILL)
+    codes = {failure.exitcode for failure in error.failures.values()}
+    if Stopped.exit_code in codes and codes <= set(ended):
         return Stopped.exit_code
-    rank, first = min(failed.items(), key=lambda one: one[1].timestamp)
-    code = first.exitcode
+    first = [one for one in error.failures.items() if one[1].exitcode != -signal.SIGTERM] or error.failures.items()
+    rank, failure = min(first, key=lambda one: one[1].timestamp)
+    code = failure.exitcode
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""

@@ -28,6 +28,13 @@ _LAUNCHERS: dict[str, dict[str, str]] = {
         "local_size": "LOCAL_WORLD_SIZE",
         "node": "GROUP_RANK",
     },
+    "deepspeed": {
+        "rank": "RANK",
+        "local_rank": "LOCAL_RANK",
+        "size": "WORLD_SIZE",
+        "local_size": "LOCAL_SIZE",
+        "node": "CROSS_RANK",
+    },
     "srun": {
         "rank": "SLURM_PROCID",
         "local_rank": "SLURM_LOCALID",
@@ -56,12 +63,12 @@ class World:
     """Processes on this node."""
     node: int = 0
     """This node among all."""
-    launcher: Literal["", "torchrun", "srun"] = ""
+    launcher: Literal["", "torchrun", "deepspeed", "srun"] = ""
     """Whose variables were believed; "" for a world of one that nobody launched."""
 
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None) -> World:
-        """Reads torchrun's variables, else srun's, else answers a world of one.
+        """Reads the variables of torchrun or of the deepspeed launcher, else srun's, else answers a world of one.
 
         A batch script's own shell has SLURM_PROCID=0 and the job's SLURM_NTASKS without being a rank, so srun's are
         believed inside a step only (SLURM_STEP_ID).
@@ -71,7 +78,7 @@ class World:
         """
         env = os.environ if env is None else env
         if "RANK" in env and "WORLD_SIZE" in env:
-            return _read("torchrun", env)
+            return _read("deepspeed" if "CROSS_RANK" in env and "GROUP_RANK" not in env else "torchrun", env)
         if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _many_tasks(env):
             return _read("srun", env)
         return World()
@@ -257,7 +264,7 @@ def _many_tasks(env: Mapping[str, str]) -> bool:
     return env.get("SLURM_NTASKS", "1") != "1"
 
 
-def _read(launcher: Literal["torchrun", "srun"], env: Mapping[str, str]) -> World:
+def _read(launcher: Literal["torchrun", "deepspeed", "srun"], env: Mapping[str, str]) -> World:
     names = _LAUNCHERS[launcher]
     found: dict[str, int] = {}
     for key, name in names.items():

@@ -16,9 +16,10 @@ from pydantic import PositiveInt
 from lavic.config import parse, settings
 from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
-from lavic.errors import DataError
+from lavic.errors import DataError, Stopped
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
+from lavic.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ def run(chosen: DescribeSettings, world: World) -> int:
     if todo:
         from lavic.model.backbone import Backbone
 
-        backbone = Backbone.load(chosen.model, world.device())
-        for n in todo:
-            _describe_shard(data, n, backbone, chosen)
+        with StopRequest() as stop:
+            backbone = Backbone.load(chosen.model, world.device())
+            for n in todo:
+                _describe_shard(data, n, backbone, chosen, stop)
     return 0
 
 
@@ -94,12 +96,16 @@ def _described(data: ShardDataset, number: int, name: str) -> bool:
     return True
 
 
-def _describe_shard(data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings) -> None:
+def _describe_shard(
+    data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings, stop: StopRequest
+) -> None:
     started = time.monotonic()
     shard = data.manifest.path(data.manifest.shards[number])
     indices = list(_bounds(data, number))
     rows = []
     for at in range(0, len(indices), chosen.batch):
+        if stop.asked:  # no rank waits for another: each leaves as it is
+            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
         samples = [data[i] for i in indices[at : at + chosen.batch]]
         asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))

@@ -21,6 +21,7 @@ from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.model.settings import ModelSettings
+from lavic.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -67,11 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
     # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
-    world.start(timeout_s=_PATIENCE_S)
-    try:
+    with world.together(timeout_s=_PATIENCE_S):
         return run(chosen, world, sets, adapter)
-    finally:
-        world.close()
 
 
 def find_adapter(folder: Path | None) -> Path | None:
@@ -122,14 +120,16 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     if adapter is not None:
         merge_adapter(backbone, adapter, "vision")
     mine: list[tuple[int, Part]] = []
-    for number in range(world.rank, len(firsts), world.size):
-        mine.append((number, _part(chosen, backbone, sets, firsts[number], f"{number:05d}")))
+    with StopRequest() as stop:
+        for number in range(world.rank, len(firsts), world.size):
+            if part := _part(chosen, backbone, sets, firsts[number], f"{number:05d}", stop):
+                mine.append((number, part))
+        stop.heed(world)
     parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
     if world.is_main:
         itemstore.write_manifest(chosen.out, backbone, adapter, parts)
         items, seconds = sum(p.items for p in parts), time.monotonic() - started
         print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
-    world.barrier()
     return 0
 
 
@@ -178,8 +178,14 @@ def _begin(out: Path, plan: dict[str, object]) -> None:
 
 
 def _part(
-    chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo], name: str
-) -> Part:
+    chosen: EmbedSettings,
+    backbone: Backbone,
+    sets: Sequence[ShardDataset],
+    photos: Sequence[Photo],
+    name: str,
+    stop: StopRequest,
+) -> Part | None:
+    """One shard's part of the store; None where a stop was asked for before it was whole."""
     import torch
 
     from lavic.model import itemstore
@@ -192,6 +198,8 @@ def _part(
     items: list[dict[str, str]] = []
     tokens: list[torch.Tensor] = [torch.empty(0, VIEWS, backbone.vision_width)]
     for views, infos in _batches(chosen, backbone, sets, photos):
+        if stop.asked:
+            return None
         with torch.no_grad():
             tokens.append(cls_tokens(backbone.model, views.to(backbone.device)).float().cpu())
         items += infos

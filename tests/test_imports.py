@@ -16,13 +16,14 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "world"}
+FOUNDATION = {"errors", "config", "world", "stop"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
     "errors": set(),
     "config": {"errors"},
     "world": {"errors"},
+    "stop": {"errors", "world"},
     "tracking": {"errors", "config"},
     "cli": {"errors", "world"},
     "data": FOUNDATION,

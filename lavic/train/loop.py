@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lavic.errors import DataError, LavicError, Stopped
+from lavic.stop import StopRequest
 from lavic.tracking import Tracker
 from lavic.train.checkpoint import Checkpoints, Progress
 from lavic.train.console import Console
@@ -19,7 +20,6 @@ from lavic.train.engine import Engine
 from lavic.train.feed import Feed, Minibatch, Samples
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings
-from lavic.train.stop import StopRequest
 from lavic.world import World
 
 

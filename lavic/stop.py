@@ -7,11 +7,14 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from lavic.errors import Stopped
+from lavic.world import World
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Notes stop signals while it is open; a second Ctrl-C interrupts at once.
+    """Notes stop signals while it is open; a second Ctrl-C interrupts at once. One that is not open is never asked.
 
     A signal reaches one rank or all of them: the ranks agree on it at the end of each step.
 
@@ -24,6 +27,15 @@ class StopRequest:
         self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
         self._blocked: set[int] = set()
+
+    def heed(self, world: World) -> None:
+        """Stops all ranks here if any of them was asked to. Collective.
+
+        Raises:
+            Stopped: Nothing was saved by this.
+        """
+        if world.agree(self.asked):
+            raise Stopped("stopped on request; run the same command again to go on")
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
