@@ -226,7 +226,7 @@ def code_digest() -> str:
     total = hashlib.sha256()
     for name in _CODE:
         spec = importlib.util.find_spec(name)
-        folder = Path((spec and spec.submodule_search_locations or [""])[0])
+        folder = Path(((spec and spec.submodule_search_locations) or [""])[0])
         for file in sorted(folder.rglob("*.py")):
             total.update(f"{name}/{file.relative_to(folder)}".encode() + file.read_bytes())
     return total.hexdigest()[:16]
