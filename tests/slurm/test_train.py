@@ -118,10 +118,28 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_on_one_node(slurm: Slurm, gr
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
-def test_wrong_input_is_said_once_and_nothing_is_requeued(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
-    words = ["distill", "--shards", "nowhere", "--valid", "nowhere", "--out", "run"]
+def test_wrong_input_is_said_and_nothing_is_requeued(
+    slurm: Slurm, ground: Ground, tmp_path: Path, launcher: str
+) -> None:
+    words = [*distill(ground, tmp_path / "run", 5), "--shards", "nowhere"]
     job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
     assert job.wait() == 2, job.log
     assert "nowhere: no such folder of shards" in job.log
     assert "Traceback" not in job.log and "queued again" not in job.log
     assert job.restarts == 0
+
+
+def test_bare_srun_gives_the_same(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
+    """One task for each rank instead of torchrun, and embed's ranks sharing the shards over both nodes."""
+    runs = {}
+    for launcher in ("torchrun", "srun"):
+        runs[launcher] = out = tmp_path / launcher
+        more = settings(LAVIC_LAUNCHER=launcher)
+        job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, out, 4), cwd=tmp_path, **more)
+        assert job.wait() == 0, job.log
+    assert adapter(runs["srun"]) == adapter(runs["torchrun"])
+    words = ["embed", "--shards", ground.photos, "--adapter", ground.vision, "--model.name", ground.base]
+    store = tmp_path / "store"
+    job = slurm.submit("--nodes=2", SCRIPTS / "embed.sbatch", *map(str, [*words, "--out", store]), cwd=tmp_path, **more)
+    assert job.wait() == 0, job.log
+    assert "24 items" in job.log and (store / "manifest.json").exists()
