@@ -19,6 +19,7 @@ from lavic.data.descriptions import FIELDS, described_by, descriptions_path, rea
 from lavic.errors import DataError, Stopped
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
+from lavic.shards.cluster import RaySettings
 from lavic.stop import StopRequest
 from lavic.world import World
 
@@ -43,6 +44,8 @@ class DescribeSettings:
     """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    ray: RaySettings = RaySettings()
+    """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lavic.cli import start_ranks
 
         return start_ranks("describe", argv, chosen.nproc)
+    if chosen.ray.workers and not world.launcher:
+        from lavic.shards.ranks import run_on_ray
+
+        return run_on_ray("describe", argv or (), chosen.ray)
     return run(chosen, world)
 
 

@@ -21,6 +21,7 @@ from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.model.settings import ModelSettings
+from lavic.shards.cluster import RaySettings
 from lavic.stop import StopRequest
 from lavic.world import World
 
@@ -55,6 +56,8 @@ class EmbedSettings:
     """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    ray: RaySettings = RaySettings()
+    """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lavic.cli import start_ranks
 
         return start_ranks("embed", argv, chosen.nproc)
+    if chosen.ray.workers and not world.launcher:
+        from lavic.shards.ranks import run_on_ray
+
+        return run_on_ray("embed", argv or (), chosen.ray)
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
     # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
