@@ -185,7 +185,7 @@ finish() {
       fi
       ;;
     2) say "exit code 2: mend what is said above, then submit the same line again" ;;
-    *) say "failed with exit code $code, see above; the same line, submitted again, goes on from the last checkpoint" ;;
+    *) say "failed with exit code $code, see above; submit the same line again to go on" ;;
   esac
   exec >&- 2>&- # so that the log is whole before SLURM ends what is left
   wait "$log_pid" || true

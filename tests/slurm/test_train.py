@@ -16,6 +16,7 @@ from tests.slurm.cluster import Job, Slurm, wait_for
 from tests.train.ground import Ground
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
+STEPS = 40
 pytestmark = pytest.mark.slurm
 
 
@@ -68,25 +69,32 @@ def ranks(out: Path) -> dict[int, int]:
     return found
 
 
-def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
-    """Two nodes, one rank on each, ZeRO-2. The warning comes as before a time limit: to the batch script alone."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    undisturbed = slurm.submit(
-        SCRIPTS / "train.sbatch", *distill(ground, whole, 60), cwd=tmp_path, **settings(LAVIC_PREFLIGHT="200")
-    )
-    assert undisturbed.wait() == 0, undisturbed.log
-    assert "preflight: 2 nodes well; all-reduce in" in undisturbed.log
+@pytest.fixture(scope="module")
+def whole(slurm: Slurm, ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run over two nodes, one rank on each, ZeRO-2; with the look at the nodes before it."""
+    folder = tmp_path_factory.mktemp("whole")
+    words = distill(ground, folder / "run", STEPS)
+    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=folder, **settings(LAVIC_PREFLIGHT="200"))
+    assert job.wait() == 0, job.log
+    assert "preflight: 2 nodes well; all-reduce in" in job.log
+    return folder / "run"
 
-    stopped = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, 60), cwd=tmp_path, **settings())
+
+def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(
+    slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path
+) -> None:
+    """The warning comes as before a time limit: to the batch script alone."""
+    cut = tmp_path / "cut"
+    stopped = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
     running(stopped, cut)
     slurm.run("scancel", "--batch", "--signal=USR1", str(stopped.number))
     stopped.wait_until("queued again, restart 1 of at most 100")
     assert not (cut / "result.json").exists()
     before = steps(cut)
-    assert 5 <= before[-1] < 60
+    assert 5 <= before[-1] < STEPS
     assert stopped.wait() == 0, stopped.log
     assert stopped.restarts == 1 and "going on after step" in stopped.log
-    assert steps(cut) == list(range(1, 61))
+    assert steps(cut) == list(range(1, STEPS + 1))
     assert adapter(cut) == adapter(whole)
     logs = [tmp_path / "logs" / f"{stopped.number}-{start}.log" for start in (0, 1)]
     assert all(log.read_text() in stopped.log for log in logs)
@@ -129,15 +137,12 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     assert job.restarts == 0
 
 
-def test_bare_srun_gives_the_same(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
-    """One task for each rank instead of torchrun, and embed's ranks sharing the shards over both nodes."""
-    runs = {}
-    for launcher in ("torchrun", "srun"):
-        runs[launcher] = out = tmp_path / launcher
-        more = settings(LAVIC_LAUNCHER=launcher)
-        job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, out, 4), cwd=tmp_path, **more)
-        assert job.wait() == 0, job.log
-    assert adapter(runs["srun"]) == adapter(runs["torchrun"])
+def test_bare_srun_gives_the_same(slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path) -> None:
+    """One task for each rank instead of torchrun; then embed's ranks, sharing the shards over both nodes."""
+    out, more = tmp_path / "run", settings(LAVIC_LAUNCHER="srun")
+    job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, out, STEPS), cwd=tmp_path, **more)
+    assert job.wait() == 0, job.log
+    assert adapter(out) == adapter(whole)
     words = ["embed", "--shards", ground.photos, "--adapter", ground.vision, "--model.name", ground.base]
     store = tmp_path / "store"
     job = slurm.submit("--nodes=2", SCRIPTS / "embed.sbatch", *map(str, [*words, "--out", store]), cwd=tmp_path, **more)
