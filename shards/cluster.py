@@ -74,9 +74,12 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     except Exception as error:
         # Ray raises whatever its parts do, a bare Exception where they are slow.
         where = f"reach Ray at {address}" if address else "start Ray on this machine"
-        raise LaunchError(
-            f"cannot {where} ({str(error).splitlines()[0]}); see --ray.address and 'lavic doctor --ray'"
-        ) from None
+        mend = (
+            "is it up, and have you its token (RAY_AUTH_MODE=token, ~/.ray/auth_token or RAY_AUTH_TOKEN)?"
+            if address
+            else "see 'lavic doctor --ray'"
+        )
+        raise LaunchError(f"cannot {where} ({str(error).splitlines()[0]}); {mend}") from None
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lavic.errors import LaunchError, Stopped
+from lavic.errors import LaunchError, LavicError, Stopped
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.world import free_port
 
@@ -90,7 +90,8 @@ class Rank:
             text=True,
         )
         assert self._process.stdout
-        yield from self._process.stdout
+        for line in self._process.stdout:
+            yield line  # noqa: UP028 - Ray sends into its generators, and a file takes nothing
         code = self._process.wait()
         yield 128 - code if code < 0 else code
 
@@ -112,10 +113,9 @@ def _follow(streams: Mapping[Any, Any]) -> int:
         except StopIteration:
             open_streams.remove(ready)
             continue
-        except ray.exceptions.RayError as error:
-            raise LaunchError(
-                f"a rank was lost with its machine ({str(error).splitlines()[0]}); run it again"
-            ) from None
+        except ray.exceptions.RayActorError as error:
+            why = str(error).strip().splitlines()[0]
+            raise LavicError(f"a rank was lost, perhaps with its machine ({why}); run the same command again") from None
         if isinstance(said, str):
             print(said, end="", flush=True)
         elif said:
