@@ -47,6 +47,7 @@ DEV = [
     "moto[server]>=5.1,<6",
     "mypy>=2.0,<3",
     "pytest>=8.3,<10",
+    "ray[default]>=2.48,<3",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
     "trustme>=1.1,<2",

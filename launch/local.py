@@ -168,8 +168,18 @@ def _stay_with_launcher() -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
 
+def _give_way() -> None:
+    """Has a rank that srun started itself say 1 when srun ends it.
+
+    srun ends all when one has failed, and its own exit code is the highest of them: 143 would hide why it began.
+    """
+    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, lambda number, frame: leave(1))
+
+
 if __name__ == "__main__":
     _stay_with_launcher()
+    _give_way()
     from lavic.cli import entry
 
     entry()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lavic.config import flatten, parse
 from lavic.errors import DataError
+from lavic.stop import StopRequest
 from lavic.tracking import Tracker
 from lavic.train.run import RunFolder, write_together
-from lavic.train.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -136,14 +136,10 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
             if world.is_main:
                 print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
             return 0
-        world.start()
-        try:
-            node = world.node if world.local_rank == 0 else None
-            with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
-                tracker.start(stage.command, flatten(chosen))
-                _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
-        finally:
-            world.close()
+        node = world.node if world.local_rank == 0 else None
+        with world.together(), Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
+            tracker.start(stage.command, flatten(chosen))
+            _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
     return 0
 
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
     "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to mend it"),
+    "preflight": ("lavic.launch.preflight", "whether the nodes of a job will do, before it starts"),
 }
 """Name -> (module with `main(argv) -> int`, what it does). A module is imported when its command runs, never before."""
 

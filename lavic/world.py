@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lavic.errors import ConfigError, LaunchError
+from lavic.errors import ConfigError, LaunchError, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,13 @@ _LAUNCHERS: dict[str, dict[str, str]] = {
         "size": "WORLD_SIZE",
         "local_size": "LOCAL_WORLD_SIZE",
         "node": "GROUP_RANK",
+    },
+    "deepspeed": {
+        "rank": "RANK",
+        "local_rank": "LOCAL_RANK",
+        "size": "WORLD_SIZE",
+        "local_size": "LOCAL_SIZE",
+        "node": "CROSS_RANK",
     },
     "srun": {
         "rank": "SLURM_PROCID",
@@ -53,12 +63,12 @@ class World:
     """Processes on this node."""
     node: int = 0
     """This node among all."""
-    launcher: Literal["", "torchrun", "srun"] = ""
+    launcher: Literal["", "torchrun", "deepspeed", "srun"] = ""
     """Whose variables were believed; "" for a world of one that nobody launched."""
 
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None) -> World:
-        """Reads torchrun's variables, else srun's, else answers a world of one.
+        """Reads the variables of torchrun or of the deepspeed launcher, else srun's, else answers a world of one.
 
         A batch script's own shell has SLURM_PROCID=0 and the job's SLURM_NTASKS without being a rank, so srun's are
         believed inside a step only (SLURM_STEP_ID).
@@ -68,7 +78,7 @@ class World:
         """
         env = os.environ if env is None else env
         if "RANK" in env and "WORLD_SIZE" in env:
-            return _read("torchrun", env)
+            return _read("deepspeed" if "CROSS_RANK" in env and "GROUP_RANK" not in env else "torchrun", env)
         if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _many_tasks(env):
             return _read("srun", env)
         return World()
@@ -153,6 +163,29 @@ class World:
             dist.destroy_process_group()
         _take_back()
 
+    @contextmanager
+    def together(self, timeout_s: float = 600) -> Iterator[None]:
+        """In the group for the length of a block, which all ranks leave when the last of them has come to its end.
+
+        A launcher ends the others soon after one rank has left, with or without an error: rank 0 must have closed its
+        files by then. That holds for a stop on request too, in which all ranks agree; after any other error nobody
+        waits for anybody.
+
+        Args:
+            timeout_s: see `start`.
+        """
+        self.start(timeout_s)
+        try:
+            yield
+            self.barrier()
+        except Stopped:
+            if self.size > 1 and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out, with nothing to lose but its exit code
+            self.barrier()
+            raise
+        finally:
+            self.close()
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's tensor (same shape and type on each), on the device of `value`; a new tensor."""
         import torch.distributed as dist
@@ -231,7 +264,7 @@ def _many_tasks(env: Mapping[str, str]) -> bool:
     return env.get("SLURM_NTASKS", "1") != "1"
 
 
-def _read(launcher: Literal["torchrun", "srun"], env: Mapping[str, str]) -> World:
+def _read(launcher: Literal["torchrun", "deepspeed", "srun"], env: Mapping[str, str]) -> World:
     names = _LAUNCHERS[launcher]
     found: dict[str, int] = {}
     for key, name in names.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,8 +13,13 @@ from pydantic import Field
 from lavic.config import settings
 from lavic.errors import LaunchError
 
+log = logging.getLogger(__name__)
+
 _STORE_BYTES = 128 << 20
 """Rows are a line each and photos never enter the object store: a small one does, and fits a container's /dev/shm."""
+
+_PATIENCE_S = 180.0
+"""For the nodes of a cluster that is starting."""
 
 
 @settings
@@ -21,12 +27,15 @@ class RaySettings:
     """Where the job runs."""
 
     address: str | None = None
-    """A running cluster: `auto` for this machine's, or `ray://HOST:PORT`. By default Ray is started here for the job.
-    A cluster's machines need the same lavic, and the output folder under the same path."""
+    """A running cluster: `auto` for this machine's, HOST:PORT, or `ray://HOST:PORT`. By default the one in RAY_ADDRESS,
+    which `ray job submit` and the batch scripts set; without that Ray is started here for the job. A cluster's machines
+    need the same lavic, and the output folder under the same path."""
+    nodes: int = Field(default=1, ge=1)
+    """Begin when the cluster has so many nodes; those of a batch job come one after the other."""
     cpus: int | None = Field(default=None, ge=1)
     """CPUs of a Ray that is started here; by default all."""
     workers: int | None = Field(default=None, ge=1)
-    """Shards that are made at once; by default one per CPU."""
+    """Shards that are made at once; by default one per CPU. For `describe` and `embed`: ranks, each with a GPU."""
 
 
 @contextmanager
@@ -41,6 +50,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     import ray
     from ray.data import DataContext
 
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
     context = DataContext.get_current()
     # Our own line says more, and goes to a log as lines.
     context.enable_progress_bars = False
@@ -50,8 +60,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
         return
     try:
-        if settings.address:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        if address:
+            _join(address, settings.nodes)
         else:
             ray.init(
                 address="local",
@@ -63,11 +73,35 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             )
     except Exception as error:
         # Ray raises whatever its parts do, a bare Exception where they are slow.
-        where = f"reach Ray at {settings.address}" if settings.address else "start Ray on this machine"
-        raise LaunchError(
-            f"cannot {where} ({str(error).splitlines()[0]}); see --ray.address and 'lavic doctor --ray'"
-        ) from None
+        where = f"reach Ray at {address}" if address else "start Ray on this machine"
+        mend = (
+            "is it up, and have you its token (RAY_AUTH_MODE=token, ~/.ray/auth_token or RAY_AUTH_TOKEN)?"
+            if address
+            else "see 'lavic doctor --ray'"
+        )
+        raise LaunchError(f"cannot {where} ({str(error).splitlines()[0]}); {mend}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, nodes: int) -> None:
+    """Connects to a cluster. One that is to have several nodes may just be starting: it is waited for."""
+    import ray
+
+    until = time.monotonic() + (_PATIENCE_S if nodes > 1 else 0)
+    while True:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            break
+        except ConnectionError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
+    while len(here := [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]) < nodes:
+        if time.monotonic() > until:
+            ray.shutdown()
+            raise TimeoutError(f"{len(here)} of {nodes} nodes came within {_PATIENCE_S:.0f} s: {', '.join(here)}")
+        time.sleep(1)
+    log.info("%d nodes of Ray: %s", len(here), ", ".join(here))

@@ -12,6 +12,8 @@ import hashlib
 import logging
 import re
 import shutil
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -32,7 +35,7 @@ from lavic.data.cache import cache_folder
 from lavic.data.manifest import Manifest
 from lavic.data.place import is_remote, place, said, sizes, storage_errors
 from lavic.data.records import ImageSize
-from lavic.errors import LavicError
+from lavic.errors import LavicError, Stopped
 from lavic.journal import FILE as JOURNAL
 from lavic.shards.broker import RayBroker
 from lavic.shards.cluster import RaySettings, ray_session
@@ -179,7 +182,7 @@ def crawl(settings: Settings) -> Manifest:
     """
     began = time.monotonic()
     folder = place(settings.out)
-    with owned(folder) as owner:
+    with _heeding_stops(), owned(folder) as owner:
         try:
             return _crawl(folder, settings, owner, began)
         except storage_errors() as error:
@@ -392,3 +395,28 @@ def _report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
         print(f"{photos:,} photos in {seconds:.1f} s, start-up included; {steady:,.0f} photos/s from first to last")
     if hint := advice(manifest.outcomes):
         print(hint)
+
+
+@contextmanager
+def _heeding_stops() -> Iterator[None]:
+    """Let a scheduler's warning end the crawl where it stands: whole shards are kept, the others are made again."""
+
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt  # which Ray lets through; of an error of ours it would make a report
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if asked:
+            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on") from None
+        raise
+    finally:
+        signal.signal(signal.SIGUSR1, before)

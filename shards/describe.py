@@ -16,9 +16,11 @@ from pydantic import PositiveInt
 from lavic.config import parse, settings
 from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
-from lavic.errors import DataError
+from lavic.errors import DataError, Stopped
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
+from lavic.shards.cluster import RaySettings
+from lavic.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class DescribeSettings:
     """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    ray: RaySettings = RaySettings()
+    """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lavic.cli import start_ranks
 
         return start_ranks("describe", argv, chosen.nproc)
+    if chosen.ray.workers and not world.launcher:
+        from lavic.shards.ranks import run_on_ray
+
+        return run_on_ray("describe", argv or (), chosen.ray)
     return run(chosen, world)
 
 
@@ -68,9 +76,10 @@ def run(chosen: DescribeSettings, world: World) -> int:
     if todo:
         from lavic.model.backbone import Backbone
 
-        backbone = Backbone.load(chosen.model, world.device())
-        for n in todo:
-            _describe_shard(data, n, backbone, chosen)
+        with StopRequest() as stop:
+            backbone = Backbone.load(chosen.model, world.device())
+            for n in todo:
+                _describe_shard(data, n, backbone, chosen, stop)
     return 0
 
 
@@ -96,13 +105,17 @@ def _described(data: ShardDataset, number: int, model: ModelSettings) -> bool:
     return True
 
 
-def _describe_shard(data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings) -> None:
+def _describe_shard(
+    data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings, stop: StopRequest
+) -> None:
     started = time.monotonic()
     shard = data.manifest.path(data.manifest.shards[number])
     indices = list(_bounds(data, number))
     rows = []
     version = prompts.VERSIONS[chosen.model.prompt]
     for at in range(0, len(indices), chosen.batch):
+        if stop.asked:  # no rank waits for another: each leaves as it is
+            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
         samples = [data[i] for i in indices[at : at + chosen.batch]]
         asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))

@@ -21,6 +21,8 @@ from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.model.settings import ModelSettings
+from lavic.shards.cluster import RaySettings
+from lavic.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class EmbedSettings:
     """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    ray: RaySettings = RaySettings()
+    """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,14 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lavic.cli import start_ranks
 
         return start_ranks("embed", argv, chosen.nproc)
+    if chosen.ray.workers and not world.launcher:
+        from lavic.shards.ranks import run_on_ray
+
+        return run_on_ray("embed", argv or (), chosen.ray)
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
     # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
-    world.start(timeout_s=_PATIENCE_S)
-    try:
+    with world.together(timeout_s=_PATIENCE_S):
         return run(chosen, world, sets, adapter)
-    finally:
-        world.close()
 
 
 def find_adapter(folder: Path | None) -> Path | None:
@@ -126,14 +131,16 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     if adapter is not None:
         merge_adapter(backbone, adapter, "vision")
     mine: list[tuple[int, Part]] = []
-    for number in range(world.rank, len(firsts), world.size):
-        mine.append((number, _part(chosen, backbone, sets, firsts[number], f"{number:05d}")))
+    with StopRequest() as stop:
+        for number in range(world.rank, len(firsts), world.size):
+            if part := _part(chosen, backbone, sets, firsts[number], f"{number:05d}", stop):
+                mine.append((number, part))
+        stop.heed(world)
     parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
     if world.is_main:
         itemstore.write_manifest(chosen.out, backbone, adapter, parts)
         items, seconds = sum(p.items for p in parts), time.monotonic() - started
         print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
-    world.barrier()
     return 0
 
 
@@ -182,8 +189,14 @@ def _begin(out: Path, plan: dict[str, object]) -> None:
 
 
 def _part(
-    chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo], name: str
-) -> Part:
+    chosen: EmbedSettings,
+    backbone: Backbone,
+    sets: Sequence[ShardDataset],
+    photos: Sequence[Photo],
+    name: str,
+    stop: StopRequest,
+) -> Part | None:
+    """One shard's part of the store; None where a stop was asked for before it was whole."""
     import torch
 
     from lavic.model import itemstore
@@ -196,6 +209,8 @@ def _part(
     items: list[dict[str, Any]] = []
     tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
     for views, infos in _batches(chosen, backbone, sets, photos):
+        if stop.asked:
+            return None
         with torch.no_grad():
             made = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
         for info, rows in zip(infos, made.split([info["views"] for info in infos]), strict=True):

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lavic.cli import COMMANDS, main
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+RAY = [path for path in FILES if path.read_text("utf-8").startswith("# ray up\n")]
+CONFIGS = [path for path in FILES if path not in RAY]
 
 
 def test_there_are_configs():
@@ -36,3 +39,15 @@ def test_config_is_found_by_its_name(path, capsys):
     sub = words[:2] if command == "mini" else words[:1]
     assert main([*sub, "--config", path.stem, "--print-config"]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("path", RAY, ids=lambda path: path.stem)
+def test_a_cluster_file_is_one_that_ray_up_takes(path):
+    pytest.importorskip("ray")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load(path.read_text("utf-8"))
+    validate_config(prepare_config(cluster))
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+    assert "~/.ray/auth_token" in cluster["file_mounts"]

@@ -16,7 +16,7 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "lock", "world"}
+FOUNDATION = {"errors", "config", "lock", "world", "stop"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
@@ -24,6 +24,7 @@ MAY = {
     "lock": set(),
     "config": {"errors"},
     "world": {"errors"},
+    "stop": {"errors", "world"},
     "tracking": {"errors", "config", "lock"},
     "cli": {"errors", "world"},
     "data": FOUNDATION,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lavic.errors import DataError, LavicError, Stopped
+from lavic.stop import StopRequest
 from lavic.tracking import Tracker
 from lavic.train.checkpoint import Checkpoints, Progress
 from lavic.train.console import Console
@@ -23,7 +24,6 @@ from lavic.train.meter import Meter
 from lavic.train.rollcall import RollCall
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings
-from lavic.train.stop import StopRequest
 from lavic.world import World
 
 

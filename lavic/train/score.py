@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lavic.errors import ConfigError
+from lavic.stop import StopRequest
 from lavic.train.batches import cut
 from lavic.train.feed import Minibatch, Samples, prepare
-from lavic.train.stop import StopRequest
 from lavic.world import World
 
 WINDOW = 8

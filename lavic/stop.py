@@ -26,6 +26,16 @@ class StopRequest:
         self.asked = False
         self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
+        self._blocked: set[int] = set()
+
+    def heed(self, world: World) -> None:
+        """Stops all ranks here if any of them was asked to. Collective.
+
+        Raises:
+            Stopped: Nothing was saved by this.
+        """
+        if world.agree(self.asked):
+            raise Stopped("stopped on request; run the same command again to go on")
 
     def heed(self, world: World) -> None:
         """Stops all ranks here if any of them was asked to. Collective.
@@ -39,9 +49,13 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = {name: signal.signal(name, self._note) for name in SIGNALS}
+            # A launcher may have blocked one until it can be heeded: now.
+            self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)  # first: a late signal must not meet the default
         for name, handler in self._before.items():
             signal.signal(name, handler)
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from lavic.train.stop import SIGNALS, StopRequest
+from lavic.stop import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("name", SIGNALS)

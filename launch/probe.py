@@ -1,0 +1,263 @@
+"""What one node of a job finds out about itself, and about its way to the others.
+
+Each finding is one JSON object on a line of stdout; `launch.preflight` reads those of all nodes and judges. A node that
+hangs is one whose lines stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_GIB = 2**30
+_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "numpy", "pillow")
+_CODE = ("lavic", "lavic.shards", "lavic.launch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One node's part of the look."""
+
+    nodes: Sequence[str]
+    """Every node of the job."""
+    addresses: Sequence[str]
+    """Where each can be reached."""
+    here: str
+    """This node."""
+    kind: str
+    """What is going to run: ranks, ray or cpu."""
+    ranks: int
+    """Ranks on each node."""
+    gpus: int
+    """GPUs asked for on each node."""
+    port: int
+    """First of a few ports on every node."""
+    data: Sequence[Path]
+    """Files and folders that are read, the same on every node."""
+    seen: Path | None
+    """A file that the first node wrote: is the folder shared?"""
+    disk_gib: float
+    """Free space wanted."""
+    within_s: float
+    """Time for everything."""
+
+    def run(self) -> None:
+        """Looks, and says what was found."""
+        began = time.monotonic()
+        bad: list[str] = []
+        notes: list[str] = []
+        facts: dict[str, Any] = {"code": code_digest(), "packages": versions(), "data": self._data()}
+        bad += self._disk(notes)
+        if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
+            cards = list(gpus(self.gpus, facts, within_s=self.within_s / 2))
+            bad += cards
+        self._say("look", bad=bad, notes=notes, facts=facts)
+        left = self.within_s - (time.monotonic() - began)
+        if self.kind == "ranks" and len(self.nodes) * self.ranks > 1:
+            self._reduce(left)
+        elif self.kind == "ray":
+            self._ports(left / 2)
+        self._say("end")
+
+    def _say(self, what: str, **more: Any) -> None:
+        line = json.dumps({"node": self.here, "what": what, **more}) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())  # in one piece: the nodes share the stream
+
+    def _data(self) -> dict[str, str]:
+        return {str(path): digest(path) for path in self.data}
+
+    def _disk(self, notes: list[str]) -> Iterator[str]:
+        for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
+            free = shutil.disk_usage(place).free / _GIB
+            if free < self.disk_gib:
+                yield f"{free:.1f} GiB free in {place}, {self.disk_gib:g} wanted"
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(b"x")
+        except OSError as error:
+            yield f"cannot write to {tempfile.gettempdir()} ({error})"
+        if self.seen and not self.seen.exists():
+            yield f"does not see {self.seen.parent}, which the first node wrote to: not a shared folder?"
+        shared = Path("/dev/shm")
+        if self.kind == "ranks" and shared.exists() and shutil.disk_usage(shared).total < _GIB / 4:
+            notes.append(
+                f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: little for NCCL and loader processes"
+            )
+
+    def _reduce(self, left_s: float) -> None:
+        """All ranks together; where that fails, neighbours in pairs, so that the one in the way can be told."""
+        me, count = self.nodes.index(self.here), len(self.nodes)
+        done = self._all_reduce(me, list(range(count)), self.port, left_s * 0.5)
+        self._say("reduce", **done)
+        if done["right"] or count < 3:
+            return
+        for turn in (0, 1):
+            first = (me - turn) // 2 * 2 + turn
+            pair = [first % count, (first + 1) % count]
+            if pair[0] == pair[1] or first + 1 >= count + turn:
+                continue
+            done = self._all_reduce(pair.index(me), pair, self.port + 1 + first, left_s * 0.2)
+            self._say("pair", **{**done, "with": next(self.nodes[n] for n in pair if n != me)})
+
+    def _all_reduce(self, place: int, among: Sequence[int], port: int, within_s: float) -> dict[str, Any]:
+        """Starts this node's ranks of one all-reduce and gives up on them after a while."""
+        began = time.monotonic()
+        words = [sys.executable, "-m", "lavic.launch.collective", str(within_s)]
+        env = {
+            **os.environ,
+            "WORLD_SIZE": str(len(among) * self.ranks),
+            "LOCAL_WORLD_SIZE": str(self.ranks),
+            "GROUP_RANK": str(place),
+            "MASTER_ADDR": self.addresses[among[0]],
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        ranks = []
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            for local in range(self.ranks):
+                said = stack.enter_context(Path(folder, str(local)).open("w+"))
+                more = {"RANK": str(place * self.ranks + local), "LOCAL_RANK": str(local)}
+                ranks.append((said, subprocess.Popen(words, env={**env, **more}, stdout=said, stderr=said)))
+            right, rate, why = True, 0.0, ""
+            for number, (said, rank) in enumerate(ranks):
+                try:
+                    rank.wait(max(0.1, within_s - (time.monotonic() - began)))
+                except subprocess.TimeoutExpired:
+                    rank.send_signal(signal.SIGKILL)
+                    rank.wait()
+                    why = why or f"rank {number} of this node got no answer within {within_s:.0f} s"
+                said.seek(0)
+                lines = said.read().strip().splitlines()
+                if rank.returncode:
+                    right = False
+                    why = why or (f"rank {number} of this node: {lines[-1][:300]}" if lines else "it said nothing")
+                else:
+                    answer = json.loads(lines[-1])
+                    rate = answer["bytes_per_s"]
+        return {"right": right, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
+
+    def _ports(self, within_s: float) -> None:
+        """The first node holds Ray's port for a moment, the others knock."""
+        until = time.monotonic() + within_s
+        address = (self.addresses[0], self.port)
+        if self.here == self.nodes[0]:
+            try:
+                with socket.create_server(("", self.port), reuse_port=False) as server:
+                    server.settimeout(0.2)
+                    self._say("listen")
+                    knocked = 0
+                    while knocked < len(self.nodes) - 1 and time.monotonic() < until:
+                        try:
+                            server.accept()[0].close()
+                            knocked += 1
+                        except TimeoutError:
+                            continue
+            except OSError as error:
+                self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
+            return
+        error: Exception | None = None
+        while time.monotonic() < until:
+            try:
+                socket.create_connection(address, timeout=2).close()
+                return
+            except OSError as again:
+                error = again
+                time.sleep(0.2)
+        self._say("port", bad=[f"cannot reach {address[0]}:{address[1]} on the first node ({error})"])
+
+
+def gpus(asked: int, facts: dict[str, Any], *, within_s: float) -> Iterator[str]:
+    """What is wrong with this node's GPUs; their names and driver go into `facts`."""
+    code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    try:
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=within_s)
+        found = int(told.stdout.strip() or 0) if told.returncode == 0 else 0
+        why = "" if found else next(iter(told.stderr.strip().splitlines()[-1:]), "")
+    except subprocess.TimeoutExpired:
+        found, why = 0, f"torch did not answer within {within_s:.0f} s"
+    if found < asked:
+        yield f"{found} of {asked} GPUs seen{f' ({why[:200]})' if why else ''}"
+    fields = "index,name,driver_version,memory.total,memory.free,ecc.errors.uncorrected.volatile.total"
+    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        table = subprocess.run(words, capture_output=True, text=True, timeout=within_s)
+    except FileNotFoundError:
+        return
+    except subprocess.TimeoutExpired:
+        yield f"nvidia-smi did not answer within {within_s:.0f} s"
+        return
+    if table.returncode:
+        yield f"nvidia-smi: {(table.stdout + table.stderr).strip()[:200]}"
+        return
+    yield from read_cards(table.stdout, facts)
+
+
+def read_cards(table: str, facts: dict[str, Any]) -> Iterator[str]:
+    """What is wrong according to nvidia-smi's table; names and drivers go into `facts`."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
+    facts["gpus"] = sorted({row[1] for row in rows})
+    facts["driver"] = sorted({row[2] for row in rows})
+    free = [int(row[4]) for row in rows if row[4].isdigit()]
+    facts["gpu_free_mib"] = min(free, default=0)
+    for index, _, _, total, left, errors in rows:
+        if total.isdigit() and left.isdigit() and int(left) < 0.9 * int(total):
+            yield f"GPU {index}: {int(left) / 1024:.0f} of {int(total) / 1024:.0f} GiB free: another process is on it"
+        if errors.isdigit() and int(errors):
+            yield f"GPU {index}: {errors} uncorrected memory errors"
+
+
+def code_digest() -> str:
+    """Of lavic's own source."""
+    total = hashlib.sha256()
+    for name in _CODE:
+        spec = importlib.util.find_spec(name)
+        folder = Path(((spec and spec.submodule_search_locations) or [""])[0])
+        for file in sorted(folder.rglob("*.py")):
+            total.update(f"{name}/{file.relative_to(folder)}".encode() + file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Python's and those of the packages that matter, where they are installed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(path: Path) -> str:
+    """Tells two states of a file or a folder apart without reading gigabytes: by size, ends, manifests; or "gone"."""
+    total = hashlib.sha256()
+    try:
+        if path.is_dir():
+            # Not what a running command writes: only what makes a folder whole.
+            for name in ("manifest.json", "config.json", "bundle.json", "result.json"):
+                if (path / name).is_file():
+                    total.update(name.encode() + (path / name).read_bytes())
+            return total.hexdigest()[:16]
+        with path.open("rb") as file:
+            total.update(file.read(1 << 20))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - (1 << 20)))
+            total.update(file.read() + str(size).encode())
+    except OSError:
+        return "gone"
+    return total.hexdigest()[:16]
