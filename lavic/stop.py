@@ -37,15 +37,6 @@ class StopRequest:
         if world.agree(self.asked):
             raise Stopped("stopped on request; run the same command again to go on")
 
-    def heed(self, world: World) -> None:
-        """Stops all ranks here if any of them was asked to. Collective.
-
-        Raises:
-            Stopped: Nothing was saved by this.
-        """
-        if world.agree(self.asked):
-            raise Stopped("stopped on request; run the same command again to go on")
-
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = {name: signal.signal(name, self._note) for name in SIGNALS}

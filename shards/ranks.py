@@ -90,8 +90,7 @@ class Rank:
             text=True,
         )
         assert self._process.stdout
-        for line in self._process.stdout:
-            yield line
+        yield from self._process.stdout
         code = self._process.wait()
         yield 128 - code if code < 0 else code
 
