@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from lavic.errors import ConfigError
 from lavic.launch.pipeline import PipelineSettings, Stage, StageSettings
@@ -30,9 +31,9 @@ SCRIPTS: dict[Stage, str] = {
 class Batch:
     """One job, ready for sbatch."""
 
-    step: Step
+    name: str
     asked: StageSettings
-    """What its stage asks of the cluster."""
+    """What it asks of the cluster."""
     options: tuple[str, ...]
     """Of sbatch, each `--name=value`."""
     script: Path
@@ -40,16 +41,17 @@ class Batch:
     """What the script runs: the words after `lavic`."""
     env: dict[str, str]
     """Variables of the job over those of the caller."""
+    logs: Path
+    """Folder of the logs."""
 
-    def words(self, after: Sequence[str] = ()) -> list[str]:
-        """The words after `sbatch`, for a job that starts when the jobs `after` have ended well."""
-        waits = (f"--dependency=afterok:{':'.join(after)}",) if after else ()
+    def words(self, after: Sequence[str] = (), kind: Literal["afterok", "afterany"] = "afterok") -> list[str]:
+        """The words after `sbatch`, for a job that starts when the jobs `after` have ended well, or in any way."""
+        waits = (f"--dependency={kind}:{':'.join(after)}",) if after else ()
         return [*self.options, *waits, str(self.script), *self.command]
 
-    @property
-    def log(self) -> str:
-        """Where the job writes; `%j` stands for its id."""
-        return self.options[1].removeprefix("--output=")
+    def log(self, job: str) -> Path:
+        """Where the job of that id writes."""
+        return self.logs / f"{self.name}-{job}.log"
 
 
 def batch(step: Step, chosen: PipelineSettings, more: Sequence[str] = ()) -> Batch:
@@ -60,12 +62,23 @@ def batch(step: Step, chosen: PipelineSettings, more: Sequence[str] = ()) -> Bat
         chosen: The pipeline.
         more: Further words for the command.
     """
-    asked: StageSettings = getattr(chosen, step.stage)
-    log = str(Layout(chosen.out).logs / f"{step.name}-").replace("%", "%%") + "%j.log"
+    command = (step.stage, *step.words, *more)
+    return _batch(step.name, SCRIPTS[step.stage], command, getattr(chosen, step.stage), chosen)
+
+
+def closing(chosen: PipelineSettings) -> Batch:
+    """The job behind all others, however they end: it looks at them and closes the pipeline's MLflow run."""
+    asked = StageSettings(time="00:15:00")
+    return _batch("status", "cpu.sbatch", ("submit", "status", str(Layout(chosen.out).out)), asked, chosen)
+
+
+def _batch(name: str, script: str, command: tuple[str, ...], asked: StageSettings, chosen: PipelineSettings) -> Batch:
+    logs = Layout(chosen.out).logs
     partition, account = asked.partition or chosen.slurm.partition, asked.account or chosen.slurm.account
     named = {
-        "job-name": f"lavic-{step.name}",
-        "output": log,
+        "job-name": f"lavic-{name}",
+        # %j is the job's id to SLURM; a name's own % is doubled
+        "output": f"{logs}/{name}-".replace("%", "%%") + "%j.log",
         "nodes": asked.nodes,
         "gpus-per-node": asked.gpus,
         "cpus-per-task": asked.cpus,
@@ -78,12 +91,13 @@ def batch(step: Step, chosen: PipelineSettings, more: Sequence[str] = ()) -> Bat
     # A job whose predecessor failed goes away instead of waiting for ever.
     options += ["--export=ALL", "--kill-on-invalid-dep=yes", *chosen.slurm.options, *asked.options]
     return Batch(
-        step=step,
+        name=name,
         asked=asked,
         options=tuple(options),
-        script=scripts(chosen) / SCRIPTS[step.stage],
-        command=(step.stage, *step.words, *more),
+        script=scripts(chosen) / script,
+        command=command,
         env=_env(chosen, asked),
+        logs=logs,
     )
 
 

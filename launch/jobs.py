@@ -27,18 +27,18 @@ class Job:
     """What it says."""
     submitted: float
     """Seconds since the epoch."""
-    state: str = ""
+    state: str = "PENDING"
     """What SLURM last said of it; kept, since SLURM forgets."""
     reason: str = ""
 
     @property
-    def last_seen(self) -> JobState | None:
-        """What SLURM last said of it, or None."""
-        return JobState(self.state, self.reason) if self.state else None
+    def last_seen(self) -> JobState:
+        """What SLURM last said of it."""
+        return JobState(self.state, self.reason)
 
-    def seen(self, now: JobState | None) -> Job:
-        """With what SLURM says of it now; what it said before where it says nothing."""
-        return self if now is None else replace(self, state=now.state, reason=now.reason)
+    def seen(self, now: JobState) -> Job:
+        """With what SLURM says of it now."""
+        return replace(self, state=now.state, reason=now.reason)
 
 
 def read_jobs(out: Path) -> dict[str, Job]:

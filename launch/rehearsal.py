@@ -11,42 +11,54 @@ from typing import Any
 
 from lavic.data.manifest import Manifest
 from lavic.errors import DataError
-from lavic.launch.batch import Batch
+from lavic.launch.batch import Batch, batch, closing, scripts
+from lavic.launch.parent import tracked
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.sizes import BF16, FP32, VIEWS, Kind, Shape, Zero2, checkpoint_bytes, shape_of
-from lavic.launch.steps import Layout
+from lavic.launch.steps import Layout, Step
 from lavic.train.settings import LoopSettings
 
 ADAPTER: Mapping[str, Kind] = {"distill": "vision", "tune": "language"}
 """Training stage -> the adapter that it trains."""
 
+PARENT = "PARENT"
+"""Stands for the id of the parent run, which is made when the jobs are."""
+
 RANKED = ("describe", "distill", "embed", "tune", "evaluate")
 """Stages that run in ranks."""
 
 
-def rehearse(chosen: PipelineSettings, batches: Sequence[Batch], known: Mapping[str, Mapping[str, Any]]) -> str:
+def rehearse(chosen: PipelineSettings, steps: Sequence[Step], known: Mapping[str, Mapping[str, Any]]) -> str:
     """The text of a dry run.
 
     Args:
         chosen: The pipeline.
-        batches: The jobs, in order.
-        known: Settings of each step, resolved.
+        steps: Those to be submitted, in order.
+        known: Settings of each, resolved.
     """
-    blocks = [f"{Layout(chosen.out).out}: {len(batches)} jobs, none submitted"]
-    names = {made.step.name for made in batches}
-    for made in batches:
-        after = [need for need in made.step.needs if need in names]
-        head = f"== {made.step.name}" + (f", after {' and '.join(after)}" if after else "")
-        facts = [f"  {line}" for line in _facts(chosen, made, known[made.step.name])]
-        blocks.append("\n".join([head, *_command(made, after), *facts]))
-    for script in dict.fromkeys(made.script for made in batches):
+    blocks, used = [], []
+    names = [step.name for step in steps]
+    for step in steps:
+        made = batch(step, chosen, tracked(step.name, known[step.name], chosen, PARENT))
+        after = [need for need in step.needs if need in names]
+        head = f"== {step.name}" + (f", after {' and '.join(after)}" if after else "")
+        words = made.words([f"<{name}>" for name in after])
+        facts = [f"  {line}" for line in _facts(chosen, step, made, known[step.name])]
+        blocks.append("\n".join([head, *_command(made, words), *facts]))
+        used.append(made.script)
+    if chosen.tracking.mlflow:
+        made = closing(chosen)
+        words = made.words([f"<{name}>" for name in names], kind="afterany")
+        blocks.append("\n".join(["== status, after all others, however they end", *_command(made, words)]))
+        used.append(made.script)
+    beside = (scripts(chosen) / name for name in ("job.sh", "env.sh"))
+    for script in dict.fromkeys((*used, *(file for file in beside if file.is_file()))):
         blocks.append(f"== {script}\n{script.read_text('utf-8').rstrip()}")
-    return "\n\n".join(blocks)
+    return "\n\n".join([f"{Layout(chosen.out).out}: {len(steps)} steps, none submitted", *blocks])
 
 
-def _command(made: Batch, after: Sequence[str]) -> Iterator[str]:
+def _command(made: Batch, words: Sequence[str]) -> Iterator[str]:
     """The job as a line for a shell to read, one word a line; sbatch itself is given the words as they are."""
-    words = made.words([f"<{name}>" for name in after])
     for name, value in made.env.items():
         yield f"  {name}={shlex.quote(value)} \\"
     yield "  sbatch \\"
@@ -57,24 +69,24 @@ def _command(made: Batch, after: Sequence[str]) -> Iterator[str]:
     yield f"    {shlex.join(made.command)}"
 
 
-def _facts(chosen: PipelineSettings, made: Batch, known: Mapping[str, Any]) -> Iterator[str]:
+def _facts(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any]) -> Iterator[str]:
     ranks = made.asked.nodes * made.asked.ranks_per_node
-    if made.step.stage in RANKED:
+    if step.stage in RANKED:
         yield from _ranks(made)
     shape = shape_of(str(known.get("model", {}).get("name", ""))) if "model" in known else None
-    photos = _photos(chosen, made.step.name)
-    if made.step.stage == "crawl":
+    photos = _photos(chosen, step.name)
+    if step.stage == "crawl":
         yield f"photos: {_about(photos)}"
-    elif made.step.stage in ADAPTER:
-        yield from _training(chosen, made, known, shape, ranks)
-    elif made.step.stage == "embed" and shape:
+    elif step.stage in ADAPTER:
+        yield from _training(chosen, step, made, known, shape, ranks)
+    elif step.stage == "embed" and shape:
         count = _photos(chosen, "train")
         width = FP32 if known["precision"] == "float32" else BF16
         yield (
             f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {_size(shape.store_bytes(1, width))}"
             + (f"; {_size(shape.store_bytes(count, width))} for {_about(count)} items" if count else "")
         )
-    if made.step.stage in ("describe", "embed", "evaluate") and shape:
+    if step.stage in ("describe", "embed", "evaluate") and shape:
         half = made.asked.gpus > 0
         yield f"memory of a rank: {_size(shape.parameters * (BF16 if half else FP32))} of weights, and its batch"
 
@@ -97,14 +109,14 @@ def _ranks(made: Batch) -> Iterator[str]:
 
 
 def _training(
-    chosen: PipelineSettings, made: Batch, known: Mapping[str, Any], shape: Shape | None, ranks: int
+    chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any], shape: Shape | None, ranks: int
 ) -> Iterator[str]:
     loop = LoopSettings(**known["loop"])
     micro, accumulation = loop.split(ranks)
     yield f"effective batch: {loop.batch} = {micro} samples x {accumulation} micro steps x {ranks} ranks" + (
         "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
     )
-    samples, of = _samples(chosen, made)
+    samples, of = _samples(chosen, step)
     if loop.steps:
         yield f"steps: {loop.steps}"
     elif samples:
@@ -116,9 +128,9 @@ def _training(
     if shape is None:
         yield f"memory: not known, the shape of {known['model']['name']} is not on this machine"
         return
-    kind, width = ADAPTER[made.step.stage], BF16 if half else FP32
+    kind, width = ADAPTER[step.stage], BF16 if half else FP32
     trained = shape.adapter(kind, known["lora"]["r"])
-    frozen = shape.parameters if made.step.stage == "distill" else shape.language_parameters
+    frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
     zero = Zero2.of(frozen, trained, ranks, width=width)
     yield (
         f"memory of a rank: {_size(zero.memory)} = {_size(zero.weights)} weights ({frozen / 1e9:.3g} B frozen, "
@@ -142,9 +154,9 @@ def _deepspeed(
     return zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
 
 
-def _samples(chosen: PipelineSettings, made: Batch) -> tuple[int | None, str]:
+def _samples(chosen: PipelineSettings, step: Step) -> tuple[int | None, str]:
     """How many samples a training stage has, where that is known, and what they are."""
-    if made.step.stage == "distill":
+    if step.stage == "distill":
         return _photos(chosen, "train"), "photos"
     file = chosen.conversations.train
     if file is None or not file.is_file():

@@ -46,7 +46,7 @@ def refreshed(jobs: dict[str, Job]) -> dict[str, Job]:
     Raises:
         LaunchError: SLURM does not answer.
     """
-    asked = {name: job for name, job in jobs.items() if job.last_seen is None or job.last_seen.active}
+    asked = {name: job for name, job in jobs.items() if job.last_seen.active}
     now = states(job.id for job in asked.values())
     return {name: job.seen(now.get(job.id, GONE)) if name in asked else job for name, job in jobs.items()}
 
@@ -65,24 +65,23 @@ def situations(steps: Sequence[Step], jobs: dict[str, Job]) -> dict[str, Situati
 
 
 def _situation(step: Step, job: Job | None, before: dict[str, Situation]) -> Situation:
-    now = job.last_seen if job else None
-    blocker = _blocker(job, before)
-    if now and now.active and not blocker and not (now.state == "COMPLETING" and is_whole(step)):
+    if job is None:
+        return Situation(step, "done" if is_whole(step) else "open")
+    now, blocker = job.last_seen, _blocker(job, before)
+    if now.active and not blocker and not (now.state == "COMPLETING" and is_whole(step)):
         state: State = "waiting" if now.state == "PENDING" else "running"
         return Situation(step, state, job, now.reason if state == "waiting" else "")
     if is_whole(step):
         return Situation(step, "done", job)
-    if job is None:
-        return Situation(step, "open")
-    if blocker and (now is None or now.active or now.state in ("CANCELLED", "GONE") or now.reason == NEVER):
+    if blocker and (now.active or now.state in ("CANCELLED", "GONE") or now.reason == NEVER):
         return Situation(step, "cancelled", job, f"{blocker.step.name} {blocker.state}: {blocker.why}")
     return _ended(step, job, now)
 
 
-def _ended(step: Step, job: Job, now: JobState | None) -> Situation:
+def _ended(step: Step, job: Job, now: JobState) -> Situation:
     """Of a job that ended without what it was for."""
     said = last_error(Path(job.log))
-    if now is None or now.state == "COMPLETED":
+    if now.state == "COMPLETED":
         return Situation(step, "failed", job, said or "it ended without its result")
     if now.state == "CANCELLED":
         return Situation(step, "cancelled", job, said or "scancel")

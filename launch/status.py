@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from lavic.config import Positional, load, parse, settings
 from lavic.errors import ConfigError, LaunchError
-from lavic.launch.jobs import read_jobs, write_jobs
+from lavic.launch.jobs import held, read_jobs, write_jobs
+from lavic.launch.parent import close_parent
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import Situation, refreshed, situations
 from lavic.launch.steps import Layout, plan
@@ -56,15 +58,21 @@ def look(out: Path) -> dict[str, Situation]:
     file = out / "pipeline.yaml"
     if not file.is_file():
         raise ConfigError(f"{out}: no pipeline.yaml; give the --out of a `lavic submit`")
-    pipeline = load(PipelineSettings, file)
-    at = Layout(pipeline.out)
+    # where it stands now, should it have been moved
+    pipeline = replace(load(PipelineSettings, file), out=out)
+    at = Layout(out)
     jobs = read_jobs(at.out)
     try:
-        jobs = refreshed(jobs)
-        write_jobs(at.out, jobs)
+        with held(at.out):
+            jobs = refreshed(read_jobs(at.out))
+            write_jobs(at.out, jobs)
+    except ConfigError:
+        pass  # a `lavic submit` is writing there
     except (LaunchError, OSError) as error:
         log.warning("as last seen, for now: %s", error)
-    return {name: one for name, one in situations(plan(pipeline), jobs).items() if one.step.chosen}
+    found = {name: one for name, one in situations(plan(pipeline), jobs).items() if one.step.chosen}
+    close_parent(pipeline, found.values())
+    return found
 
 
 def table(found: Mapping[str, Situation]) -> str:
@@ -77,7 +85,11 @@ def table(found: Mapping[str, Situation]) -> str:
     lines = [
         "  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
     ]
-    whys = [f"{name}: {one.state}: {one.why}" for name, one in found.items() if one.why and one.state != "done"]
+    told: dict[str, list[str]] = {}
+    for name, one in found.items():
+        if one.why and one.state != "done" and one.why != "Dependency":
+            told.setdefault(f"{one.state}: {one.why}", []).append(name)
+    whys = [f"{', '.join(names)}: {why}" for why, names in told.items()]
     return "\n".join([*lines, *(["", *whys] if whys else [])])
 
 

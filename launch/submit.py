@@ -12,19 +12,16 @@ from typing import Any
 import yaml
 
 from lavic.cli import resolved
-from lavic.config import dump, flatten, parse
+from lavic.config import dump, parse
 from lavic.data.atomic import write_whole
 from lavic.errors import ConfigError, LaunchError, LavicError
-from lavic.feed import read_state
-from lavic.journal import FILE, Journal
 from lavic.launch import slurmctl
-from lavic.launch.batch import Batch, batch
+from lavic.launch.batch import Batch, batch, closing
 from lavic.launch.jobs import Job, held, read_jobs, write_jobs
+from lavic.launch.parent import open_parent, tracked
 from lavic.launch.pipeline import PipelineSettings, StageSettings
 from lavic.launch.situation import Situation, refreshed, situations
 from lavic.launch.steps import Layout, Step, choose, plan
-from lavic.launch.words import typed
-from lavic.tracking import sync
 from lavic.train.settings import LoopSettings
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that wait for each other: crawl, verify, describe, distill, embed,
@@ -39,9 +36,6 @@ queued. The same command again submits what is neither done nor under way: done 
   lavic submit status /shared/amazon
 
 A stage that fails cancels those after it; `status` says why. `slurm/env.sh` holds what is peculiar to the site."""
-
-PARENT = "PARENT"
-"""Stands for the id of the parent run where there is none yet."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.dry_run:
         from lavic.launch.rehearsal import rehearse
 
-        print(rehearse(chosen, [batch(step, chosen, tracked(step, known, chosen, PARENT)) for step in picked], known))
+        print(rehearse(chosen, picked, known))
         return 0
     at = Layout(chosen.out)
     with held(at.out):
@@ -83,19 +77,6 @@ def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
     return settings
 
 
-def tracked(step: Step, known: dict[str, dict[str, Any]], chosen: PipelineSettings, parent: str) -> list[str]:
-    """The words that put a step's MLflow run below the pipeline's, where its command reports to MLflow."""
-    if not chosen.tracking.mlflow or "tracking" not in known[step.name]:
-        return []
-    mlflow = {"mlflow": True, "uri": address(chosen), "experiment": chosen.tracking.experiment, "run": step.name}
-    return list(typed({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
-
-
-def address(chosen: PipelineSettings) -> str:
-    """MLflow's address, for all stages."""
-    return chosen.tracking.address(Layout(chosen.out).runs)
-
-
 def _submit(
     chosen: PipelineSettings, steps: Sequence[Step], picked: Sequence[Step], known: dict[str, dict[str, Any]]
 ) -> int:
@@ -111,18 +92,21 @@ def _submit(
         except LaunchError as error:
             raise LaunchError(f"{step.name}: {error}") from None
     at.logs.mkdir(parents=True, exist_ok=True)
-    write_whole(at.out / "pipeline.yaml", dump(replace(chosen, only=(), from_=None), command="submit"))
+    write_whole(at.out / "pipeline.yaml", dump(replace(chosen, out=at.out, only=(), from_=None), command="submit"))
     parent = open_parent(chosen) if todo else ""
     for step in picked:
         job = jobs.get(step.name)
         if step in todo:
-            made = batch(step, chosen, tracked(step, known, chosen, parent))
+            made = batch(step, chosen, tracked(step.name, known[step.name], chosen, parent))
             job = _queue(made, _predecessors(step, steps, now, jobs, todo), jobs)
             write_jobs(at.out, jobs)
         print(f"{step.name:<16}{_told(now[step.name], step in todo, job)}", flush=True)
     write_jobs(at.out, jobs)
     if not todo:
         print(f"{at.out}: nothing to submit")
+    elif chosen.tracking.mlflow:
+        made = closing(chosen)
+        slurmctl.submit(made.words([jobs[step.name].id for step in todo], kind="afterany"), made.env)
     print(f"how it goes: lavic submit status {at.out}")
     return 0
 
@@ -156,13 +140,12 @@ def _predecessors(
 
 
 def _queue(made: Batch, after: Sequence[str], jobs: dict[str, Job]) -> Job:
-    name = made.step.name
+    name = made.name
     try:
         number = slurmctl.submit(made.words([jobs[one].id for one in after]), made.env)
     except LaunchError as error:
         raise LaunchError(f"{name}: {error}; what was queued before it stays: run the same command again") from None
-    place = made.log.replace("%j", number).replace("%%", "%")
-    jobs[name] = Job(number, tuple(after), place, submitted=round(time.time(), 3))
+    jobs[name] = Job(number, tuple(after), str(made.log(number)), submitted=round(time.time(), 3))
     return jobs[name]
 
 
@@ -173,30 +156,3 @@ def _told(before: Situation, queued: bool, job: Job | None) -> str:
     waits = f", after {' and '.join(job.after)}" if job.after else ""
     again = f" (before: {before.state}, {before.why})" if before.job else ""
     return f"job {job.id}{waits}{again}"
-
-
-def open_parent(chosen: PipelineSettings) -> str:
-    """The id of the pipeline's MLflow run, the parent of its stages' runs; "" without MLflow.
-
-    A pipeline that is submitted again goes on with its run.
-    """
-    if not chosen.tracking.mlflow:
-        return ""
-    at = Layout(chosen.out)
-    own = chosen.tracking
-    journal = Journal(at.out / FILE)
-    journal.event(
-        "start",
-        run=own.run or at.out.name,
-        experiment=own.experiment,
-        parent_run=own.parent_run,
-        params=flatten(chosen),
-        tags={"lavic.pipeline": str(at.out)},
-    )
-    journal.close()
-    try:
-        sync(at.out, address(chosen), own.experiment)
-    except LavicError as error:
-        log.warning("no parent run in MLflow: %s", error)
-    sent = read_state(at.out).get(address(chosen))
-    return sent.run_id if sent else ""

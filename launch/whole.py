@@ -24,13 +24,14 @@ def is_whole(step: Step) -> bool:
 
 def progress(step: Step) -> str:
     """How far a step is, in a few words; "" where there is nothing to tell yet."""
+    if step.stage == "verify":
+        return ""
     if step.stage == "describe":
         return _described(step.place)
     if step.stage == "embed":
         parts = sum(1 for _ in step.place.glob("part-*.json"))
         return f"{parts} parts" if parts else ""
-    folder = step.place if step.stage != "verify" else None
-    return _last_metric(folder / FILE) if folder else ""
+    return _evaluated(step.place) if step.stage == "evaluate" else _last_metric(step.place / FILE)
 
 
 def _is_set(folder: Path) -> bool:
@@ -78,6 +79,14 @@ def _described(folder: Path) -> str:
         return ""
     done = sum(descriptions_path(folder / shard.name).is_file() for shard in shards)
     return f"{done} of {len(shards)} shards"
+
+
+def _evaluated(folder: Path) -> str:
+    try:
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+        return f"hit rate {results['hit_rate'][results['main']]['value']:.3f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _last_metric(journal: Path) -> str:
