@@ -49,6 +49,7 @@ DEV = [
     "pytest>=8.3,<10",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    "simpy>=4.1,<5",
     "trustme>=1.1,<2",
     "types-PyYAML>=6,<7",
 ]
