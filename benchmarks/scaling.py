@@ -277,9 +277,9 @@ def markdown(rows: Iterator[Sequence[str]]) -> str:
 def rendered(text: str) -> str:
     """The document with its tables computed."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         made = markdown(table())
-        text, found = re.subn(pattern, lambda match, made=made: match[1] + made + match[2], text, flags=re.S)
+        text, found = re.subn(pattern, lambda match, made=made: match[1] + made + "\n" + match[2], text, flags=re.S)
         if found != 1:
             raise SystemExit(f"{DOCUMENT}: wants one place for the table '{name}', has {found}")
     return text

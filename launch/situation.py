@@ -20,7 +20,10 @@ GONE = JobState("GONE", "SLURM has forgotten the job")
 """Of a job that had not ended when it was last seen."""
 
 _TAIL = 1 << 16
-_OURS = re.compile(r"lavic [a-z]+: error: .+")
+_OURS = re.compile(
+    r"lavic [a-z]+: error: .+|preflight: \d+ of \d+ nodes will not do.*|rank \d+ on \S+ (was ended by|ended with) .+"
+)
+"""What a command, the look at the nodes and the ranks' launcher say of their end."""
 _OTHERS = re.compile(r"\berror\b|\bError\b|Exception|CANCELLED|TIME LIMIT|Killed|oom", re.I)
 
 

@@ -14,12 +14,13 @@ import pytest
 import lavic.slurm
 from lavic.cli import main
 from lavic.config import parse
-from lavic.data.manifest import digest_manifest, write_set
+from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import last_error
 from lavic.launch.steps import choose, plan
 from lavic.launch.words import typed
+from tests.sets import write_set
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -298,3 +299,5 @@ def test_the_line_that_says_why(tmp_path):
     assert "DUE TO TIME LIMIT" in last_error(log)
     log.write_text("[n1] lavic tune: error: no such thing\nRuntimeError: rank 1\nsrun: error: n1: exit 2\n")
     assert last_error(log) == "lavic tune: error: no such thing"
+    log.write_text("rank 1 on n2 was ended by SIGKILL\nsrun: error: n2: task 0: exited with exit code 137\nfailed\n")
+    assert last_error(log) == "rank 1 on n2 was ended by SIGKILL"

@@ -26,6 +26,8 @@ SIZE = CatalogueSize(
     valid_conversations=8,
     test_conversations=8,
 )
+NASTY = "mini/it's $(touch pwned) `touch pwned`; *.jsonl"
+"""A catalogue's name that a shell would act on."""
 FEW = "{loop: {steps: 4, save_every: 2, eval_every: 0}}"
 
 
@@ -46,7 +48,9 @@ class Site:
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`lavic submit` of the miniature with few steps."""
         few = ("--distill.settings", FEW, "--tune.settings", FEW, "--tracking.uri", f"sqlite:///{self.folder}/m.db")
-        return self.lavic("submit", "--config", "pipeline-mini", "--out", "a run", *few, *words)
+        return self.lavic(
+            "submit", "--config", "pipeline-mini", "--out", "a run", "--photos.valid.items", NASTY, *few, *words
+        )
 
     def status(self) -> dict[str, dict[str, str]]:
         """What `lavic submit status` says, by step."""
@@ -71,6 +75,7 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     (folder / "mini" / "images").mkdir(parents=True)
     with PhotoServer(folder / "mini" / "images") as server:
         write_catalogue(folder / "mini", base_url=server.url, size=SIZE, seed=0)
+        (folder / "mini" / "item2meta_valid.jsonl").rename(folder / NASTY)
         site = Site(slurm, folder)
         done = site.submit()
         assert done.returncode == 0, done.stderr
@@ -89,6 +94,7 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(site: Site) -> 
     assert again.returncode == 0, again.stderr
     assert re.findall(r"^\S+ +done$", again.stdout, re.M) and again.stdout.count(" done") == 9
     assert "nothing to submit" in again.stdout and site.ended()
+    assert not list(site.folder.rglob("pwned"))
 
 
 def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:
