@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavic.cli import said
 from lavic.data.manifest import Manifest
 from lavic.errors import DataError
 from lavic.launch.batch import Batch, batch, closing, scripts
@@ -125,6 +126,10 @@ def _training(
         yield f"steps: {loop.epochs:g} epochs of {of} / {loop.batch}; how many {of} is not known yet"
     half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
     yield f"DeepSpeed: {json.dumps(_deepspeed(loop, known, micro, accumulation, half), sort_keys=True)}"
+    if "dry_run" in known:
+        # the command knows best what it takes
+        yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
+        return
     if shape is None:
         yield f"memory: not known, the shape of {known['model']['name']} is not on this machine"
         return

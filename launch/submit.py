@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lavic.cli import resolved
+from lavic.cli import said
 from lavic.config import dump, parse
 from lavic.data.atomic import write_whole
 from lavic.errors import ConfigError, LaunchError, LavicError
@@ -69,7 +69,7 @@ def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
     """
     asked: StageSettings = getattr(chosen, step.stage)
     try:
-        settings: dict[str, Any] = yaml.safe_load(resolved(step.stage, step.words)) or {}
+        settings: dict[str, Any] = yaml.safe_load(said(step.stage, [*step.words, "--print-config"])) or {}
         if "loop" in settings:
             LoopSettings(**settings["loop"]).split(asked.nodes * asked.ranks_per_node)
     except LavicError as error:
@@ -87,8 +87,8 @@ def _submit(
     _check_inputs(todo, now)
     for step in todo:
         try:
-            if said := slurmctl.test(batch(step, chosen).words()):
-                log.warning("%s could not start now, it will wait: %s", step.name, said)
+            if why := slurmctl.test(batch(step, chosen).words()):
+                log.warning("%s could not start now, it will wait: %s", step.name, why)
         except LaunchError as error:
             raise LaunchError(f"{step.name}: {error}") from None
     at.logs.mkdir(parents=True, exist_ok=True)

@@ -104,16 +104,18 @@ def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
 
 
-def resolved(command: str, argv: Sequence[str]) -> str:
-    """A command's settings as its `--print-config` says them: the way to what a module knows that may not be imported.
+def said(command: str, argv: Sequence[str]) -> str:
+    """What a command prints, run here: the way to what a module knows that may not be imported.
+
+    For words that only tell something, such as `--print-config` and `--dry-run`.
 
     Raises:
         LavicError: As the command itself would, for words that it does not understand.
     """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        importlib.import_module(COMMANDS[command][0]).main([*argv, "--print-config"])
-    return said.getvalue()
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        importlib.import_module(COMMANDS[command][0]).main([*argv])
+    return text.getvalue()
 
 
 def _run(command: str, argv: list[str]) -> int:
