@@ -126,26 +126,28 @@ def _training(
         yield f"steps: {loop.epochs:g} epochs of {of} / {loop.batch}; how many {of} is not known yet"
     half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
     yield f"DeepSpeed: {json.dumps(_deepspeed(loop, known, micro, accumulation, half), sort_keys=True)}"
+    kind, width = ADAPTER[step.stage], BF16 if half else FP32
+    zero = None
+    if shape is not None:
+        trained = shape.adapter(kind, known["lora"]["r"])
+        frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
+        zero = Zero2.of(frozen, trained, ranks, width=width)
+        if ranks > 1:
+            yield f"network: each rank sends {_size(zero.traffic)} a step"
     if "dry_run" in known:
         # the command knows best what it takes
         yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
-        return
-    if shape is None:
+    elif zero is None:
         yield f"memory: not known, the shape of {known['model']['name']} is not on this machine"
-        return
-    kind, width = ADAPTER[step.stage], BF16 if half else FP32
-    trained = shape.adapter(kind, known["lora"]["r"])
-    frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
-    zero = Zero2.of(frozen, trained, ranks, width=width)
-    yield (
-        f"memory of a rank: {_size(zero.memory)} = {_size(zero.weights)} weights ({frozen / 1e9:.3g} B frozen, "
-        f"{trained / 1e6:.3g} M trained) + {_size(zero.gradients)} gradients + {_size(zero.optimizer)} optimizer, "
-        "and activations"
-    )
-    if ranks > 1:
-        yield f"network: each rank sends {_size(zero.traffic)} a step"
-    writes = f", written {math.ceil(loop.total(samples or 0) / loop.save_every)} times" if samples or loop.steps else ""
-    yield f"bytes: a checkpoint is {_size(checkpoint_bytes(trained))}{writes}, {loop.keep} are kept"
+    else:
+        yield (
+            f"memory of a rank: {_size(zero.memory)} = {_size(zero.weights)} weights ({frozen / 1e9:.3g} B frozen, "
+            f"{trained / 1e6:.3g} M trained) + {_size(zero.gradients)} gradients + {_size(zero.optimizer)} optimizer, "
+            "and activations"
+        )
+        times = math.ceil(loop.total(samples or 0) / loop.save_every) if samples or loop.steps else None
+        writes = "" if times is None else f", written {times} times"
+        yield f"bytes: a checkpoint is {_size(checkpoint_bytes(trained))}{writes}, {loop.keep} are kept"
 
 
 def _deepspeed(
