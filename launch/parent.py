@@ -40,8 +40,8 @@ def open_parent(chosen: PipelineSettings) -> str:
         params=flatten(chosen),
         tags={"lavic.pipeline": str(Layout(chosen.out).out)},
     )
+    _send(chosen)  # while the journal is open: the run is alive
     journal.close()
-    _send(chosen)
     sent = read_state(Layout(chosen.out).out).get(address(chosen))
     return sent.run_id if sent else ""
 
