@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Literal
 
 from lavic.config import flatten
 from lavic.errors import LavicError
-from lavic.feed import read_state
-from lavic.journal import FILE, Journal, read_lines
+from lavic.journal import FILE, read_lines
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import Situation
 from lavic.launch.steps import Layout
 from lavic.launch.words import typed
-from lavic.tracking import sync
+from lavic.sent import read_state
+from lavic.tracking import Tracker, sync
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +32,12 @@ def open_parent(chosen: PipelineSettings) -> str:
     """
     if not chosen.tracking.mlflow:
         return ""
-    own = chosen.tracking
-    journal = Journal(Layout(chosen.out).out / FILE)
-    journal.event(
-        "start",
-        run=own.run or Layout(chosen.out).out.name,
-        experiment=own.experiment,
-        parent_run=own.parent_run,
-        params=flatten(chosen),
-        tags={"lavic.pipeline": str(Layout(chosen.out).out)},
-    )
-    _send(chosen)  # while the journal is open: the run is alive
-    journal.close()
-    sent = read_state(Layout(chosen.out).out).get(address(chosen))
+    out = Layout(chosen.out).out
+    tracker = Tracker.open(out, replace(chosen.tracking, mlflow=False))  # sent here, not by a process beside this one
+    tracker.start(out.name, flatten(chosen), {"lavic.pipeline": str(out)}, attended=False)
+    tracker.leave()
+    _send(chosen)
+    sent = read_state(out).get(address(chosen))
     return sent.run_id if sent else ""
 
 
@@ -69,10 +64,14 @@ def close_parent(chosen: PipelineSettings, found: Iterable[Situation]) -> None:
     states = {one.state for one in found}
     if states & {"running", "waiting"}:
         return
-    status = "FINISHED" if states == {"done"} else "FAILED" if states & {"failed", "cancelled"} else ""
+    status: Literal["FINISHED", "FAILED", ""] = ""
+    if states & {"failed", "cancelled"}:
+        status = "FAILED"
+    elif states == {"done"}:
+        status = "FINISHED"
     last = [record for record in read_lines(journal) if "event" in record][-1:]
     if status and last and (last[0]["event"], last[0].get("status")) != ("end", status):
-        Journal(journal).close(status)
+        Tracker.open(journal.parent).finish(status)
         _send(chosen)
 
 
