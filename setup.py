@@ -50,6 +50,7 @@ DEV = [
     "ray[default]>=2.48,<3",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    "simpy>=4.1,<5",
     "trustme>=1.1,<2",
     "types-PyYAML>=6,<7",
 ]

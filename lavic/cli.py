@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -24,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
     "evaluate": ("lavic.launch.evaluate", "every metric, controls, intervals, a report to look at"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
+    "submit": (
+        "lavic.launch.submit",
+        "the pipeline as SLURM jobs that wait for each other; 'submit status' tells how they are",
+    ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
     "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
@@ -97,6 +103,20 @@ def leave(code: int) -> NoReturn:
 def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     """Starts `nproc` processes of a command on this machine: the way to `launch/` for jobs that may not import it."""
     return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
+
+
+def said(command: str, argv: Sequence[str]) -> str:
+    """What a command prints, run here: the way to what a module knows that may not be imported.
+
+    For words that only tell something, such as `--print-config` and `--dry-run`.
+
+    Raises:
+        LavicError: As the command itself would, for words that it does not understand.
+    """
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        importlib.import_module(COMMANDS[command][0]).main([*argv])
+    return text.getvalue()
 
 
 def _run(command: str, argv: list[str]) -> int:

@@ -27,7 +27,12 @@ def name_of(keys: Keys, leaf: Leaf) -> str:
     """How a key is typed: `--fetch.allow-private`, or `FOLDER` for a positional one."""
     if leaf.positional:
         return keys[-1].upper()
-    return "--" + ".".join(keys).replace("_", "-")
+    return "--" + _dotted(keys)
+
+
+def _dotted(keys: Keys) -> str:
+    """A key as it is typed; `from_`, which Python cannot call `from`, is `from`."""
+    return ".".join(keys).rstrip("_").replace("_", "-")
 
 
 def take_common(words: list[str], command: str) -> tuple[list[str], bool, list[str]]:
@@ -110,7 +115,7 @@ def _negative(keys: Keys) -> str:
 
 
 def _typed(keys: Keys, words: Sequence[str]) -> bool:
-    names = ("--" + ".".join(keys).replace("_", "-"), _negative(keys))
+    names = ("--" + _dotted(keys), _negative(keys))
     return any(word.replace("_", "-") in names for word in words)
 
 
@@ -174,6 +179,8 @@ def _mirror(schema: Schema, above: Keys, *, typed: bool) -> type:
             shown = repr(default)
         if leaf.positional:
             kind = Annotated[kind, tyro.conf.Positional, tyro.conf.arg(metavar=name.upper())]
+        elif name.endswith("_"):
+            kind = Annotated[kind, tyro.conf.arg(name=name.rstrip("_"))]
         if typed and leaf.required:
             fields.append((name, kind, dataclasses.field()))
         else:

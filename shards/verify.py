@@ -18,7 +18,8 @@ from typing import Annotated, BinaryIO
 import numpy as np
 
 from lavic.config import Positional, parse, settings
-from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
+from lavic.data.atomic import write_whole
+from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry, digest_manifest
 from lavic.data.place import said, sizes, storage_errors
 from lavic.data.references import read_all_references, read_references
 from lavic.data.shards import META, index_path, parse_sample
@@ -45,12 +46,17 @@ class Settings:
 
     folder: Annotated[str, Positional]
     """Folder of the set, or an address such as s3://bucket/prefix."""
+    receipt: Path | None = None
+    """A file to write when nothing differs: it names the manifest that the set was compared with."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 1 where anything differs."""
     chosen = parse(Settings, argv, command="verify", description=DESCRIPTION)
     manifest = Manifest.load(chosen.folder, check=False)
+    digest = digest_manifest(manifest.folder)
+    if chosen.receipt:
+        chosen.receipt.unlink(missing_ok=True)
     differences = verify(manifest)
     for line in differences:
         print(line)
@@ -60,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     count = f"{manifest.samples:,} photos in {len(manifest.shards):,} shards"
     print(f"{chosen.folder}: {count}, {size:,.1f} MB, all as the manifest says")
+    if chosen.receipt:
+        write_whole(chosen.receipt, json.dumps({"manifest": digest}) + "\n")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -105,6 +106,11 @@ class Manifest:
                 what = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
                 raise DataError(f"{manifest.path(shard)} {what}; `lavic verify {folder}` lists every difference")
         return manifest
+
+
+def digest_manifest(folder: Path) -> str:
+    """The sha256 of a set's manifest: of everything in the set, since the manifest holds every shard's."""
+    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
 
 
 def shard_name(set: str, split: str, number: int) -> str:

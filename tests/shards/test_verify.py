@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.manifest import Manifest
+from lavic.data.manifest import Manifest, digest_manifest
 from lavic.data.shards import Sample, index_path
 from tests.sets import write_set
 
@@ -86,3 +86,12 @@ def test_what_is_no_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         code == 2 and text.startswith("lavic verify: error: ") and "not a whole set" in text and text.count("\n") == 1
     )
     assert verify(tmp_path / "none", capsys)[0] == 2
+
+
+def test_a_receipt_is_for_this_manifest_and_goes_when_something_differs(folder: Path) -> None:
+    receipt = folder.parent / "set.verified.json"
+    assert main(["verify", str(folder), "--receipt", str(receipt)]) == 0
+    assert json.loads(receipt.read_text()) == {"manifest": digest_manifest(folder)}
+    index_path(folder / "photos-train-000001.tar").write_bytes(b"")
+    assert main(["verify", str(folder), "--receipt", str(receipt)]) == 1
+    assert not receipt.exists()

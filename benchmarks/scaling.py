@@ -1,0 +1,304 @@
+"""The arithmetic of docs/scaling.md: from stated rates to its tables.
+
+    python benchmarks/scaling.py            write the tables into docs/scaling.md anew
+    python benchmarks/scaling.py --check    fail where they are not what this file computes
+
+A rate is measured (and says where), published (and says by whom) or assumed. Replace one by your own measurement here
+and run it again; no figure in the document is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavic.launch.sizes import SHAPES, VIEWS, Zero2, checkpoint_bytes
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parent / "docs" / "scaling.md"
+ITEMS = (100_000, 1_000_000, 10_000_000, 48_000_000)
+BASE = SHAPES["llava-hf/llava-v1.6-mistral-7b-hf"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A number that the tables start from."""
+
+    value: float
+    unit: str
+    source: str
+
+
+ANCHOR = (81_000, 4.5 * 3600, 165e12)
+"""Samples, seconds and peak of somebody's stage 1 with the released code, on an RTX 4090."""
+
+RATES = {
+    "photo": Rate(48_000, "bytes of a photo", "assumed: 500 pixels on the long side (`image_size: large`)"),
+    "beside": Rate(2_500, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"),
+    "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the drawn catalogue"),
+    "description": Rate(600, "bytes of a description", "assumed: 110 words"),
+    "item": Rate(100, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters"),
+    "key": Rate(69, "bytes of a photo's key in a list in memory", "computed: CPython, `B000000000_0` and a pointer"),
+    "tries": Rate(1.03, "requests for each photo", "assumed: three of a hundred are asked for once more"),
+    "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
+    "answer": Rate(0.15, "seconds of an answer", "assumed"),
+    "disk": Rate(1.0e9, "bytes a second of a shared disk", "assumed"),
+    "peak": Rate(989e12, "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
+    "train": Rate(0.30, "of the peak, training", "published: 40 to 43 % is NeMo Automodel's LoRA on packed text"),
+    "infer": Rate(0.40, "of the peak, reading (prefill, vision tower)", "published: as above"),
+    "token": Rate(0.025, "seconds to write one token of a batch", "assumed: the weights alone take 0.0043 to read"),
+    "words": Rate(110, "tokens of a description", "assumed"),
+    "prompt": Rate(45, "tokens of title and prompt in stage 1", "assumed"),
+    "talk": Rate(950, "tokens of a conversation and ten candidates", "published: a median of 880; and ten times five"),
+    "talks": Rate(0.1, "conversations for each item", "assumed; the released data have fewer"),
+}
+"""What everything is computed from."""
+
+EPOCHS = 5
+"""Of stage 1, as in configs/distill-7b.yaml."""
+BATCH = {"distill": 32, "tune": 16}
+"""Samples of a step, as in the configs."""
+DESCRIBED_AT_ONCE = 8
+SHARD = 5000
+"""Photos of a shard, as in configs/crawl-amazon-2023.yaml."""
+ENOUGH = 1_000_000
+"""Photos that stage 1 is trained on at most, in the row that says so."""
+HOST_RATES = (10, 50, 500)
+GPUS = (8, 16, 64)
+NETWORKS = {"400 Gb/s": 50e9, "100 Gb/s": 12.5e9, "25 Gb/s": 3.125e9}
+"""Bytes a second of a GPU's share of the network; on Ethernet often one link for the whole node."""
+
+
+def rate(name: str) -> float:
+    """A rate's value."""
+    return RATES[name].value
+
+
+# -- Arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def vision_flops() -> float:
+    """Operations to see one photo: five views through the tower, forward."""
+    tokens, width = BASE.patches + 1, BASE.vision_hidden
+    linear = 2 * (4 * width**2 + 2 * width * BASE.vision_mlp) * tokens
+    return VIEWS * BASE.vision_layers * (linear + 4 * width * tokens**2)
+
+
+def language_flops(tokens: float, targets: float) -> float:
+    """Operations to read one text, forward; the head works on targets alone."""
+    head = BASE.vocabulary * BASE.hidden
+    linears = BASE.language_parameters - 2 * head
+    attention = BASE.layers * 4 * BASE.heads * BASE.head * tokens * (tokens + 1) / 2
+    return 2 * linears * tokens + attention + 2 * head * targets
+
+
+def describe_s() -> float:
+    """Seconds of a GPU to describe one photo: reading all its tokens, then writing a batch word by word."""
+    flops = vision_flops() + language_flops(BASE.photo_tokens + rate("prompt"), 1)
+    return flops / (rate("peak") * rate("infer")) + rate("words") * rate("token") / DESCRIBED_AT_ONCE
+
+
+def embed_s() -> float:
+    """Seconds of a GPU for one item's five tokens."""
+    return vision_flops() / (rate("peak") * rate("infer"))
+
+
+def distill_s() -> float:
+    """Seconds of a GPU for one sample of stage 1. Frozen weights: once forward, once for the input's gradient."""
+    text = language_flops(rate("prompt") + VIEWS + rate("words"), rate("words"))
+    return 2 * (vision_flops() + text) / (rate("peak") * rate("train"))
+
+
+def tune_s() -> float:
+    """Seconds of a GPU for one sample of stage 2: the vision tower is not there."""
+    return 2 * language_flops(rate("talk"), 5) / (rate("peak") * rate("train"))
+
+
+# -- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def rates_table() -> Iterator[Sequence[str]]:
+    yield "rate", "", "where it is from"
+    for one in RATES.values():
+        shown = f"{one.value:g}" if one.value < 1000 else f"{one.value:,.0f}" if one.value < 1e6 else f"{one.value:.3g}"
+        yield shown, one.unit, one.source
+
+
+def derived_table() -> Iterator[Sequence[str]]:
+    see, read = vision_flops(), language_flops(rate("prompt") + VIEWS + rate("words"), rate("words"))
+    talk = language_flops(rate("talk"), 5)
+    written = f"{rate('words'):g} written, {DESCRIBED_AT_ONCE} photos at once"
+    yield "one H100", "a second", "why"
+    yield "`describe`", f"{1 / describe_s():.1f} photos", f"{BASE.photo_tokens:,} tokens read, {written}"
+    yield "`distill`", f"{1 / distill_s():.0f} photos", f"{tera(2 * see)} to see, {tera(2 * read)} to read"
+    yield "`embed`", f"{1 / embed_s():.0f} items", f"{tera(see)}; {rate('cut') / embed_s():.1f} cores decode for it"
+    yield "`tune`", f"{1 / tune_s():.0f} conversations", tera(2 * talk)
+    samples, seconds, peak = ANCHOR
+    share = samples * 2 * (see + read) / seconds / peak
+    yield "an RTX 4090 (published)", f"{samples / seconds:.0f} photos", f"the released stage 1: {share:.0%} of its peak"
+
+
+def growth_table() -> Iterator[Sequence[str]]:
+    rows: list[tuple[str, Callable[[int], str]]] = [
+        ("requests", lambda n: count(n * rate("tries"))),
+        *((f"politeness: {r} a second to one host", lambda n, r=r: span(n * rate("tries") / r)) for r in HOST_RATES),
+        (f"shards of {SHARD:,}", lambda n: f"{math.ceil(n / SHARD):,}"),
+        ("shards, bytes", lambda n: size(n * (rate("photo") + rate("beside")))),
+        ("ledgers and indices", lambda n: size(n * (rate("ledger") + 8))),
+        ("descriptions", lambda n: size(n * rate("description"))),
+        ("item store, float16", lambda n: size(BASE.store_bytes(n) + n * rate("item"))),
+        ("`verify`, from the disk", lambda n: span(n * (rate("photo") + rate("beside")) / rate("disk"))),
+        ("`describe`, H100 hours", lambda n: hours(n * describe_s())),
+        (f"`distill` on all, {EPOCHS} epochs, H100 hours", lambda n: hours(n * EPOCHS * distill_s())),
+        (f"`distill` on {count(ENOUGH)} at most", lambda n: hours(min(n, ENOUGH) * EPOCHS * distill_s())),
+        ("`embed`, H100 hours", lambda n: hours(n * embed_s())),
+        ("`embed`, core hours to decode", lambda n: hours(n * rate("cut"))),
+        ("`tune`, conversations", lambda n: count(n * rate("talks"))),
+        ("`tune`, H100 hours", lambda n: hours(n * rate("talks") * tune_s())),
+    ]  # fmt: skip
+    yield "items, one photo each", *(count(n) for n in ITEMS)
+    for name, value in rows:
+        yield name, *(value(n) for n in ITEMS)
+
+
+def traffic_table() -> Iterator[Sequence[str]]:
+    yield "stage, GPUs", "sent by each, a step", *NETWORKS, "computing", "share at 25 Gb/s"
+    for stage, kind, seconds in (("distill", "vision", distill_s()), ("tune", "language", tune_s())):
+        trained = BASE.adapter(kind, 8)  # type: ignore[arg-type]
+        for gpus in GPUS:
+            if gpus > BATCH[stage]:
+                continue
+            sent = Zero2.of(BASE.parameters, trained, gpus).traffic
+            compute = BATCH[stage] / gpus * seconds
+            times = [sent / speed for speed in NETWORKS.values()]
+            worst = times[-1] / (times[-1] + compute)
+            shown = (f"{1000 * t:.2g} ms" for t in times)
+            yield f"{stage}, {gpus}", size(sent), *shown, f"{1000 * compute:.0f} ms", f"{worst:.0%}"
+
+
+def memory_table() -> Iterator[Sequence[str]]:
+    yield "stage, GPUs", "trained", "weights", "gradients", "optimizer", "a checkpoint"
+    stages = (("distill", "vision", BASE.parameters), ("tune", "language", BASE.language_parameters))
+    for stage, kind, frozen in stages:
+        trained = BASE.adapter(kind, 8)  # type: ignore[arg-type]
+        for gpus in (1, 8):
+            zero = Zero2.of(frozen, trained, gpus)
+            parts = (size(part) for part in (zero.weights, zero.gradients, zero.optimizer))
+            yield f"{stage}, {gpus}", f"{trained / 1e6:.1f} M", *parts, size(checkpoint_bytes(trained))
+
+
+def limits_table() -> Iterator[Sequence[str]]:
+    shards = [f"{math.ceil(n / SHARD):,}" for n in ITEMS]
+    flight = HOST_RATES[1] * rate("answer")
+    keys = [size(n * rate("key")) for n in ITEMS]
+    yield "", *(count(n) for n in ITEMS), "what stops it"
+    yield "`crawl`: requests in flight", *([f"{flight:.0f}"] * len(ITEMS)), f"{HOST_RATES[1]} a second to the one host"
+    yield "`describe`, `embed`: ranks", *shards, "a rank takes whole shards"
+    yield "`distill`: ranks", *([str(BATCH["distill"])] * len(ITEMS)), "each takes a sample of the batch"
+    yield "`tune`: ranks", *([str(BATCH["tune"])] * len(ITEMS)), "each takes a sample of the batch"
+    yield "keys in the memory of one process", *keys, "`verify`, and every rank that reads shards"
+
+
+def simulation_table() -> Iterator[Sequence[str]]:
+    yield "simulated crawl", "photos a second", "last idle", "nodes lost", "fetched twice"
+    for row in json.loads((HERE / "crawl_simulation.json").read_text()):
+        yield row["case"], f"{row['rate']:.0f}", span(row["idle_s"]), str(row["lost"]), f"{row['wasted']:.1%}"
+
+
+def check_table() -> Iterator[Sequence[str]]:
+    yield "small crawl", "simulated", "real", "off", "requests, simulated", "real"
+    for row in json.loads((HERE / "crawl_check.json").read_text()):
+        off = row["simulated_s"] / row["real_s"] - 1
+        requests = (str(row["simulated_requests"]), str(row["real_requests"]))
+        yield row["case"], f"{row['simulated_s']:.1f} s", f"{row['real_s']:.1f} s", f"{off:+.1%}", *requests
+
+
+TABLES: dict[str, Callable[[], Iterator[Sequence[str]]]] = {
+    "rates": rates_table,
+    "derived": derived_table,
+    "growth": growth_table,
+    "traffic": traffic_table,
+    "memory": memory_table,
+    "limits": limits_table,
+    "simulation": simulation_table,
+    "check": check_table,
+}
+
+# -- Text -------------------------------------------------------------------------------------------------------------
+
+
+def count(number: float) -> str:
+    """A number of things, short."""
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes, short."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} B"
+
+
+def tera(number: float) -> str:
+    """Operations, short."""
+    return f"{number / 1e12:.1f} T operations"
+
+
+def span(seconds: float) -> str:
+    """A time, short."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.0f} s"
+
+
+def hours(seconds: float) -> str:
+    """Hours of something."""
+    number = seconds / 3600
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def markdown(rows: Iterator[Sequence[str]]) -> str:
+    """Rows as a table, the first as its head."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def rendered(text: str) -> str:
+    """The document with its tables computed."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        made = markdown(table())
+        text, found = re.subn(pattern, lambda match, made=made: match[1] + made + "\n" + match[2], text, flags=re.S)
+        if found != 1:
+            raise SystemExit(f"{DOCUMENT}: wants one place for the table '{name}', has {found}")
+    return text
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes or checks the document; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where the tables differ")
+    chosen = parser.parse_args(argv)
+    before = DOCUMENT.read_text("utf-8")
+    after = rendered(before)
+    if not chosen.check:
+        DOCUMENT.write_text(after, "utf-8")
+    elif before != after:
+        print(f"{DOCUMENT}: its tables are not what {Path(__file__).name} computes; run it without --check")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""The dry run: everything that `lavic submit` would do, and what it would cost, as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavic.cli import said
+from lavic.data.manifest import Manifest
+from lavic.errors import DataError
+from lavic.launch.batch import Batch, batch, closing, scripts
+from lavic.launch.parent import tracked
+from lavic.launch.pipeline import PipelineSettings
+from lavic.launch.sizes import BF16, FP32, VIEWS, Kind, Shape, Zero2, checkpoint_bytes, shape_of
+from lavic.launch.steps import Layout, Step
+from lavic.train.settings import LoopSettings
+
+ADAPTER: Mapping[str, Kind] = {"distill": "vision", "tune": "language"}
+"""Training stage -> the adapter that it trains."""
+
+PARENT = "PARENT"
+"""Stands for the id of the parent run, which is made when the jobs are."""
+
+RANKED = ("describe", "distill", "embed", "tune", "evaluate")
+"""Stages that run in ranks."""
+
+
+def rehearse(chosen: PipelineSettings, steps: Sequence[Step], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of a dry run.
+
+    Args:
+        chosen: The pipeline.
+        steps: Those to be submitted, in order.
+        known: Settings of each, resolved.
+    """
+    blocks, used = [], []
+    names = [step.name for step in steps]
+    for step in steps:
+        made = batch(step, chosen, tracked(step.name, known[step.name], chosen, PARENT))
+        after = [need for need in step.needs if need in names]
+        head = f"== {step.name}" + (f", after {' and '.join(after)}" if after else "")
+        words = made.words([f"<{name}>" for name in after])
+        facts = [f"  {line}" for line in _facts(chosen, step, made, known[step.name])]
+        blocks.append("\n".join([head, *_command(made, words), *facts]))
+        used.append(made.script)
+    if chosen.tracking.mlflow:
+        made = closing(chosen)
+        words = made.words([f"<{name}>" for name in names], kind="afterany")
+        blocks.append("\n".join(["== status, after all others, however they end", *_command(made, words)]))
+        used.append(made.script)
+    beside = (scripts(chosen) / name for name in ("job.sh", "env.sh"))
+    for script in dict.fromkeys((*used, *(file for file in beside if file.is_file()))):
+        blocks.append(f"== {script}\n{script.read_text('utf-8').rstrip()}")
+    return "\n\n".join([f"{Layout(chosen.out).out}: {len(steps)} steps, none submitted", *blocks])
+
+
+def _command(made: Batch, words: Sequence[str]) -> Iterator[str]:
+    """The job as a line for a shell to read, one word a line; sbatch itself is given the words as they are."""
+    for name, value in made.env.items():
+        yield f"  {name}={shlex.quote(value)} \\"
+    yield "  sbatch \\"
+    options = words[: words.index(str(made.script))]
+    for word in options:
+        yield f"    {shlex.quote(word)} \\"
+    yield f"    {shlex.quote(str(made.script))} \\"
+    yield f"    {shlex.join(made.command)}"
+
+
+def _facts(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any]) -> Iterator[str]:
+    ranks = made.asked.nodes * made.asked.ranks_per_node
+    if step.stage in RANKED:
+        yield from _ranks(made)
+    shape = shape_of(str(known.get("model", {}).get("name", ""))) if "model" in known else None
+    photos = _photos(chosen, step.name)
+    if step.stage == "crawl":
+        yield f"photos: {_about(photos)}"
+    elif step.stage in ADAPTER:
+        yield from _training(chosen, step, made, known, shape, ranks)
+    elif step.stage == "embed" and shape:
+        count = _photos(chosen, "train")
+        width = FP32 if known["precision"] == "float32" else BF16
+        yield (
+            f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {_size(shape.store_bytes(1, width))}"
+            + (f"; {_size(shape.store_bytes(count, width))} for {_about(count)} items" if count else "")
+        )
+    if step.stage in ("describe", "embed", "evaluate") and shape:
+        half = made.asked.gpus > 0
+        yield f"memory of a rank: {_size(shape.parameters * (BF16 if half else FP32))} of weights, and its batch"
+
+
+def _ranks(made: Batch) -> Iterator[str]:
+    """What each rank finds in its environment."""
+    nodes, each = made.asked.nodes, made.asked.ranks_per_node
+    yield f"ranks: {nodes * each} = {nodes} nodes x {each}"
+    threads = max(1, made.asked.cpus // each)
+    yield (
+        f"every rank: WORLD_SIZE={nodes * each} LOCAL_WORLD_SIZE={each} OMP_NUM_THREADS={threads} "
+        "MASTER_ADDR=<the job's first node> MASTER_PORT=<from the job's id>"
+    )
+    for node in range(nodes):
+        first, last = node * each, node * each + each - 1
+        if each == 1:
+            yield f"rank {first}: GROUP_RANK={node} RANK={first} LOCAL_RANK=0"
+        else:
+            yield f"ranks {first} to {last}: GROUP_RANK={node} RANK={first}..{last} LOCAL_RANK=0..{each - 1}"
+
+
+def _training(
+    chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any], shape: Shape | None, ranks: int
+) -> Iterator[str]:
+    loop = LoopSettings(**known["loop"])
+    micro, accumulation = loop.split(ranks)
+    yield f"effective batch: {loop.batch} = {micro} samples x {accumulation} micro steps x {ranks} ranks" + (
+        "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
+    )
+    samples, of = _samples(chosen, step)
+    if loop.steps:
+        yield f"steps: {loop.steps}"
+    elif samples:
+        yield f"steps: {loop.total(samples)} = {loop.epochs:g} epochs of {_about(samples)} {of} / {loop.batch}"
+    else:
+        yield f"steps: {loop.epochs:g} epochs of {of} / {loop.batch}; how many {of} is not known yet"
+    half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
+    yield f"DeepSpeed: {json.dumps(_deepspeed(loop, known, micro, accumulation, half), sort_keys=True)}"
+    kind, width = ADAPTER[step.stage], BF16 if half else FP32
+    zero = None
+    if shape is not None:
+        trained = shape.adapter(kind, known["lora"]["r"])
+        frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
+        zero = Zero2.of(frozen, trained, ranks, width=width)
+        if ranks > 1:
+            yield f"network: each rank sends {_size(zero.traffic)} a step"
+    if "dry_run" in known:
+        # the command knows best what it takes
+        yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
+    elif zero is None:
+        yield f"memory: not known, the shape of {known['model']['name']} is not on this machine"
+    else:
+        yield (
+            f"memory of a rank: {_size(zero.memory)} = {_size(zero.weights)} weights ({frozen / 1e9:.3g} B frozen, "
+            f"{trained / 1e6:.3g} M trained) + {_size(zero.gradients)} gradients + {_size(zero.optimizer)} optimizer, "
+            "and activations"
+        )
+        times = math.ceil(loop.total(samples or 0) / loop.save_every) if samples or loop.steps else None
+        writes = "" if times is None else f", written {times} times"
+        yield f"bytes: a checkpoint is {_size(checkpoint_bytes(trained))}{writes}, {loop.keep} are kept"
+
+
+def _deepspeed(
+    loop: LoopSettings, known: Mapping[str, Any], micro: int, accumulation: int, half: bool
+) -> dict[str, Any] | str:
+    try:
+        from lavic.train.engine import read_json, zero2_config
+    except ModuleNotFoundError as error:
+        return f"not shown, {error.name} is not installed here"
+    extra = read_json(Path(known["deepspeed"]) if known.get("deepspeed") else None)
+    return zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
+
+
+def _samples(chosen: PipelineSettings, step: Step) -> tuple[int | None, str]:
+    """How many samples a training stage has, where that is known, and what they are."""
+    if step.stage == "distill":
+        return _photos(chosen, "train"), "photos"
+    file = chosen.conversations.train
+    if file is None or not file.is_file():
+        return None, "conversations"
+    with file.open("rb") as lines:
+        return sum(1 for _ in lines), "conversations"
+
+
+def _photos(chosen: PipelineSettings, name: str) -> int | None:
+    """Photos of the set that a step's name ends in: as its manifest says, else as expected."""
+    split = name.rpartition("-")[2]
+    if split not in ("train", "valid"):
+        return None
+    try:
+        return Manifest.load(Layout(chosen.out).shards(split), check=False).samples
+    except DataError:
+        expected: int | None = getattr(chosen.photos, split).expected
+        return expected
+
+
+def _about(count: int | None) -> str:
+    return "not known yet; photos.SET.expected says about how many" if count is None else f"{count:,}"
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}" if count < 999.5 else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError

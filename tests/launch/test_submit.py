@@ -1,0 +1,303 @@
+"""What `lavic submit` would hand to SLURM, and what it makes of what SLURM says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import lavic.slurm
+from lavic.cli import main
+from lavic.config import parse
+from lavic.data.manifest import digest_manifest
+from lavic.errors import ConfigError
+from lavic.launch.pipeline import PipelineSettings
+from lavic.launch.situation import last_error
+from lavic.launch.steps import choose, plan
+from lavic.launch.words import typed
+from tests.sets import write_set
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+ORDER = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
+ORDER += ["distill", "embed", "tune", "evaluate"]
+
+
+def pipeline(**more) -> PipelineSettings:
+    photos = {"train": {"items": ["a.json"]}, "valid": {"items": ["b.jsonl"], "described": True}}
+    talks = {"train": "t.jsonl", "valid": "v.jsonl", "test": ["e.jsonl"]}
+    return PipelineSettings(**{"out": "out", "photos": photos, "conversations": talks, **more})
+
+
+# -- The dry run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pipeline-mini", "pipeline-7b"])
+def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
+    """`LAVIC_GOLDEN=write` writes the files anew: then read their difference."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAVIC_VENV", "/venv")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["submit", "--config", name, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    scripts = Path(next(iter(lavic.slurm.__path__)))
+    for script in (*scripts.glob("*.sbatch"), *scripts.glob("*.sh")):
+        text = script.read_text().rstrip()
+        said = said.replace(text, "(the file)")
+    neutral = said.replace(str(tmp_path), "HERE").replace(str(scripts), "SLURM")
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get("LAVIC_GOLDEN") == "write":
+        golden.write_text(neutral)
+    assert neutral == golden.read_text()
+    assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == 8
+    assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
+
+
+# -- Steps ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_step_follows_what_it_reads():
+    steps = plan(pipeline())
+    assert [step.name for step in steps] == ORDER
+    needs = {step.name: step.needs for step in steps}
+    assert needs == {
+        "crawl-train": (),
+        "crawl-valid": ("crawl-train",),
+        "verify-train": ("crawl-train",),
+        "verify-valid": ("crawl-valid",),
+        "describe-train": ("verify-train",),
+        "distill": ("describe-train", "verify-valid"),
+        "embed": ("distill",),
+        "tune": ("embed",),
+        "evaluate": ("tune",),
+    }
+
+
+def test_without_the_stages_that_only_add_the_others_wait_for_the_crawl():
+    steps = plan(pipeline(stages=["crawl", "distill"]))
+    assert {step.name: step.needs for step in steps if step.chosen}["distill"] == ("crawl-valid",)
+
+
+def test_only_and_from():
+    chosen = pipeline(only=["tune", "crawl"])
+    assert [step.name for step in choose(plan(chosen), chosen)] == ["crawl-train", "crawl-valid", "tune"]
+    chosen = parse(PipelineSettings, ["--config", "pipeline-mini", "--from", "embed"], command="submit")
+    assert [step.name for step in choose(plan(chosen), chosen)] == ["embed", "tune", "evaluate"]
+    with pytest.raises(ConfigError, match="--only crawl: not in this pipeline's stages"):
+        chosen = pipeline(stages=["tune"], only=["crawl"])
+        choose(plan(chosen), chosen)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"photos": {}}, r"photos.train.items is missing"),
+        ({"conversations": {"train": "t", "valid": "v"}}, r"conversations.test is missing"),
+        ({"conversations": {"train": "t", "test": ["v"]}}, r"conversations.valid is missing"),
+        ({"tune": {"settings": {"out": "elsewhere"}}}, r"tune.settings.out: the pipeline fills that in"),
+        ({"tune": {"config": "tune-mimi"}}, r"did you mean tune-mini"),
+        ({"out": "a\\b"}, r"SLURM cannot write logs below"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_queued(more, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(pipeline(**more))
+
+
+def test_a_time_that_yaml_takes_for_a_number_is_refused(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("out: x\ntune: {time: 12:00:00}\n")
+    with pytest.raises(ConfigError, match="put the time in quotes"):
+        parse(PipelineSettings, ["--config", str(file)], command="submit")
+
+
+def test_values_become_words_that_need_no_shell():
+    values = {"a_b": {"c": 1, "d": True, "e": False}, "f": ["x y", "$(z)"], "g": None, "h": {"i": [[1, "a"]]}}
+    words = ["--a-b.c", "1", "--a-b.d", "--a-b.no-e", "--f", "x y", "$(z)", "--g", "None", "--h.i", '[1, "a"]']
+    assert list(typed(values)) == words
+
+
+# -- Submitting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
+    """A folder with the inputs of `pipeline-mini`, and programs that take jobs and never run them."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "squeue", "sacct"):
+        text = (HERE / "slurm_double.py").read_text()
+        (programs / name).write_text(f"#!{sys.executable}\n{text}")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()
+    for name in ("item2meta_train.json", *(f"{n}.jsonl" for n in ("item2meta_valid", "train", "valid"))):
+        (tmp_path / "mini" / name).touch()
+    for name in ("test", "test_combinations"):
+        (tmp_path / "mini" / f"{name}.jsonl").touch()
+    return tmp_path
+
+
+def submit(*words: str) -> int:
+    return main(["submit", "--config", "pipeline-mini", "--tracking.no-mlflow", *words])
+
+
+def jobs(cluster: Path) -> list[dict]:
+    return json.loads((cluster / "bin" / "book.json").read_text())["jobs"]
+
+
+def book(cluster: Path, **changes) -> None:
+    file = cluster / "bin" / "book.json"
+    now = json.loads(file.read_text()) if file.exists() else {"jobs": [], "refuse": "", "mute": False}
+    file.write_text(json.dumps(now | changes))
+
+
+def end(cluster: Path, number: int, state: str, reason: str = "None") -> None:
+    """What SLURM would do: a job ends so, and if not well those after it are cancelled."""
+    now = jobs(cluster)
+    now[number - 1] |= {"state": state, "reason": reason}
+    if state != "COMPLETED":
+        for job in now[number:]:
+            job |= {"state": "CANCELLED", "reason": "DependencyNeverSatisfied"}
+    book(cluster, jobs=now)
+
+
+def test_the_chain_is_queued_once(cluster, capsys):
+    assert submit() == 0
+    after = [next((w for w in job["words"] if w.startswith("--dependency")), "") for job in jobs(cluster)]
+    ids = ["", "1", "1", "2", "3", "5:4", "6", "7", "8"]
+    assert after == [f"--dependency=afterok:{i}" if i else "" for i in ids]
+    assert all("--kill-on-invalid-dep=yes" in job["words"] for job in jobs(cluster))
+    assert all(job["env"]["LAVIC_LOGS"] == str(cluster / "pipeline-mini" / "logs") for job in jobs(cluster))
+    capsys.readouterr()
+    assert submit() == 0
+    assert len(jobs(cluster)) == len(ORDER)
+    said = capsys.readouterr().out
+    assert said.count("waiting, job") == len(ORDER) and "nothing to submit" in said
+
+
+def test_a_failure_is_told_with_its_line_and_the_next_call_goes_on_from_there(cluster, capsys):
+    assert submit() == 0
+    out = cluster / "pipeline-mini"
+    write_set(out / "shards" / "train", [])
+    write_set(out / "shards" / "valid", [])
+    for split in ("train", "valid"):
+        receipt = {"manifest": digest_manifest(out / "shards" / split)}
+        (out / "shards" / f"{split}.verified.json").write_text(json.dumps(receipt))
+    for number in range(1, 6):
+        end(cluster, number, "COMPLETED")
+    (out / "logs" / "distill-6.log").write_text("Traceback\nlavic distill: error: no more disk [rank 1]\nerror: srun\n")
+    end(cluster, 6, "FAILED", "NonZeroExitCode")
+    capsys.readouterr()
+    assert main(["submit", "status", str(out), "--json"]) == 1
+    told = {row["step"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert [told[name]["state"] for name in ORDER] == ["done"] * 5 + ["failed"] + ["cancelled"] * 3
+    assert told["distill"]["why"] == "lavic distill: error: no more disk [rank 1]"
+    assert told["evaluate"]["why"] == "distill failed: lavic distill: error: no more disk [rank 1]"
+    # without accounting SLURM forgets; the pipeline does not
+    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
+    assert main(["submit", "status", str(out)]) == 1
+    assert "embed, tune, evaluate: cancelled: distill failed: lavic distill: error" in capsys.readouterr().out
+
+    assert submit() == 0
+    assert [job["words"][1] for job in jobs(cluster)[9:]] == [f"--job-name=lavic-{name}" for name in ORDER[5:]]
+    assert not any(word.startswith("--dependency") for word in jobs(cluster)[9]["words"])
+
+
+def test_a_job_that_slurm_forgot_before_it_was_asked_for(cluster, capsys):
+    assert submit() == 0
+    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
+    capsys.readouterr()
+    assert main(["submit", "status", "pipeline-mini"]) == 1
+    said = capsys.readouterr().out
+    assert "crawl-train: failed: SLURM has forgotten the job" in said
+    assert "evaluate: cancelled: crawl-train failed" in said
+
+
+def test_a_silent_controller_queues_nothing_and_status_tells_what_it_knew(cluster, capsys):
+    assert submit() == 0
+    book(cluster, mute=True)
+    assert submit() == 2
+    assert len(jobs(cluster)) == len(ORDER)
+    assert main(["submit", "status", "pipeline-mini"]) == 0
+    said = capsys.readouterr()
+    assert "as last seen, for now: squeue does not answer" in said.err
+    assert "open" not in said.out
+
+
+def test_what_sbatch_would_refuse_queues_nothing(cluster, capsys):
+    book(cluster, refuse="--partition=nix")
+    assert submit("--evaluate.partition", "nix") == 2
+    assert jobs(cluster) == []
+    assert "evaluate: sbatch would refuse: sbatch: error: invalid partition" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "tune"], "tune needs embed, which is not done"),
+        (["--conversations.train", "gone.jsonl"], "gone.jsonl: no such file"),
+        (["--photos.train.items", "gone/*.jsonl"], "gone/*.jsonl: no such file"),
+        (["--distill.nodes", "3"], "distill: --loop.batch 32 cannot be shared by 3 processes"),
+        (["--tune.settings", "{loop: {stpes: 3}}"], "tune: unknown flag --loop.stpes; did you mean --loop.steps?"),
+        (["--embed.settings", "{batch: many}"], "embed: --batch"),
+        (["--slurm.scripts", "mini"], "slurm.scripts mini: has no "),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_job(cluster, capsys, words, message):
+    assert submit(*words) == 2
+    assert message in capsys.readouterr().err
+    assert not (cluster / "bin" / "book.json").exists()
+
+
+NASTY = "a $(touch pwned) `touch pwned` ; touch pwned & 'x' \"y\" %j * \nz.json"
+
+
+def test_names_never_reach_a_shell(cluster):
+    """Not the pipeline's folder, not a catalogue's file, not a test's name: each arrives as the one word that it is."""
+    shutil.copy(cluster / "mini" / "item2meta_train.json", cluster / NASTY)
+    folder = NASTY.replace("\n", "").replace(".json", "")
+    assert submit("--out", folder, "--photos.train.items", NASTY, "--conversations.test", f"x y={NASTY}") == 0
+    first, last = jobs(cluster)[0]["words"], jobs(cluster)[-1]["words"]
+    assert first[first.index("--items") + 1] == str(cluster / NASTY)
+    assert first[first.index("--out") + 1] == str(cluster / folder / "shards" / "train")
+    assert last[last.index("--test") + 1] == f"x y={cluster / NASTY}"
+    log = next(word for word in first if word.startswith("--output="))
+    # SLURM puts things in the place of %j; a name's own % is doubled
+    assert log == f"--output={cluster}/{folder.replace('%j', '%%j')}/logs/crawl-train-%j.log"
+    assert json.loads((cluster / folder / "jobs.json").read_text())["steps"]["crawl-train"]["log"].endswith(
+        f"{folder}/logs/crawl-train-1.log"
+    )
+    assert not list(cluster.rglob("pwned"))
+
+
+def test_two_submissions_at_once(cluster):
+    from lavic.launch.jobs import held
+
+    with held(cluster / "pipeline-mini"):
+        assert submit() == 2
+    assert not (cluster / "bin" / "book.json").exists()
+
+
+def test_status_of_no_pipeline(tmp_path, capsys):
+    assert main(["submit", "status", str(tmp_path)]) == 2
+    assert "no pipeline.yaml" in capsys.readouterr().err
+
+
+def test_the_line_that_says_why(tmp_path):
+    log = tmp_path / "x.log"
+    assert last_error(log) == ""
+    log.write_text("one\ntwo\n")
+    assert last_error(log) == "two"
+    log.write_text("one\nslurmstepd: error: *** JOB 12 ON n1 CANCELLED AT now DUE TO TIME LIMIT ***\ntwo\n")
+    assert "DUE TO TIME LIMIT" in last_error(log)
+    log.write_text("[n1] lavic tune: error: no such thing\nRuntimeError: rank 1\nsrun: error: n1: exit 2\n")
+    assert last_error(log) == "lavic tune: error: no such thing"
+    log.write_text("rank 1 on n2 was ended by SIGKILL\nsrun: error: n2: task 0: exited with exit code 137\nfailed\n")
+    assert last_error(log) == "rank 1 on n2 was ended by SIGKILL"

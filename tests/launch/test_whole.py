@@ -1,0 +1,88 @@
+"""A step is done by what stands in its folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lavic.data.descriptions import descriptions_path, write_descriptions
+from lavic.data.manifest import digest_manifest
+from lavic.data.shards import Sample
+from lavic.journal import Journal
+from lavic.launch.steps import Step
+from lavic.launch.whole import is_whole, progress
+from tests.sets import write_set
+
+
+def step(stage: str, place: Path) -> Step:
+    return Step(stage, stage, (), (), place)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(out, "JPEG")
+    samples = [Sample.of(item_id=f"B{n}", n=0, jpg=out.getvalue(), title="x", width=16, height=16) for n in range(3)]
+    return write_set(tmp_path / "train", samples, photos_per_shard=2).folder
+
+
+def test_a_set(shards: Path) -> None:
+    assert is_whole(step("crawl", shards))
+    (shards / "photos-train-000001.tar").unlink()
+    assert not is_whole(step("crawl", shards))
+    assert not is_whole(step("crawl", shards.parent / "valid"))
+
+
+def test_a_receipt_of_an_older_set_is_none(shards: Path) -> None:
+    receipt = shards.parent / "train.verified.json"
+    assert not is_whole(step("verify", receipt))
+    receipt.write_text(json.dumps({"manifest": digest_manifest(shards)}))
+    assert is_whole(step("verify", receipt))
+    (shards / "manifest.json").write_text((shards / "manifest.json").read_text() + "\n")
+    assert not is_whole(step("verify", receipt))
+    receipt.write_text("{")
+    assert not is_whole(step("verify", receipt))
+
+
+def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
+    described = step("describe", shards)
+    tars = sorted(shards.glob("*.tar"))
+    row = {"key": "B0_0", "text": "red", "model": "m", "prompt": "1"}
+    write_descriptions(tars[0], [row])
+    assert not is_whole(described) and progress(described) == "1 of 2 shards"
+    write_descriptions(tars[1], [row])
+    assert is_whole(described) and progress(described) == "2 of 2 shards"
+    later = descriptions_path(tars[0]).stat().st_mtime + 10
+    os.utime(tars[0], (later, later))
+    assert not is_whole(described), "packed anew: it may hold photos that nobody described"
+
+
+@pytest.mark.parametrize(
+    ("stage", "mark"),
+    [("distill", "result.json"), ("embed", "manifest.json"), ("tune", "result.json"), ("evaluate", "results.json")],
+)
+def test_the_last_file_of_a_stage(stage: str, mark: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert not is_whole(step(stage, tmp_path))
+    (tmp_path / mark).write_text("{}")
+    assert is_whole(step(stage, tmp_path))
+
+
+def test_progress_is_the_end_of_the_journal(tmp_path: Path) -> None:
+    run = step("distill", tmp_path)
+    assert progress(run) == ""
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.event("start")
+    assert progress(run) == ""
+    for number in range(2000):
+        journal.log(number, loss=1 / (number + 1), text="x" * 50)
+    journal.log(1999, valid_loss=0.25)
+    journal.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2000, "lo')
+    assert progress(run) == "step 1999, loss 0.0005, valid_loss 0.25"

@@ -1,0 +1,127 @@
+"""`lavic submit` on a real SLURM of two nodes: the whole miniature pipeline, called twice, and a stage that fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lavic.mini.catalog import CatalogueSize, write_catalogue
+from lavic.mini.serve import PhotoServer
+from tests.slurm.cluster import Slurm, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.ray]
+
+SIZE = CatalogueSize(
+    train_items=150,
+    heldout_items=40,
+    combination_items=40,
+    train_conversations=64,
+    valid_conversations=8,
+    test_conversations=8,
+)
+NASTY = "mini/it's $(touch pwned) `touch pwned`; *.jsonl"
+"""A catalogue's name that a shell would act on."""
+FEW = "{loop: {steps: 4, save_every: 2, eval_every: 0}}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where somebody sits who submits pipelines."""
+
+    slurm: Slurm
+    folder: Path
+
+    def lavic(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`lavic WORDS` in the folder."""
+        venv = {"LAVIC_VENV": sys.prefix, "LAVIC_PYTHON": sys.executable, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        env = {**self.slurm.env, **venv, "LAVIC_PREFLIGHT": "0"}
+        words = (sys.executable, "-m", "lavic", *words)
+        return subprocess.run(words, env=env, cwd=self.folder, capture_output=True, text=True, timeout=240)
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`lavic submit` of the miniature with few steps."""
+        few = ("--distill.settings", FEW, "--tune.settings", FEW, "--tracking.uri", f"sqlite:///{self.folder}/m.db")
+        return self.lavic(
+            "submit", "--config", "pipeline-mini", "--out", "a run", "--photos.valid.items", NASTY, *few, *words
+        )
+
+    def status(self) -> dict[str, dict[str, str]]:
+        """What `lavic submit status` says, by step."""
+        done = self.lavic("submit", "status", "a run", "--json")
+        return {row["step"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+    def ended(self) -> bool:
+        """Whether no job of ours is left."""
+        return not self.slurm.run("squeue", "--noheader").stdout.strip()
+
+    @property
+    def logs(self) -> str:
+        """The ends of all logs."""
+        files = sorted((self.folder / "a run" / "logs").glob("*.log"))
+        return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
+
+
+@pytest.fixture(scope="module")
+def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A drawn catalogue whose photos are served, and the pipeline run on it once."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "mini" / "images").mkdir(parents=True)
+    with PhotoServer(folder / "mini" / "images") as server:
+        write_catalogue(folder / "mini", base_url=server.url, size=SIZE, seed=0)
+        (folder / "mini" / "item2meta_valid.jsonl").rename(folder / NASTY)
+        site = Site(slurm, folder)
+        done = site.submit()
+        assert done.returncode == 0, done.stderr
+        wait_for(site.ended, 900, "the pipeline")
+        yield site
+
+
+def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(site: Site) -> None:
+    told = site.status()
+    assert {row["state"] for row in told.values()} == {"done"}, site.logs
+    assert [row["slurm"] for row in told.values()] == ["COMPLETED"] * 9
+    assert re.fullmatch(r"hit rate \d\.\d+", told["evaluate"]["progress"])
+    assert (site.folder / "a run" / "evaluation" / "report.html").is_file()
+
+    again = site.submit()
+    assert again.returncode == 0, again.stderr
+    assert re.findall(r"^\S+ +done$", again.stdout, re.M) and again.stdout.count(" done") == 9
+    assert "nothing to submit" in again.stdout and site.ended()
+    assert not list(site.folder.rglob("pwned"))
+
+
+def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{site.folder}/m.db")
+    experiment = client.get_experiment_by_name("lavic-mini")
+    assert experiment is not None
+    runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop("a run")
+    assert parent.info.status == "FINISHED"
+    assert {"crawl-train", "crawl-valid", "distill", "tune", "evaluate"} <= runs.keys()
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+
+
+def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_why(site: Site) -> None:
+    result = site.folder / "a run" / "runs" / "tune" / "result.json"
+    for gone in (result, site.folder / "a run" / "evaluation" / "results.json"):
+        gone.unlink()
+    (site.folder / "bad.jsonl").write_text('{"context": 3}\n')
+    done = site.submit("--conversations.train", "bad.jsonl")
+    assert done.returncode == 0, done.stderr
+    wait_for(site.ended, 300, "the jobs' end")
+    told = site.status()
+    assert [told[name]["state"] for name in ("embed", "tune", "evaluate")] == ["done", "failed", "cancelled"], site.logs
+    assert re.match(r"lavic tune: error: .*bad\.jsonl:1", told["tune"]["why"])
+    assert told["evaluate"]["why"] == f"tune failed: {told['tune']['why']}"
+    assert (told["tune"]["slurm"], told["evaluate"]["slurm"]) == ("FAILED", "CANCELLED")
+    shown = site.lavic("submit", "status", "a run")
+    assert shown.returncode == 1 and f"tune: failed: {told['tune']['why']}" in shown.stdout
