@@ -195,6 +195,9 @@ class Share(World):
         self.noted.append(value)
         return value.clone()
 
+    def agree(self, flag: bool) -> bool:
+        return flag
+
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_a_validation_does_not_depend_on_ranks_and_batch(ground: Ground, ranks: int) -> None:

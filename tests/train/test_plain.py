@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lavic.cli import main
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import ShardDataset
 from lavic.model.adapters import add_adapter, merge_adapter, save_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.shards import embed
+from lavic.shards.embed import EmbedSettings
 from lavic.train.tasks import DistillData, DistillTask, TeacherTask, TuneData, TuneTask
-from lavic.world import free_port
+from lavic.world import World, free_port
 from tests.train.conftest import curve
 from tests.train.ground import KEY, PINPOINTS, Ground
 from tests.train.plain import PlainLavic, adamw_step, read_choices, read_photos
@@ -63,9 +64,8 @@ def released(ground: Ground, folder: Path) -> tuple[Path, Path]:
     model = add_adapter(backbone, "vision", LORA)
     awaken(model)
     save_adapter(model, folder / "vision", backbone, "vision")
-    words = ["embed", "--model.name", settings.name, "--model.views", "lavic", "--precision", "float32"]
-    words += ["--shards", str(ground.photos), "--adapter", str(folder / "vision"), "--out", str(folder / "store")]
-    assert main(words) == 0
+    chosen = EmbedSettings(model=settings, shards=[ground.photos], precision="float32", out=folder / "store")
+    assert embed.run(chosen, World(), [ShardDataset(ground.photos, descriptions=None)], folder / "vision") == 0
     store = ItemStore.open(folder / "store")
     assert min(store.count(item) for item in store.ids) < max(store.count(item) for item in store.ids)
     return folder / "vision", folder / "store"
