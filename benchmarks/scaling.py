@@ -61,7 +61,7 @@ RATES = {
 """What everything is computed from."""
 
 EPOCHS = 5
-"""Of stage 1, as in configs/distill-7b.yaml."""
+"""Of stage 1, as in configs/distill-7b-8gpu.yaml."""
 BATCH = {"distill": 32, "tune": 16}
 """Samples of a step, as in the configs."""
 DESCRIBED_AT_ONCE = 8

@@ -90,7 +90,8 @@ class Rank:
             text=True,
         )
         assert self._process.stdout
-        yield from self._process.stdout
+        while line := self._process.stdout.readline():  # Ray sends into its generators, which a file does not take
+            yield line
         code = self._process.wait()
         yield 128 - code if code < 0 else code
 

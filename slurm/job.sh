@@ -70,28 +70,36 @@ until_done() {
 
 # look KIND COMMAND ...: ends the job, naming the bad node, where one cannot do its part. KIND: ranks, ray or cpu.
 look() {
-  local kind=$1 word nodes addresses='' data=() prefix=() more=() seen=$LAVIC_LOGS/.seen-$SLURM_JOB_ID
+  local kind=$1 word nodes addresses='' data=() prefix=() more=() port=$RDZV_PORT
+  local seen=$LAVIC_LOGS/.seen-$SLURM_JOB_ID
   shift
   ((LAVIC_PREFLIGHT)) || return 0
+  if [[ $kind == ray ]]; then port=$RAY_PORT; fi
   nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd' ')
   for word in $nodes; do addresses+=" $(address_of "$word")"; done
   for word in "${@:2}"; do if [[ -e $word ]]; then data+=("$word"); fi; done
   read -ra prefix <<<"$LAVIC_PREFIX"
   read -ra more <<<"$LAVIC_SRUN"
   : >"$seen"
-  # The nodes say what they find, one process on the first judges. A node that hangs is one that says nothing.
+  # The nodes say what they find, one process on the first judges, and only its verdict counts. A node that hangs is one
+  # that says nothing.
+  code=0
   # shellcheck disable=SC2086
-  timeout --kill-after=10 $((LAVIC_PREFLIGHT + 10)) \
-    srun --job-name=look --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    --kill-on-bad-exit=0 --wait=0 ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
-    "$LAVIC_PYTHON" -m lavic preflight --probe --kind "$kind" --nodes $nodes --addresses $addresses --port "$RDZV_PORT" \
-    --gpus "${SLURM_GPUS_ON_NODE:-0}" --ranks "$RANKS_PER_NODE" --within "$LAVIC_PREFLIGHT" --seen "$seen" \
-    ${data[@]+--data "${data[@]}"} </dev/null |
-    srun --job-name=judge --overlap --nodes=1 --ntasks=1 --nodelist="$first_node" \
-      ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
-      "$LAVIC_PYTHON" -m lavic preflight --read --nodes $nodes --within "$LAVIC_PREFLIGHT" && code=0 || code=$?
+  (
+    set +o pipefail
+    timeout --kill-after=10 $((LAVIC_PREFLIGHT + 10)) \
+      srun --job-name=look --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+      --kill-on-bad-exit=0 --wait=0 ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
+      "$LAVIC_PYTHON" -m lavic preflight --probe --kind "$kind" --nodes $nodes --addresses $addresses --port "$port" \
+      --gpus "${SLURM_GPUS_ON_NODE:-0}" --ranks "$RANKS_PER_NODE" --within "$LAVIC_PREFLIGHT" --seen "$seen" \
+      ${data[@]+--data "${data[@]}"} </dev/null |
+      srun --job-name=judge --overlap --nodes=1 --ntasks=1 --nodelist="$first_node" \
+        ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
+        "$LAVIC_PYTHON" -m lavic preflight --read --nodes $nodes --within "$LAVIC_PREFLIGHT"
+  ) || code=$?
   rm -f "$seen"
   if ((code)); then finish 1; fi
+  if ((asked)); then finish 75; fi # meanwhile told to stop: nothing is lost by not starting
 }
 
 # -- The three ways of starting a command -----------------------------------------------------------------------------
