@@ -36,6 +36,8 @@ class Slow(http.server.BaseHTTPRequestHandler):
     """Takes everything, late, and answers as an MLflow server with one experiment and one run would."""
 
     delay = 3.0
+    place = ""
+    """Where artifacts go, as an address."""
     answers = 0
     protocol_version = "HTTP/1.1"
 
@@ -44,6 +46,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
         time.sleep(self.delay)
         type(self).answers += 1
         info = {"run_id": "1" * 32, "experiment_id": "1", "status": "RUNNING", "lifecycle_stage": "active"}
+        info["artifact_uri"] = self.place
         experiment = {"experiment_id": "1", "name": "lavic", "lifecycle_stage": "active"}
         body = json.dumps({"experiment": experiment, "run": {"info": info, "data": {}}}).encode()
         self.send_response(200)
@@ -61,6 +64,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, list[str]]]:
     """The ways to track, as words for `lavic tune`."""
+    Slow.place = (folder / "artifacts").as_uri()
     slow = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=slow.serve_forever, daemon=True).start()
     with socket.socket() as dead:
