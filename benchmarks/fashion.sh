@@ -4,8 +4,8 @@
 #   benchmarks/fashion.sh [DATA [OUT]]
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. Not yet run to its
-# end with these settings: docs/benchmarks.md has what an earlier run gave.
+# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. Its two controls
+# have not been run to their end yet: docs/benchmarks.md has what the rest gave.
 # Run the same line again after a stop: what is done is not done again (a pretraining that was stopped starts anew).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
