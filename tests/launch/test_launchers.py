@@ -112,7 +112,7 @@ def test_distill_is_the_same(start: Start, ground: Ground, reference: Path, tmp_
 
 
 def test_tune_is_the_same(ground: Ground, reference: Path, tmp_path: Path) -> None:
-    by_deepspeed(words("tune", ground, tmp_path / "run"), tmp_path)
+    by_torchrun(words("tune", ground, tmp_path / "run"), tmp_path)
     same_run(tmp_path / "run", reference / "tune", "language_adapter")
 
 
