@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavic.launch.sizes import SHAPES, VIEWS, Zero2, checkpoint_bytes
+from lavic.yamlfile import YamlFile, find_config
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
@@ -61,10 +62,11 @@ RATES = {
 }
 """What everything is computed from."""
 
-EPOCHS = 5
-"""Of stage 1, as in configs/distill-7b-8gpu.yaml."""
-BATCH = {"distill": 32, "tune": 16}
-"""Samples of a step, as in the configs."""
+LOOPS = {stage: YamlFile.read(find_config(f"{stage}-7b-8gpu")).values["loop"] for stage in ("distill", "tune")}
+"""How the stages are trained, as in configs/."""
+EPOCHS = int(LOOPS["distill"]["epochs"])
+BATCH = {stage: loop["batch"] for stage, loop in LOOPS.items()}
+"""Samples of a step."""
 DESCRIBED_AT_ONCE = 8
 SHARD = 5000
 """Photos of a shard, as in configs/crawl-amazon-2023.yaml."""
