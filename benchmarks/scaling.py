@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavic.launch.sizes import SHAPES, VIEWS, Zero2, checkpoint_bytes
+from lavic.yamlfile import YamlFile, find_config
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
@@ -45,6 +46,7 @@ RATES = {
     "description": Rate(600, "bytes of a description", "assumed: 110 words"),
     "item": Rate(100, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters"),
     "key": Rate(69, "bytes of a photo's key in a list in memory", "computed: CPython, `B000000000_0` and a pointer"),
+    "look": Rate(0.0001, "seconds to read a hundred bytes somewhere in a set", "assumed: a shared disk that is awake"),
     "tries": Rate(1.03, "requests for each photo", "assumed: three of a hundred are asked for once more"),
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
@@ -60,10 +62,11 @@ RATES = {
 }
 """What everything is computed from."""
 
-EPOCHS = 5
-"""Of stage 1, as in configs/distill-7b-8gpu.yaml."""
-BATCH = {"distill": 32, "tune": 16}
-"""Samples of a step, as in the configs."""
+LOOPS = {stage: YamlFile.read(find_config(f"{stage}-7b-8gpu")).values["loop"] for stage in ("distill", "tune")}
+"""How the stages are trained, as in configs/."""
+EPOCHS = int(LOOPS["distill"]["epochs"])
+BATCH = {stage: loop["batch"] for stage, loop in LOOPS.items()}
+"""Samples of a step."""
 DESCRIBED_AT_ONCE = 8
 SHARD = 5000
 """Photos of a shard, as in configs/crawl-amazon-2023.yaml."""
@@ -197,12 +200,14 @@ def limits_table() -> Iterator[Sequence[str]]:
     shards = [f"{math.ceil(n / SHARD):,}" for n in ITEMS]
     flight = HOST_RATES[1] * rate("answer")
     keys = [size(n * rate("key")) for n in ITEMS]
+    looks = [span(n * rate("look")) for n in ITEMS]
     yield "", *(count(n) for n in ITEMS), "what stops it"
     yield "`crawl`: requests in flight", *([f"{flight:.0f}"] * len(ITEMS)), f"{HOST_RATES[1]} a second to the one host"
     yield "`describe`, `embed`: ranks", *shards, "a rank takes whole shards"
     yield "`distill`: ranks", *([str(BATCH["distill"])] * len(ITEMS)), "each takes a sample of the batch"
     yield "`tune`: ranks", *([str(BATCH["tune"])] * len(ITEMS)), "each takes a sample of the batch"
-    yield "keys in the memory of one process", *keys, "`verify`, and every rank that reads shards"
+    yield "`distill`, `embed`: keys in a rank's memory", *keys, "each rank knows the whole set's"
+    yield "`distill`, `embed`: reading them at the start", *looks, "a key stands in its sample alone"
 
 
 def simulation_table() -> Iterator[Sequence[str]]:
