@@ -108,7 +108,7 @@ class Lists(Drawn):
         return random.Random(~position).sample(range(ITEMS), self.candidates)
 
     def __getitem__(self, position: int) -> ListSample:
-        items = torch.stack([self.store[item] for item in self.listed(position)])
+        items = torch.cat([self.store[item] for item in self.listed(position)])
         return ListSample(str(position), self.example(position), items)
 
     def collate(self, samples: Sequence[ListSample]) -> ListBatch:
@@ -127,11 +127,12 @@ class Photos(Drawn):
 
     def __getitem__(self, position: int) -> PhotoSample:
         (jpg,) = self.photos(position)
-        return PhotoSample(str(position), self.example(position), self.cut(jpg), (SIDE, SIDE))
+        return PhotoSample(str(position), self.example(position), self.cut(jpg), (SIDE, SIDE), (2, 2), VIEWS)
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
-        views = torch.stack([sample.views for sample in samples])
-        return PhotoBatch(**self.named(samples), views=views, sizes=((SIDE, SIDE),) * len(samples))
+        count = len(samples)
+        shapes = {"sizes": ((SIDE, SIDE),) * count, "grids": ((2, 2),) * count, "shown": (VIEWS,) * count}
+        return PhotoBatch(**self.named(samples), views=torch.cat([sample.views for sample in samples]), **shapes)
 
     def photos(self, position: int) -> list[object]:
         return [self.jpgs[position % len(self.jpgs)]]

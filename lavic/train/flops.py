@@ -19,7 +19,7 @@ are left out, as is whatever is computed a second time to save memory: utilisati
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,15 +109,16 @@ class Work:
     """Whether a token looks at those before it only."""
 
     @classmethod
-    def of(cls, model: nn.Module, *, training: bool = True) -> Work:
+    def of(cls, model: nn.Module, *, training: bool = True, adapted: bool = True) -> Work:
         """Reads a model's linears.
 
         Args:
             model: A LlavaNext model, wrapped by PEFT or not, on any device, `meta` too; without its vision tower too.
             training: False counts forward passes only.
+            adapted: False leaves its adapter out.
         """
         llava = core(model)
-        linears = list(read_linears(model))
+        linears = [linear if adapted else replace(linear, rank=0, trained=False) for linear in read_linears(model)]
         first = min((linear.place for linear in linears if linear.trained), default=None) if training else None
         token = [0.0] * len(_PARTS)
         for linear in linears:
@@ -217,27 +218,28 @@ def measured_peak(device: torch.device, dtype: torch.dtype, *, side: int = 8192,
     return 2 * side**3 / min(start.elapsed_time(end) / 1000 for start, end in spans[1:])
 
 
-def counter(task: nn.Module, *, training: bool = True) -> Any:
-    """What a `Meter` asks: the operations of one batch of a task; None for a task without a LlavaNext model.
+def counter(task: nn.Module) -> Callable[[Any], float] | None:
+    """What a `Meter` asks of a stage in training: the operations of one batch, its backward pass included.
 
     Args:
-        task: A `DistillTask`, a `TuneTask` or a `TeacherTask`.
-        training: False counts forward passes only.
+        task: A `DistillTask` or a `TuneTask`; for others there is no answer.
     """
     model = getattr(task, "model", None)
     if model is None:
         return None
-    work = Work.of(model, training=training)
+    work, teaching = Work.of(model), Work.of(model, training=False, adapted=False)
+    vision = core(model).config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
 
     def flops(batch: Any) -> float:
-        views = getattr(batch, "views", None)
-        items = getattr(batch, "items", None)
-        photos = len(views) if views is not None else len(items) if items is not None else 0
-        return work.flops(
-            batch.lengths,
-            targets=sum(batch.targets),
-            views=VIEWS * photos if views is not None else 0,
-            photo_tokens=VIEWS * photos,
-        )
+        targets = sum(batch.targets)
+        if hasattr(batch, "shown"):
+            seen = sum(batch.shown)
+            total = work.flops(batch.lengths, targets=targets, views=seen, photo_tokens=seen)
+            if batch.whole_lengths:
+                every = len(batch.views)
+                total += teaching.flops(batch.whole_lengths, targets=targets, views=every, photo_tokens=every * patches)
+            return total
+        return work.flops(batch.lengths, targets=targets, photo_tokens=0 if batch.items is None else len(batch.items))
 
     return flops

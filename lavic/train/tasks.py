@@ -99,6 +99,8 @@ class PhotoBatch(TextBatch):
     """How many of each photo's views the student sees."""
     whole: Batch | None = None
     """For the teacher."""
+    whole_lengths: tuple[int, ...] = ()
+    """Tokens of each of the teacher's prompts."""
 
     def to(self, device: torch.device) -> PhotoBatch:
         whole = None if self.whole is None else self.whole.to(device)
@@ -209,34 +211,36 @@ class DistillData:
     def __getitem__(self, position: int) -> PhotoSample:
         photo = self.photos[self._index(position)]
         image = photo.image
-        shown, every = self._shown(position, image.size), count_tokens(self.geometry, image.size)
+        grid, shown, every = self._shape(position, image.size)
         example = self._example(photo.title, photo.text, shown if self.tokens == "cls" else every)
         whole = self._example(photo.title, photo.text, every) if self.teach else None
-        grid = self.geometry.grid(image.size)
         views = torch.from_numpy(self.geometry.cut(image))
         return PhotoSample(photo.key, example, views, image.size, grid, shown, whole)
 
     def length(self, position: int) -> int:
         """Tokens of the sample at a position; its photo is not read."""
         meta, text = self.photos.words(self._index(position))
-        size = (meta["width"], meta["height"])
-        tokens = self._shown(position, size) if self.tokens == "cls" else count_tokens(self.geometry, size)
+        _, shown, every = self._shape(position, (meta["width"], meta["height"]))
+        tokens = every if self.teach or self.tokens == "all" else shown
         return len(self._example(meta["title"], text, tokens).input_ids)
+
+    def _shape(self, position: int, size: tuple[int, int]) -> tuple[Grid, int, int]:
+        """Tiles of a photo, views that the student sees, and patch tokens where somebody asks for them."""
+        grid = self.geometry.grid(size)
+        shown = 1 + grid[0] * grid[1]
+        if self.nested:
+            shown = min(shown, random.Random(f"{self.seed}/{position}").choice(self.nested))
+        return grid, shown, count_tokens(self.geometry, size) if self.teach or self.tokens == "all" else 0
 
     def _index(self, position: int) -> int:
         return self.order.at(position) if self.order else position % len(self)
 
-    def _shown(self, position: int, size: tuple[int, int]) -> int:
-        """How many views stand for a photo."""
-        rows, columns = self.geometry.grid(size)
-        views = 1 + rows * columns
-        return min(views, random.Random(f"{self.seed}/{position}").choice(self.nested)) if self.nested else views
-
     def _example(self, title: str, text: str, tokens: int) -> Example:
         style = self.encoder.style
         try:
-            pieces = describe(title, tokens, style)
-            return self.encoder.example(pieces, text or None, max_length=self.max_length + tokens)
+            return self.encoder.example(
+                describe(title, tokens, style), text or None, max_length=self.max_length + tokens
+            )
         except DataError:
             return self.encoder.example(describe("", tokens, style), None)
 
@@ -249,6 +253,7 @@ class DistillData:
             grids=tuple(sample.grid for sample in samples),
             shown=tuple(sample.shown for sample in samples),
             whole=collate([s.whole for s in samples if s.whole], self.encoder.pad) if self.teach else None,
+            whole_lengths=tuple(len(s.whole.input_ids) for s in samples if s.whole),
         )
 
 
@@ -375,12 +380,11 @@ class TuneData:
         return len(self._example(*self._at(position)).input_ids)
 
     def _at(self, position: int) -> tuple[int, str, list[str], int | None]:
-        """Row, target, list, and how many tokens stand for an item."""
+        """A sample's conversation, right answer, list, and most tokens of an item."""
         row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
         choice = random.Random(f"{self.seed}/{position}")
         listed = self._list(self.conversations[row], target, choice)
-        most = choice.choice(self.tokens_per_item) if self.tokens_per_item else None
-        return row, target, listed, most
+        return row, target, listed, choice.choice(self.tokens_per_item) if self.tokens_per_item else None
 
     def _example(self, row: int, target: str, listed: Sequence[str], most: int | None) -> Example:
         return self.encoder.recommendation(
@@ -423,6 +427,6 @@ def _text(samples: Sequence[PhotoSample] | Sequence[ListSample], encoder: Encode
     return {
         "keys": tuple(sample.key for sample in samples),
         "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),
-        "lengths": tuple(sample.length for sample in samples),
+        "lengths": tuple(len(sample.example.input_ids) for sample in samples),
         "text": collate([sample.example for sample in samples], encoder.pad),
     }

@@ -83,10 +83,11 @@ def run(kind: str, lora: LoraSettings, loop: LoopSettings, layers: int, vision_l
     named = {"keys": ("",) * SAMPLES, "targets": (3,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
     text = Batch(ids, labels, torch.full((SAMPLES,), LENGTH))
     if kind == "vision":
-        views = torch.randn(SAMPLES, 5, 3, 56, 56)
-        batch = PhotoBatch(**named, text=text, views=views, sizes=((56, 56),) * SAMPLES)
+        views = torch.randn(SAMPLES * 5, 3, 56, 56)
+        shapes = {"sizes": ((56, 56),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "shown": (5,) * SAMPLES}
+        batch = PhotoBatch(**named, text=text, views=views, **shapes)
         return kept_by_autograd(DistillTask(made), batch)
-    items = torch.randn(SAMPLES * 2, 5, 48, dtype=torch.bfloat16)
+    items = torch.randn(SAMPLES * 2 * 5, 48, dtype=torch.bfloat16)
     return kept_by_autograd(TuneTask(made), ListBatch(**named, text=text, items=items))
 
 

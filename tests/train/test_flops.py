@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +16,7 @@ from lavic.model.backbone import Backbone
 from lavic.model.compress import cls_tokens
 from lavic.model.inputs import IGNORED, Batch
 from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.train.flops import Work, listed_peak
+from lavic.train.flops import Work, counter, listed_peak
 from lavic.train.tasks import DistillTask, ListBatch, PhotoBatch, TuneTask
 
 SAMPLES, LENGTH, TARGETS, PHOTOS = 3, 70, 4, 2
@@ -46,13 +48,14 @@ def text(backbone: Backbone, photos: int) -> Batch:
 
 def photo_batch(backbone: Backbone) -> PhotoBatch:
     size = backbone.geometry.size
-    views = torch.randn(SAMPLES, 5, 3, size, size)
+    views = torch.randn(SAMPLES * 5, 3, size, size)
     named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
-    return PhotoBatch(**named, text=text(backbone, 1), views=views, sizes=((size, size),) * SAMPLES)
+    shapes = {"sizes": ((size, size),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "shown": (5,) * SAMPLES}
+    return PhotoBatch(**named, text=text(backbone, 1), views=views, **shapes)
 
 
 def list_batch(backbone: Backbone) -> ListBatch:
-    items = torch.randn(SAMPLES * PHOTOS, 5, backbone.vision_width)
+    items = torch.randn(SAMPLES * PHOTOS * 5, backbone.vision_width)
     named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
     return ListBatch(**named, text=text(backbone, PHOTOS), items=items)
 
@@ -63,6 +66,29 @@ def counted(task, batch, *, backward: bool = True) -> int:
         if backward:
             losses.sum().backward()
     return counter.get_total_flops()
+
+
+def test_a_batch_tells_its_own_work(backbone: Backbone) -> None:
+    """As the loop asks, with fewer views of one photo, and with the teacher's pass over every patch."""
+    model = add_adapter(backbone, "vision", LoraSettings(r=3))
+    task, batch = DistillTask(model, top_k=4), photo_batch(backbone)
+    batch = replace(batch, shown=(5, 2, 5), text=text(backbone, 1))
+    batch.text.input_ids[1, 4:7] = 1
+    asked = counter(task)
+    causal = Work.of(model).flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=12, photo_tokens=12)
+    assert asked(batch) == causal
+
+    places = 9 + 2 * 3 * (2 * 3 + 1)  # patches of the whole, and of the quarters with a newline for each row
+    ids = torch.ones(SAMPLES, LENGTH + places, dtype=torch.long)
+    ids[:, 2 : 2 + places] = backbone.encoder.image_token_id
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -TARGETS:] = 1
+    lengths = (LENGTH + places,) * SAMPLES
+    taught = replace(batch, whole=Batch(ids, labels, torch.tensor(lengths)), whole_lengths=lengths)
+    plain = (LENGTH**2 - LENGTH * (LENGTH + 1) / 2) * SAMPLES * Work.of(model).pair
+    long = LENGTH + places
+    plain += (long**2 - long * (long + 1) / 2) * SAMPLES * Work.of(model, training=False).pair
+    assert counted(task.train(), taught) == pytest.approx(asked(taught) + plain, rel=1e-3)
 
 
 def test_stage_1(backbone: Backbone) -> None:
@@ -83,7 +109,7 @@ def test_stage_2(backbone: Backbone) -> None:
 def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
     """Frozen and upstream of all that is trained, it is only ever run forward."""
     model = add_adapter(backbone, "language", LoraSettings(r=3))
-    views = torch.randn(SAMPLES * PHOTOS, 5, 3, backbone.geometry.size, backbone.geometry.size)
+    views = torch.randn(SAMPLES * PHOTOS * 5, 3, backbone.geometry.size, backbone.geometry.size)
     batch = list_batch(backbone)
 
     def task(_: object) -> torch.Tensor:
