@@ -105,7 +105,6 @@ def fit(
         while True:
             due = progress.step in (0, total) or (loop.eval_every and progress.step % loop.eval_every == 0)
             if due and progress.validated < progress.step:
-                roll.at(f"the validation after step {progress.step}")
                 try:
                     result = score(
                         engine.task,
@@ -116,6 +115,7 @@ def fit(
                         tokens=loop.micro_tokens,
                         workers=loop.workers,
                         stop=stop,
+                        at=roll.within(f"the validation after step {progress.step}"),
                     )
                 except Stopped:
                     if progress.step > saved:
@@ -137,9 +137,16 @@ def fit(
 
             roll.at(f"the samples of step {progress.step + 1}")
             micros = meter.wait(batches)
-            roll.at(f"step {progress.step + 1}")
             lr = loop.rate(progress.step + 1, total)
-            done = take_step(engine, micros, lr, world, stream=(loop.seed, progress.step), stop=stop)
+            done = take_step(
+                engine,
+                micros,
+                lr,
+                world,
+                stream=(loop.seed, progress.step),
+                stop=stop,
+                at=roll.within(f"step {progress.step + 1}"),
+            )
             progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
             if progress.step % loop.log_every == 0 or progress.step == total:
                 values = {
@@ -170,6 +177,7 @@ def take_step(
     *,
     stream: tuple[int, ...] = (0,),
     stop: StopRequest | None = None,
+    at: Callable[[str], None] = lambda place: None,
 ) -> StepResult:
     """One optimizer step on this rank's micro-batches. Collective.
 
@@ -180,6 +188,7 @@ def take_step(
         world: The ranks.
         stream: Names the random numbers of dropout, with the rank and the micro step: nothing to save, nothing to lose.
         stop: Looked at when the step is nearly done: the result says whether any rank was asked to stop.
+        at: Told where in the step this rank is.
 
     Raises:
         Diverged: A loss or the gradient is not finite; the weights are as before.
@@ -192,6 +201,7 @@ def take_step(
             sum(micro.targets.count(0) for micro in micros),
         ]
     )
+    at("the count")
     targets, tokens, skipped = world.sum(here).tolist()
     if not targets:
         raise DataError(
@@ -203,11 +213,14 @@ def take_step(
     losses = []
     for number, micro in enumerate(micros):
         torch.manual_seed(_seed(*stream, world.rank, number))
+        at(f"forward {number + 1}")
         loss = engine.forward(micro.to(engine.device))
         losses.append(loss.detach())
+        at(f"backward {number + 1}")
         # the engine averages over ranks, the loss is a mean over the tokens of all of them
         engine.backward(loss.sum() * (world.size / targets), last=number == len(micros) - 1)
     nll = torch.cat(losses).sum(dtype=torch.float64)
+    at("the update")
     asked = nll.new_tensor(stop is not None and stop.asked)
     total, diverged, stopping = world.sum(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
     norm = math.nan if diverged else engine.step(lr)

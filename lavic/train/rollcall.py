@@ -76,8 +76,12 @@ class RollCall:
         self._thread: threading.Thread | None = None
 
     def at(self, place: str) -> None:
-        """This rank has come to a place, where it works or waits for the others."""
+        """This rank has come to a place, where it works or waits for the others; an assignment, no message."""
         self._count, self._place, self._arrived = self._count + 1, place, time.monotonic()
+
+    def within(self, whole: str) -> Callable[[str], None]:
+        """Takes places within something larger, such as a step."""
+        return lambda place: self.at(f"{place} of {whole}")
 
     def __enter__(self) -> RollCall:
         if self._world.size == 1:

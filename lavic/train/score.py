@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +49,7 @@ def score(
     tokens: int | None = None,
     workers: int = 0,
     stop: StopRequest | None = None,
+    at: Callable[[str], None] = lambda place: None,
 ) -> Score:
     """Runs every sample once, without dropout. Collective.
 
@@ -61,6 +62,7 @@ def score(
         tokens: Most tokens of one forward pass, padding and photos' worth included; None: any number.
         workers: Processes that prepare samples ahead; 0 prepares them between the passes.
         stop: Heeded every few batches: a large set takes longer than a scheduler waits.
+        at: Told where in the set this rank is.
 
     Raises:
         ConfigError: The set has no target token.
@@ -74,12 +76,14 @@ def score(
     longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must still agree as often
     windows = [share[first : first + WINDOW * batch] for first in range(0, longest, WINDOW * batch)]
     make = partial(_window, samples, windows, batch, tokens)
-    for minibatches in prepare(make, range(len(windows)), workers):
+    for number, minibatches in enumerate(prepare(make, range(len(windows)), workers)):
+        at(f"window {number + 1}")
         stop.heed(world)
         for minibatch in minibatches:
             losses = task(minibatch.to(device))
             total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     task.train(was_training)
+    at("the end")
     loss, tokens = world.sum(total).tolist()
     if not tokens:
         raise ConfigError(

@@ -46,7 +46,10 @@ class Forge:
     """Starts ranks by forking."""
 
     def __init__(self) -> None:
-        env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # less what a world that is open in this process has put there: a port that is in use
+        launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+        env = {name: value for name, value in os.environ.items() if name not in launched}
+        env |= {"LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

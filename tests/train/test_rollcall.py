@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lavic.train.engine import Engine
+from lavic.train.loop import take_step
 from lavic.train.rollcall import RollCall
+from lavic.train.score import score
+from lavic.train.settings import LoopSettings
 from lavic.world import World, free_port
+from tests.train.toy import ToyData, ToyTask
 
 
 def first_rank_says(how: str) -> tuple[int, str]:
@@ -54,6 +59,18 @@ def test_a_rank_that_died_is_named(how: str, words: str) -> None:
     code, said = first_rank_says(how)
     assert code == 1
     assert re.search(f"error: at step 3: {words}", said), said
+
+
+def test_a_step_tells_where_it_is(world: World) -> None:
+    """So that a rank that hangs in a forward pass is behind those that wait for its gradients."""
+    data, places = ToyData(8, 1), []
+    engine = Engine(ToyTask(), world, LoopSettings(batch=2, micro_batch=1))
+    take_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, at=places.append)
+    engine.close()
+    passes = [f"{way} {number}" for number in (1, 2) for way in ("forward", "backward")]
+    assert places == ["the count", *passes, "the update"]
+    score(engine.task, data, world, batch=1, device=engine.device, at=places.append)
+    assert places[6:] == ["window 1", "the end"]
 
 
 def test_a_world_of_one_waits_for_nobody() -> None:
