@@ -42,6 +42,7 @@ from lavic.model.adapters import add_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.views import VIEWS
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed
 from lavic.train.flops import counter
@@ -151,11 +152,11 @@ class Released:
         data = self.data
         if self.stage == 1:
             photo = self.photos[data._index(position)]
-            example = data._example(photo.title, photo.text, (SIDE, SIDE))
+            example = data._example(photo.title, photo.text, VIEWS)
             return example.input_ids, example.labels, [photo.jpg]
-        row, target, listed = data._at(position)
-        example = data._example(row, target, listed)
-        return example.input_ids, example.labels, [self.photos[self.place[item]].jpg for item in listed]
+        found = data._at(position)
+        example = data._example(*found)
+        return example.input_ids, example.labels, [self.photos[self.place[item]].jpg for item in found[2]]
 
 
 def training_set(stage: int, folder: Path, backbone: Backbone) -> DistillData | TuneData:
