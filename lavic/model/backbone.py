@@ -188,11 +188,18 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of a model folder: its config, and size, header, first and last bytes of each weight file."""
+    """A digest of a model folder: its config, and size, header, first and last bytes of each weight file.
+
+    Raises:
+        ConfigError: It is no model folder, or its weights are pickled.
+    """
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text())
-    for volatile in ("_name_or_path", "transformers_version"):
-        config.pop(volatile, None)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        for volatile in ("_name_or_path", "transformers_version"):
+            config.pop(volatile, None)
+    except (OSError, ValueError, AttributeError) as e:
+        raise ConfigError(f"{folder}: no model of Hugging Face's form: no usable config.json ({_first_line(e)})") from e
     digest.update(json.dumps(config, sort_keys=True).encode())
     files = sorted(folder.glob("*.safetensors"))
     if not files:
