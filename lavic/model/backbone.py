@@ -121,6 +121,8 @@ def resolve(model: ModelSettings) -> Path:
         return Path(str(importlib.resources.files("lavic.mini") / "base"))
     folder = Path(model.name).expanduser()
     if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"--model.name {model.name}: no model in this folder (no config.json)")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     start = ["start", "--head", "--block", "--num-cpus", "2", "--temp-dir", str(folder), "--port", str(port)]
     start += ["--node-ip-address", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", *start], env=env, stdout=subprocess.PIPE, text=True
-    )
+    log = folder / "head.log"
+    with log.open("w") as out:
+        words = [sys.executable, "-m", "ray.scripts.scripts", *start]
+        head = subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        assert head.stdout
-        said = []
-        for line in head.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            raise RuntimeError("".join(said))
+        until = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
         yield {**env, "HEAD": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
     finally:
         head.terminate()

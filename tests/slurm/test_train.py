@@ -16,7 +16,7 @@ from tests.slurm.cluster import Job, Slurm, wait_for
 from tests.train.ground import Ground
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
-STEPS = 40
+STEPS = 100
 pytestmark = pytest.mark.slurm
 
 
@@ -47,10 +47,14 @@ def adapter(out: Path) -> dict[str, list]:
     return {name: t.tolist() for name, t in load_file(out / "bundle/vision_adapter/adapter_model.safetensors").items()}
 
 
-def running(job: Job, out: Path) -> None:
-    """Waits until the job's training has made a checkpoint."""
-    wait_for(lambda: list(out.glob("checkpoints/step-*")) or job.ended, 180, "a checkpoint")
-    assert not job.ended, job.log
+def frozen(job: Job, out: Path) -> dict[int, int]:
+    """Waits until the job's training has made a checkpoint, and holds its ranks there; their process ids."""
+    wait_for(lambda: list(out.glob("checkpoints/step-*")) or job.ended, 240, "a checkpoint")
+    found = ranks(out)
+    for pid in found.values():
+        os.kill(pid, signal.SIGSTOP)
+    assert not (out / "result.json").exists(), job.log
+    return found
 
 
 def ranks(out: Path) -> dict[int, int]:
@@ -86,8 +90,11 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(
     """The warning comes as before a time limit: to the batch script alone."""
     cut = tmp_path / "cut"
     stopped = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
-    running(stopped, cut)
+    held = frozen(stopped, cut)
     slurm.run("scancel", "--batch", "--signal=USR1", str(stopped.number))
+    stopped.wait_until("asking the ranks to save and leave")
+    for pid in held.values():
+        os.kill(pid, signal.SIGCONT)
     stopped.wait_until("queued again, restart 1 of at most 100")
     assert not (cut / "result.json").exists()
     before = steps(cut)
@@ -102,11 +109,12 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_on_one_node(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = distill(ground, out, 400)
+    words = distill(ground, out, 2000)
     job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings())
-    running(job, out)
-    os.kill(ranks(out)[1], signal.SIGKILL)
+    held = frozen(job, out)
+    os.kill(held[1], signal.SIGKILL)
     killed = time.monotonic()
+    os.kill(held[0], signal.SIGCONT)
     assert job.wait(60) == 128 + signal.SIGKILL, job.log
     assert time.monotonic() - killed < 60
     assert "rank 1 on n2 was ended by SIGKILL" in job.log
@@ -118,7 +126,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_on_one_node(slurm: Slurm, gr
     again = slurm.submit(
         "--nodes=1", SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop))
     )
-    again.wait_until(f"going on after step {done} of 400")
+    again.wait_until(f"going on after step {done} of 2000")
     stop.touch()
     assert again.wait() == 75, again.log
     assert "not queued again while" in again.log and again.restarts == 0
