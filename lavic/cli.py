@@ -170,9 +170,16 @@ def _rank() -> int:
     return int(text) if text.isdigit() else 0
 
 
+class _Stderr(logging.Handler):
+    """Writes to what stderr is when something is said: whoever calls `main` may have exchanged it since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def _set_up_logging() -> None:
     """Our own messages as plain lines on stderr, from rank 0; warnings of others. LAVIC_LOG=debug says more."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("lavic")
     log.handlers = [handler]
