@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from lavic.errors import DataError
 from lavic.launch.batch import Batch, batch, closing, scripts
 from lavic.launch.parent import tracked
 from lavic.launch.pipeline import PipelineSettings
-from lavic.launch.sizes import BF16, FP32, VIEWS, Kind, Shape, Zero2, checkpoint_bytes, shape_of
+from lavic.launch.sizes import BF16, FP32, VIEWS, Kind, Shape, Zero2, shape_of
 from lavic.launch.steps import Layout, Step
 from lavic.train.settings import LoopSettings
 
@@ -127,27 +126,12 @@ def _training(
     half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
     yield f"DeepSpeed: {json.dumps(_deepspeed(loop, known, micro, accumulation, half), sort_keys=True)}"
     kind, width = ADAPTER[step.stage], BF16 if half else FP32
-    zero = None
-    if shape is not None:
+    if shape is not None and ranks > 1:
         trained = shape.adapter(kind, known["lora"]["r"])
         frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
-        zero = Zero2.of(frozen, trained, ranks, width=width)
-        if ranks > 1:
-            yield f"network: each rank sends {_size(zero.traffic)} a step"
-    if "dry_run" in known:
-        # the command knows best what it takes
-        yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
-    elif zero is None:
-        yield f"memory: not known, the shape of {known['model']['name']} is not on this machine"
-    else:
-        yield (
-            f"memory of a rank: {_size(zero.memory)} = {_size(zero.weights)} weights ({frozen / 1e9:.3g} B frozen, "
-            f"{trained / 1e6:.3g} M trained) + {_size(zero.gradients)} gradients + {_size(zero.optimizer)} optimizer, "
-            "and activations"
-        )
-        times = math.ceil(loop.total(samples or 0) / loop.save_every) if samples or loop.steps else None
-        writes = "" if times is None else f", written {times} times"
-        yield f"bytes: a checkpoint is {_size(checkpoint_bytes(trained))}{writes}, {loop.keep} are kept"
+        yield f"network: each rank sends {_size(Zero2.of(frozen, trained, ranks, width=width).traffic)} a step"
+    # the stage's command knows best what it takes
+    yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
 
 
 def _deepspeed(
