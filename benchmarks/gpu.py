@@ -42,6 +42,7 @@ from lavic.model.inputs import IGNORED, Example, collate
 from lavic.model.settings import LoraSettings
 from lavic.model.skeleton import build, seven_b
 from lavic.model.views import VIEWS, Geometry
+from lavic.train.distillation import DistillTask, PhotoBatch, PhotoSample
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed, prepare
 from lavic.train.flops import Work, counter, peak
@@ -49,7 +50,7 @@ from lavic.train.layers import arrange
 from lavic.train.loop import take_step
 from lavic.train.meter import Meter
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillTask, ListBatch, ListSample, PhotoBatch, PhotoSample, TuneTask
+from lavic.train.tuning import ListBatch, ListSample, TuneTask
 from lavic.world import World
 
 SIDE = 500

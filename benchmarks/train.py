@@ -43,6 +43,7 @@ from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.model.views import VIEWS
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed
 from lavic.train.flops import counter
@@ -50,7 +51,7 @@ from lavic.train.layers import arrange
 from lavic.train.loop import take_step
 from lavic.train.meter import Meter
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 
 SIDE = 500

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lavic.data.dataset import ShardDataset, Without
     from lavic.model.backbone import Backbone
     from lavic.model.bundle import BundleInfo
+    from lavic.train.distillation import DistillData
     from lavic.train.score import Score
-    from lavic.train.tasks import DistillData
 
 DESCRIPTION = """Stage 1, distillation: train the vision side until five tokens of a photo say what all of them say.
 
@@ -129,8 +129,8 @@ class Distill(Stage):
         from lavic.data.dataset import Order
         from lavic.model.adapters import add_adapter
         from lavic.model.backbone import Backbone
+        from lavic.train.distillation import DistillData, DistillTask
         from lavic.train.flops import Work
-        from lavic.train.tasks import DistillData, DistillTask
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device())
@@ -195,7 +195,7 @@ class Distill(Stage):
     def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
         """Scores all tokens, which is dear for a large model: once for a set, however often the run is stopped."""
         from lavic.model import prompts
-        from lavic.train.tasks import TeacherTask
+        from lavic.train.distillation import TeacherTask
 
         chosen, world = self.chosen, run.world
         if world.is_main:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lavic.model.bundle import BundleInfo
     from lavic.model.itemstore import ItemStore
     from lavic.train.score import Score
-    from lavic.train.tasks import TuneData
+    from lavic.train.tuning import TuneData
 
 DESCRIPTION = """Stage 2, recommendation tuning: train the language model to answer a conversation and its candidates
 with the ID of the right one.
@@ -129,7 +129,7 @@ class Tune(Stage):
         from lavic.data.dataset import Order
         from lavic.model.adapters import add_adapter, merge_adapter
         from lavic.model.backbone import Backbone
-        from lavic.train.tasks import TuneData, TuneTask
+        from lavic.train.tuning import TuneData, TuneTask
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device(), vision=False)

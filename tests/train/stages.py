@@ -17,10 +17,11 @@ from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.tracking import Tracker
 from lavic.train.checkpoint import Checkpoints
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.engine import Engine
 from lavic.train.loop import fit
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY
 

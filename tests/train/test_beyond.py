@@ -28,11 +28,12 @@ from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.recommend.none import judge_none
 from lavic.recommend.rank import Ranker, Ranking, Request
 from lavic.recommend.trial import Trial
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.engine import Engine
 from lavic.train.loop import take_step
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData
 from lavic.train.teacher import divergence
+from lavic.train.tuning import TuneData
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 from tests.train.test_commands import ENV

@@ -19,7 +19,7 @@ from lavic.data.conversations import read_conversations
 from lavic.journal import read_events, read_journal
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.itemstore import ItemStore
-from lavic.train.tasks import TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 

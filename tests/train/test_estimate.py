@@ -14,10 +14,11 @@ from lavic.model.adapters import trainable, wrap
 from lavic.model.inputs import IGNORED, Batch
 from lavic.model.settings import LoraSettings
 from lavic.model.skeleton import build, seven_b
+from lavic.train.distillation import DistillTask, PhotoBatch
 from lavic.train.estimate import Sample, estimate, kept_bytes
 from lavic.train.layers import arrange
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillTask, ListBatch, PhotoBatch, TuneTask
+from lavic.train.tuning import ListBatch, TuneTask
 from tests.train.ground import KEY, Ground
 
 SAMPLES, LENGTH, PATCHES = 2, 64, 17

@@ -16,8 +16,9 @@ from lavic.model.backbone import Backbone
 from lavic.model.compress import cls_tokens
 from lavic.model.inputs import IGNORED, Batch
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.distillation import DistillTask, PhotoBatch
 from lavic.train.flops import Work, counter, listed_peak
-from lavic.train.tasks import DistillTask, ListBatch, PhotoBatch, TuneTask
+from lavic.train.tuning import ListBatch, TuneTask
 
 SAMPLES, LENGTH, TARGETS, PHOTOS = 3, 70, 4, 2
 

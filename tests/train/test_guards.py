@@ -22,11 +22,12 @@ from lavic.model.backbone import Backbone
 from lavic.model.bundle import save_bundle
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.engine import Engine
 from lavic.train.guards import Guards, blame, check_bundle, checksums
 from lavic.train.loop import Diverged, take_step
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 from tests.train.toy import ToyBatch, ToyData, ToyTask

@@ -19,10 +19,11 @@ from lavic.model.generate import generate
 from lavic.model.inputs import IGNORED, Batch, core, splice
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.feed import Feed
 from lavic.train.score import score
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 from tests.train.toy import ToyData

@@ -12,9 +12,10 @@ from lavic.model.adapters import add_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.layers import arrange, layers
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from tests.train.ground import KEY, Ground
 
 

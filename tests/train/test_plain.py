@@ -21,7 +21,8 @@ from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.shards import embed
 from lavic.shards.embed import EmbedSettings
-from lavic.train.tasks import DistillData, DistillTask, TeacherTask, TuneData, TuneTask
+from lavic.train.distillation import DistillData, DistillTask, TeacherTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World, free_port
 from tests.train.conftest import curve
 from tests.train.ground import KEY, PINPOINTS, Ground

@@ -18,7 +18,8 @@ from lavic.model.compress import all_tokens
 from lavic.model.inputs import IGNORED
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.train.tasks import DistillData, TuneData, TuneTask, count_tokens
+from lavic.train.distillation import DistillData, count_tokens
+from lavic.train.tuning import TuneData, TuneTask
 from tests.train.ground import KEY, Ground
 
 

@@ -26,7 +26,7 @@ from lavic.train.feed import Feed
 from lavic.train.loop import take_step
 from lavic.train.score import score
 from lavic.train.settings import LoopSettings
-from lavic.train.tasks import TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 from tests.train.toy import ToyBatch, ToyData, ToySample

@@ -22,7 +22,8 @@ from lavic.model.itemstore import ItemStore, write_manifest, write_part
 from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.recommend.trial import Trial
 from lavic.shards.photo import PhotoSettings, to_jpeg
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.distillation import DistillData, DistillTask
+from lavic.train.tuning import TuneData, TuneTask
 from tests.train.ground import KEY, Ground
 
 SLIM, SQUARE = (60, 20), (50, 50)

@@ -24,8 +24,9 @@ from lavic.model.settings import LoraSettings, ModelSettings
 from lavic.recommend.metrics import Answer, judge, measure
 from lavic.recommend.rank import FREE_TOKENS, Ranker, Request
 from lavic.recommend.trial import Trial
+from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.score import score
-from lavic.train.tasks import DistillData, DistillTask, TuneData, TuneTask
+from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
 from tests.train.ground import KEY, Ground
 
