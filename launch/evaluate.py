@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,13 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)
     contest = Contest.prepare(chosen)
-    if world.size > 1:
-        world.start()
-    try:
+    with world.together() if world.size > 1 else nullcontext():
         return run(chosen, contest, world)
-    finally:
-        if world.size > 1:
-            world.close()
 
 
 def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
