@@ -21,7 +21,6 @@ from typing import Any
 from lavic.data.atomic import write_whole
 from lavic.data.manifest import ShardEntry
 from lavic.data.place import storage_errors
-from lavic.data.records import picture_of
 from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
@@ -205,7 +204,7 @@ async def _write(
     ledger: _Ledger,
 ) -> None:
     # Neighbours that show one picture: the first is fetched and stands for all.
-    pictures = [list(group) for _, group in groupby(tasks, lambda task: picture_of(task.url))]
+    pictures = [list(group) for _, group in groupby(tasks, lambda task: task.same_as or task.key)]
     with ThreadPoolExecutor(1, "photo") as decoder:
         async with fetcher:
             gate = asyncio.Semaphore(fetcher.settings.concurrency)

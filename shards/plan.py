@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ from lavic.data.place import is_remote, options, storage_errors
 from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
 from lavic.shards.repeats import Repeats, mark_of
-from lavic.shards.tasks import Counts, PhotoTask, PlanSettings, Rejects, read_ids, task_line, wanted_photos
+from lavic.shards.tasks import Counts, PhotoTask, PlanSettings, Rejects, read_ids, read_task, task_line, wanted_photos
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Plan:
 def read_tasks(shard: Path) -> list[PhotoTask]:
     """The photos planned for a shard, in order."""
     with tasks_path(shard).open("rb") as lines:
-        return [PhotoTask(**json.loads(line)) for line in lines]
+        return [read_task(line) for line in lines]
 
 
 def make_plan(
@@ -227,7 +227,8 @@ class _Spool:
                 group = [line]
                 while at < len(leaders) and leaders[at] == number:
                     anywhere.seek(int(starts[followers[at]]))
-                    group.append(anywhere.readline())
+                    follower = read_task(anywhere.readline())
+                    group.append(task_line(replace(follower, same_as=read_task(line).key)))
                     at += 1
                 yield group
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,8 @@ class PhotoTask:
     categories: str
     details: str
     text: str
+    same_as: str = ""
+    """Key of the photo in the same shard that shows this picture too, and is fetched for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,12 @@ def share_of(settings: PlanSettings) -> tuple[float, float]:
 
 def task_line(task: PhotoTask) -> bytes:
     """A task as a line of a plan."""
-    return json.dumps(asdict(task), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(vars(task), ensure_ascii=False).encode() + b"\n"
+
+
+def read_task(line: bytes) -> PhotoTask:
+    """The task that `task_line` made a line of."""
+    return PhotoTask(**json.loads(line))
 
 
 def read_ids(path: str) -> list[str]:

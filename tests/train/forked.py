@@ -23,7 +23,7 @@ from lavic.world import free_port
 
 READY = (
     *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "peft"),
-    *(f"lavic.train.{name}" for name in ("checkpoint", "loop", "tasks")),
+    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation", "loop", "tuning")),
 )
 """What a rank imports before it begins."""
 
