@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=20_000, help="photos in each turn (default 20000)")
+    parser.add_argument("--photos", type=int, default=60_000, help="photos in each turn (default 60000)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every tool runs (default 3)")
     parser.add_argument("--work", type=Path, default=Path("crawl-bench"), help="folder for photos and outputs")
     parser.add_argument(
@@ -141,7 +141,7 @@ def lavic(items: Path, out: Path, photos: int, check: str) -> list[str]:
     """`lavic crawl` for a server that stands on this machine."""
     command = [sys.executable, "-m", "lavic", "crawl", "--items", str(items), "--out", str(out)]
     # As many shards for every worker, so that none waits for the other at the end.
-    each = max(1, min(1000, -(-photos // (os.cpu_count() or 1))))
+    each = max(1, min(1000, -(-photos // (2 * (os.cpu_count() or 1)))))
     return [*command, "--photos-per-shard", str(each), "--photo.check", check, "--fetch.allow-private", *FREE]
 
 

@@ -50,7 +50,6 @@ http {{
   sendfile on;
   tcp_nopush on;
   keepalive_requests 1000000;
-  open_file_cache max=200000 inactive=10m;
   server {{
     listen 127.0.0.1:{port} backlog=1024 reuseport;
     root {root};

@@ -119,8 +119,9 @@ def _pretrain(argv: Sequence[str]) -> int:
     torch.manual_seed(chosen.pretrain.seed)
     model = architecture.build(chosen.architecture, tokenizer)
     if chosen.start:
-        known = architecture.adopt_language(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
-        print(f"{chosen.start}: its language model is taken over, {known} words of {len(tokenizer)} are known to it")
+        adopted = architecture.adopt(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
+        what = "vision side and language model are" if adopted.vision else "language model is"
+        print(f"{chosen.start}: its {what} taken over; of {len(tokenizer)} words it knows {adopted.words}")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
 

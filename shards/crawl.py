@@ -291,7 +291,8 @@ def _make(
         job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _make_one,
             fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
-            num_cpus=1,
+            # Two for each CPU: while one waits for the network, the disk or its next shard, the other works.
+            num_cpus=0.5,
             concurrency=settings.ray.workers,
         )
         noted = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -108,15 +109,21 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
     return model
 
 
-def adopt_language(
-    model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
-) -> int:
-    """Takes the language model of another miniature over, as LLaVA began with Mistral's; the vision side stays new.
+@dataclass(frozen=True)
+class Adopted:
+    """What was taken over from another miniature."""
 
-    Words that both know keep their vectors; a new word keeps its fresh one, at the scale of the known ones.
+    words: int
+    """Words that both know."""
+    vision: bool
+    """Whether the vision side too."""
 
-    Returns:
-        How many words both know.
+
+def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> Adopted:
+    """Takes another miniature over, as LLaVA began with Mistral's language model and CLIP's vision tower.
+
+    Words that both know keep their vectors; a new word keeps its fresh one, at the scale of the known ones. A vision
+    side of other sizes stays new.
 
     Raises:
         DataError: The folder is no miniature, or its language model has other sizes.
@@ -126,14 +133,9 @@ def adopt_language(
         words = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no miniature to start from: {error}") from None
-    configs: list[Any] = [model.config.text_config, source.config.text_config]
-    ours, theirs = (config.to_dict() for config in configs)
-    other = [
-        k
-        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        if ours[k] != theirs[k]
-    ]
-    if other:
+    language: list[Any] = [model.config.text_config, source.config.text_config]
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if other := [name for name in sizes if getattr(language[0], name) != getattr(language[1], name)]:
         raise DataError(f"{folder}: its language model has another {', '.join(other)}: choose the same --architecture")
     known = [(new, words[word]) for word, new in tokenizer.get_vocab().items() if word in words]
     here, there = (torch.tensor(ids) for ids in zip(*known, strict=True))
@@ -147,7 +149,13 @@ def adopt_language(
             table *= trained[there].std() / table.std()
             table[here] = trained[there]
     model.model.language_model.load_state_dict(state, strict=False)
-    return len(known)
+    vision: list[Any] = [model.config.vision_config, source.config.vision_config]
+    alike = all(getattr(vision[0], name) == getattr(vision[1], name) for name in (*sizes, "image_size", "patch_size"))
+    if alike:
+        for part in ("vision_tower", "multi_modal_projector"):
+            getattr(model.model, part).load_state_dict(getattr(source.model, part).state_dict())
+        model.model.image_newline.data.copy_(source.model.image_newline)
+    return Adopted(words=len(known), vision=alike)
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

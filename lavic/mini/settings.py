@@ -26,7 +26,8 @@ class MiniPretrainSettings:
     out: Path
     """Folder of the model."""
     start: str | None = None
-    """A miniature whose language model is taken over, as LLaVA began with Mistral's; `mini` is the packaged one."""
+    """A miniature whose language model is taken over, and its vision side where that has the same sizes, as LLaVA began
+    with Mistral's and CLIP's; `mini` is the packaged one."""
     architecture: Architecture = Architecture()
     pretrain: PretrainSettings = PretrainSettings()
     minimum: int = 1

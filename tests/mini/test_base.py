@@ -13,7 +13,7 @@ import torch
 from lavic.cli import main
 from lavic.errors import DataError
 from lavic.mini import catalog, curriculum, lessons
-from lavic.mini.architecture import Architecture, adopt_language, build
+from lavic.mini.architecture import Architecture, adopt, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
@@ -173,20 +173,24 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
 def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
     tokenizer = make_tokenizer(["blue circle", "a bicycle in turquoise", "blue bicycle"])
     model = build(Architecture(), tokenizer)
-    fresh = model.model.vision_tower.state_dict()
-    fresh = {name: value.clone() for name, value in fresh.items()}
     new = tokenizer.get_vocab()[f"{SPACE}bicycle"]
-    known = adopt_language(model, tokenizer, resolve(ModelSettings(name="mini")))
-    assert 100 < known < len(tokenizer)
+    adopted = adopt(model, tokenizer, resolve(ModelSettings(name="mini")))
+    assert 100 < adopted.words < len(tokenizer) and adopted.vision
     taught = mini.model.model.language_model
     assert torch.equal(model.model.language_model.layers[2].mlp.up_proj.weight, taught.layers[2].mlp.up_proj.weight)
     for word in (f"{SPACE}blue", "17"):
         here, there = tokenizer.get_vocab()[word], mini.tokenizer.get_vocab()[word]
         assert torch.equal(model.lm_head.weight[here], mini.model.lm_head.weight[there])
     assert model.model.language_model.embed_tokens.weight[new].std() > 0.1
-    assert all(torch.equal(value, fresh[name]) for name, value in model.model.vision_tower.state_dict().items())
+    for side in ("vision_tower", "multi_modal_projector"):
+        taught_side = getattr(mini.model.model, side).state_dict()
+        taken = getattr(model.model, side).state_dict()
+        assert all(torch.equal(value, taught_side[name]) for name, value in taken.items())
+    # a larger tower begins afresh, another language model is refused
+    larger = build(Architecture(vision_width=128), tokenizer)
+    assert not adopt(larger, tokenizer, resolve(ModelSettings(name="mini"))).vision
     with pytest.raises(DataError, match="another hidden_size"):
-        adopt_language(build(Architecture(width=64), tokenizer), tokenizer, resolve(ModelSettings(name="mini")))
+        adopt(build(Architecture(width=64), tokenizer), tokenizer, resolve(ModelSettings(name="mini")))
 
 
 def test_looks_are_read(tmp_path: Path) -> None:
