@@ -141,7 +141,7 @@ def lavic(items: Path, out: Path, photos: int, check: str) -> list[str]:
     """`lavic crawl` for a server that stands on this machine."""
     command = [sys.executable, "-m", "lavic", "crawl", "--items", str(items), "--out", str(out)]
     # As many shards for every worker, so that none waits for the other at the end.
-    each = max(1, min(1000, -(-photos // (2 * (os.cpu_count() or 1)))))
+    each = max(1, min(1000, -(-photos // (os.cpu_count() or 1))))
     return [*command, "--photos-per-shard", str(each), "--photo.check", check, "--fetch.allow-private", *FREE]
 
 

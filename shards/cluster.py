@@ -35,8 +35,7 @@ class RaySettings:
     cpus: int | None = Field(default=None, ge=1)
     """CPUs of a Ray that is started here; by default all."""
     workers: int | None = Field(default=None, ge=1)
-    """Shards that are made at once; by default two per CPU, for one that waits for the network, the disk or its turn. For
-    `describe` and `embed`: ranks, each with a GPU."""
+    """Shards that are made at once; by default one per CPU. For `describe` and `embed`: ranks, each with a GPU."""
 
 
 @contextmanager

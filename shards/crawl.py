@@ -67,6 +67,10 @@ where its robots.txt or an answer's header says so. Say who you are with --fetch
 """
 
 _JOURNAL_S = 2.0
+_PORTION = 16
+"""Shards of a task, at most: when a worker dies, those it had made of them are made again, from what they hold."""
+
+Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -275,24 +279,25 @@ def _tracker(folder: Path, settings: Settings) -> Iterator[Tracker]:
 def _make(
     plan: Plan, todo: Sequence[int], seals: Sequence[Seal | None], settings: Settings, owner: str, tracker: Tracker
 ) -> Iterator[tuple[int, Seal]]:
-    """Make the shards of `todo` as one Ray Data job, one shard a task; gives their numbers and seals."""
+    """Make the shards of `todo` as one Ray Data job, a few of them a task; gives their numbers and seals."""
     settled: Counter[str] = Counter()
     again = frozenset(todo)
     for number, seal in enumerate(seals):
         if seal is not None and number not in again:
             settled.update(seal.outcomes)
     with ray_session(settings.ray):
+        import pyarrow as pa
         import ray
         import ray.data
 
         tally = _tally(ray)
         digests = plan.digests
         rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
-        job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
+        job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
             _make_one,
             fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
-            # Two for each CPU: while one waits for the network, the disk or its next shard, the other works.
-            num_cpus=0.5,
+            num_cpus=1,
             concurrency=settings.ray.workers,
         )
         noted = 0.0
@@ -307,6 +312,18 @@ def _make(
                     _note(tracker, progress)
                 yield row["number"], seal
             _note(tracker, progress)
+
+
+def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
+    """What a task makes one after the other, fewer and fewer: Ray takes tenths of a second from a task to the next.
+
+    The last portions are single shards, so that no worker is left with several when the others are done.
+    """
+    at = 0
+    while at < len(rows):
+        size = max(1, min(_PORTION, (len(rows) - at) // (4 * workers)))
+        yield rows[at : at + size]
+        at += size
 
 
 def _tally(ray: Any) -> Any:
