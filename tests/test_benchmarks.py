@@ -52,9 +52,10 @@ def test_the_crawl_is_measured_beside_a_plain_loop(tmp_path: Path) -> None:
 @pytest.mark.ray
 @needs_nginx
 def test_growth_is_measured(tmp_path: Path) -> None:
-    done = run("growth.py", "--photos", "60", "--work", tmp_path, "--json", tmp_path / "found.json")
+    done = run("growth.py", "--photos", "60", "90", "--work", tmp_path, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found["sizes"]) == ["60"] and "| 60 |" in done
+    assert list(found["sizes"]) == ["60", "90"] and "| 60 |" in done
+    assert len(found["microseconds_per_further_photo"]) == 1 and found["off_linear"] == 0
     assert all(size["driver_mib"] > 1 and size["steady_seconds"] > 0 for size in found["sizes"].values())
 
 

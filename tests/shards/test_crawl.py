@@ -48,6 +48,31 @@ class TestCrawl:
     @pytest.fixture(autouse=True)
     def _ray(self, ray_here: None) -> None: ...
 
+    def test_mlflow_shows_the_crawl(self, tmp_path: Path, catalogue: Callable[..., Path]) -> None:
+        paths = [*(f"n/{n}.jpg" for n in range(20)), "status/404", "cut.jpg"]
+        store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        command = [
+            "crawl",
+            "--items",
+            str(catalogue(*paths)),
+            "--out",
+            str(tmp_path / "out"),
+            "--photos-per-shard",
+            "8",
+        ]
+        assert main([*command, *QUICK, "--tracking.mlflow", "--tracking.uri", store, "--tracking.experiment", "e"]) == 0
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=store)
+        experiment = client.get_experiment_by_name("e")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.runName"] == "crawl"
+        assert run.data.params["photos_per_shard"] == "8" and run.data.params["fetch.deadline"] == "5.0"
+        counts = {name: value for name, value in run.data.metrics.items() if name.startswith("outcome.")}
+        assert counts == {"outcome.ok": 20, "outcome.gone": 1, "outcome.truncated": 1}
+        assert run.data.metrics["photos_per_second"] > 0
+
     def test_a_catalogue_with_faults_then_again_then_mended(
         self, tmp_path: Path, catalogue: Callable[..., Path], server: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
