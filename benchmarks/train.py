@@ -289,7 +289,7 @@ def main() -> int:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--json", type=Path, help="write the figures here")
     reader.add_argument("--rounds", type=int, default=5)
-    reader.add_argument("--steps", type=int, default=2, help="of the plain loop in a round")
+    reader.add_argument("--steps", type=int, default=8, help="of the plain loop in a round")
     reader.add_argument("--faster", type=int, default=4, help="steps of ours for each of the plain loop's")
     reader.add_argument("--batch", type=int, default=32)
     reader.add_argument("--micro-batch", type=int, default=8)
