@@ -26,6 +26,7 @@ from typing import Any
 
 _GIB = 2**30
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "numpy", "pillow")
+_KNOCK_S = 2.0
 _CODE = ("lavic", "lavic.shards", "lavic.launch")
 
 
@@ -53,6 +54,8 @@ class Probe:
     """A file that the first node wrote: is the folder shared?"""
     disk_gib: float
     """Free space wanted."""
+    memory_gib: float
+    """Free memory wanted."""
     within_s: float
     """Time for everything."""
 
@@ -63,6 +66,7 @@ class Probe:
         notes: list[str] = []
         facts: dict[str, Any] = {"code": code_digest(), "packages": versions(), "data": self._data()}
         bad += self._disk(notes)
+        bad += memory(self.memory_gib)
         if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
             cards = list(gpus(self.gpus, facts, within_s=self.within_s / 2))
             bad += cards
@@ -152,33 +156,64 @@ class Probe:
         return {"right": right, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
 
     def _ports(self, within_s: float) -> None:
-        """The first node holds Ray's port for a moment, the others knock."""
+        """The first node holds Ray's port for a while and the others knock; it knocks back, as Ray's processes do."""
         until = time.monotonic() + within_s
-        address = (self.addresses[0], self.port)
         if self.here == self.nodes[0]:
-            try:
-                with socket.create_server(("", self.port), reuse_port=False) as server:
-                    server.settimeout(0.2)
-                    self._say("listen")
-                    knocked = 0
-                    while knocked < len(self.nodes) - 1 and time.monotonic() < until:
-                        try:
-                            server.accept()[0].close()
-                            knocked += 1
-                        except TimeoutError:
-                            continue
-            except OSError as error:
-                self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
+            self._answer(until)
+        elif why := self._knock(until):
+            self._say("port", bad=[why])
+
+    def _answer(self, until: float) -> None:
+        """The first node's part."""
+        try:
+            server = socket.create_server(("", self.port))
+        except OSError as error:
+            self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
             return
-        error: Exception | None = None
-        while time.monotonic() < until:
-            try:
-                socket.create_connection(address, timeout=2).close()
-                return
-            except OSError as again:
-                error = again
+        left = len(self.nodes) - 1
+        with server:
+            server.settimeout(0.2)
+            while left and time.monotonic() < until:
+                with contextlib.suppress(OSError, ValueError, IndexError), server.accept()[0] as caller:
+                    caller.settimeout(_KNOCK_S)
+                    place, port = map(int, caller.recv(64).split())
+                    try:
+                        socket.create_connection((self.addresses[place], port), timeout=_KNOCK_S).close()
+                    except OSError as error:
+                        caller.sendall(str(error).encode())
+                    else:
+                        caller.sendall(b"well")
+                        left -= 1
+
+    def _knock(self, until: float) -> str:
+        """Another node's part; why it did not come about, where this node may be in the way."""
+        address, why = (self.addresses[0], self.port), ""
+        with socket.create_server(("", 0)) as own:  # such a port as Ray's processes take on every node
+            port = own.getsockname()[1]
+            while time.monotonic() < until:
+                try:
+                    with socket.create_connection(address, timeout=_KNOCK_S) as knock:
+                        knock.sendall(f"{self.nodes.index(self.here)} {port}".encode())
+                        said = knock.recv(200).decode()
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    why = f"cannot reach {address[0]}:{address[1]} on the first node ({error})"
+                else:
+                    if said == "well":
+                        return ""
+                    why = f"the first node cannot reach its port {port} ({said}); Ray needs those above 1023"
                 time.sleep(0.2)
-        self._say("port", bad=[f"cannot reach {address[0]}:{address[1]} on the first node ({error})"])
+        return why
+
+
+def memory(wanted_gib: float, told: Path = Path("/proc/meminfo")) -> Iterator[str]:
+    """Whether this node has so much memory left, which another job's forgotten processes may hold."""
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        rows = dict(line.split(":", 1) for line in told.read_text().splitlines())
+        free, total = (int(rows[name].split()[0]) / 2**20 for name in ("MemAvailable", "MemTotal"))
+        if free < wanted_gib:
+            yield f"{free:.1f} of {total:.1f} GiB of memory free, {wanted_gib:g} wanted"
 
 
 def gpus(asked: int, facts: dict[str, Any], *, within_s: float) -> Iterator[str]:

@@ -179,6 +179,7 @@ run_on_ray() {
 # finish CODE: ends the script. 75, stopped on request with a checkpoint, is the only one that goes into the queue again.
 finish() {
   local code=$1
+  trap '' TERM # SLURM ends what it queues again: first this has to be said
   case $code in
     0) say "done" ;;
     75)
