@@ -113,6 +113,14 @@ class Slurm:
             raise RuntimeError(done.stderr)
         return Job(self, int(done.stdout), cwd)
 
+    def typed(self, line: str, cwd: Path, **env: str) -> Job:
+        """Types a line that submits a job, at a shell."""
+        done = self.run("bash", "-c", line, cwd=cwd, **env)
+        told = re.search(r"Submitted batch job (\d+)", done.stdout)
+        if done.returncode or not told:
+            raise RuntimeError(f"{line}: {done.stdout}{done.stderr}")
+        return Job(self, int(told[1]), cwd)
+
     def start(self, name: str, *words: str) -> None:
         """Starts a daemon; what it says before it has a log goes to NAME.out."""
         with (self.folder / f"{name}.out").open("ab") as out:

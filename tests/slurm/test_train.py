@@ -8,11 +8,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from lavic.journal import read_journal
+from lavic.launch.words import typed
 from tests.slurm.cluster import Job, Slurm, wait_for
 from tests.train.ground import Ground
 
@@ -34,10 +37,15 @@ def settings(**more: str) -> dict[str, str]:
     }
 
 
+def training(ground: Ground, steps: int) -> dict[str, Any]:
+    """Settings of a training that is short."""
+    loop = {"steps": steps, "batch": 4, "lr": 0.01, "save_every": 5}
+    return {"model": {"name": str(ground.base)}, "loop": loop, "lora": {"r": 4}}
+
+
 def distill(ground: Ground, out: Path, steps: int) -> list[str]:
-    words = ["distill", "--shards", ground.photos, "--valid", ground.valid, "--out", out, "--model.name", ground.base]
-    loop = {"steps": steps, "batch": 4, "lr": 0.01, "save-every": 5}
-    return [*map(str, words), *(f"--loop.{k}={v}" for k, v in loop.items()), "--lora.r", "4"]
+    words = ["distill", "--shards", str(ground.photos), "--valid", str(ground.valid), "--out", str(out)]
+    return [*words, *typed(training(ground, steps))]
 
 
 def steps(out: Path) -> list[int]:
@@ -92,15 +100,48 @@ def ranks(out: Path) -> dict[int, int]:
     return found
 
 
+def manual() -> list[str]:
+    """The lines that docs/slurm.md begins with, for a cluster whose partition is `main`."""
+    text = (SCRIPTS.parent / "docs" / "slurm.md").read_text()
+    return text.split("```bash\n")[1].split("```")[0].replace("PARTITION", "main").splitlines()
+
+
 @pytest.fixture(scope="module")
-def whole(slurm: Slurm, ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run over two nodes, one rank on each, ZeRO-2; with the look at the nodes before it."""
-    folder = tmp_path_factory.mktemp("whole")
-    words = distill(ground, folder / "run", STEPS)
-    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=folder, **settings(LAVIC_PREFLIGHT="200"))
+def site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a clone of ours, with small photos and settings in the place of the real ones."""
+    folder = tmp_path_factory.mktemp("a site")
+    (folder / "slurm").symlink_to(SCRIPTS)
+    (folder / "shards").mkdir()
+    (folder / "shards" / "train").symlink_to(ground.photos)
+    (folder / "shards" / "valid").symlink_to(ground.valid)
+    (folder / "distill-7b-8gpu").write_text(yaml.safe_dump(training(ground, STEPS)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(slurm: Slurm, site: Path) -> Path:
+    """An undisturbed run over two nodes, one rank on each, ZeRO-2; started as the manual says."""
+    (line,) = [line for line in manual() if "distill" in line]
+    job = slurm.typed(line, site, **settings())
+    assert job.wait() == 0, job.log
+    assert "1 ranks on each of 2 nodes" in job.log
+    return site / "runs" / "distill"
+
+
+def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) -> None:
+    """Each line of ten that the manual hands to SLURM, as a shell reads it."""
+    lines = manual()
+    assert len(lines) <= 10
+    assert (whole / "bundle" / "bundle.json").is_file()
+    (preflight,) = [line for line in lines if "preflight" in line]
+    job = slurm.typed(preflight, site, **settings(LAVIC_PREFLIGHT="200"))
     assert job.wait() == 0, job.log
     assert "preflight: 2 nodes well; all-reduce in" in job.log
-    return folder / "run"
+    (demo,) = [line for line in lines if " demo " in line]
+    job = slurm.typed(demo.partition("#")[0] + " --help", site, **settings())  # a demo takes minutes
+    assert job.wait() == 0, job.log
+    assert "usage: lavic demo" in job.log
+    assert sum("sbatch" in line for line in lines) == 3
 
 
 def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
