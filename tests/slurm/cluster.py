@@ -16,13 +16,14 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from lavic.world import free_port
 
 # Debian puts daemons where a user's PATH does not look.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -35,7 +36,7 @@ NODES = ("n1", "n2")
 _CONF = """
 ClusterName=lavic
 SlurmctldHost=localhost
-SlurmctldPort={controller}
+SlurmctldPort={ports[2]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock,cred_expire=20
 CryptoType=crypto/munge
@@ -264,11 +265,9 @@ def _prepare(folder: Path) -> Slurm:
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
     conf = folder / "slurm.conf"
-    controller, *ports = _ports(1 + len(NODES))
+    ports = [free_port() for _ in (*NODES, "controller")]
     user = pwd.getpwuid(os.getuid()).pw_name
-    conf.write_text(
-        _CONF.format(folder=folder, user=user, controller=controller, first=NODES[0], second=NODES[1], ports=ports)
-    )
+    conf.write_text(_CONF.format(folder=folder, user=user, first=NODES[0], second=NODES[1], ports=ports))
     for number in range(8):
         (folder / f"gpu{number}").touch()
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
@@ -317,15 +316,6 @@ def _last_words(folder: Path) -> str:
         if re.search(r"\b(error|fatal)\b", line, re.I)
     ]
     return "; ".join(lines[-6:]) or "its daemons complained of nothing"
-
-
-def _ports(count: int) -> list[int]:
-    """Different ports that nothing listens on right now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def main(words: Sequence[str]) -> None:

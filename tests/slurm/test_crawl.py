@@ -64,6 +64,7 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
     assert not ray_processes(ray) and not list(ray.iterdir())
     assert not (out / "manifest.json").exists()
     server.delay = 0.0
+    job.start_now()
     assert job.wait() == 0, job.log
     assert "2 nodes of Ray" in job.log
     assert "preflight: 2 nodes well" in job.log
