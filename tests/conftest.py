@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import NotStarted, Slurm, cluster, missing
+from tests.slurm.cluster import NotStarted, cluster, missing
+from tests.slurm.running import Slurm
 
 
 @pytest.fixture(scope="session")

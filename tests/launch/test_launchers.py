@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from lavic.journal import read_journal
 from lavic.world import World, free_port
-from tests.slurm.cluster import Slurm
+from tests.slurm.running import Slurm
 from tests.train.ground import KEY, Ground, make_ground
 
 pytestmark = pytest.mark.dist
@@ -26,6 +26,14 @@ ENV = {"LAVIC_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "
 STAGES = ("distill", "tune", "embed", "evaluate")
 SAME = {"embed": "*.safetensors", "evaluate": "predictions.jsonl", "describe": "*.descriptions.jsonl"}
 """What a command writes, byte for byte the same."""
+SSH = """#!/bin/bash
+while [[ $1 == -* ]]; do
+  [[ $1 == -[oplF] ]] && shift
+  shift
+done
+exec bash -c "${*:2}"
+"""
+"""Stands in for ssh: drops options and host, and runs the command here."""
 ADAPTER = {"distill": "vision_adapter", "tune": "language_adapter"}
 
 
@@ -53,11 +61,11 @@ def words(command: str, ground: Ground, out: Path, bundle: Path) -> list[str]:
     return [command, *map(str, inputs[command]), *more]
 
 
-def run(*groups: list[str]) -> None:
+def run(*groups: list[str], **env: str) -> None:
     """Runs programs side by side; all must end well."""
+    env = {**os.environ, **ENV, **env}
     started = [
-        subprocess.Popen([sys.executable, *group], env={**os.environ, **ENV}, stderr=subprocess.PIPE, text=True)
-        for group in groups
+        subprocess.Popen([sys.executable, *group], env=env, stderr=subprocess.PIPE, text=True) for group in groups
     ]
     try:
         said = [process.communicate(timeout=240)[1] for process in started]
@@ -77,12 +85,17 @@ def by_torchrun(argv: list[str], folder: Path) -> None:
 
 
 def by_deepspeed(argv: list[str], folder: Path) -> None:
-    """Two hosts of one slot for `distill`, one of two for the others; each host has a start of its own, without ssh."""
+    """Two hosts for `distill`, over ssh and pdsh where that is installed; one host of two slots for the others."""
     hosts = ["first slots=1", "second slots=1"] if argv[0] == "distill" else ["only slots=2"]
     (folder / "hostfile").write_text("\n".join(hosts) + "\n")
-    common = ["-m", "deepspeed.launcher.runner", "--hostfile", str(folder / "hostfile"), "--no_ssh", "--no_local_rank"]
-    meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    run(*([*common, "--node_rank", str(node), *meet, "--module", "lavic", *argv] for node in range(len(hosts))))
+    common = ["-m", "deepspeed.launcher.runner", "--hostfile", str(folder / "hostfile"), "--no_local_rank"]
+    common += ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--module"]
+    if len(hosts) > 1 and shutil.which("pdsh"):
+        (folder / "ssh").write_text(SSH)
+        (folder / "ssh").chmod(0o755)
+        run([*common, "lavic", *argv], PATH=f"{folder}:{os.environ['PATH']}")
+    else:  # a start on each host
+        run(*([*common[:-1], "--no_ssh", "--node_rank", str(n), "--module", "lavic", *argv] for n in range(len(hosts))))
 
 
 def same(command: str, one: Path, other: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
 from tests.shards.conftest import FaultServer
-from tests.slurm.cluster import Slurm, wait_for
+from tests.slurm.running import Slurm, wait_for
 from tests.slurm.test_train import SCRIPTS, settings
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]

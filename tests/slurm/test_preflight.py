@@ -15,10 +15,10 @@ import pytest
 
 from lavic.cli import main
 from lavic.errors import LavicError
+from lavic.launch.inventory import digest, memory, read_cards
 from lavic.launch.preflight import Judge
-from lavic.launch.probe import digest, memory, read_cards
 from lavic.world import free_port
-from tests.slurm.cluster import Slurm
+from tests.slurm.running import Slurm
 from tests.slurm.test_train import SCRIPTS, settings
 
 NODES = ("a", "b", "c")

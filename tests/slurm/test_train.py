@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lavic.journal import read_journal
 from lavic.launch.words import typed
-from tests.slurm.cluster import Job, Slurm, wait_for
+from tests.slurm.running import Job, Slurm, wait_for
 from tests.train.ground import Ground
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
