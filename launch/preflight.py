@@ -22,7 +22,7 @@ from lavic.errors import ConfigError, LavicError
 from lavic.launch.probe import Probe
 
 DESCRIPTION = """Looks at a node, or at all nodes of a job: GPUs seen against those asked for, driver, free memory,
-memory errors; disk; the same code, packages and data everywhere; a small all-reduce over all ranks; Ray's port.
+memory errors; disk; the same code, packages and data everywhere; a small all-reduce over all ranks; Ray's ports.
 
   lavic preflight --ranks 8 --gpus 8
 
@@ -43,6 +43,8 @@ class PreflightSettings:
     """GPUs that each node must have."""
     disk: PositiveFloat = 1.0
     """GiB that must be free in the working folder and in the folder of temporary files."""
+    memory: PositiveFloat = 1.0
+    """GiB of memory that must be free."""
     data: tuple[Path, ...] = ()
     """Files and folders that must be the same on every node."""
     nodes: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data=chosen.data,
         seen=chosen.seen,
         disk_gib=chosen.disk,
+        memory_gib=chosen.memory,
         within_s=chosen.within * 0.9,
     ).run()
     return 0

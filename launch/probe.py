@@ -7,9 +7,6 @@ hangs is one whose lines stop.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -24,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavic.launch.inventory import code_digest, digest, gpus, memory, versions
+
 _GIB = 2**30
-_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "numpy", "pillow")
-_CODE = ("lavic", "lavic.shards", "lavic.launch")
+_KNOCK_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,8 @@ class Probe:
     """A file that the first node wrote: is the folder shared?"""
     disk_gib: float
     """Free space wanted."""
+    memory_gib: float
+    """Free memory wanted."""
     within_s: float
     """Time for everything."""
 
@@ -63,6 +63,7 @@ class Probe:
         notes: list[str] = []
         facts: dict[str, Any] = {"code": code_digest(), "packages": versions(), "data": self._data()}
         bad += self._disk(notes)
+        bad += memory(self.memory_gib)
         if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
             cards = list(gpus(self.gpus, facts, within_s=self.within_s / 2))
             bad += cards
@@ -152,112 +153,52 @@ class Probe:
         return {"right": right, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
 
     def _ports(self, within_s: float) -> None:
-        """The first node holds Ray's port for a moment, the others knock."""
+        """The first node holds Ray's port for a while and the others knock; it knocks back, as Ray's processes do."""
         until = time.monotonic() + within_s
-        address = (self.addresses[0], self.port)
         if self.here == self.nodes[0]:
-            try:
-                with socket.create_server(("", self.port), reuse_port=False) as server:
-                    server.settimeout(0.2)
-                    self._say("listen")
-                    knocked = 0
-                    while knocked < len(self.nodes) - 1 and time.monotonic() < until:
-                        try:
-                            server.accept()[0].close()
-                            knocked += 1
-                        except TimeoutError:
-                            continue
-            except OSError as error:
-                self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
-            return
-        error: Exception | None = None
-        while time.monotonic() < until:
-            try:
-                socket.create_connection(address, timeout=2).close()
-                return
-            except OSError as again:
-                error = again
-                time.sleep(0.2)
-        self._say("port", bad=[f"cannot reach {address[0]}:{address[1]} on the first node ({error})"])
+            self._answer(until)
+        elif why := self._knock(until):
+            self._say("port", bad=[why])
 
-
-def gpus(asked: int, facts: dict[str, Any], *, within_s: float) -> Iterator[str]:
-    """What is wrong with this node's GPUs; their names and driver go into `facts`."""
-    code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    try:
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=within_s)
-        found = int(told.stdout.strip() or 0) if told.returncode == 0 else 0
-        why = "" if found else next(iter(told.stderr.strip().splitlines()[-1:]), "")
-    except subprocess.TimeoutExpired:
-        found, why = 0, f"torch did not answer within {within_s:.0f} s"
-    if found < asked:
-        yield f"{found} of {asked} GPUs seen{f' ({why[:200]})' if why else ''}"
-    fields = "index,name,driver_version,memory.total,memory.free,ecc.errors.uncorrected.volatile.total"
-    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    try:
-        table = subprocess.run(words, capture_output=True, text=True, timeout=within_s)
-    except FileNotFoundError:
-        return
-    except subprocess.TimeoutExpired:
-        yield f"nvidia-smi did not answer within {within_s:.0f} s"
-        return
-    if table.returncode:
-        yield f"nvidia-smi: {(table.stdout + table.stderr).strip()[:200]}"
-        return
-    yield from read_cards(table.stdout, facts)
-
-
-def read_cards(table: str, facts: dict[str, Any]) -> Iterator[str]:
-    """What is wrong according to nvidia-smi's table; names and drivers go into `facts`."""
-    rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
-    facts["gpus"] = sorted({row[1] for row in rows})
-    facts["driver"] = sorted({row[2] for row in rows})
-    free = [int(row[4]) for row in rows if row[4].isdigit()]
-    facts["gpu_free_mib"] = min(free, default=0)
-    for index, _, _, total, left, errors in rows:
-        if total.isdigit() and left.isdigit() and int(left) < 0.9 * int(total):
-            yield f"GPU {index}: {int(left) / 1024:.0f} of {int(total) / 1024:.0f} GiB free: another process is on it"
-        if errors.isdigit() and int(errors):
-            yield f"GPU {index}: {errors} uncorrected memory errors"
-
-
-def code_digest() -> str:
-    """Of lavic's own source."""
-    total = hashlib.sha256()
-    for name in _CODE:
-        spec = importlib.util.find_spec(name)
-        folder = Path(((spec and spec.submodule_search_locations) or [""])[0])
-        for file in sorted(folder.rglob("*.py")):
-            total.update(f"{name}/{file.relative_to(folder)}".encode() + file.read_bytes())
-    return total.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Python's and those of the packages that matter, where they are installed."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
+    def _answer(self, until: float) -> None:
+        """The first node's part."""
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+            server = socket.create_server(("", self.port))
+        except OSError as error:
+            self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
+            return
+        left = len(self.nodes) - 1
+        with server:
+            server.settimeout(0.2)
+            while left and time.monotonic() < until:
+                with contextlib.suppress(OSError, ValueError, IndexError), server.accept()[0] as caller:
+                    caller.settimeout(_KNOCK_S)
+                    place, port = map(int, caller.recv(64).split())
+                    try:
+                        socket.create_connection((self.addresses[place], port), timeout=_KNOCK_S).close()
+                    except OSError as error:
+                        caller.sendall(str(error).encode())
+                    else:
+                        caller.sendall(b"well")
+                        left -= 1
 
-
-def digest(path: Path) -> str:
-    """Tells two states of a file or a folder apart without reading gigabytes: by size, ends, manifests; or "gone"."""
-    total = hashlib.sha256()
-    try:
-        if path.is_dir():
-            # Not what a running command writes: only what makes a folder whole.
-            for name in ("manifest.json", "config.json", "bundle.json", "result.json"):
-                if (path / name).is_file():
-                    total.update(name.encode() + (path / name).read_bytes())
-            return total.hexdigest()[:16]
-        with path.open("rb") as file:
-            total.update(file.read(1 << 20))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - (1 << 20)))
-            total.update(file.read() + str(size).encode())
-    except OSError:
-        return "gone"
-    return total.hexdigest()[:16]
+    def _knock(self, until: float) -> str:
+        """Another node's part; why it did not come about, where this node may be in the way."""
+        address, why = (self.addresses[0], self.port), ""
+        with socket.create_server(("", 0)) as own:  # such a port as Ray's processes take on every node
+            port = own.getsockname()[1]
+            while time.monotonic() < until:
+                try:
+                    with socket.create_connection(address, timeout=_KNOCK_S) as knock:
+                        knock.sendall(f"{self.nodes.index(self.here)} {port}".encode())
+                        said = knock.recv(200).decode()
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    why = f"cannot reach {address[0]}:{address[1]} on the first node ({error})"
+                else:
+                    if said == "well":
+                        return ""
+                    why = f"the first node cannot reach its port {port} ({said}); Ray needs those above 1023"
+                time.sleep(0.2)
+        return why

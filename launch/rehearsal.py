@@ -24,6 +24,16 @@ ADAPTER: Mapping[str, Kind] = {"distill": "vision", "tune": "language"}
 PARENT = "PARENT"
 """Stands for the id of the parent run, which is made when the jobs are."""
 
+LOADED: Mapping[str, str] = {
+    "describe": "parameters",
+    "embed": "vision_parameters",
+    "evaluate": "language_parameters",
+}
+"""Stage without training -> the part of the model that it loads."""
+
+SAMPLE_BYTES = 50_500
+"""Of a photo in a shard, with what stands beside it: as docs/scaling.md counts."""
+
 RANKED = ("describe", "distill", "embed", "tune", "evaluate")
 """Stages that run in ranks."""
 
@@ -43,7 +53,7 @@ def rehearse(chosen: PipelineSettings, steps: Sequence[Step], known: Mapping[str
         after = [need for need in step.needs if need in names]
         head = f"== {step.name}" + (f", after {' and '.join(after)}" if after else "")
         words = made.words([f"<{name}>" for name in after])
-        facts = [f"  {line}" for line in _facts(chosen, step, made, known[step.name])]
+        facts = [f"  {line}" for line in _facts(chosen, step, made, known)]
         blocks.append("\n".join([head, *_command(made, words), *facts]))
         used.append(made.script)
     if chosen.tracking.mlflow:
@@ -69,14 +79,21 @@ def _command(made: Batch, words: Sequence[str]) -> Iterator[str]:
     yield f"    {shlex.join(made.command)}"
 
 
-def _facts(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any]) -> Iterator[str]:
+def _facts(
+    chosen: PipelineSettings, step: Step, made: Batch, settings: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    known = settings[step.name]
     ranks = made.asked.nodes * made.asked.ranks_per_node
     if step.stage in RANKED:
         yield from _ranks(made)
-    shape = shape_of(str(known.get("model", {}).get("name", ""))) if "model" in known else None
+    # evaluate takes its model from the bundle, which stage 2 made of its own
+    model = settings.get("tune", {}).get("model") if step.stage == "evaluate" else known.get("model")
+    shape = shape_of(str(model["name"])) if model else None
     photos = _photos(chosen, step.name)
     if step.stage == "crawl":
         yield f"photos: {_about(photos)}"
+        if photos:
+            yield f"bytes: {_size(photos * SAMPLE_BYTES)} of shards, at {_size(SAMPLE_BYTES)} a photo (docs/scaling.md)"
     elif step.stage in ADAPTER:
         yield from _training(chosen, step, made, known, shape, ranks)
     elif step.stage == "embed" and shape:
@@ -86,9 +103,9 @@ def _facts(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str
             f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {_size(shape.store_bytes(1, width))}"
             + (f"; {_size(shape.store_bytes(count, width))} for {_about(count)} items" if count else "")
         )
-    if step.stage in ("describe", "embed", "evaluate") and shape:
-        half = made.asked.gpus > 0
-        yield f"memory of a rank: {_size(shape.parameters * (BF16 if half else FP32))} of weights, and its batch"
+    if step.stage in LOADED and shape:
+        weights = getattr(shape, LOADED[step.stage]) * (BF16 if made.asked.gpus else FP32)
+        yield f"memory of a rank: {_size(weights)} of weights, and its batch"
 
 
 def _ranks(made: Batch) -> Iterator[str]:
@@ -130,8 +147,9 @@ def _training(
         trained = shape.adapter(kind, known["lora"]["r"])
         frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
         yield f"network: each rank sends {_size(Zero2.of(frozen, trained, ranks, width=width).traffic)} a step"
-    # the stage's command knows best what it takes
-    yield from said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)]).splitlines()
+    # the stage's command knows best what it takes; steps it knows only where its training set stands already
+    told = said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)])
+    yield from (line for line in told.splitlines() if not line.startswith("steps "))
 
 
 def _deepspeed(

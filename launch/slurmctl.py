@@ -98,12 +98,6 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
     return {**_accounted(wanted - found.keys()), **found}
 
 
-def cancel(jobs: Iterable[str]) -> None:
-    """Cancels jobs; one that has ended is left as it is."""
-    if listed := list(jobs):
-        _run(["scancel", *listed])
-
-
 def _accounted(jobs: set[str]) -> dict[str, JobState]:
     """What the accounting remembers of jobs that left the queue; nothing where there is no accounting."""
     if not jobs or shutil.which("sacct") is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -42,6 +43,7 @@ _LAUNCHERS: dict[str, dict[str, str]] = {
         "node": "SLURM_NODEID",
     },
 }
+_PORTS = range(21_000, 32_000)
 _lent: list[str] = []
 """Variables that `start` set and `close` takes back: one process can then start one world after another."""
 
@@ -241,11 +243,17 @@ class World:
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on right now."""
+    """A TCP port that nothing on this machine listens on right now.
+
+    Seconds may pass before somebody does: it lies below those that Linux gives to outgoing connections.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def _lend(names: Mapping[str, str]) -> None:

@@ -93,9 +93,13 @@ look() {
       "$LAVIC_PYTHON" -m lavic preflight --probe --kind "$kind" --nodes $nodes --addresses $addresses --port "$port" \
       --gpus "${SLURM_GPUS_ON_NODE:-0}" --ranks "$RANKS_PER_NODE" --within "$LAVIC_PREFLIGHT" --seen "$seen" \
       ${data[@]+--data "${data[@]}"} </dev/null |
-      srun --job-name=judge --overlap --nodes=1 --ntasks=1 --nodelist="$first_node" \
-        ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
-        "$LAVIC_PYTHON" -m lavic preflight --read --nodes $nodes --within "$LAVIC_PREFLIGHT"
+      {
+        srun --job-name=judge --overlap --nodes=1 --ntasks=1 --nodelist="$first_node" \
+          ${more[@]+"${more[@]}"} ${prefix[@]+"${prefix[@]}"} \
+          "$LAVIC_PYTHON" -m lavic preflight --read --nodes $nodes --within "$LAVIC_PREFLIGHT" || code=$?
+        ((!code)) || signal_step KILL look # a node that hangs is waited for no longer
+        exit "$code"
+      }
   ) || code=$?
   rm -f "$seen"
   if ((code)); then finish 1; fi
@@ -179,6 +183,7 @@ run_on_ray() {
 # finish CODE: ends the script. 75, stopped on request with a checkpoint, is the only one that goes into the queue again.
 finish() {
   local code=$1
+  trap '' TERM # SLURM ends what it queues again: first this has to be said
   case $code in
     0) say "done" ;;
     75)

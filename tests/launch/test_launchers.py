@@ -1,11 +1,13 @@
-"""Two ranks give the same whoever starts them: --nproc, torchrun, or the deepspeed launcher with a hostfile.
+"""Two ranks give the same whoever starts them: --nproc, torchrun, srun, or the deepspeed launcher with a hostfile.
 
-`srun` is tried on a real SLURM, in tests/slurm.
+The batch scripts, which start ranks by torchrun or srun, are tried in tests/slurm.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,23 @@ from safetensors.torch import load_file
 
 from lavic.journal import read_journal
 from lavic.world import World, free_port
+from tests.slurm.running import Slurm
 from tests.train.ground import KEY, Ground, make_ground
 
 pytestmark = pytest.mark.dist
-ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+ENV = {"LAVIC_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+STAGES = ("distill", "tune", "embed", "evaluate")
+SAME = {"embed": "*.safetensors", "evaluate": "predictions.jsonl", "describe": "*.descriptions.jsonl"}
+"""What a command writes, byte for byte the same."""
+SSH = """#!/bin/bash
+while [[ $1 == -* ]]; do
+  [[ $1 == -[oplF] ]] && shift
+  shift
+done
+exec bash -c "${*:2}"
+"""
+"""Stands in for ssh: drops options and host, and runs the command here."""
+ADAPTER = {"distill": "vision_adapter", "tune": "language_adapter"}
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +42,30 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return make_ground(tmp_path_factory.mktemp("ground"))
 
 
-def words(command: str, ground: Ground, out: Path) -> list[str]:
-    inputs = {
+def words(command: str, ground: Ground, out: Path, bundle: Path) -> list[str]:
+    """A command's words, whose results go to `out`; `bundle`: of the tuned one, for `evaluate`."""
+    inputs: dict[str, list[object]] = {
         "distill": ["--shards", ground.photos, "--valid", ground.valid],
-        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
+        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", 400],
         "embed": ["--shards", ground.photos, "--adapter", ground.vision],
-    }[command]
-    loop = ["--loop.steps", "3", "--loop.batch", "4", "--loop.lr", "0.01", "--lora.r", "4"]
-    more = [] if command == "embed" else loop
-    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *more]
+        "describe": ["--shards", out, "--max-new-tokens", 4],
+        "evaluate": ["--bundle", bundle, "--store", ground.store, "--test", ground.rows, "--candidates", KEY],
+    }
+    more = ["--draws", "50", "--arms", "lavic"] if command == "evaluate" else ["--model.name", str(ground.base)]
+    if command in ADAPTER:
+        more += ["--loop.steps", "3", "--loop.batch", "4", "--loop.lr", "0.01", "--lora.r", "4"]
+    if command == "describe":  # writes beside what it reads
+        shutil.copytree(ground.photos, out)
+    else:
+        more += ["--out", str(out)]
+    return [command, *map(str, inputs[command]), *more]
 
 
-def run(*groups: list[str], env: dict[str, str] | None = None) -> None:
+def run(*groups: list[str], **env: str) -> None:
     """Runs programs side by side; all must end well."""
+    env = {**os.environ, **ENV, **env}
     started = [
-        subprocess.Popen([sys.executable, *group], env=env or ENV, stderr=subprocess.PIPE, text=True)
-        for group in groups
+        subprocess.Popen([sys.executable, *group], env=env, stderr=subprocess.PIPE, text=True) for group in groups
     ]
     try:
         said = [process.communicate(timeout=240)[1] for process in started]
@@ -62,70 +85,68 @@ def by_torchrun(argv: list[str], folder: Path) -> None:
 
 
 def by_deepspeed(argv: list[str], folder: Path) -> None:
-    """Two hosts of one slot; without ssh, the launcher is started on each with its rank."""
-    hosts = folder / "hostfile"
-    hosts.write_text("first slots=1\nsecond slots=1\n")
-    common = ["-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh", "--no_local_rank"]
-    meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    run(*([*common, "--node_rank", str(node), *meet, "--module", "lavic", *argv] for node in (0, 1)))
+    """Two hosts for `distill`, over ssh and pdsh where that is installed; one host of two slots for the others."""
+    hosts = ["first slots=1", "second slots=1"] if argv[0] == "distill" else ["only slots=2"]
+    (folder / "hostfile").write_text("\n".join(hosts) + "\n")
+    common = ["-m", "deepspeed.launcher.runner", "--hostfile", str(folder / "hostfile"), "--no_local_rank"]
+    common += ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--module"]
+    if len(hosts) > 1 and shutil.which("pdsh"):
+        (folder / "ssh").write_text(SSH)
+        (folder / "ssh").chmod(0o755)
+        run([*common, "lavic", *argv], PATH=f"{folder}:{os.environ['PATH']}")
+    else:  # a start on each host
+        run(*([*common[:-1], "--no_ssh", "--node_rank", str(n), "--module", "lavic", *argv] for n in range(len(hosts))))
 
 
-def same(one: Path, other: Path, *files: str) -> None:
-    for name in files:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def same_run(one: Path, other: Path, adapter: str) -> None:
-    """The same losses and gradients at every step, the same adapter."""
+def same(command: str, one: Path, other: Path) -> None:
+    """The same files; of a run: losses and gradients at every step, and the adapter."""
+    if command in SAME:
+        files = [{path.name: path.read_bytes() for path in folder.glob(SAME[command])} for folder in (one, other)]
+        assert files[0] and files[0] == files[1]
+        return
 
     def curve(folder: Path) -> list[tuple]:
         keys = ("step", "loss", "grad_norm", "valid_loss")
         return [tuple(row.get(key) for key in keys) for row in read_journal(folder / "metrics.jsonl")]
 
     assert curve(one) == curve(other)
-    weights = [load_file(folder / f"bundle/{adapter}/adapter_model.safetensors") for folder in (one, other)]
+    weights = [load_file(folder / f"bundle/{ADAPTER[command]}/adapter_model.safetensors") for folder in (one, other)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0].keys() | weights[1].keys())
-
-
-Start = Callable[[list[str], Path], None]
 
 
 @pytest.fixture(scope="module")
 def reference(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What --nproc 2 makes of each command."""
     folder = tmp_path_factory.mktemp("reference")
-    for command in ("distill", "tune", "embed"):
-        by_nproc(words(command, ground, folder / command), folder)
-    by_nproc(evaluate(folder / "tune", ground, folder / "evaluate"), folder)
+    for command in (*STAGES, "describe"):
+        by_nproc(words(command, ground, folder / command, folder / "tune" / "bundle"), folder)
     return folder
 
 
-def evaluate(run: Path, ground: Ground, out: Path) -> list[str]:
-    inputs = ["--bundle", run / "bundle", "--store", ground.store, "--test", ground.rows, "--out", out]
-    return ["evaluate", *map(str, inputs), "--candidates", KEY, "--draws", "50", "--arms", "lavic"]
-
-
 @pytest.mark.parametrize("start", [by_torchrun, by_deepspeed], ids=["torchrun", "deepspeed"])
-def test_distill_is_the_same(start: Start, ground: Ground, reference: Path, tmp_path: Path) -> None:
-    start(words("distill", ground, tmp_path / "run"), tmp_path)
-    same_run(tmp_path / "run", reference / "distill", "vision_adapter")
+@pytest.mark.parametrize("command", STAGES)
+def test_the_result_is_the_same(
+    command: str, start: Callable[[list[str], Path], None], ground: Ground, reference: Path, tmp_path: Path
+) -> None:
+    start(words(command, ground, tmp_path / "out", reference / "tune" / "bundle"), tmp_path)
+    same(command, tmp_path / "out", reference / command)
 
 
-def test_tune_is_the_same(ground: Ground, reference: Path, tmp_path: Path) -> None:
-    by_torchrun(words("tune", ground, tmp_path / "run"), tmp_path)
-    same_run(tmp_path / "run", reference / "tune", "language_adapter")
-
-
-def test_embed_is_the_same(ground: Ground, reference: Path, tmp_path: Path) -> None:
-    by_torchrun(words("embed", ground, tmp_path / "run"), tmp_path)
-    names = [path.name for path in (reference / "embed").glob("*.safetensors")]
-    assert names
-    same(tmp_path / "run", reference / "embed", *names)
-
-
-def test_evaluate_is_the_same(ground: Ground, reference: Path, tmp_path: Path) -> None:
-    by_torchrun(evaluate(reference / "tune", ground, tmp_path / "run"), tmp_path)
-    same(tmp_path / "run", reference / "evaluate", "predictions.jsonl")
+@pytest.mark.slurm
+def test_it_is_the_same_by_srun(slurm: Slurm, ground: Ground, reference: Path, tmp_path: Path) -> None:
+    """As docs/slurm.md has it: one task for each rank, and nothing else; here on two nodes."""
+    commands = ("tune", "embed", "evaluate", "describe")
+    lines = ["#!/bin/bash", "set -e", "export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))"]
+    for command in commands:
+        argv = words(command, ground, tmp_path / command, reference / "tune" / "bundle")
+        start = ["srun", "--nodes", "2", "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
+        lines.append(shlex.join([*start, sys.executable, "-m", "lavic", *argv]))
+    (tmp_path / "job.sh").write_text("\n".join(lines) + "\n")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--output=lavic-%j.log")
+    job = slurm.submit(*options, tmp_path / "job.sh", cwd=tmp_path, **ENV)
+    assert job.wait() == 0, job.log
+    for command in commands:
+        same(command, tmp_path / command, reference / command)
 
 
 def test_what_the_deepspeed_launcher_says_is_understood() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,64 @@ def test_a_killed_embed_goes_on(shards: Path, tmp_path: Path) -> None:
     fresh = [*words[:-1], str(tmp_path / "fresh")]
     assert main(fresh) == 0
     assert ItemStore.open(tmp_path / "store").manifest.parts == ItemStore.open(tmp_path / "fresh").manifest.parts
+
+
+@pytest.fixture
+def warned_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has SIGUSR1, SLURM's warning, reach this process when a function returns for the first time."""
+
+    def arrange(name: str) -> None:
+        module, _, function = name.rpartition(".")
+        real, calls = getattr(importlib.import_module(module), function), []
+
+        def once(*args: object) -> object:
+            done = real(*args)
+            if not calls:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            calls.append(args)
+            return done
+
+        monkeypatch.setattr(name, once)
+
+    return arrange
+
+
+def test_an_embed_that_is_warned_stops_and_goes_on(
+    shards: Path, tmp_path: Path, warned_after: Callable[[str], None]
+) -> None:
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "4"]
+    assert main([*words, "--out", str(tmp_path / "undisturbed")]) == 0
+    warned_after("lavic.model.compress.cls_tokens")
+    stopped = [*words, "--out", str(tmp_path / "store")]
+    assert main(stopped) == 75
+    assert not list((tmp_path / "store").glob("part-*")), "its first shard was not done"
+    warned_after("lavic.model.itemstore.write_part")
+    assert main(stopped) == 75
+    assert len(list((tmp_path / "store").glob("part-*.json"))) == 1
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert main(stopped) == 0
+    stores = [ItemStore.open(tmp_path / name) for name in ("undisturbed", "store")]
+    assert stores[0].manifest.parts == stores[1].manifest.parts
+
+
+def test_a_describe_that_is_warned_stops_and_goes_on(shards: Path, warned_after: Callable[[str], None]) -> None:
+    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch", "4"]
+
+    def written() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in shards.glob("*.descriptions.jsonl")}
+
+    assert main(words) == 0
+    undisturbed = written()
+    for name in undisturbed:
+        (shards / name).unlink()
+    warned_after("lavic.shards.describe.describe")
+    assert main(words) == 75
+    assert not written()
+    warned_after("lavic.shards.describe.write_descriptions")
+    assert main(words) == 75
+    assert len(written()) == 1
+    assert main(words) == 0
+    assert written() == undisturbed
 
 
 def test_an_adapter_changes_the_tokens_and_is_kept_in_the_store(shards: Path, tmp_path: Path) -> None:

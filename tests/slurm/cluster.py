@@ -4,7 +4,7 @@
         job = slurm.submit("script.sbatch", "word")
         job.wait()
 
-Also from the command line, to try things: `python -m tests.slurm.cluster FOLDER`, then `SLURM_CONF=FOLDER/slurm.conf`.
+Also from the command line, to try things: `python -m tests.slurm.cluster FOLDER` says the SLURM_CONF to use.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from lavic.world import free_port
+from tests.slurm.running import NODES, Slurm, wait_for
 
 # Debian puts daemons where a user's PATH does not look.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
-NODES = ("n1", "n2")
 
 # The nodes say that they have what the scripts ask for: 8 GPUs and cores enough. `cred_expire` is also how long a
-# requeued job waits before it starts again, two minutes by default.
+# requeued job waits before it starts again, two minutes by default. A job that waits for another starts when that has
+# ended, not seconds later as on a busy cluster.
 _CONF = """
 ClusterName=lavic
 SlurmctldHost=localhost
-SlurmctldPort={controller}
+SlurmctldPort={ports[2]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock,cred_expire=20
 CryptoType=crypto/munge
@@ -54,7 +54,7 @@ SwitchType=switch/none
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=0,bf_interval=2
 JobRequeue=1
 GresTypes=gpu
 KillWait=10
@@ -72,96 +72,8 @@ def missing() -> str:
     return f"no {', '.join(gone)} here: apt-get install slurm-wlm munge" if gone else ""
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Raises TimeoutError, which says `what` was waited for, when the condition does not become true."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """A running one."""
-
-    folder: Path
-    env: Mapping[str, str]
-    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def run(self, *words: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Runs one of SLURM's programs to its end."""
-        return subprocess.run(
-            [*map(str, words)], env={**self.env, **env}, cwd=cwd, capture_output=True, text=True, timeout=60
-        )
-
-    def submit(self, *words: str | Path, cwd: Path, **env: str) -> Job:
-        """`sbatch WORDS` in a folder, with more environment."""
-        done = self.run("sbatch", "--parsable", *words, cwd=cwd, **env)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        return Job(self, int(done.stdout), cwd)
-
-    def start_node(self, name: str) -> None:
-        """Starts a node's daemon."""
-        words = ["slurmd", "-D", "-N", name]
-        self.daemons[name] = subprocess.Popen(words, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def idle(self) -> bool:
-        """Whether both nodes wait for work."""
-        return self.run("sinfo", "-h", "-N", "-o", "%T").stdout.split() == ["idle"] * len(NODES)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A submitted job."""
-
-    slurm: Slurm
-    number: int
-    folder: Path
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What `scontrol show job` says."""
-        text = self.slurm.run("scontrol", "show", "job", "-o", str(self.number)).stdout
-        return dict(re.findall(r"(\S+?)=(\S*)", text))
-
-    @property
-    def state(self) -> str:
-        return self.facts.get("JobState", "gone")
-
-    @property
-    def restarts(self) -> int:
-        return int(self.facts.get("Restarts", 0))
-
-    @property
-    def log(self) -> str:
-        """What the script and the ranks said."""
-        file = self.folder / f"lavic-{self.number}.log"
-        return file.read_text(errors="replace") if file.exists() else ""
-
-    def wait(self, seconds: float = 240) -> int:
-        """Waits for the job's end; returns its exit code, 128 + n where signal n ended it."""
-        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"}
-        try:
-            wait_for(lambda: self.state not in running, seconds, f"job {self.number}")
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; it is {self.state}\n{self.log[-3000:]}") from None
-        code, _, number = self.facts["ExitCode"].partition(":")
-        return 128 + int(number) if int(number) else int(code)
-
-    def wait_until(self, text: str, seconds: float = 120) -> None:
-        """Waits until the job's log holds a text."""
-        try:
-            wait_for(lambda: text in self.log or self.ended, seconds, repr(text))
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{self.log[-3000:]}") from None
-        if text not in self.log:
-            raise RuntimeError(f"job {self.number} ended without saying {text!r}:\n{self.log[-3000:]}")
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "gone")
+class NotStarted(Exception):
+    """SLURM is installed and does not come up; says why."""
 
 
 @contextlib.contextmanager
@@ -170,66 +82,89 @@ def cluster(folder: Path) -> Iterator[Slurm]:
 
     Args:
         folder: An empty one; keep its path short, sockets stand in it.
+
+    Raises:
+        NotStarted: Three times it did not come up; with the last words of its daemons.
     """
+    for attempt in (1, 2, 3):
+        slurm = _prepare(folder / str(attempt))
+        try:
+            _start(slurm)
+            break
+        # A port may have been taken since it was looked for: then all is tried again, with others.
+        except (TimeoutError, OSError, subprocess.SubprocessError) as error:
+            why = f"{error}; {_last_words(slurm.folder)}"
+            _stop(slurm)
+    else:
+        raise NotStarted(why)
+    try:
+        yield slurm
+    finally:
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            slurm.run("scancel", "--partition=main")
+            wait_for(lambda: not slurm.run("squeue", "-h").stdout.strip(), 20, "the jobs' end")
+        _stop(slurm)
+
+
+def _prepare(folder: Path) -> Slurm:
+    """A cluster's folder with everything that its daemons read."""
     for name in ("state", *(f"spool.{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
     conf = folder / "slurm.conf"
-    conf.write_text(
-        _CONF.format(
-            folder=folder,
-            user=pwd.getpwuid(os.getuid()).pw_name,
-            controller=_port(),
-            first=NODES[0],
-            second=NODES[1],
-            ports=[_port(), _port()],
-        )
-    )
+    ports = [free_port() for _ in (*NODES, "controller")]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    conf.write_text(_CONF.format(folder=folder, user=user, first=NODES[0], second=NODES[1], ports=ports))
     for number in range(8):
         (folder / f"gpu{number}").touch()
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
     taken = ("SLURM_", "SBATCH_", "SRUN_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
-    slurm = Slurm(folder, {**env, "PATH": _PATH, "SLURM_CONF": str(conf)})
-    started = slurm.daemons
-    quiet = {"env": slurm.env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return Slurm(folder, {**env, "PATH": _PATH, "SLURM_CONF": str(conf)})
+
+
+def _start(slurm: Slurm) -> None:
+    folder = slurm.folder
     files = {"socket": "munge.sock", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
-    words = [f"--{name}={folder / file}" for name, file in {**files, "key-file": key.name}.items()]
-    try:
-        # --force: the folders above this one may belong to somebody else.
-        started["munged"] = subprocess.Popen(["munged", "--foreground", "--force", *words], **quiet)
-        wait_for((folder / "munge.sock").exists, 20, "munged")
-        started["slurmctld"] = subprocess.Popen(["slurmctld", "-D"], **quiet)
-        for node in NODES:
-            slurm.start_node(node)
-        wait_for(slurm.idle, 60, f"two idle nodes (logs in {folder})")
-        yield slurm
-    finally:
-        with contextlib.suppress(subprocess.SubprocessError, OSError):
-            slurm.run("scancel", "--partition=main")
-            wait_for(lambda: not slurm.run("squeue", "-h").stdout.strip(), 20, "the jobs' end")
-        for name in ("slurmctld", *NODES, "munged"):
-            _end(started.get(name))
+    words = [f"--{name}={folder / file}" for name, file in {**files, "key-file": "munge.key"}.items()]
+
+    def all_alive() -> bool:
+        for name, daemon in slurm.daemons.items():
+            if (code := daemon.poll()) is not None:
+                raise OSError(f"{name} ended with exit code {code}")
+        return True
+
+    # --force: the folders above this one may belong to somebody else.
+    slurm.start("munged", "munged", "--foreground", "--force", *words)
+    wait_for(lambda: all_alive() and (folder / "munge.sock").exists(), 20, "munged")
+    slurm.start("slurmctld", "slurmctld", "-D")
+    for node in NODES:
+        slurm.start_node(node)
+    wait_for(lambda: all_alive() and slurm.idle(), 60, "two idle nodes", every=0.3)
 
 
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+def _stop(slurm: Slurm) -> None:
+    for name in ("slurmctld", *NODES, "munged"):
+        if daemon := slurm.daemons.get(name):
+            daemon.terminate()
+            try:
+                daemon.wait(15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
 
 
-def _end(process: subprocess.Popen[bytes] | None) -> None:
-    if process is None:
-        return
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _last_words(folder: Path) -> str:
+    """What the daemons complained of."""
+    lines = [
+        f"{file.name}: {line.strip()}"
+        for file in sorted((*folder.glob("*.log"), *folder.glob("*.out")))
+        for line in file.read_text(errors="replace").splitlines()
+        if re.search(r"\b(error|fatal)\b", line, re.I)
+    ]
+    return "; ".join(lines[-6:]) or "its daemons complained of nothing"
 
 
 def main(words: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
 from tests.shards.conftest import FaultServer
-from tests.slurm.cluster import Slurm, wait_for
+from tests.slurm.running import Slurm, wait_for
 from tests.slurm.test_train import SCRIPTS, settings
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]
@@ -64,6 +64,7 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
     assert not ray_processes(ray) and not list(ray.iterdir())
     assert not (out / "manifest.json").exists()
     server.delay = 0.0
+    job.start_now()
     assert job.wait() == 0, job.log
     assert "2 nodes of Ray" in job.log
     assert "preflight: 2 nodes well" in job.log

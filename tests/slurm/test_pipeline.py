@@ -14,7 +14,7 @@ import pytest
 
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.serve import PhotoServer
-from tests.slurm.cluster import Slurm, wait_for
+from tests.slurm.running import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]
 
@@ -79,7 +79,10 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         site = Site(slurm, folder)
         done = site.submit()
         assert done.returncode == 0, done.stderr
-        wait_for(site.ended, 900, "the pipeline")
+        try:
+            wait_for(site.ended, 900, "the pipeline", every=0.5)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{site.logs}") from None
         yield site
 
 
@@ -117,7 +120,7 @@ def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_w
     (site.folder / "bad.jsonl").write_text('{"context": 3}\n')
     done = site.submit("--conversations.train", "bad.jsonl")
     assert done.returncode == 0, done.stderr
-    wait_for(site.ended, 300, "the jobs' end")
+    wait_for(site.ended, 300, "the jobs' end", every=0.5)
     told = site.status()
     assert [told[name]["state"] for name in ("embed", "tune", "evaluate")] == ["done", "failed", "cancelled"], site.logs
     assert re.match(r"lavic tune: error: .*bad\.jsonl:1", told["tune"]["why"])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,10 @@ import pytest
 
 from lavic.cli import main
 from lavic.errors import LavicError
+from lavic.launch.inventory import digest, memory, read_cards
 from lavic.launch.preflight import Judge
-from lavic.launch.probe import digest, read_cards
-from tests.slurm.cluster import Slurm
+from lavic.world import free_port
+from tests.slurm.running import Slurm
 from tests.slurm.test_train import SCRIPTS, settings
 
 NODES = ("a", "b", "c")
@@ -109,6 +114,48 @@ def test_what_nvidia_smi_says():
     assert facts == {"gpus": ["NVIDIA H100"], "driver": ["570.86.15"], "gpu_free_mib": 40000}
 
 
+def test_memory_that_is_left(tmp_path):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       24684120 kB\nMemFree:        1000 kB\nMemAvailable:    2097152 kB\n")
+    assert list(memory(2.0, told)) == []
+    assert list(memory(2.5, told)) == ["2.0 of 23.5 GiB of memory free, 2.5 wanted"]
+    assert list(memory(2.5, tmp_path / "none")) == []
+
+
+def look_at_ray(port: int, within: int, second: str = "127.0.0.1") -> list[str]:
+    """What two nodes say that are to run Ray."""
+    words = ["--probe", "--kind", "ray", "--nodes", "a", "b", "--addresses", "127.0.0.1", second, "--port", str(port)]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lavic", "preflight", *words, "--within", str(within)],
+            env={**os.environ, "SLURMD_NODENAME": node},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for node in ("a", "b")
+    ]
+    return [line for node in nodes for line in node.communicate(timeout=60)[0].splitlines()]
+
+
+def test_ray_s_ports_are_tried_both_ways(capsys):
+    judge = Judge(("a", "b"))
+    judge.listen(look_at_ray(free_port(), 30))
+    assert judge.conclude() == 0, capsys.readouterr().out
+
+    # an address that no packet leaves for
+    judge = Judge(("a", "b"))
+    judge.listen(look_at_ray(free_port(), 8, second="0.0.0.1"))
+    assert judge.conclude() == 1
+    assert "preflight: b: the first node cannot reach its port" in capsys.readouterr().out
+
+    with socket.create_server(("", 0)) as taken:
+        judge = Judge(("a", "b"))
+        judge.listen(look_at_ray(taken.getsockname()[1], 8))
+    assert judge.conclude() == 1
+    said = capsys.readouterr().out
+    assert "preflight: a: port" in said and "RAY_PORT" in said and said.endswith("--exclude=a\n")
+
+
 def test_data_that_differ_have_another_digest(tmp_path):
     file = tmp_path / "rows.jsonl"
     assert digest(file) == "gone"
@@ -139,7 +186,7 @@ def test_a_node_that_hangs_is_named_and_nothing_starts(slurm: Slurm, tmp_path: P
     hang = tmp_path / "hang.sh"
     hang.write_text('#!/bin/bash\n[[ $SLURMD_NODENAME == n2 ]] && sleep 600\nexec "$@"\n')
     hang.chmod(0o755)
-    more = settings(LAVIC_PREFLIGHT="30", LAVIC_PREFIX=str(hang))
+    more = settings(LAVIC_PREFLIGHT="20", LAVIC_PREFIX=str(hang))
     job = slurm.submit("--nodes=2", SCRIPTS / "cpu.sbatch", "doctor", cwd=tmp_path, **more)
     assert job.wait() == 1, job.log
     assert "preflight: n2: said nothing: it hangs" in job.log

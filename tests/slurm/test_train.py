@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from lavic.journal import read_journal
-from tests.slurm.cluster import Job, Slurm, wait_for
+from lavic.launch.words import typed
+from tests.slurm.running import Job, Slurm, wait_for
 from tests.train.ground import Ground
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
@@ -33,10 +37,15 @@ def settings(**more: str) -> dict[str, str]:
     }
 
 
+def training(ground: Ground, steps: int) -> dict[str, Any]:
+    """Settings of a training that is short."""
+    loop = {"steps": steps, "batch": 4, "lr": 0.01, "save_every": 5}
+    return {"model": {"name": str(ground.base)}, "loop": loop, "lora": {"r": 4}}
+
+
 def distill(ground: Ground, out: Path, steps: int) -> list[str]:
-    words = ["distill", "--shards", ground.photos, "--valid", ground.valid, "--out", out, "--model.name", ground.base]
-    loop = {"steps": steps, "batch": 4, "lr": 0.01, "save-every": 5}
-    return [*map(str, words), *(f"--loop.{k}={v}" for k, v in loop.items()), "--lora.r", "4"]
+    words = ["distill", "--shards", str(ground.photos), "--valid", str(ground.valid), "--out", str(out)]
+    return [*words, *typed(training(ground, steps))]
 
 
 def steps(out: Path) -> list[int]:
@@ -47,14 +56,30 @@ def adapter(out: Path) -> dict[str, list]:
     return {name: t.tolist() for name, t in load_file(out / "bundle/vision_adapter/adapter_model.safetensors").items()}
 
 
-def frozen(job: Job, out: Path) -> dict[int, int]:
-    """Waits until the job's training has made a checkpoint, and holds its ranks there; their process ids."""
-    wait_for(lambda: list(out.glob("checkpoints/step-*")) or job.ended, 240, "a checkpoint")
+def frozen(job: Job, out: Path, after: int = 0) -> dict[int, int]:
+    """Waits until the job's training has made a checkpoint beyond a step, and holds its ranks there; their pids."""
+
+    def made() -> bool:
+        return any(int(path.name[5:]) > after for path in out.glob("checkpoints/step-*"))
+
+    wait_for(lambda: made() or job.ended, 240, "a checkpoint")
     found = ranks(out)
     for pid in found.values():
         os.kill(pid, signal.SIGSTOP)
     assert not (out / "result.json").exists(), job.log
     return found
+
+
+def released(held: dict[int, int]) -> None:
+    """Lets held ranks go on."""
+    for pid in held.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def whole_checkpoint(out: Path) -> int:
+    """Step of the newest checkpoint that is whole."""
+    return max(int(path.name[5:]) for path in out.glob("checkpoints/step-*") if (path / "COMPLETE").exists())
 
 
 def ranks(out: Path) -> dict[int, int]:
@@ -75,65 +100,126 @@ def ranks(out: Path) -> dict[int, int]:
     return found
 
 
+def manual() -> list[str]:
+    """The lines that docs/slurm.md begins with, for a cluster whose partition is `main`."""
+    text = (SCRIPTS.parent / "docs" / "slurm.md").read_text()
+    return text.split("```bash\n")[1].split("```")[0].replace("PARTITION", "main").splitlines()
+
+
 @pytest.fixture(scope="module")
-def whole(slurm: Slurm, ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run over two nodes, one rank on each, ZeRO-2; with the look at the nodes before it."""
-    folder = tmp_path_factory.mktemp("whole")
-    words = distill(ground, folder / "run", STEPS)
-    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=folder, **settings(LAVIC_PREFLIGHT="200"))
+def site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a clone of ours, with small photos and settings in the place of the real ones."""
+    folder = tmp_path_factory.mktemp("a site")
+    (folder / "slurm").symlink_to(SCRIPTS)
+    (folder / "shards").mkdir()
+    (folder / "shards" / "train").symlink_to(ground.photos)
+    (folder / "shards" / "valid").symlink_to(ground.valid)
+    (folder / "distill-7b-8gpu").write_text(yaml.safe_dump(training(ground, STEPS)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(slurm: Slurm, site: Path) -> Path:
+    """An undisturbed run over two nodes, one rank on each, ZeRO-2; started as the manual says."""
+    (line,) = [line for line in manual() if "distill" in line]
+    job = slurm.typed(line, site, **settings())
+    assert job.wait() == 0, job.log
+    assert "1 ranks on each of 2 nodes" in job.log
+    return site / "runs" / "distill"
+
+
+def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) -> None:
+    """Each line of ten that the manual hands to SLURM, as a shell reads it."""
+    lines = manual()
+    assert len(lines) <= 10
+    assert (whole / "bundle" / "bundle.json").is_file()
+    (preflight,) = [line for line in lines if "preflight" in line]
+    job = slurm.typed(preflight, site, **settings(LAVIC_PREFLIGHT="200"))
     assert job.wait() == 0, job.log
     assert "preflight: 2 nodes well; all-reduce in" in job.log
-    return folder / "run"
+    (demo,) = [line for line in lines if " demo " in line]
+    job = slurm.typed(demo.partition("#")[0] + " --help", site, **settings())  # a demo takes minutes
+    assert job.wait() == 0, job.log
+    assert "usage: lavic demo" in job.log
+    assert sum("sbatch" in line for line in lines) == 3
 
 
-def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(
+def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
     slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path
 ) -> None:
-    """The warning comes as before a time limit: to the batch script alone."""
+    """By its time limit, by `scontrol requeue`, and by a signal to its steps; queued again each time."""
     cut = tmp_path / "cut"
-    stopped = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
-    held = frozen(stopped, cut)
-    slurm.run("scancel", "--batch", "--signal=USR1", str(stopped.number))
-    stopped.wait_until("asking the ranks to save and leave")
-    for pid in held.values():
-        os.kill(pid, signal.SIGCONT)
-    stopped.wait_until("queued again, restart 1 of at most 100")
+    job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
+    held = frozen(job, cut)
+    # SLURM itself warns the batch script, which asks for that three minutes before the end; it looks twice a minute.
+    job.change(TimeLimit=3)
+    job.wait_until("asking the ranks to save and leave")
+    released(held)
+    job.wait_until("queued again, restart 1 of at most 100")
     assert not (cut / "result.json").exists()
-    before = steps(cut)
-    assert 5 <= before[-1] < STEPS
-    assert stopped.wait() == 0, stopped.log
-    assert stopped.restarts == 1 and "going on after step" in stopped.log
+    reached = [steps(cut)[-1]]
+
+    job.start_now(TimeLimit=60)
+    held = frozen(job, cut, reached[-1])
+    assert slurm.run("scontrol", "requeue", str(job.number)).returncode == 0
+    released(held)  # to find SIGTERM waiting, and KillWait to save in
+    wait_for(lambda: job.state == "PENDING", 60, "the job in the queue", every=0.3)
+    reached.append(steps(cut)[-1])
+
+    job.start_now()
+    held = frozen(job, cut, reached[-1])
+    slurm.run("scancel", "--signal=USR1", str(job.number))
+    released(held)
+    job.wait_until("queued again, restart 3 of at most 100")
+    reached.append(steps(cut)[-1])
+
+    job.start_now()
+    assert job.wait() == 0, job.log
+    assert job.restarts == 3
+    assert 5 <= reached[0] < reached[1] < reached[2] < STEPS
+    assert all(f"going on after step {step} of {STEPS}" in job.log for step in reached), (reached, job.log)
     assert steps(cut) == list(range(1, STEPS + 1))
     assert adapter(cut) == adapter(whole)
-    logs = [tmp_path / "logs" / f"{stopped.number}-{start}.log" for start in (0, 1)]
-    for log in logs:
-        assert log.read_text() in stopped.log, f"{log.read_text()}\n--- is not in ---\n{stopped.log}"
+    for start in range(4):
+        log = (tmp_path / "logs" / f"{job.number}-{start}.log").read_text().splitlines()
+        assert log and not set(log) - set(job.log.splitlines())
 
 
-def test_a_killed_rank_is_named_and_the_run_goes_on_on_one_node(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = distill(ground, out, 2000)
     job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings())
     held = frozen(job, out)
     os.kill(held[1], signal.SIGKILL)
     killed = time.monotonic()
-    os.kill(held[0], signal.SIGCONT)
+    released(held)
     assert job.wait(60) == 128 + signal.SIGKILL, job.log
     assert time.monotonic() - killed < 60
     assert "rank 1 on n2 was ended by SIGKILL" in job.log
     assert "queued again" not in job.log and job.restarts == 0
     assert not (out / "result.json").exists()
-    done = max(int(path.name[5:]) for path in out.glob("checkpoints/step-*") if (path / "COMPLETE").exists())
+    done = whole_checkpoint(out)
 
+    # Submitted again, it goes on; then its second node dies, which the first does not notice: the power is gone.
     stop = tmp_path / "stop"
-    again = slurm.submit(
-        "--nodes=1", SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop))
-    )
-    again.wait_until(f"going on after step {done} of 2000")
-    stop.touch()
-    assert again.wait() == 75, again.log
-    assert "not queued again while" in again.log and again.restarts == 0
-    assert steps(out)[-1] > done
+    again = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
+    held = frozen(again, out, done)
+    assert f"going on after step {done} of 2000" in again.log
+    slurm.lose_node("n2")
+    try:
+        wait_for(lambda: again.restarts == 1 and again.state == "PENDING", 120, "SLURM to queue it again", every=0.3)
+        done = whole_checkpoint(out)
+        # On fewer nodes, as docs/slurm.md has it.
+        again.change(NumNodes=1, NumTasks=1, NumCPUs=64)
+        again.start_now()
+        again.wait_until(f"going on after step {done} of 2000")
+        stop.touch()
+        assert again.wait() == 75, again.log
+        assert "1 ranks on each of 1 nodes" in again.log and "not queued again while" in again.log
+        assert steps(out)[-1] > done
+    finally:
+        slurm.start_node("n2")
+        wait_for(slurm.idle, 60, "both nodes", every=0.3)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
@@ -148,14 +234,10 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     assert job.restarts == 0
 
 
-def test_bare_srun_gives_the_same(slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path) -> None:
-    """One task for each rank instead of torchrun; then embed's ranks, sharing the shards over both nodes."""
-    out, more = tmp_path / "run", settings(LAVIC_LAUNCHER="srun")
-    job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, out, STEPS), cwd=tmp_path, **more)
+def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path) -> None:
+    """Without torchrun."""
+    out = tmp_path / "run"
+    words = distill(ground, out, STEPS)
+    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
     assert job.wait() == 0, job.log
     assert adapter(out) == adapter(whole)
-    words = ["embed", "--shards", ground.photos, "--adapter", ground.vision, "--model.name", ground.base]
-    store = tmp_path / "store"
-    job = slurm.submit("--nodes=2", SCRIPTS / "embed.sbatch", *map(str, [*words, "--out", store]), cwd=tmp_path, **more)
-    assert job.wait() == 0, job.log
-    assert "24 items" in job.log and (store / "manifest.json").exists()

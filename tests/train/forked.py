@@ -6,6 +6,7 @@ again can afford it. The forked process is a rank like any other: `lavic.cli.mai
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -100,9 +101,12 @@ class Forge:
 
     def _ask(self, question: dict) -> int:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"the forge ended with exit code {self._process.wait(30)}; stderr has its last words")
+        return int(answer)
 
 
 def _serve() -> None:
