@@ -10,6 +10,8 @@ VENV   ?= .venv
 OUT    ?= demo
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
+# The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
+TYPED  := build/typed/lavic
 
 .PHONY: demo test lint format clean help
 .DEFAULT_GOAL := help
@@ -26,7 +28,9 @@ test: $(VENV)/.installed  ## run every test but those that need a GPU
 lint: $(VENV)/.installed  ## ruff, its format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lavic
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	ln -s $(CURDIR)/lavic/* $(CURDIR)/shards $(CURDIR)/launch $(TYPED)/
+	$(BIN)/mypy $(TYPED)
 
 format: $(VENV)/.installed  ## let ruff mend and format
 	$(BIN)/ruff check --fix .

@@ -115,6 +115,9 @@ class _Draft:
 def _drafts(chosen: PipelineSettings, at: Layout) -> Iterator[_Draft]:
     """Every step, each after those it needs; of needs, those that may be left out are followed by theirs."""
     splits = {"train": chosen.photos.train, "valid": chosen.photos.valid}
+    own: dict[str, Any]
+    needs: tuple[str, ...]
+    reads: tuple[Path | str, ...]
     before: tuple[str, ...] = ()
     for split, photos in splits.items():
         if not photos.items:

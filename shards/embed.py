@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from lavic.stop import StopRequest
 from lavic.world import World
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from lavic.model.backbone import Backbone
@@ -97,9 +98,9 @@ def find_adapter(folder: Path | None) -> Path | None:
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
-    from lavic.model import itemstore
-    from lavic.model.adapters import check_adapter, merge_adapter
+    from lavic.model.adapters import check_adapter, digest, merge_adapter
     from lavic.model.backbone import Backbone, fingerprint, read_geometry, resolve
+    from lavic.model.itemstore import write_manifest
 
     started = time.monotonic()
     folder = resolve(chosen.model)
@@ -110,7 +111,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     plan = {
         "base": base,
         "geometry": read_geometry(folder).as_dict(),
-        "adapter": itemstore.adapters.digest(adapter) if adapter else None,
+        "adapter": digest(adapter) if adapter else None,
         "precision": chosen.precision,
         "shards": [shard.sha256 for data in sets for shard in data.manifest.shards],
         "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
@@ -138,7 +139,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         stop.heed(world)
     parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
     if world.is_main:
-        itemstore.write_manifest(chosen.out, backbone, adapter, parts)
+        write_manifest(chosen.out, backbone, adapter, parts)
         items, seconds = sum(p.items for p in parts), time.monotonic() - started
         print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
     return 0
@@ -146,6 +147,8 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
 
 Photo = tuple[int, int, str]
 """Number of the set, index in it, key."""
+Entry = tuple["np.ndarray", dict[str, Any]]
+"""A photo's views, float32 [views, 3, size, size], and what the store keeps of its item."""
 
 
 def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
@@ -174,7 +177,7 @@ def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
     return parts
 
 
-def _begin(out: Path, plan: dict[str, object]) -> None:
+def _begin(out: Path, plan: Mapping[str, object]) -> None:
     """Keeps the parts of a store under work that the same plan made; refuses any other folder that holds something."""
     path = out / PLAN
     if path.is_file() and json.loads(path.read_text()) == plan:
@@ -199,12 +202,12 @@ def _part(
     """One shard's part of the store; None where a stop was asked for before it was whole."""
     import torch
 
-    from lavic.model import itemstore
     from lavic.model.compress import cls_tokens
+    from lavic.model.itemstore import Part, write_part
 
     done = chosen.out / f"part-{name}.json"
     if done.is_file():
-        return itemstore.Part(**json.loads(done.read_text()))
+        return Part(**json.loads(done.read_text()))
     most = backbone.geometry.most
     items: list[dict[str, Any]] = []
     tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
@@ -216,7 +219,7 @@ def _part(
         for info, rows in zip(infos, made.split([info["views"] for info in infos]), strict=True):
             tokens[len(items), : len(rows)] = rows
             items.append({key: value for key, value in info.items() if key != "views" or value < most})
-    part = itemstore.write_part(chosen.out, name, items, tokens)
+    part = write_part(chosen.out, name, items, tokens)
     write_whole(done, json.dumps({"name": part.name, "items": part.items, "sha256": part.sha256}))
     return part
 
@@ -227,7 +230,7 @@ def _batches(
     """Views of some photos, [views, 3, size, size], and what the store keeps of each item."""
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(
+    loader: DataLoader[Entry] = DataLoader(
         _Cut(sets, photos, backbone),  # type: ignore[arg-type]
         batch_size=chosen.batch,
         num_workers=chosen.workers,
@@ -245,7 +248,7 @@ class _Cut:
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, row: int):
+    def __getitem__(self, row: int) -> Entry:
         number, index, key = self.photos[row]
         sample = self.sets[number][index]
         meta = sample.meta if sample.key == key else self.sets[number].references[key].meta
@@ -253,7 +256,7 @@ class _Cut:
         return views, {"id": meta["item_id"], "key": key, "title": meta["title"], "views": len(views)}
 
 
-def _stack(rows):
+def _stack(rows: Sequence[Entry]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     import numpy as np
     import torch
 

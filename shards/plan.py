@@ -126,7 +126,8 @@ def make_plan(
     first = len(old.digests) if old else 0
     if not is_remote(folder):
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    rejects, counts, digests = Rejects(folder, max_rejected), Counts(), []
+    rejects, counts = Rejects(folder, max_rejected), Counts()
+    digests: list[str] = []
     room = None if is_remote(folder) else folder / FOLDER
     with tempfile.TemporaryDirectory(prefix=".tasks.", suffix=".part", dir=room) as scratch:
         spool = _Spool(Path(scratch))
@@ -266,11 +267,11 @@ def _known_marks(plan: Plan | None) -> np.ndarray:
 
 def _identity(settings: PlanSettings) -> dict[str, Any]:
     """The settings as plain values; a file of ids by what is in it."""
-    plain = asdict(settings)
-    plain |= {f"photo.{name}": value for name, value in plain.pop("photo").items()}
+    values = asdict(settings)
+    values |= {f"photo.{name}": value for name, value in values.pop("photo").items()}
     if settings.ids is not None:
-        plain["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
-    plain: dict[str, Any] = json.loads(json.dumps(plain, default=sorted))
+        values["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=sorted))
     return plain
 
 
