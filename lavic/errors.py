@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of somebody else's says, for one line of ours: its first, or its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class LavicError(Exception):
     """A failure with one line to show instead of a traceback.
 

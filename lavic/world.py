@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lavic.errors import ConfigError, LaunchError, Stopped
+from lavic.errors import ConfigError, LaunchError, Stopped, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,8 @@ class World:
             )
         except (RuntimeError, ValueError) as error:
             _take_back()
-            first = str(error).strip().splitlines()[0]
-            raise LaunchError(f"rank {self.rank} of {self.size} could not meet the others: {first}") from error
+            why = first_line(error)
+            raise LaunchError(f"rank {self.rank} of {self.size} could not meet the others: {why}") from error
 
     def close(self) -> None:
         """Leaves the group, if this process is in one, and takes back what `start` put into the environment."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pydantic import Field
 
 from lavic.config import settings
-from lavic.errors import LaunchError
+from lavic.errors import LaunchError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             if address
             else "see 'lavic doctor --ray'"
         )
-        raise LaunchError(f"cannot {where} ({str(error).splitlines()[0]}); {mend}") from None
+        raise LaunchError(f"cannot {where} ({first_line(error)}); {mend}") from None
     try:
         yield
     finally:

@@ -33,9 +33,9 @@ from lavic.config import flatten, parse, settings
 from lavic.data import manifest as manifests
 from lavic.data.cache import cache_folder
 from lavic.data.manifest import Manifest
-from lavic.data.place import is_remote, place, said, sizes, storage_errors
+from lavic.data.place import is_remote, place, sizes, storage_errors
 from lavic.data.records import ImageSize
-from lavic.errors import LavicError, Stopped
+from lavic.errors import LavicError, Stopped, first_line
 from lavic.journal import FILE as JOURNAL
 from lavic.shards.broker import RayBroker
 from lavic.shards.cluster import RaySettings, ray_session
@@ -190,7 +190,7 @@ def crawl(settings: Settings) -> Manifest:
         try:
             return _crawl(folder, settings, owner, began)
         except storage_errors() as error:
-            raise unwritable(folder, said(error)) from None
+            raise unwritable(folder, first_line(error)) from None
 
 
 def _crawl(folder: Path, settings: Settings, owner: str, began: float) -> Manifest:
@@ -377,7 +377,7 @@ def _make_one(row: dict[str, Any], settings: Settings, owner: str, office: RayBr
     except Superseded as error:
         return {**made, "error": str(error), "taken": True}
     except storage_errors() as error:
-        return {**made, "error": said(error)}
+        return {**made, "error": first_line(error)}
 
 
 def _finish(plan: Plan, seals: Sequence[Seal]) -> Manifest:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lavic.data.atomic import sweep, write_whole
-from lavic.data.place import is_remote, said, storage_errors
-from lavic.errors import ConfigError, LavicError
+from lavic.data.place import is_remote, storage_errors
+from lavic.errors import ConfigError, LavicError, first_line
 
 FILE = ".owner"
 _LOCK = ".lock"
@@ -41,7 +41,7 @@ def owned(folder: Path) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("w")
     except OSError as error:
-        raise unwritable(folder, said(error)) from None
+        raise unwritable(folder, first_line(error)) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,4 +78,4 @@ def _claim(folder: Path, name: str) -> None:
     try:
         write_whole(folder / FILE, name)
     except storage_errors() as error:
-        raise unwritable(folder, said(error)) from None
+        raise unwritable(folder, first_line(error)) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lavic.errors import LaunchError, LavicError, Stopped
+from lavic.errors import LaunchError, LavicError, Stopped, first_line
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.world import free_port
 
@@ -114,8 +114,9 @@ def _follow(streams: Mapping[Any, Any]) -> int:
             open_streams.remove(ready)
             continue
         except ray.exceptions.RayActorError as error:
-            why = str(error).strip().splitlines()[0]
-            raise LavicError(f"a rank was lost, perhaps with its machine ({why}); run the same command again") from None
+            raise LavicError(
+                f"a rank was lost, perhaps with its machine ({first_line(error)}); run the same command again"
+            ) from None
         if isinstance(said, str):
             print(said, end="", flush=True)
         elif said:

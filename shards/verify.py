@@ -20,10 +20,10 @@ import numpy as np
 from lavic.config import Positional, parse, settings
 from lavic.data.atomic import write_whole
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry, digest_manifest
-from lavic.data.place import said, sizes, storage_errors
+from lavic.data.place import sizes, storage_errors
 from lavic.data.references import read_all_references, read_references
 from lavic.data.shards import META, index_path, parse_sample
-from lavic.errors import DataError
+from lavic.errors import DataError, first_line
 from lavic.shards.outcomes import ledger_path, read_ledger
 from lavic.shards.progress import Progress
 from lavic.shards.repeats import mark_of
@@ -112,7 +112,7 @@ def _look_at(manifest: Manifest, entry: ShardEntry) -> _Look:
                 found.append(str(error))
             reader.rest()
     except storage_errors() as error:
-        look.differences.append(f"{path}: cannot be read ({said(error)})")
+        look.differences.append(f"{path}: cannot be read ({first_line(error)})")
         return look
     look.samples = len(keys)
     if reader.bytes != entry.bytes:
@@ -224,7 +224,7 @@ def _offsets(shard: Path) -> Sequence[int]:
     try:
         data = path.read_bytes()
     except storage_errors() as error:
-        raise DataError(f"{path}: cannot be read ({said(error)})") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
     if not data or len(data) % 8:
         raise DataError(f"{path}: not an index")
     offsets = struct.unpack(f"<{len(data) // 8}Q", data)
@@ -247,7 +247,7 @@ def _sizes(manifest: Manifest) -> Iterator[str]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except storage_errors(ValueError) as error:
-        yield f"{path}: cannot be read ({said(error)})"
+        yield f"{path}: cannot be read ({first_line(error)})"
         return
     if found != {shard.name: shard.samples for shard in manifest.shards}:
         yield f"{path}: does not agree with {NAME}"

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from lavic.data.atomic import written_aside
-from lavic.data.place import is_remote, said, storage_errors
-from lavic.errors import DataError
+from lavic.data.place import is_remote, storage_errors
+from lavic.errors import DataError, first_line
 
 
 def cache_folder() -> Path:
@@ -45,5 +45,5 @@ def local_copy(path: Path, sha256: str, bytes: int) -> Path:
             if file.tell() != bytes:
                 raise DataError(f"{path} has {file.tell()} bytes, not {bytes}; `lavic verify` lists every difference")
     except storage_errors() as error:
-        raise DataError(f"{path}: cannot be read ({said(error)})") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
     return copy

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from lavic.data.place import options, said, storage_errors
+from lavic.data.place import options, storage_errors
 from lavic.data.records import SIZES, ImageSize, Item, item_from_meta
-from lavic.errors import DataError
+from lavic.errors import DataError, first_line
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CHUNK = 1 << 20
@@ -108,7 +108,7 @@ def _expand(path: str) -> list[str]:
         fs, inner = fsspec.core.url_to_fs(path, **options(path))
         files = sorted(fs.glob(inner)) if any(mark in inner for mark in "*?[") else [inner] * fs.isfile(inner)
     except storage_errors(ImportError, ValueError) as error:
-        raise DataError(f"{path}: cannot be opened ({said(error)})") from None
+        raise DataError(f"{path}: cannot be opened ({first_line(error)})") from None
     return [fs.unstrip_protocol(file) if "://" in path else file for file in files]
 
 
@@ -136,7 +136,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         with opened as file, io.BufferedReader(file, _CHUNK) as reader:
             yield reader
     except storage_errors(EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: cannot be read to its end ({said(error)})") from None
+        raise DataError(f"{path}: cannot be read to its end ({first_line(error)})") from None
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _parquet(path: str) -> Iterator[_Record]:
                     yield _Record(path, number, None, row)
                     number += 1
     except storage_errors(ArrowException) as error:
-        raise DataError(f"{path}: not a parquet file that can be read ({said(error)})") from None
+        raise DataError(f"{path}: not a parquet file that can be read ({first_line(error)})") from None
 
 
 def _reason(error: Exception) -> str:

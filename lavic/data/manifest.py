@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
-from lavic.data.place import place, said, sizes, storage_errors
-from lavic.errors import DataError
+from lavic.data.place import place, sizes, storage_errors
+from lavic.errors import DataError, first_line
 
 FORMAT = "lavic-shards/1"
 NAME = "manifest.json"
@@ -82,7 +82,7 @@ class Manifest:
             text = path.read_text("utf-8")
         except storage_errors() as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                raise DataError(f"{path}: cannot be read ({said(error)})") from None
+                raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             if not folder.is_dir():
                 raise DataError(f"{folder}: no such folder of shards") from None
             raise DataError(

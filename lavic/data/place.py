@@ -78,8 +78,3 @@ def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What reading and writing a place may raise: OSError, what an object store's client raises beside it, and more."""
     client = sys.modules.get("botocore.exceptions")
     return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *more)
-
-
-def said(error: BaseException) -> str:
-    """An error of a place in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

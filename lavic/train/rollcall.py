@@ -20,7 +20,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from lavic.errors import LavicError, Stopped
+from lavic.errors import LavicError, Stopped, first_line
 from lavic.world import World
 
 BEAT_S = 5.0
@@ -109,7 +109,7 @@ class RollCall:
                 raise LavicError(f"{self._where()}: {self.missing()}") from error
         finally:
             if error is not None and not lost and not isinstance(error, Stopped):
-                self._left = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._left = first_line(error)
                 with contextlib.suppress(Exception):
                     self._publish()
             if lost and self._world.is_main:
