@@ -35,20 +35,23 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import numpy as np
 import torch
 from plain import Plain, stock_cut
+from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from lavic.model.adapters import trainable, wrap
 from lavic.model.compress import cls_tokens
 from lavic.model.inputs import IGNORED, Example, collate
-from lavic.model.settings import LoraSettings
-from lavic.model.skeleton import build, seven_b
+from lavic.model.settings import Kind, LoraSettings
+from lavic.model.shape import Shape
+from lavic.model.source import SEVEN_B_CONFIG
 from lavic.model.views import VIEWS, Geometry
 from lavic.train.distillation import DistillTask, PhotoBatch, PhotoSample
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed, prepare
-from lavic.train.flops import Work, counter, peak
+from lavic.train.flops import Work, counter
 from lavic.train.layers import arrange
 from lavic.train.loop import take_step
 from lavic.train.meter import Meter
+from lavic.train.peak import peak
 from lavic.train.settings import LoopSettings
 from lavic.train.tuning import ListBatch, ListSample, TuneTask
 from lavic.world import World
@@ -58,6 +61,31 @@ BARS = {"stage2_mfu": 0.45, "stage1_mfu": 0.40, "stage2_ratio": 5.0}
 LORA = LoraSettings()
 LR = 1e-5
 ITEMS, PHOTOS = 20_000, 64
+SMALL_CONFIG = {
+    "model_type": "llava_next",
+    "image_token_index": 5,
+    "text_config": {
+        "model_type": "mistral",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "sliding_window": None,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+}
+"""The 7B model's family at a size for any machine."""
 
 
 class Drawn:
@@ -198,7 +226,8 @@ class Bench:
         self.chosen, self.world = chosen, world
         self.device = world.device()
         self.dtype = torch.float32 if chosen.small else torch.bfloat16
-        self.config = small_config() if chosen.small else seven_b()
+        self.config = LlavaNextConfig.from_dict(dict(SMALL_CONFIG if chosen.small else SEVEN_B_CONFIG))
+        self.shape = Shape.of(self.config.to_dict())
         vision = self.config.vision_config
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         self.geometry = Geometry(size=vision.image_size, patch=vision.patch_size, mean=mean, std=std)
@@ -206,10 +235,14 @@ class Bench:
         self.cut: Any = OurCut(self.geometry) if pillow() else TorchCut(self.geometry)
         self.peak = peak(self.device, self.dtype)
 
-    def model(self, kind: str) -> Any:
+    def model(self, kind: Kind) -> Any:
+        """Random weights, made where they are to be, and an adapter."""
         torch.manual_seed(0)
-        made = build(self.config, dtype=self.dtype, device=self.device)
-        return wrap(made, kind, LORA)  # type: ignore[arg-type]
+        with torch.device(self.device):
+            made = LlavaNextForConditionalGeneration._from_config(
+                self.config, dtype=self.dtype, attn_implementation="sdpa"
+            )
+        return wrap(made.requires_grad_(False).eval(), kind, LORA)
 
     def stage(self, number: int) -> dict[str, Any]:
         """Ours, then the plain loop on the same weights and samples."""
@@ -230,7 +263,7 @@ class Bench:
         if number == 1:
             how = {"shortest": size(140), "middle": size(190), "longest": size(400), "targets": size(120)}
             data = Photos(self.config, self.jpgs, self.cut, **how)
-            data.overhead = round(Work.of(model).photo)
+            data.overhead = round(Work.of(self.shape, "vision", LORA.r).photo)
         else:
             data = Lists(self.config, self.jpgs, shortest=size(400), middle=size(900), longest=size(2048))
             # stage 2 has no vision tower; the plain loop gets it back
@@ -295,7 +328,7 @@ class Bench:
         del model.get_base_model().model.language_model
         model.eval()
         batch, count = self.chosen.embed_batch, self.chosen.embed_batches
-        view = Work.of(model, training=False).view
+        view = Work.of(self.shape, "vision", LORA.r, training=False).view
 
         def make(number: int) -> torch.Tensor:
             return torch.stack([self.cut(self.jpgs[(number * batch + i) % PHOTOS]) for i in range(batch)])
@@ -321,24 +354,6 @@ class Bench:
     def settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def small_config() -> Any:
-    """The 7B model's family at a size for any machine."""
-    config = seven_b(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    config.image_token_index = config.image_token_id = 5
-    vision = config.vision_config
-    vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers = 48, 96, 2
-    vision.num_attention_heads, vision.image_size, vision.patch_size = 4, 28, 14
-    return config
 
 
 def main() -> int:

@@ -18,13 +18,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavic.launch.sizes import SHAPES, VIEWS, Zero2, checkpoint_bytes
+from lavic.model.settings import Kind, LoraSettings, ModelSettings
+from lavic.model.shape import Shape
+from lavic.model.source import read_config
+from lavic.model.views import VIEWS
+from lavic.train.flops import Work
+from lavic.train.peak import PEAKS
+from lavic.train.zero import Zero2
 from lavic.yamlfile import YamlFile, find_config
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
 ITEMS = (100_000, 1_000_000, 10_000_000, 48_000_000)
-BASE = SHAPES["llava-hf/llava-v1.6-mistral-7b-hf"]
+BASE = Shape.of(read_config(ModelSettings()))
+KINDS: dict[str, Kind] = {"distill": "vision", "tune": "language"}
+"""Training stage -> its adapter."""
+RANK = LoraSettings().r
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Rate:
     source: str
 
 
-ANCHOR = (81_000, 4.5 * 3600, 165e12)
+ANCHOR = (81_000, 4.5 * 3600, PEAKS["RTX 4090"])
 """Samples, seconds and peak of somebody's stage 1 with the released code, on an RTX 4090."""
 
 RATES = {
@@ -51,7 +60,7 @@ RATES = {
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
     "disk": Rate(1.0e9, "bytes a second of a shared disk", "assumed"),
-    "peak": Rate(989e12, "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
+    "peak": Rate(PEAKS["H100"], "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
     "train": Rate(0.30, "of the peak, training", "published: 40 to 43 % is NeMo Automodel's LoRA on packed text"),
     "infer": Rate(0.40, "of the peak, reading (prefill, vision tower)", "published: as above"),
     "token": Rate(0.025, "seconds to write one token of a batch", "assumed: the weights alone take 0.0043 to read"),
@@ -86,41 +95,54 @@ def rate(name: str) -> float:
 # -- Arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def vision_flops() -> float:
+PLAIN = Work.of(BASE)
+"""What it takes to read."""
+STAGE_1 = Work.of(BASE, "vision", RANK)
+STAGE_2 = Work.of(BASE, "language", RANK)
+
+
+def see_flops() -> float:
     """Operations to see one photo: five views through the tower, forward."""
-    tokens, width = BASE.patches + 1, BASE.vision_hidden
-    linear = 2 * (4 * width**2 + 2 * width * BASE.vision_mlp) * tokens
-    return VIEWS * BASE.vision_layers * (linear + 4 * width * tokens**2)
-
-
-def language_flops(tokens: float, targets: float) -> float:
-    """Operations to read one text, forward; the head works on targets alone."""
-    head = BASE.vocabulary * BASE.hidden
-    linears = BASE.language_parameters - 2 * head
-    attention = BASE.layers * 4 * BASE.heads * BASE.head * tokens * (tokens + 1) / 2
-    return 2 * linears * tokens + attention + 2 * head * targets
+    return PLAIN.flops((), targets=0, views=VIEWS)
 
 
 def describe_s() -> float:
     """Seconds of a GPU to describe one photo: reading all its tokens, then writing a batch word by word."""
-    flops = vision_flops() + language_flops(BASE.photo_tokens + rate("prompt"), 1)
+    text = BASE.photo_tokens + rate("prompt")
+    flops = PLAIN.flops((round(text),), targets=1, views=VIEWS, photo_tokens=BASE.photo_tokens)
     return flops / (rate("peak") * rate("infer")) + rate("words") * rate("token") / DESCRIBED_AT_ONCE
 
 
 def embed_s() -> float:
     """Seconds of a GPU for one item's five tokens."""
-    return vision_flops() / (rate("peak") * rate("infer"))
+    return see_flops() / (rate("peak") * rate("infer"))
+
+
+def distill_flops() -> float:
+    """Operations of one sample of stage 1, backward pass included."""
+    words, text = round(rate("words")), round(rate("prompt") + VIEWS + rate("words"))
+    return STAGE_1.flops((text,), targets=words, views=VIEWS, photo_tokens=VIEWS)
 
 
 def distill_s() -> float:
-    """Seconds of a GPU for one sample of stage 1. Frozen weights: once forward, once for the input's gradient."""
-    text = language_flops(rate("prompt") + VIEWS + rate("words"), rate("words"))
-    return 2 * (vision_flops() + text) / (rate("peak") * rate("train"))
+    """Seconds of a GPU for one sample of stage 1."""
+    return distill_flops() / (rate("peak") * rate("train"))
+
+
+def tune_flops() -> float:
+    """Operations of one sample of stage 2, backward pass included: the vision tower is not there."""
+    return STAGE_2.flops((round(rate("talk")),), targets=5, photo_tokens=10 * VIEWS)
 
 
 def tune_s() -> float:
-    """Seconds of a GPU for one sample of stage 2: the vision tower is not there."""
-    return 2 * language_flops(rate("talk"), 5) / (rate("peak") * rate("train"))
+    """Seconds of a GPU for one sample of stage 2."""
+    return tune_flops() / (rate("peak") * rate("train"))
+
+
+def zero2(stage: str, gpus: int) -> Zero2:
+    """What a rank of a training stage holds, sends and saves."""
+    kind = KINDS[stage]
+    return Zero2.of(frozen=BASE.loaded(kind), trained=BASE.adapter(kind, RANK), ranks=gpus)
 
 
 # -- Tables -----------------------------------------------------------------------------------------------------------
@@ -134,16 +156,16 @@ def rates_table() -> Iterator[Sequence[str]]:
 
 
 def derived_table() -> Iterator[Sequence[str]]:
-    see, read = vision_flops(), language_flops(rate("prompt") + VIEWS + rate("words"), rate("words"))
-    talk = language_flops(rate("talk"), 5)
+    see, both = VIEWS * STAGE_1.view, distill_flops()
     written = f"{rate('words'):g} written, {DESCRIBED_AT_ONCE} photos at once"
     yield "one H100", "a second", "why"
     yield "`describe`", f"{1 / describe_s():.1f} photos", f"{BASE.photo_tokens:,} tokens read, {written}"
-    yield "`distill`", f"{1 / distill_s():.0f} photos", f"{tera(2 * see)} to see, {tera(2 * read)} to read"
-    yield "`embed`", f"{1 / embed_s():.0f} items", f"{tera(see)}; {rate('cut') / embed_s():.1f} cores decode for it"
-    yield "`tune`", f"{1 / tune_s():.0f} conversations", tera(2 * talk)
+    yield "`distill`", f"{1 / distill_s():.0f} photos", f"{tera(see)} to see, {tera(both - see)} to read"
+    cores = rate("cut") / embed_s()
+    yield "`embed`", f"{1 / embed_s():.0f} items", f"{tera(see_flops())}; {cores:.1f} cores decode for it"
+    yield "`tune`", f"{1 / tune_s():.0f} conversations", tera(tune_flops())
     samples, seconds, peak = ANCHOR
-    share = samples * 2 * (see + read) / seconds / peak
+    share = samples * both / seconds / peak
     yield "an RTX 4090 (published)", f"{samples / seconds:.0f} photos", f"the released stage 1: {share:.0%} of its peak"
 
 
@@ -172,12 +194,11 @@ def growth_table() -> Iterator[Sequence[str]]:
 
 def traffic_table() -> Iterator[Sequence[str]]:
     yield "stage, GPUs", "sent by each, a step", *NETWORKS, "computing", "share at 25 Gb/s"
-    for stage, kind, seconds in (("distill", "vision", distill_s()), ("tune", "language", tune_s())):
-        trained = BASE.adapter(kind, 8)  # type: ignore[arg-type]
+    for stage, seconds in (("distill", distill_s()), ("tune", tune_s())):
         for gpus in GPUS:
             if gpus > BATCH[stage]:
                 continue
-            sent = Zero2.of(BASE.parameters, trained, gpus).traffic
+            sent = zero2(stage, gpus).traffic
             compute = BATCH[stage] / gpus * seconds
             times = [sent / speed for speed in NETWORKS.values()]
             worst = times[-1] / (times[-1] + compute)
@@ -187,13 +208,11 @@ def traffic_table() -> Iterator[Sequence[str]]:
 
 def memory_table() -> Iterator[Sequence[str]]:
     yield "stage, GPUs", "trained", "weights", "gradients", "optimizer", "a checkpoint"
-    stages = (("distill", "vision", BASE.parameters), ("tune", "language", BASE.language_parameters))
-    for stage, kind, frozen in stages:
-        trained = BASE.adapter(kind, 8)  # type: ignore[arg-type]
+    for stage in KINDS:
         for gpus in (1, 8):
-            zero = Zero2.of(frozen, trained, gpus)
-            parts = (size(part) for part in (zero.weights, zero.gradients, zero.optimizer))
-            yield f"{stage}, {gpus}", f"{trained / 1e6:.1f} M", *parts, size(checkpoint_bytes(trained))
+            zero = zero2(stage, gpus)
+            parts = (size(part) for part in (zero.weights, zero.gradients, zero.optimizer, zero.checkpoint))
+            yield f"{stage}, {gpus}", f"{BASE.adapter(KINDS[stage], RANK) / 1e6:.1f} M", *parts
 
 
 def limits_table() -> Iterator[Sequence[str]]:

@@ -100,7 +100,7 @@ class Distill(Stage):
             DataError: One is not whole, or nothing is left to train on.
         """
         from lavic.data.dataset import ShardDataset, Without
-        from lavic.model.backbone import resolve
+        from lavic.model.source import resolve
 
         super().__init__(chosen, world)
         resolve(chosen.model)
@@ -129,6 +129,7 @@ class Distill(Stage):
         from lavic.data.dataset import Order
         from lavic.model.adapters import add_adapter
         from lavic.model.backbone import Backbone
+        from lavic.model.shape import Shape
         from lavic.train.distillation import DistillData, DistillTask
         from lavic.train.flops import Work
 
@@ -151,7 +152,8 @@ class Distill(Stage):
         model = add_adapter(backbone, "vision", chosen.lora)
         task = DistillTask(model, top_k=chosen.teacher_top_k, weight=chosen.teacher_weight)
         valid = data(self.valid)
-        train.overhead = valid.overhead = round(Work.of(model).photo)
+        shape = Shape.of(backbone.model.config.to_dict())
+        train.overhead = valid.overhead = round(Work.of(shape, "vision", chosen.lora.r).photo)
         return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:

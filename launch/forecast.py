@@ -1,24 +1,23 @@
-"""`--dry-run` of `lavic distill` and `lavic tune`: memory, checkpoint and steps, without weights and without a GPU."""
+"""`--dry-run` of `lavic distill` and `lavic tune`: memory, checkpoint and steps, without weights, GPU or torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.settings import ModelSettings
+from lavic.model.shape import Shape
+from lavic.model.source import read_config
+from lavic.train.estimate import Estimate, Sample, estimate
 from lavic.world import World
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lavic.launch.distill import DistillSettings
     from lavic.launch.tune import TuneSettings
-    from lavic.model.adapters import Kind
-    from lavic.train.estimate import Estimate
 
-STAGE_1 = {"tokens": 200, "targets": 120, "views": 5, "photo_tokens": 5}
+STAGE_1 = Sample(tokens=200, targets=120, views=5, photo_tokens=5)
 """A typical sample of stage 1: the title, and a description of 115 tokens, the mean of the released ones."""
-STAGE_2 = {"tokens": 900, "targets": 10, "views": 0, "photo_tokens": 50}
+STAGE_2 = Sample(tokens=900, targets=10, views=0, photo_tokens=50)
 """Of stage 2: the median of the released prompts, ten candidates, an ID."""
 
 
@@ -30,16 +29,14 @@ def show(command: str, chosen: Any, world: World) -> int:
 
 def distill(chosen: DistillSettings, world: World) -> Estimate:
     """What stage 1 will take."""
-    from lavic.train.estimate import Sample, estimate
-
-    model = skeleton(chosen.model, "vision", chosen.lora)
     return estimate(
-        model,
+        Shape.of(read_config(chosen.model)),
+        "vision",
         chosen.lora,
         chosen.loop,
         ranks=ranks(world, chosen.nproc),
         max_length=chosen.max_length,
-        sample=Sample(**STAGE_1),
+        sample=STAGE_1,
         samples=photos(chosen.shards, chosen.valid),
         element=bytes_of(chosen.model),
     )
@@ -47,29 +44,17 @@ def distill(chosen: DistillSettings, world: World) -> Estimate:
 
 def tune(chosen: TuneSettings, world: World) -> Estimate:
     """What stage 2 will take."""
-    from lavic.train.estimate import Sample, estimate
-
     return estimate(
-        skeleton(chosen.model, "language", chosen.lora),
+        Shape.of(read_config(chosen.model)),
+        "language",
         chosen.lora,
         chosen.loop,
         ranks=ranks(world, chosen.nproc),
         max_length=chosen.max_length,
-        sample=Sample(**STAGE_2),
+        sample=STAGE_2,
         samples=targets(chosen.train, chosen.candidates),
         element=bytes_of(chosen.model),
     )
-
-
-def skeleton(model: ModelSettings, kind: Kind, lora: LoraSettings) -> nn.Module:
-    """The model with its adapter, on `meta`."""
-    import torch
-
-    from lavic.model.adapters import wrap
-    from lavic.model.skeleton import build, read_config
-
-    dtype = torch.float32 if model.dtype == "float32" else torch.bfloat16
-    return wrap(build(read_config(model), dtype=dtype, vision=kind == "vision"), kind, lora)
 
 
 def bytes_of(model: ModelSettings) -> int:

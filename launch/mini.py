@@ -96,9 +96,9 @@ def _pretrain(argv: Sequence[str]) -> int:
     from lavic.mini import architecture, lessons
     from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer
-    from lavic.model.backbone import resolve
     from lavic.model.inputs import Encoder
     from lavic.model.settings import ModelSettings
+    from lavic.model.source import resolve
 
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")

@@ -10,29 +10,23 @@ from typing import Any
 
 from lavic.cli import said
 from lavic.data.manifest import Manifest
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
 from lavic.launch.batch import Batch, batch, closing, scripts
 from lavic.launch.parent import tracked
 from lavic.launch.pipeline import PipelineSettings
-from lavic.launch.sizes import BF16, FP32, VIEWS, Kind, Shape, Zero2, shape_of
 from lavic.launch.steps import Layout, Step
+from lavic.model.settings import ModelSettings
+from lavic.model.shape import Shape
+from lavic.model.source import read_config
+from lavic.model.views import VIEWS
 from lavic.train.settings import LoopSettings
-
-ADAPTER: Mapping[str, Kind] = {"distill": "vision", "tune": "language"}
-"""Training stage -> the adapter that it trains."""
+from lavic.train.zero import read_json, zero2_config
 
 PARENT = "PARENT"
 """Stands for the id of the parent run, which is made when the jobs are."""
 
-LOADED: Mapping[str, str] = {
-    "describe": "parameters",
-    "embed": "vision_parameters",
-    "evaluate": "language_parameters",
-}
-"""Stage without training -> the part of the model that it loads."""
-
-SAMPLE_BYTES = 50_500
-"""Of a photo in a shard, with what stands beside it: as docs/scaling.md counts."""
+PHOTO_BYTES, BESIDE_BYTES = 48_000, 2_500
+"""Of a photo in a shard (500 pixels on the long side), and of what stands beside it: docs/scaling.md has them too."""
 
 RANKED = ("describe", "distill", "embed", "tune", "evaluate")
 """Stages that run in ranks."""
@@ -83,35 +77,45 @@ def _facts(
     chosen: PipelineSettings, step: Step, made: Batch, settings: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     known = settings[step.name]
-    ranks = made.asked.nodes * made.asked.ranks_per_node
     if step.stage in RANKED:
         yield from _ranks(made)
-    # evaluate takes its model from the bundle, which stage 2 made of its own
-    model = settings.get("tune", {}).get("model") if step.stage == "evaluate" else known.get("model")
-    shape = shape_of(str(model["name"])) if model else None
-    photos = _photos(chosen, step.name)
     if step.stage == "crawl":
+        photos = _photos(chosen, step.name)
         yield f"photos: {_about(photos)}"
         if photos:
-            yield f"bytes: {_size(photos * SAMPLE_BYTES)} of shards, at {_size(SAMPLE_BYTES)} a photo (docs/scaling.md)"
-    elif step.stage in ADAPTER:
-        yield from _training(chosen, step, made, known, shape, ranks)
-    elif step.stage == "embed" and shape:
-        count = _photos(chosen, "train")
-        width = FP32 if known["precision"] == "float32" else BF16
+            each = PHOTO_BYTES + BESIDE_BYTES
+            yield f"bytes: {_size(photos * each)} of shards, at {_size(each)} a photo (docs/scaling.md)"
+    elif step.stage in ("distill", "tune"):
+        yield from _training(chosen, step, made, known)
+    elif step.stage == "describe" and (shape := _shape(known)):
+        yield _weights(shape.parameters, made)
+    elif step.stage == "embed" and (shape := _shape(known)):
+        count, element = _photos(chosen, "train"), 4 if known["precision"] == "float32" else 2
         yield (
-            f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {_size(shape.store_bytes(1, width))}"
-            + (f"; {_size(shape.store_bytes(count, width))} for {_about(count)} items" if count else "")
+            f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {_size(shape.store_bytes(1, element))}"
+            + (f"; {_size(shape.store_bytes(count, element))} for {_about(count)} items" if count else "")
         )
-    if step.stage in LOADED and shape:
-        weights = getattr(shape, LOADED[step.stage]) * (BF16 if made.asked.gpus else FP32)
-        yield f"memory of a rank: {_size(weights)} of weights, and its batch"
+        yield _weights(shape.tower + shape.projector, made)
+    elif step.stage == "evaluate" and (shape := _shape(settings.get("tune", {}))):
+        yield _weights(shape.loaded("language"), made)  # the bundle's model, which stage 2 makes of its own
+
+
+def _shape(known: Mapping[str, Any]) -> Shape | None:
+    """Of a stage's model; None where it is not known, or has not been downloaded yet."""
+    try:
+        return Shape.of(read_config(ModelSettings(**known["model"]))) if "model" in known else None
+    except ConfigError:
+        return None
+
+
+def _weights(parameters: int, made: Batch) -> str:
+    return f"memory of a rank: {_size(parameters * (2 if made.asked.gpus else 4))} of weights, and its batch"
 
 
 def _ranks(made: Batch) -> Iterator[str]:
     """What each rank finds in its environment."""
     nodes, each = made.asked.nodes, made.asked.ranks_per_node
-    yield f"ranks: {nodes * each} = {nodes} nodes x {each}"
+    yield f"ranks: {nodes * each} = {_many(nodes, 'node')} x {each}"
     threads = max(1, made.asked.cpus // each)
     yield (
         f"every rank: WORLD_SIZE={nodes * each} LOCAL_WORLD_SIZE={each} OMP_NUM_THREADS={threads} "
@@ -125,42 +129,27 @@ def _ranks(made: Batch) -> Iterator[str]:
             yield f"ranks {first} to {last}: GROUP_RANK={node} RANK={first}..{last} LOCAL_RANK=0..{each - 1}"
 
 
-def _training(
-    chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any], shape: Shape | None, ranks: int
-) -> Iterator[str]:
+def _training(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[str, Any]) -> Iterator[str]:
+    ranks = made.asked.nodes * made.asked.ranks_per_node
     loop = LoopSettings(**known["loop"])
     micro, accumulation = loop.split(ranks)
-    yield f"effective batch: {loop.batch} = {micro} samples x {accumulation} micro steps x {ranks} ranks" + (
-        "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
-    )
+    parts = (_many(micro, "sample"), _many(accumulation, "micro step"), _many(ranks, "rank"))
+    uneven = "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
+    yield f"effective batch: {loop.batch} = {' x '.join(parts)}{uneven}"
     samples, of = _samples(chosen, step)
     if loop.steps:
         yield f"steps: {loop.steps}"
     elif samples:
-        yield f"steps: {loop.total(samples)} = {loop.epochs:g} epochs of {_about(samples)} {of} / {loop.batch}"
+        yield f"steps: {loop.total(samples)} = {_many(loop.epochs, 'epoch')} of {_about(samples)} {of} / {loop.batch}"
     else:
-        yield f"steps: {loop.epochs:g} epochs of {of} / {loop.batch}; how many {of} is not known yet"
+        yield f"steps: {_many(loop.epochs, 'epoch')} of {of} / {loop.batch}; how many {of} is not known yet"
     half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
-    yield f"DeepSpeed: {json.dumps(_deepspeed(loop, known, micro, accumulation, half), sort_keys=True)}"
-    kind, width = ADAPTER[step.stage], BF16 if half else FP32
-    if shape is not None and ranks > 1:
-        trained = shape.adapter(kind, known["lora"]["r"])
-        frozen = shape.parameters if step.stage == "distill" else shape.language_parameters
-        yield f"network: each rank sends {_size(Zero2.of(frozen, trained, ranks, width=width).traffic)} a step"
+    extra = read_json(Path(known["deepspeed"]) if known.get("deepspeed") else None)
+    config = zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
+    yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"
     # the stage's command knows best what it takes; steps it knows only where its training set stands already
     told = said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)])
     yield from (line for line in told.splitlines() if not line.startswith("steps "))
-
-
-def _deepspeed(
-    loop: LoopSettings, known: Mapping[str, Any], micro: int, accumulation: int, half: bool
-) -> dict[str, Any] | str:
-    try:
-        from lavic.train.engine import read_json, zero2_config
-    except ModuleNotFoundError as error:
-        return f"not shown, {error.name} is not installed here"
-    extra = read_json(Path(known["deepspeed"]) if known.get("deepspeed") else None)
-    return zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
 
 
 def _samples(chosen: PipelineSettings, step: Step) -> tuple[int | None, str]:
@@ -188,6 +177,11 @@ def _photos(chosen: PipelineSettings, name: str) -> int | None:
 
 def _about(count: int | None) -> str:
     return "not known yet; photos.SET.expected says about how many" if count is None else f"{count:,}"
+
+
+def _many(count: float, noun: str) -> str:
+    """A number of things."""
+    return f"{count:g} {noun}" + "s" * (count != 1)
 
 
 def _size(count: float) -> str:

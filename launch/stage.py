@@ -126,7 +126,7 @@ def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, desc
 
 def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) -> int:
     """Trains, from wherever the run stands."""
-    from lavic.train.engine import read_json
+    from lavic.train.zero import read_json
 
     chosen.loop.split(world.size)
     extra = read_json(chosen.deepspeed)

@@ -104,8 +104,8 @@ class Tune(Stage):
             DataError: The store is of another base model, or lacks an item.
         """
         from lavic.data.conversations import read_conversations
-        from lavic.model.backbone import fingerprint, resolve
         from lavic.model.itemstore import ItemStore
+        from lavic.model.source import fingerprint, resolve
 
         super().__init__(chosen, world)
         self.store = ItemStore.open(chosen.store)

@@ -99,8 +99,9 @@ def find_adapter(folder: Path | None) -> Path | None:
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
     from lavic.model.adapters import check_adapter, digest, merge_adapter
-    from lavic.model.backbone import Backbone, fingerprint, read_geometry, resolve
+    from lavic.model.backbone import Backbone, read_geometry
     from lavic.model.itemstore import write_manifest
+    from lavic.model.source import fingerprint, resolve
 
     started = time.monotonic()
     folder = resolve(chosen.model)

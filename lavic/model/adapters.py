@@ -13,19 +13,17 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from lavic.errors import DataError
 from lavic.model.backbone import Backbone
-from lavic.model.settings import LoraSettings
+from lavic.model.settings import Kind, LoraSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-Kind = Literal["vision", "language"]
 
 TARGETS: dict[Kind, str] = {
     "vision": r"model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 import json
 import sys
 from dataclasses import dataclass
@@ -12,16 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, first_line
 from lavic.model.inputs import Encoder
 from lavic.model.settings import ModelSettings
+from lavic.model.source import fingerprint, resolve
 from lavic.model.views import Geometry
 
 if TYPE_CHECKING:
     from transformers import LlavaNextForConditionalGeneration, PreTrainedTokenizerBase
-
-_FINGERPRINT_SAMPLE = 1 << 20
-"""Bytes read from the start and the end of each weight file: enough to tell models apart without reading 15 GB."""
 
 
 @dataclass
@@ -69,7 +65,7 @@ class Backbone:
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as e:
-            raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
+            raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
         if config.model_type != "llava_next":
             raise ConfigError(
                 f"--model.name {model.name}: a {config.model_type} model; LaViC needs LLaVA-NeXT (llava_next)"
@@ -89,7 +85,7 @@ class Backbone:
             )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, ImportError) as e:
-            raise ConfigError(f"--model.name {model.name}: {_first_line(e)}") from e
+            raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
         weights, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
             missing = sorted(info["missing_keys"])
@@ -113,27 +109,6 @@ class Backbone:
         """d_vision, the length of an item token before the projector."""
         vision: Any = self.model.config.vision_config
         return int(vision.hidden_size)
-
-
-def resolve(model: ModelSettings) -> Path:
-    """The folder of a model: packaged, local, or downloaded into Hugging Face's cache."""
-    if model.name == "mini":
-        return Path(str(importlib.resources.files("lavic.mini") / "base"))
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"--model.name {model.name}: no model in this folder (no config.json)")
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    try:
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise ConfigError(
-            f"--model.name {model.name}: no such folder, and not to be had from Hugging Face ({_first_line(e)})"
-        ) from e
 
 
 def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGeneration]:
@@ -186,35 +161,4 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
             grids=tuple((height // size, width // size) for height, width in pinpoints),
         )
     except (OSError, KeyError, TypeError, ValueError) as e:
-        raise ConfigError(f"{folder}: no usable preprocessor_config.json ({_first_line(e)})") from e
-
-
-def fingerprint(folder: Path) -> str:
-    """A digest of a model folder: its config, and size, header, first and last bytes of each weight file.
-
-    Raises:
-        ConfigError: It is no model folder, or its weights are pickled.
-    """
-    digest = hashlib.sha256()
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        for volatile in ("_name_or_path", "transformers_version"):
-            config.pop(volatile, None)
-    except (OSError, ValueError, AttributeError) as e:
-        raise ConfigError(f"{folder}: no model of Hugging Face's form: no usable config.json ({_first_line(e)})") from e
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder}: no .safetensors weights; convert the model first (pickled weights are not read)")
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_FINGERPRINT_SAMPLE))
-            stream.seek(max(0, size - _FINGERPRINT_SAMPLE))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{folder}: no usable preprocessor_config.json ({first_line(e)})") from e

@@ -6,6 +6,9 @@ from typing import Literal
 
 from lavic.config import settings
 
+Kind = Literal["vision", "language"]
+"""What an adapter is put on: vision tower and projector (stage 1), or the language model (stage 2)."""
+
 
 @settings
 class ModelSettings:

@@ -13,7 +13,6 @@ from torch.nn import functional
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.errors import DataError
-from lavic.model.adapters import Kind
 from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import (
     Batch,
@@ -25,6 +24,7 @@ from lavic.model.inputs import (
     token_losses,
 )
 from lavic.model.prompts import describe
+from lavic.model.settings import Kind
 from lavic.model.views import Geometry, Grid
 from lavic.train.teacher import divergence, teacher_logits
 from lavic.train.textbatch import Order, TextBatch, gather

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,85 +16,11 @@ from torch import nn
 from lavic.errors import ConfigError, LaunchError
 from lavic.train.guards import Guards
 from lavic.train.settings import LoopSettings
+from lavic.train.zero import zero2_config
 from lavic.world import World
-
-OURS = {
-    "train_batch_size": "loop.batch",
-    "train_micro_batch_size_per_gpu": "loop.micro_batch",
-    "gradient_accumulation_steps": "loop.batch and loop.micro_batch",
-    "gradient_clipping": "loop.clip",
-    "optimizer": "loop.lr and loop.weight_decay",
-    "scheduler": "loop.schedule and loop.warmup",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-}
-"""Keys of a DeepSpeed JSON that would say a second time what our own settings say, and the setting that says it."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps for each weight."""
-
-
-def zero2_config(
-    *, micro_batch: int, accumulation: int, clip: float, bf16: bool, extra: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run.
-
-    One bucket of 5e7 elements holds every LoRA gradient of a 7B model, so there is nothing to overlap, and overlapping
-    has been the source of wrong gradients in several DeepSpeed releases.
-
-    Args:
-        micro_batch: Samples of one forward pass on one rank.
-        accumulation: Micro steps per optimizer step.
-        clip: Largest gradient norm, 0 for no clipping.
-        bf16: Train in bfloat16 with float32 master weights; else float32.
-        extra: More keys, from a user's JSON; `zero_optimization` is merged key by key.
-
-    Raises:
-        ConfigError: `extra` holds a key of `OURS`, or a ZeRO stage other than 2.
-    """
-    extra = dict(extra or {})
-    for key, ours in OURS.items():
-        if key in extra:
-            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it, {ours} says it already")
-    zero = {
-        "stage": 2,
-        "overlap_comm": False,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": 50_000_000,
-        "allgather_bucket_size": 50_000_000,
-        **extra.pop("zero_optimization", {}),
-    }
-    if zero["stage"] != 2:
-        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']}: only stage 2 is supported")
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
-        "zero_optimization": zero,
-        "steps_per_print": sys.maxsize,
-        **extra,
-    }
-    if bf16:
-        config["bf16"] = {"enabled": True}
-    return config
-
-
-def read_json(file: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed settings; none without a file.
-
-    Raises:
-        ConfigError: There is no such file, or it holds something else.
-    """
-    if file is None:
-        return {}
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"--deepspeed {file}: {e}") from e
-    if not isinstance(values, dict):
-        raise ConfigError(f"--deepspeed {file}: not a JSON object")
-    return values
 
 
 class Engine:

@@ -1,7 +1,7 @@
 """What a run will take, before it is started: memory of a GPU, bytes of a checkpoint, steps, arithmetic.
 
-Made from the model's shapes alone (device `meta`), so it needs neither weights nor a GPU. The bytes that a layer keeps
-for its way back are counted tensor by tensor as the modules of transformers 5 and PEFT keep them under autograd:
+Made from the model's shape alone: neither weights nor a GPU nor torch are needed. The bytes that a layer keeps for its
+way back are counted tensor by tensor as the modules of transformers 5 and PEFT keep them under autograd:
 
 * an adapted linear: its input after dropout, the dropout's mask (one byte), the output of A;
 * a norm of the language model: its input in float32; one of the vision tower: its input;
@@ -14,24 +14,20 @@ one layer at a time the rest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from lavic.errors import ConfigError
-from lavic.model.inputs import core
-from lavic.model.settings import LoraSettings
-from lavic.model.views import VIEWS
-from lavic.train.flops import PEAKS, Linear, Work, read_linears
+from lavic.model.settings import Kind, LoraSettings
+from lavic.model.shape import ADAPTED, LANGUAGE, TOWER, Shape
+from lavic.train.flops import Work
+from lavic.train.peak import PEAKS
 from lavic.train.settings import LoopSettings
+from lavic.train.zero import Zero2
 
 CARDS = {"16 GB": 15.0, "24 GB": 22.0, "40 GB": 39.0, "48 GB": 44.0, "80 GB": 79.0, "141 GB": 139.0, "192 GB": 178.0}
 """GiB that a card of a size has for a process."""
 RESERVE = 2.0
 """GiB for CUDA itself, its libraries' workspaces, and holes between tensors."""
-BUCKET = 5e7
-"""Elements of ZeRO's buffers, see `engine.zero2_config`."""
 SHARE = 0.4
 """Of a GPU's peak, for the time of a step."""
 
@@ -49,16 +45,12 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes on one GPU, unless said otherwise."""
+    """What a run will take."""
 
-    weights: float
-    """Frozen ones and the adapter's."""
+    zero: Zero2
+    """What a rank holds, sends and saves."""
     activations: float
-    """Of the largest micro step."""
-    optimizer: float
-    """This rank's share of masters, moments and gradients, and ZeRO's buffers."""
-    checkpoint: float
-    """On disk, each."""
+    """Bytes of the largest micro step, on one GPU."""
     trained: int
     """Parameters of the adapter."""
     frozen: int
@@ -81,22 +73,24 @@ class Estimate:
     @property
     def memory(self) -> float:
         """GiB on one GPU."""
-        return (self.weights + self.activations + self.optimizer) / 2**30 + RESERVE
+        return (self.zero.memory + self.activations) / 2**30 + RESERVE
 
     def __str__(self) -> str:
         card = next((name for name, room in CARDS.items() if self.memory <= room), None)
         fits = f"fits a GPU of {card}" if card else "fits no GPU"
         if self.ranks > 1:
             fits += f", {self.ranks} of them"
+        network = [("network", f"{self.zero.traffic / 1e6:9.1f} MB   sent by each rank in a step")]
         seconds = {name: self.flops / (self.ranks * SHARE * PEAKS[name]) for name in ("A100", "H100")}
         typical = f"{self.sample.tokens} tokens" + (f" and {self.sample.views} views" if self.sample.views else "")
         rows = [
-            ("weights", f"{_gib(self.weights)}  {self.frozen / 1e9:.2f} billion frozen, {self.trained:,} trained"),
+            ("weights", f"{_gib(self.zero.weights)}  {self.frozen / 1e9:.2f} billion frozen, {self.trained:,} trained"),
             ("activations", f"{_gib(self.activations)}  of {self._micro_step()}"),
-            ("optimizer", f"{_gib(self.optimizer)}  with gradients and buffers"),
+            ("optimizer", f"{_gib(self.zero.optimizer + self.zero.gradients)}  with gradients and buffers"),
             ("reserve", f"{_gib(RESERVE * 2**30)}  CUDA and its libraries"),
             ("per GPU", f"{_gib(self.memory * 2**30)}  {fits}"),
-            ("checkpoint", f"{self.checkpoint / 1e6:9.1f} MB   on disk, each"),
+            ("checkpoint", f"{self.zero.checkpoint / 1e6:9.1f} MB   on disk, each"),
+            *(network if self.ranks > 1 else ()),
             (
                 "batch",
                 f"{self.batch} samples a step, {self.batch // self.ranks} on each of {self.ranks} ranks; "
@@ -123,7 +117,8 @@ class Estimate:
 
 
 def estimate(
-    model: nn.Module,
+    shape: Shape,
+    kind: Kind,
     lora: LoraSettings,
     loop: LoopSettings,
     *,
@@ -133,11 +128,12 @@ def estimate(
     samples: int | None,
     element: int = 2,
 ) -> Estimate:
-    """Reads the shapes of a model with its adapter.
+    """What training an adapter of `kind` on a model of `shape` will take; without the vision tower in stage 2.
 
     Args:
-        model: A LlavaNext model wrapped by PEFT, on `meta`; without vision tower in stage 2.
-        lora: Its adapter's settings.
+        shape: Of the base model.
+        kind: Of the adapter.
+        lora: Its settings.
         loop: Batch, budget, activations.
         ranks: Processes, one GPU each.
         max_length: Longest text, tokens.
@@ -149,26 +145,17 @@ def estimate(
         ConfigError: The ranks cannot share the batch.
     """
     micro_batch, _ = loop.split(ranks)
-    work = Work.of(model)
+    work = Work.of(shape, kind, lora.r)
     overhead = round(work.photo) if sample.views else 0
     budget = loop.micro_tokens or micro_batch * (max_length + overhead)
     most = min(micro_batch, max(1, budget // (sample.tokens + overhead)))
     photos = most if sample.views else 0
     tokens = min(micro_batch * max_length, max(max_length, budget - photos * overhead))
-    parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    frozen = sum(p.numel() for p in parameters) - trained
-    if not trained:
-        raise ConfigError("the model has no trainable parameter: do the LoRA targets match it?")
-    kept = kept_bytes(model, lora, loop, element=element)
-    vision = core(model).config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    trained, frozen = shape.adapter(kind, lora.r), shape.loaded(kind)
+    kept = kept_bytes(shape, kind, lora, loop, element=element)
     return Estimate(
-        weights=element * (frozen + trained),
-        activations=tokens * kept["language"] + photos * VIEWS * patches * kept["vision"],
-        # master, two moments and the summed gradient in float32, over the ranks; buffers to reduce and to gather
-        optimizer=16 * trained / ranks + 2 * element * min(BUCKET, trained) + element * trained,
-        checkpoint=12 * trained,
+        zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element),
+        activations=tokens * kept["language"] + photos * shape.photo_tokens * kept["vision"],
         trained=trained,
         frozen=frozen,
         ranks=ranks,
@@ -185,51 +172,48 @@ def estimate(
 
 
 def kept_bytes(
-    model: nn.Module, lora: LoraSettings, loop: LoopSettings, *, element: int = 2, mask: int = 1
-) -> dict[str, float]:
+    shape: Shape, kind: Kind, lora: LoraSettings, loop: LoopSettings, *, element: int = 2, mask: int = 1
+) -> dict[Kind, float]:
     """Bytes that each token of language model and vision tower keeps for the way back, over all layers.
 
     Args:
-        model: A LlavaNext model wrapped by PEFT.
-        lora: For its dropout.
+        shape: Of the model.
+        kind: Of its adapter; with one of the language model nothing is kept of the vision tower.
+        lora: The adapter's settings.
         loop: For `activations`.
         element: Bytes of a number.
         mask: Bytes of a dropout mask's entry: 1 on a GPU, `element` on a CPU.
     """
-    config = core(model).config
-    linears = list(read_linears(model))
-    kept = {}
-    for part, name, sizes in ((0, "vision", config.vision_config), (2, "language", config.text_config)):
-        own = [linear for linear in linears if linear.place[0] == part]
-        depth = len({linear.place[1] for linear in own})
-        if not depth:
-            kept[name] = 0.0
-            continue
-        layer = _layer_bytes([linear for linear in own if linear.place[1] == 0], sizes, lora, element, mask)
-        if loop.activations == "recompute":
-            kept[name] = depth * element * sizes.hidden_size + layer
-        else:
-            kept[name] = depth * layer
+    parts: Mapping[Kind, tuple[int, int, int]] = {
+        "vision": (TOWER, shape.vision_layers if kind == "vision" else 0, shape.vision_hidden),
+        "language": (LANGUAGE, shape.layers, shape.hidden),
+    }
+    kept: dict[Kind, float] = {}
+    for name, (part, layers, hidden) in parts.items():
+        layer = _layer_bytes(shape, part, lora if part in ADAPTED[kind] else None, element, mask) if layers else 0.0
+        kept[name] = layers * element * hidden + layer if loop.activations == "recompute" else layers * layer
     return kept
 
 
-def _layer_bytes(linears: list[Linear], sizes: Any, lora: LoraSettings, element: int, mask: int) -> float:
-    by_name = {linear.name: linear for linear in linears}
-    dropped = element + mask if lora.dropout else element
-    adapters = sum(linear.inputs * dropped + linear.rank * element for linear in linears if linear.trained)
-    if not lora.dropout:
-        # without dropout the linears that read the same tensor keep it once, and attention's output is kept anyway
-        shared = [
-            name
-            for name in ("k_proj", "v_proj", "up_proj", "o_proj", "out_proj")
-            if name in by_name and by_name[name].trained
-        ]
-        adapters -= sum(by_name[name].inputs * element for name in shared)
-    query, key = by_name["q_proj"].outputs, by_name["k_proj"].outputs
-    attention = 2 * element * (query + key) + 4 * sizes.num_attention_heads
-    gated = "gate_proj" in by_name
-    norms = 2 * (4 * sizes.hidden_size + 4) if gated else 2 * element * (sizes.hidden_size + 2)
-    return adapters + norms + attention + (3 if gated else 2) * element * sizes.intermediate_size
+def _layer_bytes(shape: Shape, part: int, lora: LoraSettings | None, element: int, mask: int) -> float:
+    """One layer's for one token; `lora` where the part is adapted."""
+    linears = {one.name: one for one in shape.linears() if one.place[:2] == (part, 0)}
+    if part == TOWER:
+        hidden, heads, inner = shape.vision_hidden, shape.vision_heads, 2 * shape.vision_mlp
+        norms = 2 * element * (hidden + 2)
+    else:
+        hidden, heads, inner = shape.hidden, shape.heads, 3 * shape.mlp
+        norms = 2 * (4 * hidden + 4)
+    adapters = 0
+    if lora:
+        dropped = element + mask if lora.dropout else element
+        adapters = sum(one.inputs * dropped + lora.r * element for one in linears.values())
+        if not lora.dropout:
+            # linears that read the same tensor keep it once, and attention's output is kept anyway
+            shared = ("k_proj", "v_proj", "up_proj", "o_proj", "out_proj")
+            adapters -= sum(linears[name].inputs * element for name in shared if name in linears)
+    attention = 2 * element * (linears["q_proj"].outputs + linears["k_proj"].outputs) + 4 * heads
+    return adapters + norms + attention + element * inner
 
 
 def _gib(size: float) -> str:

@@ -19,7 +19,7 @@ from lavic.world import World
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from lavic.model.adapters import Kind
+    from lavic.model.settings import Kind
     from lavic.train.feed import Minibatch, Samples
 
 SIDES: Mapping[str, tuple[str, ...]] = {

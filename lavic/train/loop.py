@@ -18,9 +18,10 @@ from lavic.train.checkpoint import Checkpoints, Progress
 from lavic.train.console import Console
 from lavic.train.engine import Engine
 from lavic.train.feed import Feed, Minibatch, Samples
-from lavic.train.flops import counter, peak
+from lavic.train.flops import counter
 from lavic.train.guards import blame
 from lavic.train.meter import Meter
+from lavic.train.peak import peak
 from lavic.train.rollcall import RollCall
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings

@@ -12,7 +12,6 @@ from torch import nn
 
 from lavic.data.records import Conversation
 from lavic.errors import DataError
-from lavic.model.adapters import Kind
 from lavic.model.compress import project
 from lavic.model.inputs import (
     Encoder,
@@ -21,6 +20,7 @@ from lavic.model.inputs import (
 )
 from lavic.model.itemstore import ItemStore
 from lavic.model.prompts import NONE, Candidate
+from lavic.model.settings import Kind
 from lavic.train.textbatch import Order, TextBatch, gather
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,26 @@ def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
     assert neutral == golden.read_text()
     assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == 8
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "peft", "deepspeed", "ray", "mlflow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from lavic.cli import main
+sys.exit(main(["submit", "--config", "pipeline-7b", "--dry-run"]))
+"""
+
+
+def test_a_login_node_plans_without_torch(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("  per GPU  ") == 2 and "7.57 billion frozen" in done.stdout
 
 
 # -- Steps ------------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_cand
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
-from lavic.model.backbone import Backbone, resolve
+from lavic.model.backbone import Backbone
 from lavic.model.compress import all_tokens, cls_tokens, project
 from lavic.model.inputs import IGNORED, Batch, collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.settings import ModelSettings
+from lavic.model.source import resolve
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,41 +11,11 @@ import pytest
 import torch
 
 from lavic.errors import ConfigError
-from lavic.train.engine import Engine, read_json, zero2_config
+from lavic.train.engine import Engine
 from lavic.train.settings import LoopSettings
+from lavic.train.zero import Zero2
 from lavic.world import World
 from tests.train.toy import ToyData, ToyTask
-
-
-def test_the_configuration_is_zero_2_without_surprises() -> None:
-    config = zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=True)
-    assert config["zero_optimization"]["stage"] == 2
-    assert config["zero_optimization"]["overlap_comm"] is False
-    assert config["bf16"] == {"enabled": True}
-    assert "bf16" not in zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=False)
-
-
-def test_a_users_json_adds_but_does_not_contradict() -> None:
-    extra = {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
-    config = zero2_config(micro_batch=1, accumulation=1, clip=0.0, bf16=False, extra=extra)
-    assert config["zero_optimization"]["reduce_bucket_size"] == 7
-    assert config["zero_optimization"]["stage"] == 2
-    assert config["wall_clock_breakdown"] is True
-    with pytest.raises(ConfigError, match=r"sets gradient_clipping: remove it, loop.clip says it"):
-        zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"gradient_clipping": 2})
-    with pytest.raises(ConfigError, match="stage 3"):
-        zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"zero_optimization": {"stage": 3}})
-
-
-def test_a_users_json_that_is_none(tmp_path: Path) -> None:
-    assert read_json(None) == {}
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "good.json").write_text(json.dumps({"a": 1}))
-    assert read_json(tmp_path / "good.json") == {"a": 1}
-    with pytest.raises(ConfigError, match="not a JSON object"):
-        read_json(tmp_path / "list.json")
-    with pytest.raises(ConfigError, match=r"missing.json"):
-        read_json(tmp_path / "missing.json")
 
 
 def test_nothing_to_train_is_an_error(world: World) -> None:
@@ -85,7 +54,9 @@ def test_bfloat16_keeps_float32_masters(world: World) -> None:
     for _ in range(3):
         engine.backward(engine.forward(batch).float().mean())
         engine.step(1e-6)
+    trained = sum(p.numel() for p in engine.parameters.values())
     state = engine.state()
+    assert sum(tensor.nbytes for tensor in state.values()) == Zero2.of(frozen=0, trained=trained, ranks=1).checkpoint
     name = "second.weight"
     assert engine.parameters[name].dtype == torch.bfloat16
     assert state[f"{name}/weight"].dtype == torch.float32

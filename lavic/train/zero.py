@@ -1,0 +1,133 @@
+"""ZeRO-2 on paper: how DeepSpeed is told to split gradients and optimizer state, and what each rank then has."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavic.errors import ConfigError
+
+BUCKET = 50_000_000
+"""Numbers that are reduced, or gathered, at once."""
+FP32 = 4
+"""Bytes of a number of the master weights and of Adam's moments, whatever the model has."""
+
+OURS = {
+    "train_batch_size": "loop.batch",
+    "train_micro_batch_size_per_gpu": "loop.micro_batch",
+    "gradient_accumulation_steps": "loop.batch and loop.micro_batch",
+    "gradient_clipping": "loop.clip",
+    "optimizer": "loop.lr and loop.weight_decay",
+    "scheduler": "loop.schedule and loop.warmup",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+}
+"""Keys of a DeepSpeed JSON that would say a second time what our own settings say, and the setting that says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero2:
+    """What ZeRO-2 holds on one rank, sends in a step and saves, in bytes; activations aside."""
+
+    weights: int
+    """Of the frozen base model and the adapter, whole on every rank."""
+    gradients: int
+    """All as they are made, the bucket they pass through (DeepSpeed makes it whole), this rank's part of their sum."""
+    optimizer: int
+    """This rank's part of the master weights and of Adam's two moments."""
+    traffic: int
+    """Sent by each rank in a step: gradients scattered, weights gathered."""
+    checkpoint: int
+    """Master weights and moments of all ranks."""
+
+    @classmethod
+    def of(cls, *, frozen: int, trained: int, ranks: int, element: int = 2) -> Zero2:
+        """Counts.
+
+        Args:
+            frozen: Numbers of the base model.
+            trained: Numbers of the adapter.
+            ranks: Processes that share gradients and optimizer state.
+            element: Bytes of a weight and of its gradient.
+        """
+        part = -(-trained // ranks)
+        return cls(
+            weights=element * (frozen + trained),
+            gradients=element * (trained + BUCKET) + FP32 * part,
+            optimizer=3 * FP32 * part,
+            # a ring moves (n - 1) / n of all numbers twice: once to scatter the sums, once to gather the new weights
+            traffic=2 * element * trained * (ranks - 1) // ranks,
+            checkpoint=3 * FP32 * trained,
+        )
+
+    @property
+    def memory(self) -> int:
+        """In all, on one rank."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def zero2_config(
+    *, micro_batch: int, accumulation: int, clip: float, bf16: bool, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run.
+
+    One bucket holds every LoRA gradient of a 7B model, so there is nothing to overlap, and overlapping has been the
+    source of wrong gradients in several DeepSpeed releases.
+
+    Args:
+        micro_batch: Samples of one forward pass on one rank.
+        accumulation: Micro steps per optimizer step.
+        clip: Largest gradient norm, 0 for no clipping.
+        bf16: Train in bfloat16 with float32 master weights; else float32.
+        extra: More keys, from a user's JSON; `zero_optimization` is merged key by key.
+
+    Raises:
+        ConfigError: `extra` holds a key of `OURS`, or a ZeRO stage other than 2.
+    """
+    extra = dict(extra or {})
+    for key, ours in OURS.items():
+        if key in extra:
+            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it, {ours} says it already")
+    zero = {
+        "stage": 2,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        **extra.pop("zero_optimization", {}),
+    }
+    if zero["stage"] != 2:
+        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']}: only stage 2 is supported")
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "steps_per_print": sys.maxsize,
+        **extra,
+    }
+    if bf16:
+        config["bf16"] = {"enabled": True}
+    return config
+
+
+def read_json(file: Path | None) -> dict[str, Any]:
+    """A user's DeepSpeed settings; none without a file.
+
+    Raises:
+        ConfigError: There is no such file, or it holds something else.
+    """
+    if file is None:
+        return {}
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"--deepspeed {file}: {e}") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"--deepspeed {file}: not a JSON object")
+    return values
