@@ -1,0 +1,122 @@
+"""What `lavic crawl` can be told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lavic.config import settings
+from lavic.data.records import ImageSize
+from lavic.shards.cluster import RaySettings
+from lavic.shards.fetch import FetchSettings
+from lavic.shards.outcomes import KINDS
+from lavic.shards.photo import PhotoSettings
+from lavic.shards.tasks import PlanSettings
+from lavic.tracking import TrackingSettings
+
+
+@settings
+class CrawlSettings:
+    """Fetch a catalogue's photos and pack them into WebDataset shards."""
+
+    items: tuple[str, ...] = Field(min_length=1)
+    """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; paths, globs, URIs
+    such as s3://..."""
+    out: str
+    """Folder of the set, or an address such as s3://bucket/prefix."""
+    set: str = Field(default="photos", pattern=r"^[A-Za-z0-9_]+$")
+    """First part of the shards' names."""
+    split: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
+    """Second part of the shards' names, by default `train`. With --splits: the one of them to make, by default each."""
+    splits: tuple[str, ...] = ()
+    """Parts of the items, as `train=0.9 valid=0.1`: each becomes a set of its own in OUT/<name>. The item's id alone
+    decides, so no item is in two. Shares that sum up to less than 1 leave items out."""
+    photos_per_shard: int = Field(default=1000, ge=1, le=100_000)
+    """Planned photos in one shard; it holds as many as could be fetched."""
+    photos: str = Field(default="first", pattern=r"^(first|all|[1-9]\d{0,5})$")
+    """Photos of an item: `first`, `all`, or how many from its first."""
+    image_size: ImageSize = "hi_res"
+    """Which link of a photo to take where there are several; the largest of the others where it is missing."""
+    text: Literal["catalogue", "none"] = "catalogue"
+    """What the txt members hold: the catalogue's description of the photo where it has one, or nothing. With none, a
+    catalogue that has descriptions gives the same shards as one of the same items without."""
+    duplicates: Literal["stored", "referenced"] = "stored"
+    """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
+    first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Plan only the first so many items."""
+    ids: str | None = None
+    """Plan only the items in this file, one id on each line."""
+    max_rejected: int = Field(default=100, ge=0)
+    """Records of the catalogue that may be broken; with more of them nothing is fetched."""
+    extend: bool = False
+    """Take in a catalogue that has changed since: items that are not in the set yet become shards of their own."""
+    retry: tuple[str, ...] = ()
+    """Fetch again the photos that ended under these names, as `timeout throttled`; their shards are packed anew."""
+    fetch: FetchSettings = FetchSettings()
+    """How photos are fetched."""
+    photo: PhotoSettings = PhotoSettings()
+    """Which photos are taken, and how they are stored."""
+    ray: RaySettings = RaySettings()
+    """Where the job runs."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where the run is recorded."""
+
+    @field_validator("photos", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value
+
+    @field_validator("retry")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        named = tuple(kind for word in kinds for kind in word.split(",") if kind)
+        if wrong := [kind for kind in named if kind not in KINDS or kind == "ok"]:
+            raise ValueError(f"{', '.join(wrong)} cannot be tried again; known: {', '.join(KINDS[1:])}")
+        return named
+
+    @model_validator(mode="after")
+    def _parts(self) -> CrawlSettings:
+        shares = self.shares
+        if shares and self.split not in (None, *shares):
+            raise ValueError(f"--split {self.split} is not one of --splits {' '.join(self.splits)}")
+        if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
+            raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {self.splits}")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the items by split; empty where they are not parted."""
+        found = [re.fullmatch(r"([A-Za-z0-9_]+)=(\d*\.?\d+)", word) for word in self.splits]
+        return {match[1]: float(match[2]) for match in found if match}
+
+    def each(self) -> Iterator[CrawlSettings]:
+        """The settings of every set that these stand for."""
+        if not self.splits:
+            yield replace(self, split=self.split or "train")
+        for name in self.shares:
+            if self.split in (None, name):
+                yield replace(self, split=name, out=f"{self.out.rstrip('/')}/{name}")
+
+    @property
+    def planned(self) -> PlanSettings:
+        """What of these decides which photo is where."""
+        return PlanSettings(
+            set=self.set,
+            split=self.split or "train",
+            splits=self.shares,
+            photos_per_shard=self.photos_per_shard,
+            photos=self.photos,
+            image_size=self.image_size,
+            text=self.text,
+            duplicates=self.duplicates,
+            limit=self.limit,
+            ids=self.ids,
+            photo=asdict(self.photo),
+        )
