@@ -128,6 +128,7 @@ class World:
         """
         import torch
         import torch.distributed as dist
+        from torch.distributed import HashStore  # type: ignore[attr-defined]
 
         if self.started:
             return
@@ -135,7 +136,7 @@ class World:
         # Libraries that look for a launcher (DeepSpeed) read torchrun's names, whatever started us.
         names = {name: str(getattr(self, key)) for key, name in _LAUNCHERS["torchrun"].items()}
         if self.size == 1:
-            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in names and not os.environ.get(name)]
         if missing:
             raise LaunchError(
@@ -150,6 +151,8 @@ class World:
                 "nccl" if device.type == "cuda" else "gloo",
                 rank=self.rank,
                 world_size=self.size,
+                # a port that is free now may be another's a moment later: alone, none is needed
+                store=HashStore() if self.size == 1 else None,
                 timeout=timedelta(seconds=timeout_s),
             )
         except (RuntimeError, ValueError) as error:

@@ -133,7 +133,7 @@ def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was(monkey
         world.start()
         world.start()
         assert world.started
-        assert os.environ["LOCAL_RANK"] == "0"
+        assert os.environ["LOCAL_RANK"] == "0" and os.environ["MASTER_PORT"] == "0"
         world.close()
         assert not world.started
         assert dict(os.environ) == before
