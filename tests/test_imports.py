@@ -59,7 +59,7 @@ PARTS = {
 ONLY_IN = {
     "ray": {"lavic.shards"},
     "aiohttp": {"lavic.shards"},
-    "deepspeed": {"lavic.train.engine", "lavic.train.checkpoint"},
+    "deepspeed": {"lavic.train.engine"},
     "mlflow": {"lavic.server"},
 }
 """Package -> the modules (or folders of them) that may import it."""
