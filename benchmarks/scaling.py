@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavic.launch.rehearsal import BESIDE_BYTES, PHOTO_BYTES
 from lavic.model.settings import Kind, LoraSettings, ModelSettings
 from lavic.model.shape import Shape
 from lavic.model.source import read_config
@@ -49,8 +50,10 @@ ANCHOR = (81_000, 4.5 * 3600, PEAKS["RTX 4090"])
 """Samples, seconds and peak of somebody's stage 1 with the released code, on an RTX 4090."""
 
 RATES = {
-    "photo": Rate(48_000, "bytes of a photo", "assumed: 500 pixels on the long side (`image_size: large`)"),
-    "beside": Rate(2_500, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"),
+    "photo": Rate(PHOTO_BYTES, "bytes of a photo", "assumed: 500 pixels on the long side (`image_size: large`)"),
+    "beside": Rate(
+        BESIDE_BYTES, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"
+    ),
     "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the drawn catalogue"),
     "description": Rate(600, "bytes of a description", "assumed: 110 words"),
     "item": Rate(100, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters"),
