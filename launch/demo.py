@@ -6,7 +6,6 @@ each printed as it runs. The same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from lavic.config import flatten, parse, settings
 from lavic.data.atomic import write_whole
 from lavic.errors import LavicError
 from lavic.mini.serve import PhotoServer
+from lavic.provenance import versions
 from lavic.tracking import Tracker
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
@@ -35,6 +34,14 @@ DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six 
 It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
 HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. What the numbers
 mean: the right one of ten is found with the photos' five tokens, and at chance without them."""
+
+PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
+"""Whose versions stand in the summary."""
+_SMALL_CATALOGUE = (
+    *("--train-items", "150", "--heldout-items", "120", "--combination-items", "120"),
+    *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
+)
+_PATIENCE_S = 30.0
 
 
 @settings
@@ -181,8 +188,8 @@ def _run(stage: Stage) -> None:
     try:
         codes = [process.wait() for process in running]
     except BaseException:
-        with _patience(running):
-            raise
+        _await(running)
+        raise
     failed = next((i for i, code in enumerate(codes) if code), None)
     if failed is not None:
         raise StageFailed(commands[failed][0], codes[failed])
@@ -196,24 +203,13 @@ class StageFailed(LavicError):
         self.exit_code = code if code > 0 else 1
 
 
-@contextmanager
-def _patience(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _await(running: Sequence[subprocess.Popen[bytes]]) -> None:
     """Lets interrupted commands end by themselves (Ctrl-C reached them too) before we leave."""
-    try:
-        for process in running:
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        yield
-    finally:
-        pass
-
-
-_SMALL_CATALOGUE = (
-    *("--train-items", "150", "--heldout-items", "120", "--combination-items", "120"),
-    *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
-)
+    for process in running:
+        try:
+            process.wait(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -224,7 +220,6 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
         seconds: Of each stage.
     """
     results = json.loads((out / "evaluation" / "results.json").read_text())
-    packages = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
     _, *others = results["sets"]
     return {
         "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
@@ -234,7 +229,7 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
             for name in others
         },
         "seconds": dict(seconds),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
 
 

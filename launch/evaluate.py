@@ -7,7 +7,6 @@ OUT/results.json       every number; written last
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from lavic import __version__
 from lavic.config import flatten, parse, settings
 from lavic.data.atomic import write_whole, written_aside
 from lavic.launch.contest import ArmName, Contest
+from lavic.provenance import versions
 from lavic.recommend import exhibits
 from lavic.recommend.arms import Decode, compete
 from lavic.recommend.assess import RANDOM, assess
@@ -183,7 +183,7 @@ def measure_all(
         "sets": sets,
         "base": contest.info.base,
         "settings": flatten(chosen),
-        "versions": {"lavic": __version__, **{n: importlib.metadata.version(n) for n in ("torch", "transformers")}},
+        "versions": versions("lavic", "torch", "transformers"),
     }
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lavic.provenance import versions
 
 _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "numpy", "pillow")
 _CODE = ("lavic", "lavic.shards", "lavic.launch")
@@ -77,15 +79,9 @@ def code_digest() -> str:
     return total.hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
-    """Python's and those of the packages that matter, where they are installed."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def packages() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, where they are installed."""
+    return {"python": platform.python_version(), **versions(*_PACKAGES)}
 
 
 def digest(path: Path) -> str:

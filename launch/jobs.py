@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from lavic.data.atomic import write_whole
 from lavic.errors import ConfigError, DataError
 from lavic.launch.slurmctl import JobState
+from lavic.lock import Lock
 
 FILE = "jobs.json"
 
@@ -71,9 +71,7 @@ def held(out: Path) -> Iterator[None]:
         ConfigError: Another one holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".submit.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{out}: another `lavic submit` is at work here; wait for it") from None
+    with Lock(out / ".submit.lock") as lock:
+        if not lock.take():
+            raise ConfigError(f"{out}: another `lavic submit` is at work here; wait for it")
         yield

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavic.launch.inventory import code_digest, digest, gpus, memory, versions
+from lavic.launch.inventory import code_digest, digest, gpus, memory, packages
 
 _GIB = 2**30
 _KNOCK_S = 2.0
@@ -61,7 +61,7 @@ class Probe:
         began = time.monotonic()
         bad: list[str] = []
         notes: list[str] = []
-        facts: dict[str, Any] = {"code": code_digest(), "packages": versions(), "data": self._data()}
+        facts: dict[str, Any] = {"code": code_digest(), "packages": packages(), "data": self._data()}
         bad += self._disk(notes)
         bad += memory(self.memory_gib)
         if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":

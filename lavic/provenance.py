@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.metadata
 import json
@@ -21,11 +22,7 @@ _PATIENCE_S = 5.0
 def provenance() -> dict[str, str]:
     """Versions, git commit, user, host and command line; what cannot be told is left out."""
     tags = {"version.python": platform.python_version(), "host": socket.gethostname()}
-    for name in PACKAGES:
-        try:
-            tags[f"version.{name}"] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    tags |= {f"version.{name}": version for name, version in versions(*PACKAGES).items()}
     tags["command"] = shlex.join(["lavic", *sys.argv[1:]])
     try:
         tags["mlflow.user"] = getpass.getuser()
@@ -36,6 +33,15 @@ def provenance() -> dict[str, str]:
         if os.environ.get(name):
             tags[name.lower()] = os.environ[name]
     return tags | _commit()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages, by name; one that is not installed is left out."""
+    found: dict[str, str] = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _commit() -> dict[str, str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from lavic import __version__
 from lavic.data.manifest import Manifest
 from lavic.errors import LavicError
+from lavic.provenance import versions
 from lavic.shards.outcomes import advice, table
 from lavic.shards.pack import Seal
 from lavic.shards.plan import Plan
@@ -31,7 +30,7 @@ def close_set(plan: Plan, seals: Sequence[Seal]) -> Manifest:
         plan=plan.digest,
         outcomes=dict(outcomes),
         references=outcomes["ok"] - sum(seal.entry.samples for seal in seals),
-        versions={"lavic": __version__, **{name: version(name) for name in ("aiohttp", "pillow", "ray")}},
+        versions=versions("lavic", "aiohttp", "pillow", "ray"),
     )
     if not manifest.samples:
         print(table(outcomes))

@@ -8,7 +8,6 @@ BUNDLE/bundle.json         written last
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.settings import ModelSettings
+from lavic.provenance import versions
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -199,7 +199,7 @@ def save_bundle(
             tokens_per_item=tokens_per_item,
             none=none,
             prompt_version=prompts.VERSIONS[backbone.encoder.style],
-            versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers", "peft")},
+            versions=versions("lavic", "torch", "transformers", "peft"),
         )
         write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
     return info

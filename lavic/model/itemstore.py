@@ -23,6 +23,7 @@ from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.views import Geometry
+from lavic.provenance import versions
 
 FORMAT = 1
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -211,8 +212,6 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
 
 def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part]) -> StoreManifest:
     """Copies the adapter and makes the store whole."""
-    import importlib.metadata
-
     if adapter is not None:
         adapters.copy_adapter(adapter, folder / "vision_adapter")
     manifest = StoreManifest(
@@ -223,7 +222,7 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         width=backbone.vision_width,
         parts=tuple(parts),
         prompt_version=prompts.VERSIONS[backbone.encoder.style],
-        versions={name: importlib.metadata.version(name) for name in ("lavic", "torch", "transformers")},
+        versions=versions("lavic", "torch", "transformers"),
     )
     write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
