@@ -58,7 +58,7 @@ RATES = {
     "description": Rate(600, "bytes of a description", "assumed: 110 words"),
     "item": Rate(100, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters"),
     "key": Rate(69, "bytes of a photo's key in a list in memory", "computed: CPython, `B000000000_0` and a pointer"),
-    "look": Rate(0.0001, "seconds to read a hundred bytes somewhere in a set", "assumed: a shared disk that is awake"),
+    "row": Rate(4e-6, "seconds of a core to read a ledger's row", "assumed: Python's json"),
     "tries": Rate(1.03, "requests for each photo", "assumed: three of a hundred are asked for once more"),
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
@@ -222,14 +222,14 @@ def limits_table() -> Iterator[Sequence[str]]:
     shards = [f"{math.ceil(n / SHARD):,}" for n in ITEMS]
     flight = HOST_RATES[1] * rate("answer")
     keys = [size(n * rate("key")) for n in ITEMS]
-    looks = [span(n * rate("look")) for n in ITEMS]
+    reads = [span(n * (rate("ledger") / rate("disk") + rate("row"))) for n in ITEMS]
     yield "", *(count(n) for n in ITEMS), "what stops it"
     yield "`crawl`: requests in flight", *([f"{flight:.0f}"] * len(ITEMS)), f"{HOST_RATES[1]} a second to the one host"
     yield "`describe`, `embed`: ranks", *shards, "a rank takes whole shards"
     yield "`distill`: ranks", *([str(BATCH["distill"])] * len(ITEMS)), "each takes a sample of the batch"
     yield "`tune`: ranks", *([str(BATCH["tune"])] * len(ITEMS)), "each takes a sample of the batch"
     yield "`distill`, `embed`: keys in a rank's memory", *keys, "each rank knows the whole set's"
-    yield "`distill`, `embed`: reading them at the start", *looks, "a key stands in its sample alone"
+    yield "`distill`, `embed`: reading them at the start", *reads, "they stand in the shards' ledgers"
 
 
 def simulation_table() -> Iterator[Sequence[str]]:

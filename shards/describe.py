@@ -90,9 +90,10 @@ def _bounds(data: ShardDataset, number: int) -> range:
 
 def _described(data: ShardDataset, number: int, model: ModelSettings) -> bool:
     shard = data.manifest.path(data.manifest.shards[number])
+    if not descriptions_path(shard).exists():
+        return False
     # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
-    keys = {data.keys[index] for index in _bounds(data, number)}
-    if not descriptions_path(shard).exists() or read_descriptions(shard).keys() != keys:
+    if read_descriptions(shard).keys() != set(data.keys_of(number)):
         return False
     ours = prompts.VERSIONS[model.prompt]
     others = described_by(shard) - {(model.name, ours), ("catalogue", ours)}

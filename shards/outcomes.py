@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lavic.data.atomic import write_whole
-from lavic.data.shards import beside
+from lavic.data.ledger import ledger_path
 from lavic.errors import DataError
 
 Kind = Literal[
@@ -106,11 +106,6 @@ class Outcome:
     """From the first request to the checked photo."""
     same_as: str = ""
     """Key of the photo that was fetched for this one too, since both links show one picture."""
-
-
-def ledger_path(shard: Path) -> Path:
-    """Where a shard's ledger stands: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
-    return beside(shard, "ledger.jsonl")
 
 
 def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> None:

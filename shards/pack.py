@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
+from lavic.data.ledger import ledger_path
 from lavic.data.manifest import ShardEntry
 from lavic.data.place import storage_errors
 from lavic.data.references import write_references
@@ -27,7 +28,7 @@ from lavic.errors import DataError
 from lavic.shards.exchange import Answer
 from lavic.shards.fetch import Fetcher, FetchSettings
 from lavic.shards.lane import Office
-from lavic.shards.outcomes import Outcome, ledger_path, read_ledger, write_ledger
+from lavic.shards.outcomes import Outcome, read_ledger, write_ledger
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
 from lavic.shards.plan import read_tasks
 from lavic.shards.stored import Stored

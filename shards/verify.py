@@ -19,12 +19,13 @@ import numpy as np
 
 from lavic.config import Positional, parse, settings
 from lavic.data.atomic import write_whole
+from lavic.data.ledger import ledger_path
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry, digest_manifest
 from lavic.data.place import sizes, storage_errors
 from lavic.data.references import read_all_references, read_references
 from lavic.data.shards import META, index_path, parse_sample
 from lavic.errors import DataError, first_line
-from lavic.shards.outcomes import ledger_path, read_ledger
+from lavic.shards.outcomes import read_ledger
 from lavic.shards.progress import Progress
 from lavic.shards.repeats import mark_of
 

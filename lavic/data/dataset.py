@@ -13,7 +13,9 @@ import numpy as np
 
 from lavic.data.cache import local_copy
 from lavic.data.descriptions import read_descriptions
+from lavic.data.ledger import read_keys
 from lavic.data.manifest import Manifest
+from lavic.data.place import is_remote
 from lavic.data.references import Reference, read_all_references
 from lavic.data.shards import BLOCK, Sample, index_path, parse_sample, parse_words, photo_bytes
 from lavic.errors import DataError
@@ -78,13 +80,17 @@ class ShardDataset:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The key of every sample, in order; reads one tar header per sample, once."""
-        keys = []
-        for index in range(len(self)):
-            shard, row = self._find(index)
-            start = int(self._index(shard)[row])
-            keys.append(self._read(shard, start, start + 100).partition(b".")[0].decode())
-        return keys
+        """The key of every sample, in order; read once."""
+        return [key for number in range(len(self._paths)) for key in self.keys_of(number)]
+
+    def keys_of(self, number: int) -> list[str]:
+        """The keys of one shard's samples, in order: from its ledger, or where that is of no use from its tar."""
+        path = self._paths[number]
+        keys = read_keys(path, self.manifest.shards[number].samples)
+        # a glance at the tar tells another shard's ledger; one that lies elsewhere is not fetched for it
+        if keys and (is_remote(path) or self._key(number, 0) == keys[0]):
+            return keys
+        return [self._key(number, int(start)) for start in self._index(number)[:-1]]
 
     @cached_property
     def references(self) -> dict[str, Reference]:
@@ -94,6 +100,9 @@ class ShardDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
+
+    def _key(self, shard: int, start: int) -> str:
+        return self._read(shard, start, start + 100).partition(b".")[0].decode()
 
     def _find(self, index: int) -> tuple[int, int]:
         index = index + len(self) if index < 0 else index

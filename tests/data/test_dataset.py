@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from lavic.data.dataset import Order, ShardDataset, Without, order
 from lavic.data.descriptions import write_descriptions
+from lavic.data.ledger import ledger_path
 from lavic.data.manifest import Manifest
+from lavic.data.references import Reference, write_references
 from lavic.data.shards import Sample, index_path
 from lavic.errors import DataError
 from tests.sets import write_set
@@ -61,6 +63,36 @@ def test_where_text_comes_from(small_set: Manifest) -> None:
         for index in (0, 11, 24):
             assert data.words(index) == (data[index].meta, data[index].text), "without the photo"
     assert Without(texts["sidecar"], ["B000000000_0"]).words(10)[1] == "by the teacher"
+
+
+def test_keys_are_those_of_the_ledger_where_it_fits(small_set: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ShardDataset(small_set.folder).keys
+    for number, entry in enumerate(small_set.shards):
+        rows = [
+            {"key": key, "kind": "ok", "reason": "of one \u2028 line"}
+            for key in ShardDataset(small_set.folder).keys_of(number)
+        ]
+        rows.insert(3, {"key": "B9_0", "kind": "gone", "reason": ""})
+        rows.append({"key": "B8_0", "kind": "ok", "reason": ""})
+        same = {"key": "B8_0", "same_as": rows[0]["key"], "shard": entry.name, "meta": {}, "text": ""}
+        write_references(small_set.path(entry), [Reference(**same)])
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        ledger_path(small_set.path(entry)).write_text(lines, "utf-8")
+
+    def looked(self: ShardDataset, shard: int, start: int) -> str:
+        assert start == 0, "each sample was looked at"
+        return keys[10 * shard]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardDataset, "_key", looked)
+        assert ShardDataset(small_set.folder).keys == keys
+
+    first, second, third = (ledger_path(small_set.path(entry)) for entry in small_set.shards)
+    text = first.read_text("utf-8")
+    second.write_text(text, "utf-8")  # of another shard
+    third.write_text(text, "utf-8")  # of another number of photos
+    first.write_text(text[:-9], "utf-8")  # torn
+    assert ShardDataset(small_set.folder).keys == keys
 
 
 def test_a_set_that_is_not_whole_is_refused(small_set: Manifest, tmp_path: Path) -> None:

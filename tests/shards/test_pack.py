@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from lavic.data.ledger import ledger_path
 from lavic.data.place import sizes
 from lavic.data.shards import index_path, read_samples
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.outcomes import KINDS, advice, ledger_path, read_ledger, table
+from lavic.shards.outcomes import KINDS, advice, read_ledger, table
 from lavic.shards.pack import pack_shard, read_seal, seal_path
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan, read_tasks

@@ -1,0 +1,35 @@
+"""What a shard's ledger tells those who only read: which photos are in the shard, without a look at each of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lavic.data.references import read_references
+from lavic.data.shards import beside
+from lavic.errors import DataError
+
+
+def ledger_path(shard: Path) -> Path:
+    """Where a shard's ledger stands: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
+    return beside(shard, "ledger.jsonl")
+
+
+def read_keys(shard: Path, samples: int) -> list[str] | None:
+    """The keys of a shard's samples in order, by its ledger.
+
+    Args:
+        shard: Where its tar stands.
+        samples: How many it holds.
+
+    Returns:
+        The keys; None where there is no ledger, or it does not tell of so many.
+    """
+    try:
+        lines = ledger_path(shard).read_bytes().splitlines()
+        stored = [row["key"] for row in map(json.loads, lines) if row["kind"] == "ok"]
+        elsewhere = {one.key for one in read_references(shard)}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, DataError):
+        return None  # `lavic verify` says what is wrong
+    keys = [key for key in stored if key not in elsewhere]
+    return keys if len(keys) == samples else None
