@@ -284,8 +284,7 @@ def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float)
 def _same(first: _Done, task: PhotoTask) -> _Done:
     """The end of a photo that shows the picture of another, which was fetched."""
     row = first.outcome
-    same = replace(row, key=task.key, item_id=task.item_id, n=task.n, url=task.url, attempts=0, seconds=0.0)
-    same = replace(same, same_as=row.same_as or row.key)
+    same = replace(row, **_names(task), attempts=0, seconds=0.0)
     if first.sample is None:
         return _Done(same, None)
     meta = first.sample.meta
@@ -310,5 +309,10 @@ def _sample(task: PhotoTask, jpg: bytes, width: int, height: int, sha256: str, s
     )
 
 
-def _outcome(task: PhotoTask, **values: object) -> Outcome:
-    return Outcome(key=task.key, item_id=task.item_id, n=task.n, url=task.url, **values)  # type: ignore[arg-type]
+def _outcome(task: PhotoTask, **values: Any) -> Outcome:
+    return Outcome(**_names(task), **values)
+
+
+def _names(task: PhotoTask) -> dict[str, Any]:
+    """What a row of the ledger has from the plan alone, so that it does not depend on which run wrote it."""
+    return {"key": task.key, "item_id": task.item_id, "n": task.n, "url": task.url, "same_as": task.same_as}

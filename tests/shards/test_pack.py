@@ -100,6 +100,24 @@ def test_retry_fetches_the_named_failures_alone(tmp_path: Path, catalogue: Calla
     assert bytes_of(shard) == bytes_of(undisturbed.shard(0))
 
 
+def test_a_ledger_that_was_not_written_any_more_comes_out_the_same(
+    tmp_path: Path, catalogue: Callable[..., Path], server: Any
+) -> None:
+    paths = [f"n/{n}.jpg" for n in range(6)]
+    plan = plan_of(catalogue(*paths, paths[2], paths[2]), tmp_path / "out")
+    shard = plan.shard(0)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
+    rows = {row.key: (row.kind, row.bytes, row.sha256, row.same_as) for row in read_ledger(shard)}
+    assert sorted(row[3] for row in rows.values() if row[3]) == ["B00002_0"] * 2
+    # as if it had been killed between the index and the ledger
+    seal_path(shard).unlink()
+    ledger_path(shard).unlink()
+    server.requests.clear()
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
+    assert not server.requests
+    assert {row.key: (row.kind, row.bytes, row.sha256, row.same_as) for row in read_ledger(shard)} == rows
+
+
 def test_a_retry_cut_short_keeps_what_was_stored(tmp_path: Path, catalogue: Callable[..., Path], server: Any) -> None:
     plan = plan_of(catalogue(*(f"n/{n}.jpg" for n in range(6))), tmp_path / "out")
     shard = plan.shard(0)
