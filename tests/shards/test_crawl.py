@@ -61,6 +61,8 @@ class TestCrawl:
             "8",
         ]
         assert main([*command, *QUICK, "--tracking.mlflow", "--tracking.uri", store, "--tracking.experiment", "e"]) == 0
+        # what a slow machine has not taken while the crawl waited for it
+        assert main(["sync", str(tmp_path / "out"), "--uri", store, "--experiment", "e"]) == 0
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=store)
