@@ -152,18 +152,19 @@ class FaultServer:
                     outer.times.append(time.monotonic())
                     outer.busy += 1
                     outer.most_busy = max(outer.busy, outer.most_busy)
-                try:
-                    outer.connections.add(self.client_address)
-                    outer.agents.add(self.headers["User-Agent"])
-                    if self.path == "/robots.txt":
-                        outer.robots_asked += 1
-                        return send(self, *outer.robots)
+                outer.connections.add(self.client_address)
+                outer.agents.add(self.headers["User-Agent"])
+                robots = self.path == "/robots.txt"
+                if not robots:
                     outer.requests[self.path] += 1
                     time.sleep(outer.delay)
-                    outer.answer(self, self.path.removeprefix("/"))
-                finally:
-                    with outer._lock:
-                        outer.busy -= 1
+                # Before the answer: who has it may send the next request before this thread goes on.
+                with outer._lock:
+                    outer.busy -= 1
+                if robots:
+                    outer.robots_asked += 1
+                    return send(self, *outer.robots)
+                return outer.answer(self, self.path.removeprefix("/"))
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
