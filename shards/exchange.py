@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from lavic.errors import first_line
 from lavic.shards.address import BlockedAddress
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import opt_out
@@ -72,7 +73,7 @@ async def exchange(
         async with session.get(url, allow_redirects=False, **more) as response:
             return await _read(response, url, bounds)
     except aiohttp.ConnectionTimeoutError as error:
-        return Answer("connect", reason=_first_line(error))
+        return Answer("connect", reason=_said(error))
     except (asyncio.TimeoutError, TimeoutError):
         return Answer("timeout", reason=f"no whole answer within {bounds.deadline:g} s")
     except aiohttp.ClientConnectorDNSError as error:
@@ -80,15 +81,15 @@ async def exchange(
         unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
         return Answer("dns", reason=str(error.os_error), final=unknown)
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-        return Answer("tls", reason=_first_line(error))
+        return Answer("tls", reason=_said(error))
     except aiohttp.ClientPayloadError as error:
-        return Answer("truncated", reason=f"the answer breaks off: {_first_line(error)}")
+        return Answer("truncated", reason=f"the answer breaks off: {_said(error)}")
     except aiohttp.InvalidURL as error:
         raise BlockedAddress(f"not an address: {error}") from None
     except aiohttp.ClientResponseError as error:
-        return Answer("http_error", reason=f"not HTTP: {_first_line(error)}")
+        return Answer("http_error", reason=f"not HTTP: {_said(error)}")
     except (aiohttp.ClientError, OSError) as error:
-        return Answer("connect", reason=_first_line(error))
+        return Answer("connect", reason=_said(error))
 
 
 def may_pass(answer: Answer) -> bool:
@@ -190,5 +191,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, until - now)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__
+def _said(error: BaseException) -> str:
+    """Of a server's making, perhaps: as much of it as a ledger's row bears."""
+    return first_line(error)[:200]
