@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     photos = out / "catalog" / "images"
     photos.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with PhotoServer(photos, _port(out / "catalog")) as server, Tracker.open(out) as tracker:
+    with PhotoServer(photos, port(out / "catalog")) as server, Tracker.open(out) as tracker:
         tracker.start("demo", flatten(chosen))  # the stages' runs lie in its folder: MLflow shows them below it
         for stage in stages(chosen, server.url):
             began = time.monotonic()
@@ -165,7 +165,7 @@ def _store(out: Path) -> str:
     return f"sqlite:///{(out / 'mlflow.db').resolve()}"
 
 
-def _port(catalog: Path) -> int:
+def port(catalog: Path) -> int:
     """The port that the catalogue's links name, so that a demo that goes on crawls the same plan; else any free one."""
     path = catalog / "item2meta_valid.jsonl"
     if not path.is_file():

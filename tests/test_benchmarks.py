@@ -16,6 +16,8 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
+from lavic.launch.demo import DemoSettings, stages
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 needs_nginx = pytest.mark.skipif(
@@ -118,3 +120,13 @@ def run(script: str, *arguments: object) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_what_is_measured_beyond_the_method_leaves_out_stages_of_the_demo(
+    tmp_path: Path, module: Callable[[str], ModuleType]
+) -> None:
+    (tmp_path / "catalog").mkdir()
+    row = {"context": "", "context_items": [], "gt_items": [], "candidates_st": []}
+    (tmp_path / "catalog" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    names = [stage.name for stage in stages(DemoSettings(out=tmp_path), "http://127.0.0.1")]
+    assert set(module("beyond").BESIDE) < set(names)
