@@ -128,6 +128,7 @@ class Bench:
         """Our loop."""
         warm, steps = self.chosen.warm, self.chosen.steps
         engine = Engine(task, self.world, loop)
+        engine.task.train()  # only then are activations recomputed
         feed = Feed(data, self.world, loop)
         with Meter(engine.task, self.world, flops=counter(task), peak=self.peak) as meter:
             batches = feed.steps(0, warm + steps)

@@ -108,6 +108,7 @@ class Ours:
         model = add_adapter(self.backbone, "vision" if stage == 1 else "language", LORA)
         arrange(model, loop)
         self.engine = Engine(DistillTask(model) if stage == 1 else TuneTask(model), world, loop)
+        self.engine.task.train()  # only then are activations recomputed
         self.feed = Feed(self.data, world, loop)
         self.losses: list[float] = []
 
