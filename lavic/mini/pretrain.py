@@ -12,11 +12,12 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
@@ -69,6 +70,11 @@ class PretrainSettings:
     """Step of the second phase at which that begins."""
     compare_mastery: float = 0.9
     """Share of right answers that lengthens the lists with photos."""
+    compare_more: NonNegativeInt = 0
+    """Requests that follow the first under the longest lists with photos too, each with its own answer."""
+    compare_pool: PositiveInt = 1
+    """Edge of the square of patches whose mean is one token of a photo in a list; 1 shows every patch. It divides the
+    patches along a view's edge."""
     near_ids: float = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: float = 1.0
@@ -178,6 +184,7 @@ class Pretrainer:
         fetched: deque[float] = deque(maxlen=12)
         found: deque[float] = deque(maxlen=8)
         level = 0
+        levels = [replace(one, more=max(one.more, chosen.compare_more)) for one in PHOTO_LEVELS]
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
             caption = self.caption_losses(batch, augment=chosen.augment).mean()
@@ -187,11 +194,11 @@ class Pretrainer:
                 loss = loss + rehearsal
                 fetched.append(right)
             if listings and step >= chosen.compare_from and step % chosen.compare_every == 1:
-                rehearsal, right = self._fetch_photos(PHOTO_LEVELS[level], listings, by_id)
+                rehearsal, right = self._fetch_photos(levels[level], listings, by_id)
                 loss = loss + rehearsal
                 found.append(right)
                 mastered = len(found) == found.maxlen and np.mean(found) > chosen.compare_mastery
-                if mastered and level + 1 < len(PHOTO_LEVELS):
+                if mastered and level + 1 < len(levels):
                     level += 1
                     found.clear()
             cosine = 0.5 * (1 + math.cos(math.pi * step / chosen.see_steps)) * 0.98 + 0.02
@@ -225,15 +232,17 @@ class Pretrainer:
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
     ) -> tuple[torch.Tensor, float]:
         """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once."""
-        side = self.geometry.size // self.geometry.patch
-        near, tokens = self.chosen.near_ids, side * side + 1
+        side, pool = self.geometry.size // self.geometry.patch, self.chosen.compare_pool
+        near, tokens = self.chosen.near_ids, (side // pool) ** 2 + 1
         lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, tokens, near)
         augment = self.rng if self.chosen.augment else None
         images = [by_id[id].prepared(2 * self.geometry.size, augment) for id in lists.photos]
         whole = torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images]))
         llava = self.model.model
         hidden = llava.vision_tower(whole, output_hidden_states=True).hidden_states[llava.config.vision_feature_layer]
-        tokens = llava.multi_modal_projector(hidden[:, 1:])
+        patches = hidden[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
+        patches = functional.avg_pool2d(patches, pool).flatten(2).mT
+        tokens = llava.multi_modal_projector(patches)
         ends = llava.image_newline.expand(len(tokens), 1, -1)
         return self._fetch(lists, torch.cat([tokens, ends], 1).flatten(0, 1))
 

@@ -161,7 +161,12 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         "--pretrain.batch",
         "4",
         "--pretrain.augment",
+        "--pretrain.compare-more",
+        "2",
+        "--pretrain.compare-pool",
+        "2",
     ]
+    assert main([*map(str, words), "--pretrain.compare-pool", "3"]) == 2  # of 4 patches
     assert main([str(word) for word in words]) == 0
     backbone = Backbone.load(ModelSettings(name=str(tmp_path / "base")))
     assert backbone.model.config.text_config.hidden_size == 32
