@@ -178,7 +178,7 @@ def compare(stage: int, folder: Path, chosen: argparse.Namespace) -> dict[str, o
     ours = Ours(stage, folder, loop_settings(chosen, chosen.workers), World())
     plain = Released(stage, folder, loop_settings(chosen, 0))
     ours.round(0, 1), plain.round(0, 1)
-    if abs(ours.losses[0] - plain.losses[0]) > 0.02 * plain.losses[0]:
+    if abs(ours.losses[0] - plain.losses[0]) > 1e-4 * plain.losses[0]:
         raise SystemExit(f"stage {stage}: the loops differ, first losses {ours.losses[0]} and {plain.losses[0]}")
     turns = [
         (name, loop, steps, threads)

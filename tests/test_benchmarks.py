@@ -130,3 +130,11 @@ def test_what_is_measured_beyond_the_method_leaves_out_stages_of_the_demo(
     (tmp_path / "catalog" / "test.jsonl").write_text(json.dumps(row) + "\n")
     names = [stage.name for stage in stages(DemoSettings(out=tmp_path), "http://127.0.0.1")]
     assert set(module("beyond").BESIDE) < set(names)
+
+
+@pytest.mark.dist
+def test_training_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
+    few = ("--rounds", 1, "--steps", 1, "--faster", 1, "--batch", 4, "--micro-batch", 2, "--items", 30, "--threads", 1)
+    run("train.py", *few, "--json", tmp_path / "found.json")  # it ends by itself where the first losses differ
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert all(found[name] > 0 for name in ("stage2_ratio", "stage1_ratio", "two_rank_efficiency"))

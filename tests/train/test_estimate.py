@@ -167,3 +167,22 @@ def test_a_dry_run_without_a_model_or_data(tmp_path: Path, capsys: pytest.Captur
     assert main([*argv, "--model.name", "some/other"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "some/other: no such folder, and not in Hugging Face's cache" in line
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gib"), [("24gb", 24e9 / 2**30), ("80gb", 80e9 / 2**30), ("8gpu", 80e9 / 2**30), ("4x8", 80e9 / 2**30)]
+)
+@pytest.mark.parametrize("command", ["distill", "tune"])
+def test_the_7b_configurations_fit_their_gpus(
+    command: str, gpu: str, gib: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"distill": ["--shards", "a"], "tune": ["--store", "a", "--train", "b"]}[command]
+    argv = [command, "--config", f"{command}-7b-{gpu}", *inputs, "--valid", "c", "--out", str(tmp_path / "run")]
+    ranks = {"8gpu": "8", "4x8": "32"}.get(gpu, "1")
+    assert main([*argv, "--nproc", ranks, "--dry-run"]) == 0
+    said = dict(
+        line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if not line.startswith("per GPU")
+    )
+    assert {"weights", "activations", "optimizer", "checkpoint", "batch", "steps"} <= said.keys()
+    parts = [float(said[name].split()[0]) for name in ("weights", "activations", "optimizer", "reserve")]
+    assert 14 < sum(parts) < gib

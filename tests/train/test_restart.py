@@ -122,6 +122,25 @@ def stop_when(run: list[Rank], condition: Callable[[], bool], number: int) -> No
     os.kill(run[-1].pid, number)
 
 
+def test_loader_workers_outlive_a_signal_to_the_whole_group(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """As Ctrl-C, scancel and a time limit reach a rank: its workers get the signal too, and the step still ends."""
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
+    run = forge.start(words("distill", ground, whole), log)
+    assert forge.wait(run) == [0], said(run)
+    run = forge.start(words("distill", ground, cut), log)
+    until = time.monotonic() + 300
+    while not (cut / "checkpoints/step-000002").exists():
+        assert time.monotonic() < until and not run[0].gone, said(run)
+        time.sleep(0.002)
+    os.killpg(run[0].pid, signal.SIGTERM)
+    asked = time.monotonic()
+    assert forge.wait(run) == [75], said(run)
+    assert time.monotonic() - asked < 60, "a grace period of SLURM's"
+    run = forge.start(words("distill", ground, cut), log)
+    assert forge.wait(run) == [0], said(run)
+    assert curve(cut) == curve(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_request_at_the_start_is_75_too(number: int, ground: Ground, tmp_path: Path, forge: Forge) -> None:
     """One of two ranks is asked while models are loaded: no step is taken, and the same command begins again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavic.data.conversations import read_conversations
 from lavic.errors import DataError, LavicError
+from lavic.launch.tune import Tune, TuneSettings
 from lavic.model import prompts
 from lavic.model.adapters import TARGETS, WEIGHTS, add_adapter, copy_adapter, merge_adapter, trainable
 from lavic.model.backbone import Backbone
@@ -190,6 +192,18 @@ def test_b33_stage_2_has_no_vision_tower(ground: Ground) -> None:
     backbone, task, _ = stage_2(ground)
     assert not hasattr(backbone.model.model, "vision_tower")
     assert not any("vision_tower" in name for name, _ in task.named_parameters())
+
+
+def test_b33_nor_has_the_command(ground: Ground, tmp_path: Path) -> None:
+    chosen = TuneSettings(
+        store=ground.store,
+        train=ground.rows,
+        valid=ground.rows,
+        out=tmp_path / "run",
+        model=ModelSettings(name=str(ground.base)),
+    )
+    parts = Tune(chosen, World()).load(SimpleNamespace(world=World()))
+    assert not hasattr(parts.backbone.model.model, "vision_tower")
 
 
 class Whereabouts(ToyData):
