@@ -155,7 +155,7 @@ def test_a_stop_request_at_the_start_is_75_too(number: int, ground: Ground, tmp_
 
 
 def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path, forge: Forge) -> None:
-    """Stopped between the teacher's score and the first step; another base model or set would be scored anew."""
+    """Stopped between the teacher's score and the first step; at another length it is scored anew."""
     out, log = tmp_path / "run", tmp_path / "log"
     run = forge.start(words("distill", ground, out, "--loop.steps", "1"), log)
     stop_when(run, (out / "captions.json").exists, signal.SIGTERM)
@@ -174,9 +174,13 @@ def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path
     scored = [event for event in read_events(out / "metrics.jsonl", "captions") if event["arm"] == "full"]
     assert len(scored) == 1
 
-    run = forge.start(words("distill", ground, tmp_path / "other", "--loop.steps", "1", "--max-length", "300"), log)
-    (tmp_path / "other").mkdir(exist_ok=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.yaml", "captions.json"):
+        (other / name).write_bytes((out / name).read_bytes())
+    run = forge.start(words("distill", ground, other, "--loop.steps", "1", "--max-length", "300"), log)
     assert forge.wait(run) == [0], said(run)
+    assert json.loads((other / "captions.json").read_text())["full"]["perplexity"] != 4.5
 
 
 def test_a_signal_while_validating_saves_the_steps_before(ground: Ground, tmp_path: Path, forge: Forge) -> None:
