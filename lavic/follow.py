@@ -1,6 +1,6 @@
 """Feeds MLflow while a run goes on, in a process of its own.
 
-    python -m lavic.follow RUN_DIR URI
+    python -m lavic.follow RUN_DIR URI PARENT
 
 follows RUN_DIR's journal until its "end" event, or until the process that started this one is gone. A process and not
 a thread: importing mlflow, waiting for a server and breaking then cost the run nothing, and the workers that a data
@@ -22,9 +22,9 @@ _BACKOFF_S = (5.0, 60.0)
 _DYING_S = 5.0
 
 
-def follow(run_dir: Path, uri: str) -> int:
-    """Feeds until the journal's "end" event, or until the process that started this one is gone."""
-    feed, parent = Feed(run_dir, uri), os.getppid()
+def follow(run_dir: Path, uri: str, parent: int) -> int:
+    """Feeds until the journal's "end" event, or until the process that started this one, `parent`, is gone."""
+    feed = Feed(run_dir, uri)
     stay_calm()
     wait, told = _BACKOFF_S[0], False
     while True:
@@ -58,4 +58,4 @@ def _sleep_until_orphan(seconds: float, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(follow(Path(sys.argv[1]), sys.argv[2]))
+    raise SystemExit(follow(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

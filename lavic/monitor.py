@@ -1,6 +1,6 @@
 """Watches one node while a run goes on: CPU, memory, disk, network, GPUs.
 
-    python -m lavic.monitor RUN_DIR NODE SECONDS
+    python -m lavic.monitor RUN_DIR NODE SECONDS PARENT
 
 appends to RUN_DIR/system/node-NODE.jsonl until the process that started this one is gone. One such process a node, so
 that the metrics of all nodes are there and no rank spends a step on them. The names are those of MLflow's own system
@@ -26,9 +26,8 @@ _POLL_S = 0.5
 _FIRST_S = 1.0
 
 
-def watch(run_dir: Path, node: int, seconds: float) -> int:
-    """Watches until the process that started this one is gone."""
-    parent = os.getppid()
+def watch(run_dir: Path, node: int, seconds: float, parent: int) -> int:
+    """Watches until the process that started this one, `parent`, is gone."""
     stay_calm()
     try:
         look = Look(run_dir)
@@ -114,4 +113,4 @@ def stay_calm() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(watch(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    raise SystemExit(watch(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))

@@ -254,7 +254,10 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> Feed:
 
 
 def _beside(module: str, run_dir: Path, *words: str) -> subprocess.Popen[bytes]:
-    """Starts a process that goes beside this one, of its own session: Ctrl-C is not for it."""
-    line = [sys.executable, "-m", module, str(run_dir.absolute()), *words]
+    """Starts a process that goes beside this one, of its own session: Ctrl-C is not for it.
+
+    It is told who started it: one that is killed at once would be gone before the other could ask.
+    """
+    line = [sys.executable, "-m", module, str(run_dir.absolute()), *words, str(os.getpid())]
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(line, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
