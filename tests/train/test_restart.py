@@ -113,13 +113,15 @@ def test_other_numbers_of_ranks(ground: Ground, tmp_path: Path, forge: Forge) ->
             assert here[key] == pytest.approx(value, rel=1e-4), (there["step"], key)
 
 
-def stop_when(run: list[Rank], condition: Callable[[], bool], number: int) -> None:
-    """Sends a signal to the last rank alone as soon as a condition holds."""
+def stop_when(
+    run: list[Rank], condition: Callable[[], bool], number: int, send: Callable[[int, int], None] = os.kill
+) -> None:
+    """Sends a signal to the last rank, alone or with its whole group, as soon as a condition holds."""
     until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until and not run[-1].gone, said(run)
         time.sleep(0.002)
-    os.kill(run[-1].pid, number)
+    send(run[-1].pid, number)
 
 
 def test_loader_workers_outlive_a_signal_to_the_whole_group(ground: Ground, tmp_path: Path, forge: Forge) -> None:
@@ -128,11 +130,7 @@ def test_loader_workers_outlive_a_signal_to_the_whole_group(ground: Ground, tmp_
     run = forge.start(words("distill", ground, whole), log)
     assert forge.wait(run) == [0], said(run)
     run = forge.start(words("distill", ground, cut), log)
-    until = time.monotonic() + 300
-    while not (cut / "checkpoints/step-000002").exists():
-        assert time.monotonic() < until and not run[0].gone, said(run)
-        time.sleep(0.002)
-    os.killpg(run[0].pid, signal.SIGTERM)
+    stop_when(run, (cut / "checkpoints/step-000002").exists, signal.SIGTERM, os.killpg)
     asked = time.monotonic()
     assert forge.wait(run) == [75], said(run)
     assert time.monotonic() - asked < 60, "a grace period of SLURM's"
