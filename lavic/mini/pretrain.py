@@ -193,7 +193,7 @@ class Pretrainer:
                 rehearsal, right = self._fetch(self._lists(len(LEVELS) - 1))
                 loss = loss + rehearsal
                 fetched.append(right)
-            if listings and step >= chosen.compare_from and step % chosen.compare_every == 1:
+            if listings and step >= chosen.compare_from and (step + 1) % chosen.compare_every == 0:
                 rehearsal, right = self._fetch_photos(levels[level], listings, by_id)
                 loss = loss + rehearsal
                 found.append(right)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
 from lavic.journal import read_events, read_journal
-from lavic.model.bundle import Bundle, BundleInfo, save_bundle
+from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.itemstore import ItemStore
 from lavic.train.tuning import TuneData, TuneTask
 from lavic.world import World
@@ -156,21 +155,32 @@ def test_items_without_a_photo_are_named_or_left_out(ground: Ground, tmp_path: P
     assert f"1 of {len(rows)} rows and 1 candidates left out: not in the store" in dropped.stdout
 
 
+SPOILING = """
+import sys
+from safetensors.torch import load_file, save_file
+from lavic.cli import main
+from lavic.model import bundle
+
+whole = bundle.save_bundle
+
+def spoil(folder, *parts, **how):
+    info = whole(folder, *parts, **how)
+    (file,) = (folder / "language_adapter").glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name in weights if "lora_B" in name)
+    save_file({**weights, name: weights[name] + 1}, file, {"format": "pt"})
+    return info
+
+bundle.save_bundle = spoil
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.dist
-def test_a_bundle_that_is_spoilt_while_it_is_written_ends_the_run(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bundle_that_is_spoilt_while_it_is_written_ends_the_run(ground: Ground, tmp_path: Path) -> None:
     """That the guards find it is tested by itself: here, that the command asks them."""
-
-    def spoil(folder: Path, *parts: object, **how: object) -> BundleInfo:
-        info = save_bundle(folder, *parts, **how)
-        (file,) = (folder / "language_adapter").glob("*.safetensors")
-        weights = load_file(file)
-        name = next(name for name in weights if "lora_B" in name)
-        save_file({**weights, name: weights[name] + 1}, file, {"format": "pt"})
-        return info
-
-    monkeypatch.setattr("lavic.model.bundle.save_bundle", spoil)
-    assert main(words("tune", ground, tmp_path / "run")) == 1
-    assert "bundle" in capfd.readouterr().err.strip().splitlines()[-1]
+    argv = [sys.executable, "-c", SPOILING, *words("tune", ground, tmp_path / "run")]
+    run = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 1
+    assert "bundle" in run.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "result.json").exists()
