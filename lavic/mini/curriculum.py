@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
@@ -79,6 +79,8 @@ class Lists:
     prompt, at the later ones."""
     photos: tuple[str, ...] = ()
     """Ids of the items whose photos the image tokens stand for, in reading order."""
+    looks: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """float32 [photos, vocabulary]: the words of each photo's look, as a distribution; empty without photos."""
 
 
 def repeat(batch: int, vocabulary: int, reserved: int, generator: torch.Generator) -> Batch:
@@ -165,17 +167,22 @@ def lists(
     answers: list[tuple[int, int, bool]] = []
     wanted: list[torch.Tensor] = []
     photos: list[str] = []
+    looks: list[torch.Tensor] = []
 
-    def expect(words: str, row: int, at: int, far: bool) -> None:
+    def spread(words: str) -> torch.Tensor:
         counts = torch.zeros(len(encoder.tokenizer))
         for token in encoder.tokenizer(words, add_special_tokens=False).input_ids:
             counts[token] += 1
-        wanted.append(counts / counts.sum())
+        return counts / counts.sum()
+
+    def expect(words: str, row: int, at: int, far: bool) -> None:
+        wanted.append(spread(words))
         answers.append((row, at, far))
 
     for row in range(level.batch):
         turns, shown, target, seen = _draw(level.form, listings, words, size, rng)
         photos += seen
+        looks += [spread(look) for _, _, look in shown] if seen else []
         reach = min(level.reach, len(shown))
         between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
         # an item has another id in every list: what an id means stands in the list, never in the weights
@@ -193,7 +200,15 @@ def lists(
         examples.append(example)
     rows, at, far = zip(*answers, strict=True)
     batch = collate(examples, encoder.pad)
-    return Lists(batch, torch.tensor(rows), torch.tensor(at), torch.stack(wanted), torch.tensor(far), tuple(photos))
+    return Lists(
+        batch,
+        torch.tensor(rows),
+        torch.tensor(at),
+        torch.stack(wanted),
+        torch.tensor(far),
+        tuple(photos),
+        torch.stack(looks) if looks else torch.empty(0),
+    )
 
 
 def request_at(

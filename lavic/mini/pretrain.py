@@ -75,6 +75,9 @@ class PretrainSettings:
     compare_pool: PositiveInt = 1
     """Edge of the square of patches whose mean is one token of a photo in a list; 1 shows every patch. It divides the
     patches along a view's edge."""
+    compare_align: float = 0.0
+    """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
+    are what the first phase has learnt to look up."""
     near_ids: float = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: float = 1.0
@@ -231,7 +234,11 @@ class Pretrainer:
     def _fetch_photos(
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
     ) -> tuple[torch.Tensor, float]:
-        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once."""
+        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once.
+
+        `compare_align` adds a loss: the mean of a photo's tokens, compared with every word's embedding, is to name its
+        look.
+        """
         side, pool = self.geometry.size // self.geometry.patch, self.chosen.compare_pool
         near, tokens = self.chosen.near_ids, (side // pool) ** 2 + 1
         lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, tokens, near)
@@ -244,7 +251,12 @@ class Pretrainer:
         patches = functional.avg_pool2d(patches, pool).flatten(2).mT
         tokens = llava.multi_modal_projector(patches)
         ends = llava.image_newline.expand(len(tokens), 1, -1)
-        return self._fetch(lists, torch.cat([tokens, ends], 1).flatten(0, 1))
+        loss, right = self._fetch(lists, torch.cat([tokens, ends], 1).flatten(0, 1))
+        if self.chosen.compare_align:
+            words = llava.language_model.embed_tokens.weight.detach()
+            nearest = tokens.mean(1) @ words.T / math.sqrt(words.shape[1])
+            loss = loss + self.chosen.compare_align * functional.cross_entropy(nearest, lists.looks)
+        return loss, right
 
     @torch.no_grad()
     def perplexity(self, photos: Sequence[Photo]) -> float:

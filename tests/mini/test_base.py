@@ -110,6 +110,11 @@ def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Pr
         shown = int((lists.batch.input_ids == encoder.image_token_id).sum())
         assert shown == 3 * len(lists.photos)
         assert bool(lists.photos) == (level.form == "photo")
+        assert len(lists.looks) == len(lists.photos)
+        said = {id: look for listing in listings for id, look in zip(listing.ids, listing.looks, strict=True)}
+        for id, look in zip(lists.photos, lists.looks, strict=True):
+            tokens = encoder.tokenizer(said[id], add_special_tokens=False).input_ids
+            assert look.nonzero().flatten().tolist() == sorted(tokens) and look.sum() == pytest.approx(1)
 
 
 def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
@@ -165,6 +170,10 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         "2",
         "--pretrain.compare-pool",
         "2",
+        "--pretrain.compare-every",
+        "1",
+        "--pretrain.compare-align",
+        "1",
     ]
     assert main([*map(str, words), "--pretrain.compare-pool", "3"]) == 2  # of 4 patches
     assert main([str(word) for word in words]) == 0
