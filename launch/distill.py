@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lavic.config import settings
 from lavic.data.atomic import write_whole
@@ -65,6 +65,9 @@ class DistillSettings:
     description's words alone. Costs a pass over all tokens in every step."""
     teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of that in the loss."""
+    teacher_patches: NonNegativeFloat = 0.0
+    """Weight of one more loss: how far each view's token is from the mean of those that the untrained model makes of
+    the view's patches; 0: none. Costs a pass through the vision tower in every step."""
     nested: tuple[PositiveInt, ...] = ()
     """Train on the first so many views, one of these numbers for each photo (1 2 5), so that fewer tokens per item
     serve too; by default always on all."""
@@ -150,7 +153,9 @@ class Distill(Stage):
         self._score_teacher(run, backbone, data(self.valid, tokens="all"))
         torch.manual_seed(chosen.loop.seed)
         model = add_adapter(backbone, "vision", chosen.lora)
-        task = DistillTask(model, top_k=chosen.teacher_top_k, weight=chosen.teacher_weight)
+        task = DistillTask(
+            model, top_k=chosen.teacher_top_k, weight=chosen.teacher_weight, patches=chosen.teacher_patches
+        )
         valid = data(self.valid)
         shape = Shape.of(backbone.model.config.to_dict())
         train.overhead = valid.overhead = round(Work.of(shape, "vision", chosen.lora.r).photo)

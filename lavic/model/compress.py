@@ -36,6 +36,22 @@ def project(model: nn.Module, cls: torch.Tensor) -> torch.Tensor:
     return projector(cls.to(projector.linear_1.weight.dtype))
 
 
+def patch_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """The projected patches of every view, from the tower's layer that LLaVA's projector was trained on.
+
+    Args:
+        model: A LlavaNext model, wrapped by PEFT or not.
+        views: [views, 3, size, size]
+
+    Returns:
+        [views, patches, d_text]
+    """
+    llava = core(model).model
+    tower = llava.vision_tower
+    output = tower(views.to(tower.dtype), output_hidden_states=True)
+    return llava.multi_modal_projector(output.hidden_states[llava.config.vision_feature_layer][:, 1:])
+
+
 def all_tokens(
     model: nn.Module, views: torch.Tensor, sizes: Sequence[tuple[int, int]], grids: Sequence[Grid] | None = None
 ) -> list[torch.Tensor]:
@@ -54,11 +70,9 @@ def all_tokens(
     """
     llava = core(model).model
     config = llava.config
-    tower = llava.vision_tower
-    output = tower(views.reshape(-1, *views.shape[-3:]).to(tower.dtype), output_hidden_states=True)
-    patches = output.hidden_states[config.vision_feature_layer][:, 1:]
+    patches = patch_tokens(model, views.reshape(-1, *views.shape[-3:]))
     grids = grids or [(2, 2)] * len(sizes)
-    features = llava.multi_modal_projector(patches).split([1 + rows * columns for rows, columns in grids])
+    features = patches.split([1 + rows * columns for rows, columns in grids])
     side = config.vision_config.image_size // config.vision_config.patch_size
     newline = llava.image_newline
     packed = []

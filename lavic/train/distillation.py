@@ -26,7 +26,7 @@ from lavic.model.inputs import (
 from lavic.model.prompts import describe
 from lavic.model.settings import Kind
 from lavic.model.views import Geometry, Grid
-from lavic.train.teacher import divergence, teacher_logits
+from lavic.train.teacher import distance, divergence, patch_means, teacher_logits
 from lavic.train.textbatch import Order, TextBatch, gather
 
 
@@ -77,30 +77,39 @@ class DistillTask(nn.Module):
 
     trains: Kind = "vision"
 
-    def __init__(self, model: nn.Module, *, top_k: int = 0, weight: float = 0.5) -> None:
+    def __init__(self, model: nn.Module, *, top_k: int = 0, weight: float = 0.5, patches: float = 0.0) -> None:
         """Describes it.
 
         Args:
             model: With a vision adapter.
             top_k: In training, also match the teacher's probabilities of so many tokens; 0: its words alone.
             weight: Share of that in the loss.
+            patches: In training, weight of each photo's distance from the teacher's patches, added to its losses.
         """
         super().__init__()
         self.model = model
-        self.top_k, self.weight = top_k, weight
+        self.top_k, self.weight, self.patches = top_k, weight, patches
 
     def forward(self, batch: PhotoBatch) -> torch.Tensor:
-        """Negative log-likelihood of each target token, float32 [targets]; in training mixed with the divergence."""
+        """Negative log-likelihood of each target token, float32 [targets]; in training with what `__init__` adds."""
         seen = batch.views
         counts = [1 + rows * columns for rows, columns in batch.grids]
         if list(batch.shown) != counts:
             seen = torch.cat([views[:n] for views, n in zip(seen.split(counts), batch.shown, strict=True)])
-        logits = target_logits(self.model, batch.text, project(self.model, cls_tokens(self.model, seen)))
+        tokens = project(self.model, cls_tokens(self.model, seen))
+        logits = target_logits(self.model, batch.text, tokens)
         losses = functional.cross_entropy(logits, target_tokens(batch.text), reduction="none")
-        if not (self.training and self.top_k and batch.whole):
+        if not self.training:
             return losses
-        teacher = teacher_logits(self.model, batch.whole, batch.views, batch.sizes, batch.grids)
-        return (1 - self.weight) * losses + self.weight * divergence(teacher, logits, self.top_k)
+        if self.top_k and batch.whole:
+            teacher = teacher_logits(self.model, batch.whole, batch.views, batch.sizes, batch.grids)
+            losses = (1 - self.weight) * losses + self.weight * divergence(teacher, logits, self.top_k)
+        if self.patches:
+            apart = distance(patch_means(self.model, seen), tokens).split(batch.shown)
+            of_photos = torch.stack([views.mean() for views in apart])
+            targets = torch.tensor(batch.targets, device=losses.device)
+            losses = losses + self.patches * of_photos.repeat_interleave(targets)
+        return losses
 
 
 class TeacherTask(nn.Module):

@@ -1,11 +1,11 @@
-"""Stage 1 beyond the released method: the teacher's probabilities, besides its words."""
+"""Stage 1 beyond the released method: the teacher's probabilities and its patches, besides its words."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from lavic.model.compress import all_tokens
+from lavic.model.compress import all_tokens, patch_tokens
 from lavic.model.inputs import Batch, target_logits
 from lavic.model.views import Grid
 
@@ -47,3 +47,28 @@ def divergence(teacher: torch.Tensor, student: torch.Tensor, top_k: int) -> torc
     ours = student.log_softmax(-1).gather(-1, places)
     rest, own_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-7) for logs in (theirs, ours))
     return (theirs.exp() * (theirs - ours)).sum(-1) + rest * (rest / own_rest).log()
+
+
+@torch.no_grad()
+def patch_means(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """The mean of the tokens that the untrained model makes of each view's patches.
+
+    Args:
+        model: The model in training; its adapter is left out.
+        views: [views, 3, size, size]
+
+    Returns:
+        float32 [views, d_text]
+    """
+    with model.disable_adapter():  # type: ignore[operator]
+        return patch_tokens(model, views).float().mean(1)
+
+
+def distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """The squared distance of each token from the teacher's, as a share of the teacher's mean square, [views].
+
+    Args:
+        teacher: Tokens, [views, d_text].
+        student: Tokens, the same shape.
+    """
+    return (student.float() - teacher).square().mean(-1) / teacher.square().mean()

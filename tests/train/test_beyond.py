@@ -32,7 +32,7 @@ from lavic.train.distillation import DistillData, DistillTask
 from lavic.train.engine import Engine
 from lavic.train.loop import take_step
 from lavic.train.settings import LoopSettings
-from lavic.train.teacher import divergence
+from lavic.train.teacher import distance, divergence, patch_means
 from lavic.train.tuning import TuneData
 from lavic.world import World
 from tests.train.ground import KEY, Ground
@@ -100,6 +100,42 @@ def test_training_mixes_words_and_probabilities_and_validation_does_not(ground: 
     assert not torch.allclose(mixed, plain)
     torch.testing.assert_close(task.eval()(batch), plain)
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
+
+
+def test_training_draws_tokens_towards_the_patches_of_their_views(ground: Ground) -> None:
+    """Also where the student sees fewer views than there are; validation stays the words' loss."""
+    backbone = load(ground)
+    model = awakened(backbone, "vision")
+    data = photos(ground, backbone, nested=(1, 2, 5))
+    batch = data.collate([data[n] for n in range(8)])
+    assert len({*batch.shown}) > 1 and len({*batch.targets}) > 1
+    plain = DistillTask(model)(batch)
+    task = DistillTask(model, patches=0.3)
+
+    teacher, llava = load(ground).model, model.base_model.model.model
+    seen = torch.cat([views[:n] for views, n in zip(batch.views.split(5), batch.shown, strict=True)])
+    layers = teacher.model.vision_tower(seen, output_hidden_states=True).hidden_states
+    patches = teacher.model.multi_modal_projector(layers[teacher.config.vision_feature_layer][:, 1:]).mean(1)
+    torch.testing.assert_close(patch_means(model, seen), patches)
+    tokens = llava.multi_modal_projector(cls_tokens(model, seen))
+    expected, view, target = plain.clone(), 0, 0
+    for shown, targets in zip(batch.shown, batch.targets, strict=True):
+        off = (tokens - patches)[view : view + shown].square().mean() / patches.square().mean()
+        expected[target : target + targets] += 0.3 * off
+        view, target = view + shown, target + targets
+    torch.testing.assert_close(task.train()(batch), expected)
+    torch.testing.assert_close(task.eval()(batch), plain)
+    assert distance(patches, patches).abs().max() == 0
+
+    loop = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-2)
+    before = distance(patches, tokens).mean().item()
+    for _ in range(10):
+        loop.zero_grad()
+        task.train()(batch).mean().backward()
+        loop.step()
+    with torch.no_grad():
+        after = distance(patches, project(model, cls_tokens(model, seen))).mean().item()
+    assert after < before
 
 
 def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(ground: Ground, world: World) -> None:
@@ -272,7 +308,7 @@ def test_all_of_it_through_the_commands(ground: Ground, tmp_path: Path) -> None:
     base = ("--model.name", ground.base)
     loop = (*base, "--loop.steps", "4", "--loop.batch", "8", "--loop.lr", "0.01", "--lora.r", "4")
     sets = ("--shards", ground.photos, "--valid", ground.valid)
-    beyond = ("--teacher-top-k", "8", "--nested", "1", "2", "5")
+    beyond = ("--teacher-top-k", "8", "--teacher-patches", "0.5", "--nested", "1", "2", "5")
     lavic("distill", *sets, *loop, *beyond, "--out", tmp_path / "distill", "--nproc", "2")
     captions = json.loads((tmp_path / "distill" / "captions.json").read_text())
     assert captions.keys() == {"full", "cls_before", "cls_after", *(f"cls_after_{n}" for n in (1, 2, 5))}

@@ -101,6 +101,14 @@ def test_a_batch_tells_its_own_work(backbone: Backbone) -> None:
     assert counted(task.train(), taught) == pytest.approx(asked(taught) + plain, rel=1e-3)
 
 
+def test_stage_1_beside_the_patches_of_its_views(backbone: Backbone) -> None:
+    model = add_adapter(backbone, "vision", LoraSettings(r=3))
+    task, batch = DistillTask(model, patches=0.5), photo_batch(backbone)
+    plain = unmasked(Work.of(shape(backbone), "vision", 3), LENGTH)
+    assert counter(task)(batch) > 1.05 * counter(DistillTask(model))(batch)
+    assert counted(task.train(), batch) == pytest.approx(counter(task)(batch) + plain, rel=1e-3)
+
+
 def test_stage_1(backbone: Backbone) -> None:
     work = Work.of(shape(backbone), "vision", 3)
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
