@@ -4,9 +4,8 @@
 #   benchmarks/fashion.sh [DATA [OUT]]
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. These settings were
-# found step by step on the validation lists and have not been run as one yet, nor have the two controls to their end:
-# docs/benchmarks.md has what the steps gave.
+# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. The settings were found
+# step by step on the validation lists; docs/benchmarks.md says what came out, and which two the whole run did without.
 # Run the same line again after a stop: what is done is not done again (a pretraining that was stopped starts anew).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -70,8 +69,8 @@ for split in train valid; do
   step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
     --shards "$out/shards/$split"
 done
-step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 --teacher-top-k 16 --lora.r 64 \
-  --loop.steps 800 --loop.seed "$seed" \
+step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 \
+  --teacher-top-k 16 --teacher-patches 1 --lora.r 64 --loop.steps 800 --loop.seed "$seed" \
   --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
 embed=(lavic embed --config embed-mini --model.name "$base" --shards "$out/shards/train")
 step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"
@@ -79,7 +78,7 @@ step embed "${embed[@]}" --out "$out/store_undistilled"
 
 head -300 "$catalog/valid.jsonl" >"$out/valid.jsonl"
 tune=(lavic tune --config tune-mini --model.name "$base" --train "$catalog/train.jsonl" --valid "$out/valid.jsonl"
-  --lora.r 64 --lora.alpha 128 --lora.dropout 0.2 --loop.steps 1200 --loop.lr 1e-3 --loop.eval-every 200
+  --lora.r 64 --lora.alpha 128 --loop.steps 1200 --loop.lr 1e-3 --loop.eval-every 200
   --loop.seed "$seed" --nproc 2)
 step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
