@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
@@ -75,7 +75,7 @@ class PretrainSettings:
     compare_pool: PositiveInt = 1
     """Edge of the square of patches whose mean is one token of a photo in a list; 1 shows every patch. It divides the
     patches along a view's edge."""
-    compare_align: float = 0.0
+    compare_align: NonNegativeFloat = 0.0
     """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
     are what the first phase has learnt to look up."""
     near_ids: float = 0.0

@@ -137,7 +137,7 @@ def counter(task: Any) -> Callable[[Any], float] | None:
                 every = len(batch.views)
                 places = every * shape.patches
                 total += teaching.flops(batch.whole_lengths, targets=targets, views=every, photo_tokens=places)
-            if getattr(task, "patches", 0):
+            if task.patches:
                 total += teaching.flops((), targets=0, views=seen, photo_tokens=seen * shape.patches)
             return total
         return work.flops(batch.lengths, targets=targets, photo_tokens=0 if batch.items is None else len(batch.items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -17,6 +18,7 @@ from lavic.mini.architecture import Architecture, adopt, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.mini.pretrain import Pretrainer, PretrainSettings
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.backbone import Backbone
 from lavic.model.compress import all_tokens, cls_tokens, project
@@ -80,8 +82,7 @@ def test_it_finds_the_line_that_words_describe(mini: Backbone, products: list[ca
     assert right >= 30
 
 
-def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Product]) -> None:
-    rng = random.Random(0)
+def list_up(products: list[catalog.Product], rng: random.Random) -> list[Listing]:
     listings = []
     for target in products[:20]:
         listed = pick_candidates(target, products, rng)
@@ -94,6 +95,12 @@ def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Pr
                 target=listed.index(target),
             )
         )
+    return listings
+
+
+def test_lists_supervise_what_they_say(mini: Backbone, products: list[catalog.Product]) -> None:
+    rng = random.Random(0)
+    listings = list_up(products, rng)
     words = ["red", "blue", "green", "yellow", "pink", "black", "white", "brown", "orange"]
     ids = [p.id for p in products]
     encoder = mini.encoder
@@ -135,6 +142,62 @@ def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
         return found
 
     assert beginnings(1.0) < beginnings(0.0) - 0.5
+
+
+@pytest.mark.parametrize(("every", "lists"), [(1, 4), (2, 2), (3, 1)])
+def test_lists_with_photos_come_as_often_as_asked(
+    every: int, lists: int, mini: Backbone, products: list[catalog.Product], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = PretrainSettings(see_steps=4, batch=2, compare_from=0, compare_every=every)
+    pretrainer, photos = pretrain(mini, products, chosen)
+    asked = []
+
+    def fetch(*_: object) -> tuple[torch.Tensor, float]:
+        asked.append(1)
+        return torch.zeros(()), 0.0
+
+    monkeypatch.setattr(pretrainer, "_fetch_photos", fetch)
+    pretrainer.see(photos, [])
+    assert len(asked) == lists
+
+
+def test_photos_in_lists_are_drawn_towards_their_words(mini: Backbone, products: list[catalog.Product]) -> None:
+    """What the setting adds to the loss of the same lists falls while it is trained, and nothing is added without."""
+    pretrainer, photos = pretrain(mini, products, PretrainSettings())
+    by_id = {photo.id: photo for photo in photos}
+
+    def loss(weight: float) -> torch.Tensor:
+        pretrainer.chosen = PretrainSettings(compare_align=weight)
+        pretrainer.rng.seed(3)
+        return pretrainer._fetch_photos(PHOTO_LEVELS[0], pretrainer.listings, by_id)[0]
+
+    def added() -> float:
+        with torch.no_grad():
+            return (loss(1.0) - loss(0.0)).item()
+
+    with torch.no_grad():
+        torch.testing.assert_close(loss(2.0) - loss(0.0), 2 * (loss(1.0) - loss(0.0)), rtol=1e-3, atol=1e-4)
+    before = added()
+    projector = torch.optim.Adam(pretrainer.model.model.multi_modal_projector.parameters(), lr=1e-3)
+    for _ in range(10):
+        projector.zero_grad()
+        loss(1.0).backward()
+        projector.step()
+    assert 0 < added() < before
+
+
+def pretrain(
+    mini: Backbone, products: list[catalog.Product], chosen: PretrainSettings
+) -> tuple[Pretrainer, list[lessons.Photo]]:
+    listings = list_up(products, random.Random(0))
+    wanted = {id for listing in listings for id in listing.ids}
+    photos = [
+        lessons.Photo(p.id, draw(p.kind, p.colour, p.pattern, p.seed), p.title, p.description)
+        for p in products
+        if p.id in wanted
+    ]
+    model = copy.deepcopy(mini.model).requires_grad_(True)  # loaded, its weights are frozen
+    return Pretrainer(model, mini.encoder, chosen, listings, lambda _: None), photos
 
 
 def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ def world() -> Iterator[World]:
     world.close()
 
 
+@pytest.fixture(autouse=True)
+def _the_world_stays_open() -> Iterator[None]:
+    """A test that runs a command to its end in this process closes the world, and the tests after it would fail."""
+    before = World().started
+    yield
+    assert World().started or not before, "this test closed the world that others share: start a process for it"
+
+
 @dataclass
 class Ranks:
     """The processes of one run."""
