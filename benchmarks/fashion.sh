@@ -61,7 +61,7 @@ base=$out/base
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
   --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
   --pretrain.near-ids 0.5 --pretrain.see-steps 2000 --pretrain.batch 16 --pretrain.rehearse-every 3 --pretrain.augment \
-  --pretrain.compare-from 20 --pretrain.compare-every 1 --pretrain.compare-more 4 --pretrain.compare-pool 2 \
+  --pretrain.compare-from 20 --pretrain.compare-every 1 --pretrain.compare-more 4 --pretrain.compare-as-items \
   --pretrain.compare-align 1 --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 \
   --pretrain.seed "$seed" --threads "$threads"
 

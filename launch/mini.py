@@ -102,9 +102,6 @@ def _pretrain(argv: Sequence[str]) -> int:
 
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")
-    edge, pool = chosen.architecture.view // chosen.architecture.patch, chosen.pretrain.compare_pool
-    if edge % pool:
-        raise ConfigError(f"--pretrain.compare-pool {pool}: does not divide the {edge} patches along a view's edge")
     torch.set_num_threads(chosen.threads)
     held = ShardDataset(chosen.valid, descriptions="shard")
     train = ShardDataset(chosen.shards, descriptions="shard")

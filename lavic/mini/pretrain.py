@@ -29,9 +29,9 @@ from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists
 from lavic.mini.lessons import Photo, prompt_pieces
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
-from lavic.model.compress import all_tokens
+from lavic.model.compress import all_tokens, patch_tokens
 from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_losses
-from lavic.model.views import Geometry
+from lavic.model.views import VIEWS, Geometry
 
 Log = Callable[[dict], None]
 KEYS = 300
@@ -72,9 +72,9 @@ class PretrainSettings:
     """Share of right answers that lengthens the lists with photos."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
-    compare_pool: PositiveInt = 1
-    """Edge of the square of patches whose mean is one token of a photo in a list; 1 shows every patch. It divides the
-    patches along a view's edge."""
+    compare_as_items: bool = False
+    """Show a photo of a list as an item will be shown, by five tokens: the mean of its patches and the means of its
+    quarters. Otherwise by every patch and the newline, as LLaVA shows a view."""
     compare_align: NonNegativeFloat = 0.0
     """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
     are what the first phase has learnt to look up."""
@@ -239,19 +239,17 @@ class Pretrainer:
         `compare_align` adds a loss: the mean of a photo's tokens, compared with every word's embedding, is to name its
         look.
         """
-        side, pool = self.geometry.size // self.geometry.patch, self.chosen.compare_pool
-        near, tokens = self.chosen.near_ids, (side // pool) ** 2 + 1
-        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, tokens, near)
+        as_items, near = self.chosen.compare_as_items, self.chosen.near_ids
+        per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
+        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
         augment = self.rng if self.chosen.augment else None
         images = [by_id[id].prepared(2 * self.geometry.size, augment) for id in lists.photos]
         whole = torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images]))
         llava = self.model.model
-        hidden = llava.vision_tower(whole, output_hidden_states=True).hidden_states[llava.config.vision_feature_layer]
-        patches = hidden[:, 1:].unflatten(1, (side, side)).movedim(-1, 1)
-        patches = functional.avg_pool2d(patches, pool).flatten(2).mT
-        tokens = llava.multi_modal_projector(patches)
-        ends = llava.image_newline.expand(len(tokens), 1, -1)
-        loss, right = self._fetch(lists, torch.cat([tokens, ends], 1).flatten(0, 1))
+        tokens = patch_tokens(self.model, whole)
+        newline = llava.image_newline.expand(len(tokens), 1, -1)
+        shown = _as_item(tokens) if as_items else torch.cat([tokens, newline], 1)
+        loss, right = self._fetch(lists, shown.flatten(0, 1))
         if self.chosen.compare_align:
             words = llava.language_model.embed_tokens.weight.detach()
             nearest = tokens.mean(1) @ words.T / math.sqrt(words.shape[1])
@@ -320,6 +318,13 @@ def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> f
     answer = begins.flatten().cumsum(0)[learnt.flatten()] - 1
     wrong = torch.zeros(len(far)).index_add_(0, answer, (~right).float())
     return (wrong[far] == 0).float().mean().item() if far.any() else 0.0
+
+
+def _as_item(patches: torch.Tensor) -> torch.Tensor:
+    """Five tokens in the order of an item's views, whole and four quarters: [n, patches, d] -> [n, 5, d]."""
+    edge = math.isqrt(patches.shape[1])
+    grid = patches.mT.unflatten(2, (edge, edge))
+    return torch.cat([functional.adaptive_avg_pool2d(grid, parts).flatten(2) for parts in (1, 2)], 2).mT
 
 
 def _adamw(parameters: Sequence[nn.Parameter], chosen: PretrainSettings) -> torch.optim.AdamW:

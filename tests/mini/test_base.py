@@ -21,7 +21,7 @@ from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.mini.pretrain import Pretrainer, PretrainSettings
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.backbone import Backbone
-from lavic.model.compress import all_tokens, cls_tokens, project
+from lavic.model.compress import all_tokens, cls_tokens, patch_tokens, project
 from lavic.model.inputs import IGNORED, Batch, collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.settings import ModelSettings
@@ -186,6 +186,40 @@ def test_photos_in_lists_are_drawn_towards_their_words(mini: Backbone, products:
     assert 0 < added() < before
 
 
+@pytest.mark.parametrize(("as_items", "each"), [(True, 5), (False, 17)])
+def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
+    as_items: bool,
+    each: int,
+    mini: Backbone,
+    products: list[catalog.Product],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an item: of the whole view and of its quarters, in the order of an item's views; else patches and newline."""
+    pretrainer, photos = pretrain(mini, products, PretrainSettings(compare_as_items=as_items))
+    shown = []
+
+    def fetch(lists: curriculum.Lists, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
+        shown.append((lists, tokens.unflatten(0, (-1, each))))
+        return torch.zeros(()), 0.0
+
+    monkeypatch.setattr(pretrainer, "_fetch", fetch)
+    by_id = {photo.id: photo for photo in photos}
+    with torch.no_grad():
+        pretrainer._fetch_photos(PHOTO_LEVELS[0], pretrainer.listings, by_id)
+        lists, tokens = shown[0]
+        image = by_id[lists.photos[-1]].prepared(2 * pretrainer.geometry.size, None)
+        view = torch.from_numpy(pretrainer.geometry.cut(image)[:1])
+        patches = patch_tokens(pretrainer.model, view)[0]
+    image_token = pretrainer.model.config.image_token_id
+    assert (lists.batch.input_ids == image_token).sum() == each * len(lists.photos)
+    if not as_items:
+        torch.testing.assert_close(tokens[-1], torch.cat([patches, pretrainer.model.model.image_newline[None]]))
+        return
+    grid = patches.view(4, 4, -1)  # [y, x, d]
+    quarters = [grid[y : y + 2, x : x + 2].mean((0, 1)) for y in (0, 2) for x in (0, 2)]
+    torch.testing.assert_close(tokens[-1], torch.stack([patches.mean(0), *quarters]), rtol=1e-4, atol=1e-5)
+
+
 def pretrain(
     mini: Backbone, products: list[catalog.Product], chosen: PretrainSettings
 ) -> tuple[Pretrainer, list[lessons.Photo]]:
@@ -231,14 +265,12 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         "--pretrain.augment",
         "--pretrain.compare-more",
         "2",
-        "--pretrain.compare-pool",
-        "2",
+        "--pretrain.compare-as-items",
         "--pretrain.compare-every",
         "1",
         "--pretrain.compare-align",
         "1",
     ]
-    assert main([*map(str, words), "--pretrain.compare-pool", "3"]) == 2  # of 4 patches
     assert main([str(word) for word in words]) == 0
     backbone = Backbone.load(ModelSettings(name=str(tmp_path / "base")))
     assert backbone.model.config.text_config.hidden_size == 32
