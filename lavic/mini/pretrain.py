@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 from torch.nn import functional
@@ -62,6 +63,9 @@ class PretrainSettings:
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
     batch: PositiveInt = 32
     """Photos a step in the second phase."""
+    describe_as_items: float = 0.0
+    """Share of these batches in which a photo is described from the mean of each view's patches, five tokens as an item
+    will have, and not from all of them."""
     rehearse_every: PositiveInt = 4
     """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
     compare_every: PositiveInt = 2
@@ -73,8 +77,8 @@ class PretrainSettings:
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
     compare_as_items: bool = False
-    """Show a photo of a list as an item will be shown, by five tokens: the mean of its patches and the means of its
-    quarters. Otherwise by every patch and the newline, as LLaVA shows a view."""
+    """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
+    every patch of the whole view and the newline, as LLaVA shows a view."""
     compare_align: NonNegativeFloat = 0.0
     """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
     are what the first phase has learnt to look up."""
@@ -190,7 +194,8 @@ class Pretrainer:
         levels = [replace(one, more=max(one.more, chosen.compare_more)) for one in PHOTO_LEVELS]
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
-            caption = self.caption_losses(batch, augment=chosen.augment).mean()
+            as_items = bool(chosen.describe_as_items) and self.rng.random() < chosen.describe_as_items
+            caption = self.caption_losses(batch, augment=chosen.augment, as_items=as_items).mean()
             loss = caption
             if step % chosen.rehearse_every == 0:
                 rehearsal, right = self._fetch(self._lists(len(LEVELS) - 1))
@@ -219,12 +224,14 @@ class Pretrainer:
             if held_out and (step % 300 == 299 or step + 1 == chosen.see_steps):
                 self._record("see", step + 1, held_out_perplexity=self.perplexity(held_out))
 
-    def caption_losses(self, photos: Sequence[Photo], *, augment: bool = False) -> torch.Tensor:
-        """Losses of every description token, from all photo tokens, [targets]."""
-        side = 2 * self.geometry.size
-        images = [p.prepared(side, self.rng if augment else None) for p in photos]
-        views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
-        tokens = all_tokens(self.model, views, [i.size for i in images])
+    def caption_losses(self, photos: Sequence[Photo], *, augment: bool = False, as_items: bool = False) -> torch.Tensor:
+        """Losses of every description token, [targets], from all photo tokens or from as many as an item has."""
+        images = self._prepared(photos, augment)
+        if as_items:
+            tokens = list(self._as_items(images))
+        else:
+            views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
+            tokens = all_tokens(self.model, views, [i.size for i in images])
         examples = [
             self.encoder.example(prompts.describe(p.title, len(t)), p.description)
             for p, t in zip(photos, tokens, strict=True)
@@ -234,7 +241,8 @@ class Pretrainer:
     def _fetch_photos(
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
     ) -> tuple[torch.Tensor, float]:
-        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once.
+        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once, or from
+        as many tokens as an item has.
 
         `compare_align` adds a loss: the mean of a photo's tokens, compared with every word's embedding, is to name its
         look.
@@ -242,13 +250,13 @@ class Pretrainer:
         as_items, near = self.chosen.compare_as_items, self.chosen.near_ids
         per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
         lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
-        augment = self.rng if self.chosen.augment else None
-        images = [by_id[id].prepared(2 * self.geometry.size, augment) for id in lists.photos]
-        whole = torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images]))
+        images = self._prepared([by_id[id] for id in lists.photos], self.chosen.augment)
         llava = self.model.model
-        tokens = patch_tokens(self.model, whole)
-        newline = llava.image_newline.expand(len(tokens), 1, -1)
-        shown = _as_item(tokens) if as_items else torch.cat([tokens, newline], 1)
+        if as_items:
+            shown = tokens = self._as_items(images)
+        else:
+            tokens = patch_tokens(self.model, torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images])))
+            shown = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
         loss, right = self._fetch(lists, shown.flatten(0, 1))
         if self.chosen.compare_align:
             words = llava.language_model.embed_tokens.weight.detach()
@@ -261,6 +269,14 @@ class Pretrainer:
         """Of the descriptions, from all photo tokens."""
         losses = [self.caption_losses(photos[i : i + 64]) for i in range(0, len(photos), 64)]
         return math.exp(torch.cat(losses).mean().item())
+
+    def _prepared(self, photos: Sequence[Photo], augment: bool) -> list[Image]:
+        return [p.prepared(2 * self.geometry.size, self.rng if augment else None) for p in photos]
+
+    def _as_items(self, images: Sequence[Image]) -> torch.Tensor:
+        """The mean of each view's patches, [photos, 5, d_text]: like item tokens, without a [CLS]."""
+        views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
+        return patch_tokens(self.model, views.flatten(0, 1)).mean(1).unflatten(0, (len(images), VIEWS))
 
     # shared ------------------------------------------------------------------------------------------------------
 
@@ -318,13 +334,6 @@ def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> f
     answer = begins.flatten().cumsum(0)[learnt.flatten()] - 1
     wrong = torch.zeros(len(far)).index_add_(0, answer, (~right).float())
     return (wrong[far] == 0).float().mean().item() if far.any() else 0.0
-
-
-def _as_item(patches: torch.Tensor) -> torch.Tensor:
-    """Five tokens in the order of an item's views, whole and four quarters: [n, patches, d] -> [n, 5, d]."""
-    edge = math.isqrt(patches.shape[1])
-    grid = patches.mT.unflatten(2, (edge, edge))
-    return torch.cat([functional.adaptive_avg_pool2d(grid, parts).flatten(2) for parts in (1, 2)], 2).mT
 
 
 def _adamw(parameters: Sequence[nn.Parameter], chosen: PretrainSettings) -> torch.optim.AdamW:

@@ -194,7 +194,7 @@ def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
     products: list[catalog.Product],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As an item: of the whole view and of its quarters, in the order of an item's views; else patches and newline."""
+    """As an item: one of each view, in the order of an item's views; else the whole view's patches and the newline."""
     pretrainer, photos = pretrain(mini, products, PretrainSettings(compare_as_items=as_items))
     shown = []
 
@@ -208,16 +208,24 @@ def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
         pretrainer._fetch_photos(PHOTO_LEVELS[0], pretrainer.listings, by_id)
         lists, tokens = shown[0]
         image = by_id[lists.photos[-1]].prepared(2 * pretrainer.geometry.size, None)
-        view = torch.from_numpy(pretrainer.geometry.cut(image)[:1])
-        patches = patch_tokens(pretrainer.model, view)[0]
+        patches = patch_tokens(pretrainer.model, torch.from_numpy(pretrainer.geometry.cut(image)))
     image_token = pretrainer.model.config.image_token_id
     assert (lists.batch.input_ids == image_token).sum() == each * len(lists.photos)
-    if not as_items:
-        torch.testing.assert_close(tokens[-1], torch.cat([patches, pretrainer.model.model.image_newline[None]]))
-        return
-    grid = patches.view(4, 4, -1)  # [y, x, d]
-    quarters = [grid[y : y + 2, x : x + 2].mean((0, 1)) for y in (0, 2) for x in (0, 2)]
-    torch.testing.assert_close(tokens[-1], torch.stack([patches.mean(0), *quarters]), rtol=1e-4, atol=1e-5)
+    whole = torch.cat([patches[0], pretrainer.model.model.image_newline[None]])
+    torch.testing.assert_close(tokens[-1], patches.mean(1) if as_items else whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "as_items"), [(0.0, 0), (1.0, 4)])
+def test_descriptions_come_from_item_like_tokens_as_often_as_asked(
+    share: float, as_items: int, mini: Backbone, products: list[catalog.Product], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = PretrainSettings(see_steps=4, batch=2, compare_from=9, describe_as_items=share)
+    pretrainer, photos = pretrain(mini, products, chosen)
+    asked = []
+    real = pretrainer._as_items
+    monkeypatch.setattr(pretrainer, "_as_items", lambda images: asked.append(len(images)) or real(images))
+    pretrainer.see(photos, [])
+    assert asked == [2] * as_items
 
 
 def pretrain(
@@ -266,6 +274,8 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         "--pretrain.compare-more",
         "2",
         "--pretrain.compare-as-items",
+        "--pretrain.describe-as-items",
+        "0.5",
         "--pretrain.compare-every",
         "1",
         "--pretrain.compare-align",
