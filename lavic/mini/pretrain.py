@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
@@ -35,6 +35,7 @@ from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_l
 from lavic.model.views import VIEWS, Geometry
 
 Log = Callable[[dict], None]
+Share = Annotated[float, Field(ge=0, le=1)]
 KEYS = 300
 """Words that serve as keys, beside those of looks: with thousands, each is met too rarely to be looked up."""
 FETCH_LAYER = 2
@@ -63,7 +64,7 @@ class PretrainSettings:
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
     batch: PositiveInt = 32
     """Photos a step in the second phase."""
-    describe_as_items: float = 0.0
+    describe_as_items: Share = 0.0
     """Share of these batches in which a photo is described from the mean of each view's patches, five tokens as an item
     will have, and not from all of them."""
     rehearse_every: PositiveInt = 4
@@ -82,7 +83,7 @@ class PretrainSettings:
     compare_align: NonNegativeFloat = 0.0
     """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
     are what the first phase has learnt to look up."""
-    near_ids: float = 0.0
+    near_ids: Share = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: float = 1.0
     """Weight of the fetch supervision beside the language-model loss."""
