@@ -13,21 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
 
-from lavic.config import settings
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists
 from lavic.mini.lessons import Photo, prompt_pieces
+from lavic.mini.settings import PretrainSettings
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
 from lavic.model.compress import all_tokens, patch_tokens
@@ -35,64 +34,12 @@ from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_l
 from lavic.model.views import VIEWS, Geometry
 
 Log = Callable[[dict], None]
-Share = Annotated[float, Field(ge=0, le=1)]
 KEYS = 300
 """Words that serve as keys, beside those of looks: with thousands, each is met too rarely to be looked up."""
 FETCH_LAYER = 2
 """After this layer of the language model the requested words must be readable where the answer is said."""
 FETCH_AT = (-1, 0, 1, 2)
 """Positions, counted from the first token of the answer's id, that this is asked of."""
-
-
-@settings
-class PretrainSettings:
-    """Both phases of pretraining."""
-
-    read_steps: PositiveInt = 3000
-    """Most steps of the first phase; it ends when the last level is mastered."""
-    read_lr: float = 2e-3
-    """Peak learning rate while repeating and recalling."""
-    fetch_lr: float = 1.5e-3
-    """Peak learning rate on the look-up lists."""
-    mastery: float = 0.9
-    """Share of right answers, over the last eight batches, that opens the next level."""
-    last_mastery: float = 0.9
-    """The same for the last level, the real prompt with looks in words."""
-    see_steps: PositiveInt = 1200
-    """Steps of the second phase."""
-    see_lr: float = 1.5e-3
-    """Peak learning rate of the second phase, with a cosine to 2 % of it."""
-    batch: PositiveInt = 32
-    """Photos a step in the second phase."""
-    describe_as_items: Share = 0.0
-    """Share of these batches in which a photo is described from the mean of each view's patches, five tokens as an item
-    will have, and not from all of them."""
-    rehearse_every: PositiveInt = 4
-    """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
-    compare_every: PositiveInt = 2
-    """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
-    compare_from: int = 150
-    """Step of the second phase at which that begins."""
-    compare_mastery: float = 0.9
-    """Share of right answers that lengthens the lists with photos."""
-    compare_more: NonNegativeInt = 0
-    """Requests that follow the first under the longest lists with photos too, each with its own answer."""
-    compare_as_items: bool = False
-    """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
-    every patch of the whole view and the newline, as LLaVA shows a view."""
-    compare_align: NonNegativeFloat = 0.0
-    """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
-    are what the first phase has learnt to look up."""
-    near_ids: Share = 0.0
-    """Share of the lists in which the ids are neighbours, with common first tokens."""
-    fetch_weight: float = 1.0
-    """Weight of the fetch supervision beside the language-model loss."""
-    weight_decay: float = 0.02
-    """AdamW's."""
-    augment: bool = False
-    """Mirror and crop the photos at random."""
-    seed: int = 0
-    """Of weights, order and lists."""
 
 
 class Pretrainer:
@@ -195,6 +142,7 @@ class Pretrainer:
         levels = [replace(one, more=max(one.more, chosen.compare_more)) for one in PHOTO_LEVELS]
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
+            # no draw where nothing is to be drawn: the packaged base was made before this setting
             as_items = bool(chosen.describe_as_items) and self.rng.random() < chosen.describe_as_items
             caption = self.caption_losses(batch, augment=chosen.augment, as_items=as_items).mean()
             loss = caption

@@ -18,7 +18,8 @@ from lavic.mini.architecture import Architecture, adopt, build
 from lavic.mini.catalog import CatalogueSize, converse, make_products, pick_candidates, write_catalogue
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.mini.pretrain import Pretrainer, PretrainSettings
+from lavic.mini.pretrain import Pretrainer
+from lavic.mini.settings import PretrainSettings
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.backbone import Backbone
 from lavic.model.compress import all_tokens, cls_tokens, patch_tokens, project
