@@ -42,6 +42,8 @@ class Level:
     batch: int
     reach: int = 10
     """How many items may stand between the request and the answer."""
+    ahead: float = 0.6
+    """Share of the lists whose request stands as far ahead as `reach` allows; the others' stands nearer."""
     more: int = 0
     """Requests that follow the first answer, each with its own."""
 
@@ -169,22 +171,17 @@ def lists(
     photos: list[str] = []
     looks: list[torch.Tensor] = []
 
-    def spread(words: str) -> torch.Tensor:
-        counts = torch.zeros(len(encoder.tokenizer))
-        for token in encoder.tokenizer(words, add_special_tokens=False).input_ids:
-            counts[token] += 1
-        return counts / counts.sum()
-
     def expect(words: str, row: int, at: int, far: bool) -> None:
-        wanted.append(spread(words))
+        wanted.append(spread(words, encoder))
         answers.append((row, at, far))
 
     for row in range(level.batch):
         turns, shown, target, seen = _draw(level.form, listings, words, size, rng)
         photos += seen
-        looks += [spread(look) for _, _, look in shown] if seen else []
+        looks += [spread(look, encoder) for _, _, look in shown] if seen else []
         reach = min(level.reach, len(shown))
-        between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
+        near_by = 1 - level.ahead
+        between = rng.choices((reach, rng.randint(0, reach), 0), (level.ahead, near_by * 5 / 8, near_by * 3 / 8))[0]
         # an item has another id in every list: what an id means stands in the list, never in the weights
         given = _deal(ids, len(shown), near, rng)
         candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]
@@ -209,6 +206,14 @@ def lists(
         tuple(photos),
         torch.stack(looks) if looks else torch.empty(0),
     )
+
+
+def spread(words: str, encoder: Encoder) -> torch.Tensor:
+    """The tokens of some words as a distribution, float32 [vocabulary]; all zero where there are none."""
+    counts = torch.zeros(len(encoder.tokenizer))
+    for token in encoder.tokenizer(words, add_special_tokens=False).input_ids:
+        counts[token] += 1
+    return counts / counts.sum().clamp(min=1)
 
 
 def request_at(

@@ -2,7 +2,7 @@
 
 What it stands in for: LLaVA-v1.6-Mistral-7B comes with a language model that can look things up and a vision side that
 can describe photos. The miniature learns both here, the first from `curriculum`, the second from photos with their
-descriptions. It is never shown item tokens: the [CLS] outputs that stage 1 works on get no training signal.
+descriptions. It is never shown item tokens: no [CLS] output, which stage 1 works on, goes through the projector here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from transformers import LlavaNextForConditionalGeneration
 
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
-from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists
+from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists, spread
 from lavic.mini.lessons import Photo, prompt_pieces
 from lavic.mini.settings import PretrainSettings
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
-from lavic.model.compress import all_tokens, patch_tokens
+from lavic.model.compress import all_tokens, cls_tokens, patch_tokens
 from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_losses
 from lavic.model.views import VIEWS, Geometry
 
@@ -67,6 +67,8 @@ class Pretrainer:
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # thrown away at the end: reads the requested words off the middle of the language model
         self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
+        # thrown away too: reads a photo's title off a view's [CLS]
+        self.title_head = nn.Linear(vision.hidden_size, len(encoder.tokenizer)) if chosen.title_weight else None
         self.ids = sorted({id for listing in listings for id in listing.ids})
         self.started = time.monotonic()
 
@@ -132,20 +134,25 @@ class Pretrainer:
     def see(self, photos: Sequence[Photo], held_out: Sequence[Photo]) -> None:
         """Descriptions from all photo tokens, with look-up lists between."""
         chosen = self.chosen
-        optimizer = _adamw([*self.model.parameters(), *self.fetch_head.parameters()], chosen)
+        heads = [head for head in (self.fetch_head, self.title_head) if head]
+        optimizer = _adamw([p for part in (self.model, *heads) for p in part.parameters()], chosen)
         by_id = {photo.id: photo for photo in photos}
         listings = [listing for listing in self.listings if all(id in by_id for id in listing.ids)]
         captions: deque[float] = deque(maxlen=50)
         fetched: deque[float] = deque(maxlen=12)
         found: deque[float] = deque(maxlen=8)
         level = 0
-        levels = [replace(one, more=max(one.more, chosen.compare_more)) for one in PHOTO_LEVELS]
+        levels = [
+            replace(one, more=max(one.more, chosen.compare_more), ahead=chosen.compare_ahead) for one in PHOTO_LEVELS
+        ]
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
             # no draw where nothing is to be drawn: the packaged base was made before this setting
             as_items = bool(chosen.describe_as_items) and self.rng.random() < chosen.describe_as_items
             caption = self.caption_losses(batch, augment=chosen.augment, as_items=as_items).mean()
             loss = caption
+            if self.title_head:
+                loss = loss + chosen.title_weight * self.title_loss(batch, self.title_head)
             if step % chosen.rehearse_every == 0:
                 rehearsal, right = self._fetch(self._lists(len(LEVELS) - 1))
                 loss = loss + rehearsal
@@ -186,6 +193,14 @@ class Pretrainer:
             for p, t in zip(photos, tokens, strict=True)
         ]
         return token_losses(self.model, collate(examples, self.encoder.pad), torch.cat(tokens))
+
+    def title_loss(self, photos: Sequence[Photo], head: nn.Linear) -> torch.Tensor:
+        """Cross-entropy of the titles' words, read off each view's [CLS]."""
+        images = self._prepared(photos, self.chosen.augment)
+        views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
+        said = head(cls_tokens(self.model, views).flatten(0, 1))
+        wanted = torch.stack([spread(p.title, self.encoder) for p in photos]).repeat_interleave(views.shape[1], 0)
+        return functional.cross_entropy(said, wanted)
 
     def _fetch_photos(
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]

@@ -36,6 +36,9 @@ class PretrainSettings:
     describe_as_items: Share = 0.0
     """Share of the batches of photos that are described from the mean of each view's patches, five tokens as an item
     will have, and not from all of them."""
+    title_weight: NonNegativeFloat = 0.0
+    """Weight of the loss that draws each view's [CLS] towards the words of the photo's title, as CLIP's was drawn
+    towards captions. A head that is thrown away reads them there: projector and language model never see a [CLS]."""
     rehearse_every: PositiveInt = 4
     """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
     compare_every: PositiveInt = 2
@@ -46,6 +49,9 @@ class PretrainSettings:
     """Share of right answers that lengthens the lists with photos."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
+    compare_ahead: Share = 0.6
+    """Share of the lists with photos whose request stands before them all, as in the prompt that `lavic tune` teaches;
+    the others' stands among them or, as LLaVA is asked, behind them."""
     compare_as_items: bool = False
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""

@@ -145,6 +145,18 @@ def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
     assert beginnings(1.0) < beginnings(0.0) - 0.5
 
 
+@pytest.mark.parametrize(("ahead", "low", "high"), [(1.0, 1.0, 1.0), (0.6, 0.45, 0.75), (0.0, 0.0, 0.2)])
+def test_a_request_stands_ahead_of_its_list_as_often_as_asked(
+    ahead: float, low: float, high: float, mini: Backbone, products: list[catalog.Product]
+) -> None:
+    rng = random.Random(0)
+    level = Level(form="photo", most=10, batch=400, ahead=ahead)
+    lists = curriculum.lists(level, list_up(products, rng), [], [p.id for p in products], mini.encoder, rng, 1)
+    assert low <= lists.far.float().mean() <= high
+    texts = [mini.encoder.tokenizer.decode(row) for row in lists.batch.input_ids]
+    assert [text.index("Seeker") < text.index("<image>") for text in texts] == lists.far.tolist()
+
+
 @pytest.mark.parametrize(("every", "lists"), [(1, 4), (2, 2), (3, 1)])
 def test_lists_with_photos_come_as_often_as_asked(
     every: int, lists: int, mini: Backbone, products: list[catalog.Product], monkeypatch: pytest.MonkeyPatch
@@ -185,6 +197,20 @@ def test_photos_in_lists_are_drawn_towards_their_words(mini: Backbone, products:
         loss(1.0).backward()
         projector.step()
     assert 0 < added() < before
+
+
+def test_cls_is_drawn_towards_titles_alone(mini: Backbone, products: list[catalog.Product]) -> None:
+    """The loss falls in training, and neither projector nor language model learns anything from it."""
+    pretrainer, photos = pretrain(mini, products, PretrainSettings(title_weight=1.0))
+    head = pretrainer.title_head
+    assert head is not None
+    pretrainer.title_loss(photos, head).backward()
+    learning = {name for name, p in pretrainer.model.named_parameters() if p.grad is not None}
+    assert learning and all("vision_tower" in name for name in learning)
+    before = pretrainer.title_loss(photos, head).item()
+    pretrainer.chosen = PretrainSettings(see_steps=20, batch=4, compare_from=99, title_weight=1.0)
+    pretrainer.see(photos, [])
+    assert pretrainer.title_loss(photos, head).item() < before - 0.1
 
 
 @pytest.mark.parametrize(("as_items", "each"), [(True, 5), (False, 17)])
@@ -277,6 +303,10 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         "--pretrain.compare-as-items",
         "--pretrain.describe-as-items",
         "0.5",
+        "--pretrain.title-weight",
+        "1",
+        "--pretrain.compare-ahead",
+        "0.2",
         "--pretrain.compare-every",
         "1",
         "--pretrain.compare-align",
