@@ -60,9 +60,9 @@ base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/train.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
   --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
-  --pretrain.near-ids 0.5 --pretrain.see-steps 3000 --pretrain.batch 16 --pretrain.rehearse-every 4 --pretrain.augment \
+  --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch 16 --pretrain.rehearse-every 4 --pretrain.augment \
   --pretrain.describe-as-items 0.5 --pretrain.title-weight 1 --pretrain.compare-from 20 --pretrain.compare-every 1 \
-  --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-ahead 0.2 --pretrain.compare-align 1 \
+  --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
   --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"
 
 for split in train valid; do
@@ -78,7 +78,7 @@ step embed "${embed[@]}" --out "$out/store_undistilled"
 
 head -300 "$catalog/valid.jsonl" >"$out/valid.jsonl"
 tune=(lavic tune --config tune-mini --model.name "$base" --train "$catalog/train.jsonl" --valid "$out/valid.jsonl"
-  --lora.r 64 --lora.alpha 128 --loop.steps 600 --loop.lr 5e-4 --loop.eval-every 50
+  --lora.r 64 --lora.alpha 128 --loop.steps 400 --loop.lr 1e-3 --loop.eval-every 50
   --loop.seed "$seed" --nproc 2)
 step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"

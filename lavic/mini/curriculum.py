@@ -42,8 +42,6 @@ class Level:
     batch: int
     reach: int = 10
     """How many items may stand between the request and the answer."""
-    ahead: float = 0.6
-    """Share of the lists whose request stands as far ahead as `reach` allows; the others' stands nearer."""
     more: int = 0
     """Requests that follow the first answer, each with its own."""
 
@@ -180,8 +178,7 @@ def lists(
         photos += seen
         looks += [spread(look, encoder) for _, _, look in shown] if seen else []
         reach = min(level.reach, len(shown))
-        near_by = 1 - level.ahead
-        between = rng.choices((reach, rng.randint(0, reach), 0), (level.ahead, near_by * 5 / 8, near_by * 3 / 8))[0]
+        between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
         # an item has another id in every list: what an id means stands in the list, never in the weights
         given = _deal(ids, len(shown), near, rng)
         candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]

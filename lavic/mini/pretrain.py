@@ -143,7 +143,7 @@ class Pretrainer:
         found: deque[float] = deque(maxlen=8)
         level = 0
         levels = [
-            replace(one, more=max(one.more, chosen.compare_more), ahead=chosen.compare_ahead) for one in PHOTO_LEVELS
+            replace(one, more=max(one.more, chosen.compare_more), reach=chosen.compare_reach) for one in PHOTO_LEVELS
         ]
         for step in range(chosen.see_steps):
             batch = self.rng.choices(photos, k=chosen.batch)
@@ -208,8 +208,7 @@ class Pretrainer:
         """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once, or from
         as many tokens as an item has.
 
-        `compare_align` adds a loss: the mean of a photo's tokens, compared with every word's embedding, is to name its
-        look.
+        `compare_align` adds how far its tokens are from words.
         """
         as_items, near = self.chosen.compare_as_items, self.chosen.near_ids
         per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
@@ -223,9 +222,7 @@ class Pretrainer:
             shown = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
         loss, right = self._fetch(lists, shown.flatten(0, 1))
         if self.chosen.compare_align:
-            words = llava.language_model.embed_tokens.weight.detach()
-            nearest = tokens.mean(1) @ words.T / math.sqrt(words.shape[1])
-            loss = loss + self.chosen.compare_align * functional.cross_entropy(nearest, lists.looks)
+            loss = loss + self.chosen.compare_align * self._strangeness(tokens, lists.looks)
         return loss, right
 
     @torch.no_grad()
@@ -241,6 +238,17 @@ class Pretrainer:
         """The mean of each view's patches, [photos, 5, d_text]: like item tokens, without a [CLS]."""
         views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
         return patch_tokens(self.model, views.flatten(0, 1)).mean(1).unflatten(0, (len(images), VIEWS))
+
+    def _strangeness(self, tokens: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+        """How far photo tokens, [photos, n, d_text], are from the embeddings of the words of their looks.
+
+        In direction: cross-entropy of naming the look by comparing the tokens' mean with every word. In length: the
+        squared log-ratio; what the layers of the language model add to tokens much longer than words is lost in them.
+        """
+        words = self.model.model.language_model.embed_tokens.weight.detach()
+        word, token = (t.square().mean(-1, keepdim=True).sqrt() for t in (words, tokens))
+        named = (tokens / token).mean(1) @ (words / word.mean()).T / math.sqrt(words.shape[1])
+        return functional.cross_entropy(named, looks) + (token / word.mean()).log().square().mean()
 
     # shared ------------------------------------------------------------------------------------------------------
 

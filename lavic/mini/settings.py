@@ -49,9 +49,9 @@ class PretrainSettings:
     """Share of right answers that lengthens the lists with photos."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
-    compare_ahead: Share = 0.6
-    """Share of the lists with photos whose request stands before them all, as in the prompt that `lavic tune` teaches;
-    the others' stands among them or, as LLaVA is asked, behind them."""
+    compare_reach: NonNegativeInt = 10
+    """How many items of a list with photos may stand between the request and the answer. With 0 the request stands
+    behind all photos, as LLaVA is asked about what it has been shown; the order of `lavic tune` is then new."""
     compare_as_items: bool = False
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""
