@@ -5,7 +5,7 @@
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
 # FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. The settings were found
-# step by step on the validation lists; docs/benchmarks.md says what came out, and how.
+# step by step on the validation lists and in whole runs; docs/benchmarks.md says what came out, and how.
 # Run the same line again after a stop: what is done is not done again (a pretraining that was stopped starts anew).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -243,7 +243,7 @@ class Pretrainer:
         """How far photo tokens, [photos, n, d_text], are from the embeddings of the words of their looks.
 
         In direction: cross-entropy of naming the look by comparing the tokens' mean with every word. In length: the
-        squared log-ratio; what the layers of the language model add to tokens much longer than words is lost in them.
+        squared log-ratio: beside tokens much longer than words, what the language model's layers add to them is little.
         """
         words = self.model.model.language_model.embed_tokens.weight.detach()
         word, token = (t.square().mean(-1, keepdim=True).sqrt() for t in (words, tokens))

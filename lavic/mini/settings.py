@@ -56,8 +56,8 @@ class PretrainSettings:
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""
     compare_align: NonNegativeFloat = 0.0
-    """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, which
-    are what the first phase has learnt to look up."""
+    """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, in
+    direction and in length: they are what the first phase has learnt to look up."""
     near_ids: Share = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: float = 1.0
