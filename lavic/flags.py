@@ -106,8 +106,8 @@ def _check_names(schema: Schema, words: Sequence[str]) -> None:
             seen.add(flag)
             continue
         near = schema.nearest(name.lstrip("-"))
-        hint = f"did you mean {name_of(tuple(near.split('.')), _ANY)}?" if near else "it is not a flag of this command"
-        raise ConfigError(f"unknown flag {name}; {hint} See 'lavic {schema.command} --help'")
+        hint = f"did you mean {name_of(tuple(near.split('.')), _ANY)}? See" if near else "see"
+        raise ConfigError(f"unknown flag {name}; {hint} 'lavic {schema.command} --help'")
 
 
 def _negative(keys: Keys) -> str:
