@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavic import __version__
-from lavic.errors import LavicError
+from lavic.errors import LavicError, Stopped
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
@@ -123,6 +123,10 @@ def _run(command: str, argv: list[str]) -> int:
     _set_up_logging()
     try:
         return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
+    except Stopped as stop:
+        if _rank() == 0:  # no error, and every rank has agreed to it
+            print(f"lavic {command}: {stop}", file=sys.stderr, flush=True)
+        return stop.exit_code
     except LavicError as error:
         _complain(command, str(error))
         return error.exit_code

@@ -146,7 +146,8 @@ def test_a_stop_request_at_the_start_is_75_too(number: int, ground: Ground, tmp_
     run = forge.start(words("distill", ground, out), log, ranks=2)
     stop_when(run[:1], (out / ".lock").exists, number)  # rank 0 makes it: it can be asked from then on
     assert forge.wait(run) == [75, 75], said(run)
-    assert "stopped on request" in run[0].log.read_text()
+    assert "lavic distill: stopped on request" in run[0].log.read_text()
+    assert said(run).count("stopped on request") == 1
     assert "Traceback" not in said(run)
     assert not read_journal(out / "metrics.jsonl")
     assert [event["status"] for event in read_events(out / "metrics.jsonl", "end")] in ([], ["KILLED"])
