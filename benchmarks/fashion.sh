@@ -27,6 +27,11 @@ fi
 [[ -x $here/../.venv/bin/lavic ]] && PATH=$here/../.venv/bin:$PATH
 
 mkdir -p "$out"
+if [[ -f $out/seed && $(<"$out/seed") != "$seed" ]]; then
+  echo "$out was begun with FASHION_SEED=$(<"$out/seed"): go on with that, or choose another OUT" >&2
+  exit 2
+fi
+echo "$seed" >"$out/seed"
 log=$out/seconds.tsv
 step() { # NAME COMMAND...: runs a command, says it, and notes its seconds
   local name=$1 began
@@ -42,7 +47,8 @@ catalog=$out/catalog
 if [[ ! -f $catalog/looks_all.jsonl ]]; then
   step catalog python "$tool" --images "$data/images" --styles "$data/styles.csv" --out "$catalog" \
     --base-url "http://127.0.0.1:$port" --conversations 40000 --seed "$seed"
-  step catalog python "$here/fashion_catalogue.py" "$catalog" --styles "$data/styles.csv" --seed "$seed"
+  step catalog python "$here/fashion_catalogue.py" "$catalog" --styles "$data/styles.csv" \
+    --images "$data/images" --seed "$seed"
 fi
 
 lavic mini serve --folder "$data/images" --port "$port" &
@@ -54,6 +60,8 @@ kill -0 $server # another server on the port: it would have ended by now
 crawl=(lavic crawl --config crawl-mini --set fashion --photos-per-shard 1000)
 step crawl "${crawl[@]}" --items "$catalog/item2meta_train.json" --out "$out/shards/train"
 step crawl "${crawl[@]}" --items "$catalog/item2meta_valid.jsonl" --out "$out/shards/valid" --split valid
+step crawl "${crawl[@]}" --items "$catalog/item2meta_test.json" --out "$out/shards/test" --split test
+sets=("$out/shards/train" "$out/shards/valid" "$out/shards/test")
 step verify lavic verify "$out/shards/train"
 
 base=$out/base
@@ -65,14 +73,12 @@ base=$out/base
   --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
   --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"
 
-for split in train valid; do
-  step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
-    --shards "$out/shards/$split"
-done
+step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
+  --shards "$out/shards/train"
 step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 \
   --teacher-top-k 16 --teacher-patches 1 --lora.r 64 --loop.steps 800 --loop.seed "$seed" \
   --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
-embed=(lavic embed --config embed-mini --model.name "$base" --shards "$out/shards/train")
+embed=(lavic embed --config embed-mini --model.name "$base" --shards "${sets[@]}")
 step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"
 step embed "${embed[@]}" --out "$out/store_undistilled"
 
@@ -84,11 +90,12 @@ step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
 step tune_controls "${tune[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
 
-step evaluate lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" --test "test=$catalog/test.jsonl" \
-  --limit 2400 --arms lavic shuffled before_tuning random words words_before_tuning --words "$catalog/looks_all.jsonl" \
+step evaluate lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" \
+  --test "test=$catalog/test.jsonl" "strangers=$catalog/strangers.jsonl" --limit 2400 \
+  --arms lavic shuffled before_tuning random words words_before_tuning --words "$catalog/looks_all.jsonl" \
   --compare "text_only=$out/runs/tune_text_only/bundle" \
   "undistilled=$out/runs/tune_undistilled/bundle@$out/store_undistilled" \
-  --shards "$out/shards/train" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
+  --shards "${sets[@]}" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
   --title "Real photos: does it recommend by looking?" --out "$out/evaluation" --nproc 2
 
 python "$here/fashion_summary.py" "$out"

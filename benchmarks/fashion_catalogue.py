@@ -1,18 +1,25 @@
 """Prepares the catalogue of real photos for `fashion.sh`: what training may see, and what it may not.
 
-Reads the files that `fashion_catalog.py` wrote into FOLDER and the attribute table, and rewrites in place
+Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table and the photos. Held out are the
+targets of valid and test, and every item whose photo is that of one of them to the byte. Rewrites in place
 
-  train.jsonl            every candidate that is a target of valid or test is replaced by a training item
-  item2meta_valid.jsonl  the photos of those held-out targets, with their descriptions
-  item2meta_train.json   every item; held-out ones without description
+  train.jsonl            every candidate that is held out is replaced by a training item
+  item2meta_train.json   the items that are not held out
+  item2meta_valid.jsonl  the photos of the targets of valid, with their descriptions
 
-and adds looks.jsonl (training items) and looks_all.jsonl (every item): an item's colour in words.
+and adds
+
+  item2meta_test.json    the other items that are held out, without descriptions
+  strangers.jsonl        the conversations of test whose other candidates can all be held-out items too
+  looks.jsonl            an item's colour in words, of the training items
+  looks_all.jsonl        the same of every item
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
 from collections import defaultdict
@@ -23,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--styles", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     folder, rng = chosen.folder, random.Random(chosen.seed)
@@ -36,12 +44,17 @@ def main() -> None:
     for row in read_lines(folder / "item2meta_valid.jsonl"):
         described[row["image_name"].rsplit("_", 1)[0]] = row["image_description_llava_cleaned"]
 
-    held = {t for name in ("valid", "test") for row in read_lines(folder / f"{name}.jsonl") for t in row["gt_items"]}
+    targets = {
+        name: {target for row in read_lines(folder / f"{name}.jsonl") for target in row["gt_items"]}
+        for name in ("valid", "test")
+    }
+    photo = {id: digest(chosen.images / f"{int(id[2:])}.jpg") for id in meta}
+    unseen = {photo[id] for ids in targets.values() for id in ids}
+    held = {id for id in meta if photo[id] in unseen}
     looks = {id: colours[id[2:]] for id in meta if colours[id[2:]] not in ("", "na")}
-    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for id, item in meta.items():
-        if id not in held and id in looks:
-            alike[kind(item)].append(id)
+    alike, strange = defaultdict(list), defaultdict(list)
+    for id in sorted(looks):
+        (strange if id in held else alike)[kind(meta[id])].append(id)
 
     rows, dropped = [], 0
     for row in read_lines(folder / "train.jsonl"):
@@ -56,27 +69,36 @@ def main() -> None:
         rows.append(row)
     write_lines(folder / "train.jsonl", rows)
 
-    valid = []
-    for id in sorted(held):
-        item, name = meta[id], f"{id}_0.jpg"
-        text = described[id]
-        item[DESCRIPTIONS] = {}
-        valid.append(
-            {
-                "title": item["title"],
-                "image_name": name,
-                "image": item["images"][0]["large"],
-                "image_description_llava_cleaned": text,
-            }
-        )
+    strangers = []
+    for row in read_lines(folder / "test.jsonl"):
+        target = row["gt_items"][0]
+        pool = [id for id in strange[kind(meta[target])] if looks[id] != looks[target]]
+        if len(pool) >= 9:
+            row["candidates_st"] = rng.sample([target, *rng.sample(pool, 9)], 10)
+            strangers.append(row)
+    write_lines(folder / "strangers.jsonl", strangers)
+
+    valid = [
+        {
+            "title": meta[id]["title"],
+            "image_name": f"{id}_0.jpg",
+            "image": meta[id]["images"][0]["large"],
+            "image_description_llava_cleaned": described[id],
+        }
+        for id in sorted(targets["valid"])
+    ]
     write_lines(folder / "item2meta_valid.jsonl", valid)
     for id, item in meta.items():
-        if id not in held:
-            item[DESCRIPTIONS] = {f"{id}_0.jpg": described[id]}
-    (folder / "item2meta_train.json").write_text(json.dumps(meta), encoding="utf-8")
+        item[DESCRIPTIONS] = {} if id in held else {f"{id}_0.jpg": described[id]}
+    for name, ids in (("train", meta.keys() - held), ("test", held - targets["valid"])):
+        items = {id: item for id, item in meta.items() if id in ids}
+        (folder / f"item2meta_{name}.json").write_text(json.dumps(items), encoding="utf-8")
     write_lines(folder / "looks.jsonl", [{"id": id, "look": looks[id]} for id in sorted(looks) if id not in held])
     write_lines(folder / "looks_all.jsonl", [{"id": id, "look": look} for id, look in sorted(looks.items())])
-    print(f"{len(meta)} items, {len(held)} held out; {len(rows)} training lists, {dropped} dropped for want of items")
+    print(
+        f"{len(meta)} items, {len(held)} held out; {len(rows)} training lists, {dropped} dropped for want of items; "
+        f"{len(strangers)} test lists of held-out items alone"
+    )
 
 
 DESCRIPTIONS = "image_descriptions_llava_cleaned"
@@ -85,6 +107,11 @@ DESCRIPTIONS = "image_descriptions_llava_cleaned"
 def kind(item: dict) -> tuple[str, str]:
     """Article type and department: what the candidates of a list share."""
     return item["categories"][2], item["details"]["Department"]
+
+
+def digest(path: Path) -> bytes:
+    """Tells whether two photos are the same to the byte."""
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -7,6 +7,7 @@ request means. Levels rise when the one below is mastered; without them a model 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -184,8 +185,10 @@ def lists(
         candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]
         example = encoder.example(request_at(turns, candidates, len(shown) - between, photo_tokens), given[target])
         expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
+        times = Counter(look for _, _, look in shown)
+        alone = [i for i, (_, _, look) in enumerate(shown) if i == target or times[look] == 1]
         for _ in range(level.more):
-            again = rng.randrange(len(shown))
+            again = rng.choice(alone)  # a look that two share has no one right answer
             request = encoder.prompt(request_at([("seeker", shown[again][2])], []))[2:]
             answer = encoder.target(given[again])
             expect(shown[again][2], row, len(example.input_ids) + len(request), True)

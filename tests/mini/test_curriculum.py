@@ -80,6 +80,24 @@ def test_a_request_stands_ahead_of_photos_or_behind_them(
     assert behind[0] <= np.mean([text.index("Seeker") > text.rindex("<image>") for text in texts]) <= behind[1]
 
 
+def test_a_request_has_one_right_answer(mini: Backbone, products: list[catalog.Product]) -> None:
+    """Where candidates share a look, as real ones share a colour, none but the target's is asked for."""
+    listing = Listing(
+        ids=tuple("abcd"),
+        turns=(("seeker", "a red bag"),),
+        titles=("bag",) * 4,
+        looks=("red", "blue", "blue", "green"),
+        target=0,
+    )
+    level = Level(form="photo", most=4, batch=64, more=4)
+    for seed in range(8):
+        lists = curriculum.lists(level, [listing], [], [p.id for p in products], mini.encoder, random.Random(seed), 1)
+        for row in range(level.batch):
+            shown = lists.looks.view(level.batch, -1, lists.looks.shape[1])[row]
+            for wanted in lists.wanted[lists.row == row]:
+                assert (shown == wanted).all(1).sum() == 1
+
+
 def test_looks_are_read(tmp_path: Path) -> None:
     (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n')
     assert lessons.read_looks(tmp_path / "looks.jsonl") == {"A": "red plain"}
