@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,6 +121,8 @@ class Contest:
             )
         if not trials:
             raise ConfigError("--test: name at least one conversation file")
+        if words is not None and {"words", "words_before_tuning"} & set(wanted):
+            _check_words(words, chosen.words, trials.values())
         popular = None
         if chosen.train and "popularity" in wanted:
             popular = count_targets(c.targets for c in read_conversations(chosen.train))
@@ -168,6 +170,17 @@ def _read_compare(text: str, store: ItemStore, *, taken: Mapping[str, Any]) -> t
     return Arm(name=name, bundle=Path(folder), store=own), note
 
 
+def _check_words(words: Mapping[str, str], path: Path | None, trials: Iterable[Trial]) -> None:
+    """Refuses looks that leave a target out: its list would be ranked without what it asks for."""
+    for trial in trials:
+        for conversation, listed in zip(trial.conversations, trial.lists, strict=True):
+            if unsaid := [item for item in conversation.targets if item in listed and item not in words]:
+                raise DataError(
+                    f"{path}: no look of {unsaid[0]}, the target of {conversation.file}:{conversation.row + 1}: "
+                    "give the looks of all that is listed, or leave the arms `words` and `words_before_tuning` out"
+                )
+
+
 def _read_words(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of looks in words")
@@ -175,7 +188,9 @@ def _read_words(path: Path) -> dict[str, str]:
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-            words[row["id"]] = row["look"]
+            words[row["id"]], fit = row["look"], isinstance(row["look"], str)
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f'{path}:{number}: expected a JSON object with "id" and "look"') from None
+            fit = False
+        if not fit:
+            raise DataError(f'{path}:{number}: expected a JSON object with "id" and "look", both text')
     return words

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 from pydantic import PositiveInt
 
-from lavic.config import flatten, parse, settings
+from lavic.config import dump, flatten, load, parse, settings
 from lavic.data.atomic import write_whole
-from lavic.errors import LavicError
+from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
 from lavic.provenance import versions
 from lavic.tracking import Tracker
@@ -38,7 +38,7 @@ mean: the right one of ten is found with the photos' five tokens, and at chance 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
 """Whose versions stand in the summary."""
 _SMALL_CATALOGUE = (
-    *("--train-items", "150", "--heldout-items", "120", "--combination-items", "120"),
+    *("--train-items", "150", "--valid-items", "120", "--heldout-items", "120", "--combination-items", "120"),
     *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
 )
 _PATIENCE_S = 30.0
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     out = chosen.out
     photos = out / "catalog" / "images"
+    _claim(chosen)
     photos.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     with PhotoServer(photos, port(out / "catalog")) as server, Tracker.open(out) as tracker:
@@ -96,6 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
     print(f"journal: mlflow ui --backend-store-uri {_store(out)}")
     return 0
+
+
+def _claim(chosen: DemoSettings) -> None:
+    """Notes in OUT/config.yaml what the demo is made of; one of another seed or size is refused."""
+    config = chosen.out / "config.yaml"
+    if config.is_file():
+        before = load(DemoSettings, config)
+        if (before.seed, before.small) != (chosen.seed, chosen.small):
+            begun = f"--seed {before.seed}{' --small' if before.small else ''}"
+            raise ConfigError(f"{chosen.out} holds a demo begun with {begun}: go on with that, or choose another --out")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    write_whole(config, dump(chosen, command="demo"))
 
 
 def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
 from lavic.config import flatten, parse, settings
@@ -78,22 +78,22 @@ class EvaluateSettings:
     """Sets of shards with the candidates' photos, for the report's gallery."""
     runs: tuple[str, ...] = ()
     """Run folders of stages 1 and 2, each RUN or NAME=RUN: their validation curves go into the report."""
-    gallery: int = 24
+    gallery: NonNegativeInt = 24
     """Conversations shown in the report."""
     title: str = "Does it recommend by looking?"
     """Heading of the report."""
     cluster: Clusters = "both"
     """Conversations that count as one group for the intervals: those that share a submission or a target (both), only
     either, or none."""
-    draws: int = 10_000
+    draws: PositiveInt = 10_000
     """Bootstrap resamples."""
-    level: float = 0.95
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of the intervals."""
     seed: int = 0
     """Of shuffles, resamples and the gallery's choice."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Only the first so many conversations of each file."""
-    tokens_per_batch: int = 8192
+    tokens_per_batch: PositiveInt = 8192
     """Prompts read together, tokens; memory and speed depend on it, results do not."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
@@ -133,9 +133,11 @@ def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
         )
         if not world.is_main:
             return 0
+        # results.json is written last, and means that all three are of one evaluation
+        (chosen.out / "results.json").unlink(missing_ok=True)
+        _write_predictions(chosen.out / "predictions.jsonl", contest.trials, found)
         results = measure_all(chosen, contest, found)
         results["seconds"] = round(time.monotonic() - began, 2)
-        _write_predictions(chosen.out / "predictions.jsonl", contest.trials, found)
         _write_report(chosen, contest, found, results)
         write_whole(chosen.out / "results.json", json.dumps(results, indent=2) + "\n")
         for name, trial in results["sets"].items():

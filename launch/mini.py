@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from lavic.config import dump, parse, settings
 from lavic.errors import ConfigError, DataError
@@ -13,7 +16,7 @@ from lavic.mini.catalog import CatalogueSize, write_catalogue
 USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
 
   catalog   draw products, their metadata and conversations into a folder
-  serve     serve a folder's photos over HTTP on this machine
+  serve     serve a folder's photos over HTTP
   pretrain  train a miniature base model from scratch on a set of shards
 
 'lavic mini catalog --help' and so on are their manuals. The base model that comes with the package was made by
@@ -30,28 +33,32 @@ class CatalogSettings:
     """Where the photos of `images/` will be served."""
     seed: int = 0
     """Another seed, another catalogue."""
-    train_items: int = CatalogueSize.train_items
+    train_items: PositiveInt = CatalogueSize.train_items
     """Items that training may see."""
-    heldout_items: int = CatalogueSize.heldout_items
-    """Items that no stage trains on, with looks that training shows."""
-    combination_items: int = CatalogueSize.combination_items
+    valid_items: PositiveInt = CatalogueSize.valid_items
+    """Items that no stage trains on and that choose what is kept of stage 2, with looks that training shows."""
+    heldout_items: PositiveInt = CatalogueSize.heldout_items
+    """Items that no stage trains on or chooses by, with looks that training shows."""
+    combination_items: PositiveInt = CatalogueSize.combination_items
     """Items whose kind, colour and pattern together appear in no training photo."""
-    train_conversations: int = CatalogueSize.train_conversations
+    train_conversations: PositiveInt = CatalogueSize.train_conversations
     """Rows of `train.jsonl`."""
-    valid_conversations: int = CatalogueSize.valid_conversations
-    """Rows of `valid.jsonl`, of held-out items."""
-    test_conversations: int = CatalogueSize.test_conversations
+    valid_conversations: PositiveInt = CatalogueSize.valid_conversations
+    """Rows of `valid.jsonl`, of `valid_items`."""
+    test_conversations: PositiveInt = CatalogueSize.test_conversations
     """Rows of `test.jsonl` (held-out items) and of `test_combinations.jsonl` (held-out combinations)."""
 
 
 @settings
 class ServeSettings:
-    """Serve a folder's photos over HTTP on loopback, until Ctrl-C."""
+    """Serve a folder's photos over HTTP, until Ctrl-C."""
 
     folder: Path
     """What to serve."""
-    port: int = 8000
-    """Port on 127.0.0.1; 0 takes a free one."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes a free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; by default only this machine can ask. 0.0.0.0: every machine that reaches this one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +87,7 @@ def _serve(argv: Sequence[str]) -> int:
     chosen = parse(ServeSettings, argv, command="mini serve")
     if not chosen.folder.is_dir():
         raise DataError(f"{chosen.folder}: no such folder")
-    serve_forever(chosen.folder, chosen.port)
+    serve_forever(chosen.folder, chosen.port, chosen.host)
     return 0
 
 

@@ -19,6 +19,7 @@ from lavic.data.descriptions import FIELDS, described_by, descriptions_path, rea
 from lavic.errors import DataError, Stopped
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
+from lavic.model.source import fingerprint, resolve
 from lavic.shards.cluster import RaySettings
 from lavic.stop import StopRequest
 from lavic.world import World
@@ -26,6 +27,9 @@ from lavic.world import World
 if TYPE_CHECKING:
     from lavic.data.shards import Sample
     from lavic.model.backbone import Backbone
+
+CATALOGUE = "catalogue"
+"""Stands for the model where the text is the catalogue's own."""
 
 
 @settings
@@ -68,7 +72,8 @@ def run(chosen: DescribeSettings, world: World) -> int:
     data = ShardDataset(chosen.shards, descriptions="shard")
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    todo = [n for n in mine if not _described(data, n, chosen.model)]
+    weights = fingerprint(resolve(chosen.model))
+    todo = [n for n in mine if not _described(data, n, chosen.model, weights)]
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
@@ -88,7 +93,7 @@ def _bounds(data: ShardDataset, number: int) -> range:
     return range(start, start + data.manifest.shards[number].samples)
 
 
-def _described(data: ShardDataset, number: int, model: ModelSettings) -> bool:
+def _described(data: ShardDataset, number: int, model: ModelSettings, weights: str) -> bool:
     shard = data.manifest.path(data.manifest.shards[number])
     if not descriptions_path(shard).exists():
         return False
@@ -96,12 +101,12 @@ def _described(data: ShardDataset, number: int, model: ModelSettings) -> bool:
     if read_descriptions(shard).keys() != set(data.keys_of(number)):
         return False
     ours = prompts.VERSIONS[model.prompt]
-    others = described_by(shard) - {(model.name, ours), ("catalogue", ours)}
+    others = described_by(shard) - {(model.name, weights, ours), (CATALOGUE, "", ours)}
     if others:
-        who, version = sorted(others)[0]
+        who, theirs, version = sorted(others)[0]
         raise DataError(
-            f"{descriptions_path(shard)}: by {who} with prompt {version}, not by {model.name} with {ours}: remove it "
-            "to describe again"
+            f"{descriptions_path(shard)}: by {who} ({theirs or 'no model'}) with prompt {version}, not by {model.name} "
+            f"({weights}) with {ours}: remove it to describe again"
         )
     return True
 
@@ -121,8 +126,8 @@ def _describe_shard(
         asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
         for s in samples:
-            written = s.key in texts
-            values = (s.key, texts.get(s.key, s.text), backbone.name if written else "catalogue", version)
+            who = (backbone.name, backbone.fingerprint) if s.key in texts else (CATALOGUE, "")
+            values = (s.key, texts.get(s.key, s.text), *who, version)
             rows.append(dict(zip(FIELDS, values, strict=True)))
     write_descriptions(shard, rows)
     seconds = time.monotonic() - started

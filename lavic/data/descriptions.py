@@ -10,8 +10,8 @@ from lavic.data.atomic import write_whole
 from lavic.data.shards import beside
 from lavic.errors import DataError
 
-FIELDS = ("key", "text", "model", "prompt")
-"""Of a row: sample, its description, the model that wrote it, the version of the prompt it was asked with."""
+FIELDS = ("key", "text", "model", "weights", "prompt")
+"""Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt."""
 
 
 def descriptions_path(shard: Path) -> Path:
@@ -28,9 +28,9 @@ def read_descriptions(shard: Path) -> dict[str, str]:
     return {row["key"]: row["text"] for row in _rows(shard)}
 
 
-def described_by(shard: Path) -> set[tuple[str, str]]:
-    """Who wrote a shard's sidecar: (model, version of the prompt)."""
-    return {(row["model"], row["prompt"]) for row in _rows(shard)}
+def described_by(shard: Path) -> set[tuple[str, str, str]]:
+    """Who wrote a shard's sidecar: (model, its fingerprint, version of the prompt)."""
+    return {(row["model"], row["weights"], row["prompt"]) for row in _rows(shard)}
 
 
 def _rows(shard: Path) -> Iterator[dict[str, str]]:

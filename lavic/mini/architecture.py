@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -33,21 +34,21 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.28, 0.28, 0.28)
 class Architecture:
     """Sizes of a miniature."""
 
-    view: int = 48
+    view: PositiveInt = 48
     """Side of a view, pixels."""
-    patch: int = 12
+    patch: PositiveInt = 12
     """Side of a patch, pixels."""
-    vision_width: int = 96
+    vision_width: PositiveInt = 96
     """d_vision"""
-    vision_layers: int = 4
+    vision_layers: PositiveInt = 4
     """Layers of the vision tower."""
-    width: int = 128
+    width: PositiveInt = 128
     """d_text"""
-    layers: int = 4
+    layers: Annotated[int, Field(ge=2)] = 4
     """Layers of the language model."""
-    heads: int = 4
+    heads: PositiveInt = 4
     """Attention heads of both; the language model has half as many key-value heads."""
-    positions: int = 1024
+    positions: PositiveInt = 1024
     """Longest prompt, tokens."""
 
 

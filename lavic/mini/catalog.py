@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavic.data.atomic import write_whole
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 
 BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Rook Sable Tarn Umbra Vale Wren Yarrow"
@@ -149,8 +150,10 @@ class CatalogueSize:
     """How much `write_catalogue` draws."""
 
     train_items: int = 1300
+    valid_items: int = 120
+    """Items that no stage trains on and that choose what is kept of stage 2, with looks that training shows."""
     heldout_items: int = 200
-    """Items whose photos no stage trains on, with looks that training shows."""
+    """Items that no stage trains on or chooses by, with looks that training shows."""
     combination_items: int = 200
     """Items whose look (kind, colour and pattern together) no training photo shows."""
     train_conversations: int = 6000
@@ -162,9 +165,10 @@ class CatalogueSize:
 def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int) -> dict[str, int]:
     """Writes photos, metadata and conversations into `out`; photos are named in URLs below `base_url`.
 
-    `images/`, `item2meta_train.json` (every item), `item2meta_valid.jsonl` (the held-out photos, with descriptions),
-    `meta_Mini.jsonl` (Amazon Reviews 2023 form), `train|valid|test|test_combinations.jsonl` (conversations),
-    `looks.jsonl` (colour and pattern of the training items in words, for `lavic mini pretrain`).
+    `images/`, `item2meta_train.json` (every item), `item2meta_valid.jsonl` (the photos that stage 1 does not train on,
+    with descriptions), `meta_Mini.jsonl` (Amazon Reviews 2023 form), `looks.jsonl` (colour and pattern of the training
+    items in words, for `lavic mini pretrain`), `train|valid|test|test_combinations.jsonl` (conversations). Each is
+    written whole, the last one last.
 
     Returns:
         What was written, counted.
@@ -178,27 +182,31 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     train, heldout = products[: counts[0]], products[counts[0] :]
     used = {p.id for p in products}
     combos = [p for p in make_products(2 * counts[2], rng, sorted(unseen)) if p.id not in used][: counts[2]]
+    used |= {p.id for p in combos}
+    # drawn apart: however many there are, training and test stay the same
+    apart = random.Random(f"valid {seed}")
+    valid = [p for p in make_products(2 * size.valid_items, apart, seen) if p.id not in used][: size.valid_items]
 
     (out / "images").mkdir(parents=True, exist_ok=True)
-    for p in (*train, *heldout, *combos):
+    for p in (*train, *valid, *heldout, *combos):
         draw(p.kind, p.colour, p.pattern, p.seed).save(out / "images" / p.photo_name, quality=92, subsampling=0)
 
-    held = [*heldout, *combos]
+    held = [*valid, *heldout, *combos]
     meta = {p.id: _lavic_meta(p, base_url, described=p not in held) for p in (*train, *held)}
-    (out / "item2meta_train.json").write_text(json.dumps(meta), encoding="utf-8")
+    write_whole(out / "item2meta_train.json", json.dumps(meta))
     rows: dict[str, list[dict]] = {
         "item2meta_valid": [_lavic_valid(p, base_url) for p in held],
         "looks": [{"id": p.id, "look": p.words} for p in train],
         "meta_Mini": [_amazon_meta(p, base_url) for p in (*train, *held)],
         "train": [conversation_row(rng.choice(train), train, rng) for _ in range(size.train_conversations)],
-        "valid": [conversation_row(rng.choice(heldout), heldout, rng) for _ in range(size.valid_conversations)],
+        "valid": [conversation_row(apart.choice(valid), valid, apart) for _ in range(size.valid_conversations)],
         "test": [conversation_row(heldout[i % len(heldout)], heldout, rng) for i in range(size.test_conversations)],
         "test_combinations": [
             conversation_row(combos[i % len(combos)], [*heldout, *combos], rng) for i in range(size.test_conversations)
         ],
     }
     for name, lines in rows.items():
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), encoding="utf-8")
+        write_whole(out / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in lines))
     return {"items": len(meta), **{name: len(lines) for name, lines in rows.items()}}
 
 

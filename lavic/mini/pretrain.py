@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlavaNextForConditionalGeneration
 
+from lavic.errors import DataError
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists, spread
@@ -64,6 +65,11 @@ class Pretrainer:
         words = [w for w in free_words(encoder.tokenizer) if w not in own]
         some = random.Random(chosen.seed).sample(words, min(KEYS, len(words)))
         self.words = [w for w in words if w in wanted or w in some]
+        if len(self.words) < (fewest := max(level.most for level in LEVELS)):
+            raise DataError(
+                f"the tokenizer knows {len(self.words)} words besides the prompt's own; lists of keys need {fewest}: "
+                "lower --minimum, or give more descriptions"
+            )
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # thrown away at the end: reads the requested words off the middle of the language model
         self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))

@@ -1,4 +1,4 @@
-"""A web server on loopback that serves a folder's photos, for the miniature and for benchmarks."""
+"""A web server for a folder's photos, on loopback unless told otherwise: for the miniature and for benchmarks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PhotoServer:
 
         Raises:
             DataError: There is no such folder.
-            LaunchError: The port is taken.
+            LaunchError: The port is taken, or the host is none of this machine.
         """
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
@@ -40,7 +40,9 @@ class PhotoServer:
         try:
             self._server = _Server((host, port), handler)
         except OSError as error:
-            raise LaunchError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from None
+            raise LaunchError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another port or host"
+            ) from None
         self.url = f"http://{host}:{self._server.server_address[1]}"
 
     def __enter__(self) -> PhotoServer:

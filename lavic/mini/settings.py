@@ -91,7 +91,7 @@ class MiniPretrainSettings:
     with Mistral's and CLIP's; `mini` is the packaged one."""
     architecture: Architecture = Architecture()
     pretrain: PretrainSettings = PretrainSettings()
-    minimum: int = 1
+    minimum: PositiveInt = 1
     """Words seen less often are unknown to the tokenizer."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """CPU threads."""

@@ -30,6 +30,9 @@ TONES = ("main", "second", "third", "muted")
 SHOWN = ("hit_rate", "hit_rate_in_list", "released_recall_at_1", "recall_at_3", "mrr", "ndcg_at_10", "valid_ratio")
 """Metrics in the report's tables; `results.json` has all."""
 
+TOLD = ("words", "words_before_tuning")
+"""Arms that are told in words what the photos show: no controls, but how far reading would go."""
+
 TILES = 10
 """Candidates shown of a case; a target further down is shown as well."""
 
@@ -38,11 +41,12 @@ def key_numbers(results: Mapping[str, Any], *more: Number) -> Section:
     """The first thing to read: the main arm's hit rate beside the best control's, then what the caller adds."""
     trial = results["sets"][results["main_set"]]
     main, names = results["main"], results["arms"]
-    controls = {arm: of["hit_rate"] for arm, of in trial["arms"].items() if arm != main}
+    controls = {arm: of["hit_rate"] for arm, of in trial["arms"].items() if arm not in (main, *TOLD)}
     numbers = [_number(trial["arms"][main]["hit_rate"], f"HitRatio@1, {names[main]['label']}", "main")]
     if controls:
         best = max(controls, key=lambda arm: controls[arm]["value"])
         numbers.append(_number(controls[best], f"best control: {names[best]['label']}", "muted"))
+    numbers += [_number(trial["arms"][arm]["hit_rate"], names[arm]["label"]) for arm in TOLD if arm in trial["arms"]]
     for name, other in results["sets"].items():
         if name != results["main_set"]:
             numbers.append(_number(other["arms"][main]["hit_rate"], f"on {spoken(name).lower()}"))

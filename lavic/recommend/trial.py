@@ -60,7 +60,8 @@ class Trial:
             candidates: Key of the list, as `candidates_st`.
             stores: Where every candidate must be: in each of them, since all arms rank the same lists.
             missing: What to do with a candidate that is not in a store: refuse the file, or leave it out of its list. A
-                target that is left out still counts as a target, so this never flatters.
+                target that is left out still counts as a target; but a list that loses others is easier, for every
+                arm alike.
             limit: Only the first so many conversations.
 
         Raises:

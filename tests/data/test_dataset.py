@@ -55,7 +55,9 @@ def test_other_processes_read_the_same(small_set: Manifest, how: str) -> None:
 
 def test_where_text_comes_from(small_set: Manifest) -> None:
     shard = small_set.path(small_set.shards[1])
-    write_descriptions(shard, [{"key": "B000000011_0", "text": "by the teacher", "model": "m", "prompt": "1"}])
+    write_descriptions(
+        shard, [{"key": "B000000011_0", "text": "by the teacher", "model": "m", "weights": "w", "prompt": "1"}]
+    )
     texts = {how: ShardDataset(small_set.folder, descriptions=how) for how in ("sidecar", "shard", None)}
     assert [texts[how][11].text for how in texts] == ["by the teacher", "text 11", ""]
     assert [texts[how][12].text for how in texts] == ["text 12", "text 12", ""]

@@ -138,7 +138,9 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
 def test_descriptions_join_by_key(tmp_path: Path) -> None:
     shard = tmp_path / "x-000000.tar"
     assert read_descriptions(shard) == {}
-    write_descriptions(shard, [{"key": "a_0", "text": "Ein grüner Becher", "model": "m", "prompt": "1"}])
+    write_descriptions(
+        shard, [{"key": "a_0", "text": "Ein grüner Becher", "model": "m", "weights": "w", "prompt": "1"}]
+    )
     assert descriptions_path(shard).name == "x-000000.descriptions.jsonl"
     assert read_descriptions(shard) == {"a_0": "Ein grüner Becher"}
     descriptions_path(shard).write_text('{"key": "a_0"}\n')

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 
-def demo(out: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out)]
+def demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), *more]
     return subprocess.run(words, capture_output=True, text=True, timeout=900, env={**os.environ, "NO_COLOR": "1"})
 
 
@@ -51,3 +51,5 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     second = demo(tmp_path / "demo")
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
     assert bundle.stat().st_mtime_ns == made
+    other = demo(tmp_path / "demo", "--seed", "1")
+    assert other.returncode == 2 and "a demo begun with --seed 0 --small" in other.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 
 SIZE = CatalogueSize(
     train_items=120,
+    valid_items=120,
     heldout_items=120,
     combination_items=120,
     train_conversations=50,
@@ -41,7 +43,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
     lavic = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
     amazon = {i.id: i for i in read_items([catalogue / "meta_Mini.jsonl"])}
-    assert lavic.keys() == amazon.keys() and len(lavic) == 360
+    assert lavic.keys() == amazon.keys() and len(lavic) == 480
     for id, item in lavic.items():
         assert (item.title, item.images) == (amazon[id].title, amazon[id].images)
         with Image.open(catalogue / "images" / f"{id}_0.jpg") as photo:
@@ -51,7 +53,7 @@ def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
 def test_held_out_items_are_described_for_validation_only(catalogue: Path) -> None:
     train = {i.id for i in read_items([catalogue / "item2meta_train.json"]) if i.descriptions}
     valid = {i.id for i in read_items([catalogue / "item2meta_valid.jsonl"]) if i.descriptions}
-    assert len(train) == 120 and len(valid) == 240
+    assert len(train) == 120 and len(valid) == 360
     assert not train & valid
     looks = [json.loads(line)["id"] for line in (catalogue / "looks.jsonl").open()]
     assert set(looks) == train
@@ -75,6 +77,20 @@ def test_test_targets_are_never_training_items(catalogue: Path) -> None:
     for name in ("valid", "test", "test_combinations"):
         for conversation in read_conversations(catalogue / f"{name}.jsonl"):
             assert not train & {*conversation.targets, *conversation.candidates["candidates_st"]}
+
+
+def test_nothing_is_chosen_by_a_test_item(catalogue: Path) -> None:
+    listed = {
+        name: {id for c in read_conversations(catalogue / f"{name}.jsonl") for id in c.candidates["candidates_st"]}
+        for name in ("valid", "test", "test_combinations")
+    }
+    assert not listed["valid"] & (listed["test"] | listed["test_combinations"])
+
+
+def test_more_validation_changes_neither_training_nor_test(catalogue: Path, tmp_path: Path) -> None:
+    write_catalogue(tmp_path, base_url="http://127.0.0.1:1", size=replace(SIZE, valid_items=60), seed=3)
+    for name in ("train", "test", "test_combinations"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (catalogue / f"{name}.jsonl").read_bytes()
 
 
 def test_held_out_combinations_are_shown_by_no_training_photo() -> None:

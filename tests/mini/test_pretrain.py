@@ -150,7 +150,12 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
     from tests.sets import write_set
 
     size = CatalogueSize(
-        train_items=60, heldout_items=30, combination_items=30, train_conversations=40, test_conversations=2
+        train_items=60,
+        valid_items=20,
+        heldout_items=20,
+        combination_items=20,
+        train_conversations=40,
+        test_conversations=2,
     )
     write_catalogue(tmp_path / "catalogue", base_url="http://127.0.0.1:1", size=size, seed=0)
     meta = json.loads((tmp_path / "catalogue" / "item2meta_train.json").read_text())
@@ -169,6 +174,7 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         --pretrain.describe-as-items .5 --pretrain.title-weight 1 --pretrain.compare-from 1 --pretrain.compare-every 1
         --pretrain.compare-more 2 --pretrain.compare-as-items --pretrain.compare-reach 0
         --pretrain.compare-align 1""".split()
+    assert main([*words, "--minimum", "1000"]) == 2  # nearly no word is left to read
     assert main(words) == 0
     backbone = Backbone.load(ModelSettings(name=str(tmp_path / "base")))
     assert backbone.model.config.text_config.hidden_size == 32

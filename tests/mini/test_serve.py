@@ -38,6 +38,14 @@ def test_serves_a_folder_over_one_connection(tmp_path: Path) -> None:
         assert answer.read() == b""
 
 
+def test_other_machines_may_be_let_in(tmp_path: Path) -> None:
+    with PhotoServer(tmp_path, host="0.0.0.0") as server:
+        port = int(server.url.rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.2", port, timeout=10)
+        connection.request("GET", "/none.jpg")
+        assert connection.getresponse().status == 404
+
+
 def test_what_cannot_be_served(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         PhotoServer(tmp_path / "none")

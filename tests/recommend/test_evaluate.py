@@ -15,6 +15,7 @@ from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, DataError
 from lavic.launch import evaluate
 from lavic.model.itemstore import ItemStore
+from lavic.recommend import exhibits
 from lavic.tracking import Journal, read_journal
 
 from .conftest import KEY, Ground, make_rows, write_rows
@@ -208,6 +209,37 @@ class TestRefusals:
     def test_what_is_not_there(self, ground: Ground, tmp_path: Path, changes: dict, message: str):
         with pytest.raises((ConfigError, DataError), match=re.escape(message)):
             self.start(ground, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("words", ["--level 95", "--draws 0", "--limit -5", "--tokens-per-batch 0", "--gallery -1"])
+def test_numbers_that_cannot_be(ground: Ground, tmp_path: Path, words: str):
+    given = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    with pytest.raises(ConfigError, match=words.split()[0]):
+        evaluate.main([*map(str, given), *words.split()])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"id": "A", "look": "red"}], "no look of .*, the target of .*:1"),
+        ([{"id": "A", "look": None}], "looks.jsonl:1: expected"),
+        ([{"id": "A"}], "looks.jsonl:1: expected"),
+    ],
+)
+def test_looks_that_leave_the_target_out(ground: Ground, tmp_path: Path, rows: list[dict], said: str):
+    write_rows(tmp_path / "looks.jsonl", rows)
+    given = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    with pytest.raises(DataError, match=said):
+        evaluate.main([*map(str, given), "--words", str(tmp_path / "looks.jsonl"), "--arms", "words"])
+
+
+def test_what_is_told_in_words_is_no_control(done: Path):
+    found = results(done)
+    told = found["sets"]["items"]["arms"]["words"]["hit_rate"]
+    found["sets"]["items"]["arms"]["words"]["hit_rate"] = {**told, "value": 1.0, "low": 1.0, "high": 1.0}
+    labels = [number.label for number in exhibits.key_numbers(found).blocks[0].items]
+    assert "Looks in words" in labels
+    assert "best control: Looks in words" not in labels
 
 
 def test_two_test_files_of_one_name(ground: Ground, tmp_path: Path):

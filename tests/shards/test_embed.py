@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,18 @@ def test_a_describe_that_is_warned_stops_and_goes_on(shards: Path, warned_after:
     assert len(written()) == 1
     assert main(words) == 0
     assert written() == undisturbed
+
+
+def test_descriptions_of_another_models_weights_are_refused(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A base that was trained again in its folder keeps its name, and its old words must not teach it."""
+    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch", "4"]
+    assert main(words) == 0
+    (sidecar, *_) = sorted(shards.glob("*.descriptions.jsonl"))
+    rows = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    sidecar.write_text("".join(json.dumps({**row, "weights": "0" * 16}) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert f"{sidecar}: by mini ({'0' * 16})" in capsys.readouterr().err
 
 
 def test_an_adapter_changes_the_tokens_and_is_kept_in_the_store(shards: Path, tmp_path: Path) -> None:
