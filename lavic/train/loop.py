@@ -152,7 +152,6 @@ def fit(
             if progress.step % loop.log_every == 0 or progress.step == total:
                 values = {
                     "loss": done.loss,
-                    "perplexity": math.exp(min(done.loss, 700.0)),
                     "lr": lr,
                     "grad_norm": done.norm,
                     **meter.read(),

@@ -65,10 +65,10 @@ def patch_means(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
 
 
 def distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """The squared distance of each token from the teacher's, as a share of the teacher's mean square, [views].
+    """The squared distance of each token from the teacher's, as a share of the teacher's own mean square, [views].
 
     Args:
         teacher: Tokens, [views, d_text].
         student: Tokens, the same shape.
     """
-    return (student.float() - teacher).square().mean(-1) / teacher.square().mean()
+    return (student.float() - teacher).square().mean(-1) / teacher.square().mean(-1)

@@ -120,8 +120,9 @@ def test_training_draws_tokens_towards_the_patches_of_their_views(ground: Ground
     tokens = llava.multi_modal_projector(cls_tokens(model, seen))
     expected, view, target = plain.clone(), 0, 0
     for shown, targets in zip(batch.shown, batch.targets, strict=True):
-        off = (tokens - patches)[view : view + shown].square().mean() / patches.square().mean()
-        expected[target : target + targets] += 0.3 * off
+        ours, theirs = tokens[view : view + shown], patches[view : view + shown]
+        off = (ours - theirs).square().mean(1) / theirs.square().mean(1)  # whatever stands beside it
+        expected[target : target + targets] += 0.3 * off.mean()
         view, target = view + shown, target + targets
     torch.testing.assert_close(task.train()(batch), expected)
     torch.testing.assert_close(task.eval()(batch), plain)
