@@ -4,8 +4,8 @@
 #   benchmarks/fashion.sh [DATA [OUT]]
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. The settings were found
-# step by step on the validation lists and in whole runs; docs/benchmarks.md says what came out, and how.
+# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. docs/benchmarks.md says
+# what came out, docs/real_photos.md how the settings were found.
 # Run the same line again after a stop: what is done is not done again (a pretraining that was stopped starts anew).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -76,7 +76,7 @@ base=$out/base
 step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
   --shards "$out/shards/train"
 step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 \
-  --teacher-top-k 16 --teacher-patches 1 --lora.r 64 --loop.steps 800 --loop.seed "$seed" \
+  --select best --teacher-top-k 16 --teacher-patches 1 --lora.r 64 --loop.steps 800 --loop.seed "$seed" \
   --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
 embed=(lavic embed --config embed-mini --model.name "$base" --shards "${sets[@]}")
 step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"

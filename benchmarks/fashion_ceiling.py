@@ -3,8 +3,8 @@
     python benchmarks/fashion_ceiling.py OUT/catalog --images DATA/images
 
 Learns the labelled colour of the training photos (looks.jsonl) from histograms of what is not white background. Says
-how often it names the labelled colour of photos it has not learnt from, and in how many test lists the candidate that
-is likeliest to have the colour asked for is the target. That twice: most other candidates of a test list are training
+how often it names the labelled colour of photos it has not learnt from, and in how many lists of a split the candidate
+that is likeliest to have the colour asked for is the target. That twice: most other candidates of a list are training
 items, whose colours the forest knows by heart; out of bag they too are judged by trees that have not learnt them.
 Needs scikit-learn, which MLflow brings along.
 """
@@ -29,14 +29,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("catalog", type=Path, help="the folder that fashion.sh makes of the catalogue")
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--lists", type=int, nargs="+", default=[300, 1760], help="of the first so many test lists")
+    parser.add_argument("--split", default="valid", help="the conversations: valid, test or strangers")
+    parser.add_argument(
+        "--lists", type=int, nargs="*", default=[], help="of the first so many lists; by default of all"
+    )
+    parser.add_argument("--trees", type=int, default=400)
     chosen = parser.parse_args()
     looks = {row["id"]: row["look"] for row in _rows(chosen.catalog / "looks_all.jsonl")}
     learnt = [row["id"] for row in _rows(chosen.catalog / "looks.jsonl")]
     held = sorted(looks.keys() - set(learnt))
     seen = {id: features(chosen.images / f"{int(id[2:])}.jpg") for id in looks}
     forest = ExtraTreesClassifier(
-        600, min_samples_leaf=2, max_features=0.1, bootstrap=True, oob_score=True, random_state=0
+        chosen.trees, min_samples_leaf=2, max_features=0.1, bootstrap=True, oob_score=True, random_state=0
     )
     forest.fit([seen[id] for id in learnt], [looks[id] for id in learnt])
     said = forest.predict([seen[id] for id in held])
@@ -47,13 +51,13 @@ def main() -> None:
     new = dict(zip(held, forest.predict_proba([seen[id] for id in held]), strict=True))
     by_heart = dict(zip(learnt, forest.predict_proba([seen[id] for id in learnt]), strict=True))
     out_of_bag = dict(zip(learnt, forest.oob_decision_function_, strict=True))
-    conversations = _rows(chosen.catalog / "test.jsonl")
-    for count in chosen.lists:
+    conversations = _rows(chosen.catalog / f"{chosen.split}.jsonl")
+    for count in chosen.lists or [len(conversations)]:
         shares = [
             np.mean([_found(row, looks, column, {**new, **known}) for row in conversations[:count]])
             for known in (by_heart, out_of_bag)
         ]
-        named = f"targets of the first {min(count, len(conversations))} test lists"
+        named = f"targets of the first {min(count, len(conversations))} {chosen.split} lists"
         print(f"{named}: {shares[0]:.3f} with the training items known by heart, {shares[1]:.3f} out of bag")
 
 

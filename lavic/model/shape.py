@@ -6,6 +6,7 @@ built.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,9 +136,15 @@ class Shape:
             ) from None
 
     @property
-    def photo_tokens(self) -> int:
-        """Tokens of a photo before it is distilled: every patch and the [CLS] of five views."""
+    def tower_tokens(self) -> int:
+        """Tokens of a photo in the vision tower: every patch and the [CLS] of five views."""
         return VIEWS * (self.patches + 1)
+
+    @property
+    def photo_tokens(self) -> int:
+        """Tokens of a square photo in the language model before it is distilled: every patch of five views, and a
+        newline behind each row of the four quarters."""
+        return VIEWS * self.patches + 2 * math.isqrt(self.patches)
 
     def linears(self) -> Iterator[Linear]:
         """Every linear, upstream ones first."""

@@ -155,7 +155,7 @@ def estimate(
     kept = kept_bytes(shape, kind, lora, loop, element=element)
     return Estimate(
         zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element),
-        activations=tokens * kept["language"] + photos * shape.photo_tokens * kept["vision"],
+        activations=tokens * kept["language"] + photos * shape.tower_tokens * kept["vision"],
         trained=trained,
         frozen=frozen,
         ranks=ranks,

@@ -87,7 +87,7 @@ def test_the_7b_model_has_its_known_sizes() -> None:
     shape = Shape.of(read_config(ModelSettings()))
     assert shape.parameters == 7_566_747_648
     assert shape.adapter("vision", 8) == 3_645_440 and shape.adapter("language", 8) == 20_971_520
-    assert shape.photo_tokens == 2885
+    assert (shape.tower_tokens, shape.photo_tokens) == (2885, 2928)
     assert shape.store_bytes(1) == 10_240
 
 
