@@ -124,7 +124,7 @@ def _run(command: str, argv: list[str]) -> int:
     try:
         return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
     except Stopped as stop:
-        if _rank() == 0:  # no error, and every rank has agreed to it
+        if _rank() == 0:  # no error, and all ranks are asked alike
             print(f"lavic {command}: {stop}", file=sys.stderr, flush=True)
         return stop.exit_code
     except LavicError as error:
