@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavic.data.conversations import read_conversations
+from lavic.data.looks import read_looks
 from lavic.errors import ConfigError, DataError
 from lavic.launch.report import Past, read_runs, shelf
 from lavic.recommend.arms import Arm
@@ -83,7 +83,7 @@ class Contest:
                 f"--bundle {chosen.bundle}: of stage 1, it holds no language adapter: run `lavic tune` first, or "
                 "measure what it can without one: --arms before_tuning random"
             )
-        words = _read_words(chosen.words) if chosen.words else None
+        words = read_looks(chosen.words) if chosen.words else None
         first = Arm(name="lavic", bundle=chosen.bundle, store=store, tokens_per_item=chosen.tokens_per_item)
         variants = {
             "lavic": first,
@@ -179,18 +179,3 @@ def _check_words(words: Mapping[str, str], path: Path | None, trials: Iterable[T
                     f"{path}: no look of {unsaid[0]}, the target of {conversation.file}:{conversation.row + 1}: "
                     "give the looks of all that is listed, or leave the arms `words` and `words_before_tuning` out"
                 )
-
-
-def _read_words(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of looks in words")
-    words: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line)
-            words[row["id"]], fit = row["look"], isinstance(row["look"], str)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fit = False
-        if not fit:
-            raise DataError(f'{path}:{number}: expected a JSON object with "id" and "look", both text')
-    return words

@@ -100,6 +100,7 @@ def _pretrain(argv: Sequence[str]) -> int:
 
     from lavic.data.conversations import read_conversations
     from lavic.data.dataset import ShardDataset
+    from lavic.data.looks import read_looks
     from lavic.mini import architecture, lessons
     from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer
@@ -112,7 +113,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     torch.set_num_threads(chosen.threads)
     held = ShardDataset(chosen.valid, descriptions="shard")
     train = ShardDataset(chosen.shards, descriptions="shard")
-    looks = lessons.read_looks(chosen.looks)
+    looks = read_looks(chosen.looks)
     side = 2 * chosen.architecture.view
     held_out = lessons.read_photos(held, side)
     photos = lessons.read_photos(train, side, without=frozenset(held.keys))

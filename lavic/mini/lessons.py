@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from lavic.data.dataset import ShardDataset
 from lavic.data.records import Conversation
-from lavic.errors import DataError
 from lavic.mini.curriculum import Listing
 from lavic.model import prompts
 
@@ -97,24 +94,3 @@ def prompt_pieces() -> list[str]:
     """Our own words in the prompts."""
     listed = prompts.recommend([(role, "") for role in prompts.ROLES], [prompts.Candidate("", "", "")], photo_tokens=0)
     return [piece for piece in (*listed, *prompts.describe("", 0)) if isinstance(piece, str)]
-
-
-def read_looks(path: Path) -> dict[str, str]:
-    """Item id -> its look in a few words, from lines of `{"id": ..., "look": ...}`.
-
-    Raises:
-        DataError: The file cannot be read, or a line is something else; names it.
-    """
-    looks = {}
-    number = 0
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                number += 1
-                row = json.loads(line)
-                looks[row["id"]] = row["look"]
-    except OSError as error:
-        raise DataError(f"--looks {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f'{path}:{number}: {{"id": ..., "look": ...}} is expected ({error})') from None
-    return looks

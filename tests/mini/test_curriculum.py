@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lavic.errors import DataError
-from lavic.mini import catalog, curriculum, lessons
+from lavic.mini import catalog, curriculum
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.model.backbone import Backbone
 from lavic.model.inputs import IGNORED, Batch
@@ -96,11 +94,3 @@ def test_a_request_has_one_right_answer(mini: Backbone, products: list[catalog.P
             shown = lists.looks.view(level.batch, -1, lists.looks.shape[1])[row]
             for wanted in lists.wanted[lists.row == row]:
                 assert (shown == wanted).all(1).sum() == 1
-
-
-def test_looks_are_read(tmp_path: Path) -> None:
-    (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n')
-    assert lessons.read_looks(tmp_path / "looks.jsonl") == {"A": "red plain"}
-    (tmp_path / "looks.jsonl").write_text('{"id": "A", "look": "red plain"}\n{"id": "B"}\n')
-    with pytest.raises(DataError, match=r"looks.jsonl:2"):
-        lessons.read_looks(tmp_path / "looks.jsonl")

@@ -145,7 +145,7 @@ def test_descriptions_come_from_item_like_tokens_as_often_as_asked(
     assert asked == [2] * as_items
 
 
-def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
+def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from lavic.data.shards import Sample
     from tests.sets import write_set
 
@@ -174,7 +174,8 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path) -> None:
         --pretrain.describe-as-items .5 --pretrain.title-weight 1 --pretrain.compare-from 1 --pretrain.compare-every 1
         --pretrain.compare-more 2 --pretrain.compare-as-items --pretrain.compare-reach 0
         --pretrain.compare-align 1""".split()
-    assert main([*words, "--minimum", "1000"]) == 2  # nearly no word is left to read
+    assert main([*words, "--minimum", "1000"]) == 2
+    assert "words besides the prompt's own" in capsys.readouterr().err
     assert main(words) == 0
     backbone = Backbone.load(ModelSettings(name=str(tmp_path / "base")))
     assert backbone.model.config.text_config.hidden_size == 32
