@@ -1,14 +1,17 @@
 """Prepares the catalogue of real photos for `fashion.sh`: what training may see, and what it may not.
 
 Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table and the photos. Held out are the
-targets of valid and test, and every item whose photo is that of one of them to the byte. Rewrites in place
+targets of valid and test, and every item whose photo is that of one of them to the byte. Of the training items a part
+is the base model's own: these it is pretrained on, the others it first meets in stage 1, as LLaVA meets a catalogue.
+Rewrites in place
 
   train.jsonl            every candidate that is held out is replaced by a training item
-  item2meta_train.json   the items that are not held out
+  item2meta_train.json   the items that are not held out; those of the base model with descriptions
   item2meta_valid.jsonl  the photos of the targets of valid, with their descriptions
 
 and adds
 
+  base.jsonl             the lists of train.jsonl whose target is the base model's, its other items replaced too
   item2meta_test.json    the other items that are held out, without descriptions
   strangers.jsonl        the conversations of test whose other candidates can all be held-out items too
   looks.jsonl            an item's colour in words, of the training items
@@ -52,31 +55,37 @@ def main() -> None:
     unseen = {photo[id] for ids in targets.values() for id in ids}
     held = {id for id in meta if photo[id] in unseen}
     looks = {id: colours[id[2:]] for id in meta if colours[id[2:]] not in ("", "na")}
-    alike, strange = defaultdict(list), defaultdict(list)
+    kinds = defaultdict(list)
     for id in sorted(looks):
-        (strange if id in held else alike)[kind(meta[id])].append(id)
+        kinds[kind(meta[id])].append(id)
 
-    rows, dropped = [], 0
-    for row in read_lines(folder / "train.jsonl"):
-        target = row["gt_items"][0]
-        pool = [id for id in alike[kind(meta[target])] if looks[id] != looks[target] and id not in row["candidates_st"]]
+    def among(allowed: set[str], row: dict) -> dict | None:
+        """The list with every item replaced that is not allowed; None where the items of its kind do not suffice."""
+        target, listed = row["gt_items"][0], row["candidates_st"]
+        kept = [id if id == target or (id in looks and id in allowed) else None for id in listed]
+        others = [id for id in kinds[kind(meta[target])] if id in allowed and id not in listed]
+        pool = [id for id in others if looks[id] != looks[target]]
         rng.shuffle(pool)
-        listed = [id if id == target or (id in looks and id not in held) else None for id in row["candidates_st"]]
-        if listed.count(None) > len(pool):
-            dropped += 1
-            continue
-        row["candidates_st"] = [id or pool.pop() for id in listed]
-        rows.append(row)
+        return {**row, "candidates_st": [id or pool.pop() for id in kept]} if kept.count(None) <= len(pool) else None
+
+    given = read_lines(folder / "train.jsonl")
+    rows = [row for row in (among(meta.keys() - held, row) for row in given) if row]
     write_lines(folder / "train.jsonl", rows)
 
     strangers = []
     for row in read_lines(folder / "test.jsonl"):
         target = row["gt_items"][0]
-        pool = [id for id in strange[kind(meta[target])] if looks[id] != looks[target]]
+        pool = [id for id in kinds[kind(meta[target])] if id in held and looks[id] != looks[target]]
         if len(pool) >= 9:
             row["candidates_st"] = rng.sample([target, *rng.sample(pool, 9)], 10)
             strangers.append(row)
     write_lines(folder / "strangers.jsonl", strangers)
+
+    photos = sorted({photo[id] for id in meta.keys() - held})
+    shown = set(rng.sample(photos, round(BASE * len(photos))))
+    base = {id for id in meta.keys() - held if photo[id] in shown}
+    known = [row for row in (among(base, row) for row in rows if row["gt_items"][0] in base) if row]
+    write_lines(folder / "base.jsonl", known)
 
     valid = [
         {
@@ -89,19 +98,22 @@ def main() -> None:
     ]
     write_lines(folder / "item2meta_valid.jsonl", valid)
     for id, item in meta.items():
-        item[DESCRIPTIONS] = {} if id in held else {f"{id}_0.jpg": described[id]}
+        item[DESCRIPTIONS] = {f"{id}_0.jpg": described[id]} if id in base else {}
     for name, ids in (("train", meta.keys() - held), ("test", held - targets["valid"])):
         items = {id: item for id, item in meta.items() if id in ids}
         (folder / f"item2meta_{name}.json").write_text(json.dumps(items), encoding="utf-8")
     write_lines(folder / "looks.jsonl", [{"id": id, "look": looks[id]} for id in sorted(looks) if id not in held])
     write_lines(folder / "looks_all.jsonl", [{"id": id, "look": look} for id, look in sorted(looks.items())])
     print(
-        f"{len(meta)} items, {len(held)} held out; {len(rows)} training lists, {dropped} dropped for want of items; "
+        f"{len(meta)} items, {len(held)} held out, {len(base)} the base model's; {len(rows)} training lists, "
+        f"{len(given) - len(rows)} dropped for want of items, {len(known)} for the base model; "
         f"{len(strangers)} test lists of held-out items alone"
     )
 
 
 DESCRIPTIONS = "image_descriptions_llava_cleaned"
+BASE = 0.75
+"""Share of the training photos that the base model is pretrained on."""
 
 
 def kind(item: dict) -> tuple[str, str]:

@@ -81,8 +81,20 @@ def test_every_photo_is_in_one_set_and_a_twin_of_a_target_is_held_out(catalogue:
     assert valid == {name(number) for number in VALID}
     assert train.keys() == {name(n) for n in range(1, 41)} - held()
     assert test.keys() == held() - valid and name(TWIN) in test
-    assert all(item["image_descriptions_llava_cleaned"] for item in train.values())
     assert not any(item["image_descriptions_llava_cleaned"] for item in test.values())
+
+
+def test_the_base_model_is_shown_a_part_of_the_training_items(catalogue: Path) -> None:
+    train = json.loads((catalogue / "item2meta_train.json").read_text())
+    base = {id for id, item in train.items() if item["image_descriptions_llava_cleaned"]}
+    assert len(base) == round(0.75 * len(train))
+    rows = read(catalogue / "base.jsonl")
+    assert {row["gt_items"][0] for row in rows} == base
+    for row in rows:
+        assert set(row["candidates_st"]) <= base
+        assert len(set(row["candidates_st"])) == 10 and row["gt_items"][0] in row["candidates_st"]
+    others = {id for row in read(catalogue / "train.jsonl") for id in row["candidates_st"]} - base
+    assert others <= train.keys() and len(others) > 2
 
 
 def test_strangers_are_all_held_out(catalogue: Path) -> None:
