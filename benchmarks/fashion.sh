@@ -84,7 +84,7 @@ step embed "${embed[@]}" --out "$out/store_undistilled"
 
 head -300 "$catalog/valid.jsonl" >"$out/valid.jsonl"
 tune=(lavic tune --config tune-mini --model.name "$base" --train "$catalog/train.jsonl" --valid "$out/valid.jsonl"
-  --lora.r 64 --lora.alpha 128 --loop.steps 400 --loop.lr 1e-3 --loop.eval-every 50
+  --lora.r 64 --lora.alpha 128 --loop.steps 800 --loop.lr 1e-3 --loop.eval-every 100
   --loop.seed "$seed" --nproc 2)
 step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
