@@ -1,20 +1,24 @@
 """Prepares the catalogue of real photos for `fashion.sh`: what training may see, and what it may not.
 
-Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table and the photos. Held out are the
-targets of valid and test, and every item whose photo is that of one of them to the byte. Of the training items a part
-is the base model's own: these it is pretrained on, the others it first meets in stage 1, as LLaVA meets a catalogue.
-Rewrites in place
+Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table and the photos, and parts the items:
 
-  train.jsonl            every candidate that is held out is replaced by a training item
-  item2meta_train.json   the items that are not held out; those of the base model with descriptions
-  item2meta_valid.jsonl  the photos of the targets of valid, with their descriptions
+  the base's   all that are no target of valid or test: the base model is pretrained on these
+  new          most of the targets of valid: in training, but unknown to the base model, as a catalogue is to LLaVA.
+               A base that has every photo by heart leaves stage 2 nothing to learn about photos that nobody has
+  held out     the other targets of valid, and those of test
+An item whose photo is that of a target to the byte goes where the target goes, and is no base's. Rewrites in place
+
+  train.jsonl            lists of the base's items, three for each list whose target is new; none has one held out
+  valid.jsonl            the lists whose target is held out
+  item2meta_train.json   the base's items, with descriptions, and the new ones, without
+  item2meta_valid.jsonl  the photos of valid's held-out targets, with their descriptions
 
 and adds
 
-  base.jsonl             the lists of train.jsonl whose target is the base model's, its other items replaced too
+  base.jsonl             all lists of the base's items alone
   item2meta_test.json    the other items that are held out, without descriptions
   strangers.jsonl        the conversations of test whose other candidates can all be held-out items too
-  looks.jsonl            an item's colour in words, of the training items
+  looks.jsonl            an item's colour in words, of the base's items
   looks_all.jsonl        the same of every item
 """
 
@@ -52,25 +56,41 @@ def main() -> None:
         for name in ("valid", "test")
     }
     photo = {id: digest(chosen.images / f"{int(id[2:])}.jpg") for id in meta}
-    unseen = {photo[id] for ids in targets.values() for id in ids}
-    held = {id for id in meta if photo[id] in unseen}
+    shown = {name: {photo[id] for id in ids} for name, ids in targets.items()}
+    base = {id for id in meta if photo[id] not in shown["valid"] | shown["test"]}
     looks = {id: colours[id[2:]] for id in meta if colours[id[2:]] not in ("", "na")}
     kinds = defaultdict(list)
     for id in sorted(looks):
         kinds[kind(meta[id])].append(id)
 
-    def among(allowed: set[str], row: dict) -> dict | None:
-        """The list with every item replaced that is not allowed; None where the items of its kind do not suffice."""
+    def among(row: dict, *allowed: set[str]) -> dict | None:
+        """The list with every item replaced that is in none of the sets, by one of its kind out of the last that has
+        any; None where they do not suffice."""
         target, listed = row["gt_items"][0], row["candidates_st"]
-        kept = [id if id == target or (id in looks and id in allowed) else None for id in listed]
-        others = [id for id in kinds[kind(meta[target])] if id in allowed and id not in listed]
-        pool = [id for id in others if looks[id] != looks[target]]
-        rng.shuffle(pool)
+        kept = [id if id == target or (id in looks and any(id in ids for ids in allowed)) else None for id in listed]
+        pool: list[str] = []
+        for ids in allowed:
+            others = [id for id in kinds[kind(meta[target])] if id in ids and id not in listed]
+            others = [id for id in others if looks[id] != looks[target]]
+            rng.shuffle(others)
+            pool += others
         return {**row, "candidates_st": [id or pool.pop() for id in kept]} if kept.count(None) <= len(pool) else None
 
-    given = read_lines(folder / "train.jsonl")
-    rows = [row for row in (among(meta.keys() - held, row) for row in given) if row]
+    known = [row for row in (among(row, base) for row in read_lines(folder / "train.jsonl")) if row]
+    known = [row for row in known if row["gt_items"][0] in base]  # not the twin of a target
+    write_lines(folder / "base.jsonl", known)
+
+    fresh = sorted(shown["valid"] - shown["test"])
+    fresh = set(rng.sample(fresh, round(NEW * len(fresh))))
+    new = {id for id in meta if photo[id] in fresh}
+    held = meta.keys() - base - new
+
+    valid = read_lines(folder / "valid.jsonl")
+    asked = [row for row in (among(row, base, new) for row in valid if row["gt_items"][0] in new) if row]
+    rows = asked + rng.sample(known, min(len(known), 3 * len(asked)))
+    rng.shuffle(rows)
     write_lines(folder / "train.jsonl", rows)
+    write_lines(folder / "valid.jsonl", [row for row in valid if row["gt_items"][0] in held])
 
     strangers = []
     for row in read_lines(folder / "test.jsonl"):
@@ -81,39 +101,33 @@ def main() -> None:
             strangers.append(row)
     write_lines(folder / "strangers.jsonl", strangers)
 
-    photos = sorted({photo[id] for id in meta.keys() - held})
-    shown = set(rng.sample(photos, round(BASE * len(photos))))
-    base = {id for id in meta.keys() - held if photo[id] in shown}
-    known = [row for row in (among(base, row) for row in rows if row["gt_items"][0] in base) if row]
-    write_lines(folder / "base.jsonl", known)
-
-    valid = [
+    chooses = [
         {
             "title": meta[id]["title"],
             "image_name": f"{id}_0.jpg",
             "image": meta[id]["images"][0]["large"],
             "image_description_llava_cleaned": described[id],
         }
-        for id in sorted(targets["valid"])
+        for id in sorted(targets["valid"] & held)
     ]
-    write_lines(folder / "item2meta_valid.jsonl", valid)
+    write_lines(folder / "item2meta_valid.jsonl", chooses)
     for id, item in meta.items():
         item[DESCRIPTIONS] = {f"{id}_0.jpg": described[id]} if id in base else {}
-    for name, ids in (("train", meta.keys() - held), ("test", held - targets["valid"])):
+    for name, ids in (("train", base | new), ("test", held - targets["valid"])):
         items = {id: item for id, item in meta.items() if id in ids}
         (folder / f"item2meta_{name}.json").write_text(json.dumps(items), encoding="utf-8")
-    write_lines(folder / "looks.jsonl", [{"id": id, "look": looks[id]} for id in sorted(looks) if id not in held])
+    write_lines(folder / "looks.jsonl", [{"id": id, "look": looks[id]} for id in sorted(looks) if id in base])
     write_lines(folder / "looks_all.jsonl", [{"id": id, "look": look} for id, look in sorted(looks.items())])
     print(
-        f"{len(meta)} items, {len(held)} held out, {len(base)} the base model's; {len(rows)} training lists, "
-        f"{len(given) - len(rows)} dropped for want of items, {len(known)} for the base model; "
-        f"{len(strangers)} test lists of held-out items alone"
+        f"{len(meta)} items: {len(base)} the base model's, {len(new)} new, {len(held)} held out; {len(rows)} training "
+        f"lists, {len(asked)} with a new target; {len(known)} lists for the base model; {len(strangers)} test lists of "
+        "held-out items alone"
     )
 
 
 DESCRIPTIONS = "image_descriptions_llava_cleaned"
-BASE = 0.75
-"""Share of the training photos that the base model is pretrained on."""
+NEW = 0.7
+"""Share of valid's targets that training has and the base model has not."""
 
 
 def kind(item: dict) -> tuple[str, str]:
