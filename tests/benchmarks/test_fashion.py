@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fashion_catalogue.py"
-VALID, TEST, TWIN = range(1, 3), range(3, 15), 40
-"""Targets of validation and of test among 40 shirts in 13 colours, and the item whose photo is that of a target."""
+VALID, TEST, TWINS = range(1, 11), range(11, 23), {59: 1, 60: 11}
+"""Targets of validation and of test among 60 shirts in 13 colours, and the items whose photo is that of a target."""
 
 
 def name(number: int) -> str:
@@ -31,7 +31,7 @@ def read(path: Path) -> list[dict]:
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion")
     (folder / "images").mkdir()
-    colours = {number: f"colour {number % 13}" for number in range(1, 41)}
+    colours = {number: f"colour {number % 13}" for number in range(1, 61)}
     with (folder / "styles.csv").open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["id", "baseColour"])
@@ -39,7 +39,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta, valid = {}, []
     for number in colours:
         photo = f"{name(number)}_0.jpg"
-        (folder / "images" / f"{number}.jpg").write_bytes(b"photo %d" % (TEST[0] if number == TWIN else number))
+        (folder / "images" / f"{number}.jpg").write_bytes(b"photo %d" % TWINS.get(number, number))
         meta[name(number)] = {
             "title": "Shirt",
             "categories": ["Apparel", "Topwear", "Shirts"],
@@ -51,7 +51,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
             valid.append({"image_name": photo, "image_description_llava_cleaned": f"number {number}"})
     (folder / "item2meta_train.json").write_text(json.dumps(meta))
     write(folder / "item2meta_valid.jsonl", valid)
-    for split, targets in (("train", range(15, 40)), ("valid", VALID), ("test", TEST)):
+    for split, targets in (("train", range(23, 59)), ("valid", VALID), ("test", TEST)):
         rows = []
         for target in targets:
             others = [n for n in colours if colours[n] != colours[target]]
@@ -62,46 +62,51 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def held() -> set[str]:
-    return {name(number) for number in (*VALID, *TEST, TWIN)}
-
-
-def test_what_is_held_out_is_in_no_training_list(catalogue: Path) -> None:
-    rows = read(catalogue / "train.jsonl")
-    assert len(rows) == 25
-    for row in rows:
-        assert not held() & set(row["candidates_st"])
-        assert len(set(row["candidates_st"])) == 10 and row["gt_items"][0] in row["candidates_st"]
-    assert not held() & {row["id"] for row in read(catalogue / "looks.jsonl")}
-
-
-def test_every_photo_is_in_one_set_and_a_twin_of_a_target_is_held_out(catalogue: Path) -> None:
+@pytest.fixture(scope="module")
+def sets(catalogue: Path) -> dict[str, set[str]]:
+    """The ids of each part."""
     train, test = (json.loads((catalogue / f"item2meta_{split}.json").read_text()) for split in ("train", "test"))
-    valid = {row["image_name"][:-6] for row in read(catalogue / "item2meta_valid.jsonl")}
-    assert valid == {name(number) for number in VALID}
-    assert train.keys() == {name(n) for n in range(1, 41)} - held()
-    assert test.keys() == held() - valid and name(TWIN) in test
-    assert not any(item["image_descriptions_llava_cleaned"] for item in test.values())
-
-
-def test_the_base_model_is_shown_a_part_of_the_training_items(catalogue: Path) -> None:
-    train = json.loads((catalogue / "item2meta_train.json").read_text())
     base = {id for id, item in train.items() if item["image_descriptions_llava_cleaned"]}
-    assert len(base) == round(0.75 * len(train))
-    rows = read(catalogue / "base.jsonl")
-    assert {row["gt_items"][0] for row in rows} == base
+    assert not any(item["image_descriptions_llava_cleaned"] for item in test.values())
+    valid = {row["image_name"][:-6] for row in read(catalogue / "item2meta_valid.jsonl")}
+    return {"base": base, "new": train.keys() - base, "valid": valid, "test": set(test)}
+
+
+def test_every_item_is_in_one_set_with_the_twins_of_its_photo(sets: dict[str, set[str]]) -> None:
+    assert sorted(id for ids in sets.values() for id in ids) == [name(n) for n in range(1, 61)]
+    assert sets["base"] == {name(n) for n in range(23, 59)}
+    assert sets["test"] >= {name(n) for n in (*TEST, 60)}
+    assert len(sets["valid"]) == 3 and sets["valid"] <= {name(n) for n in VALID}
+    # its photo is that of the first target of validation
+    assert name(59) in (sets["new"] if name(1) in sets["new"] else sets["test"])
+
+
+@pytest.mark.parametrize(("lists", "may"), [("base", {"base"}), ("train", {"base", "new"})])
+def test_what_is_held_out_is_in_no_training_list(
+    catalogue: Path, sets: dict[str, set[str]], lists: str, may: set[str]
+) -> None:
+    rows = read(catalogue / f"{lists}.jsonl")
+    allowed = {id for name in may for id in sets[name]}
     for row in rows:
-        assert set(row["candidates_st"]) <= base
+        assert set(row["candidates_st"]) <= allowed
         assert len(set(row["candidates_st"])) == 10 and row["gt_items"][0] in row["candidates_st"]
-    others = {id for row in read(catalogue / "train.jsonl") for id in row["candidates_st"]} - base
-    assert others <= train.keys() and len(others) > 2
+    assert {row["id"] for row in read(catalogue / "looks.jsonl")} == sets["base"]
 
 
-def test_strangers_are_all_held_out(catalogue: Path) -> None:
+def test_a_quarter_of_the_training_lists_asks_for_what_the_base_has_not_seen(
+    catalogue: Path, sets: dict[str, set[str]]
+) -> None:
+    targets = [row["gt_items"][0] for row in read(catalogue / "train.jsonl")]
+    new = [id for id in targets if id in sets["new"]]
+    assert len(new) == 7 and len(targets) == 28
+    assert {row["gt_items"][0] for row in read(catalogue / "valid.jsonl")} == sets["valid"]
+
+
+def test_strangers_are_all_held_out(catalogue: Path, sets: dict[str, set[str]]) -> None:
     looks = {row["id"]: row["look"] for row in read(catalogue / "looks_all.jsonl")}
     rows = read(catalogue / "strangers.jsonl")
     assert rows
     for row in rows:
         (target,) = row["gt_items"]
-        assert set(row["candidates_st"]) <= held() and len(set(row["candidates_st"])) == 10
+        assert set(row["candidates_st"]) <= sets["valid"] | sets["test"] and len(set(row["candidates_st"])) == 10
         assert [looks[id] for id in row["candidates_st"]].count(looks[target]) == 1
