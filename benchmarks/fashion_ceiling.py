@@ -2,10 +2,11 @@
 
     python benchmarks/fashion_ceiling.py OUT/catalog --images DATA/images
 
-Learns the labelled colour of the base model's photos (looks.jsonl) from histograms of what is not white background. Says
-how often it names the labelled colour of photos it has not learnt from, and in how many lists of a split the candidate
-that is likeliest to have the colour asked for is the target. That twice: most other candidates of a list are training
-items, whose colours the forest knows by heart; out of bag they too are judged by trees that have not learnt them.
+Learns the labelled colour of the base model's photos (looks.jsonl) from histograms of what is not white background.
+Says how often it names the labelled colour of photos it has not learnt from, and in how many lists of a split the
+candidate that is likeliest to have the colour asked for is the target. That twice: most other candidates of a list are
+the base's items, whose colours the forest knows by heart; out of bag they too are judged by trees that have not learnt
+them.
 Needs scikit-learn, which MLflow brings along.
 """
 
