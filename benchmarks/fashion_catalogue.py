@@ -6,12 +6,12 @@ Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table
   new          most of the targets of valid: in training, but unknown to the base model, as a catalogue is to LLaVA.
                A base that has every photo by heart leaves stage 2 nothing to learn about photos that nobody has
   held out     the other targets of valid, and those of test
-An item whose photo is that of a target to the byte goes where the target goes, and is no base's. Rewrites in place
+An item whose photo is that of a target to the byte is new or held out with it. Rewrites in place
 
-  train.jsonl            lists of the base's items, three for each list whose target is new; none has one held out
-  valid.jsonl            the lists whose target is held out
+  train.jsonl            one list in four asks for a new item, among base and new ones; the others are the base's alone
+  valid.jsonl            the lists whose target is held out, and its photo none of test
   item2meta_train.json   the base's items, with descriptions, and the new ones, without
-  item2meta_valid.jsonl  the photos of valid's held-out targets, with their descriptions
+  item2meta_valid.jsonl  the photos of these targets, with their descriptions
 
 and adds
 
@@ -76,21 +76,23 @@ def main() -> None:
             pool += others
         return {**row, "candidates_st": [id or pool.pop() for id in kept]} if kept.count(None) <= len(pool) else None
 
-    known = [row for row in (among(row, base) for row in read_lines(folder / "train.jsonl")) if row]
-    known = [row for row in known if row["gt_items"][0] in base]  # not the twin of a target
+    given = read_lines(folder / "train.jsonl")
+    # a target of its own may be the twin of one that is held out
+    known = [own for row in given if (own := among(row, base)) and row["gt_items"][0] in base]
     write_lines(folder / "base.jsonl", known)
 
     fresh = sorted(shown["valid"] - shown["test"])
     fresh = set(rng.sample(fresh, round(NEW * len(fresh))))
     new = {id for id in meta if photo[id] in fresh}
     held = meta.keys() - base - new
+    chooses = {id for id in targets["valid"] & held if photo[id] not in shown["test"]}
 
     valid = read_lines(folder / "valid.jsonl")
     asked = [row for row in (among(row, base, new) for row in valid if row["gt_items"][0] in new) if row]
     rows = asked + rng.sample(known, min(len(known), 3 * len(asked)))
     rng.shuffle(rows)
     write_lines(folder / "train.jsonl", rows)
-    write_lines(folder / "valid.jsonl", [row for row in valid if row["gt_items"][0] in held])
+    write_lines(folder / "valid.jsonl", [row for row in valid if row["gt_items"][0] in chooses])
 
     strangers = []
     for row in read_lines(folder / "test.jsonl"):
@@ -101,19 +103,19 @@ def main() -> None:
             strangers.append(row)
     write_lines(folder / "strangers.jsonl", strangers)
 
-    chooses = [
+    described_valid = [
         {
             "title": meta[id]["title"],
             "image_name": f"{id}_0.jpg",
             "image": meta[id]["images"][0]["large"],
             "image_description_llava_cleaned": described[id],
         }
-        for id in sorted(targets["valid"] & held)
+        for id in sorted(chooses)
     ]
-    write_lines(folder / "item2meta_valid.jsonl", chooses)
+    write_lines(folder / "item2meta_valid.jsonl", described_valid)
     for id, item in meta.items():
         item[DESCRIPTIONS] = {f"{id}_0.jpg": described[id]} if id in base else {}
-    for name, ids in (("train", base | new), ("test", held - targets["valid"])):
+    for name, ids in (("train", base | new), ("test", held - chooses)):
         items = {id: item for id, item in meta.items() if id in ids}
         (folder / f"item2meta_{name}.json").write_text(json.dumps(items), encoding="utf-8")
     write_lines(folder / "looks.jsonl", [{"id": id, "look": looks[id]} for id in sorted(looks) if id in base])

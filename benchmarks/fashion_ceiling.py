@@ -46,7 +46,7 @@ def main() -> None:
     forest.fit([seen[id] for id in learnt], [looks[id] for id in learnt])
     said = forest.predict([seen[id] for id in held])
     right = np.mean([colour == looks[id] for colour, id in zip(said, held, strict=True)])
-    print(f"labelled colour of {len(held)} held-out photos: {right:.3f}")
+    print(f"labelled colour of {len(held)} photos that the base has not: {right:.3f}")
 
     column = {colour: number for number, colour in enumerate(forest.classes_)}
     new = dict(zip(held, forest.predict_proba([seen[id] for id in held]), strict=True))
@@ -59,7 +59,7 @@ def main() -> None:
             for known in (by_heart, out_of_bag)
         ]
         named = f"targets of the first {min(count, len(conversations))} {chosen.split} lists"
-        print(f"{named}: {shares[0]:.3f} with the training items known by heart, {shares[1]:.3f} out of bag")
+        print(f"{named}: {shares[0]:.3f} with the base's items known by heart, {shares[1]:.3f} out of bag")
 
 
 def _found(row: dict, looks: dict[str, str], column: dict[str, int], chance: dict[str, np.ndarray]) -> bool:
