@@ -4,8 +4,9 @@ Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table
 
   the base's   all that are no target of valid or test: the base model is pretrained on these
   new          most of the targets of valid: in training, but unknown to the base model, as a catalogue is to LLaVA.
-               A base that has every photo by heart leaves stage 2 nothing to learn about photos that nobody has
+               A base that has every photo by heart leaves stage 2 little to learn about photos that it has not
   held out     the other targets of valid, and those of test
+
 An item whose photo is that of a target to the byte is new or held out with it. Rewrites in place
 
   train.jsonl            one list in four asks for a new item, among base and new ones; the others are the base's alone
