@@ -1,9 +1,10 @@
-"""torchrun on one node of a SLURM job, with three things that a batch script needs and torchrun lacks.
+"""torchrun on one node of a SLURM job, with four things that a batch script needs and torchrun lacks.
 
 - SIGUSR1, SLURM's warning, reaches the ranks. Alone, torchrun dies of it (newer ones can be told to treat it like
   SIGTERM, and then end the ranks half a minute later). A rank that is still loading keeps it until it can heed it.
 - The exit code is that of the ranks: 75 where they stopped with a checkpoint. torchrun says 1 whatever happened.
 - The rank that failed is named, with its node, in one line.
+- A wait for the other nodes is announced.
 
     srun --ntasks-per-node=1 python -m lavic.launch.torchrun --nnodes 2 --nproc-per-node 8 --master-addr HOST \\
         --master-port PORT --module lavic distill ...
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from lavic.cli import leave
 from lavic.errors import Stopped
+from lavic.waiting import FIRST_S
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "SLURM_NODEID" in os.environ and not any(word.startswith("--node-rank") for word in words):
         words = ["--node-rank", os.environ["SLURM_NODEID"], *words]
     _hand_on(signal.SIGUSR1)
+    threading.Thread(target=_announce, args=(FIRST_S,), daemon=True).start()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -57,6 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException:
         return 1  # srun takes the highest code of all nodes: that of the node where it began, if it began on one
     return 0
+
+
+def _announce(after_s: float) -> None:
+    """Says so when no rank has been started after some seconds: torchrun then waits for the other nodes.
+
+    A signal ends such a wait by itself, since torchrun handles none before it starts the ranks.
+    """
+    time.sleep(after_s)
+    if not any(_children()):
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        print(f"lavic: {node}: waiting for the other nodes, for {after_s:g} s so far", file=sys.stderr, flush=True)
 
 
 def _hand_on(number: signal.Signals) -> None:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from lavic import __version__
 from lavic.errors import LavicError, Stopped
+from lavic.world import step_tasks
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """`lavic` as a program: ends the process with the exit code of `main`."""
     code = main()
-    if (_launched() or "1") != "1":
+    if _launched() != "1":
         leave(code)
     raise SystemExit(code)
 
@@ -163,10 +164,9 @@ def _complain(command: str, message: str) -> None:
     print(f"lavic {command}: error: {message}{f' [rank {rank}]' if rank else ''}", file=sys.stderr, flush=True)
 
 
-def _launched() -> str | None:
-    """How many processes torchrun, srun or our own launcher started, as they say it."""
-    step = os.environ.get("SLURM_NTASKS") if os.environ.get("SLURM_STEP_ID") else None
-    return os.environ.get("WORLD_SIZE") or step
+def _launched() -> str:
+    """How many processes torchrun, srun or our own launcher started, as they say it; "1" without a launcher."""
+    return os.environ.get("WORLD_SIZE") or step_tasks(os.environ)
 
 
 def _rank() -> int:

@@ -9,12 +9,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lavic.errors import ConfigError, LaunchError, Stopped, first_line
+from lavic.waiting import Waiting
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ _LAUNCHERS: dict[str, dict[str, str]] = {
     "srun": {
         "rank": "SLURM_PROCID",
         "local_rank": "SLURM_LOCALID",
-        "size": "SLURM_NTASKS",
+        "size": "SLURM_STEP_NUM_TASKS",
         "node": "SLURM_NODEID",
     },
 }
@@ -73,7 +74,8 @@ class World:
         """Reads the variables of torchrun or of the deepspeed launcher, else srun's, else answers a world of one.
 
         A batch script's own shell has SLURM_PROCID=0 and the job's SLURM_NTASKS without being a rank, so srun's are
-        believed inside a step only (SLURM_STEP_ID).
+        believed inside a step only (SLURM_STEP_ID). The shell that `salloc` opens on a node is a step too, of one task,
+        with the job's SLURM_NTASKS: the step's own count decides.
 
         Raises:
             ConfigError: variables that are no numbers or contradict each other.
@@ -81,7 +83,7 @@ class World:
         env = os.environ if env is None else env
         if "RANK" in env and "WORLD_SIZE" in env:
             return _read("deepspeed" if "CROSS_RANK" in env and "GROUP_RANK" not in env else "torchrun", env)
-        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and _many_tasks(env):
+        if "SLURM_PROCID" in env and step_tasks(env) != "1":
             return _read("srun", env)
         return World()
 
@@ -146,15 +148,18 @@ class World:
         _lend(names)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        waiting = Waiting(f"rank {self.rank} of {self.size}", f"the other ranks at {where}")
         try:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                rank=self.rank,
-                world_size=self.size,
-                # a port that is free now may be another's a moment later: alone, none is needed
-                store=HashStore() if self.size == 1 else None,
-                timeout=timedelta(seconds=timeout_s),
-            )
+            with waiting if self.size > 1 else nullcontext():
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo",
+                    rank=self.rank,
+                    world_size=self.size,
+                    # a port that is free now may be another's a moment later: alone, none is needed
+                    store=HashStore() if self.size == 1 else None,
+                    timeout=timedelta(seconds=timeout_s),
+                )
         except (RuntimeError, ValueError) as error:
             _take_back()
             why = first_line(error)
@@ -271,12 +276,15 @@ def _take_back() -> None:
         os.environ.pop(_lent.pop(), None)
 
 
-def _many_tasks(env: Mapping[str, str]) -> bool:
-    return env.get("SLURM_NTASKS", "1") != "1"
+def step_tasks(env: Mapping[str, str]) -> str:
+    """How many tasks srun started in this process's step, as its variable says; "1" outside of a step."""
+    return (env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1") if "SLURM_STEP_ID" in env else "1"
 
 
 def _read(launcher: Literal["torchrun", "deepspeed", "srun"], env: Mapping[str, str]) -> World:
-    names = _LAUNCHERS[launcher]
+    names = dict(_LAUNCHERS[launcher])
+    if launcher == "srun" and not env.get(names["size"]):
+        names["size"] = "SLURM_NTASKS"  # not every srun sets the other
     found: dict[str, int] = {}
     for key, name in names.items():
         text = env.get(name, "")

@@ -51,6 +51,7 @@ PARTS = {
     "curves": "tracking",
     "monitor": "tracking",
     "sent": "tracking",
+    "waiting": "world",
     "server": "tracking",
     "__main__": "cli",
 }

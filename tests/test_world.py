@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from lavic.errors import ConfigError, LaunchError
 from lavic.launch import local
+from lavic.waiting import Waiting
 from lavic.world import World, free_port
 
 TALK = """
@@ -62,6 +65,32 @@ world.close()
         # The batch script's own shell: it has the job's variables but is no rank.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, World()),
+        # A shell that salloc opens: a step of one task in a job of eight.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_NODEID": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_ID": "4294967290",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "1",
+            },
+            World(),
+        ),
+        # srun of two tasks inside of a larger allocation.
+        (
+            {
+                "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_ID": "3",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+            },
+            World(rank=1, size=2, local_rank=1, local_size=2, launcher="srun"),
+        ),
         # torchrun below srun: one task per node, torchrun's ranks count.
         (
             {
@@ -167,3 +196,44 @@ def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(LaunchError, match="rank 0 of 2 could not meet the others"):
         World(size=2).start(timeout_s=2)
+
+
+ALONE = """
+import sys
+from datetime import timedelta
+import lavic.waiting
+from lavic.stop import StopRequest
+from lavic.world import World
+
+lavic.waiting.FIRST_S, lavic.waiting.GRACE_S = 0.2, 0.2
+with StopRequest():
+    World.from_env().start()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+def test_a_rank_that_waits_for_the_others_says_so_and_ends_when_it_is_asked_to(rank, number, code):
+    env = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env |= {"LAVIC_DEVICE": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, "-c", ALONE]
+    with subprocess.Popen(words, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        wanted = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
+        assert any(line.startswith(wanted) for line in process.stderr)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert "asked to end while waiting for the other ranks" in said
+
+
+def test_a_wait_that_ends_leaves_signals_to_their_handlers():
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    try:
+        with Waiting("rank 0 of 2", "the others"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert noted == [signal.SIGTERM]
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, before)

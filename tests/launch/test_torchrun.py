@@ -95,3 +95,15 @@ def test_the_exit_code_is_the_rank_s(begin) -> None:
     assert process.returncode == 2
     assert "lavic: rank 0 on gpu07 left with exit code 2" in said
     assert "Traceback" not in said
+
+
+def test_a_wait_for_the_other_nodes_is_announced() -> None:
+    meet = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    code = "import lavic.launch.torchrun as t; t.FIRST_S = 0.2; t.main()"
+    words = [sys.executable, "-c", code, *meet, "--module", "lavic"]
+    env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07"}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert any(line.startswith("lavic: gpu07: waiting for the other nodes") for line in process.stderr)
+        process.terminate()
+    assert process.returncode == -signal.SIGTERM
