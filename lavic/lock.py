@@ -17,42 +17,61 @@ class Lock:
     """One process's claim on a file, which stays where it is.
 
     The kernel lets go when the process ends. A forked child (a data loader's worker) would share the claim and outlive
-    a killed parent by seconds: it drops its copy at birth. Where the file system knows no locks, nobody is kept out.
+    a killed parent by seconds: it drops its copy at birth. Some file systems have no locks (NFS and Lustre, by how they
+    are mounted): there nobody is kept out.
 
     Attributes:
         path: The file.
-        known: False once the file system has refused to lock: then nothing is known of other processes.
+        unsupported: Why the file system cannot lock, or empty where it can: then nothing is known of other processes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known = True
+        self.unsupported = ""
         self._file = -1
 
     def take(self, patience_s: float = 0.0) -> bool:
-        """Takes the lock, waiting for another process at most so long; returns whether it is ours (or not known)."""
+        """Takes the lock, waiting for another process at most so long; returns whether it is ours (or not known).
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
         until = time.monotonic() + patience_s
-        if self._file < 0:
-            self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-            _held.add(self)
         while True:
+            if self._file < 0:
+                self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
+                _held.add(self)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
             except BlockingIOError:
                 if time.monotonic() >= until:
                     self.release()
                     return False
                 time.sleep(0.02)
-            except OSError:
-                self.known = False
+                continue
+            except OSError as error:
+                self.unsupported = error.strerror or str(error)
                 return True
+            if self._is_current():
+                return True
+            # The last holder has removed the file: a lock on what is left of it keeps nobody out.
+            self.release()
 
     def release(self) -> None:
         """Lets go; without the lock it does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def remove(self) -> None:
+        """Removes the file, then lets go."""
+        self.path.unlink(missing_ok=True)
+        self.release()
+
+    def _is_current(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        return False
 
     def __del__(self) -> None:
         self.release()

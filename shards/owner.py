@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lavic.data.atomic import sweep, write_whole
-from lavic.data.place import is_remote, storage_errors
+from lavic.data.place import is_remote, sizes, storage_errors
 from lavic.errors import ConfigError, LavicError, first_line
+from lavic.lock import Lock
+from lavic.shards.plan import FOLDER as PLAN
 
 FILE = ".owner"
 _LOCK = ".lock"
+
+log = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
@@ -24,9 +28,9 @@ class Superseded(Exception):
 def owned(folder: Path) -> Iterator[str]:
     """Take a folder over, clear what killed crawls left in it, and give the name under which it is held.
 
-    On a file system a lock keeps a second crawl out. An object store has no lock: there the last to come has the
-    folder, and so it is for workers of a driver that was killed, which may outlive it: whoever writes asks `check`
-    first.
+    On a file system a lock keeps a second crawl out. Object stores, and some file systems, have no lock: there the last
+    to come has the folder, and so it is for workers of a driver that was killed, which may outlive it: whoever writes
+    asks `check` first. A folder in which nothing was made, since the input was refused, is left as it was.
 
     Raises:
         ConfigError: Another crawl holds the lock.
@@ -35,26 +39,50 @@ def owned(folder: Path) -> Iterator[str]:
     name = uuid.uuid4().hex
     if is_remote(folder):
         _claim(folder, name)
-        yield name
+        try:
+            yield name
+        finally:
+            with suppress(*storage_errors()):
+                if sizes(folder).keys() == {FILE} and not (folder / PLAN).exists():
+                    (folder / FILE).unlink(missing_ok=True)
         return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = Lock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        free = lock.take()
     except OSError as error:
         raise unwritable(folder, first_line(error)) from None
+    if not free:
+        raise ConfigError(f"{folder}: another crawl is writing to this folder; wait for it or use another --out")
+    if lock.unsupported:
+        log.warning(
+            "%s: this file system has no file locks (%s), so nothing keeps a second crawl out; run one at a time",
+            folder,
+            lock.unsupported,
+        )
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{folder}: another crawl is writing to this folder; wait for it or use another --out"
-            ) from None
-        _claim(folder, name)
-        for inner in (folder, folder / "plan"):
-            sweep(inner)
-        yield name
-        # Workers that were killed on the way left theirs too.
-        sweep(folder)
+            _claim(folder, name)
+            for inner in (folder, folder / PLAN):
+                sweep(inner)
+            yield name
+            # Workers that were killed on the way left theirs too.
+            sweep(folder)
+        finally:
+            with suppress(OSError):
+                _remove_if_empty(folder, lock, made)
+
+
+def _remove_if_empty(folder: Path, lock: Lock, made: list[Path]) -> None:
+    """Remove what `owned` has made where nothing else came of it."""
+    with suppress(OSError):  # not there, or not empty
+        (folder / PLAN).rmdir()
+    if {path.name for path in folder.iterdir()} <= {FILE, _LOCK}:
+        (folder / FILE).unlink(missing_ok=True)
+        lock.remove()
+        for path in made:
+            path.rmdir()
 
 
 def check(folder: Path, name: str) -> None:

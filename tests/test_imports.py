@@ -60,6 +60,7 @@ PARTS = {
 ONLY_IN = {
     "ray": {"lavic.shards"},
     "aiohttp": {"lavic.shards"},
+    "fcntl": {"lavic.lock"},
     "deepspeed": {"lavic.train.engine"},
     "mlflow": {"lavic.server"},
 }

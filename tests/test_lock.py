@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -59,6 +61,36 @@ def test_it_goes_with_its_holder_though_a_forked_child_lives_on(tmp_path: Path) 
         os.killpg(holder.pid, 9)
         holder.stdout.close()
         mine.release()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Lock(tmp_path / "lock") as lock, Lock(tmp_path / "lock") as second:
+        assert lock.take() and second.take()
+        assert lock.unsupported == os.strerror(code)
+    assert is_held(tmp_path / "lock") is None
+
+
+def test_a_removed_file_is_locked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes the file between opening and locking: the lock must be on the file that is there."""
+    path, flock, removed = tmp_path / "lock", fcntl.flock, []
+
+    def late(file: int, operation: int) -> None:
+        if not removed:
+            removed.append(file)
+            path.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with Lock(path) as lock:
+        assert lock.take() and removed
+        assert is_held(path) is True
+        lock.remove()
+        assert not path.exists()
 
 
 def test_a_journal_is_held_while_it_is_open(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
 from lavic.data.manifest import Manifest
+from lavic.lock import Lock
 from lavic.shards.cluster import RaySettings, ray_session
 from lavic.shards.outcomes import read_ledger
 
@@ -183,7 +184,9 @@ class TestRefusals:
         assert "meta.jsonl:2: not JSON" in line and "--max-rejected" in line
         (row,) = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
         assert row["file"] == str(items) and row["line"] == 2 and row["reason"].startswith("not JSON")
-        assert "no such catalogue file" in self.refused(capsys, "--items", str(tmp_path / "x.json"), *out)
+        missing = str(tmp_path / "missing/out")
+        assert "no such catalogue file" in self.refused(capsys, "--items", str(tmp_path / "x.json"), "--out", missing)
+        assert not (tmp_path / "missing").exists(), "a crawl that was refused leaves no folder behind"
         assert "--items" in self.refused(capsys, *out)
         assert "known: gone" in self.refused(capsys, "--items", str(items), *out, "--retry", "tiemout")
         assert not (tmp_path / "out/plan/plan.json").exists()
@@ -191,12 +194,10 @@ class TestRefusals:
     def test_a_folder_in_use(
         self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        import fcntl
-
         items, out = str(catalogue("n/1.jpg")), tmp_path / "out"
         out.mkdir()
-        with (out / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with Lock(out / ".lock") as lock:
+            assert lock.take()
             assert "another crawl" in self.refused(capsys, "--items", items, "--out", str(out))
 
     def test_an_output_that_is_no_folder(

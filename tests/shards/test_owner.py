@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +33,48 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
         check(tmp_path / "out", another)
         with pytest.raises(Superseded):
             check(tmp_path / "out", name)
+
+
+NO_FLOCK = "#include <errno.h>\nint flock(int file, int operation) { errno = ENOSYS; return -1; }\n"
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc to build a file system without flock")
+def test_without_locks_the_crawl_goes_on_with_a_warning(tmp_path: Path) -> None:
+    """As on Lustre that is mounted without -o flock: every process sees ENOSYS."""
+    (tmp_path / "noflock.c").write_text(NO_FLOCK)
+    library = tmp_path / "noflock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "noflock.c"], check=True)
+    code = (
+        "import logging, sys; from pathlib import Path; from lavic.shards.owner import check, owned\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "with owned(Path(sys.argv[1])) as name:\n    check(Path(sys.argv[1]), name)\n"
+    )
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and "no file locks (Function not implemented)" in done.stderr
+
+
+def test_a_refused_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    out = tmp_path / "sets" / "train"
+    with pytest.raises(ConfigError, match="refused"), owned(out):
+        (out / "plan").mkdir()
+        raise ConfigError("refused")
+    assert not list(tmp_path.iterdir())
+    out.mkdir(parents=True)
+    (out / "mine.txt").write_text("of the user")
+    with pytest.raises(ConfigError), owned(out):
+        raise ConfigError("refused")
+    (out / "mine.txt").unlink()
+    with pytest.raises(ConfigError), owned(out):
+        raise ConfigError("refused")
+    assert out.is_dir() and not list(out.iterdir()), "a folder of the user's stays"
+
+    remote = place(f"memory://{tmp_path.name}/refused")
+    with pytest.raises(ConfigError), owned(remote):
+        raise ConfigError("refused")
+    assert not (remote / ".owner").exists()
 
 
 def test_in_an_object_store_the_last_to_come_has_it(tmp_path: Path) -> None:
