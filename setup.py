@@ -35,6 +35,7 @@ CRAWL = [
     "s3fs>=2024.6",
     "simplejpeg>=1.8,<2",
     "webdataset>=1.0,<2",
+    "zstandard>=0.22,<1",
 ]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]

@@ -16,13 +16,14 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "lock", "world", "stop"}
+FOUNDATION = {"errors", "config", "lock", "world", "stop", "storage"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
     "errors": set(),
     "lock": set(),
-    "config": {"errors"},
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
     "world": {"errors"},
     "stop": {"errors", "world"},
     "tracking": {"errors", "config", "lock"},

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 from lavic.errors import ConfigError
+from lavic.storage.remote import options as options
+from lavic.storage.remote import storage_errors as storage_errors
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 """A `Path` folds the slashes of an address that was put into it; one-letter names are left to Windows."""
@@ -45,11 +46,6 @@ def place(text: str | Path) -> Path:
         ) from None
 
 
-def options(address: str) -> dict[str, Any]:
-    """What fsspec is told about an address: others write beside us, so a remembered listing would be out of date."""
-    return {"use_listings_cache": False} if "://" in address and "::" not in address else {}
-
-
 def is_remote(path: Path) -> bool:
     """Whether a place is reached through fsspec rather than this machine's file system."""
     return not isinstance(path, Path)
@@ -72,9 +68,3 @@ def sizes(folder: Path) -> dict[str, int]:
         return {}
     with os.scandir(folder) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-
-
-def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What reading and writing a place may raise: OSError, what an object store's client raises beside it, and more."""
-    client = sys.modules.get("botocore.exceptions")
-    return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *more)

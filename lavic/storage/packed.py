@@ -1,0 +1,144 @@
+"""Compressed files as streams of their content: gzip, bzip2, xz and zstd, recognised by their first bytes."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from lavic.errors import first_line
+
+_INPUT = 16 << 10
+_OUTPUT = 1 << 20
+HEAD = 16
+"""First bytes of a file that `unpacker_of` needs."""
+
+
+class Damaged(Exception):
+    """Compressed data that breaks off or does not hold what its checksum says."""
+
+
+_GZIP = b"\x1f\x8b\x08"
+_XZ = b"\xfd7zXZ\0"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZIP = b"PK\x03\x04"
+
+
+class Unpacked(io.RawIOBase):
+    """The content of a compressed file: all its members, one after the other.
+
+    What follows the last member and is no member itself is not read; `trailing` counts its bytes. Zeros there are
+    padding and are not counted.
+    """
+
+    def __init__(self, file: BinaryIO, kind: str) -> None:
+        """Read from the start of `file`.
+
+        Args:
+            file: The compressed bytes.
+            kind: As `kind_of` names it.
+        """
+        self._file, self._kind = file, kind
+        self._new = _decoder(kind)
+        self._decoder = self._new()
+        self._content = b""
+        self._input = b""
+        self._ended = False
+        self.trailing = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, maybe in part; 0 at the end.
+
+        Raises:
+            Damaged: A member is, or the file breaks off inside one.
+        """
+        while not self._content and not self._ended:
+            self._advance()
+        count = min(len(buffer), len(self._content))
+        buffer[:count] = self._content[:count]
+        self._content = self._content[count:]
+        return count
+
+    def _advance(self) -> None:
+        if self._decoder.eof:
+            self._next_member()
+            return
+        # zlib hands back what did not fit into the output; bz2 and lzma keep it themselves.
+        data = self._input
+        if not data and getattr(self._decoder, "needs_input", True):
+            data = self._file.read(_INPUT)
+            if not data:
+                raise Damaged("the file breaks off")
+        try:
+            self._content = self._decoder.decompress(data, _OUTPUT)
+        except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise Damaged(first_line(error)) from None
+        self._input = getattr(self._decoder, "unconsumed_tail", b"")
+
+    def _next_member(self) -> None:
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while len(rest) < HEAD and (more := self._file.read(_INPUT)):
+            rest = (rest + more).lstrip(b"\0")
+        if kind_of(rest) == self._kind:
+            self._decoder, self._input = self._new(), rest
+            return
+        self._ended = True
+        while rest:
+            self.trailing += len(rest)
+            rest = self._file.read(_OUTPUT)
+
+
+class _Zstd:
+    """zstandard's decoder with the arguments of the standard library's."""
+
+    def __init__(self) -> None:
+        import zstandard
+
+        # Large windows are common in published dumps (`zstd --long=31`); the library's default refuses them.
+        self._decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        self._error = zstandard.ZstdError
+
+    eof = property(lambda self: self._decoder.eof)
+    unused_data = property(lambda self: self._decoder.unused_data)
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        """All that `data` gives."""
+        try:
+            content: bytes = self._decoder.decompress(data)
+        except self._error as error:
+            raise OSError(str(error)) from None
+        return content
+
+
+def kind_of(head: bytes) -> str:
+    """How a file with these first bytes is compressed: `gzip`, `bzip2`, `xz`, `zstd`, `zip`; empty for any other."""
+    if head.startswith(_GZIP):
+        return "gzip"
+    # "BZh" alone may begin a text.
+    if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
+        return "bzip2"
+    if head.startswith(_XZ):
+        return "xz"
+    # Frames that a reader skips come first in files of the parallel tools.
+    if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
+        return "zstd"
+    return "zip" if head.startswith(_ZIP) else ""
+
+
+def _decoder(kind: str) -> Callable[[], Any]:
+    if kind == "gzip":
+        return lambda: zlib.decompressobj(wbits=31)
+    if kind == "zstd":
+        try:
+            import zstandard  # noqa: F401
+        except ImportError:
+            raise ImportError("zstd needs the package zstandard: pip install 'lavic[crawl]'") from None
+        return _Zstd
+    return {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}[kind]
