@@ -127,11 +127,16 @@ def _follow(streams: Mapping[Any, Any]) -> int:
 
 
 class _forwarding:
-    """Passes signals on to the ranks for the length of a block."""
+    """Passes signals on to the ranks for the length of a block. A third Ctrl-C gives them up: they are killed.
+
+    The first asks a rank to stop after its step, the second interrupts it; a rank that still waits for its machine, or
+    whose machine is gone, hears neither.
+    """
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         self._ranks = ranks
         self._before: dict[int, Any] = {}
+        self._interrupts = 0
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
@@ -141,5 +146,8 @@ class _forwarding:
             signal.signal(number, handler)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 2:
+            raise KeyboardInterrupt
         for rank in self._ranks:
             rank.signal.remote(number)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lavic.cli import main
 from lavic.data.descriptions import read_descriptions
 from lavic.shards.cluster import RaySettings, ray_session
+from lavic.shards.ranks import _forwarding
 from tests.train.ground import Ground, make_ground
 
 pytestmark = pytest.mark.ray
@@ -57,3 +60,17 @@ def test_a_rank_s_error_comes_back_with_its_code(ground: Ground, tmp_path: Path,
     words = ["embed", "--shards", str(ground.photos), "--model.name", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main([*words, "--ray.workers", "2"]) == 2
     assert "lavic embed: error:" in capfd.readouterr().out
+
+
+def test_the_third_ctrl_c_gives_ranks_up_that_do_not_listen() -> None:
+    sent: list[int] = []
+    rank = SimpleNamespace(signal=SimpleNamespace(remote=sent.append))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _forwarding([rank]):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert sent == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+    assert len(sent) == 3
+    assert signal.getsignal(signal.SIGINT) is before
