@@ -43,6 +43,8 @@ MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
 ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,
+    "backports.zstd>=1,<2; python_version < '3.14'",
+    "brotli>=1.2,<2",
     "datasets>=4,<6",
     "hypothesis>=6.100,<7",
     "moto[server]>=5.1,<6",

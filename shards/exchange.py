@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import re
 import socket
 import ssl
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,11 +16,15 @@ from yarl import URL
 
 from lavic.errors import first_line
 from lavic.shards.address import BlockedAddress
+from lavic.shards.coding import BrokenBody, Undecodable, codings, decode
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import opt_out
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "truncated", "dns", "connect"})
+_WHOLE = frozenset({200, 203, 206})
+"""Statuses of answers that hold what was asked for: OK, changed by a proxy, and a range that is the whole."""
+_RANGE = re.compile(r"\s*bytes\s+0-(\d+)/(?:(\d+)|\*)\s*", re.IGNORECASE)
 _DRAINED = 64 * 1024
 """An error's page is read to so many bytes, so that its connection can be used again."""
 
@@ -30,7 +34,7 @@ class Answer:
     """What came of fetching one URL."""
 
     kind: Kind
-    """`ok` means a whole answer with status 200; whether it is a photo is not looked at here."""
+    """`ok` means a whole answer with status 200, 203 or 206; whether it is a photo is not looked at here."""
     body: bytes = b""
     reason: str = ""
     http: int = 0
@@ -101,7 +105,9 @@ def may_pass(answer: Answer) -> bool:
 
 async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> Answer:
     status, headers = response.status, response.headers
-    if status != 200:
+    if status == 206 and not _is_complete(headers.get("Content-Range", "")):
+        return Answer("truncated", reason=f"only a part was sent: {headers['Content-Range'][:80]}", http=status)
+    if status not in _WHOLE:
         await _drain(response)
         if status in _REDIRECTS and (target := headers.get("Location")):
             try:
@@ -133,9 +139,17 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
             return _too_slow(size, seconds, bounds)
         raise
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    if (coding := headers.get("Content-Encoding", "identity").lower()) != "identity":
-        return _unpack(body, coding, bounds)
+    if "Content-Encoding" in headers or "Transfer-Encoding" in headers:
+        names = codings(headers.getall("Content-Encoding", ()), headers.getall("Transfer-Encoding", ()))
+        if names:
+            return _decoded(body, names, status, bounds)
     return Answer("ok", body, http=status)
+
+
+def _is_complete(content_range: str) -> bool:
+    """Whether a Content-Range spans the whole, as far as it says."""
+    match = _RANGE.fullmatch(content_range)
+    return not content_range or (match is not None and (match[2] is None or int(match[1]) + 1 == int(match[2])))
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
@@ -145,20 +159,20 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
             size += len(chunk)
 
 
-def _unpack(body: bytes, coding: str, bounds: Bounds) -> Answer:
-    """A body that was compressed although that was not asked for."""
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        return Answer("http_error", reason=f"compressed as {coding[:40]!r}, which was not asked for", http=200)
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+def _decoded(body: bytes, names: list[str], http: int, bounds: Bounds) -> Answer:
+    """The answer with a body that was compressed although that was not asked for."""
     try:
-        whole = unpacker.decompress(body, bounds.max_bytes + 1)
-    except zlib.error as error:
-        return Answer("truncated", reason=f"cannot be unpacked: {error}", http=200)
+        whole = decode(body, names, bounds.max_bytes)
+    except Undecodable as error:
+        named = ", ".join(names)[:40]
+        return Answer("http_error", reason=f"compressed as {named}, which was not asked for: {error}", http=http)
+    except BrokenBody as error:
+        return Answer("truncated", reason=str(error), http=http)
     if len(whole) > bounds.max_bytes:
-        return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes once unpacked", http=200)
-    if not unpacker.eof:
-        return Answer("truncated", reason="the compressed answer breaks off", http=200)
-    return Answer("ok", whole, http=200)
+        if bounds.cut:
+            return Answer("ok", whole[: bounds.max_bytes], http=http)
+        return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes once decompressed", http=http)
+    return Answer("ok", whole, http=http)
 
 
 def _too_slow(size: int, seconds: float, bounds: Bounds) -> Answer:

@@ -22,6 +22,7 @@ from lavic.shards.broker import Broker
 from lavic.shards.exchange import Answer, Bounds, exchange, may_pass
 from lavic.shards.host import FREE, Limits
 from lavic.shards.lane import HostClosed, Lanes, Office, Verdict
+from lavic.shards.lenient import LenientConnector
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import Robots, Rules
 
@@ -124,7 +125,7 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=LenientConnector(
                 limit=self.settings.concurrency,
                 resolver=CheckedResolver(allow_private=self.settings.allow_private),
                 ttl_dns_cache=300,
