@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def gpus(asked: int, facts: dict[str, Any], *, within_s: float) -> Iterator[str]
         found, why = 0, f"torch did not answer within {within_s:.0f} s"
     if found < asked:
         yield f"{found} of {asked} GPUs seen{f' ({why[:200]})' if why else ''}"
-    fields = "index,name,driver_version,memory.total,memory.free,ecc.errors.uncorrected.volatile.total"
+    fields = "index,name,driver_version,memory.total,memory.free,ecc.errors.uncorrected.volatile.total,uuid"
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         table = subprocess.run(words, capture_output=True, text=True, timeout=within_s)
@@ -51,21 +51,42 @@ def gpus(asked: int, facts: dict[str, Any], *, within_s: float) -> Iterator[str]
     if table.returncode:
         yield f"nvidia-smi: {(table.stdout + table.stderr).strip()[:200]}"
         return
-    yield from read_cards(table.stdout, facts)
+    yield from read_cards(table.stdout, facts, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def read_cards(table: str, facts: dict[str, Any]) -> Iterator[str]:
-    """What is wrong according to nvidia-smi's table; names and drivers go into `facts`."""
+def read_cards(table: str, facts: dict[str, Any], visible: str | None = None) -> Iterator[str]:
+    """What is wrong according to nvidia-smi's table; names and drivers go into `facts`.
+
+    Args:
+        table: A line for each GPU of the node, the fields of which `gpus` asks for.
+        facts: Of the node.
+        visible: CUDA_VISIBLE_DEVICES: on a shared node the other GPUs belong to other jobs.
+    """
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
+    if visible is not None:
+        rows = list(_visible(rows, visible))
     facts["gpus"] = sorted({row[1] for row in rows})
     facts["driver"] = sorted({row[2] for row in rows})
     free = [int(row[4]) for row in rows if row[4].isdigit()]
     facts["gpu_free_mib"] = min(free, default=0)
-    for index, _, _, total, left, errors in rows:
+    for index, _, _, total, left, errors, *_ in rows:
         if total.isdigit() and left.isdigit() and int(left) < 0.9 * int(total):
             yield f"GPU {index}: {int(left) / 1024:.0f} of {int(total) / 1024:.0f} GiB free: another process is on it"
         if errors.isdigit() and int(errors):
             yield f"GPU {index}: {errors} uncorrected memory errors"
+
+
+def _visible(rows: Sequence[Sequence[str]], visible: str) -> Iterator[Sequence[str]]:
+    """The rows that CUDA shows: numbers, or beginnings of ids, up to the first that names none, as CUDA reads them.
+
+    A part of a GPU (MIG) has an id of its own, which is in no row: its memory is not nvidia-smi's to tell here.
+    """
+    for name in (word.strip() for word in visible.split(",")):
+        by_number = [row for row in rows if name.isdigit() and row[0] == name]
+        by_id = [row for row in rows if name and len(row) > 6 and row[6].startswith(name)]
+        if not by_number and not by_id:
+            return
+        yield (by_number or by_id)[0]
 
 
 def code_digest() -> str:

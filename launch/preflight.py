@@ -139,6 +139,8 @@ class Judge:
     bad: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Node -> what is wrong with it."""
     said: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    unclear: list[str] = field(default_factory=list)
+    """What is wrong between nodes, where none of them can be named as the cause."""
 
     def listen(self, lines: Iterable[str]) -> None:
         """Takes in the nodes' lines; passes on any other."""
@@ -164,17 +166,21 @@ class Judge:
         for note in dict.fromkeys(f"{node}: {note}" for node, look in looks.items() for note in look["notes"]):
             print(f"preflight: note: {note}")
         self._odd_ones_out({node: look["facts"] for node, look in looks.items()})
-        together = self._reduced(heard)
+        self._linked(heard)
+        self._reduced(heard)
         bad = [node for node in self.nodes if self.bad[node]]
         for node in bad:
             for reason in dict.fromkeys(self.bad[node]):
                 print(f"preflight: {node}: {reason}")
         if bad:
+            for sentence in self.unclear:
+                print(f"preflight: {sentence}")
             count = f"{len(bad)} of {len(self.nodes)} nodes will not do"
             print(f"preflight: {count}; leave out with: --exclude={','.join(bad)}")
             return 1
-        if together:
-            raise LavicError(together)
+        if self.unclear:
+            more = f"`sbatch --nodes {len(self.nodes) + 1} slurm/preflight.sbatch` compares them with another"
+            raise LavicError(f"{'; '.join(self.unclear)}; which node is at fault cannot be told: {more}")
         print(f"preflight: {self._praise(looks, heard)}")
         return 0
 
@@ -197,32 +203,50 @@ class Judge:
             if "driver" in found:
                 values["driver"][node] = ", ".join(found["driver"])
         for name, of in values.items():
-            (usual, _), *others = Counter(of.get(node, "not there") for node in facts).most_common()
-            if not others:
+            present = Counter(of[node] for node in facts if of.get(node, "gone") != "gone")
+            ranked = present.most_common()
+            if not ranked or ranked[0][1] == len(facts):
+                continue
+            usual, most = ranked[0]
+            for node in facts:
+                if of.get(node, "gone") == "gone":
+                    self.bad[node].append(f"{name} is missing")
+            if len(ranked) > 1 and ranked[1][1] == most:
+                states = ", ".join(f"{of[node]} on {node}" for node in facts if of.get(node, "gone") != "gone")
+                self.unclear.append(f"{name} is not the same on all nodes: {states}")
                 continue
             for node in facts:
-                if (one := of.get(node, "not there")) != usual:
-                    told = (
-                        "is missing" if one in ("gone", "not there") else f"is not that of the others ({one}, {usual})"
-                    )
-                    self.bad[node].append(f"{name} {told}")
+                if of.get(node, "gone") not in ("gone", usual):
+                    self.bad[node].append(f"{name} is not that of the others ({of[node]}, {usual})")
 
-    def _reduced(self, heard: Mapping[str, Mapping[str, Any]]) -> str:
-        """Who was in the way of the all-reduce; a sentence where nobody can be named."""
+    def _linked(self, heard: Mapping[str, Mapping[str, Any]]) -> None:
+        """Which end of a connection between the first node and another is the cause where there is none."""
+        first, *others = self.nodes
+        failed = {node: heard[node]["link"]["why"] for node in others if "link" in heard[node]}
+        if not failed or self.bad[first]:
+            return
+        if len(others) == 1:
+            self.unclear.append(f"{first} and {others[0]} do not reach each other ({others[0]}: {failed[others[0]]})")
+        elif len(failed) == len(others):
+            self.bad[first].append(f"no other node reaches it, or is reached by it ({others[0]}: {failed[others[0]]})")
+        else:
+            for node, why in failed.items():
+                self.bad[node].append(why)
+
+    def _reduced(self, heard: Mapping[str, Mapping[str, Any]]) -> None:
+        """Who was in the way of the all-reduce."""
         failed = {node: found["reduce"] for node, found in heard.items() if "reduce" in found}
         failed = {node: done for node, done in failed.items() if not done["right"]}
         if not failed or any(self.bad.values()):
-            return ""
+            return
         pairs = {n: [f["right"] for f in self.said[n] if f["what"] == "pair"] for n in failed}
         culprits = [node for node, right in pairs.items() if right and not any(right)]
         for node in culprits:
             self.bad[node].append(f"no all-reduce with its neighbours: {failed[node]['why']}")
         if culprits:
-            return ""
+            return
         whys = "; ".join(f"{node}: {done['why']}" for node, done in failed.items())
-        return (
-            f"the all-reduce over {', '.join(self.nodes)} failed, and which node is in the way cannot be told ({whys})"
-        )
+        self.unclear.append(f"the all-reduce over {', '.join(self.nodes)} failed ({whys})")
 
     def _praise(self, looks: Mapping[str, Any], heard: Mapping[str, Mapping[str, Any]]) -> str:
         words = [f"{len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''} well"]

@@ -158,7 +158,7 @@ class Probe:
         if self.here == self.nodes[0]:
             self._answer(until)
         elif why := self._knock(until):
-            self._say("port", bad=[why])
+            self._say("link", why=why)
 
     def _answer(self, until: float) -> None:
         """The first node's part."""
@@ -183,7 +183,7 @@ class Probe:
                         left -= 1
 
     def _knock(self, until: float) -> str:
-        """Another node's part; why it did not come about, where this node may be in the way."""
+        """Another node's part; why it did not come about, for which this node or the first may be the cause."""
         address, why = (self.addresses[0], self.port), ""
         with socket.create_server(("", 0)) as own:  # such a port as Ray's processes take on every node
             port = own.getsockname()[1]

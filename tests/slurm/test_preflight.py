@@ -25,10 +25,10 @@ NODES = ("a", "b", "c")
 FACTS = {"code": "1", "packages": {"torch": "2.13.0"}, "data": {"shards": "x"}}
 
 
-def findings(**changed: list[dict[str, Any]]) -> list[str]:
-    """What three nodes say, all well but for the changes."""
+def findings(nodes: Sequence[str] = NODES, **changed: list[dict[str, Any]]) -> list[str]:
+    """What nodes say, all well but for the changes."""
     lines = []
-    for node in NODES:
+    for node in nodes:
         well = [
             {"what": "look", "bad": [], "notes": [], "facts": FACTS},
             {"what": "reduce", "right": True, "bytes_per_s": 1e9, "seconds": 3.0, "why": ""},
@@ -38,8 +38,8 @@ def findings(**changed: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def judged(lines: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    judge = Judge(NODES)
+def judged(lines: Sequence[str], capsys: pytest.CaptureFixture[str], nodes: Sequence[str] = NODES) -> tuple[int, str]:
+    judge = Judge(nodes)
     judge.listen(lines)
     return judge.conclude(), capsys.readouterr().out
 
@@ -70,7 +70,7 @@ def test_all_well(capsys):
         ([look(packages={"torch": "2.9.0"}), END], "torch is not that of the others (2.9.0, 2.13.0)"),
         ([look(packages={}), END], "torch is missing"),
         ([look(data={"shards": "gone"}), END], "shards is missing"),
-        ([look(), {"what": "port", "bad": ["cannot reach a:1 on the first node"]}, END], "cannot reach a:1"),
+        ([look(), {"what": "link", "why": "cannot reach a:1 on the first node"}, END], "cannot reach a:1"),
     ],
 )
 def test_one_bad_node_is_named(lines, reason, capsys):
@@ -101,6 +101,33 @@ def test_nobody_is_blamed_without_a_reason(capsys):
         judged(findings(**changed), capsys)
 
 
+def test_of_two_nodes_that_differ_neither_is_blamed(capsys):
+    two = ("a", "b")
+    for changed in (
+        [look(packages={"torch": "2.9.0"}), END],
+        [look(code="2"), END],
+        [look(data={"shards": "y"}), END],
+        [look(driver=["570"]), END],
+        [look(), {"what": "link", "why": "cannot reach a:1 on the first node"}, END],
+        [look(), failed(), END],
+    ):
+        changes = {"b": changed, "a": [look(driver=["580"]), END]} if "driver" in str(changed) else {"b": changed}
+        with pytest.raises(LavicError, match="which node is at fault cannot be told"):
+            judged(findings(two, **changes), capsys, two)
+        assert "--exclude" not in capsys.readouterr().out
+
+
+def test_what_one_of_two_nodes_lacks_is_that_node_s_fault(capsys):
+    code, said = judged(findings(("a", "b"), a=[look(data={"shards": "gone"}), END]), capsys, ("a", "b"))
+    assert code == 1 and "preflight: a: shards is missing" in said and said.endswith("--exclude=a\n")
+
+
+def test_the_first_node_is_blamed_when_no_other_reaches_it(capsys):
+    link = [look(), {"what": "link", "why": "cannot reach a:1"}, END]
+    code, said = judged(findings(b=link, c=link), capsys)
+    assert code == 1 and said.endswith("--exclude=a\n") and "no other node reaches it" in said
+
+
 def test_what_nvidia_smi_says():
     table = (
         "0, NVIDIA H100, 570.86.15, 81559, 81000, 0\n"
@@ -112,6 +139,25 @@ def test_what_nvidia_smi_says():
     bad = list(read_cards(table, facts))
     assert bad == ["GPU 1: 39 of 80 GiB free: another process is on it", "GPU 2: 3 uncorrected memory errors"]
     assert facts == {"gpus": ["NVIDIA H100"], "driver": ["570.86.15"], "gpu_free_mib": 40000}
+
+
+@pytest.mark.parametrize(
+    ("visible", "bad", "free"),
+    [
+        ("0", [], 81000),
+        ("1,0", ["GPU 1"], 40000),
+        ("GPU-bbb", ["GPU 1"], 40000),
+        ("0,-1,1", [], 81000),
+        ("", [], 0),
+        ("MIG-1234", [], 0),
+    ],
+)
+def test_only_the_gpus_of_this_job_are_looked_at(visible, bad, free):
+    """The node's second GPU belongs to another job."""
+    table = "0, NVIDIA H100, 570.86.15, 81559, 81000, 0, GPU-aaaa-1\n1, NVIDIA H100, 570.86.15, 81559, 40000, 0, GPU-bbbb-2\n"
+    facts: dict[str, Any] = {}
+    assert [line.partition(":")[0] for line in read_cards(table, facts, visible)] == bad
+    assert facts["gpu_free_mib"] == free
 
 
 def test_memory_that_is_left(tmp_path):
@@ -145,8 +191,8 @@ def test_ray_s_ports_are_tried_both_ways(capsys):
     # an address that no packet leaves for
     judge = Judge(("a", "b"))
     judge.listen(look_at_ray(free_port(), 8, second="0.0.0.1"))
-    assert judge.conclude() == 1
-    assert "preflight: b: the first node cannot reach its port" in capsys.readouterr().out
+    with pytest.raises(LavicError, match="a and b do not reach each other .b: the first node cannot reach its port"):
+        judge.conclude()
 
     with socket.create_server(("", 0)) as taken:
         judge = Judge(("a", "b"))
