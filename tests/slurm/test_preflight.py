@@ -154,7 +154,8 @@ def test_what_nvidia_smi_says():
 )
 def test_only_the_gpus_of_this_job_are_looked_at(visible, bad, free):
     """The node's second GPU belongs to another job."""
-    table = "0, NVIDIA H100, 570.86.15, 81559, 81000, 0, GPU-aaaa-1\n1, NVIDIA H100, 570.86.15, 81559, 40000, 0, GPU-bbbb-2\n"
+    mine = "0, NVIDIA H100, 570.86.15, 81559, 81000, 0, GPU-aaaa-1\n"
+    table = mine + "1, NVIDIA H100, 570.86.15, 81559, 40000, 0, GPU-bbbb-2\n"
     facts: dict[str, Any] = {}
     assert [line.partition(":")[0] for line in read_cards(table, facts, visible)] == bad
     assert facts["gpu_free_mib"] == free
@@ -191,7 +192,7 @@ def test_ray_s_ports_are_tried_both_ways(capsys):
     # an address that no packet leaves for
     judge = Judge(("a", "b"))
     judge.listen(look_at_ray(free_port(), 8, second="0.0.0.1"))
-    with pytest.raises(LavicError, match="a and b do not reach each other .b: the first node cannot reach its port"):
+    with pytest.raises(LavicError, match=r"a and b do not reach each other .b: the first node cannot reach its port"):
         judge.conclude()
 
     with socket.create_server(("", 0)) as taken:
