@@ -76,7 +76,7 @@ def read_cards(table: str, facts: dict[str, Any], visible: str | None = None) ->
             yield f"GPU {index}: {errors} uncorrected memory errors"
 
 
-def _visible(rows: Sequence[Sequence[str]], visible: str) -> Iterator[Sequence[str]]:
+def _visible(rows: Sequence[list[str]], visible: str) -> Iterator[list[str]]:
     """The rows that CUDA shows: numbers, or beginnings of ids, up to the first that names none, as CUDA reads them.
 
     A part of a GPU (MIG) has an id of its own, which is in no row: its memory is not nvidia-smi's to tell here.
