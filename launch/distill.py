@@ -240,8 +240,10 @@ class Distill(Stage):
 
 def _digest(photos: ShardDataset | Without) -> str:
     """Of what is learnt: the shards, and the descriptions beside them."""
+    from lavic.data.checked import digest_json
     from lavic.data.descriptions import descriptions_path
 
     manifest = photos.manifest
     sidecars = [descriptions_path(manifest.path(shard)) for shard in manifest.shards]
-    return digest_files([manifest.folder / "manifest.json", *(file for file in sidecars if file.is_file())])
+    described = digest_files(file for file in sidecars if file.is_file())
+    return digest_json({"manifest": manifest.digest, "descriptions": described})[:16]

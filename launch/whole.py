@@ -47,7 +47,7 @@ def _is_verified(receipt: Path) -> bool:
     try:
         digest: str = json.loads(receipt.read_text("utf-8"))["manifest"]
         return digest == digest_manifest(receipt.with_name(receipt.name.removesuffix(".verified.json")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DataError, ValueError, KeyError, TypeError):
         return False
 
 

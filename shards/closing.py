@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from lavic.data.manifest import Manifest
-from lavic.errors import LavicError
+from lavic.data.atomic import write_whole
+from lavic.data.manifest import EMPTY_TAR, NAME, Manifest
+from lavic.data.place import sizes
+from lavic.errors import DataError, LavicError
 from lavic.provenance import versions
-from lavic.shards.outcomes import advice, table
+from lavic.shards.outcomes import NOT_TO_BE_HAD, advice, read_ledger, success, table
 from lavic.shards.pack import Seal
 from lavic.shards.plan import Plan
 
+_REASONS = 3
+"""Reasons named for photos that were not asked for, the most frequent first."""
 
-def close_set(plan: Plan, seals: Sequence[Seal]) -> Manifest:
+
+class TooFewStored(LavicError):
+    """Too small a share of the photos was stored for the set to count as whole."""
+
+
+def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0) -> Manifest:
     """Write the manifest: the set is whole.
 
+    Args:
+        plan: Of the set.
+        seals: Of all its shards.
+        min_success: Share of the photos that must be stored, see `lavic.shards.outcomes.success`.
+
     Raises:
-        LavicError: Not a single photo was stored.
+        TooFewStored: Fewer were, or not a single one. The shards are kept, and there is no manifest.
     """
     outcomes: Counter[str] = Counter()
     for seal in seals:
@@ -27,24 +42,35 @@ def close_set(plan: Plan, seals: Sequence[Seal]) -> Manifest:
         set=plan.settings["set"],
         split=plan.settings["split"],
         shards=tuple(seal.entry for seal in seals if seal.entry.samples),
+        empty=tuple(seal.entry.name for seal in seals if not seal.entry.samples),
         plan=plan.digest,
-        outcomes=dict(outcomes),
+        outcomes=dict(sorted(outcomes.items())),
         references=outcomes["ok"] - sum(seal.entry.samples for seal in seals),
         versions=versions("lavic", "aiohttp", "pillow", "ray"),
     )
-    if not manifest.samples:
+    if not manifest.samples or success(outcomes) < min_success:
+        (plan.folder / NAME).unlink(missing_ok=True)
         print(table(outcomes))
-        raise LavicError(f"not one photo was stored: {advice(outcomes)}")
+        raise TooFewStored(_too_few(manifest, min_success))
+    files = sizes(plan.folder)
+    for name in manifest.empty:
+        if files.get(name) != len(EMPTY_TAR):
+            write_whole(plan.folder / name, EMPTY_TAR)
+    if before := _same_set(manifest):
+        # Packages that were upgraded since have made nothing of it.
+        manifest = replace(manifest, versions=before.versions)
     manifest.save()
     return manifest
 
 
-def report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
+def report(manifest: Manifest, seals: Sequence[Seal], made: Sequence[Seal], asked: int, seconds: float) -> None:
     """Say what the set holds, and how fast this run was.
 
     Args:
         manifest: Of the set.
+        seals: Of all its shards.
         made: Seals of the shards that this run made.
+        asked: Photos of these that this run asked for; the others were settled before.
         seconds: That it took.
     """
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
@@ -52,8 +78,45 @@ def report(manifest: Manifest, made: Sequence[Seal], seconds: float) -> None:
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
     print(table(manifest.outcomes))
     if made:
-        photos = sum(seal.photos for seal in made)
-        steady = photos / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
-        print(f"{photos:,} photos in {seconds:.1f} s, start-up included; {steady:,.0f} photos/s from first to last")
+        steady = asked / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
+        print(f"this run: {asked:,} photos in {seconds:.1f} s with start-up; {steady:,.0f} photos/s from first to last")
+    if left := _not_asked(manifest, seals):
+        print(left)
     if hint := advice(manifest.outcomes):
         print(hint)
+
+
+def _too_few(manifest: Manifest, min_success: float) -> str:
+    if not manifest.samples:
+        return f"not one photo was stored: {advice(manifest.outcomes)}"
+    stored = manifest.outcomes["ok"]
+    wanted = sum(manifest.outcomes.values()) - sum(manifest.outcomes.get(kind, 0) for kind in NOT_TO_BE_HAD)
+    return (
+        f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
+        f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:.0%}: the shards are kept, and the "
+        f"set is not whole. {advice(manifest.outcomes, 1.0)}. Or take the set as it is with --min-success "
+        f"{int(stored / wanted * 100) / 100:g}"
+    )
+
+
+def _not_asked(manifest: Manifest, seals: Sequence[Seal]) -> str:
+    """How many photos were never asked for, and why; empty where there is none."""
+    if not (count := manifest.outcomes.get("unasked", 0)):
+        return ""
+    reasons: Counter[str] = Counter()
+    for seal in seals:
+        if seal.outcomes.get("unasked"):
+            rows = read_ledger(manifest.path(seal.entry))
+            reasons.update(row.reason for row in rows if row.kind == "unasked")
+    named = "; ".join(f"{reason} ({number:,})" for reason, number in reasons.most_common(_REASONS))
+    more = f"; {len(reasons) - _REASONS:,} other reasons" if len(reasons) > _REASONS else ""
+    return f"{count:,} photos were never asked for: {named}{more}. Run the same command again to ask for them"
+
+
+def _same_set(manifest: Manifest) -> Manifest | None:
+    """The manifest that stands, where it says the same."""
+    try:
+        before = Manifest.load(manifest.folder, check=False)
+    except DataError:
+        return None
+    return before if before.digest == manifest.digest else None

@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,9 +25,10 @@ from lavic.data.manifest import NAME, Manifest
 from lavic.data.place import is_remote, place, sizes, storage_errors
 from lavic.errors import Stopped, first_line
 from lavic.journal import FILE as JOURNAL
-from lavic.shards.closing import close_set, report
+from lavic.shards.closing import TooFewStored, close_set, report
 from lavic.shards.cluster import ray_session
 from lavic.shards.job import make_shards
+from lavic.shards.outcomes import ASKED_AGAIN
 from lavic.shards.owner import owned, unwritable
 from lavic.shards.pack import Seal, read_seal
 from lavic.shards.plan import Plan, make_plan
@@ -62,8 +63,15 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         if len(parts) > 1:
             stack.enter_context(ray_session(chosen.ray))
+        # A set that is not whole does not keep the others from being made.
+        failed: list[TooFewStored] = []
         for part in parts:
-            crawl(part)
+            try:
+                crawl(part)
+            except TooFewStored as error:
+                failed.append(error)
+    if failed:
+        raise TooFewStored("\n".join(map(str, failed)))
     return 0
 
 
@@ -76,7 +84,8 @@ def crawl(settings: CrawlSettings) -> Manifest:
     Raises:
         ConfigError: The folder belongs to another plan, or to a crawl that is running.
         DataError: The catalogue cannot be read.
-        LavicError: The folder cannot be written to, or not a single photo could be stored.
+        TooFewStored: Too small a share of the photos could be stored; see `--min-success`.
+        LavicError: The folder cannot be written to.
     """
     began = time.monotonic()
     folder = place(settings.out)
@@ -90,7 +99,9 @@ def crawl(settings: CrawlSettings) -> Manifest:
 def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> Manifest:
     plan = _plan(folder, settings)
     seals = _seals(plan)
-    todo = [number for number, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, settings.retry))]
+    again = ASKED_AGAIN.union(settings.retry)
+    todo = [number for number, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, again))]
+    settled = [_settled(seal, again) for seal in seals]
     if todo:
         # A set that is being changed is not whole.
         (folder / NAME).unlink(missing_ok=True)
@@ -98,7 +109,7 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
             log.info("%d of %d shards are whole already", len(seals) - len(todo), len(seals))
         with _tracker(folder, settings) as tracker:
             tracker.start("crawl", flatten(settings), {"plan": plan.digest})
-            for number, seal in make_shards(plan, todo, seals, settings, owner, tracker):
+            for number, seal in make_shards(plan, todo, settled, settings, owner, tracker):
                 seals[number] = seal
     else:
         log.info("every shard is whole already; nothing to fetch")
@@ -108,9 +119,16 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
         if todo:
             log.info("looking for photos with the same bytes")
         whole = refer(plan, whole)
-    manifest = close_set(plan, whole)
-    report(manifest, [whole[number] for number in todo], time.monotonic() - began)
+    manifest = close_set(plan, whole, settings.min_success)
+    made = [whole[number] for number in todo]
+    asked = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
+    report(manifest, whole, made, asked, time.monotonic() - began)
     return manifest
+
+
+def _settled(seal: Seal | None, again: Collection[str]) -> dict[str, int]:
+    """Photos of a shard by outcome that this run does not ask for, since an earlier one has settled them."""
+    return {} if seal is None else {kind: count for kind, count in seal.outcomes.items() if kind not in again}
 
 
 def _plan(folder: Path, settings: CrawlSettings) -> Plan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -31,7 +30,7 @@ Row = dict[str, Any]
 def make_shards(
     plan: Plan,
     todo: Sequence[int],
-    seals: Sequence[Seal | None],
+    settled: Sequence[Mapping[str, int]],
     settings: CrawlSettings,
     owner: str,
     tracker: Tracker,
@@ -41,7 +40,7 @@ def make_shards(
     Args:
         plan: Of the set.
         todo: Numbers of the shards to make.
-        seals: Of every shard of the plan; None where it is not whole.
+        settled: For every shard of the plan the photos by outcome that are not asked for again.
         settings: Of the crawl.
         owner: Whose crawl this is: no shard is put in place once the folder is another's.
         tracker: Told how the photos fare.
@@ -52,11 +51,6 @@ def make_shards(
     Raises:
         LavicError: The folder cannot be written to, or is another crawl's by now.
     """
-    settled: Counter[str] = Counter()
-    again = frozenset(todo)
-    for number, seal in enumerate(seals):
-        if seal is not None and number not in again:
-            settled.update(seal.outcomes)
     with ray_session(settings.ray):
         import pyarrow as pa
         import ray
@@ -77,7 +71,7 @@ def make_shards(
             for row in job.iter_rows():
                 if row["error"]:
                     raise LavicError(row["error"]) if row["taken"] else unwritable(plan.folder, row["error"])
-                seal = unpack_seal(row["seal"])
+                seal = unpack_seal(row["seal"].encode())
                 progress.add(row["number"], seal.outcomes, began=seal.began)
                 if time.monotonic() - noted > _JOURNAL_S:
                     noted = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ _REMEDY: dict[Kind, str] = {
     "placeholder": "the catalogue's links lead to stand-ins; nothing to mend here",
 }
 
+NOT_TO_BE_HAD: frozenset[Kind] = frozenset({"gone", "opted_out", "placeholder"})
+"""Photos that no crawl could store: they say nothing about how well this one went."""
+
+ASKED_AGAIN: frozenset[str] = frozenset({"unasked"})
+"""Photos that any later run asks for, without --retry: no server has been asked for them yet."""
+
 _NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})
 
 
@@ -108,9 +115,11 @@ class Outcome:
     """Key of the photo that was fetched for this one too, since both links show one picture."""
 
 
-def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> None:
-    """Write a shard's ledger whole."""
-    write_whole(ledger_path(shard), "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in outcomes))
+def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> str:
+    """Write a shard's ledger whole; returns the sha256 of the file."""
+    text = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in outcomes)
+    write_whole(ledger_path(shard), text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_ledger(shard: Path) -> list[Outcome]:
@@ -120,13 +129,33 @@ def read_ledger(shard: Path) -> list[Outcome]:
         DataError: A line is not a row of a ledger.
     """
     path = ledger_path(shard)
-    if not path.exists():
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return []
-    with path.open(encoding="utf-8") as lines:
-        try:
-            return [Outcome(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: broken ledger ({error}); remove it and run the same crawl again") from None
+    return parse_ledger(data, path)
+
+
+def parse_ledger(data: bytes, path: Path) -> list[Outcome]:
+    """The rows in the bytes of a ledger, which is at `path`.
+
+    Raises:
+        DataError: A line is not a row of a ledger.
+    """
+    try:
+        rows = [Outcome(**json.loads(line)) for line in data.decode().split("\n") if line]
+        for row in rows:
+            if not isinstance(row.key, str) or row.kind not in KINDS:
+                raise ValueError(f"a row without a key, or with the unknown outcome {row.kind!r}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: broken ledger ({error}); remove it and run the same crawl again") from None
+    return rows
+
+
+def success(outcomes: Mapping[str, int]) -> float:
+    """The share of photos stored, of those that could be had; those that were not asked for count as not stored."""
+    wanted = sum(count for kind, count in outcomes.items() if kind not in NOT_TO_BE_HAD)
+    return outcomes.get("ok", 0) / wanted if wanted else 1.0
 
 
 def table(outcomes: Mapping[str, int]) -> str:

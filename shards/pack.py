@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
+from lavic.data.checked import dump_checked, load_checked
 from lavic.data.ledger import ledger_path
-from lavic.data.manifest import ShardEntry
+from lavic.data.manifest import EMPTY_TAR, ShardEntry
 from lavic.data.place import storage_errors
 from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
@@ -59,6 +59,10 @@ class Seal:
     ended: float
     references: str = ""
     """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
+    ledger_sha256: str = ""
+    """Of the ledger's file."""
+    references_sha256: str = ""
+    """Of the references' file; empty where there is none."""
 
     @property
     def photos(self) -> int:
@@ -88,22 +92,25 @@ def read_seal(shard: Path, plan: str, found: Mapping[str, int]) -> Seal | None:
     if not {seal_path(shard).name, ledger_path(shard).name} <= found.keys():
         return None
     try:
-        seal = unpack_seal(seal_path(shard).read_text("utf-8"))
+        seal = unpack_seal(seal_path(shard).read_bytes())
     except storage_errors(ValueError, TypeError, KeyError):
         return None
     tar, index = found.get(shard.name, 0), found.get(index_path(shard).name, 0)
-    whole = tar == seal.entry.bytes and index == (8 * (seal.entry.samples + 1) if seal.entry.samples else 0)
+    if seal.entry.samples:
+        whole = tar == seal.entry.bytes and index == 8 * (seal.entry.samples + 1)
+    else:
+        whole = tar in (0, len(EMPTY_TAR)) and index == 0
     return seal if seal.plan == plan and whole else None
 
 
 def pack_seal(seal: Seal) -> str:
     """A seal as text."""
-    return json.dumps(asdict(seal))
+    return dump_checked(asdict(seal))
 
 
-def unpack_seal(text: str) -> Seal:
-    """The seal that `pack_seal` made a text of. Raises ValueError, TypeError or KeyError for any other text."""
-    body = json.loads(text)
+def unpack_seal(data: bytes) -> Seal:
+    """The seal that `pack_seal` made a text of. Raises ValueError, TypeError or KeyError for anything else."""
+    body = load_checked(data)
     return Seal(**{**body, "entry": ShardEntry(**body["entry"])})
 
 
@@ -146,12 +153,13 @@ def pack_shard(
     if not writer.samples:
         shard.unlink(missing_ok=True)
         index_path(shard).unlink(missing_ok=True)
-    write_ledger(shard, ledger)
+    ledger_sha256 = write_ledger(shard, ledger)
     write_references(shard, ())
     entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
     outcomes: dict[str, int] = dict(sorted(Counter(row.kind for row in ledger).items()))
-    seal = Seal(plan=plan, entry=entry, outcomes=outcomes, began=began, ended=time.time())
-    write_whole(seal_path(shard), pack_seal(seal) + "\n")
+    ended = time.time()
+    seal = Seal(plan=plan, entry=entry, outcomes=outcomes, began=began, ended=ended, ledger_sha256=ledger_sha256)
+    write_whole(seal_path(shard), pack_seal(seal))
     return seal
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 _TERMINAL_S, _LOG_S = 0.5, 5.0
@@ -36,7 +36,7 @@ class Progress:
     def __init__(
         self,
         total: int,
-        outcomes: Counts | None = None,
+        settled: Sequence[Counts] = (),
         *,
         running: Callable[[], Mapping[int, Counts]] | None = None,
     ) -> None:
@@ -44,12 +44,15 @@ class Progress:
 
         Args:
             total: Photos of the job.
-            outcomes: Those that an earlier run has settled.
+            settled: For each piece those that an earlier run has settled; they stand outside the rate.
             running: Asked for what is done of each piece, whole ones too.
         """
         self.total = total
-        self._before = Counter(outcomes or {})
+        self._settled = settled
         self._whole: Counter[str] = Counter()
+        for counts in settled:
+            self._whole.update(counts)
+        self._before = self._whole.total()
         self._pieces: set[int] = set()
         self._running = running
         self._part: Counter[str] = Counter()
@@ -63,7 +66,7 @@ class Progress:
     def outcomes(self) -> Counter[str]:
         """Photos by outcome, those of earlier runs included."""
         with self._lock:
-            return self._before + self._whole + self._part
+            return self._whole + self._part
 
     @property
     def done(self) -> int:
@@ -74,13 +77,14 @@ class Progress:
     def rate(self) -> float:
         """Photos per second since the first of them was asked for."""
         since = time.time() - self._began if self._began else 0.0
-        return (self.done - self._before.total()) / max(1e-9, since) if since else 0.0
+        return (self.done - self._before) / max(1e-9, since) if since else 0.0
 
     def add(self, piece: int, outcomes: Counts, *, began: float) -> None:
         """Count a piece that is whole; it was begun so many seconds after the epoch."""
         with self._lock:
             self._began = min(self._began or began, began)
             self._pieces.add(piece)
+            self._whole.subtract(self._settled_of(piece))
             self._whole.update(outcomes)
 
     def __enter__(self) -> Progress:
@@ -108,10 +112,14 @@ class Progress:
         with self._lock:
             for piece, counts in running.items():
                 if piece not in self._pieces:
-                    part.update(counts)
+                    # What was settled before is counted already; the piece may not have come to all of it yet.
+                    part.update(Counter(counts) - Counter(self._settled_of(piece)))
             self._part = part
             if part and self._began is None:
                 self._began = time.time()
+
+    def _settled_of(self, piece: int) -> Counts:
+        return self._settled[piece] if piece < len(self._settled) else {}
 
     def _say(self) -> None:
         outcomes, rate = self.outcomes, self.rate

@@ -95,11 +95,11 @@ def _settled(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Seal:
             else:
                 writer.add(sample)
         # Before the tar: what it drops must be known by then.
-        write_references(shard, references)
+        references_sha256 = write_references(shard, references)
     if not writer.samples:
         shard.unlink(missing_ok=True)
         index_path(shard).unlink(missing_ok=True)
     entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
-    made = replace(seal, entry=entry, references=digest)
-    write_whole(seal_path(shard), pack_seal(made) + "\n")
+    made = replace(seal, entry=entry, references=digest, references_sha256=references_sha256)
+    write_whole(seal_path(shard), pack_seal(made))
     return made

@@ -57,6 +57,9 @@ class CrawlSettings:
     """Take in a catalogue that has changed since: items that are not in the set yet become shards of their own."""
     retry: tuple[str, ...] = ()
     """Fetch again the photos that ended under these names, as `timeout throttled`; their shards are packed anew."""
+    min_success: float = Field(default=0.5, ge=0, le=1)
+    """Share of the photos that must be stored for the set to count as whole, of those that are not gone, opted out or
+    placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
     fetch: FetchSettings = FetchSettings()
     """How photos are fetched."""
     photo: PhotoSettings = PhotoSettings()

@@ -6,6 +6,7 @@ A photo that the shard holds as a reference is read from the tar that has its by
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tarfile
 import tempfile
@@ -42,7 +43,7 @@ class Stored:
                 copy = self._stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))
                 shutil.copyfileobj(self._file, copy, 8 << 20)
                 self._file = copy
-            self._at = dict(_places(self._file))
+            self._at = dict(places(self._file))
         except storage_errors():
             self._file, self._at = None, {}
         with suppress(DataError):
@@ -86,14 +87,17 @@ class Stored:
         return reference.sample(found) if found and same else None
 
 
-def _places(file: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
+def places(file: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
     """(key, (start, end)) of the samples, up to the first header that cannot be read."""
     start, group = 0, 0
+    end = file.seek(0, os.SEEK_END)
     at = file.seek(0)
     while len(header := file.read(_BLOCK)) == _BLOCK:
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except tarfile.HeaderError:
+        except (tarfile.HeaderError, ValueError):
+            return
+        if not 0 <= member.size <= end - at:
             return
         at += _BLOCK + member.size + -member.size % _BLOCK
         file.seek(at)

@@ -7,7 +7,36 @@ from itertools import islice
 from pathlib import Path
 
 from lavic.data.manifest import Manifest, ShardEntry, shard_name
+from lavic.data.place import sizes
 from lavic.data.shards import Sample, ShardWriter
+from lavic.shards.closing import close_set
+from lavic.shards.fetch import FetchSettings
+from lavic.shards.pack import pack_shard, read_seal
+from lavic.shards.photo import PhotoSettings
+from lavic.shards.plan import Plan
+from lavic.shards.refer import refer
+
+
+def crawl_here(
+    plan: Plan,
+    fetch: FetchSettings,
+    *,
+    retry: tuple[str, ...] = (),
+    order: Iterable[int] = (),
+    min_success: float = 0.0,
+) -> Manifest:
+    """What `lavic crawl` does, in this process, shard after shard in some order."""
+    numbers = range(len(plan.digests))
+    for number in order or numbers:
+        seal = read_seal(plan.shard(number), plan.digests[number], sizes(plan.folder))
+        if seal is None or any(map(seal.outcomes.get, retry)):
+            pack_shard(plan.shard(number), plan.digests[number], fetch, PhotoSettings(), retry)
+    seals = [read_seal(plan.shard(number), plan.digests[number], sizes(plan.folder)) for number in numbers]
+    made = [seal for seal in seals if seal]
+    assert len(made) == len(seals)
+    if plan.settings["duplicates"] == "referenced":
+        made = refer(plan, made)
+    return close_set(plan, made, min_success)
 
 
 def write_set(

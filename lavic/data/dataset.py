@@ -17,7 +17,7 @@ from lavic.data.ledger import read_keys
 from lavic.data.manifest import Manifest
 from lavic.data.place import is_remote
 from lavic.data.references import Reference, read_all_references
-from lavic.data.shards import BLOCK, Sample, index_path, parse_sample, parse_words, photo_bytes
+from lavic.data.shards import BLOCK, Sample, member_bytes, parse_sample, parse_words, read_offsets
 from lavic.errors import DataError
 
 _OPEN_FILES = 64
@@ -72,7 +72,7 @@ class ShardDataset:
         offsets = self._index(shard)
         start, end = int(offsets[row]), int(offsets[row + 1])
         place = f"{self._paths[shard]} sample {row}"
-        start += photo_bytes(self._read(shard, start, start + BLOCK), place)
+        start += member_bytes(self._read(shard, start, start + BLOCK), place)
         meta, text = parse_words(self._read(shard, start, end), place)
         if self.descriptions == "sidecar":
             text = self._sidecar(shard).get(meta["key"], text)
@@ -113,17 +113,8 @@ class ShardDataset:
 
     def _index(self, shard: int) -> np.ndarray:
         if shard not in self._offsets:
-            path, entry = index_path(self._paths[shard]), self.manifest.shards[shard]
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                raise DataError(
-                    f"{path} is missing; `lavic verify {self.manifest.folder}` lists every difference"
-                ) from None
-            offsets = np.frombuffer(data[: len(data) // 8 * 8], dtype="<u8")
-            if len(offsets) != entry.samples + 1 or not 0 <= entry.bytes - int(offsets[-1]) - 1024 < 10240:
-                raise DataError(f"{path} does not belong to its shard; `lavic verify {self.manifest.folder}` says more")
-            self._offsets[shard] = offsets
+            entry = self.manifest.shards[shard]
+            self._offsets[shard] = read_offsets(self._paths[shard], entry.samples, entry.bytes)
         return self._offsets[shard]
 
     def _sidecar(self, shard: int) -> dict[str, str]:

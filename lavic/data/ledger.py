@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lavic.data.place import storage_errors
 from lavic.data.references import read_references
 from lavic.data.shards import beside
 from lavic.errors import DataError
@@ -29,7 +30,7 @@ def read_keys(shard: Path, samples: int) -> list[str] | None:
         lines = ledger_path(shard).read_bytes().splitlines()
         stored = [row["key"] for row in map(json.loads, lines) if row["kind"] == "ok"]
         elsewhere = {one.key for one in read_references(shard)}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, DataError):
+        keys = [key for key in stored if key not in elsewhere]
+    except storage_errors(ValueError, KeyError, TypeError, RecursionError, DataError):
         return None  # `lavic verify` says what is wrong
-    keys = [key for key in stored if key not in elsewhere]
     return keys if len(keys) == samples else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lavic.data.atomic import write_whole
+from lavic.data.checked import OtherFormat, digest_json, dump_checked, load_checked
 from lavic.data.place import place, sizes, storage_errors
 from lavic.errors import DataError, first_line
 
@@ -17,6 +19,11 @@ FORMAT = "lavic-shards/1"
 NAME = "manifest.json"
 SIZES = "sizes.json"
 """Samples by shard, in the form that open_clip reads."""
+CARD = "README.md"
+"""The dataset card, by which `datasets.load_dataset(FOLDER)` finds the shards."""
+EMPTY_TAR = bytes(10240)
+"""A tar without a member. It stands for a shard without a photo, so that a range of names has no gap."""
+_NAME = re.compile(r"[A-Za-z0-9_]+-[A-Za-z0-9_]+-(\d{6,})\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,8 @@ class Manifest:
     split: str
     shards: tuple[ShardEntry, ...]
     """The shards that hold a sample, in the order of their names."""
+    empty: tuple[str, ...] = ()
+    """Names of the tars without a sample (see `EMPTY_TAR`), in their order."""
     plan: str = ""
     """Digest of the plan that the set was made from: equal digests, equal shards."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
@@ -45,7 +54,7 @@ class Manifest:
     references: int = 0
     """Photos that are not stored again, since another has the same bytes; see `lavic.data.references`."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages that made it."""
+    """Of the packages that made it; they stand outside the digest."""
 
     @property
     def samples(self) -> int:
@@ -56,14 +65,26 @@ class Manifest:
         """Where a shard's tar stands."""
         return self.folder / shard.name
 
+    @property
+    def digest(self) -> str:
+        """Of everything in the set, since the manifest holds every shard's; not of the packages that made it."""
+        return digest_json({name: value for name, value in self._body().items() if name != "versions"})
+
     def save(self) -> None:
         """Write `sizes.json`, the dataset card and, last, the manifest."""
+        write_whole(self.folder / SIZES, self.sizes_text())
+        write_whole(self.folder / CARD, card(self.set, [self]))
+        write_whole(self.folder / NAME, dump_checked(self._body(), indent=1))
+
+    def sizes_text(self) -> str:
+        """What `sizes.json` holds: every tar, those without a sample too."""
+        counts = {**{shard.name: shard.samples for shard in self.shards}, **dict.fromkeys(self.empty, 0)}
+        return json.dumps(dict(sorted(counts.items())), indent=1) + "\n"
+
+    def _body(self) -> dict[str, Any]:
         body = {"format": FORMAT, "samples": self.samples, **asdict(self)}
         del body["folder"]
-        counts = {shard.name: shard.samples for shard in self.shards}
-        write_whole(self.folder / SIZES, json.dumps(counts, indent=1) + "\n")
-        write_whole(self.folder / "README.md", _card(self))
-        write_whole(self.folder / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+        return body
 
     @classmethod
     def load(cls, folder: str | Path, *, check: bool = True) -> Manifest:
@@ -79,7 +100,7 @@ class Manifest:
         folder = place(folder)
         path = folder / NAME
         try:
-            text = path.read_text("utf-8")
+            data = path.read_bytes()
         except storage_errors() as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -89,14 +110,16 @@ class Manifest:
                 f"{folder}: no {NAME}, so not a whole set; if a crawl stopped, run the same command again"
             ) from None
         try:
-            body: dict[str, Any] = json.loads(text)
-            if body.pop("format") != FORMAT:
-                raise DataError(f"{path}: not in the form {FORMAT}; made by another version of lavic")
+            body = load_checked(data, FORMAT)
             samples = body.pop("samples")
             body["shards"] = tuple(ShardEntry(**shard) for shard in body["shards"])
+            body["empty"] = tuple(body.get("empty", ()))
             manifest = cls(folder=folder, **body)
+            manifest._check_types()
+        except OtherFormat as error:
+            raise DataError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: broken manifest ({error})") from None
+            raise DataError(f"{path}: broken manifest ({error}); run the same crawl again to write it anew") from None
         if samples != manifest.samples:
             raise DataError(f"{path}: broken manifest (says {samples} samples, its shards hold {manifest.samples})")
         found = sizes(folder) if check else {}
@@ -107,10 +130,27 @@ class Manifest:
                 raise DataError(f"{manifest.path(shard)} {what}; `lavic verify {folder}` lists every difference")
         return manifest
 
+    def _check_types(self) -> None:
+        """Raises ValueError where a value cannot be right, above all a name that would lead out of the folder."""
+        for name in (*(shard.name for shard in self.shards), *self.empty):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of a shard")
+        numbers = [*(n for shard in self.shards for n in (shard.samples, shard.bytes)), self.references]
+        numbers += dict(self.outcomes).values()
+        texts = [*(shard.sha256 for shard in self.shards), self.set, self.split, self.plan]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a count is not a number")
+        if not all(type(text) is str for text in texts):
+            raise ValueError("a name or digest is not text")
+
 
 def digest_manifest(folder: Path) -> str:
-    """The sha256 of a set's manifest: of everything in the set, since the manifest holds every shard's."""
-    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+    """See `Manifest.digest`.
+
+    Raises:
+        DataError: There is no manifest, or a broken one.
+    """
+    return Manifest.load(folder, check=False).digest
 
 
 def shard_name(set: str, split: str, number: int) -> str:
@@ -118,18 +158,46 @@ def shard_name(set: str, split: str, number: int) -> str:
     return f"{set}-{split}-{number:06d}.tar"
 
 
-def _card(manifest: Manifest) -> str:
-    """The few lines by which `datasets.load_dataset(FOLDER)` finds the shards and leaves the rest alone."""
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: {manifest.split}
-    path: "*.tar"
----
-# {manifest.set}, {manifest.split}
+def card(title: str, sets: Sequence[Manifest], folder: Path | None = None) -> str:
+    """The few lines by which `datasets.load_dataset(FOLDER)` finds the shards and leaves the rest alone.
 
-{manifest.samples:,} product photos in {len(manifest.shards)} WebDataset shards, written by `lavic crawl`.
-Read them with `webdataset`, `datasets.load_dataset(FOLDER)` or `ray.data.read_webdataset`; check them with
-`lavic verify FOLDER`.
+    Args:
+        title: Its heading.
+        sets: One for each split.
+        folder: Where the card stands, if not beside the shards.
+    """
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for manifest in sets:
+        inner = "" if folder is None else f"{manifest.folder.name}/"
+        # Quoted: `2023` and `no` are a number and a truth value in yaml.
+        lines += [f"  - split: {json.dumps(manifest.split)}", "    path:"]
+        lines += [f"    - {json.dumps(inner + pattern)}" for pattern in _patterns(manifest)]
+    lines += ["---", f"# {title}", ""]
+    for manifest in sets:
+        count = len(manifest.shards)
+        lines.append(f"- {manifest.split}: {manifest.samples:,} product photos in {count:,} WebDataset shards")
+    return (
+        "\n".join(lines)
+        + """
+
+Written by `lavic crawl`. Read them with `webdataset`, `datasets.load_dataset(FOLDER)` or `ray.data.read_webdataset`;
+check them with `lavic verify FOLDER`.
 """
+    )
+
+
+def _patterns(manifest: Manifest) -> Iterator[str]:
+    """Globs of the tars from the first one with a sample on: `datasets` learns the columns from the first of them."""
+    if not any(manifest.shards and name < manifest.shards[0].name for name in manifest.empty):
+        yield "*.tar"
+        return
+    first = manifest.shards[0].name
+    digits = first[first.rindex("-") + 1 : -len(".tar")]
+    stem = first[: -len(digits) - len(".tar")]
+    patterns = [first]
+    for at in reversed(range(len(digits))):
+        if digits[at] != "9":
+            patterns.append(f"{stem}{digits[:at]}[{int(digits[at]) + 1}-9]{'[0-9]' * (len(digits) - at - 1)}.tar")
+    # A pattern that no file has is an error to `datasets`.
+    names = [*(shard.name for shard in manifest.shards), *manifest.empty]
+    yield from (pattern for pattern in patterns if fnmatch.filter(names, pattern))

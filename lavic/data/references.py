@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -48,13 +49,28 @@ def read_references(shard: Path) -> list[Reference]:
     """
     path = references_path(shard)
     try:
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
+    return parse_references(data, path)
+
+
+def parse_references(data: bytes, path: Path) -> list[Reference]:
+    """The references in the bytes of a sidecar, which is at `path`.
+
+    Raises:
+        DataError: A line is not a reference.
+    """
     try:
-        return [Reference(**json.loads(line)) for line in text.split("\n") if line]
-    except (ValueError, TypeError) as error:
+        found = [Reference(**json.loads(line)) for line in data.decode().split("\n") if line]
+        for one in found:
+            if not all(isinstance(value, str) for value in (one.key, one.same_as, one.shard, one.text)):
+                raise ValueError("a value is not text")
+            if not isinstance(one.meta, dict):
+                raise ValueError("its json member is no object")
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: broken references ({error}); run the crawl of this set again") from None
+    return found
 
 
 def read_all_references(folder: Path) -> list[Reference]:
@@ -63,10 +79,11 @@ def read_all_references(folder: Path) -> list[Reference]:
     return [found for name in names for found in read_references(folder / f"{name.removesuffix(ENDING)}tar")]
 
 
-def write_references(shard: Path, references: Iterable[Reference]) -> None:
-    """Write a shard's references whole; no file where there is none."""
+def write_references(shard: Path, references: Iterable[Reference]) -> str:
+    """Write a shard's references whole; no file where there is none. Returns the sha256 of the file, or nothing."""
     lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in references)
     if lines:
         write_whole(references_path(shard), lines)
-    else:
-        references_path(shard).unlink(missing_ok=True)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    references_path(shard).unlink(missing_ok=True)
+    return ""

@@ -13,15 +13,18 @@ import json
 import re
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from lavic.data.atomic import write_whole, written_aside
-from lavic.errors import DataError
+from lavic.data.place import storage_errors
+from lavic.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -156,7 +159,7 @@ class ShardWriter:
             self._write(bytes(-self.bytes % _RECORD))
         self._stack.__exit__(kind, error, trace)
         if error is None and self.samples:
-            write_whole(index_path(self.path), struct.pack(f"<{len(self._offsets)}Q", *self._offsets))
+            write_whole(index_path(self.path), pack_offsets(self._offsets))
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
@@ -187,6 +190,38 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".idx")
 
 
+def pack_offsets(offsets: Sequence[int]) -> bytes:
+    """An index, from the offsets of a shard's samples and the end of the last."""
+    return struct.pack(f"<{len(offsets)}Q", *offsets)
+
+
+def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
+    """The offsets of a shard's samples and the end of the last: uint64 [samples + 1].
+
+    Args:
+        shard: Where its tar stands.
+        samples: How many it holds.
+        size: Bytes of the tar: what an index may point at.
+
+    Raises:
+        DataError: There is no index, or it is not that of such a tar.
+    """
+    path = index_path(shard)
+    more = f"`lavic verify {shard.parent}` lists every difference"
+    try:
+        with path.open("rb") as file:
+            data = file.read(8 * (samples + 1) + 1)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {more}") from None
+    except storage_errors() as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); {more}") from None
+    offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
+    rises = len(data) == 8 * (samples + 1) and offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
+    if not rises or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < _RECORD:
+        raise DataError(f"{path} does not belong to its shard; {more}")
+    return offsets
+
+
 def beside(shard: Path, ending: str) -> Path:
     """A file about a shard: `x-000000.tar`, `ledger.jsonl` -> `x-000000.ledger.jsonl`."""
     return shard.with_name(f"{shard.name.removesuffix('.tar')}.{ending}")
@@ -210,16 +245,13 @@ def parse_sample(data: bytes, place: str) -> Sample:
         raise DataError(f"{place}: broken json or txt member ({error})") from None
 
 
-def photo_bytes(header: bytes, place: str) -> int:
-    """How many bytes the photo takes at the start of a sample, its header and filling included.
+def member_bytes(header: bytes, place: str) -> int:
+    """How many bytes a member takes in a tar, its header and filling included.
 
     Raises:
         DataError: This is not the header of a member.
     """
-    try:
-        size = tarfile.TarInfo.frombuf(header, "utf-8", "strict").size
-    except tarfile.HeaderError as error:
-        raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+    size = _parse_header(header, place).size
     return BLOCK + size + -size % BLOCK
 
 
@@ -265,12 +297,19 @@ def _sample_of(shard: Path, file: BinaryIO, group: list[tarfile.TarInfo]) -> Sam
 def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(data):
-        try:
-            member = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "strict")
-        except tarfile.HeaderError as error:
-            raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+        member = _parse_header(data[at : at + BLOCK], place)
         body = data[at + BLOCK : at + BLOCK + member.size]
         if len(body) != member.size:
             raise DataError(f"{place}: member {member.name} is cut short; `lavic verify` says more")
         yield member.name, body
         at += BLOCK + member.size + -member.size % BLOCK
+
+
+def _parse_header(header: bytes, place: str) -> tarfile.TarInfo:
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        if member.size < 0:
+            raise ValueError("a negative size")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+    return member

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from lavic.data.shards import read_samples
 from lavic.errors import LavicError
 from lavic.shards.embed import first_photos
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.pack import Seal, pack_shard, read_seal, seal_path
-from lavic.shards.photo import PhotoSettings
-from lavic.shards.plan import Plan, make_plan
+from lavic.shards.pack import read_seal, seal_path
+from lavic.shards.plan import make_plan
 from lavic.shards.refer import refer
 from lavic.shards.tasks import PlanSettings
 from lavic.shards.verify import verify
+from tests.sets import crawl_here
 
 FETCH = FetchSettings(allow_private=True, concurrency=4, deadline=20.0, retries=0, backoff=0.01, host_rate=0)
 SETTINGS = PlanSettings(
@@ -33,30 +34,6 @@ PATHS = [f"n/{n}.jpg" for n in (*NUMBERS[:6], *(65536 + n for n in NUMBERS[2:8])
 ONCE = 10
 
 
-def made(plan: Plan, order: Sequence[int] | None = None, retry: tuple[str, ...] = ()) -> list[Seal]:
-    """What a crawl does, shard after shard in some order."""
-    numbers = range(len(plan.digests))
-    for number in order or numbers:
-        shard, digest = plan.shard(number), plan.digests[number]
-        seal = read_seal(shard, digest, sizes(plan.folder))
-        if seal is None or any(map(seal.outcomes.get, retry)):
-            pack_shard(shard, digest, FETCH, PhotoSettings(), retry)
-    seals = [read_seal(plan.shard(number), plan.digests[number], sizes(plan.folder)) for number in numbers]
-    done = refer(plan, [seal for seal in seals if seal])
-    entries = tuple(seal.entry for seal in done if seal.entry.samples)
-    ok = sum(seal.outcomes.get("ok", 0) for seal in done)
-    outcomes: dict[str, int] = {}
-    for seal in done:
-        for kind, count in seal.outcomes.items():
-            outcomes[kind] = outcomes.get(kind, 0) + count
-    stored = sum(entry.samples for entry in entries)
-    Manifest(
-        folder=plan.folder, set="t", split="train", shards=entries, plan=plan.digest, outcomes=outcomes,
-        references=ok - stored,
-    ).save()  # fmt: skip
-    return done
-
-
 def whole(folder: Path) -> dict[str, bytes]:
     endings = (".tar", ".idx", ".references.jsonl", "manifest.json")
     return {name: (folder / name).read_bytes() for name in sorted(sizes(folder)) if name.endswith(endings)}
@@ -64,7 +41,7 @@ def whole(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, catalogue: Callable[..., Path]) -> Path:
-    made(make_plan((str(catalogue(*PATHS)),), tmp_path / "undisturbed", SETTINGS))
+    crawl_here(make_plan((str(catalogue(*PATHS)),), tmp_path / "undisturbed", SETTINGS), FETCH)
     return tmp_path / "undisturbed"
 
 
@@ -87,18 +64,18 @@ def test_which_one_is_stored_does_not_depend_on_what_came_first(
     tmp_path: Path, catalogue: Callable[..., Path], undisturbed: Path, server: Any
 ) -> None:
     plan = make_plan((str(catalogue(*PATHS)),), tmp_path / "backwards", SETTINGS)
-    made(plan, range(len(plan.digests) - 1, -1, -1))
+    crawl_here(plan, FETCH, order=range(len(plan.digests) - 1, -1, -1))
     assert whole(plan.folder) == whole(undisturbed)
     # A third of the numbers fails at first: others keep the bytes, until those are there too.
     again = make_plan((str(catalogue(*PATHS)),), tmp_path / "again", SETTINGS)
     server.broken = True
-    made(again)
+    crawl_here(again, FETCH)
     assert verify(Manifest.load(again.folder)) == [] and whole(again.folder) != whole(undisturbed)
     server.broken = False
-    made(again, retry=("http_error",))
+    crawl_here(again, FETCH, retry=("http_error",))
     assert whole(again.folder) == whole(undisturbed)
     server.requests.clear()
-    made(again)
+    crawl_here(again, FETCH)
     assert not server.requests
 
 
@@ -108,14 +85,13 @@ def test_a_shard_that_refers_is_made_again_without_fetching(undisturbed: Path, s
     for number in range(len(plan.digests)):
         seal_path(plan.shard(number)).unlink()
     server.requests.clear()
-    made(plan)
+    crawl_here(plan, FETCH)
     assert whole(undisturbed) == before and not server.requests
 
 
 def test_bytes_that_are_lost_are_fetched_again(undisturbed: Path, server: Any, tmp_path: Path) -> None:
     before = whole(undisturbed)
     plan = make_plan((str(tmp_path / "meta.jsonl"),), undisturbed, SETTINGS)
-    seals = made(plan)
     assert read_references(plan.shard(3)) and list(read_samples(plan.shard(0)))
     plan.shard(0).unlink()
     assert any(
@@ -123,16 +99,16 @@ def test_bytes_that_are_lost_are_fetched_again(undisturbed: Path, server: Any, t
     )
     seal_path(plan.shard(3)).unlink()
     server.requests.clear()
-    made(plan)
-    assert whole(undisturbed) == before and server.requests and len(seals) == len(plan.digests)
+    crawl_here(plan, FETCH)
+    assert whole(undisturbed) == before and server.requests
 
 
 def test_photos_lost_between_two_steps_are_said(undisturbed: Path, tmp_path: Path) -> None:
     plan = make_plan((str(tmp_path / "meta.jsonl"),), undisturbed, SETTINGS)
-    seals = made(plan)
-    broken = [Seal(**{**vars(seal), "references": "other"}) for seal in seals]
+    seals = [read_seal(plan.shard(n), digest, sizes(plan.folder)) for n, digest in enumerate(plan.digests)]
+    broken = [replace(seal, references="other") for seal in seals if seal]
     plan.shard(0).write_bytes(plan.shard(0).read_bytes()[:700])
     with pytest.raises(LavicError, match=r"photo B00000_0 is lost; run the same command again"):
         refer(plan, broken)
-    made(plan)
+    crawl_here(plan, FETCH)
     assert verify(Manifest.load(undisturbed)) == []
