@@ -45,4 +45,6 @@ $(VENV)/.installed: setup.py pyproject.toml
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	# Only its loader is tested; its dependencies bring a torchvision that does not fit every torch.
+	$(BIN)/python -m pip install -q --no-deps "open_clip_torch>=3.3,<4"
 	touch $@

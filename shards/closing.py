@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from lavic.data.atomic import write_whole
-from lavic.data.manifest import EMPTY_TAR, NAME, Manifest
+from lavic.data.manifest import CARD, CARD_MARK, EMPTY_TAR, NAME, Manifest, card
 from lavic.data.place import sizes
 from lavic.errors import DataError, LavicError
 from lavic.provenance import versions
@@ -61,6 +63,22 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0) -> Ma
         manifest = replace(manifest, versions=before.versions)
     manifest.save()
     return manifest
+
+
+def close_splits(folder: Path, names: Iterable[str]) -> None:
+    """Write a card over the sets of several splits, by which `datasets.load_dataset(FOLDER)` has them all.
+
+    Args:
+        folder: Holds a folder for each split. A README.md in it that no crawl wrote is left alone.
+        names: Of the splits; those that are not whole are left out.
+    """
+    sets: list[Manifest] = []
+    for name in names:
+        with suppress(DataError):
+            sets.append(Manifest.load(folder / name, check=False))
+    path = folder / CARD
+    if sets and (not path.exists() or CARD_MARK in path.read_text("utf-8", "replace")):
+        write_whole(path, card(sets[0].set, sets, folder))
 
 
 def report(manifest: Manifest, seals: Sequence[Seal], made: Sequence[Seal], asked: int, seconds: float) -> None:

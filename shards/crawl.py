@@ -25,7 +25,7 @@ from lavic.data.manifest import NAME, Manifest
 from lavic.data.place import is_remote, place, sizes, storage_errors
 from lavic.errors import Stopped, first_line
 from lavic.journal import FILE as JOURNAL
-from lavic.shards.closing import TooFewStored, close_set, report
+from lavic.shards.closing import TooFewStored, close_set, close_splits, report
 from lavic.shards.cluster import ray_session
 from lavic.shards.job import make_shards
 from lavic.shards.outcomes import ASKED_AGAIN
@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
                 crawl(part)
             except TooFewStored as error:
                 failed.append(error)
+    if chosen.splits:
+        close_splits(place(chosen.out), chosen.shares)
     if failed:
         raise TooFewStored("\n".join(map(str, failed)))
     return 0

@@ -21,6 +21,7 @@ SIZES = "sizes.json"
 """Samples by shard, in the form that open_clip reads."""
 CARD = "README.md"
 """The dataset card, by which `datasets.load_dataset(FOLDER)` finds the shards."""
+CARD_MARK = "Written by `lavic crawl`."
 EMPTY_TAR = bytes(10240)
 """A tar without a member. It stands for a shard without a photo, so that a range of names has no gap."""
 _NAME = re.compile(r"[A-Za-z0-9_]+-[A-Za-z0-9_]+-(\d{6,})\.tar")
@@ -178,9 +179,9 @@ def card(title: str, sets: Sequence[Manifest], folder: Path | None = None) -> st
         lines.append(f"- {manifest.split}: {manifest.samples:,} product photos in {count:,} WebDataset shards")
     return (
         "\n".join(lines)
-        + """
+        + f"""
 
-Written by `lavic crawl`. Read them with `webdataset`, `datasets.load_dataset(FOLDER)` or `ray.data.read_webdataset`;
+{CARD_MARK} Read them with `webdataset`, `datasets.load_dataset(FOLDER)` or `ray.data.read_webdataset`;
 check them with `lavic verify FOLDER`.
 """
     )
@@ -188,16 +189,17 @@ check them with `lavic verify FOLDER`.
 
 def _patterns(manifest: Manifest) -> Iterator[str]:
     """Globs of the tars from the first one with a sample on: `datasets` learns the columns from the first of them."""
-    if not any(manifest.shards and name < manifest.shards[0].name for name in manifest.empty):
+    first = manifest.shards[0].name if manifest.shards else ""
+    if not any((len(name), name) < (len(first), first) for name in manifest.empty):
         yield "*.tar"
         return
-    first = manifest.shards[0].name
     digits = first[first.rindex("-") + 1 : -len(".tar")]
     stem = first[: -len(digits) - len(".tar")]
     patterns = [first]
     for at in reversed(range(len(digits))):
         if digits[at] != "9":
             patterns.append(f"{stem}{digits[:at]}[{int(digits[at]) + 1}-9]{'[0-9]' * (len(digits) - at - 1)}.tar")
+    patterns.append(f"{stem}[1-9]{'[0-9]' * len(digits)}.tar")
     # A pattern that no file has is an error to `datasets`.
     names = [*(shard.name for shard in manifest.shards), *manifest.empty]
     yield from (pattern for pattern in patterns if fnmatch.filter(names, pattern))

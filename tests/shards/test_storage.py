@@ -174,6 +174,7 @@ class TestStorage:
         parts = [{sample.item_id for sample in _all(tmp_path / "out" / name)} for name in ("train", "valid")]
         assert parts[0].isdisjoint(parts[1]) and len(parts[0] | parts[1]) == 60 and all(parts)
         assert (tmp_path / "out/valid/photos-valid-000000.tar").is_file()
+        assert '"train/*.tar"' in (card := (tmp_path / "out/README.md").read_text()) and '"valid/*.tar"' in card
         assert crawl(items, tmp_path / "one", *splits, "--split", "valid") == 0
         assert tars(tmp_path / "one/valid") == tars(tmp_path / "out/valid") and not (tmp_path / "one/train").exists()
 
