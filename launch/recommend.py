@@ -16,6 +16,7 @@ from lavic.config import parse, settings
 from lavic.data.conversations import parse_conversations
 from lavic.data.records import Conversation, Turn, turns_of
 from lavic.errors import ConfigError, DataError
+from lavic.storage.text_files import TextFileError, read_text, text_of
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -140,10 +141,10 @@ def _named_candidates(chosen: RecommendSettings) -> tuple[str, ...]:
     if chosen.candidates:
         raise ConfigError("--candidates and --candidates-file: give one of them")
     try:
-        text = chosen.candidates_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{chosen.candidates_file}: not a readable list of ids ({error})") from None
-    named = tuple(line.strip() for line in text.splitlines() if line.strip())
+        text = read_text(chosen.candidates_file)
+    except TextFileError as error:
+        raise DataError(f"--candidates-file {error}") from None
+    named = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not named:
         raise DataError(f"{chosen.candidates_file}: no item id in it; one per line is expected")
     return named
@@ -152,10 +153,7 @@ def _named_candidates(chosen: RecommendSettings) -> tuple[str, ...]:
 def _read(source: str, named: tuple[str, ...], key: str) -> list[Conversation]:
     """The conversations of a file or of standard input, each with the list to rank under `key`."""
     name = "standard input" if source == "-" else source
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: not a readable conversation ({error})") from None
+    text = text_of(sys.stdin.buffer.read(), name) if source == "-" else read_text(source)
     if not text.strip():
         raise DataError(f"{name}: empty; say what is looked for")
     if text.lstrip().startswith("{"):

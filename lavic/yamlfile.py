@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lavic.errors import ConfigError
+from lavic.storage.text_files import TextFileError, read_text
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,9 @@ class YamlFile:
     def read(path: Path) -> YamlFile:
         """Reads `path`. Raises ConfigError (file:line) where it is no file, no yaml, no mapping, or repeats a key."""
         try:
-            text = path.read_text("utf-8")
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error})") from None
+            text = read_text(path)
+        except TextFileError as error:
+            raise ConfigError(str(error)) from None
         loader = _Loader(text)
         try:
             root = loader.get_single_node()

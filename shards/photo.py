@@ -8,7 +8,6 @@ import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from lavic.shards.colour import is_srgb, to_srgb
 from lavic.shards.gif import count_frames
 from lavic.shards.jpeg import damage, ends, read_header
 from lavic.shards.outcomes import Kind
+from lavic.storage.text_files import TextFileError, read_lines
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -210,8 +210,8 @@ def _read_digests(word: str) -> list[str]:
     if _SHA256.fullmatch(word.lower()):
         return [word.lower()]
     try:
-        lines = [line.split()[0].lower() for line in Path(word).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.split()[0].lower() for _, line in read_lines(word) if line.strip()]
+    except TextFileError as error:
         raise ValueError(f"{word!r} is neither a sha256 digest nor a file that can be read ({error})") from None
     if wrong := [line for line in lines if not _SHA256.fullmatch(line)]:
         raise ValueError(f"{word}: {wrong[0]!r} is not a sha256 digest; one at the start of each line is expected")

@@ -17,6 +17,7 @@ from lavic.data.records import SIZES, ImageSize, Item
 from lavic.data.shards import sample_key
 from lavic.errors import DataError
 from lavic.shards.repeats import mark_of
+from lavic.storage.text_files import TextFileError, read_lines
 
 REJECTED = "rejected.jsonl"
 """Names every record of the catalogue that could not be read: file, line, reason."""
@@ -197,9 +198,9 @@ def read_ids(path: str) -> list[str]:
         DataError: It cannot be read, or has none.
     """
     try:
-        ids = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--ids {path}: cannot be read ({error})") from None
+        ids = [line.strip() for _, line in read_lines(path) if line.strip()]
+    except TextFileError as error:
+        raise DataError(f"--ids {error}") from None
     if not ids:
         raise DataError(f"--ids {path}: no item id in it; one on each line is expected")
     return ids

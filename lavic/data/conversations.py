@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from lavic.data.records import Conversation, conversation_from_row
 from lavic.errors import DataError
+from lavic.storage.json_text import BadJson, parse_json
+from lavic.storage.text_files import read_lines
 
 
 def read_conversations(path: str | Path, *, candidates: str | None = None) -> list[Conversation]:
@@ -23,11 +24,8 @@ def read_conversations(path: str | Path, *, candidates: str | None = None) -> li
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such conversation file")
-    with path.open(encoding="utf-8") as lines:
-        try:
-            return parse_conversations(lines, file=str(path), candidates=candidates)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    lines = (text for _, text in read_lines(path))
+    return parse_conversations(lines, file=str(path), candidates=candidates)
 
 
 def parse_conversations(lines: Iterable[str], *, file: str, candidates: str | None = None) -> list[Conversation]:
@@ -56,9 +54,9 @@ def parse_conversations(lines: Iterable[str], *, file: str, candidates: str | No
 
 def _parse(line: str, place: str, index: int, file: str) -> Conversation:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+        row = parse_json(line)
+    except BadJson as error:
+        raise DataError(f"{place}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: {type(row).__name__} where a JSON object with one conversation was expected")
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lavic.errors import DataError
+from lavic.storage.json_text import parse_json
+from lavic.storage.text_files import read_lines
 
 
 def read_looks(path: Path) -> dict[str, str]:
@@ -15,17 +16,14 @@ def read_looks(path: Path) -> dict[str, str]:
         DataError: The file cannot be read, or a line is something else; names it.
     """
     looks = {}
-    number = 0
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                number += 1
-                row = json.loads(line)
-                if not (isinstance(row["id"], str) and isinstance(row["look"], str)):
-                    raise TypeError("both are text")
-                looks[row["id"]] = row["look"]
-    except OSError as error:
-        raise DataError(f"{path}: looks in words cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f'{path}:{number}: expected a JSON object with "id" and "look" ({error})') from None
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+            if not (isinstance(row["id"], str) and isinstance(row["look"], str)):
+                raise TypeError("both are text")
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f'{path}:{number}: expected a JSON object with "id" and "look" ({error})') from None
+        looks[row["id"]] = row["look"]
     return looks

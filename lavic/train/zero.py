@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lavic.errors import ConfigError
+from lavic.storage.json_text import BadJson, parse_json
+from lavic.storage.text_files import TextFileError, read_text
 
 BUCKET = 50_000_000
 """Numbers that are reduced, or gathered, at once."""
@@ -125,9 +126,11 @@ def read_json(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"--deepspeed {file}: {e}") from e
+        values = parse_json(read_text(file))
+    except TextFileError as error:
+        raise ConfigError(f"--deepspeed {error}") from None
+    except BadJson as error:
+        raise ConfigError(f"--deepspeed {file}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--deepspeed {file}: not a JSON object")
     return values

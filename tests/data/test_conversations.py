@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
     [
         ("{", ":2: not JSON"),
         ("[]", ":2: list where"),
+        ("[" * 100_000, ":2: not JSON .nested more than 200 levels deep"),
+        ('{"context": ' + "1" * 5000 + "}", ":2: not JSON .a number has too many digits"),
         ('{"title": 1}', ":2: not a conversation.*title"),
         ('{"context": "x", "gt_items": 5}', ":2: expected a list"),
     ],
@@ -50,6 +53,13 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
 def test_a_broken_row_is_named(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_conversations(write(tmp_path / "test.jsonl", json.dumps(ROW), line))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_exported_and_packed_files_are_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_bytes(gzip.compress((json.dumps(ROW) + "\r\n").encode(encoding)))
+    assert [row.targets for row in read_conversations(path)] == [("B1",)]
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

@@ -57,10 +57,10 @@ def test_a_pipe_and_a_file_of_candidates(
     ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     ids = ItemStore.open(ground.store).ids[:4]
-    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n\n")
+    (tmp_path / "ids.txt").write_bytes("\r\n".join([*ids, "", ""]).encode("utf-16"))
     found = []
     for text in (TALK, json.dumps({"context": TALK, "gt_items": []})):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
         assert recommend.main(words(ground, "--candidates-file", tmp_path / "ids.txt", "--json")) == 0
         found.append(json.loads(capsys.readouterr().out)["ranking"])
     assert found[0] == found[1]
@@ -101,11 +101,11 @@ def test_typed_in_a_terminal(ground: Ground):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--conversation", "nowhere.txt"], "nowhere.txt: not a readable conversation"),
+        (["--conversation", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--conversation", "{talk}"], "name the items to choose from"),
         (["--conversation", "{talk}", "--candidates", "B0NOWHERE0"], "B0NOWHERE0 is not in the item store"),
         (["--conversation", "{talk}", "--candidates", "a", "--candidates-file", "b"], "give one of them"),
-        (["--conversation", "{talk}", "--candidates-file", "nowhere"], "nowhere: not a readable list of ids"),
+        (["--conversation", "{talk}", "--candidates-file", "nowhere"], "--candidates-file nowhere: no such file"),
         (["--conversation", "{test}", "--key", "candidates_xx"], "has no candidate list `candidates_xx`"),
         (["--conversation", "{empty}", "--candidates", "a"], "empty; say what is looked for"),
     ],
