@@ -87,7 +87,7 @@ def real(crawl: Crawl) -> Seen:
                 lines.write(json.dumps({"parent_asin": f"B{number:09d}", "title": "x", "images": link}) + "\n")
         words = ["crawl", "--items", str(items), "--out", str(folder / "out"), "--image-size", "large"]
         words += ["--photos-per-shard", str(crawl.shard), "--ray.workers", str(crawl.workers)]
-        words += ["--ray.cpus", str(crawl.workers), "--fetch.concurrency", str(crawl.concurrency)]
+        words += ["--executor", "ray", "--ray.cpus", str(crawl.workers), "--fetch.concurrency", str(crawl.concurrency)]
         words += ["--fetch.allow-private", "--fetch.host-rate", str(crawl.rate if crawl.rate < 1e9 else 0)]
         words += ["--fetch.host-connections", str(crawl.connections if crawl.connections < 1 << 30 else 0)]
         with (folder / "log").open("w+") as log:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
             for size in sizes if number % 2 == 0 else reversed(sizes):
                 out, items = arguments.work / "out", arguments.work / "catalogue.jsonl"
                 shutil.rmtree(out, ignore_errors=True)
-                command = lavic(catalogue(items, links[:size]), out, size, arguments.check)
+                # Sizes that are compared run the same way.
+                command = [*lavic(catalogue(items, links[:size]), out, size, arguments.check), "--executor", "ray"]
                 used = meter.run(command, arguments.work / "log.txt", {"OMP_NUM_THREADS": "1"})
                 span = server.span()
                 if (found := stored(out)) != size:

@@ -28,12 +28,12 @@ class RaySettings:
 
     address: str | None = None
     """A running cluster: `auto` for this machine's, HOST:PORT, or `ray://HOST:PORT`. By default the one in RAY_ADDRESS,
-    which `ray job submit` and the batch scripts set; without that Ray is started here for the job. A cluster's machines
-    need the same lavic, and the output folder under the same path."""
+    which `ray job submit` and the batch scripts set; without that a job that needs Ray starts one here. A cluster's
+    machines need the same lavic, and the output folder under the same path."""
     nodes: int = Field(default=1, ge=1)
     """Begin when the cluster has so many nodes; those of a batch job come one after the other."""
     cpus: int | None = Field(default=None, ge=1)
-    """CPUs of a Ray that is started here; by default all."""
+    """CPUs of this machine to use, by a Ray that is started here or by local workers; by default all."""
     workers: int | None = Field(default=None, ge=1)
     """Shards that are made at once; by default one per CPU. For `describe` and `embed`: ranks, each with a GPU."""
 

@@ -1,4 +1,4 @@
-"""`lavic crawl`: a catalogue's photos over HTTP into WebDataset shards, as a Ray Data job.
+"""`lavic crawl`: a catalogue's photos over HTTP into WebDataset shards, as a Ray Data job or by local processes.
 
 lavic crawl --items item2meta_train.json --out shards/train
 lavic crawl --items item2meta_train.json --out shards/train            # after a crash: goes on
@@ -27,11 +27,12 @@ from lavic.errors import Stopped, first_line
 from lavic.journal import FILE as JOURNAL
 from lavic.shards.closing import TooFewStored, close_set, close_splits, report
 from lavic.shards.cluster import ray_session
-from lavic.shards.job import make_shards
+from lavic.shards.job import make_shards, uses_ray
 from lavic.shards.outcomes import ASKED_AGAIN
 from lavic.shards.owner import owned, unwritable
 from lavic.shards.pack import Seal, read_seal
 from lavic.shards.plan import Plan, make_plan
+from lavic.shards.processes import prepare
 from lavic.shards.refer import refer
 from lavic.shards.settings import CrawlSettings
 from lavic.shards.tasks import REJECTED
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
     parts = list(chosen.each())
     with ExitStack() as stack:
-        if len(parts) > 1:
+        if len(parts) > 1 and uses_ray(chosen, 0):
             stack.enter_context(ray_session(chosen.ray))
         # A set that is not whole does not keep the others from being made.
         failed: list[TooFewStored] = []
@@ -91,6 +92,8 @@ def crawl(settings: CrawlSettings) -> Manifest:
     """
     began = time.monotonic()
     folder = place(settings.out)
+    if not uses_ray(settings, 0):
+        prepare()
     with _heeding_stops(), owned(folder) as owner:
         try:
             return _crawl(folder, settings, owner, began)

@@ -1,30 +1,25 @@
-"""The shards of a plan as one Ray Data job, a few of them a task."""
+"""The shards of a plan as one job: on Ray, or, where few photos are left, by processes of this machine."""
 
 from __future__ import annotations
 
-import gc
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
 
-from lavic.data.place import place, storage_errors
-from lavic.errors import LavicError, first_line
-from lavic.shards.broker import RayBroker
-from lavic.shards.cluster import ray_session
-from lavic.shards.owner import Superseded, check, unwritable
-from lavic.shards.pack import Seal, pack_seal, pack_shard, unpack_seal
+from lavic.errors import LavicError
+from lavic.shards.owner import unwritable
+from lavic.shards.pack import Seal, unpack_seal
 from lavic.shards.plan import Plan
-from lavic.shards.progress import Progress, Tally
+from lavic.shards.processes import on_processes
+from lavic.shards.progress import Progress
 from lavic.shards.settings import CrawlSettings
 from lavic.tracking import Tracker
 
 _JOURNAL_S = 2.0
 """Seconds between two lines of the journal."""
-_PORTION = 16
-"""Shards of a task, at most: when a worker dies, those it had made of them are made again, from what they hold."""
-
-Row = dict[str, Any]
+SMALL = 20_000
+"""Photos; to fetch no more than these takes local processes about as long as Ray takes to start."""
 
 
 def make_shards(
@@ -51,53 +46,36 @@ def make_shards(
     Raises:
         LavicError: The folder cannot be written to, or is another crawl's by now.
     """
-    with ray_session(settings.ray):
-        import pyarrow as pa
-        import ray
-        import ray.data
+    digests = plan.digests
+    rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
+    if uses_ray(settings, plan.counts.photos - sum(sum(counts.values()) for counts in settled)):
+        from lavic.shards.rayjob import on_ray
 
-        tally = _tally(ray)
-        digests = plan.digests
-        rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
-        workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
-        job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
-            _make_one,
-            fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
-            num_cpus=1,
-            concurrency=settings.ray.workers,
-        )
-        noted = 0.0
-        with Progress(plan.counts.photos, settled, running=lambda: _running(ray, tally)) as progress:
-            for row in job.iter_rows():
-                if row["error"]:
-                    raise LavicError(row["error"]) if row["taken"] else unwritable(plan.folder, row["error"])
-                seal = unpack_seal(row["seal"].encode())
-                progress.add(row["number"], seal.outcomes, began=seal.began)
-                if time.monotonic() - noted > _JOURNAL_S:
-                    noted = time.monotonic()
-                    _note(tracker, progress)
-                yield row["number"], seal
-            _note(tracker, progress)
+        start = on_ray
+    else:
+        start = on_processes
+    noted = 0.0
+    with start(rows, settings, owner) as job, Progress(plan.counts.photos, settled, running=job.running) as progress:
+        for row in job.made:
+            if row["error"]:
+                raise LavicError(row["error"]) if row["taken"] else unwritable(plan.folder, row["error"])
+            seal = unpack_seal(row["seal"].encode())
+            progress.add(row["number"], seal.outcomes, began=seal.began)
+            if time.monotonic() - noted > _JOURNAL_S:
+                noted = time.monotonic()
+                _note(tracker, progress)
+            yield row["number"], seal
+        _note(tracker, progress)
 
 
-def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
-    """What a task makes one after the other, fewer and fewer: Ray takes tenths of a second from a task to the next.
-
-    The last portions are single shards, so that no worker is left with several when the others are done.
-    """
-    at = 0
-    while at < len(rows):
-        size = max(1, min(_PORTION, (len(rows) - at) // (4 * workers)))
-        yield rows[at : at + size]
-        at += size
-
-
-def _tally(ray: Any) -> Any:
-    """The actor that workers tell how far they are; beside the driver, so that it is lost with it alone."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Tally).remote()
+def uses_ray(settings: CrawlSettings, photos: int) -> bool:
+    """Whether a crawl of so many photos runs on Ray: by its settings, else where a Ray is up or the crawl is large."""
+    if settings.executor != "auto":
+        return settings.executor == "ray"
+    if settings.ray.address or settings.ray.nodes > 1 or os.environ.get("RAY_ADDRESS"):
+        return True
+    ray = sys.modules.get("ray")
+    return photos > SMALL or bool(ray and ray.is_initialized())
 
 
 def _note(tracker: Tracker, progress: Progress) -> None:
@@ -107,40 +85,3 @@ def _note(tracker: Tracker, progress: Progress) -> None:
         photos_per_second=progress.rate,
         **{f"outcome.{kind}": count for kind, count in outcomes.items()},
     )
-
-
-def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
-    """What the workers last said; nothing while the tally is moved from a lost machine."""
-    try:
-        return ray.get(tally.get.remote(), timeout=2.0)
-    except ray.exceptions.RayError:
-        return {}
-
-
-@lru_cache(maxsize=1)
-def _freeze() -> None:
-    """Leave what Ray and its libraries have loaded out of the garbage collector's rounds: a tenth of a photo's time."""
-    gc.freeze()
-
-
-def _make_one(row: Row, settings: CrawlSettings, owner: str, office: RayBroker, tally: Any) -> dict[str, object]:
-    """Runs in a Ray worker. A folder that cannot be written to is a value, so that the driver ends with one line."""
-    _freeze()
-    folder = place(settings.out)
-    made = {"number": row["number"], "seal": "", "error": "", "taken": False}
-    try:
-        seal = pack_shard(
-            folder / row["shard"],
-            row["digest"],
-            settings.fetch,
-            settings.photo,
-            settings.retry,
-            office=office,
-            report=lambda counts: tally.put.remote(row["number"], dict(counts)),
-            publish=lambda: check(folder, owner),
-        )
-        return {**made, "seal": pack_seal(seal)}
-    except Superseded as error:
-        return {**made, "error": str(error), "taken": True}
-    except storage_errors() as error:
-        return {**made, "error": first_line(error)}

@@ -64,6 +64,11 @@ class CrawlSettings:
     """How photos are fetched."""
     photo: PhotoSettings = PhotoSettings()
     """Which photos are taken, and how they are stored."""
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """What makes the shards; they are the same either way. `local`: processes of this machine, one for each CPU or
+    --ray.workers of them, ready in tenths of a second. `ray`: a Ray that is joined or started, which takes seconds.
+    `auto`: Ray where one is named (--ray.address, RAY_ADDRESS) or more than 20,000 photos are to be fetched, else
+    local."""
     ray: RaySettings = RaySettings()
     """Where the job runs."""
     tracking: TrackingSettings = TrackingSettings()
@@ -81,6 +86,12 @@ class CrawlSettings:
         if wrong := [kind for kind in named if kind not in KINDS or kind == "ok"]:
             raise ValueError(f"{', '.join(wrong)} cannot be tried again; known: {', '.join(KINDS[1:])}")
         return named
+
+    @model_validator(mode="after")
+    def _one_executor(self) -> CrawlSettings:
+        if self.executor == "local" and (self.ray.address or self.ray.nodes > 1):
+            raise ValueError("--executor local runs without Ray; remove it, or --ray.address and --ray.nodes")
+        return self
 
     @model_validator(mode="after")
     def _parts(self) -> CrawlSettings:

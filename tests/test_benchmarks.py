@@ -32,7 +32,6 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
-@pytest.mark.ray
 @needs_nginx
 def test_the_crawl_is_measured_beside_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("requests")

@@ -1,4 +1,4 @@
-"""The crawl as users run it: real Ray, real HTTP on loopback, real kills."""
+"""The crawl as users run it: real worker processes, real HTTP on loopback, real kills."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,6 @@ QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1
 QUICK += ["--fetch.host-rate", "0"]
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with ray_session(RaySettings(cpus=2)):
-        yield
-
-
 def whole(folder: Path) -> dict[str, bytes]:
     """Every file of a set that must be the same however it was made."""
     names = [path.name for path in folder.iterdir() if path.name.endswith((".tar", ".idx"))]
@@ -42,13 +36,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*.part")]
 
 
-@pytest.mark.ray
 class TestCrawl:
-    """In one Ray, which this process keeps."""
-
-    @pytest.fixture(autouse=True)
-    def _ray(self, ray_here: None) -> None: ...
-
     def test_mlflow_shows_the_crawl(self, tmp_path: Path, catalogue: Callable[..., Path]) -> None:
         paths = [*(f"n/{n}.jpg" for n in range(20)), "status/404", "cut.jpg"]
         store = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -125,6 +113,7 @@ class TestCrawl:
         assert "blocked_address" in captured.out and "--fetch.allow-private" in captured.err
         assert not (tmp_path / "out/manifest.json").exists()
 
+    @pytest.mark.ray
     def test_other_loaders_read_the_shards(
         self, tmp_path: Path, catalogue: Callable[..., Path], photos: dict[str, bytes]
     ) -> None:
@@ -164,7 +153,8 @@ class TestCrawl:
         import ray
 
         names = [str(out / shard.name) for shard in ShardDataset(out).manifest.shards]
-        read = sorted(ray.data.read_webdataset(names, decoder=None).take_all(), key=lambda row: row["__key__"])
+        with ray_session(RaySettings(cpus=2)):
+            read = sorted(ray.data.read_webdataset(names, decoder=None).take_all(), key=lambda row: row["__key__"])
         assert [row["__key__"] for row in read] == keys and [row["jpg"] for row in read] == [s.jpg for s in expected]
 
 
@@ -207,7 +197,6 @@ class TestRefusals:
         assert "cannot be written to" in capsys.readouterr().err
 
 
-@pytest.mark.ray
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
     tmp_path: Path, catalogue: Callable[..., Path], server: Any
 ) -> None:
@@ -216,7 +205,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
 
     def command(out: Path) -> list[str]:
         words = ["crawl", "--items", str(items), "--out", str(out), "--photos-per-shard", str(per_shard)]
-        return [sys.executable, "-m", "lavic", *words, "--fetch.concurrency", "8", "--ray.cpus", "2", *QUICK]
+        return [sys.executable, "-m", "lavic", *words, "--fetch.concurrency", "8", *QUICK]
 
     def seals() -> int:
         return len(list(out.glob("*.seal.json")))

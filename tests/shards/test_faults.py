@@ -69,7 +69,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.ray
 def test_every_fault_ends_under_its_name_and_disturbs_nothing_else(
     tmp_path: Path,
     catalogue: Callable[..., Path],
@@ -99,7 +98,7 @@ def test_every_fault_ends_under_its_name_and_disturbs_nothing_else(
     paths = [path for n, one in enumerate(good) for path in (one, *faults[n : n + 1])]
     stand_in = hashlib.sha256(photos["stand-in.jpg"]).hexdigest()
     out = tmp_path / "out"
-    words = ["--items", str(catalogue(*paths)), "--out", str(out), "--photos-per-shard", "70", "--ray.cpus", "2"]
+    words = ["--items", str(catalogue(*paths)), "--out", str(out), "--photos-per-shard", "70"]
     fetch = ["--fetch.allow-private", "--fetch.deadline", "2", "--fetch.retries", "2", "--fetch.backoff", "0.05"]
     fetch += ["--fetch.max-bytes", "1000000", "--fetch.host-rate", "0"]
     assert main(["crawl", *words, *fetch, "--photo.placeholders", stand_in]) == 0

@@ -111,7 +111,7 @@ def test_a_worker_killed_at_any_moment(tmp_path: Path, catalogue: Callable[..., 
 
 def command(items: Path, out: Path) -> list[str]:
     words = ["crawl", "--items", str(items), "--out", str(out), "--photos-per-shard", str(PER_SHARD)]
-    return [*words, "--fetch.concurrency", "4", *QUICK]
+    return [*words, "--fetch.concurrency", "4", "--executor", "ray", *QUICK]
 
 
 def below(pid: int) -> Iterator[tuple[int, str]]:

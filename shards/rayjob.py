@@ -1,0 +1,72 @@
+"""Shards as a Ray Data job, a few of them a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lavic.shards.broker import RayBroker
+from lavic.shards.cluster import ray_session
+from lavic.shards.progress import Tally
+from lavic.shards.settings import CrawlSettings
+from lavic.shards.worker import Job, Row, make_shard
+
+_PORTION = 16
+"""Shards of a task, at most: when a worker dies, those it had made of them are made again, from what they hold."""
+
+
+@contextmanager
+def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[Job]:
+    """Have shards made by a Ray that is joined or started for it; see `make_shard`.
+
+    Raises:
+        LaunchError: Ray cannot be reached or started.
+    """
+    with ray_session(settings.ray):
+        import pyarrow as pa
+        import ray
+        import ray.data
+
+        tally = _tally(ray)
+        workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
+        job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
+            _make_one,
+            fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
+            num_cpus=1,
+            concurrency=settings.ray.workers,
+        )
+        yield Job(made=job.iter_rows(), running=lambda: _running(ray, tally))
+
+
+def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
+    """What a task makes one after the other, fewer and fewer: Ray takes tenths of a second from a task to the next.
+
+    The last portions are single shards, so that no worker is left with several when the others are done.
+    """
+    at = 0
+    while at < len(rows):
+        size = max(1, min(_PORTION, (len(rows) - at) // (4 * workers)))
+        yield rows[at : at + size]
+        at += size
+
+
+def _tally(ray: Any) -> Any:
+    """The actor that workers tell how far they are; beside the driver, so that it is lost with it alone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Tally).remote()
+
+
+def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
+    """What the workers last said; nothing while the tally is moved from a lost machine."""
+    try:
+        return ray.get(tally.get.remote(), timeout=2.0)
+    except ray.exceptions.RayError:
+        return {}
+
+
+def _make_one(row: Row, settings: CrawlSettings, owner: str, office: RayBroker, tally: Any) -> Row:
+    """Runs in a Ray worker."""
+    return make_shard(row, settings, owner, office, report=lambda counts: tally.put.remote(row["number"], dict(counts)))
