@@ -20,6 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -182,6 +183,7 @@ class _Worker:
     async def _answer(self, number: int, method: str, args: tuple[Any, ...]) -> None:
         if method in ("sync", "rung"):
             self.caller = args[0]
+        reply: tuple[int, Any, str | None]
         try:
             reply = (number, await getattr(self._broker, method)(*args), None)
         except Exception as error:
@@ -248,13 +250,15 @@ def _work(pipe: Connection, settings: CrawlSettings, owner: str, place: tuple[Ma
             return
         if not isinstance(row, dict):
             continue  # The answer to a call that the last shard gave up.
-        number = row["number"]
+        report = partial(_report, pipe, row["number"])
         try:
-            made = make_shard(
-                row, settings, owner, office, report=lambda counts, n=number: pipe.send(("report", n, dict(counts)))
-            )
+            made = make_shard(row, settings, owner, office, report)
             pipe.send(("made", made))
         except BrokenPipeError:
             return
         except Exception:
             pipe.send(("failed", traceback.format_exc()))
+
+
+def _report(pipe: Connection, number: int, counts: Mapping[str, int]) -> None:
+    pipe.send(("report", number, dict(counts)))
