@@ -29,6 +29,7 @@ CORE = [
 ]
 CRAWL = [
     "aiohttp>=3.10,<4",
+    "idna>=3.4,<4",
     "protego>=0.4,<1",
     "pyarrow>=17,<26",
     "ray[data]>=2.52,<3",

@@ -13,10 +13,22 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_METADATA = frozenset(
-    ipaddress.ip_address(text) for text in ("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254")
+_WRAPPING = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
+"""Other networks whose last 32 bits are an IPv4 address: compatible, translated, local NAT64."""
+_METADATA = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure
+            "100.100.100.200/32",  # Alibaba
+            "192.0.0.192/32",  # Oracle
+            "fd00:c1::/32",  # Oracle
+            "fd00:ec2::/32",  # Amazon
+            "fd20:ce::/32",  # Google
+        ),
+    )
 )
-"""Where clouds (Azure, Alibaba, Oracle, Amazon) tell a machine its secrets; the others do at link-local addresses."""
+"""Where clouds tell a machine its secrets; the others do at link-local addresses."""
 
 
 class BlockedAddress(Exception):
@@ -51,18 +63,21 @@ class CheckedResolver(AbstractResolver):
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:
-    """Refuse what a name's look-up will not see: other schemes, and addresses written as numbers.
+    """Refuse an address written as a number, which no look-up of a name will see.
+
+    Args:
+        url: As `lavic.shards.link.read_link` returns it, numbers in their usual form.
+        allow_private: Let addresses of this machine and of private networks pass.
 
     Raises:
         BlockedAddress: It is not to be asked.
     """
-    if url.scheme not in ("http", "https") or not url.raw_host:
-        raise BlockedAddress(f"not an http or https address: {url}")
+    host = url.raw_host or ""
     try:
-        address = ipaddress.ip_address(url.raw_host.partition("%")[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return
-    _check(address, url.raw_host, allow_private)
+    _check(address, host, allow_private)
 
 
 def is_public(address: Address) -> bool:
@@ -73,20 +88,25 @@ def is_public(address: Address) -> bool:
     address = _bare(address)
     if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
         return False
-    return address.is_global and not address.is_multicast and address not in _METADATA
+    return address.is_global and not address.is_multicast and not _is_metadata(address)
 
 
 def is_secret(address: Address) -> bool:
     """Whether an address is a cloud's metadata service, or of the link itself, where most of them are."""
-    address = _bare(address)
-    return address.is_link_local or address in _METADATA
+    return any(one.is_link_local or _is_metadata(one) for one in (address, _bare(address), *_wrapped(address)))
+
+
+def _is_metadata(address: Address) -> bool:
+    return any(address.version == network.version and address in network for network in _METADATA)
 
 
 def _check(address: Address, host: str, allow_private: bool) -> None:
     if is_secret(address):
         raise BlockedAddress(f"{host} is {address}, where clouds keep their metadata; never asked")
     if not allow_private and not is_public(address):
-        raise BlockedAddress(f"{host} is {address}, inside a private network; your own server needs allow_private")
+        raise BlockedAddress(
+            f"{host} is {address}, inside a private network; --fetch.allow-private lets your own servers through"
+        )
 
 
 def _bare(address: Address) -> Address:
@@ -96,3 +116,14 @@ def _bare(address: Address) -> Address:
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
+
+
+def _wrapped(address: Address) -> list[ipaddress.IPv4Address]:
+    """IPv4 addresses inside an IPv6 address of the less usual kinds."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    teredo = address.teredo
+    last = (
+        [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if any(address in network for network in _WRAPPING) else []
+    )
+    return [*last, *(teredo or ())]

@@ -25,13 +25,14 @@ class TooFewStored(LavicError):
     """Too small a share of the photos was stored for the set to count as whole."""
 
 
-def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0) -> Manifest:
+def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, allow_private: bool = False) -> Manifest:
     """Write the manifest: the set is whole.
 
     Args:
         plan: Of the set.
         seals: Of all its shards.
         min_success: Share of the photos that must be stored, see `lavic.shards.outcomes.success`.
+        allow_private: `--fetch.allow-private` was given.
 
     Raises:
         TooFewStored: Fewer were, or not a single one. The shards are kept, and there is no manifest.
@@ -53,7 +54,7 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0) -> Ma
     if not manifest.samples or success(outcomes) < min_success:
         (plan.folder / NAME).unlink(missing_ok=True)
         print(table(outcomes))
-        raise TooFewStored(_too_few(manifest, min_success))
+        raise TooFewStored(_too_few(manifest, min_success, allow_private))
     files = sizes(plan.folder)
     for name in manifest.empty:
         if files.get(name) != len(EMPTY_TAR):
@@ -81,7 +82,15 @@ def close_splits(folder: Path, names: Iterable[str]) -> None:
         write_whole(path, card(sets[0].set, sets, folder))
 
 
-def report(manifest: Manifest, seals: Sequence[Seal], made: Sequence[Seal], asked: int, seconds: float) -> None:
+def report(
+    manifest: Manifest,
+    seals: Sequence[Seal],
+    made: Sequence[Seal],
+    asked: int,
+    seconds: float,
+    *,
+    allow_private: bool = False,
+) -> None:
     """Say what the set holds, and how fast this run was.
 
     Args:
@@ -90,6 +99,7 @@ def report(manifest: Manifest, seals: Sequence[Seal], made: Sequence[Seal], aske
         made: Seals of the shards that this run made.
         asked: Photos of these that this run asked for; the others were settled before.
         seconds: That it took.
+        allow_private: `--fetch.allow-private` was given.
     """
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
@@ -100,19 +110,20 @@ def report(manifest: Manifest, seals: Sequence[Seal], made: Sequence[Seal], aske
         print(f"this run: {asked:,} photos in {seconds:.1f} s with start-up; {steady:,.0f} photos/s from first to last")
     if left := _not_asked(manifest, seals):
         print(left)
-    if hint := advice(manifest.outcomes):
+    if hint := advice(manifest.outcomes, allow_private=allow_private):
         print(hint)
 
 
-def _too_few(manifest: Manifest, min_success: float) -> str:
+def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str:
     if not manifest.samples:
-        return f"not one photo was stored: {advice(manifest.outcomes)}"
+        return f"not one photo was stored: {advice(manifest.outcomes, allow_private=allow_private)}"
     stored = manifest.outcomes["ok"]
     wanted = sum(manifest.outcomes.values()) - sum(manifest.outcomes.get(kind, 0) for kind in NOT_TO_BE_HAD)
+    hint = advice(manifest.outcomes, 1.0, allow_private=allow_private)
     return (
         f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
         f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:.0%}: the shards are kept, and the "
-        f"set is not whole. {advice(manifest.outcomes, 1.0)}. Or take the set as it is with --min-success "
+        f"set is not whole. {hint}. Or take the set as it is with --min-success "
         f"{int(stored / wanted * 100) / 100:g}"
     )
 

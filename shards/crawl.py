@@ -124,10 +124,11 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
         if todo:
             log.info("looking for photos with the same bytes")
         whole = refer(plan, whole)
-    manifest = close_set(plan, whole, settings.min_success)
+    private = settings.fetch.allow_private
+    manifest = close_set(plan, whole, settings.min_success, allow_private=private)
     made = [whole[number] for number in todo]
     asked = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
-    report(manifest, whole, made, asked, time.monotonic() - began)
+    report(manifest, whole, made, asked, time.monotonic() - began, allow_private=private)
     return manifest
 
 

@@ -15,8 +15,8 @@ import aiohttp
 from yarl import URL
 
 from lavic.errors import first_line
-from lavic.shards.address import BlockedAddress
 from lavic.shards.coding import BrokenBody, Undecodable, codings, decode
+from lavic.shards.link import BadUrl, read_link
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import opt_out
 
@@ -89,7 +89,7 @@ async def exchange(
     except aiohttp.ClientPayloadError as error:
         return Answer("truncated", reason=f"the answer breaks off: {_said(error)}")
     except aiohttp.InvalidURL as error:
-        raise BlockedAddress(f"not an address: {error}") from None
+        return Answer("bad_url", reason=_said(error))
     except aiohttp.ClientResponseError as error:
         return Answer("http_error", reason=f"not HTTP: {_said(error)}")
     except (aiohttp.ClientError, OSError) as error:
@@ -111,9 +111,9 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
         await _drain(response)
         if status in _REDIRECTS and (target := headers.get("Location")):
             try:
-                return Answer("http_error", http=status, target=url.join(URL(target)))
-            except ValueError as error:
-                raise BlockedAddress(f"redirected to what is no address: {error}") from None
+                return Answer("http_error", http=status, target=read_link(target, url))
+            except BadUrl as error:
+                return Answer("bad_url", reason=f"redirected: {error}", http=status)
         return Answer(_kind_of(status), reason=f"HTTP {status}", http=status, retry_after=_retry_after(headers))
     if bounds.opt_outs and (out := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
         return Answer("opted_out", reason=out, http=status)

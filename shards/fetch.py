@@ -23,6 +23,7 @@ from lavic.shards.exchange import Answer, Bounds, exchange, may_pass
 from lavic.shards.host import FREE, Limits
 from lavic.shards.lane import HostClosed, Lanes, Office, Verdict
 from lavic.shards.lenient import LenientConnector
+from lavic.shards.link import BadUrl, read_link
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import Robots, Rules
 
@@ -168,25 +169,25 @@ class Fetcher:
         photo = bounds is self._photos
         redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
         try:
-            url = URL(address)
+            url = read_link(address)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
-                if site.rules and (refusal := _refusal(site.rules, str(url) if hop else address)):
+                if site.rules and (refusal := _refusal(site.rules, str(url))):
                     return refusal
                 answer, seconds = await self._ask(url, site.host, bounds, left if hop else None)
                 if answer.target is None:
                     return answer
                 left = max(0.001, left - seconds)
                 if url.scheme == "https" and answer.target.scheme == "http":
-                    raise BlockedAddress(f"redirected from https to http: {answer.target}")
+                    raise BlockedAddress(f"redirected from https to http, to {answer.target.raw_host}")
                 url = answer.target
             return Answer("http_error", reason=f"more than {redirects} redirects", http=answer.http)
         except HostClosed as closed:
             return Answer(closed.kind, reason=f"the host is left alone: {closed.reason}", attempts=0, final=True)
         except BlockedAddress as error:
             return Answer("blocked_address", reason=str(error))
-        except ValueError as error:
-            return Answer("blocked_address", reason=f"not an address: {error}")
+        except BadUrl as error:
+            return Answer("bad_url", reason=str(error), attempts=0)
 
     async def _ask(self, url: URL, host: str, bounds: Bounds, left: float | None) -> tuple[Answer, float]:
         """One request, with the host's leave, and its seconds; `left`: what remains of the deadline, None for all."""

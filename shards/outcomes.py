@@ -26,6 +26,7 @@ Kind = Literal[
     "bomb",
     "unsupported",
     "opted_out",
+    "bad_url",
     "blocked_address",
     "dns",
     "connect",
@@ -49,7 +50,8 @@ MEANING: dict[Kind, str] = {
     "bomb": "more pixels than --photo.max-pixels, or frames than --photo.max-frames",
     "unsupported": "a kind of image that is not read here",
     "opted_out": "robots.txt or a header of the answer forbids it",
-    "blocked_address": "not http(s), or an address inside a private network",
+    "bad_url": "the link, or where it redirects to, is no http(s) address",
+    "blocked_address": "a private network, a cloud's metadata, or a redirect from https to http",
     "dns": "the host's name is not known",
     "connect": "no connection to the host, or it broke off",
     "tls": "the host's certificate or encryption does not hold",
@@ -72,8 +74,9 @@ _REMEDY: dict[Kind, str] = {
     "bomb": "a new --out with a higher --photo.max-pixels or --photo.max-frames, if such photos are wanted",
     "unsupported": "photos in formats such as HEIC, AVIF or SVG; no remedy here",
     "opted_out": "the photos' owner does not want crawlers; the ledger says how that was said",
-    "blocked_address": "photos on this machine or in your own network need --fetch.allow-private; then "
-    "--retry blocked_address",
+    "bad_url": "the ledger says what is wrong with each link; correct the catalogue and crawl it into a new --out",
+    "blocked_address": "if they are on this machine or in your own network: --fetch.allow-private with "
+    "--retry blocked_address. Clouds' metadata and redirects from https to http are always refused",
     "dns": "check the network of the machine that runs this, then --retry dns",
     "connect": "check that the server is up and its address right, then --retry connect",
     "tls": "check this machine's clock and certificates, then --retry tls",
@@ -86,6 +89,11 @@ NOT_TO_BE_HAD: frozenset[Kind] = frozenset({"gone", "opted_out", "placeholder"})
 
 ASKED_AGAIN: frozenset[str] = frozenset({"unasked"})
 """Photos that any later run asks for, without --retry: no server has been asked for them yet."""
+
+_STILL_BLOCKED = (
+    "clouds' metadata, link-local addresses and redirects from https to http are refused in spite of "
+    "--fetch.allow-private; the ledger has the reason of each; correct the catalogue's links"
+)
 
 _NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})
 
@@ -168,8 +176,14 @@ def table(outcomes: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def advice(outcomes: Mapping[str, int], enough: float = 0.9) -> str:
-    """What to change when fewer than a share of the photos were stored; empty when all is well."""
+def advice(outcomes: Mapping[str, int], enough: float = 0.9, *, allow_private: bool = False) -> str:
+    """What to change when fewer than a share of the photos were stored; empty when all is well.
+
+    Args:
+        outcomes: Number of photos by kind.
+        enough: Share of stored photos from which on nothing is said.
+        allow_private: `--fetch.allow-private` was given.
+    """
     total, failed = sum(outcomes.values()), {kind: n for kind, n in outcomes.items() if kind != "ok" and n}
     if not failed or (total - sum(failed.values())) / total >= enough:
         return ""
@@ -182,4 +196,5 @@ def advice(outcomes: Mapping[str, int], enough: float = 0.9) -> str:
             f"{network:,} of {total:,} ended without an answer ({kinds}): likely this machine's own network; check it, "
             f"then --retry {kinds}"
         )
-    return f"{failed[worst]:,} of {total:,} ended as {worst}: {_REMEDY[worst]}"  # type: ignore[index]
+    remedy = _STILL_BLOCKED if worst == "blocked_address" and allow_private else _REMEDY[worst]  # type: ignore[index]
+    return f"{failed[worst]:,} of {total:,} ended as {worst}: {remedy}"

@@ -60,9 +60,9 @@ FAULTS = {
     "tagged/noimageindex,+nofollow": "opted_out",
     "private/1.jpg": "opted_out",
     "to-secrets": "blocked_address",
-    "to-file": "blocked_address",
+    "to-file": "bad_url",
     "loop": "http_error",
-    "long": "http_error",
+    "long": "truncated",
     "status/500": "http_error",
     "hang-up": "connect",
     "stand-in.jpg": "placeholder",
@@ -91,7 +91,7 @@ def test_every_fault_ends_under_its_name_and_disturbs_nothing_else(
         f"{foreign.url}/plain.jpg": "tls",
         "http://no-such-host.invalid/1.jpg": "dns",
         "http://127.0.0.1:9/1.jpg": "connect",
-        "ftp://127.0.0.1/1.jpg": "blocked_address",
+        "ftp://127.0.0.1/1.jpg": "bad_url",
     }
     good = [f"n/{n}.jpg" for n in range(200)]
     faults = [*FAULTS, *elsewhere]

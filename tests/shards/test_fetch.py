@@ -46,7 +46,7 @@ def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Answer]:
         ("big.jpg", "too_big", 200, 1),
         ("endless", "too_big", 200, 1),
         ("loop", "http_error", 302, 6),
-        ("to-file", "blocked_address", 0, 1),
+        ("to-file", "bad_url", 302, 1),
         ("to-secrets", "blocked_address", 0, 1),
         ("drip", "too_slow", 200, 3),
     ],
@@ -114,18 +114,65 @@ def test_the_crawler_says_who_it_is(server: Any) -> None:
         "http://169.254.169.254/latest/meta-data",
         "http://10.1.2.3/x.jpg",
         "http://192.168.0.1/x.jpg",
-        "file:///etc/passwd",
-        "ftp://example.org/x.jpg",
-        "no address",
-        "",
-        "http://",
-        "http://x:99999999/",
+        "http://127.1:{port}/plain.jpg",
+        "http://0177.0.0.1:{port}/plain.jpg",
+        "http://0x7f000001:{port}/plain.jpg",
+        "http://0x7f.1:{port}/plain.jpg",
+        "http://0:{port}/plain.jpg",
+        "http://127.0.0.1.:{port}/plain.jpg",
+        "http://2130706433.:{port}/plain.jpg",
+        "http://\uff11\uff12\uff17.0.0.1:{port}/plain.jpg",
+        "http://127\u30020\u30020\u30021:{port}/plain.jpg",
+        "http://%31%32%37.0.0.1:{port}/plain.jpg",
+        "http://[::ffff:7f00:1]:{port}/plain.jpg",
+        "http://[::1%25lo]:{port}/plain.jpg",
+        "http://[0:0:0:0:0:0:0:1]:{port}/plain.jpg",
+        "//127.0.0.1:{port}/plain.jpg",
+        "http:/\\127.0.0.1:{port}/plain.jpg",
+        "http://example.org@127.0.0.1:{port}/plain.jpg",
+        "http://LOCALHOST.:{port}/plain.jpg",
     ],
 )
-def test_private_and_odd_addresses_are_refused(server: Any, link: str) -> None:
+def test_private_addresses_are_refused_however_they_are_written(server: Any, link: str) -> None:
     (answer,) = fetch(link.format(port=server.url.rpartition(":")[2]), settings=FetchSettings(retries=0))
     assert answer.kind == "blocked_address", answer
-    assert not server.requests
+    assert not server.requests and not server.connections
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "169.254.169.254."),
+        *("[::ffff:169.254.169.254]", "[::169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[fe80::1%25eth0]"),
+        *("100.100.100.200", "[fd00:ec2::254]", "\uff11\uff16\uff19.254.169.254"),
+    ],
+)
+def test_metadata_is_refused_with_allow_private_too(host: str) -> None:
+    (answer,) = fetch(f"http://{host}/latest/meta-data")
+    assert answer.kind == "blocked_address" and "metadata" in answer.reason and answer.attempts == 1
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.0.0.1", "\uff11\uff12\uff17.0.0.1", "127.0.0.1."])
+def test_what_was_checked_is_what_is_connected_to(server: Any, host: str) -> None:
+    port = server.url.rpartition(":")[2]
+    (answer,) = fetch(f"http://{host}:{port}/plain.jpg")
+    assert answer.kind == "ok" and server.requests == {"/plain.jpg": 1}
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("file:///etc/passwd", "ftp://example.org/x.jpg", "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "tel:123"),
+        *("no address", "", " ", "http://", "https:///", "x.jpg", "images/x.jpg", "/images/x.jpg"),
+        *("http://x:99999999/", "http://x:0/", "http://x:port/", "http://[::1/x.jpg", "http://::1/x.jpg"),
+        *("http://1.2.3.4.5/x.jpg", "http://256.1.1.1/x.jpg", "http://08.8.8.8/x.jpg", "http://4294967296/x.jpg"),
+        *("http://exa mple.org/x.jpg", "http://a..b/x.jpg", f"http://{'a' * 64}.org/x.jpg", "http://a%00b/x.jpg"),
+        "http://example.org/" + "a" * 100_000,
+    ],
+)
+def test_a_malformed_link_is_a_bad_url(link: str) -> None:
+    (answer,) = fetch(link)
+    assert answer.kind == "bad_url" and answer.attempts == 0 and "link" in answer.reason and len(answer.reason) < 150
 
 
 def test_every_redirect_is_checked(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
