@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from lavic.storage.json_text import BadJson, parse_json
+
 ImageSize = Literal["hi_res", "large", "thumb"]
 """The sizes in which the sources link a photo, largest first."""
 
@@ -20,7 +22,21 @@ SIZES: tuple[ImageSize, ...] = ("hi_res", "large", "thumb")
 
 _SUBMISSION_OR_COMMENT = re.compile(r"<(submission|comment)>(.*?)</\1>", re.DOTALL)
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
-_AMAZON_PHOTO = re.compile(r"/images/[A-Z]/(?P<id>[^/.]+)(\.[^/]*)?\.\w+")
+_AMAZON_PHOTO = re.compile(
+    r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
+)
+"""A served image: its id, then how the server is to change it, as `._AC_SX300_`. `W/...` names a way of delivery."""
+_ONLY_SIZE = re.compile(
+    r"(?:S[XYLS]|U[XYLS])\d+"  # width, height, longest side, side of a square
+    r"|SC(?:L|M|T)ZZZZZZZ|SCTHUMBZZZ|SCSWATCHZZ"  # the older names of five sizes
+    r"|QL\d+|FM(?:jpg|png|webp)|AC|\.?"  # JPEG quality, file format, a prefix of the web shop's sizes
+)
+"""The changes that leave the picture as it is. A square (`_SS`, `_US`) adds white margins where it needs them and crops
+nothing, see https://hail2u.net/blog/internet/zoom-resize-crop-amazon-image.html; `_SC...` are the sizes of the Product
+Advertising API. Others crop the image, lay another over it or add a badge (`_CR`, `_CLa`, `_PE20`); one that is not
+known here counts as such."""
+_NO_LINK = frozenset({"", "none", "nan", "null", "nil", "na", "n/a", "<na>", "undefined", "-"})
+"""What exports write where there is no link."""
 _PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
 
 
@@ -52,6 +68,8 @@ class Item:
     """The catalogue's free-form attributes as one JSON object."""
     descriptions: dict[str, str] = field(default_factory=dict)
     """Text about single photos, by photo name `<id>_<n>.jpg`."""
+    unlinked: int = 0
+    """Entries of the item's list of images that have no link."""
 
     @property
     def photos(self) -> Iterator[Photo]:
@@ -102,7 +120,8 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         return _item_from_photo_row(meta)
     if not (id := _text(id or meta.get("parent_asin") or meta.get("asin"))):
         raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}")
-    images = [(n, url) for n, links in enumerate(_image_list(meta.get("images"))) if (url := _link(links, sizes))]
+    listed = _image_list(meta.get("images"))
+    images = [(n, url) for n, links in enumerate(listed) if (url := _link(links, sizes))]
     descriptions = meta.get("image_descriptions_llava_cleaned") or {}
     if not isinstance(descriptions, Mapping):
         raise ValueError("`image_descriptions_llava_cleaned` is not an object of photo name to text")
@@ -116,23 +135,41 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         description=_texts(meta.get("description")),
         details=_details(meta.get("details")),
         descriptions={str(name): _text(text) for name, text in descriptions.items() if text},
+        unlinked=len(listed) - len(images),
     )
 
 
 def picture_of(url: str) -> str:
     """What a link shows, whatever the size: equal for links to one picture.
 
-    Amazon serves an image under one id in any size, https://m.media-amazon.com/images/I/<id>._<size>_.<ext>. Any other
-    link is its own picture; letter case of the host and a fragment do not matter.
+    Amazon serves an image under one id in any size, https://m.media-amazon.com/images/I/<id>._<changes>_.<ext>; links
+    whose changes are known to be of size, quality or format alone show one picture. Any other link is its own picture;
+    letter case of the host and a fragment do not matter.
     """
+    if image := _amazon_image(url):
+        changes = image["changes"] or ""
+        same = all(map(_ONLY_SIZE.fullmatch, changes.split("_")))
+        return f"amazon:{image['kind']}/{image['id']}" + ("" if same else f"._{changes}_")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, parts.query, ""))
+
+
+def amazon_image_id(url: str) -> str | None:
+    """The id of an image that Amazon serves, as `01RmK+J4pJL`, whatever is done to it; None for any other link."""
+    image = _amazon_image(url)
+    return image["id"] if image else None
+
+
+def _amazon_image(url: str) -> re.Match[str] | None:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
     except ValueError:
-        return url
-    if _AMAZON.fullmatch(host) and (found := _AMAZON_PHOTO.fullmatch(parts.path)):
-        return f"amazon:{unquote(found['id'])}"
-    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, parts.query, ""))
+        return None
+    return _AMAZON_PHOTO.fullmatch(unquote(parts.path)) if _AMAZON.fullmatch(host) else None
 
 
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str) -> Conversation:
@@ -173,7 +210,7 @@ def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
     name = _text(meta["image_name"])
     if not (match := _PHOTO_NAME.fullmatch(name)):
         raise ValueError(f"`image_name` is {name!r}, not <item id>_<number>.jpg")
-    id, n, url = match["item"], int(match["n"]), _text(meta.get("image"))
+    id, n, url = match["item"], int(match["n"]), _url(meta.get("image"))
     text = _text(meta.get("image_description_llava_cleaned"))
     return Item(
         id=id,
@@ -181,6 +218,7 @@ def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
         images=(url,) if url else (),
         numbers=(n,) if url else (),
         descriptions={f"{id}_{n}.jpg": text} if text else {},
+        unlinked=0 if url else 1,
     )
 
 
@@ -190,7 +228,7 @@ def _image_list(images: Any) -> list[Mapping[str, Any]]:
         columns = {size: images[size] for size in SIZES if isinstance(images.get(size), (list, tuple))}
         rows = max((len(column) for column in columns.values()), default=0)
         return [{size: column[n] for size, column in columns.items() if n < len(column)} for n in range(rows)]
-    if images is None:
+    if _is_missing(images):
         return []
     if not isinstance(images, (list, tuple)):
         raise ValueError(f"`images` is {type(images).__name__}, not a list of objects or an object of lists")
@@ -200,29 +238,40 @@ def _image_list(images: Any) -> list[Mapping[str, Any]]:
 def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
     if not isinstance(links, Mapping):
         return ""
-    return next((url for size in sizes if (url := _text(links.get(size)))), "")
+    return next((url for size in sizes if (url := _url(links.get(size)))), "")
+
+
+def _url(value: Any) -> str:
+    """A link, or empty for what stands for none."""
+    text = _text(value)
+    return "" if text.lower() in _NO_LINK else text
+
+
+def _is_missing(value: Any) -> bool:
+    # Tables hold NaN where a cell is empty.
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _details(details: Any) -> str:
     """The details as one canonical JSON object, whether the source holds an object or its text."""
     if isinstance(details, str):
         try:
-            details = json.loads(details or "{}")
-        except json.JSONDecodeError:
+            details = parse_json(details) if details.strip() else {}
+        except BadJson:
             details = {"text": details}
     if not isinstance(details, Mapping):
-        details = {} if details is None else {"value": details}
+        details = {} if _is_missing(details) else {"value": details}
     return _text(json.dumps(details, ensure_ascii=False, sort_keys=True))
 
 
 def _text(value: Any) -> str:
-    text = "" if value is None else str(value).strip()
+    text = "" if _is_missing(value) else str(value).strip()
     # JSON may hold half of a surrogate pair, which no file of ours could.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    if value is None:
+    if _is_missing(value):
         return ()
     if isinstance(value, str):
         return (value.strip(),) if value.strip() else ()
