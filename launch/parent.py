@@ -14,15 +14,15 @@ from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import Situation
 from lavic.launch.steps import Layout
 from lavic.launch.words import typed
-from lavic.sent import read_state
+from lavic.sent import read_sent
 from lavic.tracking import Tracker, sync
 
 log = logging.getLogger(__name__)
 
 
 def address(chosen: PipelineSettings) -> str:
-    """MLflow's address, for the pipeline and all its stages."""
-    return chosen.tracking.address(Layout(chosen.out).runs)
+    """MLflow's address, for the pipeline and all its stages, as it may stand on a job's command line."""
+    return chosen.tracking.reference(Layout(chosen.out).runs)
 
 
 def open_parent(chosen: PipelineSettings) -> str:
@@ -33,11 +33,12 @@ def open_parent(chosen: PipelineSettings) -> str:
     if not chosen.tracking.mlflow:
         return ""
     out = Layout(chosen.out).out
-    tracker = Tracker.open(out, replace(chosen.tracking, mlflow=False))  # sent here, not by a process beside this one
+    here = replace(chosen.tracking, mlflow=False, uri=address(chosen))  # sent here, not by a process beside this one
+    tracker = Tracker.open(out, here)
     tracker.start(out.name, flatten(chosen), {"lavic.pipeline": str(out)}, attended=False)
     tracker.leave()
     _send(chosen)
-    sent = read_state(out).get(address(chosen))
+    sent = read_sent(out, chosen.tracking.address(Layout(chosen.out).runs))
     return sent.run_id if sent else ""
 
 

@@ -11,11 +11,14 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import NoReturn
 
 from lavic import __version__
 from lavic.errors import LavicError, Stopped
+from lavic.secrets import redact
 from lavic.world import step_tasks
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """`lavic` as a program: ends the process with the exit code of `main`."""
+    sys.excepthook = _show_traceback
     code = main()
     if _launched() != "1":
         leave(code)
@@ -161,7 +165,12 @@ def _complain(command: str, message: str) -> None:
     if rank:
         # When rank 0 fails too, the launcher ends this process during the wait and the line is said once.
         time.sleep(_PATIENCE_S)
-    print(f"lavic {command}: error: {message}{f' [rank {rank}]' if rank else ''}", file=sys.stderr, flush=True)
+    line = f"lavic {command}: error: {redact(message)}{f' [rank {rank}]' if rank else ''}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, at))), end="", file=sys.stderr, flush=True)
 
 
 def _launched() -> str:
@@ -178,13 +187,14 @@ class _Stderr(logging.Handler):
     """Writes to what stderr is when something is said: whoever calls `main` may have exchanged it since."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(redact(self.format(record)), file=sys.stderr, flush=True)
 
 
 def _set_up_logging() -> None:
     """Our own messages as plain lines on stderr, from rank 0; warnings of others. LAVIC_LOG=debug says more."""
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.lastResort = _Stderr(logging.WARNING)  # what libraries say
     log = logging.getLogger("lavic")
     log.handlers = [handler]
     log.propagate = False

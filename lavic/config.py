@@ -23,15 +23,19 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from lavic.errors import ConfigError
-from lavic.schema import MISSING, POSITIONAL, Keys, Schema, at, settings
+from lavic.schema import MISSING, POSITIONAL, REFERENCE, Keys, Schema, at, settings
+from lavic.secrets import holds_secret, redact_all
 from lavic.yamlfile import YamlFile, find_config, to_yaml
 
-__all__ = ["Positional", "dump", "flatten", "load", "parse", "settings"]
+__all__ = ["Positional", "Reference", "dump", "flatten", "load", "parse", "settings"]
 
 T = TypeVar("T")
 
 Positional = POSITIONAL
 """Marks a field that is given without its flag: `folder: Annotated[Path, Positional]`."""
+
+Reference = REFERENCE
+"""Marks a text field that may be `env:NAME` or `@FILE`, for what holds a password; `lavic.secrets.reveal` reads it."""
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, *, command: str, description: str = "") -> T:
@@ -60,6 +64,7 @@ def parse(cls: type[T], argv: Sequence[str] | None, *, command: str, description
         layers.add_yaml(find_config(name))
     for keys, value in flags.read(schema, words):
         layers.add(keys, value, flags.name_of(keys, schema.leaves[keys]))
+    layers.refuse_secrets()
     if show:
         layers.check(cls, partly=True)
         print(layers.show(), end="")
@@ -75,15 +80,18 @@ def load(cls: type[T], path: str | Path) -> T:
 
 
 def dump(chosen: Any, *, command: str = "") -> str:
-    """The yaml text of an instance, every key in it; `load` gives an equal one. `command` becomes the first line."""
-    text = to_yaml(TypeAdapter(type(chosen)).dump_python(chosen, mode="json"))
+    """The yaml text of an instance, every key in it; `load` gives an equal one. `command` becomes the first line.
+
+    Secrets are left out: a setting that needs one is `env:NAME` or `@FILE`, and is read from there again.
+    """
+    text = to_yaml(redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json")))
     return f"# lavic {command}\n{text}" if command else text
 
 
 def flatten(chosen: Any) -> dict[str, Any]:
-    """An instance as one level of plain values, {"fetch.concurrency": 32}: for comparing and for logging."""
+    """An instance as one level of plain values, {"fetch.concurrency": 32}, without secrets: to compare and to log."""
     schema = Schema(type(chosen), "")
-    plain = TypeAdapter(type(chosen)).dump_python(chosen, mode="json")
+    plain = redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json"))
     return {".".join(keys): at(plain, keys) for keys in schema.leaves}
 
 
@@ -107,6 +115,20 @@ class Layers:
         """Lays a yaml file's keys over what is there. Raises ConfigError for an unknown key, naming the nearest."""
         for keys, value, line in self._leaves_of(YamlFile.read(path)):
             self.add(keys, value, f"{path}:{line}: {'.'.join(keys)}")
+
+    def refuse_secrets(self) -> None:
+        """Raises ConfigError for a value that holds a password or a token, without showing it."""
+        for keys, origin in self.origin.items():
+            if not holds_secret(at(self.values, keys), keys[-1]):
+                continue
+            if self.schema.leaves[keys].reference:
+                how = "put it into a variable or a file of your own and write env:NAME or @FILE"
+            else:
+                how = "keep it in the environment, which jobs inherit, or in a file of the program that needs it"
+            raise ConfigError(
+                f"{origin}: holds a password, token or key; settings are recorded and others can read a command "
+                f"line: {how}"
+            )
 
     def _leaves_of(self, file: YamlFile) -> Iterator[tuple[Keys, Any, int]]:
         def walk(value: Mapping[str, Any], above: Keys) -> Iterator[tuple[Keys, Any, int]]:

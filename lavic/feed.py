@@ -1,7 +1,8 @@
 """Feeds MLflow from a run's journal: what `lavic sync` does once and `lavic.follow` does while the run goes on.
 
-What was sent stands in RUN/mlflow.json, per server. A point is never sent twice: a resumed run's repeated steps are
-skipped. A run whose folder lies inside another run's folder is shown below it.
+What was sent stands in RUN/mlflow.json, by store; the run in the store bears the journal's id, so that a copy of the
+folder, or the folder under another name, is the same run. A point is never sent twice: a resumed run's repeated steps
+are skipped. A run whose folder lies inside another run's folder is shown below it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from lavic import curves
-from lavic.errors import DataError, LaunchError
-from lavic.journal import FILE, parse_line, read_events, read_lines
+from lavic.errors import ConfigError, DataError, LaunchError, LavicError
+from lavic.journal import FILE, journal_id, parse_line, read_events, read_lines
 from lavic.lock import Lock, is_held
 from lavic.monitor import FOLDER as SYSTEM
-from lavic.sent import LOST, Sent, read_state, write_state
-from lavic.server import BATCH, Point, Server
+from lavic.secrets import redact, reveal
+from lavic.sent import LOST, Sent, read_sent, write_state
+from lavic.server import BATCH, ID_TAG, Point, Server, mlflow_name
 
 LOCK = ".mlflow.lock"
 _ABOVE = 3
 """How many folders up a parent run may be: PIPELINE/runs/distill is two below PIPELINE."""
+
+
+def runs_above(run_dir: Path) -> Iterator[Path]:
+    """The folders of the runs that this one's folder lies in, the nearest first."""
+    return (folder for folder in run_dir.resolve().parents[:_ABOVE] if (folder / FILE).is_file())
+
+
+def run_name(run_dir: Path) -> str:
+    """What a run is called after its folder: the path below the run that it lies in, else with the folder above."""
+    folder = run_dir.resolve()
+    above = next(runs_above(folder), folder.parent.parent)
+    return str(folder.relative_to(above))
 
 
 class Busy(LaunchError):
@@ -38,14 +52,15 @@ class Feed:
 
         Args:
             run_dir: The run's folder.
-            uri: MLflow's address.
-            experiment: Instead of the one that the journal names.
+            uri: MLflow's address, or `env:NAME` or `@FILE`.
+            experiment: Instead of the one that the journal names; a run that is in another one already is refused.
             patience_s: How long to wait for another process that sends the same run.
         """
-        self.run_dir, self.uri, self.experiment = run_dir, uri, experiment
+        self.run_dir, self.uri, self.experiment = run_dir, redact(uri), experiment
         self.sent = Sent()
         self.points = 0
-        self._server = Server(uri)
+        self._given, self._address = uri, reveal(uri, "--tracking.uri")
+        self._server = Server(self._address)
         self._patience_s = patience_s
         self._asked = False
         self._waiting: list[Point] = []
@@ -65,14 +80,14 @@ class Feed:
         with Lock(self.run_dir / LOCK) as lock:
             if not lock.take(self._patience_s):
                 raise Busy(f"{self.run_dir}: another process is sending it: try again")
-            self.sent = read_state(self.run_dir).get(self.uri, Sent())
+            self.sent = self._noted()
             try:
                 self._pump()
             except Busy:  # its parent is being sent by another
                 raise
             except Exception as error:
                 # back to what is known to be sent
-                self.sent = read_state(self.run_dir).get(self.uri, Sent())
+                self.sent = self._noted()
                 self.sent.error = one_line(error)
                 self._save()
                 raise
@@ -99,8 +114,13 @@ class Feed:
 
     def _pump(self) -> None:
         path = self.run_dir / FILE
-        if path.stat().st_size < self.sent.offset or not self._run_is_there():
+        run = journal_id(path)
+        if path.stat().st_size < self.sent.offset or self.sent.id not in ("", run) or not self._run_is_there():
             self.sent = Sent()
+        if not self.sent.id and self.sent.run_id:  # noted before there were ids
+            self._server.tags(self.sent.run_id, {ID_TAG: run})
+        self.sent.id = run
+        self._check_experiment()
         self._waiting = []
         for record, offset in _new_lines(path, self.sent.offset):
             if record is not None and "event" in record:
@@ -118,10 +138,11 @@ class Feed:
     def _collect(self, record: dict[str, Any], prefix: str = "") -> None:
         step, when = int(record["step"]), _ms(record)
         for key, value in record.items():
+            name = mlflow_name(prefix + key)
             number = isinstance(value, (int, float)) and key not in ("step", "time")
-            if number and step > self.sent.last.get(prefix + key, -1):
-                self.sent.last[prefix + key] = step
-                self._waiting.append((prefix + key, float(value), when, step))
+            if number and step > self.sent.last.get(name, -1):
+                self.sent.last[name] = step
+                self._waiting.append((name, float(value), when, step))
 
     def _flush(self) -> None:
         """Sends what waits, then saves how far we are. After a crash in between MLflow drops the points it has."""
@@ -162,7 +183,7 @@ class Feed:
         manifest = Path(record["manifest"]) if record.get("manifest") else None
         profile: dict[str, Any] = {}
         if manifest and manifest.is_file():
-            self._server.artifact(self.sent.run_id, manifest, f"data/{record['name']}")
+            self._server.artifact(self.sent.run_id, manifest, f"data/{mlflow_name(record['name'])}")
             told = json.loads(manifest.read_text("utf-8"))
             profile = {key: value for key, value in told.items() if isinstance(value, (str, int, float))}
         self._server.dataset(
@@ -177,13 +198,17 @@ class Feed:
     def _require_run(self, start: dict[str, Any]) -> None:
         """Goes on with the MLflow run that is noted, else makes one."""
         if not self.sent.run_id:
-            self.sent.run_id = self._server.create(
-                start.get("run") or self.run_dir.resolve().name,
+            self.sent.run_id, there = self._server.open(
+                self.sent.id,
+                start.get("run") or run_name(self.run_dir),
                 experiment=self.experiment or start.get("experiment") or "lavic",
-                parent=start.get("parent_run") or self._parent(),
+                parent=self._parent(start.get("parent_run") or ""),
                 start_ms=_ms(start),
                 tags={"mlflow.source.name": "lavic"},
             )
+            if there:
+                self._skip_known()
+            self._check_experiment()
         elif start or self.sent.status == LOST:
             self._server.running(self.sent.run_id)
         else:
@@ -191,14 +216,35 @@ class Feed:
         self.sent.status = "RUNNING"
         self._save()
 
-    def _parent(self) -> str | None:
-        """The id of the run whose folder this one lies in; it is sent first."""
-        for folder in self.run_dir.resolve().parents[:_ABOVE]:
-            if (folder / FILE).is_file():
-                above = Feed(folder, self.uri, self.experiment, patience_s=max(10.0, self._patience_s))
-                above.pump()
-                return above.sent.run_id or None
+    def _parent(self, named: str) -> str | None:
+        """The run that the journal names, where this store has it, else the one whose folder this one lies in.
+
+        That one is sent first.
+        """
+        if named and self._server.has(named):
+            return named
+        for folder in runs_above(self.run_dir):
+            above = Feed(folder, self._given, self.experiment, patience_s=max(10.0, self._patience_s))
+            above.pump()
+            return above.sent.run_id or None
         return None
+
+    def _skip_known(self) -> None:
+        """Goes on behind what the store has of a run that was sent to it from elsewhere."""
+        known = self._server.last_steps(self.sent.run_id)
+        self._waiting = [point for point in self._waiting if point[3] > known.get(point[0], -1)]
+        for name, step in known.items():
+            self.sent.last[name] = max(step, self.sent.last.get(name, -1))
+
+    def _check_experiment(self) -> None:
+        """Refuses to ignore an experiment that was asked for."""
+        if not self.experiment or not self.sent.run_id:
+            return
+        if (there := self._server.experiment_of(self.sent.run_id)) != self.experiment:
+            raise ConfigError(
+                f"{self.run_dir} is in the experiment '{there}' of {self.uri}, and MLflow cannot move a run: leave "
+                f"--experiment out, or delete the run there to send it to '{self.experiment}'"
+            )
 
     def _look_at_nodes(self) -> None:
         """Sends the system metrics of each node; their step is the second of the run."""
@@ -223,8 +269,12 @@ class Feed:
             return self._asked
         return True
 
+    def _noted(self) -> Sent:
+        return read_sent(self.run_dir, self._address) or Sent()
+
     def _save(self) -> None:
-        write_state(self.run_dir, self.uri, self.sent)
+        self.sent.uri = self.uri
+        write_state(self.run_dir, self._address, self.sent)
 
 
 def send(run_dir: Path, uri: str, experiment: str = "") -> Feed:
@@ -240,16 +290,16 @@ def send(run_dir: Path, uri: str, experiment: str = "") -> Feed:
     try:
         feed.pump()
         feed.settle()
-    except LaunchError:
+    except LavicError:
         raise
     except Exception as error:
-        raise LaunchError(f"{uri} did not take {run_dir}: {one_line(error)}") from error
+        raise LaunchError(f"{feed.uri} did not take {run_dir}: {one_line(error)}") from error
     return feed
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, short."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What went wrong, short and without secrets."""
+    return redact(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def _new_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any] | None, int]]:

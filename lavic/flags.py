@@ -155,7 +155,7 @@ def _literal(kind: Any, word: str) -> Any:
     return word
 
 
-_ANY = Leaf(type=str, shape="one", optional=False, required=False, positional=False, doc="")
+_ANY = Leaf(type=str, shape="one", optional=False, required=False, positional=False, reference=False, doc="")
 
 
 def _mirror(schema: Schema, above: Keys, *, typed: bool) -> type:

@@ -2,14 +2,16 @@
 
     python -m lavic.follow RUN_DIR URI PARENT
 
-follows RUN_DIR's journal until its "end" event, or until the process that started this one is gone. A process and not
-a thread: importing mlflow, waiting for a server and breaking then cost the run nothing, and the workers that a data
-loader forks inherit no lock that a thread holds.
+follows RUN_DIR's journal until its "end" event, or until the process that started this one is gone; URI may be
+`env:NAME` or `@FILE`. A process and not a thread: importing mlflow, waiting for a server and breaking then cost the run
+nothing, and the workers that a data loader forks inherit no lock that a thread holds.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ _DYING_S = 5.0
 
 def follow(run_dir: Path, uri: str, parent: int) -> int:
     """Feeds until the journal's "end" event, or until the process that started this one, `parent`, is gone."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries say may hold a password
     feed = Feed(run_dir, uri)
     stay_calm()
     wait, told = _BACKOFF_S[0], False
@@ -43,8 +46,8 @@ def follow(run_dir: Path, uri: str, parent: int) -> int:
         except Exception as error:
             if not told:
                 told = True
-                reason = f"mlflow: {one_line(error)}; the run goes on, 'lavic sync {run_dir}' sends it later"
-                print(reason, file=sys.stderr)
+                later = f"'lavic sync {shlex.quote(str(run_dir))}' sends it later"
+                print(f"mlflow: {one_line(error)}; the run goes on, {later}", file=sys.stderr)
             if orphan:
                 return 1
             _sleep_until_orphan(wait, parent)

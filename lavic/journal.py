@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from lavic.errors import LavicError
 from lavic.lock import Lock
+from lavic.secrets import redact_all
 
 FILE = "metrics.jsonl"
 
@@ -40,8 +42,11 @@ class Journal:
         self._append({"step": int(step), **{key: _number(value) for key, value in values.items()}})
 
     def event(self, name: str, /, **fields: Any) -> None:
-        """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40."""
-        self._append({"event": name, **fields})
+        """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40.
+
+        Secrets in the fields are left out.
+        """
+        self._append({"event": name, **redact_all(fields)})
 
     def close(self, status: str = "") -> None:
         """Closes the file; with a status, after noting the event "end"."""
@@ -53,7 +58,8 @@ class Journal:
             self._lock.release()
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str).encode() + b"\n"
+        text = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str)
+        line = text.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair becomes JSON's own escape
         try:
             written = os.write(self._file, line)
         except OSError as error:
@@ -63,6 +69,21 @@ class Journal:
 
     def _full(self, why: str | None) -> LavicError:
         return LavicError(f"{self.path} cannot be written ({why}): make room, then run the same command again")
+
+
+def journal_id(path: str | Path) -> str:
+    """The id of the run that a journal tells of, the same in every copy of it; "" while it is empty.
+
+    It stands in the journal's first "start" event. A journal from before there were ids has one of its first line.
+    """
+    first = ""
+    for record in read_lines(path):
+        if record.get("event") == "start" and record.get("id"):
+            return str(record["id"])
+        if not first:
+            text = json.dumps(record, sort_keys=True, ensure_ascii=True)
+            first = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return first
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:

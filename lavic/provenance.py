@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lavic.secrets import redact_words
+
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "safetensors", "ray", "webdataset", "mlflow")
 """Whose versions count, where they are installed."""
 _PATIENCE_S = 5.0
@@ -23,7 +25,7 @@ def provenance() -> dict[str, str]:
     """Versions, git commit, user, host and command line; what cannot be told is left out."""
     tags = {"version.python": platform.python_version(), "host": socket.gethostname()}
     tags |= {f"version.{name}": version for name, version in versions(*PACKAGES).items()}
-    tags["command"] = shlex.join(["lavic", *sys.argv[1:]])
+    tags["command"] = shlex.join(["lavic", *redact_words(sys.argv[1:])])
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

@@ -18,6 +18,7 @@ Keys = tuple[str, ...]
 """The path of a key: ("fetch", "concurrency")."""
 
 POSITIONAL = "lavic.positional"
+REFERENCE = "lavic.reference"
 MISSING: Any = type("Missing", (), {"__repr__": lambda _: "(not given)"})()
 """Stands for a value that was not given, where None is a value."""
 
@@ -47,6 +48,8 @@ class Leaf:
     """Whether it has no default."""
     positional: bool
     """Whether it is given without its flag."""
+    reference: bool
+    """Whether it may be `env:NAME` or `@FILE`, see `lavic.secrets`."""
     doc: str
     """What the string under the field says."""
 
@@ -80,6 +83,7 @@ class Schema:
                 optional=optional,
                 required=default is MISSING,
                 positional=POSITIONAL in info.metadata,
+                reference=REFERENCE in info.metadata,
                 doc=(info.description or "").strip(),
             )
         return defaults

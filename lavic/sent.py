@@ -1,11 +1,14 @@
-"""What servers have of a run: RUN/mlflow.json, by address."""
+"""What stores have of a run: RUN/mlflow.json, by store."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+from lavic.secrets import redact
+from lavic.uris import store_key
 
 FILE = "mlflow.json"
 LOST = "LOST"
@@ -14,9 +17,14 @@ LOST = "LOST"
 
 @dataclass
 class Sent:
-    """What one server has of one run."""
+    """What one store has of one run."""
 
+    id: str = ""
+    """The run's id in its journal; empty in notes from before there were ids."""
     run_id: str = ""
+    """MLflow's id of the run."""
+    uri: str = ""
+    """The store's address, as it may be recorded."""
     offset: int = 0
     """Bytes of the journal that are dealt with."""
     last: dict[str, int] = field(default_factory=dict)
@@ -31,18 +39,30 @@ class Sent:
     """The process that wrote this."""
 
 
+def read_sent(run_dir: Path, uri: str) -> Sent | None:
+    """What the store at an address has of a run, however the address is spelled; None where nothing was noted."""
+    return read_state(run_dir).get(store_key(uri))
+
+
 def read_state(run_dir: Path) -> dict[str, Sent]:
-    """What each server has of a run, by its address."""
+    """What each store has of a run, by `store_key`."""
     try:
-        return {uri: Sent(**fields) for uri, fields in json.loads((run_dir / FILE).read_text("utf-8")).items()}
+        noted = json.loads((run_dir / FILE).read_text("utf-8"))
+        known = {each.name for each in fields(Sent)}
+        return {
+            store_key(store): Sent(**{"uri": redact(store)} | {key: entry[key] for key in known & entry.keys()})
+            for store, entry in noted.items()
+        }
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
 
 
 def write_state(run_dir: Path, uri: str, sent: Sent) -> None:
-    """Notes what one server has; whole or not at all."""
+    """Notes what one store has; whole or not at all. For its owner alone: `error` is a server's own words."""
     sent.pid = os.getpid()
-    state = {each: asdict(there) for each, there in read_state(run_dir).items()} | {uri: asdict(sent)}
+    state = {store: asdict(entry) for store, entry in read_state(run_dir).items()} | {store_key(uri): asdict(sent)}
     aside = run_dir / f"{FILE}.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.touch(0o600)
     aside.write_text(json.dumps(state, indent=1), "utf-8")
     aside.replace(run_dir / FILE)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lavic.errors import LaunchError
+from lavic.lock import Lock
+from lavic.secrets import redact
+from lavic.uris import lock_path, sqlite_path, sqlite_uri
 
 BATCH = 1000
 """Points that MLflow takes at once."""
+ID_TAG = "lavic.run_id"
+"""The tag that holds a run's id in its journal, by which a store knows it from wherever it is sent."""
 _LIMIT = {"param": 6000, "tag": 5000}
+_LONGEST = 250
+"""Letters of a name that MLflow takes."""
 _ODD = re.compile(r"[^\w\-. /]")
+_PATIENCE_S = 120.0
+"""How long to wait for another process that makes a store or a run in it: making one takes seconds."""
 
 Point = tuple[str, float, int, int]
 """Name, value, time (ms), step."""
@@ -41,23 +54,71 @@ class Server:
         return self._made
 
     def has(self, run_id: str) -> bool:
-        """Whether a run is there and was not deleted."""
+        """Whether a run is there and was not deleted. One that was deleted with its experiment comes back with it."""
         client = self.client
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+            info = client.get_run(run_id).info
+            if info.lifecycle_stage != "active" and self._restored(info.experiment_id):
+                info = client.get_run(run_id).info
+            return bool(info.lifecycle_stage == "active")
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return False
 
-    def create(self, name: str, *, experiment: str, parent: str | None, start_ms: int, tags: Mapping[str, str]) -> str:
-        """Makes a run, below another one in that one's experiment, and gives its id."""
-        place = self.client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
-        its = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
-        made = self.client.create_run(place, run_name=name, start_time=start_ms, tags=its)
-        return str(made.info.run_id)
+    def experiment_of(self, run_id: str) -> str:
+        """The name of a run's experiment."""
+        return str(self.client.get_experiment(self.client.get_run(run_id).info.experiment_id).name)
+
+    def find(self, journal_id: str) -> str | None:
+        """MLflow's id of the run with an id of ours, wherever it was sent from; None where there is none."""
+        client = self.client
+        from mlflow.entities import ViewType
+
+        places, page = [], None
+        while page is None or page:
+            found = client.search_experiments(ViewType.ALL, max_results=BATCH, page_token=page)
+            places += [experiment.experiment_id for experiment in found]
+            page = found.token or ""
+        wanted = f"tags.`{ID_TAG}` = '{journal_id}'"
+        for first in range(0, len(places), 100):
+            runs = client.search_runs(places[first : first + 100], wanted, ViewType.ALL, max_results=100)
+            for run in sorted(runs, key=lambda run: run.info.lifecycle_stage):  # active before deleted
+                if self.has(run.info.run_id):
+                    return str(run.info.run_id)
+        return None
+
+    def open(
+        self,
+        journal_id: str,
+        name: str,
+        *,
+        experiment: str,
+        parent: str | None,
+        start_ms: int,
+        tags: Mapping[str, str],
+    ) -> tuple[str, bool]:
+        """Finds a run, or makes it: below another one in that one's experiment.
+
+        Returns:
+            MLflow's id, and whether the run was there.
+        """
+        client = self.client  # a store that is not there yet is made under the same lock
+        with alone(self.uri):
+            found = self.find(journal_id)
+            if found is not None:
+                return found, True
+            place = client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
+            marks = dict(tags) | {ID_TAG: journal_id} | ({"mlflow.parentRunId": parent} if parent else {})
+            made = client.create_run(place, run_name=_text(name)[:_LONGEST], start_time=start_ms, tags=marks)
+            return str(made.info.run_id), False
+
+    def last_steps(self, run_id: str) -> dict[str, int]:
+        """The last step of each metric that the store has of a run."""
+        names = self.client.get_run(run_id).data.metrics
+        return {name: max(p.step for p in self.client.get_metric_history(run_id, name)) for name in names}
 
     def running(self, run_id: str) -> None:
         """Marks a run that goes on."""
@@ -72,7 +133,7 @@ class Server:
         self.client  # noqa: B018 (sets mlflow up before it is imported)
         from mlflow.entities import Metric
 
-        metrics = [Metric(_ODD.sub("_", name), value, when, step) for name, value, when, step in points]
+        metrics = [Metric(mlflow_name(name), value, when, step) for name, value, when, step in points]
         for first in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
 
@@ -81,7 +142,7 @@ class Server:
         there = self.client.get_run(run_id).data.params
         from mlflow.entities import Param
 
-        texts = {_ODD.sub("_", key): str(value)[: _LIMIT["param"]] for key, value in params.items()}
+        texts = {mlflow_name(key): _text(str(value))[: _LIMIT["param"]] for key, value in params.items()}
         fresh = [Param(key, text) for key, text in texts.items() if key not in there]
         for first in range(0, len(fresh), 100):
             self.client.log_batch(run_id, params=fresh[first : first + 100])
@@ -93,7 +154,7 @@ class Server:
         from mlflow.entities import RunTag
 
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
-        marks = [RunTag(_ODD.sub("_", key), text[: _LIMIT["tag"]]) for key, text in texts.items()]
+        marks = [RunTag(mlflow_name(key), _text(text)[: _LIMIT["tag"]]) for key, text in texts.items()]
         for first in range(0, len(marks), 100):
             self.client.log_batch(run_id, tags=marks[first : first + 100])
 
@@ -102,6 +163,7 @@ class Server:
         self.client  # noqa: B018
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
+        name, path = _text(name)[:_LONGEST], _text(path)
         made = Dataset(name=name, digest=digest[:36], source_type="local", source=path, profile=profile)
         marks = [InputTag("mlflow.data.context", context)] if context else []
         self.client.log_inputs(run_id, datasets=[DatasetInput(made, marks)])
@@ -114,15 +176,94 @@ class Server:
             self.client.log_artifact(run_id, str(path), folder)
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        # Left alone, a local store puts artifacts below whatever folder the process happens to run in.
-        local = re.match(r"sqlite:///(.+)", self.uri)
-        place = (Path(local[1]).parent / "mlartifacts").absolute().as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=place))
+        client = self.client
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+            except MlflowException as error:  # made meanwhile, from another machine
+                found = client.get_experiment_by_name(name)
+                if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        self._restored(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _restored(self, experiment_id: str) -> bool:
+        """Brings an experiment back that was deleted, with its runs: another one may not have its name."""
+        if self.client.get_experiment(experiment_id).lifecycle_stage != "deleted":
+            return False
+        self.client.restore_experiment(experiment_id)
+        return True
+
+
+def mlflow_name(name: str) -> str:
+    """A name as MLflow takes it for a metric, parameter or tag; names that differ stay different."""
+    clean = posixpath.normpath("/" + _ODD.sub("_", name)).strip("/") or "_"
+    if clean == name and len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{clean[: _LONGEST - 9]}-{digest}"
+
+
+def _text(text: str) -> str:
+    """Text that any database takes."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "")
+
+
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Keeps other processes from making the same store, or the same run in it, at the same time.
+
+    Raises:
+        LaunchError: Another process has been at it for two minutes.
+    """
+    path = lock_path(uri)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where no lock can be, nobody is kept out
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(Lock(path))
+            if not lock.take(_PATIENCE_S):
+                raise LaunchError(f"{redact(uri)}: another process is setting it up and does not end ({path})")
+        yield
+
+
+def _artifacts(uri: str) -> str | None:
+    """Where a local store keeps artifacts: left alone, below whatever folder the process happens to run in."""
+    path = sqlite_path(uri)
+    return None if path is None else (path.parent / "mlartifacts").as_uri()
+
+
+def _make_sqlite(path: Path) -> None:
+    """Makes a store that is not there yet: aside, and put in place whole, so that no process sees half of one."""
+    if path.exists() and path.stat().st_size:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with alone(sqlite_uri(path)):
+        if path.exists() and path.stat().st_size:
+            return
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            uri = sqlite_uri(aside)
+            SqlAlchemyStore(uri, _artifacts(uri)).engine.dispose()
+            if path.exists():
+                aside.replace(path)  # an empty file
+            else:
+                _put(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _put(aside: Path, path: Path) -> None:
+    """Gives a file its name, unless another machine, which no lock reaches, has been faster."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        aside.replace(path)
 
 
 def connect(uri: str) -> Any:
@@ -143,6 +284,7 @@ def connect(uri: str) -> Any:
         raise LaunchError("MLflow is not installed; install it with: pip install 'lavic[mlflow]'") from None
     for noisy in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    path = sqlite_path(uri)
+    if path is not None:
+        _make_sqlite(path)
     return MlflowClient(tracking_uri=uri)

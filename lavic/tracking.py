@@ -6,26 +6,33 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, field_validator
 
-from lavic.config import settings
-from lavic.errors import Stopped
-from lavic.feed import Feed, send
-from lavic.journal import FILE, Journal, read_events, read_journal
+from lavic.config import Reference, settings
+from lavic.errors import ConfigError, Stopped
+from lavic.feed import Feed, run_name, runs_above, send
+from lavic.journal import FILE, Journal, journal_id, read_events, read_journal
 from lavic.provenance import provenance
-from lavic.sent import Sent, read_state
+from lavic.secrets import MASK, holds_secret, reveal
+from lavic.sent import Sent, read_sent, read_state
+from lavic.uris import default_store, sqlite_path
 
-__all__ = ["Journal", "Tracker", "TrackingSettings", "read_events", "read_journal", "sync"]
+__all__ = ["Journal", "Tracker", "TrackingSettings", "destination", "read_events", "read_journal", "sync"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 log = logging.getLogger(__name__)
+_VARIABLE = "MLFLOW_TRACKING_URI"
+_PRIVATE = "LAVIC_TRACKING_URI"
 _HURRY_S = 3.0
 """How long a run that was asked to stop waits for MLflow: what asked will not wait long."""
 
@@ -36,25 +43,50 @@ class TrackingSettings:
 
     mlflow: bool = False
     """Send the journal to MLflow while the run goes on. `lavic sync` sends it afterwards as well."""
-    uri: str | None = None
-    """MLflow's address. By default MLFLOW_TRACKING_URI, else mlflow.db (sqlite) beside the run's folder."""
+    uri: Annotated[str | None, Reference] = None
+    """MLflow's address. By default MLFLOW_TRACKING_URI, else mlflow.db (sqlite) beside the run's folder. A password
+    comes from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN). An address that holds
+    one is written env:NAME, for a variable, or @FILE, for a file with nothing else in it."""
     experiment: str = "lavic"
     """MLflow experiment."""
     run: str | None = None
-    """MLflow's name of the run; by default the command's."""
+    """MLflow's name of the run; by default its folder's."""
     parent_run: str | None = None
     """Id of the MLflow run that this one is shown under; by default that of the run whose folder this one lies in."""
     system_every: NonNegativeFloat = 10.0
     """Seconds between looks at each node's CPU, memory, disk, network and GPUs; 0 does not look."""
 
+    @field_validator("uri")
+    @classmethod
+    def _from_anywhere(cls, uri: str | None) -> str | None:
+        """A file or store named from this folder, as it is named from any: it is read again from others."""
+        if uri and uri.startswith("@"):
+            return f"@{Path(uri[1:]).expanduser().absolute()}"
+        if uri and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            path = sqlite_path(uri)
+            return f"sqlite:///{path}" if path and "?" not in uri and "%" not in uri else uri
+        return uri
+
+    @property
+    def named(self) -> str:
+        """The address that was chosen for this run, as it may be recorded; "" where none was."""
+        if self.uri:
+            return self.uri
+        given = os.environ.get(_VARIABLE, "")
+        return f"env:{_VARIABLE}" if holds_secret(given) else given
+
+    def reference(self, run_dir: Path) -> str:
+        """MLflow's address for a run in `run_dir`, as it may be recorded and written on a command line."""
+        return self.named or default_uri(run_dir)
+
     def address(self, run_dir: Path) -> str:
-        """MLflow's address for a run in `run_dir`."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run_dir)
+        """MLflow's address for a run in `run_dir`. Raises ConfigError where the one that is chosen cannot be read."""
+        return reveal(self.reference(run_dir), "--tracking.uri")
 
 
 def default_uri(run_dir: Path) -> str:
     """The sqlite store beside a run's folder."""
-    return f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
+    return default_store(run_dir.resolve().parent)
 
 
 class Tracker:
@@ -103,7 +135,7 @@ class Tracker:
 
     def start(
         self,
-        run_name: str,
+        command: str,
         params: dict[str, Any] | None = None,
         tags: dict[str, Any] | None = None,
         *,
@@ -112,7 +144,7 @@ class Tracker:
         """Notes what runs with which settings and begins to feed MLflow. A resumed run goes on with its MLflow run.
 
         Args:
-            run_name: The command's name.
+            command: The command's name.
             params: Its settings.
             tags: What else is known of it.
             attended: Whether this process lives as long as the run: when it is gone without a word, so is the run.
@@ -120,15 +152,21 @@ class Tracker:
         """
         if self.journal is None:
             return
-        chosen = self.settings
+        chosen, folder = self.settings, self.journal.path.parent
+        if chosen.mlflow:
+            self._address()  # one that cannot be read is an error now
         self.journal.event(
             "start",
-            run=chosen.run or run_name,
+            id=journal_id(self.journal.path) or uuid.uuid4().hex,
+            command=command,
+            run=chosen.run or run_name(folder),
+            uri=chosen.named or (chosen.reference(folder) if chosen.mlflow else None),
+            by_default=not chosen.named,
             experiment=chosen.experiment,
             parent_run=chosen.parent_run,
             attended=attended,
             params=params or {},
-            tags=provenance() | (tags or {}),
+            tags=provenance() | {"lavic.command": command} | (tags or {}),
         )
         if chosen.mlflow and self._feed is None:
             self._start_feed()
@@ -210,7 +248,7 @@ class Tracker:
     def _sent(self) -> Sent | None:
         """What our feeding process says it sent; None until it has spoken."""
         assert self.journal is not None and self._feed is not None
-        sent = read_state(self.journal.path.parent).get(self._address())
+        sent = read_sent(self.journal.path.parent, self._address())
         return sent if sent is not None and sent.pid == self._feed.pid else None
 
     def _address(self) -> str:
@@ -223,8 +261,12 @@ class Tracker:
             log.warning("MLflow is not installed (pip install 'lavic[mlflow]'); this run is in its journal only")
             return
         # A process of its own: its imports, its waiting and its crashes are not the run's, nor is the run's Ctrl-C its.
+        run_dir, env = self.journal.path.parent, {}
+        reference = self.settings.reference(run_dir)
+        if holds_secret(reference):  # others could read it on a command line
+            reference, env = f"env:{_PRIVATE}", {_PRIVATE: reference}
         try:
-            self._feed = _beside("lavic.follow", self.journal.path.parent, self._address())
+            self._feed = _beside("lavic.follow", run_dir, reference, env=env)
         except OSError as error:
             log.warning("MLflow cannot be fed (%s); this run is in its journal only", error)
 
@@ -244,20 +286,53 @@ class Tracker:
             self._feed.kill()  # what it has sent is noted
             self._feed.wait()
         if self._feed.returncode:
-            log.warning("MLflow has not taken all of this run; 'lavic sync %s' sends the rest", run_dir)
+            log.warning(
+                "MLflow has not taken all of this run; 'lavic sync %s' sends the rest", shlex.quote(str(run_dir))
+            )
         self._feed = None
 
 
 def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> Feed:
-    """Sends what MLflow does not have yet of a run, without duplicates; see `lavic.feed.send`."""
-    return send(run_dir, uri or TrackingSettings().address(run_dir), experiment)
+    """Sends what MLflow does not have yet of a run, without duplicates; see `lavic.feed.send` and `destination`."""
+    return send(run_dir, uri or destination(run_dir), experiment)
 
 
-def _beside(module: str, run_dir: Path, *words: str) -> subprocess.Popen[bytes]:
+def destination(run_dir: Path, place: Path | None = None) -> str:
+    """Where a run belongs: the store it was started with or sent to, else that of the run whose folder it lies in.
+
+    Args:
+        run_dir: The run's folder.
+        place: The folder whose mlflow.db takes runs that belong nowhere, where MLFLOW_TRACKING_URI is not set either;
+            by default the one beside the run.
+    """
+    for folder in (run_dir.resolve(), *runs_above(run_dir)):
+        if store := _store_of(folder):
+            return store
+    return TrackingSettings().named or default_store(place or run_dir.resolve().parent)
+
+
+def _store_of(run_dir: Path) -> str:
+    """The store that a run was started with, else the last one that it was sent to; "" for none."""
+    journal = run_dir / FILE
+    start = (read_events(journal, "start") or [{}])[-1] if journal.is_file() else {}
+    if start.get("uri"):
+        path = sqlite_path(start["uri"])
+        if start.get("by_default") and path is not None and not path.parent.is_dir():
+            return default_uri(run_dir)  # all of it was moved
+        if MASK in start["uri"]:
+            raise ConfigError(f"{run_dir}: the address of its store held a password, which is not recorded: give --uri")
+        return str(start["uri"])
+    stores = [sent.uri or store for store, sent in read_state(run_dir).items() if sent.run_id]
+    return stores[-1] if stores else ""
+
+
+def _beside(module: str, run_dir: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Starts a process that goes beside this one, of its own session: Ctrl-C is not for it.
 
     It is told who started it: one that is killed at once would be gone before the other could ask.
     """
     line = [sys.executable, "-m", module, str(run_dir.absolute()), *words, str(os.getpid())]
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(line, stdin=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
+    return subprocess.Popen(
+        line, stdin=subprocess.DEVNULL, env={**os.environ, **quiet, **(env or {})}, start_new_session=True
+    )

@@ -16,18 +16,19 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "config", "lock", "world", "stop", "storage"}
+FOUNDATION = {"errors", "secrets", "config", "lock", "world", "stop", "storage"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
     "errors": set(),
     "lock": set(),
+    "secrets": {"errors"},
     "storage": {"errors"},
-    "config": {"errors", "storage"},
+    "config": {"errors", "secrets", "storage"},
     "world": {"errors"},
     "stop": {"errors", "world"},
-    "tracking": {"errors", "config", "lock"},
-    "cli": {"errors", "world"},
+    "tracking": {"errors", "secrets", "config", "lock"},
+    "cli": {"errors", "secrets", "world"},
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
     # Training takes any iterable: it knows the records and how files are written, not how shards are read.
@@ -54,6 +55,7 @@ PARTS = {
     "sent": "tracking",
     "waiting": "world",
     "server": "tracking",
+    "uris": "tracking",
     "__main__": "cli",
 }
 """lavic/*.py that belong to a part of another name."""
