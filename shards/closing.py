@@ -13,6 +13,7 @@ from lavic.data.manifest import CARD, CARD_MARK, EMPTY_TAR, NAME, Manifest, card
 from lavic.data.place import sizes
 from lavic.errors import DataError, LavicError
 from lavic.provenance import versions
+from lavic.shards.byhost import failures_table
 from lavic.shards.outcomes import NOT_TO_BE_HAD, advice, read_ledger, success, table
 from lavic.shards.pack import Seal
 from lavic.shards.plan import Plan
@@ -54,6 +55,8 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, al
     if not manifest.samples or success(outcomes) < min_success:
         (plan.folder / NAME).unlink(missing_ok=True)
         print(table(outcomes))
+        if failures := failures_table(seal.failures for seal in seals):
+            print(failures)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
     files = sizes(plan.folder)
     for name in manifest.empty:
@@ -105,6 +108,8 @@ def report(
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
     print(table(manifest.outcomes))
+    if failures := failures_table(seal.failures for seal in seals):
+        print(failures)
     if made:
         steady = asked / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
         print(f"this run: {asked:,} photos in {seconds:.1f} s with start-up; {steady:,.0f} photos/s from first to last")

@@ -3,6 +3,7 @@
 lavic crawl --items item2meta_train.json --out shards/train
 lavic crawl --items item2meta_train.json --out shards/train            # after a crash: goes on
 lavic crawl --items item2meta_train.json --out shards/train --retry timeout throttled
+lavic crawl --items item2meta_train.json --out shards/train --dry-run
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +29,7 @@ from lavic.errors import Stopped, first_line
 from lavic.journal import FILE as JOURNAL
 from lavic.shards.closing import TooFewStored, close_set, close_splits, report
 from lavic.shards.cluster import ray_session
+from lavic.shards.dryrun import dry_run
 from lavic.shards.job import make_shards, uses_ray
 from lavic.shards.outcomes import ASKED_AGAIN
 from lavic.shards.owner import owned, unwritable
@@ -50,6 +53,8 @@ A picture that several links show, Amazon's in another size for instance, is fet
 Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in
 with `--extend`: its new items become new shards, the old ones stay.
 
+With --dry-run it only says how many photos it would fetch from which hosts, and how long their limits make that take.
+
 A host is asked for --fetch.host-rate photos a second by all workers together, fewer when it answers 429 or 503, none
 where its robots.txt or an answer's header says so. Say who you are with --fetch.contact.
 """
@@ -61,6 +66,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
     parts = list(chosen.each())
+    if chosen.dry_run:
+        for part in parts:
+            dry_run(part, partial(_plan, settings=part), _seals)
+        return 0
     with ExitStack() as stack:
         if len(parts) > 1 and uses_ray(chosen, 0):
             stack.enter_context(ray_session(chosen.ray))

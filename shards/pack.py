@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lavic.data.place import storage_errors
 from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
+from lavic.shards.byhost import Failures, failures_of
 from lavic.shards.exchange import Answer
 from lavic.shards.fetch import Fetcher, FetchSettings
 from lavic.shards.lane import Office
@@ -57,6 +58,8 @@ class Seal:
     began: float
     """Seconds since the epoch."""
     ended: float
+    failures: Failures = field(default_factory=dict)
+    """Photos that failed, by kind and host."""
     references: str = ""
     """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
     ledger_sha256: str = ""
@@ -158,7 +161,15 @@ def pack_shard(
     entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
     outcomes: dict[str, int] = dict(sorted(Counter(row.kind for row in ledger).items()))
     ended = time.time()
-    seal = Seal(plan=plan, entry=entry, outcomes=outcomes, began=began, ended=ended, ledger_sha256=ledger_sha256)
+    seal = Seal(
+        plan=plan,
+        entry=entry,
+        outcomes=outcomes,
+        began=began,
+        ended=ended,
+        failures=failures_of(ledger),
+        ledger_sha256=ledger_sha256,
+    )
     write_whole(seal_path(shard), pack_seal(seal))
     return seal
 

@@ -124,7 +124,7 @@ class Progress:
     def _say(self) -> None:
         outcomes, rate = self.outcomes, self.rate
         done = outcomes.total()
-        left = _duration((self.total - done) / rate) if rate > 0 else "?"
+        left = duration((self.total - done) / rate) if rate > 0 else "?"
         failed = ", ".join(f"{kind} {n:,}" for kind, n in outcomes.most_common() if kind != "ok" and n)
         share = done / max(1, self.total)
         text = f"{done:,}/{self.total:,} photos ({share:.0%}), {rate:,.0f}/s, {left} left"
@@ -135,7 +135,8 @@ class Progress:
         print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -64,6 +64,9 @@ class CrawlSettings:
     """How photos are fetched."""
     photo: PhotoSettings = PhotoSettings()
     """Which photos are taken, and how they are stored."""
+    dry_run: bool = False
+    """Say how many photos would be fetched from which hosts, and how long the hosts' limits make that take. Nothing is
+    written and no host is asked."""
     executor: Literal["auto", "local", "ray"] = "auto"
     """What makes the shards; they are the same either way. `local`: processes of this machine, one for each CPU or
     --ray.workers of them, ready in tenths of a second. `ray`: a Ray that is joined or started, which takes seconds.
