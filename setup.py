@@ -38,10 +38,12 @@ CRAWL = [
     "webdataset>=1.0,<2",
     "zstandard>=0.22,<1",
 ]
+# Pillow reads AVIF itself since 11.3; HEIC needs a decoder of its own.
+HEIF = ["pillow-heif>=0.18,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]
 MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
-ALL = sorted({*CRAWL, *TRAIN, *MLFLOW})
+ALL = sorted({*CRAWL, *HEIF, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,
     "backports.zstd>=1,<2; python_version < '3.14'",
@@ -81,7 +83,15 @@ setup(
         "lavic.mini": ["*.md", "base/*"],
     },
     install_requires=CORE,
-    extras_require={"crawl": CRAWL, "model": MODEL, "train": TRAIN, "mlflow": MLFLOW, "all": ALL, "dev": DEV},
+    extras_require={
+        "crawl": CRAWL,
+        "heif": HEIF,
+        "model": MODEL,
+        "train": TRAIN,
+        "mlflow": MLFLOW,
+        "all": ALL,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["lavic = lavic.cli:entry"]},
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -1,10 +1,11 @@
-"""Colours as a screen shows them: embedded profiles and CMYK to sRGB."""
+"""Colours as a screen shows them: any mode of an image to 8-bit sRGB on white."""
 
 from __future__ import annotations
 
 import io
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -12,6 +13,38 @@ from PIL import Image, ImageCms
 _NEAR = 3
 """Of 255: a profile that moves no colour further is sRGB by another name."""
 _STEPS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+"""Tags of TIFF and values of theirs, which Pillow follows for images of up to 8 bits."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode as 8-bit sRGB (or grey as RGB), transparency on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        grey = to_srgb(_eight_bits(image), profile)
+        return _on_white(grey, _opaque(image)) if "transparency" in image.info else grey
+    if image.has_transparency_data:
+        grey_only = image.mode in ("LA", "La", "L", "1")
+        alpha = image.convert("RGBA").getchannel("A")
+        colours = image.convert("RGBA") if image.mode in ("RGBa", "La") else image
+        return _on_white(to_srgb(_without_alpha(colours, "L" if grey_only else "RGB"), profile), alpha)
+    return to_srgb(image if image.mode in ("RGB", "L", "CMYK", "LAB") else image.convert("RGB"), profile)
+
+
+_seen: set[bytes] = set()
+_MOST_SEEN = 64
+
+
+def see_srgb(profile: bytes) -> None:
+    """Remember a profile of which `is_srgb` was found to be true, maybe by another process."""
+    if len(_seen) < _MOST_SEEN:
+        _seen.add(profile)
+
+
+def seen_srgb(profile: bytes) -> bool:
+    """Whether a profile is known to be sRGB without looking into it."""
+    return profile in _seen
 
 
 @lru_cache(maxsize=64)
@@ -49,3 +82,51 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     """Made once for a profile: a catalogue's photos have few different ones."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of up to 32 bits as 8."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16"):
+        greys = (values >> (tags.get(_BITS, (16,))[0] - 8)).astype(np.uint8)
+    elif image.format == "PNG":
+        # 16 bits, which older Pillows give as 32.
+        greys = (values >> 8).astype(np.uint8)
+    else:
+        values = values.astype(np.float32)
+        finite = values[np.isfinite(values)]
+        least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        low, high = _range(least, most, image)
+        values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
+        greys = ((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        greys = 255 - greys
+    return Image.fromarray(greys)
+
+
+def _range(low: float, high: float, image: Image.Image) -> tuple[float, float]:
+    """What black and white are, from the least and the greatest value: files of floats and of 32 bits do not say it."""
+    if low < -0.1 * max(high, 0.0):
+        return low, max(high, low + 1e-6)
+    # Values a little outside of 0 to 1 are what resampling leaves behind.
+    if image.mode == "F" and high <= 4:
+        return 0.0, max(high, 1.0)
+    signed = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT) == (_SIGNED,)
+    usual = (255.0, 32767.0) if signed else (255.0, 65535.0)
+    return 0.0, next((most for most in usual if high <= most), high)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Of greys of which one is transparent."""
+    clear: Any = image.info["transparency"]
+    return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
+
+
+def _without_alpha(image: Image.Image, mode: str) -> Image.Image:
+    image = image.copy()
+    image.info.pop("transparency", None)
+    return image.convert(mode)
+
+
+def _on_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)

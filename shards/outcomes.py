@@ -47,7 +47,7 @@ MEANING: dict[Kind, str] = {
     "too_big": "more than --fetch.max-bytes",
     "not_image": "the answer is not a photo, often a web page",
     "truncated": "the photo breaks off or is damaged",
-    "bomb": "more pixels than --photo.max-pixels, or frames than --photo.max-frames",
+    "bomb": "beyond --photo.max-pixels, max-frames, max-scans or decode-seconds",
     "unsupported": "a kind of image that is not read here",
     "opted_out": "robots.txt or a header of the answer forbids it",
     "bad_url": "the link, or where it redirects to, is no http(s) address",
@@ -56,7 +56,7 @@ MEANING: dict[Kind, str] = {
     "connect": "no connection to the host, or it broke off",
     "tls": "the host's certificate or encryption does not hold",
     "http_error": "another HTTP error",
-    "placeholder": "an image that stands for a missing photo (--photo.placeholders)",
+    "placeholder": "stands for a missing photo, or smaller than --photo.min-side",
 }
 
 _REMEDY: dict[Kind, str] = {
@@ -71,8 +71,9 @@ _REMEDY: dict[Kind, str] = {
     "too_big": "raise --fetch.max-bytes if photos of that size are wanted; then --retry too_big",
     "not_image": "open one of the URLs in the ledger: it is likely a page that says why",
     "truncated": "--retry truncated; if they stay, the photos are damaged on the server",
-    "bomb": "a new --out with a higher --photo.max-pixels or --photo.max-frames, if such photos are wanted",
-    "unsupported": "photos in formats such as HEIC, AVIF or SVG; no remedy here",
+    "bomb": "the ledger says which limit; a new --out with a higher one, if such photos are wanted",
+    "unsupported": "the ledger says why; HEIC needs pip install 'lavic[heif]', AVIF pip install 'pillow>=11.3', then "
+    "--retry unsupported; SVG and others are not read here",
     "opted_out": "the photos' owner does not want crawlers; the ledger says how that was said",
     "bad_url": "the ledger says what is wrong with each link; correct the catalogue and crawl it into a new --out",
     "blocked_address": "if they are on this machine or in your own network: --fetch.allow-private with "
@@ -81,7 +82,8 @@ _REMEDY: dict[Kind, str] = {
     "connect": "check that the server is up and its address right, then --retry connect",
     "tls": "check this machine's clock and certificates, then --retry tls",
     "http_error": "the ledger has the HTTP status of each; then --retry http_error",
-    "placeholder": "the catalogue's links lead to stand-ins; nothing to mend here",
+    "placeholder": "the catalogue's links lead to placeholders; small photos need a new --out with a lower "
+    "--photo.min-side",
 }
 
 NOT_TO_BE_HAD: frozenset[Kind] = frozenset({"gone", "opted_out", "placeholder"})

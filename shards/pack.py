@@ -26,11 +26,13 @@ from lavic.data.references import write_references
 from lavic.data.shards import Sample, ShardWriter, beside, index_path
 from lavic.errors import DataError
 from lavic.shards.byhost import Failures, failures_of
+from lavic.shards.decoder import shared
 from lavic.shards.exchange import Answer
 from lavic.shards.fetch import Fetcher, FetchSettings
 from lavic.shards.lane import Office
 from lavic.shards.outcomes import Outcome, read_ledger, write_ledger
-from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
+from lavic.shards.photo import PhotoError, PhotoSettings, examine, store
+from lavic.shards.placeholders import placeholder_id
 from lavic.shards.plan import read_tasks
 from lavic.shards.stored import Stored
 from lavic.shards.tasks import PhotoTask
@@ -38,8 +40,8 @@ from lavic.shards.tasks import PhotoTask
 _AHEAD = 4
 """Pictures held while an earlier one is awaited, as a multiple of the requests in flight."""
 _AT_ONCE = 256 * 1024
-"""A JPEG of at most so many bytes is checked between two answers, larger ones in a thread beside: handing one over and
-back costs about a third of a check to its last bit, and many times one of the header."""
+"""A JPEG of at most so many bytes, and of little effort, is checked between two answers, others in a thread beside:
+handing one over and back costs about a third of a check to its last bit, and many times one of the header."""
 _REPORT_S = 1.0
 
 Report = Callable[[Mapping[str, int]], None]
@@ -235,12 +237,14 @@ async def _write(
                 if first is None and all(settled):
                     return [done for done in settled if done]
                 if first is None:
+                    first = _known_placeholder(group[0], photo)
+                if first is None:
                     async with gate:
                         began = time.perf_counter()
                         answer = await fetcher.fetch(group[0].url)
-                        if _quick(answer):
-                            first = _settle(group[0], answer, photo, began)
-                        else:
+                        try:
+                            first = _settle(group[0], answer, photo, began, at_once=True)
+                        except _TakesLonger:
                             loop = asyncio.get_running_loop()
                             first = await loop.run_in_executor(decoder, _settle, group[0], answer, photo, began)
                     # An earlier run's failures in this group were failures of the same picture.
@@ -271,18 +275,29 @@ async def _in_order(
             left.cancel()
 
 
-def _quick(answer: Answer) -> bool:
-    """Whether there is little to check. Other formats may hide much in a few bytes."""
-    return not answer.body or (len(answer.body) <= _AT_ONCE and answer.body.startswith(b"\xff\xd8"))
+def _known_placeholder(task: PhotoTask, photo: PhotoSettings) -> _Done | None:
+    """The end of a photo whose link says that it stands for a missing one; None for others."""
+    if not (id := placeholder_id(task.url, photo.placeholders)):
+        return None
+    return _Done(_outcome(task, kind="placeholder", reason=f"Amazon's image {id} stands for a missing photo"), None)
 
 
-def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float) -> _Done:
-    """Check what was fetched and make the sample and the ledger's row of it."""
+class _TakesLonger(Exception):
+    """A photo that is not checked within milliseconds."""
+
+
+def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float, *, at_once: bool = False) -> _Done:
+    """Check what was fetched and make the sample and the ledger's row of it; `at_once`, or raise _TakesLonger."""
+    if at_once and len(answer.body) > _AT_ONCE:
+        raise _TakesLonger
     kind, reason, digest, sample = answer.kind, answer.reason, "", None
     if kind == "ok":
         digest = hashlib.sha256(answer.body).hexdigest()
         try:
-            stored = to_jpeg(answer.body, photo, digest)
+            found = examine(answer.body, photo, digest)
+            if at_once and found.effort != "little":
+                raise _TakesLonger
+            stored = shared().store(found, photo) if found.effort == "unknown" else store(found, photo)
             kept = digest if stored.jpg is answer.body else ""
             sample = _sample(task, stored.jpg, stored.width, stored.height, kept, digest)
         except PhotoError as error:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import warnings
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field, field_validator
 
 from lavic.config import settings
-from lavic.shards.colour import is_srgb, to_srgb
-from lavic.shards.gif import count_frames
-from lavic.shards.jpeg import damage, ends, read_header
-from lavic.shards.outcomes import Kind
-from lavic.storage.text_files import TextFileError, read_lines
+from lavic.shards import jpeg
+from lavic.shards.colour import is_srgb, seen_srgb, to_rgb
+from lavic.shards.formats import PhotoError, check_magic, decode, orientation, turned
+from lavic.shards.placeholders import is_placeholder, read_placeholders
+from lavic.shards.png import has_right_pixels, repaired
 
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-_FOREIGN = (b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
-_ORIENTATION = 0x0112
-_UPRIGHT = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_JPEG = b"\xff\xd8"
 _MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Beyond this Pillow refuses by itself."""
+_LITTLE, _MUCH = 8_000_000, 100_000_000
+"""Pixels times scans of a JPEG: up to the first it is checked within milliseconds, up to the second within a second."""
+
+__all__ = ["Photo", "PhotoError", "PhotoSettings", "Stored", "examine", "store", "to_jpeg"]
+
+_LATER = ("max_scans", "min_side", "resize")
+
+Effort = Literal["little", "much", "unknown"]
+"""What it takes to check a photo: milliseconds; at most about a second; or nobody knows before it is done."""
 
 
 @settings
@@ -42,18 +44,38 @@ class PhotoSettings:
     """Photos with more pixels than this are refused before they are decoded."""
     max_frames: int = Field(default=1000, ge=1)
     """Animations with more frames than this are refused before they are decoded; of others the first is taken."""
+    max_scans: int = Field(default=100, ge=1)
+    """JPEGs with more scans than this are refused before they are decoded. Progressive ones have about ten."""
+    decode_seconds: float = Field(default=20.0, gt=0)
+    """CPU time that one photo may take to be decoded; one that takes longer is refused."""
+    min_side: int = Field(default=32, ge=1)
+    """Images with a side of fewer pixels than this are no photos but placeholders."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of photos that must be written anew: other formats, turned or transparent ones, other colour
     spaces. Others keep their bytes."""
+    resize: int | None = Field(default=None, ge=1, le=jpeg.LONGEST_SIDE)
+    """Make photos whose longest side has more pixels than this so large; smaller ones stay as they are. By default
+    every photo keeps its size."""
     placeholders: tuple[str, ...] = ()
-    """Images that stand for missing photos: sha256 digests of what the server sends, or files with one on each line,
-    as `sha256sum` writes them."""
+    """Images that stand for missing photos, beside those of Amazon that are known: Amazon image ids, sha256 digests of
+    what the server sends, or files with one of these on each line, as `sha256sum` writes them."""
 
     @field_validator("placeholders")
     @classmethod
-    def _digests(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+    def _read(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         """Files are read at once: workers elsewhere may not see them, and the plan is to know what is in them."""
-        return tuple(sorted({digest for word in words for digest in _read_digests(word)}))
+        return tuple(sorted({mark for word in words for mark in read_placeholders(word)}))
+
+    def identity(self) -> dict[str, Any]:
+        """What of these decides a shard's bytes, as plain values.
+
+        Settings that sets of earlier versions do not know are in it only where they are not at their default, with
+        which those sets were made: such a set is gone on with.
+        """
+        values = asdict(self)
+        del values["decode_seconds"]
+        defaults = asdict(PhotoSettings())
+        return {name: value for name, value in values.items() if name not in _LATER or value != defaults[name]}
 
 
 @dataclass(frozen=True)
@@ -65,12 +87,13 @@ class Stored:
     height: int
 
 
-class PhotoError(Exception):
-    """A photo that cannot be taken, with the kind under which it is counted."""
+@dataclass(frozen=True)
+class Photo:
+    """What a server sent, and what its header says where it is a JPEG that is read here."""
 
-    def __init__(self, kind: Kind, reason: str) -> None:
-        super().__init__(reason)
-        self.kind, self.reason = kind, reason
+    data: bytes
+    header: jpeg.JpegHeader | None
+    effort: Effort
 
 
 def to_jpeg(data: bytes, settings: PhotoSettings, sha256: str = "") -> Stored:
@@ -85,139 +108,116 @@ def to_jpeg(data: bytes, settings: PhotoSettings, sha256: str = "") -> Stored:
         sha256: Digest of `data` where it is known already.
 
     Raises:
-        PhotoError: Not a photo, damaged, a known stand-in, or beyond the limits.
+        PhotoError: Not a photo, damaged, a placeholder, or beyond the limits. Whatever a decoder raises becomes one.
     """
-    if settings.placeholders and (sha256 or hashlib.sha256(data).hexdigest()) in _known(settings.placeholders):
-        raise PhotoError("placeholder", "a known stand-in for a missing photo")
-    header = read_header(data) if data.startswith(_MAGIC[0]) else None
+    return store(examine(data, settings, sha256), settings)
+
+
+def examine(data: bytes, settings: PhotoSettings, sha256: str = "") -> Photo:
+    """Look at a photo's header, in microseconds for a JPEG.
+
+    Raises:
+        PhotoError: What is known by then speaks against it.
+    """
+    if settings.placeholders and is_placeholder(sha256 or hashlib.sha256(data).hexdigest(), settings.placeholders):
+        raise PhotoError("placeholder", "known by its sha256 digest")
+    header = jpeg.read_header(data) if data.startswith(_JPEG) else None
     if header is None:
-        return _convert(data, settings)
-    _check_pixels(header.width, header.height, settings)
-    if not header.plain or header.exif or header.icc:
-        return _convert(data, settings)
-    return _keep(data, header.width, header.height, settings)
+        check_magic(data)
+        return Photo(data, None, "unknown")
+    _check_size(header.width, header.height, settings)
+    work = header.width * header.height
+    if not header.one_scan:
+        if (scans := jpeg.count_scans(data)) > settings.max_scans:
+            raise PhotoError("bomb", f"{scans:,} scans; --photo.max-scans is {settings.max_scans:,}")
+        work *= scans
+    effort: Effort = "little" if work <= _LITTLE else "much" if work <= _MUCH else "unknown"
+    if not _is_canonical(header, settings) or (header.profile and not seen_srgb(header.profile)):
+        effort = "unknown"
+    return Photo(data, header, effort)
 
 
-def _keep(data: bytes, width: int, height: int, settings: PhotoSettings) -> Stored:
-    if (settings.check == "decode" or not ends(data)) and (wrong := damage(data)):
-        raise PhotoError("truncated", wrong)
-    return Stored(data, width, height)
+def store(photo: Photo, settings: PhotoSettings) -> Stored:
+    """Check a photo that was looked at and make it a JPEG as shards hold it. Raises PhotoError, see `to_jpeg`."""
+    try:
+        return _store(photo, settings)
+    except PhotoError:
+        raise
+    except MemoryError:
+        raise PhotoError("bomb", "needs more memory than there is") from None
+    except Exception as error:
+        # Decoders and encoders fail in many ways (OSError, RecursionError, struct.error, ...): all mean the photo.
+        raise PhotoError("truncated", f"cannot be decoded ({type(error).__name__}: {error})") from None
 
 
-def _convert(data: bytes, settings: PhotoSettings) -> Stored:
-    """The way of everything that is not plainly a plain JPEG."""
+def _store(photo: Photo, settings: PhotoSettings) -> Stored:
+    data, header = photo.data, photo.header
+    if header is None:
+        regular = jpeg.complete(data) if data.startswith(_JPEG) else None
+        again = examine(regular, settings) if regular else photo
+        return _store(again, settings) if again.header else _convert(data, settings)
+    if (settings.check == "decode" or not jpeg.ends(data)) and (wrong := jpeg.damage(data)):
+        if not (regular := jpeg.complete(data, wrong)):
+            raise PhotoError("unsupported" if "nsupported" in wrong else "truncated", wrong)
+        data = regular
+    if settings.check == "decode" and not header.one_scan and not jpeg.has_every_scan(data):
+        raise PhotoError("truncated", "a JPEG without its last scans")
+    if _is_canonical(header, settings) and (
+        not header.profile or is_srgb(header.profile, "L" if header.grey else "RGB")
+    ):
+        return Stored(data, header.width, header.height)
+    return _convert(data, settings, header.orientation)
+
+
+def _is_canonical(header: jpeg.JpegHeader, settings: PhotoSettings) -> bool:
+    """Whether a JPEG is stored as it is, whatever its profile."""
+    return header.plain and header.orientation == 1 and not _shrinks(header.width, header.height, settings)
+
+
+def _convert(data: bytes, settings: PhotoSettings, turn: int | None = None) -> Stored:
+    """Decode a photo and write it anew."""
+    check_size = partial(_check_size, settings=settings)
     with warnings.catch_warnings():
         # The pixel cap is ours; Pillow's own warning would go to a worker's log.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Exception as error:
-            # Parsers of foreign bytes fail in many ways (OSError, SyntaxError, struct.error, ...): all mean the same.
-            raise _unreadable(data, error) from None
-        _check_pixels(image.width, image.height, settings)
-        try:
-            if (frames := _frames(image, data)) > settings.max_frames:
-                raise PhotoError("bomb", f"{frames:,} frames")
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                profile = image.info.get("icc_profile")
-                if _orientation(image) == _UPRIGHT and (not profile or is_srgb(profile, image.mode)):
-                    return _keep(data, *image.size, settings)
-            upright = _upright_rgb(image)
-        except PhotoError:
-            raise
-        except Exception as error:
-            raise _undecodable(image, error) from None
+            if not has_right_pixels(data):
+                raise PhotoError("truncated", "PNG with damaged pixels")
+            image = decode(data, check_size, settings.max_frames)
+        except PhotoError as error:
+            if error.kind != "truncated" or not (regular := repaired(data)):
+                raise
+            image = decode(regular, check_size, settings.max_frames)
+        upright = turned(to_rgb(image), orientation(image) if turn is None else turn)
+    if _shrinks(*upright.size, settings):
+        upright = _shrunk(upright, settings.resize or 0)
     out = io.BytesIO()
-    upright.save(out, "JPEG", quality=settings.quality, subsampling=0)
+    try:
+        upright.save(out, "JPEG", quality=settings.quality, subsampling=0)
+    except OSError as error:
+        raise PhotoError("unsupported", f"cannot be written as JPEG: {error}") from None
     return Stored(out.getvalue(), *upright.size)
 
 
-def _check_pixels(width: int, height: int, settings: PhotoSettings) -> None:
+def _check_size(width: int, height: int, settings: PhotoSettings) -> None:
     if width * height > settings.max_pixels:
-        raise PhotoError("bomb", f"{width:,} x {height:,} pixels")
+        raise PhotoError("bomb", f"{_sides(width, height)}; --photo.max-pixels is {settings.max_pixels:,}")
+    if max(width, height) > jpeg.LONGEST_SIDE and not settings.resize:
+        most = f"a JPEG has at most {jpeg.LONGEST_SIDE:,} on a side (--photo.resize makes photos smaller)"
+        raise PhotoError("unsupported", f"{_sides(width, height)}; {most}")
+    if min(width, height) < settings.min_side:
+        raise PhotoError("placeholder", f"{_sides(width, height)}; --photo.min-side is {settings.min_side:,}")
 
 
-def _frames(image: Image.Image, data: bytes) -> int:
-    """Frames by what the file's structure says; nothing is decoded."""
-    if image.format == "GIF":
-        return count_frames(data)
-    # JPEGs with a second picture behind the first are photos with a preview, not animations.
-    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+def _sides(width: int, height: int) -> str:
+    return f"{width:,} x {height:,} pixels"
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, _UPRIGHT)
-    except Exception:
-        # Broken EXIF says nothing about orientation, and nothing against the photo.
-        return _UPRIGHT
-    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
+def _shrinks(width: int, height: int, settings: PhotoSettings) -> bool:
+    return settings.resize is not None and max(width, height) > settings.resize
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.seek(0)
-    turn = _orientation(image)
-    image.load()
-    image = _rgb(image)
-    if turn != _UPRIGHT:
-        exif = Image.Exif()
-        exif[_ORIENTATION] = turn
-        image.info["exif"] = exif.tobytes()
-        image = ImageOps.exif_transpose(image)
-    image.info = {}
-    return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """8 bit, sRGB, on white."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit greys arrive as 32-bit integers from some formats.
-        image = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        return Image.composite(to_srgb(image.convert("RGB"), profile), Image.new("RGB", image.size, "white"), alpha)
-    elif image.mode not in ("RGB", "L", "CMYK", "LAB"):
-        image = image.convert("RGB")
-    return to_srgb(image, profile)
-
-
-def _unreadable(data: bytes, error: Exception) -> PhotoError:
-    if not data:
-        return PhotoError("truncated", "an empty answer")
-    if isinstance(error, Image.DecompressionBombError) or "too large" in str(error).lower():
-        # The second is what Pillow says of compressed text that unpacks without end.
-        return PhotoError("bomb", str(error))
-    if data.startswith(_MAGIC):
-        return PhotoError("truncated", f"begins like an image and cannot be read ({type(error).__name__})")
-    if data.startswith(_FOREIGN) or data[4:8] == b"ftyp" or b"<svg" in data[:512].lower():
-        return PhotoError("unsupported", "an image format that is not read here")
-    start = data[:24].decode("latin-1").replace("\n", " ").strip()
-    return PhotoError("not_image", f"begins with {start!r}")
-
-
-def _undecodable(image: Image.Image, error: Exception) -> PhotoError:
-    if isinstance(error, Image.DecompressionBombError) or "too large" in str(error).lower():
-        return PhotoError("bomb", str(error))
-    return PhotoError("truncated", f"{image.format} that cannot be decoded: {error}")
-
-
-def _read_digests(word: str) -> list[str]:
-    if _SHA256.fullmatch(word.lower()):
-        return [word.lower()]
-    try:
-        lines = [line.split()[0].lower() for _, line in read_lines(word) if line.strip()]
-    except TextFileError as error:
-        raise ValueError(f"{word!r} is neither a sha256 digest nor a file that can be read ({error})") from None
-    if wrong := [line for line in lines if not _SHA256.fullmatch(line)]:
-        raise ValueError(f"{word}: {wrong[0]!r} is not a sha256 digest; one at the start of each line is expected")
-    return lines
-
-
-@lru_cache(maxsize=4)
-def _known(placeholders: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(placeholders)
+def _shrunk(image: Image.Image, longest: int) -> Image.Image:
+    scale = longest / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

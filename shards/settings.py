@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -135,5 +135,5 @@ class CrawlSettings:
             duplicates=self.duplicates,
             limit=self.limit,
             ids=self.ids,
-            photo=asdict(self.photo),
+            photo=self.photo.identity(),
         )

@@ -26,6 +26,12 @@ def drawn(mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
+def make_noise() -> Image.Image:
+    """The same every time, with something in every coefficient."""
+    values = np.random.default_rng(0).normal(128, 40, (12, 16, 3)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(values).resize(SIZE)
+
+
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
@@ -110,7 +116,9 @@ def make_photos() -> dict[str, bytes]:
         "drawing.jpg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "apple.jpg": b"\x00\x00\x00\x18ftypheic" + bytes(40),
         "big.jpg": jpeg + bytes(3_000_000),
-        "stand-in.jpg": encoded(Image.new("RGB", (8, 8), "grey")),
+        "tall.png": encoded(Image.new("L", (40, 65_600)), "PNG"),
+        "dot.gif": encoded(Image.new("P", (1, 1)), "GIF"),
+        "stand-in.jpg": encoded(Image.new("RGB", (40, 40), "grey")),
     }
 
 
@@ -186,7 +194,7 @@ class FaultServer:
             send(to, 500)
         elif first == "n":
             number = int(rest.partition(".")[0])
-            send(to, 200, encoded(Image.new("RGB", (16, 16), (number % 256, number // 256 % 256, 99))))
+            send(to, 200, encoded(Image.new("RGB", (32, 32), (number % 256, number // 256 % 256, 99))))
         elif path in PHOTOS:
             send(to, 200, PHOTOS[path])
         elif first == "status":

@@ -13,6 +13,7 @@ from PIL import Image
 from lavic.shards.gif import count_frames
 from lavic.shards.outcomes import KINDS
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
+from lavic.shards.placeholders import placeholder_id
 
 DECODE, HEADER = PhotoSettings(), PhotoSettings(check="header")
 KEPT = ["plain.jpg", "progressive.jpg", "grey.jpg", "bad-exif.jpg", "srgb.jpg", "bad-profile.jpg"]
@@ -52,8 +53,8 @@ def test_others_become_upright_srgb_jpegs(photos: dict[str, bytes], name: str) -
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_every_orientation_is_undone(turn: int) -> None:
     """The picture of each is the same once a viewer has turned it."""
-    upright = Image.new("RGB", (40, 24), "blue")
-    upright.paste("red", (0, 0, 20, 12))
+    upright = Image.new("RGB", (80, 48), "blue")
+    upright.paste("red", (0, 0, 40, 24))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
     exif = Image.Exif()
@@ -62,8 +63,8 @@ def test_every_orientation_is_undone(turn: int) -> None:
     stored.save(out, "JPEG", exif=exif, quality=95, subsampling=0)
     made = to_jpeg(out.getvalue(), DECODE)
     image = Image.open(io.BytesIO(made.jpg))
-    assert image.size == (40, 24) == (made.width, made.height)
-    red = [image.getpixel(at)[0] > 128 for at in ((5, 5), (35, 5), (5, 19), (35, 19))]
+    assert image.size == (80, 48) == (made.width, made.height)
+    red = [image.getpixel(at)[0] > 128 for at in ((9, 9), (70, 9), (9, 38), (70, 38))]
     assert red == [True, False, False, False] and (turn == 1) == (made.jpg == out.getvalue())
 
 
@@ -135,16 +136,47 @@ def test_random_bytes_never_do_worse_than_be_refused(photos: dict[str, bytes]) -
                 assert error.kind in KINDS
 
 
-def test_known_stand_ins(photos: dict[str, bytes], tmp_path: Path) -> None:
+def test_placeholders_are_known_by_digest_and_by_amazon_id(photos: dict[str, bytes], tmp_path: Path) -> None:
     digest = hashlib.sha256(photos["stand-in.jpg"]).hexdigest()
-    (tmp_path / "known.txt").write_text(f"{digest}  stand-in.jpg\n{'0' * 64}\n")
+    (tmp_path / "known.txt").write_text(f"\ufeff{digest}  stand-in.jpg\n{'0' * 64}\n\n71-Ab+cdEfL no photo\n")
     for words in ((digest.upper(),), (str(tmp_path / "known.txt"),)):
         settings = PhotoSettings(placeholders=words)
         assert refused(photos["stand-in.jpg"], settings) == "placeholder" and digest in settings.placeholders
         assert to_jpeg(photos["plain.jpg"], settings).jpg == photos["plain.jpg"]
+    amazon = "https://m.media-amazon.com/images/I/71-Ab%2BcdEfL._AC_SL1500_.jpg"
+    for words in (("71-Ab+cdEfL",), (str(tmp_path / "known.txt"),), (amazon,)):
+        assert placeholder_id(amazon, PhotoSettings(placeholders=words).placeholders) == "71-Ab+cdEfL"
     for wrong in (str(tmp_path / "none"), "abc"):
         with pytest.raises(ValueError, match="neither a sha256 digest nor a file"):
             PhotoSettings(placeholders=(wrong,))
+    (tmp_path / "wrong.txt").write_text("a shop's word\n")
+    with pytest.raises(ValueError, match="'a' is not a sha256 digest or an Amazon image id"):
+        PhotoSettings(placeholders=(str(tmp_path / "wrong.txt"),))
+
+
+@pytest.mark.parametrize(
+    ("url", "known"),
+    [
+        ("https://m.media-amazon.com/images/I/01RmK+J4pJL.gif", True),
+        ("https://m.media-amazon.com/images/I/01RmK+J4pJL._AC_SL1500_.jpg", True),
+        ("https://images-na.ssl-images-amazon.com/images/I/01RmK%2BJ4pJL._SX38_SY50_CR,0,0,38,50_.jpg", True),
+        ("https://m.media-amazon.com/images/W/WEBP_402378-T1/images/I/01MKUOLsA5L._SL500_.gif", True),
+        ("http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif", True),
+        ("http://g-ecx.images-amazon.com/images/G/01/nav2/dp/no-image-avail-img-map._V192545771_AA300_.gif", True),
+        ("https://m.media-amazon.com/images/I/71yko2LDYUL._AC_UL1500_.jpg", False),
+        ("https://shop.example/images/I/01RmK+J4pJL.gif", False),
+        ("https://shop.example/no-img-sm.gif", False),
+        ("http://[broken/images/I/01RmK+J4pJL.gif", False),
+    ],
+)
+def test_amazons_own_placeholders_are_known_in_any_size(url: str, known: bool) -> None:
+    assert bool(placeholder_id(url, ())) == known
+
+
+def test_plans_of_sets_that_do_not_know_a_setting_still_hold() -> None:
+    before = {"check": "decode", "max_pixels": 50_000_000, "max_frames": 1000, "quality": 95, "placeholders": ()}
+    assert PhotoSettings().identity() == PhotoSettings(decode_seconds=1).identity() == before
+    assert PhotoSettings(min_side=16, resize=512).identity() == {**before, "min_side": 16, "resize": 512}
 
 
 def test_frames_are_counted_without_decoding(photos: dict[str, bytes]) -> None:

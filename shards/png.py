@@ -1,0 +1,105 @@
+"""PNGs that decoders refuse although every pixel is there: put together again from what decides the pixels."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values of a pixel by colour type."""
+_NEEDED, _USEFUL = (b"PLTE", b"tRNS"), (b"iCCP", b"eXIf")
+"""Chunks that decide pixels, and those that are left out where they are damaged."""
+_PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+"""Of Adam7: first column and step, first row and step."""
+
+
+def has_right_pixels(data: bytes) -> bool:
+    """Whether the checksums of the compressed pixels are right, which Pillow does not look at; True for other files."""
+    return not data.startswith(_SIGNATURE) or all(right for kind, _, right in _chunks(data) if kind == b"IDAT")
+
+
+def repaired(data: bytes) -> bytes:
+    """A PNG with the pixels of another and correct checksums; empty where pixels are missing or may be wrong.
+
+    Wrong checksums of text, a missing end or bytes behind it say nothing about pixels. Pixels are right where one of
+    the two checksums over them is: the CRC of every IDAT chunk, or the Adler-32 of the compressed stream.
+    """
+    if not data.startswith(_SIGNATURE):
+        return b""
+    header = b""
+    kept: list[tuple[bytes, bytes]] = []
+    packed: list[bytes] = []
+    crcs_right = True
+    for kind, body, right in _chunks(data):
+        if kind == b"IHDR" and right and not header:
+            header = body
+        elif kind == b"IDAT":
+            packed.append(body)
+            crcs_right &= right
+        elif kind in _NEEDED and not right:
+            return b""
+        elif kind in (*_NEEDED, *_USEFUL) and right:
+            kept.append((kind, body))
+    if len(header) != 13 or not packed:
+        return b""
+    pixels = _unpacked(b"".join(packed), _raw_size(header), crcs_right)
+    if not pixels:
+        return b""
+    # Profile and palette before the pixels, as decoders want them.
+    order = sorted(kept, key=lambda chunk: (b"iCCP", b"eXIf", b"PLTE", b"tRNS").index(chunk[0]))
+    chunks = [(b"IHDR", header), *order, (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b"")]
+    return _SIGNATURE + b"".join(_chunk(kind, body) for kind, body in chunks)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """(kind, body, whether its checksum is right) up to the end or where the file breaks off."""
+    at = len(_SIGNATURE)
+    while at + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + size]
+        right = data[at + 8 + size : at + 12 + size] == struct.pack(">I", zlib.crc32(kind + body))
+        if kind == b"IEND" or not kind.isalpha():
+            return
+        yield kind, body, right
+        at += 12 + size
+
+
+def _raw_size(header: bytes) -> int:
+    """Bytes of the uncompressed pixels, with the filter byte before each row."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * _SAMPLES.get(colour, 0)
+    if not interlaced:
+        return height * (1 + (width * bits + 7) // 8)
+    size = 0
+    for x, x_step, y, y_step in _PASSES:
+        columns, rows = -(-(width - x) // x_step), -(-(height - y) // y_step)
+        size += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    return size
+
+
+def _unpacked(packed: bytes, size: int, trusted: bool) -> bytes:
+    """The uncompressed pixels; empty where some are missing, or no checksum speaks for them."""
+    if not (checked := _inflate(packed, size, zlib.MAX_WBITS)):
+        # Without the stream's own checksum, which is missing or wrong.
+        return _inflate(packed[2:], size, -zlib.MAX_WBITS) if trusted else b""
+    return checked
+
+
+def _inflate(packed: bytes, size: int, window: int) -> bytes:
+    stream = zlib.decompressobj(window)
+    try:
+        pixels = stream.decompress(packed, size)
+        # The end of the stream, where its checksum is: more pixels than there are places for are left out.
+        while window > 0 and not stream.eof:
+            before = len(stream.unconsumed_tail)
+            if not stream.decompress(stream.unconsumed_tail, 1 << 16) and len(stream.unconsumed_tail) == before:
+                return b""
+    except zlib.error:
+        return b""
+    return pixels if len(pixels) == size else b""
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
