@@ -49,7 +49,9 @@ def read_placeholders(word: str) -> list[str]:
 def placeholder_id(url: str, placeholders: tuple[str, ...]) -> str:
     """The Amazon image id of a link that leads to a known placeholder, in any size; empty for other links."""
     id = amazon_image_id(url)
-    return id if id and (id in AMAZON or _NO_IMAGE.fullmatch(id) or id in _known(placeholders)) else ""
+    if not id or not (id in AMAZON or id in _known(placeholders) or _NO_IMAGE.fullmatch(id.rpartition("/")[2])):
+        return ""
+    return id
 
 
 def is_placeholder(sha256: str, placeholders: tuple[str, ...]) -> bool:
@@ -60,7 +62,7 @@ def is_placeholder(sha256: str, placeholders: tuple[str, ...]) -> bool:
 def _mark(word: str) -> str:
     if _SHA256.fullmatch(word.lower()):
         return word.lower()
-    return word if _ID.fullmatch(word) else amazon_image_id(word)
+    return word if _ID.fullmatch(word) else amazon_image_id(word) or ""
 
 
 @lru_cache(maxsize=4)

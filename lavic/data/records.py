@@ -172,21 +172,6 @@ def _amazon_image(url: str) -> re.Match[str] | None:
     return _AMAZON_PHOTO.fullmatch(unquote(parts.path)) if _AMAZON.fullmatch(host) else None
 
 
-def amazon_image_id(url: str) -> str:
-    """The id under which Amazon keeps the image that a link shows, whatever its size and form; empty for other links.
-
-    That is the name up to its first dot: `https://m.media-amazon.com/images/I/01RmK+J4pJL._AC_SL1500_.gif`.
-    """
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-    if not _AMAZON.fullmatch(host) or not parts.path.startswith("/images/"):
-        return ""
-    return unquote(parts.path.rpartition("/")[2].partition(".")[0])
-
-
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str) -> Conversation:
     """Read one row of the released conversation files.
 
