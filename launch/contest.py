@@ -74,6 +74,9 @@ class Contest:
 
         info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
         info.check_store(store)
+        base = chosen.model.name
+        info.check_adapters(chosen.bundle)
+        info.base_model(chosen.bundle, base)
         wanted = [arm for arm in chosen.arms if arm != "shuffled" or info.tokens == "items"]
         for name, needs in (("popularity", "train"), ("words", "words"), ("words_before_tuning", "words")):
             if name in wanted and getattr(chosen, needs) is None:
@@ -84,7 +87,7 @@ class Contest:
                 "measure what it can without one: --arms before_tuning random"
             )
         words = read_looks(chosen.words) if chosen.words else None
-        first = Arm(name="lavic", bundle=chosen.bundle, store=store, tokens_per_item=chosen.tokens_per_item)
+        first = Arm(name="lavic", bundle=chosen.bundle, store=store, base=base, tokens_per_item=chosen.tokens_per_item)
         variants = {
             "lavic": first,
             "shuffled": replace(first, name="shuffled", shuffled=True),
@@ -100,7 +103,7 @@ class Contest:
         if info.tokens == "none" and "lavic" in labels:
             labels["lavic"] = dict(zip(("label", "note"), LABELS["titles"], strict=True))
         for text in chosen.compare:
-            other, note = _read_compare(text, store, taken=labels)
+            other, note = _read_compare(text, first, info, taken=labels)
             arms.append(other)
             labels[other.name] = {"label": COMPARED.get(other.name, spoken(other.name)), "note": note}
         if not arms:
@@ -146,7 +149,7 @@ def named(text: str) -> tuple[str, str]:
     return Path(text).stem, text
 
 
-def _read_compare(text: str, store: ItemStore, *, taken: Mapping[str, Any]) -> tuple[Arm, str]:
+def _read_compare(text: str, main: Arm, main_info: BundleInfo, *, taken: Mapping[str, Any]) -> tuple[Arm, str]:
     """NAME=BUNDLE[@STORE] as an arm, with a note on what it is."""
     from lavic.model.bundle import BundleInfo
     from lavic.model.itemstore import ItemStore
@@ -159,15 +162,19 @@ def _read_compare(text: str, store: ItemStore, *, taken: Mapping[str, Any]) -> t
     folder, other = place, ""
     if "@" in place and not Path(place).is_dir():
         folder, _, other = place.rpartition("@")
-    own = ItemStore.open(other) if other else store
+    store = ItemStore.open(other) if other else main.store
     info = BundleInfo.read(Path(folder))
-    info.check_store(own)
+    info.check_store(store)
+    info.check_adapters(Path(folder))
+    # --model.name says where the main bundle's base model is; a bundle of another base has its own.
+    base = main.base if info.fingerprint == main_info.fingerprint else None
+    info.base_model(Path(folder), base)
     note = "five tokens of each photo"
     if info.tokens == "none":
         note = "tuned alike, without photo tokens"
     elif info.vision_adapter is None:
         note = "tuned alike, on the plain model's tokens"
-    return Arm(name=name, bundle=Path(folder), store=own), note
+    return Arm(name=name, bundle=Path(folder), store=store, base=base), note
 
 
 def _check_words(words: Mapping[str, str], path: Path | None, trials: Iterable[Trial]) -> None:

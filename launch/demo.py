@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import PositiveInt
 
-from lavic.config import dump, flatten, load, parse, settings
+from lavic.config import Seed, dump, flatten, load, parse, settings
 from lavic.data.atomic import write_whole
 from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
@@ -50,7 +50,7 @@ class DemoSettings:
 
     out: Path
     """Folder for everything; a demo that was stopped goes on there."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the catalogue, the adapters and the order of training."""
     nproc: PositiveInt = 2
     """Processes of the training stages."""

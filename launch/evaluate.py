@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
-from lavic.config import flatten, parse, settings
+from lavic.config import Seed, flatten, parse, settings
 from lavic.data.atomic import write_whole, written_aside
 from lavic.launch.contest import ArmName, Contest
+from lavic.model.settings import BaseModelSettings
 from lavic.provenance import versions
 from lavic.recommend import exhibits
 from lavic.recommend.arms import Decode, compete
@@ -89,10 +90,12 @@ class EvaluateSettings:
     """Bootstrap resamples."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of the intervals."""
-    seed: int = 0
+    seed: Seed = 0
     """Of shuffles, resamples and the gallery's choice."""
     limit: PositiveInt | None = None
     """Only the first so many conversations of each file."""
+    model: BaseModelSettings = BaseModelSettings()
+    """The base model of --bundle."""
     tokens_per_batch: PositiveInt = 8192
     """Prompts read together, tokens; memory and speed depend on it, results do not."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

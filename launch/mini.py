@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from lavic.config import dump, parse, settings
+from lavic.config import Seed, dump, parse, settings
 from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 
@@ -31,7 +31,7 @@ class CatalogSettings:
     """Folder to write; `images/` and the metadata stand in it."""
     base_url: str = "http://127.0.0.1:8000"
     """Where the photos of `images/` will be served."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, another catalogue."""
     train_items: PositiveInt = CatalogueSize.train_items
     """Items that training may see."""

@@ -16,6 +16,7 @@ from lavic.config import parse, settings
 from lavic.data.conversations import parse_conversations
 from lavic.data.records import Conversation, Turn, turns_of
 from lavic.errors import ConfigError, DataError
+from lavic.model.settings import BaseModelSettings
 from lavic.storage.text_files import TextFileError, read_text, text_of
 from lavic.world import World
 
@@ -54,12 +55,14 @@ class RecommendSettings:
     """A file of item ids to rank, one per line."""
     key: str = "candidates_st"
     """Which list of a jsonl row is ranked, where no candidates are named."""
-    top: int | None = None
+    top: PositiveInt | None = None
     """Print only the first so many."""
     json: bool = False
     """One JSON object per conversation instead of a table."""
     tokens_per_item: PositiveInt | None = None
     """Item tokens shown of each candidate, its first ones; by default as many as the bundle was tuned on."""
+    model: BaseModelSettings = BaseModelSettings()
+    """The base model of --bundle."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
@@ -93,7 +96,7 @@ def _load(chosen: RecommendSettings) -> Ranker:
     info.check_store(store)
     if info.language_adapter is None:
         raise ConfigError(f"--bundle {chosen.bundle}: of stage 1, it cannot recommend yet: run `lavic tune` first")
-    bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype)
+    bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype, base=chosen.model.name)
     return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 

@@ -114,7 +114,9 @@ def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, desc
     world = World.from_env()
     if chosen.dry_run:
         from lavic.launch import forecast
+        from lavic.train.zero import read_json
 
+        read_json(chosen.deepspeed)
         return forecast.show(stage.command, chosen, world)
     if chosen.nproc > 1 and world.size == 1:
         from lavic.launch import local

@@ -110,6 +110,8 @@ class Tune(Stage):
         super().__init__(chosen, world)
         self.store = ItemStore.open(chosen.store)
         self.store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
+        if chosen.tokens == "items":
+            self.store.check_adapter()
         rows = [read_conversations(file, candidates=chosen.candidates) for file in (chosen.train, chosen.valid)]
         if chosen.missing == "drop":
             rows = [stored(each, self.store, chosen.candidates, speak=world.is_main) for each in rows]

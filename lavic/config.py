@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from lavic.errors import ConfigError
-from lavic.schema import MISSING, POSITIONAL, REFERENCE, Keys, Schema, at, settings
+from lavic.schema import MISSING, POSITIONAL, REFERENCE, Keys, Schema, Seed, at, settings
 from lavic.secrets import holds_secret, redact_all
 from lavic.yamlfile import YamlFile, find_config, to_yaml
 
-__all__ = ["Positional", "Reference", "dump", "flatten", "load", "parse", "settings"]
+__all__ = ["Positional", "Reference", "Seed", "dump", "flatten", "load", "parse", "settings"]
 
 T = TypeVar("T")
 
@@ -112,8 +112,18 @@ class Layers:
         self.origin[keys] = origin
 
     def add_yaml(self, path: Path) -> None:
-        """Lays a yaml file's keys over what is there. Raises ConfigError for an unknown key, naming the nearest."""
-        for keys, value, line in self._leaves_of(YamlFile.read(path)):
+        """Lays a yaml file's keys over what is there.
+
+        Raises:
+            ConfigError: The file is for another command, or has an unknown key; names the nearest.
+        """
+        file = YamlFile.read(path)
+        if file.command and self.schema.command and file.command != self.schema.command:
+            raise ConfigError(
+                f"{path}:1: a config for 'lavic {file.command}', not for 'lavic {self.schema.command}'; --config takes "
+                "one of that command"
+            )
+        for keys, value, line in self._leaves_of(file):
             self.add(keys, value, f"{path}:{line}: {'.'.join(keys)}")
 
     def refuse_secrets(self) -> None:
@@ -149,8 +159,6 @@ class Layers:
     def _unknown(self, file: YamlFile, keys: Keys, line: int) -> str:
         wrong = ".".join(keys)
         text = f"{file.path}:{line}: unknown key '{wrong}'"
-        if file.command and self.schema.command and file.command != self.schema.command:
-            return f"{text}: the file is for 'lavic {file.command}', not 'lavic {self.schema.command}'"
         near = self.schema.nearest(wrong)
         return f"{text}; did you mean '{near}'?" if near else f"{text}; known here: {self._known(keys[:-1])}"
 

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import pydantic.dataclasses
 from pydantic import ConfigDict
@@ -16,6 +16,9 @@ from typing_extensions import dataclass_transform
 T = TypeVar("T")
 Keys = tuple[str, ...]
 """The path of a key: ("fetch", "concurrency")."""
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""A seed that every generator takes; numpy's takes 32 bits."""
 
 POSITIONAL = "lavic.positional"
 REFERENCE = "lavic.reference"
@@ -29,7 +32,7 @@ def settings(cls: type[T]) -> type[T]:
 
     The string under a field is its documentation: `--help` and `--print-config` show it.
     """
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
     return made
 

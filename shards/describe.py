@@ -100,13 +100,14 @@ def _described(data: ShardDataset, number: int, model: ModelSettings, weights: s
     # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
     if read_descriptions(shard).keys() != set(data.keys_of(number)):
         return False
-    ours = prompts.VERSIONS[model.prompt]
-    others = described_by(shard) - {(model.name, weights, ours), (CATALOGUE, "", ours)}
-    if others:
-        who, theirs, version = sorted(others)[0]
+    version = prompts.VERSIONS[model.prompt]
+    for name, other, *how in sorted(described_by(shard)):
+        # A model that was moved or renamed is the same model: its fingerprint counts.
+        if other in (weights, "") and how == [version, model.views]:
+            continue
         raise DataError(
-            f"{descriptions_path(shard)}: by {who} ({theirs or 'no model'}) with prompt {version}, not by {model.name} "
-            f"({weights}) with {ours}: remove it to describe again"
+            f"{descriptions_path(shard)}: by {name} ({other or 'no model'}) with prompt version {how[0]} and views "
+            f"{how[1]}, not by {model.name} ({weights}) with {version} and {model.views}: remove it to describe again"
         )
     return True
 
@@ -127,7 +128,7 @@ def _describe_shard(
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
         for s in samples:
             who = (backbone.name, backbone.fingerprint) if s.key in texts else (CATALOGUE, "")
-            values = (s.key, texts.get(s.key, s.text), *who, version)
+            values = (s.key, texts.get(s.key, s.text), *who, version, chosen.model.views)
             rows.append(dict(zip(FIELDS, values, strict=True)))
     write_descriptions(shard, rows)
     seconds = time.monotonic() - started

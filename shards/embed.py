@@ -11,6 +11,7 @@ import json
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,8 +93,17 @@ def find_adapter(folder: Path | None) -> Path | None:
         raise DataError(f"{folder}: this run is not done: run the same `lavic distill` again first")
     for place in (folder / "bundle" / "vision_adapter", folder / "vision_adapter", folder):
         if (place / "adapter_config.json").is_file():
+            _check_saved(place)
             return place
     raise DataError(f"{folder}: no vision adapter here (no bundle/vision_adapter): run `lavic distill` to its end")
+
+
+def _check_saved(adapter: Path) -> None:
+    """Refuses an adapter of a bundle that is not the one the bundle was saved with."""
+    from lavic.model.bundle import FILE, BundleInfo
+
+    if (adapter.parent / FILE).is_file():
+        BundleInfo.read(adapter.parent).check_adapters(adapter.parent, ("vision",))
 
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
@@ -221,7 +231,7 @@ def _part(
             tokens[len(items), : len(rows)] = rows
             items.append({key: value for key, value in info.items() if key != "views" or value < most})
     part = write_part(chosen.out, name, items, tokens)
-    write_whole(done, json.dumps({"name": part.name, "items": part.items, "sha256": part.sha256}))
+    write_whole(done, json.dumps(asdict(part)))
     return part
 
 

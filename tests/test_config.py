@@ -175,7 +175,7 @@ def test_missing_flags_are_all_named():
         ("out: a\nout: b\n", "2: 'out' is given twice"),
         ("out: [a\nlr: 1\n", "2: not valid yaml"),
         ("- a\n", "1: should be 'key: value' lines"),
-        ("# lavic tune\nout: a\nstore: b\n", "3: unknown key 'store': the file is for 'lavic tune', not 'lavic crawl'"),
+        ("# lavic tune\nout: a\nstore: b\n", "1: a config for 'lavic tune', not for 'lavic crawl'"),
     ],
 )
 def test_a_wrong_yaml_names_file_and_line(tmp_path, text, said):
@@ -184,6 +184,13 @@ def test_a_wrong_yaml_names_file_and_line(tmp_path, text, said):
     with pytest.raises(ConfigError) as caught:
         read("--config", str(file), "--items", "a", "--out", "b")
     assert str(caught.value).startswith(f"{file}:{said}")
+
+
+def test_a_config_of_another_command_is_refused_though_its_keys_are_known(tmp_path):
+    file = tmp_path / "distill.yaml"
+    file.write_text("# lavic distill\nout: elsewhere\n")
+    with pytest.raises(ConfigError, match=r"distill\.yaml:1: a config for 'lavic distill', not for"):
+        read("--config", str(file), "--items", "a")
 
 
 def test_dump_and_load_give_the_same_instance(tmp_path):

@@ -2,17 +2,68 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from lavic.cli import COMMANDS, main
+from lavic.schema import is_settings
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
 RAY = [path for path in FILES if path.read_text("utf-8").startswith("# ray up\n")]
 CONFIGS = [path for path in FILES if path not in RAY]
+
+
+def settings_classes() -> Iterator[type]:
+    """Every settings class of the package."""
+    for folder in ("lavic", "launch", "shards"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "@settings\nclass" not in path.read_text("utf-8"):
+                continue
+            inner = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            module = importlib.import_module(inner if folder == "lavic" else f"lavic.{inner}")
+            yield from (cls for cls in vars(module).values() if is_settings(cls) and cls.__module__ == module.__name__)
+
+
+@pytest.mark.parametrize("cls", settings_classes(), ids=lambda cls: cls.__name__)
+def test_every_number_has_bounds(cls):
+    """What cannot be right (a rank of 0, a share of 1.5) is refused where it is read, with the flag's name."""
+    unbounded = []
+    for name, schema in TypeAdapter(cls).json_schema()["properties"].items():
+        for kind in (schema, schema.get("items", {}), *schema.get("anyOf", ())):
+            bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & kind.keys()
+            if kind.get("type") in ("integer", "number") and not bounds:
+                unbounded.append(name)
+    assert not unbounded
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tune --lora.r 0", "--lora.r: input should be greater than 0, got '0'"),
+        ("tune --lora.alpha 0", "--lora.alpha: input should be greater than 0"),
+        ("tune --lora.dropout 1.5", "--lora.dropout: input should be less than 1, got '1.5'"),
+        ("tune --lora.dropout -0.1", "--lora.dropout: input should be greater than or equal to 0"),
+        ("tune --loop.lr nan", "--loop.lr: input should be a finite number"),
+        ("tune --loop.lr inf", "--loop.lr: input should be a finite number"),
+        ("tune --loop.seed -1", "--loop.seed: input should be greater than or equal to 0"),
+        ("distill --loop.seed 4294967296", "--loop.seed: input should be less than 4294967296"),
+        ("demo --seed -1", "--seed: input should be greater than or equal to 0"),
+        ("evaluate --seed -1", "--seed: input should be greater than or equal to 0"),
+        ("recommend --top 0", "--top: input should be greater than 0, got '0'"),
+        ("recommend --top -1", "--top: input should be greater than 0, got '-1'"),
+        ("mini pretrain --pretrain.mastery 1.5", "--pretrain.mastery: input should be less than or equal to 1"),
+    ],
+)
+def test_a_number_that_cannot_be_right_is_refused_by_its_flag(words, said, capsys):
+    assert main([*words.split(), "--print-config"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_there_are_configs():

@@ -77,15 +77,19 @@ def sweep(folder: Path) -> None:
 def folder_aside(path: Path) -> Iterator[Path]:
     """Open an empty folder that takes the place of `path` when the block ends well, and vanishes when it does not.
 
-    An older `path` is moved away first and removed last, so that a crash leaves the old folder or the new one.
+    Its files get the modes that the user's umask gives; some libraries write files that only their owner can read. An
+    older `path` is moved away first and removed last, so that a crash leaves the old folder or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     part.mkdir()
     try:
         yield part
+        # mkdir has applied the umask, which cannot be read without changing it for other threads.
+        mode = part.stat().st_mode & 0o666
         for file in part.rglob("*"):
             if file.is_file():
+                file.chmod(mode)
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         if path.exists():

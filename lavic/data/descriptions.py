@@ -10,8 +10,11 @@ from lavic.data.atomic import write_whole
 from lavic.data.shards import beside
 from lavic.errors import DataError
 
-FIELDS = ("key", "text", "model", "weights", "prompt")
-"""Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt."""
+FIELDS = ("key", "text", "model", "weights", "prompt", "views")
+"""Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt, how
+the photo was cut (`five` or `lavic`)."""
+DEFAULTS = {"views": "five"}
+"""Of fields that rows written before them lack."""
 
 
 def descriptions_path(shard: Path) -> Path:
@@ -28,9 +31,9 @@ def read_descriptions(shard: Path) -> dict[str, str]:
     return {row["key"]: row["text"] for row in _rows(shard)}
 
 
-def described_by(shard: Path) -> set[tuple[str, str, str]]:
-    """Who wrote a shard's sidecar: (model, its fingerprint, version of the prompt)."""
-    return {(row["model"], row["weights"], row["prompt"]) for row in _rows(shard)}
+def described_by(shard: Path) -> set[tuple[str, str, str, str]]:
+    """What wrote a shard's sidecar: (model, its fingerprint, version of the prompt, views)."""
+    return {(row["model"], row["weights"], row["prompt"], row["views"]) for row in _rows(shard)}
 
 
 def _rows(shard: Path) -> Iterator[dict[str, str]]:
@@ -40,7 +43,7 @@ def _rows(shard: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = {**DEFAULTS, **json.loads(line)}
                 yield {name: str(row[name]) for name in FIELDS}
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}:{number}: not a description; remove the file and describe again") from None

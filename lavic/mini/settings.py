@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config import settings
+from lavic.config import Seed, settings
 from lavic.mini.architecture import Architecture
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,17 +19,17 @@ class PretrainSettings:
 
     read_steps: PositiveInt = 3000
     """Most steps of the first phase; it ends when the last level is mastered."""
-    read_lr: float = 2e-3
+    read_lr: PositiveFloat = 2e-3
     """Peak learning rate while repeating and recalling."""
-    fetch_lr: float = 1.5e-3
+    fetch_lr: PositiveFloat = 1.5e-3
     """Peak learning rate on the look-up lists."""
-    mastery: float = 0.9
+    mastery: Share = 0.9
     """Share of right answers, over the last eight batches, that opens the next level."""
-    last_mastery: float = 0.9
+    last_mastery: Share = 0.9
     """The same for the last level, the real prompt with looks in words."""
     see_steps: PositiveInt = 1200
     """Steps of the second phase."""
-    see_lr: float = 1.5e-3
+    see_lr: PositiveFloat = 1.5e-3
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
     batch: PositiveInt = 32
     """Photos a step in the second phase."""
@@ -43,9 +43,9 @@ class PretrainSettings:
     """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
     compare_every: PositiveInt = 2
     """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
-    compare_from: int = 150
+    compare_from: NonNegativeInt = 150
     """Step of the second phase at which that begins."""
-    compare_mastery: float = 0.9
+    compare_mastery: Share = 0.9
     """Share of right answers that lengthens the lists with photos."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
@@ -60,13 +60,13 @@ class PretrainSettings:
     direction and in length: they are what the first phase has learnt to look up."""
     near_ids: Share = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
-    fetch_weight: float = 1.0
+    fetch_weight: NonNegativeFloat = 1.0
     """Weight of the fetch supervision beside the language-model loss."""
-    weight_decay: float = 0.02
+    weight_decay: NonNegativeFloat = 0.02
     """AdamW's."""
     augment: bool = False
     """Mirror and crop the photos at random."""
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order and lists."""
 
 

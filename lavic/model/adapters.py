@@ -13,12 +13,12 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lavic.errors import DataError
+from lavic.errors import DataError, first_line
 from lavic.model.backbone import Backbone
 from lavic.model.settings import Kind, LoraSettings
 
@@ -98,7 +98,7 @@ def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[
     missing = [name for name in (NOTE, WEIGHTS, "adapter_config.json") if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{folder}: not an adapter of LaViC ({missing[0]} is missing)")
-    note = json.loads((folder / NOTE).read_text())
+    note = read_note(folder)
     if note["kind"] != kind:
         raise DataError(f"{folder}: a {note['kind']} adapter, a {kind} adapter is needed")
     if note["fingerprint"] != fingerprint:
@@ -110,18 +110,39 @@ def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[
         raise DataError(f"{folder}: trained on photos cut otherwise: use the --model.views of its training")
 
 
+def read_note(folder: Path) -> dict[str, Any]:
+    """What `save_adapter` noted beside an adapter.
+
+    Raises:
+        DataError: The note cannot be read.
+    """
+    try:
+        note = json.loads((folder / NOTE).read_text("utf-8"))
+        if not {"kind", "base", "fingerprint"} <= set(note):
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder / NOTE}: not an adapter's note ({first_line(error)}): copy the adapter again"
+        ) from None
+    return dict(note)
+
+
 def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
     """Loads an adapter and merges it into the base weights, in place, every key accounted for.
 
     A backbone without vision tower takes the projector's part of a vision adapter.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)}): copy it again") from None
     config.inference_mode = True
-    state = load_file(folder / WEIGHTS)
     if not hasattr(backbone.model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
     with quiet():
@@ -146,10 +167,17 @@ def copy_adapter(source: Path, target: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Tells adapters apart: of their weights and their scale."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    hashed = hashlib.sha256(json.dumps([config["r"], config["lora_alpha"]]).encode())
-    hashed.update((folder / WEIGHTS).read_bytes())
+    """Tells adapters apart: of their weights and their scale.
+
+    Raises:
+        DataError: There is no whole adapter.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        hashed = hashlib.sha256(json.dumps([config["r"], config["lora_alpha"]]).encode())
+        hashed.update((folder / WEIGHTS).read_bytes())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder}: not a whole adapter ({first_line(error)}): copy it again") from None
     return hashed.hexdigest()[:16]
 
 

@@ -13,7 +13,8 @@ import torch
 from lavic.errors import ConfigError, first_line
 from lavic.model.inputs import Encoder
 from lavic.model.settings import ModelSettings
-from lavic.model.source import fingerprint, resolve
+from lavic.model.shape import filled
+from lavic.model.source import fingerprint, name_of, resolve
 from lavic.model.views import Geometry
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Backbone:
     encoder: Encoder
     geometry: Geometry
     name: str
-    """As the settings say it, so that another machine can load it too."""
+    """A Hugging Face name, or the absolute path of a folder: what another process can load it by."""
     fingerprint: str
     """Digest of config and weights: adapters and item stores carry it, and are refused by another base model."""
 
@@ -96,7 +97,7 @@ class Backbone:
             tokenizer=tokenizer,
             encoder=Encoder(tokenizer, config.image_token_id, model.prompt),
             geometry=read_geometry(source, model.views),
-            name=model.name,
+            name=name_of(model),
             fingerprint=fingerprint(source),
         )
 
@@ -147,8 +148,8 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
         ConfigError: The file is missing or cannot be used.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())["vision_config"]
-        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        config = filled(json.loads((folder / "config.json").read_text("utf-8")), "vision_config", "clip_vision_model")
+        processor = read_image_processor(folder)
         size = config["image_size"]
         pinpoints = processor["image_grid_pinpoints"] if views == "lavic" else [[2 * size, 2 * size]]
         if any(side % size for pinpoint in pinpoints for side in pinpoint):
@@ -161,4 +162,31 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
             grids=tuple((height // size, width // size) for height, width in pinpoints),
         )
     except (OSError, KeyError, TypeError, ValueError) as e:
-        raise ConfigError(f"{folder}: no usable preprocessor_config.json ({first_line(e)})") from e
+        raise ConfigError(
+            f"{folder}: no usable image processor settings in preprocessor_config.json or processor_config.json "
+            f"({first_line(e)})"
+        ) from e
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings of a model folder.
+
+    transformers 4 saves them in preprocessor_config.json, transformers 5 in processor_config.json under
+    `image_processor`. Where both exist, transformers reads the newer form first, and so does this.
+
+    Args:
+        folder: Of the model.
+
+    Raises:
+        OSError: Neither file can be read.
+        ValueError: A file is not JSON, or not an object.
+    """
+    newer = folder / "processor_config.json"
+    if newer.is_file():
+        processor = json.loads(newer.read_text("utf-8"))
+        if isinstance(processor, dict) and isinstance(nested := processor.get("image_processor"), dict):
+            return nested
+    processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+    if not isinstance(processor, dict):
+        raise ValueError("preprocessor_config.json is not a JSON object")
+    return processor

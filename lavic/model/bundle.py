@@ -9,17 +9,19 @@ BUNDLE/bundle.json         written last
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from lavic.data.atomic import folder_aside, write_whole
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError, first_line
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
-from lavic.model.settings import ModelSettings
+from lavic.model.settings import Kind, ModelSettings
+from lavic.model.source import fingerprint, resolve
 from lavic.provenance import versions
 
 if TYPE_CHECKING:
@@ -71,14 +73,68 @@ class BundleInfo:
             raise DataError(f"{folder}: not a bundle (no {FILE}){hint}")
         try:
             info = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, json.JSONDecodeError) as e:
-            raise DataError(f"{path}: not a bundle's description ({e})") from e
+        except (TypeError, ValueError, OSError) as e:
+            raise DataError(f"{path}: not a bundle's description ({first_line(e)})") from e
         if prompts.style_of(info.prompt_version) is None:
             raise DataError(
                 f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
                 "use the lavic that trained it, or train again"
             )
         return info
+
+    def check_adapters(self, folder: Path, kinds: Sequence[Kind] = ("vision", "language")) -> None:
+        """Refuses a bundle whose adapter files are not those that were saved.
+
+        Args:
+            folder: The bundle.
+            kinds: The adapters to look at.
+
+        Raises:
+            DataError: One line that names the adapter.
+        """
+        digests = {"vision": self.vision_adapter, "language": self.language_adapter}
+        for kind in kinds:
+            name, saved = f"{kind}_adapter", digests[kind]
+            if saved is None:
+                if (folder / name).exists():
+                    raise DataError(
+                        f"{folder / name}: {FILE} records no such adapter: remove it, or copy the bundle again"
+                    )
+                continue
+            if (found := adapters.digest(folder / name)) != saved:
+                raise DataError(
+                    f"{folder / name}: its digest is {found}, {FILE} records {saved}: the files were changed, cut "
+                    "short or taken from another run; copy the bundle again from its run"
+                )
+
+    def base_model(self, folder: Path, name: str | None = None) -> ModelSettings:
+        """The base model that the bundle was trained on, found and compared by its fingerprint; nothing is loaded.
+
+        Args:
+            folder: The bundle.
+            name: Folder or Hugging Face name of the base model, where it is not the recorded one.
+
+        Raises:
+            ConfigError: There is no such model.
+            DataError: It is another model.
+        """
+        model = ModelSettings(
+            name=name or self.base,
+            revision=None if name else self.revision,
+            views="lavic" if "grids" in self.geometry else "five",
+            prompt=prompts.style_of(self.prompt_version) or "inst",
+        )
+        try:
+            found = fingerprint(resolve(model))
+        except ConfigError as error:
+            hint = "" if name else "; name the folder where it is now with --model.name"
+            raise ConfigError(f"{folder}: its base model {model.name}: {error}{hint}") from None
+        if found != self.fingerprint:
+            raise DataError(
+                f"{folder}: trained on the base model {self.base} with fingerprint {self.fingerprint}; {model.name} "
+                f"has {found}: name the right one with --model.name"
+            )
+        return model
 
     def check_store(self, store: ItemStore) -> None:
         """Refuses a store whose tokens this bundle was not trained on; no model need be loaded for that.
@@ -115,6 +171,7 @@ class Bundle:
         vision: bool = False,
         language: bool = True,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        base: str | None = None,
     ) -> Bundle:
         """Loads base model and adapters.
 
@@ -124,24 +181,17 @@ class Bundle:
             vision: Load the vision tower too; ready item tokens need only the projector.
             language: False leaves the language adapter out: the model before stage 2.
             dtype: Of the weights.
+            base: Folder or Hugging Face name of the base model, where it is not the recorded one.
 
         Raises:
-            DataError: The bundle is not whole, or its base model is not the one it was trained on.
+            ConfigError: The base model is not found.
+            DataError: The bundle is not whole, an adapter is not the one it was saved with, or the base model is not
+                the one it was trained on.
         """
         info = BundleInfo.read(folder)
-        model = ModelSettings(
-            name=info.base,
-            revision=info.revision,
-            dtype=dtype,
-            views="lavic" if "grids" in info.geometry else "five",
-            prompt=prompts.style_of(info.prompt_version) or "inst",
-        )
+        info.check_adapters(folder)
+        model = replace(info.base_model(folder, base), dtype=dtype)
         backbone = Backbone.load(model, device, vision=vision)
-        if backbone.fingerprint != info.fingerprint:
-            raise DataError(
-                f"{folder}: trained on another base model ({info.base}, {info.fingerprint}) than {info.base} is now "
-                f"({backbone.fingerprint})"
-            )
         if info.vision_adapter:
             adapters.merge_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:

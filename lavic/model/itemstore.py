@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lavic.data.atomic import write_whole, written_aside
+from lavic.data.digests import file_sha256
 from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
@@ -37,6 +38,8 @@ class Part:
     items: int
     sha256: str
     """Of the tokens file."""
+    items_sha256: str = ""
+    """Of the list of items; empty in stores that were made before it was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +93,13 @@ class ItemStore:
         self._titles: list[str] = []
         self._keys: list[str] = []
         self._tensors: list[torch.Tensor] = []
+        self._unchecked = set(range(len(manifest.parts)))
         self._place: dict[str, tuple[int, int]] = {}
         self._views: dict[str, int] = {}  # of the items that have fewer
         for number, part in enumerate(manifest.parts):
             self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest))
             # not splitlines(): a title may hold one of Unicode's own line separators
-            with (folder / f"items-{part.name}.jsonl").open(encoding="utf-8", newline="\n") as file:
-                lines = list(file)
-            if len(lines) != part.items:
-                raise DataError(f"{folder}/items-{part.name}.jsonl: {len(lines)} items, the manifest says {part.items}")
-            for row, line in enumerate(lines):
+            for row, line in enumerate(_read_items(folder / f"items-{part.name}.jsonl", part)):
                 item = json.loads(line)
                 self._place[item["id"]] = (number, row)
                 self.ids.append(item["id"])
@@ -138,7 +138,20 @@ class ItemStore:
             shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
             raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or drop them")
         rows = [self._place[id] for id in ids]
+        for part in {part for part, _ in rows} & self._unchecked:
+            self._check(part)
         return torch.stack([self._tensors[part][row] for part, row in rows])
+
+    def _check(self, number: int) -> None:
+        """Compares a part with its digest when it is first read: to open a large store stays quick."""
+        part = self.manifest.parts[number]
+        path = self.folder / f"tokens-{part.name}.safetensors"
+        if (found := file_sha256(path)) != part.sha256:
+            raise DataError(
+                f"{path}: sha256 {found[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
+                "another store's; copy it again, or remove the store and run `lavic embed` again"
+            )
+        self._unchecked.discard(number)
 
     def count(self, id: str, most: int | None = None) -> int:
         """Tokens of an item, or of its first `most`."""
@@ -167,6 +180,18 @@ class ItemStore:
     def vision_adapter(self) -> Path | None:
         """Folder of the adapter that made the tokens."""
         return self.folder / "vision_adapter" if self.manifest.vision_adapter else None
+
+    def check_adapter(self) -> None:
+        """Refuses a store whose copy of the vision adapter is not the one that made the tokens.
+
+        Raises:
+            DataError: One line.
+        """
+        if (folder := self.vision_adapter) and (found := adapters.digest(folder)) != self.manifest.vision_adapter:
+            raise DataError(
+                f"{folder}: its digest is {found}, the store's manifest records {self.manifest.vision_adapter}: copy "
+                "it again from the bundle that made the store"
+            )
 
     def check_geometry(self, geometry: Geometry) -> None:
         """Refuses photos that are cut in another way than the store's.
@@ -207,7 +232,12 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
         file.write(data)
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     write_whole(folder / f"items-{name}.jsonl", lines)
-    return Part(name=name, items=len(items), sha256=hashlib.sha256(data).hexdigest())
+    return Part(
+        name=name,
+        items=len(items),
+        sha256=hashlib.sha256(data).hexdigest(),
+        items_sha256=hashlib.sha256(lines.encode()).hexdigest(),
+    )
 
 
 def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part]) -> StoreManifest:
@@ -226,6 +256,20 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
     )
     write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
+
+
+def _read_items(path: Path, part: Part) -> list[bytes]:
+    """The lines of a part's list of items, compared with the manifest."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): run `lavic embed` again") from None
+    lines = data.split(b"\n")[:-1]  # not splitlines(): a title may hold one of Unicode's own line separators
+    if len(lines) != part.items:
+        raise DataError(f"{path}: {len(lines)} items, the manifest says {part.items}")
+    if part.items_sha256 and hashlib.sha256(data).hexdigest() != part.items_sha256:
+        raise DataError(f"{path}: it is not the list that the manifest records: run `lavic embed` again")
+    return lines
 
 
 def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor:

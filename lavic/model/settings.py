@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
 
 from lavic.config import settings
 
@@ -31,12 +33,21 @@ class ModelSettings:
 
 
 @settings
+class BaseModelSettings:
+    """Where the base model of a bundle is found."""
+
+    name: str | None = None
+    """A folder, or a Hugging Face name, where the base model has been moved or renamed since training. Its fingerprint
+    must be the one that the bundle records. By default the recorded name."""
+
+
+@settings
 class LoraSettings:
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685); the defaults are those of the LaViC code."""
 
-    r: int = 8
+    r: PositiveInt = 8
     """Rank."""
-    alpha: int = 32
+    alpha: PositiveInt = 32
     """The update is scaled by alpha / r."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """On the adapter's input, while training."""

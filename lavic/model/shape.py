@@ -109,7 +109,7 @@ class Shape:
         Raises:
             ConfigError: It leaves out what only transformers knows.
         """
-        text, vision = _filled(config, "text_config", "llama"), _filled(config, "vision_config", "clip_vision_model")
+        text, vision = filled(config, "text_config", "llama"), filled(config, "vision_config", "clip_vision_model")
         try:
             heads, patch = text["num_attention_heads"], vision["patch_size"]
             return cls(
@@ -207,7 +207,7 @@ class Shape:
         return sum(one.parameters for one in self.linears() if one.place[0] in parts)
 
 
-def _filled(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any]:
+def filled(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any]:
     """A part of a configuration with what transformers would fill in."""
     part = config.get(name) or {}
     kind = part.get("model_type", usual)

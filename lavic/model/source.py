@@ -73,6 +73,12 @@ def resolve(model: ModelSettings) -> Path:
         ) from e
 
 
+def name_of(model: ModelSettings) -> str:
+    """What records call a model: its Hugging Face name, or the absolute path of its folder."""
+    folder = Path(model.name).expanduser()
+    return str(folder.absolute()) if model.name != "mini" and folder.is_dir() else model.name
+
+
 def read_config(model: ModelSettings) -> Mapping[str, Any]:
     """The config.json of a base model: from its folder, Hugging Face's cache, or known here. Downloads nothing.
 
@@ -113,7 +119,7 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         for volatile in ("_name_or_path", "transformers_version"):
             config.pop(volatile, None)
     except (OSError, ValueError, AttributeError) as e:

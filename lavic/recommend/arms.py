@@ -28,6 +28,8 @@ class Arm:
     name: str
     bundle: Path
     store: ItemStore
+    base: str | None = None
+    """Where the bundle's base model is now; None: where the bundle records it."""
     language: bool = True
     """False leaves the language adapter out: the model before stage 2."""
     shuffled: bool = False
@@ -72,8 +74,8 @@ def compete(
     from lavic.recommend.rank import Ranker
 
     found: dict[str, dict[str, list[Ranking]]] = {trial.name: {} for trial in trials}
-    for (folder, language), members in groupby(arms, key=lambda arm: (arm.bundle, arm.language)):
-        bundle = Bundle.load(folder, world.device(), language=language, dtype=dtype)
+    for (folder, base, language), members in groupby(arms, key=lambda arm: (arm.bundle, arm.base, arm.language)):
+        bundle = Bundle.load(folder, world.device(), language=language, dtype=dtype, base=base)
         for arm in members:
             ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens_per_item=arm.tokens_per_item)
             for trial in trials:

@@ -11,7 +11,6 @@ nothing is unpickled. A folder is written under another name and renamed when it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 
 from lavic.data.atomic import folder_aside
+from lavic.data.digests import file_sha256
 from lavic.errors import ConfigError, LavicError
 from lavic.train.run import write_together
 from lavic.world import World
@@ -177,8 +177,4 @@ def _write(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def _seal(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}

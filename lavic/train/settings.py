@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config import settings
+from lavic.config import Seed, settings
 from lavic.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ class LoopSettings:
     """Checkpoints to keep."""
     log_every: PositiveInt = 1
     """Steps between lines of the journal."""
-    seed: int = 0
+    seed: Seed = 0
     """Of fresh weights, order, choices and dropout."""
     workers: NonNegativeInt = 0
     """Processes per rank that prepare samples ahead; 0 prepares them between the steps."""

@@ -87,12 +87,10 @@ def zero2_config(
         extra: More keys, from a user's JSON; `zero_optimization` is merged key by key.
 
     Raises:
-        ConfigError: `extra` holds a key of `OURS`, or a ZeRO stage other than 2.
+        ConfigError: See `check_extra`.
     """
     extra = dict(extra or {})
-    for key, ours in OURS.items():
-        if key in extra:
-            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it, {ours} says it already")
+    check_extra(extra)
     zero = {
         "stage": 2,
         "overlap_comm": False,
@@ -102,8 +100,6 @@ def zero2_config(
         "allgather_bucket_size": BUCKET,
         **extra.pop("zero_optimization", {}),
     }
-    if zero["stage"] != 2:
-        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']}: only stage 2 is supported")
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -117,11 +113,33 @@ def zero2_config(
     return config
 
 
-def read_json(file: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed settings; none without a file.
+def check_extra(extra: Mapping[str, Any]) -> None:
+    """Refuses DeepSpeed settings that are at odds with ours.
 
     Raises:
-        ConfigError: There is no such file, or it holds something else.
+        ConfigError: A key of `OURS`, a ZeRO stage other than 2, or offloading.
+    """
+    for key, ours in OURS.items():
+        if key in extra:
+            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it, {ours} says it already")
+    zero = extra.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise ConfigError(f"the DeepSpeed JSON sets zero_optimization to {zero!r}: an object is expected")
+    if zero.get("stage", 2) != 2:
+        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']}: only stage 2 is supported")
+    for key in ("offload_optimizer", "offload_param"):
+        if key in zero and zero[key] not in (None, {}, {"device": "none"}):
+            raise ConfigError(
+                f"the DeepSpeed JSON sets zero_optimization.{key}: remove it; LoRA's optimizer state is small "
+                "(--dry-run prints its size), and the frozen weights stay on the GPU"
+            )
+
+
+def read_json(file: Path | None) -> dict[str, Any]:
+    """A user's DeepSpeed settings, checked; none without a file.
+
+    Raises:
+        ConfigError: There is no such file, it holds something else, or what `check_extra` refuses.
     """
     if file is None:
         return {}
@@ -133,4 +151,8 @@ def read_json(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"--deepspeed {file}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--deepspeed {file}: not a JSON object")
+    try:
+        check_extra(values)
+    except ConfigError as error:
+        raise ConfigError(f"--deepspeed {file}: {error}") from None
     return values

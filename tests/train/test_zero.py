@@ -31,6 +31,35 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
         zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"zero_optimization": {"stage": 3}})
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
+            "zero_optimization.offload_optimizer: remove",
+        ),
+        ('{"zero_optimization": {"offload_param": {"device": "nvme"}}}', "zero_optimization.offload_param: remove"),
+        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3"),
+        ('{"zero_optimization": true}', "an object is expected"),
+        ('{"bf16": {"enabled": true}}', "sets bf16: remove it"),
+        ("[1]", "not a JSON object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, said):
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"--deepspeed .*ds\.json: ") as raised:
+        read_json(file)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_offloading_that_is_switched_off_is_taken(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"offload_optimizer": {"device": "none"}}}')
+    assert read_json(tmp_path / "ds.json")
+
+
 def test_a_users_json_that_is_none(tmp_path: Path) -> None:
     assert read_json(None) == {}
     (tmp_path / "list.json").write_text("[]")
