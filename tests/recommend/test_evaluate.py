@@ -177,6 +177,7 @@ class TestRefusals:
         other = shutil.copytree(ground.bundle, tmp_path / "bundle")
         info = json.loads((other / "bundle.json").read_text())
         (other / "bundle.json").write_text(json.dumps({**info, "language_adapter": None}))
+        shutil.rmtree(other / "language_adapter")
         with pytest.raises(ConfigError, match="holds no language adapter: run `lavic tune`"):
             self.start(ground, tmp_path, bundle=other)
 
