@@ -89,11 +89,6 @@ class _Loader(yaml.SafeLoader):
     """Safe yaml in which 1e-4 is a number (yaml 1.1 reads it as text)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 class _Dumper(yaml.SafeDumper):
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         short = all(not isinstance(value, (dict, list, tuple)) for value in sequence)
@@ -106,6 +101,13 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# The writer too, so that text such as "0E0" is quoted.
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _note_lines(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lavic.config import Positional, dump, flatten, load, parse, settings
@@ -202,6 +202,7 @@ def test_dump_and_load_give_the_same_instance(tmp_path):
     assert read("--config", str(file)) == chosen
 
 
+@example(names=["0E0", "1e-4", "null", "~"], lr=0.0)
 @given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))), lr=st.floats(-1e9, 1))
 def test_any_text_and_number_survives_dump_and_load(tmp_path_factory, names, lr):
     chosen = Crawl(items=[Path("a")], out=Path("b"), names=tuple(names), lr=lr)
