@@ -26,6 +26,7 @@ from lavic.data.manifest import shard_name
 from lavic.data.place import is_remote, options, storage_errors
 from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
+from lavic.shards.photo import PhotoSettings
 from lavic.shards.repeats import Repeats, mark_of
 from lavic.shards.tasks import Counts, PhotoTask, PlanSettings, Rejects, read_ids, read_task, task_line, wanted_photos
 
@@ -115,7 +116,7 @@ def make_plan(
     last = old.generations[-1] if old else None
     sources = {path: _fingerprint(path, last.sources if last else {}) for path in find_files(items)}
     if old and last:
-        _refuse(old, _changed_settings(old.settings, chosen))
+        _refuse(old, _changed_settings(_completed(old.settings, chosen), chosen))
         changes = _changed_settings({name: getattr(last, name) for name in _MAY_GROW}, grows)
         if not _same(last.sources, sources):
             changes.insert(0, _changed_sources(last.sources, sources))
@@ -273,6 +274,13 @@ def _identity(settings: PlanSettings) -> dict[str, Any]:
         values["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
     plain: dict[str, Any] = json.loads(json.dumps(values, default=sorted))
     return plain
+
+
+def _completed(old: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a plan, with the defaults of those that its version of lavic did not have yet."""
+    required = PlanSettings(set="", split="", photos_per_shard=1, photos="first", image_size="hi_res")
+    defaults = _identity(replace(required, photo=asdict(PhotoSettings())))
+    return {**{name: defaults.get(name) for name in chosen}, **old}
 
 
 def _fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

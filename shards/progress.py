@@ -57,6 +57,7 @@ class Progress:
         self._running = running
         self._part: Counter[str] = Counter()
         self._began: float | None = None
+        self._idle = time.time()
         self._terminal = sys.stderr.isatty()
         self._end = threading.Event()
         self._lock = threading.Lock()
@@ -96,7 +97,8 @@ class Progress:
     ) -> None:
         self._end.set()
         self._thread.join()
-        self._part.clear()
+        if kind is None:
+            self._part.clear()
         self._say()
         if self._terminal:
             print(file=sys.stderr)
@@ -116,7 +118,9 @@ class Progress:
                     part.update(Counter(counts) - Counter(self._settled_of(piece)))
             self._part = part
             if part and self._began is None:
-                self._began = time.time()
+                # Before that look nothing was there: it began between the two.
+                self._began = self._idle
+            self._idle = time.time()
 
     def _settled_of(self, piece: int) -> Counts:
         return self._settled[piece] if piece < len(self._settled) else {}

@@ -133,8 +133,9 @@ def test_progress_rates_only_what_this_run_does(capsys: pytest.CaptureFixture[st
     """Two pieces, of which earlier runs settled 60 and 30 of 100 photos each: 110 are left."""
     progress = Progress(200, [{"ok": 60}, {"ok": 20, "gone": 10}])
     assert progress.done == 90 and progress.rate == 0.0
+    progress._idle -= 10.0  # as if nothing had been there ten seconds ago
     progress._look({0: {"ok": 50, "timeout": 1}})
-    assert progress.outcomes == {"ok": 80, "gone": 10, "timeout": 1}
+    assert progress.outcomes == {"ok": 80, "gone": 10, "timeout": 1} and 0.01 < progress.rate <= 0.1
     progress._look({})
     progress.add(1, {"ok": 85, "gone": 15}, began=0.0)
     assert progress.outcomes == {"ok": 145, "gone": 15} and progress.done == 160

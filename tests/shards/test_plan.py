@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lavic.errors import ConfigError, DataError
 from lavic.shards import repeats
+from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, load_plan, make_plan, read_tasks
 from lavic.shards.repeats import Repeats, mark_of
 from lavic.shards.tasks import PlanSettings
@@ -111,6 +112,24 @@ def test_another_input_is_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "c.json", {"B1": 1})
     with pytest.raises(ConfigError, match=r"the content of .*c\.json has changed"):
         make_plan(items, tmp_path / "out", SETTINGS)
+
+
+def test_a_setting_that_is_new_since_changes_nothing_by_its_default(tmp_path: Path) -> None:
+    """A plan of an older version lacks settings that this one has: it stands for their defaults."""
+    items, photo = write(tmp_path / "c.json", {"B1": 3, "B2": 2}), asdict(PhotoSettings())
+    chosen = replace(SETTINGS, photo=photo)
+    plan = make_plan(items, tmp_path / "out", chosen)
+    path = tmp_path / "out/plan/plan.json"
+    body = json.loads(path.read_text())
+    for name in ("duplicates", "splits", "text", "photo.max_frames"):
+        del body["settings"][name]
+    path.write_text(json.dumps(body))
+    assert make_plan(items, tmp_path / "out", chosen).digest == plan.digest
+    assert len(make_plan(write(tmp_path / "c.json", {"B9": 1}), tmp_path / "out", chosen, extend=True).digests) == 2
+    path.write_text(json.dumps(body))
+    for other in (replace(chosen, duplicates="referenced"), replace(chosen, photo={**photo, "max_frames": 7})):
+        with pytest.raises(ConfigError, match=r"--(duplicates was stored|photo.max-frames was \d+) and is"):
+            make_plan(items, tmp_path / "out", other)
 
 
 def test_a_plan_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
