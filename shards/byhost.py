@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
 
+from lavic.shards.link import BadUrl, read_link
 from lavic.shards.outcomes import Outcome
 
 OTHERS = ""
@@ -13,21 +13,19 @@ OTHERS = ""
 _NAMED = 20
 """Hosts that a seal names for each kind of failure."""
 _SHOWN = 3
-_DEFAULT_PORTS = {"http": 80, "https": 443, "": 443}
+_MALFORMED = "(malformed links)"
 
 Failures = Mapping[str, Mapping[str, int]]
 """By kind, the number of photos of each host."""
 
 
-def host_of(url: str) -> str:
-    """The host of a link, with its port unless that is the scheme's own; as it stands where it is no link."""
+def host_of(link: str) -> str:
+    """The host that a link leads to, with its port unless that is the scheme's own."""
     try:
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        port = parts.port
-    except ValueError:
-        return url[:80]
-    host = parts.hostname or url[:80]
-    return host if port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{port}"
+        url = read_link(link)
+    except BadUrl:
+        return _MALFORMED
+    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
 
 
 def failures_of(rows: Iterable[Outcome]) -> dict[str, dict[str, int]]:

@@ -121,6 +121,16 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+def test_the_soak_agrees_with_its_server_photo_by_photo(tmp_path: Path) -> None:
+    words = ["--photos", "400", "--hosts", "20", "--epoch", "5", "--work", tmp_path, "--json", tmp_path / "found.json"]
+    done = run("soak.py", *words)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["agrees"] and found["otherwise_count"] == 0 and found["stored_in_the_end"] == 400, done
+    counts = {fault: sum(kinds.values()) for fault, kinds in found["outcomes"].items()}
+    assert sum(counts.values()) == 400 and counts[""] > 200 and sum(map(bool, counts.values())) >= 10
+    assert all(answers > 0 for answers in found["answers"].values()) and len(found["answers"]) == 13
+
+
 def test_what_is_measured_beyond_the_method_leaves_out_stages_of_the_demo(
     tmp_path: Path, module: Callable[[str], ModuleType]
 ) -> None:

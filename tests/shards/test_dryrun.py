@@ -23,7 +23,7 @@ def test_the_host_of_a_link() -> None:
     assert host_of("https://M.example.org:443/a.jpg") == "m.example.org" == host_of("http://m.example.org:80/")
     assert host_of("http://m.example.org:8080/a") == "m.example.org:8080" and host_of("http://[::1]:81/") == "::1:81"
     assert host_of("//m.example.org/a") == host_of("m.example.org/a") == "m.example.org"
-    assert host_of("http://[bad/a") == "http://[bad/a" and host_of("http://a:port/") == "http://a:port/"
+    assert host_of("http://[bad/a") == host_of("http://a:port/") == host_of("") == "(malformed links)"
 
 
 def test_hosts_with_the_most_failures_come_first_and_all_are_counted() -> None:
