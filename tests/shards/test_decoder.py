@@ -144,7 +144,7 @@ class Watched(Fetcher):
 def test_slow_photos_hold_up_neither_the_loop_nor_the_others(
     tmp_path: Path, catalogue: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks = many_chunks(150_000)
+    chunks = many_chunks(300_000)
     began = time.monotonic()
     to_jpeg(chunks, SETTINGS)
     alone = time.monotonic() - began
@@ -159,15 +159,10 @@ def test_slow_photos_hold_up_neither_the_loop_nor_the_others(
         PlanSettings(set="t", split="train", photos_per_shard=1000, photos="first", image_size="large"),
     )
     fetch = FetchSettings(allow_private=True, deadline=60, host_rate=0)
-    settings = PhotoSettings(decode_seconds=min(0.2, alone / 2))
+    settings = PhotoSettings(decode_seconds=0.1)
     shared().close()
     pack_shard(plan.shard(0), plan.digests[0], fetch, settings)
     rows = {row.url.rpartition("/")[2]: row.kind for row in read_ledger(plan.shard(0))}
-    assert {name: rows[name] for name in wanted[:4]} == {
-        "scans.jpg": "bomb",
-        "plain.jpg": "ok",
-        "directories.tif": "bomb",
-        "chunks.png": "bomb",
-    }
+    assert [rows[name] for name in wanted[:4]] == ["bomb", "ok", "bomb", "bomb"]
     assert len(list(read_samples(plan.shard(0)))) == 21
-    assert Watched.longest < max(0.5, alone), "a photo was decoded between two answers"
+    assert Watched.longest < 0.9 * alone, "a photo was decoded between two answers"
