@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lavic.data.atomic import write_whole
-from lavic.data.catalog import BadRecord, read_items
+from lavic.data.catalog import read_items
 from lavic.data.records import SIZES, ImageSize, Item
 from lavic.data.shards import sample_key
+from lavic.data.sources.record import BadRecord
 from lavic.errors import DataError
 from lavic.shards.repeats import mark_of
 from lavic.storage.text_files import TextFileError, read_lines

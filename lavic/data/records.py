@@ -20,6 +20,11 @@ ImageSize = Literal["hi_res", "large", "thumb"]
 
 SIZES: tuple[ImageSize, ...] = ("hi_res", "large", "thumb")
 
+_ITEM_KEYS = """parent_asin asin image_name title images image categories features description details price
+main_category average_rating rating_number videos store bought_together subtitle author"""
+ITEM_KEYS = frozenset(_ITEM_KEYS.split())
+"""Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
+
 _SUBMISSION_OR_COMMENT = re.compile(r"<(submission|comment)>(.*?)</\1>", re.DOTALL)
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
 _AMAZON_PHOTO = re.compile(
@@ -118,8 +123,8 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
     """
     if "image_name" in meta:
         return _item_from_photo_row(meta)
-    if not (id := _text(id or meta.get("parent_asin") or meta.get("asin"))):
-        raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}")
+    if not (id := as_text(id or meta.get("parent_asin") or meta.get("asin"))):
+        raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}; see --columns")
     listed = _image_list(meta.get("images"))
     images = [(n, url) for n, links in enumerate(listed) if (url := _link(links, sizes))]
     descriptions = meta.get("image_descriptions_llava_cleaned") or {}
@@ -127,14 +132,14 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         raise ValueError("`image_descriptions_llava_cleaned` is not an object of photo name to text")
     return Item(
         id=id,
-        title=_text(meta.get("title")),
+        title=as_text(meta.get("title")),
         images=tuple(url for _, url in images),
         numbers=tuple(n for n, _ in images),
         categories=_texts(meta.get("categories")),
         features=_texts(meta.get("features")),
         description=_texts(meta.get("description")),
         details=_details(meta.get("details")),
-        descriptions={str(name): _text(text) for name, text in descriptions.items() if text},
+        descriptions={str(name): as_text(text) for name, text in descriptions.items() if text},
         unlinked=len(listed) - len(images),
     )
 
@@ -182,7 +187,7 @@ def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: 
         raise ValueError(f"not a conversation: expected the keys `context` and `gt_items`, got {_listed(row)}")
     return Conversation(
         id=id,
-        turns=turns_of(_text(row["context"])),
+        turns=turns_of(as_text(row["context"])),
         context_items=_texts(row.get("context_items")),
         targets=_texts(row["gt_items"]),
         candidates={key: _texts(ids) for key, ids in row.items() if key.startswith("candidates")},
@@ -207,14 +212,14 @@ def turns_of(context: str) -> tuple[Turn, ...]:
 
 def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
     """A row of `item2meta_valid.jsonl`: one photo with its description, named `<id>_<n>.jpg`."""
-    name = _text(meta["image_name"])
+    name = as_text(meta["image_name"])
     if not (match := _PHOTO_NAME.fullmatch(name)):
         raise ValueError(f"`image_name` is {name!r}, not <item id>_<number>.jpg")
-    id, n, url = match["item"], int(match["n"]), _url(meta.get("image"))
-    text = _text(meta.get("image_description_llava_cleaned"))
+    id, n, url = match["item"], int(match["n"]), as_link(meta.get("image"))
+    text = as_text(meta.get("image_description_llava_cleaned"))
     return Item(
         id=id,
-        title=_text(meta.get("title")),
+        title=as_text(meta.get("title")),
         images=(url,) if url else (),
         numbers=(n,) if url else (),
         descriptions={f"{id}_{n}.jpg": text} if text else {},
@@ -238,12 +243,12 @@ def _image_list(images: Any) -> list[Mapping[str, Any]]:
 def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
     if not isinstance(links, Mapping):
         return ""
-    return next((url for size in sizes if (url := _url(links.get(size)))), "")
+    return next((url for size in sizes if (url := as_link(links.get(size)))), "")
 
 
-def _url(value: Any) -> str:
+def as_link(value: Any) -> str:
     """A link, or empty for what stands for none."""
-    text = _text(value)
+    text = as_text(value)
     return "" if text.lower() in _NO_LINK else text
 
 
@@ -261,10 +266,11 @@ def _details(details: Any) -> str:
             details = {"text": details}
     if not isinstance(details, Mapping):
         details = {} if _is_missing(details) else {"value": details}
-    return _text(json.dumps(details, ensure_ascii=False, sort_keys=True))
+    return as_text(json.dumps(details, ensure_ascii=False, sort_keys=True))
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as text that can be written; empty for a missing one."""
     text = "" if _is_missing(value) else str(value).strip()
     # JSON may hold half of a surrogate pair, which no file of ours could.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
@@ -277,7 +283,7 @@ def _texts(value: Any) -> tuple[str, ...]:
         return (value.strip(),) if value.strip() else ()
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"expected a list of texts, got {type(value).__name__}")
-    return tuple(text for entry in value if (text := _text(entry)))
+    return tuple(text for entry in value if (text := as_text(entry)))
 
 
 def _listed(row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lavic.data import catalog
-from lavic.data.catalog import BadRecord, find_files, read_items
+from lavic.data.catalog import find_files, read_items
+from lavic.data.sources.record import BadRecord
 from lavic.errors import DataError
+from lavic.storage import text_files
 
 METAS = {
     f"B{n}": {"title": f"Möbel {n}", "images": [{"large": f"http://x/{n}.jpg"}], "categories": ["a", "b"]}
@@ -103,7 +105,7 @@ def test_packed_files_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_what_is_too_long_or_too_deep_is_named_and_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_LONGEST_LINE", 4096)
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 4096)
     rows = [json.dumps(row) for row in ROWS[:3]]
     rows[1:1] = ['{"parent_asin": "' + "x" * 20_000 + '"}', "[" * 4000]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
@@ -170,3 +172,177 @@ def test_any_keyed_file_gives_its_ids(tmp_path: Path, titles: dict[str, str], in
     metas = {id: {"title": title, "rating": -1.5e3} for id, title in titles.items()}
     path.write_text(json.dumps(metas, indent=indent or None, ensure_ascii=bool(indent % 2)), "utf-8", newline="\n")
     assert [item.id for item in read_items([path])] == [id.strip() for id in titles]
+
+
+def links(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+FORMS: dict[str, tuple[str, bytes]] = {
+    "an object with a mark": ("a.json", b"\xef\xbb\xbf" + json.dumps(METAS).encode()),
+    "an object in UTF-16": ("a.json", json.dumps(METAS, ensure_ascii=False).encode("utf-16")),
+    "an object in UTF-16 without a mark": ("a.json", json.dumps(METAS, ensure_ascii=False).encode("utf-16-be")),
+    "an object under another name": ("a.jsonl", json.dumps(METAS).encode()),
+    "objects of one item in lines": ("a.jsonl", b"\n".join(json.dumps({id: m}).encode() for id, m in METAS.items())),
+    "a list under another name": ("a.jsonl", json.dumps(ROWS, indent=1).encode()),
+    "a list in lines": ("a.jsonl", b"[\n" + b",\n".join(json.dumps(row).encode() for row in ROWS) + b"\n]\n"),
+    "items for people to read": ("a.json", b"\n".join(json.dumps(row, indent=2).encode() for row in ROWS)),
+    "lines of Windows": ("a.json", b"\r\n".join(json.dumps(row).encode() for row in ROWS)),
+    "lines in UTF-16": ("a.jsonl", "\n".join(json.dumps(row) for row in ROWS).encode("utf-16")),
+    "gzip under another name": ("a.jsonl", gzip.compress(b"\n".join(json.dumps(row).encode() for row in ROWS))),
+    "text under a name of gzip": ("a.jsonl.gz", b"\n".join(json.dumps(row).encode() for row in ROWS)),
+    "an object, packed twice": (
+        "a.json.gz",
+        b"".join(map(gzip.compress, (json.dumps(METAS).encode()[:99], json.dumps(METAS).encode()[99:]))),
+    ),
+    "details first": ("a.json", b"\n".join(json.dumps({"details": {"a": 1}, **row}).encode() for row in ROWS)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_read_by_what_it_holds(tmp_path: Path, form: str) -> None:
+    name, data = FORMS[form]
+    items = list(read_items([links(tmp_path / name, data)]))
+    assert [(item.id, item.title, item.images) for item in items] == [
+        (id, meta["title"], (meta["images"][0]["large"],)) for id, meta in METAS.items()
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.parq", "a.pq", "a.jsonl", "a"])
+def test_parquet_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    assert [item.id for item in read_items([write_parquet(tmp_path / name)])] == list(METAS)
+
+
+@pytest.mark.parametrize("first", ["null", "3", '"text"', "[1]"])
+def test_an_object_of_items_whose_first_is_none(tmp_path: Path, first: str) -> None:
+    path = links(tmp_path / "a.json", f'{{"A": {first},\n"B": {{"images": []}}, "C": null}}'.encode())
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([path], errors.append)] == ["B"]
+    assert [error.line for error in errors] == [1, 2]
+
+
+DEEP = '{"images": [], "details": %s}'
+BAD = {
+    DEEP % ("[" * 3000 + "]" * 3000): "not JSON (nested more than 200 levels deep)",
+    DEEP % ('{"a":' * 300 + "1" + "}" * 300): "not JSON (nested more than 200 levels deep)",
+    '{"price": 1e999}': "not JSON (the number 1e999 is too large)",
+    '{"price": ' + "7" * 5000 + "}": "not JSON (a number has too many digits)",
+    '{"price": -Infinity, "a": "}{"}': "not JSON (-Infinity, which is no number of JSON)",
+    '{"title": "caf\udce9"}': "not JSON (not UTF-8)",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize("form", ["lines", "list", "keyed"])
+def test_a_value_that_cannot_be_held_is_one_rejected_record(tmp_path: Path, bad: str, form: str) -> None:
+    good = '{"parent_asin": "B1", "price": NaN}'
+    lines = [good, bad, good]
+    if form == "list":
+        lines = ["[" + good + ",", bad + ",", good + "]"]
+    elif form == "keyed":
+        lines = [f'{{"B1": {good},', f'"B2": {bad},', f'"B1": {good}}}']
+    path = links(tmp_path / "a.json", "\n".join(lines).encode("utf-8", "surrogateescape"))
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([path], errors.append)] == ["B1", "B1"]
+    assert [(error.line, error.reason) for error in errors] == [(2, BAD[bad])]
+
+
+def test_a_value_too_deep_that_is_longer_than_a_chunk(tmp_path: Path) -> None:
+    deep = '{"details": ' + "[" * 2_000_000 + '"]' + '"' + "]" * 2_000_000 + "}"
+    path = links(tmp_path / "a.json", f'{{"A": {deep}, "B": {{"images": []}}}}'.encode())
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([path], errors.append)] == ["B"] and len(errors) == 1
+
+
+@pytest.mark.parametrize("name", ["meta.json", "meta.json.gz", "meta.jsonl"])
+def test_lines_of_python_are_named_as_such(tmp_path: Path, name: str) -> None:
+    text = "{'asin': 'B1', 'title': \"it's\"}\n" + json.dumps(ROWS[0])
+    path = links(tmp_path / name, gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([path], errors.append)] == ["B0"]
+    assert [error.line for error in errors] == [1] and "a Python dict or list, as in older Amazon" in errors[0].reason
+
+
+def test_what_follows_packed_data_is_named_and_the_records_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "meta.jsonl.gz", ROWS)
+    path.write_bytes(path.read_bytes() + b"<html>")
+    errors: list[BadRecord] = []
+    assert len(list(read_items([path], errors.append))) == len(list(read_items([path]))) == 50
+    assert [error.reason for error in errors] == ["6 bytes after the end of the compressed data were not read"]
+
+
+def test_a_file_that_is_there_comes_before_a_glob(tmp_path: Path) -> None:
+    folder = tmp_path / "[2023] raw?"
+    folder.mkdir()
+    write(folder / "meta[1].jsonl", ROWS[:1])
+    write(folder / "meta2.jsonl", ROWS[1:2])
+    assert [item.id for item in read_items([folder / "meta[1].jsonl"])] == ["B0"]
+    assert [item.id for item in read_items([folder / "*.jsonl"])] == ["B1", "B0"]
+    assert [item.id for item in read_items([tmp_path / "*raw*" / "meta[0-9].jsonl"])] == ["B1"]
+    assert [item.id for item in read_items([f"file://{folder}/meta[1].jsonl"])] == ["B0"]
+
+
+COLUMNS = {"id": "sku", "url": "link", "title": "name", "text": "caption"}
+CELLS = [
+    {"sku": "A", "link": "http://x/1.jpg", "name": "Möbel, rot", "caption": "red"},
+    {"sku": "A", "link": "None", "name": "", "caption": "lost"},
+    {"sku": "A", "link": "http://x/2.jpg", "name": "", "caption": ""},
+    {"sku": "B", "link": "http://x/3.jpg", "name": 'a "b"\nc', "caption": None},
+]
+
+
+def table(path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([{**row, "more": 1.5} for row in CELLS]), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in CELLS))
+    else:
+        with path.open("w", encoding="utf-16" if path.name.startswith("excel") else "utf-8", newline="") as file:
+            delimiter = {".tsv": "\t", ".csv": ","}[path.suffix]
+            rows = csv.DictWriter(file, list(CELLS[0]), delimiter=";" if path.name.startswith("excel") else delimiter)
+            rows.writeheader()
+            rows.writerows(CELLS)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "excel.csv", "a.parquet", "a.jsonl"])
+def test_tables_of_links(tmp_path: Path, name: str) -> None:
+    first, second = read_items([table(tmp_path / name)], columns=COLUMNS)
+    assert [(photo.n, photo.url, photo.description) for photo in first.photos] == [
+        (0, "http://x/1.jpg", "red"),
+        (2, "http://x/2.jpg", ""),
+    ]
+    assert (first.id, first.title, first.unlinked) == ("A", "Möbel, rot", 1)
+    assert (second.id, second.title, second.images) == ("B", 'a "b"\nc', ("http://x/3.jpg",))
+
+
+def test_links_without_ids_have_an_id_of_their_own(tmp_path: Path) -> None:
+    path = links(
+        tmp_path / "a.csv", b"url,caption\nhttp://x/1.jpg,one\nhttp://x/2.jpg,two\n,three\nhttp://x/1.jpg,four\n"
+    )
+    errors: list[BadRecord] = []
+    items = list(read_items([path], errors.append, columns={"url": "url", "text": "caption"}))
+    assert [item.images for item in items] == [("http://x/1.jpg",), ("http://x/2.jpg",), ("http://x/1.jpg",)]
+    assert items[0].id == items[2].id == "3c53469bcda1eb0a" != items[1].id
+    assert [(error.line, error.reason) for error in errors] == [(4, "no link")]
+
+
+def test_tables_that_are_not_what_was_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"a\.csv: name the columns .* --columns url=URL; .*: sku, link, name, caption"):
+        list(read_items([path]))
+    with pytest.raises(DataError, match=r"no column `url` .--columns.; it has: sku, link, name, caption"):
+        list(read_items([path], columns={"url": "url"}))
+    with pytest.raises(DataError, match=r"no column `url` .--columns.; it has: sku, link"):
+        list(read_items([table(tmp_path / "a.parquet")], columns={"url": "url"}))
+    broken = links(tmp_path / "b.csv", b"url,id\nhttp://x/1.jpg,A,more\n\nhttp://x/2.jpg,caf\xe9\nhttp://x/3.jpg,C\n")
+    errors: list[BadRecord] = []
+    assert [item.id for item in read_items([broken], errors.append, columns={"url": "url", "id": "id"})] == ["C"]
+    assert [(error.line, error.reason) for error in errors] == [
+        (2, "3 fields where the header has 2"),
+        (4, "not UTF-8"),
+    ]

@@ -1,0 +1,216 @@
+"""Records of JSON files: one on each line, one after the other, in a list, or in an object by their ids.
+
+The one JSON object of `item2meta_train.json` is read value by value with the standard library's decoder, not with
+ijson: ijson gives no line to name a broken record by, and builds each value from events at a fraction of the speed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Literal, TextIO
+
+from lavic.data.records import ITEM_KEYS
+from lavic.data.sources.record import BadRecord, OnError, Record, report
+from lavic.storage import text_files
+from lavic.storage.json_text import BadJson, end_of, parse_first, parse_json, why
+from lavic.storage.text_files import TextFile, TextFileError, raw_lines
+
+Form = Literal["lines", "values", "list", "keyed"]
+
+_CHUNK = 1 << 20
+_SPACE_OR_COMMA = " \t\r\n,"
+
+
+def json_records(
+    path: str, file: TextFile, errors: OnError | None, *, is_json: bool = True, keyed: bool = True
+) -> Iterator[Record]:
+    """The records of a JSON file, in whatever form it has.
+
+    Args:
+        path: Of the file, for messages.
+        file: At its start.
+        errors: Called with each record that cannot be read.
+        is_json: Whether the file's name says that it is one JSON value; it decides where the content leaves a doubt.
+        keyed: Whether an object may hold the records by their ids.
+
+    Raises:
+        TextFileError: The file breaks where the next record cannot be found.
+    """
+    form = form_of(file.peek().decode("utf-8", "replace"), is_json)
+    if form == "lines" or (form == "keyed" and not keyed):
+        yield from _lines(path, file, errors)
+        return
+    # Broken UTF-8 is kept as surrogates until the record that holds it is known.
+    text = _Scanner(path, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="\n"))
+    if form == "list":
+        text.skip("[")
+    while (mark := text.peek()) and not (form == "list" and mark == "]"):
+        if form == "keyed":
+            text.skip("{")
+            yield from _members(text, errors)
+            text.skip("}")
+            continue
+        try:
+            yield text.value(None)
+        except BadRecord as error:
+            report(error, errors)
+
+
+def form_of(sample: str, is_json: bool) -> Form:
+    """How a file holds its records.
+
+    Args:
+        sample: Its beginning, a few thousand characters.
+        is_json: Whether its name says that it is one JSON value.
+    """
+    text = sample.lstrip()
+    if text.startswith("["):
+        inner = text[1:].lstrip()
+        return "list" if is_json or inner[:1] in ("", "{") else "lines"
+    if not text.startswith("{"):
+        return "lines"
+    if _is_keyed(text, is_json):
+        return "keyed"
+    # An object of which the first line is no more than the bracket was written for people to read.
+    return "values" if text.partition("\n")[0].strip() == "{" else "lines"
+
+
+def _is_keyed(text: str, is_json: bool) -> bool:
+    """Whether an object maps ids to items, rather than being one item itself: its keys and values tell."""
+    kinds: set[str] = set()
+    at = 1
+    while (at := _after_space(text, at)) < len(text) and text[at] != "}":
+        end = end_of(text, at) if text[at] == '"' else None
+        if end is None:
+            # The sample breaks off in a key, or there is a key that is not JSON's.
+            return text[at] == '"' and "{" in kinds
+        colon = _after_space(text, end)
+        if text[at + 1 : end - 1] in ITEM_KEYS or text[colon : colon + 1] not in (":", ""):
+            return False
+        value = _after_space(text, colon + 1)
+        kinds.add(text[value : value + 1])
+        if value >= len(text) or (end := end_of(text, value)) is None:
+            break
+        at = end
+    return "{" in kinds or (kinds <= {"n", ""} and (is_json or bool(kinds)))
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE_OR_COMMA:
+        at += 1
+    return at
+
+
+def _lines(path: str, file: TextFile, errors: OnError | None) -> Iterator[Record]:
+    for number, line in raw_lines(file, text_files.LONGEST_LINE):
+        if line is None:
+            report(BadRecord(path, number, f"a line of more than {text_files.LONGEST_LINE >> 20} MiB"), errors)
+        elif line.strip():
+            try:
+                yield Record(path, number, None, parse_json(line.decode()))
+            except UnicodeDecodeError:
+                report(BadRecord(path, number, "not JSON (not UTF-8)"), errors)
+            except BadJson as error:
+                report(BadRecord(path, number, f"not JSON ({error})"), errors)
+
+
+def _members(text: _Scanner, errors: OnError | None) -> Iterator[Record]:
+    while text.peek() not in ("}", ""):
+        try:
+            id: str | None = text.value(None).value
+        except BadRecord as error:
+            report(error, errors)
+            id = None
+        text.skip(":")
+        try:
+            record = text.value(id)
+        except BadRecord as error:
+            report(error, errors)
+            continue
+        if id is not None:
+            yield record
+
+
+class _Scanner:
+    """Reads JSON values one by one from a file that may be larger than memory."""
+
+    def __init__(self, path: str, file: TextIO) -> None:
+        self._path, self._file = path, file
+        self._buffer, self._at, self._line, self._ended = "", 0, 1, False
+        self._clean = True
+
+    def peek(self) -> str:
+        """The next character that is not a blank or a comma; empty at the end of the file."""
+        while True:
+            while self._at < len(self._buffer) and self._buffer[self._at] in _SPACE_OR_COMMA:
+                self._line += self._buffer[self._at] == "\n"
+                self._at += 1
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self, mark: str) -> None:
+        """Step over one character that must come next."""
+        if self.peek() != mark:
+            found = repr(self.peek()) if self.peek() else "the end of the file"
+            raise TextFileError(self._path, self._line, f"not JSON (expected {mark!r}, found {found})")
+        self._at += 1
+
+    def value(self, id: str | None) -> Record:
+        """The next value, whole.
+
+        Raises:
+            BadRecord: It cannot be read; the next one can.
+            TextFileError: The file breaks, and what follows cannot be told apart any more.
+        """
+        self.peek()
+        line = self._line
+        while True:
+            reason = ""
+            try:
+                value, end = parse_first(self._buffer, self._at)
+                # A number may go on in the next chunk; other values end by themselves.
+                if end < len(self._buffer) or self._ended or not isinstance(value, (int, float)):
+                    break
+            except json.JSONDecodeError as error:
+                reason = why(error, self._buffer[self._at : self._at + 100]).partition(" at column")[0]
+            except BadJson as error:
+                if (skipped := end_of(self._buffer, self._at)) is not None:
+                    self._step(skipped)
+                    raise BadRecord(self._path, line, f"not JSON ({error})") from None
+                reason = str(error)
+            # A broken value never ends: without a limit the rest of the file would be held.
+            if reason and (self._ended or len(self._buffer) - self._at > text_files.LONGEST_LINE):
+                raise TextFileError(self._path, line, f"not JSON ({reason}); what follows it cannot be told apart")
+            self._more()
+        text = "" if self._clean else self._buffer[self._at : end]
+        self._step(end)
+        if not _is_utf8(text):
+            raise BadRecord(self._path, line, "not JSON (not UTF-8)")
+        return Record(self._path, line, id, value)
+
+    def _step(self, end: int) -> None:
+        self._line += self._buffer.count("\n", self._at, end)
+        self._at = end
+
+    def _more(self) -> bool:
+        # Doubling with the unread rest keeps one huge value linear.
+        rest = self._buffer[self._at :]
+        chunk = self._file.read(max(_CHUNK, len(rest)))
+        self._clean = self._clean and _is_utf8(chunk)
+        self._buffer, self._at, self._ended = rest + chunk, 0, not chunk
+        return bool(chunk)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

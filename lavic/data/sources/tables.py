@@ -1,0 +1,149 @@
+"""Records of tables: csv and tsv with a header, parquet; and the items that plain links make."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lavic.data.records import Item, as_link, as_text
+from lavic.data.sources.record import BadRecord, OnError, Record, report
+from lavic.errors import DataError, first_line
+from lavic.storage.remote import options, storage_errors
+from lavic.storage.text_files import LONGEST_LINE, TextFile
+
+COLUMNS = ("id", "url", "title", "text")
+"""What a column of plain links may hold; `url` must be there."""
+
+CSV, PARQUET = (".csv", ".tsv"), (".parquet", ".parq", ".pq")
+"""Endings of files' names."""
+
+
+def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequence[str]) -> Iterator[Record]:
+    """The rows of a csv or tsv file by its header; commas, semicolons and tabs are told by the header.
+
+    Raises:
+        DataError: A column is not there, or none was named.
+    """
+    csv.field_size_limit(LONGEST_LINE)
+    text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+    first = text.readline()
+    delimiter = max(",;\t", key=first.count)
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    _check_columns(path, header, columns)
+    rows = csv.reader(text, delimiter=delimiter)
+    while True:
+        line = rows.line_num + 2
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            report(BadRecord(path, line, f"not a row of a table ({error})"), errors)
+            continue
+        if not row:
+            continue
+        if len(row) != len(header):
+            report(BadRecord(path, line, f"{len(row)} fields where the header has {len(header)}"), errors)
+        elif any(not field.isascii() and _is_broken(field) for field in row):
+            report(BadRecord(path, line, "not UTF-8"), errors)
+        else:
+            yield Record(path, line, None, dict(zip(header, row, strict=True)))
+
+
+def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
+    """The rows of a parquet file: those columns, or all where none is named.
+
+    Raises:
+        DataError: It cannot be read, or a column is not there.
+    """
+    import fsspec
+
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"{path}: reading parquet needs pyarrow; install it with: pip install 'lavic[crawl]'") from None
+    number = 1
+    try:
+        with fsspec.open(path, "rb", **options(path)) as file:
+            table = parquet.ParquetFile(file)
+            if columns:
+                _check_columns(path, table.schema_arrow.names, columns)
+            for batch in table.iter_batches(batch_size=1024, columns=list(columns) or None):
+                for row in batch.to_pylist():
+                    yield Record(path, number, None, row)
+                    number += 1
+    except storage_errors(ArrowException) as error:
+        raise DataError(f"{path}: not a parquet file that can be read ({first_line(error)})") from None
+
+
+def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors: OnError | None) -> Iterator[Item]:
+    """Items of a table with a link in each row.
+
+    Neighbouring rows of one id are one item with as many photos. Without a column of ids each link is an item by
+    itself, under an id that is made of the link.
+
+    Args:
+        records: The rows.
+        columns: Name of the column by what it holds, see `COLUMNS`.
+        errors: Called with each row that has no id.
+    """
+    item = ""
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        row = record.value
+        if not isinstance(row, dict) or columns["url"] not in row:
+            has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            report(BadRecord(record.file, record.line, f"no column `{columns['url']}`, it has: {has}"), errors)
+            continue
+        url = as_link(row[columns["url"]])
+        id = as_text(row.get(columns["id"])) if "id" in columns else _id_of(url)
+        if not id:
+            what = f"no id in the column `{columns['id']}`" if "id" in columns else "no link"
+            report(BadRecord(record.file, record.line, what), errors)
+            continue
+        if rows and (id != item or "id" not in columns):
+            yield _item(item, rows, columns)
+            rows = []
+        item = id
+        rows.append({**row, columns["url"]: url})
+    if rows:
+        yield _item(item, rows, columns)
+
+
+def _item(id: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Item:
+    linked = [(n, row) for n, row in enumerate(rows) if row[columns["url"]]]
+
+    def cell(row: Mapping[str, Any], what: str) -> str:
+        return as_text(row.get(columns[what])) if what in columns else ""
+
+    return Item(
+        id=id,
+        title=next((title for row in rows if (title := cell(row, "title"))), ""),
+        images=tuple(row[columns["url"]] for _, row in linked),
+        numbers=tuple(n for n, _ in linked),
+        descriptions={f"{id}_{n}.jpg": text for n, row in linked if (text := cell(row, "text"))},
+        unlinked=len(rows) - len(linked),
+    )
+
+
+def _id_of(url: str) -> str:
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16] if url else ""
+
+
+def _check_columns(path: str, header: Sequence[str], columns: Sequence[str]) -> None:
+    listed = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "") or "none"
+    if not columns:
+        raise DataError(f"{path}: name the columns with the links, as --columns url=URL; it has the columns: {listed}")
+    if missing := [name for name in columns if name not in header]:
+        raise DataError(f"{path}: no column `{missing[0]}` (--columns); it has: {listed}")
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
