@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import time
+from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
@@ -11,6 +14,8 @@ from yarl import URL
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_NAMES = 10_000
+"""Names whose checks are remembered."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _WRAPPING = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
@@ -60,6 +65,45 @@ class CheckedResolver(AbstractResolver):
     async def close(self) -> None:
         """Nothing to close."""
         await self._inner.close()
+
+
+class CheckedNames:
+    """Looks names up and checks their addresses for requests that a proxy sends, which looks them up itself.
+
+    Args:
+        allow_private: Let addresses of this machine and of private networks pass.
+        kept: Seconds that a result holds.
+    """
+
+    def __init__(self, *, allow_private: bool, kept: float) -> None:
+        self._resolver = CheckedResolver(allow_private=allow_private)
+        self._kept = kept
+        self._checks: dict[str, tuple[float, asyncio.Task[Any]]] = {}
+
+    async def check(self, host: str) -> None:
+        """Check a host's name.
+
+        Raises:
+            BlockedAddress: One of its addresses is not to be asked.
+            OSError: It cannot be looked up.
+        """
+        until, task = self._checks.get(host, (0.0, None))
+        if task is None or time.monotonic() >= until:
+            if len(self._checks) >= _NAMES:
+                self._checks.clear()
+            task = asyncio.create_task(self._resolver.resolve(host, family=socket.AF_UNSPEC))
+            self._checks[host] = (time.monotonic() + self._kept, task)
+        try:
+            await asyncio.shield(task)
+        except OSError:
+            # Another try looks it up again.
+            self._checks.pop(host, None)
+            raise
+
+    def close(self) -> None:
+        """Give up look-ups that are under way."""
+        for _, task in self._checks.values():
+            task.cancel()
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:

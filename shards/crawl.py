@@ -39,6 +39,7 @@ from lavic.shards.processes import prepare
 from lavic.shards.refer import refer
 from lavic.shards.settings import CrawlSettings
 from lavic.shards.tasks import REJECTED
+from lavic.shards.transport import check_transport
 from lavic.tracking import Tracker
 
 DESCRIPTION = """Fetch a catalogue's photos over HTTP and pack them into WebDataset shards.
@@ -65,6 +66,7 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
+    check_transport(chosen.fetch)
     parts = list(chosen.each())
     if chosen.dry_run:
         for part in parts:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -65,22 +66,42 @@ class Bounds:
 
 
 async def exchange(
-    session: aiohttp.ClientSession, url: URL, bounds: Bounds, timeout: aiohttp.ClientTimeout | None = None
+    session: aiohttp.ClientSession,
+    url: URL,
+    bounds: Bounds,
+    timeout: aiohttp.ClientTimeout | None = None,
+    headers: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Answer:
     """Send one GET. Never raises for what a server does; a redirect is not followed.
+
+    Args:
+        session: To send it with.
+        url: What is requested.
+        bounds: What is taken of the answer.
+        timeout: In place of the session's.
+        headers: Sent besides the session's.
+        options: Of the request, such as `proxy`.
 
     Raises:
         BlockedAddress: The host's name leads to an address that is not public.
     """
-    more = {} if timeout is None else {"timeout": timeout}
+    if timeout is not None:
+        options["timeout"] = timeout
     try:
-        async with session.get(url, allow_redirects=False, **more) as response:
+        async with session.get(url, allow_redirects=False, headers=headers, **options) as response:
             return await _read(response, url, bounds)
+    except aiohttp.ClientHttpProxyError as error:
+        return Answer("connect", reason=f"the proxy answers {error.status} {error.message}"[:200])
+    except aiohttp.ClientProxyConnectionError as error:
+        return Answer("connect", reason=f"the proxy: {_said(error)}")
     except aiohttp.ConnectionTimeoutError as error:
         return Answer("connect", reason=_said(error))
     except (asyncio.TimeoutError, TimeoutError):
         return Answer("timeout", reason=f"no whole answer within {bounds.deadline:g} s")
     except aiohttp.ClientConnectorDNSError as error:
+        if "proxy" in options:
+            return Answer("connect", reason=f"the proxy's name is not known: {error.os_error}")
         # A name that does not exist will not exist in a second.
         unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
         return Answer("dns", reason=str(error.os_error), final=unknown)
@@ -88,8 +109,8 @@ async def exchange(
         return Answer("tls", reason=_said(error))
     except aiohttp.ClientPayloadError as error:
         return Answer("truncated", reason=f"the answer breaks off: {_said(error)}")
-    except aiohttp.InvalidURL as error:
-        return Answer("bad_url", reason=_said(error))
+    except aiohttp.InvalidURL:
+        return Answer("bad_url", reason="the link is not one that can be requested")
     except aiohttp.ClientResponseError as error:
         return Answer("http_error", reason=f"not HTTP: {_said(error)}")
     except (aiohttp.ClientError, OSError) as error:

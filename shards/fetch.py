@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
-import aiohttp
 from pydantic import Field
 from yarl import URL
 
 from lavic import __version__
 from lavic.config import settings
 from lavic.shards import robots
-from lavic.shards.address import BlockedAddress, CheckedResolver, check_url
+from lavic.shards.address import BlockedAddress, check_url
 from lavic.shards.broker import Broker
-from lavic.shards.exchange import Answer, Bounds, exchange, may_pass
+from lavic.shards.exchange import Answer, Bounds, may_pass
 from lavic.shards.host import FREE, Limits
 from lavic.shards.lane import HostClosed, Lanes, Office, Verdict
-from lavic.shards.lenient import LenientConnector
 from lavic.shards.link import BadUrl, read_link
 from lavic.shards.outcomes import Kind
 from lavic.shards.robots import Robots, Rules
+from lavic.shards.transport import Transport
 
-_CONNECT_S = 10.0
-"""Seconds to a connection, where the deadline is not shorter."""
 _SPEED_AFTER_S = 5.0
 """Seconds of an answer before its speed is looked at, where half the deadline is not shorter."""
 _ROBOTS_REDIRECTS = 5
@@ -71,6 +66,12 @@ class FetchSettings:
     """Also fetch from this machine and from private networks. Addresses in a catalogue are somebody else's words: leave
     this off unless the photos are on a server of your own. Link-local addresses, and those where clouds keep their
     machines' metadata, are refused all the same."""
+    proxy: Literal["none", "env"] = "none"
+    """`env`: send requests through the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name, except to the hosts in
+    NO_PROXY. Names are looked up and checked here before a proxy is asked; the proxy may be in a private network."""
+    headers: str | None = None
+    """File of headers to send, one `Name: value` on a line; lines after `[host]` are sent to this host alone. Headers
+    that may hold credentials do not follow a redirect to another site, and only the file's name is recorded."""
     contact: str = Field(default="", pattern=r"^[ -~]*$")
     """Who runs this crawl, as an e-mail or web address; sent in the User-Agent with every request."""
 
@@ -122,22 +123,10 @@ class Fetcher:
             opt_outs=settings.robots,
         )
         self._robots = replace(self._photos, max_bytes=robots.MAX_BYTES, opt_outs=False, cut=True)
-        self._connect = min(_CONNECT_S, settings.deadline)
+        self._transport = Transport(settings)
 
     async def __aenter__(self) -> Fetcher:
-        self._session = aiohttp.ClientSession(
-            connector=LenientConnector(
-                limit=self.settings.concurrency,
-                resolver=CheckedResolver(allow_private=self.settings.allow_private),
-                ttl_dns_cache=300,
-                ssl=tls(),
-            ),
-            headers={"User-Agent": self.settings.user_agent, "Accept": "image/*", "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=self.settings.deadline, sock_connect=self._connect),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # What comes compressed although that was not asked for is unpacked within the limit of size.
-            auto_decompress=False,
-        )
+        await self._transport.__aenter__()
         await self._lanes.__aenter__()
         return self
 
@@ -145,7 +134,7 @@ class Fetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._lanes.__aexit__()
-        await self._session.close()
+        await self._transport.__aexit__()
 
     async def fetch(self, url: str) -> Answer:
         """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does."""
@@ -169,12 +158,14 @@ class Fetcher:
         photo = bounds is self._photos
         redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
         try:
-            url = read_link(address)
+            url = first = read_link(address)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
                 if site.rules and (refusal := _refusal(site.rules, str(url))):
                     return refusal
-                answer, seconds = await self._ask(url, site.host, bounds, left if hop else None)
+                answer, seconds = await self._ask(
+                    url, site.host, bounds, left if hop else None, first if photo else None
+                )
                 if answer.target is None:
                     return answer
                 left = max(0.001, left - seconds)
@@ -189,16 +180,20 @@ class Fetcher:
         except BadUrl as error:
             return Answer("bad_url", reason=str(error), attempts=0)
 
-    async def _ask(self, url: URL, host: str, bounds: Bounds, left: float | None) -> tuple[Answer, float]:
-        """One request, with the host's leave, and its seconds; `left`: what remains of the deadline, None for all."""
+    async def _ask(
+        self, url: URL, host: str, bounds: Bounds, left: float | None, first: URL | None
+    ) -> tuple[Answer, float]:
+        """One request, with the host's leave, and its seconds; `left`: what remains of the deadline, None for all.
+
+        `first` is the catalogue's link that led to it, None for robots.txt.
+        """
         lane = self._lanes.to(host)
         version = await lane.enter()
         verdict: Verdict = "void"
         answer = Answer("ok")
         began = time.monotonic()
         try:
-            timeout = None if left is None else aiohttp.ClientTimeout(total=left, sock_connect=self._connect)
-            answer = await exchange(self._session, url, bounds, timeout)
+            answer = await self._transport.get(url, bounds, left=left, first=first)
             if answer.kind == "throttled":
                 verdict = "throttled"
             else:
@@ -268,9 +263,3 @@ def _refusal(rules: Rules, address: str) -> Answer | None:
 def _budget(url: URL) -> str:
     """Ports that a scheme has by itself share one budget."""
     return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
-
-
-@lru_cache(maxsize=1)
-def tls() -> Any:
-    """One context a process: making it reads every certificate of the machine, tens of milliseconds."""
-    return ssl.create_default_context()

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from lavic.data.place import place, storage_errors
-from lavic.errors import first_line
+from lavic.errors import ConfigError, first_line
 from lavic.shards.lane import Office
 from lavic.shards.owner import Superseded, check
 from lavic.shards.pack import Report, pack_seal, pack_shard
@@ -45,7 +45,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, office: Office, re
             publish=lambda: check(folder, owner),
         )
         return {**made, "seal": pack_seal(seal)}
-    except Superseded as error:
+    except (Superseded, ConfigError) as error:
         return {**made, "error": str(error), "taken": True}
     except storage_errors() as error:
         return {**made, "error": first_line(error)}

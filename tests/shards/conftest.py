@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from lavic.shards import fetch
+from lavic.shards import transport
 from tests.shards.faults import PHOTOS, FaultServer
 
 
@@ -39,11 +39,11 @@ def tls_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
         running.append(FaultServer(context))
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    fetch.tls.cache_clear()
+    transport.tls.cache_clear()
     yield running[0], running[1]
     for one in running:
         one.close()
-    fetch.tls.cache_clear()
+    transport.tls.cache_clear()
 
 
 @pytest.fixture

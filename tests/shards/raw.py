@@ -28,6 +28,8 @@ class RawServer:
         """Request targets as they were received, in order, robots.txt left out."""
         self.headers: list[dict[str, str]] = []
         """Headers of each of these requests, names in lower case."""
+        self.robots_headers: list[dict[str, str]] = []
+        """Of requests for robots.txt."""
         self.connections = 0
         self._lock = threading.Lock()
         outer = self
@@ -50,8 +52,10 @@ class RawServer:
                     return
 
             def _answer(self, target: str, headers: dict[str, str]) -> bool:
-                if target != "/robots.txt":
-                    with outer._lock:
+                with outer._lock:
+                    if target == "/robots.txt":
+                        outer.robots_headers.append(headers)
+                    else:
                         outer.targets.append(target)
                         outer.headers.append(headers)
                 answer = outer.answers.get(target, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
