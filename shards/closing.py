@@ -122,9 +122,9 @@ def report(
 def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str:
     if not manifest.samples:
         return f"not one photo was stored: {advice(manifest.outcomes, allow_private=allow_private)}"
-    stored = manifest.outcomes["ok"]
-    wanted = sum(manifest.outcomes.values()) - sum(manifest.outcomes.get(kind, 0) for kind in NOT_TO_BE_HAD)
-    hint = advice(manifest.outcomes, 1.0, allow_private=allow_private)
+    outcomes = {kind: count for kind, count in manifest.outcomes.items() if kind not in NOT_TO_BE_HAD}
+    stored, wanted = outcomes["ok"], sum(outcomes.values())
+    hint = advice(outcomes, 1.0, allow_private=allow_private)
     return (
         f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
         f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:.0%}: the shards are kept, and the "

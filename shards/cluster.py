@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,6 +48,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's own words are about Ray, and in the way of ours: what stops a job is an exception.
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     import ray
     from ray.data import DataContext
 

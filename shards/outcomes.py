@@ -93,8 +93,9 @@ ASKED_AGAIN: frozenset[str] = frozenset({"unasked"})
 """Photos that any later run asks for, without --retry: no server has been asked for them yet."""
 
 _STILL_BLOCKED = (
-    "clouds' metadata, link-local addresses and redirects from https to http are refused in spite of "
-    "--fetch.allow-private; the ledger has the reason of each; correct the catalogue's links"
+    "--retry blocked_address asks again for those that were refused before --fetch.allow-private was given. Clouds' "
+    "metadata, link-local addresses and redirects from https to http are refused in spite of it; the ledger has the "
+    "reason of each"
 )
 
 _NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})

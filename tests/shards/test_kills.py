@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,9 @@ def test_workers_the_driver_and_everything_killed(tmp_path: Path, catalogue: Cal
     assert not differences(whole(out), whole(tmp_path / "undisturbed"))
     assert (out / NAME).read_bytes() == (tmp_path / "undisturbed" / NAME).read_bytes()
     assert not list(out.rglob("*.part")) and main(["verify", str(out)]) == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    ours = re.compile(r"planned |[\d,]+ of \d+ shards are whole already|[\d,]+/[\d,]+ photos ")
+    assert lines and not [line for line in lines if not ours.match(line)], "Ray's own words are not for the user"
 
 
 @pytest.mark.ray

@@ -173,7 +173,7 @@ def test_the_table_and_the_advice() -> None:
     assert text.index("ok") < text.index("timeout") < text.index("gone") and "90.0%" in text
     assert advice({"ok": 95, "gone": 5}) == "" and advice({"ok": 3}) == ""
     assert "--fetch.allow-private with --retry blocked_address" in advice({"blocked_address": 10})
-    assert "--retry" not in advice({"blocked_address": 10}, allow_private=True)
+    assert "--retry blocked_address asks again" in advice({"blocked_address": 10}, allow_private=True)
     assert "7 of 10 ended as throttled" in advice({"ok": 3, "throttled": 7})
     assert "--retry connect dns timeout" in advice({"ok": 3, "connect": 3, "dns": 2, "timeout": 2, "gone": 4})
     assert all(advice({"ok": 1, kind: 9}) and kind in table({kind: 1}) for kind in KINDS[1:])
