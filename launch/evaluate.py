@@ -29,6 +29,7 @@ from lavic.recommend.baselines import list_order, popularity
 from lavic.recommend.none import judge_none
 from lavic.recommend.trial import Clusters, Trial
 from lavic.tracking import Tracker, TrackingSettings
+from lavic.train.run import digest_files
 from lavic.world import World
 
 if TYPE_CHECKING:
@@ -125,6 +126,13 @@ def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
     node = world.node if world.local_rank == 0 else None
     with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
         tracker.start("evaluate", flatten(chosen))
+        for trial in contest.trials:
+            tracker.dataset(trial.name, trial.sha256, trial.file, context="evaluation")
+        if world.is_main:
+            manifest = chosen.store / "manifest.json"
+            tracker.dataset("item store", digest_files([manifest]), chosen.store, manifest=manifest)
+            if contest.popular is not None and chosen.train is not None:
+                tracker.dataset("training set", digest_files([chosen.train]), chosen.train, context="popularity")
         found = compete(
             contest.arms,
             contest.trials,

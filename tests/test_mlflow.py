@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from lavic.errors import DataError, LaunchError
-from lavic.journal import Journal, read_journal
+from lavic.errors import ConfigError, DataError, LaunchError
+from lavic.journal import Journal, read_events, read_journal
 from lavic.launch import sync as command
 from lavic.monitor import FOLDER as SYSTEM
 from lavic.sent import read_sent
 from lavic.server import connect
 from lavic.tracking import Tracker, TrackingSettings, default_uri, sync
+from lavic.uris import sqlite_path, store_key
 
 DEAD = """
 import os, signal, sys
@@ -308,6 +309,233 @@ def test_a_wrong_server_is_one_line_and_changes_nothing(store_uri, tmp_path, cap
     server.shutdown()
     assert sync(tmp_path / "run", store_uri).points == 8
     assert stored(tmp_path / "run", store_uri).points("loss") == [(step, 1 / step) for step in range(1, 6)]
+
+
+RACER = """
+import sys
+from pathlib import Path
+from lavic.tracking import Tracker, sync
+
+run = Path(sys.argv[1])
+with Tracker.open(run) as tracker:
+    tracker.start("tune")
+    tracker.log(1, loss=2.0)
+print("ready", flush=True)
+sys.stdin.readline()
+sync(run)
+"""
+
+
+def test_runs_that_start_together_make_one_store(tmp_path):
+    """Two processes, no store yet; both are let go at the same moment."""
+    words = [sys.executable, "-c", RACER]
+    runs = [tmp_path / "runs" / name for name in "ab"]
+    racers = [
+        subprocess.Popen([*words, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for run in runs
+    ]
+    for racer in racers:
+        assert racer.stdout and racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        racer.communicate(timeout=240)
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert [stored(run).points("loss") for run in runs] == [[(1, 2.0)]] * 2
+    first = stored(runs[0])
+    assert len(first.client.search_runs([first.run.info.experiment_id])) == 2
+    left = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert left == {".mlflow.db.lock", "a", "b", "mlartifacts", "mlflow.db"}
+
+
+def test_a_store_is_put_in_place_whole_where_no_lock_is_known(tmp_path, monkeypatch):
+    """A file system without locks: another machine's store came first, and stays."""
+    ours, theirs = tmp_path / "mlflow.db", b"another machine's"
+    from lavic import server
+
+    @contextlib.contextmanager
+    def nobody_kept_out(uri):
+        yield
+
+    monkeypatch.setattr(server, "alone", nobody_kept_out)
+    link = os.link
+
+    def late(aside, path):
+        Path(path).write_bytes(theirs)
+        link(aside, path)
+
+    monkeypatch.setattr(server.os, "link", late)
+    server._make_sqlite(ours)
+    assert ours.read_bytes() == theirs
+    assert list(tmp_path.iterdir()) == [ours], "ours is gone"
+
+
+def test_a_run_is_one_run_under_any_path(store_uri, tmp_path, monkeypatch, capsys):
+    """Relative, through a link, a copy, moved, without what was noted, and old journals that have no id."""
+    runs = tmp_path / "runs"
+    run = runs / "one"
+    tracked(run, range(1, 4), settings=TrackingSettings(mlflow=True))
+    sync(run)
+    (tmp_path / "link").symlink_to(run)
+    shutil.copytree(run, runs / "copy")
+    shutil.copytree(run, tmp_path / "elsewhere" / "copy")
+    (runs / "copy" / "mlflow.json").unlink()
+    monkeypatch.chdir(runs)
+    for place in ("one", "../runs/./one", str(tmp_path / "link"), "copy", str(tmp_path / "elsewhere" / "copy")):
+        assert command.main([place]) == 0
+    assert capsys.readouterr().out.count(": 0 points -> ") == 5
+    assert sorted(path.name for path in tmp_path.rglob("*.db")) == ["mlflow.db"], "all goes to one store"
+    store = stored(run, store_uri)
+    assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
+
+    # another spelling of the store
+    monkeypatch.chdir(tmp_path)
+    sync(run, "sqlite:///runs/mlflow.db")
+    # a copy goes on alone, and is the same run
+    journal = Journal(runs / "copy" / "metrics.jsonl")
+    journal.log(4, loss=0.25)
+    journal.close()
+    assert sync(runs / "copy").points == 1
+    assert stored(run, store_uri).points("loss") == [(step, 1 / step) for step in range(1, 5)]
+    assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
+
+
+def test_a_folder_that_was_moved_with_its_store_stays_with_it(store_uri, tmp_path):
+    tracked(tmp_path / "runs" / "one", range(1, 3), settings=TrackingSettings(mlflow=True))
+    sync(tmp_path / "runs" / "one")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    feed = sync(tmp_path / "moved" / "one")
+    assert feed.points == 0 and feed.uri == f"sqlite:///{tmp_path}/moved/mlflow.db"
+    store = stored(tmp_path / "moved" / "one")
+    assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
+
+
+def test_a_run_from_before_there_were_ids_is_one_run_too(store_uri, tmp_path):
+    run = tmp_path / "runs" / "old"
+    run.mkdir()
+    old = [{"event": "start", "run": "tune", "experiment": "lavic"}, {"step": 1, "loss": 2.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"time": 1.7e9, **line}) + "\n" for line in old))
+    shutil.copytree(run, tmp_path / "runs" / "copy")
+    assert sync(run).points == 1
+    assert sync(tmp_path / "runs" / "copy").points == 0
+    with Tracker.open(run) as tracker:
+        tracker.start("tune")
+        tracker.log(2, loss=1.0)
+    assert sync(run).points == 1
+    store = stored(run)
+    assert store.points("loss") == [(1, 2.0), (2, 1.0)]
+    assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
+
+
+def test_sync_sends_a_run_to_where_it_was_told_to_go(store_uri, tmp_path, monkeypatch, capsys):
+    """The store it was started with, before MLFLOW_TRACKING_URI; those that were told nothing all to one place."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        tracked(tmp_path / "dead" / "run", range(1, 3), settings=TrackingSettings(uri=dead))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+        with pytest.raises(LaunchError, match=f"{dead} did not take"):
+            sync(tmp_path / "dead" / "run")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracked(tmp_path / "runs" / "a", range(1, 3))
+    tracked(tmp_path / "runs" / "deep" / "er" / "b", range(1, 3))
+    tracked(tmp_path / "runs" / "a" / "below", range(1, 3))
+    assert command.main([str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert said.count(f" -> {store_uri} (run ") == 3
+    assert said.endswith(f"to look at: mlflow ui --backend-store-uri {store_uri}\n")
+    assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
+    assert command.main([str(tmp_path / "runs" / "deep" / "er" / "b")]) == 0, "where it was sent before"
+    assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
+    capsys.readouterr()
+    # one that fails does not keep the others
+    with pytest.raises(LaunchError, match="did not take"):
+        command.main([str(tmp_path / "dead"), str(tmp_path / "runs")])
+    assert capsys.readouterr().out.count(f" -> {store_uri} (run ") == 3
+
+
+def test_an_experiment_that_was_deleted_comes_back_with_its_runs(store_uri, tmp_path):
+    run = tmp_path / "runs" / "one"
+    tracked(run, range(1, 3))
+    sync(run)
+    store = stored(run)
+    store.client.delete_experiment(store.run.info.experiment_id)
+    sync(run)
+    (run / "mlflow.json").unlink()
+    store.client.delete_experiment(store.run.info.experiment_id)
+    tracked(tmp_path / "runs" / "two", range(1, 3))
+    assert command.main([str(tmp_path / "runs")]) == 0
+    runs = store.client.search_runs([store.run.info.experiment_id])
+    assert {each.info.run_name for each in runs} == {"runs/one", "runs/two"} and len(runs) == 2
+    assert stored(run).run.info.run_id == store.run.info.run_id
+
+
+def test_another_experiment_for_a_run_that_is_in_one_is_refused(store_uri, tmp_path):
+    run = tmp_path / "runs" / "one"
+    tracked(run, range(1, 3))
+    sync(run, store_uri, "beauty")
+    sync(run, store_uri, "beauty")
+    with pytest.raises(ConfigError, match=r"is in the experiment 'beauty' of .*cannot move a run"):
+        sync(run, store_uri, "sport")
+    assert stored(run).client.get_experiment_by_name("sport") is None
+    sync(run)
+    stored(run).client.delete_run(stored(run).run.info.run_id)
+    sync(run, store_uri, "sport")
+    store = stored(run)
+    assert store.client.get_experiment(store.run.info.experiment_id).name == "sport"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?", "no#1", "blank é", "p%", "a@b:c"])
+def test_a_store_below_any_path_holds_the_run(template, tmp_path, name):
+    place = tmp_path / name
+    tracked(place / "run", range(1, 3))
+    (place / "run" / "table.txt").write_text("x")
+    journal = Journal(place / "run" / "metrics.jsonl")
+    journal.event("artifact", path="table.txt")
+    journal.close()
+    shutil.copy(template, place / "mlflow.db")
+    feed = sync(place / "run")
+    assert sync(place / "run").points == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing beside it"
+    assert {path.name for path in place.iterdir()} == {".mlflow.db.lock", "mlflow.db", "mlartifacts", "run"}
+    store = Store(feed.uri, feed.sent.run_id)
+    assert store.points("loss") == [(1, 1.0), (2, 0.5)]
+    paths = {file.path for file in store.client.list_artifacts(feed.sent.run_id)}
+    assert {"table.txt", "curves"} <= paths
+    assert sqlite_path(feed.uri) == place / "mlflow.db"
+    assert store_key(feed.uri) == store_key(store_key(feed.uri)) == f"sqlite:{place}/mlflow.db"
+
+
+def test_names_that_mlflow_does_not_take_stay_apart(store_uri, tmp_path):
+    run = tmp_path / "runs" / "one"
+    names = ["tëst a", "a+b", "a*b", "../up", "/top", "x//y", "n" * 300 + "1", "n" * 300 + "2", "\0 \ud800", "."]
+    with Tracker.open(run) as tracker:
+        tracker.start("evaluate", {name: name for name in names}, {name: name for name in names})
+        for number, name in enumerate(names):
+            tracker.log(0, **{f"{name}/lavic/hit_rate": float(number)})
+            tracker.dataset(name, f"d{number}", run / "metrics.jsonl", manifest=run / "config.json")
+    sync(run)
+    assert sync(run).points == 0
+    store = stored(run)
+    values = {name: value for name, value in store.run.data.metrics.items() if name.endswith("hit_rate") or "-" in name}
+    assert sorted(values.values()) == [float(number) for number in range(len(names))]
+    assert values["tëst a/lavic/hit_rate"] == 0
+    assert len(store.run.data.params) == len(names)
+    assert {entry.dataset.digest for entry in store.run.inputs.dataset_inputs} == {f"d{n}" for n in range(len(names))}
+
+
+def test_runs_are_called_after_their_folders(tmp_path):
+    for folder in ("a/run", "b/run"):
+        tracked(tmp_path / folder, range(1, 2))
+    tracked(tmp_path / "a" / "run" / "runs" / "tune", range(1, 2))
+    tracked(tmp_path / "c", range(1, 2), settings=TrackingSettings(run="mine"))
+    names = [
+        read_events(tmp_path / folder / "metrics.jsonl", "start")[0]["run"]
+        for folder in ("a/run", "b/run", "a/run/runs/tune", "c")
+    ]
+    assert names == ["a/run", "b/run", "runs/tune", "mine"]
 
 
 @pytest.mark.dist

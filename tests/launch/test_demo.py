@@ -39,9 +39,9 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     experiment = client.get_experiment_by_name("demo")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert {"distill", "tune", "evaluate"} <= {run.data.tags["mlflow.runName"] for run in runs}
+    assert {"runs/distill", "runs/tune", "evaluation"} <= {run.info.run_name for run in runs}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    (parent,) = (run.info.run_id for run in runs if run.data.tags["mlflow.runName"] == "demo")
+    (parent,) = (run.info.run_id for run in runs if run.data.tags["lavic.command"] == "demo")
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id != parent} == {parent}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.launch import evaluate
 from lavic.model.itemstore import ItemStore
 from lavic.recommend import exhibits
-from lavic.tracking import Journal, read_journal
+from lavic.tracking import Journal, read_events, read_journal
 
 from .conftest import KEY, Ground, make_rows, write_rows
 
@@ -114,6 +115,14 @@ def test_report_stands_alone(done: Path):
 def test_journal_names_every_number(done: Path):
     records = read_journal(done / "metrics.jsonl")
     assert any("items/lavic/hit_rate" in record for record in records)
+
+
+def test_journal_names_the_data(done: Path, ground: Ground):
+    found = {event["name"]: event for event in read_events(done / "metrics.jsonl", "dataset")}
+    assert set(found) == {"items", "other", "item store", "training set"}
+    digest = hashlib.sha256(ground.test.read_bytes()).hexdigest()
+    assert (found["items"]["digest"], found["items"]["context"]) == (digest, "evaluation")
+    assert found["items"]["path"] == str(ground.test)
 
 
 def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path):

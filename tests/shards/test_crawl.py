@@ -58,7 +58,8 @@ class TestCrawl:
         experiment = client.get_experiment_by_name("e")
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])
-        assert run.info.status == "FINISHED" and run.data.tags["mlflow.runName"] == "crawl"
+        assert run.info.status == "FINISHED" and run.data.tags["lavic.command"] == "crawl"
+        assert run.info.run_name == f"{tmp_path.name}/out"
         assert run.data.params["photos_per_shard"] == "8" and run.data.params["fetch.deadline"] == "5.0"
         counts = {name: value for name, value in run.data.metrics.items() if name.startswith("outcome.")}
         assert counts == {"outcome.ok": 20, "outcome.gone": 1, "outcome.truncated": 1}
