@@ -102,7 +102,7 @@ class ShardDataset:
         return {**self.__dict__, "_files": OrderedDict()}
 
     def _key(self, shard: int, start: int) -> str:
-        return self._read(shard, start, start + 100).partition(b".")[0].decode()
+        return self._read(shard, start, start + 100).partition(b".")[0].decode("utf-8", "replace")
 
     def _find(self, index: int) -> tuple[int, int]:
         index = index + len(self) if index < 0 else index

@@ -97,6 +97,12 @@ class TestCrawl:
         assert main(command) == 0
         assert whole(out) == before and not server.requests
 
+        # Asked for more, the same set is not whole, and says so without fetching anything.
+        assert main([*command, "--min-success", "0.99"]) == 1 and not server.requests
+        assert f"{len(dataset)} of 39 photos stored" in capsys.readouterr().err
+        assert not (out / "manifest.json").exists()
+        assert main(command) == 0 and whole(out) == before
+
         server.broken = False
         assert main([*command, "--retry", "http_error,timeout"]) == 0
         assert all(path.startswith("/n/") for path in server.requests) and len(server.requests) == broken
@@ -157,6 +163,21 @@ class TestCrawl:
         with ray_session(RaySettings(cpus=2)):
             read = sorted(ray.data.read_webdataset(names, decoder=None).take_all(), key=lambda row: row["__key__"])
         assert [row["__key__"] for row in read] == keys and [row["jpg"] for row in read] == [s.jpg for s in expected]
+
+
+def test_a_split_that_is_not_whole_keeps_no_other_from_being_made(
+    tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str], server: Any
+) -> None:
+    items, out = catalogue(*(f"n/{n}.jpg" for n in range(1, 12)), "status/500"), tmp_path / "out"
+    words = ["--items", str(items), "--out", str(out), "--splits", "a=0.5", "b=0.5", "--executor", "local", *QUICK]
+    assert main(["crawl", *words, "--min-success", "1"]) == 1
+    (good,) = (path.parent.name for path in out.glob("*/manifest.json"))
+    bad = {"a": "b", "b": "a"}[good]
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"lavic crawl: error: {out}/{bad}: ") and "--min-success 100%" in error
+    card = (out / "README.md").read_text()
+    assert f'"{good}/*.tar"' in card and f"{bad}/" not in card
+    assert main(["crawl", *words]) == 0 and f'"{bad}/*.tar"' in (out / "README.md").read_text()
 
 
 class TestRefusals:
