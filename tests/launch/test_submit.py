@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -322,3 +323,39 @@ def test_the_line_that_says_why(tmp_path):
     assert last_error(log) == "lavic tune: error: no such thing"
     log.write_text("rank 1 on n2 was ended by SIGKILL\nsrun: error: n2: task 0: exited with exit code 137\nfailed\n")
     assert last_error(log) == "rank 1 on n2 was ended by SIGKILL"
+
+
+def test_a_password_of_mlflow_is_on_no_command_line_and_in_no_file(cluster, monkeypatch, capfd):
+    """The jobs inherit the variable that holds it; a server that does not answer is named without it."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pw-1234@127.0.0.1:{closed.getsockname()[1]}")
+        assert main(["submit", "--config", "pipeline-mini", "--only", "evaluate", "--dry-run"]) == 0
+        assert main(["submit", "--config", "pipeline-mini"]) == 0
+        assert main(["submit", "status", "pipeline-mini"]) == 0
+        assert main(["sync", "pipeline-mini"]) == 2
+    said = capfd.readouterr()
+    assert "pw-1234" not in said.out + said.err
+    assert "the pipeline's own run is not in MLflow" in said.err
+    assert "--tracking.uri env:MLFLOW_TRACKING_URI" in said.out
+    (words,) = (job["words"] for job in jobs(cluster) if "--job-name=lavic-tune" in job["words"])
+    assert words[words.index("--tracking.uri") + 1] == "env:MLFLOW_TRACKING_URI"
+    files = [path for path in cluster.rglob("*") if path.is_file()]
+    assert {"pipeline.yaml", "jobs.json", "metrics.jsonl", "mlflow.json", "book.json"} <= {path.name for path in files}
+    assert not [path for path in files if b"pw-1234" in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tracking.uri", "http://me:pw-1234@h"], "--tracking.uri: holds a password.*env:NAME or @FILE"),
+        (["--slurm.env", "{HF_TOKEN: pw-1234}"], "--slurm.env: holds a password.*which jobs inherit"),
+        (["--slurm.options=--export=ALL,X_TOKEN=pw-1234"], "--slurm.options: holds a password"),
+        (["--tune.settings", "{tracking: {uri: 'http://me:pw-1234@h'}}"], "--tune.settings: holds a password"),
+    ],
+)
+def test_a_secret_among_the_settings_is_refused(cluster, capsys, words, said):
+    assert main(["submit", "--config", "pipeline-mini", *words]) == 2
+    err = capsys.readouterr().err
+    assert re.search(said, err) and "pw-1234" not in err
+    assert not (cluster / "pipeline-mini").exists()
