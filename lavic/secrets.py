@@ -134,7 +134,7 @@ def reveal(value: str, what: str) -> str:
             raise ConfigError(f"{what} {value}: the variable {value.removeprefix('env:')} is not set")
     elif value.startswith("@"):
         shown = _first_line(Path(value[1:]).expanduser(), what)
-    _remember(shown)
+    _read.update(_password_of(shown))
     return shown
 
 
@@ -152,13 +152,11 @@ def _first_line(file: Path, what: str) -> str:
     return lines[0]
 
 
-def _remember(address: str) -> None:
+def _password_of(address: str) -> set[str]:
     try:
-        password = urlsplit(address).password
+        return _forms(urlsplit(address).password or "")
     except ValueError:
-        return
-    if password:
-        _read.update(_forms(password))
+        return set()
 
 
 def _known() -> set[str]:
@@ -167,6 +165,8 @@ def _known() -> set[str]:
     for name, value in os.environ.items():
         if _is_secret_name(name) and not Path(value).is_absolute():
             found |= _forms(value)
+        elif "://" in value and "@" in value:  # a proxy, a database
+            found |= _password_of(value)
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
     if user and password:
         found.add(base64.b64encode(f"{user}:{password}".encode()).decode())

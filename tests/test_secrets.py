@@ -78,8 +78,9 @@ def test_values_of_the_environment_are_left_out_in_every_form(monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a/b c-1234")
     basic = base64.b64encode(b"me:a/b c-1234").decode()
-    text = f"a/b c-1234 | a%2Fb%20c-1234 | a%2Fb+c-1234 | {basic}"
-    assert redact(text) == f"{MASK} | {MASK} | {MASK} | {MASK}"
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:proxy%2F1234@proxy:1080")
+    text = f"a/b c-1234 | a%2Fb%20c-1234 | a%2Fb+c-1234 | {basic} | proxy%2F1234 | proxy/1234"
+    assert redact(text) == " | ".join([MASK] * 6)
 
 
 def test_a_word_behind_a_flag_that_is_called_a_secret() -> None:
