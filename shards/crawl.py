@@ -38,6 +38,7 @@ from lavic.shards.plan import Plan, make_plan
 from lavic.shards.processes import prepare
 from lavic.shards.refer import refer
 from lavic.shards.settings import CrawlSettings
+from lavic.shards.similar import report_near_duplicates
 from lavic.shards.tasks import REJECTED
 from lavic.shards.transport import check_transport
 from lavic.tracking import Tracker
@@ -140,6 +141,8 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
     made = [whole[number] for number in todo]
     asked = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
     report(manifest, whole, made, asked, time.monotonic() - began, allow_private=private)
+    if settings.near_duplicates:
+        print(report_near_duplicates(manifest))
     return manifest
 
 

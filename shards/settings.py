@@ -47,6 +47,9 @@ class CrawlSettings:
     duplicates: Literal["stored", "referenced"] = "stored"
     """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
     first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
+    near_duplicates: bool = False
+    """When the set is whole, write the photos that look like an earlier one, in another size, quality or format, to
+    near_duplicates.jsonl. Every new shard is read again for it."""
     limit: int | None = Field(default=None, ge=1)
     """Plan only the first so many items."""
     ids: str | None = None
