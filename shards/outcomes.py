@@ -48,7 +48,7 @@ MEANING: dict[Kind, str] = {
     "not_image": "the answer is not a photo, often a web page",
     "truncated": "the photo breaks off or is damaged",
     "bomb": "beyond --photo.max-pixels, max-frames, max-scans or decode-seconds",
-    "unsupported": "a kind of image that is not read here",
+    "unsupported": "a kind or size of image that is not taken here",
     "opted_out": "robots.txt or a header of the answer forbids it",
     "bad_url": "the link, or where it redirects to, is no http(s) address",
     "blocked_address": "a private network, a cloud's metadata, or a redirect from https to http",

@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from lavic.data.atomic import write_whole, written_aside
+from lavic.data.atomic import written_aside
 from lavic.data.manifest import Manifest, ShardEntry
 from lavic.data.place import storage_errors
 from lavic.data.shards import beside, read_samples
@@ -184,9 +184,9 @@ def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
         pass
     rows = [(sample.key.encode(), *perceptual_hash(sample.jpg)) for sample in read_samples(shard)]
     made = np.array(rows, _ROW)
-    file = io.BytesIO()
-    np.save(file, made, allow_pickle=False)
-    write_whole(path, entry.sha256.encode() + file.getvalue())
+    with written_aside(path) as part:
+        part.write(entry.sha256.encode())
+        np.save(part, made, allow_pickle=False)
     return made
 
 
