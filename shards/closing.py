@@ -17,6 +17,7 @@ from lavic.shards.byhost import failures_table
 from lavic.shards.outcomes import NOT_TO_BE_HAD, advice, read_ledger, success, table
 from lavic.shards.pack import Seal
 from lavic.shards.plan import Plan
+from lavic.shards.refresh import refresh_line
 
 _REASONS = 3
 """Reasons named for photos that were not asked for, the most frequent first."""
@@ -113,6 +114,8 @@ def report(
     if made:
         steady = asked / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
         print(f"this run: {asked:,} photos in {seconds:.1f} s with start-up; {steady:,.0f} photos/s from first to last")
+    if line := refresh_line(seal.refreshed for seal in made):
+        print(line)
     if left := _not_asked(manifest, seals):
         print(left)
     if hint := advice(manifest.outcomes, allow_private=allow_private):

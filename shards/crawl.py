@@ -37,6 +37,8 @@ from lavic.shards.pack import Seal, read_seal
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.processes import prepare
 from lavic.shards.refer import refer
+from lavic.shards.refresh import begin as begin_refresh
+from lavic.shards.refresh import end as end_refresh
 from lavic.shards.settings import CrawlSettings
 from lavic.shards.similar import report_near_duplicates
 from lavic.shards.tasks import REJECTED
@@ -54,6 +56,9 @@ KINDS` fetches those again that failed in a way you have mended. The set is whol
 A picture that several links show, Amazon's in another size for instance, is fetched once; each photo has its sample.
 Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in
 with `--extend`: its new items become new shards, the old ones stay.
+
+With --refresh the stored photos are asked for again, by the ETag or Last-Modified that their servers sent, and those
+that have changed are stored anew; a photo that cannot be had again is kept.
 
 With --dry-run it only says how many photos it would fetch from which hosts, and how long their limits make that take.
 
@@ -116,9 +121,10 @@ def crawl(settings: CrawlSettings) -> Manifest:
 def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> Manifest:
     plan = _plan(folder, settings)
     seals = _seals(plan)
-    again = ASKED_AGAIN.union(settings.retry)
-    todo = [number for number, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, again))]
-    settled = [_settled(seal, again) for seal in seals]
+    refresh = begin_refresh(folder) if settings.refresh else ""
+    again = [_asked_again(seal, settings.retry, refresh) for seal in seals]
+    todo = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, again[n]))]
+    settled = [_settled(seal, kinds) for seal, kinds in zip(seals, again, strict=True)]
     if todo:
         # A set that is being changed is not whole.
         (folder / NAME).unlink(missing_ok=True)
@@ -126,7 +132,7 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
             log.info("%d of %d shards are whole already", len(seals) - len(todo), len(seals))
         with _tracker(folder, settings) as tracker:
             tracker.start("crawl", flatten(settings), {"plan": plan.digest})
-            for number, seal in make_shards(plan, todo, settled, settings, owner, tracker):
+            for number, seal in make_shards(plan, todo, settled, settings, owner, tracker, refresh):
                 seals[number] = seal
     else:
         log.info("every shard is whole already; nothing to fetch")
@@ -138,12 +144,19 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
         whole = refer(plan, whole)
     private = settings.fetch.allow_private
     manifest = close_set(plan, whole, settings.min_success, allow_private=private)
+    end_refresh(folder)
     made = [whole[number] for number in todo]
     asked = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
     report(manifest, whole, made, asked, time.monotonic() - began, allow_private=private)
     if settings.near_duplicates:
         print(report_near_duplicates(manifest))
     return manifest
+
+
+def _asked_again(seal: Seal | None, retry: Collection[str], refresh: str) -> frozenset[str]:
+    """Outcomes of a shard's photos that are asked for again."""
+    stored = ("ok",) if refresh and seal is not None and seal.refresh != refresh else ()
+    return ASKED_AGAIN.union(retry, stored)
 
 
 def _settled(seal: Seal | None, again: Collection[str]) -> dict[str, int]:

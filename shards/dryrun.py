@@ -38,7 +38,7 @@ def dry_run(
     with _planned(folder, settings.extend, plan_in) as plan:
         # What an extended plan adds has no seal in the folder itself.
         here = Plan(folder=folder, settings=plan.settings, generations=plan.generations)
-        again = ASKED_AGAIN.union(settings.retry)
+        again = ASKED_AGAIN.union(settings.retry, ("ok",) if settings.refresh else ())
         requests: Counter[str] = Counter()
         photos = shards = 0
         for number, seal in enumerate(seals_of(here)):

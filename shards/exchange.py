@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -26,6 +26,8 @@ _PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "trun
 _WHOLE = frozenset({200, 203, 206})
 """Statuses of answers that hold what was asked for: OK, changed by a proxy, and a range that is the whole."""
 _RANGE = re.compile(r"\s*bytes\s+0-(\d+)/(?:(\d+)|\*)\s*", re.IGNORECASE)
+_MARK_LENGTH = 200
+"""Longest ETag or Last-Modified that a ledger keeps."""
 _DRAINED = 64 * 1024
 """An error's page is read to so many bytes, so that its connection can be used again."""
 
@@ -45,6 +47,10 @@ class Answer:
     """Seconds the server asks to wait."""
     target: URL | None = None
     """Where a redirect leads; it is to be followed."""
+    etag: str = ""
+    """The answer's ETag, by which a later request can ask whether it has changed."""
+    last_modified: str = ""
+    """Its Last-Modified, for the same."""
     final: bool = False
     """The host is not asked for now: no use in another try."""
 
@@ -63,6 +69,8 @@ class Bounds:
     """Heed opt-outs in the headers."""
     cut: bool = False
     """Of a longer answer take the beginning."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Headers of a conditional request; with them status 304 is `ok`, without a body."""
 
 
 async def exchange(
@@ -88,6 +96,8 @@ async def exchange(
     """
     if timeout is not None:
         options["timeout"] = timeout
+    if bounds.conditions:
+        headers = {**(headers or {}), **bounds.conditions}
     try:
         async with session.get(url, allow_redirects=False, headers=headers, **options) as response:
             return await _read(response, url, bounds)
@@ -128,6 +138,8 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
     status, headers = response.status, response.headers
     if status == 206 and not _is_complete(headers.get("Content-Range", "")):
         return Answer("truncated", reason=f"only a part was sent: {headers['Content-Range'][:80]}", http=status)
+    if status == 304 and bounds.conditions:
+        return Answer("ok", http=status)
     if status not in _WHOLE:
         await _drain(response)
         if status in _REDIRECTS and (target := headers.get("Location")):
@@ -164,7 +176,13 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
         names = codings(headers.getall("Content-Encoding", ()), headers.getall("Transfer-Encoding", ()))
         if names:
             return _decoded(body, names, status, bounds)
-    return Answer("ok", body, http=status)
+    return Answer("ok", body, http=status, etag=_mark(headers, "ETag"), last_modified=_mark(headers, "Last-Modified"))
+
+
+def _mark(headers: Mapping[str, str], name: str) -> str:
+    """A header that a conditional request sends back; empty where it is missing or cannot be sent."""
+    value = headers.get(name, "").strip()
+    return value if len(value) <= _MARK_LENGTH and value.isascii() and value.isprintable() else ""
 
 
 def _is_complete(content_range: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
@@ -136,9 +137,14 @@ class Fetcher:
         await self._lanes.__aexit__()
         await self._transport.__aexit__()
 
-    async def fetch(self, url: str) -> Answer:
-        """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does."""
-        return await self._try(url, self._photos)
+    async def fetch(self, url: str, conditions: Mapping[str, str] | None = None) -> Answer:
+        """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does.
+
+        Args:
+            url: Of a photo.
+            conditions: Headers such as If-None-Match; an answer with status 304 is then `ok` and has no body.
+        """
+        return await self._try(url, replace(self._photos, conditions=conditions) if conditions else self._photos)
 
     async def _try(self, url: str, bounds: Bounds) -> Answer:
         attempts = 0
@@ -155,7 +161,7 @@ class Fetcher:
 
     async def _follow(self, address: str, bounds: Bounds) -> Answer:
         """One try: a request and its redirects."""
-        photo = bounds is self._photos
+        photo = bounds is not self._robots
         redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
         try:
             url = first = read_link(address)

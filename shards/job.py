@@ -29,6 +29,7 @@ def make_shards(
     settings: CrawlSettings,
     owner: str,
     tracker: Tracker,
+    refresh: str = "",
 ) -> Iterator[tuple[int, Seal]]:
     """Make shards, as they become whole.
 
@@ -39,6 +40,7 @@ def make_shards(
         settings: Of the crawl.
         owner: Whose crawl this is: no shard is put in place once the folder is another's.
         tracker: Told how the photos fare.
+        refresh: Name of the refresh, if stored photos are to be asked for again.
 
     Yields:
         A shard's number and its seal.
@@ -47,7 +49,7 @@ def make_shards(
         LavicError: The folder cannot be written to, or is another crawl's by now.
     """
     digests = plan.digests
-    rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n]} for n in todo]
+    rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n], "refresh": refresh} for n in todo]
     if uses_ray(settings, plan.counts.photos - sum(sum(counts.values()) for counts in settled)):
         from lavic.shards.rayjob import on_ray
 

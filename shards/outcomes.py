@@ -124,6 +124,12 @@ class Outcome:
     """From the first request to the checked photo."""
     same_as: str = ""
     """Key of the photo that was fetched for this one too, since both links show one picture."""
+    etag: str = ""
+    """Of the answer with the stored photo; `--refresh` asks whether the photo has changed since."""
+    last_modified: str = ""
+    """Of the same answer."""
+    refresh_failed: str = ""
+    """Why the last `--refresh` could not get this photo, as kind and reason; the stored one was kept."""
 
 
 def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> str:

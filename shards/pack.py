@@ -34,6 +34,7 @@ from lavic.shards.outcomes import Outcome, read_ledger, write_ledger
 from lavic.shards.photo import PhotoError, PhotoSettings, examine, store
 from lavic.shards.placeholders import placeholder_id
 from lavic.shards.plan import read_tasks
+from lavic.shards.refresh import CHANGED, conditions_of, refreshed
 from lavic.shards.stored import Stored
 from lavic.shards.tasks import PhotoTask
 
@@ -62,6 +63,10 @@ class Seal:
     ended: float
     failures: Failures = field(default_factory=dict)
     """Photos that failed, by kind and host."""
+    refresh: str = ""
+    """Name of the refresh that it has gone through, see `lavic.shards.refresh`."""
+    refreshed: Mapping[str, int] = field(default_factory=dict)
+    """What that made of its stored photos."""
     references: str = ""
     """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
     ledger_sha256: str = ""
@@ -126,6 +131,7 @@ def pack_shard(
     photo: PhotoSettings,
     retry: Collection[str] = (),
     *,
+    refresh: str = "",
     office: Office | None = None,
     report: Report | None = None,
     publish: Callable[[], None] | None = None,
@@ -138,6 +144,7 @@ def pack_shard(
         fetch: How to fetch.
         photo: Which photos to take.
         retry: Kinds of failure to try again; other failures that the ledger knows are kept.
+        refresh: Name of the refresh, if stored photos are to be asked for again.
         office: Where the hosts' budgets of the whole crawl are kept; by default this shard has its own.
         report: Told now and then how far it is.
         publish: Called before anything is put in place; raises where this must not happen any more.
@@ -151,7 +158,7 @@ def pack_shard(
     seal_path(shard).unlink(missing_ok=True)
     ledger: list[Outcome] = []
     with Stored(shard) as stored, ShardWriter(shard) as writer:
-        known = _Known(_rows(shard), stored, retry)
+        known = _Known(_rows(shard), stored, retry, refresh=bool(refresh))
         asyncio.run(_write(tasks, known, Fetcher(fetch, office), photo, writer, _Ledger(ledger, report)))
         if publish:
             publish()
@@ -170,6 +177,8 @@ def pack_shard(
         began=began,
         ended=ended,
         failures=failures_of(ledger),
+        refresh=refresh,
+        refreshed=dict(sorted(known.refreshed.items())),
         ledger_sha256=ledger_sha256,
     )
     write_whole(seal_path(shard), pack_seal(seal))
@@ -204,8 +213,14 @@ class _Ledger:
 class _Known:
     """What an earlier run of the same shard has settled."""
 
-    def __init__(self, rows: Mapping[str, Outcome], stored: Stored, retry: Collection[str]) -> None:
+    def __init__(
+        self, rows: Mapping[str, Outcome], stored: Stored, retry: Collection[str], *, refresh: bool = False
+    ) -> None:
         self._rows, self._stored, self._retry = rows, stored, retry
+        self.refresh = refresh
+        """Stored photos are to be asked for again."""
+        self.refreshed: Counter[str] = Counter()
+        """What came of that."""
 
     def find(self, task: PhotoTask) -> _Done | None:
         """How a photo ended; None where it is to be fetched."""
@@ -231,22 +246,43 @@ async def _write(
         async with fetcher:
             gate = asyncio.Semaphore(fetcher.settings.concurrency)
 
+            async def fetched(task: PhotoTask, conditions: Mapping[str, str] | None = None) -> _Done:
+                began = time.perf_counter()
+                answer = await fetcher.fetch(task.url, conditions)
+                if answer.kind == "ok" and answer.http == 304:
+                    return _Done(_outcome(task, kind="ok", http=304), None)
+                try:
+                    return _settle(task, answer, photo, began, at_once=True)
+                except _TakesLonger:
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(decoder, _settle, task, answer, photo, began)
+
+            async def renewed(group: list[PhotoTask], settled: Sequence[_Done | None], stored: _Done) -> list[_Done]:
+                async with gate:
+                    fresh = await fetched(group[0], conditions_of(stored.outcome))
+                what, row = refreshed(stored.outcome, fresh.outcome)
+                known.refreshed[what] += sum(1 for done in settled if done and done.sample)
+                if what == CHANGED:
+                    return [fresh, *(_same(fresh, task) for task in group[1:])]
+                first = _Done(row, stored.sample)
+                # What failed in this group was the same picture.
+                return [
+                    _Done(_remarked(done.outcome, row), done.sample) if done and done.sample else _same(first, task)
+                    for done, task in zip(settled, group, strict=True)
+                ]
+
             async def one(group: list[PhotoTask]) -> list[_Done]:
                 settled = [known.find(task) for task in group]
                 first = next((done for done in settled if done and done.sample), None)
+                if first is not None and known.refresh:
+                    return await renewed(group, settled, first)
                 if first is None and all(settled):
                     return [done for done in settled if done]
                 if first is None:
                     first = _known_placeholder(group[0], photo)
                 if first is None:
                     async with gate:
-                        began = time.perf_counter()
-                        answer = await fetcher.fetch(group[0].url)
-                        try:
-                            first = _settle(group[0], answer, photo, began, at_once=True)
-                        except _TakesLonger:
-                            loop = asyncio.get_running_loop()
-                            first = await loop.run_in_executor(decoder, _settle, group[0], answer, photo, began)
+                        first = await fetched(group[0])
                     # An earlier run's failures in this group were failures of the same picture.
                     settled = [first, *(None for _ in group[1:])]
                 return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
@@ -311,8 +347,16 @@ def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float,
         bytes=len(answer.body),
         sha256=digest,
         seconds=round(time.perf_counter() - began, 3),
+        etag=answer.etag if sample else "",
+        last_modified=answer.last_modified if sample else "",
     )
     return _Done(row, sample)
+
+
+def _remarked(row: Outcome, other: Outcome) -> Outcome:
+    """A stored photo's row with what the refresh of another, which shows the same picture, says of it."""
+    marks = {"etag": other.etag, "last_modified": other.last_modified, "refresh_failed": other.refresh_failed}
+    return replace(row, **marks)
 
 
 def _same(first: _Done, task: PhotoTask) -> _Done:

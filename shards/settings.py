@@ -63,6 +63,10 @@ class CrawlSettings:
     min_success: float = Field(default=0.5, ge=0, le=1)
     """Share of the photos that must be stored for the set to count as whole, of those that are not gone, opted out or
     placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
+    refresh: bool = False
+    """Ask for the stored photos again, by the ETag or Last-Modified that their servers sent, and store those anew that
+    have changed. A photo that cannot be had any more is kept, and its ledger row says why. A refresh that is
+    interrupted goes on with the same command."""
     fetch: FetchSettings = FetchSettings()
     """How photos are fetched."""
     photo: PhotoSettings = PhotoSettings()

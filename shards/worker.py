@@ -41,6 +41,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, office: Office, re
             settings.photo,
             settings.retry,
             office=office,
+            refresh=row["refresh"],
             report=report,
             publish=lambda: check(folder, owner),
         )
