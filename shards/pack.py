@@ -355,8 +355,7 @@ def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float,
 
 def _remarked(row: Outcome, other: Outcome) -> Outcome:
     """A stored photo's row with what the refresh of another, which shows the same picture, says of it."""
-    marks = {"etag": other.etag, "last_modified": other.last_modified, "refresh_failed": other.refresh_failed}
-    return replace(row, **marks)
+    return replace(row, etag=other.etag, last_modified=other.last_modified, refresh_failed=other.refresh_failed)
 
 
 def _same(first: _Done, task: PhotoTask) -> _Done:

@@ -49,8 +49,7 @@ def refreshed(stored: Outcome, fresh: Outcome) -> tuple[str, Outcome]:
     if fresh.http == 304:
         return UNCHANGED, replace(stored, refresh_failed="")
     if fresh.sha256 == stored.sha256:
-        marks = {"etag": fresh.etag, "last_modified": fresh.last_modified}
-        return UNCHANGED, replace(stored, **marks, refresh_failed="")
+        return UNCHANGED, replace(stored, etag=fresh.etag, last_modified=fresh.last_modified, refresh_failed="")
     return CHANGED, fresh
 
 
