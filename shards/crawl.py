@@ -170,6 +170,7 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
     counts = plan.counts
     notes = {
         "items without a photo URL": counts.without_photo,
+        "entries of lists of images without a link": counts.unlinked,
         "repeated photos left out": counts.repeated,
         "photos that show the picture of another and are fetched with it": counts.shared,
         f"records that cannot be read, see {REJECTED}": counts.rejected,

@@ -28,7 +28,19 @@ from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.repeats import Repeats, mark_of
-from lavic.shards.tasks import Counts, PhotoTask, PlanSettings, Rejects, read_ids, read_task, task_line, wanted_photos
+from lavic.shards.tasks import (
+    OF_LAST_READING,
+    Captions,
+    Counts,
+    KnownItems,
+    PhotoTask,
+    PlanSettings,
+    Rejects,
+    read_ids,
+    read_task,
+    task_line,
+    wanted_photos,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +92,7 @@ class Plan:
         total = Counts()
         for generation in self.generations:
             for name, count in generation.counts.items():
-                setattr(total, name, getattr(total, name) + count)
+                setattr(total, name, count + (0 if name in OF_LAST_READING else getattr(total, name)))
         return total
 
     def shard(self, number: int) -> Path:
@@ -114,6 +126,10 @@ def make_plan(
     grows = {name: chosen.pop(name) for name in _MAY_GROW}
     old = load_plan(folder)
     last = old.generations[-1] if old else None
+    if old and chosen["text"] == "auto":
+        # What was decided for the first photos holds for the later ones too.
+        was = old.settings.get("text", "catalogue")
+        chosen["text"] = "auto" if was == "none" else was
     sources = {path: _fingerprint(path, last.sources if last else {}) for path in find_files(items)}
     if old and last:
         _refuse(old, _changed_settings(_completed(old.settings, chosen), chosen))
@@ -127,18 +143,20 @@ def make_plan(
     first = len(old.digests) if old else 0
     if not is_remote(folder):
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    rejects, counts = Rejects(folder, max_rejected), Counts()
+    rejects, counts, known = Rejects(folder, max_rejected), Counts(), _known_items(old)
+    captions = Captions(chosen["text"])
     digests: list[str] = []
     room = None if is_remote(folder) else folder / FOLDER
     with tempfile.TemporaryDirectory(prefix=".tasks.", suffix=".part", dir=room) as scratch:
         spool = _Spool(Path(scratch))
         said = time.monotonic()
-        for task in wanted_photos(items, settings, counts, rejects, _known_marks(old)):
+        for task in wanted_photos(items, settings, counts, rejects, known, captions):
             spool.add(task)
             if time.monotonic() - said > _SAY_S:
                 said = time.monotonic()
                 log.info("planning: %s photos of %s items so far", f"{len(spool):,}", f"{counts.items:,}")
         rejects.write()
+        chosen["text"], spool.untitled = captions.text, captions.taken_back
         for lines in _dealt(spool.groups(settings.photos_per_shard, counts), settings.photos_per_shard):
             digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
             shard = folder / shard_name(settings.set, settings.split, first + len(digests))
@@ -148,7 +166,9 @@ def make_plan(
                     file.write(line)
             digests.append(digest.hexdigest())
     if not counts.photos and not old:
-        raise DataError(_nothing_planned(items, settings, counts))
+        raise DataError(_nothing_planned(items, settings, counts, rejects))
+    if known.new_photoless:
+        write_whole(_photoless_path(folder, len(old.generations) if old else 0), bytes(known.new_photoless))
     made = Generation(sources=sources, **grows, counts=asdict(counts), shards=tuple(digests))
     plan = Plan(folder=folder, settings=chosen, generations=(*(old.generations if old else ()), made))
     body = {"format": FORMAT, "settings": plan.settings, "generations": [asdict(part) for part in plan.generations]}
@@ -193,6 +213,8 @@ class _Spool:
         self._offsets: BinaryIO = self._starts.open("wb")
         self._keys, self._pictures = Repeats(folder / "keys"), Repeats(folder / "pictures")
         self._at = 0
+        self.untitled = 0
+        """Tasks, from the first, that lose their text."""
 
     def add(self, task: PhotoTask) -> None:
         line = task_line(task)
@@ -226,13 +248,16 @@ class _Spool:
             for number, line in enumerate(lines):
                 if repeated[number] or follows[number]:
                     continue
-                group = [line]
+                group = [self._final(number, line)]
                 while at < len(leaders) and leaders[at] == number:
                     anywhere.seek(int(starts[followers[at]]))
-                    follower = read_task(anywhere.readline())
+                    follower = read_task(self._final(int(followers[at]), anywhere.readline()))
                     group.append(task_line(replace(follower, same_as=read_task(line).key)))
                     at += 1
                 yield group
+
+    def _final(self, number: int, line: bytes) -> bytes:
+        return line if number >= self.untitled else task_line(replace(read_task(line), text=""))
 
 
 def _later(firsts: np.ndarray) -> np.ndarray:
@@ -256,20 +281,29 @@ def _dealt(groups: Iterable[list[bytes]], most: int) -> Iterator[list[bytes]]:
         yield shard
 
 
-def _known_marks(plan: Plan | None) -> np.ndarray:
-    """Marks of the items that a plan has, sorted: uint64 [k]."""
-    known = [np.empty(0, "<u8")]
-    for number in range(len(plan.digests) if plan else 0):
-        assert plan is not None
-        marks = {mark_of(task.item_id) for task in read_tasks(plan.shard(number))}
-        known.append(np.frombuffer(b"".join(marks), "<u8"))
-    return np.unique(np.concatenate(known))
+def _known_items(plan: Plan | None) -> KnownItems:
+    """The items that a plan has."""
+    if plan is None:
+        return KnownItems()
+    shards = map(plan.shard, range(len(plan.digests)))
+    planned = (b"".join({mark_of(task.item_id) for task in read_tasks(shard)}) for shard in shards)
+    photoless = (_photoless_path(plan.folder, number) for number in range(len(plan.generations)))
+    # A generation without such items has no file, nor has one of an older version.
+    return KnownItems(planned, (path.read_bytes() for path in photoless if path.exists()))
+
+
+def _photoless_path(folder: Path, generation: int) -> Path:
+    """Where the marks of the items without a photo stand that a reading of the catalogue has found."""
+    return folder / FOLDER / f"without-photo-{generation:06d}.marks"
 
 
 def _identity(settings: PlanSettings) -> dict[str, Any]:
     """The settings as plain values; a file of ids by what is in it."""
     values = asdict(settings)
     values |= {f"photo.{name}": value for name, value in values.pop("photo").items()}
+    if not values["columns"]:
+        # Plans of catalogues are as they were before tables were read.
+        del values["columns"]
     if settings.ids is not None:
         values["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
     plain: dict[str, Any] = json.loads(json.dumps(values, default=sorted))
@@ -328,7 +362,8 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={share:g}" for name, share in value.items()) or "not given"
+        words = (f"{name}={part:g}" if isinstance(part, float) else f"{name}={part}" for name, part in value.items())
+        return " ".join(words) or "not given"
     return "not given" if value is None else str(value)
 
 
@@ -347,8 +382,17 @@ def _refuse(old: Plan, changes: list[str], hint: str = "") -> None:
         )
 
 
-def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Counts) -> str:
-    names = ", ".join(items)
+def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Counts, rejects: Rejects) -> str:
+    reasons = {
+        f"{counts.without_photo:,} of them without a photo URL": counts.without_photo,
+        f"{counts.unlinked:,} entries of their lists of images without a link": counts.unlinked,
+        f"{counts.ids_missing:,} ids of {settings.ids} are not in the catalogue": counts.ids_missing,
+        f"{counts.rejected:,} records cannot be read, see {rejects.path}": counts.rejected,
+    }
     if settings.ids is not None and not counts.items:
-        return f"{names}: none of the ids in {settings.ids} is in the catalogue"
-    return f"{names}: no photo to fetch: {counts.items:,} items, {counts.without_photo:,} of them without a photo URL"
+        what = f"no photo to fetch: none of the ids in {settings.ids} is in the catalogue"
+    elif settings.splits and not counts.items:
+        what = f"no photo to fetch: no item of the catalogue falls into the split {settings.split}"
+    else:
+        what = f"no photo to fetch: {counts.items:,} items"
+    return f"{', '.join(items)}: " + ", ".join([what, *(reason for reason, count in reasons.items() if count)])

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lavic.config import settings
 from lavic.data.records import ImageSize
+from lavic.data.sources.tables import COLUMNS
 from lavic.shards.cluster import RaySettings
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import KINDS
@@ -24,8 +25,12 @@ class CrawlSettings:
     """Fetch a catalogue's photos and pack them into WebDataset shards."""
 
     items: tuple[str, ...] = Field(min_length=1)
-    """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; paths, globs, URIs
-    such as s3://..."""
+    """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; with --columns csv,
+    tsv, parquet and jsonl of plain links; paths, globs, URIs such as s3://..."""
+    columns: tuple[str, ...] = ()
+    """For files with one link in each row: which column holds what, as `url=URL id=SKU title=NAME text=CAPTION`. Only
+    `url` must be there. Neighbouring rows of one id are the photos of one item, 0, 1, 2, ...; without ids each link is
+    an item, under an id made of the link."""
     out: str
     """Folder of the set, or an address such as s3://bucket/prefix."""
     set: str = Field(default="photos", pattern=r"^[A-Za-z0-9_]+$")
@@ -41,9 +46,11 @@ class CrawlSettings:
     """Photos of an item: `first`, `all`, or how many from its first."""
     image_size: ImageSize = "hi_res"
     """Which link of a photo to take where there are several; the largest of the others where it is missing."""
-    text: Literal["catalogue", "none"] = "catalogue"
-    """What the txt members hold: the catalogue's description of the photo where it has one, or nothing. With none, a
-    catalogue that has descriptions gives the same shards as one of the same items without."""
+    text: Literal["auto", "catalogue", "title", "none"] = "auto"
+    """What the txt members hold. catalogue: its description of the photo where it has one, else nothing; title: the
+    item's title; auto: `catalogue` where the catalogue describes any photo, else `title`, so that no caption is empty;
+    plan.json says which it was, and an extended set keeps it. With none, a catalogue that has descriptions gives the
+    same shards as one of the same items without."""
     duplicates: Literal["stored", "referenced"] = "stored"
     """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
     first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
@@ -105,7 +112,11 @@ class CrawlSettings:
 
     @model_validator(mode="after")
     def _parts(self) -> CrawlSettings:
-        shares = self.shares
+        shares, columns = self.shares, self.named_columns
+        wrong = not all(columns.values()) or len(columns) != len(self.columns) or not set(columns) <= set(COLUMNS)
+        if self.columns and (wrong or "url" not in columns):
+            words = " ".join(self.columns)
+            raise ValueError(f"--columns takes url=NAME and maybe id=, title= and text=, each once, got {words}")
         if shares and self.split not in (None, *shares):
             raise ValueError(f"--split {self.split} is not one of --splits {' '.join(self.splits)}")
         if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
@@ -113,6 +124,11 @@ class CrawlSettings:
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
         return self
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Name of the column by what it holds; empty for catalogues."""
+        return {what: name for what, _, name in (word.partition("=") for word in self.columns)}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -139,6 +155,7 @@ class CrawlSettings:
             photos=self.photos,
             image_size=self.image_size,
             text=self.text,
+            columns=self.named_columns,
             duplicates=self.duplicates,
             limit=self.limit,
             ids=self.ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from lavic.data.atomic import write_whole
 from lavic.data.catalog import read_items
-from lavic.data.records import SIZES, ImageSize, Item
+from lavic.data.records import SIZES, ImageSize, Item, Photo
 from lavic.data.shards import sample_key
 from lavic.data.sources.record import BadRecord
 from lavic.errors import DataError
@@ -52,8 +52,10 @@ class PlanSettings:
     image_size: ImageSize
     splits: Mapping[str, float] = field(default_factory=dict)
     """Share of the items by split; none means that all items are in `split`."""
-    text: Literal["catalogue", "none"] = "catalogue"
-    """Where the txt members come from."""
+    text: Literal["auto", "catalogue", "title", "none"] = "catalogue"
+    """Where the txt members come from; `auto` is one of `catalogue` and `title`, see `Captions`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Of files with a link in each row: name of the column by what it holds."""
     duplicates: Literal["stored", "referenced"] = "stored"
     """What becomes of photos with the same bytes."""
     limit: int | None = None
@@ -69,7 +71,9 @@ class Counts:
     items: int = 0
     """Items that were wanted and new."""
     without_photo: int = 0
-    """Of these, how many have no photo with a link."""
+    """Of these, how many have no photo with a link. Less than none where items that had none have one now."""
+    unlinked: int = 0
+    """Entries of the items' lists of images that have no link."""
     photos: int = 0
     repeated: int = 0
     """Photos left out because an earlier record has the same item and number."""
@@ -81,6 +85,71 @@ class Counts:
     """Items left out because the set has them already."""
     ids_missing: int = 0
     """Item ids asked for that the catalogue does not have."""
+
+
+OF_LAST_READING = ("rejected", "ids_missing")
+"""Counts that each reading of a catalogue makes anew: those of different readings are not added up."""
+
+
+class KnownItems:
+    """The items that a set has already, by their marks."""
+
+    def __init__(self, planned: Iterable[bytes] = (), photoless: Iterable[bytes] = ()) -> None:
+        """Take them in.
+
+        Args:
+            planned: Marks of items with photos, eight bytes each, put together in any way.
+            photoless: Marks of items that had no photo with a link.
+        """
+        self._planned, self._photoless = _sorted(planned), _sorted(photoless)
+        self.new_photoless = bytearray()
+        """Marks of items without a photo that are new."""
+
+    def is_new(self, item_id: str, has_photo: bool, counts: Counts) -> bool:
+        """Whether an item's photos are to be planned; counts it."""
+        mark = mark_of(item_id)
+        if _is_in(self._planned, mark) or (not has_photo and _is_in(self._photoless, mark)):
+            counts.known += 1
+            return False
+        if _is_in(self._photoless, mark):
+            counts.without_photo -= 1
+            return True
+        counts.items += 1
+        if not has_photo:
+            counts.without_photo += 1
+            self.new_photoless += mark
+        return True
+
+
+class Captions:
+    """What the txt members hold, decided on the way where the settings leave it open.
+
+    `auto` gives the title until a description is met: a catalogue that has none keeps the titles, in any other the
+    descriptions count and the titles that were given are taken back.
+    """
+
+    def __init__(self, text: Literal["auto", "catalogue", "title", "none"]) -> None:
+        """Begin.
+
+        Args:
+            text: See `PlanSettings`.
+        """
+        self._open = text == "auto"
+        self.text = "title" if text == "auto" else text
+        self.given = 0
+        """Photos so far."""
+        self.taken_back = 0
+        """How many of these, from the first, get an empty text instead of their title."""
+
+    def meet(self, item: Item) -> None:
+        """Look at an item, wanted or not."""
+        if self._open and item.descriptions:
+            self._open, self.text, self.taken_back = False, "catalogue", self.given
+
+    def of(self, item: Item, photo: Photo) -> str:
+        """The text of the next photo."""
+        self.given += 1
+        return {"catalogue": photo.description, "title": item.title}.get(self.text, "")
 
 
 class Rejects:
@@ -119,7 +188,12 @@ class Rejects:
 
 
 def wanted_photos(
-    items: tuple[str, ...], settings: PlanSettings, counts: Counts, rejects: Rejects, known: np.ndarray
+    items: tuple[str, ...],
+    settings: PlanSettings,
+    counts: Counts,
+    rejects: Rejects,
+    known: KnownItems,
+    captions: Captions,
 ) -> Iterator[PhotoTask]:
     """The photos of a catalogue that the settings ask for, in its order.
 
@@ -128,7 +202,8 @@ def wanted_photos(
         settings: What is wanted.
         counts: Counted up on the way.
         rejects: Takes the records that cannot be read.
-        known: Marks of the items that the set has already, sorted: uint64 [k].
+        known: The items that the set has already; takes in the new ones without a photo.
+        captions: Gives the texts.
 
     Raises:
         DataError: The catalogue cannot be read.
@@ -139,7 +214,8 @@ def wanted_photos(
     most = {"first": 1, "all": None}[settings.photos] if settings.photos in ("first", "all") else int(settings.photos)
     low, high = share_of(settings)
     taken = 0
-    for item in read_items(items, rejects.add, sizes=sizes):
+    for item in read_items(items, rejects.add, sizes=sizes, columns=settings.columns):
+        captions.meet(item)
         if wanted is not None and item.id not in wanted:
             continue
         if settings.splits and not low <= _fraction(item.id) < high:
@@ -149,12 +225,10 @@ def wanted_photos(
         taken += 1
         if wanted is not None:
             found.add(item.id)
-        if len(known) and _is_in(known, mark_of(item.id)):
-            counts.known += 1
-            continue
-        counts.items += 1
         photos = list(islice(item.photos, most))
-        counts.without_photo += not photos
+        if not known.is_new(item.id, bool(photos), counts):
+            continue
+        counts.unlinked += item.unlinked
         categories, details = " > ".join(item.categories), _details(item)
         for photo in photos:
             yield PhotoTask(
@@ -165,7 +239,7 @@ def wanted_photos(
                 title=item.title,
                 categories=categories,
                 details=details,
-                text=photo.description if settings.text == "catalogue" else "",
+                text=captions.of(item, photo),
             )
     counts.ids_missing = len((wanted or set()) - found)
     counts.rejected = len(rejects.rows)
@@ -212,7 +286,14 @@ def _fraction(item_id: str) -> float:
     return int.from_bytes(mark_of(f"split {item_id}"), "little") / 2**64
 
 
+def _sorted(marks: Iterable[bytes]) -> np.ndarray:
+    """Marks as sorted numbers: uint64 [k]."""
+    return np.unique(np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(part, "<u8") for part in marks)]))
+
+
 def _is_in(known: np.ndarray, mark: bytes) -> bool:
+    if not len(known):
+        return False
     value = np.frombuffer(mark, "<u8")[0]
     at = int(np.searchsorted(known, value))
     return at < len(known) and known[at] == value

@@ -37,7 +37,8 @@ class ShardDataset:
             folder: Where `manifest.json` stands: a path, or an address such as s3://bucket/prefix, whose shards are
                 copied here when they are first read; see `lavic.data.cache`.
             descriptions: Where `Sample.text` comes from: "sidecar" takes the teacher's description where there is one
-                and else the shard's txt member, "shard" the txt member alone, None leaves it empty.
+                and else the shard's txt member, "shard" the txt member alone, None leaves it empty. A txt member that
+                holds the item's title (`lavic crawl --text title`) describes nothing and counts as empty.
 
         Raises:
             DataError: The set is empty, not whole, or not what its manifest says.
@@ -61,9 +62,9 @@ class ShardDataset:
         offsets = self._index(shard)
         place = f"{self._paths[shard]} sample {row}"
         sample = parse_sample(self._read(shard, int(offsets[row]), int(offsets[row + 1])), place)
-        if self.descriptions == "shard":
+        text = self._text(shard, sample.meta, sample.text)
+        if text == sample.text:
             return sample
-        text = self._sidecar(shard).get(sample.key, sample.text) if self.descriptions else ""
         return Sample(key=sample.key, item_id=sample.item_id, jpg=sample.jpg, meta=sample.meta, text=text)
 
     def words(self, index: int) -> tuple[dict[str, Any], str]:
@@ -74,9 +75,7 @@ class ShardDataset:
         place = f"{self._paths[shard]} sample {row}"
         start += member_bytes(self._read(shard, start, start + BLOCK), place)
         meta, text = parse_words(self._read(shard, start, end), place)
-        if self.descriptions == "sidecar":
-            text = self._sidecar(shard).get(meta["key"], text)
-        return meta, text if self.descriptions else ""
+        return meta, self._text(shard, meta, text)
 
     @cached_property
     def keys(self) -> list[str]:
@@ -116,6 +115,14 @@ class ShardDataset:
             entry = self.manifest.shards[shard]
             self._offsets[shard] = read_offsets(self._paths[shard], entry.samples, entry.bytes)
         return self._offsets[shard]
+
+    def _text(self, shard: int, meta: dict[str, Any], text: str) -> str:
+        """The description of a sample with this txt member."""
+        if self.descriptions is None:
+            return ""
+        if text == meta["title"]:
+            text = ""
+        return self._sidecar(shard).get(meta["key"], text) if self.descriptions == "sidecar" else text
 
     def _sidecar(self, shard: int) -> dict[str, str]:
         if shard not in self._texts:

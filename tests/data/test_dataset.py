@@ -53,10 +53,29 @@ def test_other_processes_read_the_same(small_set: Manifest, how: str) -> None:
     assert keys_of(dataset) == expected and keys_of(pickle.loads(pickle.dumps(dataset))) == expected
 
 
+def test_a_title_is_no_description(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    titles = {n: make_sample(n).meta["title"] for n in (1, 3)}
+    samples = [make_sample(n, titles.get(n)) for n in range(4)]
+    folder = write_set(tmp_path / "set", samples, set="cups", split="train", photos_per_shard=10).folder
+    for how in ("sidecar", "shard"):
+        data = ShardDataset(folder, descriptions=how)
+        assert [data[n].text for n in range(4)] == [data.words(n)[1] for n in range(4)] == ["text 0", "", "text 2", ""]
+
+
 def test_where_text_comes_from(small_set: Manifest) -> None:
     shard = small_set.path(small_set.shards[1])
     write_descriptions(
-        shard, [{"key": "B000000011_0", "text": "by the teacher", "model": "m", "weights": "w", "prompt": "1"}]
+        shard,
+        [
+            {
+                "key": "B000000011_0",
+                "text": "by the teacher",
+                "model": "m",
+                "weights": "w",
+                "prompt": "1",
+                "views": "five",
+            }
+        ],
     )
     texts = {how: ShardDataset(small_set.folder, descriptions=how) for how in ("sidecar", "shard", None)}
     assert [texts[how][11].text for how in texts] == ["by the teacher", "text 11", ""]

@@ -139,7 +139,8 @@ def test_descriptions_join_by_key(tmp_path: Path) -> None:
     shard = tmp_path / "x-000000.tar"
     assert read_descriptions(shard) == {}
     write_descriptions(
-        shard, [{"key": "a_0", "text": "Ein grüner Becher", "model": "m", "weights": "w", "prompt": "1"}]
+        shard,
+        [{"key": "a_0", "text": "Ein grüner Becher", "model": "m", "weights": "w", "prompt": "1", "views": "five"}],
     )
     assert descriptions_path(shard).name == "x-000000.descriptions.jsonl"
     assert read_descriptions(shard) == {"a_0": "Ein grüner Becher"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -142,8 +143,137 @@ def test_a_plan_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
 
 
 def test_nothing_to_fetch(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no photo to fetch: 2 items, 2 of them without"):
-        make_plan(write(tmp_path / "c.json", {"B1": 0, "B2": 0}), tmp_path / "out", SETTINGS)
+    items = write(tmp_path / "c.json", {"B1": 0, "B2": 0})
+    with pytest.raises(DataError, match=r"no photo to fetch: 2 items, 2 of them without a photo URL$"):
+        make_plan(items, tmp_path / "out", SETTINGS)
+    (path,) = rows(tmp_path / "d.jsonl", ("B1", ["None", " "]), ("B2", []))
+    Path(path).write_text(Path(path).read_text() + "{\n")
+    (tmp_path / "ids").write_text("B1\nB3\nB4\n")
+    with pytest.raises(DataError) as caught:
+        make_plan((path,), tmp_path / "out", replace(SETTINGS, ids=str(tmp_path / "ids")))
+    assert str(caught.value) == (
+        f"{path}: no photo to fetch: 1 items, 1 of them without a photo URL, 2 entries of their lists of images "
+        f"without a link, 2 ids of {tmp_path}/ids are not in the catalogue, 1 records cannot be read, see "
+        f"{tmp_path}/out/rejected.jsonl"
+    )
+    assert len((tmp_path / "out/rejected.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(DataError, match="no item of the catalogue falls into the split cups-only"):
+        parts = {"train": 1 - 1e-9, "cups-only": 1e-9}
+        make_plan(items, tmp_path / "out", replace(SETTINGS, splits=parts, split="cups-only"))
+
+
+def test_ids_saved_by_other_programs(tmp_path: Path) -> None:
+    items = write(tmp_path / "c.json", {f"B{n}": 1 for n in range(9)})
+    digests = set()
+    for data in (b"B7\nB2\n", b"\xef\xbb\xbfB7\r\nB2\r\n\r\n", "B7\r\nB2".encode("utf-16"), gzip.compress(b"B7\nB2")):
+        (tmp_path / "ids").write_bytes(data)
+        plan = make_plan(items, tmp_path / "out", replace(SETTINGS, ids=str(tmp_path / "ids")))
+        assert keys(plan) == ["B2_0", "B7_0"] and plan.counts.ids_missing == 0
+        digests.add(plan.generations[0].ids)
+    assert len(digests) == 1
+    (tmp_path / "ids").write_bytes(b"B7\ncaf\xe9\n")
+    with pytest.raises(DataError, match=r"--ids .*ids:2: not UTF-8 .byte 0xe9"):
+        make_plan(items, tmp_path / "out", replace(SETTINGS, ids=str(tmp_path / "ids")))
+
+
+def described(path: Path, texts: dict[str, str]) -> tuple[str, ...]:
+    """A catalogue of items with one photo each, and its description where there is one."""
+    metas = {
+        id: {
+            "title": f"Title {id}",
+            "images": [{"large": f"http://x/{id}.jpg"}],
+            "image_descriptions_llava_cleaned": {f"{id}_0.jpg": text} if text else {},
+        }
+        for id, text in texts.items()
+    }
+    path.write_text(json.dumps(metas))
+    return (str(path),)
+
+
+def captions(plan: Plan) -> dict[str, str]:
+    return {task.item_id: task.text for number in range(len(plan.digests)) for task in read_tasks(plan.shard(number))}
+
+
+def test_titles_stand_in_only_where_the_catalogue_describes_nothing(tmp_path: Path) -> None:
+    ids = [f"B{n}" for n in range(9)]
+    bare = described(tmp_path / "bare.json", dict.fromkeys(ids, ""))
+    auto = replace(SETTINGS, text="auto")
+    titled = make_plan(bare, tmp_path / "bare", auto)
+    assert captions(titled) == {id: f"Title {id}" for id in ids} and titled.settings["text"] == "title"
+    assert titled.digest == make_plan(bare, tmp_path / "title", replace(SETTINGS, text="title")).digest
+    # Wherever the first description is, the plan is that of a catalogue with descriptions.
+    for at in (0, 4, 8):
+        items = described(tmp_path / f"{at}.json", {id: "A cup." if id == f"B{at}" else "" for id in ids})
+        plan = make_plan(items, tmp_path / str(at), auto)
+        assert captions(plan) == {id: "A cup." if id == f"B{at}" else "" for id in ids}
+        assert plan.digest == make_plan(items, tmp_path / f"{at}-explicit", SETTINGS).digest
+        wanted = replace(auto, limit=None, splits={"train": 0.5}, photos_per_shard=2)
+        assert make_plan(items, tmp_path / f"{at}-part", wanted).settings["text"] == "catalogue"
+    # A follower of an earlier link, and an item that is not wanted, count as any other.
+    (path,) = rows(tmp_path / "shared.jsonl", ("A", ["http://x/1"]), ("B", ["http://x/2"]), ("C", ["http://x/1"]))
+    last = {"image_name": "D_0.jpg", "image": "http://x/4", "image_description_llava_cleaned": "A cup."}
+    Path(path).write_text(Path(path).read_text() + json.dumps(last) + "\n")
+    (tmp_path / "ids").write_text("A\nB\nC\n")
+    plan = make_plan((path,), tmp_path / "shared", replace(auto, ids=str(tmp_path / "ids")))
+    assert captions(plan) == {"A": "", "B": "", "C": ""}
+
+
+def test_what_was_decided_about_captions_stays(tmp_path: Path) -> None:
+    auto = replace(SETTINGS, text="auto")
+    items = described(tmp_path / "c.json", {"B0": "", "B1": ""})
+    # A plan made before titles were taken: no caption, and none comes.
+    old = make_plan(items, tmp_path / "old", SETTINGS)
+    assert make_plan(items, tmp_path / "old", auto) == old and set(captions(old).values()) == {""}
+    new = make_plan(items, tmp_path / "new", auto)
+    assert make_plan(items, tmp_path / "new", auto) == new
+    described(tmp_path / "c.json", {"B0": "", "B1": "", "B2": "A cup."})
+    assert captions(make_plan(items, tmp_path / "old", auto, extend=True))["B2"] == "A cup."
+    assert captions(make_plan(items, tmp_path / "new", auto, extend=True))["B2"] == "Title B2"
+    with pytest.raises(ConfigError, match="--text was title and is catalogue"):
+        make_plan(items, tmp_path / "new", SETTINGS)
+    none = make_plan(items, tmp_path / "none", replace(SETTINGS, text="none"))
+    assert set(captions(none).values()) == {""}
+    with pytest.raises(ConfigError, match="--text was none and is auto"):
+        make_plan(items, tmp_path / "none", auto)
+
+
+def test_a_table_of_links_is_planned(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sku,link,caption\nA,http://x/1,red\nA,http://x/2,\nB,http://x/1,\n")
+    columns = {"id": "sku", "url": "link", "text": "caption"}
+    chosen = replace(SETTINGS, photos="all", text="auto", columns=columns)
+    plan = make_plan((str(path),), tmp_path / "out", chosen)
+    assert keys(plan) == ["A_0", "B_0", "A_1"] and captions(plan) == {"A": "", "B": ""}
+    assert read_tasks(plan.shard(0))[0].text == "red" and plan.counts.items == 2
+    assert make_plan((str(path),), tmp_path / "out", chosen) == plan
+    other = replace(chosen, columns={"id": "sku", "url": "link"})
+    with pytest.raises(
+        ConfigError, match="--columns was id=sku url=link text=caption and is id=sku url=link; use another"
+    ):
+        make_plan((str(path),), tmp_path / "out", other)
+    # A plan of a catalogue says nothing about columns.
+    assert "columns" not in make_plan(write(tmp_path / "c.json", {"B1": 1}), tmp_path / "c", SETTINGS).settings
+
+
+def test_an_extended_set_counts_every_item_and_record_once(tmp_path: Path) -> None:
+    def catalogue(*items: tuple[str, list[str]]) -> tuple[str, ...]:
+        (path,) = rows(tmp_path / "c.jsonl", *items)
+        Path(path).write_text(Path(path).read_text() + "{\n")
+        return (path,)
+
+    first = [("B0", ["http://x/0"]), ("B1", []), ("B2", ["None"])]
+    (tmp_path / "ids").write_text("\n".join([f"B{n}" for n in range(6)]))
+    chosen = replace(SETTINGS, ids=str(tmp_path / "ids"))
+    make_plan(catalogue(*first), tmp_path / "out", chosen)
+    items = catalogue(*first, ("B3", ["http://x/3"]), ("B4", []))
+    counts = make_plan(items, tmp_path / "out", chosen, extend=True).counts
+    assert (counts.items, counts.without_photo, counts.photos, counts.unlinked) == (5, 3, 2, 1)
+    assert (counts.rejected, counts.ids_missing) == (1, 1)
+    # One of those without a photo has one now.
+    items = catalogue(first[0], ("B1", ["http://x/1"]), first[2], ("B3", ["http://x/3"]), ("B4", []))
+    plan = make_plan(items, tmp_path / "out", chosen, extend=True)
+    assert (plan.counts.items, plan.counts.without_photo, plan.counts.photos) == (5, 2, 3)
+    assert keys(plan) == ["B0_0", "B3_0", "B1_0"] and make_plan(items, tmp_path / "out", chosen) == plan
 
 
 def rows(path: Path, *items: tuple[str, list[str]]) -> tuple[str, ...]:
