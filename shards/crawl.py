@@ -51,7 +51,8 @@ Which photo goes where is planned before the first request, so the shards' bytes
 workers or on restarts: after a crash the same command goes on, and after the end it has nothing to do. Every planned
 photo has a row in its shard's ledger, OUT/<set>-<split>-NNNNNN.ledger.jsonl, that says what became of it; `--retry
 KINDS` fetches those again that failed in a way you have mended. The set is whole when OUT/manifest.json stands;
-`lavic verify OUT` checks it. OUT may be an address such as s3://bucket/prefix.
+`lavic verify OUT` checks it. Where less than --min-success of the photos could be stored there is none, and the exit
+code is 1. OUT may be an address such as s3://bucket/prefix.
 
 A picture that several links show, Amazon's in another size for instance, is fetched once; each photo has its sample.
 Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in

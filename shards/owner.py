@@ -13,6 +13,7 @@ from lavic.data.place import is_remote, sizes, storage_errors
 from lavic.errors import ConfigError, LavicError, first_line
 from lavic.lock import Lock
 from lavic.shards.plan import FOLDER as PLAN
+from lavic.shards.tasks import REJECTED
 
 FILE = ".owner"
 _LOCK = ".lock"
@@ -43,7 +44,7 @@ def owned(folder: Path) -> Iterator[str]:
             yield name
         finally:
             with suppress(*storage_errors()):
-                if sizes(folder).keys() == {FILE} and not (folder / PLAN).exists():
+                if sizes(folder).keys() <= {FILE, REJECTED} and not (folder / PLAN).exists():
                     (folder / FILE).unlink(missing_ok=True)
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -75,10 +76,10 @@ def owned(folder: Path) -> Iterator[str]:
 
 
 def _remove_if_empty(folder: Path, lock: Lock, made: list[Path]) -> None:
-    """Remove what `owned` has made where nothing else came of it."""
+    """Remove what `owned` has made where nothing else came of it, or only the list of records that were refused."""
     with suppress(OSError):  # not there, or not empty
         (folder / PLAN).rmdir()
-    if {path.name for path in folder.iterdir()} <= {FILE, _LOCK}:
+    if {path.name for path in folder.iterdir()} <= {FILE, _LOCK, REJECTED}:
         (folder / FILE).unlink(missing_ok=True)
         lock.remove()
         for path in made:

@@ -70,6 +70,10 @@ def test_a_refused_input_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError), owned(out):
         raise ConfigError("refused")
     assert out.is_dir() and not list(out.iterdir()), "a folder of the user's stays"
+    with pytest.raises(ConfigError), owned(out):
+        (out / "rejected.jsonl").touch()
+        raise ConfigError("refused")
+    assert [path.name for path in out.iterdir()] == ["rejected.jsonl"], "which the error names"
 
     remote = place(f"memory://{tmp_path.name}/refused")
     with pytest.raises(ConfigError), owned(remote):
