@@ -71,7 +71,7 @@ _REMEDY: dict[Kind, str] = {
     "too_big": "raise --fetch.max-bytes if photos of that size are wanted; then --retry too_big",
     "not_image": "open one of the URLs in the ledger: it is likely a page that says why",
     "truncated": "--retry truncated; if they stay, the photos are damaged on the server",
-    "bomb": "the ledger says which limit; a new --out with a higher one, if such photos are wanted",
+    "bomb": "the ledger says which limit: a longer --photo.decode-seconds needs --retry bomb, others a new --out",
     "unsupported": "the ledger says why; HEIC needs pip install 'lavic[heif]', AVIF pip install 'pillow>=11.3', then "
     "--retry unsupported; SVG and others are not read here",
     "opted_out": "the photos' owner does not want crawlers; the ledger says how that was said",
