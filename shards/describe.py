@@ -154,8 +154,8 @@ def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int)
         encoder.prompt(prompts.describe(sample.title, len(photo), encoder.style))
         for sample, photo in zip(samples, tokens, strict=True)
     ]
-    said = generate(backbone.model, encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
-    return [whole_sentences(text) for text in said]
+    written = generate(backbone.model, encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
+    return [whole_sentences(continuation.text) for continuation in written]
 
 
 def whole_sentences(text: str) -> str:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from lavic.model.inputs import Encoder, core, splice
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt."""
+
+    text: str
+    logprob: float
+    """Natural logarithm of its probability, the end-of-sequence token included where it was written."""
 
 
 @torch.no_grad()
@@ -18,7 +28,7 @@ def generate(
     photos: torch.Tensor | None,
     *,
     max_new_tokens: int,
-) -> list[str]:
+) -> list[Continuation]:
     """The likeliest continuation of each prompt, token by token (greedy), up to the end-of-sequence token.
 
     Args:
@@ -36,7 +46,8 @@ def generate(
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    said = core(model).generate(
+    logprobs = _GreedyLogprobs(len(prompts), encoder.eos, device)
+    written = core(model).generate(
         inputs_embeds=splice(model, ids, photos),
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
@@ -46,5 +57,20 @@ def generate(
         top_p=None,
         eos_token_id=encoder.eos,
         pad_token_id=encoder.pad,
+        logits_processor=[logprobs],
     )
-    return [text.strip() for text in encoder.tokenizer.batch_decode(said, skip_special_tokens=True)]
+    texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [Continuation(text.strip(), logprob) for text, logprob in zip(texts, logprobs.sums.tolist(), strict=True)]
+
+
+class _GreedyLogprobs:
+    """Adds up the log-probability of each row's likeliest tokens; kept logits would take a vocabulary a token."""
+
+    def __init__(self, rows: int, eos: int, device: torch.device) -> None:
+        self.sums = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._eos = eos
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        going_on = ~input_ids.eq(self._eos).any(-1)
+        self.sums += scores.float().log_softmax(-1).max(-1).values.double() * going_on
+        return scores

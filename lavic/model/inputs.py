@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,32 +124,69 @@ class Encoder:
     ) -> Example:
         """The prompt of one conversation and its list.
 
-        When it is longer than `max_length - reserve` tokens, the conversation gives way: first its oldest comments,
-        then the end of the request. Candidates and target never do.
+        When it is longer than `max_length - reserve` tokens, the conversation is shortened: first its oldest
+        comments are left out, then the request is cut at its end. Candidates and target stay whole.
 
         Raises:
             DataError: The list and the target alone are too long; names the conversation.
         """
-        turns = [(turn.role, turn.text) for turn in conversation.turns]
         room = max_length - reserve
-        while True:
+
+        def encode(turns: Sequence[tuple[str, str]]) -> Example:
             pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
-            example = self.example(pieces, target)
-            excess = len(example.input_ids) - room
-            if excess <= 0:
-                return example
-            comment = next((i for i, (role, _) in enumerate(turns) if role == "comment"), None)
-            if comment is not None:
-                del turns[comment]
-            elif turns and turns[-1][1]:
-                role, text = turns[-1]
-                # a token is rarely shorter than one character: cutting `excess` of them never cuts too much at once
-                turns[-1] = (role, text[: max(0, len(text) - excess)])
-            else:
+            return self.example(pieces, target)
+
+        turns = [(turn.role, turn.text) for turn in conversation.turns]
+        example = encode(turns)
+        if len(example.input_ids) > room:
+            example, turns = self._without_oldest(turns, example, encode, room)
+        while (excess := len(example.input_ids) - room) > 0:
+            if not turns:
                 raise DataError(
                     f"{conversation.file}:{conversation.row + 1}: {len(candidates)} candidates alone need "
                     f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
                 )
+            role, text = turns.pop()
+            if text:
+                # A token is rarely shorter than one character: to cut `excess` of them never cuts too much at once.
+                turns.append((role, text[: max(0, len(text) - excess)]))
+            example = encode(turns)
+        return example
+
+    def _without_oldest(
+        self,
+        turns: list[tuple[str, str]],
+        example: Example,
+        encode: Callable[[Sequence[tuple[str, str]]], Example],
+        room: int,
+    ) -> tuple[Example, list[tuple[str, str]]]:
+        """Leaves out as few of the oldest comments as bring a prompt down to `room` tokens, or all of them.
+
+        The comments are tokenised once, which tells nearly how many to leave out. Texts that meet may share a token,
+        so the prompt is made again for that number and a few near it.
+        """
+        comments = [place for place, (role, _) in enumerate(turns) if role == "comment"]
+        best = example, turns
+        if not comments:
+            return best
+        texts = [self.render(prompts.turn(*turns[place], self.style)) for place in comments]
+        sizes = (len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids)
+        total = [0, *accumulate(sizes)]
+        too_few, enough = 0, len(comments) + 1
+        count, length = 0, len(example.input_ids)
+        while enough - too_few > 1:
+            # The number that leaves `length - room` tokens fewer than `count` does, inside what is still open.
+            guess = bisect_left(total, total[count] + length - room)
+            count = min(max(guess, too_few + 1), enough - 1)
+            dropped = set(comments[:count])
+            kept = [turn for place, turn in enumerate(turns) if place not in dropped]
+            example = encode(kept)
+            length = len(example.input_ids)
+            if length > room and count < len(comments):
+                too_few = count
+            else:
+                enough, best = count, (example, kept)
+        return best
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:

@@ -70,6 +70,13 @@ def describe(title: str, photo_tokens: int, style: Style = "inst") -> tuple[Piec
     return "[INST] ", Slot(photo_tokens), "\nTitle: ", Text(title), "\nDescribe how it looks. [/INST]"
 
 
+def turn(role: str, text: str, style: Style = "inst") -> tuple[Piece, ...]:
+    """One turn of a conversation as it stands in `recommend`."""
+    if style == "inst":
+        return f"{ROLES[role]}: ", Text(text), "\n"
+    return f"<{TAGS[role]}>", Text(text), f"</{TAGS[role]}>\n"
+
+
 def recommend(
     turns: Sequence[tuple[str, str]],
     candidates: Sequence[Candidate],
@@ -90,10 +97,7 @@ def recommend(
     counts = [photo_tokens] * len(candidates) if isinstance(photo_tokens, int) else photo_tokens
     pieces: list[Piece] = ["[INST] " if style == "inst" else "Recommend one of the candidates in this conversation.\n"]
     for role, text in turns:
-        if style == "inst":
-            pieces += [f"{ROLES[role]}: ", Text(text), "\n"]
-        else:
-            pieces += [f"<{TAGS[role]}>", Text(text), f"</{TAGS[role]}>\n"]
+        pieces += turn(role, text, style)
     pieces.append("Candidates:\n")
     for candidate, count in zip(candidates, counts, strict=True):
         pieces += [Text(candidate.id), ": ", Text(candidate.title)]

@@ -21,6 +21,7 @@ from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.compress import project
+from lavic.model.generate import generate
 from lavic.model.inputs import core, splice
 from lavic.model.itemstore import ItemStore
 
@@ -211,33 +212,16 @@ class Ranker:
         pieces = iter(tokens.split([len(target) for one in batch for target in one.targets]))
         return [_ranking(one.candidates, [float(next(pieces).sum()) for _ in one.targets]) for one in batch]
 
-    @torch.inference_mode()
     def _generate(self, one: Encoded) -> Ranking:
         """Greedy free text, and the first id in it."""
-        from transformers import DynamicCache
-
-        model: Any = core(self.bundle.backbone.model)
-        embeds = splice(model, torch.tensor([one.prompt], device=self.device), self._photos([one]))
-        cache = DynamicCache(config=model.config.text_config)
-        written: list[int] = []
-        total = 0.0
-        while len(written) < FREE_TOKENS:
-            hidden = model.model.language_model(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=True
-            ).last_hidden_state
-            logprobs = model.lm_head(hidden[:, -1]).float().log_softmax(-1)
-            best = logprobs.argmax(-1)
-            total += float(logprobs[0, best])
-            if int(best) == self.encoder.eos:
-                break
-            written.append(int(best))
-            embeds = model.get_input_embeddings()(best[None])
-        text = str(self.encoder.tokenizer.decode(written, skip_special_tokens=True)).strip()
-        answer = self._read(text, one.candidates)
-        none = (float(answer is None and prompts.NONE in text.lower())) if self.bundle.info.none else None
+        (written,) = generate(
+            self.bundle.backbone.model, self.encoder, [one.prompt], self._photos([one]), max_new_tokens=FREE_TOKENS
+        )
+        answer = self._read(written.text, one.candidates)
+        none = (float(answer is None and prompts.NONE in written.text.lower())) if self.bundle.info.none else None
         if answer is None:
-            return Ranking(ids=(), text=text, none=none)
-        return Ranking(ids=(answer,), logprobs=(total,), text=text, none=none)
+            return Ranking(ids=(), text=written.text, none=none)
+        return Ranking(ids=(answer,), logprobs=(written.logprob,), text=written.text, none=none)
 
     def _read(self, text: str, candidates: Sequence[str]) -> str | None:
         """The first word of a free answer that is a candidate, another item, or looks like an id."""

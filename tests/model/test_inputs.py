@@ -10,7 +10,7 @@ from lavic.data.records import Conversation, Turn
 from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.backbone import Backbone
-from lavic.model.inputs import IGNORED, collate, token_losses
+from lavic.model.inputs import IGNORED, Encoder, collate, token_losses
 from lavic.model.prompts import Candidate, Slot, Text
 
 CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN654321", "Nova Urban Mug")]
@@ -53,6 +53,54 @@ def test_the_conversation_gives_way_oldest_comment_first(backbone: Backbone) -> 
         photo_tokens=5,
     )
     assert short == encoder.example(pieces, "B0MN123456")
+
+
+@pytest.mark.parametrize("style", ["inst", "lavic"])
+@pytest.mark.parametrize("room", [75, 90, 120, 200, 400, 1000])
+def test_as_few_comments_as_possible_are_left_out(backbone: Backbone, room: int, style: prompts.Style) -> None:
+    """Against leaving out one comment after the other, each time making the prompt again."""
+    encoder = Encoder(backbone.tokenizer, backbone.model.config.image_token_id, style)
+    texts = [f"a striped shirt {n} " * (n % 7) + "x" * (n % 3) + "  " for n in range(60)]
+    conversation = Conversation(
+        id="t-0", turns=(Turn("seeker", "A red shirt?"), *(Turn("comment", text) for text in texts)), file="t.jsonl"
+    )
+    example = encoder.recommendation(conversation, CANDIDATES, photo_tokens=0, target="B0MN123456", max_length=room)
+    turns = [(turn.role, turn.text) for turn in conversation.turns]
+    while len(turns) > 1:
+        expected = encoder.example(prompts.recommend(turns, CANDIDATES, photo_tokens=0, style=style), "B0MN123456")
+        if len(expected.input_ids) <= room:
+            assert example == expected
+            return
+        del turns[1]
+    assert len(example.input_ids) <= room
+
+
+def test_a_long_thread_is_tokenised_a_few_times(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each comment: work grows with the text's length, not with its square."""
+    encoder, texts = backbone.encoder, []
+    tokenizer = encoder.tokenizer
+
+    class Counting:
+        def __call__(self, text: str | list[str], **options: object) -> object:
+            texts.append(text)
+            return tokenizer(text, **options)
+
+    for comments in (100, 1000):
+        texts.clear()
+        monkeypatch.setattr(encoder, "tokenizer", Counting())
+        encoder.recommendation(talk(comments), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=200)
+        assert len(texts) < 15  # prompts and targets
+
+
+def test_of_two_requests_the_last_is_cut_first(backbone: Backbone) -> None:
+    encoder = backbone.encoder
+    turns = (Turn("seeker", "I want a red shirt."), Turn("comment", "a shirt"), Turn("seeker", "striped " * 200))
+    conversation = Conversation(id="t-0", turns=turns, file="t.jsonl")
+    first = encoder.example(prompts.recommend([("seeker", "I want a red shirt.")], CANDIDATES, photo_tokens=5), None)
+    example = encoder.recommendation(conversation, CANDIDATES, photo_tokens=5, max_length=len(first.input_ids))
+    assert example == first
+    shorter = encoder.recommendation(conversation, CANDIDATES, photo_tokens=5, max_length=len(first.input_ids) - 2)
+    assert len(shorter.input_ids) <= len(first.input_ids) - 2
 
 
 def test_a_long_request_is_cut_and_candidates_never_are(backbone: Backbone) -> None:
