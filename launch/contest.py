@@ -183,6 +183,6 @@ def _check_words(words: Mapping[str, str], path: Path | None, trials: Iterable[T
         for conversation, listed in zip(trial.conversations, trial.lists, strict=True):
             if unsaid := [item for item in conversation.targets if item in listed and item not in words]:
                 raise DataError(
-                    f"{path}: no look of {unsaid[0]}, the target of {conversation.file}:{conversation.row + 1}: "
+                    f"{path}: no look of {unsaid[0]}, the target of {conversation.place}: "
                     "give the looks of all that is listed, or leave the arms `words` and `words_before_tuning` out"
                 )

@@ -13,26 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveInt
 
 from lavic.config import parse, settings
-from lavic.data.conversations import parse_conversations
-from lavic.data.records import Conversation, Turn, turns_of
+from lavic.data.records import Conversation, Turn
 from lavic.errors import ConfigError, DataError
+from lavic.launch.request_input import NAME_THEM, read_candidates, read_conversation
 from lavic.model.settings import BaseModelSettings
-from lavic.storage.text_files import TextFileError, read_text, text_of
 from lavic.world import World
 
 if TYPE_CHECKING:
+    from lavic.model.itemstore import ItemStore
     from lavic.recommend.rank import Ranker, Ranking
 
 DESCRIPTION = """Rank candidates for a conversation: each with its title and the probability that the model answers
 with it. The photos are the item store's ready tokens; no photo and no vision tower is loaded.
 
   lavic recommend --bundle runs/tune/bundle --store store --conversation talk.txt --candidates B07GL3RKRN B09B161799
+  lavic recommend --bundle runs/tune/bundle --store store --conversation "a black lamp" --candidates-file ids.txt
   lavic recommend --bundle runs/tune/bundle --store store --conversation test.jsonl --json > ranked.jsonl
   lavic recommend --bundle runs/tune/bundle --store store --candidates-file ids.txt
 
 The last one, in a terminal, asks what you are looking for."""
-
-NAME_THEM = "name the items to choose from: --candidates ID ..., or --candidates-file FILE"
 
 BAR = 24
 """Characters of a probability of 1 in a terminal."""
@@ -47,14 +46,17 @@ class RecommendSettings:
     store: Path
     """The item store that it was tuned on, from `lavic embed`."""
     conversation: str | None = None
-    """A file, or - for standard input: plain text (one request; `<submission>` and `<comment>` tags are understood), or
-    jsonl in the released form (every row is ranked). Without it, what is typed or piped in."""
+    """A file, - for standard input, or the words themselves ("a black lamp"). A file holds plain text (one request;
+    `<submission>` and `<comment>` tags are understood) or jsonl in the released form (every row is ranked). Without it,
+    what is typed or piped in."""
     candidates: tuple[str, ...] = ()
-    """Item ids to rank."""
+    """Item ids to rank, with blanks or commas between them."""
     candidates_file: Path | None = None
     """A file of item ids to rank, one per line."""
     key: str = "candidates_st"
     """Which list of a jsonl row is ranked, where no candidates are named."""
+    missing: Literal["refuse", "drop"] = "refuse"
+    """What happens to a candidate that is not in the store: an error, or it leaves its list (and is counted)."""
     top: PositiveInt | None = None
     """Print only the first so many."""
     json: bool = False
@@ -70,32 +72,74 @@ class RecommendSettings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(RecommendSettings, argv, command="recommend", description=DESCRIPTION)
-    named = _named_candidates(chosen)
+    named = read_candidates(chosen.candidates, chosen.candidates_file)
     typed = chosen.conversation is None and sys.stdin.isatty()
-    asked = [] if typed else _read(chosen.conversation or "-", named, chosen.key)
+    asked = [] if typed else read_conversation(chosen.conversation or "-", named, chosen.key)
     if typed and not named:
         raise ConfigError(NAME_THEM)
-    ranker = _load(chosen)
-    unknown = [item for item in named if item not in ranker.store]
-    if unknown:
-        raise DataError(f"--candidates: {unknown[0]} is not in the item store {chosen.store}: embed its photo first")
+    store = _open_store(chosen)
     if typed:
-        for conversation in _typed(named, chosen.key):
-            _answer(chosen, ranker, [conversation])
+        asked = [Conversation(id="typed", turns=(), candidates={chosen.key: named})]
+    asked = _stored(asked, chosen, store)
+    ranker = _load(chosen, store)
+    if not typed:
+        _answer(chosen, ranker, asked)
         return 0
-    _answer(chosen, ranker, asked)
+    for conversation in _typed(asked[0].candidates[chosen.key], chosen.key):
+        _answer(chosen, ranker, [conversation])
     return 0
 
 
-def _load(chosen: RecommendSettings) -> Ranker:
-    from lavic.model.bundle import Bundle, BundleInfo
+def _stored(asked: Sequence[Conversation], chosen: RecommendSettings, store: ItemStore) -> list[Conversation]:
+    """The conversations with lists of items that the store holds.
+
+    Raises:
+        DataError: An item is not in the store and `--missing` refuses that, or no list holds an item.
+    """
+    source = "--candidates-file" if chosen.candidates_file else "--candidates" if chosen.candidates else ""
+    kept = []
+    for conversation in asked:
+        listed = conversation.candidates[chosen.key]
+        known = tuple(item for item in listed if item in store)
+        if len(known) < len(listed):
+            place = source or f"{conversation.place}: {chosen.key}"
+            if chosen.missing == "refuse":
+                raise DataError(_not_stored(place, [item for item in listed if item not in store], store))
+            print(f"{place}: {len(listed) - len(known)} of {len(listed)} items are not in the store", file=sys.stderr)
+        elif not listed:
+            print(f"{conversation.place}: the list {chosen.key} is empty", file=sys.stderr)
+        kept.append(replace(conversation, candidates={chosen.key: known}))
+    if not any(conversation.candidates[chosen.key] for conversation in kept):
+        raise DataError(f"{source or asked[0].file}: no candidate is left to rank; {NAME_THEM}")
+    return kept
+
+
+def _not_stored(place: str, missing: Sequence[str], store: ItemStore) -> str:
+    """What to do about items that are not in the store."""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if missing[0].upper() in store:
+        hint = f"did you mean {missing[0].upper()}?"
+    else:
+        hint = "embed its photo first, or leave such items out with --missing drop"
+    return f"{place}: {missing[0]}{more} is not in the item store {store.folder}: {hint}"
+
+
+def _open_store(chosen: RecommendSettings) -> ItemStore:
+    """The item store, of the bundle's base model and adapter; the model is not loaded yet."""
+    from lavic.model.bundle import BundleInfo
     from lavic.model.itemstore import ItemStore
-    from lavic.recommend.rank import Ranker
 
     info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
     info.check_store(store)
     if info.language_adapter is None:
         raise ConfigError(f"--bundle {chosen.bundle}: of stage 1, it cannot recommend yet: run `lavic tune` first")
+    return store
+
+
+def _load(chosen: RecommendSettings, store: ItemStore) -> Ranker:
+    from lavic.model.bundle import Bundle
+    from lavic.recommend.rank import Ranker
+
     bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype, base=chosen.model.name)
     return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
@@ -127,8 +171,10 @@ def _as_json(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: 
 
 def _table(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: int | None) -> str:
     """One line per candidate; in a terminal with a bar. Known targets are marked."""
+    if not ranking.ids:
+        return "     no candidates\n"
     lines = []
-    width = max((len(item) for item in ranking.ids), default=0)
+    width = max(len(item) for item in ranking.ids)
     for rank, (item, p) in enumerate(list(zip(ranking.ids, ranking.probabilities, strict=True))[:top], 1):
         bar = f"{'█' * round(p * BAR):<{BAR}}  " if sys.stdout.isatty() else ""
         mark = "  <- right" if item in conversation.targets else ""
@@ -136,35 +182,6 @@ def _table(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: in
     if ranking.none is not None:
         lines.append(f"     {ranking.none:>6.1%}  none of these")
     return "\n".join([*lines, ""])
-
-
-def _named_candidates(chosen: RecommendSettings) -> tuple[str, ...]:
-    if chosen.candidates_file is None:
-        return chosen.candidates
-    if chosen.candidates:
-        raise ConfigError("--candidates and --candidates-file: give one of them")
-    try:
-        text = read_text(chosen.candidates_file)
-    except TextFileError as error:
-        raise DataError(f"--candidates-file {error}") from None
-    named = tuple(line.strip() for line in text.split("\n") if line.strip())
-    if not named:
-        raise DataError(f"{chosen.candidates_file}: no item id in it; one per line is expected")
-    return named
-
-
-def _read(source: str, named: tuple[str, ...], key: str) -> list[Conversation]:
-    """The conversations of a file or of standard input, each with the list to rank under `key`."""
-    name = "standard input" if source == "-" else source
-    text = text_of(sys.stdin.buffer.read(), name) if source == "-" else read_text(source)
-    if not text.strip():
-        raise DataError(f"{name}: empty; say what is looked for")
-    if text.lstrip().startswith("{"):
-        rows = parse_conversations(text.split("\n"), file=name, candidates=None if named else key)
-        return [replace(row, candidates={key: named}) if named else row for row in rows]
-    if not named:
-        raise ConfigError(NAME_THEM)
-    return [Conversation(id=Path(name).stem, turns=turns_of(text), candidates={key: named}, file=name)]
 
 
 def _typed(named: tuple[str, ...], key: str) -> Iterator[Conversation]:

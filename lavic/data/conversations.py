@@ -42,17 +42,18 @@ def parse_conversations(lines: Iterable[str], *, file: str, candidates: str | No
     conversations: list[Conversation] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            conversations.append(_parse(line, f"{file}:{number}", len(conversations), file))
+            conversations.append(_parse(line, number, len(conversations), file))
     if not conversations:
         raise DataError(f"{file}: no conversation in it")
     for conversation in conversations:
         if candidates is not None and candidates not in conversation.candidates:
             present = ", ".join(conversation.candidates) or "none"
-            raise DataError(f"{file}: row {conversation.row} has no candidate list `{candidates}`; it has: {present}")
+            raise DataError(f"{conversation.place}: no candidate list `{candidates}`; it has: {present}")
     return conversations
 
 
-def _parse(line: str, place: str, index: int, file: str) -> Conversation:
+def _parse(line: str, number: int, index: int, file: str) -> Conversation:
+    place = f"{file}:{number}"
     try:
         row = parse_json(line)
     except BadJson as error:
@@ -60,6 +61,6 @@ def _parse(line: str, place: str, index: int, file: str) -> Conversation:
     if not isinstance(row, dict):
         raise DataError(f"{place}: {type(row).__name__} where a JSON object with one conversation was expected")
     try:
-        return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file)
+        return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file, line=number)
     except ValueError as error:
         raise DataError(f"{place}: {error}") from None

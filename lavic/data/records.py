@@ -25,7 +25,7 @@ main_category average_rating rating_number videos store bought_together subtitle
 ITEM_KEYS = frozenset(_ITEM_KEYS.split())
 """Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
 
-_SUBMISSION_OR_COMMENT = re.compile(r"<(submission|comment)>(.*?)</\1>", re.DOTALL)
+_OPENING_TAG = re.compile(r"<(submission|comment)>")
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
 _AMAZON_PHOTO = re.compile(
     r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
@@ -106,8 +106,15 @@ class Conversation:
     candidates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Lists of item ids by key of the source, as `candidates_st`; in the order of the file."""
     row: int = 0
-    """Row of the file, from 0."""
+    """Row of the file, from 0; blank lines do not count."""
     file: str = ""
+    line: int = 0
+    """Line of the file, from 1; 0 where it is not from a line."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages: `file:line`."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequence[ImageSize] = SIZES) -> Item:
@@ -177,7 +184,7 @@ def _amazon_image(url: str) -> re.Match[str] | None:
     return _AMAZON_PHOTO.fullmatch(unquote(parts.path)) if _AMAZON.fullmatch(host) else None
 
 
-def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str) -> Conversation:
+def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str, line: int = 0) -> Conversation:
     """Read one row of the released conversation files.
 
     Raises:
@@ -185,25 +192,58 @@ def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: 
     """
     if "context" not in row or "gt_items" not in row:
         raise ValueError(f"not a conversation: expected the keys `context` and `gt_items`, got {_listed(row)}")
+    if not isinstance(row["context"], str):
+        raise ValueError(f"`context` is {_kind(row['context'])}, not text")
     return Conversation(
         id=id,
         turns=turns_of(as_text(row["context"])),
-        context_items=_texts(row.get("context_items")),
-        targets=_texts(row["gt_items"]),
-        candidates={key: _texts(ids) for key, ids in row.items() if key.startswith("candidates")},
+        context_items=_ids(row, "context_items"),
+        targets=_ids(row, "gt_items"),
+        candidates={key: _ids(row, key) for key in row if key.startswith("candidates")},
         row=index,
         file=file,
+        line=line,
     )
+
+
+def _ids(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of item ids. A number is refused: an id that was written as one may have lost its zeros."""
+    ids = row.get(key, ())
+    if not isinstance(ids, (list, tuple)):
+        raise ValueError(f"`{key}` is {_kind(ids)}, not a list of item ids")
+    for place, item in enumerate(ids):
+        if not isinstance(item, str) or not item.strip():
+            raise ValueError(f"`{key}[{place}]` is {_kind(item)}, not an item id as text")
+    return tuple(as_text(item) for item in ids)
+
+
+_KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a text", "bool": "a truth value"}
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value, for messages."""
+    if value == "":
+        return "empty"
+    return _KINDS.get(type(value).__name__, f"the number {value!r:.20}")
 
 
 def turns_of(context: str) -> tuple[Turn, ...]:
     """Split `<submission>...</submission>` and `<comment>...</comment>` into turns; text outside any tag is kept."""
     turns: list[tuple[str, str]] = []
     end = 0
-    for match in _SUBMISSION_OR_COMMENT.finditer(context):
-        turns.append(("comment" if turns else "submission", context[end : match.start()]))
-        turns.append((match[1], match[2]))
-        end = match.end()
+    unclosed: set[str] = set()
+    for opening in _OPENING_TAG.finditer(context):
+        tag = opening[1]
+        if opening.start() < end or tag in unclosed:
+            continue
+        # Looked for once where there is none: a text of a thousand opening tags is read in one pass too.
+        close = context.find(f"</{tag}>", opening.end())
+        if close < 0:
+            unclosed.add(tag)
+            continue
+        turns.append(("comment" if turns else "submission", context[end : opening.start()]))
+        turns.append((tag, context[opening.end() : close]))
+        end = close + len(f"</{tag}>")
     turns.append(("comment" if turns else "submission", context[end:]))
     return tuple(
         Turn("seeker" if tag == "submission" else "comment", text.strip()) for tag, text in turns if text.strip()

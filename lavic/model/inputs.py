@@ -136,14 +136,14 @@ class Encoder:
             pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
             return self.example(pieces, target)
 
-        turns = [(turn.role, turn.text) for turn in conversation.turns]
+        turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in conversation.turns]
         example = encode(turns)
         if len(example.input_ids) > room:
             example, turns = self._without_oldest(turns, example, encode, room)
         while (excess := len(example.input_ids) - room) > 0:
             if not turns:
                 raise DataError(
-                    f"{conversation.file}:{conversation.row + 1}: {len(candidates)} candidates alone need "
+                    f"{conversation.place}: {len(candidates)} candidates alone need "
                     f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
                 )
             role, text = turns.pop()

@@ -266,7 +266,7 @@ def _case(
     scored = list(zip(ranking.ids, ranking.probabilities, strict=True))
     shown = [pair for place, pair in enumerate(scored) if place < TILES or pair[0] in targets]
     return Case(
-        name=f"{trial.file.name}:{conversation.row + 1}",
+        name=f"{trial.file.name}:{conversation.line}",
         turns=tuple((turn.role, turn.text) for turn in conversation.turns),
         candidates=tuple(
             Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)

@@ -143,7 +143,7 @@ class Ranker:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{conversation.file}:{conversation.row + 1}: candidate {missing[0]}{more} of {len(candidates)} is not "
+                f"{conversation.place}: candidate {missing[0]}{more} of {len(candidates)} is not "
                 f"in the item store {self.store.folder}: embed its photo, or take it off the list"
             )
         looks, shows = request.looks or {}, request.shown or {}

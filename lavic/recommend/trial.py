@@ -131,6 +131,6 @@ def _missing(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStor
     store, gone = next((store, gone) for store in stores if (gone := [item for item in listed if item not in store]))
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
     return (
-        f"{row.file}:{row.row + 1}: candidate {gone[0]}{more} of {len(listed)} is not in the item store "
+        f"{row.place}: candidate {gone[0]}{more} of {len(listed)} is not in the item store "
         f"{store.folder}: embed its photo, or leave such candidates out with --missing drop"
     )

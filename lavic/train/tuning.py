@@ -122,7 +122,7 @@ class TuneData:
         self.overhead = 0
         self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
         for c in conversations:
-            place = f"{c.file}:{c.row + 1}"
+            place = c.place
             if not c.candidates.get(candidates):
                 raise DataError(f"{place}: no list {candidates!r}, only {', '.join(c.candidates) or 'none'}")
             for item in (*c.candidates[candidates], *c.targets):

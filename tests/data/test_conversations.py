@@ -30,6 +30,7 @@ def test_reads_in_order_with_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "test.jsonl", json.dumps(ROW), "", json.dumps(ROW))
     first, second = read_conversations(path, candidates="candidates_st")
     assert (first.id, second.id, second.row, second.file) == ("test-0", "test-1", 1, str(path))
+    assert second.place == f"{path}:3"  # a blank line counts for the place alone
     assert set(first.candidates) == {"candidates_st", "candidates_gpt_large"}
 
 
@@ -47,7 +48,19 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
         ("[" * 100_000, ":2: not JSON .nested more than 200 levels deep"),
         ('{"context": ' + "1" * 5000 + "}", ":2: not JSON .a number has too many digits"),
         ('{"title": 1}', ":2: not a conversation.*title"),
-        ('{"context": "x", "gt_items": 5}', ":2: expected a list"),
+        ('{"context": "x", "gt_items": 5}', ":2: `gt_items` is the number 5, not a list of item ids"),
+        ('{"context": "x", "gt_items": "B1"}', ":2: `gt_items` is a text, not a list of item ids"),
+        ('{"context": "x", "gt_items": null}', ":2: `gt_items` is null, not a list"),
+        ('{"context": "x", "gt_items": ["B1", 7]}', r":2: `gt_items\[1\]` is the number 7, not an item id as text"),
+        ('{"context": "x", "gt_items": [null]}', r":2: `gt_items\[0\]` is null"),
+        ('{"context": "x", "gt_items": [""]}', r":2: `gt_items\[0\]` is empty"),
+        ('{"context": ["a", "b"], "gt_items": []}', ":2: `context` is a list, not text"),
+        ('{"context": null, "gt_items": []}', ":2: `context` is null, not text"),
+        ('{"context": {"a": 1}, "gt_items": []}', ":2: `context` is an object, not text"),
+        ('{"context": true, "gt_items": []}', ":2: `context` is a truth value, not text"),
+        ('{"context": "x", "gt_items": [], "candidates_st": {"a": 1}}', ":2: `candidates_st` is an object, not a list"),
+        ('{"context": "x", "gt_items": [], "candidates_st": [["B1"]]}', r":2: `candidates_st\[0\]` is a list"),
+        ('{"context": "x", "gt_items": [], "context_items": 1.5}', ":2: `context_items` is the number 1.5"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, line: str, says: str) -> None:

@@ -97,6 +97,14 @@ def test_turns() -> None:
     assert [turn.role for turn in turns_of("<submission>a</submission> and then b")] == ["seeker", "comment"]
 
 
+def test_tags_that_are_never_closed_are_text_and_read_in_one_pass() -> None:
+    context = "<comment>a <submission>b</submission> <comment>c" + "<comment>x " * 100_000
+    first, second, third = turns_of(context)
+    assert (first.role, first.text) == ("seeker", "<comment>a")
+    assert (second.role, second.text) == ("seeker", "b")
+    assert third.role == "comment" and third.text.startswith("<comment>c<comment>x")
+
+
 def test_conversation_row() -> None:
     row = {"context": "<submission>hi</submission>", "gt_items": ["A", "B"], "candidates_st": ["A", "C"], "gt": "..."}
     conversation = conversation_from_row(row, id="test-3", index=3, file="test.jsonl")

@@ -98,21 +98,98 @@ def test_typed_in_a_terminal(ground: Ground):
         os.close(outer)
 
 
+def test_words_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path: Path, capsys):
+    ids = ItemStore.open(ground.store).ids[:3]
+    (tmp_path / "talk.txt").write_text("I want a red mug")
+    outputs = []
+    for conversation, candidates in (
+        (tmp_path / "talk.txt", ids),
+        ("I want a red mug", [",".join(ids)]),
+        ("I want a red mug", [f"{ids[0]},", f" {ids[1]} , {ids[2]}"]),
+    ):
+        assert recommend.main(words(ground, "--conversation", conversation, "--candidates", *candidates, "--json")) == 0
+        outputs.append(json.loads(capsys.readouterr().out)["ranking"])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("text", ["{brand} mug, red please", "{", '{"a": 1} is not what I want', "[red] mug"])
+def test_prose_that_begins_like_json_is_prose(ground: Ground, tmp_path: Path, capsys, text: str):
+    ids = ItemStore.open(ground.store).ids[:3]
+    (tmp_path / "talk.txt").write_text(text)
+    assert recommend.main(words(ground, "--conversation", tmp_path / "talk.txt", "--candidates", *ids)) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
+    (tmp_path / "talk.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"talk\.jsonl:1: "):
+        recommend.main(words(ground, "--conversation", tmp_path / "talk.jsonl", "--candidates", *ids))
+
+
+def test_standard_input_that_is_not_utf_8_is_ranked_with_what_can_be_read(ground: Ground, monkeypatch, capsys):
+    ids = ItemStore.open(ground.store).ids[:3]
+    outputs = []
+    for data in (b"a caf\xe9 mug", "a caf\ufffd mug".encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert recommend.main(words(ground, "--candidates", *ids, "--json")) == 0
+        outputs.append(capsys.readouterr())
+    assert outputs[0].out == outputs[1].out
+    assert "not UTF-8" in outputs[0].err and not outputs[1].err
+
+
+def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: Path, capsys):
+    ids = ItemStore.open(ground.store).ids[:3]
+    rows = [
+        {"context": TALK, "gt_items": [], KEY: [*ids, "B0NOWHERE0"]},
+        {"context": TALK, "gt_items": [], KEY: []},
+        {"context": TALK, "gt_items": [], KEY: ids},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = words(ground, "--conversation", tmp_path / "rows.jsonl", "--missing", "drop", "--json")
+    assert recommend.main(given) == 0
+    output = capsys.readouterr()
+    first, second, third = (json.loads(line)["ranking"] for line in output.out.splitlines())
+    assert first == third and len(first) == 3 and second == []
+    assert f"rows.jsonl:1: {KEY}: 1 of 4 items are not in the store" in output.err
+    assert f"rows.jsonl:2: the list {KEY} is empty" in output.err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--conversation", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--conversation", "{talk}"], "name the items to choose from"),
-        (["--conversation", "{talk}", "--candidates", "B0NOWHERE0"], "B0NOWHERE0 is not in the item store"),
+        (
+            ["--conversation", "{talk}", "--candidates", "B0NOWHERE0"],
+            "--candidates: B0NOWHERE0 is not in the item store",
+        ),
+        (["--conversation", "{talk}", "--candidates", "{lower}"], "did you mean {upper}?"),
+        (
+            ["--conversation", "{talk}", "--candidates-file", "{ids}"],
+            "--candidates-file: B0NOWHERE0 and 1 more is not in",
+        ),
+        (["--conversation", "{talk}", "--candidates", ","], "--candidates: no item id in it"),
+        (
+            ["--conversation", "{talk}", "--candidates", "B0NOWHERE0", "--missing", "drop"],
+            "no candidate is left to rank",
+        ),
+        (["--conversation", "{rows}"], "rows.jsonl:2: `context` is a list, not text"),
+        (["--conversation", "{unlisted}"], "unlisted.jsonl: no candidate is left to rank"),
+        (["--conversation", "./a lamp", "--candidates", "a"], "./a lamp: no such file"),
         (["--conversation", "{talk}", "--candidates", "a", "--candidates-file", "b"], "give one of them"),
         (["--conversation", "{talk}", "--candidates-file", "nowhere"], "--candidates-file nowhere: no such file"),
-        (["--conversation", "{test}", "--key", "candidates_xx"], "has no candidate list `candidates_xx`"),
+        (["--conversation", "{test}", "--key", "candidates_xx"], ":1: no candidate list `candidates_xx`"),
         (["--conversation", "{empty}", "--candidates", "a"], "empty; say what is looked for"),
     ],
 )
 def test_refusals(ground: Ground, tmp_path: Path, given: list[str], message: str):
     (tmp_path / "talk.txt").write_text(TALK)
     (tmp_path / "empty.txt").write_text("\n")
-    places = {"talk": tmp_path / "talk.txt", "test": ground.test, "empty": tmp_path / "empty.txt"}
+    (tmp_path / "ids.txt").write_text("B0NOWHERE0\nB0NOWHERE1\n")
+    row = {"context": TALK, "gt_items": [], KEY: []}
+    (tmp_path / "unlisted.jsonl").write_text(json.dumps(row))
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'context': [TALK]})}")
+    places = {name: tmp_path / f"{name}.txt" for name in ("talk", "empty", "ids")}
+    places |= {name: tmp_path / f"{name}.jsonl" for name in ("rows", "unlisted")} | {"test": ground.test}
+    item = ItemStore.open(ground.store).ids[0]
+    places |= {"lower": item.lower(), "upper": item}
+    message = message.format(**places)
     with pytest.raises((ConfigError, DataError), match=re.escape(message)):
         recommend.main(words(ground, *(word.format(**places) for word in given)))
