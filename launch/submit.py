@@ -14,7 +14,8 @@ import yaml
 from lavic.cli import said
 from lavic.config import dump, parse
 from lavic.data.atomic import write_whole
-from lavic.errors import ConfigError, LaunchError, LavicError
+from lavic.data.catalog import find_files
+from lavic.errors import ConfigError, DataError, LaunchError, LavicError
 from lavic.launch import slurmctl
 from lavic.launch.batch import Batch, batch, closing
 from lavic.launch.jobs import Job, held, read_jobs, write_jobs
@@ -111,12 +112,19 @@ def _submit(
     return 0
 
 
+def _matching(pattern: str) -> list[str]:
+    try:
+        return find_files([pattern])
+    except DataError:
+        return []
+
+
 def _check_inputs(todo: Sequence[Step], now: dict[str, Situation]) -> None:
     """Raises ConfigError where a step's files, from outside or from steps that are left out, are not there."""
     coming = {step.name for step in todo}
     for step in todo:
         for file in step.reads:
-            if not Path(file).exists() and not any(Path("/").glob(file.lstrip("/"))):
+            if not Path(file).exists() and not _matching(file):
                 raise ConfigError(f"{step.name} reads {file}: no such file")
         for need in step.needs:
             if need not in coming and not now[need].settled:

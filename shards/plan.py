@@ -13,41 +13,29 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from lavic.data.atomic import write_whole, written_aside
 from lavic.data.catalog import find_files
 from lavic.data.manifest import shard_name
 from lavic.data.place import is_remote, options, storage_errors
-from lavic.data.records import picture_of
 from lavic.errors import ConfigError, DataError
+from lavic.shards.captions import Captions
+from lavic.shards.counts import OF_LAST_READING, Counts
+from lavic.shards.known import KnownItems
 from lavic.shards.photo import PhotoSettings
-from lavic.shards.repeats import Repeats, mark_of
-from lavic.shards.tasks import (
-    OF_LAST_READING,
-    Captions,
-    Counts,
-    KnownItems,
-    PhotoTask,
-    PlanSettings,
-    Rejects,
-    read_ids,
-    read_task,
-    task_line,
-    wanted_photos,
-)
+from lavic.shards.repeats import mark_of
+from lavic.shards.spool import Spool, dealt
+from lavic.shards.tasks import PhotoTask, PlanSettings, Rejects, read_ids, read_task, wanted_photos
 
 log = logging.getLogger(__name__)
 
 FORMAT = "lavic-plan/2"
 FOLDER = "plan"
 NAME = "plan.json"
-_PIECE = 1 << 20
 _SAY_S = 10.0
 _MAY_GROW = ("limit", "ids")
 """Settings that another generation may have otherwise: they choose items and say nothing about a shard's bytes."""
@@ -148,7 +136,7 @@ def make_plan(
     digests: list[str] = []
     room = None if is_remote(folder) else folder / FOLDER
     with tempfile.TemporaryDirectory(prefix=".tasks.", suffix=".part", dir=room) as scratch:
-        spool = _Spool(Path(scratch))
+        spool = Spool(Path(scratch))
         said = time.monotonic()
         for task in wanted_photos(items, settings, counts, rejects, known, captions):
             spool.add(task)
@@ -157,7 +145,7 @@ def make_plan(
                 log.info("planning: %s photos of %s items so far", f"{len(spool):,}", f"{counts.items:,}")
         rejects.write()
         chosen["text"], spool.untitled = captions.text, captions.taken_back
-        for lines in _dealt(spool.groups(settings.photos_per_shard, counts), settings.photos_per_shard):
+        for lines in dealt(spool.groups(settings.photos_per_shard, counts), settings.photos_per_shard):
             digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
             shard = folder / shard_name(settings.set, settings.split, first + len(digests))
             with written_aside(tasks_path(shard)) as file:
@@ -202,83 +190,6 @@ def load_plan(folder: Path) -> Plan | None:
 def tasks_path(shard: Path) -> Path:
     """Where the photos planned for a shard stand."""
     return shard.parent / FOLDER / f"{shard.name.removesuffix('.tar')}.jsonl"
-
-
-class _Spool:
-    """Tasks on the disk, in the catalogue's order, until it is known which of them belong together."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._starts = folder / "tasks", folder / "starts"
-        self._file: BinaryIO = self._path.open("wb")
-        self._offsets: BinaryIO = self._starts.open("wb")
-        self._keys, self._pictures = Repeats(folder / "keys"), Repeats(folder / "pictures")
-        self._at = 0
-        self.untitled = 0
-        """Tasks, from the first, that lose their text."""
-
-    def add(self, task: PhotoTask) -> None:
-        line = task_line(task)
-        self._offsets.write(self._at.to_bytes(8, "little"))
-        self._at += self._file.write(line)
-        self._keys.add(mark_of(task.key))
-        self._pictures.add(mark_of(picture_of(task.url)))
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def groups(self, most: int, counts: Counts) -> Iterator[list[bytes]]:
-        """Lines of photos that show one picture, at most so many; repeated photos are left out and counted."""
-        self._file.close()
-        self._offsets.close()
-        repeated = _later(self._keys.firsts())
-        firsts = self._pictures.firsts(repeated, most)
-        follows = _later(firsts) & ~repeated
-        # Only what follows an earlier one is held with its number: 16 bytes each.
-        followers = np.flatnonzero(follows)
-        leaders = np.asarray(firsts[followers])
-        order = np.argsort(leaders, kind="stable")
-        followers, leaders = followers[order], leaders[order]
-        counts.repeated, counts.shared = int(repeated.sum()), len(followers)
-        counts.photos = len(repeated) - counts.repeated
-        if not len(repeated):
-            return
-        starts = np.memmap(self._starts, "<u8", "r")
-        at = 0
-        with self._path.open("rb") as lines, self._path.open("rb") as anywhere:
-            for number, line in enumerate(lines):
-                if repeated[number] or follows[number]:
-                    continue
-                group = [self._final(number, line)]
-                while at < len(leaders) and leaders[at] == number:
-                    anywhere.seek(int(starts[followers[at]]))
-                    follower = read_task(self._final(int(followers[at]), anywhere.readline()))
-                    group.append(task_line(replace(follower, same_as=read_task(line).key)))
-                    at += 1
-                yield group
-
-    def _final(self, number: int, line: bytes) -> bytes:
-        return line if number >= self.untitled else task_line(replace(read_task(line), text=""))
-
-
-def _later(firsts: np.ndarray) -> np.ndarray:
-    """Which numbers have an earlier first: bool [n], made a piece at a time."""
-    later = np.empty(len(firsts), bool)
-    for start in range(0, len(firsts), _PIECE):
-        piece = firsts[start : start + _PIECE]
-        later[start : start + _PIECE] = piece != np.arange(start, start + len(piece), dtype=np.uint64)
-    return later
-
-
-def _dealt(groups: Iterable[list[bytes]], most: int) -> Iterator[list[bytes]]:
-    """Groups into shards of at most so many photos, in order; a group is never parted."""
-    shard: list[bytes] = []
-    for group in groups:
-        if shard and len(shard) + len(group) > most:
-            yield shard
-            shard = []
-        shard += group
-    if shard:
-        yield shard
 
 
 def _known_items(plan: Plan | None) -> KnownItems:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lavic.data.atomic import write_whole
 from lavic.data.catalog import read_items
-from lavic.data.records import SIZES, ImageSize, Item, Photo
+from lavic.data.records import SIZES, ImageSize, Item
 from lavic.data.shards import sample_key
 from lavic.data.sources.record import BadRecord
 from lavic.errors import DataError
+from lavic.shards.captions import Captions
+from lavic.shards.counts import Counts
+from lavic.shards.known import KnownItems
 from lavic.shards.repeats import mark_of
 from lavic.storage.text_files import TextFileError, read_lines
 
@@ -64,94 +65,6 @@ class PlanSettings:
     """The settings of the photo check, as plain values."""
 
 
-@dataclass(kw_only=True)
-class Counts:
-    """What was met on the way through a catalogue."""
-
-    items: int = 0
-    """Items that were wanted and new."""
-    without_photo: int = 0
-    """Of these, how many have no photo with a link. Less than none where items that had none have one now."""
-    unlinked: int = 0
-    """Entries of the items' lists of images that have no link."""
-    photos: int = 0
-    repeated: int = 0
-    """Photos left out because an earlier record has the same item and number."""
-    shared: int = 0
-    """Photos that an earlier link shows too, maybe in another size; they are fetched with it."""
-    rejected: int = 0
-    """Records that could not be read."""
-    known: int = 0
-    """Items left out because the set has them already."""
-    ids_missing: int = 0
-    """Item ids asked for that the catalogue does not have."""
-
-
-OF_LAST_READING = ("rejected", "ids_missing")
-"""Counts that each reading of a catalogue makes anew: those of different readings are not added up."""
-
-
-class KnownItems:
-    """The items that a set has already, by their marks."""
-
-    def __init__(self, planned: Iterable[bytes] = (), photoless: Iterable[bytes] = ()) -> None:
-        """Take them in.
-
-        Args:
-            planned: Marks of items with photos, eight bytes each, put together in any way.
-            photoless: Marks of items that had no photo with a link.
-        """
-        self._planned, self._photoless = _sorted(planned), _sorted(photoless)
-        self.new_photoless = bytearray()
-        """Marks of items without a photo that are new."""
-
-    def is_new(self, item_id: str, has_photo: bool, counts: Counts) -> bool:
-        """Whether an item's photos are to be planned; counts it."""
-        mark = mark_of(item_id)
-        if _is_in(self._planned, mark) or (not has_photo and _is_in(self._photoless, mark)):
-            counts.known += 1
-            return False
-        if _is_in(self._photoless, mark):
-            counts.without_photo -= 1
-            return True
-        counts.items += 1
-        if not has_photo:
-            counts.without_photo += 1
-            self.new_photoless += mark
-        return True
-
-
-class Captions:
-    """What the txt members hold, decided on the way where the settings leave it open.
-
-    `auto` gives the title until a description is met: a catalogue that has none keeps the titles, in any other the
-    descriptions count and the titles that were given are taken back.
-    """
-
-    def __init__(self, text: Literal["auto", "catalogue", "title", "none"]) -> None:
-        """Begin.
-
-        Args:
-            text: See `PlanSettings`.
-        """
-        self._open = text == "auto"
-        self.text = "title" if text == "auto" else text
-        self.given = 0
-        """Photos so far."""
-        self.taken_back = 0
-        """How many of these, from the first, get an empty text instead of their title."""
-
-    def meet(self, item: Item) -> None:
-        """Look at an item, wanted or not."""
-        if self._open and item.descriptions:
-            self._open, self.text, self.taken_back = False, "catalogue", self.given
-
-    def of(self, item: Item, photo: Photo) -> str:
-        """The text of the next photo."""
-        self.given += 1
-        return {"catalogue": photo.description, "title": item.title}.get(self.text, "")
-
-
 class Rejects:
     """Collects the records that cannot be read, and stops where there are too many."""
 
@@ -164,6 +77,8 @@ class Rejects:
         """
         self.path, self.most = folder / REJECTED, most
         self.rows: list[dict[str, Any]] = []
+        self.records = 0
+        """Rows that name a record; one without a line is about a whole file."""
 
     def add(self, bad: BadRecord) -> None:
         """Take one in.
@@ -172,7 +87,8 @@ class Rejects:
             DataError: That was one too many.
         """
         self.rows.append({"file": bad.file, "line": bad.line, "reason": bad.reason})
-        if len(self.rows) > self.most:
+        self.records += bad.line > 0
+        if self.records > self.most:
             self.write()
             raise DataError(
                 f"more than {self.most:,} records of the catalogue cannot be read, the last: {bad}; all of them so far "
@@ -242,7 +158,7 @@ def wanted_photos(
                 text=captions.of(item, photo),
             )
     counts.ids_missing = len((wanted or set()) - found)
-    counts.rejected = len(rejects.rows)
+    counts.rejected = rejects.records
 
 
 def share_of(settings: PlanSettings) -> tuple[float, float]:
@@ -284,19 +200,6 @@ def read_ids(path: str) -> list[str]:
 def _fraction(item_id: str) -> float:
     # Another hash than that of the plan's marks is not needed, another text is: ids and keys must not go together.
     return int.from_bytes(mark_of(f"split {item_id}"), "little") / 2**64
-
-
-def _sorted(marks: Iterable[bytes]) -> np.ndarray:
-    """Marks as sorted numbers: uint64 [k]."""
-    return np.unique(np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(part, "<u8") for part in marks)]))
-
-
-def _is_in(known: np.ndarray, mark: bytes) -> bool:
-    if not len(known):
-        return False
-    value = np.frombuffer(mark, "<u8")[0]
-    at = int(np.searchsorted(known, value))
-    return at < len(known) and known[at] == value
 
 
 def _details(item: Item) -> str:

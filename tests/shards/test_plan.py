@@ -359,6 +359,15 @@ def test_broken_records_are_counted_and_named(tmp_path: Path) -> None:
     assert load_plan(out) is None and len((out / "rejected.jsonl").read_text().splitlines()) == 2
 
 
+def test_what_follows_packed_data_is_no_record(tmp_path: Path) -> None:
+    (path,) = rows(tmp_path / "c.jsonl", ("B0", ["http://x/0.jpg"]))
+    Path(path).write_bytes(gzip.compress(Path(path).read_bytes()) + b"<html>")
+    plan = make_plan((path,), tmp_path / "out", SETTINGS, max_rejected=0)
+    assert keys(plan) == ["B0_0"] and plan.counts.rejected == 0
+    (row,) = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+    assert row["line"] == 0 and row["reason"].startswith("6 bytes after the end of the compressed data")
+
+
 def test_new_items_become_new_shards(tmp_path: Path) -> None:
     items = write(tmp_path / "c.json", {f"B{n}": 1 for n in range(6)})
     old = make_plan(items, tmp_path / "out", SETTINGS)
