@@ -27,7 +27,8 @@ class Tally:
 
     def get(self) -> dict[int, dict[str, int]]:
         """The last word about every piece."""
-        return self._pieces
+        # A copy: the others may go on while it is read.
+        return dict(self._pieces)
 
 
 class Progress:

@@ -35,7 +35,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 @needs_nginx
 def test_the_crawl_is_measured_beside_a_plain_loop(tmp_path: Path) -> None:
     pytest.importorskip("requests")
-    done = run("crawl.py", "--photos", "200", "--rounds", "1", "--work", tmp_path, "--json", tmp_path / "found.json")
+    words = ["--photos", "200", "--small", "100", "--rounds", "1", "--work", tmp_path]
+    done = run("crawl.py", *words, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["tools"]) == ["lavic, decode", "lavic, header", "serial loop"]
     for figures in found["tools"].values():
@@ -47,6 +48,8 @@ def test_the_crawl_is_measured_beside_a_plain_loop(tmp_path: Path) -> None:
     assert found["ratio_decode"] is None and found["ratio_header"] is None
     assert "pip install img2dataset" in found["left_out"]["img2dataset"] and "left out: img2dataset" in done
     assert "| lavic, decode |" in done and "| lavic, decode / img2dataset | - | 1.5 | not measured |" in done
+    assert list(found["small_wall_seconds"]) == ["lavic, decode"] and found["ratio_small"] is None
+    assert "| 100 photos, whole wall time |" in done
     assert not (tmp_path / "out").exists()
 
 

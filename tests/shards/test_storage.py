@@ -95,6 +95,8 @@ class TestStorage:
 
         assert crawl(items, tmp_path / "here") == 0
         assert tars(tmp_path / "here") == before
+        assert crawl(items, f"{bucket}/sets/local", "--executor", "local") == 0
+        assert tars(place(f"{bucket}/sets/local")) == before
         assert main(["verify", str(out)]) == 0
         data, here = ShardDataset(str(out)), ShardDataset(tmp_path / "here")
         assert data.keys == here.keys and data[17] == here[17] and len(data) == 40
