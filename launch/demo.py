@@ -28,6 +28,7 @@ from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
 from lavic.provenance import versions
 from lavic.tracking import Tracker
+from lavic.uris import default_store
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
     print(table(summary))
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
-    print(f"journal: mlflow ui --backend-store-uri {_store(out)}")
+    print(f"journal: mlflow ui --backend-store-uri {shlex.quote(_store(out))}")
     return 0
 
 
@@ -175,7 +176,7 @@ def _recommend(out: Path) -> tuple[str, ...]:
 
 def _store(out: Path) -> str:
     """Address of the demo's MLflow store."""
-    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
+    return default_store(out)
 
 
 def port(catalog: Path) -> int:

@@ -8,6 +8,7 @@ are skipped. A run whose folder lies inside another run's folder is shown below 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -198,11 +199,12 @@ class Feed:
     def _require_run(self, start: dict[str, Any]) -> None:
         """Goes on with the MLflow run that is noted, else makes one."""
         if not self.sent.run_id:
+            last = (read_events(self.run_dir / FILE, "start") or [start])[-1]  # a resumed run may be told otherwise
             self.sent.run_id, there = self._server.open(
                 self.sent.id,
-                start.get("run") or run_name(self.run_dir),
-                experiment=self.experiment or start.get("experiment") or "lavic",
-                parent=self._parent(start.get("parent_run") or ""),
+                last.get("run") or run_name(self.run_dir),
+                experiment=self.experiment or last.get("experiment") or "lavic",
+                parent=self._parent(last.get("parent_run") or ""),
                 start_ms=_ms(start),
                 tags={"mlflow.source.name": "lavic"},
             )
@@ -293,6 +295,10 @@ def send(run_dir: Path, uri: str, experiment: str = "") -> Feed:
     except LavicError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise LaunchError(
+                f"{error.filename or run_dir}: {error.strerror}; sync writes there what the store has of the run"
+            ) from None
         raise LaunchError(f"{feed.uri} did not take {run_dir}: {one_line(error)}") from error
     return feed
 

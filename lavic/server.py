@@ -9,6 +9,7 @@ import logging
 import os
 import posixpath
 import re
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -236,8 +237,13 @@ def _artifacts(uri: str) -> str | None:
 
 
 def _make_sqlite(path: Path) -> None:
-    """Makes a store that is not there yet: aside, and put in place whole, so that no process sees half of one."""
+    """Makes a store that is not there yet: aside, and put in place whole, so that no process sees half of one.
+
+    Raises:
+        LaunchError: What is there is no MLflow store, or one that was never finished.
+    """
     if path.exists() and path.stat().st_size:
+        _check_sqlite(path)
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -254,6 +260,22 @@ def _make_sqlite(path: Path) -> None:
                 _put(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT version_num FROM alembic_version")
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            return  # locked, or not ours to read: MLflow says so
+    except sqlite3.DatabaseError:
+        pass
+    else:
+        return
+    raise LaunchError(
+        f"{path}: not a whole MLflow store; move it away, then 'lavic sync' fills a new one from the runs' journals"
+    )
 
 
 def _put(aside: Path, path: Path) -> None:

@@ -155,6 +155,7 @@ class Tracker:
         chosen, folder = self.settings, self.journal.path.parent
         if chosen.mlflow:
             self._address()  # one that cannot be read is an error now
+        self._warn_of_experiment()
         self.journal.event(
             "start",
             id=journal_id(self.journal.path) or uuid.uuid4().hex,
@@ -254,6 +255,18 @@ class Tracker:
     def _address(self) -> str:
         assert self.journal is not None
         return self.settings.address(self.journal.path.parent)
+
+    def _warn_of_experiment(self) -> None:
+        """Says that a run which goes on under another experiment's name stays where it is."""
+        assert self.journal is not None
+        before = read_events(self.journal.path, "start")[-1:]
+        sent = any(sent.run_id for sent in read_state(self.journal.path.parent).values())
+        if before and sent and before[0].get("experiment") != self.settings.experiment:
+            log.warning(
+                "this run stays in MLflow's experiment '%s': MLflow cannot move one to '%s'",
+                before[0].get("experiment"),
+                self.settings.experiment,
+            )
 
     def _start_feed(self) -> None:
         assert self.journal is not None

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -419,10 +420,15 @@ def test_a_run_from_before_there_were_ids_is_one_run_too(store_uri, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "copy")
     assert sync(run).points == 1
     assert sync(tmp_path / "runs" / "copy").points == 0
+    noted = json.loads((run / "mlflow.json").read_text())[store_key(store_uri)]
+    stored(run).client.delete_tag(noted["run_id"], "lavic.run_id")
+    before = {key: value for key, value in noted.items() if key not in ("id", "uri")}
+    (run / "mlflow.json").write_text(json.dumps({store_uri: before}))
     with Tracker.open(run) as tracker:
         tracker.start("tune")
         tracker.log(2, loss=1.0)
     assert sync(run).points == 1
+    assert sync(tmp_path / "runs" / "copy").points == 0
     store = stored(run)
     assert store.points("loss") == [(1, 2.0), (2, 1.0)]
     assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
@@ -485,6 +491,32 @@ def test_another_experiment_for_a_run_that_is_in_one_is_refused(store_uri, tmp_p
     sync(run, store_uri, "sport")
     store = stored(run)
     assert store.client.get_experiment(store.run.info.experiment_id).name == "sport"
+
+
+def test_a_run_that_goes_on_in_another_experiment_says_where_it_is(store_uri, tmp_path, caplog):
+    run = tmp_path / "runs" / "one"
+    tracked(run, range(1, 2), settings=TrackingSettings(experiment="first"))
+    tracked(run, range(2, 3), settings=TrackingSettings(experiment="second"))
+    sync(run)
+    store = stored(run)
+    assert store.client.get_experiment(store.run.info.experiment_id).name == "second", "it was not sent before"
+    assert "stays in" not in caplog.text
+    tracked(run, range(3, 4), settings=TrackingSettings(experiment="third"))
+    assert "this run stays in MLflow's experiment 'second'" in caplog.text
+    sync(run)
+    assert stored(run).run.info.experiment_id == store.run.info.experiment_id
+
+
+@pytest.mark.parametrize("content", [b"no database", b"half"])
+def test_a_store_that_was_never_finished_is_named(tmp_path, content):
+    tracked(tmp_path / "run", range(1, 2))
+    if content == b"half":  # killed while it made its first tables
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute("CREATE TABLE experiments (id INTEGER)")
+    else:
+        (tmp_path / "mlflow.db").write_bytes(content)
+    with pytest.raises(LaunchError, match=r"mlflow\.db: not a whole MLflow store; move it away"):
+        sync(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["a%20b", "what?", "no#1", "blank é", "p%", "a@b:c"])
