@@ -14,7 +14,7 @@ from lavic.shards.tiff import count_images
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-_FOREIGN = (b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
+_FOREIGN = (b"\0\0\1\0", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _AVIF = frozenset({b"avif", b"avis"})
 _ORIENTATION, _UPRIGHT = 0x0112, 1
@@ -79,6 +79,12 @@ def _frames(image: Image.Image, data: bytes, most: int) -> int:
     return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
+def with_right_size(data: bytes) -> bytes:
+    """A WebP whose header says how long it is; empty for other files, and where it says so already."""
+    size = (len(data) - 8).to_bytes(4, "little")
+    return data[:4] + size + data[8:] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and data[4:8] != size else b""
+
+
 def orientation(image: Image.Image) -> int:
     """How a loaded image is still to be turned: TIFF and HEIC are turned by their decoders, which then say so."""
     try:
@@ -127,7 +133,7 @@ def check_magic(data: bytes) -> None:
     """Raise PhotoError for what does not begin like a file that is read here."""
     if not data:
         raise PhotoError("truncated", "an empty answer")
-    if data.startswith(_MAGIC) or data[4:8] == b"ftyp":
+    if data[4:8] == b"ftyp" or (data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")):
         return
     if data.startswith(_FOREIGN) or b"<svg" in data[:512].lower():
         raise PhotoError("unsupported", "an image format that is not read here")

@@ -22,7 +22,7 @@ _OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 _PLAIN = frozenset({"Gray", "YCbCr", "RGB"})
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_MOST_LEFT_OVER = 64
+_MOST_LEFT_OVER = 4
 """Bytes after the last coded pixel that some encoders write; more of them are a sign of damage."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """What ends the coded data of a scan: neither a stuffed byte nor a restart marker nor a fill byte."""

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from lavic.config import settings
 from lavic.shards import jpeg
 from lavic.shards.colour import is_srgb, seen_srgb, to_rgb
-from lavic.shards.formats import PhotoError, check_magic, decode, orientation, turned
+from lavic.shards.formats import PhotoError, check_magic, decode, orientation, turned, with_right_size
 from lavic.shards.placeholders import is_placeholder, read_placeholders
 from lavic.shards.png import has_right_pixels, repaired
 
@@ -152,13 +152,18 @@ def store(photo: Photo, settings: PhotoSettings) -> Stored:
 
 def _store(photo: Photo, settings: PhotoSettings) -> Stored:
     data, header = photo.data, photo.header
+    if header is None and data.startswith(_JPEG):
+        wrong = jpeg.damage(data)
+        regular = jpeg.complete(data, wrong)
+        if regular and (again := examine(regular, settings)).header:
+            return _store(again, settings)
+        if wrong and not _is_unsupported(wrong):
+            raise PhotoError("truncated", wrong)
     if header is None:
-        regular = jpeg.complete(data) if data.startswith(_JPEG) else None
-        again = examine(regular, settings) if regular else photo
-        return _store(again, settings) if again.header else _convert(data, settings)
+        return _convert(data, settings)
     if (settings.check == "decode" or not jpeg.ends(data)) and (wrong := jpeg.damage(data)):
         if not (regular := jpeg.complete(data, wrong)):
-            raise PhotoError("unsupported" if "nsupported" in wrong else "truncated", wrong)
+            raise PhotoError("unsupported" if _is_unsupported(wrong) else "truncated", wrong)
         data = regular
     if settings.check == "decode" and not header.one_scan and not jpeg.has_every_scan(data):
         raise PhotoError("truncated", "a JPEG without its last scans")
@@ -167,6 +172,11 @@ def _store(photo: Photo, settings: PhotoSettings) -> Stored:
     ):
         return Stored(data, header.width, header.height)
     return _convert(data, settings, header.orientation)
+
+
+def _is_unsupported(wrong: str) -> bool:
+    """Whether libjpeg says that it does not know a kind of JPEG, rather than that something is wrong with this one."""
+    return "supported" in wrong.lower()
 
 
 def _is_canonical(header: jpeg.JpegHeader, settings: PhotoSettings) -> bool:
@@ -185,7 +195,7 @@ def _convert(data: bytes, settings: PhotoSettings, turn: int | None = None) -> S
                 raise PhotoError("truncated", "PNG with damaged pixels")
             image = decode(data, check_size, settings.max_frames)
         except PhotoError as error:
-            if error.kind != "truncated" or not (regular := repaired(data)):
+            if error.kind != "truncated" or not (regular := repaired(data) or with_right_size(data)):
                 raise
             image = decode(regular, check_size, settings.max_frames)
         upright = turned(to_rgb(image), orientation(image) if turn is None else turn)

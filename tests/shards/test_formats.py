@@ -255,6 +255,12 @@ def test_what_is_kept_of_a_file_that_is_cut_has_every_pixel(format: str) -> None
     assert to_jpeg(whole + b"more" * 20, SETTINGS) == expected
 
 
+def test_webps_that_say_a_wrong_length_are_kept() -> None:
+    data = encoded(make_noise(), "WEBP")
+    for size in (0, len(data) - 20, len(data) + 500):
+        assert to_jpeg(data[:4] + struct.pack("<I", size) + data[8:], SETTINGS) == to_jpeg(data, SETTINGS)
+
+
 def test_kinds_of_tiff_that_are_not_read_are_not_called_damaged() -> None:
     assert refused(tiff(RAMP.astype("<f8"), bits=64, form=3)) == "unsupported"
 

@@ -68,6 +68,14 @@ def test_odd_jpegs_that_all_can_read_keep_their_bytes(name: str) -> None:
     assert to_jpeg(data, SETTINGS).jpg == data
 
 
+@pytest.mark.parametrize("tail", [b"\xff\xd9", bytes(3000), bytes(3000) + b"\xff\xd9"])
+def test_odd_jpegs_without_their_second_half_are_refused(tail: bytes) -> None:
+    for name, data in odd_forms(encoded(make_noise(), quality=85)).items():
+        with pytest.raises(PhotoError) as caught:
+            to_jpeg(data[: len(data) * 2 // 3] + tail, SETTINGS)
+        assert caught.value.kind == "truncated", name
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_jpeg_is_kept_only_where_every_pixel_is_there(form: str) -> None:
     """Cut at any byte, alone, closed with an end marker, or filled up with zeros."""
