@@ -21,6 +21,7 @@ from lavic.errors import ConfigError
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import last_error
 from lavic.launch.steps import choose, plan
+from lavic.launch.submit import _check_inputs
 from lavic.launch.words import typed
 from tests.sets import write_set
 
@@ -78,6 +79,20 @@ def test_a_login_node_plans_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("  per GPU  ") == 2 and "7.57 billion frozen" in done.stdout
+
+
+def test_the_files_of_a_folder_with_brackets_are_found(tmp_path):
+    folder = tmp_path / "[2023] raw"
+    folder.mkdir()
+    (folder / "meta.jsonl").write_text("{}")
+
+    def crawl(items):
+        photos = {"train": {"items": [str(folder / items)]}, "valid": {"items": ["b.jsonl"]}}
+        return [step for step in plan(pipeline(photos=photos)) if step.name == "crawl-train"]
+
+    _check_inputs(crawl("*.jsonl"), {})
+    with pytest.raises(ConfigError, match=r"crawl-train reads .*\*\.json: no such file"):
+        _check_inputs(crawl("*.json"), {})
 
 
 # -- Steps ------------------------------------------------------------------------------------------------------------
