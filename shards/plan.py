@@ -21,10 +21,11 @@ from typing import Any
 from lavic.data.atomic import write_whole, written_aside
 from lavic.data.catalog import find_files
 from lavic.data.manifest import shard_name
-from lavic.data.place import is_remote, options, storage_errors
+from lavic.data.place import is_remote
 from lavic.errors import ConfigError, DataError
 from lavic.shards.captions import Captions
 from lavic.shards.counts import OF_LAST_READING, Counts
+from lavic.shards.fingerprints import fingerprint, same_content, what_changed
 from lavic.shards.known import KnownItems
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.repeats import mark_of
@@ -118,12 +119,12 @@ def make_plan(
         # What was decided for the first photos holds for the later ones too.
         was = old.settings.get("text", "catalogue")
         chosen["text"] = "auto" if was == "none" else was
-    sources = {path: _fingerprint(path, last.sources if last else {}) for path in find_files(items)}
+    sources = {path: fingerprint(path, last.sources if last else {}) for path in find_files(items)}
     if old and last:
         _refuse(old, _changed_settings(_completed(old.settings, chosen), chosen))
         changes = _changed_settings({name: getattr(last, name) for name in _MAY_GROW}, grows)
-        if not _same(last.sources, sources):
-            changes.insert(0, _changed_sources(last.sources, sources))
+        if not same_content(last.sources, sources):
+            changes.insert(0, what_changed(last.sources, sources))
         if not changes:
             return old
         if not extend:
@@ -228,40 +229,6 @@ def _completed(old: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, A
     return {**{name: defaults.get(name) for name in chosen}, **old}
 
 
-def _fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Changes when the file's content does; a file of the known size and time is not read again."""
-    if "://" in path:
-        import fsspec
-
-        try:
-            fs, inner = fsspec.core.url_to_fs(path, **options(path))
-            info = fs.info(inner)
-            return {"bytes": info["size"], "mark": str(info.get("ETag") or info.get("etag") or fs.ukey(inner))}
-        except storage_errors() as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
-    try:
-        stat = Path(path).stat()
-        seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        before = known.get(path, {})
-        if all(before.get(name) == value for name, value in seen.items()):
-            return dict(before)
-        digest = hashlib.sha256()
-        with Path(path).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return {"sha256": digest.hexdigest(), **seen}
-
-
-def _same(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> bool:
-    return [_content(one) for one in old.values()] == [_content(one) for one in new.values()]
-
-
-def _content(fingerprint: Mapping[str, Any]) -> object:
-    return fingerprint.get("sha256") or fingerprint.get("mark")
-
-
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     names = [*new, *(name for name in old if name not in new)]
     return [
@@ -276,13 +243,6 @@ def _shown(value: Any) -> str:
         words = (f"{name}={part:g}" if isinstance(part, float) else f"{name}={part}" for name, part in value.items())
         return " ".join(words) or "not given"
     return "not given" if value is None else str(value)
-
-
-def _changed_sources(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> str:
-    changed = [path for path in new if path in old and _content(old[path]) != _content(new[path])]
-    if changed:
-        return f"the content of {', '.join(changed[:3])} has changed"
-    return f"the catalogue was {', '.join(list(old)[:3])} and is {', '.join(list(new)[:3])}"
 
 
 def _refuse(old: Plan, changes: list[str], hint: str = "") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lavic.data.records import SIZES, ImageSize, Item, item_from_meta
 from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import BadRecord, OnError, Record, report
-from lavic.data.sources.tables import CSV, PARQUET, csv_records, items_of_links, parquet_records
+from lavic.data.sources.tables import CSV, LIST, PARQUET, csv_records, items_of_links, link_records, parquet_records
 from lavic.errors import DataError, first_line
 from lavic.storage.remote import options, storage_errors
 from lavic.storage.text_files import open_text_file
@@ -29,7 +29,8 @@ def read_items(
     Args:
         paths: Files, globs (sorted) and URIs that fsspec knows (`s3://...`), each one of: LaViC `item2meta_train.json`
             ({id: meta}), `item2meta_valid.jsonl`, Amazon Reviews 2023 `meta_*.jsonl`, a JSON list; parquet; with
-            `columns` csv and tsv too. Text may be packed (gzip, bzip2, xz, zstd) and in UTF-16; the content decides.
+            `columns` csv, tsv and lists of links (.txt) too. Text may be packed (gzip, bzip2, xz, zstd) and in UTF-16;
+            the content decides.
         errors: Called with every record that cannot be read, which is then skipped; by default the first one is raised.
         sizes: Which link of a photo to take, the first that is there.
         columns: For files with a link in each row: the name of the column by what it holds (`id`, `url`, `title`,
@@ -115,6 +116,8 @@ def _records(path: str, errors: OnError | None, columns: Mapping[str, str]) -> I
             return
         if name.endswith(CSV):
             yield from csv_records(path, file, errors, wanted)
+        elif name.endswith(LIST) and set(columns) == {"url"}:
+            yield from link_records(path, file, errors, columns["url"])
         else:
             yield from json_records(path, file, errors, is_json=name.endswith(".json"), keyed=not columns)
         if file.trailing and errors:

@@ -331,6 +331,14 @@ def test_links_without_ids_have_an_id_of_their_own(tmp_path: Path) -> None:
     assert [(error.line, error.reason) for error in errors] == [(4, "no link")]
 
 
+def test_a_list_of_links(tmp_path: Path) -> None:
+    path = links(tmp_path / "a.txt.gz", gzip.compress(b"\xef\xbb\xbfhttp://x/1.jpg\r\n\r\ncaf\xe9\r\nhttp://x/2.jpg"))
+    errors: list[BadRecord] = []
+    items = list(read_items([path], errors.append, columns={"url": "url"}))
+    assert [item.images for item in items] == [("http://x/1.jpg",), ("http://x/2.jpg",)]
+    assert items[0].id == "3c53469bcda1eb0a" and [(error.line, error.reason) for error in errors] == [(3, "not UTF-8")]
+
+
 def test_tables_that_are_not_what_was_named(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"a\.csv: name the columns .* --columns url=URL; .*: sku, link, name, caption"):

@@ -19,6 +19,7 @@ from lavic.shards import repeats
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, load_plan, make_plan, read_tasks
 from lavic.shards.repeats import Repeats, mark_of
+from lavic.shards.settings import CrawlSettings
 from lavic.shards.tasks import PlanSettings
 
 SETTINGS = PlanSettings(
@@ -253,6 +254,14 @@ def test_a_table_of_links_is_planned(tmp_path: Path) -> None:
         make_plan((str(path),), tmp_path / "out", other)
     # A plan of a catalogue says nothing about columns.
     assert "columns" not in make_plan(write(tmp_path / "c.json", {"B1": 1}), tmp_path / "c", SETTINGS).settings
+
+
+@pytest.mark.parametrize("words", [("id=a",), ("url=",), ("url=a", "url=b"), ("url=a", "link=b"), ("url",)])
+def test_columns_that_cannot_be_meant(words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"--columns takes url=NAME and maybe id=, title= and text=, each once"):
+        CrawlSettings(items=("a.csv",), out="out", columns=words)
+    chosen = CrawlSettings(items=("a.csv",), out="out", columns=("url=a=b", "id=c d"))
+    assert chosen.planned.columns == {"url": "a=b", "id": "c d"}
 
 
 def test_an_extended_set_counts_every_item_and_record_once(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from lavic.data.records import Item, as_link, as_text
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.errors import DataError, first_line
 from lavic.storage.remote import options, storage_errors
-from lavic.storage.text_files import LONGEST_LINE, TextFile
+from lavic.storage.text_files import LONGEST_LINE, TextFile, raw_lines
 
 COLUMNS = ("id", "url", "title", "text")
 """What a column of plain links may hold; `url` must be there."""
 
-CSV, PARQUET = (".csv", ".tsv"), (".parquet", ".parq", ".pq")
+CSV, LIST, PARQUET = (".csv", ".tsv"), (".txt",), (".parquet", ".parq", ".pq")
 """Endings of files' names."""
 
 
@@ -51,6 +51,18 @@ def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequ
             report(BadRecord(path, line, "not UTF-8"), errors)
         else:
             yield Record(path, line, None, dict(zip(header, row, strict=True)))
+
+
+def link_records(path: str, file: TextFile, errors: OnError | None, column: str) -> Iterator[Record]:
+    """The lines of a list of links, as rows with one column."""
+    for number, line in raw_lines(file):
+        try:
+            link = (line or b"").decode().strip()
+        except UnicodeDecodeError:
+            report(BadRecord(path, number, "not UTF-8"), errors)
+            continue
+        if link:
+            yield Record(path, number, None, {column: link})
 
 
 def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:

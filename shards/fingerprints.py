@@ -1,0 +1,54 @@
+"""Fingerprints of a catalogue's files: whether a plan was made from what they hold now."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lavic.errors import DataError
+from lavic.storage.remote import options, storage_errors
+
+
+def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Changes when the file's content does; a file of the known size and time is not read again."""
+    if "://" in path:
+        import fsspec
+
+        try:
+            fs, inner = fsspec.core.url_to_fs(path, **options(path))
+            info = fs.info(inner)
+            return {"bytes": info["size"], "mark": str(info.get("ETag") or info.get("etag") or fs.ukey(inner))}
+        except storage_errors() as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+    try:
+        stat = Path(path).stat()
+        seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        before = known.get(path, {})
+        if all(before.get(name) == value for name, value in seen.items()):
+            return dict(before)
+        digest = hashlib.sha256()
+        with Path(path).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return {"sha256": digest.hexdigest(), **seen}
+
+
+def same_content(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether two readings saw the same files, by their content and order; their names do not matter."""
+    return [_content(one) for one in old.values()] == [_content(one) for one in new.values()]
+
+
+def _content(fingerprint: Mapping[str, Any]) -> object:
+    return fingerprint.get("sha256") or fingerprint.get("mark")
+
+
+def what_changed(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the files of a catalogue differ from those that a plan was made from, in a few words."""
+    changed = [path for path in new if path in old and _content(old[path]) != _content(new[path])]
+    if changed:
+        return f"the content of {', '.join(changed[:3])} has changed"
+    return f"the catalogue was {', '.join(list(old)[:3])} and is {', '.join(list(new)[:3])}"
