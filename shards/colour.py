@@ -32,19 +32,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return to_srgb(image if image.mode in ("RGB", "L", "CMYK", "LAB") else image.convert("RGB"), profile)
 
 
-_seen: set[bytes] = set()
+_seen: set[tuple[bytes, str]] = set()
 _MOST_SEEN = 64
 
 
-def see_srgb(profile: bytes) -> None:
+def see_srgb(profile: bytes, mode: str) -> None:
     """Remember a profile of which `is_srgb` was found to be true, maybe by another process."""
     if len(_seen) < _MOST_SEEN:
-        _seen.add(profile)
+        _seen.add((profile, mode))
 
 
-def seen_srgb(profile: bytes) -> bool:
+def seen_srgb(profile: bytes, mode: str) -> bool:
     """Whether a profile is known to be sRGB without looking into it."""
-    return profile in _seen
+    return (profile, mode) in _seen
 
 
 @lru_cache(maxsize=64)

@@ -64,7 +64,7 @@ class Decoder:
         if error:
             raise PhotoError(*error)
         if kept and photo.header and photo.header.profile:
-            see_srgb(photo.header.profile)
+            see_srgb(photo.header.profile, photo.header.mode)
         return Stored(photo.data if kept else jpg, width, height)
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ class JpegHeader:
 
     width: int
     height: int
-    grey: bool
+    mode: str
+    """`L` or `RGB`, as Pillow calls what it is decoded to."""
     plain: bool
     """Grey or colour in a form that every reader knows; not CMYK, arithmetic coding or without its own tables."""
     orientation: int
@@ -73,7 +74,9 @@ def read_header(data: bytes) -> JpegHeader | None:
         return None
     plain = colours in _PLAIN and frame in _FRAMES and tables
     one_scan = _FRAMES.get(frame) != "progressive" and data[at + 4] == components
-    return JpegHeader(width, height, colours == "Gray", plain, orientation or 1, _join(profile), one_scan)
+    return JpegHeader(
+        width, height, "L" if colours == "Gray" else "RGB", plain, orientation or 1, _join(profile), one_scan
+    )
 
 
 def count_scans(data: bytes) -> int:

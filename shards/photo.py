@@ -132,7 +132,7 @@ def examine(data: bytes, settings: PhotoSettings, sha256: str = "") -> Photo:
             raise PhotoError("bomb", f"{scans:,} scans; --photo.max-scans is {settings.max_scans:,}")
         work *= scans
     effort: Effort = "little" if work <= _LITTLE else "much" if work <= _MUCH else "unknown"
-    if not _is_canonical(header, settings) or (header.profile and not seen_srgb(header.profile)):
+    if not _is_canonical(header, settings) or (header.profile and not seen_srgb(header.profile, header.mode)):
         effort = "unknown"
     return Photo(data, header, effort)
 
@@ -167,9 +167,7 @@ def _store(photo: Photo, settings: PhotoSettings) -> Stored:
         data = regular
     if settings.check == "decode" and not header.one_scan and not jpeg.has_every_scan(data):
         raise PhotoError("truncated", "a JPEG without its last scans")
-    if _is_canonical(header, settings) and (
-        not header.profile or is_srgb(header.profile, "L" if header.grey else "RGB")
-    ):
+    if _is_canonical(header, settings) and (not header.profile or is_srgb(header.profile, header.mode)):
         return Stored(data, header.width, header.height)
     return _convert(data, settings, header.orientation)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from lavic.shards.outcomes import KINDS
 from lavic.shards.photo import PhotoError, PhotoSettings, to_jpeg
 from lavic.shards.placeholders import placeholder_id
 
+CASES = Path(os.environ.get("LAVIC_CASES", Path(__file__).parents[3] / "shared/cases/crawl")) / "img"
 DECODE, HEADER = PhotoSettings(), PhotoSettings(check="header")
 KEPT = ["plain.jpg", "progressive.jpg", "grey.jpg", "bad-exif.jpg", "srgb.jpg", "bad-profile.jpg"]
 
@@ -184,6 +186,29 @@ def test_frames_are_counted_without_decoding(photos: dict[str, bytes]) -> None:
     assert count_frames(photos["animated.gif"][:-200]) <= 3 and count_frames(b"GIF89a") == 0
     with pytest.raises(PhotoError):
         to_jpeg(photos["animated.webp"], PhotoSettings(max_frames=2))
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="there is no folder of cases beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("turned6.tif", "ok"),
+        ("no-eoi.jpg", "ok"),
+        ("pad-before-dqt.jpg", "ok"),
+        ("1x1.gif", "placeholder"),
+        ("tall.png", "unsupported"),
+    ],
+)
+def test_cases_from_bug_reports(name: str, kind: str) -> None:
+    data = (CASES / name).read_bytes()
+    if kind != "ok":
+        assert refused(data, DECODE) == kind
+        return
+    image = Image.open(io.BytesIO(to_jpeg(data, DECODE).jpg))
+    image.load()
+    assert image.size == (64, 48)
+    if name == "turned6.tif":
+        assert image.getpixel((2, 24))[0] > 200 and image.getpixel((61, 24))[2] > 200
 
 
 def test_equal_photos_give_equal_bytes(photos: dict[str, bytes]) -> None:
