@@ -7,23 +7,33 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+LOWEST ?= .venv-lowest
 OUT    ?= demo
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test test-lowest lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
 	$(BIN)/lavic demo --out $(OUT)
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu"
+
+# A virtual environment of its own, with direct requirements at their lower bounds and what they need at its newest.
+test-lowest:  ## run the crawl's tests on the lowest releases that setup.py allows
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q "setuptools>=77"
+	$(LOWEST)/bin/python tests/lowest.py crawl > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install -q -r $(LOWEST)/lowest.txt hypothesis "moto[server]" pytest trustme
+	$(LOWEST)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pytest tests/shards --ignore tests/shards/test_embed.py --ignore tests/shards/test_ranks.py
 
 lint: $(VENV)/.installed  ## ruff, its format, mypy
 	$(BIN)/ruff check .
@@ -37,7 +47,7 @@ format: $(VENV)/.installed  ## let ruff mend and format
 	$(BIN)/ruff format .
 
 clean:  ## remove the virtual environment and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch comes first and only when there is none, so that a build for your GPU, installed before, is kept.
 $(VENV)/.installed: setup.py pyproject.toml

@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 MAPPED = ("shards", "launch", "configs", "slurm")
 
 # Upper bounds: the next major release (for 0.x: the next minor, or 1) after the one that every test runs with. Lower
-# bounds: they resolve together on Python 3.11, and the tests of what uses them passed with them; torch's, ray's and
-# aiohttp's were resolved and not run.
+# bounds: they resolve together on Python 3.11, and the tests of what uses them passed with them (`make test-lowest` for
+# the crawl's); torch's was resolved and not run.
 # Which build of torch (CPU, CUDA) is the user's choice: install it first and these bounds take it.
 CORE = [
     "fsspec>=2024.6",
@@ -28,14 +28,15 @@ CORE = [
     "universal_pathlib>=0.3,<0.4",
 ]
 CRAWL = [
-    "aiohttp>=3.10,<4",
+    "aiohttp>=3.10.11,<4",
     "idna>=3.4,<4",
     "protego>=0.4,<1",
     "pyarrow>=17,<26",
     "ray[data]>=2.52,<3",
     "s3fs>=2024.6",
     "simplejpeg>=1.8,<2",
-    "webdataset>=1.0,<2",
+    "webdataset>=1.0.2,<2",
+    "yarl>=1.13,<2",
     "zstandard>=0.22,<1",
 ]
 # Pillow reads AVIF itself since 11.3; HEIC needs a decoder of its own.

@@ -229,6 +229,7 @@ def test_nothing_that_a_run_leaves_holds_a_credential(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("mlflow")
     trusted, _ = tls_servers
     secrets = ["t0ken", "p@ss", "p%40ss", "dXNlcjpwQHNz"]
     headers = tmp_path / "headers.txt"
