@@ -83,23 +83,26 @@ class Decoder:
         raise _Gone(self._end())
 
     def _start(self) -> Connection:
-        line, far = Pipe()
-        with far:
-            code = _CODE.format(path=sys.path, fd=far.fileno())
-            # In a session of its own: Ctrl-C is for its parent, with which it ends.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=(far.fileno(),),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )
+        try:
+            line, far = Pipe()
+            with far:
+                # In a session of its own: Ctrl-C is for its parent, with which it ends.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _CODE.format(path=sys.path, fd=far.fileno())],
+                    pass_fds=(far.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                )
+        except OSError as error:
+            # As an OSError it would be taken for one of the set's storage.
+            raise LavicError(f"the process that decodes photos cannot be started: {error}") from None
         self._line = line
         with suppress(EOFError, OSError):
             if line.poll(_START_S):
                 line.recv_bytes()
                 return line
-        code = str(self._end())
+        code = self._end()
         raise LavicError(f"the process that decodes photos does not start (exit code {code}); its log says why")
 
     def _end(self) -> int:
@@ -171,4 +174,6 @@ def _answer(data: bytes, settings: PhotoSettings) -> tuple[bool, bytes, int, int
 def _limit_memory() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY or soft > _MEMORY:
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, hard))
+        # Some systems do not have this limit.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, hard))

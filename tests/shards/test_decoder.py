@@ -16,6 +16,7 @@ from types import TracebackType
 import pytest
 
 from lavic.data.shards import read_samples
+from lavic.errors import LavicError
 from lavic.shards import pack, photo
 from lavic.shards.decoder import Decoder, shared
 from lavic.shards.fetch import Fetcher, FetchSettings
@@ -71,6 +72,16 @@ def test_a_process_that_ends_is_replaced(decoder: Decoder) -> None:
     decoder.store(good, SETTINGS)
     os.kill(decoder._process.pid, signal.SIGKILL)
     assert decoder.store(good, SETTINGS).width == 64
+
+
+def test_a_process_that_cannot_start_is_no_error_of_the_storage(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = examine(PHOTOS["clear.png"], SETTINGS)
+    for program, reason in (("/no/such/python", "cannot be started"), ("/bin/false", "exit code 1")):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(LavicError, match=reason):
+            decoder.store(good, SETTINGS)
 
 
 def test_the_process_ends_with_its_parent() -> None:
