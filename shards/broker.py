@@ -10,10 +10,11 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lavic.shards.host import Grant, Host, Limits, Report
+from lavic.shards.host import FREE, Grant, Host, Limits, Report
+from lavic.shards.outcomes import Kind
 from lavic.shards.robots import KEPT_S, RETRY_S, Robots
 
 _LONG_S = 5.0
@@ -22,6 +23,9 @@ _SILENT_S = 10.0
 """A robots.txt whose worker was not heard for so long is another's to fetch; workers speak every two seconds."""
 _SITES = 10_000
 """Sites whose robots.txt is kept; of more, the one that was asked for longest ago is fetched again when needed."""
+_LONGEST_WAIT_S = 10.0
+"""Between two readings of a robots.txt that cannot be read, while photos wait for it."""
+_NETWORK: frozenset[Kind] = frozenset({"dns", "connect", "tls", "timeout"})
 
 
 @dataclass
@@ -32,6 +36,14 @@ class _Site:
     fetcher: str = ""
     """The worker that is fetching it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: int = 0
+    """Readings in a row that failed, none before them having succeeded."""
+    since: float = 0.0
+    """The first of them."""
+    again: float = 0.0
+    """When the next is due."""
+    heard: bool = False
+    """One of them had an answer, though not a robots.txt."""
 
 
 class Broker:
@@ -42,6 +54,7 @@ class Broker:
         self._hosts: dict[str, Host] = {}
         self._bells: dict[str, asyncio.Event] = {}
         self._heard: dict[str, float] = {}
+        self._caps: dict[str, float] = {}
         self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._swept = clock()
 
@@ -55,6 +68,7 @@ class Broker:
         for name, report in reports.items():
             if name not in self._hosts:
                 self._hosts[name] = Host(self._limits, now)
+                self._hosts[name].cap(self._caps.get(name, FREE))
             grants[name], concerned = self._hosts[name].sync(worker, report, now)
             self._ring(concerned)
         if now - self._swept > 60.0:
@@ -80,6 +94,7 @@ class Broker:
 
     async def cap(self, host: str, rate: float) -> None:
         """A host asks for no more than so many requests a second."""
+        self._caps[host] = min(rate, self._caps.get(host, FREE))
         if host in self._hosts:
             self._ring(self._hosts[host].cap(rate))
 
@@ -92,23 +107,49 @@ class Broker:
             now = self._clock()
             if known.fetcher and now - self._heard.get(known.fetcher, now - _SILENT_S) < _SILENT_S:
                 await _happens(known.told, 1.0)
-            elif now < known.until:
+            elif known.robots and now < known.until:
                 return known.robots
+            elif now < known.again:
+                await _happens(known.told, min(1.0, known.again - now))
             else:
                 known.fetcher = worker
                 known.told.clear()
                 return None
 
-    async def keep_robots(self, site: str, found: Robots) -> None:
-        """What a worker was told to fetch; one that fails to be read anew holds for longer."""
+    async def keep_robots(self, site: str, found: Robots) -> Robots | None:
+        """What a worker was told to fetch; returns what holds now, or None where that is not known yet.
+
+        One that cannot be read is tried again for `patience` seconds, which photos wait. One that was read holds on
+        when a later reading fails.
+        """
         known = self._sites.setdefault(site, _Site())
-        unread = found.kind != "ok"
-        if not (unread and known.robots and known.robots.kind == "ok"):
-            known.robots = found
-        known.until, known.fetcher = self._clock() + (RETRY_S if unread else KEPT_S), ""
+        now = self._clock()
+        known.fetcher = ""
+        if found.kind == "ok":
+            known.robots, known.until, known.failures, known.heard = found, now + KEPT_S, 0, False
+        elif known.robots and known.robots.kind == "ok":
+            known.until = now + RETRY_S
+        else:
+            known.heard = known.heard or found.kind not in _NETWORK
+            self._keep_failure(known, found, now)
         known.told.set()
         while len(self._sites) > _SITES:
             self._sites.popitem(last=False)
+        return known.robots if now < known.until else None
+
+    def _keep_failure(self, known: _Site, found: Robots, now: float) -> None:
+        if not known.failures:
+            known.since = now
+        left = known.since + self._limits.patience - now
+        if not found.final and left > 0:
+            # The last reading is at the very end.
+            known.again = now + min(left, _LONGEST_WAIT_S, max(0.1, self._limits.backoff) * 2**known.failures)
+        else:
+            # Of a host that never said a word that is all that is to be known. Any other is up, and will be asked by
+            # the next run.
+            kind = "unasked" if known.heard and not found.final else found.kind
+            known.robots, known.until = replace(found, kind=kind), now + RETRY_S
+        known.failures = min(60, known.failures + 1)
 
     async def rates(self) -> dict[str, float]:
         """Requests a second that each host is asked for now at most, of those that are held to fewer than the limit."""
@@ -167,9 +208,9 @@ class RayBroker:
         """See `Broker.robots`."""
         return await self._actor.robots.remote(site, worker)
 
-    async def keep_robots(self, site: str, found: Robots) -> None:
+    async def keep_robots(self, site: str, found: Robots) -> Robots | None:
         """See `Broker.keep_robots`."""
-        await self._actor.keep_robots.remote(site, found)
+        return await self._actor.keep_robots.remote(site, found)
 
     async def rates(self) -> dict[str, float]:
         """See `Broker.rates`."""

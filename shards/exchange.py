@@ -22,7 +22,7 @@ from lavic.shards.outcomes import Kind
 from lavic.shards.robots import opt_out
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "truncated", "dns", "connect"})
+_PASSING: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "truncated", "dns", "connect", "unasked"})
 _WHOLE = frozenset({200, 203, 206})
 """Statuses of answers that hold what was asked for: OK, changed by a proxy, and a range that is the whole."""
 _RANGE = re.compile(r"\s*bytes\s+0-(\d+)/(?:(\d+)|\*)\s*", re.IGNORECASE)
@@ -53,6 +53,12 @@ class Answer:
     """Its Last-Modified, for the same."""
     final: bool = False
     """The host is not asked for now: no use in another try."""
+    reached: bool = True
+    """There was a connection to the host."""
+    refused: tuple[str, int] | None = None
+    """Where the host refused: its budget, and the version of it under which the request was sent."""
+    codings: tuple[str, ...] = ()
+    """Compressions of a body that is as it was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,8 @@ class Bounds:
     speed_after: float
     opt_outs: bool = True
     """Heed opt-outs in the headers."""
-    cut: bool = False
-    """Of a longer answer take the beginning."""
+    raw: bool = False
+    """Take the body of any 2xx as it was sent, and of a longer one the beginning."""
     conditions: Mapping[str, str] = field(default_factory=dict)
     """Headers of a conditional request; with them status 304 is `ok`, without a body."""
 
@@ -102,27 +108,29 @@ async def exchange(
         async with session.get(url, allow_redirects=False, headers=headers, **options) as response:
             return await _read(response, url, bounds)
     except aiohttp.ClientHttpProxyError as error:
-        return Answer("connect", reason=f"the proxy answers {error.status} {error.message}"[:200])
+        return Answer("connect", reason=f"the proxy answers {error.status} {error.message}"[:200], reached=False)
     except aiohttp.ClientProxyConnectionError as error:
-        return Answer("connect", reason=f"the proxy: {_said(error)}")
+        return Answer("connect", reason=f"the proxy: {_said(error)}", reached=False)
     except aiohttp.ConnectionTimeoutError as error:
-        return Answer("connect", reason=_said(error))
+        return Answer("connect", reason=_said(error), reached=False)
     except (asyncio.TimeoutError, TimeoutError):
         return Answer("timeout", reason=f"no whole answer within {bounds.deadline:g} s")
     except aiohttp.ClientConnectorDNSError as error:
         if "proxy" in options:
-            return Answer("connect", reason=f"the proxy's name is not known: {error.os_error}")
+            return Answer("connect", reason=f"the proxy's name is not known: {error.os_error}", reached=False)
         # A name that does not exist will not exist in a second.
         unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
-        return Answer("dns", reason=str(error.os_error), final=unknown)
+        return Answer("dns", reason=str(error.os_error), final=unknown, reached=False)
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-        return Answer("tls", reason=_said(error))
+        return Answer("tls", reason=_said(error), reached=False)
     except aiohttp.ClientPayloadError as error:
         return Answer("truncated", reason=f"the answer breaks off: {_said(error)}")
     except aiohttp.InvalidURL:
         return Answer("bad_url", reason="the link is not one that can be requested")
     except aiohttp.ClientResponseError as error:
         return Answer("http_error", reason=f"not HTTP: {_said(error)}")
+    except aiohttp.ClientConnectorError as error:
+        return Answer("connect", reason=_said(error), reached=False)
     except (aiohttp.ClientError, OSError) as error:
         return Answer("connect", reason=_said(error))
 
@@ -136,11 +144,12 @@ def may_pass(answer: Answer) -> bool:
 
 async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> Answer:
     status, headers = response.status, response.headers
-    if status == 206 and not _is_complete(headers.get("Content-Range", "")):
+    taken = status in _WHOLE or (bounds.raw and 200 < status < 300)
+    if status == 206 and not bounds.raw and not _is_complete(headers.get("Content-Range", "")):
         return Answer("truncated", reason=f"only a part was sent: {headers['Content-Range'][:80]}", http=status)
     if status == 304 and bounds.conditions:
         return Answer("ok", http=status)
-    if status not in _WHOLE:
+    if not taken:
         await _drain(response)
         if status in _REDIRECTS and (target := headers.get("Location")):
             try:
@@ -151,7 +160,7 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
     if bounds.opt_outs and (out := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
         return Answer("opted_out", reason=out, http=status)
     too_big = Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes", http=status)
-    if (response.content_length or 0) > bounds.max_bytes and not bounds.cut:
+    if (response.content_length or 0) > bounds.max_bytes and not bounds.raw:
         return too_big
     chunks: list[bytes] = []
     size, began = 0, time.monotonic()
@@ -160,7 +169,7 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
             chunks.append(chunk)
             size += len(chunk)
             if size > bounds.max_bytes:
-                if bounds.cut:
+                if bounds.raw:
                     break
                 return too_big
             seconds = time.monotonic() - began
@@ -174,6 +183,8 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if "Content-Encoding" in headers or "Transfer-Encoding" in headers:
         names = codings(headers.getall("Content-Encoding", ()), headers.getall("Transfer-Encoding", ()))
+        if names and bounds.raw:
+            return Answer("ok", body, http=status, codings=tuple(names))
         if names:
             return _decoded(body, names, status, bounds)
     return Answer("ok", body, http=status, etag=_mark(headers, "ETag"), last_modified=_mark(headers, "Last-Modified"))
@@ -208,8 +219,6 @@ def _decoded(body: bytes, names: list[str], http: int, bounds: Bounds) -> Answer
     except BrokenBody as error:
         return Answer("truncated", reason=str(error), http=http)
     if len(whole) > bounds.max_bytes:
-        if bounds.cut:
-            return Answer("ok", whole[: bounds.max_bytes], http=http)
         return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes once decompressed", http=http)
     return Answer("ok", whole, http=http)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
@@ -28,7 +29,12 @@ from lavic.shards.transport import Transport
 _SPEED_AFTER_S = 5.0
 """Seconds of an answer before its speed is looked at, where half the deadline is not shorter."""
 _ROBOTS_REDIRECTS = 5
+_ROBOTS_HEADERS = {"Accept": robots.ACCEPT}
 _SITES = 10_000
+_UNREAD_S = 5.0
+"""After so long it is asked whether a site's robots.txt can be read by now."""
+Refusal = tuple[str, int] | None
+"""How a photo was refused before, see `Answer.refused`."""
 _HOST_FAILS: frozenset[Kind] = frozenset({"timeout", "dns", "connect", "tls"})
 
 
@@ -56,8 +62,9 @@ class FetchSettings:
     """Seconds before the first further try, doubled for each after it. A host that answers 429 or 503 is left alone by
     all workers for so long, or for its Retry-After."""
     patience: float = Field(default=60.0, ge=0)
-    """Seconds of a host's pause that its photos wait. In a longer one, of a host that only fails or asks for more, they
-    end under that failure's name at once."""
+    """Seconds that photos wait for a host that is down, asks for a rest, or whose robots.txt cannot be read. After that
+    those that were not asked for end as `unasked`, and the next run asks for them. A host whose robots.txt wants a
+    longer pause between two requests (Crawl-delay) is not asked at all."""
     redirects: int = Field(default=5, ge=0)
     """Redirects followed for one photo; each is checked like the first address."""
     robots: bool = True
@@ -113,7 +120,7 @@ class Fetcher:
 
     def __init__(self, settings: FetchSettings, office: Office | None = None) -> None:
         self.settings = settings
-        self._lanes = Lanes(office or Broker(settings.limits))
+        self._lanes = Lanes(office or Broker(settings.limits), settings.concurrency)
         self._sites: dict[tuple[str, str | None, int | None], _Site] = {}
         self._meetings: dict[tuple[str, str | None, int | None], asyncio.Task[_Site]] = {}
         self._photos = Bounds(
@@ -123,7 +130,7 @@ class Fetcher:
             speed_after=min(_SPEED_AFTER_S, settings.deadline / 2),
             opt_outs=settings.robots,
         )
-        self._robots = replace(self._photos, max_bytes=robots.MAX_BYTES, opt_outs=False, cut=True)
+        self._robots = replace(self._photos, max_bytes=robots.MAX_BYTES, opt_outs=False, raw=True)
         self._transport = Transport(settings)
 
     async def __aenter__(self) -> Fetcher:
@@ -134,32 +141,47 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for meeting in self._meetings.values():
+            meeting.cancel()
         await self._lanes.__aexit__()
         await self._transport.__aexit__()
 
-    async def fetch(self, url: str, conditions: Mapping[str, str] | None = None) -> Answer:
+    async def fetch(self, url: str, conditions: Mapping[str, str] | None = None, *, fresh: bool = True) -> Answer:
         """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does.
 
         Args:
             url: Of a photo.
             conditions: Headers such as If-None-Match; an answer with status 304 is then `ok` and has no body.
+            fresh: No earlier run has failed to fetch it.
         """
-        return await self._try(url, replace(self._photos, conditions=conditions) if conditions else self._photos)
-
-    async def _try(self, url: str, bounds: Bounds) -> Answer:
+        bounds = replace(self._photos, conditions=conditions) if conditions else self._photos
         attempts = 0
+        last: Answer | None = None
         while True:
-            attempts += 1
-            answer = await self._follow(url, bounds)
-            if answer.kind == "ok" and attempts == 1:
+            answer = await self._follow(url, bounds, fresh and not attempts, last.refused if last else None)
+            if answer.kind == "ok" and not attempts:
                 return answer
+            attempts += answer.attempts
+            if last is not None and not answer.attempts and last.reached:
+                # The host was given up between two tries: it is the first of them that tells of this photo.
+                return replace(last, attempts=attempts)
             if not may_pass(answer) or attempts > self.settings.retries:
-                return replace(answer, attempts=attempts - (not answer.attempts))
-            if answer.kind != "throttled":
-                # After a 429 the host's budget says when.
-                await asyncio.sleep(self.settings.backoff * 2 ** (attempts - 1))
+                return replace(answer, attempts=attempts)
+            last = answer
+            await asyncio.sleep(self.settings.backoff * 2 ** (attempts - 1))
 
-    async def _follow(self, address: str, bounds: Bounds) -> Answer:
+    @property
+    def waiting(self) -> bool:
+        """All that was asked for waits for hosts that let seconds pass between two requests, or that are left alone."""
+        if self._lanes.room.kept:
+            return False
+        return self._lanes.slow or (bool(self._meetings) and not self._lanes.busy)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the place of a request while its answer is worked on elsewhere than in the event loop."""
+        return self._lanes.room.held()
+
+    async def _follow(self, address: str, bounds: Bounds, fresh: bool, refused: Refusal = None) -> Answer:
         """One try: a request and its redirects."""
         photo = bounds is not self._robots
         redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
@@ -167,15 +189,15 @@ class Fetcher:
             url = first = read_link(address)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
-                if site.rules and (refusal := _refusal(site.rules, str(url))):
+                if site.rules and (refusal := self._refusal(site.rules, str(url))):
                     return refusal
                 answer, seconds = await self._ask(
-                    url, site.host, bounds, left if hop else None, first if photo else None
+                    url, site.host, bounds, left if hop else None, first if photo else None, fresh, refused
                 )
                 if answer.target is None:
                     return answer
                 left = max(0.001, left - seconds)
-                if url.scheme == "https" and answer.target.scheme == "http":
+                if photo and url.scheme == "https" and answer.target.scheme == "http":
                     raise BlockedAddress(f"redirected from https to http, to {answer.target.raw_host}")
                 url = answer.target
             return Answer("http_error", reason=f"more than {redirects} redirects", http=answer.http)
@@ -187,26 +209,48 @@ class Fetcher:
             return Answer("bad_url", reason=str(error), attempts=0)
 
     async def _ask(
-        self, url: URL, host: str, bounds: Bounds, left: float | None, first: URL | None
+        self,
+        url: URL,
+        host: str,
+        bounds: Bounds,
+        left: float | None,
+        first: URL | None,
+        fresh: bool,
+        refused: Refusal,
     ) -> tuple[Answer, float]:
-        """One request, with the host's leave, and its seconds; `left`: what remains of the deadline, None for all.
+        """One request, with the host's leave, and its seconds.
 
-        `first` is the catalogue's link that led to it, None for robots.txt.
+        Args:
+            url: What is requested.
+            host: Its budget.
+            bounds: What is taken of the answer.
+            left: What remains of the deadline, None for all.
+            first: The catalogue's link that led to it, None for robots.txt.
+            fresh: The photo was not asked for before.
+            refused: How it was refused before.
         """
         lane = self._lanes.to(host)
-        version = await lane.enter()
+        version = await lane.enter(fresh)
         verdict: Verdict = "void"
         answer = Answer("ok")
         began = time.monotonic()
         try:
-            answer = await self._transport.get(url, bounds, left=left, first=first)
+            headers = None if first else _ROBOTS_HEADERS
+            answer = await self._transport.get(url, bounds, left=left, headers=headers, first=first)
             if answer.kind == "throttled":
                 verdict = "throttled"
+                answer = replace(answer, refused=(host, version))
+            elif answer.kind in _HOST_FAILS or answer.http >= 500:
+                verdict = "failed" if answer.reached else "unreached"
             else:
-                verdict = "failed" if answer.kind in _HOST_FAILS or answer.http >= 500 else "well"
+                verdict = "well"
+            if verdict == "unreached" and answer.kind in ("connect", "dns") and lane.answered and not answer.final:
+                reason = f"the host is down since it last answered: {answer.reason}"
+                return replace(answer, kind="unasked", reason=reason), 0.0
             return answer, time.monotonic() - began
         finally:
-            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after)
+            before = refused[1] if refused and refused[0] == host else -1
+            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after, fresh, before)
 
     async def _site(self, url: URL, photo: bool) -> _Site:
         """What is known of an address's site.
@@ -234,36 +278,44 @@ class Fetcher:
 
     async def _meet(self, url: URL) -> _Site:
         """Get to know a site: its robots.txt, which one worker fetches for all."""
-        host, now = _budget(url), time.monotonic()
+        host = _budget(url)
         if not self.settings.robots:
-            return _Site(host, None, now + robots.KEPT_S)
+            return _Site(host, None, time.monotonic() + robots.KEPT_S)
         name = str(url.origin())
         office = self._lanes.office
-        found = await office.robots(name, self._lanes.worker)
-        if found is None:
-            found = await self._read_robots(f"{name}/robots.txt")
-            await office.keep_robots(name, found)
+        while (found := await office.robots(name, self._lanes.worker)) is None:
+            found = await office.keep_robots(name, await self._read_robots(f"{name}/robots.txt"))
+            if found is not None:
+                break
         rules = Rules(found)
         if rules.delay:
             await office.cap(host, 1 / rules.delay)
-        return _Site(host, rules, now + (robots.KEPT_S if found.kind == "ok" else robots.RETRY_S))
+            self._lanes.to(host).wait()
+        return _Site(host, rules, time.monotonic() + (robots.KEPT_S if found.kind == "ok" else _UNREAD_S))
 
     async def _read_robots(self, address: str) -> Robots:
         """RFC 9309, 2.3.1: there, away (all is allowed), or out of reach (nothing is)."""
-        answer = await self._try(address, self._robots)
+        answer = await self._follow(address, self._robots, fresh=False)
         if answer.kind == "ok":
-            return Robots(text=answer.body.decode("utf-8", "replace"))
+            return Robots.read(answer.body, answer.codings)
         if answer.kind in ("gone", "forbidden") or (answer.kind == "http_error" and 200 <= answer.http < 500):
             return Robots()
-        return Robots(kind=answer.kind, reason=answer.reason)
+        final = answer.kind in ("tls", "blocked_address") or (answer.kind == "dns" and answer.final)
+        return Robots(kind=answer.kind, reason=answer.reason, final=final)
 
-
-def _refusal(rules: Rules, address: str) -> Answer | None:
-    if rules.robots.kind != "ok":
-        return Answer(
-            rules.robots.kind, reason=f"robots.txt cannot be read: {rules.robots.reason}", attempts=0, final=True
-        )
-    return None if rules.allow(address) else Answer("opted_out", reason="robots.txt", attempts=0)
+    def _refusal(self, rules: Rules, address: str) -> Answer | None:
+        found = rules.robots
+        if found.kind != "ok":
+            return Answer(found.kind, reason=f"robots.txt cannot be read: {found.reason}", attempts=0, final=True)
+        if not rules.allow(address):
+            return Answer("opted_out", reason="robots.txt", attempts=0)
+        if rules.delay > self.settings.patience:
+            reason = (
+                f"robots.txt asks for {rules.delay:,.0f} s between two requests (Crawl-delay), "
+                f"more than --fetch.patience {self.settings.patience:g}"
+            )
+            return Answer("throttled", reason=reason, attempts=0, final=True)
+        return None
 
 
 def _budget(url: URL) -> str:

@@ -33,6 +33,7 @@ Kind = Literal[
     "tls",
     "http_error",
     "placeholder",
+    "unasked",
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -57,6 +58,7 @@ MEANING: dict[Kind, str] = {
     "tls": "the host's certificate or encryption does not hold",
     "http_error": "another HTTP error",
     "placeholder": "stands for a missing photo, or smaller than --photo.min-side",
+    "unasked": "not asked for: the host was down or did not let itself be asked",
 }
 
 _REMEDY: dict[Kind, str] = {
@@ -84,6 +86,7 @@ _REMEDY: dict[Kind, str] = {
     "http_error": "the ledger has the HTTP status of each; then --retry http_error",
     "placeholder": "the catalogue's links lead to placeholders; small photos need a new --out with a lower "
     "--photo.min-side",
+    "unasked": "run the same command again, it asks for them; the ledger says for each what was wrong with its host",
 }
 
 NOT_TO_BE_HAD: frozenset[Kind] = frozenset({"gone", "opted_out", "placeholder"})

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -30,16 +31,16 @@ from lavic.shards.decoder import shared
 from lavic.shards.exchange import Answer
 from lavic.shards.fetch import Fetcher, FetchSettings
 from lavic.shards.lane import Office
-from lavic.shards.outcomes import Outcome, read_ledger, write_ledger
+from lavic.shards.outcomes import ASKED_AGAIN, Outcome, read_ledger, write_ledger
 from lavic.shards.photo import PhotoError, PhotoSettings, examine, store
 from lavic.shards.placeholders import placeholder_id
 from lavic.shards.plan import read_tasks
 from lavic.shards.refresh import CHANGED, conditions_of, refreshed
+from lavic.shards.reorder import ReorderBuffer
+from lavic.shards.schedule import Schedule
 from lavic.shards.stored import Stored
 from lavic.shards.tasks import PhotoTask
 
-_AHEAD = 4
-"""Pictures held while an earlier one is awaited, as a multiple of the requests in flight."""
 _AT_ONCE = 256 * 1024
 """A JPEG of at most so many bytes, and of little effort, is checked between two answers, others in a thread beside:
 handing one over and back costs about a third of a check to its last bit, and many times one of the header."""
@@ -67,6 +68,8 @@ class Seal:
     """Name of the refresh that it has gone through, see `lavic.shards.refresh`."""
     refreshed: Mapping[str, int] = field(default_factory=dict)
     """What that made of its stored photos."""
+    left: int = 0
+    """Photos that were left for later since their hosts are slow; they are among those `unasked`."""
     references: str = ""
     """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
     ledger_sha256: str = ""
@@ -135,6 +138,7 @@ def pack_shard(
     office: Office | None = None,
     report: Report | None = None,
     publish: Callable[[], None] | None = None,
+    leave_after: float = math.inf,
 ) -> Seal:
     """Make one shard whole.
 
@@ -148,6 +152,8 @@ def pack_shard(
         office: Where the hosts' budgets of the whole crawl are kept; by default this shard has its own.
         report: Told now and then how far it is.
         publish: Called before anything is put in place; raises where this must not happen any more.
+        leave_after: Seconds that are waited when all photos that are missing are those of slow hosts; then the shard is
+            made without them, and they are `unasked`.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -157,9 +163,12 @@ def pack_shard(
     # From here on the shard is not whole, whatever happens.
     seal_path(shard).unlink(missing_ok=True)
     ledger: list[Outcome] = []
+    left = 0
     with Stored(shard) as stored, ShardWriter(shard) as writer:
         known = _Known(_rows(shard), stored, retry, refresh=bool(refresh))
-        asyncio.run(_write(tasks, known, Fetcher(fetch, office), photo, writer, _Ledger(ledger, report)))
+        left = asyncio.run(
+            _write(tasks, known, Fetcher(fetch, office), photo, writer, _Ledger(ledger, report), leave_after)
+        )
         if publish:
             publish()
     if not writer.samples:
@@ -177,8 +186,10 @@ def pack_shard(
         began=began,
         ended=ended,
         failures=failures_of(ledger),
-        refresh=refresh,
+        # Where photos were left, the refresh is not done.
+        refresh="" if left else refresh,
         refreshed=dict(sorted(known.refreshed.items())),
+        left=left,
         ledger_sha256=ledger_sha256,
     )
     write_whole(seal_path(shard), pack_seal(seal))
@@ -229,7 +240,12 @@ class _Known:
             if row is None or row.kind != "ok":
                 row = _outcome(task, kind="ok", bytes=len(sample.jpg), sha256=sample.meta["source_sha256"])
             return _Done(row, sample)
-        return _Done(row, None) if row and row.kind != "ok" and row.kind not in self._retry else None
+        return _Done(row, None) if row and row.kind not in {"ok", *ASKED_AGAIN, *self._retry} else None
+
+    def failed(self, group: Sequence[PhotoTask]) -> bool:
+        """Whether a picture was asked for before, in vain."""
+        rows = (self._rows.get(task.key) for task in group)
+        return any(row is not None and row.kind not in {"ok", *ASKED_AGAIN} for row in rows)
 
 
 async def _write(
@@ -239,76 +255,90 @@ async def _write(
     photo: PhotoSettings,
     writer: ShardWriter,
     ledger: _Ledger,
-) -> None:
+    leave_after: float,
+) -> int:
+    """Fetch and write all photos; returns how many were left for later."""
     # Neighbours that show one picture: the first is fetched and stands for all.
     pictures = [list(group) for _, group in groupby(tasks, lambda task: task.same_as or task.key)]
-    with ThreadPoolExecutor(1, "photo") as decoder:
-        async with fetcher:
-            gate = asyncio.Semaphore(fetcher.settings.concurrency)
 
-            async def fetched(task: PhotoTask, conditions: Mapping[str, str] | None = None) -> _Done:
-                began = time.perf_counter()
-                answer = await fetcher.fetch(task.url, conditions)
-                if answer.kind == "ok" and answer.http == 304:
-                    return _Done(_outcome(task, kind="ok", http=304), None)
-                try:
-                    return _settle(task, answer, photo, began, at_once=True)
-                except _TakesLonger:
-                    loop = asyncio.get_running_loop()
+    def write(results: list[_Done]) -> None:
+        for done in results:
+            ledger.add(done.outcome)
+            if done.sample:
+                writer.add(done.sample)
+
+    with ThreadPoolExecutor(1, "photo") as decoder, ReorderBuffer(write) as buffer:
+
+        async def fetched(task: PhotoTask, conditions: Mapping[str, str] | None = None, *, fresh: bool) -> _Done:
+            began = time.perf_counter()
+            answer = await fetcher.fetch(task.url, conditions, fresh=fresh)
+            if answer.kind == "ok" and answer.http == 304:
+                return _Done(_outcome(task, kind="ok", http=304), None)
+            try:
+                return _settle(task, answer, photo, began, at_once=True)
+            except _TakesLonger:
+                loop = asyncio.get_running_loop()
+                with fetcher.held():
                     return await loop.run_in_executor(decoder, _settle, task, answer, photo, began)
 
-            async def renewed(group: list[PhotoTask], settled: Sequence[_Done | None], stored: _Done) -> list[_Done]:
-                async with gate:
-                    fresh = await fetched(group[0], conditions_of(stored.outcome))
-                what, row = refreshed(stored.outcome, fresh.outcome)
-                known.refreshed[what] += sum(1 for done in settled if done and done.sample)
-                if what == CHANGED:
-                    return [fresh, *(_same(fresh, task) for task in group[1:])]
-                first = _Done(row, stored.sample)
-                # What failed in this group was the same picture.
-                return [
-                    _Done(_remarked(done.outcome, row), done.sample) if done and done.sample else _same(first, task)
-                    for done, task in zip(settled, group, strict=True)
-                ]
+        async def renewed(group: list[PhotoTask], settled: Sequence[_Done | None], stored: _Done) -> list[_Done]:
+            new = await fetched(group[0], conditions_of(stored.outcome), fresh=True)
+            what, row = refreshed(stored.outcome, new.outcome)
+            known.refreshed[what] += sum(1 for done in settled if done and done.sample)
+            if what == CHANGED:
+                return [new, *(_same(new, task) for task in group[1:])]
+            first = _Done(row, stored.sample)
+            # What failed in this group was the same picture.
+            return [
+                _Done(_remarked(done.outcome, row), done.sample) if done and done.sample else _same(first, task)
+                for done, task in zip(settled, group, strict=True)
+            ]
 
-            async def one(group: list[PhotoTask]) -> list[_Done]:
-                settled = [known.find(task) for task in group]
-                first = next((done for done in settled if done and done.sample), None)
-                if first is not None and known.refresh:
-                    return await renewed(group, settled, first)
-                if first is None and all(settled):
-                    return [done for done in settled if done]
-                if first is None:
-                    first = _known_placeholder(group[0], photo)
-                if first is None:
-                    async with gate:
-                        first = await fetched(group[0])
-                    # An earlier run's failures in this group were failures of the same picture.
-                    settled = [first, *(None for _ in group[1:])]
-                return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
+        async def settle(group: list[PhotoTask], fresh: bool) -> list[_Done]:
+            settled = [known.find(task) for task in group]
+            first = next((done for done in settled if done and done.sample), None)
+            if first is not None and known.refresh:
+                return await renewed(group, settled, first)
+            if first is None and all(settled):
+                return [done for done in settled if done]
+            if first is None:
+                first = _known_placeholder(group[0], photo)
+            if first is None:
+                first = await fetched(group[0], fresh=fresh)
+                # An earlier run's failures in this group were failures of the same picture.
+                settled = [first, *(None for _ in group[1:])]
+            return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
 
-            async for done in _in_order(one, pictures, _AHEAD * fetcher.settings.concurrency):
-                for one_done in done:
-                    ledger.add(one_done.outcome)
-                    if one_done.sample:
-                        writer.add(one_done.sample)
+        async def make(number: int) -> None:
+            results = await settle(pictures[number], number not in failed)
+            buffer.add(number, results, sum(len(done.sample.jpg) for done in results if done.sample))
+
+        # What failed in an earlier run comes last: if its host still fails, there is proof of the contrary by then.
+        failed = {number for number, group in enumerate(pictures) if known.failed(group)}
+        order = sorted(range(len(pictures)), key=failed.__contains__)
+        schedule = Schedule(make, lambda number: pictures[number][0].url.partition("://")[2].partition("/")[0])
+        async with fetcher:
+            left = await schedule.run(order, _Patience(fetcher, leave_after) if leave_after < math.inf else None)
+        for number in left:
+            buffer.add(number, [known.find(task) or _left(task) for task in pictures[number]], 0)
+        return sum(len(pictures[number]) for number in left)
 
 
-async def _in_order(
-    one: Callable[[list[PhotoTask]], Coroutine[Any, Any, list[_Done]]], groups: Sequence[list[PhotoTask]], ahead: int
-) -> AsyncIterator[list[_Done]]:
-    """Results in the order of the groups, with at most `ahead` of them begun and not yet taken."""
-    running: deque[asyncio.Task[list[_Done]]] = deque()
-    try:
-        for group in groups:
-            if len(running) >= ahead:
-                yield await running.popleft()
-            running.append(asyncio.create_task(one(group)))
-        while running:
-            yield await running.popleft()
-    finally:
-        for left in running:
-            left.cancel()
+def _left(task: PhotoTask) -> _Done:
+    return _Done(_outcome(task, kind="unasked", reason="its host is slow: left for later"), None)
+
+
+class _Patience:
+    """Says when a shard that only waits for slow hosts has been waited for long enough."""
+
+    def __init__(self, fetcher: Fetcher, seconds: float) -> None:
+        self._fetcher, self._seconds = fetcher, seconds
+        self._since = math.inf
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        self._since = min(self._since, now) if self._fetcher.waiting else math.inf
+        return now - self._since >= self._seconds
 
 
 def _known_placeholder(task: PhotoTask, photo: PhotoSettings) -> _Done | None:

@@ -114,10 +114,10 @@ class Transport:
         try:
             await asyncio.wait_for(self._names.check(url.raw_host or ""), self._connect)
         except (asyncio.TimeoutError, TimeoutError):
-            return Answer("dns", reason=f"no answer about the host's name within {self._connect:g} s")
+            return Answer("dns", reason=f"no answer about the host's name within {self._connect:g} s", reached=False)
         except OSError as error:
             reason = f"{error.strerror or error}; names are looked up here before a proxy is asked"
-            return Answer("dns", reason=reason, final=error.errno == socket.EAI_NONAME)
+            return Answer("dns", reason=reason, final=error.errno == socket.EAI_NONAME, reached=False)
         more: dict[str, Any] = {"proxy": proxy.url}
         if proxy.authorization and url.scheme == "http":
             headers = {**(headers or {}), "Proxy-Authorization": proxy.authorization}

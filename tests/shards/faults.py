@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -130,17 +131,23 @@ class FaultServer:
 
     Args:
         tls: Speak https with this context.
+        port: By default any that is free.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: Counter[str] = Counter()
         """But for robots.txt."""
         self.times: list[float] = []
         self.agents: set[str] = set()
         self.connections: set[object] = set()
         self.robots: tuple[int, bytes] = (404, b"")
+        self.robots_first: list[tuple[int, bytes]] = []
+        """Answers before those."""
+        self.robots_headers: dict[str, str] = {}
         self.robots_asked = 0
         self.broken = False
+        self.fails: Callable[[int], int] = lambda number: 0
+        """The status of `/n/<number>.jpg`; 0 is a photo, 1 no answer."""
         self.delay = 0.0
         self.elsewhere = ""
         """Where `/away` redirects to."""
@@ -162,22 +169,24 @@ class FaultServer:
                     outer.most_busy = max(outer.busy, outer.most_busy)
                 outer.connections.add(self.client_address)
                 outer.agents.add(self.headers["User-Agent"])
-                robots = self.path == "/robots.txt"
-                if not robots:
+                if self.path != "/robots.txt":
                     outer.requests[self.path] += 1
                     time.sleep(outer.delay)
                 # Before the answer: who has it may send the next request before this thread goes on.
                 with outer._lock:
                     outer.busy -= 1
-                if robots:
+                if self.path == "/robots.txt":
                     outer.robots_asked += 1
-                    return send(self, *outer.robots)
+                    if self.headers["Accept"].startswith("image/"):
+                        return send(self, 406)
+                    robots = outer.robots_first.pop(0) if outer.robots_first else outer.robots
+                    return send(self, *robots, outer.robots_headers)
                 return outer.answer(self, self.path.removeprefix("/"))
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = _Server(("127.0.0.1", 0), Handler, tls)
+        self._server = _Server(("127.0.0.1", port), Handler, tls)
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -192,6 +201,8 @@ class FaultServer:
             send(to, 429, headers={"Retry-After": str(int(left) + 1)})
         elif self.broken and first == "n" and int(rest.partition(".")[0]) % 3 == 0:
             send(to, 500)
+        elif first == "n" and (status := self.fails(int(rest.partition(".")[0]))):
+            hang_up(to) if status == 1 else send(to, status)
         elif first == "n":
             number = int(rest.partition(".")[0])
             send(to, 200, encoded(Image.new("RGB", (32, 32), (number % 256, number // 256 % 256, 99))))
@@ -234,8 +245,7 @@ class FaultServer:
         elif first in ("drip", "endless"):
             pour(to, b"x" * (1 if first == "drip" else 100_000), 0.1 if first == "drip" else 0.0)
         elif first == "hang-up":
-            to.connection.shutdown(socket.SHUT_RDWR)
-            to.close_connection = True
+            hang_up(to)
         else:
             send(to, 404)
 
@@ -265,6 +275,11 @@ def send(to: BaseHTTPRequestHandler, status: int, body: bytes = b"", headers: di
     to.end_headers()
     to.wfile.write(body)
     to.wfile.flush()
+
+
+def hang_up(to: BaseHTTPRequestHandler) -> None:
+    to.connection.shutdown(socket.SHUT_RDWR)
+    to.close_connection = True
 
 
 def pour(to: BaseHTTPRequestHandler, piece: bytes, pause: float) -> None:

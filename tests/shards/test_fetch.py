@@ -225,10 +225,10 @@ def test_https_is_not_left_and_a_foreign_certificate_not_taken(
 def test_failures_of_the_connection_have_names(server: Any) -> None:
     port = server.url.rpartition(":")[2]
     tls, dns = fetch(f"https://127.0.0.1:{port}/plain.jpg", "http://no-such-host.invalid/x.jpg")
-    assert (tls.kind, dns.kind) == ("tls", "dns")
+    assert (tls.kind, dns.kind) == ("tls", "dns") and tls.attempts == dns.attempts == 0
     server.close()
     unheeded = FetchSettings(**{**vars(QUICK), "robots": False})
     (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=unheeded)
     assert refused.kind == "connect" and refused.attempts == 3
-    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg")
+    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=FetchSettings(**{**vars(QUICK), "patience": 0.5}))
     assert refused.kind == "connect" and refused.attempts == 0 and "robots.txt" in refused.reason

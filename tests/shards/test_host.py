@@ -89,7 +89,7 @@ def test_retry_after_holds_for_every_worker_and_from_stale_answers_too() -> None
     host.sync("b", Report(version=0, throttled=True, retry_after=20.0), 2.0)
     assert host.rate == rate
     grant = ask(host, 3.0, "c", wanted=5)
-    assert grant.closed == pytest.approx(19.0) and not grant.slots and not grant.give_up and grant.kind == "throttled"
+    assert grant.closed == pytest.approx(19.0) and not grant.slots and not grant.give_up and grant.kind == "unasked"
     assert not ask(host, 21.9, wanted=5).slots and ask(host, 22.1, wanted=5).slots
     ask(host, 23.0, throttled=True, retry_after=3600.0)
     assert ask(host, 24.0).give_up
@@ -98,14 +98,14 @@ def test_retry_after_holds_for_every_worker_and_from_stale_answers_too() -> None
 def test_a_host_that_only_fails_is_left_alone_for_longer_and_longer() -> None:
     host, now = Host(Limits(backoff=0.5, patience=5.0), 0.0), 0.0
     ask(host, now, wanted=1)
-    assert not ask(host, now, failed=19, kind="connect", reason="refused").closed
-    pauses = [ask(host, now, failed=1, kind="connect", reason="refused")]
+    assert not ask(host, now, unreached=19, kind="connect", reason="refused").closed
+    pauses = [ask(host, now, unreached=1, kind="connect", reason="refused")]
     for _ in range(4):
         now = host.closed_until + 0.01
         probe = ask(host, now, wanted=5)
         assert probe.slots == 1 and not probe.closed
         assert ask(host, now, "b", wanted=5).closed and not ask(host, now, "b", wanted=5).slots
-        pauses.append(ask(host, now, failed=1, kind="connect", reason="refused"))
+        pauses.append(ask(host, now, unreached=1, kind="connect", reason="refused"))
     assert [grant.closed for grant in pauses] == pytest.approx([2, 4, 8, 16, 32])
     assert [grant.give_up for grant in pauses] == [False, False, True, True, True]
     assert pauses[0].kind == "connect" and pauses[0].reason == "refused"
@@ -120,7 +120,44 @@ def test_an_answer_between_them_keeps_failures_from_adding_up() -> None:
     host = Host(Limits(), 0.0)
     ask(host, 0.0)
     for now in range(50):
-        assert ask(host, float(now), well=1, failed=15, kind="timeout", reason="slow").free
+        assert ask(host, float(now), well=1, failed=15, unreached=15, kind="timeout", reason="slow").free
+
+
+def test_a_host_that_was_there_before_is_expected_back() -> None:
+    host = Host(Limits(patience=1.0), 0.0)
+    ask(host, 0.0, well=1)
+    gone = ask(host, 1.0, unreached=20, kind="connect", reason="refused")
+    assert gone.give_up and gone.kind == "unasked" and gone.reason == "refused"
+
+
+def test_photos_that_fail_slow_a_host_down_and_never_close_it() -> None:
+    host = Host(Limits(rate=50.0, patience=60.0), 0.0)
+    grants = [ask(host, 0.0, wanted=9, failed=10, kind="http_error", reason="HTTP 500") for _ in range(8)]
+    assert [round(1 / grant.interval) for grant in grants] == [50, 25, 25, 12, 12, 6, 6, 6]
+    assert [grant.scatter for grant in grants] == [False] + 7 * [True] and not any(grant.closed for grant in grants)
+    assert not ask(host, 59.0, wanted=9).probe
+    doubtful = ask(host, 61.0, wanted=9)
+    assert doubtful.probe and doubtful.kind == "unasked" and "HTTP 500" in doubtful.reason and doubtful.slots
+    _, rung = host.sync("b", Report(version=host.version, well=1), 62.0)
+    assert rung == {"a"} and 1 / ask(host, 62.0, wanted=9).interval == pytest.approx(50)
+    free = Host(Limits(), 0.0)
+    assert ask(free, 0.0, wanted=9, failed=19).free and not ask(free, 0.0, wanted=9, failed=1).free
+    assert ask(free, 0.0, wanted=9, well=1).free
+
+
+def test_a_few_refusals_among_many_good_answers_are_the_photos_own() -> None:
+    host = Host(Limits(rate=50.0), 0.0)
+    for now in range(100):
+        assert not ask(host, now / 10, well=19, throttled=1).closed
+    assert host.rate == 50.0
+    closed = [ask(host, now / 10, well=1, throttled=19).closed for now in range(100, 104)]
+    assert any(closed) and host.rate < 50.0
+
+
+def test_refusals_that_pass_are_the_hosts_however_few() -> None:
+    host = Host(Limits(rate=50.0), 0.0)
+    grants = [ask(host, now / 10, well=18, throttled=2, passed=2) for now in range(3)]
+    assert [grant.closed > 0 for grant in grants] == [False, True, True] and host.rate == pytest.approx(25, abs=1)
 
 
 def test_connections_are_parted_and_never_more_than_the_limit() -> None:
@@ -151,3 +188,16 @@ def test_a_delay_that_the_host_asks_for_is_a_limit() -> None:
     grant = ask(host, 1.0, wanted=9)
     assert not grant.free and grant.slots == 1
     assert ask(host, 1.0, wanted=9).start == pytest.approx(10.0, abs=0.2)
+    # It still counts when nobody has asked the host for a moment.
+    host.leave("a")
+    assert not host.idle(15.0) and not host.idle(20.0) and host.idle(21.5)
+
+
+def test_a_delay_longer_than_patience_ends_the_photos() -> None:
+    host = Host(Limits(rate=50.0, patience=60.0), 0.0)
+    host.cap(1 / 86400)
+    grant = ask(host, 1.0, wanted=9)
+    assert grant.give_up and grant.kind == "throttled" and not grant.slots and "86,400 s" in grant.reason
+    # A lower rate of our own is no wish of the host's.
+    ours = Host(Limits(rate=0.01, patience=60.0), 0.0)
+    assert ask(ours, 1.0, wanted=9).slots == 1
