@@ -23,6 +23,7 @@ from lavic.monitor import FOLDER as SYSTEM
 from lavic.secrets import redact, reveal
 from lavic.sent import LOST, Sent, read_sent, write_state
 from lavic.server import BATCH, ID_TAG, Point, Server, mlflow_name
+from lavic.uris import anchored
 
 LOCK = ".mlflow.lock"
 _ABOVE = 3
@@ -57,6 +58,7 @@ class Feed:
             experiment: Instead of the one that the journal names; a run that is in another one already is refused.
             patience_s: How long to wait for another process that sends the same run.
         """
+        uri = anchored(uri)
         self.run_dir, self.uri, self.experiment = run_dir, redact(uri), experiment
         self.sent = Sent()
         self.points = 0

@@ -58,8 +58,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"(?i)\b((?:aws_)?secret_access_key['\"]?\s*[:=]\s*['\"]?)[^\s'\",}]+"), rf"\1{MASK}"),
 )
-_SHORTEST = 6
-"""Letters of a secret that is looked for as a word: a shorter one stands in too many others."""
+_WORD = re.compile(r"(?=.{6}).*[^a-z].*|.{12,}", re.S)
+"""A secret that is looked for wherever it stands: one such as `mlflow` is in too many other words."""
 _read: set[str] = set()
 """Secrets that `reveal` has read, in each form they may be written in."""
 
@@ -175,7 +175,7 @@ def _known() -> set[str]:
 
 def _forms(secret: str) -> set[str]:
     plain = unquote(secret)
-    return {form for form in (secret, plain, quote(plain, safe=""), quote_plus(plain)) if len(form) >= _SHORTEST}
+    return {form for form in (secret, plain, quote(plain, safe=""), quote_plus(plain)) if _WORD.fullmatch(form)}
 
 
 def _is_secret_name(name: str) -> bool:

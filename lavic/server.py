@@ -18,7 +18,7 @@ from typing import Any
 from lavic.errors import LaunchError
 from lavic.lock import Lock
 from lavic.secrets import redact
-from lavic.uris import lock_path, sqlite_path, sqlite_uri
+from lavic.uris import anchored, lock_path, sqlite_path, sqlite_uri
 
 BATCH = 1000
 """Points that MLflow takes at once."""
@@ -309,4 +309,5 @@ def connect(uri: str) -> Any:
     path = sqlite_path(uri)
     if path is not None:
         _make_sqlite(path)
+        uri = anchored(uri)  # MLflow makes the parent folder of one that is quoted otherwise
     return MlflowClient(tracking_uri=uri)

@@ -25,7 +25,7 @@ from lavic.journal import FILE, Journal, journal_id, read_events, read_journal
 from lavic.provenance import provenance
 from lavic.secrets import MASK, holds_secret, reveal
 from lavic.sent import Sent, read_sent, read_state
-from lavic.uris import default_store, sqlite_path
+from lavic.uris import anchored, default_store, sqlite_path
 
 __all__ = ["Journal", "Tracker", "TrackingSettings", "destination", "read_events", "read_journal", "sync"]
 
@@ -59,13 +59,8 @@ class TrackingSettings:
     @field_validator("uri")
     @classmethod
     def _from_anywhere(cls, uri: str | None) -> str | None:
-        """A file or store named from this folder, as it is named from any: it is read again from others."""
-        if uri and uri.startswith("@"):
-            return f"@{Path(uri[1:]).expanduser().absolute()}"
-        if uri and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-            path = sqlite_path(uri)
-            return f"sqlite:///{path}" if path and "?" not in uri and "%" not in uri else uri
-        return uri
+        """It is recorded, and read again from other folders."""
+        return anchored(uri) if uri else uri
 
     @property
     def named(self) -> str:

@@ -42,6 +42,16 @@ def sqlite_uri(path: Path) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def anchored(uri: str) -> str:
+    """An address, or a `@FILE` that holds one, which means the same from any folder; symbolic links stay."""
+    if uri.startswith("@"):
+        return f"@{Path(uri[1:]).expanduser().absolute()}"
+    if uri.startswith(("./", "../")):
+        return str(Path(uri).absolute())
+    path = sqlite_path(uri)
+    return uri if path is None or "?" in uri else sqlite_uri(path)
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file of a sqlite store; None for any other address, and for a database in memory."""
     if not uri.startswith("sqlite"):

@@ -392,7 +392,7 @@ def test_a_run_is_one_run_under_any_path(store_uri, tmp_path, monkeypatch, capsy
 
     # another spelling of the store
     monkeypatch.chdir(tmp_path)
-    sync(run, "sqlite:///runs/mlflow.db")
+    assert sync(run, "sqlite:///runs/mlflow.db").uri == store_uri
     # a copy goes on alone, and is the same run
     journal = Journal(runs / "copy" / "metrics.jsonl")
     journal.log(4, loss=0.25)

@@ -83,6 +83,22 @@ def test_values_of_the_environment_are_left_out_in_every_form(monkeypatch: pytes
     assert redact(text) == " | ".join([MASK] * 6)
 
 
+def test_a_plain_word_of_the_environment_stays_in_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mlflow")
+    assert redact("http://mlflow:5000") == "http://mlflow:5000"
+
+
+def test_a_file_that_others_can_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "address"
+    file.write_text(f"http://me:{SECRET}@h")
+    file.chmod(0o600)
+    reveal(f"@{file}", "--uri")
+    assert not caplog.text
+    file.chmod(0o644)
+    reveal(f"@{file}", "--uri")
+    assert f"chmod 600 {file}" in caplog.text and SECRET not in caplog.text
+
+
 def test_a_word_behind_a_flag_that_is_called_a_secret() -> None:
     assert redact_words(["--api-key", "abc", "--out", "abc"]) == ["--api-key", MASK, "--out", "abc"]
 

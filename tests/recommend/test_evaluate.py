@@ -125,10 +125,14 @@ def test_journal_names_the_data(done: Path, ground: Ground):
     assert found["items"]["path"] == str(ground.test)
 
 
-def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path):
+def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
     words = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
     assert evaluate.main([*map(str, words), "--draws", "50", "--limit", "4"]) == 0
     assert "shuffled" not in results(tmp_path)["hit_rate"]
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(files) >= 4 and not [path for path, content in files.items() if b"pw-1234" in content]
+    assert b"env:MLFLOW_TRACKING_URI" in files[tmp_path / "metrics.jsonl"]
 
 
 def test_free_generation(ground: Ground, tmp_path: Path):

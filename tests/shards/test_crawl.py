@@ -37,7 +37,11 @@ def leftovers(folder: Path) -> list[str]:
 
 
 class TestCrawl:
-    def test_mlflow_shows_the_crawl(self, tmp_path: Path, catalogue: Callable[..., Path]) -> None:
+    def test_mlflow_shows_the_crawl(
+        self, tmp_path: Path, catalogue: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pw-1234")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pw-1234")
         paths = [*(f"n/{n}.jpg" for n in range(20)), "status/404", "cut.jpg"]
         store = f"sqlite:///{tmp_path / 'mlflow.db'}"
         command = [
@@ -64,6 +68,8 @@ class TestCrawl:
         counts = {name: value for name, value in run.data.metrics.items() if name.startswith("outcome.")}
         assert counts == {"outcome.ok": 20, "outcome.gone": 1, "outcome.truncated": 1}
         assert run.data.metrics["photos_per_second"] > 0
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(files) > 5 and not [path for path in files if b"pw-1234" in path.read_bytes()]
 
     def test_a_catalogue_with_faults_then_again_then_mended(
         self, tmp_path: Path, catalogue: Callable[..., Path], server: Any, capsys: pytest.CaptureFixture[str]
