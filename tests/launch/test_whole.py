@@ -53,7 +53,7 @@ def test_a_receipt_of_an_older_set_is_none(shards: Path) -> None:
 def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
     described = step("describe", shards)
     tars = sorted(shards.glob("*.tar"))
-    row = {"key": "B0_0", "text": "red", "model": "m", "weights": "w", "prompt": "1"}
+    row = {"key": "B0_0", "text": "red", "model": "m", "weights": "w", "prompt": "1", "views": "five"}
     write_descriptions(tars[0], [row])
     assert not is_whole(described) and progress(described) == "1 of 2 shards"
     write_descriptions(tars[1], [row])
