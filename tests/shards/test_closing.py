@@ -16,9 +16,9 @@ from lavic.data.manifest import EMPTY_TAR, Manifest
 from lavic.data.shards import index_path
 from lavic.errors import DataError
 from lavic.shards import closing
-from lavic.shards.closing import TooFewStored, report
+from lavic.shards.closing import TooFewStored, close_set, report
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.outcomes import success
+from lavic.shards.outcomes import read_ledger, success, write_ledger
 from lavic.shards.pack import read_seal
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.progress import Progress
@@ -113,6 +113,27 @@ def test_an_upgrade_of_packages_changes_no_digest(
     upgraded = crawl_here(plan, FETCH)
     assert upgraded.versions["ray"] == "99.0" and upgraded.digest == first.digest
     assert replace(first, outcomes={"ok": 1}).digest != first.digest
+
+
+def test_photos_never_asked_for_are_counted_with_their_reasons(
+    tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(catalogue("n/1.jpg", "n/2.jpg", "status/404", "status/410"), tmp_path / "out")
+    crawl_here(plan, FETCH)
+    rows = read_ledger(plan.shard(0))
+    reasons = ["", "", "a.example: 500 since 12:00", "b.example: no answer"]
+    rows = [replace(row, kind="unasked" if why else "ok", reason=why) for row, why in zip(rows, reasons, strict=True)]
+    write_ledger(plan.shard(0), rows)
+    seal = read_seal(plan.shard(0), plan.digests[0], {path.name: path.stat().st_size for path in plan.folder.iterdir()})
+    assert seal
+    seal = replace(seal, outcomes={"ok": 2, "unasked": 2})
+    capsys.readouterr()
+    report(close_set(plan, [seal], 0.5), [seal], [seal], 4, 1.0)
+    out = capsys.readouterr().out
+    assert "2 photos were never asked for: a.example: 500 since 12:00 (1); b.example: no answer (1)." in out
+    assert "Run the same command again" in out
+    with pytest.raises(TooFewStored):
+        close_set(plan, [seal], 0.51)
 
 
 def test_figures_are_those_of_this_run(
