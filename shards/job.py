@@ -14,6 +14,7 @@ from lavic.shards.plan import Plan
 from lavic.shards.processes import on_processes
 from lavic.shards.progress import Progress
 from lavic.shards.settings import CrawlSettings
+from lavic.shards.worker import shard_row
 from lavic.tracking import Tracker
 
 _JOURNAL_S = 2.0
@@ -49,7 +50,7 @@ def make_shards(
         LavicError: The folder cannot be written to, or is another crawl's by now.
     """
     digests = plan.digests
-    rows = [{"number": n, "shard": plan.shard(n).name, "digest": digests[n], "refresh": refresh} for n in todo]
+    rows = [shard_row(n, plan.shard(n).name, digests[n], refresh) for n in todo]
     if uses_ray(settings, plan.counts.photos - sum(sum(counts.values()) for counts in settled)):
         from lavic.shards.rayjob import on_ray
 

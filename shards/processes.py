@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import queue
@@ -30,7 +31,7 @@ from lavic.shards.broker import Broker
 from lavic.shards.lane import Office
 from lavic.shards.progress import Tally
 from lavic.shards.settings import CrawlSettings
-from lavic.shards.worker import Job, Row, make_shard
+from lavic.shards.worker import Job, Row, later, make_shard
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,9 @@ class _Pool:
         try:
             while self._todo:
                 row = self._todo.popleft()
+                if not self._todo:
+                    # There is nothing to go on with.
+                    row = {**row, "leave_after": math.inf}
                 made = None
                 for _ in range(_ATTEMPTS):
                     worker = worker or _Worker(self._broker, self.tally, self._settings, self._owner)
@@ -116,7 +120,10 @@ class _Pool:
                         f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {end}; is there "
                         "enough memory? fewer --ray.workers or a lower --fetch.concurrency need less"
                     )
-                self._made.put(made)
+                if made["left"]:
+                    self._todo.append(later(row))
+                else:
+                    self._made.put(made)
         except Exception as error:
             self._made.put(error)
         finally:

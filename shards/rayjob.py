@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +11,7 @@ from lavic.shards.broker import RayBroker
 from lavic.shards.cluster import ray_session
 from lavic.shards.progress import Tally
 from lavic.shards.settings import CrawlSettings
-from lavic.shards.worker import Job, Row, make_shard
+from lavic.shards.worker import Job, Row, later, make_shard
 
 _PORTION = 16
 """Shards of a task, at most: when a worker dies, those it had made of them are made again, from what they hold."""
@@ -30,13 +31,33 @@ def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator
 
         tally = _tally(ray)
         workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
-        job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
-            _make_one,
-            fn_args=(settings, owner, RayBroker(settings.fetch.limits), tally),
-            num_cpus=1,
-            concurrency=settings.ray.workers,
-        )
-        yield Job(made=job.iter_rows(), running=lambda: _running(ray, tally))
+        broker = RayBroker(settings.fetch.limits)
+
+        def make(rows: Sequence[Row]) -> Iterator[Row]:
+            job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
+                _make_one,
+                fn_args=(settings, owner, broker, tally),
+                num_cpus=1,
+                concurrency=settings.ray.workers,
+            )
+            yield from job.iter_rows()
+
+        yield Job(made=_rounds(rows, workers, make), running=lambda: _running(ray, tally))
+
+
+def _rounds(rows: Sequence[Row], workers: int, make: Callable[[Sequence[Row]], Iterator[Row]]) -> Iterator[Row]:
+    """Shards that workers leave, since they only wait for slow hosts, are made when all others are."""
+    while rows:
+        if len(rows) <= workers:
+            # Each has a worker of its own, and nobody else needs it.
+            rows = [{**row, "leave_after": math.inf} for row in rows]
+        left = set()
+        for made in make(rows):
+            if made["left"]:
+                left.add(made["number"])
+            else:
+                yield made
+        rows = [later(row) for row in rows if row["number"] in left]
 
 
 def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:

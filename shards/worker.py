@@ -17,6 +17,28 @@ from lavic.shards.settings import CrawlSettings
 
 Row = dict[str, Any]
 
+_LEAVE_S = 5.0
+"""Seconds that a worker waits at first when a shard only lacks photos of slow hosts; then it goes on with others."""
+_LONGER = 4
+"""Each time that it comes back to such a shard it waits so many times longer."""
+
+
+def shard_row(number: int, shard: str, digest: str, refresh: str) -> Row:
+    """What a worker needs to know of a shard."""
+    return {
+        "number": number,
+        "shard": shard,
+        "digest": digest,
+        "refresh": refresh,
+        "leave_after": _LEAVE_S,
+        "again": False,
+    }
+
+
+def later(row: Row) -> Row:
+    """The row of a shard that a worker has left, to be made when the others are."""
+    return {**row, "leave_after": row["leave_after"] * _LONGER, "again": True}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -29,23 +51,28 @@ class Job:
 
 
 def make_shard(row: Row, settings: CrawlSettings, owner: str, office: Office, report: Report) -> Row:
-    """Make one shard. A folder that cannot be written to is a value, so that the driver ends with one line."""
+    """Make one shard, or leave it where it only waits for slow hosts: then `left` photos are missing.
+
+    A folder that cannot be written to is a value, so that the driver ends with one line.
+    """
     _freeze()
     folder = place(settings.out)
-    made = {"number": row["number"], "seal": "", "error": "", "taken": False}
+    made = {"number": row["number"], "seal": "", "error": "", "taken": False, "left": 0}
     try:
         seal = pack_shard(
             folder / row["shard"],
             row["digest"],
             settings.fetch,
             settings.photo,
-            settings.retry,
+            # What was tried again before the shard was left is not tried once more.
+            () if row["again"] else settings.retry,
             office=office,
             refresh=row["refresh"],
             report=report,
             publish=lambda: check(folder, owner),
+            leave_after=row["leave_after"],
         )
-        return {**made, "seal": pack_seal(seal)}
+        return {**made, "seal": pack_seal(seal), "left": seal.left}
     except (Superseded, ConfigError) as error:
         return {**made, "error": str(error), "taken": True}
     except storage_errors() as error:

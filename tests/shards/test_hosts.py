@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
+from lavic.cli import main
+from lavic.data.dataset import ShardDataset
 from lavic.data.shards import read_samples
+from lavic.shards import worker
 from lavic.shards.broker import Broker
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import Outcome, read_ledger
 from lavic.shards.pack import Seal, pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan
+from lavic.shards.rayjob import _rounds
 from lavic.shards.tasks import PlanSettings
 from tests.shards.faults import FaultServer
 from tests.shards.test_pack import bytes_of
@@ -151,3 +155,35 @@ def test_a_shard_that_only_waits_for_a_slow_host_is_left_and_made_whole_later(
     gaps = [later - earlier for earlier, later in zip(second_server.times, second_server.times[1:], strict=False)]
     assert sum(gap > 1.1 for gap in gaps) >= 4
     assert [sample.item_id for sample in read_samples(plan.shard(0))] == [f"B{n:05d}" for n in range(200)]
+
+
+def test_one_slow_host_holds_up_no_shard_of_another(
+    tmp_path: Path, catalogue: Callable[..., Path], server: Any, second_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LEAVE_S", 0.3)
+    server.robots = (200, b"User-agent: *\nCrawl-delay: 1.5\n")
+    urls = [f"{server.url if n < 3 else second_server.url}/n/{n}.jpg" for n in range(43)]
+    words = ["--items", str(catalogue(*urls)), "--out", str(tmp_path / "out"), "--photos-per-shard", "10"]
+    words += ["--executor", "local", "--ray.workers", "1", "--fetch.allow-private", "--fetch.host-rate", "0"]
+    assert main(["crawl", *words]) == 0
+    assert len(server.requests) == 3 and sum(server.requests.values()) == 3
+    assert max(second_server.times) < server.times[-1], "one worker, and the slow host's shard is the first"
+    assert [ShardDataset(tmp_path / "out")[n].item_id for n in range(43)] == [f"B{n:05d}" for n in range(43)]
+
+
+def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer_each_time() -> None:
+    rows = [worker.shard_row(number, f"{number}.tar", "", "") for number in range(5)]
+    rounds = []
+
+    def make(rows: Any) -> Any:
+        rounds.append([(row["number"], row["leave_after"], row["again"]) for row in rows])
+        for row in rows:
+            yield {"number": row["number"], "left": int(row["number"] < 3 and row["leave_after"] <= 20.0)}
+
+    assert [made["number"] for made in _rounds(rows, 2, make)] == [3, 4, 0, 1, 2]
+    assert rounds == [
+        [(number, 5.0, False) for number in range(5)],
+        [(number, 20.0, True) for number in range(3)],
+        [(number, 80.0, True) for number in range(3)],
+    ]
+    assert list(_rounds(rows[:2], 2, make)) and rounds[-1] == [(0, float("inf"), False), (1, float("inf"), False)]
