@@ -144,7 +144,7 @@ def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
 def test_items_without_a_photo_are_named_or_left_out(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
+    monkeypatch.setitem(ENV, "MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
     rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
     rows[0][KEY][-1] = "GONE000001"
     rows[1]["gt_items"] = ["GONE000002"]
@@ -158,7 +158,8 @@ def test_items_without_a_photo_are_named_or_left_out(
     assert f"1 of {len(rows)} rows and 1 candidates left out: not in the store" in dropped.stdout
     assert "pw-1234" not in dropped.stdout + dropped.stderr
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert files and not [path for path in files if b"pw-1234" in path.read_bytes()]
+    assert not [path for path in files if b"pw-1234" in path.read_bytes()]
+    assert "env:MLFLOW_TRACKING_URI" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 SPOILING = """
