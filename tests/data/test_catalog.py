@@ -165,6 +165,27 @@ def test_any_bytes_are_items_or_named_errors(tmp_path: Path, lines: list[bytes])
     assert all("any.jsonl:" in str(error) for error in errors)
 
 
+SYNTAX = [b"{", b"}", b"[", b"]", b'"', b"'", b":", b",", b"\n", b"\\", b"null", b"1e999", b"\xff", b"\0", b"url"]
+STARTS = [b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b\x08\0", b"BZh91AY&SY", b"(\xb5/\xfd", b"PAR1\x15"]
+RECORDS = [b'"B1": {"images": []}', b'{"parent_asin": "B2"}']
+PIECES = st.sampled_from([*SYNTAX, *STARTS, *RECORDS]) | st.binary(max_size=3)
+ENDINGS = st.sampled_from(["json", "jsonl", "csv", "txt", "parquet"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PIECES, max_size=20), ENDINGS)
+def test_any_bytes_under_any_name_are_items_or_named_errors(tmp_path: Path, pieces: list[bytes], ending: str) -> None:
+    path = tmp_path / f"any.{ending}"
+    path.write_bytes(b"".join(pieces))
+    for columns in (None, {"url": "url"}):
+        rejected: list[BadRecord] = []
+        try:
+            assert all(item.id for item in read_items([path], rejected.append, columns=columns))
+        except DataError as error:
+            assert str(path) in str(error)
+        assert all(str(path) in str(error) for error in rejected)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(min_size=1).map(lambda id: f"B{id.strip()}"), st.text(), max_size=6), st.integers(0, 3))
 def test_any_keyed_file_gives_its_ids(tmp_path: Path, titles: dict[str, str], indent: int) -> None:

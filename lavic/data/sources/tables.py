@@ -31,7 +31,10 @@ def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequ
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
     first = text.readline()
     delimiter = max(",;\t", key=first.count)
-    header = next(csv.reader([first], delimiter=delimiter), [])
+    try:
+        header = next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise DataError(f"{path}:1: not the header of a table ({error})") from None
     _check_columns(path, header, columns)
     rows = csv.reader(text, delimiter=delimiter)
     while True:
