@@ -124,7 +124,10 @@ class Transport:
         elif proxy.authorization:
             more["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
         assert self._proxied
-        return await exchange(self._proxied, url, bounds, timeout, headers, **more)
+        answer = await exchange(self._proxied, url, bounds, timeout, headers, **more)
+        if answer.http == 407:
+            return Answer("connect", reason="the proxy answers 407: it wants a user and password", http=407)
+        return answer
 
     def _session(self, resolver: CheckedResolver | None) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -105,8 +105,10 @@ class TestProxy:
     ) -> None:
         trusted, _ = tls_servers
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:wrong@127.0.0.1:{proxy.port}")
-        (refused,) = fetch(f"{trusted.url}/n/1.jpg")
-        assert refused.kind == "connect" and "proxy" in refused.reason and "407" in refused.reason
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        refused, plain = fetch(f"{trusted.url}/n/1.jpg", f"{trusted.url.replace('https', 'http')}/n/1.jpg")
+        for got in (refused, plain):
+            assert got.kind == "connect" and "proxy" in got.reason and "407" in got.reason
         proxy.close()
         (down,) = fetch(f"{trusted.url}/n/1.jpg")
         assert down.kind == "connect" and "proxy" in down.reason
