@@ -47,15 +47,15 @@ class PhotoSettings:
     max_scans: int = Field(default=100, ge=1)
     """JPEGs with more scans than this are refused before they are decoded. Progressive ones have about ten."""
     decode_seconds: float = Field(default=20.0, gt=0)
-    """CPU time that one photo may take to be decoded; one that takes longer is refused."""
+    """Seconds of CPU time that one photo may take to be decoded; one that takes longer is refused."""
     min_side: int = Field(default=32, ge=1)
     """Images with a side of fewer pixels than this are no photos but placeholders."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of photos that must be written anew: other formats, turned or transparent ones, other colour
     spaces. Others keep their bytes."""
     resize: int | None = Field(default=None, ge=1, le=jpeg.LONGEST_SIDE)
-    """Make photos whose longest side has more pixels than this so large; smaller ones stay as they are. By default
-    every photo keeps its size."""
+    """Scale photos down whose longest side has more pixels than this; none is scaled up. By default every photo keeps
+    its size."""
     placeholders: tuple[str, ...] = ()
     """Images that stand for missing photos, beside those of Amazon that are known: Amazon image ids, sha256 digests of
     what the server sends, or files with one of these on each line, as `sha256sum` writes them."""
