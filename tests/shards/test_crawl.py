@@ -40,6 +40,7 @@ class TestCrawl:
     def test_mlflow_shows_the_crawl(
         self, tmp_path: Path, catalogue: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        pytest.importorskip("mlflow")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pw-1234")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pw-1234")
         paths = [*(f"n/{n}.jpg" for n in range(20)), "status/404", "cut.jpg"]

@@ -41,6 +41,7 @@ def holed(tmp_path: Path, catalogue: Callable[..., Path]) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_webdataset_reads_the_range_of_names(holed: Path, workers: int) -> None:
     webdataset = pytest.importorskip("webdataset")
+    pytest.importorskip("torch")
     # As webdataset is told where there may be fewer shards than workers.
     data = webdataset.WebDataset(str(holed / "t-2023-{000000..000004}.tar"), shardshuffle=False, empty_check=False)
     loader = webdataset.WebLoader(data.decode("pil").to_tuple("json", "jpg"), batch_size=None, num_workers=workers)
