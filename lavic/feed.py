@@ -204,7 +204,7 @@ class Feed:
             last = (read_events(self.run_dir / FILE, "start") or [start])[-1]  # a resumed run may be told otherwise
             self.sent.run_id, there = self._server.open(
                 self.sent.id,
-                last.get("run") or run_name(self.run_dir),
+                self._name(last),
                 experiment=self.experiment or last.get("experiment") or "lavic",
                 parent=self._parent(last.get("parent_run") or ""),
                 start_ms=_ms(start),
@@ -219,6 +219,11 @@ class Feed:
             return
         self.sent.status = "RUNNING"
         self._save()
+
+    def _name(self, start: dict[str, Any]) -> str:
+        """The name that was chosen for the run, else its folder's: journals without ids name the command."""
+        chosen = "id" in start or (start.get("params") or {}).get("tracking.run")
+        return str((chosen and start.get("run")) or run_name(self.run_dir))
 
     def _parent(self, named: str) -> str | None:
         """The run that the journal names, where this store has it, else the one whose folder this one lies in.

@@ -65,7 +65,9 @@ def tracked(
     run: Path, steps: range, *, status: str = "FINISHED", settings: TrackingSettings | None = None, **params
 ) -> None:
     """A run from the outside: starts, logs a loss per step, ends."""
-    tracker = Tracker.open(run, settings)
+    tracker = Tracker(
+        Journal(run / "metrics.jsonl"), settings, patience_s=240
+    )  # a loaded machine's mlflow loads slowly
     tracker.start("distill", {"lr": 0.1, **params}, {"stage": "1"})
     for step in steps:
         tracker.log(step, loss=1 / step, **({"valid_loss": 2 / step} if step % 2 else {}))
@@ -420,6 +422,7 @@ def test_a_run_from_before_there_were_ids_is_one_run_too(store_uri, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "copy")
     assert sync(run).points == 1
     assert sync(tmp_path / "runs" / "copy").points == 0
+    assert stored(run).run.info.run_name == "runs/old"
     noted = json.loads((run / "mlflow.json").read_text())[store_key(store_uri)]
     stored(run).client.delete_tag(noted["run_id"], "lavic.run_id")
     before = {key: value for key, value in noted.items() if key not in ("id", "uri")}
@@ -622,7 +625,8 @@ def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, capl
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        tracker = Tracker.open(tmp_path / "run", TrackingSettings(mlflow=True, uri=uri))
+        settings = TrackingSettings(mlflow=True, uri=uri)
+        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, patience_s=240)
         start = time.monotonic()
         tracker.start("x", {"lr": 1})
         for step in range(1, 501):

@@ -218,7 +218,7 @@ def test_nothing_that_a_run_leaves_holds_the_password(
     run = tmp_path / "runs" / "one"
     Guarded.shown.clear()
     with Tracker.open(run, chosen) as tracker:
-        tracker._patience_s = 60  # until the first try has failed
+        tracker._patience_s = 240  # until the first try has failed
         tracker.start("tune", flatten(chosen) | {"endpoint": f"http://a:{SECRET}@b"}, {"line": f"x --token={SECRET}"})
         assert tracker._feed is not None
         words = Path(f"/proc/{tracker._feed.pid}/cmdline").read_bytes()
