@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -196,7 +197,8 @@ class Distill(Stage):
         return (
             f"perplexity of the validation descriptions: {full:.3f} from all tokens, {before:.3f} from one per view "
             f"before, {after:.3f} after\n"
-            f"{folder.bundle}: done; next: lavic embed --adapter {self.chosen.out} --shards ... --out STORE"
+            f"{folder.bundle}: done; next: lavic embed --adapter {shlex.quote(str(self.chosen.out))} --shards ... "
+            "--out STORE"
         )
 
     def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
@@ -217,19 +219,22 @@ class Distill(Stage):
             self._note(run, "full", self._captions["full"] | teacher.as_dict())
 
     def _score(self, run: Run, task: nn.Module, samples: DistillData) -> Score:
-        from lavic.train.score import score
+        from lavic.train.score import NoTargets, score
 
         micro_batch, _ = self.chosen.loop.split(run.world.size)
-        return score(
-            task,
-            samples,
-            run.world,
-            batch=micro_batch,
-            device=run.world.device(),
-            tokens=self.chosen.loop.micro_tokens,
-            workers=self.chosen.loop.workers,
-            stop=run.stop,
-        )
+        try:
+            return score(
+                task,
+                samples,
+                run.world,
+                batch=micro_batch,
+                device=run.world.device(),
+                tokens=self.chosen.loop.micro_tokens,
+                workers=self.chosen.loop.workers,
+                stop=run.stop,
+            )
+        except NoTargets:
+            raise DataError(f"{self.chosen.valid}: {samples.no_targets()}") from None
 
     def _note(self, run: Run, arm: str, values: dict[str, Any]) -> None:
         self._captions[arm] = values

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,19 @@ from packaging.requirements import Requirement
 from lavic.config import parse, settings
 from lavic.errors import LaunchError
 
-DESCRIPTION = """Looks at this machine: Python, packages, GPUs, memory, disk.
+DESCRIPTION = """Looks at this machine: Python, packages, GPUs, memory, disk, home and cache folders, SLURM.
 
 Exit code 0 when everything that a command needs is there, 1 when something is missing. A line that is not "ok" says
 how to mend it."""
 
 _GIB = 2**30
+_NAME = 19
+"""Width of the column of names; those of the packages are shorter."""
+_SOCKET_PATH = 107
+"""Longest path of a Unix socket, bytes."""
+_RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""What Ray puts behind the temporary folder."""
+_SLURM_S = 10.0
 
 
 @settings
@@ -50,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(Settings, argv, command="doctor", description=DESCRIPTION)
     checks: list[Check] = []
     for check in examine(chosen):
-        print(f"{check.state:<8}{check.name:<14}{check.found}", flush=True)
+        print(f"{check.state:<8}{check.name:<{_NAME}}{check.found}", flush=True)
         if check.mend:
-            print(f"{'':<22}-> {check.mend}", flush=True)
+            print(f"{'':<{8 + _NAME}}-> {check.mend}", flush=True)
         checks.append(check)
     missing = [check.name for check in checks if check.state == "missing"]
     print(f"missing: {', '.join(missing)}" if missing else "everything that a command needs is here")
@@ -65,6 +73,7 @@ def examine(chosen: Settings) -> Iterator[Check]:
     yield from _packages()
     yield _gpus()
     yield from _room()
+    yield from _folders()
     yield _slurm()
     if chosen.ray:
         yield _tried("ray start", "started and stopped", _start_ray)
@@ -132,9 +141,41 @@ def _room() -> Iterator[Check]:
     yield Check("open files", "ok" if files >= 1024 else "note", str(files), "" if files >= 1024 else "ulimit -n 4096")
 
 
+def _folders() -> Iterator[Check]:
+    """Folders that libraries write to without being asked."""
+    try:
+        home = Path.home()
+        mend = "" if os.access(home, os.W_OK | os.X_OK) else "not writable: export HOME=/a/folder/of/yours"
+        yield Check("home", "note" if mend else "ok", str(home), mend)
+    except RuntimeError:
+        yield Check("home", "missing", "no HOME, and no entry for this user", "export HOME=/a/folder/of/yours")
+        return
+    cache = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface")
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(there).free / _GIB
+    mend = "" if free >= 20 else "a 7B model takes 15 GiB: export HF_HOME=/a/larger/disk"
+    yield Check("Hugging Face cache", "note" if mend else "ok", f"{cache}, {free:.1f} GiB free", mend)
+    temporary = Path(tempfile.gettempdir())
+    length = len(os.fsencode(f"{temporary}{_RAY_SOCKET}"))
+    mend = "" if length <= _SOCKET_PATH else "too long for Ray's sockets: export TMPDIR=/tmp"
+    yield Check("temporary folder", "note" if mend else "ok", str(temporary), mend)
+
+
 def _slurm() -> Check:
-    found = shutil.which("sbatch")
-    return Check("slurm", "ok", found) if found else Check("slurm", "note", "no sbatch here: one machine only")
+    """Whether a SLURM is here, and answers: a login node may have the commands and no controller."""
+    if not shutil.which("sbatch"):
+        return Check("slurm", "note", "no sbatch here: one machine only")
+    try:
+        done = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=_SLURM_S)
+        reason = next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
+    except subprocess.TimeoutExpired:
+        done, reason = None, f"no answer within {_SLURM_S:.0f} s"
+    except OSError as error:
+        done, reason = None, f"sinfo: {error.strerror}"
+    if done is None or done.returncode:
+        return Check("slurm", "note", f"sbatch is here, sinfo fails: {reason}", "ask for slurmctld, or use one machine")
+    partitions = ", ".join(dict.fromkeys(done.stdout.split())) or "no partition"
+    return Check("slurm", "ok", f"partitions: {partitions}")
 
 
 def _tried(name: str, done: str, action: Callable[[], None]) -> Check:

@@ -69,7 +69,7 @@ class EvaluateSettings:
     """What happens to a candidate that is not in the store: an error, or it is left out of its list (and counted)."""
     decode: Decode = "likelihood"
     """`likelihood` ranks the whole list by the probability of each ID; `generate` lets the model write freely and reads
-    the ID out of it, as the released scripts do."""
+    the ID out of it, as the released scripts do: there is no ranking behind that one item."""
     tokens_per_item: PositiveInt | None = None
     """Item tokens shown of each candidate of --bundle, its first ones; by default as many as it was tuned on."""
     train: Path | None = None
@@ -103,6 +103,8 @@ class EvaluateSettings:
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    dry_run: bool = False
+    """Check every input, print what would be ranked and stop; no model is loaded and nothing is written."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the numbers are recorded besides OUT."""
 
@@ -111,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
     world = World.from_env()
+    if chosen.dry_run:
+        print(outline(chosen, Contest.prepare(chosen)))
+        return 0
     if chosen.nproc > 1 and world.size == 1:
         from lavic.launch import local
 
@@ -161,6 +166,26 @@ def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
     return 0
 
 
+def outline(chosen: EvaluateSettings, contest: Contest) -> str:
+    """What an evaluation would rank, as text."""
+    models = len({(arm.bundle, arm.language) for arm in contest.arms})
+    lines = [
+        f"base model  {contest.info.base}",
+        f"item store  {chosen.store}, {len(contest.store):,} items",
+        f"arms        {', '.join(contest.labels)}; {models} loads of the model, one after the other",
+    ]
+    for trial in contest.trials:
+        lists = [len(listed) for listed in trial.lists]
+        size = f"{min(lists)} to {max(lists)}" if min(lists) < max(lists) else f"{lists[0]}"
+        lines.append(f"{trial.name:<12}{len(trial):,} conversations, {size} candidates each{_left_out(trial.left_out)}")
+    rankings = sum(len(trial) for trial in contest.trials) * len(contest.arms)
+    return "\n".join([*lines, f"rankings    {rankings:,} by a model; results would be written to {chosen.out}"])
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    return "".join(f"; left out: {count:,} {kind.replace('_', ' ')}" for kind, count in counts.items())
+
+
 def measure_all(
     chosen: EvaluateSettings, contest: Contest, found: Mapping[str, Mapping[str, Sequence[Ranking]]]
 ) -> dict[str, Any]:
@@ -207,7 +232,7 @@ def table(results: Mapping[str, Any]) -> str:
     for name, trial in results["sets"].items():
         lines.append(
             f"\n{name}: {trial['conversations']} conversations, {trial['clusters']} groups, "
-            f"ceiling {trial['ceiling']['value']:.3f}"
+            f"ceiling {trial['ceiling']['value']:.3f}{_left_out(trial['left_out'])}"
         )
         lines.append(f"  {'arm':<{width}}  HitRatio@1  [{results['settings']['level']:.0%} interval]     MRR  NDCG@10")
         for arm, of in trial["arms"].items():
@@ -220,6 +245,8 @@ def table(results: Mapping[str, Any]) -> str:
                 f'  {arm:<{width}}  "none of these" said of {said[0]} of {of["lists_without"]} lists without a target, '
                 f"{said[1]} of {of['lists_with']} with one"
             )
+    if results["settings"]["decode"] == "generate":
+        lines.append("\n--decode generate names one item and leaves no ranking behind it: MRR and NDCG count that one")
     return "\n".join(lines).lstrip("\n")
 
 

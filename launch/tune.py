@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,8 +191,8 @@ class Tune(Stage):
 
     def farewell(self, folder: RunFolder) -> str:
         """What comes next."""
-        words = f"lavic evaluate --bundle {folder.bundle} --store {self.chosen.store} --test ..."
-        return f"{folder.bundle}: done; next: {words}"
+        words = shlex.join(["lavic", "evaluate", "--bundle", str(folder.bundle), "--store", str(self.chosen.store)])
+        return f"{folder.bundle}: done; next: {words} --test ..."
 
     def _vision(self) -> Path | None:
         """The adapter that made the store; nothing for a run that does not look."""

@@ -198,6 +198,21 @@ class DistillData:
         tokens = every if self.teach or self.tokens == "all" else shown
         return len(self._example(meta["title"], text, tokens).input_ids)
 
+    def no_targets(self) -> str:
+        """Why no photo has a target, for the error that says so: reads the words of every photo."""
+        lengths = []
+        for position in range(len(self)):
+            meta, text = self.photos.words(self._index(position))
+            if text:
+                prompt = describe(meta["title"], 0, self.encoder.style)
+                lengths.append(len(self.encoder.example(prompt, text).input_ids))
+        if not lengths:
+            return f"none of the {len(self):,} photos is described: run `lavic describe` on the set"
+        return (
+            f"{len(lengths):,} of {len(self):,} photos are described, and the shortest title and description take "
+            f"{min(lengths)} tokens, more than --max-length {self.max_length}: raise it"
+        )
+
     def _shape(self, position: int, size: tuple[int, int]) -> tuple[Grid, int, int]:
         """Tiles of a photo, views that the student sees, and patch tokens where somebody asks for them."""
         grid = self.geometry.grid(size)

@@ -38,6 +38,10 @@ class Score:
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
+class NoTargets(ConfigError):
+    """A set in which nothing can be scored."""
+
+
 @torch.no_grad()
 def score(
     task: nn.Module,
@@ -65,7 +69,7 @@ def score(
         at: Told where in the set this rank is.
 
     Raises:
-        ConfigError: The set has no target token.
+        NoTargets: The set has no target token.
         Stopped: On request.
     """
     stop = stop or StopRequest()
@@ -86,9 +90,7 @@ def score(
     at("the end")
     loss, tokens = world.sum(total).tolist()
     if not tokens:
-        raise ConfigError(
-            "the validation set has no target: is it empty, or are its photos not described (`lavic describe`)?"
-        )
+        raise NoTargets("the validation set has no target token: it is empty, or no sample of it fits --max-length")
     return Score(loss / tokens, int(tokens))
 
 

@@ -24,3 +24,46 @@ def test_packages_are_checked_against_the_bounds_of_setup():
     found = {check.name: check for check in doctor._packages()}
     assert {"pydantic", "ray", "deepspeed", "mlflow", "torch"} <= set(found)
     assert found["pydantic"].state == "ok"
+
+
+def test_names_stand_in_one_column(capsys):
+    doctor.main([])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok ", "note ", "missing "))]
+    assert len(lines) > 20
+    column = 8 + doctor._NAME
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+
+
+def test_folders_that_libraries_write_to_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "a" / "cache"))
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: "/" + "t" * 60)
+    found = {check.name: check for check in doctor._folders()}
+    assert found["home"].found == str(tmp_path)
+    assert found["Hugging Face cache"].found.startswith(f"{tmp_path}/a/cache, ")
+    assert "TMPDIR" in found["temporary folder"].mend
+
+
+def test_no_home_is_missing(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    (check,) = doctor._folders()
+    assert check.state == "missing" and "HOME" in check.mend
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "found"),
+    [
+        ("echo 'gpu*'; echo long; echo long", "ok", "partitions: gpu*, long"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "note", "Unable to contact slurm controller"),
+        ("exec sleep 60", "note", "no answer within"),
+    ],
+)
+def test_a_slurm_that_does_not_answer_is_told_from_one_that_does(tmp_path, monkeypatch, script, state, found):
+    for name, text in (("sbatch", "exit 0"), ("sinfo", script)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(doctor, "_SLURM_S", 1.0)
+    check = doctor._slurm()
+    assert check.state == state and found in check.found

@@ -135,13 +135,30 @@ def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: P
     assert b"env:MLFLOW_TRACKING_URI" in files[tmp_path / "metrics.jsonl"]
 
 
-def test_free_generation(ground: Ground, tmp_path: Path):
+def test_a_dry_run_checks_the_inputs_and_writes_nothing(ground: Ground, tmp_path: Path, capsys):
+    rows = [json.loads(line) for line in ground.test.read_text().splitlines()]
+    rows[0][KEY] = [*rows[0][KEY], "B0NOWHERE0"]
+    rows[1]["gt_items"] = []
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path / "out", "--dry-run"]
+    assert evaluate.main([*map(str, words), "--test", str(tmp_path / "odd.jsonl"), "--missing", "drop"]) == 0
+    text = capsys.readouterr().out
+    assert f"odd         {len(rows) - 1} conversations, " in text
+    assert "left out: 1 conversations without target; left out: 1 candidates not in store" in text
+    assert f"rankings    {3 * (len(rows) - 1)} by a model" in text  # lavic, shuffled and before_tuning
+    with pytest.raises(DataError, match="B0NOWHERE0 is not in the item store"):
+        evaluate.main([*map(str, words), "--test", str(tmp_path / "odd.jsonl")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_free_generation(ground: Ground, tmp_path: Path, capsys):
     words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
     chosen = ["--decode", "generate", "--limit", "3", "--draws", "50", "--arms", "lavic", "random"]
     assert evaluate.main([*map(str, words), *chosen]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert all(isinstance(line["text"], str) and len(line["ranking"]) <= 1 for line in lines)
+    assert "--decode generate names one item and leaves no ranking behind it" in capsys.readouterr().out
 
 
 @pytest.mark.dist
