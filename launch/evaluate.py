@@ -18,7 +18,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
 from lavic.config import Seed, flatten, parse, settings
-from lavic.data.atomic import write_whole, written_aside
+from lavic.data.atomic import encoded, write_whole, written_aside
+from lavic.data.output_folder import hold
+from lavic.errors import ConfigError
 from lavic.launch.contest import ArmName, Contest
 from lavic.model.settings import BaseModelSettings
 from lavic.provenance import versions
@@ -45,6 +47,10 @@ tokens shuffled between the candidates, the model before stage 2, the list's ord
 
 Writes OUT/results.json (every metric of every arm, with intervals over clusters of dependent conversations, paired
 differences and exact tests), OUT/predictions.jsonl (every ranking) and OUT/report.html (to look at)."""
+
+
+FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.")
+"""Settings, or groups of them, that do not change the results."""
 
 
 @settings
@@ -103,6 +109,8 @@ class EvaluateSettings:
     """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    overwrite: bool = False
+    """Replace the results of an evaluation with other settings in --out."""
     dry_run: bool = False
     """Check every input, print what would be ranked and stop; no model is loaded and nothing is written."""
     tracking: TrackingSettings = TrackingSettings()
@@ -121,8 +129,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)
     contest = Contest.prepare(chosen)
-    with world.together() if world.size > 1 else nullcontext():
-        return run(chosen, contest, world)
+    with hold(chosen.out) if world.is_main else nullcontext():
+        if world.is_main and not chosen.overwrite:
+            refuse_other_settings(chosen)
+        with world.together() if world.size > 1 else nullcontext():
+            return run(chosen, contest, world)
+
+
+def refuse_other_settings(chosen: EvaluateSettings) -> None:
+    """Keeps the results of another evaluation.
+
+    Raises:
+        ConfigError: `--out` holds results of other settings.
+    """
+    path = chosen.out / "results.json"
+    try:
+        before = json.loads(path.read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none, or what an evaluation that was cut short has left
+    now = json.loads(json.dumps(flatten(chosen), default=str))
+    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
+    if changed:
+        what = "; ".join(f"{key} was {before[key]}, is {now[key]}" for key in changed[:3])
+        raise ConfigError(f"{path}: results of other settings ({what}): use another --out, or --overwrite them")
 
 
 def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
@@ -269,7 +298,7 @@ def _write_predictions(
                         **({} if ranking.text is None else {"text": ranking.text}),
                         **({} if ranking.none is None else {"none": round(ranking.none, 8)}),
                     }
-                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    file.write(encoded(json.dumps(line, ensure_ascii=False)) + b"\n")
 
 
 def _write_report(

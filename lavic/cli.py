@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from lavic import __version__
-from lavic.errors import LavicError, Stopped
+from lavic.errors import LavicError, Stopped, first_line
 from lavic.secrets import redact
 from lavic.world import step_tasks
 
@@ -60,6 +60,25 @@ EXTRAS = {
 
 _USAGE = "usage: lavic COMMAND [--config FILE|NAME] [--key value ...]"
 _PATIENCE_S = 2.0
+_MEND = {
+    errno.ENOENT: "there is no such file or folder; a link may point nowhere",
+    errno.ENOTDIR: "a file is where a folder is needed; use another path",
+    errno.EISDIR: "a folder is where a file is needed; use another path",
+    errno.EEXIST: "a file is where a folder is needed; use another path",
+    errno.EACCES: "change its permissions, or use another path",
+    errno.EPERM: "change its permissions, or use another path",
+    errno.EROFS: "use a path that can be written to",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "links point at each other; use another path",
+}
+"""What a user can do about errors of the operating system that come from a path."""
+
+
+def _tolerate_any_text() -> None:
+    """Lets text be printed whatever the terminal's encoding is, and paths whatever bytes they have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `lavic`; None takes them from the command line.
     """
+    _tolerate_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_manual())
@@ -152,11 +172,26 @@ def _run(command: str, argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        what = f"{error.filename} could not be written" if error.filename else "could not write"
-        _complain(command, f"{what} ({error.strerror}): make room, then run the same command again")
+        return _operating_system(command, error)
+
+
+def _operating_system(command: str, error: OSError) -> int:
+    """Says what the operating system refused; returns the exit code."""
+    logging.getLogger("lavic").debug("traceback", exc_info=error)
+    reason = error.strerror or first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f"{_path(error.filename)} could not be written" if error.filename else "could not write"
+        _complain(command, f"{what} ({reason}): make room, then run the same command again")
         return 1
+    places = " -> ".join(_path(name) for name in (error.filename, error.filename2) if name)
+    hint = _MEND.get(error.errno or 0)
+    _complain(command, f"{places or 'the operating system'}: {reason}{f': {hint}' if hint else ''}")
+    return 2 if hint else 1
+
+
+def _path(name: object) -> str:
+    """A path as text that can be printed, whatever bytes it has."""
+    return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
 
 
 def _complain(command: str, message: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from pydantic import PositiveInt
 from lavic.config import parse, settings
 from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
+from lavic.data.output_folder import hold
 from lavic.errors import DataError, Stopped
 from lavic.model import prompts
 from lavic.model.settings import ModelSettings
@@ -70,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(chosen: DescribeSettings, world: World) -> int:
     """Describes this rank's shards."""
     data = ShardDataset(chosen.shards, descriptions="shard")
+    # One rank keeps other commands out for all of them: ranks do not wait for each other here.
+    with hold(chosen.shards) if world.is_main else nullcontext():
+        return _describe_set(data, chosen, world)
+
+
+def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: World) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
     weights = fingerprint(resolve(chosen.model))

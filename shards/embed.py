@@ -11,6 +11,7 @@ import json
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
-from lavic.errors import DataError
+from lavic.data.output_folder import hold
+from lavic.errors import DataError, LavicError
 from lavic.model.settings import ModelSettings
 from lavic.shards.cluster import RaySettings
 from lavic.stop import StopRequest
@@ -127,32 +129,34 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         "shards": [shard.sha256 for data in sets for shard in data.manifest.shards],
         "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
     }
-    refusal = None
-    if world.is_main:
-        try:
-            _begin(chosen.out, plan)
-        except DataError as error:
-            refusal = str(error)
-    if refusal := world.broadcast(refusal):  # so that no rank waits for one that has left
-        raise DataError(refusal)
-    if (chosen.out / "manifest.json").is_file():
+    with ExitStack() as held:
+        refusal = None
         if world.is_main:
-            print(f"{chosen.out}: already whole")
-        return 0
-    backbone = Backbone.load(chosen.model, world.device(), language=False)
-    if adapter is not None:
-        merge_adapter(backbone, adapter, "vision")
-    mine: list[tuple[int, Part]] = []
-    with StopRequest() as stop:
-        for number in range(world.rank, len(firsts), world.size):
-            if part := _part(chosen, backbone, sets, firsts[number], f"{number:05d}", stop):
-                mine.append((number, part))
-        stop.heed(world)
-    parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
-    if world.is_main:
-        write_manifest(chosen.out, backbone, adapter, parts)
-        items, seconds = sum(p.items for p in parts), time.monotonic() - started
-        print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
+            try:
+                held.enter_context(hold(chosen.out))
+                _begin(chosen.out, plan)
+            except LavicError as error:
+                refusal = str(error)
+        if refusal := world.broadcast(refusal):  # so that no rank waits for one that has left
+            raise DataError(refusal)
+        if (chosen.out / "manifest.json").is_file():
+            if world.is_main:
+                print(f"{chosen.out}: already whole")
+            return 0
+        backbone = Backbone.load(chosen.model, world.device(), language=False)
+        if adapter is not None:
+            merge_adapter(backbone, adapter, "vision")
+        mine: list[tuple[int, Part]] = []
+        with StopRequest() as stop:
+            for number in range(world.rank, len(firsts), world.size):
+                if part := _part(chosen, backbone, sets, firsts[number], f"{number:05d}", stop):
+                    mine.append((number, part))
+            stop.heed(world)
+        parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
+        if world.is_main:
+            write_manifest(chosen.out, backbone, adapter, parts)
+            items, seconds = sum(p.items for p in parts), time.monotonic() - started
+            print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
     return 0
 
 
@@ -195,10 +199,9 @@ def _begin(out: Path, plan: Mapping[str, object]) -> None:
         return
     if (out / "manifest.json").is_file():
         raise DataError(f"{out}: an item store of another model, adapter or catalogue: choose another --out")
-    if out.is_dir() and any(out.iterdir()):
+    if any(not entry.name.startswith(".") for entry in out.iterdir()):
         what = "the unfinished store of another model, adapter or catalogue" if path.is_file() else "not an item store"
         raise DataError(f"{out}: not empty, and {what}: choose another --out, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan))
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lavic.data.atomic import sweep, write_whole
+from lavic.data.output_folder import FILE as LOCK
+from lavic.data.output_folder import hold
 from lavic.data.place import is_remote, sizes, storage_errors
-from lavic.errors import ConfigError, LavicError, first_line
+from lavic.errors import LavicError, first_line
 from lavic.lock import Lock
 from lavic.shards.plan import FOLDER as PLAN
 from lavic.shards.tasks import REJECTED
 
 FILE = ".owner"
-_LOCK = ".lock"
-
-log = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
@@ -29,13 +27,13 @@ class Superseded(Exception):
 def owned(folder: Path) -> Iterator[str]:
     """Take a folder over, clear what killed crawls left in it, and give the name under which it is held.
 
-    On a file system a lock keeps a second crawl out. Object stores, and some file systems, have no lock: there the last
+    On a file system a lock keeps other commands out. Object stores, and some file systems, have no lock: there the last
     to come has the folder, and so it is for workers of a driver that was killed, which may outlive it: whoever writes
     asks `check` first. A folder in which nothing was made, since the input was refused, is left as it was.
 
     Raises:
-        ConfigError: Another crawl holds the lock.
-        LavicError: The folder cannot be written to.
+        ConfigError: Another command holds the folder, or it cannot be written to.
+        LavicError: The disk is full.
     """
     name = uuid.uuid4().hex
     if is_remote(folder):
@@ -47,22 +45,7 @@ def owned(folder: Path) -> Iterator[str]:
                 if sizes(folder).keys() <= {FILE, REJECTED} and not (folder / PLAN).exists():
                     (folder / FILE).unlink(missing_ok=True)
         return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = Lock(folder / _LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = lock.take()
-    except OSError as error:
-        raise unwritable(folder, first_line(error)) from None
-    if not free:
-        raise ConfigError(f"{folder}: another crawl is writing to this folder; wait for it or use another --out")
-    if lock.unsupported:
-        log.warning(
-            "%s: this file system has no file locks (%s), so nothing keeps a second crawl out; run one at a time",
-            folder,
-            lock.unsupported,
-        )
-    with lock:
+    with hold(folder) as lock:
         try:
             _claim(folder, name)
             for inner in (folder, folder / PLAN):
@@ -72,18 +55,16 @@ def owned(folder: Path) -> Iterator[str]:
             sweep(folder)
         finally:
             with suppress(OSError):
-                _remove_if_empty(folder, lock, made)
+                _remove_if_empty(folder, lock)
 
 
-def _remove_if_empty(folder: Path, lock: Lock, made: list[Path]) -> None:
-    """Remove what `owned` has made where nothing else came of it, or only the list of records that were refused."""
+def _remove_if_empty(folder: Path, lock: Lock) -> None:
+    """Remove what `owned` has made where nothing came of it, or only the list of records that were refused."""
     with suppress(OSError):  # not there, or not empty
         (folder / PLAN).rmdir()
-    if {path.name for path in folder.iterdir()} <= {FILE, _LOCK, REJECTED}:
+    if {path.name for path in folder.iterdir()} <= {FILE, LOCK, REJECTED}:
         (folder / FILE).unlink(missing_ok=True)
         lock.remove()
-        for path in made:
-            path.rmdir()
 
 
 def check(folder: Path, name: str) -> None:

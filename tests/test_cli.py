@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -109,3 +111,40 @@ def test_output_into_a_closed_pipe_is_no_traceback():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/x/y"), 2, "/x/y: Permission denied: change its permissions"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "/x: Read-only file system: use a path that can be"),
+        (OSError(errno.ENOTDIR, "Not a directory", "/x"), 2, "/x: Not a directory: a file is where a folder is needed"),
+        (OSError(errno.ENOENT, "No such file", "a", None, "b"), 2, "a -> b: No such file: "),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x could not be written (No space left"),
+        (OSError(errno.EIO, "Input/output error", "/x"), 1, "/x: Input/output error"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset"), 1, "the operating system: Connection reset"),
+        (OSError("odd"), 1, "the operating system: odd"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "caf\udce9"), 2, "caf\\udce9: No such file"),
+    ],
+)
+def test_every_error_of_the_operating_system_is_one_line(monkeypatch, tmp_path, error, code, said):
+    """In a process of its own, with its streams as the interpreter makes them."""
+    program = (
+        "import pickle, sys; from lavic import cli; import lavic.launch.doctor as doctor\n"
+        "error = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "def fail(argv): raise error\n"
+        "doctor.main = fail; sys.exit(cli.main(['doctor']))"
+    )
+    words = [sys.executable, "-c", program, pickle.dumps(error).hex()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stderr.startswith(f"lavic doctor: error: {said}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_text_is_printed_whatever_the_terminal_s_encoding_is(encoding):
+    program = "import sys; from lavic import cli; cli.main(['--version']); print('\u2588 caf\\udce9')"
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(b"caf\\udce9")

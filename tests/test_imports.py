@@ -32,7 +32,7 @@ MAY = {
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
     # Training takes any iterable: it knows the records and how files are written, not how shards are read.
-    "train": FOUNDATION | {"tracking", "model", "data.records", "data.atomic", "data.digests"},
+    "train": FOUNDATION | {"tracking", "model", "data.records", "data.atomic", "data.digests", "data.output_folder"},
     "recommend": FOUNDATION | {"data", "tracking", "model"},
     "mini": FOUNDATION | {"data", "tracking", "model"},
     "shards": FOUNDATION | {"cli", "data", "tracking", "model", "mini"},

@@ -51,7 +51,16 @@ def _uploaded(path: Path) -> Iterator[BinaryIO]:
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file at once; text as UTF-8."""
     with written_aside(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(encoded(data) if isinstance(data, str) else data)
+
+
+def encoded(text: str) -> bytes:
+    """Text as UTF-8.
+
+    Half of a surrogate pair, by which Python keeps a byte of a path that is not UTF-8, becomes `\\udcNN`: in JSON that
+    is the same character again.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def sweep(folder: Path) -> None:

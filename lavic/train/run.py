@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lavic.config import dump, flatten, load
 from lavic.data.atomic import sweep, write_whole
+from lavic.data.output_folder import hold
 from lavic.errors import ConfigError, LavicError
-from lavic.lock import Lock
 from lavic.world import World
 
 FREE = (
@@ -81,10 +82,8 @@ class RunFolder:
             raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
         if not self._main:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.folder / ".lock")
-        if not self._lock.take(patience_s=1.0):  # of a killed process, which the kernel is still taking down
-            raise ConfigError(f"{self.folder} is in use by a {command} that is going on: wait for it or end it")
+        self._held = ExitStack()
+        self._held.enter_context(hold(self.folder))
         sweep(self.folder)
         if not (config.is_file() and self.begun):
             write_whole(config, dump(chosen, command=command))
@@ -97,7 +96,7 @@ class RunFolder:
     def close(self) -> None:
         """Lets go of the folder."""
         if self._main:
-            self._lock.release()
+            self._held.close()
 
     def __enter__(self) -> RunFolder:
         return self

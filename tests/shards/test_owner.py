@@ -25,7 +25,7 @@ from lavic.shards.tasks import PlanSettings
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
     with owned(tmp_path / "out") as name:
         check(tmp_path / "out", name)
-        with pytest.raises(ConfigError, match="another crawl"), owned(tmp_path / "out"):
+        with pytest.raises(ConfigError, match="another lavic command"), owned(tmp_path / "out"):
             pass
         (tmp_path / "out/.x.tar.0123.part").write_text("of a worker that was killed")
     assert not list(tmp_path.rglob("*.part"))

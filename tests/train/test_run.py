@@ -63,7 +63,7 @@ def test_before_the_first_checkpoint_settings_may_change(tmp_path: Path) -> None
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     run = opened(out=tmp_path / "run")
-    with pytest.raises(ConfigError, match="is in use by a distill that is going on"):
+    with pytest.raises(ConfigError, match="another lavic command is writing to this folder"):
         opened(out=tmp_path / "run")
     run.close()
     opened(out=tmp_path / "run").close()
