@@ -44,10 +44,20 @@ class Batch:
     logs: Path
     """Folder of the logs."""
 
-    def words(self, after: Sequence[str] = (), kind: Literal["afterok", "afterany"] = "afterok") -> list[str]:
-        """The words after `sbatch`, for a job that starts when the jobs `after` have ended well, or in any way."""
+    def words(
+        self, after: Sequence[str] = (), kind: Literal["afterok", "afterany"] = "afterok", mark: str = ""
+    ) -> list[str]:
+        """The words after `sbatch`, for a job that starts when the jobs `after` have ended well, or in any way.
+
+        Args:
+            after: Ids of jobs.
+            kind: How they must have ended.
+            mark: To be found in the job's comment, beside what the site or the user puts there.
+        """
         waits = (f"--dependency={kind}:{':'.join(after)}",) if after else ()
-        return [*self.options, *waits, str(self.script), *self.command]
+        comments = [word.partition("=")[2] for word in self.options if word.startswith("--comment=")]
+        comment = (f"--comment={' '.join([*comments[-1:], mark])}",) if mark else ()
+        return [*self.options, *waits, *comment, str(self.script), *self.command]
 
     def log(self, job: str) -> Path:
         """Where the job of that id writes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ def tune(chosen: TuneSettings, world: World) -> Estimate:
         ranks=ranks(world, chosen.nproc),
         max_length=chosen.max_length,
         sample=STAGE_2,
-        samples=targets(chosen.train, chosen.candidates),
+        samples=targets(chosen),
         element=bytes_of(chosen.model),
     )
 
@@ -77,10 +79,28 @@ def photos(shards: Path, valid: Path) -> int | None:
     return len(Without(ShardDataset(shards), held_out))
 
 
-def targets(train: Path, candidates: str) -> int | None:
-    """Samples of stage 2: one for each target of a conversation; None where the file is not there yet."""
+def targets(chosen: TuneSettings) -> int | None:
+    """Samples of stage 2: one for each target of a conversation; None where the file is not there yet.
+
+    With `missing: drop` without what the store lacks, once the store stands.
+    """
     from lavic.data.conversations import read_conversations
 
-    if not train.exists():
+    if not chosen.train.exists():
         return None
-    return sum(len(set(row.targets)) for row in read_conversations(train, candidates=candidates))
+    rows = read_conversations(chosen.train, candidates=chosen.candidates)
+    if chosen.missing == "drop" and (ids := stored_ids(chosen.store)):
+        rows = [
+            replace(row, targets=tuple(id for id in row.targets if id in ids))
+            for row in rows
+            if len(ids.intersection((*row.targets, *row.candidates[chosen.candidates]))) > 1
+        ]
+    return sum(len(set(row.targets)) for row in rows)
+
+
+def stored_ids(store: Path) -> set[str]:
+    """The items of a whole store, without reading its tokens; none where there is no such store yet."""
+    if not (store / "manifest.json").is_file():
+        return set()
+    parts = (file.open(encoding="utf-8") for file in sorted(store.glob("items-*.jsonl")))
+    return {json.loads(line)["id"] for part in parts for line in part}

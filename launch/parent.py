@@ -68,7 +68,7 @@ def close_parent(chosen: PipelineSettings, found: Iterable[Situation]) -> None:
     status: Literal["FINISHED", "FAILED", ""] = ""
     if states & {"failed", "cancelled"}:
         status = "FAILED"
-    elif states == {"done"}:
+    elif states <= {"done", "stale"}:
         status = "FINISHED"
     last = [record for record in read_lines(journal) if "event" in record][-1:]
     if status and last and (last[0]["event"], last[0].get("status")) != ("end", status):

@@ -145,3 +145,9 @@ class PipelineSettings:
     """Submit these stages alone; what they need must stand or be under way."""
     from_: Stage | None = None
     """Submit this stage and those after it."""
+    force: tuple[Stage, ...] = ()
+    """Make these stages again though they are done, and what depends on them."""
+    keep: bool = False
+    """Accept results that were made with other settings or inputs than are given now, instead of making them again."""
+    wait: bool = False
+    """Stay until every job has ended; exit code 1 when a step failed."""

@@ -8,13 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lavic.cli import said
 from lavic.data.manifest import Manifest
 from lavic.errors import ConfigError, DataError
 from lavic.launch.batch import Batch, batch, closing, scripts
+from lavic.launch.forecast import photos, targets
 from lavic.launch.parent import tracked
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.steps import Layout, Step
+from lavic.launch.tune import TuneSettings
 from lavic.model.settings import ModelSettings
 from lavic.model.shape import Shape
 from lavic.model.source import read_config
@@ -80,11 +84,11 @@ def _facts(
     if step.stage in RANKED:
         yield from _ranks(made)
     if step.stage == "crawl":
-        photos = _photos(chosen, step.name)
-        yield f"photos: {_about(photos)}"
-        if photos:
+        count = _photos(chosen, step.name)
+        yield f"photos: {_about(count)}"
+        if count:
             each = PHOTO_BYTES + BESIDE_BYTES
-            yield f"bytes: {_size(photos * each)} of shards, at {_size(each)} a photo (docs/scaling.md)"
+            yield f"bytes: {_size(count * each)} of shards, at {_size(each)} a photo (docs/scaling.md)"
     elif step.stage in ("distill", "tune"):
         yield from _training(chosen, step, made, known)
     elif step.stage == "describe" and (shape := _shape(known)):
@@ -136,7 +140,7 @@ def _training(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[
     parts = (_many(micro, "sample"), _many(accumulation, "micro step"), _many(ranks, "rank"))
     uneven = "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
     yield f"effective batch: {loop.batch} = {' x '.join(parts)}{uneven}"
-    samples, of = _samples(chosen, step)
+    samples, of = _samples(chosen, step, known)
     if loop.steps:
         yield f"steps: {loop.steps}"
     elif samples:
@@ -152,15 +156,18 @@ def _training(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[
     yield from (line for line in told.splitlines() if not line.startswith("steps "))
 
 
-def _samples(chosen: PipelineSettings, step: Step) -> tuple[int | None, str]:
-    """How many samples a training stage has, where that is known, and what they are."""
+def _samples(chosen: PipelineSettings, step: Step, known: Mapping[str, Any]) -> tuple[int | None, str]:
+    """How many samples a training stage has, where that is known, and what they are: as the training counts them."""
     if step.stage == "distill":
-        return _photos(chosen, "train"), "photos"
+        try:
+            shards, valid = Path(known["shards"]), Path(known["valid"])
+            return photos(shards, valid) or _photos(chosen, "train"), "photos"
+        except DataError:  # a set that is not whole yet
+            return _photos(chosen, "train"), "photos"
     file = chosen.conversations.train
     if file is None or not file.is_file():
-        return None, "conversations"
-    with file.open("rb") as lines:
-        return sum(1 for _ in lines), "conversations"
+        return None, "targets"
+    return targets(TypeAdapter(TuneSettings).validate_python(known)), "targets"
 
 
 def _photos(chosen: PipelineSettings, name: str) -> int | None:

@@ -8,6 +8,8 @@ OUT/pipeline.yaml      the settings, resolved
     evaluation         results and report
     logs               what the jobs say
     jobs.json          which job does what
+    stages.json        the settings and inputs that each step was made from
+    stale              results that were made again with others
     metrics.jsonl      the pipeline's own journal: its MLflow run is the parent of the stages'
 """
 
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.errors import ConfigError
-from lavic.launch.pipeline import STAGES, PipelineSettings, Stage, StageSettings
+from lavic.launch.pipeline import STAGES, PhotoSettings, PhotosSettings, PipelineSettings, Stage, StageSettings
 from lavic.launch.words import absolute, absolute_pattern, typed
 from lavic.yamlfile import find_config
 
@@ -61,6 +63,7 @@ class Layout:
         self.tune = self.runs / "tune"
         self.evaluation = self.out / "evaluation"
         self.logs = self.out / "logs"
+        self.stale = self.out / "stale"
 
     def shards(self, split: str) -> Path:
         """A set of photos."""
@@ -71,8 +74,12 @@ class Layout:
         return self.out / "shards" / f"{split}.verified.json"
 
 
-def plan(chosen: PipelineSettings) -> list[Step]:
+def plan(chosen: PipelineSettings, *, files: bool = True) -> list[Step]:
     """The pipeline's steps, each after those it needs.
+
+    Args:
+        chosen: The pipeline.
+        files: Also see that the stages' configurations are there.
 
     Raises:
         ConfigError: A setting that one of the chosen stages needs is missing, or is the pipeline's own to fill in.
@@ -86,7 +93,7 @@ def plan(chosen: PipelineSettings) -> list[Step]:
             Step(
                 name=f"{draft.stage}-{draft.part}" if draft.part else draft.stage,
                 stage=draft.stage,
-                words=(*draft.lead, *_words(draft.stage, getattr(chosen, draft.stage), draft.own)),
+                words=(*draft.lead, *_words(draft.stage, getattr(chosen, draft.stage), draft.own, files=files)),
                 needs=tuple(need for need in draft.needs if need in there),
                 place=draft.place,
                 reads=tuple(str(file) for file in draft.reads if "://" not in str(file)),
@@ -169,13 +176,44 @@ def _demand(chosen: PipelineSettings, stage: Stage, key: str) -> None:
         raise ConfigError(f"{key} is missing: files that `{stage}` reads; name them or leave the stage out of `stages`")
 
 
+def rooted(chosen: PipelineSettings) -> PipelineSettings:
+    """The settings with paths that mean the same from any folder.
+
+    Those inside of a stage's own `settings` stay as they are: they are read where the job runs, in this folder.
+    """
+
+    def file(path: Path | None) -> Path | None:
+        return absolute(path) if path else None
+
+    def photos(of: PhotoSettings) -> PhotoSettings:
+        return replace(of, items=tuple(absolute_pattern(item) for item in of.items), ids=file(of.ids))
+
+    talks = chosen.conversations
+    tests = (_test(word) for word in talks.test)
+    test = tuple(f"{name}={path}" if name else str(path) for name, path in tests)
+    stages = {
+        stage: replace(of, config=str(absolute(Path(of.config))))
+        for stage in STAGES
+        if (of := getattr(chosen, stage)).config and Path(of.config).is_file()
+    }
+    return replace(
+        chosen,
+        out=absolute(chosen.out),
+        photos=PhotosSettings(train=photos(chosen.photos.train), valid=photos(chosen.photos.valid)),
+        conversations=replace(talks, train=file(talks.train), valid=file(talks.valid), test=test),
+        slurm=replace(chosen.slurm, scripts=file(chosen.slurm.scripts)),
+        **stages,
+    )
+
+
 def choose(steps: Sequence[Step], chosen: PipelineSettings) -> list[Step]:
     """The steps that `--only` and `--from` leave.
 
     Raises:
         ConfigError: A stage that is not in the pipeline.
     """
-    for flag, stages in (("--only", chosen.only), ("--from", (chosen.from_,) if chosen.from_ else ())):
+    flags = {"--only": chosen.only, "--from": (chosen.from_,) if chosen.from_ else (), "--force": chosen.force}
+    for flag, stages in flags.items():
         for stage in stages:
             if stage not in chosen.stages:
                 raise ConfigError(f"{flag} {stage}: not in this pipeline's stages ({', '.join(chosen.stages)})")
@@ -197,14 +235,14 @@ def _direct(steps: Sequence[Step]) -> list[Step]:
     ]
 
 
-def _words(stage: Stage, chosen: StageSettings, own: dict[str, Any]) -> list[str]:
+def _words(stage: Stage, chosen: StageSettings, own: dict[str, Any], *, files: bool) -> list[str]:
     """A command's words: its yaml, the user's settings, and what the pipeline fills in."""
     for key in chosen.settings:
         if key.replace("-", "_") in own:
             raise ConfigError(f"{stage}.settings.{key}: the pipeline fills that in; remove it")
     words: list[str] = []
     if chosen.config:
-        file = find_config(chosen.config)
+        file = find_config(chosen.config) if files else Path(chosen.config)
         words = ["--config", str(absolute(file)) if Path(chosen.config).is_file() else chosen.config]
     return [*words, *typed(own), *typed(chosen.settings)]
 

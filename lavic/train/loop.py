@@ -94,7 +94,7 @@ def fit(
     console = Console(total, start=progress.step, shown=world.is_main)
     if loaded:
         console.say(f"going on after step {progress.step} of {total}")
-    tracker.event("resume", step=progress.step)  # whatever an earlier start wrote beyond it is taken back
+    tracker.event("resume", step=progress.step, total=total)  # whatever an earlier start wrote beyond it is taken back
     saved = progress.step
     most = peak(engine.device, next(engine.task.parameters()).dtype)
     with (

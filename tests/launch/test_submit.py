@@ -21,14 +21,13 @@ from lavic.errors import ConfigError
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.situation import last_error
 from lavic.launch.steps import choose, plan
-from lavic.launch.submit import _check_inputs
+from lavic.launch.submit import absent
 from lavic.launch.words import typed
+from tests.launch.submitting import ORDER, book, end, jobs, photos, submit
 from tests.sets import write_set
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
-ORDER = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
-ORDER += ["distill", "embed", "tune", "evaluate"]
 
 
 def pipeline(**more) -> PipelineSettings:
@@ -61,6 +60,23 @@ def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
 
 
+def test_samples_are_counted_as_the_training_counts_them(cluster, capsys):
+    """One for each target, and no photo that validates."""
+    row = {"context": "a lamp", "context_items": [], "gt": ""}
+    rows = [
+        {**row, "gt_items": targets, "candidates_st": ["A", "B"]} for targets in (["A", "B"], ["A"], ["A", "C", "A"])
+    ]
+    (cluster / "mini" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = cluster / "pipeline-mini" / "shards"
+    photos(out / "train", "A", "B", "C", "D")
+    photos(out / "valid", "D", "E")
+    epochs = "{loop: {steps: null, epochs: 8, batch: 2}}"
+    assert submit("--dry-run", "--tune.settings", epochs, "--distill.settings", epochs) == 0
+    said = capsys.readouterr().out
+    assert "steps: 20 = 8 epochs of 5 targets / 2" in said
+    assert "steps: 12 = 8 epochs of 3 photos / 2" in said
+
+
 WITHOUT_TORCH = """
 import sys
 
@@ -90,9 +106,9 @@ def test_the_files_of_a_folder_with_brackets_are_found(tmp_path):
         photos = {"train": {"items": [str(folder / items)]}, "valid": {"items": ["b.jsonl"]}}
         return [step for step in plan(pipeline(photos=photos)) if step.name == "crawl-train"]
 
-    _check_inputs(crawl("*.jsonl"), {})
-    with pytest.raises(ConfigError, match=r"crawl-train reads .*\*\.json: no such file"):
-        _check_inputs(crawl("*.json"), {})
+    assert absent(crawl("*.jsonl"), {}) == []
+    (line,) = absent(crawl("*.json"), {})
+    assert re.fullmatch(r"crawl-train reads .*\*\.json: no such file", line)
 
 
 # -- Steps ------------------------------------------------------------------------------------------------------------
@@ -160,49 +176,6 @@ def test_values_become_words_that_need_no_shell():
 
 
 # -- Submitting -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch) -> Path:
-    """A folder with the inputs of `pipeline-mini`, and programs that take jobs and never run them."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("sbatch", "squeue", "sacct"):
-        text = (HERE / "slurm_double.py").read_text()
-        (programs / name).write_text(f"#!{sys.executable}\n{text}")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mini").mkdir()
-    for name in ("item2meta_train.json", *(f"{n}.jsonl" for n in ("item2meta_valid", "train", "valid"))):
-        (tmp_path / "mini" / name).touch()
-    for name in ("test", "test_combinations"):
-        (tmp_path / "mini" / f"{name}.jsonl").touch()
-    return tmp_path
-
-
-def submit(*words: str) -> int:
-    return main(["submit", "--config", "pipeline-mini", "--tracking.no-mlflow", *words])
-
-
-def jobs(cluster: Path) -> list[dict]:
-    return json.loads((cluster / "bin" / "book.json").read_text())["jobs"]
-
-
-def book(cluster: Path, **changes) -> None:
-    file = cluster / "bin" / "book.json"
-    now = json.loads(file.read_text()) if file.exists() else {"jobs": [], "refuse": "", "mute": False}
-    file.write_text(json.dumps(now | changes))
-
-
-def end(cluster: Path, number: int, state: str, reason: str = "None") -> None:
-    """What SLURM would do: a job ends so, and if not well those after it are cancelled."""
-    now = jobs(cluster)
-    now[number - 1] |= {"state": state, "reason": reason}
-    if state != "COMPLETED":
-        for job in now[number:]:
-            job |= {"state": "CANCELLED", "reason": "DependencyNeverSatisfied"}
-    book(cluster, jobs=now)
 
 
 def test_the_chain_is_queued_once(cluster, capsys):
@@ -284,7 +257,7 @@ def test_what_sbatch_would_refuse_queues_nothing(cluster, capsys):
         (["--distill.nodes", "3"], "distill: --loop.batch 32 cannot be shared by 3 processes"),
         (["--tune.settings", "{loop: {stpes: 3}}"], "tune: unknown flag --loop.stpes; did you mean --loop.steps?"),
         (["--embed.settings", "{batch: many}"], "embed: --batch"),
-        (["--slurm.scripts", "mini"], "slurm.scripts mini: has no "),
+        (["--slurm.scripts", "mini"], "mini: has no "),
     ],
 )
 def test_a_mistake_is_found_before_the_first_job(cluster, capsys, words, message):

@@ -1,0 +1,30 @@
+"""A cluster that takes jobs and never runs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
+    """A folder with the inputs of `pipeline-mini`, and programs that take jobs and never run them."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
+        text = (HERE / "slurm_double.py").read_text()
+        (programs / name).write_text(f"#!{sys.executable}\n{text}")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()
+    for name in ("item2meta_train.json", *(f"{n}.jsonl" for n in ("item2meta_valid", "train", "valid"))):
+        (tmp_path / "mini" / name).touch()
+    for name in ("test", "test_combinations"):
+        (tmp_path / "mini" / f"{name}.jsonl").touch()
+    return tmp_path
