@@ -4,7 +4,7 @@
     python benchmarks/crawl_simulation.py --check         the simulation beside real crawls of a server on this machine
 
 The model is that of `lavic crawl`. A worker takes one shard after the other and keeps `concurrency` requests in flight;
-photos are written in the shard's order, so that at most four times as many are begun and not yet written. A host is
+photos come in any order, at most `window` of a host being begun at a time, and are written in the shard's. A host is
 asked at most so often and over so many connections, by all workers together. A worker checks one photo at a time. When
 a node is lost, what its workers had of their unfinished shards is fetched again, by others.
 """
@@ -35,8 +35,8 @@ class Crawl:
     """Shards that are made at once."""
     concurrency: int = 16
     """Requests in flight of a worker."""
-    ahead: int = 4
-    """Photos begun and not yet written, as a multiple of the requests in flight; shards/pack.py has the same number."""
+    window: int = 1024
+    """Photos of one host that are begun and not done; shards/schedule.py has the same number."""
     hosts: int = 1
     """The photos are spread over them evenly."""
     rate: float = math.inf
@@ -173,42 +173,44 @@ class _Run:
     def _shard(self, attempt: _Attempt, checker: simpy.Resource) -> Generator[simpy.Event, Any, None]:
         yield self.env.timeout(self.crawl.start_s)
         gate = simpy.Resource(self.env, capacity=self.crawl.concurrency)
-        ahead = self.crawl.ahead * self.crawl.concurrency
-        taken = 0
+        windows = [simpy.Resource(self.env, capacity=self.crawl.window) for _ in self.hosts]
         for place, number in enumerate(attempt.numbers):
-            if place - taken >= ahead:
-                yield attempt.done[taken] | attempt.over
-                taken += 1
-            if attempt.dead:
-                return
             attempt.done.append(self.env.event())
-            self.env.process(self._photo(attempt, place, number, gate, checker))
-        for event in attempt.done[taken:]:
+            self.env.process(self._photo(attempt, place, number, gate, windows[number % len(windows)], checker))
+        for event in attempt.done:
             yield event | attempt.over
             if attempt.dead:
                 return
         attempt.over.succeed(True)
 
     def _photo(
-        self, attempt: _Attempt, place: int, number: int, gate: simpy.Resource, checker: simpy.Resource
+        self,
+        attempt: _Attempt,
+        place: int,
+        number: int,
+        gate: simpy.Resource,
+        window: simpy.Resource,
+        checker: simpy.Resource,
     ) -> Generator[simpy.Event, Any, None]:
         host = self.hosts[number % len(self.hosts)]
-        with gate.request() as mine:
-            yield mine
-            with host.connections.request() as connection:
-                yield connection
-                if attempt.dead:
-                    return
-                yield host.leave()
-                if attempt.dead:
-                    return
-                self.first = min(self.first, self.env.now)
-                self.outcome.requests += 1
-                yield host.answer(seconds_of(self.crawl, number))
-            if self.crawl.check_s and not attempt.dead:
-                with checker.request() as core:
-                    yield core
-                    yield self.env.timeout(self.crawl.check_s)
+        with window.request() as begun:
+            yield begun
+            with gate.request() as mine:
+                yield mine
+                with host.connections.request() as connection:
+                    yield connection
+                    if attempt.dead:
+                        return
+                    yield host.leave()
+                    if attempt.dead:
+                        return
+                    self.first = min(self.first, self.env.now)
+                    self.outcome.requests += 1
+                    yield host.answer(seconds_of(self.crawl, number))
+                if self.crawl.check_s and not attempt.dead:
+                    with checker.request() as core:
+                        yield core
+                        yield self.env.timeout(self.crawl.check_s)
         attempt.done[place].succeed()
 
     def _node(self, node: int) -> Generator[simpy.Event, Any, None]:
@@ -270,7 +272,7 @@ CASES: dict[str, Crawl] = {
     "twice the workers": replace(BASE, workers=8),
     "the host's owner allows 500 a second and 256 connections": replace(BASE, rate=500.0, connections=256),
     "and 16 workers": replace(BASE, rate=500.0, connections=256, workers=16),
-    "and 64 photos ahead for each request, not 4": replace(BASE, rate=500.0, connections=256, workers=16, ahead=64),
+    "and only 64 photos begun at a time": replace(BASE, rate=500.0, connections=256, workers=16, window=64),
     "or no stragglers": replace(BASE, rate=500.0, connections=256, workers=16, stragglers=0.0),
     "ten hosts at 50 each, 16 workers": replace(BASE, hosts=10, workers=16),
     "16 workers on 4 spot nodes, each lost every 15 minutes": replace(

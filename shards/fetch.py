@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 from yarl import URL
@@ -33,8 +33,6 @@ _ROBOTS_HEADERS = {"Accept": robots.ACCEPT}
 _SITES = 10_000
 _UNREAD_S = 5.0
 """After so long it is asked whether a site's robots.txt can be read by now."""
-Refusal = tuple[str, int] | None
-"""How a photo was refused before, see `Answer.refused`."""
 _HOST_FAILS: frozenset[Kind] = frozenset({"timeout", "dns", "connect", "tls"})
 
 
@@ -99,6 +97,16 @@ class FetchSettings:
         )
 
 
+class _Try(NamedTuple):
+    """One of the requests for a photo."""
+
+    fresh: bool
+    """The first, and no earlier run has failed to fetch it."""
+    again: bool = False
+    refused: tuple[str, int] | None = None
+    """How it was refused before, see `Answer.refused`."""
+
+
 @dataclass(frozen=True)
 class _Site:
     """What is known of a scheme, host and port."""
@@ -158,7 +166,9 @@ class Fetcher:
         attempts = 0
         last: Answer | None = None
         while True:
-            answer = await self._follow(url, bounds, fresh and not attempts, last.refused if last else None)
+            answer = await self._follow(
+                url, bounds, _Try(fresh and last is None, last is not None, last.refused if last else None)
+            )
             if answer.kind == "ok" and not attempts:
                 return answer
             attempts += answer.attempts
@@ -181,7 +191,7 @@ class Fetcher:
         """Keep the place of a request while its answer is worked on elsewhere than in the event loop."""
         return self._lanes.room.held()
 
-    async def _follow(self, address: str, bounds: Bounds, fresh: bool, refused: Refusal = None) -> Answer:
+    async def _follow(self, address: str, bounds: Bounds, attempt: _Try) -> Answer:
         """One try: a request and its redirects."""
         photo = bounds is not self._robots
         redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
@@ -192,7 +202,7 @@ class Fetcher:
                 if site.rules and (refusal := self._refusal(site.rules, str(url))):
                     return refusal
                 answer, seconds = await self._ask(
-                    url, site.host, bounds, left if hop else None, first if photo else None, fresh, refused
+                    url, site.host, bounds, left if hop else None, first if photo else None, attempt
                 )
                 if answer.target is None:
                     return answer
@@ -215,8 +225,7 @@ class Fetcher:
         bounds: Bounds,
         left: float | None,
         first: URL | None,
-        fresh: bool,
-        refused: Refusal,
+        attempt: _Try,
     ) -> tuple[Answer, float]:
         """One request, with the host's leave, and its seconds.
 
@@ -226,11 +235,10 @@ class Fetcher:
             bounds: What is taken of the answer.
             left: What remains of the deadline, None for all.
             first: The catalogue's link that led to it, None for robots.txt.
-            fresh: The photo was not asked for before.
-            refused: How it was refused before.
+            attempt: What came before.
         """
         lane = self._lanes.to(host)
-        version = await lane.enter(fresh)
+        version = await lane.enter(attempt.fresh, attempt.again)
         verdict: Verdict = "void"
         answer = Answer("ok")
         began = time.monotonic()
@@ -249,8 +257,8 @@ class Fetcher:
                 return replace(answer, kind="unasked", reason=reason), 0.0
             return answer, time.monotonic() - began
         finally:
-            before = refused[1] if refused and refused[0] == host else -1
-            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after, fresh, before)
+            before = attempt.refused[1] if attempt.refused and attempt.refused[0] == host else -1
+            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after, attempt.fresh, before)
 
     async def _site(self, url: URL, photo: bool) -> _Site:
         """What is known of an address's site.
@@ -295,7 +303,7 @@ class Fetcher:
 
     async def _read_robots(self, address: str) -> Robots:
         """RFC 9309, 2.3.1: there, away (all is allowed), or out of reach (nothing is)."""
-        answer = await self._follow(address, self._robots, fresh=False)
+        answer = await self._follow(address, self._robots, _Try(False))
         if answer.kind == "ok":
             return Robots.read(answer.body, answer.codings)
         if answer.kind in ("gone", "forbidden") or (answer.kind == "http_error" and 200 <= answer.http < 500):

@@ -119,18 +119,19 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._seen = Report()
 
-    async def enter(self, fresh: bool = True) -> int:
+    async def enter(self, fresh: bool = True, again: bool = False) -> int:
         """Wait for leave to send one request; returns the version to `leave` with.
 
         Args:
             fresh: It is for a photo that was not asked for before.
+            again: It is a further try, which goes before others: what comes of it tells about the host of now.
 
         Raises:
             HostClosed: The host is not asked for longer than anybody waits.
         """
         if not (self._free and self._in_flight < self._connections and self._room.free > 0 and not self._waiting):
             waiting = asyncio.get_running_loop().create_future()
-            self._waiting.append((waiting, fresh))
+            (self._waiting.appendleft if again else self._waiting.append)((waiting, fresh))
             try:
                 self.pump()
                 await waiting
@@ -172,9 +173,9 @@ class Lane:
         seen = self._seen
         if verdict == "throttled":
             # A single refusal among good answers may be the photo's own. What the host asks for itself always counts.
-            self._refusals += 1
+            self._refusals += fresh
             seen.retry_after = max(seen.retry_after, retry_after)
-            if retry_after or self._refusals > 1:
+            if retry_after or (fresh and self._refusals > 1):
                 self._stop(retry_after)
             if version == self.version:
                 seen.throttled += fresh

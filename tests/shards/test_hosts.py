@@ -131,9 +131,10 @@ def test_a_host_that_goes_down_leaves_photos_for_the_next_run(
     server.fails = fails
     crawl(plan, FetchSettings(**{**vars(FETCH), "patience": 0.1, "retries": 2}))
     kinds = Counter(row.kind for row in rows_of(plan))
-    assert set(kinds) == {"ok", "unasked"} and kinds["ok"] == 49
+    # Photos that were on their way when it went down may have failed for good.
+    assert kinds["ok"] == 49 and kinds["unasked"] >= 100 and kinds["unasked"] + kinds["connect"] == 151
     again = FaultServer(port=int(server.url.rpartition(":")[2]))
-    crawl(plan)
+    crawl(plan, retry=("connect",))
     again.close()
     assert sum(again.requests.values()) == 151 and bytes_of(plan.shard(0)) == bytes_of(undisturbed.shard(0))
 
