@@ -28,10 +28,12 @@ from statistics import mean
 from urllib.request import urlopen
 
 from photoserver import catalogue
-from soak_server import FAULTS
+from soak_server import FAULTS, SLOTS
 
 RETRY = ("gone", "http_error", "truncated", "not_image", "too_slow", "connect", "too_big", "timeout", "throttled")
 FETCH = ("--fetch.allow-private", "--fetch.host-rate", "0", "--fetch.deadline", "4", "--fetch.backoff", "0.1")
+FETCH += ("--fetch.concurrency", "64")
+"""Every shard waits some seconds for its slow drips, so shards are large and have many requests in flight."""
 _MIB = 1 << 20
 _RERUNS = 10
 GROWTH = 1.15
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=50_000, help="photos (default 50000)")
-    parser.add_argument("--hosts", type=int, default=20, help="addresses of the server, each a host (default 20)")
+    parser.add_argument("--hosts", type=int, default=100, help="addresses of the server, each a host (default 100)")
     parser.add_argument("--epoch", type=float, default=20.0, help="seconds between moves of the faults (default 20)")
     parser.add_argument("--executor", default="auto", help="lavic's --executor (default auto)")
     parser.add_argument("--work", type=Path, default=Path("soak"), help="folder for catalogue and set")
@@ -62,10 +64,12 @@ def soak(arguments: argparse.Namespace, port: int) -> dict[str, object]:
     """Crawl the server while it is faulty, then mended."""
     out = arguments.work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    links = [f"http://127.0.0.{n % arguments.hosts + 1}:{port}/p/{n}.jpg" for n in range(arguments.photos)]
+    # Every host has its part of each fault.
+    hosts = [(31 * n + n // SLOTS) % arguments.hosts + 1 for n in range(arguments.photos)]
+    links = [f"http://127.0.0.{host}:{port}/p/{n}.jpg" for n, host in enumerate(hosts)]
     items = catalogue(arguments.work / "catalogue.jsonl", links)
     words = ["crawl", "--items", str(items), "--out", str(out), *FETCH, "--executor", arguments.executor]
-    words += ["--photos-per-shard", str(max(50, min(500, arguments.photos // 8)))]
+    words += ["--photos-per-shard", str(max(50, min(2500, arguments.photos // 8)))]
     log = arguments.work / "log.txt"
     log.write_text("")
     faulty = crawl(words, log)
