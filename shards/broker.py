@@ -110,7 +110,8 @@ class Broker:
             elif known.robots and now < known.until:
                 return known.robots
             elif now < known.again:
-                await _happens(known.told, min(1.0, known.again - now))
+                # Nobody reads it meanwhile, so there is nothing to be told.
+                await asyncio.sleep(min(1.0, known.again - now))
             else:
                 known.fetcher = worker
                 known.told.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import gzip
+import time
 import zlib
 from typing import Any
 
@@ -325,3 +326,22 @@ def test_a_delay_of_a_day_ends_that_hosts_photos_alone(server: Any, second_serve
     slow = {url: answer for url, answer in answers.items() if url.startswith(server.url)}
     assert slow.pop(f"{server.url}/n/7.jpg").kind == "opted_out" and not server.requests
     assert all(answer.kind == "throttled" and "Crawl-delay" in answer.reason for answer in slow.values())
+
+
+def test_waiting_for_the_next_reading_costs_no_cpu() -> None:
+    """A site in trouble is waited for up to a minute: the broker, which serves all workers, must sleep meanwhile."""
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return time.monotonic()
+
+    async def run() -> None:
+        broker = Broker(Limits(patience=60.0, backoff=0.4), clock=clock)
+        assert await broker.robots("http://a", "w") is None
+        await broker.keep_robots("http://a", Robots(kind="timeout", reason="no answer"))
+        assert await broker.robots("http://a", "w") is None
+
+    asyncio.run(run())
+    assert looks < 20
