@@ -18,7 +18,8 @@ def goes_on(step: Step, known: Mapping[str, Any], differ: Sequence[str]) -> bool
         known: Its settings.
         differ: In what.
     """
-    return step.stage == "crawl" and bool(known.get("extend") or all(why.startswith("retry ") for why in differ))
+    again = all(why.startswith(("retry ", "refresh ")) for why in differ)
+    return step.stage == "crawl" and bool(known.get("extend") or again)
 
 
 def set_aside(step: Step, at: Layout) -> Path | None:

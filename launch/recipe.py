@@ -30,12 +30,12 @@ FILE = "stages.json"
 _ANYWHERE = ("out", "tracking", "nproc", "ray", "dry_run")
 """Settings that change no command's result."""
 _SAME: dict[Stage, tuple[str, ...]] = {
-    "crawl": ("fetch", "extend", "max_rejected", "min_success"),
+    "crawl": ("fetch", "extend", "executor", "max_rejected", "min_success"),
     "describe": ("batch",),
     "distill": FREE,
     "embed": ("batch", "workers"),
     "tune": FREE,
-    "evaluate": ("tokens_per_batch",),
+    "evaluate": ("overwrite", "tokens_per_batch"),
 }
 """Settings that change how a command works and not what it makes."""
 _FILLED: dict[Stage, tuple[str, ...]] = {

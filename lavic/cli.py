@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
     "submit": (
         "lavic.launch.submit",
-        "the pipeline as SLURM jobs that wait for each other; 'submit status' tells how they are",
+        "the pipeline as SLURM jobs that wait for each other; 'submit status', 'logs' and 'cancel' follow them",
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
     "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),

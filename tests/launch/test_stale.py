@@ -6,10 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import yaml
 
 from lavic.config import load
+from lavic.launch.aside import goes_on
 from lavic.launch.pipeline import PipelineSettings
+from lavic.launch.steps import Step
 from tests.launch.submitting import (
     ORDER,
     all_done,
@@ -134,6 +137,20 @@ def test_another_catalogue_is_crawled_again_and_a_retry_goes_on_with_what_there_
     assert again == ["crawl-train", "verify-train", "describe-train", "distill", "embed", "tune", "evaluate"]
     assert (out / "stale" / "crawl-train-1" / "manifest.json").is_file()
     assert (out / "shards" / "valid" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("known", "differ", "on"),
+    [
+        ({}, ["retry was [], is ['timeout']"], True),
+        ({}, ["refresh was False, is True"], True),
+        ({}, ["retry was [], is ['timeout']", "photos was first, is all"], False),
+        ({"extend": True}, ["/c/items.jsonl has changed"], True),
+        ({"extend": False}, ["/c/items.jsonl has changed"], False),
+    ],
+)
+def test_a_crawl_goes_on_with_its_set_where_its_command_can(known, differ, on):
+    assert goes_on(Step("crawl-train", "crawl", (), (), Path("shards")), known, differ) is on
 
 
 def test_another_teacher_describes_again_and_the_old_words_are_kept(cluster):
