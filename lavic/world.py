@@ -45,8 +45,9 @@ _LAUNCHERS: dict[str, dict[str, str]] = {
     },
 }
 _PORTS = range(21_000, 32_000)
-_lent: list[str] = []
-"""Variables that `start` set and `close` takes back: one process can then start one world after another."""
+_lent: dict[str, str | None] = {}
+"""Variables that `start` set, with their values before: `close` puts these back, and one process can then start one
+world after another."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,29 @@ class World:
 
         if os.environ.get("LAVIC_DEVICE", "") == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
-        # With --gpus-per-task srun shows each rank its own GPU only.
-        seen = torch.cuda.device_count()
-        index = 0 if seen == 1 and self.launcher == "srun" else self.local_rank
-        if index >= seen:
-            raise LaunchError(
-                f"rank {self.rank} wants GPU {index} of this node, which shows {seen}; start at most {seen} processes "
-                "per node, or set LAVIC_DEVICE=cpu"
-            )
-        return torch.device("cuda", index)
+        return torch.device("cuda", self.gpu(torch.cuda.device_count(), os.environ))
+
+    def gpu(self, visible: int, env: Mapping[str, str]) -> int:
+        """Index of this rank's GPU among those that it sees.
+
+        Ranks of a node usually see all of its GPUs, and each takes that of its local rank. A task of srun may see its
+        own GPUs only (`--gpus-per-task`, `--gpu-bind`), numbered from 0.
+
+        Args:
+            visible: GPUs that this process sees.
+            env: The process's environment.
+
+        Raises:
+            LaunchError: There are fewer than ranks on this node, and they are not this rank's own.
+        """
+        if self.local_rank < visible:
+            return self.local_rank
+        if visible and _sees_its_own(visible, self.local_rank, env):
+            return self.local_rank % visible
+        raise LaunchError(
+            f"rank {self.rank} wants GPU {self.local_rank} of this node, which shows {visible}; start at most "
+            f"{visible} processes per node, or set LAVIC_DEVICE=cpu"
+        )
 
     def start(self, timeout_s: float = 600) -> None:
         """Joins the torch.distributed group: NCCL on GPUs, gloo on CPUs. Also for a world of one; twice is once.
@@ -137,6 +152,9 @@ class World:
         device = self.device()
         # Libraries that look for a launcher (DeepSpeed) read torchrun's names, whatever started us.
         names = {name: str(getattr(self, key)) for key, name in _LAUNCHERS["torchrun"].items()}
+        if device.type == "cuda":
+            # DeepSpeed takes the GPU of this index.
+            names["LOCAL_RANK"] = str(device.index)
         if self.size == 1:
             names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in names and not os.environ.get(name)]
@@ -266,14 +284,27 @@ def free_port() -> int:
 
 def _lend(names: Mapping[str, str]) -> None:
     for name, value in names.items():
-        if name not in os.environ:
+        # A wrapper script may have made LOCAL_RANK the task's number, where the task sees its own GPU only.
+        if name not in os.environ or name == "LOCAL_RANK":
+            _lent.setdefault(name, os.environ.get(name))
             os.environ[name] = value
-            _lent.append(name)
 
 
 def _take_back() -> None:
     while _lent:
-        os.environ.pop(_lent.pop(), None)
+        name, value = _lent.popitem()
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _sees_its_own(visible: int, local_rank: int, env: Mapping[str, str]) -> bool:
+    """Whether the GPUs that a rank sees are its alone: it is one of several tasks of srun, which bound them to it."""
+    if step_tasks(env) == "1" or env.get("SLURM_LOCALID") != str(local_rank):
+        return False  # torchrun gives all of its ranks the same GPUs, also below srun
+    per_task = env.get("SLURM_GPUS_PER_TASK") or ("gpu" in env.get("SLURM_TRES_PER_TASK", ""))
+    return visible == 1 or bool(per_task)
 
 
 def step_tasks(env: Mapping[str, str]) -> str:

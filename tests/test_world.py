@@ -237,3 +237,73 @@ def test_a_wait_that_ends_leaves_signals_to_their_handlers():
         assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+
+
+def task(number: int, **more: str) -> dict[str, str]:
+    """What srun tells one of eight tasks on two nodes."""
+    ids = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number % 4), "SLURM_NODEID": str(number // 4)}
+    return {**STEP, **ids, **more}
+
+
+def exported(number: int) -> dict[str, str]:
+    """The same, in a wrapper script that exports torchrun's names."""
+    names = {"RANK": str(number), "LOCAL_RANK": str(number % 4), "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    return task(number, **names)
+
+
+@pytest.mark.parametrize(
+    ("env", "visible", "index"),
+    [
+        (task(6), 4, 2),  # all GPUs of the node
+        (task(6), 1, 0),  # --gpus-per-task=1
+        (exported(6), 1, 0),
+        (task(1, SLURM_GPUS_PER_TASK="2"), 2, 1),
+        (task(7, SLURM_GPUS_PER_TASK="2"), 2, 1),
+        (task(6, SLURM_TRES_PER_TASK="cpu:8,gres/gpu:2"), 2, 0),
+        ({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 8, 3),
+        ({}, 1, 0),
+    ],
+)
+def test_the_gpu_is_one_that_the_rank_sees(env, visible, index):
+    assert World.from_env(env).gpu(visible, env) == index
+
+
+@pytest.mark.parametrize(
+    ("env", "visible"),
+    [
+        (task(7), 2),  # four tasks share the node's two GPUs
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1),
+        # torchrun below srun: a task per node
+        (
+            {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+            | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"},
+            1,
+        ),
+        (task(0), 0),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused(env, visible):
+    with pytest.raises(LaunchError, match=f"which shows {visible}; start at most {visible} processes per node"):
+        World.from_env(env).gpu(visible, env)
+
+
+@pytest.mark.parametrize("env", [task(6), exported(6)])
+def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LAVIC_DEVICE", raising=False)
+    before, world = dict(os.environ), World.from_env()
+    world.start()
+    told = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    world.close()
+    assert told == {"RANK": "6", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    assert chosen == [torch.device("cuda", 0)]
+    assert dict(os.environ) == before
