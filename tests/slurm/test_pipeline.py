@@ -107,7 +107,7 @@ def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:
     experiment = client.get_experiment_by_name("lavic-mini")
     assert experiment is not None
     runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs([experiment.experiment_id])}
-    parent = runs.pop("a run")
+    parent = runs.pop(f"{site.folder.name}/a run")
     assert parent.info.status == "FINISHED"
     assert {"crawl-train", "crawl-valid", "distill", "tune", "evaluate"} <= runs.keys()
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
@@ -127,4 +127,4 @@ def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_w
     assert told["evaluate"]["why"] == f"tune failed: {told['tune']['why']}"
     assert (told["tune"]["slurm"], told["evaluate"]["slurm"]) == ("FAILED", "CANCELLED")
     shown = site.lavic("submit", "status", "a run")
-    assert shown.returncode == 1 and f"tune: failed: {told['tune']['why']}" in shown.stdout
+    assert shown.returncode == 1 and f"tune: failed (exit code 2): {told['tune']['why']}" in shown.stdout
