@@ -58,6 +58,8 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, al
         print(table(outcomes))
         if failures := failures_table(seal.failures for seal in seals):
             print(failures)
+        if left := _not_asked(manifest, seals):
+            print(left)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
     files = sizes(plan.folder)
     for name in manifest.empty:
@@ -130,7 +132,7 @@ def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str
     hint = advice(outcomes, 1.0, allow_private=allow_private)
     return (
         f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
-        f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:.0%}: the shards are kept, and the "
+        f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:g}: the shards are kept, and the "
         f"set is not whole. {hint}. Or take the set as it is with --min-success "
         f"{int(stored / wanted * 100) / 100:g}"
     )

@@ -135,10 +135,11 @@ def has_every_scan(data: bytes) -> bool:
 
 def _regular(data: bytes) -> bytes | None:
     """The file put together again from its segments and scans; empty where a scan is missing, None in other codings."""
-    parts = [bytes((0xFF, _SOI))]
+    parts: list[bytes | bytearray] = [bytes((0xFF, _SOI))]
     missing: dict[int, set[int]] = {}
     """By component: coefficients that no scan has brought to full precision so far."""
     progressive = False
+    adobe = bytearray()
     at = 2
     while (at := _marker(data, at)) >= 0:
         marker, at = data[at], at + 1
@@ -156,9 +157,12 @@ def _regular(data: bytes) -> bytes | None:
         if marker in _FRAMES:
             progressive = marker == 0xC2
             missing = {component: set(range(64)) for component in segment[8::3]}
+        elif marker == _APP14 and segment[2:7] == b"Adobe" and len(segment) > 13:
+            adobe = segment
         _mend(marker, segment, progressive)
-        parts += (bytes((0xFF, marker)), bytes(segment))
+        parts += (bytes((0xFF, marker)), segment)
         if marker == _SOS:
+            _mend_transform(adobe, len(missing))
             first, last, precision = segment[-3], segment[-2], segment[-1] & 15
             for component in segment[3:-3:2] if not precision else ():
                 missing.get(component, set()).difference_update(range(first, last + 1))
@@ -186,10 +190,14 @@ def _mend(marker: int, segment: bytearray, progressive: bool) -> None:
     """Set values that do not exist, and that decide no pixel, to what decoders take them for."""
     if marker == _APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 7 and segment[7] != 1:
         segment[7:9] = b"\x01\x02"
-    elif marker == _APP14 and segment[2:7] == b"Adobe" and len(segment) > 13 and segment[13] > 2:
-        segment[13] = 1
     elif marker == _SOS and not progressive and len(segment) >= 6:
         segment[-3:] = b"\x00\x3f\x00"
+
+
+def _mend_transform(adobe: bytearray, components: int) -> None:
+    """Set a colour transform that does not exist for so many components to what decoders take it for."""
+    if adobe and components in (3, 4) and adobe[13] not in (0, usual := {3: 1, 4: 2}[components]):
+        adobe[13] = usual
 
 
 def _coded(data: bytes) -> bytes:

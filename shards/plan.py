@@ -257,7 +257,7 @@ def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Cou
     reasons = {
         f"{counts.without_photo:,} of them without a photo URL": counts.without_photo,
         f"{counts.unlinked:,} entries of their lists of images without a link": counts.unlinked,
-        f"{counts.ids_missing:,} ids of {settings.ids} are not in the catalogue": counts.ids_missing,
+        f"{counts.ids_missing:,} ids of {settings.ids} are not in the catalogue": counts.items and counts.ids_missing,
         f"{counts.rejected:,} records cannot be read, see {rejects.path}": counts.rejected,
     }
     if settings.ids is not None and not counts.items:

@@ -32,6 +32,8 @@ _BOMS = {
 }
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))
 _RULE = re.compile(rb"^\s*(user-?agent|(dis)?allow)\s*:", re.IGNORECASE | re.MULTILINE)
+_OUR_VERSION = re.compile(rf"^(\s*user-?agent\s*:\s*{PRODUCT})(?![a-z_-])[^\r\n#]+", re.IGNORECASE | re.MULTILINE)
+"""A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers leave out of account."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _VALUED = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
 _NAMED = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
@@ -67,7 +69,8 @@ class Robots:
         if max(len(body), len(plain)) >= MAX_BYTES:
             # A rule that was cut in two would forbid more, or less, than was meant.
             text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
-        return cls(text=text)
+        # Further marks are in files that were put together from several.
+        return cls(text=_OUR_VERSION.sub(r"\1", text.replace("\ufeff", "")))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.data.sources.tables import CSV, LIST, PARQUET, csv_records, items_of_links, link_records, parquet_records
 from lavic.errors import DataError, first_line
+from lavic.storage.json_text import json_type
 from lavic.storage.remote import options, storage_errors
 from lavic.storage.text_files import open_text_file
 
@@ -47,7 +48,7 @@ def read_items(
         for record in records:
             try:
                 if not isinstance(record.value, dict):
-                    raise ValueError(f"{type(record.value).__name__} where a JSON object with one item was expected")
+                    raise ValueError(f"{json_type(record.value)} where an object with one item was expected")
                 yield item_from_meta(record.value, record.id, sizes)
             except ValueError as error:
                 report(BadRecord(record.file, record.line, str(error)), errors)
@@ -116,7 +117,9 @@ def _records(path: str, errors: OnError | None, columns: Mapping[str, str]) -> I
             return
         if name.endswith(CSV):
             yield from csv_records(path, file, errors, wanted)
-        elif name.endswith(LIST) and set(columns) == {"url"}:
+        elif name.endswith(LIST) and not head.lstrip().startswith((b"{", b"[")):
+            if set(columns) != {"url"}:
+                raise DataError(f"{path}: a list of links is read with --columns url=url, and without other columns")
             yield from link_records(path, file, errors, columns["url"])
         else:
             yield from json_records(path, file, errors, is_json=name.endswith(".json"), keyed=not columns)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lavic.data.records import Conversation, conversation_from_row
 from lavic.errors import DataError
-from lavic.storage.json_text import BadJson, parse_json
+from lavic.storage.json_text import BadJson, json_type, parse_json
 from lavic.storage.text_files import read_lines
 
 
@@ -59,7 +59,7 @@ def _parse(line: str, number: int, index: int, file: str) -> Conversation:
     except BadJson as error:
         raise DataError(f"{place}: not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise DataError(f"{place}: {type(row).__name__} where a JSON object with one conversation was expected")
+        raise DataError(f"{place}: {json_type(row)} where an object with one conversation was expected")
     try:
         return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file, line=number)
     except ValueError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from lavic.storage.json_text import BadJson, parse_json
+from lavic.storage.json_text import BadJson, json_type, parse_json
 
 ImageSize = Literal["hi_res", "large", "thumb"]
 """The sizes in which the sources link a photo, largest first."""
@@ -193,7 +193,7 @@ def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: 
     if "context" not in row or "gt_items" not in row:
         raise ValueError(f"not a conversation: expected the keys `context` and `gt_items`, got {_listed(row)}")
     if not isinstance(row["context"], str):
-        raise ValueError(f"`context` is {_kind(row['context'])}, not text")
+        raise ValueError(f"`context` is {_type_of(row['context'])}, not text")
     return Conversation(
         id=id,
         turns=turns_of(as_text(row["context"])),
@@ -210,21 +210,15 @@ def _ids(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A list of item ids. A number is refused: an id that was written as one may have lost its zeros."""
     ids = row.get(key, ())
     if not isinstance(ids, (list, tuple)):
-        raise ValueError(f"`{key}` is {_kind(ids)}, not a list of item ids")
+        raise ValueError(f"`{key}` is {_type_of(ids)}, not a list of item ids")
     for place, item in enumerate(ids):
         if not isinstance(item, str) or not item.strip():
-            raise ValueError(f"`{key}[{place}]` is {_kind(item)}, not an item id as text")
+            raise ValueError(f"`{key}[{place}]` is {_type_of(item)}, not an item id as text")
     return tuple(as_text(item) for item in ids)
 
 
-_KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a text", "bool": "a truth value"}
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls a value, for messages."""
-    if value == "":
-        return "empty"
-    return _KINDS.get(type(value).__name__, f"the number {value!r:.20}")
+def _type_of(value: Any) -> str:
+    return "empty" if value == "" else json_type(value)
 
 
 def turns_of(context: str) -> tuple[Turn, ...]:
@@ -276,7 +270,7 @@ def _image_list(images: Any) -> list[Mapping[str, Any]]:
     if _is_missing(images):
         return []
     if not isinstance(images, (list, tuple)):
-        raise ValueError(f"`images` is {type(images).__name__}, not a list of objects or an object of lists")
+        raise ValueError(f"`images` is {json_type(images)}, not a list of objects or an object of lists")
     return [{"large": image} if isinstance(image, str) else image for image in images]
 
 
@@ -311,6 +305,9 @@ def _details(details: Any) -> str:
 
 def as_text(value: Any) -> str:
     """A value as text that can be written; empty for a missing one."""
+    if isinstance(value, bytes):
+        # Parquet files of older writers do not say that their texts are texts.
+        value = value.decode("utf-8", "replace")
     text = "" if _is_missing(value) else str(value).strip()
     # JSON may hold half of a surrogate pair, which no file of ours could.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
@@ -322,7 +319,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value.strip(),) if value.strip() else ()
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"expected a list of texts, got {type(value).__name__}")
+        raise ValueError(f"expected a list of texts, got {json_type(value)}")
     return tuple(text for entry in value if (text := as_text(entry)))
 
 

@@ -14,6 +14,15 @@ from typing import Any
 DEEPEST = 200
 """Objects and lists inside each other; Python's own limit depends on its version and on who asks."""
 
+_TYPES = {
+    "NoneType": "null",
+    "bool": "a boolean",
+    "dict": "an object",
+    "list": "a list",
+    "tuple": "a list",
+    "str": "a text",
+    "bytes": "bytes",
+}
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 """A string, a bracket, or the quote of a string that does not end."""
 
@@ -120,3 +129,8 @@ def why(error: Exception, text: str) -> str:
 def is_python(text: str) -> bool:
     """Whether a text begins as Python writes a dict: with quotes that JSON does not have."""
     return bool(_PYTHON.match(text))
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls a value, for messages; a number is named itself."""
+    return _TYPES.get(type(value).__name__, f"the number {value!r:.20}")

@@ -101,7 +101,9 @@ def open_text_file(path: str | Path) -> Iterator[TextFile]:
     except FileNotFoundError:
         raise TextFileError(path, 0, "no such file") from None
     except Damaged as error:
-        raise TextFileError(path, 0, f"cannot be read to its end ({first_line(error)})") from None
+        raise TextFileError(
+            path, 0, f"the compressed data is damaged ({first_line(error)}); get the file again"
+        ) from None
     except storage_errors(ImportError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TextFileError(path, 0, f"cannot be read ({reason})") from None

@@ -100,7 +100,7 @@ def test_packed_files_and_a_byte_order_mark(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         assert [item.id for item in read_items([path])] == list(METAS), path
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(text.encode())[:-30])
-    with pytest.raises(DataError, match="cannot be read to its end"):
+    with pytest.raises(DataError, match="the compressed data is damaged"):
         list(read_items([tmp_path / "a.jsonl.xz"]))
 
 
@@ -116,7 +116,7 @@ def test_what_is_too_long_or_too_deep_is_named_and_not_held(tmp_path: Path, monk
         (3, "not JSON"),
     ]
     (tmp_path / "b.json").write_text('{"B0": {"images": []},\n"B1": {"title": "open' + "x" * 3_000_000)
-    with pytest.raises(DataError, match=r"b\.json:2: not JSON .* cannot be told apart"):
+    with pytest.raises(DataError, match=r"b\.json:2: not JSON .* records after it cannot be found"):
         list(read_items([tmp_path / "b.json"], errors.append))
 
 
@@ -130,7 +130,7 @@ def test_a_keyed_file_cut_short_is_refused_with_its_line(tmp_path: Path) -> None
 def test_a_gzip_cut_short_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "meta.jsonl.gz", ROWS)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="cannot be read to its end"):
+    with pytest.raises(DataError, match="the compressed data is damaged"):
         list(read_items([path]))
 
 
@@ -375,3 +375,43 @@ def test_tables_that_are_not_what_was_named(tmp_path: Path) -> None:
         (2, "3 fields where the header has 2"),
         (4, "not UTF-8"),
     ]
+
+
+def test_a_list_of_links_in_a_column_is_several_photos(tmp_path: Path) -> None:
+    rows = [{"id": "A", "url": ["http://x/1.jpg", None, "http://x/2.jpg"]}, {"id": "B", "url": []}]
+    path = links(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    first, second = read_items([path], columns={"id": "id", "url": "url"})
+    assert [(photo.n, photo.url) for photo in first.photos] == [(0, "http://x/1.jpg"), (2, "http://x/2.jpg")]
+    assert (first.unlinked, second.unlinked, second.images) == (1, 1, ())
+
+
+def test_texts_of_parquet_may_be_bytes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"id": [b"A"], "url": [b"http://x/1.jpg"], "title": ["M\u00f6bel".encode()]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (item,) = read_items([tmp_path / "a.parquet"], columns={"id": "id", "url": "url", "title": "title"})
+    assert (item.id, item.images, item.title) == ("A", ("http://x/1.jpg",), "M\u00f6bel")
+
+
+def test_columns_that_leave_a_doubt(tmp_path: Path) -> None:
+    path = links(tmp_path / "a.csv", b"url,id,url\nhttp://x/1.jpg,A,http://x/2.jpg\n")
+    with pytest.raises(DataError, match=r"a\.csv: 2 columns are called `url`"):
+        list(read_items([path], columns={"url": "url"}))
+    path = links(tmp_path / "a.txt", b"http://x/1.jpg\n")
+    for columns in ({}, {"url": "url", "id": "id"}):
+        with pytest.raises(DataError, match=r"a\.txt: a list of links is read with --columns url=url"):
+            list(read_items([path], columns=columns))
+    path = links(tmp_path / "b.txt", json.dumps({"link": "http://x/1.jpg"}).encode())
+    assert [item.images for item in read_items([path], columns={"url": "link"})] == [("http://x/1.jpg",)]
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [(None, "null"), ([], "a list"), ("x", "a text"), (7, "the number 7"), (True, "a boolean")]
+)
+def test_what_is_no_item_is_called_as_json_calls_it(tmp_path: Path, value: object, name: str) -> None:
+    errors: list[BadRecord] = []
+    path = links(tmp_path / "a.jsonl", json.dumps(value).encode())
+    assert not list(read_items([path], errors.append))
+    assert [error.reason for error in errors] == [f"{name} where an object with one item was expected"]

@@ -44,7 +44,7 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ("{", ":2: not JSON"),
-        ("[]", ":2: list where"),
+        ("[]", ":2: a list where an object"),
         ("[" * 100_000, ":2: not JSON .nested more than 200 levels deep"),
         ('{"context": ' + "1" * 5000 + "}", ":2: not JSON .a number has too many digits"),
         ('{"title": 1}', ":2: not a conversation.*title"),
@@ -57,7 +57,7 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
         ('{"context": ["a", "b"], "gt_items": []}', ":2: `context` is a list, not text"),
         ('{"context": null, "gt_items": []}', ":2: `context` is null, not text"),
         ('{"context": {"a": 1}, "gt_items": []}', ":2: `context` is an object, not text"),
-        ('{"context": true, "gt_items": []}', ":2: `context` is a truth value, not text"),
+        ('{"context": true, "gt_items": []}', ":2: `context` is a boolean, not text"),
         ('{"context": "x", "gt_items": [], "candidates_st": {"a": 1}}', ":2: `candidates_st` is an object, not a list"),
         ('{"context": "x", "gt_items": [], "candidates_st": [["B1"]]}', r":2: `candidates_st\[0\]` is a list"),
         ('{"context": "x", "gt_items": [], "context_items": 1.5}', ":2: `context_items` is the number 1.5"),

@@ -44,7 +44,7 @@ def test_a_remnant_is_not_a_whole_set(
     with pytest.raises(TooFewStored) as caught:
         crawl_here(plan, FETCH, min_success=0.61)
     message = str(caught.value)
-    assert message.startswith(f"{plan.folder}: 6 of 10 photos stored (60.0%") and "--min-success 61%" in message
+    assert message.startswith(f"{plan.folder}: 6 of 10 photos stored (60.0%") and "--min-success 0.61" in message
     assert "--retry http_error" in message and "--min-success 0.6" in message
     assert "http_error" in capsys.readouterr().out
     # The manifest of the run before must not stand for what this one refuses; the shards are kept.
@@ -134,6 +134,7 @@ def test_photos_never_asked_for_are_counted_with_their_reasons(
     assert "Run the same command again" in out
     with pytest.raises(TooFewStored):
         close_set(plan, [seal], 0.51)
+    assert "2 photos were never asked for: a.example: 500 since 12:00 (1); " in capsys.readouterr().out
 
 
 def test_figures_are_those_of_this_run(

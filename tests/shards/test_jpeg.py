@@ -45,8 +45,19 @@ def odd_forms(data: bytes) -> dict[str, bytes]:
         "no end marker and zeros": data[:-2] + bytes(500),
         "another JFIF version": data.replace(b"JFIF\0\x01\x01", b"JFIF\0\x02\x07", 1),
         "parameters of a progressive scan": data[: first - 3] + b"\0\0\0" + data[first:],
-        "an unknown colour transform": data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07" + data[2:],
+        "an unknown colour transform": without_jfif(data, transform=7),
+        "the colour transform of four components": without_jfif(data, transform=2),
+        "an unknown colour transform behind the frame": data[:2] + data[20:scan] + adobe(7) + data[scan:],
     }
+
+
+def adobe(transform: int) -> bytes:
+    return b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+
+
+def without_jfif(data: bytes, transform: int) -> bytes:
+    """With an Adobe segment instead, which decides the colours where there is no JFIF."""
+    return data[:2] + adobe(transform) + data[20:]
 
 
 @pytest.mark.parametrize("name", odd_forms(encoded(make_noise())))
@@ -101,3 +112,10 @@ def test_codings_that_few_readers_know_are_written_anew() -> None:
         bare = bare[:at] + bare[at + 2 + struct.unpack(">H", bare[at + 2 : at + 4])[0] :]
     stored = to_jpeg(bare, SETTINGS).jpg
     assert b"\xff\xc4" in stored and np.abs(pixels(stored).astype(int) - pixels(plain)).mean() < 3
+
+
+def test_four_components_of_an_unknown_transform_are_those_that_decoders_take_them_for() -> None:
+    plain = encoded(make_noise().convert("CMYK"), quality=85)
+    at = plain.index(b"Adobe") + 11
+    odd = plain[:at] + b"\x07" + plain[at + 1 :]
+    assert to_jpeg(odd, SETTINGS).jpg == to_jpeg(plain[:at] + b"\x02" + plain[at + 1 :], SETTINGS).jpg

@@ -20,6 +20,7 @@ from lavic.storage.text_files import TextFile, TextFileError, raw_lines
 Form = Literal["lines", "values", "list", "keyed"]
 
 _CHUNK = 1 << 20
+_LOST = "the records after it cannot be found: is the file cut off? Download it again, or correct it"
 _SPACE_OR_COMMA = " \t\r\n,"
 
 
@@ -184,7 +185,7 @@ class _Scanner:
                 reason = str(error)
             # A broken value never ends: without a limit the rest of the file would be held.
             if reason and (self._ended or len(self._buffer) - self._at > text_files.LONGEST_LINE):
-                raise TextFileError(self._path, line, f"not JSON ({reason}); what follows it cannot be told apart")
+                raise TextFileError(self._path, line, f"not JSON ({reason}); {_LOST}")
             self._more()
         text = "" if self._clean else self._buffer[self._at : end]
         self._step(end)

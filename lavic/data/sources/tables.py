@@ -11,6 +11,7 @@ from typing import Any
 from lavic.data.records import Item, as_link, as_text
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.errors import DataError, first_line
+from lavic.storage.json_text import json_type
 from lavic.storage.remote import options, storage_errors
 from lavic.storage.text_files import LONGEST_LINE, TextFile, raw_lines
 
@@ -97,8 +98,8 @@ def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
 def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors: OnError | None) -> Iterator[Item]:
     """Items of a table with a link in each row.
 
-    Neighbouring rows of one id are one item with as many photos. Without a column of ids each link is an item by
-    itself, under an id that is made of the link.
+    Neighbouring rows of one id are one item with as many photos, and so are the links of a row that has a list. Without
+    a column of ids each link is an item by itself, under an id that is made of the link.
 
     Args:
         records: The rows.
@@ -110,20 +111,21 @@ def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors
     for record in records:
         row = record.value
         if not isinstance(row, dict) or columns["url"] not in row:
-            has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            has = ", ".join(map(str, row)) if isinstance(row, dict) else json_type(row)
             report(BadRecord(record.file, record.line, f"no column `{columns['url']}`, it has: {has}"), errors)
             continue
-        url = as_link(row[columns["url"]])
-        id = as_text(row.get(columns["id"])) if "id" in columns else _id_of(url)
-        if not id:
-            what = f"no id in the column `{columns['id']}`" if "id" in columns else "no link"
-            report(BadRecord(record.file, record.line, what), errors)
-            continue
-        if rows and (id != item or "id" not in columns):
-            yield _item(item, rows, columns)
-            rows = []
-        item = id
-        rows.append({**row, columns["url"]: url})
+        cell = row[columns["url"]]
+        for url in map(as_link, (cell or [None]) if isinstance(cell, list) else [cell]):
+            id = as_text(row.get(columns["id"])) if "id" in columns else _id_of(url)
+            if not id:
+                what = f"no id in the column `{columns['id']}`" if "id" in columns else "no link"
+                report(BadRecord(record.file, record.line, what), errors)
+                continue
+            if rows and (id != item or "id" not in columns):
+                yield _item(item, rows, columns)
+                rows = []
+            item = id
+            rows.append({**row, columns["url"]: url})
     if rows:
         yield _item(item, rows, columns)
 
@@ -148,12 +150,14 @@ def _id_of(url: str) -> str:
     return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16] if url else ""
 
 
-def _check_columns(path: str, header: Sequence[str], columns: Sequence[str]) -> None:
+def _check_columns(path: str, header: list[str], columns: Sequence[str]) -> None:
     listed = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "") or "none"
     if not columns:
         raise DataError(f"{path}: name the columns with the links, as --columns url=URL; it has the columns: {listed}")
     if missing := [name for name in columns if name not in header]:
         raise DataError(f"{path}: no column `{missing[0]}` (--columns); it has: {listed}")
+    if repeated := [name for name in columns if header.count(name) > 1]:
+        raise DataError(f"{path}: {header.count(repeated[0])} columns are called `{repeated[0]}` (--columns)")
 
 
 def _is_broken(text: str) -> bool:
