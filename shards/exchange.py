@@ -159,9 +159,8 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
         return Answer(_kind_of(status), reason=f"HTTP {status}", http=status, retry_after=_retry_after(headers))
     if bounds.opt_outs and (out := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
         return Answer("opted_out", reason=out, http=status)
-    too_big = Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes", http=status)
     if (response.content_length or 0) > bounds.max_bytes and not bounds.raw:
-        return too_big
+        return _too_big(status, bounds)
     chunks: list[bytes] = []
     size, began = 0, time.monotonic()
     try:
@@ -171,7 +170,7 @@ async def _read(response: aiohttp.ClientResponse, url: URL, bounds: Bounds) -> A
             if size > bounds.max_bytes:
                 if bounds.raw:
                     break
-                return too_big
+                return _too_big(status, bounds)
             seconds = time.monotonic() - began
             if seconds > bounds.speed_after and size < bounds.min_speed * seconds:
                 return _too_slow(size, seconds, bounds)
@@ -221,6 +220,10 @@ def _decoded(body: bytes, names: list[str], http: int, bounds: Bounds) -> Answer
     if len(whole) > bounds.max_bytes:
         return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes once decompressed", http=http)
     return Answer("ok", whole, http=http)
+
+
+def _too_big(status: int, bounds: Bounds) -> Answer:
+    return Answer("too_big", reason=f"more than {bounds.max_bytes:,} bytes", http=status)
 
 
 def _too_slow(size: int, seconds: float, bounds: Bounds) -> Answer:

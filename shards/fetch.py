@@ -97,6 +97,10 @@ class FetchSettings:
         )
 
 
+_NO_ANSWER = Answer("ok")
+"""Stands for the answer to a request that was given up."""
+
+
 class _Try(NamedTuple):
     """One of the requests for a photo."""
 
@@ -240,7 +244,7 @@ class Fetcher:
         lane = self._lanes.to(host)
         version = await lane.enter(attempt.fresh, attempt.again)
         verdict: Verdict = "void"
-        answer = Answer("ok")
+        answer = _NO_ANSWER
         began = time.monotonic()
         try:
             headers = None if first else _ROBOTS_HEADERS
@@ -273,9 +277,9 @@ class Fetcher:
         site = self._sites.get(key)
         if site is not None and time.monotonic() < site.until:
             return site
-        check_url(url, allow_private=self.settings.allow_private)
         meeting = self._meetings.get(key)
         if meeting is None:
+            check_url(url, allow_private=self.settings.allow_private)
             meeting = self._meetings[key] = asyncio.create_task(self._meet(url))
             meeting.add_done_callback(lambda _: self._meetings.pop(key, None))
         site = await asyncio.shield(meeting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -30,8 +30,7 @@ _TAIL = 64
 """Bytes at the end in which the end marker is looked for: some cameras and servers put a few after it."""
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """What is known before the first pixel is decoded."""
 
     width: int
@@ -75,7 +74,13 @@ def read_header(data: bytes) -> JpegHeader | None:
     plain = colours in _PLAIN and frame in _FRAMES and tables
     one_scan = _FRAMES.get(frame) != "progressive" and data[at + 4] == components
     return JpegHeader(
-        width, height, "L" if colours == "Gray" else "RGB", plain, orientation or 1, _join(profile), one_scan
+        width,
+        height,
+        "L" if colours == "Gray" else "RGB",
+        plain,
+        orientation or 1,
+        _join(profile) if profile else b"",
+        one_scan,
     )
 
 

@@ -197,7 +197,9 @@ class _Handler(ResponseHandler):
     """A connection whose parser is replaced for the beginning of each answer."""
 
     def set_response_params(self, **params: Any) -> None:
-        params.update((name, value) for name, value in _LIMITS.items() if name in params)
+        for name, value in _LIMITS.items():
+            if name in params:
+                params[name] = value
         super().set_response_params(**params)
         self._parser: Any = _FirstReader(self, params)
 

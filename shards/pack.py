@@ -228,6 +228,7 @@ class _Known:
         self, rows: Mapping[str, Outcome], stored: Stored, retry: Collection[str], *, refresh: bool = False
     ) -> None:
         self._rows, self._stored, self._retry = rows, stored, retry
+        self._nothing = not rows and stored.empty
         self.refresh = refresh
         """Stored photos are to be asked for again."""
         self.refreshed: Counter[str] = Counter()
@@ -235,6 +236,8 @@ class _Known:
 
     def find(self, task: PhotoTask) -> _Done | None:
         """How a photo ended; None where it is to be fetched."""
+        if self._nothing:
+            return None
         row, sample = self._rows.get(task.key), self._stored.sample(task.key)
         if sample and sample.meta["url"] == task.url:
             if row is None or row.kind != "ok":
@@ -244,6 +247,8 @@ class _Known:
 
     def failed(self, group: Sequence[PhotoTask]) -> bool:
         """Whether a picture was asked for before, in vain."""
+        if self._nothing:
+            return False
         rows = (self._rows.get(task.key) for task in group)
         return any(row is not None and row.kind not in {"ok", *ASKED_AGAIN} for row in rows)
 
@@ -305,6 +310,8 @@ async def _write(
                 first = _known_placeholder(group[0], photo)
             if first is None:
                 first = await fetched(group[0], fresh=fresh)
+                if len(group) == 1:
+                    return [first]
                 # An earlier run's failures in this group were failures of the same picture.
                 settled = [first, *(None for _ in group[1:])]
             return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]

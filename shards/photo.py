@@ -7,7 +7,7 @@ import io
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from pydantic import Field, field_validator
@@ -87,13 +87,14 @@ class Stored:
     height: int
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """What a server sent, and what its header says where it is a JPEG that is read here."""
 
     data: bytes
     header: jpeg.JpegHeader | None
     effort: Effort
+    canonical: bool = False
+    """A JPEG that is stored as it is, if its profile is sRGB."""
 
 
 def to_jpeg(data: bytes, settings: PhotoSettings, sha256: str = "") -> Stored:
@@ -132,9 +133,10 @@ def examine(data: bytes, settings: PhotoSettings, sha256: str = "") -> Photo:
             raise PhotoError("bomb", f"{scans:,} scans; --photo.max-scans is {settings.max_scans:,}")
         work *= scans
     effort: Effort = "little" if work <= _LITTLE else "much" if work <= _MUCH else "unknown"
-    if not _is_canonical(header, settings) or (header.profile and not seen_srgb(header.profile, header.mode)):
+    canonical = header.plain and header.orientation == 1 and not _shrinks(header.width, header.height, settings)
+    if not canonical or (header.profile and not seen_srgb(header.profile, header.mode)):
         effort = "unknown"
-    return Photo(data, header, effort)
+    return Photo(data, header, effort, canonical)
 
 
 def store(photo: Photo, settings: PhotoSettings) -> Stored:
@@ -167,7 +169,7 @@ def _store(photo: Photo, settings: PhotoSettings) -> Stored:
         data = regular
     if settings.check == "decode" and not header.one_scan and not jpeg.has_every_scan(data):
         raise PhotoError("truncated", "a JPEG without its last scans")
-    if _is_canonical(header, settings) and (not header.profile or is_srgb(header.profile, header.mode)):
+    if photo.canonical and (not header.profile or is_srgb(header.profile, header.mode)):
         return Stored(data, header.width, header.height)
     return _convert(data, settings, header.orientation)
 
@@ -175,11 +177,6 @@ def _store(photo: Photo, settings: PhotoSettings) -> Stored:
 def _is_unsupported(wrong: str) -> bool:
     """Whether libjpeg says that it does not know a kind of JPEG, rather than that something is wrong with this one."""
     return "supported" in wrong.lower()
-
-
-def _is_canonical(header: jpeg.JpegHeader, settings: PhotoSettings) -> bool:
-    """Whether a JPEG is stored as it is, whatever its profile."""
-    return header.plain and header.orientation == 1 and not _shrinks(header.width, header.height, settings)
 
 
 def _convert(data: bytes, settings: PhotoSettings, turn: int | None = None) -> Stored:

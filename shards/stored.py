@@ -58,6 +58,11 @@ class Stored:
             self._owner = None
         self._stack.__exit__(kind, error, trace)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no sample at all."""
+        return not self._at and not self._references
+
     def sample(self, key: str) -> Sample | None:
         """The sample of a key, or None where there is none that is whole."""
         if key not in self._at or self._file is None:

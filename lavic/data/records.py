@@ -31,6 +31,7 @@ _AMAZON_PHOTO = re.compile(
     r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
 )
 """A served image: its id, then how the server is to change it, as `._AC_SX300_`. `W/...` names a way of delivery."""
+_PLAIN_LINK = re.compile(r"https?://(?P<host>[A-Za-z0-9.-]+)(?::\d+)?(?P<path>/[!$->@-~]*)(?:[?#][!-~]*)?")
 _ONLY_SIZE = re.compile(
     r"(?:S[XYLS]|U[XYLS])\d+"  # width, height, longest side, side of a square
     r"|SC(?:L|M|T)ZZZZZZZ|SCTHUMBZZZ|SCSWATCHZZ"  # the older names of five sizes
@@ -176,12 +177,18 @@ def amazon_image_id(url: str) -> str | None:
 
 
 def _amazon_image(url: str) -> re.Match[str] | None:
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-    except ValueError:
+    if "amazon.com" not in url.lower():
         return None
-    return _AMAZON_PHOTO.fullmatch(unquote(parts.path)) if _AMAZON.fullmatch(host) else None
+    # Asked of every photo: the usual form of a link is taken apart in a tenth of urlsplit's time.
+    if plain := _PLAIN_LINK.fullmatch(url):
+        host, path = plain["host"].lower(), plain["path"]
+    else:
+        try:
+            parts = urlsplit(url)
+            host, path = parts.hostname or "", parts.path
+        except ValueError:
+            return None
+    return _AMAZON_PHOTO.fullmatch(unquote(path)) if _AMAZON.fullmatch(host.rstrip(".")) else None
 
 
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str, line: int = 0) -> Conversation:
