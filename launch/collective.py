@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from lavic.cli import leave
+from lavic.failure import leave
 from lavic.world import World
 
 _GPU_BYTES, _CPU_BYTES = 64 << 20, 1 << 20

@@ -174,7 +174,7 @@ def _give_way() -> None:
     srun ends all when one has failed, and its own exit code is the highest of them: 143 would hide why it began.
     """
     if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        from lavic.cli import leave
+        from lavic.failure import leave
 
         signal.signal(signal.SIGTERM, lambda number, frame: leave(1))
 

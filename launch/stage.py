@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lavic.config import flatten, parse
 from lavic.errors import DataError
+from lavic.failure import shown_at_once
 from lavic.stop import StopRequest
 from lavic.tracking import Tracker
 from lavic.train.run import RunFolder, write_together
@@ -139,7 +140,11 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
                 print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
             return 0
         node = world.node if world.local_rank == 0 else None
-        with world.together(), Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
+        with (
+            world.together(),
+            Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker,
+            shown_at_once(stage.command),  # the tracker may wait for MLflow when it closes
+        ):
             tracker.start(stage.command, flatten(chosen))
             _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
     return 0

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavic.cli import leave
 from lavic.errors import Stopped
+from lavic.failure import leave
 from lavic.waiting import FIRST_S
 
 if TYPE_CHECKING:

@@ -1,25 +1,22 @@
-"""The `lavic` command: a table of names, the module behind each, and what an error looks like. Nothing else."""
+"""The `lavic` command: a table of names and the module behind each. What an error looks like: `lavic.failure`."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
+import faulthandler
 import importlib
 import io
 import logging
 import os
 import sys
-import time
-import traceback
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NoReturn
 
 from lavic import __version__
-from lavic.errors import LavicError, Stopped, first_line
+from lavic.errors import Stopped
+from lavic.failure import launched, leave, rank, show, show_traceback
 from lavic.secrets import redact
-from lavic.world import step_tasks
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
@@ -42,36 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name -> (module with `main(argv) -> int`, what it does). A module is imported when its command runs, never before."""
 
-EXTRAS = {
-    "aiohttp": "crawl",
-    "datasets": "dev",
-    "deepspeed": "train",
-    "mlflow": "mlflow",
-    "peft": "model",
-    "pyarrow": "crawl",
-    "ray": "crawl",
-    "s3fs": "crawl",
-    "safetensors": "model",
-    "torch": "model",
-    "transformers": "model",
-    "webdataset": "crawl",
-}
-"""Import name -> the extra of setup.py that brings it."""
-
 _USAGE = "usage: lavic COMMAND [--config FILE|NAME] [--key value ...]"
-_PATIENCE_S = 2.0
-_MEND = {
-    errno.ENOENT: "there is no such file or folder; a link may point nowhere",
-    errno.ENOTDIR: "a file is where a folder is needed; use another path",
-    errno.EISDIR: "a folder is where a file is needed; use another path",
-    errno.EEXIST: "a file is where a folder is needed; use another path",
-    errno.EACCES: "change its permissions, or use another path",
-    errno.EPERM: "change its permissions, or use another path",
-    errno.EROFS: "use a path that can be written to",
-    errno.ENAMETOOLONG: "use a shorter path",
-    errno.ELOOP: "links point at each other; use another path",
-}
-"""What a user can do about errors of the operating system that come from a path."""
 
 
 def _tolerate_any_text() -> None:
@@ -106,23 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """`lavic` as a program: ends the process with the exit code of `main`."""
-    sys.excepthook = _show_traceback
-    code = main()
-    if _launched() != "1":
-        leave(code)
-    raise SystemExit(code)
-
-
-def leave(code: int) -> NoReturn:
-    """Ends a rank at once, its output flushed; whatever launched it.
-
-    An interpreter that is taken down with care spends a second on it. Meanwhile gloo's threads, which `World.close`
-    cannot end while a library keeps hold of a group, may lose a faster rank and abort the process: the launcher would
-    read signal 6 where the rank said 0, 2 or 75.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.excepthook = show_traceback
+    if launched() == 1:
+        raise SystemExit(main())
+    faulthandler.enable()  # when NCCL's watchdog aborts a rank, it says where Python was
+    leave(main())
 
 
 def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
@@ -149,73 +105,21 @@ def _run(command: str, argv: list[str]) -> int:
     try:
         return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
     except Stopped as stop:
-        if _rank() == 0:  # no error, and all ranks are asked alike
+        if rank() == 0:  # no error, and all ranks are asked alike
             print(f"lavic {command}: {stop}", file=sys.stderr, flush=True)
         return stop.exit_code
-    except LavicError as error:
-        _complain(command, str(error))
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        _complain(command, f"needs the package '{package}'; install it with: pip install 'lavic[{EXTRAS[package]}]'")
-        return 2
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if rank() == 0:
             print(f"\nlavic {command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (`| head`) has left; without this the interpreter complains once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _operating_system(command, error)
-
-
-def _operating_system(command: str, error: OSError) -> int:
-    """Says what the operating system refused; returns the exit code."""
-    logging.getLogger("lavic").debug("traceback", exc_info=error)
-    reason = error.strerror or first_line(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{_path(error.filename)} could not be written" if error.filename else "could not write"
-        _complain(command, f"{what} ({reason}): make room, then run the same command again")
-        return 1
-    places = " -> ".join(_path(name) for name in (error.filename, error.filename2) if name)
-    hint = _MEND.get(error.errno or 0)
-    _complain(command, f"{places or 'the operating system'}: {reason}{f': {hint}' if hint else ''}")
-    return 2 if hint else 1
-
-
-def _path(name: object) -> str:
-    """A path as text that can be printed, whatever bytes it has."""
-    return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
-
-
-def _complain(command: str, message: str) -> None:
-    """Prints one error line. A rank other than 0 first lets rank 0 say it, since most errors strike all ranks alike."""
-    rank = _rank()
-    if rank:
-        # When rank 0 fails too, the launcher ends this process during the wait and the line is said once.
-        time.sleep(_PATIENCE_S)
-    line = f"lavic {command}: error: {redact(message)}{f' [rank {rank}]' if rank else ''}"
-    print(line, file=sys.stderr, flush=True)
-
-
-def _show_traceback(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    print(redact("".join(traceback.format_exception(kind, error, at))), end="", file=sys.stderr, flush=True)
-
-
-def _launched() -> str:
-    """How many processes torchrun, srun or our own launcher started, as they say it; "1" without a launcher."""
-    return os.environ.get("WORLD_SIZE") or step_tasks(os.environ)
-
-
-def _rank() -> int:
-    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    return int(text) if text.isdigit() else 0
+    except Exception as error:
+        return show(command, error)
 
 
 class _Stderr(logging.Handler):
@@ -233,7 +137,7 @@ def _set_up_logging() -> None:
     log = logging.getLogger("lavic")
     log.handlers = [handler]
     log.propagate = False
-    log.setLevel(os.environ.get("LAVIC_LOG", "info" if _rank() == 0 else "warning").upper())
+    log.setLevel(os.environ.get("LAVIC_LOG", "info" if rank() == 0 else "warning").upper())
 
 
 def _manual() -> str:

@@ -196,8 +196,10 @@ class World:
         """In the group for the length of a block, which all ranks leave when the last of them has come to its end.
 
         A launcher ends the others soon after one rank has left, with or without an error: rank 0 must have closed its
-        files by then. That holds for a stop on request too, in which all ranks agree; after any other error nobody
-        waits for anybody.
+        files by then. That holds for a stop on request too, in which all ranks agree.
+
+        After any other error nobody waits for anybody, and the group stays: NCCL takes it down with all ranks
+        together, and the others will not come. The process must say what happened and end (`lavic.failure.leave`).
 
         Args:
             timeout_s: see `start`.
@@ -210,9 +212,13 @@ class World:
             if self.size > 1 and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out, with nothing to lose but its exit code
             self.barrier()
-            raise
-        finally:
             self.close()
+            raise
+        except BaseException:
+            if self.size == 1:
+                self.close()
+            raise
+        self.close()
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's tensor (same shape and type on each), on the device of `value`; a new tensor."""

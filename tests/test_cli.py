@@ -13,7 +13,8 @@ import time
 import pytest
 
 from lavic import __version__
-from lavic.cli import COMMANDS, EXTRAS, main
+from lavic.cli import COMMANDS, main
+from lavic.failure import EXTRAS
 
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "numpy", "pydantic")
 

@@ -16,7 +16,7 @@ FOLDERS = {
     **{f"lavic.{name}": ROOT / name for name in ("shards", "launch", "configs", "slurm")},
 }
 
-FOUNDATION = {"errors", "secrets", "config", "lock", "world", "stop", "storage"}
+FOUNDATION = {"errors", "failure", "secrets", "config", "lock", "world", "stop", "storage"}
 """lavic/*.py that everything may use: config stands for schema, flags and yamlfile too."""
 
 MAY = {
@@ -28,7 +28,8 @@ MAY = {
     "world": {"errors"},
     "stop": {"errors", "world"},
     "tracking": {"errors", "secrets", "config", "lock"},
-    "cli": {"errors", "secrets", "world"},
+    "failure": {"errors", "secrets", "world"},
+    "cli": {"errors", "failure", "secrets"},
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
     # Training takes any iterable: it knows the records and how files are written, not how shards are read.

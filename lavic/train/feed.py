@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, DataError, LavicError
 from lavic.train.batches import cut, deal
 from lavic.train.settings import LoopSettings
 from lavic.world import World
@@ -136,14 +136,17 @@ class Feed:
 
 def prepare(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
     """Makes something for each number, in order: here and now, or ahead of time in worker processes."""
-    yield from DataLoader(
+    for made in DataLoader(
         _Made(make),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         collate_fn=_unchanged,
         worker_init_fn=_shield if workers else None,
-    )
+    ):
+        if isinstance(made, Exception):
+            raise made
+        yield made
 
 
 class _Made(Dataset[Any]):
@@ -153,7 +156,16 @@ class _Made(Dataset[Any]):
         self.make = make
 
     def __getitem__(self, number: int) -> Any:
-        return self.make(number)
+        """What was made, or the error of ours that kept it from being made.
+
+        An error that is raised in a worker process comes out of torch's loader with a traceback for its message.
+        """
+        try:
+            return self.make(number)
+        except LavicError as error:  # some take more than a message, and could not be unpickled
+            return (DataError if error.exit_code == DataError.exit_code else LavicError)(str(error))
+        except OSError as error:
+            return error
 
 
 def _unchanged(made: Any) -> Any:

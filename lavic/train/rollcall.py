@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from lavic.errors import LavicError, Stopped, first_line
+from lavic.failure import out_of_memory
 from lavic.world import World
 
 BEAT_S = 5.0
@@ -183,6 +184,8 @@ def _lost(error: BaseException | None) -> bool:
     """Whether an error is that of a collective which did not find the others."""
     from torch.distributed import DistError
 
+    if error is None or out_of_memory(error) or "Duplicate GPU detected" in str(error):
+        return False
     if isinstance(error, DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed", "NCCL"))

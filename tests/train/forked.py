@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lavic.cli import leave
+from lavic.failure import leave
 from lavic.world import free_port
 
 READY = (

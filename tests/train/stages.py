@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from lavic.cli import leave
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import ShardDataset
+from lavic.failure import leave
 from lavic.model.adapters import add_adapter, merge_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lavic.cli import leave
 from lavic.errors import LavicError
+from lavic.failure import leave
 from lavic.tracking import Tracker
 from lavic.train.checkpoint import Checkpoints
 from lavic.train.engine import Engine
