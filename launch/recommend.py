@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(RecommendSettings, argv, command="recommend", description=DESCRIPTION)
     named = read_candidates(chosen.candidates, chosen.candidates_file)
     typed = chosen.conversation is None and sys.stdin.isatty()
-    asked = [] if typed else read_conversation(chosen.conversation or "-", named, chosen.key)
+    source = "-" if chosen.conversation is None else chosen.conversation
+    asked = [] if typed else read_conversation(source, named, chosen.key)
     if typed and not named:
         raise ConfigError(NAME_THEM)
     store = _open_store(chosen)

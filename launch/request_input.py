@@ -16,6 +16,8 @@ from lavic.storage.text_files import TextFileError, read_text, text_of
 
 NAME_THEM = "name the items to choose from: --candidates ID ..., or --candidates-file FILE"
 
+_ROW = re.compile(r'[\s\[]*\{\s*"(context|context_items|gt|gt_items|candidates\w*)"\s*:')
+"""How a row of the released form begins, also one that breaks off."""
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".gz", ".md", ".csv", ".tsv")
 
 
@@ -59,7 +61,7 @@ def read_conversation(source: str, named: tuple[str, ...], key: str) -> list[Con
     if not text.strip():
         raise DataError(f"{name}: empty; say what is looked for")
     if _is_json(name, text):
-        rows = parse_conversations(text.split("\n"), file=name, candidates=None if named else key)
+        rows = parse_conversations(text, name=name, candidates=None if named else key)
         return [replace(row, candidates={key: named}) if named else row for row in rows]
     if not named:
         raise ConfigError(NAME_THEM)
@@ -78,7 +80,7 @@ def _text_of(source: str) -> tuple[str, str]:
             print("standard input: not UTF-8; characters that cannot be read were replaced", file=sys.stderr)
             return "standard input", text
     try:
-        if Path(source).exists() or _looks_like_a_path(source):
+        if source.strip() and (Path(source).exists() or _looks_like_a_path(source)):
             return source, read_text(source)
     except (OSError, ValueError):  # too long for a path, or a NUL in it
         pass
@@ -93,13 +95,15 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _is_json(name: str, text: str) -> bool:
-    """Whether a text holds rows of JSON. Prose may begin with a brace too; a .jsonl file is never prose."""
-    if Path(name.removesuffix(".gz")).suffix in (".json", ".jsonl"):
+    """Whether a text holds rows of JSON. Prose may begin with a bracket too; a .jsonl file is never prose."""
+    if Path(name.removesuffix(".gz")).suffix in (".json", ".jsonl") or _ROW.match(text):
         return True
-    first = text.lstrip().partition("\n")[0]
-    if not first.startswith("{"):
-        return False
+    text = text.strip()
+    return text.startswith(("{", "[")) and any(map(_is_value, (text.partition("\n")[0], text)))
+
+
+def _is_value(text: str) -> bool:
     try:
-        return isinstance(parse_json(first), dict)
+        return isinstance(parse_json(text), (dict, list))
     except BadJson:
         return False

@@ -142,7 +142,7 @@ def _value(flag: str, leaf: Leaf, words: tuple[str, ...]) -> Any:
     if leaf.shape == "yaml":
         try:
             return yaml.safe_load(words[0])
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"{flag} takes yaml, such as '{{key: value}}', got {words[0]!r}") from None
     return _literal(leaf.type, words[0])
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lavic.errors import ConfigError
+from lavic.storage.json_text import why
 from lavic.storage.text_files import TextFileError, read_text
 
 
@@ -42,11 +43,16 @@ class YamlFile:
             if root is not None:
                 _note_lines(root, (), lines, path)
             values = loader.construct_document(root) if root is not None else {}
+        except ConfigError:
+            raise
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid yaml: {error.problem}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid yaml: {' '.join(str(error).split())}") from None
+        except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of thousands of digits
+            reason = "nested too deep" if isinstance(error, RecursionError) else why(error, text)
+            raise ConfigError(f"{path}: not valid yaml: {reason}") from None
         finally:
             loader.dispose()
         if values is None:

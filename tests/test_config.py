@@ -211,6 +211,22 @@ def test_any_text_and_number_survives_dump_and_load(tmp_path_factory, names, lr)
     assert load(Crawl, file) == chosen
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("limit: " + "[" * 5000, "nested too deep"),
+        ("limit: " + "9" * 5000, "too many digits"),
+        ("limit: 2024-13-45", "month must be in"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_line(tmp_path, text, says):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    message = error("--config", str(file))
+    assert message.startswith(f"{file}: not valid yaml: ") and says in message and "\n" not in message
+    assert "takes yaml" in error("--extra", text.removeprefix("limit: "))
+
+
 def test_flatten_names_every_leaf():
     flat = flatten(read("--items", "a", "--out", "b"))
     assert flat["fetch.deep.depth"] == 5

@@ -1,50 +1,50 @@
-"""Conversations in the released jsonl form, one per line."""
+"""Conversations in the released jsonl form, one per line, or as a list of JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
 from pathlib import Path
 
 from lavic.data.records import Conversation, conversation_from_row
+from lavic.data.sources.json_records import json_records
+from lavic.data.sources.record import Record
 from lavic.errors import DataError
-from lavic.storage.json_text import BadJson, json_type, parse_json
-from lavic.storage.text_files import read_lines
+from lavic.storage.json_text import json_type
+from lavic.storage.text_files import TextFile, read_text
 
 
 def read_conversations(path: str | Path, *, candidates: str | None = None) -> list[Conversation]:
     """Read a conversation file whole, in its order.
 
     Args:
-        path: A jsonl file with `context`, `context_items`, `gt_items` and any number of `candidates_*` lists.
+        path: Rows with `context`, `context_items`, `gt_items` and any number of `candidates_*` lists.
         candidates: A candidate list that every conversation must have, as `candidates_st`; None asks for none.
 
     Raises:
-        DataError: The file is missing or empty, a line is not a conversation, or the named list is not in it.
+        DataError: The file is missing or empty, a row is not a conversation, or the named list is not in it.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such conversation file")
-    lines = (text for _, text in read_lines(path))
-    return parse_conversations(lines, file=str(path), candidates=candidates)
+    return parse_conversations(read_text(path), name=str(path), candidates=candidates)
 
 
-def parse_conversations(lines: Iterable[str], *, file: str, candidates: str | None = None) -> list[Conversation]:
-    """Conversations from lines of JSON, such as those of standard input.
+def parse_conversations(text: str, *, name: str, candidates: str | None = None) -> list[Conversation]:
+    """Conversations from text, such as that of standard input.
 
     Args:
-        lines: One conversation each; blank ones are passed over.
-        file: What messages and the conversations call their source.
+        text: As a conversation file holds it.
+        name: What messages and the conversations call their source.
         candidates: As for `read_conversations`.
 
     Raises:
         DataError: As `read_conversations`.
     """
-    conversations: list[Conversation] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            conversations.append(_parse(line, number, len(conversations), file))
+    file = TextFile(io.BytesIO(text.encode()), name)
+    records = json_records(name, file, None, is_json=Path(name).suffix == ".json", keyed=False)
+    conversations = [_conversation(record, index) for index, record in enumerate(records)]
     if not conversations:
-        raise DataError(f"{file}: no conversation in it")
+        raise DataError(f"{name}: no conversation in it")
     for conversation in conversations:
         if candidates is not None and candidates not in conversation.candidates:
             present = ", ".join(conversation.candidates) or "none"
@@ -52,15 +52,11 @@ def parse_conversations(lines: Iterable[str], *, file: str, candidates: str | No
     return conversations
 
 
-def _parse(line: str, number: int, index: int, file: str) -> Conversation:
-    place = f"{file}:{number}"
-    try:
-        row = parse_json(line)
-    except BadJson as error:
-        raise DataError(f"{place}: not JSON ({error})") from None
+def _conversation(record: Record, index: int) -> Conversation:
+    row, file, line = record.value, record.file, record.line
     if not isinstance(row, dict):
-        raise DataError(f"{place}: {json_type(row)} where an object with one conversation was expected")
+        raise DataError(f"{file}:{line}: {json_type(row)} where an object with one conversation was expected")
     try:
-        return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file, line=number)
+        return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file, line=line)
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{file}:{line}: {error}") from None

@@ -75,6 +75,17 @@ def test_exported_and_packed_files_are_read(tmp_path: Path, encoding: str) -> No
     assert [row.targets for row in read_conversations(path)] == [("B1",)]
 
 
+@pytest.mark.parametrize("name", ["test.json", "test.jsonl", "test"])
+def test_a_list_and_rows_over_several_lines_are_read(tmp_path: Path, name: str) -> None:
+    rows = [ROW, ROW | {"gt_items": ["B2"]}]
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), "\n".join(json.dumps(row, indent=1) for row in rows)):
+        found = read_conversations(write(tmp_path / name, text))
+        assert [(row.id, row.targets) for row in found] == [("test-0", ("B1",)), ("test-1", ("B2",))]
+    broken = json.dumps([ROW, ROW | {"context": None}], indent=1)
+    with pytest.raises(DataError, match=rf"{name}:17: `context` is null"):
+        read_conversations(write(tmp_path / name, broken))
+
+
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such conversation file"):
         read_conversations(tmp_path / "none.jsonl")

@@ -123,6 +123,27 @@ def test_prose_that_begins_like_json_is_prose(ground: Ground, tmp_path: Path, ca
         recommend.main(words(ground, "--conversation", tmp_path / "talk.jsonl", "--candidates", *ids))
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("listed", [False, True])
+def test_json_is_never_taken_for_prose(ground: Ground, monkeypatch, capsys, listed: bool, indent: int | None):
+    ids = ItemStore.open(ground.store).ids[:3]
+    row = {"context": TALK, "gt_items": []}
+    outputs = []
+    for text in (TALK, json.dumps([row] if listed else row, indent=indent)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert recommend.main(words(ground, "--candidates", *ids, "--json")) == 0
+        outputs.append(json.loads(capsys.readouterr().out)["ranking"])
+    assert outputs[0] == outputs[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text[: len(text) // 2].encode())))
+    with pytest.raises(DataError, match=r"standard input:\d+: not JSON"):
+        recommend.main(words(ground, "--candidates", *ids))
+
+
+def test_an_empty_conversation_does_not_wait_for_standard_input(ground: Ground):
+    with pytest.raises(DataError, match="--conversation: empty"):
+        recommend.main(words(ground, "--candidates", "A", "--conversation", ""))
+
+
 def test_standard_input_that_is_not_utf_8_is_ranked_with_what_can_be_read(ground: Ground, monkeypatch, capsys):
     ids = ItemStore.open(ground.store).ids[:3]
     outputs = []
