@@ -29,6 +29,7 @@ CORE = [
 ]
 CRAWL = [
     "aiohttp>=3.10.11,<4",
+    "backports.zstd>=1,<2; python_version < '3.14'",
     "idna>=3.4,<4",
     "protego>=0.4,<1",
     "pyarrow>=17,<26",
@@ -37,7 +38,6 @@ CRAWL = [
     "simplejpeg>=1.8,<2",
     "webdataset>=1.0.2,<2",
     "yarl>=1.13,<2",
-    "zstandard>=0.22,<1",
 ]
 # Pillow reads AVIF itself since 11.3; HEIC needs a decoder of its own.
 HEIF = ["pillow-heif>=0.18,<2"]
@@ -47,7 +47,6 @@ MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
 ALL = sorted({*CRAWL, *HEIF, *TRAIN, *MLFLOW})
 DEV = [
     *ALL,
-    "backports.zstd>=1,<2; python_version < '3.14'",
     "brotli>=1.2,<2",
     "datasets>=4,<6",
     "hypothesis>=6.100,<7",

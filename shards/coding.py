@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import zlib
 from collections.abc import Iterable
+
+from lavic.storage.packed import zstd_module
 
 _GZIP = b"\x1f\x8b"
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
@@ -127,12 +128,9 @@ def _brotli(body: bytes, most: int) -> bytes:
 
 def _zstd(body: bytes, most: int) -> bytes:
     try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-    except ImportError:
-        raise Undecodable("install backports.zstd to read it") from None
+        zstd = zstd_module()
+    except ImportError as error:
+        raise Undecodable(str(error)) from None
     decoder = zstd.ZstdDecompressor()
     try:
         whole: bytes = decoder.decompress(body, most)

@@ -142,6 +142,8 @@ def check_magic(data: bytes) -> None:
 
 
 def _unreadable(data: bytes, error: Exception) -> PhotoError:
+    if isinstance(error, Image.DecompressionBombError):
+        return PhotoError("bomb", "far more pixels than --photo.max-pixels allows")
     if _unpacks_without_end(error):
         return PhotoError("bomb", str(error))
     if data[4:8] == b"ftyp":

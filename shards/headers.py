@@ -9,8 +9,9 @@ from pathlib import Path
 
 from yarl import URL
 
-from lavic.errors import ConfigError, first_line
+from lavic.errors import ConfigError
 from lavic.shards.link import BadUrl, read_link
+from lavic.storage.text_files import TextFileError, read_lines
 
 _OPEN = frozenset({"accept", "accept-language", "cache-control", "dnt", "from", "pragma", "referer", "user-agent"})
 """Headers that hold no credentials. All others may, and stay with the site they are meant for."""
@@ -43,15 +44,13 @@ class Headers:
             ConfigError: The file cannot be read, or a line is wrong. The message does not repeat a value.
         """
         try:
-            text = Path(path).read_bytes().decode("utf-8-sig")
-        except OSError as error:
-            raise ConfigError(f"--fetch.headers {path}: {error.strerror or first_line(error)}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"--fetch.headers {path}: not a text file in UTF-8") from None
+            lines = list(read_lines(path))
+        except TextFileError as error:
+            raise ConfigError(f"--fetch.headers {error}") from None
         everywhere: dict[str, str] = {}
         hosts: dict[str, dict[str, str]] = {}
         current = everywhere
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in lines:
             if not (line := line.strip()) or line.startswith("#"):
                 continue
             where = f"--fetch.headers {path}:{number}"

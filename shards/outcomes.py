@@ -42,7 +42,7 @@ MEANING: dict[Kind, str] = {
     "ok": "stored",
     "gone": "the server has no such photo (404, 410)",
     "forbidden": "the server refuses (401, 403, 451)",
-    "throttled": "the server asks for fewer requests (429, 503)",
+    "throttled": "the server asks for fewer requests (429, 503, a long Crawl-delay)",
     "timeout": "no whole answer within --fetch.deadline",
     "too_slow": "less than --fetch.min-speed",
     "too_big": "more than --fetch.max-bytes",
@@ -58,7 +58,7 @@ MEANING: dict[Kind, str] = {
     "tls": "the host's certificate or encryption does not hold",
     "http_error": "another HTTP error",
     "placeholder": "stands for a missing photo, or smaller than --photo.min-side",
-    "unasked": "not asked for: the host was down or did not let itself be asked",
+    "unasked": "never asked for: the host was down, or its robots.txt could not be read",
 }
 
 _REMEDY: dict[Kind, str] = {

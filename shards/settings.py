@@ -115,12 +115,14 @@ class CrawlSettings:
         shares, columns = self.shares, self.named_columns
         wrong = not all(columns.values()) or len(columns) != len(self.columns) or not set(columns) <= set(COLUMNS)
         if self.columns and (wrong or "url" not in columns):
-            words = " ".join(self.columns)
-            raise ValueError(f"--columns takes url=NAME and maybe id=, title= and text=, each once, got {words}")
+            raise ValueError(
+                f"--columns takes url=NAME and maybe id=, title= and text=, each once, got {' '.join(self.columns)}"
+            )
+        words = " ".join(self.splits)
         if shares and self.split not in (None, *shares):
-            raise ValueError(f"--split {self.split} is not one of --splits {' '.join(self.splits)}")
+            raise ValueError(f"--split {self.split} is not one of --splits {words}")
         if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
-            raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {self.splits}")
+            raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {words}")
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
         return self

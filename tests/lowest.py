@@ -9,7 +9,7 @@ from unittest import mock
 
 import setuptools
 
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*>=\s*([^,;\s]+)")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*>=\s*([^,;\s]+)[^;]*(;.*)?")
 
 
 def lowest(*extras: str) -> list[str]:
@@ -22,7 +22,7 @@ def lowest(*extras: str) -> list[str]:
     matches = [_REQUIREMENT.match(line) for line in lines]
     if wrong := [line for line, match in zip(lines, matches, strict=True) if match is None]:
         raise SystemExit(f"{script}: no lower bound: {', '.join(wrong)}")
-    return sorted({f"{match[1]}=={match[2]}" for match in matches if match})
+    return sorted({f"{match[1]}=={match[2]}{match[3] or ''}" for match in matches if match})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -42,7 +43,7 @@ class Unpacked(io.RawIOBase):
             kind: As `kind_of` names it.
         """
         self._file, self._kind = file, kind
-        self._new = _decoder(kind)
+        self._new, self._error = _decoder(kind)
         self._decoder = self._new()
         self._content = b""
         self._input = b""
@@ -78,7 +79,7 @@ class Unpacked(io.RawIOBase):
                 raise Damaged("the file breaks off")
         try:
             self._content = self._decoder.decompress(data, _OUTPUT)
-        except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        except (EOFError, OSError, ValueError, self._error) as error:
             raise Damaged(first_line(error)) from None
         self._input = getattr(self._decoder, "unconsumed_tail", b"")
 
@@ -93,28 +94,6 @@ class Unpacked(io.RawIOBase):
         while rest:
             self.trailing += len(rest)
             rest = self._file.read(_OUTPUT)
-
-
-class _Zstd:
-    """zstandard's decoder with the arguments of the standard library's."""
-
-    def __init__(self) -> None:
-        import zstandard
-
-        # Large windows are common in published dumps (`zstd --long=31`); the library's default refuses them.
-        self._decoder = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-        self._error = zstandard.ZstdError
-
-    eof = property(lambda self: self._decoder.eof)
-    unused_data = property(lambda self: self._decoder.unused_data)
-
-    def decompress(self, data: bytes, most: int) -> bytes:
-        """All that `data` gives."""
-        try:
-            content: bytes = self._decoder.decompress(data)
-        except self._error as error:
-            raise OSError(str(error)) from None
-        return content
 
 
 def kind_of(head: bytes) -> str:
@@ -132,13 +111,29 @@ def kind_of(head: bytes) -> str:
     return "zip" if head.startswith(_ZIP) else ""
 
 
-def _decoder(kind: str) -> Callable[[], Any]:
+def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decoder, and the error that it raises for damaged data."""
     if kind == "gzip":
-        return lambda: zlib.decompressobj(wbits=31)
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
     if kind == "zstd":
+        zstd = zstd_module()
+        # Large windows are common in published dumps (`zstd --long=31`); the library's default refuses them.
+        options = {zstd.DecompressionParameter.window_log_max: 31}
+        return lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError
+    return {"bzip2": (bz2.BZ2Decompressor, OSError), "xz": (lzma.LZMADecompressor, lzma.LZMAError)}[kind]
+
+
+def zstd_module() -> Any:
+    """The standard library's `compression.zstd`, or its backport.
+
+    Raises:
+        ImportError: The backport is not installed.
+    """
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
         try:
-            import zstandard  # noqa: F401
+            from backports import zstd
         except ImportError:
-            raise ImportError("zstd needs the package zstandard: pip install 'lavic[crawl]'") from None
-        return _Zstd
-    return {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}[kind]
+            raise ImportError("zstd needs the package backports.zstd: pip install 'lavic[crawl]'") from None
+    return zstd

@@ -254,3 +254,10 @@ def test_nothing_that_a_run_leaves_holds_a_credential(
         assert not [path for path in files if secret.encode() in path.read_bytes()]
     with sqlite3.connect(store) as database:
         assert str(headers) in [value for (value,) in database.execute("select value from params")]
+
+
+def test_a_file_of_headers_may_be_in_utf_16(tmp_path: Path) -> None:
+    file = tmp_path / "headers.txt"
+    file.write_bytes("Referer: https://shop.example/\r\n[A.example]\r\nX-Token: one two\r\n".encode("utf-16"))
+    assert Headers.read(file).of(URL("https://a.example/1.jpg"), None) == {"Referer": "https://shop.example/"}
+    assert Headers.read(file).hosts == {"a.example": {"X-Token": "one two"}}
