@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lavic.data.records import Conversation
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
 from lavic.model import prompts
 from lavic.model.prompts import Piece, Slot, Text
 
@@ -61,7 +61,19 @@ class Encoder:
     """Turns pieces into token ids with one base model's tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, style: prompts.Style = "inst") -> None:
+        """Takes over a tokenizer.
+
+        Args:
+            tokenizer: Of the base model.
+            image_token_id: Of its image token.
+            style: How the model is asked.
+
+        Raises:
+            ConfigError: The tokenizer does not put one beginning-of-sequence token, and nothing else, around a text.
+        """
+        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
+        self.bos: int = tokenizer.bos_token_id
         self.style: prompts.Style = style
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
@@ -71,7 +83,9 @@ class Encoder:
 
     def prompt(self, pieces: Sequence[Piece]) -> list[int]:
         """Token ids of a prompt, with the tokenizer's beginning-of-sequence token."""
-        return self.tokenizer(self.render(pieces)).input_ids
+        ids: list[int] = self.tokenizer(self.render(pieces)).input_ids
+        assert ids[0] == self.bos and ids.count(self.bos) == 1, "one beginning-of-sequence token, at the beginning"
+        return ids
 
     def render(self, pieces: Sequence[Piece]) -> str:
         """The prompt as one string; a slot is its image token, repeated."""
@@ -187,6 +201,31 @@ class Encoder:
             else:
                 enough, best = count, (example, kept)
         return best
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer whose prompts would not begin with one beginning-of-sequence token, or would end otherwise.
+
+    Raises:
+        ConfigError: One line.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    name = tokenizer.name_or_path or "the base model"
+    if bos is None or eos is None:
+        missing = "beginning-of-sequence" if bos is None else "end-of-sequence"
+        raise ConfigError(
+            f"the tokenizer of {name} has no {missing} token: set {'bos' if bos is None else 'eos'}_token in its "
+            "tokenizer_config.json to the one that the model was trained with"
+        )
+    words = tokenizer("A", add_special_tokens=False).input_ids
+    ids = tokenizer("A").input_ids
+    if ids != [bos, *words]:
+        shown = " ".join(tokenizer.convert_ids_to_tokens(ids))
+        raise ConfigError(
+            f"the tokenizer of {name} makes {shown!r} of the text 'A': prompts need one {tokenizer.bos_token} before "
+            "the text and nothing after it; correct add_bos_token and add_eos_token in its tokenizer_config.json, or "
+            "the post_processor of its tokenizer.json"
+        )
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:

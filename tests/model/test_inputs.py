@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn import functional
 
 from lavic.data.records import Conversation, Turn
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
+from lavic.mini.tokenizer import make_tokenizer
 from lavic.model import prompts
 from lavic.model.backbone import Backbone
 from lavic.model.inputs import IGNORED, Encoder, collate, token_losses
@@ -18,7 +20,7 @@ CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN6543
 
 def talk(comments: int, text: str = "I want a red shirt.") -> Conversation:
     turns = (Turn("seeker", text), *(Turn("comment", f"a striped shirt {n}") for n in range(comments)))
-    return Conversation(id="t-0", turns=turns, file="t.jsonl", row=4)
+    return Conversation(id="t-0", turns=turns, file="t.jsonl", row=4, line=5)
 
 
 def test_the_mask_covers_the_prompt_and_nothing_else(backbone: Backbone) -> None:
@@ -29,6 +31,31 @@ def test_the_mask_covers_the_prompt_and_nothing_else(backbone: Backbone) -> None
     assert learnt[-1] == encoder.eos
     assert example.input_ids.count(encoder.image_token_id) == 10
     assert backbone.tokenizer.decode(learnt[:-1]).strip() == "B0MN654321"
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ("$A", "makes '▁A' of the text 'A'"),
+        ("<s> <s> $A", "makes '<s> <s> ▁A' of the text 'A'"),
+        ("<s> $A </s>", "makes '<s> ▁A </s>' of the text 'A'"),
+        ("</s> $A", "makes '</s> ▁A' of the text 'A'"),
+    ],
+)
+def test_a_prompt_begins_with_one_beginning_of_sequence(around: str, said: str) -> None:
+    tokenizer = make_tokenizer(["A shirt"])
+    ids = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
+    with pytest.raises(ConfigError, match=said):
+        Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+def test_a_tokenizer_without_a_beginning_or_an_end_is_refused(kind: str) -> None:
+    tokenizer = make_tokenizer(["A shirt"])
+    setattr(tokenizer, f"{kind}_token", None)
+    with pytest.raises(ConfigError, match=f"set {kind}_token in its tokenizer_config.json"):
+        Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
 
 
 def test_markup_in_data_is_never_markup(backbone: Backbone) -> None:
