@@ -48,7 +48,8 @@ class DistillSettings:
     """Train the vision adapter (stage 1)."""
 
     shards: Path
-    """Set of shards to train on, with descriptions. A photo that `valid` holds too is left out."""
+    """Set of shards to train on, with descriptions. Left out of it: photos of items that `valid` holds too, and photos
+    whose bytes are those of one of `valid`'s."""
     valid: Path
     """Set of shards to validate with, with descriptions."""
     out: Path
@@ -103,15 +104,24 @@ class Distill(Stage):
         Raises:
             DataError: One is not whole, or nothing is left to train on.
         """
-        from lavic.data.dataset import ShardDataset, Without
+        from lavic.data.dataset import ShardDataset, Without, held_out
         from lavic.model.source import resolve
 
         super().__init__(chosen, world)
         resolve(chosen.model)
         self.valid = ShardDataset(chosen.valid)
-        self.photos = Without(ShardDataset(chosen.shards), self.valid.keys)
+        every = ShardDataset(chosen.shards)
+        self.photos = Without(every, held_out(every, self.valid))
         if not len(self.photos):
-            raise DataError(f"{chosen.shards}: every photo is in {chosen.valid} too: nothing is left to train on")
+            raise DataError(
+                f"{chosen.shards}: every photo is in {chosen.valid} too, or of an item that it holds: nothing is left "
+                "to train on"
+            )
+        if world.is_main and len(self.photos) < len(every):
+            print(
+                f"{chosen.shards}: {len(every) - len(self.photos):,} of {len(every):,} photos left out: in "
+                f"{chosen.valid} too, or of an item that it holds"
+            )
         self._captions: dict[str, dict[str, Any]] = {}
 
     def inputs(self) -> Iterator[Input]:
@@ -173,6 +183,7 @@ class Distill(Stage):
             vision=parts.model,
             max_length=chosen.max_length,
             revision=chosen.model.revision,
+            weights=parts.weights,
         )
 
     def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:

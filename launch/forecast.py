@@ -71,12 +71,12 @@ def ranks(world: World, nproc: int) -> int:
 
 def photos(shards: Path, valid: Path) -> int | None:
     """Photos to train on; None where they are not there yet."""
-    from lavic.data.dataset import ShardDataset, Without
+    from lavic.data.dataset import ShardDataset, held_out
 
     if not shards.exists():
         return None
-    held_out = ShardDataset(valid).keys if valid.exists() else ()
-    return len(Without(ShardDataset(shards), held_out))
+    every = ShardDataset(shards)
+    return len(every) - (len(held_out(every, ShardDataset(valid))) if valid.exists() else 0)
 
 
 def targets(chosen: TuneSettings) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lavic.data.cache import local_copy
 from lavic.data.descriptions import read_descriptions
-from lavic.data.ledger import read_keys
+from lavic.data.ledger import read_digests
 from lavic.data.manifest import Manifest
 from lavic.data.place import is_remote
 from lavic.data.references import Reference, read_all_references
@@ -84,12 +84,25 @@ class ShardDataset:
 
     def keys_of(self, number: int) -> list[str]:
         """The keys of one shard's samples, in order: from its ledger, or where that is of no use from its tar."""
-        path = self._paths[number]
-        keys = read_keys(path, self.manifest.shards[number].samples)
-        # a glance at the tar tells another shard's ledger; one that lies elsewhere is not fetched for it
-        if keys and (is_remote(path) or self._key(number, 0) == keys[0]):
-            return keys
+        if rows := self._ledger(number):
+            return [key for key, _ in rows]
         return [self._key(number, int(start)) for start in self._index(number)[:-1]]
+
+    def digests_of(self, number: int) -> list[str]:
+        """The sha256 of each of one shard's photos as it was received, in order: from its ledger, or its tar."""
+        rows = self._ledger(number)
+        if rows and all(digest for _, digest in rows):
+            return [digest for _, digest in rows]
+        first = int(self._starts[number])
+        metas = (self.words(first + row)[0] for row in range(self.manifest.shards[number].samples))
+        return [meta["source_sha256"] for meta in metas]
+
+    def _ledger(self, number: int) -> list[tuple[str, str]] | None:
+        """Keys and digests by a shard's ledger; None where that is of no use."""
+        path = self._paths[number]
+        rows = read_digests(path, self.manifest.shards[number].samples)
+        # a glance at the tar tells another shard's ledger; one that lies elsewhere is not fetched for it
+        return rows if rows and (is_remote(path) or self._key(number, 0) == rows[0][0]) else None
 
     @cached_property
     def references(self) -> dict[str, Reference]:
@@ -145,6 +158,30 @@ class ShardDataset:
         if getattr(self, "_process", None) == os.getpid():
             for file in self._files.values():
                 os.close(file)
+
+
+def held_out(train: ShardDataset, valid: ShardDataset) -> set[str]:
+    """Keys of the samples that must not be trained on if a set is to validate: what it knows would be no news.
+
+    Args:
+        train: A set to train on.
+        valid: A set to validate with.
+
+    Returns:
+        Of `train`, every photo of an item that `valid` holds a photo of, stored or referred to, and every photo whose
+        bytes, as received, are those of one of `valid`'s, whatever item they are of.
+    """
+    items = {_item(key) for key in (*valid.keys, *valid.references)}
+    digests = {digest for number in range(len(valid.manifest.shards)) for digest in valid.digests_of(number)}
+    found = {reference.same_as for reference in train.references.values() if _item(reference.key) in items}
+    for number in range(len(train.manifest.shards)):
+        pairs = zip(train.keys_of(number), train.digests_of(number), strict=True)
+        found.update(key for key, digest in pairs if _item(key) in items or digest in digests)
+    return found
+
+
+def _item(key: str) -> str:
+    return key.rpartition("_")[0]
 
 
 class Without:

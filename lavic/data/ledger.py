@@ -17,20 +17,26 @@ def ledger_path(shard: Path) -> Path:
 
 
 def read_keys(shard: Path, samples: int) -> list[str] | None:
-    """The keys of a shard's samples in order, by its ledger.
+    """The keys of a shard's samples in order, by its ledger; see `read_digests`."""
+    rows = read_digests(shard, samples)
+    return None if rows is None else [key for key, _ in rows]
+
+
+def read_digests(shard: Path, samples: int) -> list[tuple[str, str]] | None:
+    """Key of each of a shard's samples and sha256 of the photo as it was received, in order, by its ledger.
 
     Args:
         shard: Where its tar stands.
         samples: How many it holds.
 
     Returns:
-        The keys; None where there is no ledger, or it does not tell of so many.
+        The pairs; None where there is no ledger, or it does not tell of so many.
     """
     try:
         lines = ledger_path(shard).read_bytes().splitlines()
-        stored = [row["key"] for row in map(json.loads, lines) if row["kind"] == "ok"]
+        stored = [(row["key"], row.get("sha256", "")) for row in map(json.loads, lines) if row["kind"] == "ok"]
         elsewhere = {one.key for one in read_references(shard)}
-        keys = [key for key in stored if key not in elsewhere]
-    except storage_errors(ValueError, KeyError, TypeError, RecursionError, DataError):
+        rows = [row for row in stored if row[0] not in elsewhere]
+    except storage_errors(ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
         return None  # `lavic verify` says what is wrong
-    return keys if len(keys) == samples else None
+    return rows if len(rows) == samples else None

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.data.dataset import Order, ShardDataset, Without, order
+from lavic.data.dataset import Order, ShardDataset, Without, held_out, order
 from lavic.data.descriptions import write_descriptions
 from lavic.data.ledger import ledger_path
 from lavic.data.manifest import Manifest
@@ -186,6 +187,53 @@ def test_neighbours_stay_near_and_windows_mix() -> None:
 def test_resuming_far_in_a_huge_set_is_instant() -> None:
     walk = Order(100_000_000, 0)
     assert 0 <= walk.at(3 * 100_000_000 + 71_234_567) < 100_000_000
+
+
+@pytest.mark.parametrize("ledgers", [False, True])
+def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) -> None:
+    """By item and by the photo's bytes, not by the key alone."""
+
+    def photo(item: str, n: int, picture: str) -> Sample:
+        jpg = picture.encode()  # nothing here decodes it
+        return Sample.of(item_id=item, n=n, jpg=jpg, title=item, width=1, height=1)
+
+    def write(name: str, photos: list[Sample]) -> Manifest:
+        manifest = write_set(tmp_path / name, photos, photos_per_shard=3)
+        left = list(photos)
+        for entry in manifest.shards if ledgers else ():
+            here = [left.pop(0) for _ in range(entry.samples)]
+            rows = [{"key": p.key, "kind": "ok", "sha256": p.meta["source_sha256"]} for p in here]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            ledger_path(manifest.path(entry)).write_text(lines, "utf-8")
+        return manifest
+
+    def refer(manifest: Manifest, key: str, same_as: str) -> None:
+        entry = manifest.shards[-1]
+        meta = {"item_id": key.rpartition("_")[0]}
+        write_references(
+            manifest.path(entry), [Reference(key=key, same_as=same_as, shard=entry.name, meta=meta, text="")]
+        )
+        replace(manifest, references=1).save()
+
+    train = write(
+        "train",
+        [
+            photo("TRAIN0001", 0, "free"),
+            photo("BOTH00001", 1, "another photo of a held-out item"),
+            photo("TWIN00001", 0, "a held-out photo"),
+            photo("TRAIN0002", 0, "of an item that is referred to there"),
+            photo("TRAIN0003", 0, "referred to by a held-out item"),
+            photo("TRAIN0003", 1, "free too"),
+            photo("REFER0001", 0, "of a photo that valid does not store again"),
+        ],
+    )
+    valid = write("valid", [photo("BOTH00001", 0, "a photo"), photo("VALID0001", 0, "a held-out photo")])
+    refer(train, "VALID0001_4", "TRAIN0003_0")
+    refer(valid, "REFER0001_3", "VALID0001_0")
+    sets = ShardDataset(train.folder), ShardDataset(valid.folder)
+    left_out = {"BOTH00001_1", "TWIN00001_0", "TRAIN0003_0", "REFER0001_0"}
+    assert held_out(*sets) == left_out
+    assert keys_of(Without(sets[0], left_out)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
 
 
 def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifest) -> None:
