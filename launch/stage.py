@@ -21,6 +21,7 @@ from lavic.train.run import RunFolder, write_together
 from lavic.world import World
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from torch import nn
 
@@ -57,6 +58,8 @@ class Parts:
     valid: Samples[Any]
     vision: Path | None = None
     """Of stage 2: the vision adapter that it stands on."""
+    weights: Mapping[str, torch.Tensor] | None = None
+    """What is trained in full precision, on rank 0, when a bundle is saved; see `Engine.weights`."""
 
 
 @dataclass(kw_only=True)
@@ -182,6 +185,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     def validated(step: int, score: Score, best: bool) -> None:
         kept = step > 0 and (best if chosen.select == "best" else step == total)
         if kept:
+            parts.weights = engine.weights()
             write_together(folder.bundle, lambda: stage.save(folder.bundle, parts), world)
             check_bundle(folder.bundle, parts.model, parts.task, parts.valid, world, vision=parts.vision)
         stage.validated(run, step, score, kept)

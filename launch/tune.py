@@ -130,7 +130,7 @@ class Tune(Stage):
         import torch
 
         from lavic.data.dataset import Order
-        from lavic.model.adapters import add_adapter, merge_adapter
+        from lavic.model.adapters import add_adapter, apply_adapter
         from lavic.model.backbone import Backbone
         from lavic.train.tuning import TuneData, TuneTask
 
@@ -140,7 +140,7 @@ class Tune(Stage):
         if chosen.tokens == "items":
             self.store.check_geometry(backbone.geometry)
         if vision:
-            merge_adapter(backbone, vision, "vision")
+            apply_adapter(backbone, vision, "vision")
 
         def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
             return TuneData(
@@ -180,6 +180,7 @@ class Tune(Stage):
             tokens_per_item=max(chosen.tokens_per_item, default=None),
             none=chosen.none_share > 0,
             revision=chosen.model.revision,
+            weights=parts.weights,
         )
 
     def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:

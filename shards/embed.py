@@ -110,7 +110,7 @@ def _check_saved(adapter: Path) -> None:
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
-    from lavic.model.adapters import check_adapter, digest, merge_adapter
+    from lavic.model.adapters import apply_adapter, check_adapter, digest
     from lavic.model.backbone import Backbone, read_geometry
     from lavic.model.itemstore import write_manifest
     from lavic.model.source import fingerprint, resolve
@@ -145,7 +145,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
             return 0
         backbone = Backbone.load(chosen.model, world.device(), language=False)
         if adapter is not None:
-            merge_adapter(backbone, adapter, "vision")
+            apply_adapter(backbone, adapter, "vision")
         mine: list[tuple[int, Part]] = []
         with StopRequest() as stop:
             for number in range(world.rank, len(firsts), world.size):

@@ -1,12 +1,16 @@
-"""LoRA: where it goes, how it is saved, and how it is merged back.
+"""LoRA: where it goes, how it is saved, and how it is loaded again.
 
 Stage 1 adapts every linear of vision tower and projector, stage 2 every linear of the language model (not its head).
 The patterns are anchored: a bare `q_proj` would match the vision tower and the language model alike.
+
+A loaded adapter computes what the trained one did. It is merged into float32 weights. Beside bfloat16 weights it stays
+as it is: their steps are larger than most of what it adds, and a merged weight would lose it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import shutil
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lavic.errors import DataError, first_line
 from lavic.model.backbone import Backbone
@@ -33,12 +38,15 @@ TARGETS: dict[Kind, str] = {
 NOTE = "lavic.json"
 """Beside PEFT's own files: which base model, kind and photo geometry the adapter is for."""
 WEIGHTS = "adapter_model.safetensors"
+MERGED = 1e-3
+"""Most that a merged weight may lose of what an adapter adds to it, as a share of that."""
 
 
 def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel:
     """Puts a fresh, trainable adapter on the frozen base model, in place.
 
-    The adapter's weights are float32 whatever the base holds, since steps of 5e-5 vanish in bfloat16.
+    The adapter's weights are float32 whatever the base holds: steps of 5e-5 vanish in bfloat16. DeepSpeed keeps them so
+    as master weights, and gives the model itself a copy in bfloat16 where its base is (`Engine.weights`).
     """
     model = wrap(backbone.model, kind, lora)
     for parameter in trainable(model):
@@ -70,12 +78,28 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def save_adapter(model: PeftModel, folder: Path, backbone: Backbone, kind: Kind) -> None:
-    """Writes an ordinary PEFT adapter folder and our note; written aside, then renamed."""
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    backbone: Backbone,
+    kind: Kind,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes an ordinary PEFT adapter folder and our note; written aside, then renamed.
+
+    Args:
+        model: The base model with the adapter.
+        folder: Where to.
+        backbone: The base model.
+        kind: Of the adapter.
+        weights: The adapter's weights in full precision, by their names in the task that holds the model as `model`
+            (`Engine.weights`); None: as the model has them.
+    """
     from lavic.data.atomic import folder_aside
 
+    state = None if weights is None else {k.removeprefix("model."): w for k, w in weights.items()}
     with folder_aside(folder) as aside:
-        model.save_pretrained(str(aside), safe_serialization=True)
+        model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         config = json.loads((aside / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = backbone.name
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -127,35 +151,107 @@ def read_note(folder: Path) -> dict[str, Any]:
     return dict(note)
 
 
-def merge_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
-    """Loads an adapter and merges it into the base weights, in place, every key accounted for.
+class AdaptedLinear(nn.Linear):
+    """A frozen linear with a low-rank addition that is computed beside it, as in training: W x + scale B (A x)."""
+
+    def __init__(self, linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+        """Takes over a linear's weights.
+
+        Args:
+            linear: The linear, not changed.
+            a: [r, inputs]
+            b: [outputs, r]
+            scale: Of the addition.
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        # parameters, so that whatever looks at frozen weights looks at these too
+        self.down = nn.Parameter(a.to(linear.weight), requires_grad=False)
+        self.up = nn.Parameter(b.to(linear.weight), requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs], in the order in which PEFT computes it."""
+        added = functional.linear(functional.linear(input, self.down), self.up)
+        return super().forward(input) + added * self.scale
+
+
+def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Linear:
+    """A linear with an adapter: merged where its weights have room for that, else beside it.
+
+    Args:
+        linear: The linear, not changed.
+        a: float32 [r, inputs]
+        b: float32 [outputs, r]
+        scale: Of the addition.
+    """
+    weight = linear.weight.detach()
+    if weight.dtype == torch.float32:
+        delta = b @ a * scale
+        merged = weight + delta
+        if torch.linalg.vector_norm(merged - weight - delta) <= MERGED * torch.linalg.vector_norm(delta):
+            whole = copy.copy(linear)
+            whole._parameters = {**linear._parameters, "weight": nn.Parameter(merged, requires_grad=False)}
+            return whole
+    return AdaptedLinear(linear, a, b, scale)
+
+
+def apply_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
+    """Loads an adapter into a base model, in place, every key accounted for; see `adapted`.
 
     A backbone without vision tower takes the projector's part of a vision adapter.
+
+    Raises:
+        DataError: It is not a whole adapter of this kind for this base model.
+    """
+    check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
+    backbone.model = install(backbone.model, folder)
+
+
+@torch.no_grad()
+def install(model: Any, folder: Path) -> Any:
+    """Loads an adapter folder into a LlavaNext model, whatever base it says it is for.
+
+    Args:
+        model: The model; its linears are replaced, their weights are not changed.
+        folder: Of the adapter.
+
+    Returns:
+        The model, frozen and in evaluation mode.
+
+    Raises:
+        DataError: The adapter cannot be read, or does not fit the model.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners import lora
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
     try:
         config = PeftConfig.from_pretrained(str(folder))
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)}): copy it again") from None
+    if broken := sorted(key for key, value in state.items() if not value.isfinite().all()):
+        raise DataError(f"{folder}: {broken[0]} holds numbers that are not finite: copy the adapter again")
     config.inference_mode = True
-    if not hasattr(backbone.model.model, "vision_tower"):
+    if not hasattr(model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
     with quiet():
-        model = get_peft_model(backbone.model, config)
-    result = set_peft_model_state_dict(model, state)
+        wrapped: Any = get_peft_model(model, config)
+    result = set_peft_model_state_dict(wrapped, state)
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise DataError(
             f"{folder}: does not fit the base model: {len(missing)} weights missing, "
             f"{len(result.unexpected_keys)} unknown (first: {[*missing, *result.unexpected_keys][0]})"
         )
-    backbone.model = model.merge_and_unload(safe_merge=True)
-    backbone.model.requires_grad_(False).eval()
+    layers = {name: m for name, m in wrapped.get_base_model().named_modules() if isinstance(m, lora.Linear)}
+    model = wrapped.unload()
+    for name, layer in layers.items():
+        a, b = (pair["default"].weight.float() for pair in (layer.lora_A, layer.lora_B))
+        model.set_submodule(name, adapted(layer.base_layer, a, b, layer.scaling["default"]))
+    return model.requires_grad_(False).eval()
 
 
 def copy_adapter(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ BUNDLE/bundle.json         written last
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -157,7 +157,7 @@ class BundleInfo:
 
 @dataclass
 class Bundle:
-    """A loaded bundle: the base model with the adapters merged into it."""
+    """A loaded bundle: the base model with the adapters in it."""
 
     backbone: Backbone
     info: BundleInfo
@@ -193,9 +193,9 @@ class Bundle:
         model = replace(info.base_model(folder, base), dtype=dtype)
         backbone = Backbone.load(model, device, vision=vision)
         if info.vision_adapter:
-            adapters.merge_adapter(backbone, folder / "vision_adapter", "vision")
+            adapters.apply_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:
-            adapters.merge_adapter(backbone, folder / "language_adapter", "language")
+            adapters.apply_adapter(backbone, folder / "language_adapter", "language")
         return cls(backbone, info)
 
     def check_store(self, store: ItemStore) -> None:
@@ -214,6 +214,7 @@ def save_bundle(
     tokens_per_item: int | None = None,
     none: bool = False,
     revision: str | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> BundleInfo:
     """Writes a bundle, whole or not at all.
 
@@ -227,15 +228,16 @@ def save_bundle(
         tokens_per_item: Item tokens shown of each candidate; None: all of them.
         none: Whether the lists ended with "none of these".
         revision: Of the base model.
+        weights: Of the trained model in full precision, see `save_adapter`.
     """
     with folder_aside(folder) as aside:
         if isinstance(vision, Path):
             adapters.check_adapter(vision, "vision", backbone.fingerprint)
             adapters.copy_adapter(vision, aside / "vision_adapter")
         elif vision is not None:
-            adapters.save_adapter(vision, aside / "vision_adapter", backbone, "vision")
+            adapters.save_adapter(vision, aside / "vision_adapter", backbone, "vision", weights)
         if language is not None:
-            adapters.save_adapter(language, aside / "language_adapter", backbone, "language")
+            adapters.save_adapter(language, aside / "language_adapter", backbone, "language", weights)
         backbone.tokenizer.save_pretrained(str(aside / "tokenizer"))
         info = BundleInfo(
             base=backbone.name,

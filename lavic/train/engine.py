@@ -56,6 +56,7 @@ class Engine:
             raise ConfigError(f"{type(task).__name__} has no trainable parameter: do the LoRA targets match the model?")
         self._world = world
         self._guards = Guards(task, self.parameters, world)
+        self._guards.check_frozen()  # now: DeepSpeed gives every rank the weights of rank 0
         micro_batch, micro_steps = loop.split(world.size)
         config = zero2_config(
             micro_batch=micro_batch,
@@ -69,6 +70,8 @@ class Engine:
         deepspeed = _deepspeed(world.device())
         self._parts = deepspeed.utils
         self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
+        # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
+        self._zero.gradient_average = False
         self.device: torch.device = self._engine.device
         self._guards.check_start(self._zero.param_groups)
 
@@ -84,7 +87,7 @@ class Engine:
             last: Whether this is the last micro step before `step`.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(loss / self._world.size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """Clips, updates the weights on every rank and forgets the gradients.
@@ -100,6 +103,15 @@ class Engine:
             group["lr"] = lr
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, in float32: of a bfloat16 model the master weights, which it holds rounded.
+
+        Returns:
+            On rank 0, on the CPU, by the names of `parameters`; else nothing.
+        """
+        masters = {name: self._parts.safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
+        return {name: master.cpu() for name, master in masters.items()} if self._world.is_main else {}
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later `load` needs, whole, whatever the number of ranks.

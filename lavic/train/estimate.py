@@ -153,8 +153,9 @@ def estimate(
     tokens = min(micro_batch * max_length, max(max_length, budget - photos * overhead))
     trained, frozen = shape.adapter(kind, lora.r), shape.loaded(kind)
     kept = kept_bytes(shape, kind, lora, loop, element=element)
+    micro_steps = -(-loop.batch // (ranks * most))
     return Estimate(
-        zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element),
+        zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element, micro_steps=micro_steps),
         activations=tokens * kept["language"] + photos * shape.tower_tokens * kept["vision"],
         trained=trained,
         frozen=frozen,
@@ -162,7 +163,7 @@ def estimate(
         batch=loop.batch,
         micro_tokens=tokens,
         photos=photos,
-        micro_steps=-(-loop.batch // (ranks * most)),
+        micro_steps=micro_steps,
         flops=loop.batch
         * work.flops((sample.tokens,), targets=sample.targets, views=sample.views, photo_tokens=sample.photo_tokens),
         sample=sample,

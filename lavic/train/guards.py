@@ -5,8 +5,10 @@ The checks are collective, so that a fault that one rank sees ends all of them w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,10 @@ SIDES: Mapping[str, tuple[str, ...]] = {
 }
 """What each stage trains; everything else of the model is frozen in it."""
 
-RELOADED = "reloaded"
-"""Name of the second adapter while a saved one is compared with the trained one."""
+LOSS_TOLERANCE = 1e-3
+"""Most that the loss of a saved model may differ from that of the trained one, nats per token."""
+COMPARED = 8
+"""Validation samples that a saved model is compared on."""
 
 
 class Guards:
@@ -53,6 +57,20 @@ class Guards:
         self._frozen: list[int] = []
         self._hooks = [self._watch(name, parameter) for name, parameter in self._trained.items()]
 
+    def check_frozen(self) -> None:
+        """Before DeepSpeed has the task, which gives every rank the weights of rank 0. Collective.
+
+        Raises:
+            LavicError: The ranks hold different frozen weights.
+        """
+        digests = self._world.gather(hashlib.sha256(repr(checksums(self._task)).encode()).hexdigest())
+        different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if different:
+            raise LavicError(
+                f"rank {different[0]} holds other frozen weights than rank 0: do all machines read the same model "
+                "folder?"
+            )
+
     def check_start(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Before the first step. Collective.
 
@@ -60,20 +78,13 @@ class Guards:
             groups: The optimizer's parameter groups.
 
         Raises:
-            LavicError: A group is empty, the frozen side has a trainable parameter, the side to be trained has none, or
-                the ranks hold different frozen weights.
+            LavicError: A group is empty, the frozen side has a trainable parameter, or the side to be trained has none.
         """
         problem = _sides(self._task, self._trained)
         if not groups or not all(group["params"] for group in groups):
             problem = "the optimizer has an empty parameter group"
         self._raise_any(problem)
         self._frozen = checksums(self._task)
-        digests = self._world.gather(hashlib.sha256(repr(self._frozen).encode()).hexdigest())
-        odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if odd:
-            raise LavicError(
-                f"rank {odd[0]} holds other frozen weights than rank 0: do all machines read the same model folder?"
-            )
 
     def before_update(self) -> None:
         """When the gradients of a step are there; looks at them before the first update. Collective.
@@ -176,9 +187,8 @@ def check_bundle(
     Args:
         folder: The bundle.
         model: The trained model.
-        task: Its task, which says what it trains; as saved it must give the same losses for the first sample that has
-            a target.
-        samples: Where that sample is from.
+        task: Its task, which says what it trains; as a bundle is loaded it must give the losses that it gives now.
+        samples: What it was validated on.
         world: The ranks.
         vision: In stage 2, the folder of the vision adapter that stage 1 made; None where there is none.
 
@@ -207,7 +217,7 @@ def _compare(folder: Path, model: PeftModel, task: nn.Module, samples: Samples[A
     if odd := sorted(saved.keys() ^ trained.keys()):
         return f"{len(odd)} weights are saved or trained, but not both (first: {odd[0]})"
     for name, weight in trained.items():
-        if not torch.equal(saved[name], weight):
+        if not torch.equal(saved[name].to(weight.dtype), weight):  # float32 is saved of what is bfloat16 here
             return f"{name} was not saved as it was trained"
     if not any(weight.count_nonzero() for name, weight in saved.items() if "lora_B" in name):
         return "every LoRA B is zero"
@@ -220,39 +230,54 @@ def _compare(folder: Path, model: PeftModel, task: nn.Module, samples: Samples[A
         kept = folder / "vision_adapter" / WEIGHTS
         if (vision is None) == kept.is_file() or (vision and kept.read_bytes() != (vision / WEIGHTS).read_bytes()):
             return "its vision adapter is not the one that stage 2 began with"
-    return _reload(folder / f"{kind}_adapter", model, task, samples)
+    return _compare_losses(folder, kind, task, samples)
 
 
 @torch.no_grad()
-def _reload(adapter: Path, model: PeftModel, task: nn.Module, samples: Samples[Any]) -> str | None:
-    """Loads the saved adapter beside the trained one and asks both."""
-    from lavic.model.adapters import quiet
+def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: Samples[Any]) -> str | None:
+    """Loads the saved adapter as a bundle's is loaded, and compares the losses of some validation samples."""
+    from lavic.model.adapters import install
 
-    batch = next((b for b in (samples.collate([samples[n]]) for n in range(len(samples))) if sum(b.targets)), None)
-    if batch is None:
-        return None
-    wanted = [(p, p.requires_grad) for p in task.parameters()]
-    was_training, (own, *_) = task.training, model.active_adapters
-    batch = batch.to(next(task.parameters()).device)
+    loaded = _without_adapter(task)
+    loaded.model = install(loaded.model, folder / f"{kind}_adapter")
+    loaded.eval()
+    was_training, device = task.training, next(task.parameters()).device
     task.eval()
     try:
-        expected = task(batch)
-        with quiet():
-            found = model.load_adapter(str(adapter), RELOADED, autocast_adapter_dtype=False)
-        missing = [key for key in found.missing_keys if RELOADED in key]
-        if missing or found.unexpected_keys:
-            return f"{[*missing, *found.unexpected_keys][0]} is missing or unknown when the adapter is loaded"
-        model.set_adapter(RELOADED)
-        if not torch.equal(task(batch), expected):
-            return "the loaded adapter gives other values than the trained one"
-        return None
+        single = (samples.collate([samples[n]]) for n in range(len(samples)))
+        batches = islice((batch for batch in single if sum(batch.targets)), COMPARED)
+        pairs = [(task(batch).mean(), loaded(batch).mean()) for batch in (b.to(device) for b in batches)]
     finally:
-        model.set_adapter(own)
-        if RELOADED in model.peft_config:
-            model.delete_adapter(RELOADED)
-        for parameter, trains in wanted:
-            parameter.requires_grad_(trains)
         task.train(was_training)
+    if not pairs:
+        return None
+    trained, saved = torch.tensor(pairs).double().mean(0).tolist()
+    if not abs(trained - saved) <= LOSS_TOLERANCE:
+        return (
+            f"as loaded its loss is {saved:.6f}, that of the model which was validated {trained:.6f}, on the first "
+            f"{len(pairs)} validation samples: it is not the same model"
+        )
+    return None
+
+
+def _without_adapter(module: nn.Module) -> nn.Module:
+    """A copy of a module tree that shares its tensors, without PEFT's layers and without hooks."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(module, PeftModel):
+        module = module.get_base_model()
+    elif isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if "_hooks" in name and isinstance(value, dict):
+            vars(twin)[name] = type(value)()
+    twin._compiled_call_impl = None
+    vars(twin).pop("peft_config", None)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: child and _without_adapter(child) for name, child in module._modules.items()}
+    return twin
 
 
 # --- a step that failed ---------------------------------------------------------------------------------

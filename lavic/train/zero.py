@@ -26,6 +26,8 @@ OURS = {
     "scheduler": "loop.schedule and loop.warmup",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
+    "data_types": "model.dtype",
+    "communication_data_type": "model.dtype",
 }
 """Keys of a DeepSpeed JSON that would say a second time what our own settings say, and the setting that says it."""
 
@@ -37,16 +39,17 @@ class Zero2:
     weights: int
     """Of the frozen base model and the adapter, whole on every rank."""
     gradients: int
-    """All as they are made, the bucket they pass through (DeepSpeed makes it whole), this rank's part of their sum."""
+    """All as they are made, the bucket they pass through (DeepSpeed makes it whole), the copies that are summed, this
+    rank's part of the sum."""
     optimizer: int
     """This rank's part of the master weights and of Adam's two moments."""
     traffic: int
-    """Sent by each rank in a step: gradients scattered, weights gathered."""
+    """Sent by each rank in a step: gradients all-reduced after each micro step, weights gathered once."""
     checkpoint: int
     """Master weights and moments of all ranks."""
 
     @classmethod
-    def of(cls, *, frozen: int, trained: int, ranks: int, element: int = 2) -> Zero2:
+    def of(cls, *, frozen: int, trained: int, ranks: int, element: int = 2, micro_steps: int = 1) -> Zero2:
         """Counts.
 
         Args:
@@ -54,14 +57,18 @@ class Zero2:
             trained: Numbers of the adapter.
             ranks: Processes that share gradients and optimizer state.
             element: Bytes of a weight and of its gradient.
+            micro_steps: Of a step.
         """
         part = -(-trained // ranks)
+        # a bucket is flattened once more to be summed, and a float32 copy made of gradients that are not
+        copies = element + (FP32 if element != FP32 else 0)
         return cls(
             weights=element * (frozen + trained),
-            gradients=element * (trained + BUCKET) + FP32 * part,
+            gradients=element * (trained + BUCKET) + copies * min(trained, BUCKET) + FP32 * part,
             optimizer=3 * FP32 * part,
-            # a ring moves (n - 1) / n of all numbers twice: once to scatter the sums, once to gather the new weights
-            traffic=2 * element * trained * (ranks - 1) // ranks,
+            # A ring moves (n - 1) / n of all numbers once for each rank to have its part of the sums or of the new
+            # weights. DeepSpeed sums by all-reduce, which is two such rounds; the weights take a third.
+            traffic=(2 * FP32 * micro_steps + element) * trained * (ranks - 1) // ranks,
             checkpoint=3 * FP32 * trained,
         )
 
@@ -79,11 +86,13 @@ def zero2_config(
     One bucket holds every LoRA gradient of a 7B model, so there is nothing to overlap, and overlapping has been the
     source of wrong gradients in several DeepSpeed releases.
 
+    Of a bfloat16 model, DeepSpeed adds up the gradients of micro steps and ranks in bfloat16 unless it is told not to.
+
     Args:
         micro_batch: Samples of one forward pass on one rank.
         accumulation: Micro steps per optimizer step.
         clip: Largest gradient norm, 0 for no clipping.
-        bf16: Train in bfloat16 with float32 master weights; else float32.
+        bf16: Train in bfloat16 with float32 master weights and sums of gradients; else float32.
         extra: More keys, from a user's JSON; `zero_optimization` is merged key by key.
 
     Raises:
@@ -110,6 +119,8 @@ def zero2_config(
     }
     if bf16:
         config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
     return config
 
 

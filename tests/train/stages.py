@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import ShardDataset
 from lavic.failure import leave
-from lavic.model.adapters import add_adapter, merge_adapter
+from lavic.model.adapters import add_adapter, apply_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
@@ -42,7 +42,7 @@ def train(stage: str, ground: Path, adapter: Path, out: Path, loop: LoopSettings
         ]
     else:
         kind, task = "language", TuneTask
-        merge_adapter(backbone, ground / "vision", "vision")
+        apply_adapter(backbone, ground / "vision", "vision")
         rows, store = read_conversations(ground / "rows.jsonl"), ItemStore.open(ground / "store")
         sets = [TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400)] * 2
     model = add_adapter(backbone, kind, LoraSettings(r=2, dropout=0.0))

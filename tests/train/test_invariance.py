@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import Order, ShardDataset
-from lavic.model.adapters import add_adapter, merge_adapter
+from lavic.model.adapters import add_adapter, apply_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.generate import generate
 from lavic.model.inputs import IGNORED, Batch, core, splice
@@ -38,7 +38,7 @@ def stage(ground: Ground, name: str, views: str = "five") -> tuple[Any, Any]:
     """A task in evaluation mode, with an adapter that does something, and its data."""
     backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
     if name == "tune":
-        merge_adapter(backbone, ground.vision, "vision")
+        apply_adapter(backbone, ground.vision, "vision")
     model = add_adapter(backbone, "vision" if name == "distill" else "language", LoraSettings(r=2, dropout=0.0))
     torch.manual_seed(1)
     for parameter in (p for p in model.parameters() if p.requires_grad):

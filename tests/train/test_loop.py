@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
+from lavic.train.engine import Engine
 from lavic.train.settings import LoopSettings
+from lavic.world import World
 from tests.train.conftest import Start, curve, weights
-from tests.train.toy import ToyData, ToyTask
+from tests.train.toy import Options, ToyData, ToyTask, train
 
 LOOP = {
     "steps": 12,
@@ -73,6 +77,47 @@ def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: S
     assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-6)
     assert_same_weights(weights(two), last, 1e-6)
     assert max(norms) > LOOP["clip"], "nothing was clipped: the test would not see clipping go wrong"
+
+
+def gradient(folder: Path) -> torch.Tensor:
+    """Of the first step of a run of one step: Adam's first moment is a tenth of it."""
+    state = load_file(folder / "checkpoints" / "step-000001" / "state.safetensors")
+    return 10 * torch.cat([value.flatten() for key, value in sorted(state.items()) if key.endswith("/exp_avg")])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_in_bfloat16_too_ranks_do_not_change_a_step(
+    tmp_path: Path, start: Start, world: World, accumulation: int
+) -> None:
+    """Each sample's gradient is rounded to bfloat16; their sum over micro steps and ranks is not."""
+    loop = {"steps": 1, "batch": 2 * accumulation, "micro_batch": 1, "clip": 0.0}
+    run = start(tmp_path / "two", 2, loop, bf16=True)
+    (tmp_path / "one").mkdir()
+    train(tmp_path / "one", LoopSettings(**loop), Options(bf16=True), world)
+    assert run.wait() == [0, 0], run.said
+    one, two = gradient(tmp_path / "one"), gradient(tmp_path / "two")
+    assert (one - two).norm() < 1e-6 * one.norm()
+
+
+def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: World, tmp_path: Path) -> None:
+    """Of 64 gradients that are powers of two: in bfloat16 the small ones vanish beside the large one."""
+    engine = Engine(Weighed().bfloat16(), world, LoopSettings(batch=64, micro_batch=1, clip=0.0))
+    scales = [256.0] + 63 * [0.5]
+    for number, scale in enumerate(scales):
+        engine.backward(engine.forward(torch.tensor(scale)), last=number == len(scales) - 1)
+    assert engine.step(0.0) == pytest.approx(sum(scales), rel=1e-6)
+    engine.close()
+
+
+class Weighed(nn.Module):
+    """Its gradient is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return (self.weight.float() * scale).sum()
 
 
 def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_path: Path, start: Start) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lavic.data.conversations import read_conversations
 from lavic.data.dataset import ShardDataset
-from lavic.model.adapters import add_adapter, merge_adapter, save_adapter
+from lavic.model.adapters import add_adapter, apply_adapter, save_adapter
 from lavic.model.backbone import Backbone
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
@@ -111,7 +111,7 @@ def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
     if views == "lavic":
         vision, stored = released(ground, tmp_path)
     backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views), vision=False)
-    merge_adapter(backbone, vision, "vision")
+    apply_adapter(backbone, vision, "vision")
     model = add_adapter(backbone, "language", LORA)
     awaken(model)
     save_adapter(model, tmp_path / "adapter", backbone, "language")

@@ -16,6 +16,7 @@ def test_the_configuration_is_zero_2_without_surprises() -> None:
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["overlap_comm"] is False
     assert config["bf16"] == {"enabled": True}
+    assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
     assert "bf16" not in zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=False)
 
 
@@ -42,6 +43,8 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3"),
         ('{"zero_optimization": true}', "an object is expected"),
         ('{"bf16": {"enabled": true}}', "sets bf16: remove it"),
+        ('{"data_types": {"grad_accum_dtype": "bf16"}}', "sets data_types: remove it"),
+        ('{"communication_data_type": "bf16"}', "sets communication_data_type: remove it"),
         ("[1]", "not a JSON object"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -75,7 +78,10 @@ def test_gradients_and_optimizer_state_are_shared() -> None:
     alone, eight = (Zero2.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
     assert alone.weights == eight.weights == 2 * 1800
     assert (alone.optimizer, eight.optimizer) == (12 * 800, 12 * 100)
-    assert (alone.gradients, eight.gradients) == (2 * (800 + BUCKET) + 4 * 800, 2 * (800 + BUCKET) + 4 * 100)
-    assert (alone.traffic, eight.traffic) == (0, 2 * 2 * 800 * 7 // 8)
+    made = 2 * (800 + BUCKET) + (2 + 4) * 800
+    assert (alone.gradients, eight.gradients) == (made + 4 * 800, made + 4 * 100)
+    assert (alone.traffic, eight.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
+    three = Zero2.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
+    assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro step"
     assert alone.checkpoint == eight.checkpoint == 12 * 800
     assert Zero2.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, "a rank's part is not less than the largest"

@@ -104,8 +104,8 @@ class ToyTask(nn.Module):
             self.idle = nn.Linear(2, 2)
 
     def forward(self, batch: ToyBatch) -> torch.Tensor:
-        hidden = torch.tanh(self.first(self.dropout(self.base(batch.inputs))))
-        return nn.functional.cross_entropy(self.second(hidden), batch.labels, reduction="none")
+        hidden = torch.tanh(self.first(self.dropout(self.base(batch.inputs.to(self.base.weight.dtype)))))
+        return nn.functional.cross_entropy(self.second(hidden).float(), batch.labels, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,10 @@ class Options:
     """Sent by rank 0 to itself ..."""
     at: int = 0
     """... in the middle of this step of this process."""
+    bf16: bool = False
+    """Weights and inputs."""
+    odd: bool = False
+    """The frozen weights of rank 1 are not those of rank 0."""
     no_room: int = 0
     """Bytes beyond which no file of rank 0 grows: a full disk."""
 
@@ -144,7 +148,12 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> N
     if options.no_room and world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.no_room, resource.RLIM_INFINITY))
     data = ToyData(40, 1, poison=options.poison, slow=options.slow)
-    engine = Signalling(ToyTask(options.dropout, options.idle), world, loop)
+    task = ToyTask(options.dropout, options.idle)
+    if options.bf16:
+        task.bfloat16()
+    if options.odd and world.rank == 1:
+        task.base.weight.data[0, 0] += 1.0
+    engine = Signalling(task, world, loop)
     engine.options = options
     tracker = Tracker.open(folder, main=world.is_main)
     checkpoints = Checkpoints(folder / "checkpoints", world, keep=loop.keep, identity={"data": "toy"})

@@ -17,7 +17,7 @@ from lavic.data.conversations import read_conversations
 from lavic.errors import DataError, LavicError
 from lavic.launch.tune import Tune, TuneSettings
 from lavic.model import prompts
-from lavic.model.adapters import TARGETS, WEIGHTS, add_adapter, copy_adapter, merge_adapter, trainable
+from lavic.model.adapters import TARGETS, WEIGHTS, add_adapter, apply_adapter, copy_adapter, trainable
 from lavic.model.backbone import Backbone
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.inputs import splice
@@ -43,7 +43,7 @@ def load(ground: Ground, **how) -> Backbone:
 
 def stage_2(ground: Ground, lora: LoraSettings = LORA) -> tuple[Backbone, TuneTask, TuneData]:
     backbone = load(ground, vision=False)
-    merge_adapter(backbone, ground.vision, "vision")
+    apply_adapter(backbone, ground.vision, "vision")
     data = TuneData(
         read_conversations(ground.rows),
         ItemStore.open(ground.store),
@@ -95,9 +95,9 @@ def test_b26_no_weight_is_lost_when_modules_had_other_names(ground: Ground, tmp_
     copy_adapter(ground.vision, tmp_path / "a")
     own = load_file(file)
     plain, expected, old = load(ground), load(ground), load(ground)
-    merge_adapter(expected, ground.vision, "vision")
+    apply_adapter(expected, ground.vision, "vision")
     save_file({key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in own.items()}, file)
-    merge_adapter(old, tmp_path / "a", "vision")
+    apply_adapter(old, tmp_path / "a", "vision")
     changed = 0
     for name, weight in expected.model.named_parameters():
         torch.testing.assert_close(old.model.get_parameter(name), weight)
@@ -105,14 +105,32 @@ def test_b26_no_weight_is_lost_when_modules_had_other_names(ground: Ground, tmp_
     assert changed == len(own) // 2
     save_file({key.replace("multi_modal_projector", "projector"): value for key, value in own.items()}, file)
     with pytest.raises(DataError, match="does not fit the base model: 4 weights missing, 4 unknown"):
-        merge_adapter(load(ground), tmp_path / "a", "vision")
+        apply_adapter(load(ground), tmp_path / "a", "vision")
 
 
-def test_b27_adapters_are_float32_on_a_bfloat16_model(ground: Ground) -> None:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype="bfloat16"))
-    model = add_adapter(backbone, "language", LORA)
-    assert {p.dtype for p in trainable(model)} == {torch.float32}
-    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+def test_b27_small_steps_are_kept_of_a_bfloat16_model(ground: Ground, tmp_path: Path, world: World) -> None:
+    """Under DeepSpeed: the model computes in bfloat16, what is learnt is kept, and saved, in float32."""
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype="bfloat16"), vision=False)
+    apply_adapter(backbone, ground.vision, "vision")
+    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
+    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400)
+    task = TuneTask(add_adapter(backbone, "language", LORA))
+    assert {p.dtype for p in trainable(task)} == {torch.float32}
+    engine = Engine(task, world, LoopSettings(batch=4, clip=0.0, weight_decay=0.0))
+    assert {p.dtype for p in task.parameters()} == {torch.bfloat16}
+    a = next(name for name in engine.parameters if "lora_A" in name)
+    for _ in range(2):  # the first step moves B alone: while it is zero A has no gradient
+        take_step(engine, [data.collate([data[n] for n in range(4)])], 1e-6, world)
+    weights = engine.weights()
+    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=task.model, weights=weights)
+    saved = load_file(tmp_path / "bundle" / "language_adapter" / WEIGHTS)
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+    master = saved[a.removeprefix("model.").replace(".default", "")]
+    assert torch.equal(master, weights[a])
+    held = engine.parameters[a].detach()
+    assert torch.equal(master.bfloat16(), held)
+    assert not torch.equal(master, held.float()), "the digits that bfloat16 has no room for"
+    engine.close()
 
 
 def test_b28_the_whole_task_trains_or_validates_at_once(ground: Ground, world: World) -> None:
