@@ -1,0 +1,199 @@
+"""Inputs that failed once, kept beside the checkout, on commands of this miniature.
+
+Where they are not there, tests of the same kinds stand in: of text files, bundles, output folders and configs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.cli import main
+from lavic.data.output_folder import hold
+from lavic.model.backbone import Backbone, read_geometry
+from lavic.model.bundle import save_bundle
+from lavic.model.itemstore import write_manifest, write_part
+from lavic.model.settings import ModelSettings
+from lavic.model.source import resolve
+
+from .conftest import Ground
+
+CASES = next((found for above in Path(__file__).parents if (found := above / "shared/cases/train").is_dir()), None)
+BASE = resolve(ModelSettings(name="mini"))
+pytestmark = pytest.mark.skipif(CASES is None, reason="no shared/cases/train beside the checkout")
+MARK = b"\xef\xbb\xbf"
+
+
+def case(name: str) -> Path:
+    assert CASES is not None
+    return CASES / name
+
+
+@pytest.fixture(scope="module")
+def store(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An item store of every item that the cases name."""
+    ids = dict.fromkeys(case("bom_ids.txt").read_text("utf-8-sig").split())
+    for line in case("bom_test.jsonl").read_text("utf-8-sig").splitlines():
+        ids |= dict.fromkeys(json.loads(line)["candidates_st"])
+    items = [{"id": item, "key": f"{item}_0", "title": f"Acme mug {item[-2:]}"} for item in ids]
+    folder = tmp_path_factory.mktemp("store")
+    backbone = Backbone.load(ModelSettings(name=str(ground.bundle.parent / "base")))
+    tokens = torch.randn(len(items), 5, backbone.vision_width, generator=torch.Generator().manual_seed(2))
+    part = write_part(folder, "00000", items, tokens.half())
+    write_manifest(folder, backbone, ground.bundle.parent / "vision", [part])
+    return folder
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]):
+    """Runs a command; returns its exit code, what it printed and its error lines."""
+
+    def run(*argv: object) -> tuple[int, str, list[str]]:
+        code = main([str(word) for word in argv])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, printed.err.splitlines()
+
+    return run
+
+
+def recommend(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
+    return ("recommend", "--bundle", ground.bundle, "--store", store, *more)
+
+
+def evaluate(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
+    arms = ("--arms", "lavic", "list_order", "--draws", "50", "--tracking.system-every", "0")
+    return ("evaluate", "--bundle", ground.bundle, "--store", store, *arms, *more)
+
+
+def tune(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
+    data = ("--train", case("bom_test.jsonl"), "--valid", case("bom_test.jsonl"))
+    return ("tune", "--store", store, *data, "--model.name", ground.bundle.parent / "base", *more)
+
+
+def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+    marked = case("bom_test.jsonl")
+    assert marked.read_bytes().startswith(MARK)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_bytes(marked.read_bytes().removeprefix(MARK))
+    answers = [said(*recommend(ground, store, "--json", "--conversation", file)) for file in (marked, plain)]
+    assert [code for code, *_ in answers] == [0, 0] and len(answers[0][1].splitlines()) == 2
+    assert answers[0][1].replace(marked.stem, plain.stem) == answers[1][1]
+
+    ids = said(*recommend(ground, store, "--json", "--conversation", plain, "--candidates-file", case("bom_ids.txt")))
+    listed = case("bom_ids.txt").read_text("utf-8-sig").split()
+    assert sorted(item["id"] for item in json.loads(ids[1].splitlines()[0])["ranking"]) == sorted(listed)
+
+    for name, file in (("marked", marked), ("plain", plain)):
+        assert said(*evaluate(ground, store, "--test", f"set={file}", "--out", tmp_path / name))[0] == 0
+    rankings = [
+        [json.loads(line)["ranking"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("marked", "plain")
+    ]
+    assert rankings[0] == rankings[1] and len(rankings[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ctx_list.jsonl", "ctx_list.jsonl:1: `context` is a list, not text"),
+        ("empty_list.jsonl", "empty_list.jsonl: no candidate is left to rank"),
+        ("deep.jsonl", "deep.jsonl:1: not JSON (nested more than 200 levels deep)"),
+    ],
+)
+def test_values_of_a_wrong_shape_are_refused(ground: Ground, store: Path, said, name: str, reason: str) -> None:
+    code, printed, errors = said(*recommend(ground, store, "--conversation", case(name)))
+    assert (code, printed) == (2, "") and reason in errors[-1]
+
+
+def test_text_that_is_not_utf_8_is_replaced(ground: Ground, store: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = case("latin1_stdin.txt").read_bytes()
+    answers = []
+    for typed in (data, data.decode("utf-8", "replace").encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        answers.append(said(*recommend(ground, store, "--json", "--candidates-file", case("bom_ids.txt"))))
+    assert answers[0][:2] == answers[1][:2] and answers[0][0] == 0
+    assert "characters that cannot be read were replaced" in answers[0][2][0]
+
+
+def test_a_bundle_with_the_adapter_of_another_run(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+    swapped = tmp_path / "bundle"
+    shutil.copytree(ground.bundle, swapped)
+    shutil.rmtree(swapped / "language_adapter")
+    shutil.copytree(ground.titles_only / "language_adapter", swapped / "language_adapter")
+    ask = ("recommend", "--bundle", swapped, "--store", store, "--conversation", case("bom_test.jsonl"))
+    for _ in range(2):
+        code, printed, errors = said(*ask)
+        assert (code, printed) == (2, "")
+        assert "language_adapter: its digest is" in errors[-1] and "bundle.json records" in errors[-1]
+        os.truncate(swapped / "language_adapter" / "adapter_model.safetensors", 1000)
+
+
+def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+    words = [sys.executable, str(case("make_long_thread.py")), str(tmp_path / "rows.jsonl")]
+    (tmp_path / "rows.jsonl").write_bytes(case("bom_test.jsonl").read_bytes().removeprefix(MARK))
+    (tmp_path / "long.jsonl").write_bytes(subprocess.run(words, capture_output=True, check=True).stdout)
+    code, printed, _ = said(*recommend(ground, store, "--json", "--conversation", tmp_path / "long.jsonl"))
+    assert code == 0 and len(json.loads(printed)["ranking"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--deepspeed", "ds_offload.json"), "zero_optimization.offload_optimizer"),
+        (("--lora.r", "0"), "--lora.r: input should be greater than 0, got '0'"),
+        (("--lora.dropout", "1.5"), "--lora.dropout: input should be less than 1, got '1.5'"),
+        (("--config", "distill-mini"), "a config for 'lavic distill', not for 'lavic tune'"),
+    ],
+)
+def test_settings_that_cannot_be(
+    ground: Ground, store: Path, tmp_path: Path, said, words: tuple[str, str], reason: str
+) -> None:
+    value = case(words[1]) if words[0] == "--deepspeed" else words[1]
+    code, _, errors = said(*tune(ground, store, words[0], value, "--out", tmp_path / "run"))
+    assert code == 2 and reason in errors[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+    (tmp_path / "talk.txt").write_text("a lamp")
+    for argv in (
+        tune(ground, store, "--out", tmp_path / "talk.txt" / "run"),
+        evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "talk.txt"),
+    ):
+        code, _, errors = said(*argv)
+        assert code == 2 and "a file is where a folder is needed" in errors[-1]
+
+
+def test_a_second_evaluation_into_one_folder(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+    with hold(tmp_path / "two"):
+        code, _, errors = said(*evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "two"))
+    assert code == 2 and "another lavic command is writing to this folder" in errors[-1]
+
+
+def test_files_have_the_modes_of_the_umask(ground: Ground, tmp_path: Path) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(ground.bundle.parent / "base")))
+    before = os.umask(0o002)
+    try:
+        vision = ground.bundle.parent / "vision"
+        save_bundle(tmp_path / "bundle", backbone, vision=vision, max_length=512)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o664}
+
+
+def test_a_base_model_saved_by_a_later_generation(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").unlink()
+    shutil.copy(case("transformers5_saved") / "processor_config.json", tmp_path / "base")
+    assert read_geometry(tmp_path / "base") == read_geometry(BASE)
