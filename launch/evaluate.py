@@ -117,6 +117,10 @@ class EvaluateSettings:
     """Where the numbers are recorded besides OUT."""
 
 
+SETTINGS = EvaluateSettings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)

@@ -25,18 +25,29 @@ STAGE_2 = Sample(tokens=900, targets=10, views=0, photo_tokens=50)
 
 def show(command: str, chosen: Any, world: World) -> int:
     """Prints what a stage's run will take; returns the exit code."""
-    print(distill(chosen, world) if command == "distill" else tune(chosen, world))
+    print(forecast(command, chosen, world.size if world.size > 1 else chosen.nproc))
     return 0
 
 
-def distill(chosen: DistillSettings, world: World) -> Estimate:
+def forecast(command: str, chosen: Any, ranks: int) -> Estimate:
+    """What a stage will take.
+
+    Args:
+        command: `distill` or `tune`.
+        chosen: Its settings.
+        ranks: Processes of the run, on all nodes together.
+    """
+    return distill(chosen, ranks) if command == "distill" else tune(chosen, ranks)
+
+
+def distill(chosen: DistillSettings, ranks: int) -> Estimate:
     """What stage 1 will take."""
     return estimate(
         Shape.of(read_config(chosen.model)),
         "vision",
         chosen.lora,
         chosen.loop,
-        ranks=ranks(world, chosen.nproc),
+        ranks=ranks,
         max_length=chosen.max_length,
         sample=STAGE_1,
         samples=photos(chosen.shards, chosen.valid),
@@ -44,14 +55,14 @@ def distill(chosen: DistillSettings, world: World) -> Estimate:
     )
 
 
-def tune(chosen: TuneSettings, world: World) -> Estimate:
+def tune(chosen: TuneSettings, ranks: int) -> Estimate:
     """What stage 2 will take."""
     return estimate(
         Shape.of(read_config(chosen.model)),
         "language",
         chosen.lora,
         chosen.loop,
-        ranks=ranks(world, chosen.nproc),
+        ranks=ranks,
         max_length=chosen.max_length,
         sample=STAGE_2,
         samples=targets(chosen),
@@ -62,11 +73,6 @@ def tune(chosen: TuneSettings, world: World) -> Estimate:
 def bytes_of(model: ModelSettings) -> int:
     """Of a number: the estimate is for a GPU."""
     return 4 if model.dtype == "float32" else 2
-
-
-def ranks(world: World, nproc: int) -> int:
-    """Processes of the run; for several nodes `--nproc` says all of them, since nothing is started."""
-    return world.size if world.size > 1 else nproc
 
 
 def photos(shards: Path, valid: Path) -> int | None:

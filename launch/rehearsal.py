@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lavic.cli import said
 from lavic.data.manifest import Manifest
 from lavic.errors import ConfigError, DataError
 from lavic.launch.batch import Batch, batch, closing, scripts
-from lavic.launch.forecast import photos, targets
+from lavic.launch.distill import DistillSettings
+from lavic.launch.forecast import forecast, photos, targets
 from lavic.launch.parent import tracked
 from lavic.launch.pipeline import PipelineSettings
 from lavic.launch.steps import Layout, Step
@@ -152,8 +152,9 @@ def _training(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[
     config = zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
     yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"
     # the stage's command knows best what it takes; steps it knows only where its training set stands already
-    told = said(step.stage, [*step.words, "--dry-run", "--nproc", str(ranks)])
-    yield from (line for line in told.splitlines() if not line.startswith("steps "))
+    kind = DistillSettings if step.stage == "distill" else TuneSettings
+    estimate = str(forecast(step.stage, TypeAdapter(kind).validate_python(known), ranks))
+    yield from (line for line in estimate.splitlines() if not line.startswith("steps "))
 
 
 def _samples(chosen: PipelineSettings, step: Step, known: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lavic.cli import said
+from lavic.cli import settings_of
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.digests import Digests
 from lavic.launch.jobs import Job, read_used
@@ -86,7 +84,7 @@ def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
     """
     asked: StageSettings = getattr(chosen, step.stage)
     try:
-        settings: dict[str, Any] = yaml.safe_load(said(step.stage, [*step.words, "--print-config"])) or {}
+        settings = settings_of(step.stage, step.words)
         if "loop" in settings:
             LoopSettings(**settings["loop"]).split(asked.nodes * asked.ranks_per_node)
     except LavicError as error:

@@ -86,6 +86,10 @@ class TuneSettings:
     read, and the data need not be there. For several nodes let `--nproc` say all processes."""
 
 
+SETTINGS = TuneSettings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     return stage.main(Tune, TuneSettings, argv, description=DESCRIPTION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import faulthandler
 import importlib
@@ -11,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lavic import __version__
 from lavic.errors import Stopped
@@ -86,18 +85,18 @@ def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
 
 
-def said(command: str, argv: Sequence[str]) -> str:
-    """What a command prints, run here: the way to what a module knows that may not be imported.
+def settings_of(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """A command's settings as its words give them: the way to those of a module that may not be imported.
 
-    For words that only tell something, such as `--print-config` and `--dry-run`.
+    Returns:
+        Plain values, nested; a required setting that is not given is absent.
 
     Raises:
-        LavicError: As the command itself would, for words that it does not understand.
+        ConfigError: As the command itself would, for words that it does not understand.
     """
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        importlib.import_module(COMMANDS[command][0]).main([*argv])
-    return text.getvalue()
+    from lavic.config import read
+
+    return read(importlib.import_module(COMMANDS[command][0]).SETTINGS, argv, command=command)
 
 
 def _run(command: str, argv: list[str]) -> int:

@@ -58,18 +58,28 @@ def parse(cls: type[T], argv: Sequence[str] | None, *, command: str, description
     if any(word in ("-h", "--help") for word in words):
         flags.print_help(schema, description)
         raise SystemExit(0)
-    files, show, words = flags.take_common(words, command)
-    layers = Layers(schema)
-    for name in files:
-        layers.add_yaml(find_config(name))
-    for keys, value in flags.read(schema, words):
-        layers.add(keys, value, flags.name_of(keys, schema.leaves[keys]))
-    layers.refuse_secrets()
+    layers, show = _read(schema, words)
     if show:
         layers.check(cls, partly=True)
         print(layers.show(), end="")
         raise SystemExit(0)
     return layers.build(cls)
+
+
+def read(cls: type, argv: Sequence[str] | None, *, command: str) -> dict[str, Any]:
+    """The settings that `parse` would give, as plain values; required ones that are not given are absent.
+
+    Args:
+        cls: As for `parse`.
+        argv: As for `parse`.
+        command: As for `parse`.
+
+    Raises:
+        ConfigError: As `parse`.
+    """
+    layers, _ = _read(Schema(cls, command), list(argv or ()))
+    layers.check(cls, partly=True)
+    return _plain(layers.values)
 
 
 def load(cls: type[T], path: str | Path) -> T:
@@ -93,6 +103,20 @@ def flatten(chosen: Any) -> dict[str, Any]:
     schema = Schema(type(chosen), "")
     plain = redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json"))
     return {".".join(keys): at(plain, keys) for keys in schema.leaves}
+
+
+def _read(schema: Schema, words: list[str]) -> tuple[Layers, bool]:
+    """The layers of a command line, and whether it asks for `--print-config`."""
+    from lavic import flags
+
+    files, show, words = flags.take_common(words, schema.command)
+    layers = Layers(schema)
+    for name in files:
+        layers.add_yaml(find_config(name))
+    for keys, value in flags.read(schema, words):
+        layers.add(keys, value, flags.name_of(keys, schema.leaves[keys]))
+    layers.refuse_secrets()
+    return layers, show
 
 
 class Layers:
@@ -124,7 +148,10 @@ class Layers:
                 "one of that command"
             )
         for keys, value, line in self._leaves_of(file):
-            self.add(keys, value, f"{path}:{line}: {'.'.join(keys)}")
+            origin = f"{path}:{line}: {'.'.join(keys)}"
+            if isinstance(value, bool) and self.schema.leaves[keys].is_number:
+                raise ConfigError(f"{origin}: should be a number, got {str(value).lower()}")
+            self.add(keys, value, origin)
 
     def refuse_secrets(self) -> None:
         """Raises ConfigError for a value that holds a password or a token, without showing it."""

@@ -56,6 +56,12 @@ class Leaf:
     doc: str
     """What the string under the field says."""
 
+    @property
+    def is_number(self) -> bool:
+        """Whether its value is a number: yaml's `yes` would count as 1."""
+        kind = typing.get_args(self.type)[0] if typing.get_origin(self.type) is Annotated else self.type
+        return kind in (int, float)
+
 
 class Schema:
     """The keys of a settings class: `leaves` by path, `groups` (nested classes) by path, `defaults` as nested dicts."""

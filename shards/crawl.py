@@ -70,6 +70,10 @@ where its robots.txt or an answer's header says so. Say who you are with --fetch
 log = logging.getLogger(__name__)
 
 
+SETTINGS = CrawlSettings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)

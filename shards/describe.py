@@ -54,6 +54,10 @@ class DescribeSettings:
     """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
+SETTINGS = DescribeSettings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(DescribeSettings, argv, command="describe")

@@ -64,6 +64,10 @@ class EmbedSettings:
     """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
 
+SETTINGS = EmbedSettings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(EmbedSettings, argv, command="embed")

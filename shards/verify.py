@@ -47,6 +47,10 @@ class Settings:
     """A file to write when nothing differs: it names the manifest that the set was compared with."""
 
 
+SETTINGS = Settings
+"""The command's settings, for `lavic.cli.settings_of`."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 1 where anything differs."""
     chosen = parse(Settings, argv, command="verify", description=DESCRIPTION)

@@ -211,6 +211,13 @@ def test_any_text_and_number_survives_dump_and_load(tmp_path_factory, names, lr)
     assert load(Crawl, file) == chosen
 
 
+@pytest.mark.parametrize("text", ["limit: yes", "limit: true", "lr: on", "fetch: {concurrency: false}"])
+def test_a_truth_value_is_no_number(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert "should be a number, got " in error("--config", str(file))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -6,13 +6,16 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from lavic.cli import COMMANDS, main
+from lavic.cli import COMMANDS, main, settings_of
+from lavic.launch.pipeline import Stage
 from lavic.schema import is_settings
+from lavic.yamlfile import YamlFile
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -102,3 +105,11 @@ def test_a_cluster_file_is_one_that_ray_up_takes(path):
     starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+@pytest.mark.parametrize("command", get_args(Stage))
+def test_settings_of_a_stage_are_those_that_it_prints(command, capsys):
+    files = [path for path in CONFIGS if YamlFile.read(path).command == command]
+    words = ["--config", str(files[0])] if files else []
+    assert main([command, *words, "--print-config"]) == 0
+    assert settings_of(command, words) == yaml.safe_load(capsys.readouterr().out)

@@ -84,9 +84,12 @@ class Backbone:
                 device_map={"": str(device)},
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, ImportError) as e:
             raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, ImportError) as e:
+            raise ConfigError(f"--model.name {model.name}: the tokenizer cannot be loaded ({first_line(e)})") from e
         weights, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
             missing = sorted(info["missing_keys"])

@@ -137,7 +137,7 @@ def check_extra(extra: Mapping[str, Any]) -> None:
     if not isinstance(zero, Mapping):
         raise ConfigError(f"the DeepSpeed JSON sets zero_optimization to {zero!r}: an object is expected")
     if zero.get("stage", 2) != 2:
-        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']}: only stage 2 is supported")
+        raise ConfigError(f"the DeepSpeed JSON asks for ZeRO stage {zero['stage']!r}: only stage 2 is supported")
     for key in ("offload_optimizer", "offload_param"):
         if key in zero and zero[key] not in (None, {}, {"device": "none"}):
             raise ConfigError(
