@@ -219,13 +219,13 @@ class TestRefusals:
         out.mkdir()
         with Lock(out / ".lock") as lock:
             assert lock.take()
-            assert "another crawl" in self.refused(capsys, "--items", items, "--out", str(out))
+            assert "another lavic command" in self.refused(capsys, "--items", items, "--out", str(out))
 
     def test_an_output_that_is_no_folder(
         self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert main(["crawl", "--items", str(catalogue("n/1.jpg")), "--out", str(tmp_path / "meta.jsonl")]) == 1
-        assert "cannot be written to" in capsys.readouterr().err
+        assert main(["crawl", "--items", str(catalogue("n/1.jpg")), "--out", str(tmp_path / "meta.jsonl")]) == 2
+        assert "cannot be written to (a file is where a folder is needed)" in capsys.readouterr().err
 
 
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
