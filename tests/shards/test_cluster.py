@@ -32,7 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     start = ["start", "--head", "--block", "--num-cpus", "2", "--temp-dir", str(folder), "--port", str(port)]
     start += ["--node-ip-address", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    # The agent that takes jobs has a fixed port, which another Ray of this machine may hold, and half a minute to start.
+    # The agent that takes jobs has a fixed port, which another Ray may hold, and half a minute to start.
     start += ["--dashboard-agent-listen-port", str(free_port())]
     env["RAY_agent_register_timeout_ms"] = "240000"
     log = folder / "head.log"
