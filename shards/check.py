@@ -22,8 +22,8 @@ from lavic.data.references import Reference, parse_references, references_path
 from lavic.data.shards import BLOCK, MEMBERS, META, Sample, index_path, member_bytes, pack_offsets, parse_sample
 from lavic.errors import DataError, first_line
 from lavic.shards.outcomes import parse_ledger
-from lavic.shards.pack import Seal, seal_path, unpack_seal
 from lavic.shards.repeats import mark_of
+from lavic.shards.seal import Seal, seal_path, unpack_seal
 
 _TAIL = 8 << 20
 

@@ -15,9 +15,9 @@ from lavic.errors import DataError, LavicError
 from lavic.provenance import versions
 from lavic.shards.byhost import failures_table
 from lavic.shards.outcomes import NOT_TO_BE_HAD, advice, read_ledger, success, table
-from lavic.shards.pack import Seal
 from lavic.shards.plan import Plan
 from lavic.shards.refresh import refresh_line
+from lavic.shards.seal import Seal
 
 _REASONS = 3
 """Reasons named for photos that were not asked for, the most frequent first."""

@@ -33,12 +33,12 @@ from lavic.shards.dryrun import dry_run
 from lavic.shards.job import make_shards, uses_ray
 from lavic.shards.outcomes import ASKED_AGAIN
 from lavic.shards.owner import owned, unwritable
-from lavic.shards.pack import Seal, read_seal
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.processes import prepare
 from lavic.shards.refer import refer
 from lavic.shards.refresh import begin as begin_refresh
 from lavic.shards.refresh import end as end_refresh
+from lavic.shards.seal import Seal, read_seal
 from lavic.shards.settings import CrawlSettings
 from lavic.shards.similar import report_near_duplicates
 from lavic.shards.tasks import REJECTED

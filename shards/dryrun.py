@@ -12,9 +12,9 @@ from lavic.data.place import place, sizes
 from lavic.errors import LavicError
 from lavic.shards.byhost import host_of
 from lavic.shards.outcomes import ASKED_AGAIN, read_ledger
-from lavic.shards.pack import Seal
 from lavic.shards.plan import FOLDER, Plan, load_plan, read_tasks
 from lavic.shards.progress import duration
+from lavic.shards.seal import Seal
 from lavic.shards.settings import CrawlSettings
 
 _SHOWN = 15

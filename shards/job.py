@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lavic.errors import LavicError
 from lavic.shards.owner import unwritable
-from lavic.shards.pack import Seal, unpack_seal
 from lavic.shards.plan import Plan
 from lavic.shards.processes import on_processes
 from lavic.shards.progress import Progress
+from lavic.shards.seal import Seal, unpack_seal
 from lavic.shards.settings import CrawlSettings
 from lavic.shards.worker import shard_row
 from lavic.tracking import Tracker

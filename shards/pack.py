@@ -7,124 +7,46 @@ killed worker leaves is no shard and is made again. Photos that an earlier run h
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from lavic.data.atomic import write_whole
-from lavic.data.checked import dump_checked, load_checked
-from lavic.data.ledger import ledger_path
-from lavic.data.manifest import EMPTY_TAR, ShardEntry
-from lavic.data.place import storage_errors
+from lavic.data.manifest import ShardEntry
 from lavic.data.references import write_references
-from lavic.data.shards import Sample, ShardWriter, beside, index_path
+from lavic.data.shards import ShardWriter, index_path
 from lavic.errors import DataError
-from lavic.shards.byhost import Failures, failures_of
-from lavic.shards.decoder import shared
-from lavic.shards.exchange import Answer
+from lavic.shards.byhost import failures_of
 from lavic.shards.fetch import Fetcher, FetchSettings
 from lavic.shards.lane import Office
 from lavic.shards.outcomes import ASKED_AGAIN, Outcome, read_ledger, write_ledger
-from lavic.shards.photo import PhotoError, PhotoSettings, examine, store
-from lavic.shards.placeholders import placeholder_id
+from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import read_tasks
 from lavic.shards.refresh import CHANGED, conditions_of, refreshed
 from lavic.shards.reorder import ReorderBuffer
+from lavic.shards.result import (
+    PhotoResult,
+    TakesLonger,
+    check_answer,
+    known_placeholder,
+    left_for_later,
+    outcome_of,
+    same_picture,
+    with_marks_of,
+)
 from lavic.shards.schedule import Schedule
+from lavic.shards.seal import Seal, pack_seal, seal_path
 from lavic.shards.stored import Stored
 from lavic.shards.tasks import PhotoTask
 
-_AT_ONCE = 256 * 1024
-"""A JPEG of at most so many bytes, and of little effort, is checked between two answers, others in a thread beside:
-handing one over and back costs about a third of a check to its last bit, and many times one of the header."""
 _REPORT_S = 1.0
 
 Report = Callable[[Mapping[str, int]], None]
 """Told now and then how many photos of the shard have come to which end so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seal:
-    """That a shard is whole, and what it holds."""
-
-    plan: str
-    """Digest of what was planned for it."""
-    entry: ShardEntry
-    outcomes: Mapping[str, int]
-    """Planned photos by outcome."""
-    began: float
-    """Seconds since the epoch."""
-    ended: float
-    failures: Failures = field(default_factory=dict)
-    """Photos that failed, by kind and host."""
-    refresh: str = ""
-    """Name of the refresh that it has gone through, see `lavic.shards.refresh`."""
-    refreshed: Mapping[str, int] = field(default_factory=dict)
-    """What that made of its stored photos."""
-    left: int = 0
-    """Photos that were left for later since their hosts are slow; they are among those `unasked`."""
-    references: str = ""
-    """Digest of the photos that refer to others, see `lavic.shards.refer`; empty where every photo is stored."""
-    ledger_sha256: str = ""
-    """Of the ledger's file."""
-    references_sha256: str = ""
-    """Of the references' file; empty where there is none."""
-
-    @property
-    def photos(self) -> int:
-        """Planned photos."""
-        return sum(self.outcomes.values())
-
-
-@dataclass(frozen=True)
-class _Done:
-    outcome: Outcome
-    sample: Sample | None
-
-
-def seal_path(shard: Path) -> Path:
-    """Where a shard's seal stands: `x-000000.tar` -> `x-000000.seal.json`."""
-    return beside(shard, "seal.json")
-
-
-def read_seal(shard: Path, plan: str, found: Mapping[str, int]) -> Seal | None:
-    """The seal of a shard that is whole and of this plan, or None.
-
-    Args:
-        shard: Where its tar stands.
-        plan: Digest of what is planned for it.
-        found: Bytes of the files in its folder, by name.
-    """
-    if not {seal_path(shard).name, ledger_path(shard).name} <= found.keys():
-        return None
-    try:
-        seal = unpack_seal(seal_path(shard).read_bytes())
-    except storage_errors(ValueError, TypeError, KeyError):
-        return None
-    tar, index = found.get(shard.name, 0), found.get(index_path(shard).name, 0)
-    if seal.entry.samples:
-        whole = tar == seal.entry.bytes and index == 8 * (seal.entry.samples + 1)
-    else:
-        whole = tar in (0, len(EMPTY_TAR)) and index == 0
-    return seal if seal.plan == plan and whole else None
-
-
-def pack_seal(seal: Seal) -> str:
-    """A seal as text."""
-    return dump_checked(asdict(seal))
-
-
-def unpack_seal(data: bytes) -> Seal:
-    """The seal that `pack_seal` made a text of. Raises ValueError, TypeError or KeyError for anything else."""
-    body = load_checked(data)
-    return Seal(**{**body, "entry": ShardEntry(**body["entry"])})
 
 
 def pack_shard(
@@ -234,16 +156,16 @@ class _Known:
         self.refreshed: Counter[str] = Counter()
         """What came of that."""
 
-    def find(self, task: PhotoTask) -> _Done | None:
+    def find(self, task: PhotoTask) -> PhotoResult | None:
         """How a photo ended; None where it is to be fetched."""
         if self._nothing:
             return None
         row, sample = self._rows.get(task.key), self._stored.sample(task.key)
         if sample and sample.meta["url"] == task.url:
             if row is None or row.kind != "ok":
-                row = _outcome(task, kind="ok", bytes=len(sample.jpg), sha256=sample.meta["source_sha256"])
-            return _Done(row, sample)
-        return _Done(row, None) if row and row.kind not in {"ok", *ASKED_AGAIN, *self._retry} else None
+                row = outcome_of(task, kind="ok", bytes=len(sample.jpg), sha256=sample.meta["source_sha256"])
+            return PhotoResult(row, sample)
+        return PhotoResult(row, None) if row and row.kind not in {"ok", *ASKED_AGAIN, *self._retry} else None
 
     def failed(self, group: Sequence[PhotoTask]) -> bool:
         """Whether a picture was asked for before, in vain."""
@@ -266,7 +188,7 @@ async def _write(
     # Neighbours that show one picture: the first is fetched and stands for all.
     pictures = [list(group) for _, group in groupby(tasks, lambda task: task.same_as or task.key)]
 
-    def write(results: list[_Done]) -> None:
+    def write(results: list[PhotoResult]) -> None:
         for done in results:
             ledger.add(done.outcome)
             if done.sample:
@@ -274,32 +196,36 @@ async def _write(
 
     with ThreadPoolExecutor(1, "photo") as decoder, ReorderBuffer(write) as buffer:
 
-        async def fetched(task: PhotoTask, conditions: Mapping[str, str] | None = None, *, fresh: bool) -> _Done:
+        async def fetched(task: PhotoTask, conditions: Mapping[str, str] | None = None, *, fresh: bool) -> PhotoResult:
             began = time.perf_counter()
             answer = await fetcher.fetch(task.url, conditions, fresh=fresh)
             if answer.kind == "ok" and answer.http == 304:
-                return _Done(_outcome(task, kind="ok", http=304), None)
+                return PhotoResult(outcome_of(task, kind="ok", http=304), None)
             try:
-                return _settle(task, answer, photo, began, at_once=True)
-            except _TakesLonger:
+                return check_answer(task, answer, photo, began, at_once=True)
+            except TakesLonger:
                 loop = asyncio.get_running_loop()
                 with fetcher.held():
-                    return await loop.run_in_executor(decoder, _settle, task, answer, photo, began)
+                    return await loop.run_in_executor(decoder, check_answer, task, answer, photo, began)
 
-        async def renewed(group: list[PhotoTask], settled: Sequence[_Done | None], stored: _Done) -> list[_Done]:
+        async def renewed(
+            group: list[PhotoTask], settled: Sequence[PhotoResult | None], stored: PhotoResult
+        ) -> list[PhotoResult]:
             new = await fetched(group[0], conditions_of(stored.outcome), fresh=True)
             what, row = refreshed(stored.outcome, new.outcome)
             known.refreshed[what] += sum(1 for done in settled if done and done.sample)
             if what == CHANGED:
-                return [new, *(_same(new, task) for task in group[1:])]
-            first = _Done(row, stored.sample)
+                return [new, *(same_picture(new, task) for task in group[1:])]
+            first = PhotoResult(row, stored.sample)
             # What failed in this group was the same picture.
             return [
-                _Done(_remarked(done.outcome, row), done.sample) if done and done.sample else _same(first, task)
+                PhotoResult(with_marks_of(done.outcome, row), done.sample)
+                if done and done.sample
+                else same_picture(first, task)
                 for done, task in zip(settled, group, strict=True)
             ]
 
-        async def settle(group: list[PhotoTask], fresh: bool) -> list[_Done]:
+        async def settle(group: list[PhotoTask], fresh: bool) -> list[PhotoResult]:
             settled = [known.find(task) for task in group]
             first = next((done for done in settled if done and done.sample), None)
             if first is not None and known.refresh:
@@ -307,14 +233,14 @@ async def _write(
             if first is None and all(settled):
                 return [done for done in settled if done]
             if first is None:
-                first = _known_placeholder(group[0], photo)
+                first = known_placeholder(group[0], photo)
             if first is None:
                 first = await fetched(group[0], fresh=fresh)
                 if len(group) == 1:
                     return [first]
                 # An earlier run's failures in this group were failures of the same picture.
                 settled = [first, *(None for _ in group[1:])]
-            return [done or _same(first, task) for done, task in zip(settled, group, strict=True)]
+            return [done or same_picture(first, task) for done, task in zip(settled, group, strict=True)]
 
         async def make(number: int) -> None:
             results = await settle(pictures[number], number not in failed)
@@ -327,12 +253,8 @@ async def _write(
         async with fetcher:
             left = await schedule.run(order, _Patience(fetcher, leave_after) if leave_after < math.inf else None)
         for number in left:
-            buffer.add(number, [known.find(task) or _left(task) for task in pictures[number]], 0)
+            buffer.add(number, [known.find(task) or left_for_later(task) for task in pictures[number]], 0)
         return sum(len(pictures[number]) for number in left)
-
-
-def _left(task: PhotoTask) -> _Done:
-    return _Done(_outcome(task, kind="unasked", reason="its host is slow: left for later"), None)
 
 
 class _Patience:
@@ -346,87 +268,3 @@ class _Patience:
         now = time.monotonic()
         self._since = min(self._since, now) if self._fetcher.waiting else math.inf
         return now - self._since >= self._seconds
-
-
-def _known_placeholder(task: PhotoTask, photo: PhotoSettings) -> _Done | None:
-    """The end of a photo whose link says that it stands for a missing one; None for others."""
-    if not (id := placeholder_id(task.url, photo.placeholders)):
-        return None
-    return _Done(_outcome(task, kind="placeholder", reason=f"Amazon's image {id} stands for a missing photo"), None)
-
-
-class _TakesLonger(Exception):
-    """A photo that is not checked within milliseconds."""
-
-
-def _settle(task: PhotoTask, answer: Answer, photo: PhotoSettings, began: float, *, at_once: bool = False) -> _Done:
-    """Check what was fetched and make the sample and the ledger's row of it; `at_once`, or raise _TakesLonger."""
-    if at_once and len(answer.body) > _AT_ONCE:
-        raise _TakesLonger
-    kind, reason, digest, sample = answer.kind, answer.reason, "", None
-    if kind == "ok":
-        digest = hashlib.sha256(answer.body).hexdigest()
-        try:
-            found = examine(answer.body, photo, digest)
-            if at_once and found.effort != "little":
-                raise _TakesLonger
-            stored = shared().store(found, photo) if found.effort == "unknown" else store(found, photo)
-            kept = digest if stored.jpg is answer.body else ""
-            sample = _sample(task, stored.jpg, stored.width, stored.height, kept, digest)
-        except PhotoError as error:
-            kind, reason = error.kind, error.reason
-    row = _outcome(
-        task,
-        kind=kind,
-        reason=reason,
-        http=answer.http,
-        attempts=answer.attempts,
-        bytes=len(answer.body),
-        sha256=digest,
-        seconds=round(time.perf_counter() - began, 3),
-        etag=answer.etag if sample else "",
-        last_modified=answer.last_modified if sample else "",
-    )
-    return _Done(row, sample)
-
-
-def _remarked(row: Outcome, other: Outcome) -> Outcome:
-    """A stored photo's row with what the refresh of another, which shows the same picture, says of it."""
-    return replace(row, etag=other.etag, last_modified=other.last_modified, refresh_failed=other.refresh_failed)
-
-
-def _same(first: _Done, task: PhotoTask) -> _Done:
-    """The end of a photo that shows the picture of another, which was fetched."""
-    row = first.outcome
-    same = replace(row, **_names(task), attempts=0, seconds=0.0)
-    if first.sample is None:
-        return _Done(same, None)
-    meta = first.sample.meta
-    sample = _sample(task, first.sample.jpg, meta["width"], meta["height"], meta["sha256"], meta["source_sha256"])
-    return _Done(same, sample)
-
-
-def _sample(task: PhotoTask, jpg: bytes, width: int, height: int, sha256: str, source_sha256: str) -> Sample:
-    return Sample.of(
-        item_id=task.item_id,
-        n=task.n,
-        jpg=jpg,
-        title=task.title,
-        width=width,
-        height=height,
-        text=task.text,
-        url=task.url,
-        categories=task.categories,
-        details=task.details,
-        source_sha256=source_sha256,
-        sha256=sha256,
-    )
-
-
-def _outcome(task: PhotoTask, **values: Any) -> Outcome:
-    return Outcome(**_names(task), **values)
-
-
-def _names(task: PhotoTask) -> dict[str, Any]:
-    """What a row of the ledger has from the plan alone, so that it does not depend on which run wrote it."""
-    return {"key": task.key, "item_id": task.item_id, "n": task.n, "url": task.url, "same_as": task.same_as}

@@ -19,9 +19,9 @@ from lavic.data.references import Reference, read_references, write_references
 from lavic.data.shards import ShardWriter, index_path
 from lavic.errors import LavicError
 from lavic.shards.outcomes import Outcome, read_ledger
-from lavic.shards.pack import Seal, pack_seal, seal_path
 from lavic.shards.plan import Plan
 from lavic.shards.repeats import Repeats, mark_of
+from lavic.shards.seal import Seal, pack_seal, seal_path
 from lavic.shards.stored import Stored
 
 Owner = tuple[str, str]

@@ -12,7 +12,8 @@ from lavic.data.place import place, storage_errors
 from lavic.errors import ConfigError, first_line
 from lavic.shards.lane import Office
 from lavic.shards.owner import Superseded, check
-from lavic.shards.pack import Report, pack_seal, pack_shard
+from lavic.shards.pack import Report, pack_shard
+from lavic.shards.seal import pack_seal
 from lavic.shards.settings import CrawlSettings
 
 Row = dict[str, Any]

@@ -11,10 +11,11 @@ from lavic.data.place import sizes
 from lavic.data.shards import Sample, ShardWriter
 from lavic.shards.closing import close_set
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.pack import pack_shard, read_seal
+from lavic.shards.pack import pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan
 from lavic.shards.refer import refer
+from lavic.shards.seal import read_seal
 
 
 def crawl_here(

@@ -19,9 +19,9 @@ from lavic.shards import closing
 from lavic.shards.closing import TooFewStored, close_set, report
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import read_ledger, success, write_ledger
-from lavic.shards.pack import read_seal
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.progress import Progress
+from lavic.shards.seal import read_seal
 from lavic.shards.tasks import PlanSettings
 from lavic.shards.verify import verify
 from tests.sets import crawl_here

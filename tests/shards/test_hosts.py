@@ -17,10 +17,11 @@ from lavic.shards import worker
 from lavic.shards.broker import Broker
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import Outcome, read_ledger
-from lavic.shards.pack import Seal, pack_shard
+from lavic.shards.pack import pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.rayjob import _rounds
+from lavic.shards.seal import Seal
 from lavic.shards.tasks import PlanSettings
 from tests.shards.faults import FaultServer
 from tests.shards.test_pack import bytes_of

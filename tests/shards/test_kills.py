@@ -25,9 +25,10 @@ from lavic.data.manifest import NAME
 from lavic.data.place import sizes
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import read_ledger
-from lavic.shards.pack import pack_shard, read_seal
+from lavic.shards.pack import pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, load_plan, make_plan
+from lavic.shards.seal import read_seal
 from lavic.shards.tasks import PlanSettings
 
 SEED = int(os.environ.get("LAVIC_KILL_SEED", random.SystemRandom().randrange(10**6)))

@@ -14,9 +14,10 @@ from lavic.data.place import sizes
 from lavic.data.shards import index_path, read_samples
 from lavic.shards.fetch import FetchSettings
 from lavic.shards.outcomes import KINDS, advice, read_ledger, table
-from lavic.shards.pack import pack_shard, read_seal, seal_path
+from lavic.shards.pack import pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan, read_tasks
+from lavic.shards.seal import read_seal, seal_path
 from lavic.shards.tasks import PlanSettings
 
 FETCH = FetchSettings(

@@ -17,9 +17,9 @@ from lavic.data.shards import read_samples
 from lavic.errors import LavicError
 from lavic.shards.embed import first_photos
 from lavic.shards.fetch import FetchSettings
-from lavic.shards.pack import read_seal, seal_path
 from lavic.shards.plan import make_plan
 from lavic.shards.refer import refer
+from lavic.shards.seal import read_seal, seal_path
 from lavic.shards.tasks import PlanSettings
 from lavic.shards.verify import verify
 from tests.sets import crawl_here
