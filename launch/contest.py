@@ -142,10 +142,16 @@ class Contest:
 
 
 def named(text: str) -> tuple[str, str]:
-    """NAME=PATH, or a PATH that is called by its own name."""
+    """NAME=PATH, or a PATH that is called by its own name.
+
+    Raises:
+        ConfigError: The name has other characters.
+    """
     name, equals, path = text.partition("=")
     if equals and re.fullmatch(r"[\w-]+", name):
         return name, path
+    if equals and Path(path).exists() and not Path(text).exists():
+        raise ConfigError(f"{text}: a name before = has letters, digits, - and _ alone, not {name!r}")
     return Path(text).stem, text
 
 

@@ -87,7 +87,7 @@ class DistillSettings:
 
 
 SETTINGS = DistillSettings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

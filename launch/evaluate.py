@@ -118,7 +118,7 @@ class EvaluateSettings:
 
 
 SETTINGS = EvaluateSettings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavic.cli import settings_of
+from lavic.cli import settings_class
+from lavic.config import read
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.digests import Digests
 from lavic.launch.jobs import Job, read_used
@@ -84,7 +85,7 @@ def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
     """
     asked: StageSettings = getattr(chosen, step.stage)
     try:
-        settings = settings_of(step.stage, step.words)
+        settings = read(settings_class(step.stage), step.words, command=step.stage)
         if "loop" in settings:
             LoopSettings(**settings["loop"]).split(asked.nodes * asked.ranks_per_node)
     except LavicError as error:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lavic import __version__
 from lavic.errors import Stopped
@@ -85,18 +85,10 @@ def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
 
 
-def settings_of(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """A command's settings as its words give them: the way to those of a module that may not be imported.
-
-    Returns:
-        Plain values, nested; a required setting that is not given is absent.
-
-    Raises:
-        ConfigError: As the command itself would, for words that it does not understand.
-    """
-    from lavic.config import read
-
-    return read(importlib.import_module(COMMANDS[command][0]).SETTINGS, argv, command=command)
+def settings_class(command: str) -> type:
+    """The settings of a command, for a caller that may not import its module."""
+    made: type = importlib.import_module(COMMANDS[command][0]).SETTINGS
+    return made
 
 
 def _run(command: str, argv: list[str]) -> int:

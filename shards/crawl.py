@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 SETTINGS = CrawlSettings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ class DescribeSettings:
 
 
 SETTINGS = DescribeSettings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

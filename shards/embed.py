@@ -65,7 +65,7 @@ class EmbedSettings:
 
 
 SETTINGS = EmbedSettings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ class Settings:
 
 
 SETTINGS = Settings
-"""The command's settings, for `lavic.cli.settings_of`."""
+"""The command's settings, for `lavic.cli.settings_class`."""
 
 
 def main(argv: Sequence[str]) -> int:

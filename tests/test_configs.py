@@ -12,7 +12,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from lavic.cli import COMMANDS, main, settings_of
+from lavic.cli import COMMANDS, main, settings_class
+from lavic.config import read
 from lavic.launch.pipeline import Stage
 from lavic.schema import is_settings
 from lavic.yamlfile import YamlFile
@@ -112,4 +113,4 @@ def test_settings_of_a_stage_are_those_that_it_prints(command, capsys):
     files = [path for path in CONFIGS if YamlFile.read(path).command == command]
     words = ["--config", str(files[0])] if files else []
     assert main([command, *words, "--print-config"]) == 0
-    assert settings_of(command, words) == yaml.safe_load(capsys.readouterr().out)
+    assert read(settings_class(command), words, command=command) == yaml.safe_load(capsys.readouterr().out)

@@ -39,7 +39,8 @@ class Trial:
     lists: tuple[tuple[str, ...], ...]
     """Their candidates, each once, in the file's order."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """What was not asked, counted: conversations without a target, candidates that are not in the store."""
+    """What was not asked, counted: conversations without a target, candidates that are not in the store, and lists
+    without any item, which count as wrong answers."""
 
     @classmethod
     def read(
@@ -81,7 +82,11 @@ class Trial:
                 raise DataError(_missing(row, listed, stores))
             dropped += len(listed) - len(known)
             lists.append(known)
+        if not any(lists):
+            why = " without items that are not in the store" if dropped else ""
+            raise DataError(f"{file}: every list `{candidates}` is empty{why}")
         left_out = {"conversations_without_target": len(rows) - len(asked), "candidates_not_in_store": dropped}
+        left_out["empty_lists"] = lists.count(())
         return cls(
             name=name,
             file=file,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
+from lavic.launch.contest import named
 from lavic.model.itemstore import ItemStore
 from lavic.recommend.trial import Trial
 
@@ -44,6 +45,25 @@ def test_conversations_without_a_target_are_counted(ground: Ground, tmp_path: Pa
     assert (len(trial), trial.left_out) == (3, {"conversations_without_target": 1})
     with pytest.raises(DataError, match="none of its 2 conversations has a target"):
         read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, gt_items=[]))
+
+
+def test_empty_lists_are_counted_and_nothing_but_them_is_refused(ground: Ground, tmp_path: Path):
+    rows = rows_of(ground, 3)
+    rows[1][KEY] = []
+    assert read(ground, tmp_path / "t.jsonl", rows).left_out == {"empty_lists": 1}
+    with pytest.raises(DataError, match=rf"t\.jsonl: every list `{KEY}` is empty$"):
+        read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: []}))
+    with pytest.raises(DataError, match=rf"every list `{KEY}` is empty without items that are not in the store"):
+        read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: ["B0GONE0001"]}), missing="drop")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "", "a%"])
+def test_a_name_with_other_characters_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    Path("test.jsonl").touch()
+    with pytest.raises(ConfigError, match="has letters, digits, - and _ alone"):
+        named(f"{name}=test.jsonl")
+    assert named("né_1-b=test.jsonl") == ("né_1-b", "test.jsonl")
 
 
 def test_who_is_resampled_together(ground: Ground, tmp_path: Path):
