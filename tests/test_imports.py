@@ -29,7 +29,7 @@ MAY = {
     "stop": {"errors", "world"},
     "tracking": {"errors", "secrets", "config", "lock"},
     "failure": {"errors", "secrets", "world"},
-    "cli": {"errors", "failure", "secrets"},
+    "cli": {"errors", "config", "failure", "secrets"},
     "data": FOUNDATION,
     "model": FOUNDATION | {"data", "tracking"},
     # Training takes any iterable: it knows the records and how files are written, not how shards are read.
