@@ -6,6 +6,7 @@ run's folder, the tracker, stop requests from the first moment on, the loop, and
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lavic.config import flatten, parse
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
 from lavic.failure import shown_at_once
 from lavic.stop import StopRequest
 from lavic.tracking import Tracker
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from lavic.model.bundle import BundleInfo
     from lavic.train.feed import Samples
     from lavic.train.score import Score
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +136,18 @@ def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, desc
 
 def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) -> int:
     """Trains, from wherever the run stands."""
+    from lavic.train.skipping import read_keys
     from lavic.train.zero import read_json
 
     chosen.loop.split(world.size)
     extra = read_json(chosen.deepspeed)
+    read_keys(chosen.loop.skip_samples)  # before a model is loaded
     work = stage(chosen, world)
     with RunFolder(chosen, command=stage.command, world=world, free=stage.free) as folder:
-        if folder.done:
+        if folder.done and not folder.prolonged:
             if world.is_main:
-                print(f"{chosen.out}: done before, {chosen.out / 'result.json'}")
+                unused = f"; to go on, raise --loop.steps: {', '.join(folder.changed)}" if folder.changed else ""
+                print(f"{chosen.out}: done before, {chosen.out / 'result.json'}{unused}")
             return 0
         node = world.node if world.local_rank == 0 else None
         with (
@@ -181,6 +188,8 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
         tracker.tag({f"digest.{name}": digest for name, digest in identity.items()})
     identity = world.broadcast(identity)
     checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
+    if folder.changed:
+        _adopt(run, chosen, steps=checkpoints.steps(), total=total)
 
     def validated(step: int, score: Score, best: bool) -> None:
         kept = step > 0 and (best if chosen.select == "best" else step == total)
@@ -204,6 +213,29 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     if untouched(parts.model):
         raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
     _finish(stage, run, steps=progress.step, best_step=progress.best_step, best_loss=progress.best_loss)
+
+
+def _adopt(run: Run, chosen: Any, *, steps: int, total: int) -> None:
+    """Goes on with settings that were changed after the last start.
+
+    Args:
+        run: The run.
+        chosen: Its settings now.
+        steps: Steps done, as the newest whole checkpoint has it.
+        total: Steps of the whole run by the new settings.
+
+    Raises:
+        ConfigError: More steps are done than there shall be.
+    """
+    if steps > total:
+        raise ConfigError(
+            f"{chosen.out}: {steps} steps are done, and --loop.steps or --loop.epochs now makes {total} in all: give "
+            "as many or more"
+        )
+    run.tracker.event("settings", step=steps, changed=run.folder.changed)
+    said = run.folder.adopt(chosen)
+    if run.world.is_main:
+        log.info("from step %d on: %s", steps + 1, said)
 
 
 def _finish(stage: Stage, run: Run, **result: Any) -> None:

@@ -53,6 +53,8 @@ class Progress:
     """That loss, nats per target token."""
     validated: int = -1
     """Step of the last validation."""
+    skipped_steps: int = 0
+    """Steps among those done whose loss or gradient was not finite: they changed no weight."""
 
 
 class Checkpoints:
@@ -109,6 +111,11 @@ class Checkpoints:
                 log.warning("%s is not whole (%s): passed over", folder, harm)
         return self._world.broadcast(found)
 
+    def steps(self) -> int:
+        """Steps done, as the newest whole checkpoint has it."""
+        folder = self.latest()
+        return _step(folder) if folder else 0
+
     def load(self, engine: Engine) -> Progress | None:
         """Puts the newest whole checkpoint into the engine.
 
@@ -139,7 +146,7 @@ class Checkpoints:
                     f"restore the {key} it was made with, or start a new --out"
                 )
         progress = Progress(**record)
-        engine.load(state, steps=progress.step)
+        engine.load(state, steps=progress.step - progress.skipped_steps)
         return progress
 
     def _folders(self) -> list[Path]:

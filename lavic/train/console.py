@@ -30,7 +30,9 @@ class Console:
             return
         left = (time.monotonic() - self._began) / max(1, step - self._start) * (self._total - step)
         line = (
-            f"step {step}/{self._total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"step {step}/{self._total}  "
+            + (f"loss {values['loss']:.4f}  " if "loss" in values else "left out  ")
+            + f"lr {values['lr']:.2e}  "
             f"{values['samples_per_s']:.1f} samples/s  "
             + (f"{values['mfu']:.0%} of peak  " if "mfu" in values else "")
             + f"{_clock(left)} left"

@@ -191,6 +191,11 @@ class DistillData:
         views = torch.from_numpy(self.geometry.cut(image))
         return PhotoSample(photo.key, example, views, image.size, grid, shown, whole)
 
+    def key(self, position: int) -> str:
+        """The key of the photo at a position; the photo is not read."""
+        meta, _ = self.photos.words(self._index(position))
+        return str(meta["key"])
+
     def length(self, position: int) -> int:
         """Tokens of the sample at a position; its photo is not read."""
         meta, text = self.photos.words(self._index(position))

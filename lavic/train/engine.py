@@ -113,6 +113,16 @@ class Engine:
         masters = {name: self._parts.safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
         return {name: master.cpu() for name, master in masters.items()} if self._world.is_main else {}
 
+    def discard(self) -> None:
+        """Forgets the gradients of a step that must not be taken, as DeepSpeed does where they overflow."""
+        checked = self._zero.check_grad_overflow
+        self._zero.check_grad_overflow, self._zero.has_overflow = True, lambda *args, **kwargs: True
+        try:
+            self._engine.step()
+        finally:
+            self._zero.check_grad_overflow = checked
+            del self._zero.has_overflow
+
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later `load` needs, whole, whatever the number of ranks.
 

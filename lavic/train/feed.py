@@ -63,6 +63,9 @@ class Samples(Protocol[S]):
     def __getitem__(self, position: int) -> S:
         """The sample at a position >= 0."""
 
+    def key(self, position: int) -> str:
+        """What the sample at a position is called in messages, without the cost of making it."""
+
     def length(self, position: int) -> int:
         """Tokens of the sample at a position, without the cost of making it."""
 

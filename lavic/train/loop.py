@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,11 +26,32 @@ from lavic.train.peak import peak
 from lavic.train.rollcall import RollCall
 from lavic.train.score import Score, score
 from lavic.train.settings import LoopSettings
+from lavic.train.skipping import Skipping, read_keys
 from lavic.world import World
+
+log = logging.getLogger(__name__)
+_NOTED = 1000
+"""Keys of skipped samples that the journal names."""
 
 
 class Diverged(LavicError):
-    """A loss or a gradient that is not finite; no weight was changed by it."""
+    """A loss or a gradient that is not finite; no weight was changed by it. All ranks raise the same."""
+
+    def __init__(self, what: str, samples: str, lr: float, *, stop: bool) -> None:
+        """Describes it.
+
+        Args:
+            what: What is not finite.
+            samples: Whose it is.
+            lr: The step's learning rate.
+            stop: Whether any rank was asked to stop.
+        """
+        super().__init__(
+            f"the {what} of {samples} is not finite: look at these samples, then run the same command again with "
+            "--loop.skip-samples FILE (their keys, one a line), with --loop.max-skipped 1 to leave out this step, or "
+            f"with a lower --loop.lr (now {lr:g})"
+        )
+        self.what, self.samples, self.stop = what, samples, stop
 
 
 @dataclass(frozen=True)
@@ -83,10 +105,13 @@ def fit(
 
     Raises:
         Stopped: On request, after saving.
-        Diverged: Before a step that would have spoilt the weights; names the samples.
+        Diverged: Before a step that would have spoilt the weights, more often than `loop.max_skipped`; names the
+            samples.
         ConfigError: A batch that the ranks cannot share, or a checkpoint of another model or other data.
         DataError: A step without any target token.
     """
+    if keys := world.broadcast(read_keys(loop.skip_samples)):
+        train = _without(train, keys, tracker, world)
     feed = Feed(train, world, loop)
     total = loop.total(len(train))
     loaded = checkpoints.load(engine)
@@ -139,32 +164,44 @@ def fit(
             roll.at(f"the samples of step {progress.step + 1}")
             micros = meter.wait(batches)
             lr = loop.rate(progress.step + 1, total)
-            done = take_step(
-                engine,
-                micros,
-                lr,
-                world,
-                stream=(loop.seed, progress.step),
-                stop=stop,
-                at=roll.within(f"step {progress.step + 1}"),
-            )
+            values = {"lr": lr}
+            try:
+                done = take_step(
+                    engine,
+                    micros,
+                    lr,
+                    world,
+                    stream=(loop.seed, progress.step),
+                    stop=stop,
+                    at=roll.within(f"step {progress.step + 1}"),
+                )
+            except Diverged as problem:
+                if progress.skipped_steps >= loop.max_skipped:
+                    raise
+                progress = replace(progress, skipped_steps=progress.skipped_steps + 1)
+                tracker.event("skipped_step", step=progress.step + 1, reason=problem.what, samples=problem.samples)
+                console.say(
+                    f"step {progress.step + 1} is left out ({progress.skipped_steps} of --loop.max-skipped "
+                    f"{loop.max_skipped}): the {problem.what} of {problem.samples} is not finite"
+                )
+                values["skipped_steps"] = progress.skipped_steps
+                stopping = problem.stop
+                meter.restart()  # the search for the samples was no training
+            else:
+                values |= {"loss": done.loss, "grad_norm": done.norm}
+                values |= {"skipped": done.skipped} if done.skipped else {}
+                stopping = done.stop
             progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
             if progress.step % loop.log_every == 0 or progress.step == total:
-                values = {
-                    "loss": done.loss,
-                    "lr": lr,
-                    "grad_norm": done.norm,
-                    **meter.read(),
-                    **({"skipped": done.skipped} if done.skipped else {}),
-                }
+                values |= meter.read()
                 tracker.log(progress.step, **values)
                 console.step(progress.step, values)
-            if progress.step % loop.save_every == 0 or progress.step == total or done.stop:
+            if progress.step % loop.save_every == 0 or progress.step == total or stopping:
                 roll.at(f"the checkpoint after step {progress.step}")
                 checkpoints.save(engine, progress)
                 saved = progress.step
                 meter.restart()
-            if done.stop:
+            if stopping:
                 console.close()
                 raise Stopped
 
@@ -191,7 +228,7 @@ def take_step(
         at: Told where in the step this rank is.
 
     Raises:
-        Diverged: A loss or the gradient is not finite; the weights are as before.
+        Diverged: A loss or the gradient is not finite; the weights are as before, and the next step may be taken.
         DataError: There is no target token in the step.
     """
     here = torch.tensor(
@@ -225,9 +262,27 @@ def take_step(
     total, diverged, stopping = world.sum(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
     norm = math.nan if diverged else engine.step(lr)
     if not math.isfinite(norm):
-        what, who = "loss" if diverged else "gradient", blame(engine.task, micros, losses, world)
-        raise Diverged(f"the {what} of {who} is not finite: look at these samples, or lower --loop.lr (now {lr:g})")
+        if diverged:
+            engine.discard()
+        at("the search for what is not finite")
+        samples = blame(engine.task, micros, losses, world)
+        raise Diverged("loss" if diverged else "gradient", samples, lr, stop=bool(stopping))
     return StepResult(total / targets, norm, targets, tokens, skipped, bool(stopping))
+
+
+def _without(train: Samples[Any], keys: Sequence[str], tracker: Tracker, world: World) -> Skipping:
+    """The training set without some samples; rank 0 says which of them it does not have."""
+    kept = Skipping(train, keys)
+    unknown = kept.unknown() if world.is_main else []
+    if unknown:
+        log.warning(
+            "--loop.skip-samples: %d of %d keys are not in the training set: %s",
+            len(unknown),
+            len(keys),
+            _some(unknown),
+        )
+    tracker.event("skip_samples", keys=keys[:_NOTED], samples=len(keys) - len(unknown))
+    return kept
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,18 @@ FREE = (
 )
 """Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
 
+CHANGEABLE = (
+    "loop.clip",
+    "loop.epochs",
+    "loop.lr",
+    "loop.max_skipped",
+    "loop.schedule",
+    "loop.skip_samples",
+    "loop.steps",
+    "loop.warmup",
+)
+"""Keys that may change when a run goes on, although they change what is learnt from then on: noted in the journal."""
+
 
 class RunFolder:
     """The output folder of one training run, held until `close`: a context manager.
@@ -48,6 +60,7 @@ class RunFolder:
         bundle: Where its bundle goes.
         checkpoints: Where its checkpoints go.
         begun: Whether it has a checkpoint, whole or not.
+        changed: Settings of `CHANGEABLE` that are not those of its last start, with the values before and now.
     """
 
     def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
@@ -67,15 +80,19 @@ class RunFolder:
         self.folder: Path = chosen.out
         self.bundle = self.folder / "bundle"
         self.checkpoints = self.folder / "checkpoints"
+        self.changed: dict[str, list[Any]] = {}
         self._main = world.is_main
+        self._command = command
         config = self.folder / "config.yaml"
         # looked at before config.yaml, which rank 0 may be writing right now
         occupied = self.folder.exists() and not _empty(self.folder)
         self.begun = self.done or any(self.checkpoints.glob("step-*"))
         if config.is_file() and self.begun:
-            if differ := _differ(load(type(chosen), config), chosen, {*FREE, *free}):
+            differ = _differ(load(type(chosen), config), chosen, {*FREE, *free})
+            self.changed = {key: differ.pop(key) for key in CHANGEABLE if key in differ}
+            if differ:
                 raise ConfigError(
-                    f"{self.folder} holds a run with other settings: {'; '.join(differ)}. Use those of {config}, "
+                    f"{self.folder} holds a run with other settings: {_listed(differ)}. Use those of {config}, "
                     "or another --out"
                 )
         elif occupied and not config.is_file():
@@ -92,6 +109,22 @@ class RunFolder:
     def done(self) -> bool:
         """Whether the run has reached its end."""
         return (self.folder / "result.json").is_file()
+
+    @property
+    def prolonged(self) -> bool:
+        """Whether the run has reached its end, and is now given another."""
+        return self.done and not self.changed.keys().isdisjoint(("loop.steps", "loop.epochs"))
+
+    def adopt(self, chosen: Any) -> str:
+        """Goes on with the settings that have changed; the run is not done any more. All ranks must have opened it.
+
+        Returns:
+            What has changed, in words.
+        """
+        if self._main:
+            write_whole(self.folder / "config.yaml", dump(chosen, command=self._command))
+            (self.folder / "result.json").unlink(missing_ok=True)
+        return _listed(self.changed)
 
     def close(self) -> None:
         """Lets go of the folder."""
@@ -143,10 +176,15 @@ def _empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
-def _differ(before: Any, now: Any, free: set[str]) -> list[str]:
+def _differ(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
+    """Settings that are not the same, each with both values."""
     old, new = flatten(before), flatten(now)
-    return [
-        f"{key} was {old.get(key)}, is {new.get(key)}"
+    return {
+        key: [old.get(key), new.get(key)]
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
-    ]
+    }
+
+
+def _listed(differ: Mapping[str, Sequence[Any]]) -> str:
+    return "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differ.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -54,7 +55,12 @@ class LoopSettings:
     """Of fresh weights, order, choices and dropout."""
     workers: NonNegativeInt = 0
     """Processes per rank that prepare samples ahead; 0 prepares them between the steps."""
-
+    skip_samples: Path | None = None
+    """A text file with a sample's key on each line, as errors name them: these are not trained on. The sample after it
+    in the order takes the place of each."""
+    max_skipped: NonNegativeInt = 0
+    """Steps in the whole run that may be left out because their loss or gradient is not finite; such a step changes no
+    weight. The run ends at one more."""
     patience: PositiveFloat = 5.0
     """Minutes that ranks wait for another before one of them says which rank is missing."""
 

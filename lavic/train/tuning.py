@@ -137,15 +137,24 @@ class TuneData:
     def __getitem__(self, position: int) -> ListSample:
         row, target, listed, most = self._at(position)
         items = self.store.tokens(listed, most) if self.tokens == "items" else None
-        return ListSample(f"{self.conversations[row].id}:{target}", self._example(row, target, listed, most), items)
+        return ListSample(self.key(position), self._example(row, target, listed, most), items)
+
+    def key(self, position: int) -> str:
+        """What the sample at a position is called."""
+        row, target = self._pair(position)
+        return f"{self.conversations[row].id}:{target}"
 
     def length(self, position: int) -> int:
         """Tokens of the sample at a position; its items are not read."""
         return len(self._example(*self._at(position)).input_ids)
 
+    def _pair(self, position: int) -> tuple[int, str]:
+        """Row and right answer of a sample."""
+        return self.pairs[self.order.at(position) if self.order else position % len(self)]
+
     def _at(self, position: int) -> tuple[int, str, list[str], int | None]:
         """A sample's conversation, right answer, list, and most tokens of an item."""
-        row, target = self.pairs[self.order.at(position) if self.order else position % len(self)]
+        row, target = self._pair(position)
         choice = random.Random(f"{self.seed}/{position}")
         listed = self._list(self.conversations[row], target, choice)
         return row, target, listed, choice.choice(self.tokens_per_item) if self.tokens_per_item else None

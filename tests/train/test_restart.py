@@ -296,3 +296,28 @@ def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, 
         assert len(run.data.tags["adapter.language"]) == 16
         names = {one.dataset.name for one in run.inputs.dataset_inputs}
         assert names == {"item store", "training set", "validation set"}
+
+
+def test_a_finished_run_goes_on_with_another_rate_to_more_steps(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+    """As a run whose loss has left the rails: the change is noted, what was learnt before it stays."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    argv = words("tune", ground, out, "--loop.steps", "3", "--loop.schedule", "constant", "--loop.warmup", "0")
+    run = forge.start(argv, log, ranks=2)
+    assert forge.wait(run) == [0, 0], said(run)
+    before = curve(out)
+
+    argv += ["--loop.steps", "5", "--loop.lr", "0.02", "--loop.clip", "0.5"]
+    run = forge.start(argv, log, ranks=2)
+    assert forge.wait(run) == [0, 0], said(run)
+    assert "from step 4 on: loop.clip was 1.0, is 0.5; loop.lr was 0.01, is 0.02; loop.steps was 3, is 5" in said(run)
+    assert curve(out)[: len(before)] == before
+    assert [row["lr"] for row in curve(out) if "lr" in row] == [0.01, 0.01, 0.01, 0.02, 0.02]
+    (event,) = read_events(out / "metrics.jsonl", "settings")
+    assert event["step"] == 3
+    assert event["changed"] == {"loop.clip": [1.0, 0.5], "loop.lr": [0.01, 0.02], "loop.steps": [3, 5]}
+    assert json.loads((out / "result.json").read_text())["steps"] == 5
+
+    run = forge.start([*argv, "--loop.steps", "4"], log)
+    assert forge.wait(run) == [2], said(run)
+    assert "5 steps are done, and --loop.steps or --loop.epochs now makes 4 in all" in said(run)
+    assert json.loads((out / "result.json").read_text())["steps"] == 5, "it stays done"

@@ -47,9 +47,45 @@ def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None
 def test_other_settings_are_named(tmp_path: Path) -> None:
     begin(opened(out=tmp_path / "run"))
     with pytest.raises(
-        ConfigError, match=r"loop.lr was 0.0001, is 0.1; loop.seed was 0, is 4. Use those of .*config.yaml"
+        ConfigError, match=r"settings: loop.batch was 32, is 8; loop.seed was 0, is 4. Use those of .*config.yaml"
     ):
-        opened(out=tmp_path / "run", loop=LoopSettings(lr=0.1, seed=4))
+        opened(out=tmp_path / "run", loop=LoopSettings(lr=0.1, batch=8, seed=4))
+
+
+def test_a_run_goes_on_with_another_rate_and_other_steps(tmp_path: Path) -> None:
+    out, loop = tmp_path / "run", LoopSettings(lr=0.5, steps=9, clip=0.0, schedule="constant")
+    begin(opened(out=out))
+    run = opened(out=out, loop=loop)
+    assert run.changed == {
+        "loop.clip": [1.0, 0.0],
+        "loop.lr": [0.0001, 0.5],
+        "loop.schedule": ["cosine", "constant"],
+        "loop.steps": [None, 9],
+    }
+    run.close()
+    run = opened(out=out, loop=loop)
+    assert run.changed, "a start that ended before it went on changes nothing"
+    assert run.adopt(Chosen(out=out, loop=loop)).startswith("loop.clip was 1.0, is 0.0; loop.lr was 0.0001, is 0.5; ")
+    run.close()
+    run = opened(out=out, loop=loop)
+    assert not run.changed
+    run.close()
+
+
+def test_a_run_that_is_done_goes_on_to_more_steps_alone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    begin(opened(out=out))
+    run = opened(out=out)
+    run.finish({"steps": 3})
+    run.close()
+    run = opened(out=out, loop=LoopSettings(lr=0.5))
+    assert run.done and not run.prolonged
+    run.close()
+    run = opened(out=out, loop=LoopSettings(epochs=2.0))
+    assert run.done and run.prolonged
+    run.adopt(Chosen(out=out, loop=LoopSettings(epochs=2.0)))
+    assert not run.done
+    run.close()
 
 
 def test_before_the_first_checkpoint_settings_may_change(tmp_path: Path) -> None:
@@ -57,8 +93,9 @@ def test_before_the_first_checkpoint_settings_may_change(tmp_path: Path) -> None
     run = opened(out=tmp_path / "run", loop=LoopSettings(lr=0.5))
     assert not run.begun
     begin(run)
-    with pytest.raises(ConfigError, match=r"loop.lr was 0.5, is 0.0001"):
-        opened(out=tmp_path / "run")
+    run = opened(out=tmp_path / "run")
+    assert run.changed == {"loop.lr": [0.5, 0.0001]}
+    run.close()
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

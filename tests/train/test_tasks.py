@@ -81,7 +81,7 @@ def test_every_epoch_holds_each_photo_once_in_another_order(ground: Ground, back
     assert first != second
 
 
-def test_lengths_are_told_without_making_samples(ground: Ground, backbone: Backbone) -> None:
+def test_lengths_and_keys_are_told_without_making_samples(ground: Ground, backbone: Backbone) -> None:
     """Of both stages: a step is dealt by them, so that a wrong one costs a GPU's memory."""
     for data in (
         distill_data(ground, backbone, order=Order(24, 3), max_length=30),
@@ -91,6 +91,7 @@ def test_lengths_are_told_without_making_samples(ground: Ground, backbone: Backb
     ):
         told = [data.length(p) for p in range(30)]
         assert told == [data[p].length for p in range(30)]
+        assert [data.key(p) for p in range(30)] == [data[p].key for p in range(30)]
         assert len(set(told)) > 3
 
 

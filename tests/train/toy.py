@@ -77,6 +77,9 @@ class ToyData:
     def overhead(self) -> int:
         return 1
 
+    def key(self, position: int) -> str:
+        return f"toy-{position}"
+
     def length(self, position: int) -> int:
         return self[position].length if position != self.poison else 3
 
