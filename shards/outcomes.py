@@ -58,7 +58,7 @@ MEANING: dict[Kind, str] = {
     "tls": "the host's certificate or encryption does not hold",
     "http_error": "another HTTP error",
     "placeholder": "stands for a missing photo, or smaller than --photo.min-side",
-    "unasked": "never asked for: the host was down, or its robots.txt could not be read",
+    "unasked": "never asked for: the host was down, asked for a rest, or its robots.txt could not be read",
 }
 
 _REMEDY: dict[Kind, str] = {
@@ -205,8 +205,8 @@ def advice(outcomes: Mapping[str, int], enough: float = 0.9, *, allow_private: b
     ):
         kinds = " ".join(sorted(_NETWORK & set(failed)))
         return (
-            f"{network:,} of {total:,} ended without an answer ({kinds}): likely this machine's own network; check it, "
-            f"then --retry {kinds}"
+            f"{network:,} of {total:,} ended without an answer ({kinds}): check this machine's network and whether the "
+            f"hosts are up, then --retry {kinds}"
         )
     remedy = _STILL_BLOCKED if worst == "blocked_address" and allow_private else _REMEDY[worst]  # type: ignore[index]
     return f"{failed[worst]:,} of {total:,} ended as {worst}: {remedy}"

@@ -166,6 +166,11 @@ def test_heic_is_read_where_its_decoder_is_installed() -> None:
     assert is_upright(to_jpeg(data, SETTINGS).jpg)
     # HEIC is turned by properties of its own; what EXIF says of it is history.
     assert to_jpeg(turned(6, "HEIF"), SETTINGS).width == 48
+    for turn in range(2, 9):
+        # The encoder writes such properties for images whose orientation it reads itself.
+        assert is_upright(
+            to_jpeg(encoded(Image.open(io.BytesIO(turned(turn, "PNG"))), "HEIF", quality=90), SETTINGS).jpg
+        )
     assert refused(data[:-200]) == refused(data[:200]) == "truncated"
 
 
