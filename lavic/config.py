@@ -119,6 +119,14 @@ def _read(schema: Schema, words: list[str]) -> tuple[Layers, bool]:
     return layers, show
 
 
+_PLAINLY = {
+    "missing": "too few values",
+    "string_type": "should be a text; write it in quotes",
+    "tuple_type": "should be a list, as [a, b]",
+}
+"""What is wrong with a value, where pydantic says it in Python's words."""
+
+
 class Layers:
     """Values laid over one another, each remembered with where it came from."""
 
@@ -223,7 +231,7 @@ class Layers:
             if problem["type"] == "missing" and keys == problem["loc"]:
                 missing.append(flags.name_of(keys, self.schema.leaves[keys]))
                 continue
-            message = "too few values" if problem["type"] == "missing" else problem["msg"]
+            message = _PLAINLY.get(problem["type"], problem["msg"])
             message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
             if keys in self.schema.leaves:
                 # One value can fail each member of a union: the first says enough.

@@ -171,6 +171,8 @@ def test_missing_flags_are_all_named():
         ),
         ("zzz: 1\n", "1: unknown key 'zzz'; known here: extra, fetch"),
         ("fetch:\n  concurrency: many\n", "2: fetch.concurrency: input should be a valid integer"),
+        ("names: no\n", "1: names: should be a list, as [a, b], got False"),
+        ("names: [no]\n", "1: names: should be a text; write it in quotes, got [False]"),
         ("out: a\n\nfetch: 3\n", "3: fetch takes keys below it, not 3"),
         ("out: a\nout: b\n", "2: 'out' is given twice"),
         ("out: [a\nlr: 1\n", "2: not valid yaml"),
