@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test test-lowest lint format clean help
+.PHONY: demo test test-faults test-lowest lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -22,6 +22,9 @@ help:  ## show this
 
 demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
 	$(BIN)/lavic demo --out $(OUT)
+
+test-faults: $(VENV)/.installed  ## every command under every fault (full disk, SIGKILL, ...), about half an hour
+	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu"

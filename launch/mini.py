@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from lavic.config import Seed, dump, parse, settings
+from lavic.data.output_folder import hold
 from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _catalog(argv: Sequence[str]) -> int:
     chosen = parse(CatalogSettings, argv, command="mini catalog")
     sizes = {name: getattr(chosen, name) for name in CatalogueSize.__dataclass_fields__}
-    counts = write_catalogue(chosen.out, base_url=chosen.base_url, size=CatalogueSize(**sizes), seed=chosen.seed)
+    with hold(chosen.out):
+        counts = write_catalogue(chosen.out, base_url=chosen.base_url, size=CatalogueSize(**sizes), seed=chosen.seed)
     print(f"{chosen.out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return 0
 

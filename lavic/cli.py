@@ -74,10 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """`lavic` as a program: ends the process with the exit code of `main`."""
     sys.excepthook = show_traceback
+    if launched() > 1:
+        faulthandler.enable()  # when NCCL's watchdog aborts a rank, it says where Python was
+    code = _flush(main())
     if launched() == 1:
-        raise SystemExit(main())
-    faulthandler.enable()  # when NCCL's watchdog aborts a rank, it says where Python was
-    leave(main())
+        raise SystemExit(code)
+    leave(code)
+
+
+def _flush(code: int) -> int:
+    """Writes out what was printed; returns the exit code, which is not 0 where that cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return code or 1
+    except OSError as error:
+        _drop_output()
+        return code or show(next(iter(sys.argv[1:]), ""), error)
+    return code
+
+
+def _drop_output() -> None:
+    """Without this the interpreter complains once more when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
@@ -106,8 +126,7 @@ def _run(command: str, argv: list[str]) -> int:
             print(f"\nlavic {command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has left; without this the interpreter complains once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (`| head`) has left
         return 1
     except Exception as error:
         return show(command, error)

@@ -170,6 +170,8 @@ def _described(command: str, error: Exception) -> tuple[str | None, int, bool]:
     if isinstance(error, RuntimeError):
         if match := _DEAD_WORKER.search(str(error)):
             return _worker(match[1], match[2]), 1, False
+        if "Could not determine home directory" in str(error):  # by pathlib
+            return "this user has no home folder: set HOME, or name no path that begins with ~", 2, True
         if "Duplicate GPU detected" in str(error):
             return "two ranks were given the same GPU: start at most as many per node as it has GPUs", 2, True
     return None, 1, False

@@ -302,6 +302,10 @@ def send(run_dir: Path, uri: str, experiment: str = "") -> Feed:
     except LavicError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if "database or disk is full" in str(error):  # which is all that SQLite says
+            raise LavicError(f"{feed.uri}: the disk is full: make room, then run the same command again") from None
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise LaunchError(
                 f"{error.filename or run_dir}: {error.strerror}; sync writes there what the store has of the run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -250,6 +251,8 @@ def _make_sqlite(path: Path) -> None:
     with alone(sqlite_uri(path)):
         if path.exists() and path.stat().st_size:
             return
+        for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):  # by a process that was killed
+            unfinished.unlink(missing_ok=True)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             uri = sqlite_uri(aside)
@@ -259,7 +262,8 @@ def _make_sqlite(path: Path) -> None:
             else:
                 _put(aside, path)
         finally:
-            aside.unlink(missing_ok=True)
+            for file in path.parent.glob(f"{glob.escape(aside.name)}*"):  # with SQLite's journal
+                file.unlink(missing_ok=True)
 
 
 def _check_sqlite(path: Path) -> None:
@@ -300,6 +304,10 @@ def connect(uri: str) -> Any:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }.items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # MLflow cannot be imported by a user without a home; so does Debian call that of `nobody`
+        os.environ["HOME"] = "/nonexistent"
     try:
         from mlflow import MlflowClient
     except ModuleNotFoundError:

@@ -77,7 +77,7 @@ def run(chosen: DescribeSettings, world: World) -> int:
     """Describes this rank's shards."""
     data = ShardDataset(chosen.shards, descriptions="shard")
     # One rank keeps other commands out for all of them: ranks do not wait for each other here.
-    with hold(chosen.shards) if world.is_main else nullcontext():
+    with hold(chosen.shards, alone=world.size == 1) if world.is_main else nullcontext():
         return _describe_set(data, chosen, world)
 
 

@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lavic.config import parse, settings
 from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
-from lavic.data.output_folder import hold
+from lavic.data.output_folder import hold, unwritable
 from lavic.errors import DataError, LavicError
 from lavic.model.settings import ModelSettings
 from lavic.shards.cluster import RaySettings
@@ -134,15 +134,17 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
     }
     with ExitStack() as held:
-        refusal = None
+        refusal: LavicError | None = None
         if world.is_main:
             try:
                 held.enter_context(hold(chosen.out))
                 _begin(chosen.out, plan)
             except LavicError as error:
-                refusal = str(error)
+                refusal = error
+            except OSError as error:
+                refusal = unwritable(chosen.out, error)
         if refusal := world.broadcast(refusal):  # so that no rank waits for one that has left
-            raise DataError(refusal)
+            raise refusal
         if (chosen.out / "manifest.json").is_file():
             if world.is_main:
                 print(f"{chosen.out}: already whole")

@@ -19,18 +19,18 @@ from tests.slurm.running import Slurm
 def slurm() -> Iterator[Slurm]:
     """A SLURM of two nodes, one for all tests."""
     if why := missing():
-        _go_without(why)
+        go_without(why)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # others may be too long a path for a socket
     try:
         with cluster(folder) as running:
             yield running
     except NotStarted as error:
-        _go_without(f"SLURM is installed but does not start here: {error}")
+        go_without(f"SLURM is installed but does not start here: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _go_without(why: str) -> NoReturn:
+def go_without(why: str) -> NoReturn:
     """Skips, but in CI, which installs SLURM: there a skip would hide that it does not run."""
     if os.environ.get("CI"):
         pytest.fail(why)

@@ -107,6 +107,16 @@ def test_the_extras_that_messages_name_exist():
     assert set(EXTRAS.values()) <= set(metadata("lavic").get_all("Provides-Extra") or [])
 
 
+def test_output_that_cannot_be_written_is_one_line_and_exit_1():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        words = [sys.executable, "-m", "lavic", "tune", "--help"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "lavic tune: error: could not write (No space left on device): make room, then run the same command again\n"
+    )
+
+
 def test_output_into_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m lavic doctor | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lavic.errors import ConfigError, DataError, LaunchError
+from lavic.errors import ConfigError, DataError, LaunchError, LavicError
 from lavic.journal import Journal, read_events, read_journal
 from lavic.launch import sync as command
 from lavic.monitor import FOLDER as SYSTEM
@@ -125,6 +125,31 @@ def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(sto
     assert json.loads(store.run.data.tags["event.captions"]) == {"full": {"perplexity": 2.5}}
     assert [file.path for file in store.client.list_artifacts(first_id)] == ["curves", "table.txt"]
     assert list(elsewhere.iterdir()) == [], "nothing is put where the process happens to run"
+
+
+def test_a_user_without_a_home_has_mlflow_too(store_uri, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert connect(store_uri).search_experiments()
+    assert os.environ["HOME"] == "/nonexistent"
+
+
+def test_a_full_disk_under_a_store_is_one_line_and_exit_1(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    journal = Journal(run / "metrics.jsonl")
+    journal.event("start", id="5" * 32, command="tune")
+    journal.close("FINISHED")
+
+    def full(path):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("lavic.server._make_sqlite", full)
+    with pytest.raises(LavicError, match="the disk is full: make room, then run the same command again") as refused:
+        sync(run, f"sqlite:///{tmp_path}/m.db")
+    assert refused.value.exit_code == 1
 
 
 def test_sync_sends_a_journal_once(tmp_path, capsys):

@@ -18,11 +18,15 @@ PART = ".part"
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
+def written_aside(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Two writers of one path never mix: each has its own file, the last to finish wins. In an object store the whole is
     uploaded at the end: an object is there with all its bytes or not at all.
+
+    Args:
+        path: The file.
+        durable: Whether to flush it to the disk; not worth its time for many small files that are easily made again.
     """
     if is_remote(path):
         with _uploaded(path) as upload:
@@ -33,7 +37,8 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         with part.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

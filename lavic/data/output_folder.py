@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lavic.data.atomic import written_aside
+from lavic.data.atomic import sweep, written_aside
 from lavic.errors import ConfigError, LavicError, first_line
 from lavic.lock import Lock
 
@@ -22,14 +22,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path, *, wait_s: float = _DYING_S) -> Iterator[Lock]:
+def hold(folder: Path, *, wait_s: float = _DYING_S, alone: bool = True) -> Iterator[Lock]:
     """Make a folder, see that it can be written to, and keep other commands out until the block ends.
 
-    Where nothing came of it, because the input was refused, the folder and the parents made for it are removed again.
+    What a killed command left half-written is removed. Where nothing came of it, because the input was refused, the
+    folder and the parents made for it are removed again.
 
     Args:
         folder: On a file system. Some file systems have no locks: there nobody is kept out, and a warning says so.
         wait_s: How long to wait for another command to end.
+        alone: Whether nobody writes to the folder but who holds it; False where ranks write that do not wait for it.
 
     Raises:
         ConfigError: The folder cannot be written to, or another command holds it.
@@ -42,6 +44,8 @@ def hold(folder: Path, *, wait_s: float = _DYING_S) -> Iterator[Lock]:
         free = lock.take(wait_s)
         if free:
             try_to_write(folder)
+            if alone and not lock.unsupported:
+                sweep(folder)
     except OSError as error:
         raise unwritable(folder, error) from None
     if not free:

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavic.data.atomic import write_whole
+from lavic.data.atomic import sweep, write_whole, written_aside
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 
 BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Rook Sable Tarn Umbra Vale Wren Yarrow"
@@ -188,8 +188,10 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     valid = [p for p in make_products(2 * size.valid_items, apart, seen) if p.id not in used][: size.valid_items]
 
     (out / "images").mkdir(parents=True, exist_ok=True)
+    sweep(out / "images")
     for p in (*train, *valid, *heldout, *combos):
-        draw(p.kind, p.colour, p.pattern, p.seed).save(out / "images" / p.photo_name, quality=92, subsampling=0)
+        with written_aside(out / "images" / p.photo_name, durable=False) as file:
+            draw(p.kind, p.colour, p.pattern, p.seed).save(file, "JPEG", quality=92, subsampling=0)
 
     held = [*valid, *heldout, *combos]
     meta = {p.id: _lavic_meta(p, base_url, described=p not in held) for p in (*train, *held)}

@@ -86,3 +86,14 @@ def test_a_folder_that_belongs_to_another_user_is_refused_before_the_work(tmp_pa
 def test_what_may_pass_is_told_from_what_must_be_changed(number: int, kind: type, exit_code: int) -> None:
     error = unwritable(Path("out"), OSError(number, os.strerror(number)))
     assert type(error) is kind and error.exit_code == exit_code and os.strerror(number) in str(error)
+
+
+def test_what_a_killed_command_left_is_removed_but_where_others_write(tmp_path: Path) -> None:
+    left = tmp_path / ".results.json.0123abcd.part"
+    left.write_text("{")
+    (tmp_path / "made").write_text("x")
+    with hold(tmp_path, alone=False):
+        assert left.exists()
+    with hold(tmp_path):
+        assert not left.exists()
+    assert (tmp_path / "made").read_text() == "x"

@@ -1,0 +1,47 @@
+"""One set of inputs for all commands and faults, and the table of what was tried."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import go_without
+from tests.faults.bench import Bench, missing
+
+_tried: Counter[tuple[str, str]] = Counter()
+_passed: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Inputs and what each command makes of them."""
+    if why := missing():
+        go_without(why)
+    bench = Bench(tmp_path_factory.mktemp("faults"))
+    yield bench
+    bench.close()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Counts rows by command and fault."""
+    row = dict(report.user_properties)
+    if report.when == "call" and "fault" in row:
+        key = str(row["command"]), str(row["fault"])
+        _tried[key] += 1
+        _passed[key] += report.passed
+
+
+def pytest_sessionfinish() -> None:
+    """Writes the table to the file that LAVIC_FAULTS_TABLE names."""
+    if not (file := os.environ.get("LAVIC_FAULTS_TABLE")):
+        return
+    commands, faults = (list(dict.fromkeys(names)) for names in zip(*_tried, strict=True))
+    lines = ["| | " + " | ".join(faults) + " |", "|---" * (len(faults) + 1) + "|"]
+    for command in sorted(commands):
+        cells = [f"{_passed[command, fault]}/{count}" if (count := _tried[command, fault]) else "-" for fault in faults]
+        lines.append(f"| `{command}` | " + " | ".join(cells) + " |")
+    Path(file).write_text("\n".join(lines) + "\n")

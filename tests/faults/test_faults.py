@@ -1,0 +1,193 @@
+"""Every command under every fault: its exit code, one line that says what is wrong, nothing half-written, and the
+result of an undisturbed run afterwards.
+
+CI runs a part: each fault on one command of each group, so that each pair of a group and a fault is there. All of it:
+`make test-faults`, whose table is docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench, Outcome, Trial, wait
+from tests.faults.commands import COMMANDS, Command
+from tests.faults.parts import check_parts
+
+SEED = int(os.environ.get("LAVIC_FAULTS_SEED", random.SystemRandom().randrange(10**6)))
+MOMENTS = 4
+"""How often a command is killed in the whole matrix, and on how many sizes of disk it runs."""
+ODD = "a b#c%20d?é"
+
+
+def refused(trial: Trial, ended: Outcome, code: int) -> None:
+    """It has said in one line what is wrong."""
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.code == code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
+    assert len(ended.errors) == 1, ended.stderr
+    assert ended.stderr.splitlines()[-1] == ended.errors[0], ended.stderr
+    assert ended.errors[0].startswith(f"lavic {trial.words()[0]}: error: ")
+
+
+def as_undisturbed(bench: Bench, trial: Trial, ended: Outcome) -> None:
+    """It has ended as when nothing was in its way, and left the same."""
+    expected = bench.undisturbed(trial.command)
+    assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
+    assert ended.code == expected.code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
+    if trial.command.prints:
+        assert trial.printed(ended) == expected.stdout
+    assert trial.command.signature(trial.folder) == expected.signature
+
+
+def read_only(bench: Bench, trial: Trial) -> None:
+    before = trial.command.signature(trial.folder) if trial.command.result is None else {}
+    ended = trial.read_only()
+    if trial.command.prints:
+        as_undisturbed(bench, trial, ended)
+        return
+    refused(trial, ended, 2)
+    if trial.command.result is None:
+        assert trial.command.signature(trial.folder) == before
+
+
+def disk_full(bench: Bench, trial: Trial, share: float = 0.0) -> None:
+    if trial.command.prints:
+        refused(trial, trial.run(stdout="/dev/full"), 1)
+        return
+    free = int(share * bench.undisturbed(trial.command).blocks)
+    ended = trial.on_a_small_disk(free)
+    refused(trial, ended, 1)
+    check_parts(trial.out)
+    as_undisturbed(bench, trial, trial.run())
+
+
+def unreadable(bench: Bench, trial: Trial, name: str) -> None:
+    file = only(trial, name)
+    file.chmod(0)
+    spoilt(trial, trial.obeying_modes(), "input unreadable", name)
+
+
+def cut(bench: Bench, trial: Trial, name: str) -> None:
+    file = only(trial, name)
+    os.truncate(file, file.stat().st_size // 2)
+    spoilt(trial, trial.run(), "input cut", name)
+
+
+def spoilt(trial: Trial, ended: Outcome, fault: str, name: str) -> None:
+    """It has refused an input and left nothing, or says what it makes of it."""
+    code, said = trial.command.tells.get((fault, name), (2, ""))
+    if said:
+        assert ended.code == code and said in ended.stdout + ended.stderr, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
+        return
+    refused(trial, ended, code)
+    if not trial.command.copies:
+        assert not list(trial.out.iterdir())
+
+
+def killed(bench: Bench, trial: Trial, share: float = 0.0) -> None:
+    changes = bench.undisturbed(trial.command).changes
+    if not changes:  # it writes nothing: killed when it has loaded what it needs
+        process = trial.start()
+        process.kill()
+        assert wait(process).code == -9
+    else:
+        ended, _ = trial.killed(1 + int(share * changes))
+        assert ended.code == -9, ended.stderr
+    check_parts(trial.out)
+    as_undisturbed(bench, trial, trial.run())
+
+
+def twice(bench: Bench, trial: Trial) -> None:
+    both = [wait(process) for process in [trial.start(), trial.start()]]
+    last = [ended for ended in both if ended.code == 2 and not trial.command.prints]
+    assert len(last) < 2, [ended.stderr for ended in both]
+    for ended in last:
+        refused(trial, ended, 2)
+    for ended in both:
+        if ended not in last:
+            as_undisturbed(bench, trial, ended)
+
+
+def no_home(bench: Bench, trial: Trial) -> None:
+    ended = trial.nobody_at_home()
+    if trial.command.name == "doctor":  # which is asked what is missing
+        assert ended.code == 1 and "HOME" in ended.stdout and not ended.stderr, ended.stdout + ended.stderr
+    else:
+        as_undisturbed(bench, trial, ended)
+
+
+def c_locale(bench: Bench, trial: Trial) -> None:
+    env = {key: value for key, value in trial.env.items() if key != "LANG"}
+    ended = trial.run(env={**env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    as_undisturbed(bench, trial, ended)
+
+
+def odd_path(bench: Bench, trial: Trial) -> None:
+    as_undisturbed(bench, trial, trial.run())
+
+
+def only(trial: Trial, name: str) -> Path:
+    """The first file that a pattern matches."""
+    return sorted(trial.folder.glob(name))[0]
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "OUT read-only": read_only,
+    "disk full": disk_full,
+    "input unreadable": unreadable,
+    "input cut": cut,
+    "killed": killed,
+    "run twice at once": twice,
+    "no HOME": no_home,
+    "C locale": c_locale,
+    "odd path": odd_path,
+}
+
+
+def rows(command: Command, fault: str) -> list[tuple[object, ...]]:
+    """What is varied of one command under one fault."""
+    if fault in ("input unreadable", "input cut"):
+        return [(name,) for name in command.reads]
+    if fault in ("disk full", "killed") and not command.prints:
+        chance = random.Random(f"{SEED} {command.name} {fault}")
+        return [((number + chance.random()) / MOMENTS,) for number in range(MOMENTS)]
+    return [()]
+
+
+def choose(everything: bool) -> Iterator[object]:
+    """The rows of the matrix: all, or of each fault and each group of commands one."""
+    groups: dict[str, list[Command]] = {}
+    for command in COMMANDS.values():
+        groups.setdefault(command.group, []).append(command)
+    for number, fault in enumerate(FAULTS):
+        for members in groups.values():
+            able = [command for command in members if rows(command, fault)]
+            for command in able if everything else [able[number % len(able)]]:
+                varied = rows(command, fault)
+                chosen = varied if everything else [varied[SEED % len(varied)]]
+                for more in chosen:
+                    label = f"{command.name}-{fault}" + "".join(
+                        f"-{each:.2f}" if isinstance(each, float) else f"-{Path(str(each)).name}" for each in more
+                    )
+                    yield pytest.param(command, fault, more, id=label.replace(" ", "_"))
+
+
+@pytest.mark.parametrize(("command", "fault", "more"), choose(bool(os.environ.get("LAVIC_ALL_FAULTS"))))
+def test_fault(
+    bench: Bench,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    command: Command,
+    fault: str,
+    more: tuple[object, ...],
+) -> None:
+    record_property("command", command.name)
+    record_property("fault", fault)
+    print(f"LAVIC_FAULTS_SEED={SEED}")
+    trial = bench.trial(command, tmp_path / (ODD if fault == "odd path" else "here"))
+    FAULTS[fault](bench, trial, *more)
