@@ -18,6 +18,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.failure import shown_at_once
 from lavic.stop import StopRequest
 from lavic.tracking import Tracker
+from lavic.train.rollcall import RollCall, record_collectives
 from lavic.train.run import RunFolder, write_together
 from lavic.world import World
 
@@ -74,6 +75,7 @@ class Run:
     folder: RunFolder
     tracker: Tracker
     stop: StopRequest
+    roll: RollCall
     parts: Parts = field(init=False)
 
 
@@ -150,13 +152,18 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
                 print(f"{chosen.out}: done before, {chosen.out / 'result.json'}{unused}")
             return 0
         node = world.node if world.local_rank == 0 else None
+        records = folder.folder / "flight-recorder" if chosen.loop.flight_recorder else None
+        if records:
+            record_collectives(records)
         with (
             world.together(),
+            RollCall(world, patience_s=60 * chosen.loop.patience, records=records) as roll,
             Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker,
             shown_at_once(stage.command),  # the tracker may wait for MLflow when it closes
+            roll.watched(),
         ):
             tracker.start(stage.command, flatten(chosen))
-            _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop), extra)
+            _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop, roll=roll), extra)
     return 0
 
 
@@ -171,7 +178,9 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
 
     chosen, world, folder, tracker = stage.chosen, run.world, run.folder, run.tracker
     run.stop.heed(world)
+    run.roll.at("the model and the data")
     run.parts = parts = stage.load(run)
+    run.roll.at("the engine")
     run.stop.heed(world)
     arrange(parts.model, chosen.loop)
     engine = Engine(parts.task, world, chosen.loop, extra=extra)
@@ -194,6 +203,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     def validated(step: int, score: Score, best: bool) -> None:
         kept = step > 0 and (best if chosen.select == "best" else step == total)
         if kept:
+            run.roll.at(f"the bundle after step {step}")
             parts.weights = engine.weights()
             write_together(folder.bundle, lambda: stage.save(folder.bundle, parts), world)
             check_bundle(folder.bundle, parts.model, parts.task, parts.valid, world, vision=parts.vision)
@@ -209,7 +219,9 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
         world,
         on_validation=validated,
         stop=run.stop,
+        roll=run.roll,
     )
+    run.roll.at("the end")
     if untouched(parts.model):
         raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
     _finish(stage, run, steps=progress.step, best_step=progress.best_step, best_loss=progress.best_loss)

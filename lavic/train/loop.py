@@ -82,6 +82,7 @@ def fit(
     *,
     on_validation: Callable[[int, Score, bool], None] | None = None,
     stop: StopRequest | None = None,
+    roll: RollCall | None = None,
 ) -> Progress:
     """Trains to the end, from the newest whole checkpoint or from the start. Collective.
 
@@ -99,6 +100,7 @@ def fit(
         on_validation: Called on every rank after a validation: with the steps done, the score, and whether it is the
             best of a trained model so far.
         stop: Heeded in every step and while validating; one of its own where none is open yet.
+        roll: Told where this rank is; one of its own where none is open yet.
 
     Returns:
         Where the run stands: at the end.
@@ -124,7 +126,7 @@ def fit(
     most = peak(engine.device, next(engine.task.parameters()).dtype)
     with (
         nullcontext(stop) if stop else StopRequest() as stop,
-        RollCall(world, patience_s=60 * loop.patience) as roll,
+        nullcontext(roll) if roll else RollCall(world, patience_s=60 * loop.patience) as roll,
         Meter(engine.task, world, flops=counter(engine.task), peak=most) as meter,
     ):
         batches = feed.steps(progress.step, total)

@@ -29,6 +29,7 @@ FREE = (
     "deepspeed",
     "tracking",
     "loop.activations",
+    "loop.flight_recorder",
     "loop.keep",
     "loop.log_every",
     "loop.micro_batch",

@@ -62,7 +62,10 @@ class LoopSettings:
     """Steps in the whole run that may be left out because their loss or gradient is not finite; such a step changes no
     weight. The run ends at one more."""
     patience: PositiveFloat = 5.0
-    """Minutes that ranks wait for another before one of them says which rank is missing."""
+    """Minutes that ranks wait for another before one of them says which rank is missing, and where each rank is."""
+    flight_recorder: bool = False
+    """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when ranks wait in vain;
+    `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
 
     def split(self, ranks: int) -> tuple[int, int]:
         """How a step's batch is cut: samples of one forward pass on one rank, and forward passes.
