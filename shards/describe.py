@@ -7,7 +7,7 @@ on after any stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 CATALOGUE = "catalogue"
 """Stands for the model where the text is the catalogue's own."""
+_NAMES = {
+    "weights": "the weights",
+    "prompt": "prompt version",
+    "views": "--model.views",
+    "dtype": "--model.dtype",
+    "max_new_tokens": "--max-new-tokens",
+}
+"""How a message calls what a description depends on."""
 
 
 @settings
@@ -84,8 +92,14 @@ def run(chosen: DescribeSettings, world: World) -> int:
 def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: World) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    weights = fingerprint(resolve(chosen.model))
-    todo = [n for n in mine if not _described(data, n, chosen.model, weights)]
+    wanted = {
+        "weights": fingerprint(resolve(chosen.model)),
+        "prompt": prompts.VERSIONS[chosen.model.prompt],
+        "views": chosen.model.views,
+        "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
+        "max_new_tokens": str(chosen.max_new_tokens),
+    }
+    todo = [n for n in mine if not _described(data, n, chosen, wanted)]
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
@@ -105,22 +119,37 @@ def _bounds(data: ShardDataset, number: int) -> range:
     return range(start, start + data.manifest.shards[number].samples)
 
 
-def _described(data: ShardDataset, number: int, model: ModelSettings, weights: str) -> bool:
+def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted: Mapping[str, str]) -> bool:
+    """Whether a shard's sidecar stands, made as wanted.
+
+    Raises:
+        DataError: It was made otherwise.
+    """
     shard = data.manifest.path(data.manifest.shards[number])
     if not descriptions_path(shard).exists():
         return False
     # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
     if read_descriptions(shard).keys() != set(data.keys_of(number)):
         return False
-    version = prompts.VERSIONS[model.prompt]
-    for name, other, *how in sorted(described_by(shard)):
+    for found in described_by(shard):
+        if found["model"] == CATALOGUE and not found["weights"]:
+            if chosen.keep == "catalogue":
+                continue
+            raise DataError(
+                f"{descriptions_path(shard)}: holds texts of the catalogue: use --keep catalogue, or remove it to "
+                "describe again"
+            )
         # A model that was moved or renamed is the same model: its fingerprint counts.
-        if other in (weights, "") and how == [version, model.views]:
-            continue
-        raise DataError(
-            f"{descriptions_path(shard)}: by {name} ({other or 'no model'}) with prompt version {how[0]} and views "
-            f"{how[1]}, not by {model.name} ({weights}) with {version} and {model.views}: remove it to describe again"
-        )
+        differ = [
+            f"{_NAMES[name]} {found[name]}, not {value}"
+            for name, value in wanted.items()
+            if value and found[name] and found[name] != value
+        ]
+        if differ:
+            raise DataError(
+                f"{descriptions_path(shard)}: by {found['model']} with {'; '.join(differ)}: use the same settings, or "
+                "remove it to describe again"
+            )
     return True
 
 
@@ -131,7 +160,8 @@ def _describe_shard(
     shard = data.manifest.path(data.manifest.shards[number])
     indices = list(_bounds(data, number))
     rows = []
-    version = prompts.VERSIONS[chosen.model.prompt]
+    dtype = str(backbone.model.dtype).removeprefix("torch.")
+    how = (prompts.VERSIONS[chosen.model.prompt], chosen.model.views, dtype, str(chosen.max_new_tokens))
     for at in range(0, len(indices), chosen.batch):
         if stop.asked:  # no rank waits for another: each leaves as it is
             raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
@@ -140,7 +170,7 @@ def _describe_shard(
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
         for s in samples:
             who = (backbone.name, backbone.fingerprint) if s.key in texts else (CATALOGUE, "")
-            values = (s.key, texts.get(s.key, s.text), *who, version, chosen.model.views)
+            values = (s.key, texts.get(s.key, s.text), *who, *how)
             rows.append(dict(zip(FIELDS, values, strict=True)))
     write_descriptions(shard, rows)
     seconds = time.monotonic() - started

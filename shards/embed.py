@@ -1,30 +1,29 @@
 """`lavic embed`: the five [CLS] vectors of every item, once, into an item store.
 
 An item's tokens are those of its first photo in the sets. Ranks share the shards; a shard whose part stands is skipped,
-so the same command goes on after any stop. Rank 0 makes the store whole when all parts stand.
+so the same command goes on after any stop, and makes only what is new when the sets have grown. Rank 0 makes the store
+whole when all parts stand.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from lavic.config import parse, settings
-from lavic.data.atomic import write_whole
 from lavic.data.dataset import ShardDataset
 from lavic.data.output_folder import hold, unwritable
 from lavic.errors import DataError, LavicError
 from lavic.model.settings import ModelSettings
 from lavic.shards.cluster import RaySettings
+from lavic.shards.storeplan import StorePlan, keys_of, recorded
 from lavic.stop import StopRequest
 from lavic.world import World
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from lavic.model.backbone import Backbone
     from lavic.model.itemstore import Part
 
-PLAN = "plan.json"
-"""What a store under work is made of; another adapter or another set is refused."""
 _PATIENCE_S = 7 * 24 * 3600.0
 
 
@@ -51,7 +48,8 @@ class EmbedSettings:
     adapter: Path | None = None
     """Output folder of `lavic distill`, or a bundle; without it the plain base model's tokens are stored."""
     out: Path
-    """The store."""
+    """The store. With the same command it goes on after a stop, and grows with its sets (`lavic crawl --extend`,
+    `--retry`): only what is new is made, and until that is done the store stays as it was."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of the stored vectors."""
     batch: PositiveInt = 32
@@ -114,8 +112,9 @@ def _check_saved(adapter: Path) -> None:
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
+    from lavic.model import prompts
     from lavic.model.adapters import apply_adapter, check_adapter, digest
-    from lavic.model.backbone import Backbone, read_geometry
+    from lavic.model.backbone import Backbone, computing_dtype, read_geometry
     from lavic.model.itemstore import write_manifest
     from lavic.model.source import fingerprint, resolve
 
@@ -125,44 +124,68 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     if adapter is not None:
         check_adapter(adapter, "vision", base)
     firsts = first_photos(sets)
-    plan = {
-        "base": base,
-        "geometry": read_geometry(folder).as_dict(),
-        "adapter": digest(adapter) if adapter else None,
-        "precision": chosen.precision,
-        "shards": [shard.sha256 for data in sets for shard in data.manifest.shards],
-        "items": hashlib.sha256("\n".join(k for part in firsts for _, _, k in part).encode()).hexdigest(),
-    }
+    dtype: Any = computing_dtype(chosen.model, world.device())
+    if chosen.model.dtype == "auto":  # a store goes on as it was begun, on whatever machine
+        dtype = world.broadcast(recorded(chosen.out).get("dtype", dtype))
+    model = replace(chosen.model, dtype=dtype)
+    plan = StorePlan(
+        out=chosen.out,
+        settings={
+            "base": base,
+            "geometry": read_geometry(folder, model.views).as_dict(),
+            "adapter": digest(adapter) if adapter else None,
+            "precision": chosen.precision,
+            "dtype": dtype,
+            "prompt": prompts.VERSIONS[model.prompt],
+        },
+        shards=tuple(shard.sha256 for data in sets for shard in data.manifest.shards),
+        keys=keys_of(firsts),
+    )
     with ExitStack() as held:
         refusal: LavicError | None = None
+        whole = False
         if world.is_main:
             try:
                 held.enter_context(hold(chosen.out))
-                _begin(chosen.out, plan)
+                plan.begin()
+                whole = plan.is_whole()
             except LavicError as error:
                 refusal = error
             except OSError as error:
                 refusal = unwritable(chosen.out, error)
-        if refusal := world.broadcast(refusal):  # so that no rank waits for one that has left
+        refusal, whole = world.broadcast((refusal, whole))
+        if refusal:  # on every rank, so that none waits for one that has left
             raise refusal
-        if (chosen.out / "manifest.json").is_file():
+        if whole:
             if world.is_main:
                 print(f"{chosen.out}: already whole")
             return 0
-        backbone = Backbone.load(chosen.model, world.device(), language=False)
+        backbone = Backbone.load(model, world.device(), language=False)
         if adapter is not None:
             apply_adapter(backbone, adapter, "vision")
         mine: list[tuple[int, Part]] = []
+        kept = 0
         with StopRequest() as stop:
-            for number in range(world.rank, len(firsts), world.size):
-                if part := _part(chosen, backbone, sets, firsts[number], f"{number:05d}", stop):
+            for number, name in list(enumerate(plan.names))[world.rank :: world.size]:
+                if stop.asked:
+                    break
+                if part := plan.made(name):
+                    kept += 1
+                elif part := _make_part(chosen, backbone, sets, firsts[number], name, stop):
+                    plan.note(part)
+                if part:
                     mine.append((number, part))
             stop.heed(world)
         parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
+        kept = sum(world.gather(kept))
         if world.is_main:
             write_manifest(chosen.out, backbone, adapter, parts)
+            plan.sweep()
             items, seconds = sum(p.items for p in parts), time.monotonic() - started
-            print(f"{chosen.out}: {items} items, {items / seconds:.1f} items/s with start-up")
+            print(
+                f"{chosen.out}: {items} items; {len(parts) - kept} of {len(parts)} parts made in {seconds:.1f} s with "
+                "start-up"
+            )
     return 0
 
 
@@ -198,20 +221,7 @@ def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
     return parts
 
 
-def _begin(out: Path, plan: Mapping[str, object]) -> None:
-    """Keeps the parts of a store under work that the same plan made; refuses any other folder that holds something."""
-    path = out / PLAN
-    if path.is_file() and json.loads(path.read_text()) == plan:
-        return
-    if (out / "manifest.json").is_file():
-        raise DataError(f"{out}: an item store of another model, adapter or catalogue: choose another --out")
-    if any(not entry.name.startswith(".") for entry in out.iterdir()):
-        what = "the unfinished store of another model, adapter or catalogue" if path.is_file() else "not an item store"
-        raise DataError(f"{out}: not empty, and {what}: choose another --out, or remove it")
-    write_whole(path, json.dumps(plan))
-
-
-def _part(
+def _make_part(
     chosen: EmbedSettings,
     backbone: Backbone,
     sets: Sequence[ShardDataset],
@@ -223,11 +233,8 @@ def _part(
     import torch
 
     from lavic.model.compress import cls_tokens
-    from lavic.model.itemstore import Part, write_part
+    from lavic.model.itemstore import write_part
 
-    done = chosen.out / f"part-{name}.json"
-    if done.is_file():
-        return Part(**json.loads(done.read_text()))
     most = backbone.geometry.most
     items: list[dict[str, Any]] = []
     tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
@@ -239,9 +246,7 @@ def _part(
         for info, rows in zip(infos, made.split([info["views"] for info in infos]), strict=True):
             tokens[len(items), : len(rows)] = rows
             items.append({key: value for key, value in info.items() if key != "views" or value < most})
-    part = write_part(chosen.out, name, items, tokens)
-    write_whole(done, json.dumps(asdict(part)))
-    return part
+    return write_part(chosen.out, name, items, tokens)
 
 
 def _batches(

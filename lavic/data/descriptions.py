@@ -10,11 +10,11 @@ from lavic.data.atomic import write_whole
 from lavic.data.shards import beside
 from lavic.errors import DataError
 
-FIELDS = ("key", "text", "model", "weights", "prompt", "views")
+FIELDS = ("key", "text", "model", "weights", "prompt", "views", "dtype", "max_new_tokens")
 """Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt, how
-the photo was cut (`five` or `lavic`)."""
-DEFAULTS = {"views": "five"}
-"""Of fields that rows written before them lack."""
+the photo was cut (`five` or `lavic`), the precision of the model, the longest description that it was allowed."""
+DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": ""}
+"""Of fields that rows written before them lack; empty: not known."""
 
 
 def descriptions_path(shard: Path) -> Path:
@@ -31,9 +31,10 @@ def read_descriptions(shard: Path) -> dict[str, str]:
     return {row["key"]: row["text"] for row in _rows(shard)}
 
 
-def described_by(shard: Path) -> set[tuple[str, str, str, str]]:
-    """What wrote a shard's sidecar: (model, its fingerprint, version of the prompt, views)."""
-    return {(row["model"], row["weights"], row["prompt"], row["views"]) for row in _rows(shard)}
+def described_by(shard: Path) -> list[dict[str, str]]:
+    """What wrote a shard's sidecar: the fields of `FIELDS` besides key and text, each combination once, sorted."""
+    found = {tuple(row[name] for name in FIELDS[2:]) for row in _rows(shard)}
+    return [dict(zip(FIELDS[2:], values, strict=True)) for values in sorted(found)]
 
 
 def _rows(shard: Path) -> Iterator[dict[str, str]]:
@@ -50,9 +51,9 @@ def _rows(shard: Path) -> Iterator[dict[str, str]]:
 
 
 def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write a shard's sidecar whole; each row has the fields of `FIELDS`."""
+    """Write a shard's sidecar whole; each row has the fields of `FIELDS`, or not those of `DEFAULTS`."""
     lines = []
-    for row in rows:
+    for row in ({**DEFAULTS, **row} for row in rows):
         assert set(row) == set(FIELDS), f"a description has the fields {FIELDS}, not {tuple(row)}"
         lines.append(json.dumps({name: row[name] for name in FIELDS}, ensure_ascii=False) + "\n")
     write_whole(descriptions_path(shard), "".join(lines))

@@ -72,9 +72,7 @@ class Backbone:
                 f"--model.name {model.name}: a {config.model_type} model; LaViC needs LLaVA-NeXT (llava_next)"
             )
         device = torch.device(device)
-        dtype = torch.float32
-        if model.dtype == "bfloat16" or (model.dtype == "auto" and device.type == "cuda"):
-            dtype = torch.bfloat16
+        dtype = getattr(torch, computing_dtype(model, device))
         try:
             loaded: Any = _parts(vision, language).from_pretrained(
                 source,
@@ -113,6 +111,13 @@ class Backbone:
         """d_vision, the length of an item token before the projector."""
         vision: Any = self.model.config.vision_config
         return int(vision.hidden_size)
+
+
+def computing_dtype(model: ModelSettings, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """In which precision a model is held and computes on a device."""
+    if model.dtype == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return model.dtype
 
 
 def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGeneration]:

@@ -1,9 +1,11 @@
 """The item store: every item's [CLS] vectors, made once, read by memory map.
 
-STORE/tokens-00000.safetensors   "tokens" [n, views, d_vision], before the projector
-STORE/items-00000.jsonl          one line per row: id, photo key, title, and views where they are fewer (rest: zeros)
-STORE/vision_adapter/            a copy of the adapter that made the tokens; absent for a store of the plain base model
-STORE/manifest.json              written last: a store without it is not whole
+STORE/tokens-<part>.safetensors   "tokens" [n, views, d_vision], before the projector
+STORE/items-<part>.jsonl          one line per row: id, photo key, title, and views where they are fewer (rest: zeros)
+STORE/vision_adapter/             a copy of the adapter that made the tokens; absent for a store of the plain base model
+STORE/manifest.json               names the parts, written last: a store without it is not whole
+
+Files are mapped when a store is opened, so one that is open outlives their removal when the store grows.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from typing import Any
 import torch
 
 from lavic.data.atomic import write_whole, written_aside
-from lavic.data.digests import file_sha256
 from lavic.errors import DataError
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
@@ -59,6 +60,8 @@ class StoreManifest:
     parts: tuple[Part, ...]
     prompt_version: str = prompts.VERSION
     """Of the words that the vision adapter was trained with."""
+    dtype: str = ""
+    """In which the vision tower computed; empty in stores that were made before it was recorded."""
     format: int = FORMAT
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -93,11 +96,14 @@ class ItemStore:
         self._titles: list[str] = []
         self._keys: list[str] = []
         self._tensors: list[torch.Tensor] = []
+        self._headers: list[bytes] = []
         self._unchecked = set(range(len(manifest.parts)))
         self._place: dict[str, tuple[int, int]] = {}
         self._views: dict[str, int] = {}  # of the items that have fewer
         for number, part in enumerate(manifest.parts):
-            self._tensors.append(_map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest))
+            tensor, header = _map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest)
+            self._tensors.append(tensor)
+            self._headers.append(header)
             # not splitlines(): a title may hold one of Unicode's own line separators
             for row, line in enumerate(_read_items(folder / f"items-{part.name}.jsonl", part)):
                 item = json.loads(line)
@@ -146,7 +152,10 @@ class ItemStore:
         """Compares a part with its digest when it is first read: to open a large store stays quick."""
         part = self.manifest.parts[number]
         path = self.folder / f"tokens-{part.name}.safetensors"
-        if (found := file_sha256(path)) != part.sha256:
+        digest = hashlib.sha256(self._headers[number])
+        if part.items:
+            digest.update(self._tensors[number].view(torch.uint8).numpy().data)
+        if (found := digest.hexdigest()) != part.sha256:
             raise DataError(
                 f"{path}: sha256 {found[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
                 "another store's; copy it again, or remove the store and run `lavic embed` again"
@@ -252,6 +261,7 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         width=backbone.vision_width,
         parts=tuple(parts),
         prompt_version=prompts.VERSIONS[backbone.encoder.style],
+        dtype=str(backbone.model.dtype).removeprefix("torch."),
         versions=versions("lavic", "torch", "transformers"),
     )
     write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
@@ -272,8 +282,8 @@ def _read_items(path: Path, part: Part) -> list[bytes]:
     return lines
 
 
-def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor:
-    """Maps a tokens file into memory without reading it."""
+def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> tuple[torch.Tensor, bytes]:
+    """Maps a tokens file into memory without reading it; and what stands before its numbers."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -284,13 +294,14 @@ def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor
         header = json.loads(mapped[8 : 8 + header_bytes])["tokens"]
         shape, dtype = tuple(header["shape"]), DTYPES[header["dtype"]]
         start, end = header["data_offsets"]
-        whole = len(mapped) == 8 + header_bytes + end
+        whole = len(mapped) == 8 + header_bytes + end and not start
     except (KeyError, ValueError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: not a tokens file ({e})") from e
     expected = (part.items, manifest.views, manifest.width)
     if not whole or shape != expected:
         raise DataError(f"{path}: {shape} in {len(mapped)} bytes, the manifest says {expected}")
     count = shape[0] * shape[1] * shape[2]
+    before = bytes(mapped[: 8 + header_bytes])
     if not count:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=8 + header_bytes + start).view(shape)
+        return torch.empty(shape, dtype=dtype), before
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=len(before)).view(shape), before

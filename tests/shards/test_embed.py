@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +20,19 @@ import torch
 
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
-from lavic.data.descriptions import descriptions_path, read_descriptions
+from lavic.data.descriptions import descriptions_path, read_descriptions, write_descriptions
 from lavic.data.shards import Sample
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.model import itemstore, prompts
 from lavic.model.adapters import add_adapter, save_adapter, trainable
-from lavic.model.backbone import Backbone
+from lavic.model.backbone import Backbone, read_geometry
 from lavic.model.bundle import save_bundle
 from lavic.model.compress import cls_tokens
 from lavic.model.itemstore import ItemStore
 from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.source import fingerprint, resolve
 from lavic.shards.describe import whole_sentences
+from tests.model.conftest import make_base
 from tests.sets import write_set
 
 
@@ -121,8 +126,8 @@ def warned_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Has SIGUSR1, SLURM's warning, reach this process when a function returns for the first time."""
 
     def arrange(name: str) -> None:
-        module, _, function = name.rpartition(".")
-        real, calls = getattr(importlib.import_module(module), function), []
+        owner, _, function = name.rpartition(".")
+        real, calls = getattr(pkgutil.resolve_name(owner), function), []
 
         def once(*args: object) -> object:
             done = real(*args)
@@ -183,7 +188,186 @@ def test_descriptions_of_another_models_weights_are_refused(shards: Path, capsys
     sidecar.write_text("".join(json.dumps({**row, "weights": "0" * 16}) + "\n" for row in rows))
     capsys.readouterr()
     assert main(words) == 2
-    assert f"{sidecar}: by mini ({'0' * 16})" in capsys.readouterr().err
+    assert f"{sidecar}: by mini with the weights {'0' * 16}, not " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--model.views", "lavic"], "--model.views five, not lavic"),
+        (["--model.prompt", "lavic"], "prompt version "),
+        (["--model.dtype", "bfloat16"], "--model.dtype float32, not bfloat16"),
+        (["--max-new-tokens", "9"], "--max-new-tokens 64, not 9"),
+    ],
+)
+def test_descriptions_made_with_other_settings_are_refused(
+    few: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    words = ["describe", "--model.name", "mini", "--shards", str(few), "--max-new-tokens", "64"]
+    (shard,) = (ShardDataset(few).manifest.path(entry) for entry in ShardDataset(few).manifest.shards)
+    how = {"model": "mini", "weights": fingerprint(resolve(ModelSettings(name="mini"))), "views": "five"}
+    how |= {"prompt": prompts.VERSION, "dtype": "float32", "max_new_tokens": "64"}
+    write_descriptions(shard, [{"key": key, "text": "A red mug.", **how} for key in ShardDataset(few).keys])
+    assert main(words) == 0, "nothing to do"
+    assert main([*words, *change]) == 2
+    assert said in capsys.readouterr().err
+    old = [{k: v for k, v in row.items() if k not in ("dtype", "max_new_tokens")} for row in read_rows(shard)]
+    descriptions_path(shard).write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert main([*words, "--model.dtype", "bfloat16"]) == 0, "an older version did not record it"
+
+
+def test_texts_of_the_catalogue_are_refused_where_the_model_is_to_write(few: Path, capsys) -> None:
+    (shard,) = (ShardDataset(few).manifest.path(entry) for entry in ShardDataset(few).manifest.shards)
+    row = {"text": "A mug.", "model": "catalogue", "weights": "", "prompt": prompts.VERSION, "views": "five"}
+    write_descriptions(shard, [{"key": key, **row} for key in ShardDataset(few).keys])
+    words = ["describe", "--model.name", "mini", "--shards", str(few)]
+    assert main([*words, "--keep", "catalogue"]) == 0
+    assert main(words) == 2
+    assert "holds texts of the catalogue: use --keep catalogue" in capsys.readouterr().err
+
+
+def read_rows(shard: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in descriptions_path(shard).read_text().splitlines()]
+
+
+def photo(n: int, number: int = 0, size: tuple[int, int] = (96, 96)) -> Sample:
+    look = KINDS[n % 6], list(COLOURS)[n % 10], PATTERNS[n % 4]
+    jpg = jpeg(draw(*look, seed=100 * number + n).resize(size))
+    return Sample.of(item_id=f"B0MN{n:06d}", n=number, jpg=jpg, title=f"Acme {n}", width=size[0], height=size[1])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the choice of grids that LLaVA-v1.6 has: slim photos get fewer views."""
+    folder = make_base(tmp_path_factory.mktemp("base"))
+    processor = folder / "preprocessor_config.json"
+    grids = {"image_grid_pinpoints": [[24, 48], [48, 24], [48, 48]]}
+    processor.write_text(json.dumps({**json.loads(processor.read_text()), **grids}))
+    return folder
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Four items in one shard; one photo is slim."""
+    write_set(tmp_path / "few", [photo(0, size=(40, 120)), photo(1), photo(2, number=1), photo(3)])
+    return tmp_path / "few"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--model.views", "lavic"], "--model.views"),
+        (["--model.dtype", "bfloat16"], "--model.dtype"),
+        (["--model.prompt", "lavic"], "--model.prompt"),
+        (["--precision", "bfloat16"], "--precision"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_store_made_with_other_settings_is_refused(
+    base: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str, whole: bool
+) -> None:
+    words = ["embed", "--model.name", str(base), "--shards", str(few), "--out", str(tmp_path / "store")]
+    assert main(words) == 0
+    if not whole:
+        (tmp_path / "store" / "manifest.json").unlink()
+    assert main([*words, *change]) == 2
+    assert f"item store made with another {said}: choose another --out" in capsys.readouterr().err
+    assert main(words) == 0
+
+
+def test_a_slim_photo_keeps_the_tokens_of_its_views(base: Path, few: Path, tmp_path: Path) -> None:
+    words = ["embed", "--model.name", str(base), "--shards", str(few), "--model.views", "lavic"]
+    assert main([*words, "--out", str(tmp_path / "store")]) == 0
+    store, geometry = ItemStore.open(tmp_path / "store"), read_geometry(resolve(ModelSettings(name=str(base))), "lavic")
+    rows, columns = geometry.grid((40, 120))
+    assert store.count("B0MN000000") == 1 + rows * columns
+    store.check_geometry(geometry)
+    assert store.manifest.dtype == "float32"
+
+
+def test_a_store_grows_with_its_sets_and_stays_usable(
+    base: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More shards, a shard packed anew, a first photo that was not there before; other items are left alone."""
+    out = tmp_path / "store"
+    write_set(tmp_path / "grown", [photo(5), photo(6)], photos_per_shard=1)
+    words = ["embed", "--model.name", str(base), "--shards", str(few), str(tmp_path / "grown"), "--out", str(out)]
+    assert main(words) == 0
+    before = ItemStore.open(out)
+    assert len(before) == 6
+    files = {file.name for file in out.iterdir()}
+
+    # item 2's first photo came at the second try; the other set has a shard more
+    write_set(few, [photo(0, size=(40, 120)), photo(1), photo(2), photo(2, number=1), photo(3), photo(4)])
+    write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
+    real, made = itemstore.write_part, []
+
+    def write_part(folder: Path, name: str, items: Any, tokens: torch.Tensor) -> Any:
+        assert len(ItemStore.open(out)) == 6, "whole until the new manifest is there"
+        made.append([item["key"] for item in items])
+        return real(folder, name, items, tokens)
+
+    monkeypatch.setattr(itemstore, "write_part", write_part)
+    assert main(words) == 0
+    assert made == [[f"B0MN00000{n}_0" for n in range(5)], ["B0MN000007_0"]]
+    assert "8 items; 2 of 4 parts made" in capsys.readouterr().out
+    after = ItemStore.open(out)
+    assert len(after) == 8 and after.key("B0MN000002") == "B0MN000002_0"
+    assert len({file.name for file in out.iterdir()}) == len(files) + 3, "what nobody needs is gone"
+    assert torch.equal(after.lookup(["B0MN000005"]), before.lookup(["B0MN000005"]))
+    assert before.key("B0MN000002") == "B0MN000002_1" and before.lookup(["B0MN000002"]).any(), "open since before"
+    monkeypatch.setattr(itemstore, "write_part", real)
+    fresh = [*words[:-1], str(tmp_path / "fresh")]
+    assert main(fresh) == 0
+    assert ItemStore.open(tmp_path / "fresh").manifest.parts == after.manifest.parts
+
+    write_set(tmp_path / "other", [photo(n) for n in range(10, 16)])
+    assert main(["embed", "--model.name", str(base), "--shards", str(tmp_path / "other"), "--out", str(out)]) == 2
+    assert "an item store of another catalogue: 8 of its 8 items are not in the sets" in capsys.readouterr().err
+
+
+def test_growing_that_was_stopped_goes_on(
+    base: Path, few: Path, tmp_path: Path, warned_after: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "store"
+    write_set(tmp_path / "grown", [photo(5)], photos_per_shard=1)
+    words = ["embed", "--model.name", str(base), "--shards", str(few), str(tmp_path / "grown"), "--out", str(out)]
+    assert main(words) == 0
+    write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
+    warned_after("lavic.shards.storeplan.StorePlan.made")
+    assert main(words) == 75, "a stop is looked for while parts that stand are skipped"
+    assert len(ItemStore.open(out)) == 5
+    warned_after("lavic.model.itemstore.write_part")
+    assert main(words) == 75
+    assert len(ItemStore.open(out)) == 5
+    assert main(words) == 0
+    assert len(ItemStore.open(out)) == 7
+
+
+def test_a_store_of_an_older_version_is_whole_and_can_grow(base: Path, few: Path, tmp_path: Path) -> None:
+    """Its parts have numbers, and what they were made of stands in the plan."""
+    out = tmp_path / "store"
+    words = ["embed", "--model.name", str(base), "--shards", str(few), "--out", str(out)]
+    assert main(words) == 0
+    manifest, plan = (json.loads((out / name).read_text()) for name in ("manifest.json", "plan.json"))
+    (name,) = (part["name"] for part in manifest["parts"])
+    keys = [json.loads(line)["key"] for line in (out / f"items-{name}.jsonl").read_text().splitlines()]
+    plan["shards"] = [shard.sha256 for shard in ShardDataset(few).manifest.shards]
+    plan["items"] = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    del plan["dtype"], plan["prompt"], manifest["dtype"]
+    manifest["parts"][0]["name"] = "00000"
+    for file in [*out.glob(f"*-{name}.*")]:
+        file.rename(file.with_name(file.name.replace(name, "00000")))
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "plan.json").write_text(json.dumps(plan))
+    stamp = (out / "manifest.json").stat().st_mtime_ns
+    assert main(words) == 0
+    assert (out / "manifest.json").stat().st_mtime_ns == stamp, "nothing to do"
+    assert len(ItemStore.open(out)) == 4
+    write_set(few, [photo(n) for n in range(6)])
+    assert main(words) == 0
+    assert len(ItemStore.open(out)) == 6
+    assert not [*out.glob("*-00000.*")]
 
 
 def test_an_adapter_changes_the_tokens_and_is_kept_in_the_store(shards: Path, tmp_path: Path) -> None:
@@ -222,7 +406,16 @@ def test_wrong_input_is_one_line_and_exit_2(shards: Path, tmp_path: Path, capsys
         (["embed", "--shards", str(tmp_path / "none"), *out], "no such folder of shards"),
         (["embed", "--shards", str(shards), "--adapter", str(tmp_path), *out], "no vision adapter here"),
         (
-            ["embed", "--model.name", "mini", "--shards", str(shards), "--adapter", str(tmp_path / "language"), *out],
+            [
+                "embed",
+                "--model.name",
+                "mini",
+                "--shards",
+                str(shards),
+                "--adapter",
+                str(tmp_path / "language"),
+                *out,
+            ],
             "a language adapter, a vision adapter is needed",
         ),
         (["describe", "--model.name", "mini", "--shards", str(tmp_path / "none")], "no such folder of shards"),
