@@ -44,6 +44,8 @@ class _Site:
     """When the next is due."""
     heard: bool = False
     """One of them had an answer, though not a robots.txt."""
+    reason: str = ""
+    """Of the last of them."""
 
 
 class Broker:
@@ -141,6 +143,7 @@ class Broker:
     def _keep_failure(self, known: _Site, found: Robots, now: float) -> None:
         if not known.failures:
             known.since = now
+        known.reason = found.reason
         left = known.since + self._limits.patience - now
         if not found.final and left > 0:
             # The last reading is at the very end.
@@ -152,9 +155,14 @@ class Broker:
             known.robots, known.until = replace(found, kind=kind), now + RETRY_S
         known.failures = min(60, known.failures + 1)
 
-    async def rates(self) -> dict[str, float]:
-        """Requests a second that each host is asked for now at most, of those that are held to fewer than the limit."""
-        return {name: host.rate for name, host in self._hosts.items() if host.rate < self._limits.rate}
+    async def waits(self) -> dict[str, str]:
+        """Why photos wait, by host, or by site where its robots.txt cannot be read."""
+        now = self._clock()
+        found = {name: why for name, host in self._hosts.items() if (why := host.wait(now))}
+        for name, site in self._sites.items():
+            if site.failures and site.again > now - _LONGEST_WAIT_S and not (site.robots and now < site.until):
+                found[name] = f"robots.txt cannot be read: {site.reason}"
+        return found
 
     def _ring(self, workers: Iterable[str]) -> None:
         for worker in workers:
@@ -213,6 +221,6 @@ class RayBroker:
         """See `Broker.keep_robots`."""
         return await self._actor.keep_robots.remote(site, found)
 
-    async def rates(self) -> dict[str, float]:
-        """See `Broker.rates`."""
-        return await self._actor.rates.remote()
+    def waits(self) -> Any:
+        """See `Broker.waits`; returns a reference to the result."""
+        return self._actor.waits.remote()

@@ -183,6 +183,12 @@ class Host:
         self.version += 1
         return set(self._workers)
 
+    def wait(self, now: float) -> str:
+        """Why those who want to ask wait; empty where they need not, or only for moments."""
+        if self._workers and now < self.closed_until:
+            return self._why[1]
+        return f"one request each {self._delay:g} s (Crawl-delay)" if self._workers and self._delay >= 1 else ""
+
     def idle(self, now: float) -> bool:
         """Nobody asks it anything, and nothing of it needs to be remembered."""
         untouched = self.rate == self.limits.rate and not self._pause and self._since == math.inf

@@ -14,7 +14,7 @@ from lavic.shards.processes import on_processes
 from lavic.shards.progress import Progress
 from lavic.shards.seal import Seal, unpack_seal
 from lavic.shards.settings import CrawlSettings
-from lavic.shards.worker import shard_row
+from lavic.shards.worker import Job, shard_row
 from lavic.tracking import Tracker
 
 _JOURNAL_S = 2.0
@@ -58,7 +58,7 @@ def make_shards(
     else:
         start = on_processes
     noted = 0.0
-    with start(rows, settings, owner) as job, Progress(plan.counts.photos, settled, running=job.running) as progress:
+    with start(rows, settings, owner) as job, _progress(plan, settled, job) as progress:
         for row in job.made:
             if row["error"]:
                 raise LavicError(row["error"]) if row["taken"] else unwritable(plan.folder, row["error"])
@@ -69,6 +69,10 @@ def make_shards(
                 _note(tracker, progress)
             yield row["number"], seal
         _note(tracker, progress)
+
+
+def _progress(plan: Plan, settled: Sequence[Mapping[str, int]], job: Job) -> Progress:
+    return Progress(plan.counts.photos, settled, running=job.running, waits=job.waits)
 
 
 def uses_ray(settings: CrawlSettings, photos: int) -> bool:

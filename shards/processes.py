@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
@@ -35,6 +36,8 @@ from lavic.shards.worker import Job, Row, later, make_shard
 
 log = logging.getLogger(__name__)
 
+_ANSWER_S = 2.0
+"""Seconds in which the thread of the broker answers."""
 _ATTEMPTS = 3
 """Workers that may die over one shard."""
 
@@ -51,7 +54,7 @@ def on_processes(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> It
     prepare()
     pool = _Pool(rows, settings, owner)
     try:
-        yield Job(made=pool.made(), running=pool.tally.get)
+        yield Job(made=pool.made(), running=pool.tally.get, waits=pool.waits)
     finally:
         pool.close()
 
@@ -77,6 +80,12 @@ class _Pool:
             if isinstance(row, Exception):
                 raise row
             yield row
+
+    def waits(self) -> Mapping[str, str]:
+        try:
+            return asyncio.run_coroutine_threadsafe(self._broker.waits(), self._loop).result(_ANSWER_S)
+        except FutureTimeoutError:
+            return {}
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._over.set)

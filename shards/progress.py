@@ -11,6 +11,10 @@ from types import TracebackType
 
 _TERMINAL_S, _LOG_S = 0.5, 5.0
 _WIDTH = 20
+_STILL_S = 4.0
+"""Seconds without a further photo after which it is said what is waited for."""
+_LONGEST = 120
+"""Characters of a reason."""
 
 Counts = Mapping[str, int]
 
@@ -40,6 +44,7 @@ class Progress:
         settled: Sequence[Counts] = (),
         *,
         running: Callable[[], Mapping[int, Counts]] | None = None,
+        waits: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Begin to count.
 
@@ -47,6 +52,7 @@ class Progress:
             total: Photos of the job.
             settled: For each piece those that an earlier run has settled; they stand outside the rate.
             running: Asked for what is done of each piece, whole ones too.
+            waits: Asked for the reasons by host when nothing has been done for some seconds.
         """
         self.total = total
         self._settled = settled
@@ -55,7 +61,8 @@ class Progress:
             self._whole.update(counts)
         self._before = self._whole.total()
         self._pieces: set[int] = set()
-        self._running = running
+        self._running, self._waits = running, waits
+        self._last, self._last_at = -1, time.monotonic()
         self._part: Counter[str] = Counter()
         self._began: float | None = None
         self._idle = time.time()
@@ -134,10 +141,25 @@ class Progress:
         share = done / max(1, self.total)
         text = f"{done:,}/{self.total:,} photos ({share:.0%}), {rate:,.0f}/s, {left} left"
         text += f"; {failed}" if failed else ""
+        text += self._still(done)
         if self._terminal:
             filled = int(share * _WIDTH)
             text = f"\r\x1b[2K[{'#' * filled}{'.' * (_WIDTH - filled)}] {text}"
         print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+
+    def _still(self, done: int) -> str:
+        """What a job waits for that has stood still for some seconds."""
+        now = time.monotonic()
+        if done != self._last:
+            self._last, self._last_at = done, now
+        if self._waits is None or now - self._last_at < _STILL_S or self._end.is_set():
+            return ""
+        hosts = dict(self._waits())
+        if not hosts:
+            return ""
+        host, why = next(iter(hosts.items()))
+        more = f", and for {len(hosts) - 1:,} more hosts" if len(hosts) > 1 else ""
+        return f"; waiting for {host} ({why[:_LONGEST]}){more}"
 
 
 def duration(seconds: float) -> str:

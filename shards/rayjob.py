@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,11 @@ def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator
             )
             yield from job.iter_rows()
 
-        yield Job(made=_rounds(rows, workers, make), running=lambda: _running(ray, tally))
+        yield Job(
+            made=_rounds(rows, workers, make),
+            running=lambda: _get(ray, tally.get.remote()),
+            waits=lambda: _get(ray, broker.waits()),
+        )
 
 
 def _rounds(rows: Sequence[Row], workers: int, make: Callable[[Sequence[Row]], Iterator[Row]]) -> Iterator[Row]:
@@ -80,10 +84,10 @@ def _tally(ray: Any) -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Tally).remote()
 
 
-def _running(ray: Any, tally: Any) -> Mapping[int, Mapping[str, int]]:
-    """What the workers last said; nothing while the tally is moved from a lost machine."""
+def _get(ray: Any, reference: Any) -> Any:
+    """What an actor returns; nothing while it is moved from a lost machine."""
     try:
-        return ray.get(tally.get.remote(), timeout=2.0)
+        return ray.get(reference, timeout=2.0)
     except ray.exceptions.RayError:
         return {}
 

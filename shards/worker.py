@@ -49,6 +49,8 @@ class Job:
     """What `make_shard` returned, shard by shard, as they become whole."""
     running: Callable[[], Mapping[int, Mapping[str, int]]]
     """Photos by outcome of each shard that is being made, as last reported."""
+    waits: Callable[[], Mapping[str, str]]
+    """Why photos wait, by host."""
 
 
 def make_shard(row: Row, settings: CrawlSettings, owner: str, office: Office, report: Report) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,14 +15,16 @@ import pytest
 from lavic.cli import main
 from lavic.data.dataset import ShardDataset
 from lavic.data.shards import read_samples
-from lavic.shards import worker
+from lavic.shards import progress, worker
 from lavic.shards.broker import Broker
 from lavic.shards.fetch import FetchSettings
+from lavic.shards.host import Limits, Report
 from lavic.shards.outcomes import Outcome, read_ledger
 from lavic.shards.pack import pack_shard
 from lavic.shards.photo import PhotoSettings
 from lavic.shards.plan import Plan, make_plan
 from lavic.shards.rayjob import _rounds
+from lavic.shards.robots import Robots
 from lavic.shards.seal import Seal
 from lavic.shards.tasks import PlanSettings
 from tests.shards.faults import FaultServer
@@ -189,3 +193,40 @@ def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer
         [(number, 80.0, True) for number in range(3)],
     ]
     assert list(_rounds(rows[:2], 2, make)) and rounds[-1] == [(0, float("inf"), False), (1, float("inf"), False)]
+
+
+def test_a_crawl_that_stands_still_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LOG_S", 0.01)
+    monkeypatch.setattr(progress, "_STILL_S", 0.02)
+    clock = [0.0]
+    broker = Broker(Limits(patience=60.0), clock=lambda: clock[0])
+
+    async def trouble() -> dict[str, str]:
+        await broker.robots("http://a.example", "w")
+        await broker.keep_robots("http://a.example", Robots(kind="http_error", reason="HTTP 500"))
+        await broker.sync("w", {"b.example": Report(wanted=1), "c.example": Report(wanted=1)}, [])
+        await broker.sync("w", {"b.example": Report(retry_after=30.0)}, [])
+        return await broker.waits()
+
+    waits = asyncio.run(trouble())
+    assert waits == {
+        "b.example": "the host asks for 30 s of rest",
+        "http://a.example": "robots.txt cannot be read: HTTP 500",
+    }
+    asked = threading.Event()
+
+    def ask() -> dict[str, str]:
+        asked.set()
+        return waits
+
+    with progress.Progress(10, waits=ask):
+        assert asked.wait(10)
+    said = capsys.readouterr().err
+    assert (
+        "0/10 photos (0%), 0/s, ? left; waiting for b.example (the host asks for 30 s of rest), and for 1 more" in said
+    )
+    clock[0] = 31.0
+    asyncio.run(broker.keep_robots("http://a.example", Robots()))
+    assert asyncio.run(broker.waits()) == {}
