@@ -83,7 +83,7 @@ def note_seen(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str
     states = {job.id: asdict(job.seen) for job in jobs.values() if job.id}
     text = json.dumps({"states": states, "used": used}, indent=1) + "\n"
     with contextlib.suppress(OSError):
-        if not (out / SEEN).is_file() or (out / SEEN).read_text("utf-8") != text:
+        if not (out / SEEN).is_file() or (out / SEEN).read_bytes() != text.encode():
             write_whole(out / SEEN, text)
 
 

@@ -16,16 +16,21 @@ OUT/pipeline.yaml      the settings, resolved
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lavic.errors import ConfigError
+from lavic.cli import settings_class
+from lavic.config import read
+from lavic.errors import ConfigError, LavicError
 from lavic.launch.pipeline import STAGES, PhotoSettings, PhotosSettings, PipelineSettings, Stage, StageSettings
 from lavic.launch.words import absolute, absolute_pattern, typed
+from lavic.schema import Keys, Schema, at
 from lavic.yamlfile import find_config
 
+_BASE = ("model", "name")
+"""The setting that is a path where it names a folder."""
 _ADDED = frozenset({"verify", "describe"})
 """Stages that a pipeline may be without: they make nothing that another one cannot start without."""
 
@@ -88,15 +93,18 @@ def plan(chosen: PipelineSettings, *, files: bool = True) -> list[Step]:
     for draft in _drafts(chosen, Layout(chosen.out)):
         if draft.stage not in chosen.stages and draft.stage in _ADDED:
             continue
-        there = {step.name for step in steps}
+        there, of = {step.name for step in steps}, getattr(chosen, draft.stage)
         steps.append(
             Step(
                 name=f"{draft.stage}-{draft.part}" if draft.part else draft.stage,
                 stage=draft.stage,
-                words=(*draft.lead, *_words(draft.stage, getattr(chosen, draft.stage), draft.own, files=files)),
+                words=(*draft.lead, *_words(draft.stage, of, draft.own, files=files)),
                 needs=tuple(need for need in draft.needs if need in there),
                 place=draft.place,
-                reads=tuple(str(file) for file in draft.reads if "://" not in str(file)),
+                reads=(
+                    *(str(file) for file in draft.reads if "://" not in str(file)),
+                    *(str(absolute(path)) for keys, path in _paths(draft.stage, of) if files and keys != _BASE),
+                ),
                 chosen=draft.stage in chosen.stages,
             )
         )
@@ -177,10 +185,7 @@ def _demand(chosen: PipelineSettings, stage: Stage, key: str) -> None:
 
 
 def rooted(chosen: PipelineSettings) -> PipelineSettings:
-    """The settings with paths that mean the same from any folder.
-
-    Those inside of a stage's own `settings` stay as they are: they are read where the job runs, in this folder.
-    """
+    """The settings with paths that mean the same from any folder, also those of the stages and of their yaml files."""
 
     def file(path: Path | None) -> Path | None:
         return absolute(path) if path else None
@@ -191,11 +196,7 @@ def rooted(chosen: PipelineSettings) -> PipelineSettings:
     talks = chosen.conversations
     tests = (_test(word) for word in talks.test)
     test = tuple(f"{name}={path}" if name else str(path) for name, path in tests)
-    stages = {
-        stage: replace(of, config=str(absolute(Path(of.config))))
-        for stage in STAGES
-        if (of := getattr(chosen, stage)).config and Path(of.config).is_file()
-    }
+    stages = {stage: _rooted_stage(stage, getattr(chosen, stage)) for stage in STAGES}
     return replace(
         chosen,
         out=absolute(chosen.out),
@@ -204,6 +205,44 @@ def rooted(chosen: PipelineSettings) -> PipelineSettings:
         slurm=replace(chosen.slurm, scripts=file(chosen.slurm.scripts)),
         **stages,
     )
+
+
+def _rooted_stage(stage: Stage, chosen: StageSettings) -> StageSettings:
+    """A stage's settings, each relative path of them or of their yaml file replaced by an absolute one."""
+    if chosen.config and Path(chosen.config).is_file():
+        chosen = replace(chosen, config=str(absolute(Path(chosen.config))))
+    given = {keys: str(absolute(path)) for keys, path in _paths(stage, chosen) if not path.is_absolute()}
+    return replace(chosen, settings=_laid_over(chosen.settings, given)) if given else chosen
+
+
+def _paths(stage: Stage, chosen: StageSettings) -> Iterator[tuple[Keys, Path]]:
+    """The files and folders that a stage's settings or its yaml file name."""
+    words = [*(["--config", chosen.config] if chosen.config else []), *typed(chosen.settings)]
+    kind = settings_class(stage)
+    try:
+        given = read(kind, words, command=stage)
+    except LavicError:  # the step's check says what is wrong, and with which step
+        return
+    schema = Schema(kind, stage)
+    for keys, leaf in schema.leaves.items():
+        value = at(given, keys)
+        is_base = keys == _BASE and value != "mini" and Path(str(value)).expanduser().is_dir()
+        if value and (leaf.type is Path or is_base) and value != at(schema.defaults, keys):
+            yield keys, Path(value)
+
+
+def _laid_over(settings: Mapping[str, Any], paths: Mapping[Keys, str]) -> dict[str, Any]:
+    """Settings with some values replaced or added."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        under = {keys[1:]: path for keys, path in paths.items() if keys[0] == key.replace("-", "_") and keys[1:]}
+        nested[key.replace("-", "_")] = _laid_over(value, under) if isinstance(value, Mapping) else value
+    for keys, path in paths.items():
+        here = nested
+        for key in keys[:-1]:
+            here = here.setdefault(key, {})
+        here[keys[-1]] = path
+    return nested
 
 
 def choose(steps: Sequence[Step], chosen: PipelineSettings) -> list[Step]:

@@ -112,7 +112,7 @@ class Server:
             found = self.find(journal_id)
             if found is not None:
                 return found, True
-            place = client.get_run(parent).info.experiment_id if parent else self._experiment(experiment)
+            place = client.get_run(parent).info.experiment_id if parent else self._experiment(_text(experiment))
             marks = dict(tags) | {ID_TAG: journal_id} | ({"mlflow.parentRunId": parent} if parent else {})
             made = client.create_run(place, run_name=_text(name)[:_LONGEST], start_time=start_ms, tags=marks)
             return str(made.info.run_id), False

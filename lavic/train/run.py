@@ -76,9 +76,16 @@ class RunFolder:
             free: More keys that may change, such as the paths of inputs whose content is compared otherwise.
 
         Raises:
-            ConfigError: It holds a run with other settings, a run that is going on, or something else.
+            ConfigError: It holds a run with other settings, a run that is going on, or something else; or its path
+                is not UTF-8.
         """
         self.folder: Path = chosen.out
+        try:
+            str(self.folder.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"--out {self.folder}: a path that is not UTF-8, which safetensors cannot write to: use another one"
+            ) from None
         self.bundle = self.folder / "bundle"
         self.checkpoints = self.folder / "checkpoints"
         self.changed: dict[str, list[Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -60,9 +61,11 @@ def states(out: Path | str = "pipeline-mini") -> dict[str, str]:
 
 def photos(folder: Path, *ids: str) -> None:
     """A set of photos, verified and described."""
-    data = io.BytesIO()
-    Image.new("RGB", (16, 16), "red").save(data, "JPEG")
-    samples = [Sample.of(item_id=id, n=0, jpg=data.getvalue(), title=id, width=16, height=16) for id in ids]
+    samples = []
+    for id in ids:
+        data = io.BytesIO()
+        Image.new("RGB", (16, 16), f"#{zlib.crc32(id.encode()) % 2**24:06x}").save(data, "JPEG")
+        samples.append(Sample.of(item_id=id, n=0, jpg=data.getvalue(), title=id, width=16, height=16))
     write_set(folder, samples, photos_per_shard=2)
     data_set = ShardDataset(folder)
     folder.with_name(f"{folder.name}.verified.json").write_text(json.dumps({"manifest": digest_manifest(folder)}))

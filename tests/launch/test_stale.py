@@ -236,3 +236,36 @@ def test_another_base_model_is_another_input(cluster, tmp_path_factory):
     assert set(states().values()) == {"done"}
     (base / "model.safetensors").write_bytes(b"y")
     assert status()["tune"]["why"] == "the base model has changed"
+
+
+def test_paths_in_a_stage_mean_the_same_from_any_folder(cluster, monkeypatch, capsys):
+    (cluster / "evaluate.yaml").write_text("# lavic evaluate\nwords: words.jsonl\n")
+    (cluster / "words.jsonl").write_text("{}")
+    (cluster / "base").mkdir()
+    (cluster / "base" / "config.json").write_text('{"model_type": "llava_next"}')
+    (cluster / "base" / "model.safetensors").write_bytes(b"x")
+    words = ["--evaluate.config", "evaluate.yaml", "--evaluate.settings", "{train: mini/train.jsonl}"]
+    words += ["--tune.settings", "{model: {name: base}}"]
+    assert submit(*words) == 0
+    typed = jobs(cluster)[-1]["words"]
+    assert typed[typed.index("--words") + 1] == str(cluster / "words.jsonl")
+    assert typed[typed.index("--train") + 1] == str(cluster / "mini" / "train.jsonl")
+    out = cluster / "pipeline-mini"
+    make(out, *ORDER)
+    finish(cluster)
+    monkeypatch.chdir(out)
+    assert set(states(out).values()) == {"done"}
+    (cluster / "words.jsonl").write_text("{} ")
+    assert status(out)["evaluate"]["why"] == f"{cluster / 'words.jsonl'} has changed"
+    monkeypatch.chdir(cluster)
+    (cluster / "words.jsonl").unlink()
+    capsys.readouterr()
+    assert submit(*words) == 2
+    assert f"evaluate reads {cluster / 'words.jsonl'}: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[]", b"\0\xff", b""])
+def test_a_broken_memory_of_jobs_hides_nothing(cluster, broken):
+    out = all_done(cluster)
+    (out / ".seen.json").write_bytes(broken)
+    assert set(states().values()) == {"done"}

@@ -114,6 +114,13 @@ def test_something_else_is_not_written_over(tmp_path: Path) -> None:
         opened(out=tmp_path / "thesis.tex")
 
 
+def test_a_path_that_weights_cannot_be_written_to_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a path that is not UTF-8"):
+        opened(out=tmp_path / "caf\udce9" / "run")
+    assert not list(tmp_path.iterdir())
+    opened(out=tmp_path / "café" / "run").close()
+
+
 def test_a_digest_is_of_content_and_its_parts(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("b", "two"), ("c", "onetwo"), ("d", ""), ("e", "one")):
         (tmp_path / name).write_text(text)
