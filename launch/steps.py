@@ -196,7 +196,7 @@ def rooted(chosen: PipelineSettings) -> PipelineSettings:
     talks = chosen.conversations
     tests = (_test(word) for word in talks.test)
     test = tuple(f"{name}={path}" if name else str(path) for name, path in tests)
-    stages = {stage: _rooted_stage(stage, getattr(chosen, stage)) for stage in STAGES}
+    stages: dict[str, Any] = {stage: _rooted_stage(stage, getattr(chosen, stage)) for stage in STAGES}
     return replace(
         chosen,
         out=absolute(chosen.out),

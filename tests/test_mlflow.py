@@ -793,3 +793,14 @@ def test_a_process_beside_a_run_goes_when_the_run_was_gone_before_it_looked(tmp_
     module, *more = (word.format(tmp_path) for word in words)
     line = [sys.executable, "-m", module, str(tmp_path), *more, str(gone.pid)]
     assert subprocess.run(line, timeout=60).returncode == 0
+
+
+def test_an_experiment_and_a_run_with_names_that_are_no_text_are_sent(store_uri, tmp_path):
+    chosen = TrackingSettings(uri=store_uri, experiment="caf\udce9", run="x\udce9")
+    tracker = Tracker.open(tmp_path / "run", chosen)
+    tracker.start("tune", {})
+    tracker.finish()
+    sync(tmp_path / "run")
+    store = stored(tmp_path / "run", store_uri)
+    assert store.client.get_experiment(store.run.info.experiment_id).name == "caf?"
+    assert store.run.info.run_name == "x?"
