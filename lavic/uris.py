@@ -46,7 +46,7 @@ def anchored(uri: str) -> str:
     """An address, or a `@FILE` that holds one, which means the same from any folder; symbolic links stay."""
     if uri.startswith("@"):
         return f"@{Path(uri[1:]).expanduser().absolute()}"
-    if uri.startswith(("./", "../")):
+    if Path(uri).parts[:1] == ("..",) or uri.startswith("./"):
         return str(Path(uri).absolute())
     path = sqlite_path(uri)
     return uri if path is None or "?" in uri else sqlite_uri(path)

@@ -146,7 +146,9 @@ def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Ba
     asked = [backbone.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in (1, 9, 4, 30)]
     together = generate(backbone.model, backbone.encoder, asked, None, max_new_tokens=12)
     alone = [generate(backbone.model, backbone.encoder, [one], None, max_new_tokens=12)[0] for one in asked]
-    assert together == alone
+    assert [continuation.text for continuation in together] == [continuation.text for continuation in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_b14_training_can_show_lists_that_hold_nothing_fitting(ground: Ground, backbone: Backbone) -> None:
