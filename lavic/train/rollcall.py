@@ -152,8 +152,11 @@ class RollCall:
             if error is not None:
                 self._note(error)
         finally:
-            if self._noted is not None and self._world.is_main:
-                time.sleep(2 * self._look_s if self._left else self._beat_s)  # the others ask this process's store
+            if self._noted is not None and self._world.is_main:  # the others ask this process's store
+                if self._left:
+                    self._wait_for_report()
+                else:
+                    time.sleep(self._beat_s)
             self._leaving.set()
             self._over.set()
             self._thread.join(timeout=5)
@@ -197,6 +200,16 @@ class RollCall:
         with contextlib.suppress(Exception):
             self._publish()
             self._store.add(_REPORTS, 1)
+
+    def _wait_for_report(self) -> None:
+        """Waits while the other ranks make their report, or until they leave as well."""
+        until = time.monotonic() + 3 * self._look_s
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < until:
+                others = [sign for rank, sign in self._signs().items() if rank != self._world.rank]
+                if all(sign.left for sign in others):
+                    return
+                time.sleep(self._look_s / 20)
 
     # --- the thread -------------------------------------------------------------------------------------
 
