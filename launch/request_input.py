@@ -89,7 +89,13 @@ def _text_of(source: str) -> tuple[str, str]:
 
 def _looks_like_a_path(source: str) -> bool:
     """Whether words that name no file were meant to name one: then that it is missing must be said."""
-    if source.startswith(("/", "./", "../", "~")) or Path(source).suffix in _TEXT_SUFFIXES:
+    path = Path(source)
+    if (
+        path.is_absolute()
+        or path.parts[:1] == ("..",)
+        or path.suffix in _TEXT_SUFFIXES
+        or source.startswith(("./", "~"))
+    ):
         return True
     return not any(character.isspace() for character in source) and ("/" in source or "." in source)
 
