@@ -130,7 +130,10 @@ def test_free_text_does_not_depend_on_batch_mates(ground: Ground, counts: list[i
     task, data = stage(ground, "tune")
     asked = [data.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in counts]
     together = generate(task.model, data.encoder, asked, None, max_new_tokens=6)
-    assert together == [generate(task.model, data.encoder, [one], None, max_new_tokens=6)[0] for one in asked]
+    for prompt, continuation in zip(asked, together, strict=True):
+        (alone,) = generate(task.model, data.encoder, [prompt], None, max_new_tokens=6)
+        assert continuation.text == alone.text
+        assert continuation.logprob == pytest.approx(alone.logprob, abs=1e-4)
 
 
 # --- ranks, micro-batches, workers --------------------------------------------------------------------
