@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import NonNegativeFloat, field_validator
 
 from lavic.config import Reference, settings
-from lavic.errors import ConfigError, Stopped
+from lavic.errors import ConfigError, LavicError, Stopped
 from lavic.feed import Feed, run_name, runs_above, send
 from lavic.journal import FILE, Journal, journal_id, read_events, read_journal
 from lavic.provenance import provenance
@@ -213,7 +213,12 @@ class Tracker:
             self._watch = None
         if self.journal is None:
             return
-        self.journal.close(status)
+        try:
+            self.journal.close(status)
+        except LavicError:  # the disk is full
+            self.journal.close()
+            if status == "FINISHED":
+                raise  # else what ended the run is said, and that alone
         if self._feed is not None:
             self._await_feed(self._patience_s if status == "FINISHED" else min(_HURRY_S, self._patience_s))
         self.journal = None

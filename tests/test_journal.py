@@ -6,7 +6,9 @@ import json
 import time
 from pathlib import Path
 
-from lavic.errors import Stopped
+import pytest
+
+from lavic.errors import LavicError, Stopped
 from lavic.journal import Journal, read_events, read_journal
 from lavic.tracking import Tracker, TrackingSettings
 
@@ -81,3 +83,11 @@ def test_the_way_out_of_the_block_is_the_status(tmp_path):
             pass
     ends = [read_events(tmp_path / str(number) / "metrics.jsonl", "end")[0]["status"] for number in range(4)]
     assert ends == ["FINISHED", "FAILED", "KILLED", "KILLED"]
+
+
+def test_a_run_that_ends_since_its_disk_is_full_says_so_once(tmp_path, monkeypatch):
+    with pytest.raises(LavicError) as met, Tracker.open(tmp_path):
+        monkeypatch.setattr("lavic.journal.os.write", lambda *_: 0)
+        raised = LavicError("the first")
+        raise raised
+    assert met.value is raised
