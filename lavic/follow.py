@@ -46,7 +46,7 @@ def follow(run_dir: Path, uri: str, parent: int) -> int:
         except Exception as error:
             if not told:
                 told = True
-                later = f"'lavic sync {shlex.quote(str(run_dir))}' sends it later"
+                later = f"`lavic sync {shlex.quote(str(run_dir))}` sends it later"
                 print(f"mlflow: {one_line(error)}; the run goes on, {later}", file=sys.stderr)
             if orphan:
                 return 1

@@ -300,7 +300,7 @@ class Tracker:
             self._feed.wait()
         if self._feed.returncode:
             log.warning(
-                "MLflow has not taken all of this run; 'lavic sync %s' sends the rest", shlex.quote(str(run_dir))
+                "MLflow has not taken all of this run; `lavic sync %s` sends the rest", shlex.quote(str(run_dir))
             )
         self._feed = None
 

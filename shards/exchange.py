@@ -32,9 +32,9 @@ _DRAINED = 64 * 1024
 """An error's page is read to so many bytes, so that its connection can be used again."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
-    """What came of fetching one URL."""
+    """What came of fetching one URL. Not frozen, which costs microseconds for every photo; nobody changes one."""
 
     kind: Kind
     """`ok` means a whole answer with status 200, 203 or 206; whether it is a photo is not looked at here."""

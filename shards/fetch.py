@@ -203,7 +203,7 @@ class Fetcher:
             url = first = read_link(address)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
-                if site.rules and (refusal := self._refusal(site.rules, str(url))):
+                if site.rules and (refusal := self._refusal(site.rules, url)):
                     return refusal
                 answer, seconds = await self._ask(
                     url, site.host, bounds, left if hop else None, first if photo else None, attempt
@@ -315,11 +315,11 @@ class Fetcher:
         final = answer.kind in ("tls", "blocked_address") or (answer.kind == "dns" and answer.final)
         return Robots(kind=answer.kind, reason=answer.reason, final=final)
 
-    def _refusal(self, rules: Rules, address: str) -> Answer | None:
+    def _refusal(self, rules: Rules, url: URL) -> Answer | None:
         found = rules.robots
         if found.kind != "ok":
             return Answer(found.kind, reason=f"robots.txt cannot be read: {found.reason}", attempts=0, final=True)
-        if not rules.allow(address):
+        if not rules.allow(url):
             return Answer("opted_out", reason="robots.txt", attempts=0)
         if rules.delay > self.settings.patience:
             reason = (

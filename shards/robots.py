@@ -87,9 +87,9 @@ class Rules:
             self._parsed = Protego.parse(self.robots.text)
             self.delay = self._parsed.crawl_delay(PRODUCT) or 0.0
 
-    def allow(self, url: str) -> bool:
-        """Whether robots.txt lets this crawler fetch an address."""
-        return self._parsed is None or self._parsed.can_fetch(url, PRODUCT)
+    def allow(self, url: object) -> bool:
+        """Whether robots.txt lets this crawler fetch an address, or anything whose text is one."""
+        return self._parsed is None or self._parsed.can_fetch(str(url), PRODUCT)
 
 
 def opt_out(tags: Iterable[str], tdm: str = "") -> str:

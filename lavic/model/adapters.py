@@ -222,19 +222,18 @@ def install(model: Any, folder: Path) -> Any:
     Raises:
         DataError: The adapter cannot be read, or does not fit the model.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
     from peft.tuners import lora
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = _read_config(folder)
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)}): copy it again") from None
     if broken := sorted(key for key, value in state.items() if not value.isfinite().all()):
         raise DataError(f"{folder}: {broken[0]} holds numbers that are not finite: copy the adapter again")
-    config.inference_mode = True
     if not hasattr(model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
     with quiet():
@@ -252,6 +251,23 @@ def install(model: Any, folder: Path) -> Any:
         a, b = (pair["default"].weight.float() for pair in (layer.lora_A, layer.lora_B))
         model.set_submodule(name, adapted(layer.base_layer, a, b, layer.scaling["default"]))
     return model.requires_grad_(False).eval()
+
+
+def _read_config(folder: Path) -> Any:
+    """The PEFT configuration of an adapter, made of the values that its digest or its weights confirm.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: It cannot be read.
+        DataError: It is another kind of adapter.
+    """
+    from peft import LoraConfig
+
+    saved = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if other := [name for name in ("use_rslora", "use_dora", "alora_invocation_tokens") if saved.get(name)]:
+        raise DataError(f"{folder}: adapter_config.json sets {other[0]}, which lavic's adapters never have")
+    return LoraConfig(
+        r=saved["r"], lora_alpha=saved["lora_alpha"], target_modules=saved["target_modules"], inference_mode=True
+    )
 
 
 def copy_adapter(source: Path, target: Path) -> None:

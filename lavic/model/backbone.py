@@ -14,7 +14,7 @@ from lavic.errors import ConfigError, first_line
 from lavic.model.inputs import Encoder
 from lavic.model.settings import ModelSettings
 from lavic.model.shape import filled
-from lavic.model.source import fingerprint, name_of, resolve
+from lavic.model.source import fingerprint, name_of, resolve, tokenizer_digest
 from lavic.model.views import Geometry
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Backbone:
     """A Hugging Face name, or the absolute path of a folder: what another process can load it by."""
     fingerprint: str
     """Digest of config and weights: adapters and item stores carry it, and are refused by another base model."""
+    tokenizer_digest: str
+    """Of the tokenizer: bundles carry it."""
 
     @classmethod
     def load(
@@ -100,6 +102,7 @@ class Backbone:
             geometry=read_geometry(source, model.views),
             name=name_of(model),
             fingerprint=fingerprint(source),
+            tokenizer_digest=tokenizer_digest(source),
         )
 
     @property

@@ -21,7 +21,7 @@ from lavic.errors import ConfigError, DataError, first_line
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.settings import Kind, ModelSettings
-from lavic.model.source import fingerprint, resolve
+from lavic.model.source import fingerprint, resolve, tokenizer_digest
 from lavic.provenance import versions
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class BundleInfo:
     none: bool = False
     """Whether every list ends with "none of these", which is an answer too."""
     prompt_version: str = prompts.VERSION
+    tokenizer: str | None = None
+    """Digest of the base model's tokenizer; None in bundles that were made before it was recorded."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -125,7 +127,8 @@ class BundleInfo:
             prompt=prompts.style_of(self.prompt_version) or "inst",
         )
         try:
-            found = fingerprint(resolve(model))
+            source = resolve(model)
+            found = fingerprint(source)
         except ConfigError as error:
             hint = "" if name else "; name the folder where it is now with --model.name"
             raise ConfigError(f"{folder}: its base model {model.name}: {error}{hint}") from None
@@ -133,6 +136,11 @@ class BundleInfo:
             raise DataError(
                 f"{folder}: trained on the base model {self.base} with fingerprint {self.fingerprint}; {model.name} "
                 f"has {found}: name the right one with --model.name"
+            )
+        if self.tokenizer and (found := tokenizer_digest(source)) != self.tokenizer:
+            raise DataError(
+                f"{folder}: trained with another tokenizer ({self.tokenizer}) than {model.name} has ({found}): restore "
+                "the base model's tokenizer files, or name the right base with --model.name"
             )
         return model
 
@@ -251,6 +259,7 @@ def save_bundle(
             tokens_per_item=tokens_per_item,
             none=none,
             prompt_version=prompts.VERSIONS[backbone.encoder.style],
+            tokenizer=backbone.tokenizer_digest,
             versions=versions("lavic", "torch", "transformers", "peft"),
         )
         write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lavic.data.atomic import write_whole, written_aside
-from lavic.errors import DataError
+from lavic.errors import DataError, first_line
 from lavic.model import adapters, prompts
 from lavic.model.backbone import Backbone
 from lavic.model.views import Geometry
@@ -106,7 +106,7 @@ class ItemStore:
             self._headers.append(header)
             # not splitlines(): a title may hold one of Unicode's own line separators
             for row, line in enumerate(_read_items(folder / f"items-{part.name}.jsonl", part)):
-                item = json.loads(line)
+                item = _parse_item(line, folder / f"items-{part.name}.jsonl", row)
                 self._place[item["id"]] = (number, row)
                 self.ids.append(item["id"])
                 self._titles.append(item["title"])
@@ -280,6 +280,16 @@ def _read_items(path: Path, part: Part) -> list[bytes]:
     if part.items_sha256 and hashlib.sha256(data).hexdigest() != part.items_sha256:
         raise DataError(f"{path}: it is not the list that the manifest records: run `lavic embed` again")
     return lines
+
+
+def _parse_item(line: bytes, path: Path, row: int) -> dict[str, Any]:
+    """One line of a list of items, which in older stores has no digest."""
+    try:
+        item = json.loads(line)
+        _ = item["id"], item["key"], item["title"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}:{row + 1}: not an item ({first_line(error)}): run `lavic embed` again") from None
+    return dict(item)
 
 
 def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> tuple[torch.Tensor, bytes]:

@@ -48,6 +48,14 @@ SEVEN_B_CONFIG: Mapping[str, Any] = {
 }
 """Of `SEVEN_B`, so that it can be planned for before it is downloaded."""
 
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+"""What a tokenizer is made of where there is no tokenizer.json."""
 _FINGERPRINT_SAMPLE = 1 << 20
 """Bytes read from the start and the end of each weight file: enough to tell models apart without reading 15 GB."""
 
@@ -135,4 +143,21 @@ def fingerprint(folder: Path) -> str:
             digest.update(stream.read(_FINGERPRINT_SAMPLE))
             stream.seek(max(0, size - _FINGERPRINT_SAMPLE))
             digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """A digest of a model folder's tokenizer, which the fingerprint leaves out.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    names = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else _TOKENIZER_FILES
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files:
+        raise ConfigError(f"{folder}: no tokenizer (no tokenizer.json or tokenizer.model)")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

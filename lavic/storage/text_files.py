@@ -138,7 +138,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
             # More than one where lines end as on an old Macintosh.
             for text in _decoded(line, path, number + 1).removesuffix("\n").split("\n"):
                 number += 1
-                yield number, text
+                yield number, text.removeprefix("\ufeff")  # of a file that was put behind another
 
 
 def raw_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | None]]:

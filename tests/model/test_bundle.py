@@ -126,6 +126,30 @@ def test_a_base_model_that_was_moved_is_found_by_its_new_name(base, other_base, 
         Bundle.load(folder, base=str(other_base))
 
 
+def test_another_tokenizer_is_refused(base, tmp_path):
+    """The fingerprint is of the weights; another tokenizer would rank otherwise without a word."""
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    folder = make_bundle(tmp_path / "bundle", model)
+    Bundle.load(folder)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "truncation": None, "padding": None}, indent=1))
+    with pytest.raises(DataError, match="trained with another tokenizer"):
+        Bundle.load(folder)
+    note = folder / "bundle.json"  # of a bundle from before it was recorded
+    note.write_text(json.dumps({**json.loads(note.read_text()), "tokenizer": None}))
+    Bundle.load(folder)
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}])
+def test_an_adapter_of_another_kind_is_refused(bundle, tmp_path, change):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "language_adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match="which lavic's adapters never have"):
+        Bundle.load(tmp_path / "bundle")
+
+
 def test_a_relative_name_is_recorded_absolute(base, tmp_path, monkeypatch):
     shutil.copytree(base, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -149,6 +173,17 @@ def test_a_store_with_another_list_of_items_is_refused(tmp_path, backbone):
     items = tmp_path / "a" / "items-00000.jsonl"
     items.write_text(items.read_text().replace('"I0"', '"X0"'))
     with pytest.raises(DataError, match=r"items-00000\.jsonl: it is not the list that the manifest records"):
+        ItemStore.open(tmp_path / "a")
+
+
+def test_an_older_store_with_a_broken_list_is_refused(tmp_path, backbone):
+    make_store(tmp_path / "a", backbone)
+    note = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(note.read_text())
+    note.write_text(json.dumps({**manifest, "parts": [{**p, "items_sha256": ""} for p in manifest["parts"]]}))
+    items = next(path for path in sorted((tmp_path / "a").glob("items-*.jsonl")) if path.stat().st_size)
+    items.write_text(items.read_text().replace("{", "[", 1))
+    with pytest.raises(DataError, match=r"items-.*\.jsonl:1: not an item"):
         ItemStore.open(tmp_path / "a")
 
 
