@@ -23,7 +23,7 @@ help:  ## show this
 demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
 	$(BIN)/lavic demo --out $(OUT)
 
-test-faults: $(VENV)/.installed  ## every command under every fault (full disk, SIGKILL, ...), about half an hour
+test-faults: $(VENV)/.installed  ## every command under every fault (full disk, SIGKILL, ...)
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
