@@ -97,7 +97,8 @@ def killed(bench: Bench, trial: Trial, share: float = 0.0) -> None:
         assert wait(process).code == -9
     else:
         ended, _ = trial.killed(1 + int(share * changes))
-        assert ended.code == -9, ended.stderr
+        # A run may make fewer changes than the one that was counted, and end before its moment.
+        assert ended.code in (-9, bench.undisturbed(trial.command).code), ended.stderr
     check_parts(trial.out)
     as_undisturbed(bench, trial, trial.run())
 
