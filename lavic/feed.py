@@ -111,9 +111,12 @@ class Feed:
             time.sleep(0.05)
         attended = all(event.get("attended", True) for event in read_events(journal, "start")[-1:])
         if self.sent.run_id and not self.ended and attended and is_held(journal) is False:
-            self._server.end(self.sent.run_id, "KILLED", int(1000 * journal.stat().st_mtime))
-            self.sent.status = LOST
-            self._save()
+            with Lock(self.run_dir / LOCK) as lock:
+                if not lock.take(self._patience_s):
+                    raise Busy(f"{self.run_dir}: another process is sending it: try again")
+                self._server.end(self.sent.run_id, "KILLED", int(1000 * journal.stat().st_mtime))
+                self.sent.status = LOST
+                self._save()
 
     def _pump(self) -> None:
         path = self.run_dir / FILE

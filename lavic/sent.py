@@ -58,10 +58,13 @@ def read_state(run_dir: Path) -> dict[str, Sent]:
 
 
 def write_state(run_dir: Path, uri: str, sent: Sent) -> None:
-    """Notes what one store has; whole or not at all. For its owner alone: `error` is a server's own words."""
+    """Notes what one store has; whole or not at all. For its owner alone: `error` is a server's own words.
+
+    Whoever calls holds the run's lock: what a killed writer left is written over.
+    """
     sent.pid = os.getpid()
     state = {store: asdict(entry) for store, entry in read_state(run_dir).items()} | {store_key(uri): asdict(sent)}
-    aside = run_dir / f"{FILE}.{os.getpid()}"
+    aside = run_dir / f".{FILE}.part"
     aside.unlink(missing_ok=True)
     aside.touch(0o600)
     aside.write_text(json.dumps(state, indent=1), "utf-8")

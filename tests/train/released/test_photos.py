@@ -144,7 +144,7 @@ def test_b22_an_item_without_a_photo_is_refused_or_counted(ground: Ground, tmp_p
 
 def test_b23_a_transparent_photo_becomes_a_jpeg_and_a_cut_write_leaves_nothing(tmp_path: Path) -> None:
     clear = io.BytesIO()
-    Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(clear, "PNG")
+    Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(clear, "PNG")
     assert Image.open(io.BytesIO(to_jpeg(clear.getvalue(), PhotoSettings()).jpg)).getpixel((3, 3)) == (255, 255, 255)
     with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "photo.jpg") as file:
         file.write(b"half of it")
