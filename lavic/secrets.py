@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 from lavic.errors import ConfigError
 
 MASK = "***"
-"""What stands in the place of a secret."""
+"""Replaces a secret."""
 
 log = logging.getLogger(__name__)
 

@@ -60,7 +60,7 @@ def read_state(run_dir: Path) -> dict[str, Sent]:
 def write_state(run_dir: Path, uri: str, sent: Sent) -> None:
     """Notes what one store has; whole or not at all. For its owner alone: `error` is a server's own words.
 
-    Whoever calls holds the run's lock: what a killed writer left is written over.
+    The caller holds the run's lock, so a file left by a killed writer is overwritten.
     """
     sent.pid = os.getpid()
     state = {store: asdict(entry) for store, entry in read_state(run_dir).items()} | {store_key(uri): asdict(sent)}
