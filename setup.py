@@ -64,6 +64,12 @@ DEV = [
 version = re.search(r'__version__ = "(.+)"', (HERE / "lavic" / "__init__.py").read_text("utf-8"))
 readme = HERE / "README.md"
 
+
+def mapped_packages() -> list[str]:
+    """The packages at the top of the repository, under the names that they are installed with."""
+    return [f"lavic.{package}" for name in MAPPED for package in (name, *(f"{name}.{p}" for p in find_packages(name)))]
+
+
 setup(
     name="lavic",
     version=version[1],
@@ -73,13 +79,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=[*find_packages(include=["lavic", "lavic.*"]), *(f"lavic.{name}" for name in MAPPED)],
+    packages=[*find_packages(include=["lavic", "lavic.*"]), *mapped_packages()],
     package_dir={f"lavic.{name}": name for name in MAPPED},
     package_data={
         "lavic": ["py.typed"],
         "lavic.configs": ["*.yaml"],
         "lavic.slurm": ["*.md", "*.sbatch", "*.sh"],
-        "lavic.recommend": ["*.css", "*.html", "*.js"],
+        "lavic.evaluation.report": ["*.css"],
         "lavic.mini": ["*.md", "base/*"],
     },
     install_requires=CORE,

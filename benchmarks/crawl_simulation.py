@@ -36,7 +36,7 @@ class Crawl:
     concurrency: int = 16
     """Requests in flight of a worker."""
     window: int = 1024
-    """Photos of one host that are begun and not done; shards/schedule.py has the same number."""
+    """Photos of one host that are begun and not done; shards/pack/fetch_order.py has the same number."""
     hosts: int = 1
     """The photos are spread over them evenly."""
     rate: float = math.inf

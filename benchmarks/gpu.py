@@ -10,7 +10,8 @@ prepared by torch instead, in both loops. Prompts have LaViC's lengths: 400 to 2
 candidates of five tokens, ten target tokens; descriptions have 120 tokens on average.
 
 Utilisation (`mfu`) is the model's own arithmetic without padding and recomputation over the GPU's peak, see
-lavic/train/flops.py. The bars, on one H100: stage 2 at 45 %, stage 1 at 40 %, stage 2 at five times the plain loop.
+lavic/train/measure/flops.py. The bars, on one H100: stage 2 at 45 %, stage 1 at 40 %, stage 2 at five times the plain
+loop.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from gpu_photos import pillow
 from gpu_stages import Bench
 
-from lavic.world import World
+from lavic.distributed.context import World
 
 PARTS = ("stage2", "stage1", "embed")
 BARS = {"stage2_mfu": 0.45, "stage1_mfu": 0.40, "stage2_ratio": 5.0}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lavic.model.views import Geometry
+from lavic.model.tiling import Geometry
 
 SIDE = 500
 """Of a photo, pixels."""

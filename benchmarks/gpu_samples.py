@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from gpu_photos import SIDE
 
-from lavic.model.inputs import IGNORED, Example, collate
-from lavic.model.views import VIEWS
-from lavic.train.distillation import PhotoBatch, PhotoSample
-from lavic.train.tuning import ListBatch, ListSample
+from lavic.model.prompt_encoder import IGNORED, Example, collate
+from lavic.model.tiling import VIEWS
+from lavic.train.distillation.task import PhotoBatch, PhotoSample
+from lavic.train.recommendation.task import ListBatch, ListSample
 
 ITEMS = 20_000
 """In the store that stage 2 reads."""

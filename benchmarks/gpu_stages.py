@@ -12,23 +12,23 @@ from gpu_samples import Lists, Photos
 from plain import Plain, stock_cut
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from lavic.model.adapters import trainable, wrap
-from lavic.model.compress import cls_tokens
-from lavic.model.settings import Kind, LoraSettings
-from lavic.model.shape import Shape
-from lavic.model.source import SEVEN_B_CONFIG
-from lavic.model.views import VIEWS, Geometry
-from lavic.train.distillation import DistillTask
-from lavic.train.engine import Engine
-from lavic.train.feed import Feed, prepare
-from lavic.train.flops import Work, counter
-from lavic.train.layers import arrange
-from lavic.train.loop import take_step
-from lavic.train.meter import Meter
-from lavic.train.peak import peak
-from lavic.train.settings import LoopSettings
-from lavic.train.tuning import TuneTask
-from lavic.world import World
+from lavic.distributed.context import World
+from lavic.model.config import Kind, LoraSettings
+from lavic.model.dims import Shape
+from lavic.model.hub import SEVEN_B_CONFIG
+from lavic.model.lora import trainable, wrap
+from lavic.model.tiling import VIEWS, Geometry
+from lavic.model.visual_tokens import cls_tokens
+from lavic.train.activation_checkpointing import arrange
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.distillation.task import DistillTask
+from lavic.train.input.data_loader import Feed, prepare
+from lavic.train.measure.flops import Work, counter
+from lavic.train.measure.peak_flops import peak
+from lavic.train.measure.throughput import Meter
+from lavic.train.recommendation.task import TuneTask
+from lavic.train.trainer import take_step
 
 LORA = LoraSettings()
 LR = 1e-5

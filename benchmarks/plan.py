@@ -67,8 +67,8 @@ def measure(photos: int, room: Path, per_shard: int) -> dict[str, float]:
 
 def alone(catalogue: str, out: str, per_shard: int) -> int:
     """Make the plan and say what it took, as one line of JSON."""
-    from lavic.shards.plan import make_plan
-    from lavic.shards.tasks import PlanSettings
+    from lavic.shards.plan.crawl_plan import make_plan
+    from lavic.shards.plan.photo_tasks import PlanSettings
 
     settings = PlanSettings(
         set="bench", split="train", photos_per_shard=per_shard, photos="all", image_size="large", photo={}

@@ -59,7 +59,7 @@ def serve(pipe: Connection, rest_at: float) -> None:
 
 def work(url: str, office: Any, rate: float, seconds: float) -> int:
     """One worker: fetch as fast as it is let, for so long."""
-    from lavic.shards.fetch import Fetcher, FetchSettings
+    from lavic.shards.http.fetcher import Fetcher, FetchSettings
 
     settings = FetchSettings(allow_private=True, host_rate=rate, host_connections=32)
 
@@ -84,8 +84,8 @@ def measure(workers: int, rate: float, seconds: float, rest_at: float) -> tuple[
     """Seconds since the first request of every request, and of every 429."""
     import ray
 
-    from lavic.shards.broker import RayBroker
-    from lavic.shards.fetch import FetchSettings
+    from lavic.shards.http.fetcher import FetchSettings
+    from lavic.shards.ratelimit.coordinator import RayBroker
 
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, rest_at), daemon=True)
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--json", type=str)
     chosen = parser.parse_args()
 
-    from lavic.shards.cluster import RaySettings, ray_session
+    from lavic.distributed.ray_session import RaySettings, ray_session
 
     with ray_session(RaySettings(cpus=2)):
         times, _ = measure(chosen.workers, chosen.rate, chosen.seconds, 0.0)

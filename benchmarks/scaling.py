@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavic.launch.rehearsal import BESIDE_BYTES, PHOTO_BYTES
-from lavic.model.settings import Kind, LoraSettings, ModelSettings
-from lavic.model.shape import Shape
-from lavic.model.source import read_config
-from lavic.model.views import VIEWS
-from lavic.train.flops import Work
-from lavic.train.peak import PEAKS
-from lavic.train.zero import Zero2
-from lavic.yamlfile import YamlFile, find_config
+from lavic.config.yaml_file import YamlFile, find_config
+from lavic.launch.pipeline.dry_run import BESIDE_BYTES, PHOTO_BYTES
+from lavic.model.config import Kind, LoraSettings, ModelSettings
+from lavic.model.dims import Shape
+from lavic.model.hub import read_config
+from lavic.model.tiling import VIEWS
+from lavic.train.deepspeed.config import Zero2
+from lavic.train.measure.flops import Work
+from lavic.train.measure.peak_flops import PEAKS
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "scaling.md"

@@ -33,26 +33,26 @@ import torch
 from plain import Plain, stock_cut
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import Order, ShardDataset
 from lavic.data.manifest import Manifest, ShardEntry, shard_name
-from lavic.data.shards import Sample, ShardWriter
+from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.tar_shards import Sample, ShardWriter
+from lavic.distributed.context import World
 from lavic.mini.catalog import Product, conversation_row, make_products
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.model.views import VIEWS
-from lavic.train.distillation import DistillData, DistillTask
-from lavic.train.engine import Engine
-from lavic.train.feed import Feed
-from lavic.train.flops import counter
-from lavic.train.layers import arrange
-from lavic.train.loop import take_step
-from lavic.train.meter import Meter
-from lavic.train.settings import LoopSettings
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.tiling import VIEWS
+from lavic.train.activation_checkpointing import arrange
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.input.data_loader import Feed
+from lavic.train.measure.flops import counter
+from lavic.train.measure.throughput import Meter
+from lavic.train.recommendation.task import TuneData, TuneTask
+from lavic.train.trainer import take_step
 
 SIDE = 500
 KEY = "candidates_st"

@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 
 from pydantic import PositiveInt
 
-from lavic.config import Seed, dump, flatten, load, parse, settings
-from lavic.data.atomic import write_whole
+from lavic.config.loader import Seed, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
-from lavic.provenance import versions
-from lavic.tracking import Tracker
-from lavic.uris import default_store
+from lavic.storage.atomic import write_whole
+from lavic.tracking.run_metadata import versions
+from lavic.tracking.tracker import Tracker
+from lavic.tracking.tracking_uri import default_store
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
 

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from lavic.config import settings
-from lavic.data.atomic import write_whole
+from lavic.config.loader import settings
+from lavic.distributed.context import World
 from lavic.errors import DataError
-from lavic.launch import stage
-from lavic.launch.stage import Input, Parts, Run, Stage
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.tracking import TrackingSettings
-from lavic.train.run import RunFolder, digest_files
-from lavic.train.settings import LoopSettings
-from lavic.world import World
+from lavic.launch.training import command as training_command
+from lavic.launch.training.command import Input, Parts, Run, Stage
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.storage.atomic import write_whole
+from lavic.tracking.tracker import TrackingSettings
+from lavic.train.config import LoopSettings
+from lavic.train.run_folder import RunFolder, digest_files
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lavic.data.dataset import ShardDataset, Without
-    from lavic.model.backbone import Backbone
+    from lavic.data.shard_dataset import ShardDataset, Without
     from lavic.model.bundle import BundleInfo
-    from lavic.train.distillation import DistillData
-    from lavic.train.score import Score
+    from lavic.model.loading import Backbone
+    from lavic.train.distillation.task import DistillData
+    from lavic.train.evaluation import Score
 
 DESCRIPTION = """Stage 1, distillation: train the vision side until five tokens of a photo say what all of them say.
 
@@ -92,7 +92,7 @@ SETTINGS = DistillSettings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return stage.main(Distill, DistillSettings, argv, description=DESCRIPTION)
+    return training_command.main(Distill, DistillSettings, argv, description=DESCRIPTION)
 
 
 class Distill(Stage):
@@ -108,8 +108,8 @@ class Distill(Stage):
         Raises:
             DataError: One is not whole, or nothing is left to train on.
         """
-        from lavic.data.dataset import ShardDataset, Without, held_out
-        from lavic.model.source import resolve
+        from lavic.data.shard_dataset import ShardDataset, Without, held_out
+        from lavic.model.hub import resolve
 
         super().__init__(chosen, world)
         resolve(chosen.model)
@@ -144,12 +144,12 @@ class Distill(Stage):
         """The base model with a vision adapter; before that, the teacher's score of the validation set."""
         import torch
 
-        from lavic.data.dataset import Order
-        from lavic.model.adapters import add_adapter
-        from lavic.model.backbone import Backbone
-        from lavic.model.shape import Shape
-        from lavic.train.distillation import DistillData, DistillTask
-        from lavic.train.flops import Work
+        from lavic.data.shard_dataset import Order
+        from lavic.model.dims import Shape
+        from lavic.model.loading import Backbone
+        from lavic.model.lora import add_adapter
+        from lavic.train.distillation.task import DistillData, DistillTask
+        from lavic.train.measure.flops import Work
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device())
@@ -219,7 +219,7 @@ class Distill(Stage):
     def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
         """Scores all tokens, which is dear for a large model: once for a set, however often the run is stopped."""
         from lavic.model import prompts
-        from lavic.train.distillation import TeacherTask
+        from lavic.train.distillation.task import TeacherTask
 
         chosen, world = self.chosen, run.world
         if world.is_main:
@@ -234,7 +234,7 @@ class Distill(Stage):
             self._note(run, "full", self._captions["full"] | teacher.as_dict())
 
     def _score(self, run: Run, task: nn.Module, samples: DistillData) -> Score:
-        from lavic.train.score import NoTargets, score
+        from lavic.train.evaluation import NoTargets, score
 
         micro_batch, _ = self.chosen.loop.split(run.world.size)
         try:
@@ -260,8 +260,8 @@ class Distill(Stage):
 
 def _digest(photos: ShardDataset | Without) -> str:
     """Of what is learnt: the shards, and the descriptions beside them."""
-    from lavic.data.checked import digest_json
     from lavic.data.descriptions import descriptions_path
+    from lavic.storage.checksummed_json import digest_json
 
     manifest = photos.manifest
     sidecars = [descriptions_path(manifest.path(shard)) for shard in manifest.shards]

@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
-from lavic.config import Seed, flatten, parse, settings
-from lavic.data.atomic import encoded, write_whole, written_aside
-from lavic.data.output_folder import hold
+from lavic.config.loader import Seed, flatten, parse, settings
+from lavic.distributed.context import World
 from lavic.errors import ConfigError
-from lavic.launch.contest import ArmName, Contest
-from lavic.launch.evaluation_text import outline, table
-from lavic.model.settings import BaseModelSettings
-from lavic.provenance import versions
-from lavic.recommend import exhibits
-from lavic.recommend.arms import Decode, compete
-from lavic.recommend.assess import RANDOM, assess
-from lavic.recommend.baselines import list_order, popularity
-from lavic.recommend.none import judge_none
-from lavic.recommend.trial import Clusters, Trial
-from lavic.tracking import Tracker, TrackingSettings
-from lavic.train.run import digest_files
-from lavic.world import World
+from lavic.evaluation.arms import Decode, compete
+from lavic.evaluation.assessment import RANDOM, assess
+from lavic.evaluation.baselines import list_order, popularity
+from lavic.evaluation.none_of_these import judge_none
+from lavic.evaluation.report import sections as report_sections
+from lavic.evaluation.test_set import Clusters, Trial
+from lavic.launch.evaluation.setup import ArmName, Contest
+from lavic.launch.evaluation.summary import outline, table
+from lavic.model.config import BaseModelSettings
+from lavic.storage.atomic import encoded, write_whole, written_aside
+from lavic.storage.output_folder import hold
+from lavic.tracking.run_metadata import versions
+from lavic.tracking.tracker import Tracker, TrackingSettings
+from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:
-    from lavic.recommend.rank import Ranking
+    from lavic.recommend.ranker import Ranking
 
 
 DESCRIPTION = """Measure a tuned bundle on held-out conversations, beside controls that each lack one thing it has: the
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(outline(chosen, Contest.prepare(chosen)))
         return 0
     if chosen.nproc > 1 and world.size == 1:
-        from lavic.launch import local
+        from lavic.launch.ranks import local
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)
     contest = Contest.prepare(chosen)
@@ -267,12 +267,12 @@ def _write_report(
     found: Mapping[str, Mapping[str, Sequence[Ranking]]],
     results: Mapping[str, Any],
 ) -> None:
-    from lavic.recommend.page import write_report
-    from lavic.recommend.report import Report
+    from lavic.evaluation.report.blocks import Report
+    from lavic.evaluation.report.page import write_report
 
     trial, main = contest.trials[0], contest.arms[0]
     ranked = found[trial.name]
-    shown = exhibits.gallery(
+    shown = report_sections.gallery(
         trial,
         ranked[main.name],
         title=contest.store.title,
@@ -286,11 +286,11 @@ def _write_report(
         seed=chosen.seed,
     )
     sections = [
-        exhibits.key_numbers(results, *contest.past.numbers),
-        *exhibits.trial_sections(results),
+        report_sections.key_numbers(results, *contest.past.numbers),
+        *report_sections.trial_sections(results),
         *contest.past.sections,
         *([shown] if shown else []),
-        exhibits.method(results),
+        report_sections.method(results),
     ]
     facts = {
         "Base model": contest.info.base,

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from lavic.config import Seed, dump, parse, settings
-from lavic.data.output_folder import hold
+from lavic.config.loader import Seed, dump, parse, settings
 from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
+from lavic.storage.output_folder import hold
 
 USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
 
@@ -101,14 +101,14 @@ def _pretrain(argv: Sequence[str]) -> int:
     import torch
 
     from lavic.data.conversations import read_conversations
-    from lavic.data.dataset import ShardDataset
-    from lavic.data.looks import read_looks
+    from lavic.data.item_attributes import read_looks
+    from lavic.data.shard_dataset import ShardDataset
     from lavic.mini import architecture, lessons
     from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer
-    from lavic.model.inputs import Encoder
-    from lavic.model.settings import ModelSettings
-    from lavic.model.source import resolve
+    from lavic.model.config import ModelSettings
+    from lavic.model.hub import resolve
+    from lavic.model.prompt_encoder import Encoder
 
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")

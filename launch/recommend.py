@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config import parse, settings
-from lavic.data.records import Conversation, Turn
+from lavic.config.loader import parse, settings
+from lavic.data.schema import Conversation, Turn
+from lavic.distributed.context import World
 from lavic.errors import ConfigError, DataError
-from lavic.launch.request_input import NAME_THEM, read_candidates, read_conversation
-from lavic.model.settings import BaseModelSettings
-from lavic.world import World
+from lavic.launch.conversation_input import NAME_THEM, read_candidates, read_conversation
+from lavic.model.config import BaseModelSettings
 
 if TYPE_CHECKING:
-    from lavic.model.itemstore import ItemStore
-    from lavic.recommend.rank import Ranker, Ranking
+    from lavic.model.item_store import ItemStore
+    from lavic.recommend.ranker import Ranker, Ranking
 
 DESCRIPTION = """Rank candidates for a conversation: each with its title and the probability that the model answers
 with it. The photos are the item store's ready tokens; no photo and no vision tower is loaded.
@@ -128,7 +128,7 @@ def _not_stored(place: str, missing: Sequence[str], store: ItemStore) -> str:
 def _open_store(chosen: RecommendSettings) -> ItemStore:
     """The item store, of the bundle's base model and adapter; the model is not loaded yet."""
     from lavic.model.bundle import BundleInfo
-    from lavic.model.itemstore import ItemStore
+    from lavic.model.item_store import ItemStore
 
     info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
     info.check_store(store)
@@ -139,14 +139,14 @@ def _open_store(chosen: RecommendSettings) -> ItemStore:
 
 def _load(chosen: RecommendSettings, store: ItemStore) -> Ranker:
     from lavic.model.bundle import Bundle
-    from lavic.recommend.rank import Ranker
+    from lavic.recommend.ranker import Ranker
 
     bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype, base=chosen.model.name)
     return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 
 def _answer(chosen: RecommendSettings, ranker: Ranker, asked: Sequence[Conversation]) -> None:
-    from lavic.recommend.rank import Request
+    from lavic.recommend.ranker import Request
 
     requests = [Request(conversation=one, candidates=one.candidates[chosen.key]) for one in asked]
     for conversation, ranking in zip(asked, ranker.rank(requests), strict=True):

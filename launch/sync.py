@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from lavic.config import Positional, Reference, parse, settings
+from lavic.config.loader import Positional, Reference, parse, settings
+from lavic.config.secrets import redact
 from lavic.errors import ConfigError, LavicError
-from lavic.journal import FILE
-from lavic.secrets import redact
-from lavic.tracking import destination, sync
+from lavic.tracking.journal import FILE
+from lavic.tracking.tracker import destination, sync
 
 DESCRIPTION = """Sends the journals (metrics.jsonl) of runs to MLflow, from where they went on without it.
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lavic.config import settings
+from lavic.config.loader import settings
+from lavic.distributed.context import World
 from lavic.errors import DataError
-from lavic.launch import stage
-from lavic.launch.stage import Input, Parts, Run, Stage
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.tracking import TrackingSettings
-from lavic.train.run import RunFolder, digest_files
-from lavic.train.settings import LoopSettings
-from lavic.world import World
+from lavic.launch.training import command as training_command
+from lavic.launch.training.command import Input, Parts, Run, Stage
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.tracking.tracker import TrackingSettings
+from lavic.train.config import LoopSettings
+from lavic.train.run_folder import RunFolder, digest_files
 
 if TYPE_CHECKING:
-    from lavic.data.records import Conversation
+    from lavic.data.schema import Conversation
     from lavic.model.bundle import BundleInfo
-    from lavic.model.itemstore import ItemStore
-    from lavic.train.score import Score
-    from lavic.train.tuning import TuneData
+    from lavic.model.item_store import ItemStore
+    from lavic.train.evaluation import Score
+    from lavic.train.recommendation.task import TuneData
 
 DESCRIPTION = """Stage 2, recommendation tuning: train the language model to answer a conversation and its candidates
 with the ID of the right one.
@@ -92,7 +92,7 @@ SETTINGS = TuneSettings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return stage.main(Tune, TuneSettings, argv, description=DESCRIPTION)
+    return training_command.main(Tune, TuneSettings, argv, description=DESCRIPTION)
 
 
 class Tune(Stage):
@@ -109,8 +109,8 @@ class Tune(Stage):
             DataError: The store is of another base model, or lacks an item.
         """
         from lavic.data.conversations import read_conversations
-        from lavic.model.itemstore import ItemStore
-        from lavic.model.source import fingerprint, resolve
+        from lavic.model.hub import fingerprint, resolve
+        from lavic.model.item_store import ItemStore
 
         super().__init__(chosen, world)
         self.store = ItemStore.open(chosen.store)
@@ -133,10 +133,10 @@ class Tune(Stage):
         """The base model without its vision tower, the store's vision adapter merged in, and a language adapter."""
         import torch
 
-        from lavic.data.dataset import Order
-        from lavic.model.adapters import add_adapter, apply_adapter
-        from lavic.model.backbone import Backbone
-        from lavic.train.tuning import TuneData, TuneTask
+        from lavic.data.shard_dataset import Order
+        from lavic.model.loading import Backbone
+        from lavic.model.lora import add_adapter, apply_adapter
+        from lavic.train.recommendation.task import TuneData, TuneTask
 
         chosen = self.chosen
         backbone = Backbone.load(chosen.model, run.world.device(), vision=False)

@@ -1,4 +1,4 @@
-"""The `lavic` command: a table of names and the module behind each. What an error looks like: `lavic.failure`."""
+"""The `lavic` command: a table of names and the module behind each. `distributed.failure` prints errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavic import __version__
+from lavic.config.secrets import redact
+from lavic.distributed.failure import launched, leave, rank, show, show_traceback
 from lavic.errors import Stopped
-from lavic.failure import launched, leave, rank, show, show_traceback
-from lavic.secrets import redact
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
@@ -27,14 +27,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("lavic.launch.evaluate", "every metric, controls, intervals, a report to look at"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
     "submit": (
-        "lavic.launch.submit",
+        "lavic.launch.submit.command",
         "the pipeline as SLURM jobs that wait for each other; 'submit status', 'logs' and 'cancel' follow them",
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
     "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
     "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to mend it"),
-    "preflight": ("lavic.launch.preflight", "whether the nodes of a job will do, before it starts"),
+    "preflight": ("lavic.launch.preflight.command", "whether the nodes of a job will do, before it starts"),
 }
 """Name -> (module with `main(argv) -> int`, what it does). A module is imported when its command runs, never before."""
 
@@ -102,7 +102,7 @@ def _drop_output() -> None:
 
 def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     """Starts `nproc` processes of a command on this machine: the way to `launch/` for jobs that may not import it."""
-    return int(importlib.import_module("lavic.launch.local").run(command, list(argv or ()), nproc))
+    return int(importlib.import_module("lavic.launch.ranks.local").run(command, list(argv or ()), nproc))
 
 
 def settings_class(command: str) -> type:

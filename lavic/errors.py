@@ -11,8 +11,8 @@ def first_line(error: BaseException) -> str:
 class LavicError(Exception):
     """A failure with one line to show instead of a traceback.
 
-    The message says what is wrong, where (file:line, key or flag) and how to mend it. `lavic.failure` prints it, and
-    the command leaves with `exit_code`.
+    The message says what is wrong, where (file:line, key or flag) and how to mend it. `distributed.failure` prints it,
+    and the command leaves with `exit_code`.
     """
 
     exit_code: int = 1

@@ -21,29 +21,29 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from lavic.config import flatten, parse
-from lavic.data.cache import cache_folder
+from lavic.config.loader import flatten, parse
 from lavic.data.manifest import NAME, Manifest
-from lavic.data.place import is_remote, place, sizes, storage_errors
+from lavic.distributed.ray_session import ray_session
 from lavic.errors import Stopped, first_line
-from lavic.journal import FILE as JOURNAL
-from lavic.shards.closing import TooFewStored, close_set, close_splits, report
-from lavic.shards.cluster import ray_session
-from lavic.shards.dryrun import dry_run
-from lavic.shards.job import make_shards, uses_ray
-from lavic.shards.outcomes import ASKED_AGAIN
-from lavic.shards.owner import owned, unwritable
-from lavic.shards.plan import Plan, make_plan
-from lavic.shards.processes import prepare
-from lavic.shards.refer import refer
-from lavic.shards.refresh import begin as begin_refresh
-from lavic.shards.refresh import end as end_refresh
-from lavic.shards.seal import Seal, read_seal
-from lavic.shards.settings import CrawlSettings
-from lavic.shards.similar import report_near_duplicates
-from lavic.shards.tasks import REJECTED
-from lavic.shards.transport import check_transport
-from lavic.tracking import Tracker
+from lavic.shards.cluster.local_processes import prepare
+from lavic.shards.cluster.shard_job import make_shards, uses_ray
+from lavic.shards.crawl_settings import CrawlSettings
+from lavic.shards.http.connections import check_transport
+from lavic.shards.image.near_duplicates import report_near_duplicates
+from lavic.shards.pack.dedup import refer
+from lavic.shards.pack.finalize import TooFewStored, close_set, close_splits, report
+from lavic.shards.pack.outcomes import ASKED_AGAIN
+from lavic.shards.pack.output_lock import owned, unwritable
+from lavic.shards.pack.refresh import begin as begin_refresh
+from lavic.shards.pack.refresh import end as end_refresh
+from lavic.shards.pack.seal import Seal, read_seal
+from lavic.shards.plan.crawl_plan import Plan, make_plan
+from lavic.shards.plan.dry_run import dry_run
+from lavic.shards.plan.photo_tasks import REJECTED
+from lavic.storage.paths import is_remote, place, sizes, storage_errors
+from lavic.storage.shard_cache import cache_folder
+from lavic.tracking.journal import FILE as JOURNAL
+from lavic.tracking.tracker import Tracker
 
 DESCRIPTION = """Fetch a catalogue's photos over HTTP and pack them into WebDataset shards.
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config import parse, settings
-from lavic.data.dataset import ShardDataset
+from lavic.config.loader import parse, settings
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
-from lavic.data.output_folder import hold
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World
+from lavic.distributed.ray_session import RaySettings
+from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, Stopped
 from lavic.model import prompts
-from lavic.model.settings import ModelSettings
-from lavic.model.source import fingerprint, resolve
-from lavic.shards.cluster import RaySettings
-from lavic.stop import StopRequest
-from lavic.world import World
+from lavic.model.config import ModelSettings
+from lavic.model.hub import fingerprint, resolve
+from lavic.storage.output_folder import hold
 
 if TYPE_CHECKING:
-    from lavic.data.shards import Sample
-    from lavic.model.backbone import Backbone
+    from lavic.data.tar_shards import Sample
+    from lavic.model.loading import Backbone
 
 CATALOGUE = "catalogue"
 """Stands for the model where the text is the catalogue's own."""
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return start_ranks("describe", argv, chosen.nproc)
     if chosen.ray.workers and not world.launcher:
-        from lavic.shards.ranks import run_on_ray
+        from lavic.shards.cluster.rank_actors import run_on_ray
 
         return run_on_ray("describe", argv or (), chosen.ray)
     return run(chosen, world)
@@ -105,7 +105,7 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: World) ->
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
         )
     if todo:
-        from lavic.model.backbone import Backbone
+        from lavic.model.loading import Backbone
 
         with StopRequest() as stop:
             backbone = Backbone.load(chosen.model, world.device())
@@ -182,8 +182,8 @@ def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int)
     import numpy as np
     import torch
 
-    from lavic.model.compress import all_tokens
-    from lavic.model.generate import generate
+    from lavic.model.generation import generate
+    from lavic.model.visual_tokens import all_tokens
 
     if not samples:
         return []

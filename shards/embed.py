@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from lavic.config import parse, settings
-from lavic.data.dataset import ShardDataset
-from lavic.data.output_folder import hold, unwritable
+from lavic.config.loader import parse, settings
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World
+from lavic.distributed.ray_session import RaySettings
+from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError
-from lavic.model.settings import ModelSettings
-from lavic.shards.cluster import RaySettings
-from lavic.shards.storeplan import StorePlan, keys_of, recorded
-from lavic.stop import StopRequest
-from lavic.world import World
+from lavic.model.config import ModelSettings
+from lavic.shards.store_plan import StorePlan, keys_of, recorded
+from lavic.storage.output_folder import hold, unwritable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from lavic.model.backbone import Backbone
-    from lavic.model.itemstore import Part
+    from lavic.model.item_store import Part
+    from lavic.model.loading import Backbone
 
 _PATIENCE_S = 7 * 24 * 3600.0
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return start_ranks("embed", argv, chosen.nproc)
     if chosen.ray.workers and not world.launcher:
-        from lavic.shards.ranks import run_on_ray
+        from lavic.shards.cluster.rank_actors import run_on_ray
 
         return run_on_ray("embed", argv or (), chosen.ray)
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
@@ -113,10 +113,10 @@ def _check_saved(adapter: Path) -> None:
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
     from lavic.model import prompts
-    from lavic.model.adapters import apply_adapter, check_adapter, digest
-    from lavic.model.backbone import Backbone, computing_dtype, read_geometry
-    from lavic.model.itemstore import write_manifest
-    from lavic.model.source import fingerprint, resolve
+    from lavic.model.hub import fingerprint, resolve
+    from lavic.model.item_store import write_manifest
+    from lavic.model.loading import Backbone, computing_dtype, read_geometry
+    from lavic.model.lora import apply_adapter, check_adapter, digest
 
     started = time.monotonic()
     folder = resolve(chosen.model)
@@ -232,8 +232,8 @@ def _make_part(
     """One shard's part of the store; None where a stop was asked for before it was whole."""
     import torch
 
-    from lavic.model.compress import cls_tokens
-    from lavic.model.itemstore import write_part
+    from lavic.model.item_store import write_part
+    from lavic.model.visual_tokens import cls_tokens
 
     most = backbone.geometry.most
     items: list[dict[str, Any]] = []

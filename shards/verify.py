@@ -12,17 +12,17 @@ from typing import Annotated
 
 import numpy as np
 
-from lavic.config import Positional, parse, settings
-from lavic.data.atomic import write_whole
+from lavic.config.loader import Positional, parse, settings
+from lavic.data.duplicates import ENDING, references_path
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
-from lavic.data.place import place, sizes, storage_errors
-from lavic.data.references import ENDING, references_path
 from lavic.errors import ConfigError, DataError, first_line
-from lavic.shards.check import ShardCheck, check_shard
-from lavic.shards.plan import FOLDER as PLAN
-from lavic.shards.progress import Progress
-from lavic.shards.repeats import mark_of
-from lavic.shards.stored import places
+from lavic.shards.cluster.progress import Progress
+from lavic.shards.pack.existing_shard import places
+from lavic.shards.plan.crawl_plan import FOLDER as PLAN
+from lavic.shards.plan.external_dedup import mark_of
+from lavic.shards.shard_check import ShardCheck, check_shard
+from lavic.storage.atomic import write_whole
+from lavic.storage.paths import place, sizes, storage_errors
 
 DESCRIPTION = """Re-read a set of shards and compare it with its manifest.
 

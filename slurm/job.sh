@@ -118,13 +118,13 @@ run_ranks() {
     torchrun)
       step ranks --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
         --wait="$LAVIC_WAIT" --kill-on-bad-exit=1 -- \
-        "$LAVIC_PYTHON" -m lavic.launch.torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$ranks" \
-        --master-addr "$RDZV_HOST" --master-port "$RDZV_PORT" --module lavic.launch.local "$@"
+        "$LAVIC_PYTHON" -m lavic.launch.ranks.torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$ranks" \
+        --master-addr "$RDZV_HOST" --master-port "$RDZV_PORT" --module lavic.launch.ranks.local "$@"
       ;;
     srun)
       step ranks --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
         --cpus-per-task=$((cpus / ranks > 0 ? cpus / ranks : 1)) --wait="$LAVIC_WAIT" --kill-on-bad-exit=1 -- \
-        "$LAVIC_PYTHON" -m lavic.launch.local "$@"
+        "$LAVIC_PYTHON" -m lavic.launch.ranks.local "$@"
       ;;
     *)
       say "LAVIC_LAUNCHER=$LAVIC_LAUNCHER: torchrun or srun" >&2

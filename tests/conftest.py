@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from tests.slurm.cluster import NotStarted, cluster, missing
-from tests.slurm.running import Slurm
+from tests.slurm.slurm_jobs import Slurm
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from lavic import __version__
 from lavic.cli import COMMANDS, main
-from lavic.failure import EXTRAS
+from lavic.distributed.failure import EXTRAS
 
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "numpy", "pydantic")
 

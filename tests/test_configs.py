@@ -13,10 +13,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from lavic.cli import COMMANDS, main, settings_class
-from lavic.config import read
-from lavic.launch.pipeline import Stage
-from lavic.schema import is_settings
-from lavic.yamlfile import YamlFile
+from lavic.config.loader import read
+from lavic.config.schema import is_settings
+from lavic.config.yaml_file import YamlFile
+from lavic.launch.pipeline.settings import Stage
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))

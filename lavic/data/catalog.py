@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lavic.data.records import SIZES, ImageSize, Item, item_from_meta
+from lavic.data.schema import SIZES, ImageSize, Item, item_from_meta
 from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.data.sources.tables import CSV, LIST, PARQUET, csv_records, items_of_links, link_records, parquet_records

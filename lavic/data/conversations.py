@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from lavic.data.records import Conversation, conversation_from_row
+from lavic.data.schema import Conversation, conversation_from_row
 from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import Record
 from lavic.errors import DataError

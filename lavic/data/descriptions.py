@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lavic.data.atomic import write_whole
-from lavic.data.shards import beside
+from lavic.data.tar_shards import beside
 from lavic.errors import DataError
+from lavic.storage.atomic import write_whole
 
 FIELDS = ("key", "text", "model", "weights", "prompt", "views", "dtype", "max_new_tokens")
 """Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt, how

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lavic.data.place import storage_errors
-from lavic.data.references import read_references
-from lavic.data.shards import beside
+from lavic.data.duplicates import read_references
+from lavic.data.tar_shards import beside
 from lavic.errors import DataError
+from lavic.storage.paths import storage_errors
 
 
 def ledger_path(shard: Path) -> Path:

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavic.data.atomic import write_whole
-from lavic.data.checked import OtherFormat, digest_json, dump_checked, load_checked
-from lavic.data.place import place, sizes, storage_errors
 from lavic.errors import DataError, first_line
+from lavic.storage.atomic import write_whole
+from lavic.storage.checksummed_json import OtherFormat, digest_json, dump_checked, load_checked
+from lavic.storage.paths import place, sizes, storage_errors
 
 FORMAT = "lavic-shards/1"
 NAME = "manifest.json"
@@ -53,7 +53,7 @@ class Manifest:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """What became of the planned photos: number by kind, failures too."""
     references: int = 0
-    """Photos that are not stored again, since another has the same bytes; see `lavic.data.references`."""
+    """Photos that are not stored again, since another has the same bytes; see `lavic.data.duplicates`."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that made it; they stand outside the digest."""
 

@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavic.data.atomic import sweep, write_whole, written_aside
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
+from lavic.storage.atomic import sweep, write_whole, written_aside
 
 BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Rook Sable Tarn Umbra Vale Wren Yarrow"
 LINES = "Classic Urban Sport Home Studio Daily Prime Basic Soft Bold"

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from lavic.model import prompts
-from lavic.model.inputs import IGNORED, Batch, Encoder, Example, collate
+from lavic.model.prompt_encoder import IGNORED, Batch, Encoder, Example, collate
 from lavic.model.prompts import Candidate, Piece, Text
 
 

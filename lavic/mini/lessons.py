@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from lavic.data.dataset import ShardDataset
-from lavic.data.records import Conversation
+from lavic.data.schema import Conversation
+from lavic.data.shard_dataset import ShardDataset
 from lavic.mini.curriculum import Listing
 from lavic.model import prompts
 

@@ -30,9 +30,9 @@ from lavic.mini.lessons import Photo, prompt_pieces
 from lavic.mini.settings import PretrainSettings
 from lavic.mini.tokenizer import free_words, pairs
 from lavic.model import prompts
-from lavic.model.compress import all_tokens, cls_tokens, patch_tokens
-from lavic.model.inputs import IGNORED, Batch, Encoder, collate, splice, token_losses
-from lavic.model.views import VIEWS, Geometry
+from lavic.model.prompt_encoder import IGNORED, Batch, Encoder, collate, splice, token_losses
+from lavic.model.tiling import VIEWS, Geometry
+from lavic.model.visual_tokens import all_tokens, cls_tokens, patch_tokens
 
 Log = Callable[[dict], None]
 KEYS = 300

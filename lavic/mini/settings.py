@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config import Seed, settings
+from lavic.config.loader import Seed, settings
 from lavic.mini.architecture import Architecture
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lavic.data.atomic import folder_aside, write_whole
 from lavic.errors import ConfigError, DataError, first_line
-from lavic.model import adapters, prompts
-from lavic.model.backbone import Backbone
-from lavic.model.settings import Kind, ModelSettings
-from lavic.model.source import fingerprint, resolve, tokenizer_digest
-from lavic.provenance import versions
+from lavic.model import lora, prompts
+from lavic.model.config import Kind, ModelSettings
+from lavic.model.hub import fingerprint, resolve, tokenizer_digest
+from lavic.model.loading import Backbone
+from lavic.storage.atomic import folder_aside, write_whole
+from lavic.tracking.run_metadata import versions
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from lavic.model.itemstore import ItemStore
+    from lavic.model.item_store import ItemStore
 
 Tokens = Literal["items", "none"]
 """What stands behind a candidate's title: its item tokens, or nothing."""
@@ -103,7 +103,7 @@ class BundleInfo:
                         f"{folder / name}: {FILE} records no such adapter: remove it, or copy the bundle again"
                     )
                 continue
-            if (found := adapters.digest(folder / name)) != saved:
+            if (found := lora.digest(folder / name)) != saved:
                 raise DataError(
                     f"{folder / name}: its digest is {found}, {FILE} records {saved}: the files were changed, cut "
                     "short or taken from another run; copy the bundle again from its run"
@@ -201,9 +201,9 @@ class Bundle:
         model = replace(info.base_model(folder, base), dtype=dtype)
         backbone = Backbone.load(model, device, vision=vision)
         if info.vision_adapter:
-            adapters.apply_adapter(backbone, folder / "vision_adapter", "vision")
+            lora.apply_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:
-            adapters.apply_adapter(backbone, folder / "language_adapter", "language")
+            lora.apply_adapter(backbone, folder / "language_adapter", "language")
         return cls(backbone, info)
 
     def check_store(self, store: ItemStore) -> None:
@@ -240,20 +240,20 @@ def save_bundle(
     """
     with folder_aside(folder) as aside:
         if isinstance(vision, Path):
-            adapters.check_adapter(vision, "vision", backbone.fingerprint)
-            adapters.copy_adapter(vision, aside / "vision_adapter")
+            lora.check_adapter(vision, "vision", backbone.fingerprint)
+            lora.copy_adapter(vision, aside / "vision_adapter")
         elif vision is not None:
-            adapters.save_adapter(vision, aside / "vision_adapter", backbone, "vision", weights)
+            lora.save_adapter(vision, aside / "vision_adapter", backbone, "vision", weights)
         if language is not None:
-            adapters.save_adapter(language, aside / "language_adapter", backbone, "language", weights)
+            lora.save_adapter(language, aside / "language_adapter", backbone, "language", weights)
         backbone.tokenizer.save_pretrained(str(aside / "tokenizer"))
         info = BundleInfo(
             base=backbone.name,
             revision=revision,
             fingerprint=backbone.fingerprint,
             geometry=backbone.geometry.as_dict(),
-            vision_adapter=adapters.digest(aside / "vision_adapter") if vision is not None else None,
-            language_adapter=adapters.digest(aside / "language_adapter") if language is not None else None,
+            vision_adapter=lora.digest(aside / "vision_adapter") if vision is not None else None,
+            language_adapter=lora.digest(aside / "language_adapter") if language is not None else None,
             tokens=tokens,
             max_length=max_length,
             tokens_per_item=tokens_per_item,

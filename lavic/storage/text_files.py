@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lavic.errors import DataError, first_line
-from lavic.storage.packed import HEAD, Damaged, Unpacked, kind_of
+from lavic.storage.compression import HEAD, Damaged, Unpacked, kind_of
 from lavic.storage.remote import options, storage_errors
 
 log = logging.getLogger(__name__)

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from lavic.data.atomic import folder_aside
-from lavic.data.digests import file_sha256
+from lavic.distributed.context import World
 from lavic.errors import ConfigError, LavicError
-from lavic.train.run import write_together
-from lavic.world import World
+from lavic.storage.atomic import folder_aside
+from lavic.storage.file_digest import file_sha256
+from lavic.train.run_folder import write_together
 
 if TYPE_CHECKING:
-    from lavic.train.engine import Engine
+    from lavic.train.deepspeed.engine import Engine
 
 FORMAT = 1
 STATE, PROGRESS, COMPLETE = "state.safetensors", "progress.json", "COMPLETE"

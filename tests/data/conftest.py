@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lavic.data.manifest import Manifest
-from lavic.data.shards import Sample
-from tests.sets import write_set
+from lavic.data.tar_shards import Sample
+from tests.crawled_sets import write_set
 
 
 def jpeg(number: int) -> bytes:

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from lavic.journal import FILE, Journal
 from lavic.mini.drawing import draw
 from lavic.mini.serve import PhotoServer
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
 from lavic.model.bundle import save_bundle
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.tracking.journal import FILE, Journal
 from tests.faults.commands import MINI, Command
-from tests.train.ground import make_ground
+from tests.train.mini_setup import make_ground
 
 KILLED = Path(__file__).with_name("killed.py")
 BLOCK = 4096

@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.bench import Bench, Outcome, Trial, wait
 from tests.faults.commands import COMMANDS, Command
-from tests.faults.parts import check_parts
+from tests.faults.inputs import check_parts
 
 # The part in CI has the same moments every time, so that a change is what makes it fail; the whole matrix new ones.
 SEED = int(

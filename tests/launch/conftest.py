@@ -17,7 +17,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
-        text = (HERE / "slurm_double.py").read_text()
+        text = (HERE / "fake_slurm.py").read_text()
         (programs / name).write_text(f"#!{sys.executable}\n{text}")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")

@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import write_descriptions
 from lavic.data.manifest import digest_manifest
-from lavic.data.shards import Sample
-from tests.sets import write_set
+from lavic.data.shard_dataset import ShardDataset
+from lavic.data.tar_shards import Sample
+from tests.crawled_sets import write_set
 
 ORDER = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
 ORDER += ["distill", "embed", "tune", "evaluate"]

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lavic.journal import read_journal
-from lavic.world import World, free_port
-from tests.slurm.running import Slurm
-from tests.train.ground import KEY, Ground, make_ground
+from lavic.distributed.context import World, free_port
+from lavic.tracking.journal import read_journal
+from tests.slurm.slurm_jobs import Slurm
+from tests.train.mini_setup import KEY, Ground, make_ground
 
 pytestmark = pytest.mark.dist
 ENV = {"LAVIC_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -15,16 +15,16 @@ import pytest
 
 import lavic.slurm
 from lavic.cli import main
-from lavic.config import parse
+from lavic.config.loader import parse
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
-from lavic.launch.pipeline import PipelineSettings
-from lavic.launch.situation import last_error
-from lavic.launch.steps import choose, plan
-from lavic.launch.submit import absent
-from lavic.launch.words import typed
+from lavic.launch.cli_args import typed
+from lavic.launch.pipeline.dag import choose, plan
+from lavic.launch.pipeline.settings import PipelineSettings
+from lavic.launch.pipeline.step_status import last_error
+from lavic.launch.submit.command import absent
+from tests.crawled_sets import write_set
 from tests.launch.submitting import ORDER, book, end, jobs, photos, submit
-from tests.sets import write_set
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -288,7 +288,7 @@ def test_names_never_reach_a_shell(cluster):
 
 
 def test_two_submissions_at_once(cluster):
-    from lavic.launch.jobs import held
+    from lavic.launch.pipeline.job_registry import held
 
     with held(cluster / "pipeline-mini"):
         assert submit() == 2

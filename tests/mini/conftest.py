@@ -10,8 +10,8 @@ from lavic.mini import catalog
 from lavic.mini.catalog import make_products, pick_candidates
 from lavic.mini.curriculum import Listing
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS
-from lavic.model.backbone import Backbone
-from lavic.model.settings import ModelSettings
+from lavic.model.config import ModelSettings
+from lavic.model.loading import Backbone
 
 
 @pytest.fixture(scope="package")

@@ -15,12 +15,12 @@ from lavic.mini.architecture import Architecture, adopt, build
 from lavic.mini.catalog import converse, pick_candidates
 from lavic.mini.drawing import draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
-from lavic.model.backbone import Backbone
-from lavic.model.compress import all_tokens, cls_tokens, project
-from lavic.model.inputs import collate, token_losses
+from lavic.model.config import ModelSettings
+from lavic.model.hub import resolve
+from lavic.model.loading import Backbone
+from lavic.model.prompt_encoder import collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
-from lavic.model.settings import ModelSettings
-from lavic.model.source import resolve
+from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 
 
 def test_it_is_small_and_safe() -> None:

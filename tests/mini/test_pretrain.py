@@ -17,9 +17,9 @@ from lavic.mini.curriculum import PHOTO_LEVELS, Listing
 from lavic.mini.drawing import draw
 from lavic.mini.pretrain import Pretrainer
 from lavic.mini.settings import PretrainSettings
-from lavic.model.backbone import Backbone
-from lavic.model.compress import patch_tokens
-from lavic.model.settings import ModelSettings
+from lavic.model.config import ModelSettings
+from lavic.model.loading import Backbone
+from lavic.model.visual_tokens import patch_tokens
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def test_descriptions_come_from_item_like_tokens_as_often_as_asked(
 
 
 def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lavic.data.shards import Sample
-    from tests.sets import write_set
+    from lavic.data.tar_shards import Sample
+    from tests.crawled_sets import write_set
 
     size = CatalogueSize(
         train_items=60,

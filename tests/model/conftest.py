@@ -10,8 +10,8 @@ import torch
 from lavic.mini import architecture
 from lavic.mini.architecture import Architecture
 from lavic.mini.tokenizer import make_tokenizer
-from lavic.model.backbone import Backbone
-from lavic.model.settings import ModelSettings
+from lavic.model.config import ModelSettings
+from lavic.model.loading import Backbone
 
 WORDS = """Seeker: Comment: I want a red striped shirt. Candidates: Which ID fits? Title: Describe how it
 looks. Acme Nova Classic Urban Shirt Mug The photo shows a blue dotted mug. B0MN12: word, word."""

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from lavic.errors import ConfigError, DataError
-from lavic.model.adapters import WEIGHTS, add_adapter, save_adapter
-from lavic.model.backbone import Backbone, read_geometry
 from lavic.model.bundle import Bundle, save_bundle
-from lavic.model.itemstore import ItemStore, write_manifest
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore, write_manifest
+from lavic.model.loading import Backbone, read_geometry
+from lavic.model.lora import WEIGHTS, add_adapter, save_adapter
 from lavic.shards.embed import find_adapter
-from tests.model.test_adapters import train_a_little
-from tests.model.test_itemstore import make_store
+from tests.model.test_item_store import make_store
+from tests.model.test_lora import train_a_little
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0)
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from lavic.data.conversations import read_conversations
-from lavic.data.records import Conversation
+from lavic.data.schema import Conversation
 from lavic.mini import architecture
 from lavic.mini.tokenizer import make_tokenizer
-from lavic.model.adapters import add_adapter, save_adapter
-from lavic.model.backbone import Backbone
 from lavic.model.bundle import save_bundle
-from lavic.model.itemstore import write_manifest, write_part
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import write_manifest, write_part
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter, save_adapter
 
 KEY = "candidates_st"
 WORDS = "I want a red blue green striped plain dotted mug shoe bag . ? Any ideas one please Acme Nova Candidates"

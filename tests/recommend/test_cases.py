@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from lavic.cli import main
-from lavic.data.output_folder import hold
-from lavic.model.backbone import Backbone, read_geometry
 from lavic.model.bundle import save_bundle
-from lavic.model.itemstore import write_manifest, write_part
-from lavic.model.settings import ModelSettings
-from lavic.model.source import resolve
+from lavic.model.config import ModelSettings
+from lavic.model.hub import resolve
+from lavic.model.item_store import write_manifest, write_part
+from lavic.model.loading import Backbone, read_geometry
+from lavic.storage.output_folder import hold
 
 from .conftest import Ground
 

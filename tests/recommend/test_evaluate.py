@@ -14,10 +14,10 @@ import pytest
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, DataError
+from lavic.evaluation.report import sections
 from lavic.launch import evaluate
-from lavic.model.itemstore import ItemStore
-from lavic.recommend import exhibits
-from lavic.tracking import Journal, read_events, read_journal
+from lavic.model.item_store import ItemStore
+from lavic.tracking.tracker import Journal, read_events, read_journal
 
 from .conftest import KEY, Ground, make_rows, write_rows
 
@@ -268,7 +268,7 @@ def test_what_is_told_in_words_is_no_control(done: Path):
     found = results(done)
     told = found["sets"]["items"]["arms"]["words"]["hit_rate"]
     found["sets"]["items"]["arms"]["words"]["hit_rate"] = {**told, "value": 1.0, "low": 1.0, "high": 1.0}
-    labels = [number.label for number in exhibits.key_numbers(found).blocks[0].items]
+    labels = [number.label for number in sections.key_numbers(found).blocks[0].items]
     assert "Looks in words" in labels
     assert "best control: Looks in words" not in labels
 

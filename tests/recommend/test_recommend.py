@@ -18,8 +18,8 @@ import pytest
 from lavic.errors import ConfigError, DataError
 from lavic.launch import recommend
 from lavic.model.bundle import Bundle
-from lavic.model.itemstore import ItemStore
-from lavic.recommend.rank import Ranker, Request
+from lavic.model.item_store import ItemStore
+from lavic.recommend.ranker import Ranker, Request
 
 from .conftest import KEY, Ground
 

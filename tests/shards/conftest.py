@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from lavic.shards import transport
-from tests.shards.faults import PHOTOS, FaultServer
+from lavic.shards.http import connections
+from tests.shards.fault_server import PHOTOS, FaultServer
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def tls_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
         running.append(FaultServer(context))
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    transport.tls.cache_clear()
+    connections.tls.cache_clear()
     yield running[0], running[1]
     for one in running:
         one.close()
-    transport.tls.cache_clear()
+    connections.tls.cache_clear()
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.manifest import Manifest
+from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
-from lavic.shards.outcomes import read_ledger
-from lavic.shards.plan import make_plan, read_tasks
-from lavic.shards.tasks import PlanSettings
+from lavic.shards.pack.outcomes import read_ledger
+from lavic.shards.plan.crawl_plan import make_plan, read_tasks
+from lavic.shards.plan.photo_tasks import PlanSettings
 
 CASES = next((found for above in Path(__file__).parents if (found := above / "shared/cases/crawl").is_dir()), None)
 SETTINGS = PlanSettings(

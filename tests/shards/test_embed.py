@@ -19,21 +19,21 @@ import pytest
 import torch
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.descriptions import descriptions_path, read_descriptions, write_descriptions
-from lavic.data.shards import Sample
+from lavic.data.shard_dataset import ShardDataset
+from lavic.data.tar_shards import Sample
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.model import itemstore, prompts
-from lavic.model.adapters import add_adapter, save_adapter, trainable
-from lavic.model.backbone import Backbone, read_geometry
+from lavic.model import item_store, prompts
 from lavic.model.bundle import save_bundle
-from lavic.model.compress import cls_tokens
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.model.source import fingerprint, resolve
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.hub import fingerprint, resolve
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone, read_geometry
+from lavic.model.lora import add_adapter, save_adapter, trainable
+from lavic.model.visual_tokens import cls_tokens
 from lavic.shards.describe import whole_sentences
+from tests.crawled_sets import write_set
 from tests.model.conftest import make_base
-from tests.sets import write_set
 
 
 def jpeg(image) -> bytes:
@@ -146,11 +146,11 @@ def test_an_embed_that_is_warned_stops_and_goes_on(
 ) -> None:
     words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "4"]
     assert main([*words, "--out", str(tmp_path / "undisturbed")]) == 0
-    warned_after("lavic.model.compress.cls_tokens")
+    warned_after("lavic.model.visual_tokens.cls_tokens")
     stopped = [*words, "--out", str(tmp_path / "store")]
     assert main(stopped) == 75
     assert not list((tmp_path / "store").glob("part-*")), "its first shard was not done"
-    warned_after("lavic.model.itemstore.write_part")
+    warned_after("lavic.model.item_store.write_part")
     assert main(stopped) == 75
     assert len(list((tmp_path / "store").glob("part-*.json"))) == 1
     assert not (tmp_path / "store" / "manifest.json").exists()
@@ -300,14 +300,14 @@ def test_a_store_grows_with_its_sets_and_stays_usable(
     # item 2's first photo came at the second try; the other set has a shard more
     write_set(few, [photo(0, size=(40, 120)), photo(1), photo(2), photo(2, number=1), photo(3), photo(4)])
     write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
-    real, made = itemstore.write_part, []
+    real, made = item_store.write_part, []
 
     def write_part(folder: Path, name: str, items: Any, tokens: torch.Tensor) -> Any:
         assert len(ItemStore.open(out)) == 6, "whole until the new manifest is there"
         made.append([item["key"] for item in items])
         return real(folder, name, items, tokens)
 
-    monkeypatch.setattr(itemstore, "write_part", write_part)
+    monkeypatch.setattr(item_store, "write_part", write_part)
     assert main(words) == 0
     assert made == [[f"B0MN00000{n}_0" for n in range(5)], ["B0MN000007_0"]]
     assert "8 items; 2 of 4 parts made" in capsys.readouterr().out
@@ -316,7 +316,7 @@ def test_a_store_grows_with_its_sets_and_stays_usable(
     assert len({file.name for file in out.iterdir()}) == len(files) + 3, "what nobody needs is gone"
     assert torch.equal(after.lookup(["B0MN000005"]), before.lookup(["B0MN000005"]))
     assert before.key("B0MN000002") == "B0MN000002_1" and before.lookup(["B0MN000002"]).any(), "open since before"
-    monkeypatch.setattr(itemstore, "write_part", real)
+    monkeypatch.setattr(item_store, "write_part", real)
     fresh = [*words[:-1], str(tmp_path / "fresh")]
     assert main(fresh) == 0
     assert ItemStore.open(tmp_path / "fresh").manifest.parts == after.manifest.parts
@@ -334,10 +334,10 @@ def test_growing_that_was_stopped_goes_on(
     words = ["embed", "--model.name", str(base), "--shards", str(few), str(tmp_path / "grown"), "--out", str(out)]
     assert main(words) == 0
     write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
-    warned_after("lavic.shards.storeplan.StorePlan.made")
+    warned_after("lavic.shards.store_plan.StorePlan.made")
     assert main(words) == 75, "a stop is looked for while parts that stand are skipped"
     assert len(ItemStore.open(out)) == 5
-    warned_after("lavic.model.itemstore.write_part")
+    warned_after("lavic.model.item_store.write_part")
     assert main(words) == 75
     assert len(ItemStore.open(out)) == 5
     assert main(words) == 0

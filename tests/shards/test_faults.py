@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
-from lavic.shards.outcomes import KINDS, read_ledger
+from lavic.data.shard_dataset import ShardDataset
+from lavic.shards.pack.outcomes import KINDS, read_ledger
 
 FAULTS = {
     "plain.jpg": "ok",

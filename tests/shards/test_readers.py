@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.manifest import CARD_MARK, Manifest, ShardEntry, card
-from lavic.shards.closing import close_splits
-from lavic.shards.fetch import FetchSettings
-from lavic.shards.plan import make_plan
-from lavic.shards.tasks import PlanSettings
-from tests.sets import crawl_here
+from lavic.data.shard_dataset import ShardDataset
+from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.pack.finalize import close_splits
+from lavic.shards.plan.crawl_plan import make_plan
+from lavic.shards.plan.photo_tasks import PlanSettings
+from tests.crawled_sets import crawl_here
 
 FETCH = FetchSettings(allow_private=True, host_rate=0, retries=0)
 FOUND = ["B00002", "B00003", "B00006", "B00007"]

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.manifest import Manifest
-from lavic.data.place import place, sizes
-from lavic.journal import read_journal
-from lavic.shards.cluster import RaySettings, ray_session
-from lavic.shards.outcomes import read_ledger
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.ray_session import RaySettings, ray_session
+from lavic.shards.pack.outcomes import read_ledger
+from lavic.storage.paths import place, sizes
+from lavic.tracking.journal import read_journal
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "20", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
 QUICK += ["--fetch.host-rate", "0"]

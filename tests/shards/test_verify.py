@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
 from lavic.data.manifest import Manifest, digest_manifest
-from lavic.data.shards import Sample, index_path
+from lavic.data.shard_dataset import ShardDataset
+from lavic.data.tar_shards import Sample, index_path
 from lavic.errors import DataError
-from lavic.shards.fetch import FetchSettings
-from lavic.shards.plan import make_plan
-from lavic.shards.tasks import PlanSettings
+from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.plan.crawl_plan import make_plan
+from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.shards.verify import verify as verify_differences
-from tests.sets import crawl_here, write_set
+from tests.crawled_sets import crawl_here, write_set
 
 FLIPS = 60
 """Bits flipped in each file; every byte of them was tried once."""

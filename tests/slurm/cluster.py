@@ -21,8 +21,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lavic.world import free_port
-from tests.slurm.running import NODES, Slurm, wait_for
+from lavic.distributed.context import free_port
+from tests.slurm.slurm_jobs import NODES, Slurm, wait_for
 
 # Debian puts daemons where a user's PATH does not look.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.train.ground import Ground, make_ground
+from tests.train.mini_setup import Ground, make_ground
 
 
 @pytest.fixture(scope="session")

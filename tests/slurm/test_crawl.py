@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lavic.cli import main
-from lavic.data.dataset import ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from tests.shards.conftest import FaultServer
-from tests.slurm.running import Slurm, wait_for
+from tests.slurm.slurm_jobs import Slurm, wait_for
 from tests.slurm.test_train import SCRIPTS, settings
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]

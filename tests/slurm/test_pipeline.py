@@ -14,7 +14,7 @@ import pytest
 
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.serve import PhotoServer
-from tests.slurm.running import Slurm, wait_for
+from tests.slurm.slurm_jobs import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]
 

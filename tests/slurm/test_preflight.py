@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from lavic.cli import main
+from lavic.distributed.context import free_port
 from lavic.errors import LavicError
-from lavic.launch.inventory import digest, memory, read_cards
-from lavic.launch.preflight import Judge
-from lavic.world import free_port
-from tests.slurm.running import Slurm
+from lavic.launch.preflight.command import Judge
+from lavic.launch.preflight.inventory import digest, memory, read_cards
+from tests.slurm.slurm_jobs import Slurm
 from tests.slurm.test_train import SCRIPTS, settings
 
 NODES = ("a", "b", "c")

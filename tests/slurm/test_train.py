@@ -14,10 +14,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lavic.journal import read_journal
-from lavic.launch.words import typed
-from tests.slurm.running import Job, Slurm, wait_for
-from tests.train.ground import Ground
+from lavic.launch.cli_args import typed
+from lavic.tracking.journal import read_journal
+from tests.slurm.slurm_jobs import Job, Slurm, wait_for
+from tests.train.mini_setup import Ground
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 STEPS = 100
@@ -94,7 +94,7 @@ def ranks(out: Path) -> dict[int, int]:
         except OSError:
             continue
         # a rank's monitor and its loader workers have its environment too; the rank itself was there first
-        if str(out).encode() in words and b"lavic.launch.local" in words and b"RANK" in env:
+        if str(out).encode() in words and b"lavic.launch.ranks.local" in words and b"RANK" in env:
             rank = int(env[b"RANK"])
             found[rank] = min(int(folder.name), found.get(rank, sys.maxsize))
     return found

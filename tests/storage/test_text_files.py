@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lavic.storage.packed import zstd_module
+from lavic.storage.compression import zstd_module
 from lavic.storage.text_files import TextFileError, open_text_file, read_lines, read_text, text_of
 
 TEXT = "B000000001 caf\u00e9\nB000000002 \u4e00\u4e8c\u4e09\n\nB000000003\n"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lavic.journal import read_journal
-from lavic.world import World, free_port
-from tests.train.forked import Forge
-from tests.train.ground import Ground, make_ground
+from lavic.distributed.context import World, free_port
+from lavic.tracking.journal import read_journal
+from tests.train.forked_ranks import Forge
+from tests.train.mini_setup import Ground, make_ground
 
 TOY = Path(__file__).with_name("toy.py")
 EXACT = ("loss", "grad_norm", "lr", "valid_loss")

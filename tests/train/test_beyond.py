@@ -16,26 +16,26 @@ from torch import nn
 from torch.nn import functional
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import ShardDataset
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World
+from lavic.evaluation.none_of_these import judge_none
+from lavic.evaluation.test_set import Trial
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
-from lavic.model.compress import all_tokens, cls_tokens, project
-from lavic.model.inputs import collate, target_logits, target_tokens, token_losses
-from lavic.model.itemstore import ItemStore
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.prompt_encoder import collate, target_logits, target_tokens, token_losses
 from lavic.model.prompts import NONE, Candidate
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.recommend.none import judge_none
-from lavic.recommend.rank import Ranker, Ranking, Request
-from lavic.recommend.trial import Trial
-from lavic.train.distillation import DistillData, DistillTask
-from lavic.train.engine import Engine
-from lavic.train.loop import take_step
-from lavic.train.settings import LoopSettings
-from lavic.train.teacher import distance, divergence, patch_means
-from lavic.train.tuning import TuneData
-from lavic.world import World
-from tests.train.ground import KEY, Ground
+from lavic.model.visual_tokens import all_tokens, cls_tokens, project
+from lavic.recommend.ranker import Ranker, Ranking, Request
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.distillation.losses import distance, divergence, patch_means
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.recommendation.task import TuneData
+from lavic.train.trainer import take_step
+from tests.train.mini_setup import KEY, Ground
 from tests.train.test_commands import ENV
 
 LORA = LoraSettings(r=2, dropout=0.0)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lavic.distributed.context import World
 from lavic.errors import ConfigError
 from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, torn
-from lavic.train.engine import Engine
-from lavic.train.settings import LoopSettings
-from lavic.world import World
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
 

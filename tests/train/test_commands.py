@@ -16,12 +16,12 @@ import torch
 
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
-from lavic.journal import read_events, read_journal
+from lavic.distributed.context import World
 from lavic.model.bundle import Bundle, BundleInfo
-from lavic.model.itemstore import ItemStore
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World
-from tests.train.ground import KEY, Ground
+from lavic.model.item_store import ItemStore
+from lavic.tracking.journal import read_events, read_journal
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
 
 ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 

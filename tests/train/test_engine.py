@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lavic.distributed.context import World
 from lavic.errors import ConfigError
-from lavic.train.engine import Engine
-from lavic.train.settings import LoopSettings
-from lavic.train.zero import Zero2
-from lavic.world import World
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.config import Zero2
+from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
 
@@ -25,9 +25,9 @@ def test_nothing_to_train_is_an_error(world: World) -> None:
 
 START = """
 import sys
-from lavic.train.engine import Engine
-from lavic.train.settings import LoopSettings
-from lavic.world import World
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.config import LoopSettings
+from lavic.distributed.context import World
 from tests.train.toy import ToyTask
 world = World()
 world.start()

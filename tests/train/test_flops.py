@@ -11,16 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from lavic.mini import architecture
 from lavic.mini.architecture import Architecture
 from lavic.mini.tokenizer import make_tokenizer
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.compress import cls_tokens
-from lavic.model.inputs import IGNORED, Batch
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.model.shape import Shape
-from lavic.train.distillation import DistillTask, PhotoBatch
-from lavic.train.flops import Work, counter
-from lavic.train.peak import listed_peak
-from lavic.train.tuning import ListBatch, TuneTask
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.dims import Shape
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.prompt_encoder import IGNORED, Batch
+from lavic.model.visual_tokens import cls_tokens
+from lavic.train.distillation.task import DistillTask, PhotoBatch
+from lavic.train.measure.flops import Work, counter
+from lavic.train.measure.peak_flops import listed_peak
+from lavic.train.recommendation.task import ListBatch, TuneTask
 
 SAMPLES, LENGTH, TARGETS, PHOTOS = 3, 70, 4, 2
 

@@ -12,20 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import Order, ShardDataset
-from lavic.model.adapters import add_adapter, apply_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.generate import generate
-from lavic.model.inputs import IGNORED, Batch, core, splice
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.train.distillation import DistillData, DistillTask
-from lavic.train.feed import Feed
-from lavic.train.score import score
-from lavic.train.settings import LoopSettings
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World
-from tests.train.ground import KEY, Ground
+from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.distributed.context import World
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.generation import generate
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter, apply_adapter
+from lavic.model.prompt_encoder import IGNORED, Batch, core, splice
+from lavic.train.config import LoopSettings
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.evaluation import score
+from lavic.train.input.data_loader import Feed
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
 from tests.train.toy import ToyData
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}

@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import ShardDataset
-from lavic.model.adapters import add_adapter, apply_adapter, save_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World, free_port
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter, apply_adapter, save_adapter
 from lavic.shards import embed
 from lavic.shards.embed import EmbedSettings
-from lavic.train.distillation import DistillData, DistillTask, TeacherTask
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World, free_port
+from lavic.train.distillation.task import DistillData, DistillTask, TeacherTask
+from lavic.train.recommendation.task import TuneData, TuneTask
 from tests.train.conftest import curve
-from tests.train.ground import KEY, PINPOINTS, Ground
-from tests.train.plain import PlainLavic, adamw_step, read_choices, read_photos
-from tests.train.stages import LOOP
+from tests.train.mini_setup import KEY, PINPOINTS, Ground
+from tests.train.plain_torch import PlainLavic, adamw_step, read_choices, read_photos
+from tests.train.two_stages import LOOP
 
 EXACT = 1e-5
 LORA = LoraSettings(r=2, dropout=0.0)
@@ -134,10 +134,10 @@ def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
 
 
 def start_ranks(count: int, *words: str) -> None:
-    """Runs tests/train/stages.py in `count` processes to its end."""
+    """Runs tests/train/two_stages.py in `count` processes to its end."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "tests.train.stages", *words]
+    command = [sys.executable, "-m", "tests.train.two_stages", *words]
     root = Path(__file__).parents[2]
     ranks = [
         subprocess.Popen(command, cwd=root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)

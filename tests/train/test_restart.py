@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lavic.journal import read_events, read_journal
-from lavic.tracking import sync
+from lavic.tracking.journal import read_events, read_journal
+from lavic.tracking.tracker import sync
 from tests.train.conftest import curve
-from tests.train.forked import Forge, Rank
-from tests.train.ground import Ground
+from tests.train.forked_ranks import Forge, Rank
+from tests.train.mini_setup import Ground
 
 pytestmark = pytest.mark.dist
 

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import Order, ShardDataset
+from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.errors import DataError
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.compress import all_tokens
-from lavic.model.inputs import IGNORED
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.train.distillation import DistillData, count_tokens
-from lavic.train.tuning import TuneData, TuneTask
-from tests.train.ground import KEY, Ground
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.prompt_encoder import IGNORED
+from lavic.model.visual_tokens import all_tokens
+from lavic.train.distillation.task import DistillData, count_tokens
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
 
 
 @pytest.fixture

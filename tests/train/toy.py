@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lavic.distributed.context import World
+from lavic.distributed.failure import leave
 from lavic.errors import LavicError
-from lavic.failure import leave
-from lavic.tracking import Tracker
+from lavic.tracking.tracker import Tracker
 from lavic.train.checkpoint import Checkpoints
-from lavic.train.engine import Engine
-from lavic.train.loop import fit
-from lavic.train.settings import LoopSettings
-from lavic.world import World
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.trainer import fit
 
 WIDTH, WORDS = 16, 11
 

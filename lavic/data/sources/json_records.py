@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Literal, TextIO
 
-from lavic.data.records import ITEM_KEYS
+from lavic.data.schema import ITEM_KEYS
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.storage import text_files
 from lavic.storage.json_text import BadJson, end_of, parse_first, parse_json, why

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lavic.data.records import Item, as_link, as_text
+from lavic.data.schema import Item, as_link, as_text
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type

@@ -14,23 +14,23 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavic.data.conversations import read_conversations
+from lavic.distributed.context import World
 from lavic.errors import DataError, LavicError
 from lavic.launch.tune import Tune, TuneSettings
 from lavic.model import prompts
-from lavic.model.adapters import TARGETS, WEIGHTS, add_adapter, apply_adapter, copy_adapter, trainable
-from lavic.model.backbone import Backbone
 from lavic.model.bundle import Bundle, save_bundle
-from lavic.model.inputs import splice
-from lavic.model.itemstore import ItemStore
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.train.engine import Engine
-from lavic.train.feed import Feed
-from lavic.train.loop import take_step
-from lavic.train.score import score
-from lavic.train.settings import LoopSettings
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World
-from tests.train.ground import KEY, Ground
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import TARGETS, WEIGHTS, add_adapter, apply_adapter, copy_adapter, trainable
+from lavic.model.prompt_encoder import splice
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.evaluation import score
+from lavic.train.input.data_loader import Feed
+from lavic.train.recommendation.task import TuneData, TuneTask
+from lavic.train.trainer import take_step
+from tests.train.mini_setup import KEY, Ground
 from tests.train.toy import ToyBatch, ToyData, ToySample
 
 LORA = LoraSettings(r=2, dropout=0.1)

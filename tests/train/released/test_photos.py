@@ -10,21 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from lavic.data.atomic import written_aside
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
-from lavic.model.compress import cls_tokens, project
-from lavic.model.inputs import splice
-from lavic.model.itemstore import ItemStore, write_manifest, write_part
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.recommend.trial import Trial
-from lavic.shards.photo import PhotoSettings, to_jpeg
-from lavic.train.distillation import DistillData, DistillTask
-from lavic.train.tuning import TuneData, TuneTask
-from tests.train.ground import KEY, Ground
+from lavic.evaluation.test_set import Trial
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore, write_manifest, write_part
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.prompt_encoder import splice
+from lavic.model.visual_tokens import cls_tokens, project
+from lavic.shards.image.normalize import PhotoSettings, to_jpeg
+from lavic.storage.atomic import written_aside
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
 
 SLIM, SQUARE = (60, 20), (50, 50)
 

@@ -11,24 +11,24 @@ import pytest
 import torch
 
 from lavic.data.conversations import read_conversations
-from lavic.data.dataset import ShardDataset
-from lavic.data.records import Conversation, Turn
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
+from lavic.data.schema import Conversation, Turn
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World
+from lavic.evaluation.test_set import Trial
+from lavic.metrics.ranking_metrics import Answer, judge, measure
 from lavic.model.bundle import Bundle, save_bundle
-from lavic.model.generate import generate
-from lavic.model.inputs import IGNORED
-from lavic.model.itemstore import ItemStore
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.generation import generate
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.model.prompt_encoder import IGNORED
 from lavic.model.prompts import NONE, Candidate
-from lavic.model.settings import LoraSettings, ModelSettings
-from lavic.recommend.metrics import Answer, judge, measure
-from lavic.recommend.rank import FREE_TOKENS, Ranker, Request
-from lavic.recommend.trial import Trial
-from lavic.train.distillation import DistillData, DistillTask
-from lavic.train.score import score
-from lavic.train.tuning import TuneData, TuneTask
-from lavic.world import World
-from tests.train.ground import KEY, Ground
+from lavic.recommend.ranker import FREE_TOKENS, Ranker, Request
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.evaluation import score
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
 
-from lavic.model.adapters import add_adapter
-from lavic.model.backbone import Backbone
+from lavic.distributed.context import World
 from lavic.model.bundle import Bundle, save_bundle
-from lavic.model.settings import LoraSettings, ModelSettings
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
 from lavic.train.checkpoint import Checkpoints, Progress
-from lavic.train.engine import Engine
-from lavic.train.loop import take_step
-from lavic.train.settings import LoopSettings
-from lavic.world import World
-from tests.train.ground import Ground
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.trainer import take_step
+from tests.train.mini_setup import Ground
 from tests.train.toy import ToyData, ToyTask
 
 ROOT = Path(__file__).parents[3]

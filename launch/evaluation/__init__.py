@@ -1,0 +1,1 @@
+"""What `lavic evaluate` reads before it ranks, and what it prints."""

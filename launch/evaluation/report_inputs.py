@@ -1,0 +1,77 @@
+"""What a report takes from files: candidates' photos from shards, curves and description scores from run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavic.data.shard_dataset import ShardDataset
+from lavic.errors import DataError
+from lavic.evaluation.report import sections as report_sections
+from lavic.evaluation.report.blocks import Number, Section
+from lavic.tracking.tracker import read_journal
+
+if TYPE_CHECKING:
+    from lavic.model.item_store import ItemStore
+
+STAGES = {1: "Stage 1: descriptions from five tokens", 2: "Stage 2: the right candidate's ID"}
+"""Titles of the charts."""
+
+
+def shelf(folders: Sequence[Path], store: ItemStore) -> Callable[[str], bytes | None]:
+    """Item -> its photo as stored in the shards, or None; the photo that its tokens were made of.
+
+    Raises:
+        DataError: A folder is not a whole set of shards.
+    """
+    sets = [ShardDataset(folder, descriptions=None) for folder in folders]
+    places: dict[str, tuple[int, int]] = {}
+
+    def photo(item: str) -> bytes | None:
+        if not places:  # the keys of a large set take a while: not before somebody looks
+            for number, data in enumerate(sets):
+                for index, key in enumerate(data.keys):
+                    places.setdefault(key, (number, index))
+        place = places.get(store.key(item))
+        return None if place is None else sets[place[0]][place[1]].jpg
+
+    return photo
+
+
+@dataclass
+class Past:
+    """What the report shows of the runs that made a bundle."""
+
+    numbers: list[Number] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+
+def read_runs(runs: Sequence[tuple[str, str]]) -> Past:
+    """Validation curves of (name, run folder), stage 1 and stage 2 apart, and what stage 1 did for descriptions.
+
+    Raises:
+        DataError: A folder holds no journal.
+    """
+    past = Past()
+    charts: dict[str, dict[str, list[dict[str, Any]]]] = {title: {} for title in STAGES.values()}
+    levels: dict[str, dict[str, float]] = {}
+    for name, folder in runs:
+        journal, captions = Path(folder) / "metrics.jsonl", Path(folder) / "captions.json"
+        if not journal.is_file():
+            raise DataError(f"{folder}: not a run folder (no metrics.jsonl)")
+        title = STAGES[1 if captions.is_file() else 2]
+        charts[title][name] = read_journal(journal)
+        if captions.is_file():
+            scores = json.loads(captions.read_text(encoding="utf-8"))
+            if "full" in scores:
+                levels.setdefault(title, {})["all tokens"] = scores["full"]["perplexity"]
+            past.sections.append(report_sections.captions(scores))
+            if "cls_after" in scores:
+                past.numbers.append(report_sections.caption_number(scores))
+    trained = report_sections.training({title: lines for title, lines in charts.items() if lines}, levels)
+    if trained:
+        past.sections.append(trained)
+    return past

@@ -1,0 +1,1 @@
+"""The pipeline as a graph of steps: settings, status, digests, dry run."""

@@ -1,0 +1,1 @@
+"""`lavic preflight`: can the nodes of a job do what it needs?"""

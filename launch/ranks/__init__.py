@@ -1,0 +1,1 @@
+"""Starting the ranks of a command: on this machine, or by torchrun in a SLURM job."""

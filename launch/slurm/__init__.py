@@ -1,0 +1,1 @@
+"""SLURM: submitting and querying jobs."""

@@ -1,0 +1,1 @@
+"""`lavic submit` and its sub-commands: status, logs, cancel."""

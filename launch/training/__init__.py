@@ -1,0 +1,1 @@
+"""What `lavic distill` and `lavic tune` have in common."""

@@ -1,0 +1,1 @@
+"""Settings classes, filled from their defaults, yaml files and the command line."""

@@ -1,0 +1,315 @@
+"""The tar contract: what a sample is, how a shard is written, and how one sample is read back by its offset.
+
+A shard is a USTAR file that webdataset, Hugging Face `datasets`, Ray and open_clip read unchanged. A sample is three
+adjacent members, `<key>.jpg`, `<key>.json`, `<key>.txt`. Equal samples give equal bytes: times and owners are zero.
+Beside it stands `<shard>.tar.idx`: little-endian uint64, the offset of every sample and the end of the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import struct
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from lavic.errors import DataError, first_line
+from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.paths import storage_errors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+META: dict[str, type] = {
+    "key": str,
+    "item_id": str,
+    "n": int,
+    "title": str,
+    "url": str,
+    "categories": str,
+    "details": str,
+    "width": int,
+    "height": int,
+    "sha256": str,
+    "source_sha256": str,
+}
+"""Keys and types of every sample's json member, in their order: loaders that infer a schema see one from any sample.
+
+`categories` is joined with " > "; `details` is one JSON object with the catalogue's free-form fields; `width` and
+`height` are pixels; `sha256` is that of the jpg member, `source_sha256` that of the bytes the server sent.
+"""
+
+MEMBERS = ("jpg", "json", "txt")
+_SCHEMA = (*META, *META.values())
+BLOCK, _RECORD = 512, 10240
+_SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def sample_key(item_id: str, n: int) -> str:
+    """`<item_id>_<n>`, always `[A-Za-z0-9_-]+` and short enough for a USTAR name.
+
+    An id with other characters (loaders split names at the first dot; ids must never become paths), or a very long one,
+    is replaced by its safe part and a digest of the whole; the json member keeps the id as it is.
+    """
+    if not _SAFE.fullmatch(item_id):
+        digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        item_id = f"{_UNSAFE.sub('-', item_id)[:40].strip('-')}-{digest}"
+    return f"{item_id}_{n}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One photo with what is known of it."""
+
+    key: str
+    item_id: str
+    jpg: bytes
+    """A whole JPEG, upright, RGB or grey."""
+    meta: dict[str, Any]
+    """The json member, see `META`."""
+    text: str = ""
+    """Description of the photo, or empty."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        item_id: str,
+        n: int,
+        jpg: bytes,
+        title: str,
+        width: int,
+        height: int,
+        text: str = "",
+        url: str = "",
+        categories: str = "",
+        details: str = "{}",
+        source_sha256: str = "",
+        sha256: str = "",
+    ) -> Sample:
+        """Make a sample whose json member has every key of `META`; `sha256` where that of `jpg` is known already."""
+        key, sha256 = sample_key(item_id, n), sha256 or hashlib.sha256(jpg).hexdigest()
+        values = (key, item_id, n, title, url, categories, details, width, height, sha256, source_sha256 or sha256)
+        return cls(key=key, item_id=item_id, jpg=jpg, meta=dict(zip(META, values, strict=True)), text=text)
+
+    @property
+    def title(self) -> str:
+        """The item's title."""
+        return self.meta["title"]
+
+    @property
+    def image(self) -> Image:
+        """The photo, decoded, as RGB."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.jpg)).convert("RGB")
+
+
+class ShardWriter:
+    """Writes one shard aside and puts it, then its index, in place when the block ends without an error.
+
+    A shard without a sample is not written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = 0
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._offsets: list[int] = []
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def add(self, sample: Sample) -> None:
+        """Append one sample."""
+        found = (*sample.meta, *map(type, sample.meta.values()))
+        assert found == _SCHEMA, f"{sample.key}: json member is not as META says: {found}"
+        self._offsets.append(self.bytes)
+        meta = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"))
+        parts: list[bytes] = []
+        for ending, data in zip(MEMBERS, (sample.jpg, meta.encode(), sample.text.encode()), strict=True):
+            parts += (_header(f"{sample.key}.{ending}".encode(), len(data)), data, bytes(-len(data) % BLOCK))
+        self._write(b"".join(parts))
+        self.samples += 1
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, once it is closed."""
+        return self._hash.hexdigest()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self.samples:
+            self._offsets.append(self.bytes)
+            self._write(bytes(2 * BLOCK))
+            self._write(bytes(-self.bytes % _RECORD))
+        self._stack.__exit__(kind, error, trace)
+        if error is None and self.samples:
+            write_whole(index_path(self.path), pack_offsets(self._offsets))
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(written_aside(self.path))
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """What `tarfile` makes of a member with this name and size and no time or owner, at a tenth of the time."""
+    assert len(name) <= 100, f"{name!r} is too long for a USTAR name"
+    octal = b"%011o" % size
+    header = bytearray(_EMPTY)
+    header[: len(name)] = name
+    header[124:135] = octal
+    # The checksum counts its own field as blanks and digits of the size in place of zeros.
+    header[148:154] = b"%06o" % (_EMPTY_SUM + sum(name) + sum(octal) - 11 * ord("0"))
+    return bytes(header)
+
+
+_EMPTY = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_EMPTY_SUM = int(_EMPTY[148:154], 8)
+
+
+def index_path(shard: Path) -> Path:
+    """Where a shard's index stands."""
+    return shard.with_name(shard.name + ".idx")
+
+
+def pack_offsets(offsets: Sequence[int]) -> bytes:
+    """An index, from the offsets of a shard's samples and the end of the last."""
+    return struct.pack(f"<{len(offsets)}Q", *offsets)
+
+
+def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
+    """The offsets of a shard's samples and the end of the last: uint64 [samples + 1].
+
+    Args:
+        shard: Where its tar stands.
+        samples: How many it holds.
+        size: Bytes of the tar: what an index may point at.
+
+    Raises:
+        DataError: There is no index, or it is not that of such a tar.
+    """
+    path = index_path(shard)
+    more = f"`lavic verify {shard.parent}` lists every difference"
+    try:
+        with path.open("rb") as file:
+            data = file.read(8 * (samples + 1) + 1)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {more}") from None
+    except storage_errors() as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); {more}") from None
+    offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
+    rises = len(data) == 8 * (samples + 1) and offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
+    if not rises or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < _RECORD:
+        raise DataError(f"{path} does not belong to its shard; {more}")
+    return offsets
+
+
+def beside(shard: Path, ending: str) -> Path:
+    """A file about a shard: `x-000000.tar`, `ledger.jsonl` -> `x-000000.ledger.jsonl`."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}.{ending}")
+
+
+def parse_sample(data: bytes, place: str) -> Sample:
+    """Read one sample from the bytes between two offsets of the index.
+
+    Raises:
+        DataError: The bytes are not three members of one key; `place` says where.
+    """
+    parts = dict(_members(data, place))
+    keys = {name.partition(".")[0] for name in parts}
+    if len(keys) != 1 or tuple(name.partition(".")[2] for name in parts) != MEMBERS:
+        raise DataError(f"{place}: expected one sample of {', '.join(MEMBERS)}, found {', '.join(parts) or 'nothing'}")
+    jpg, meta_bytes, text = parts.values()
+    try:
+        meta = json.loads(meta_bytes)
+        return Sample(key=keys.pop(), item_id=meta["item_id"], jpg=jpg, meta=meta, text=text.decode())
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: broken json or txt member ({error})") from None
+
+
+def member_bytes(header: bytes, place: str) -> int:
+    """How many bytes a member takes in a tar, its header and filling included.
+
+    Raises:
+        DataError: This is not the header of a member.
+    """
+    size = _parse_header(header, place).size
+    return BLOCK + size + -size % BLOCK
+
+
+def parse_words(data: bytes, place: str) -> tuple[dict[str, Any], str]:
+    """Reads what follows a photo: the json member, and the txt member.
+
+    Raises:
+        DataError: The bytes are something else.
+    """
+    try:
+        (_, meta), (_, text) = _members(data, place)
+        return json.loads(meta), text.decode()
+    except ValueError as error:
+        raise DataError(f"{place}: broken json or txt member ({error})") from None
+
+
+def read_samples(shard: Path) -> Iterator[Sample]:
+    """Read a shard from end to end without its index.
+
+    Raises:
+        DataError: The file is missing, cut short, or holds something else than samples.
+    """
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            group: list[tarfile.TarInfo] = []
+            for member in tar:
+                group.append(member)
+                if len(group) == len(MEMBERS):
+                    yield _sample_of(shard, file, group)
+                    group = []
+            if group:
+                raise DataError(f"{shard}: ends in the middle of sample {group[0].name}")
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{shard}: not a whole tar file ({error})") from None
+
+
+def _sample_of(shard: Path, file: BinaryIO, group: list[tarfile.TarInfo]) -> Sample:
+    file.seek(group[0].offset)
+    end = group[-1].offset_data + group[-1].size
+    return parse_sample(file.read(end + -end % BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
+
+
+def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:
+    at = 0
+    while at < len(data):
+        member = _parse_header(data[at : at + BLOCK], place)
+        body = data[at + BLOCK : at + BLOCK + member.size]
+        if len(body) != member.size:
+            raise DataError(f"{place}: member {member.name} is cut short; `lavic verify` says more")
+        yield member.name, body
+        at += BLOCK + member.size + -member.size % BLOCK
+
+
+def _parse_header(header: bytes, place: str) -> tarfile.TarInfo:
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        if member.size < 0:
+            raise ValueError("a negative size")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+    return member

@@ -1,0 +1,1 @@
+"""Baselines, controls, test sets and the assessment of rankings."""

@@ -1,0 +1,240 @@
+"""A report as one HTML file: no script, no link to anything outside it, light and dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from PIL import Image
+
+from lavic.evaluation.report.blocks import (
+    Bars,
+    Block,
+    Candidate,
+    Case,
+    Code,
+    Curves,
+    Gallery,
+    Numbers,
+    Report,
+    Section,
+    Table,
+    Text,
+)
+from lavic.evaluation.report.charts import curves, interval_bar, short, ticks
+from lavic.storage.atomic import write_whole
+
+THUMBNAIL = 192
+"""Pixels of a picture's longer side on the page: sharp at 96 CSS pixels on a dense screen."""
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Render to `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, render(report))
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as one string."""
+    style = files("lavic.recommend").joinpath("report.css").read_text("utf-8")
+    links = [tag("a", escape(part.title), href=f"#part-{n}") for n, part in enumerate(report.sections, 1)]
+    facts = [tag("div", tag("dt", escape(key)), tag("dd", escape(value))) for key, value in report.facts.items()]
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+    )
+    body = (
+        tag(
+            "header",
+            tag("p", "LaViC", class_="brand"),
+            tag("h1", escape(report.title)),
+            tag("p", escape(report.lead), class_="lead") if report.lead else "",
+            tag("dl", *facts, class_="facts") if facts else "",
+        ),
+        tag("nav", *links) if len(links) > 1 else "",
+        tag("main", *(_section(n, part) for n, part in enumerate(report.sections, 1))),
+    )
+    page = tag(
+        "html",
+        tag("head", head, tag("title", escape(report.title)), tag("style", style)),
+        tag("body", *body),
+        lang="en",
+    )
+    return f"<!doctype html>\n{page}\n"
+
+
+def tag(name: str, *children: str, **attributes: str) -> str:
+    """An element. Children are HTML already; attributes are escaped here, `class_` stands for class, `for_` for for."""
+    written = "".join(f' {key.rstrip("_")}="{escape(text)}"' for key, text in attributes.items() if text)
+    return f"<{name}{written}>{''.join(children)}</{name}>"
+
+
+def _section(index: int, part: Section) -> str:
+    lead = tag("p", escape(part.lead), class_="lead") if part.lead else ""
+    blocks = (_block(block, f"{index}-{n}") for n, block in enumerate(part.blocks))
+    return tag("section", tag("h2", escape(part.title)), lead, *blocks, id=f"part-{index}")
+
+
+def _block(block: Block, key: str) -> str:
+    match block:
+        case Numbers():
+            return _numbers(block)
+        case Text():
+            return "".join(tag("p", escape(text)) for text in block.paragraphs)
+        case Code():
+            return tag("pre", tag("code", escape(block.text)))
+        case Table():
+            return _table(block)
+        case Bars():
+            return _bars(block)
+        case Curves():
+            return curves(block.series, x_name=block.x_name, y_name=block.y_name, levels=block.levels)
+        case Gallery():
+            return _gallery(block, key)
+
+
+def _numbers(block: Numbers) -> str:
+    cards = [
+        tag(
+            "div",
+            tag("strong", escape(item.value)),
+            tag("span", escape(item.label), class_="label"),
+            tag("span", escape(item.note), class_="note") if item.note else "",
+            class_=f"number {item.tone}".strip(),
+        )
+        for item in block.items
+    ]
+    return tag("div", *cards, class_="numbers")
+
+
+def _table(block: Table) -> str:
+    def cell(text: str, column: int) -> str:
+        main, _, small = text.partition("\n")
+        inner = escape(main) + (tag("small", escape(small)) if small else "")
+        return tag("td", inner) if column else tag("th", inner, scope="row")
+
+    heads = [tag("th", escape(name), title=block.hints.get(name, ""), scope="col") for name in block.columns]
+    rows = [
+        tag(
+            "tr", *(cell(text, column) for column, text in enumerate(row)), class_="strong" if n in block.strong else ""
+        )
+        for n, row in enumerate(block.rows)
+    ]
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))
+    return tag("div", table, class_="scroll prose" if block.prose else "scroll")
+
+
+def _bars(block: Bars) -> str:
+    scale = block.scale or max(max(row.value, row.high or 0.0) for row in block.rows) or 1.0
+    rows = []
+    for row in block.rows:
+        interval = ""
+        if row.low is not None and row.high is not None:
+            interval = f"{row.low:.{block.digits}f} – {row.high:.{block.digits}f}"
+        bar = interval_bar(row.value, row.low, row.high, scale=scale, tone=row.tone, mark=block.mark)
+        rows.append(
+            tag(
+                "div",
+                tag("div", escape(row.name), tag("small", escape(row.note)) if row.note else "", class_="who"),
+                tag("div", bar, class_="plot"),
+                tag(
+                    "div",
+                    tag("b", f"{row.value:.{block.digits}f}"),
+                    tag("small", interval) if interval else "",
+                    class_="what",
+                ),
+                class_=f"row {row.tone}",
+            )
+        )
+    marks = [tag("span", short(tick), style=f"left:{100 * tick / scale:.2f}%") for tick in ticks(0, scale)]
+    axis = tag("div", tag("div"), tag("div", *marks, class_="marks"), tag("div"), class_="row axis")
+    caption = tag("figcaption", escape(block.title)) if block.title else ""
+    return tag("figure", caption, *rows, axis, class_="bars")
+
+
+def _gallery(block: Gallery, key: str) -> str:
+    """Cases behind three radio buttons; the style sheet shows and hides, so that no script is needed."""
+    right = sum(case.right for case in block.cases)
+    choices = (
+        ("all", "All", len(block.cases)),
+        ("right", "Right", right),
+        ("wrong", "Wrong", len(block.cases) - right),
+    )
+    controls = "".join(
+        f'<input type="radio" name="show-{key}" id="show-{key}-{value}" class="show-{value}"'
+        f"{' checked' if value == 'all' else ''}>" + tag("label", f"{name} <b>{count}</b>", for_=f"show-{key}-{value}")
+        for value, name, count in choices
+    )
+    return tag("div", controls, tag("div", *map(_case, block.cases), class_="cases"), class_="gallery")
+
+
+def _case(case: Case) -> str:
+    turns = [tag("div", tag("span", role), tag("p", escape(text)), class_=f"turn {role}") for role, text in case.turns]
+    others = [
+        tag("li", f"{'✓' if right else '✗'} {escape(name)}", class_="good" if right else "bad")
+        for name, right in case.others.items()
+    ]
+    asked = tag("div", *turns, tag("ul", *others, class_="others") if others else "", class_="asked")
+    tiles = tag("ol", *(_tile(candidate, rank) for rank, candidate in enumerate(case.candidates, 1)), class_="tiles")
+    kind = "right" if case.right else "wrong"
+    name = tag("small", escape(case.name)) if case.name else ""
+    return tag("article", tag("h3", escape(verdict(case)), name), asked, tiles, class_=f"case {kind}")
+
+
+def verdict(case: Case) -> str:
+    """One sentence: right or wrong, how sure, and where the right item stood."""
+    if not case.candidates:
+        return "✗ No answer"
+    sure = percent(case.candidates[0].probability)
+    if case.right:
+        return f"✓ Right, with {sure}"
+    for rank, candidate in enumerate(case.candidates, 1):
+        if candidate.target:
+            return f"✗ Wrong, with {sure}: the right one is number {rank}, with {percent(candidate.probability)}"
+    return f"✗ Wrong, with {sure}: the list does not hold the right one"
+
+
+def _tile(candidate: Candidate, rank: int) -> str:
+    marks = []
+    if rank == 1:
+        marks.append(tag("span", "pick", class_="mark pick"))
+    if candidate.target:
+        marks.append(tag("span", "✓ right", class_="mark target"))
+    picture = tag("div", "no picture", class_="missing")
+    if candidate.photo is not None:
+        picture = f'<img alt="{escape(candidate.title)}" loading="lazy" src="{data_uri(candidate.photo)}">'
+    width = f"width:{100 * max(0.0, min(1.0, candidate.probability)):.1f}%"
+    kind = ("picked " if rank == 1 else "") + ("target" if candidate.target else "")
+    return tag(
+        "li",
+        tag("div", picture, *marks, class_="photo"),
+        tag("div", tag("i", style=width), class_="sure"),
+        tag("b", percent(candidate.probability)),
+        tag("span", escape(candidate.title), class_="title", title=f"{candidate.item}: {candidate.title}"),
+        class_=kind.strip(),
+    )
+
+
+def percent(probability: float) -> str:
+    """97 %, 0.4 %, <0.1 %: never a bare 0 or 100 for something that is neither."""
+    if 0 < probability < 0.001:
+        return "<0.1 %"
+    if probability < 0.1 or 0.995 <= probability < 1:
+        return f"{min(probability, 0.999):.1%}".replace("%", " %")
+    return f"{probability:.0%}".replace("%", " %")
+
+
+def data_uri(photo: bytes) -> str:
+    """An encoded picture as a small JPEG in the page itself; a small JPEG is taken as it is."""
+    if len(photo) > 12_000 or photo[:2] != b"\xff\xd8":
+        with Image.open(io.BytesIO(photo)) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=82)
+        photo = buffer.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(photo).decode('ascii')}"

@@ -1,0 +1,298 @@
+"""LoRA: where it goes, how it is saved, and how it is loaded again.
+
+Stage 1 adapts every linear of vision tower and projector, stage 2 every linear of the language model (not its head).
+The patterns are anchored: a bare `q_proj` would match the vision tower and the language model alike.
+
+A loaded adapter computes what the trained one did. It is merged into float32 weights. Beside bfloat16 weights it stays
+as it is: their steps are larger than most of what it adds, and a merged weight would lose it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lavic.errors import DataError, first_line
+from lavic.model.config import Kind, LoraSettings
+from lavic.model.loading import Backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TARGETS: dict[Kind, str] = {
+    "vision": r"model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    r"|model\.multi_modal_projector\.linear_[12]",
+    "language": r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+}
+NOTE = "lavic.json"
+"""Beside PEFT's own files: which base model, kind and photo geometry the adapter is for."""
+WEIGHTS = "adapter_model.safetensors"
+MERGED = 1e-3
+"""Most that a merged weight may lose of what an adapter adds to it, as a share of that."""
+
+
+def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel:
+    """Puts a fresh, trainable adapter on the frozen base model, in place.
+
+    The adapter's weights are float32 whatever the base holds: steps of 5e-5 vanish in bfloat16. DeepSpeed keeps them so
+    as master weights, and gives the model itself a copy in bfloat16 where its base is (`Engine.weights`).
+    """
+    model = wrap(backbone.model, kind, lora)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+    return model
+
+
+def wrap(model: nn.Module, kind: Kind, lora: LoraSettings) -> PeftModel:
+    """Puts a fresh adapter on a LlavaNext model, in place, in the model's own precision."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS[kind])
+    with quiet():
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what PEFT and transformers say to each other's developers."""
+    with warnings.catch_warnings():
+        # PEFT finds that the folder's base has another name here ("mini" and its path, say); the fingerprint decides
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimizer gets."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    backbone: Backbone,
+    kind: Kind,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes an ordinary PEFT adapter folder and our note; written aside, then renamed.
+
+    Args:
+        model: The base model with the adapter.
+        folder: Where to.
+        backbone: The base model.
+        kind: Of the adapter.
+        weights: The adapter's weights in full precision, by their names in the task that holds the model as `model`
+            (`Engine.weights`); None: as the model has them.
+    """
+    from lavic.storage.atomic import folder_aside
+
+    state = None if weights is None else {k.removeprefix("model."): w for k, w in weights.items()}
+    with folder_aside(folder) as aside:
+        model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
+        config = json.loads((aside / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = backbone.name
+        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (aside / "README.md").unlink(missing_ok=True)  # a model card full of blanks
+        note = {
+            "kind": kind,
+            "base": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "geometry": backbone.geometry.as_dict(),
+        }
+        (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+
+
+def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[str, object] | None = None) -> None:
+    """Refuses what is not a whole adapter of this kind for this base model.
+
+    Raises:
+        DataError: One line that names the folder and what is wrong.
+    """
+    missing = [name for name in (NOTE, WEIGHTS, "adapter_config.json") if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder}: not an adapter of LaViC ({missing[0]} is missing)")
+    note = read_note(folder)
+    if note["kind"] != kind:
+        raise DataError(f"{folder}: a {note['kind']} adapter, a {kind} adapter is needed")
+    if note["fingerprint"] != fingerprint:
+        raise DataError(
+            f"{folder}: made for another base model ({note['base']}, {note['fingerprint']}) than the one loaded "
+            f"({fingerprint}): load its own base with --model.name, or train again"
+        )
+    if kind == "vision" and geometry and note.get("geometry", geometry) != geometry:
+        raise DataError(f"{folder}: trained on photos cut otherwise: use the --model.views of its training")
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What `save_adapter` noted beside an adapter.
+
+    Raises:
+        DataError: The note cannot be read.
+    """
+    try:
+        note = json.loads((folder / NOTE).read_text("utf-8"))
+        if not {"kind", "base", "fingerprint"} <= set(note):
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder / NOTE}: not an adapter's note ({first_line(error)}): copy the adapter again"
+        ) from None
+    return dict(note)
+
+
+class AdaptedLinear(nn.Linear):
+    """A frozen linear with a low-rank addition that is computed beside it, as in training: W x + scale B (A x)."""
+
+    def __init__(self, linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+        """Takes over a linear's weights.
+
+        Args:
+            linear: The linear, not changed.
+            a: [r, inputs]
+            b: [outputs, r]
+            scale: Of the addition.
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        # parameters, so that whatever looks at frozen weights looks at these too
+        self.down = nn.Parameter(a.to(linear.weight), requires_grad=False)
+        self.up = nn.Parameter(b.to(linear.weight), requires_grad=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs], in the order in which PEFT computes it."""
+        added = functional.linear(functional.linear(input, self.down), self.up)
+        return super().forward(input) + added * self.scale
+
+
+def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Linear:
+    """A linear with an adapter: merged where its weights have room for that, else beside it.
+
+    Args:
+        linear: The linear, not changed.
+        a: float32 [r, inputs]
+        b: float32 [outputs, r]
+        scale: Of the addition.
+    """
+    weight = linear.weight.detach()
+    if weight.dtype == torch.float32:
+        delta = b @ a * scale
+        merged = weight + delta
+        if torch.linalg.vector_norm(merged - weight - delta) <= MERGED * torch.linalg.vector_norm(delta):
+            whole = copy.copy(linear)
+            whole._parameters = {**linear._parameters, "weight": nn.Parameter(merged, requires_grad=False)}
+            return whole
+    return AdaptedLinear(linear, a, b, scale)
+
+
+def apply_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
+    """Loads an adapter into a base model, in place, every key accounted for; see `adapted`.
+
+    A backbone without vision tower takes the projector's part of a vision adapter.
+
+    Raises:
+        DataError: It is not a whole adapter of this kind for this base model.
+    """
+    check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
+    backbone.model = install(backbone.model, folder)
+
+
+@torch.no_grad()
+def install(model: Any, folder: Path) -> Any:
+    """Loads an adapter folder into a LlavaNext model, whatever base it says it is for.
+
+    Args:
+        model: The model; its linears are replaced, their weights are not changed.
+        folder: Of the adapter.
+
+    Returns:
+        The model, frozen and in evaluation mode.
+
+    Raises:
+        DataError: The adapter cannot be read, or does not fit the model.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+    from peft.tuners import lora
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = _read_config(folder)
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)}): copy it again") from None
+    if broken := sorted(key for key, value in state.items() if not value.isfinite().all()):
+        raise DataError(f"{folder}: {broken[0]} holds numbers that are not finite: copy the adapter again")
+    if not hasattr(model.model, "vision_tower"):
+        state = {key: value for key, value in state.items() if ".vision_tower." not in key}
+    with quiet():
+        wrapped: Any = get_peft_model(model, config)
+    result = set_peft_model_state_dict(wrapped, state)
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise DataError(
+            f"{folder}: does not fit the base model: {len(missing)} weights missing, "
+            f"{len(result.unexpected_keys)} unknown (first: {[*missing, *result.unexpected_keys][0]})"
+        )
+    layers = {name: m for name, m in wrapped.get_base_model().named_modules() if isinstance(m, lora.Linear)}
+    model = wrapped.unload()
+    for name, layer in layers.items():
+        a, b = (pair["default"].weight.float() for pair in (layer.lora_A, layer.lora_B))
+        model.set_submodule(name, adapted(layer.base_layer, a, b, layer.scaling["default"]))
+    return model.requires_grad_(False).eval()
+
+
+def _read_config(folder: Path) -> Any:
+    """The PEFT configuration of an adapter, made of the values that its digest or its weights confirm.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: It cannot be read.
+        DataError: It is another kind of adapter.
+    """
+    from peft import LoraConfig
+
+    saved = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if other := [name for name in ("use_rslora", "use_dora", "alora_invocation_tokens") if saved.get(name)]:
+        raise DataError(f"{folder}: adapter_config.json sets {other[0]}, which lavic's adapters never have")
+    return LoraConfig(
+        r=saved["r"], lora_alpha=saved["lora_alpha"], target_modules=saved["target_modules"], inference_mode=True
+    )
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copies an adapter folder whole."""
+    from lavic.storage.atomic import folder_aside
+
+    with folder_aside(target) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+
+
+def digest(folder: Path) -> str:
+    """Tells adapters apart: of their weights and their scale.
+
+    Raises:
+        DataError: There is no whole adapter.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        hashed = hashlib.sha256(json.dumps([config["r"], config["lora_alpha"]]).encode())
+        hashed.update((folder / WEIGHTS).read_bytes())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder}: not a whole adapter ({first_line(error)}): copy it again") from None
+    return hashed.hexdigest()[:16]
+
+
+def untouched(model: nn.Module) -> bool:
+    """Whether no adapter has learnt anything: every LoRA B is still zero."""
+    return not any(torch.count_nonzero(p) for name, p in model.named_parameters() if "lora_B" in name)

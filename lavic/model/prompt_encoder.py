@@ -1,0 +1,291 @@
+"""From prompts to tensors: token ids, label masks, batches, and the loss on target tokens alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lavic.data.schema import Conversation
+from lavic.errors import ConfigError, DataError
+from lavic.model import prompts
+from lavic.model.prompts import Piece, Slot, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not learnt."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, with its target where there is one."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """As long as `input_ids`: the token itself on the target, `IGNORED` on the prompt."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right.
+
+    Attention is causal, so no token before the padding sees it: a batch needs no attention mask, and an example's
+    values do not depend on its batch-mates.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [b, length]"""
+    labels: torch.Tensor
+    """int64 [b, length]"""
+    lengths: torch.Tensor
+    """int64 [b], tokens before the padding"""
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are learnt."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.lengths)))
+
+
+class Encoder:
+    """Turns pieces into token ids with one base model's tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, style: prompts.Style = "inst") -> None:
+        """Takes over a tokenizer.
+
+        Args:
+            tokenizer: Of the base model.
+            image_token_id: Of its image token.
+            style: How the model is asked.
+
+        Raises:
+            ConfigError: The tokenizer does not put one beginning-of-sequence token, and nothing else, around a text.
+        """
+        check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.bos: int = tokenizer.bos_token_id
+        self.style: prompts.Style = style
+        self.image_token_id = image_token_id
+        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "[INST]", "[/INST]"})
+
+    def prompt(self, pieces: Sequence[Piece]) -> list[int]:
+        """Token ids of a prompt, with the tokenizer's beginning-of-sequence token."""
+        ids: list[int] = self.tokenizer(self.render(pieces)).input_ids
+        assert ids[0] == self.bos and ids.count(self.bos) == 1, "one beginning-of-sequence token, at the beginning"
+        return ids
+
+    def render(self, pieces: Sequence[Piece]) -> str:
+        """The prompt as one string; a slot is its image token, repeated."""
+        parts = []
+        for piece in pieces:
+            if isinstance(piece, Slot):
+                parts.append(self.image_token * piece.tokens)
+            elif isinstance(piece, Text):
+                parts.append(self.plain(piece.text))
+            else:
+                parts.append(piece)
+        return "".join(parts)
+
+    def plain(self, text: str) -> str:
+        """Words from data with every mark of the tokenizer broken: a title that says `<image>` adds no photo."""
+        for mark in self._marks:
+            if mark in text:
+                text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+    def target(self, text: str) -> list[int]:
+        """Token ids of what the model is to say, with the end-of-sequence token."""
+        return [*self.tokenizer(self.plain(text), add_special_tokens=False).input_ids, self.eos]
+
+    def example(self, pieces: Sequence[Piece], target: str | None, *, max_length: int | None = None) -> Example:
+        """A prompt and its target. Prompt and target are tokenised apart, so that the label mask is exact.
+
+        Raises:
+            DataError: They are longer than `max_length` tokens.
+        """
+        prompt = self.prompt(pieces)
+        answer = [] if target is None else self.target(target)
+        if max_length is not None and len(prompt) + len(answer) > max_length:
+            raise DataError(
+                f"a prompt of {len(prompt)} tokens and a target of {len(answer)} do not fit into --max-length "
+                f"{max_length}: raise it"
+            )
+        return Example([*prompt, *answer], [*[IGNORED] * len(prompt), *answer])
+
+    def recommendation(
+        self,
+        conversation: Conversation,
+        candidates: Sequence[prompts.Candidate],
+        *,
+        photo_tokens: int | Sequence[int],
+        target: str | None = None,
+        max_length: int,
+        reserve: int = 0,
+        none: bool = False,
+    ) -> Example:
+        """The prompt of one conversation and its list.
+
+        When it is longer than `max_length - reserve` tokens, the conversation is shortened: first its oldest
+        comments are left out, then the request is cut at its end. Candidates and target stay whole.
+
+        Raises:
+            DataError: The list and the target alone are too long; names the conversation.
+        """
+        room = max_length - reserve
+
+        def encode(turns: Sequence[tuple[str, str]]) -> Example:
+            pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
+            return self.example(pieces, target)
+
+        turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in conversation.turns]
+        example = encode(turns)
+        if len(example.input_ids) > room:
+            example, turns = self._without_oldest(turns, example, encode, room)
+        while (excess := len(example.input_ids) - room) > 0:
+            if not turns:
+                raise DataError(
+                    f"{conversation.place}: {len(candidates)} candidates alone need "
+                    f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
+                )
+            role, text = turns.pop()
+            if text:
+                # A token is rarely shorter than one character: to cut `excess` of them never cuts too much at once.
+                turns.append((role, text[: max(0, len(text) - excess)]))
+            example = encode(turns)
+        return example
+
+    def _without_oldest(
+        self,
+        turns: list[tuple[str, str]],
+        example: Example,
+        encode: Callable[[Sequence[tuple[str, str]]], Example],
+        room: int,
+    ) -> tuple[Example, list[tuple[str, str]]]:
+        """Leaves out as few of the oldest comments as bring a prompt down to `room` tokens, or all of them.
+
+        The comments are tokenised once, which tells nearly how many to leave out. Texts that meet may share a token,
+        so the prompt is made again for that number and a few near it.
+        """
+        comments = [place for place, (role, _) in enumerate(turns) if role == "comment"]
+        best = example, turns
+        if not comments:
+            return best
+        texts = [self.render(prompts.turn(*turns[place], self.style)) for place in comments]
+        sizes = (len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids)
+        total = [0, *accumulate(sizes)]
+        too_few, enough = 0, len(comments) + 1
+        count, length = 0, len(example.input_ids)
+        while enough - too_few > 1:
+            # The number that leaves `length - room` tokens fewer than `count` does, inside what is still open.
+            guess = bisect_left(total, total[count] + length - room)
+            count = min(max(guess, too_few + 1), enough - 1)
+            dropped = set(comments[:count])
+            kept = [turn for place, turn in enumerate(turns) if place not in dropped]
+            example = encode(kept)
+            length = len(example.input_ids)
+            if length > room and count < len(comments):
+                too_few = count
+            else:
+                enough, best = count, (example, kept)
+        return best
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer whose prompts would not begin with one beginning-of-sequence token, or would end otherwise.
+
+    Raises:
+        ConfigError: One line.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    name = tokenizer.name_or_path or "the base model"
+    if bos is None or eos is None:
+        missing = "beginning-of-sequence" if bos is None else "end-of-sequence"
+        raise ConfigError(
+            f"the tokenizer of {name} has no {missing} token: set {'bos' if bos is None else 'eos'}_token in its "
+            "tokenizer_config.json to the one that the model was trained with"
+        )
+    words = tokenizer("A", add_special_tokens=False).input_ids
+    ids = tokenizer("A").input_ids
+    if ids != [bos, *words]:
+        shown = " ".join(tokenizer.convert_ids_to_tokens(ids))
+        raise ConfigError(
+            f"the tokenizer of {name} makes {shown!r} of the text 'A': prompts need one {tokenizer.bos_token} before "
+            "the text and nothing after it; correct add_bos_token and add_eos_token in its tokenizer_config.json, or "
+            "the post_processor of its tokenizer.json"
+        )
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Pads examples on the right to the longest of them."""
+    longest = max(len(e.input_ids) for e in examples)
+    ids = torch.full((len(examples), longest), pad, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for row, e in enumerate(examples):
+        ids[row, : len(e.input_ids)] = torch.tensor(e.input_ids)
+        labels[row, : len(e.labels)] = torch.tensor(e.labels)
+    return Batch(ids, labels, torch.tensor([len(e.input_ids) for e in examples]))
+
+
+def core(model: nn.Module) -> Any:
+    """The LlavaNext model inside a PEFT wrapper, or the model itself; `Any`, since a module's parts have no types."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
+    """Word embeddings with photo tokens in the place of the image token.
+
+    Args:
+        model: A LlavaNext model, wrapped by PEFT or not.
+        input_ids: int64 [b, length]
+        photos: [n, d_text], one row for each image token of the batch, in reading order; None where there is none.
+
+    Returns:
+        [b, length, d_text]
+    """
+    llava = core(model)
+    words = llava.get_input_embeddings()(input_ids)
+    places = torch.eq(input_ids, llava.config.image_token_id)
+    if photos is None:
+        photos = words.new_zeros((0, words.shape[-1]))
+    if int(places.sum()) != len(photos):
+        raise ValueError(f"{int(places.sum())} image tokens in the batch, {len(photos)} photo vectors")
+    return words.masked_scatter(places.unsqueeze(-1), photos.to(words.dtype))
+
+
+def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """The language model's last hidden states, [b, length, d_text]."""
+    embeds = splice(model, batch.input_ids, photos)
+    return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+
+
+def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """What the model predicts in the place of each target token, float32 [targets, vocabulary], row by row.
+
+    The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
+    """
+    hidden = hidden_states(model, batch, photos)
+    return core(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
+
+
+def target_tokens(batch: Batch) -> torch.Tensor:
+    """The target tokens, int64 [targets], row by row."""
+    labels = batch.labels[:, 1:]
+    return labels[labels != IGNORED]
+
+
+def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """Negative log-likelihood of each target token, float32 [targets], row by row."""
+    return functional.cross_entropy(target_logits(model, batch, photos), target_tokens(batch), reduction="none")

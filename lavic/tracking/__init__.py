@@ -1,0 +1,1 @@
+"""What a run records: its journal, and MLflow fed from it."""

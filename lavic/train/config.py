@@ -1,0 +1,95 @@
+"""How long, in what steps and how fast to learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lavic.config.loader import Seed, settings
+from lavic.errors import ConfigError
+
+
+@settings
+class LoopSettings:
+    """How long, in what steps and how fast to learn."""
+
+    epochs: PositiveFloat = 1.0
+    """Times through the training set; rounded up to a whole step."""
+    steps: PositiveInt | None = None
+    """Optimizer steps, in the place of `epochs`."""
+    batch: PositiveInt = 32
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch: PositiveInt | None = None
+    """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
+    micro_tokens: PositiveInt | None = None
+    """Most tokens of one forward pass on one rank, with padding and a photo's way through the vision tower in tokens.
+    A step is then dealt by length: little padding, ranks with equal work, as many micro steps as that takes. None:
+    `micro_batch` alone counts."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """`recompute` keeps each layer's input alone and computes the rest again on the way back: a third more work for a
+    tenth of the memory. The results are the same."""
+    compile: bool = False
+    """Compile the layers with `torch.compile`: a minute at the start, faster steps, other last digits."""
+    lr: PositiveFloat = 1e-4
+    """Largest learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: down to zero along a cosine, or no change."""
+    warmup: NonNegativeFloat = 0.03
+    """Steps of linear warm-up; below 1 it is their share of all steps."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's."""
+    clip: NonNegativeFloat = 1.0
+    """Largest gradient norm, 0 for no clipping."""
+    eval_every: NonNegativeInt = 0
+    """Steps between validations; 0 validates before the first step and after the last."""
+    save_every: PositiveInt = 100
+    """Steps between checkpoints; one is written after the last step and on a stop request too."""
+    keep: PositiveInt = 2
+    """Checkpoints to keep."""
+    log_every: PositiveInt = 1
+    """Steps between lines of the journal."""
+    seed: Seed = 0
+    """Of fresh weights, order, choices and dropout."""
+    workers: NonNegativeInt = 0
+    """Processes per rank that prepare samples ahead; 0 prepares them between the steps."""
+    skip_samples: Path | None = None
+    """A text file with a sample's key on each line, as errors name them: these are not trained on. The sample after it
+    in the order takes the place of each."""
+    max_skipped: NonNegativeInt = 0
+    """Steps in the whole run that may be left out because their loss or gradient is not finite; such a step changes no
+    weight. The run ends at one more."""
+    patience: PositiveFloat = 5.0
+    """Minutes that ranks wait for another before one of them says which rank is missing, and where each rank is."""
+    flight_recorder: bool = False
+    """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when ranks wait in vain;
+    `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
+
+    def split(self, ranks: int) -> tuple[int, int]:
+        """How a step's batch is cut: samples of one forward pass on one rank, and forward passes.
+
+        Raises:
+            ConfigError: The ranks would get unequal shares.
+        """
+        if self.batch % ranks:
+            raise ConfigError(
+                f"--loop.batch {self.batch} cannot be shared by {ranks} processes: use a multiple of them"
+            )
+        share = self.batch // ranks
+        micro_batch = min(self.micro_batch or share, share)
+        return micro_batch, math.ceil(share / micro_batch)
+
+    def total(self, samples: int) -> int:
+        """Optimizer steps of a run on a set of `samples`."""
+        return self.steps or math.ceil(self.epochs * samples / self.batch)
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        warmup = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
+        if step <= warmup:
+            return self.lr * (step / warmup)
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * (step - warmup - 1) / max(1, total - warmup))) / 2

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO-2: the engine and its configuration. The only package that imports deepspeed."""

@@ -1,0 +1,218 @@
+"""A task under DeepSpeed ZeRO-2: gradients and optimizer state are split over the ranks, weights are whole on each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavic.distributed.context import World
+from lavic.errors import ConfigError, LaunchError
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.config import zero2_config
+from lavic.train.sanity_checks import Guards
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each weight."""
+
+
+class Engine:
+    """Runs a task's forward and backward passes and its optimizer steps.
+
+    Every method is collective: all ranks call it, in the same order. The ranks must have been connected
+    (`World.start`) before.
+
+    Attributes:
+        task: The module as given; trained in place.
+        parameters: What is trained, by name, in the module's order.
+    """
+
+    def __init__(
+        self, task: nn.Module, world: World, loop: LoopSettings, *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hands the task to DeepSpeed.
+
+        Args:
+            task: Parameters that require a gradient are trained, the others are left alone.
+            world: The ranks, connected.
+            loop: Batch, learning rate, weight decay and clipping.
+            extra: More keys for DeepSpeed, see `zero2_config`.
+
+        Raises:
+            ConfigError: There is nothing to train, or `extra` is at odds with our settings.
+            LaunchError: DeepSpeed is not installed.
+            LavicError: What would be trained is not what should be, see `Guards.check_start`.
+        """
+        self.task = task
+        self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ConfigError(f"{type(task).__name__} has no trainable parameter: do the LoRA targets match the model?")
+        self._world = world
+        self._guards = Guards(task, self.parameters, world)
+        self._guards.check_frozen()  # now: DeepSpeed gives every rank the weights of rank 0
+        micro_batch, micro_steps = loop.split(world.size)
+        config = zero2_config(
+            micro_batch=micro_batch,
+            accumulation=micro_steps,
+            clip=loop.clip,
+            bf16=any(p.dtype == torch.bfloat16 for p in task.parameters()),
+            extra=extra,
+        )
+        # One group: DeepSpeed drops empty groups, and a schedule then meets the wrong one (torch >= 2.10 refuses).
+        optimizer = torch.optim.AdamW(self.parameters.values(), lr=loop.lr, weight_decay=loop.weight_decay)
+        deepspeed = _deepspeed(world.device())
+        self._parts = deepspeed.utils
+        self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
+        # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
+        self._zero.gradient_average = False
+        self.device: torch.device = self._engine.device
+        self._guards.check_start(self._zero.param_groups)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        """The task's output for a batch."""
+        return self._engine(batch)
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Adds the gradient of `loss`; gradients are *averaged* over the ranks.
+
+        Args:
+            loss: A scalar.
+            last: Whether this is the last micro step before `step`.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss / self._world.size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clips, updates the weights on every rank and forgets the gradients.
+
+        Returns:
+            The gradient's norm before clipping. Where it is not finite no weight was changed.
+
+        Raises:
+            LavicError: At the first step: a trainable parameter got no gradient on some rank.
+        """
+        self._guards.before_update()
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, in float32: of a bfloat16 model the master weights, which it holds rounded.
+
+        Returns:
+            On rank 0, on the CPU, by the names of `parameters`; else nothing.
+        """
+        masters = {name: self._parts.safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
+        return {name: master.cpu() for name, master in masters.items()} if self._world.is_main else {}
+
+    def discard(self) -> None:
+        """Forgets the gradients of a step that must not be taken, as DeepSpeed does where they overflow."""
+        checked = self._zero.check_grad_overflow
+        self._zero.check_grad_overflow, self._zero.has_overflow = True, lambda *args, **kwargs: True
+        try:
+            self._engine.step()
+        finally:
+            self._zero.check_grad_overflow = checked
+            del self._zero.has_overflow
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a later `load` needs, whole, whatever the number of ranks.
+
+        Returns:
+            On rank 0, float32 on the CPU, by `<parameter>/weight`, `/exp_avg` and `/exp_avg_sq`; else nothing.
+
+        Raises:
+            LavicError: What was trained is not worth saving, see `Guards.check_save`.
+        """
+        self._guards.check_save()
+        whole: dict[str, torch.Tensor] = {}
+        for name, p in self.parameters.items():
+            parts = {
+                "weight": self._parts.safe_get_full_fp32_param(p),
+                **{key: self._parts.safe_get_full_optimizer_state(p, key) for key in MOMENTS},
+            }
+            if self._world.is_main:
+                whole |= {f"{name}/{key}": value.cpu() for key, value in parts.items()}
+        return whole
+
+    def load(self, state: Mapping[str, torch.Tensor], *, steps: int) -> None:
+        """Takes over what `state` gave, from a run of any number of ranks.
+
+        Args:
+            state: Whole, on every rank.
+            steps: Optimizer steps behind it: Adam's bias correction needs them.
+
+        Raises:
+            ConfigError: It belongs to other parameters.
+        """
+        wanted = {f"{name}/{key}" for name in self.parameters for key in ("weight", *MOMENTS)}
+        if odd := sorted(wanted ^ set(state)):
+            raise ConfigError(
+                f"the checkpoint is of another model or other LoRA settings ({odd[0]} and {len(odd)} keys)"
+            )
+        adam = self._zero.optimizer
+        for group in adam.param_groups:
+            (flat,) = group["params"]  # this rank's part of all weights
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            adam.state[flat] = {"step": torch.tensor(float(steps)), **moments}
+        self._zero._lazy_init_hp_params_optimizer_state()  # views of the moments, by parameter
+        for name, p in self.parameters.items():
+            weight = state[f"{name}/weight"].to(self.device)
+            if weight.shape != p.shape:
+                raise ConfigError(f"the checkpoint's {name} is {list(weight.shape)}, this run's {list(p.shape)}")
+            self._parts.safe_set_full_fp32_param(p, weight)
+            p.data.copy_(weight)
+            for key in MOMENTS:
+                self._parts.safe_set_full_optimizer_state(p, state[f"{name}/{key}"].to(self.device), key)
+
+    def close(self) -> None:
+        """Takes DeepSpeed's hooks off the task, which can then be saved, merged or given to another engine."""
+        self._guards.close()
+        self._engine.destroy()
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """DeepSpeed without what ZeRO-2 training never uses, which is most of its start.
+
+    - Its autotuner imports `mlflow`: 1 s.
+    - Its Muon optimizer, loaded to be told from AdamW, compiles kernels: 1 s. They stay as they are written.
+    - It probes every compiled operator and on a CPU builds a shared-memory all-reduce (40 s once, with a C++ compiler)
+      that tensor-parallel inference alone calls. Told that none is there, it takes torch.distributed, as for the rest.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    with _changed(os.environ, "TORCHDYNAMO_DISABLE", "1"), _changed(sys.modules, "mlflow", None):
+        try:
+            import deepspeed
+        except ImportError as e:
+            raise LaunchError(f"training needs DeepSpeed ({e}): pip install 'lavic[train]'") from e
+        with contextlib.suppress(ImportError):
+            import deepspeed.runtime.zero.muon.muon_optimizer
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _changed(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+    """Sets a key of `os.environ` or `sys.modules`, where None marks what is not there, and puts it back."""
+    if mapping is sys.modules and key in mapping:  # already imported: nothing to save
+        yield
+        return
+    before = mapping.get(key)
+    mapping[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            mapping.pop(key, None)
+        else:
+            mapping[key] = before

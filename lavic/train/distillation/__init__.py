@@ -1,0 +1,1 @@
+"""Stage 1: photos in, the loss of their descriptions out."""

@@ -1,0 +1,67 @@
+"""What the samples and batches of both stages share: prompts, targets, and the order that they are read in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lavic.model.prompt_encoder import (
+    IGNORED,
+    Batch,
+    Encoder,
+    Example,
+    collate,
+)
+
+
+class Order(Protocol):
+    """The order of an endless training set."""
+
+    def at(self, position: int) -> int:
+        """Index of the sample at a position over all epochs."""
+
+
+class TextSample(Protocol):
+    """What a sample of either stage has."""
+
+    @property
+    def key(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def example(self) -> Example:
+        """Its prompt and target in tokens."""
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Prompts with their targets, and what every batch of ours can say about itself."""
+
+    keys: tuple[str, ...]
+    """What each sample is called in messages."""
+    targets: tuple[int, ...]
+    """Target tokens of each sample."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    text: Batch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, without padding."""
+        return sum(self.lengths)
+
+    @property
+    def padded(self) -> int:
+        """Tokens of all samples, with padding."""
+        return self.text.input_ids.numel()
+
+
+def gather(samples: Sequence[TextSample], encoder: Encoder) -> dict[str, Any]:
+    """The fields of a `TextBatch`, of samples in their order."""
+    return {
+        "keys": tuple(sample.key for sample in samples),
+        "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),
+        "lengths": tuple(len(sample.example.input_ids) for sample in samples),
+        "text": collate([sample.example for sample in samples], encoder.pad),
+    }

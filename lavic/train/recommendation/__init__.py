@@ -1,0 +1,1 @@
+"""Stage 2: conversations with candidates in, the loss of the right candidate's ID out."""

@@ -1,0 +1,198 @@
+"""A run's folder: whose it is, whether it is done, and that one run at a time writes to it.
+
+RUN/config.yaml    the settings, resolved
+    metrics.jsonl  the journal
+    checkpoints/
+    bundle/        what the run is for
+    result.json    written last: the run is done
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lavic.config.loader import dump, flatten, load
+from lavic.distributed.context import World
+from lavic.errors import ConfigError, LavicError
+from lavic.storage.atomic import sweep, write_whole
+from lavic.storage.output_folder import hold
+
+FREE = (
+    "nproc",
+    "out",
+    "deepspeed",
+    "tracking",
+    "loop.activations",
+    "loop.flight_recorder",
+    "loop.keep",
+    "loop.log_every",
+    "loop.micro_batch",
+    "loop.micro_tokens",
+    "loop.patience",
+    "loop.save_every",
+    "loop.workers",
+)
+"""Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
+
+CHANGEABLE = (
+    "loop.clip",
+    "loop.epochs",
+    "loop.lr",
+    "loop.max_skipped",
+    "loop.schedule",
+    "loop.skip_samples",
+    "loop.steps",
+    "loop.warmup",
+)
+"""Keys that may change when a run goes on, although they change what is learnt from then on: noted in the journal."""
+
+
+class RunFolder:
+    """The output folder of one training run, held until `close`: a context manager.
+
+    Attributes:
+        folder: Where it is.
+        bundle: Where its bundle goes.
+        checkpoints: Where its checkpoints go.
+        begun: Whether it has a checkpoint, whole or not.
+        changed: Settings of `CHANGEABLE` that are not those of its last start, with the values before and now.
+    """
+
+    def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
+        """Opens or makes the folder `chosen.out` and, on rank 0, holds it.
+
+        Until its first checkpoint a run has nothing to lose, and may be started again with other settings.
+
+        Args:
+            chosen: The run's settings.
+            command: Its name, for messages.
+            world: The ranks; rank 0 writes.
+            free: More keys that may change, such as the paths of inputs whose content is compared otherwise.
+
+        Raises:
+            ConfigError: It holds a run with other settings, a run that is going on, or something else; or its path
+                is not UTF-8.
+        """
+        self.folder: Path = chosen.out
+        try:
+            str(self.folder.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"--out {self.folder}: a path that is not UTF-8, which safetensors cannot write to: use another one"
+            ) from None
+        self.bundle = self.folder / "bundle"
+        self.checkpoints = self.folder / "checkpoints"
+        self.changed: dict[str, list[Any]] = {}
+        self._main = world.is_main
+        self._command = command
+        config = self.folder / "config.yaml"
+        # looked at before config.yaml, which rank 0 may be writing right now
+        occupied = self.folder.exists() and not _empty(self.folder)
+        self.begun = self.done or any(self.checkpoints.glob("step-*"))
+        if config.is_file() and self.begun:
+            differ = _differ(load(type(chosen), config), chosen, {*FREE, *free})
+            self.changed = {key: differ.pop(key) for key in CHANGEABLE if key in differ}
+            if differ:
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings: {_listed(differ)}. Use those of {config}, "
+                    "or another --out"
+                )
+        elif occupied and not config.is_file():
+            raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
+        if not self._main:
+            return
+        self._held = ExitStack()
+        self._held.enter_context(hold(self.folder))
+        sweep(self.folder)
+        if not (config.is_file() and self.begun):
+            write_whole(config, dump(chosen, command=command))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has reached its end."""
+        return (self.folder / "result.json").is_file()
+
+    @property
+    def prolonged(self) -> bool:
+        """Whether the run has reached its end, and is now given another."""
+        return self.done and not self.changed.keys().isdisjoint(("loop.steps", "loop.epochs"))
+
+    def adopt(self, chosen: Any) -> str:
+        """Goes on with the settings that have changed; the run is not done any more. All ranks must have opened it.
+
+        Returns:
+            What has changed, in words.
+        """
+        if self._main:
+            write_whole(self.folder / "config.yaml", dump(chosen, command=self._command))
+            (self.folder / "result.json").unlink(missing_ok=True)
+        return _listed(self.changed)
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        if self._main:
+            self._held.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result: the run is done."""
+        if self._main:
+            write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def write_together(what: Path, write: Callable[[], object], world: World) -> None:
+    """Rank 0 writes; where it cannot, every rank leaves with the same line and none waits for another. Collective.
+
+    Raises:
+        LavicError: On all ranks, with what rank 0 met: a full disk comes as OSError or as a library's own error.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            write()
+        except LavicError as e:
+            problem = str(e)
+        except Exception as e:
+            problem = f"could not write {what} ({type(e).__name__}: {e}): make room, then run the same command again"
+    if problem := world.broadcast(problem):
+        raise LavicError(problem)
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """A digest of the content of files, in the given order, whatever they are called."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.stat().st_size.to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _empty(folder: Path) -> bool:
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _differ(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
+    """Settings that are not the same, each with both values."""
+    old, new = flatten(before), flatten(now)
+    return {
+        key: [old.get(key), new.get(key)]
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
+    }
+
+
+def _listed(differ: Mapping[str, Sequence[Any]]) -> str:
+    return "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differ.items())

@@ -1,0 +1,153 @@
+"""Ranks of a command as Ray actors: `--ray.workers N` spreads `describe` and `embed` over a cluster's machines.
+
+Each actor holds one GPU, where the cluster has any, and runs the command in a process of its own, told who it is as
+torchrun would tell it. What the ranks say comes back to the one that typed the command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lavic.distributed.context import free_port
+from lavic.distributed.ray_session import RaySettings, ray_session
+from lavic.errors import LaunchError, LavicError, Stopped, first_line
+
+_PATIENCE_S = 600.0
+"""For machines that an autoscaler has yet to start."""
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
+    """Runs `lavic COMMAND ARGV` in `settings.workers` ranks on a Ray cluster and waits for them.
+
+    The machines need the same lavic, and the files under the same paths.
+
+    Returns:
+        0 when every rank did, else the exit code of the first that failed.
+
+    Raises:
+        LaunchError: Ray cannot be reached, or has no room for so many ranks.
+    """
+    with ray_session(settings):
+        import ray
+
+        count = settings.workers or 1
+        gpu = 1 if ray.cluster_resources().get("GPU") else 0
+        kind = ray.remote(num_cpus=1, num_gpus=gpu, max_concurrency=2)(Rank)
+        ranks = [kind.remote() for _ in range(count)]
+        placed, waiting = ray.wait([rank.place.remote() for rank in ranks], num_returns=count, timeout=_PATIENCE_S)
+        if waiting:
+            what = "GPU" if gpu else "CPU"
+            room = f"the cluster has given {len(placed)} of them a {what} within {_PATIENCE_S:.0f} s"
+            raise LaunchError(f"--ray.workers {count}: {room}; ask for fewer")
+        address, port = ray.get(ranks[0].place.remote())
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        streams = {
+            rank.run.options(num_returns="streaming").remote(
+                command, list(argv), {**shared, "RANK": str(number), "GROUP_RANK": str(number)}, str(Path.cwd())
+            ): rank
+            for number, rank in enumerate(ranks)
+        }
+        try:
+            with _forwarding(ranks):
+                return _follow(streams)
+        finally:
+            for rank in ranks:
+                ray.kill(rank)
+
+
+class Rank:
+    """One rank's actor."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._port = free_port()
+
+    def place(self) -> tuple[str, int]:
+        """Where the ranks can meet, should this be the first: this machine's address and a free port."""
+        import ray
+
+        return ray.util.get_node_ip_address(), self._port
+
+    def run(self, command: str, argv: Sequence[str], env: Mapping[str, str], folder: str) -> Iterator[str | int]:
+        """Runs the command; yields what it says line by line, then its exit code."""
+        words = [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv]
+        own = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "LAVIC_LAUNCHER_PID": str(os.getpid())}
+        self._process = subprocess.Popen(
+            words,
+            env={**os.environ, **env, **own},
+            cwd=folder if Path(folder).is_dir() else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self._process.stdout
+        while line := self._process.stdout.readline():  # Ray sends into its generators, which a file does not take
+            yield line
+        code = self._process.wait()
+        yield 128 - code if code < 0 else code
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the command."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+def _follow(streams: Mapping[Any, Any]) -> int:
+    """Prints what comes until every rank has ended, or one has failed; then the others end with their actors."""
+    import ray
+
+    open_streams, first = list(streams), 0
+    while open_streams:
+        (ready,), _ = ray.wait(open_streams, num_returns=1)
+        try:
+            said = ray.get(next(ready))
+        except StopIteration:
+            open_streams.remove(ready)
+            continue
+        except ray.exceptions.RayActorError as error:
+            raise LavicError(
+                f"a rank was lost, perhaps with its machine ({first_line(error)}); run the same command again"
+            ) from None
+        if isinstance(said, str):
+            print(said, end="", flush=True)
+        elif said:
+            first = first or said
+            if said != Stopped.exit_code:  # those that stop on request leave one by one
+                break
+    return first
+
+
+class _forwarding:
+    """Passes signals on to the ranks for the length of a block. A third Ctrl-C gives them up: they are killed.
+
+    The first asks a rank to stop after its step, the second interrupts it; a rank that still waits for its machine, or
+    whose machine is gone, hears neither.
+    """
+
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        self._ranks = ranks
+        self._before: dict[int, Any] = {}
+        self._interrupts = 0
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 2:
+            raise KeyboardInterrupt
+        for rank in self._ranks:
+            rank.signal.remote(number)

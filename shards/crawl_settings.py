@@ -1,0 +1,165 @@
+"""What `lavic crawl` can be told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lavic.config.loader import settings
+from lavic.data.schema import ImageSize
+from lavic.data.sources.tables import COLUMNS
+from lavic.distributed.ray_session import RaySettings
+from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.image.normalize import PhotoSettings
+from lavic.shards.pack.outcomes import KINDS
+from lavic.shards.plan.photo_tasks import PlanSettings
+from lavic.tracking.tracker import TrackingSettings
+
+
+@settings
+class CrawlSettings:
+    """Fetch a catalogue's photos and pack them into WebDataset shards."""
+
+    items: tuple[str, ...] = Field(min_length=1)
+    """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; with --columns csv,
+    tsv, parquet and jsonl of plain links; paths, globs, URIs such as s3://..."""
+    columns: tuple[str, ...] = ()
+    """For files with one link in each row: which column holds what, as `url=URL id=SKU title=NAME text=CAPTION`. Only
+    `url` must be there. Neighbouring rows of one id are the photos of one item, 0, 1, 2, ...; without ids each link is
+    an item, under an id made of the link."""
+    out: str
+    """Folder of the set, or an address such as s3://bucket/prefix."""
+    set: str = Field(default="photos", pattern=r"^[A-Za-z0-9_]+$")
+    """First part of the shards' names."""
+    split: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
+    """Second part of the shards' names, by default `train`. With --splits: the one of them to make, by default each."""
+    splits: tuple[str, ...] = ()
+    """Parts of the items, as `train=0.9 valid=0.1`: each becomes a set of its own in OUT/<name>. The item's id alone
+    decides, so no item is in two. Shares that sum up to less than 1 leave items out."""
+    photos_per_shard: int = Field(default=1000, ge=1, le=100_000)
+    """Planned photos in one shard; it holds as many as could be fetched."""
+    photos: str = Field(default="first", pattern=r"^(first|all|[1-9]\d{0,5})$")
+    """Photos of an item: `first`, `all`, or how many from its first."""
+    image_size: ImageSize = "hi_res"
+    """Which link of a photo to take where there are several; the largest of the others where it is missing."""
+    text: Literal["auto", "catalogue", "title", "none"] = "auto"
+    """What the txt members hold. catalogue: its description of the photo where it has one, else nothing; title: the
+    item's title; auto: `catalogue` where the catalogue describes any photo, else `title`, so that no caption is empty;
+    plan.json says which it was, and an extended set keeps it. With none, a catalogue that has descriptions gives the
+    same shards as one of the same items without."""
+    duplicates: Literal["stored", "referenced"] = "stored"
+    """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
+    first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
+    near_duplicates: bool = False
+    """When the set is whole, write the photos that look like an earlier one, in another size, quality or format, to
+    near_duplicates.jsonl. Every new shard is read again for it."""
+    limit: int | None = Field(default=None, ge=1)
+    """Plan only the first so many items."""
+    ids: str | None = None
+    """Plan only the items in this file, one id on each line."""
+    max_rejected: int = Field(default=100, ge=0)
+    """Records of the catalogue that may be broken; with more of them nothing is fetched."""
+    extend: bool = False
+    """Take in a catalogue that has changed since: items that are not in the set yet become shards of their own."""
+    retry: tuple[str, ...] = ()
+    """Fetch again the photos that ended under these names, as `timeout throttled`; their shards are packed anew."""
+    min_success: float = Field(default=0.5, ge=0, le=1)
+    """Share of the photos that must be stored for the set to count as whole, of those that are not gone, opted out or
+    placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
+    refresh: bool = False
+    """Ask for the stored photos again, by the ETag or Last-Modified that their servers sent, and store those anew that
+    have changed. A photo that cannot be had any more is kept, and its ledger row says why. A refresh that is
+    interrupted goes on with the same command."""
+    fetch: FetchSettings = FetchSettings()
+    """How photos are fetched."""
+    photo: PhotoSettings = PhotoSettings()
+    """Which photos are taken, and how they are stored."""
+    dry_run: bool = False
+    """Say how many photos would be fetched from which hosts, and how long the hosts' limits make that take. Nothing is
+    written and no host is asked."""
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """What makes the shards; they are the same either way. `local`: processes of this machine, one for each CPU or
+    --ray.workers of them, ready in tenths of a second. `ray`: a Ray that is joined or started, which takes seconds.
+    `auto`: Ray where one is named (--ray.address, RAY_ADDRESS) or more than 20,000 photos are to be fetched, else
+    local."""
+    ray: RaySettings = RaySettings()
+    """Where the job runs."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where the run is recorded."""
+
+    @field_validator("photos", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value
+
+    @field_validator("retry")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        named = tuple(kind for word in kinds for kind in word.split(",") if kind)
+        if wrong := [kind for kind in named if kind not in KINDS or kind == "ok"]:
+            raise ValueError(f"{', '.join(wrong)} cannot be tried again; known: {', '.join(KINDS[1:])}")
+        return named
+
+    @model_validator(mode="after")
+    def _one_executor(self) -> CrawlSettings:
+        if self.executor == "local" and (self.ray.address or self.ray.nodes > 1):
+            raise ValueError("--executor local runs without Ray; remove it, or --ray.address and --ray.nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _parts(self) -> CrawlSettings:
+        shares, columns = self.shares, self.named_columns
+        wrong = not all(columns.values()) or len(columns) != len(self.columns) or not set(columns) <= set(COLUMNS)
+        if self.columns and (wrong or "url" not in columns):
+            raise ValueError(
+                f"--columns takes url=NAME and maybe id=, title= and text=, each once, got {' '.join(self.columns)}"
+            )
+        words = " ".join(self.splits)
+        if shares and self.split not in (None, *shares):
+            raise ValueError(f"--split {self.split} is not one of --splits {words}")
+        if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
+            raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {words}")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
+        return self
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """Name of the column by what it holds; empty for catalogues."""
+        return {what: name for what, _, name in (word.partition("=") for word in self.columns)}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the items by split; empty where they are not parted."""
+        found = [re.fullmatch(r"([A-Za-z0-9_]+)=(\d*\.?\d+)", word) for word in self.splits]
+        return {match[1]: float(match[2]) for match in found if match}
+
+    def each(self) -> Iterator[CrawlSettings]:
+        """The settings of every set that these stand for."""
+        if not self.splits:
+            yield replace(self, split=self.split or "train")
+        for name in self.shares:
+            if self.split in (None, name):
+                yield replace(self, split=name, out=f"{self.out.rstrip('/')}/{name}")
+
+    @property
+    def planned(self) -> PlanSettings:
+        """What of these decides which photo is where."""
+        return PlanSettings(
+            set=self.set,
+            split=self.split or "train",
+            splits=self.shares,
+            photos_per_shard=self.photos_per_shard,
+            photos=self.photos,
+            image_size=self.image_size,
+            text=self.text,
+            columns=self.named_columns,
+            duplicates=self.duplicates,
+            limit=self.limit,
+            ids=self.ids,
+            photo=self.photo.identity(),
+        )

@@ -1,0 +1,1 @@
+"""HTTP requests to hosts that nobody vouches for: links, addresses, connections, robots.txt."""

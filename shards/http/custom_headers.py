@@ -1,0 +1,89 @@
+"""Headers that the user adds from a file; those that may hold credentials never follow a redirect to another site."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yarl import URL
+
+from lavic.errors import ConfigError
+from lavic.shards.http.url import BadUrl, read_link
+from lavic.storage.text_files import TextFileError, read_lines
+
+_OPEN = frozenset({"accept", "accept-language", "cache-control", "dnt", "from", "pragma", "referer", "user-agent"})
+"""Headers that hold no credentials. All others may, and stay with the site they are meant for."""
+_REFUSED = frozenset(
+    {
+        *("accept-encoding", "connection", "content-length", "expect", "host", "if-modified-since", "if-none-match"),
+        *("keep-alive", "proxy-authorization", "proxy-connection", "range", "te", "trailer", "transfer-encoding"),
+        "upgrade",
+    }
+)
+"""Headers that the crawl sets itself."""
+_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:[ \t]*(.*)")
+_SECTION = re.compile(r"\[([^\[\]\s]+|\[[^\[\]\s]+\](?::\d+)?)\]")
+
+
+@dataclass(frozen=True)
+class Headers:
+    """Headers by the site that they are for."""
+
+    everywhere: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For every host of the catalogue."""
+    hosts: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    """For one host each, or `host:port`; names in lower case."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Headers:
+        """Read `Name: value` lines; those after a line `[host]` are for this host alone. `#` begins a comment.
+
+        Raises:
+            ConfigError: The file cannot be read, or a line is wrong. The message does not repeat a value.
+        """
+        try:
+            lines = list(read_lines(path))
+        except TextFileError as error:
+            raise ConfigError(f"--fetch.headers {error}") from None
+        everywhere: dict[str, str] = {}
+        hosts: dict[str, dict[str, str]] = {}
+        current = everywhere
+        for number, line in lines:
+            if not (line := line.strip()) or line.startswith("#"):
+                continue
+            where = f"--fetch.headers {path}:{number}"
+            if section := _SECTION.fullmatch(line):
+                current = hosts.setdefault(_site(section[1], where), {})
+                continue
+            match = _LINE.fullmatch(line)
+            if match is None or not match[2].isprintable():
+                raise ConfigError(f"{where}: not a header; write one `Name: value` on each line")
+            if match[1].lower() in _REFUSED:
+                raise ConfigError(f"{where}: {match[1]} is set by the crawl itself; take the line out")
+            current[match[1]] = match[2]
+        return cls(everywhere, hosts)
+
+    def of(self, url: URL, first: URL | None) -> dict[str, str]:
+        """The headers of a request.
+
+        Args:
+            url: That is requested.
+            first: The catalogue's link that led to it; None for what is requested without one, such as robots.txt.
+                Where it is of another site (scheme, host, port), headers that may hold credentials are left out.
+        """
+        host = url.raw_host or ""
+        found = {**self.everywhere, **self.hosts.get(host, {}), **self.hosts.get(f"{host}:{url.port}", {})}
+        if first is not None and (url is first or url.origin() == first.origin()):
+            return found
+        return {name: value for name, value in found.items() if name.lower() in _OPEN}
+
+
+def _site(text: str, where: str) -> str:
+    try:
+        url = read_link(f"http://{text}/")
+    except BadUrl:
+        raise ConfigError(f"{where}: [{text[:80]}] names no host") from None
+    host = url.raw_host or ""
+    return host if re.fullmatch(r"[^:]*|\[.*\]", text) else f"{host}:{url.port}"

@@ -1,0 +1,131 @@
+"""What a site forbids crawlers: robots.txt (RFC 9309) and the opt-outs in an answer's headers."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from protego import Protego
+
+from lavic.shards.http.content_encoding import BrokenBody, Undecodable, decode
+from lavic.shards.pack.outcomes import Kind
+
+PRODUCT = "lavic"
+"""The name by which robots.txt and X-Robots-Tag may speak to this crawler."""
+MAX_BYTES = 500 * 1024
+"""As much of a robots.txt is read as the RFC demands."""
+KEPT_S = 24 * 3600.0
+"""For so long a robots.txt holds, the RFC's limit."""
+RETRY_S = 60.0
+"""A robots.txt that could not be read is asked for again after this."""
+
+ACCEPT = "text/plain, */*;q=0.5"
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))
+_RULE = re.compile(rb"^\s*(user-?agent|(dis)?allow)\s*:", re.IGNORECASE | re.MULTILINE)
+_OUR_VERSION = re.compile(rf"^(\s*user-?agent\s*:\s*{PRODUCT})(?![a-z_-])[^\r\n#]+", re.IGNORECASE | re.MULTILINE)
+"""A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers leave out of account."""
+_OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+_VALUED = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
+_NAMED = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robots:
+    """What came of asking a site for its robots.txt."""
+
+    kind: Kind = "ok"
+    """Other than ok: it could not be read, so that nothing is allowed (RFC 9309, 2.3.1.4) and photos end as this."""
+    reason: str = ""
+    text: str = ""
+    """Empty: everything is allowed, as where there is none."""
+    final: bool = False
+    """Where it could not be read: that will not pass by waiting."""
+
+    @classmethod
+    def read(cls, body: bytes, codings: Iterable[str] = ()) -> Robots:
+        """Make what can be made of a robots.txt as it was sent.
+
+        Args:
+            body: At most its first `MAX_BYTES`.
+            codings: The compressions that the server named; one that it did not name is found too.
+        """
+        names = list(codings) or (["gzip"] if body.startswith(b"\x1f\x8b") else [])
+        try:
+            plain = decode(body, names, MAX_BYTES)
+            text = _text_of(plain)
+        except (Undecodable, BrokenBody, _NoText) as error:
+            reason = f"{', '.join(names)}: {error}" if names else str(error)
+            return cls(kind="unasked", reason=reason, final=True)
+        if max(len(body), len(plain)) >= MAX_BYTES:
+            # A rule that was cut in two would forbid more, or less, than was meant.
+            text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
+        # Further marks are in files that were put together from several.
+        return cls(text=_OUR_VERSION.sub(r"\1", text.replace("\ufeff", "")))
+
+
+@dataclass
+class Rules:
+    """A site's robots.txt, read."""
+
+    robots: Robots
+    delay: float = field(init=False, default=0.0)
+    """Seconds between requests that it asks for; 0 for none. Not in the RFC, and yet the host's wish."""
+    _parsed: Protego | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.robots.text:
+            self._parsed = Protego.parse(self.robots.text)
+            self.delay = self._parsed.crawl_delay(PRODUCT) or 0.0
+
+    def allow(self, url: object) -> bool:
+        """Whether robots.txt lets this crawler fetch an address, or anything whose text is one."""
+        return self._parsed is None or self._parsed.can_fetch(str(url), PRODUCT)
+
+
+def opt_out(tags: Iterable[str], tdm: str = "") -> str:
+    """The opt-out that an answer's headers hold, empty where there is none.
+
+    Args:
+        tags: Every X-Robots-Tag header. A part that names a crawler counts where it names this one, `lavic`, or `*`.
+        tdm: The TDM-Reservation header; `1` reserves the rights to text and data mining.
+    """
+    for header in tags:
+        ours = True
+        for part in header.split(","):
+            word = part
+            if not _VALUED.match(part) and (named := _NAMED.match(part)):
+                ours = named[1].lower() in (PRODUCT, "*")
+                word = named[2]
+            if ours and (word := word.strip().lower()) in _OPT_OUTS:
+                return f"X-Robots-Tag: {word}"
+    return "TDM-Reservation: 1" if tdm.strip() == "1" else ""
+
+
+class _NoText(Exception):
+    """Bytes that are no text."""
+
+
+def _text_of(body: bytes) -> str:
+    """The text; an image holds no rules, as a web page holds none."""
+    if body.startswith(_IMAGES):
+        return ""
+    for mark, encoding in _BOMS.items():
+        if body.startswith(mark):
+            return body[len(mark) :].decode(encoding, "replace")
+    if len(body) > 3 and (body[1] == body[3] == 0 or body[0] == body[2] == 0):
+        return body.decode("utf-16-le" if body[1] == 0 else "utf-16-be", "replace")
+    if len(body.translate(None, _CONTROLS)) < 0.95 * len(body) and not _RULE.search(body):
+        raise _NoText("not a text")
+    # Bytes of another encoding than UTF-8 are escaped as they would be in an address.
+    text = body.decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)

@@ -1,0 +1,1 @@
+"""Image files: checked, decoded within limits, made upright sRGB JPEGs."""

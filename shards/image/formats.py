@@ -1,0 +1,174 @@
+"""Image files of any format: which decoder reads them, their first image, and what is wrong where none can."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+
+from PIL import Image
+
+from lavic.shards.image.gif import count_frames
+from lavic.shards.image.tiff import count_images
+from lavic.shards.pack.outcomes import Kind
+
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+_MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_FOREIGN = (b"\0\0\1\0", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_AVIF = frozenset({b"avif", b"avis"})
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+
+class PhotoError(Exception):
+    """A photo that cannot be taken, with the kind under which it is counted."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+
+
+def decode(data: bytes, check_size: Callable[[int, int], None], max_frames: int) -> Image.Image:
+    """The first image of a file, loaded.
+
+    Args:
+        data: The file.
+        check_size: Called with width and height before anything is decoded; raises PhotoError.
+        max_frames: Files with more frames are refused.
+
+    Raises:
+        PhotoError: It is no image that can be decoded here, or is beyond a limit.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats(data))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Parsers of foreign bytes fail in many ways (OSError, SyntaxError, struct.error, ...): all mean the same.
+        raise _unreadable(data, error) from None
+    check_size(image.width, image.height)
+    try:
+        if _frames(image, data, max_frames) > max_frames:
+            raise PhotoError("bomb", f"more than {max_frames:,} frames, which --photo.max-frames allows")
+        image.load()
+    except (PhotoError, MemoryError):
+        raise
+    except Exception as error:
+        raise _undecodable(image, error) from None
+    return image
+
+
+def _frames(image: Image.Image, data: bytes, most: int) -> int:
+    """Frames by what the file's structure says; nothing is decoded."""
+    if image.format == "GIF":
+        return count_frames(data)
+    if image.format == "TIFF":
+        # Pillow goes back to the first for every one.
+        return count_images(data, most)
+    # JPEGs with a second picture behind the first are photos with a preview, not animations.
+    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+
+
+def with_right_size(data: bytes) -> bytes:
+    """A WebP whose header says how long it is; empty for other files, and where it says so already."""
+    size = (len(data) - 8).to_bytes(4, "little")
+    return data[:4] + size + data[8:] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and data[4:8] != size else b""
+
+
+def orientation(image: Image.Image) -> int:
+    """How a loaded image is still to be turned: TIFF and HEIC are turned by their decoders, which then say so."""
+    try:
+        value = image.getexif().get(_ORIENTATION, _UPRIGHT)
+    except Exception:
+        # Broken EXIF says nothing about orientation, and nothing against the photo.
+        return _UPRIGHT
+    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
+
+
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+def _formats(data: bytes) -> list[str]:
+    """Formats as which Pillow may read the bytes."""
+    if data[4:8] != b"ftyp":
+        return list(_FORMATS)
+    if _is_heif(data):
+        return ["HEIF"] if _reads_heif() else []
+    Image.init()
+    return ["AVIF"] if "AVIF" in Image.OPEN else []
+
+
+def _is_heif(data: bytes) -> bool:
+    return not _brands(data) & _AVIF and bool(_brands(data) & _HEIF)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """What a file of the ISO base media format says it is."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+
+
+@cache
+def _reads_heif() -> bool:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def check_magic(data: bytes) -> None:
+    """Raise PhotoError for what does not begin like a file that is read here."""
+    if not data:
+        raise PhotoError("truncated", "an empty answer")
+    if data[4:8] == b"ftyp" or (data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")):
+        return
+    if data.startswith(_FOREIGN) or b"<svg" in data[:512].lower():
+        raise PhotoError("unsupported", "an image format that is not read here")
+    start = data[:24].decode("latin-1").replace("\n", " ").strip()
+    raise PhotoError("not_image", f"begins with {start!r}")
+
+
+def _unreadable(data: bytes, error: Exception) -> PhotoError:
+    if isinstance(error, Image.DecompressionBombError):
+        return PhotoError("bomb", "far more pixels than --photo.max-pixels allows")
+    if _unpacks_without_end(error):
+        return PhotoError("bomb", str(error))
+    if data[4:8] == b"ftyp":
+        return _unreadable_media(data)
+    if count_images(data, 0):
+        return PhotoError("unsupported", "a kind of TIFF that is not read here")
+    return PhotoError("truncated", f"begins like an image and cannot be read ({type(error).__name__})")
+
+
+def _unreadable_media(data: bytes) -> PhotoError:
+    if _formats(data) and b"meta" in data[:1024]:
+        return PhotoError("truncated", "HEIC or AVIF that cannot be read")
+    if _is_heif(data) and not _reads_heif():
+        return PhotoError("unsupported", "HEIC, which pip install 'lavic[heif]' reads")
+    if _brands(data) & _AVIF and not _formats(data):
+        return PhotoError("unsupported", "AVIF, which Pillow 11.3 and later read")
+    return PhotoError("unsupported", "an image or video format that is not read here")
+
+
+def _undecodable(image: Image.Image, error: Exception) -> PhotoError:
+    if _unpacks_without_end(error):
+        return PhotoError("bomb", str(error))
+    return PhotoError("truncated", f"{image.format} that cannot be decoded: {error}")
+
+
+def _unpacks_without_end(error: Exception) -> bool:
+    """The second is what Pillow says of compressed text."""
+    return isinstance(error, Image.DecompressionBombError) or "too large" in str(error).lower()

@@ -1,0 +1,211 @@
+"""Photos that look alike though their bytes differ: the same picture in another size, quality or format.
+
+Each photo has a perceptual hash of 64 bits (pHash: the signs of the lowest frequencies of its cosine transform around
+their median, see https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html) and its mean colour, so
+that one product in two colours is not taken for one picture. Hashes that differ in at most four bits are found by
+sorting (Manku, Jain, Das Sarma: Detecting Near-Duplicates for Web Crawling, WWW 2007).
+
+Hashes are kept beside each shard, so that a set that has grown reads its new shards alone. Held in memory are about 50
+bytes for each photo.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from lavic.data.manifest import Manifest, ShardEntry
+from lavic.data.tar_shards import beside, read_samples
+from lavic.storage.atomic import written_aside
+from lavic.storage.paths import storage_errors
+
+NAME = "near_duplicates.jsonl"
+_ENDING = "hashes.npy"
+_ROW = np.dtype([("key", "S90"), ("hash", "<u8"), ("colour", "u1", 3)])
+_SIDE, _LOW = 32, 8
+"""Of the picture that is transformed, and of its lowest frequencies that are looked at."""
+_FLAT = 2.0
+"""Photos whose greys deviate less from their mean show nothing to compare."""
+_NEAR, _NEAR_COLOUR = 4, 16
+"""Bits, and levels of red, green or blue, in which near duplicates differ at most."""
+_PARTS = (10, 9, 9, 9, 9, 9, 9)
+"""Bits of the parts of a hash. If four bits differ, three of the seven parts are equal."""
+_EQUAL = 3
+_MOST_ALIKE = 200
+"""Hashes with three equal parts with which one is compared: more of them are no matter of chance."""
+_ANGLES = np.outer(np.arange(_LOW), np.arange(_SIDE) + 0.5) * (np.pi / _SIDE)
+_TRANSFORM = np.cos(_ANGLES).astype(np.float32)
+_ONES = np.array([value.bit_count() for value in range(256)], np.uint8)
+
+
+def report_near_duplicates(manifest: Manifest) -> str:
+    """Write which photos of a whole set look like an earlier one, into `NAME` beside the manifest.
+
+    A row holds the photo's `key` and `shard`, those of the first photo that looks like it (`near`, `near_shard`), and
+    the `distance` of their hashes in bits.
+
+    Args:
+        manifest: Of the set.
+
+    Returns:
+        A line that sums it up.
+
+    Raises:
+        DataError: A shard is damaged.
+        OSError: The folder cannot be written to.
+    """
+
+    def read(shard: ShardEntry) -> tuple[np.ndarray, np.ndarray]:
+        table = _hashes(manifest.path(shard), shard)
+        return table["hash"].copy(), table["colour"].copy()
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "hashes") as pool:
+        tables = list(pool.map(read, manifest.shards))
+    hashes, colours = (np.concatenate(column) for column in zip(*tables, strict=True))
+    followers, leaders, distances = find_near(hashes, colours)
+    with written_aside(manifest.folder / NAME) as file:
+        for line in _lines(manifest, [len(table) for table, _ in tables], followers, leaders, distances):
+            file.write(line)
+    return f"{len(followers):,} of {len(hashes):,} photos look like an earlier one, see {NAME}"
+
+
+def perceptual_hash(jpg: bytes) -> tuple[int, tuple[int, int, int]]:
+    """The hash of a photo, 0 where it shows nothing, and its mean colour.
+
+    Args:
+        jpg: A JPEG as shards hold it.
+    """
+    try:
+        # At the smallest size that is large enough: most of the decoding is not done.
+        pixels = simplejpeg.decode_jpeg(jpg, "RGB", min_height=2 * _SIDE, min_width=2 * _SIDE, min_factor=1)
+        image = Image.fromarray(pixels)
+    except ValueError:
+        image = Image.open(io.BytesIO(jpg)).convert("RGB")
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    red, green, blue = (round(value) for value in np.asarray(small).reshape(-1, 3).mean(0))
+    grey = np.asarray(small.convert("L"), np.float32)
+    if grey.std() < _FLAT:
+        return 0, (red, green, blue)
+    frequencies = (_TRANSFORM @ grey @ _TRANSFORM.T).ravel()
+    bits = frequencies > np.median(frequencies)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big"), (red, green, blue)
+
+
+def find_near(hashes: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which photos look like an earlier one that itself looks like none before it.
+
+    Args:
+        hashes: uint64 [n], in the set's order; those of 0 are left out.
+        colours: uint8 [n, 3].
+
+    Returns:
+        Numbers of such photos, ascending; for each that of the earlier one; and the bits in which they differ.
+    """
+    numbers = np.flatnonzero(hashes)
+    # Equal ones side by side, the earliest first: they are no more than one to all others.
+    order = numbers[np.lexsort((numbers, *colours[numbers].T, hashes[numbers]))]
+    repeated = np.zeros(len(order), bool)
+    repeated[1:] = (hashes[order[1:]] == hashes[order[:-1]]) & (colours[order[1:]] == colours[order[:-1]]).all(1)
+    firsts = order[np.maximum.accumulate(np.where(repeated, 0, np.arange(len(order))))]
+    leader = dict(_near_leaders(order[~repeated], hashes, colours))
+    followers, leaders = [], []
+    for number, first in zip(order.tolist(), firsts.tolist(), strict=True):
+        if (target := leader.get(first, first)) != number:
+            followers.append(number)
+            leaders.append(target)
+    by_number = np.argsort(np.array(followers, np.int64))
+    near, targets = np.array(followers, np.int64)[by_number], np.array(leaders, np.int64)[by_number]
+    return near, targets, _bits(hashes[near] ^ hashes[targets])
+
+
+def _near_leaders(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(photo, the earlier one that it looks like) among photos that differ from one another."""
+    found = list(_near_pairs(numbers, hashes, colours))
+    if not found:
+        return
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    followers: set[int] = set()
+    # By the later one: what the earlier ones look like is decided by then.
+    for first, second in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
+        if first not in followers and second not in followers:
+            followers.add(second)
+            yield second, first
+
+
+def _near_pairs(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of photos that look alike: int64 [k, 2] at a time, a pair maybe more than once."""
+    for mask in _masks():
+        keys = hashes[numbers] & mask
+        by_key = np.argsort(keys, kind="stable")
+        keys, sorted_numbers = keys[by_key], numbers[by_key]
+        left = np.arange(len(keys))
+        for apart in range(1, _MOST_ALIKE):
+            left = left[left + apart < len(keys)]
+            left = left[keys[left] == keys[left + apart]]
+            if not len(left):
+                break
+            first, second = sorted_numbers[left], sorted_numbers[left + apart]
+            near = _bits(hashes[first] ^ hashes[second]) <= _NEAR
+            near &= (np.abs(colours[first].astype(np.int16) - colours[second]) <= _NEAR_COLOUR).all(1)
+            if near.any():
+                yield np.stack([first[near], second[near]], axis=1)
+
+
+def _masks() -> Iterator[np.uint64]:
+    """The bits of every three of the seven parts of a hash."""
+    ends = np.cumsum(_PARTS)
+    parts = [((1 << bits) - 1) << int(end - bits) for bits, end in zip(_PARTS, ends, strict=True)]
+    for chosen in combinations(parts, _EQUAL):
+        yield np.uint64(sum(chosen))
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return _ONES[values.reshape(-1, 1).view(np.uint8)].sum(1)
+
+
+def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
+    """Hashes of a shard's photos, in its order: those beside it where they are of these bytes."""
+    path = beside(shard, _ENDING)
+    try:
+        with path.open("rb") as file:
+            if file.read(64) == entry.sha256.encode():
+                return np.load(file, allow_pickle=False)
+    except storage_errors(ValueError, EOFError):
+        pass
+    rows = [(sample.key.encode(), *perceptual_hash(sample.jpg)) for sample in read_samples(shard)]
+    made = np.array(rows, _ROW)
+    with written_aside(path) as part:
+        part.write(entry.sha256.encode())
+        np.save(part, made, allow_pickle=False)
+    return made
+
+
+def _lines(
+    manifest: Manifest, counts: Sequence[int], followers: np.ndarray, leaders: np.ndarray, distances: np.ndarray
+) -> Iterator[bytes]:
+    """Rows of the report, in the set's order; keys are read from the hashes of a shard when they are needed."""
+    ends = np.cumsum(counts)
+
+    @lru_cache(maxsize=64)
+    def keys(number: int) -> np.ndarray:
+        shard = manifest.shards[number]
+        return _hashes(manifest.path(shard), shard)["key"]
+
+    def name(photo: int) -> tuple[str, str]:
+        number = int(np.searchsorted(ends, photo, side="right"))
+        return keys(number)[photo - ends[number]].decode(), manifest.shards[number].name
+
+    for follower, leader, distance in zip(followers.tolist(), leaders.tolist(), distances.tolist(), strict=True):
+        (key, shard), (near, near_shard) = name(follower), name(leader)
+        row = {"key": key, "shard": shard, "near": near, "near_shard": near_shard, "distance": distance}
+        yield json.dumps(row).encode() + b"\n"

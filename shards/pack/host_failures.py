@@ -1,0 +1,61 @@
+"""Photos by host: which hosts failed, and how, in a few numbers that a shard's seal has room for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.pack.outcomes import Outcome
+
+OTHERS = ""
+"""Stands for all hosts that are not named."""
+_NAMED = 20
+"""Hosts that a seal names for each kind of failure."""
+_SHOWN = 3
+_MALFORMED = "(malformed links)"
+
+Failures = Mapping[str, Mapping[str, int]]
+"""By kind, the number of photos of each host."""
+
+
+def host_of(link: str) -> str:
+    """The host that a link leads to, with its port unless that is the scheme's own."""
+    try:
+        url = read_link(link)
+    except BadUrl:
+        return _MALFORMED
+    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
+
+
+def failures_of(rows: Iterable[Outcome]) -> dict[str, dict[str, int]]:
+    """The failures of a shard's ledger; rare hosts are counted together."""
+    found: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row.kind != "ok":
+            found.setdefault(row.kind, Counter())[host_of(row.url)] += 1
+    return {kind: _named(hosts) for kind, hosts in sorted(found.items())}
+
+
+def failures_table(shards: Iterable[Failures]) -> str:
+    """The hosts with the most failures of each kind, the most frequent kind first; empty where nothing failed."""
+    total: dict[str, Counter[str]] = {}
+    for failures in shards:
+        for kind, hosts in failures.items():
+            total.setdefault(kind, Counter()).update(hosts)
+    if not total:
+        return ""
+    lines = ["  failures by host"]
+    for kind, hosts in sorted(total.items(), key=lambda row: -row[1].total()):
+        named = [(host, count) for host, count in hosts.most_common() if host != OTHERS][:_SHOWN]
+        words = [f"{host} {count:,}" for host, count in named]
+        if rest := hosts.total() - sum(count for _, count in named):
+            words.append(f"other hosts {rest:,}")
+        lines.append(f"  {kind:<16}{', '.join(words)}")
+    return "\n".join(lines)
+
+
+def _named(hosts: Counter[str]) -> dict[str, int]:
+    named = dict(sorted(hosts.most_common(_NAMED)))
+    rest = hosts.total() - sum(named.values())
+    return {**named, OTHERS: rest} if rest else named

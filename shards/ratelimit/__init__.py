@@ -1,0 +1,1 @@
+"""How often each host may be asked, by all workers together."""

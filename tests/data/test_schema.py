@@ -1,0 +1,223 @@
+"""The sources' JSON, in every form it is released in."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavic.data.schema import amazon_image_id, conversation_from_row, item_from_meta, picture_of, turns_of
+
+AMAZON = {
+    "parent_asin": "B000000001",
+    "title": " A mug ",
+    "images": [
+        {"hi_res": None, "large": "http://x/l0.jpg", "thumb": "http://x/t0.jpg", "variant": "MAIN"},
+        {"hi_res": None, "large": None, "thumb": None, "variant": "PT01"},
+        {"hi_res": "http://x/h2.jpg", "large": "http://x/l2.jpg", "thumb": None, "variant": "PT02"},
+    ],
+    "categories": ["Home", "Mugs"],
+    "features": ["holds tea"],
+    "description": [],
+    "details": '{"b": 1, "a": "x"}',
+    "price": "12.99",
+}
+
+
+def test_images_as_objects_take_the_largest_and_keep_their_number() -> None:
+    item = item_from_meta(AMAZON)
+    assert (item.id, item.title) == ("B000000001", "A mug")
+    assert [(photo.n, photo.url) for photo in item.photos] == [(0, "http://x/l0.jpg"), (2, "http://x/h2.jpg")]
+    assert item.categories == ("Home", "Mugs") and item.details == '{"a": "x", "b": 1}'
+
+
+def test_images_as_lists_give_the_same_item() -> None:
+    columns = {size: [image[size] for image in AMAZON["images"]] for size in ("hi_res", "large", "thumb", "variant")}
+    assert item_from_meta({**AMAZON, "images": columns}) == item_from_meta(AMAZON)
+
+
+def test_details_as_object_or_text_give_the_same_item() -> None:
+    assert item_from_meta({**AMAZON, "details": {"a": "x", "b": 1}}) == item_from_meta(AMAZON)
+    assert json.loads(item_from_meta({**AMAZON, "details": "not json"}).details) == {"text": "not json"}
+    assert item_from_meta({**AMAZON, "details": None}).details == "{}"
+
+
+def test_a_chosen_size_comes_first() -> None:
+    item = item_from_meta(AMAZON, sizes=("thumb", "hi_res", "large"))
+    assert item.images == ("http://x/t0.jpg", "http://x/h2.jpg")
+
+
+def test_lavic_catalogue_entry() -> None:
+    meta = {
+        "title": "Bag",
+        "images": [{"large": "http://x/0.jpg"}, {"large": "http://x/1.jpg"}],
+        "image_descriptions_llava_cleaned": {"B1_1.jpg": "A brown bag."},
+    }
+    item = item_from_meta(meta, "B1")
+    assert [photo.description for photo in item.photos] == ["", "A brown bag."]
+
+
+def test_lavic_validation_row_keeps_its_photo_number() -> None:
+    row = {
+        "title": "Mask",
+        "image_name": "B08LYS9WYD_4.jpg",
+        "image": "http://x/m.jpg",
+        "image_description_llava_cleaned": "A mask.",
+    }
+    item = item_from_meta(row)
+    (photo,) = item.photos
+    assert (item.id, photo.n, photo.url, photo.description) == ("B08LYS9WYD", 4, "http://x/m.jpg", "A mask.")
+
+
+@pytest.mark.parametrize(
+    ("meta", "says"),
+    [
+        ({"title": "x"}, "parent_asin"),
+        ({"parent_asin": "B1", "images": "http://x/0.jpg"}, "images"),
+        ({"parent_asin": "B1", "categories": {"a": 1}}, "list of texts"),
+        ({"image_name": "photo.jpg"}, "image_name"),
+    ],
+)
+def test_what_is_no_item_says_why(meta: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        item_from_meta(meta)
+
+
+def test_half_a_surrogate_pair_becomes_text_that_can_be_written() -> None:
+    item = item_from_meta({"parent_asin": "B1", "title": "a\ud800b", "details": {"x": "\udfff"}})
+    assert (item.title + item.details).encode()
+
+
+def test_turns() -> None:
+    context = "<submission>Need a\nmug</submission>\n<comment>Budget?</comment>\n<comment>  </comment>\n"
+    assert [(turn.role, turn.text) for turn in turns_of(context)] == [("seeker", "Need a\nmug"), ("comment", "Budget?")]
+    assert [(turn.role, turn.text) for turn in turns_of("plain words")] == [("seeker", "plain words")]
+    assert [turn.role for turn in turns_of("<submission>a</submission> and then b")] == ["seeker", "comment"]
+
+
+def test_tags_that_are_never_closed_are_text_and_read_in_one_pass() -> None:
+    context = "<comment>a <submission>b</submission> <comment>c" + "<comment>x " * 100_000
+    first, second, third = turns_of(context)
+    assert (first.role, first.text) == ("seeker", "<comment>a")
+    assert (second.role, second.text) == ("seeker", "b")
+    assert third.role == "comment" and third.text.startswith("<comment>c<comment>x")
+
+
+def test_conversation_row() -> None:
+    row = {"context": "<submission>hi</submission>", "gt_items": ["A", "B"], "candidates_st": ["A", "C"], "gt": "..."}
+    conversation = conversation_from_row(row, id="test-3", index=3, file="test.jsonl")
+    assert conversation.targets == ("A", "B") and conversation.context_items == ()
+    assert conversation.candidates == {"candidates_st": ("A", "C")} and conversation.row == 3
+
+
+AMAZON_HOST = "https://m.media-amazon.com/images"
+AMAZON_URL = f"{AMAZON_HOST}/I/"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEF._AC_SL1500_.jpg"),
+        (AMAZON_URL + "71a+b.jpg", "https://images-na.ssl-images-amazon.com/images/I/71a%2Bb._SX300_.png"),
+        (AMAZON_URL + "31x._SS40_.jpg", AMAZON_URL + "31x._AC_US40_.jpg?x=1#y"),
+        (AMAZON_URL + "71x._AC_SX679_.jpg", AMAZON_URL + "71x._AC_UL320_QL65_FMwebp_.jpg"),
+        (
+            AMAZON_URL + "71x._SY300_.jpg",
+            "https://m.media-amazon.com/images/W/MEDIAX_792452-T1/images/I/71x._SL99_.jpg",
+        ),
+        (AMAZON_URL + "71x._CR0,0,300,300_.jpg", AMAZON_URL + "71x.%5FCR0%2c0%2C300%2C300%5F.jpg"),
+        (AMAZON_URL + "A1._CLa%7C2140%2C2000%7C81a.png_UL9_.png", AMAZON_URL + "A1._CLa|2140,2000|81a.png_UL9_.png"),
+        (AMAZON_URL + "71x._AC_._SX300_.jpg", AMAZON_URL + "71x.jpg"),
+        (AMAZON_HOST + "/P/B00.01._SCMZZZZZZZ_.jpg", AMAZON_HOST + "/P/B00.01._SCTHUMBZZZ_.jpg"),
+        ("HTTP://Shop.Example/a.jpg#top", "http://shop.example/a.jpg"),
+    ],
+)
+def test_links_to_one_picture(one: str, other: str) -> None:
+    assert picture_of(one) == picture_of(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEf.jpg"),
+        (AMAZON_URL + "A1._CLa|9,9|81a.png|0,0_UL9_.png", AMAZON_URL + "A1._CLa|9,9|71b.png|0,0_UL9_.png"),
+        (AMAZON_URL + "A1._CLa|9,9|81a.png|0,0_UL9_.png", AMAZON_URL + "A1._UL9_.png"),
+        (AMAZON_URL + "71x._CR0,0,300,300_.jpg", AMAZON_URL + "71x._CR300,0,300,300_.jpg"),
+        (AMAZON_URL + "71x._SX300_CR0,0,300,300_.jpg", AMAZON_URL + "71x._SX600_CR0,0,300,300_.jpg"),
+        (AMAZON_URL + "71x._SX300_PE20_.jpg", AMAZON_URL + "71x._SX300_.jpg"),
+        (AMAZON_URL + "71x._SX300_NEW7_.jpg", AMAZON_URL + "71x._SX300_.jpg"),
+        (AMAZON_HOST + "/P/B00.01._SCMZZZZZZZ_.jpg", AMAZON_HOST + "/P/B00.01.PT02._SCMZZZZZZZ_.jpg"),
+        (AMAZON_HOST + "/P/B00.01.PT02.jpg", AMAZON_HOST + "/P/B00.01.PT03.jpg"),
+        (AMAZON_HOST + "/P/0000.jpg", AMAZON_HOST + "/I/0000.jpg"),
+        (AMAZON_HOST + "/G/01/a/icon._SX9_.gif", AMAZON_HOST + "/G/01/b/icon._SX9_.gif"),
+        ("https://shop.example/images/I/1._SX1_.jpg", "https://shop.example/images/I/1._SX2_.jpg"),
+        (
+            "https://media-amazon.com.evil.example/images/I/1.a.jpg",
+            "https://media-amazon.com.evil.example/images/I/1.jpg",
+        ),
+        ("http://x/a.jpg", "http://x/a.jpg?size=2"),
+        ("http://x/A.jpg", "http://x/a.jpg"),
+    ],
+)
+def test_links_to_two_pictures(one: str, other: str) -> None:
+    assert picture_of(one) != picture_of(other)
+
+
+def test_the_id_of_an_image_that_amazon_serves() -> None:
+    for url in ("01RmK+J4pJL.gif", "01RmK%2BJ4pJL._AC_UL9_.gif", "01RmK+J4pJL._CR1,2,3,4_.jpg?x"):
+        assert amazon_image_id(AMAZON_URL + url) == "01RmK+J4pJL"
+    assert amazon_image_id(f"{AMAZON_HOST}/W/x-1/images/I/31x._SX9_.jpg") == "31x"
+    assert amazon_image_id(f"{AMAZON_HOST}/G/01/icons/no-img-sm._CB12_.gif") == "01/icons/no-img-sm"
+    assert amazon_image_id("https://shop.example/images/I/31x.jpg") is None
+    assert amazon_image_id("http://[") is None
+
+
+@pytest.mark.parametrize("none", ["None", "nan", "NULL", " ", "", "N/A", None, float("nan")])
+def test_what_stands_for_no_link_is_none_and_the_next_size_counts(none: object) -> None:
+    links = [{"hi_res": none, "large": "http://x/l.jpg"}, {"hi_res": none, "large": none}, none]
+    item = item_from_meta({"parent_asin": "B1", "images": links})
+    assert (item.images, item.numbers, item.unlinked) == (("http://x/l.jpg",), (0,), 2)
+    columns = {"hi_res": [none, "http://x/h.jpg"], "large": [none, none]}
+    assert item_from_meta({"parent_asin": "B1", "images": columns}).images == ("http://x/h.jpg",)
+    assert item_from_meta({"image_name": "B1_2.jpg", "image": none}).images == ()
+
+
+def test_cells_without_a_value_are_missing() -> None:
+    nan = float("nan")
+    item = item_from_meta({"parent_asin": "B1", "title": nan, "images": nan, "categories": nan, "details": nan})
+    assert (item.title, item.images, item.categories, item.details) == ("", (), (), "{}")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": 1e999}', "{'a': 1}"])
+def test_details_that_cannot_be_read_are_kept_as_text(text: str) -> None:
+    assert json.loads(item_from_meta({**AMAZON, "details": text}).details) == {"text": text}
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_some_picture(url: str) -> None:
+    assert picture_of(url) == picture_of(url) and isinstance(picture_of(AMAZON_URL + url), str)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+META_KEYS = ("parent_asin", "asin", "title", "images", "categories", "features", "description", "details", "image_name")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(META_KEYS) | st.text(max_size=8), JSON, max_size=8), st.none() | st.text())
+def test_any_record_is_an_item_or_a_reason(meta: dict, id: str | None) -> None:
+    try:
+        item = item_from_meta(meta, id)
+    except ValueError as error:
+        assert str(error)
+        return
+    assert item.id and len(item.images) == len(item.numbers)
+    for photo in item.photos:
+        assert photo.url and photo.n >= 0
+    (item.id + item.title + item.details + "".join(item.images)).encode()
+    assert isinstance(json.loads(item.details), dict)

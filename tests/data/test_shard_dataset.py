@@ -1,0 +1,243 @@
+"""Sets as sequences: random access, worker processes, and orders that a position resumes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavic.data.descriptions import write_descriptions
+from lavic.data.duplicates import Reference, write_references
+from lavic.data.ledger import ledger_path
+from lavic.data.manifest import Manifest
+from lavic.data.shard_dataset import Order, ShardDataset, Without, held_out, order
+from lavic.data.tar_shards import Sample, index_path
+from lavic.errors import DataError
+from tests.crawled_sets import write_set
+
+
+def keys_of(dataset: ShardDataset) -> list[str]:
+    return [dataset[index].key for index in range(len(dataset))]
+
+
+def send_keys(dataset: ShardDataset, queue: multiprocessing.Queue) -> None:
+    queue.put(keys_of(dataset))
+
+
+def test_samples_are_numbered_through_the_shards(small_set: Manifest, make_sample: Callable[..., Sample]) -> None:
+    dataset = ShardDataset(small_set.folder)
+    assert len(dataset) == 25 and dataset[13] == make_sample(13) and dataset[-1] == make_sample(24)
+    assert dataset.keys == keys_of(dataset) == [f"B{n:09d}_0" for n in range(25)]
+    for outside in (25, -26):
+        with pytest.raises(IndexError):
+            dataset[outside]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_other_processes_read_the_same(small_set: Manifest, how: str) -> None:
+    dataset = ShardDataset(small_set.folder)
+    expected = keys_of(dataset)
+    context = multiprocessing.get_context(how)
+    queue = context.Queue()
+    worker = context.Process(target=send_keys, args=(dataset, queue))
+    worker.start()
+    assert queue.get(timeout=60) == expected
+    worker.join()
+    assert keys_of(dataset) == expected and keys_of(pickle.loads(pickle.dumps(dataset))) == expected
+
+
+def test_a_title_is_no_description(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    titles = {n: make_sample(n).meta["title"] for n in (1, 3)}
+    samples = [make_sample(n, titles.get(n)) for n in range(4)]
+    folder = write_set(tmp_path / "set", samples, set="cups", split="train", photos_per_shard=10).folder
+    for how in ("sidecar", "shard"):
+        data = ShardDataset(folder, descriptions=how)
+        assert [data[n].text for n in range(4)] == [data.words(n)[1] for n in range(4)] == ["text 0", "", "text 2", ""]
+
+
+def test_where_text_comes_from(small_set: Manifest) -> None:
+    shard = small_set.path(small_set.shards[1])
+    write_descriptions(
+        shard,
+        [
+            {
+                "key": "B000000011_0",
+                "text": "by the teacher",
+                "model": "m",
+                "weights": "w",
+                "prompt": "1",
+                "views": "five",
+            }
+        ],
+    )
+    texts = {how: ShardDataset(small_set.folder, descriptions=how) for how in ("sidecar", "shard", None)}
+    assert [texts[how][11].text for how in texts] == ["by the teacher", "text 11", ""]
+    assert [texts[how][12].text for how in texts] == ["text 12", "text 12", ""]
+    for data in texts.values():
+        for index in (0, 11, 24):
+            assert data.words(index) == (data[index].meta, data[index].text), "without the photo"
+    assert Without(texts["sidecar"], ["B000000000_0"]).words(10)[1] == "by the teacher"
+
+
+def test_keys_are_those_of_the_ledger_where_it_fits(small_set: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ShardDataset(small_set.folder).keys
+    for number, entry in enumerate(small_set.shards):
+        rows = [
+            {"key": key, "kind": "ok", "reason": "of one \u2028 line"}
+            for key in ShardDataset(small_set.folder).keys_of(number)
+        ]
+        rows.insert(3, {"key": "B9_0", "kind": "gone", "reason": ""})
+        rows.append({"key": "B8_0", "kind": "ok", "reason": ""})
+        same = {"key": "B8_0", "same_as": rows[0]["key"], "shard": entry.name, "meta": {}, "text": ""}
+        write_references(small_set.path(entry), [Reference(**same)])
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        ledger_path(small_set.path(entry)).write_text(lines, "utf-8")
+
+    def looked(self: ShardDataset, shard: int, start: int) -> str:
+        assert start == 0, "each sample was looked at"
+        return keys[10 * shard]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardDataset, "_key", looked)
+        assert ShardDataset(small_set.folder).keys == keys
+
+    first, second, third = (ledger_path(small_set.path(entry)) for entry in small_set.shards)
+    text = first.read_text("utf-8")
+    second.write_text(text, "utf-8")  # of another shard
+    third.write_text(text, "utf-8")  # of another number of photos
+    first.write_text(text[:-9], "utf-8")  # torn
+    assert ShardDataset(small_set.folder).keys == keys
+
+
+def test_a_set_that_is_not_whole_is_refused(small_set: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        ShardDataset(tmp_path / "none")
+    shard, body = small_set.path(small_set.shards[0]), (small_set.folder / "manifest.json").read_text()
+    (small_set.folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not a whole set"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body[:-20])
+    with pytest.raises(DataError, match="broken manifest"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body.replace("lavic-shards/1", "lavic-shards/9"))
+    with pytest.raises(DataError, match="another version"):
+        ShardDataset(small_set.folder)
+    (small_set.folder / "manifest.json").write_text(body)
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"cups-train-000000\.tar has \d+ bytes"):
+        ShardDataset(small_set.folder)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"cups-train-000000\.tar is missing"):
+        ShardDataset(small_set.folder)
+    shard.write_bytes(data)
+    index_path(shard).write_bytes(index_path(small_set.path(small_set.shards[2])).read_bytes())
+    with pytest.raises(DataError, match="does not belong to its shard"):
+        ShardDataset(small_set.folder)[0]
+
+
+def test_a_set_without_photos_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "empty", [])
+    with pytest.raises(DataError, match="without a single photo"):
+        ShardDataset(tmp_path / "empty")
+
+
+def test_sizes_and_card_stand_beside_the_shards(small_set: Manifest) -> None:
+    sizes = json.loads((small_set.folder / "sizes.json").read_text())
+    assert sizes == {"cups-train-000000.tar": 10, "cups-train-000001.tar": 10, "cups-train-000002.tar": 5}
+    assert Manifest.load(small_set.folder) == small_set
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3000), st.integers(0, 5), st.integers(0, 3), st.integers(1, 70), st.integers(1, 5))
+def test_an_epoch_is_a_permutation_and_at_walks_it(n: int, seed: int, epoch: int, block: int, mix: int) -> None:
+    whole = Order(n, seed, block, mix).epoch(epoch)
+    assert sorted(whole) == list(range(n))
+    walk = Order(n, seed, block, mix)
+    places = [0, n // 2, n - 1]
+    assert [walk.at(epoch * n + place) for place in places] == [whole[place] for place in places]
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    # These numbers may never change: a run that resumes goes on in the order that it began with.
+    assert order(10, 0, 0, block=2).tolist() == Order(10, 0, 2).epoch(0).tolist() == FIXED
+    assert not np.array_equal(order(100, 0, 0), order(100, 1, 0))
+    assert not np.array_equal(order(100, 0, 0), order(100, 0, 1))
+
+
+FIXED = [8, 9, 6, 4, 5, 2, 0, 3, 7, 1]
+
+
+def test_neighbours_stay_near_and_windows_mix() -> None:
+    n, block, mix = 10_000, 50, 4
+    whole = Order(n, 3, block, mix).epoch(0)
+    window = whole[: block * mix]
+    assert len({index // block for index in window}) == mix
+    assert len({index // block for index in whole[:block]}) > 1
+
+
+def test_resuming_far_in_a_huge_set_is_instant() -> None:
+    walk = Order(100_000_000, 0)
+    assert 0 <= walk.at(3 * 100_000_000 + 71_234_567) < 100_000_000
+
+
+@pytest.mark.parametrize("ledgers", [False, True])
+def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) -> None:
+    """By item and by the photo's bytes, not by the key alone."""
+
+    def photo(item: str, n: int, picture: str) -> Sample:
+        jpg = picture.encode()  # nothing here decodes it
+        return Sample.of(item_id=item, n=n, jpg=jpg, title=item, width=1, height=1)
+
+    def write(name: str, photos: list[Sample]) -> Manifest:
+        manifest = write_set(tmp_path / name, photos, photos_per_shard=3)
+        left = list(photos)
+        for entry in manifest.shards if ledgers else ():
+            here = [left.pop(0) for _ in range(entry.samples)]
+            rows = [{"key": p.key, "kind": "ok", "sha256": p.meta["source_sha256"]} for p in here]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            ledger_path(manifest.path(entry)).write_text(lines, "utf-8")
+        return manifest
+
+    def refer(manifest: Manifest, key: str, same_as: str) -> None:
+        entry = manifest.shards[-1]
+        meta = {"item_id": key.rpartition("_")[0]}
+        write_references(
+            manifest.path(entry), [Reference(key=key, same_as=same_as, shard=entry.name, meta=meta, text="")]
+        )
+        replace(manifest, references=1).save()
+
+    train = write(
+        "train",
+        [
+            photo("TRAIN0001", 0, "free"),
+            photo("BOTH00001", 1, "another photo of a held-out item"),
+            photo("TWIN00001", 0, "a held-out photo"),
+            photo("TRAIN0002", 0, "of an item that is referred to there"),
+            photo("TRAIN0003", 0, "referred to by a held-out item"),
+            photo("TRAIN0003", 1, "free too"),
+            photo("REFER0001", 0, "of a photo that valid does not store again"),
+        ],
+    )
+    valid = write("valid", [photo("BOTH00001", 0, "a photo"), photo("VALID0001", 0, "a held-out photo")])
+    refer(train, "VALID0001_4", "TRAIN0003_0")
+    refer(valid, "REFER0001_3", "VALID0001_0")
+    sets = ShardDataset(train.folder), ShardDataset(valid.folder)
+    left_out = {"BOTH00001_1", "TWIN00001_0", "TRAIN0003_0", "REFER0001_0"}
+    assert held_out(*sets) == left_out
+    assert keys_of(Without(sets[0], left_out)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
+
+
+def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifest) -> None:
+    whole = ShardDataset(small_set.folder)
+    some = Without(whole, [whole.keys[2], whole.keys[6], "unknown_0"])
+    assert [some[i].key for i in range(len(some))] == [whole.keys[i] for i in range(len(whole)) if i not in (2, 6)]
+    assert len(Without(whole, [])) == len(whole) > 7

@@ -1,0 +1,309 @@
+"""Who this process is, and what real processes tell each other over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lavic.distributed.context import World, free_port
+from lavic.distributed.wait import Waiting
+from lavic.errors import ConfigError, LaunchError
+from lavic.launch.ranks import local
+
+TALK = """
+import json, os, sys, time
+import torch
+from lavic.distributed.context import World
+
+world = World.from_env()
+world.start(timeout_s=60)
+total = world.sum(torch.tensor([1.0 + world.rank, 10.0]))
+said = {
+    "rank": world.rank,
+    "sum": total.tolist(),
+    "count": world.sum(torch.tensor(2**40 + world.rank)).item(),
+    "any": world.agree(world.rank == 1),
+    "none": world.agree(False),
+    "all": world.gather({"rank": world.rank, "word": "x" * (world.rank + 1)}),
+    "told": world.broadcast(f"from {world.rank}"),
+}
+if world.is_main:
+    time.sleep(0.5)
+    open(sys.argv[1] + ".main", "w").close()
+world.barrier()
+said["main_was_first"] = os.path.exists(sys.argv[1] + ".main")
+json.dump(said, open(f"{sys.argv[1]}.{world.rank}", "w"))
+world.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "world"),
+    [
+        ({}, World()),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"},
+            World(rank=3, size=4, local_rank=1, local_size=2, node=1, launcher="torchrun"),
+        ),
+        (
+            {
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "7",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "2",
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+            },
+            World(rank=5, size=7, local_rank=1, local_size=2, node=2, launcher="srun"),
+        ),
+        # The batch script's own shell: it has the job's variables but is no rank.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, World()),
+        # A shell that salloc opens: a step of one task in a job of eight.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_NODEID": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_ID": "4294967290",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "1",
+            },
+            World(),
+        ),
+        # srun of two tasks inside of a larger allocation.
+        (
+            {
+                "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_STEP_ID": "3",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+            },
+            World(rank=1, size=2, local_rank=1, local_size=2, launcher="srun"),
+        ),
+        # torchrun below srun: one task per node, torchrun's ranks count.
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "SLURM_PROCID": "1",
+                "SLURM_NTASKS": "2",
+                "SLURM_STEP_ID": "1",
+            },
+            World(rank=1, size=2, launcher="torchrun"),
+        ),
+    ],
+)
+def test_read_from_the_environment(env, world):
+    assert World.from_env(env) == world
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "two"},
+    ],
+)
+def test_an_impossible_environment_is_refused(env):
+    with pytest.raises(ConfigError, match="environment"):
+        World.from_env(env)
+
+
+def test_a_world_of_one_needs_no_start():
+    world = World()
+    value = torch.tensor([1.0])
+    total = world.sum(value)
+    total += 1
+    assert value.item() == 1.0
+    assert (world.agree(True), world.agree(False)) == (True, False)
+    assert world.gather("x") == ["x"]
+    assert world.broadcast("x") == "x"
+    world.barrier()
+    assert world.is_main
+
+
+def test_a_world_of_several_refuses_to_talk_before_start():
+    with pytest.raises(RuntimeError, match=r"World\.start"):
+        World(size=2).barrier()
+
+
+def test_a_world_of_several_without_an_address_says_how_to_start(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(LaunchError, match="torchrun or --nproc"):
+        World(size=2).start()
+
+
+def test_the_cpu_can_be_forced(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    assert World(local_rank=99).device() == torch.device("cpu")
+
+
+@pytest.mark.dist
+def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    before = dict(os.environ)
+    for _ in range(2):
+        world = World()
+        world.start()
+        world.start()
+        assert world.started
+        assert os.environ["LOCAL_RANK"] == "0" and os.environ["MASTER_PORT"] == "0"
+        world.close()
+        assert not world.started
+        assert dict(os.environ) == before
+
+
+@pytest.mark.dist
+def test_two_processes_talk(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    script, out = tmp_path / "talk.py", tmp_path / "said"
+    script.write_text(TALK)
+    assert local.run("talk", [str(out)], 2, program=[sys.executable, str(script)]) == 0
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"said.{rank}").read_text())
+        assert said == {
+            "rank": rank,
+            "sum": [3.0, 20.0],
+            "count": 2**41 + 1,
+            "any": True,
+            "none": False,
+            "all": [{"rank": 0, "word": "x"}, {"rank": 1, "word": "xx"}],
+            "told": "from 0",
+            "main_was_first": True,
+        }
+
+
+@pytest.mark.dist
+def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(LaunchError, match="rank 0 of 2 could not meet the others"):
+        World(size=2).start(timeout_s=2)
+
+
+ALONE = """
+import sys
+from datetime import timedelta
+import lavic.distributed.wait
+from lavic.distributed.signals import StopRequest
+from lavic.distributed.context import World
+
+lavic.distributed.wait.FIRST_S, lavic.distributed.wait.GRACE_S = 0.2, 0.2
+with StopRequest():
+    World.from_env().start()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+def test_a_rank_that_waits_for_the_others_says_so_and_ends_when_it_is_asked_to(rank, number, code):
+    env = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env |= {"LAVIC_DEVICE": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, "-c", ALONE]
+    with subprocess.Popen(words, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        wanted = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
+        assert any(line.startswith(wanted) for line in process.stderr)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert "asked to end while waiting for the other ranks" in said
+
+
+def test_a_wait_that_ends_leaves_signals_to_their_handlers():
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    try:
+        with Waiting("rank 0 of 2", "the others"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert noted == [signal.SIGTERM]
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+
+
+def task(number: int, **more: str) -> dict[str, str]:
+    """What srun tells one of eight tasks on two nodes."""
+    ids = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number % 4), "SLURM_NODEID": str(number // 4)}
+    return {**STEP, **ids, **more}
+
+
+def exported(number: int) -> dict[str, str]:
+    """The same, in a wrapper script that exports torchrun's names."""
+    names = {"RANK": str(number), "LOCAL_RANK": str(number % 4), "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    return task(number, **names)
+
+
+@pytest.mark.parametrize(
+    ("env", "visible", "index"),
+    [
+        (task(6), 4, 2),  # all GPUs of the node
+        (task(6), 1, 0),  # --gpus-per-task=1
+        (exported(6), 1, 0),
+        (task(1, SLURM_GPUS_PER_TASK="2"), 2, 1),
+        (task(7, SLURM_GPUS_PER_TASK="2"), 2, 1),
+        (task(6, SLURM_TRES_PER_TASK="cpu:8,gres/gpu:2"), 2, 0),
+        ({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 8, 3),
+        ({}, 1, 0),
+    ],
+)
+def test_the_gpu_is_one_that_the_rank_sees(env, visible, index):
+    assert World.from_env(env).gpu(visible, env) == index
+
+
+@pytest.mark.parametrize(
+    ("env", "visible"),
+    [
+        (task(7), 2),  # four tasks share the node's two GPUs
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1),
+        # torchrun below srun: a task per node
+        (
+            {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+            | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"},
+            1,
+        ),
+        (task(0), 0),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused(env, visible):
+    with pytest.raises(LaunchError, match=f"which shows {visible}; start at most {visible} processes per node"):
+        World.from_env(env).gpu(visible, env)
+
+
+@pytest.mark.parametrize("env", [task(6), exported(6)])
+def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LAVIC_DEVICE", raising=False)
+    before, world = dict(os.environ), World.from_env()
+    world.start()
+    told = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    world.close()
+    assert told == {"RANK": "6", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    assert chosen == [torch.device("cuda", 0)]
+    assert dict(os.environ) == before

@@ -1,0 +1,59 @@
+"""A rank of several that fails says why and ends, whatever the other ranks do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.dist
+
+KINDS = {
+    "memory": (
+        1,
+        r"lavic distill: error: the GPU has no memory left \(tried to allocate 2.00 GiB; GPU 0 has a total capacity of "
+        r"79.11 GiB of which 1.02 GiB is free\): lower --loop.micro-batch or --loop.micro-tokens, or use "
+        r"--loop.activations recompute \[rank 1\]\n",
+    ),
+    "host-memory": (
+        1,
+        r"lavic distill: error: the machine has no memory left \(tried to allocate 4611686018427387904 bytes\): lower "
+        r"--loop.micro-batch .*\n",
+    ),
+    "worker": (
+        1,
+        r"lavic distill: error: a process that prepares samples \(pid \d+\) "
+        r"(is killed by signal: Killed|exited unexpectedly): is the machine's memory full\? "
+        r"Fewer workers take less memory \[rank 1\]\n",
+    ),
+    "unreadable": (1, r"lavic distill: error: shard 7 cannot be read \[rank 1\]\n"),
+    "disk": (
+        1,
+        r"lavic distill: error: could not write \(No space left on device\): make room, then run the same command "
+        r"again\n",
+    ),
+    "callback": (
+        1,
+        r"lavic: rank 1 failed:\nTraceback \(most recent call last\):\n(  .*\n)+KeyError: 'perplexity'\n",
+    ),
+}
+"""Kind -> exit code, and all that the rank says."""
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each kind of failure said; the program ends although taking down a group never does."""
+    folder = tmp_path_factory.mktemp("failed")
+    program = Path(__file__).with_name("failing_program.py")
+    subprocess.run([sys.executable, str(program), str(folder), *KINDS], check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_happened_is_said_once_and_nobody_is_waited_for(kind: str, failed: Path) -> None:
+    code, said = KINDS[kind]
+    assert re.fullmatch(said, (failed / f"{kind}.log").read_text())
+    assert (failed / f"{kind}.code").read_text() == str(code)

@@ -1,0 +1,271 @@
+"""What a pipeline makes again because its settings or inputs have changed, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lavic.config.loader import load
+from lavic.launch.pipeline.dag import Step
+from lavic.launch.pipeline.settings import PipelineSettings
+from lavic.launch.pipeline.stale_results import goes_on
+from tests.launch.submitting import (
+    ORDER,
+    all_done,
+    book,
+    end,
+    finish,
+    jobs,
+    make,
+    photos,
+    queued,
+    states,
+    status,
+    submit,
+)
+
+OTHER = ("--tune.settings", "{loop: {lr: 0.5}}")
+
+
+def test_another_setting_makes_a_stage_again_and_what_depends_on_it(cluster, capsys):
+    out = all_done(cluster)
+    assert submit(*OTHER) == 0
+    assert queued(cluster, 10) == ["tune", "evaluate"]
+    said = capsys.readouterr().out
+    assert "loop.lr was " in said and ", is 0.5" in said
+    assert (out / "stale" / "tune-1" / "result.json").is_file() and not (out / "runs" / "tune").exists()
+    assert (out / "stale" / "evaluate-1" / "results.json").is_file()
+    assert states()["tune"] == "waiting"
+    make(out, "tune", "evaluate")
+    finish(cluster, 10)
+    assert set(states().values()) == {"done"}
+    assert submit(*OTHER) == 0
+    assert len(jobs(cluster)) == 11
+    # back to what it was: that result is another one's by now
+    assert submit() == 0
+    assert queued(cluster, 12) == ["tune", "evaluate"] and (out / "stale" / "tune-2").is_dir()
+
+
+def test_what_changes_no_result_makes_nothing_again(cluster):
+    all_done(cluster)
+    words = ["--tune.settings", "{loop: {save_every: 7, workers: 1}}", "--tune.nodes", "1", "--tune.time", "02:00:00"]
+    words += ["--crawl.settings", "{fetch: {concurrency: 3}}", "--embed.settings", "{batch: 2}"]
+    assert submit(*words, "--tracking.experiment", "another") == 0
+    assert len(jobs(cluster)) == len(ORDER)
+
+
+def test_an_input_with_other_content_is_noticed_and_a_touched_one_is_not(cluster, capsys):
+    all_done(cluster)
+    file = cluster / "mini" / "train.jsonl"
+    os.utime(file, (1, 1))
+    assert set(states().values()) == {"done"}
+    file.write_text("{}\n")
+    told = status()
+    assert [name for name, row in told.items() if row["state"] == "stale"] == ["tune", "evaluate"]
+    assert told["tune"]["why"] == f"{file} has changed" and told["evaluate"]["why"] == "tune is stale"
+    assert submit() == 0
+    assert queued(cluster, 10) == ["tune", "evaluate"]
+    assert "has changed" in capsys.readouterr().out
+
+
+def test_a_setting_that_another_version_did_not_know_makes_nothing_again(cluster):
+    out = all_done(cluster)
+    file = out / "stages.json"
+    body = json.loads(file.read_text())
+    settings = body["steps"]["tune"]["made"]["settings"]
+    del settings["shuffle"]
+    settings["gone"] = 1
+    file.write_text(json.dumps(body))
+    assert set(states().values()) == {"done"}
+
+
+def test_keep_accepts_what_is_there(cluster, capsys):
+    out = all_done(cluster)
+    before = (out / "pipeline.yaml").read_text()
+    assert submit(*OTHER, "--keep") == 0
+    assert len(jobs(cluster)) == len(ORDER)
+    assert "tune            done, kept as it is (loop.lr was" in capsys.readouterr().out
+    assert (out / "pipeline.yaml").read_text() == before, "these settings never ran"
+    assert set(states().values()) == {"done"}
+    assert submit(*OTHER) == 0
+    assert len(jobs(cluster)) == len(ORDER), "accepted once is accepted"
+    assert submit("--tune.settings", "{loop: {lr: 0.25}}") == 0
+    assert queued(cluster, 10) == ["tune", "evaluate"]
+
+
+def test_of_stages_that_are_left_out_the_settings_stay_as_they_ran(cluster):
+    out = all_done(cluster)
+    assert submit("--distill.settings", "{loop: {lr: 0.5}}", *OTHER, "--only", "distill") == 0
+    assert queued(cluster, 10) == ["distill"]
+    assert status()["embed"]["why"] == "distill is being made again"
+    now = load(PipelineSettings, out / "pipeline.yaml")
+    assert now.distill.settings == {"loop": {"lr": 0.5}}
+    make(out, "distill")
+    (out / "runs" / "distill" / "bundle" / "bundle.json").write_text('{"adapter": "another"}')
+    finish(cluster, 10)
+    assert states() | {"distill": "done", "embed": "stale", "tune": "stale", "evaluate": "stale"} == states()
+    assert status()["embed"]["why"] == "distill has another result"
+
+
+def test_a_set_that_has_grown_is_noticed_by_those_who_read_it(cluster):
+    """A crawl that somebody ran by hand, and described."""
+    out = all_done(cluster)
+    photos(out / "shards" / "train", "TRAIN0", "TRAIN1", "TRAIN2", "TRAIN9")
+    told = status()
+    assert [name for name, row in told.items() if row["state"] == "stale"] == ["distill", "embed", "tune", "evaluate"]
+    assert "crawl-train has another result" in told["distill"]["why"]
+
+
+def test_another_catalogue_is_crawled_again_and_a_retry_goes_on_with_what_there_is(cluster):
+    out = all_done(cluster)
+    assert submit("--crawl.settings", "{retry: [timeout]}") == 0
+    tried = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
+    assert queued(cluster, 10) == tried, "nothing is trained again before a photo was gained"
+    assert (out / "shards" / "train" / "manifest.json").is_file() and not (out / "stale").exists()
+    finish(cluster, 10)
+    assert submit("--crawl.settings", "{retry: [timeout]}") == 0
+    assert len(jobs(cluster)) == 14
+
+    (cluster / "mini" / "item2meta_train.json").write_text("{}")
+    already = len(jobs(cluster))
+    assert submit("--crawl.settings", "{retry: [timeout]}") == 0
+    again = queued(cluster, already + 1)
+    assert again == ["crawl-train", "verify-train", "describe-train", "distill", "embed", "tune", "evaluate"]
+    assert (out / "stale" / "crawl-train-1" / "manifest.json").is_file()
+    assert (out / "shards" / "valid" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("known", "differ", "on"),
+    [
+        ({}, ["retry was [], is ['timeout']"], True),
+        ({}, ["refresh was False, is True"], True),
+        ({}, ["retry was [], is ['timeout']", "photos was first, is all"], False),
+        ({"extend": True}, ["/c/items.jsonl has changed"], True),
+        ({"extend": False}, ["/c/items.jsonl has changed"], False),
+    ],
+)
+def test_a_crawl_goes_on_with_its_set_where_its_command_can(known, differ, on):
+    assert goes_on(Step("crawl-train", "crawl", (), (), Path("shards")), known, differ) is on
+
+
+def test_another_teacher_describes_again_and_the_old_words_are_kept(cluster):
+    out = all_done(cluster)
+    assert submit("--describe.settings", "{max_new_tokens: 7}") == 0
+    assert queued(cluster, 10) == ["describe-train", "distill", "embed", "tune", "evaluate"]
+    assert not list((out / "shards" / "train").glob("*.descriptions.jsonl"))
+    assert len(list((out / "stale" / "describe-train-1").glob("*.descriptions.jsonl"))) == 2
+
+
+def test_an_unfinished_run_of_other_settings_gives_way(cluster):
+    """It would refuse to go on."""
+    out = cluster / "pipeline-mini"
+    assert submit() == 0
+    make(out, *ORDER[:7])
+    for number in range(1, 8):
+        end(cluster, number, "COMPLETED")
+    (out / "runs" / "tune" / "checkpoints").mkdir(parents=True)
+    end(cluster, 8, "FAILED", "NonZeroExitCode")
+    assert submit() == 0
+    assert queued(cluster, 10) == ["tune", "evaluate"] and (out / "runs" / "tune").is_dir(), "it goes on"
+    end(cluster, 10, "FAILED", "NonZeroExitCode")
+    assert submit(*OTHER) == 0
+    assert (out / "stale" / "tune-1" / "checkpoints").is_dir() and not (out / "runs" / "tune").exists()
+
+
+def test_what_was_made_by_hand_is_taken_as_it_is_and_compared_from_then_on(cluster, capsys):
+    out = cluster / "pipeline-mini"
+    make(out, *ORDER)
+    assert submit() == 0
+    assert "nothing to submit" in capsys.readouterr().out
+    assert submit(*OTHER) == 0
+    assert queued(cluster, 1) == ["tune", "evaluate"]
+
+
+def test_jobs_under_way_are_left_alone_and_their_settings_stay_written_down(cluster, capsys):
+    out = cluster / "pipeline-mini"
+    assert submit() == 0
+    assert submit(*OTHER) == 0
+    assert len(jobs(cluster)) == len(ORDER)
+    assert "tune goes on as job 8, which was submitted before a change (loop.lr was" in capsys.readouterr().err
+    assert yaml.safe_load((out / "pipeline.yaml").read_text())["tune"]["settings"] == {}
+
+
+def test_force_makes_a_stage_again_and_what_depends_on_it_but_no_running_one(cluster, capsys):
+    out = all_done(cluster)
+    assert submit("--force", "embed") == 0
+    assert queued(cluster, 10) == ["embed", "tune", "evaluate"]
+    assert (out / "stale" / "embed-1" / "manifest.json").is_file()
+    assert submit("--force", "embed") == 2
+    said = capsys.readouterr().err
+    assert "embed is waiting (job 10) and would be made again, since --force names it" in said
+    assert submit("--force", "distill") == 2
+    assert "embed is waiting (job 10) and would be made again, since it reads distill" in capsys.readouterr().err
+    assert len(jobs(cluster)) == 12 and (out / "runs" / "distill").is_dir()
+
+
+def test_a_running_job_is_running_whatever_became_of_what_it_came_after(cluster):
+    """A retry of the crawl has packed shards anew, with photos that nobody described yet."""
+    out = cluster / "pipeline-mini"
+    assert submit() == 0
+    make(out, *ORDER[:5])
+    for number in range(1, 6):
+        end(cluster, number, "COMPLETED")
+    now = jobs(cluster)
+    now[5] |= {"state": "RUNNING", "reason": "None", "elapsed": "1:02:03"}
+    book(cluster, jobs=now)
+    next(iter((out / "shards" / "train").glob("*.descriptions.jsonl"))).unlink()
+    told = status()
+    assert told["describe-train"]["state"] == "failed"
+    assert told["distill"]["state"] == "running" and told["distill"]["elapsed"] == "1:02:03"
+
+
+def test_another_base_model_is_another_input(cluster, tmp_path_factory):
+    all_done(cluster)
+    base = tmp_path_factory.mktemp("base")
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"x")
+    words = ("--tune.settings", json.dumps({"model": {"name": str(base)}}))
+    assert submit(*words) == 0
+    make(Path("pipeline-mini"), "tune", "evaluate")
+    finish(cluster)
+    assert set(states().values()) == {"done"}
+    (base / "model.safetensors").write_bytes(b"y")
+    assert status()["tune"]["why"] == "the base model has changed"
+
+
+def test_paths_in_a_stage_mean_the_same_from_any_folder(cluster, monkeypatch, capsys):
+    (cluster / "evaluate.yaml").write_text("# lavic evaluate\nwords: words.jsonl\n")
+    (cluster / "words.jsonl").write_text("{}")
+    (cluster / "base").mkdir()
+    (cluster / "base" / "config.json").write_text('{"model_type": "llava_next"}')
+    (cluster / "base" / "model.safetensors").write_bytes(b"x")
+    words = ["--evaluate.config", "evaluate.yaml", "--evaluate.settings", "{train: mini/train.jsonl}"]
+    words += ["--tune.settings", "{model: {name: base}}"]
+    assert submit(*words) == 0
+    typed = jobs(cluster)[-1]["words"]
+    assert typed[typed.index("--words") + 1] == str(cluster / "words.jsonl")
+    assert typed[typed.index("--train") + 1] == str(cluster / "mini" / "train.jsonl")
+    out = cluster / "pipeline-mini"
+    make(out, *ORDER)
+    finish(cluster)
+    monkeypatch.chdir(out)
+    assert set(states(out).values()) == {"done"}
+    (cluster / "words.jsonl").write_text("{} ")
+    assert status(out)["evaluate"]["why"] == f"{cluster / 'words.jsonl'} has changed"
+    monkeypatch.chdir(cluster)
+    (cluster / "words.jsonl").unlink()
+    capsys.readouterr()
+    assert submit(*words) == 2
+    assert f"evaluate reads {cluster / 'words.jsonl'}: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[]", b"\0\xff", b""])
+def test_a_broken_memory_of_jobs_hides_nothing(cluster, broken):
+    out = all_done(cluster)
+    (out / ".seen.json").write_bytes(broken)
+    assert set(states().values()) == {"done"}

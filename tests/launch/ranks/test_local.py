@@ -1,0 +1,204 @@
+"""Ranks on one machine: what they are told, how signals reach them, whose exit code counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavic.cli import start_ranks
+from lavic.errors import LaunchError
+from lavic.launch.ranks import local
+
+TELL = """
+import json, os, sys
+names = [name for name in os.environ if name.endswith("RANK") or name.endswith("WORLD_SIZE") or "MASTER" in name]
+names += ["OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"]
+json.dump({name: os.environ[name] for name in names}, open(f"{sys.argv[1]}.{os.environ['RANK']}", "w"))
+"""
+
+# argv: folder, then what each rank does: an exit code, "wait", "stubborn" or "slow".
+ACT = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+deed = sys.argv[2 + int(rank)]
+
+def note(number, frame):
+    with open(folder / f"signals.{rank}", "a") as file:
+        file.write(signal.Signals(number).name + "\\n")
+    if deed == "wait":
+        sys.exit(75)
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, note)
+(folder / f"pid.{rank}").write_text(str(os.getpid()))
+while len(list(folder.glob("pid.*"))) < len(sys.argv) - 2:
+    time.sleep(0.01)
+if deed in ("wait", "stubborn"):
+    time.sleep(60)
+if deed == "slow":
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(75)
+if deed == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(deed))
+"""
+
+LAUNCH = """
+import sys
+from lavic.launch import local
+sys.exit(local.run("act", sys.argv[2:], len(sys.argv) - 3, program=[sys.executable, sys.argv[1]]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+
+
+@pytest.fixture
+def act(tmp_path):
+    script = tmp_path / "act.py"
+    script.write_text(ACT)
+
+    def run(*deeds: str, grace_s: float = 5.0) -> int:
+        argv = [str(tmp_path), *deeds]
+        return local.run("act", argv, len(deeds), grace_s=grace_s, program=[sys.executable, str(script)])
+
+    return run
+
+
+def gone(folder: Path) -> bool:
+    for pid in folder.glob("pid.*"):
+        try:
+            os.kill(int(pid.read_text()), 0)
+        except ProcessLookupError:
+            continue
+        return False
+    return True
+
+
+def test_ranks_are_told_what_torchrun_tells_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    script = tmp_path / "tell.py"
+    script.write_text(TELL)
+    assert local.run("tell", [str(tmp_path / "told")], 2, program=[sys.executable, str(script)]) == 0
+    told = [json.loads((tmp_path / f"told.{rank}").read_text()) for rank in (0, 1)]
+    assert [env.pop("RANK") for env in told] == ["0", "1"]
+    assert [env.pop("LOCAL_RANK") for env in told] == ["0", "1"]
+    assert told[0] == told[1]
+    assert told[0].pop("MASTER_PORT").isdigit()
+    assert told[0] == {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_the_failing_rank_gives_the_exit_code_and_ends_the_others(act, tmp_path, code):
+    start = time.monotonic()
+    assert act("wait", str(code)) == (code if code != 75 else 75)
+    assert time.monotonic() - start < 20
+    assert gone(tmp_path)
+
+
+def test_all_well_is_zero(act):
+    assert act("0", "0", "0") == 0
+
+
+def test_a_rank_that_will_not_end_is_killed(act, tmp_path):
+    assert act("stubborn", "1", grace_s=0.5) == 1
+    assert (tmp_path / "signals.0").read_text() == "SIGTERM\n"
+    assert gone(tmp_path)
+
+
+def test_a_killed_rank_is_named(act, capfd):
+    assert act("wait", "kill") == 128 + signal.SIGKILL
+    assert "rank 1 was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_ranks_that_stop_together_are_not_hurried(act, tmp_path):
+    """Rank 0 may still write when rank 1 has left with 75."""
+    assert act("slow", "75") == 75
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "signals.0").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_rank_once(tmp_path, number):
+    script = tmp_path / "act.py"
+    script.write_text(ACT)
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, str(script), str(tmp_path), "wait", "wait"])
+    wait_for(lambda: len(list(tmp_path.glob("pid.*"))) == 2)
+    time.sleep(0.2)
+    launcher.send_signal(number)
+    assert launcher.wait(20) == 75
+    assert [(tmp_path / f"signals.{rank}").read_text() for rank in (0, 1)] == [f"{number.name}\n"] * 2
+
+
+def test_ranks_go_when_the_launcher_is_killed(tmp_path):
+    """The ranks are the real command here: `demo` is any command that lives a while, as `mini serve` does."""
+    code = (
+        "import sys; from lavic.launch import local\n"
+        "words = [sys.executable, '-c', 'from lavic.launch import local; local._stay_with_launcher();'\n"
+        '\'import os, sys, time; open(sys.argv[1] + "/pid." + os.environ["RANK"], "w").write(str(os.getpid()));\'\n'
+        "'time.sleep(60)']\n"
+        "local.run('x', [sys.argv[1]], 2, program=words)\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    wait_for(lambda: [pid.read_text() != "" for pid in tmp_path.glob("pid.*")] == [True, True])
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: gone(tmp_path))
+
+
+def test_the_handlers_are_put_back(act):
+    before = signal.getsignal(signal.SIGTERM)
+    act("0")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nproc_below_one_is_refused():
+    with pytest.raises(LaunchError, match="at least 1"):
+        local.check(0)
+
+
+def test_any_nproc_is_allowed_without_gpus():
+    local.check(64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nproc_beyond_the_gpus_is_refused(monkeypatch):
+    monkeypatch.delenv("LAVIC_DEVICE")
+    gpus = torch.cuda.device_count()
+    local.check(gpus)
+    with pytest.raises(LaunchError, match=f"shows {gpus} GPU"):
+        local.check(gpus + 1)
+
+
+def test_the_ranks_of_a_command_run_it_and_one_of_them_says_what_is_wrong(capfd):
+    assert start_ranks("doctor", ["--nonsense"], 2) == 2
+    assert capfd.readouterr().err.count("lavic doctor: error: unknown flag --nonsense") == 1
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,109 @@
+"""torchrun on a node of a job: what it does with signals, and what it says of its ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lavic.distributed.context import free_port
+
+pytestmark = pytest.mark.dist
+
+# argv: folder, then what each rank does.
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+
+from lavic.distributed.signals import StopRequest
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+deed = sys.argv[2 + int(rank)]
+(folder / f"begun.{rank}").touch()
+if deed == "stop":
+    while not (folder / "warned").exists():
+        time.sleep(0.05)  # loading a model, deaf to signals
+    with StopRequest() as stop:
+        until = time.monotonic() + 30
+        while not stop.asked and time.monotonic() < until:
+            time.sleep(0.05)
+    os._exit(75 if stop.asked else 3)
+if deed == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if deed == "wait":
+    time.sleep(60)
+sys.exit(int(deed))
+"""
+
+
+@pytest.fixture
+def begin(tmp_path: Path):
+    """Starts the ranks of one node."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*deeds: str) -> subprocess.Popen[str]:
+        meet = ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        words = [sys.executable, "-m", "lavic.launch.ranks.torchrun", "--nproc-per-node", str(len(deeds)), *meet]
+        env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07", "OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen([*words, str(script), str(tmp_path), *deeds], env=env, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_warning_to_it_alone_reaches_ranks_that_are_loading(begin, tmp_path) -> None:
+    """Many sites deliver a signal to the first process of a task only."""
+    process = begin("stop", "stop")
+    wait_for(lambda: len(list(tmp_path.glob("begun.*"))) == 2)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    assert process.poll() is None
+    (tmp_path / "warned").touch()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "rank" not in said
+
+
+def test_a_killed_rank_is_named_with_its_node(begin) -> None:
+    process = begin("wait", "kill")
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "lavic: rank 1 on gpu07 was ended by SIGKILL (out of memory?)" in said
+
+
+def test_the_exit_code_is_the_rank_s(begin) -> None:
+    process = begin("2", "wait")
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2
+    assert "lavic: rank 0 on gpu07 left with exit code 2" in said
+    assert "Traceback" not in said
+
+
+def test_a_wait_for_the_other_nodes_is_announced() -> None:
+    meet = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    code = "import lavic.launch.ranks.torchrun as t; t.FIRST_S = 0.2; t.main()"
+    words = [sys.executable, "-c", code, *meet, "--module", "lavic"]
+    env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07"}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert any(line.startswith("lavic: gpu07: waiting for the other nodes") for line in process.stderr)
+        process.terminate()
+    assert process.returncode == -signal.SIGTERM

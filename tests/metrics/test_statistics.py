@@ -1,0 +1,102 @@
+"""Intervals cover what they should, clusters widen them, and the exact tests match known values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lavic.metrics.ranking_metrics import Terms
+from lavic.metrics.statistics import Bootstrap, connect, holm, mcnemar
+
+
+def hits(values: np.ndarray) -> dict[str, Terms]:
+    return {"hit": Terms(values.astype(float), np.ones(len(values)))}
+
+
+def test_connect_joins_through_others():
+    keys = [{"s1", "a"}, {"s2", "b"}, {"s1", "c"}, {"s3", "b"}, {"s4", "d"}, {"s3", "c"}]
+    assert connect(keys).tolist() == [0, 0, 0, 0, 1, 0]
+    assert connect([{"a"}, {"b"}, {"a"}]).tolist() == [0, 1, 0]
+    assert connect([set(), set()]).tolist() == [0, 1]
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, covered, trials = np.random.default_rng(5), 0, 300
+    for trial in range(trials):
+        sample = rng.random(150) < 0.3
+        interval = Bootstrap(np.arange(150), draws=400, seed=trial).intervals(hits(sample))["hit"]
+        covered += interval.low <= 0.3 <= interval.high
+    assert 0.90 <= covered / trials <= 0.985
+
+
+def test_clusters_are_resampled_whole():
+    # 40 answers copied 10 times are 40 observations, not 400: the interval must be about sqrt(10) wider.
+    values = np.repeat(np.random.default_rng(0).random(40) < 0.5, 10)
+    clustered = Bootstrap(np.repeat(np.arange(40), 10)).intervals(hits(values))["hit"]
+    naive = Bootstrap(np.arange(400)).intervals(hits(values))["hit"]
+    assert clustered.value == naive.value
+    assert (clustered.high - clustered.low) / (naive.high - naive.low) == pytest.approx(10**0.5, rel=0.15)
+    assert (clustered.clusters, clustered.n, naive.clusters) == (40, 400, 400)
+
+
+def test_a_ratio_of_sums_weighs_rows_by_their_denominator():
+    terms = {"pairs": Terms(np.array([1.0, 0.0]), np.array([1.0, 3.0]))}
+    interval = Bootstrap(np.arange(2)).intervals(terms)["pairs"]
+    assert interval.value == 0.25
+    assert (interval.low, interval.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("hit", "low", "high"), [(True, 0.025**0.01, 1.0), (False, 0.0, 1 - 0.025**0.01)])
+def test_unanimous_answers_are_not_certain(hit: bool, low: float, high: float):
+    interval = Bootstrap(np.arange(100)).intervals(hits(np.full(100, hit)))["hit"]
+    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_rows_that_do_not_count_are_left_out():
+    terms = {"none": Terms(np.zeros(5), np.zeros(5)), "some": Terms(np.array([1.0, 0, 0, 0, 0]), np.eye(5)[0])}
+    got = Bootstrap(np.arange(5)).intervals(terms)
+    assert np.isnan([got["none"].value, got["none"].low, got["none"].high]).all()
+    assert (got["some"].value, got["some"].n) == (1.0, 1)
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(1)
+    first = rng.random(300) < 0.6
+    second = first.copy()
+    second[:12] = False
+    shift = Bootstrap(np.arange(300)).differences(hits(first), hits(second))["hit"]
+    alone = Bootstrap(np.arange(300)).intervals(hits(first))["hit"]
+    assert shift.value == pytest.approx(first.mean() - second.mean())
+    assert shift.low > 0
+    assert shift.high - shift.low < 0.5 * (alone.high - alone.low)
+
+
+def test_the_seed_decides():
+    values = hits(np.random.default_rng(2).random(50) < 0.4)
+    assert Bootstrap(np.arange(50), seed=3).intervals(values) == Bootstrap(np.arange(50), seed=3).intervals(values)
+    assert Bootstrap(np.arange(50), seed=3).intervals(values) != Bootstrap(np.arange(50), seed=4).intervals(values)
+
+
+def test_chunks_change_nothing_but_memory():
+    # 40,000 clusters are drawn a hundred at a time; the interval is the normal one.
+    values = np.random.default_rng(3).random(40_000) < 0.5
+    interval = Bootstrap(np.arange(40_000), draws=500).intervals(hits(values))["hit"]
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.5 / 200, rel=0.15)
+
+
+def test_mcnemar_exact():
+    first = [True] * 10 + [False] * 2 + [True] * 30
+    second = [False] * 10 + [True] * 2 + [True] * 30
+    test = mcnemar(first, second)
+    assert (test.first_only, test.second_only) == (10, 2)
+    assert test.p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert mcnemar([True, False], [True, False]).p == 1.0
+    assert mcnemar([True] * 3000, [False] * 3000).p == pytest.approx(0.0, abs=1e-300)
+    with pytest.raises(ValueError, match="same ones"):
+        mcnemar([True], [True, False])
+
+
+def test_holm():
+    adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    assert list(adjusted) == ["a", "b", "c"]
+    assert adjusted == {"a": pytest.approx(0.06), "b": pytest.approx(0.03), "c": pytest.approx(0.06)}

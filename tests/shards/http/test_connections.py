@@ -1,0 +1,263 @@
+"""Proxies from the environment and headers from a file: what is sent to whom, and that nothing of it is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from lavic.cli import main
+from lavic.errors import ConfigError
+from lavic.shards.http import ssrf_guard
+from lavic.shards.http.custom_headers import Headers
+from lavic.shards.http.fetcher import Fetcher, FetchSettings
+from lavic.shards.http.proxy import Proxies
+from lavic.shards.http.request import Answer
+from tests.shards.fault_server import PHOTOS
+from tests.shards.http.proxy_server import ProxyServer
+from tests.shards.http.raw_server import answer, raw_server
+
+PHOTO = PHOTOS["plain.jpg"]
+PROXIED = FetchSettings(allow_private=True, retries=0, host_rate=0, robots=False, proxy="env")
+
+
+def fetch(*links: str, settings: FetchSettings = PROXIED) -> list[Answer]:
+    async def run() -> list[Answer]:
+        async with Fetcher(settings) as fetcher:
+            return [await fetcher.fetch(link) for link in links]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProxyServer]:
+    running = ProxyServer("user:p@ss")
+    ssrf_guard = f"user:p%40ss@127.0.0.1:{running.port}"
+    monkeypatch.setenv("HTTP_PROXY", f"http://{ssrf_guard}")
+    monkeypatch.setenv("HTTPS_PROXY", ssrf_guard)
+    yield running
+    running.close()
+
+
+class TestProxy:
+    def test_http_and_https_go_through_it_with_their_escapes(
+        self, proxy: ProxyServer, server: Any, tls_servers: tuple[Any, Any]
+    ) -> None:
+        trusted, foreign = tls_servers
+        links = [f"{server.url}/n/1.jpg?a=%2F&b=?", f"{trusted.url}/n/2.jpg", f"{trusted.url}/n/2.jpg"]
+        kinds = [got.kind for got in fetch(*links, f"{foreign.url}/n/3.jpg")]
+        assert kinds == ["ok", "ok", "ok", "tls"] and not foreign.requests
+        tunnels = [f"CONNECT {one.url.removeprefix('https://')}" for one in (trusted, foreign)]
+        assert proxy.asked == [links[0], *tunnels], "and the tunnel is kept for the second photo"
+        assert "Proxy-Authorization" in proxy.heads[0] and "Proxy-Authorization" in proxy.heads[1]
+        assert "/n/2.jpg" not in "".join(proxy.heads), "the request itself is inside of the tunnel"
+
+    def test_it_is_used_where_it_is_asked_for_alone(self, proxy: ProxyServer, server: Any) -> None:
+        (got,) = fetch(f"{server.url}/n/1.jpg", settings=FetchSettings(allow_private=True, host_rate=0))
+        assert got.kind == "ok" and not proxy.asked
+
+    def test_what_it_is_asked_for_is_checked_before(self, proxy: ProxyServer, server: Any) -> None:
+        """The proxy is on this machine; what is on this machine is not asked of it."""
+        port = server.url.rpartition(":")[2]
+        hosts = [f"localhost:{port}", f"127.0.0.1:{port}", f"2130706433:{port}", "169.254.169.254", "[fe80::1]"]
+        strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
+        assert {got.kind for got in fetch(*(f"http://{host}/1.jpg" for host in hosts), settings=strict)} == {
+            "blocked_address"
+        }
+        assert fetch("https://localhost/1.jpg", settings=strict)[0].kind == "blocked_address"
+        (secret,) = fetch("http://169.254.169.254/latest")
+        assert secret.kind == "blocked_address" and not proxy.asked
+
+    def test_a_redirect_is_checked_too(self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        home = ipaddress.ip_address("127.0.0.1")
+        real = ssrf_guard.is_public
+        monkeypatch.setattr(ssrf_guard, "is_public", lambda one: one == home or real(one))
+        server.elsewhere = "http://127.0.0.2/1.jpg"
+        strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
+        (got,) = fetch(f"{server.url}/away", settings=strict)
+        assert got.kind == "blocked_address" and proxy.asked == [f"{server.url}/away"]
+
+    def test_a_name_that_is_not_known_here_is_not_asked_of_it(self, proxy: ProxyServer) -> None:
+        (got,) = fetch("http://no-such-host.invalid/1.jpg")
+        assert got.kind == "dns" and "before a proxy is asked" in got.reason and not proxy.asked
+
+    def test_no_proxy_goes_directly(self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NO_PROXY", "example.org, 127.0.0.0/8")
+        assert fetch(f"{server.url}/n/1.jpg")[0].kind == "ok" and not proxy.asked
+        strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
+        assert fetch(f"{server.url}/n/1.jpg", settings=strict)[0].kind == "blocked_address"
+
+    def test_a_proxy_that_refuses_or_is_down_is_a_connection_that_fails(
+        self, proxy: ProxyServer, tls_servers: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trusted, _ = tls_servers
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:wrong@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        refused, plain = fetch(f"{trusted.url}/n/1.jpg", f"{trusted.url.replace('https', 'http')}/n/1.jpg")
+        for got in (refused, plain):
+            assert got.kind == "connect" and "proxy" in got.reason and "407" in got.reason
+        proxy.close()
+        (down,) = fetch(f"{trusted.url}/n/1.jpg")
+        assert down.kind == "connect" and "proxy" in down.reason
+        monkeypatch.setenv("HTTPS_PROXY", "http://no-such-proxy.invalid:3128")
+        (unknown,) = fetch(f"{trusted.url}/n/1.jpg")
+        assert unknown.kind == "connect" and "proxy" in unknown.reason
+        assert not any("wrong" in got.reason for got in (refused, down, unknown))
+
+    @pytest.mark.parametrize(
+        ("entries", "covered"),
+        [
+            ("*", ["h.com", "sub.h.com", "nh.com", "10.0.0.1", "[fd00::1]"]),
+            ("h.com", ["h.com", "sub.h.com"]),
+            (".h.com", ["h.com", "sub.h.com"]),
+            ("*.h.com", ["h.com", "sub.h.com"]),
+            ("H.COM.", ["h.com", "sub.h.com"]),
+            ("h.com:8080", ["h.com:8080"]),
+            ("x, 10.0.0.0/8", ["10.0.0.1"]),
+            ("10.0.0.1", ["10.0.0.1"]),
+            ("[fd00::1] y", ["[fd00::1]"]),
+            ("fd00::/16", ["[fd00::1]"]),
+            ("", []),
+            ("com.", ["h.com", "sub.h.com", "nh.com", "h.com:8080"]),
+        ],
+    )
+    def test_entries_of_no_proxy(self, entries: str, covered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
+        monkeypatch.setenv("NO_PROXY", entries)
+        proxies = Proxies.from_environment()
+        hosts = ["h.com", "sub.h.com", "nh.com", "h.com:8080", "10.0.0.1", "[fd00::1]"]
+        direct = [host for host in hosts if proxies.of(URL(f"http://{host}/")) is None]
+        assert direct == [host for host in hosts if host in covered or (host == "h.com:8080" and "h.com" in covered)]
+
+    def test_each_scheme_has_its_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", "a.example:1")
+        monkeypatch.setenv("HTTP_PROXY", "b.example:1")
+        monkeypatch.setenv("ALL_PROXY", "https://c.example:1")
+        proxies = Proxies.from_environment()
+        assert [str(proxies.of(URL(f"{scheme}://h/")).url) for scheme in ("http", "https")] == [  # type: ignore[union-attr]
+            "http://a.example:1",
+            "https://c.example:1",
+        ]
+
+    @pytest.mark.parametrize("value", ["socks5://user:secret@h:1", "http://user:secret@h:port", "http://", "a b"])
+    def test_a_wrong_proxy_is_refused_without_its_value(
+        self, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", value)
+        assert main(["crawl", "--items", "x.jsonl", "--out", str(tmp_path / "o"), "--fetch.proxy", "env"]) == 2
+        said = capsys.readouterr().err
+        assert "HTTPS_PROXY" in said and "secret" not in said
+
+    def test_env_without_a_variable_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert main(["crawl", "--items", "x.jsonl", "--out", str(tmp_path / "o"), "--fetch.proxy", "env"]) == 2
+        assert "HTTPS_PROXY" in capsys.readouterr().err
+
+
+class TestHeaders:
+    def test_they_are_sent_and_credentials_stay_with_their_site(self, tmp_path: Path) -> None:
+        path = tmp_path / "headers.txt"
+        moved = b"HTTP/1.1 302 Found"
+        with raw_server({"/1.jpg": answer(PHOTO)}) as other, raw_server({"/2.jpg": answer(PHOTO)}) as home:
+            home.answers["/away"] = answer(b"", b"Location: " + other.url.encode() + b"/1.jpg", status=moved)
+            home.answers["/near"] = answer(b"", b"Location: /2.jpg", status=moved)
+            path.write_text(
+                "# of the shop\nReferer: https://shop.example/\nAuthorization: Bearer t0ken\nX-Api-Key : k3y\n\n"
+                f"[127.0.0.1:{other.port}]\nCookie: c00kie\n[elsewhere.example]\nX-Other: s3cret\n"
+            )
+            settings = FetchSettings(allow_private=True, retries=0, host_rate=0, headers=str(path))
+            links = [
+                f"{home.url}/away",
+                f"{home.url}/near",
+                f"{other.url}/1.jpg",
+                f"http://u:p@127.0.0.1:{home.port}/2.jpg",
+            ]
+            assert [got.kind for got in fetch(*links, settings=settings)] == ["ok"] * 4
+            assert home.targets == ["/away", "/near", "/2.jpg", "/2.jpg"]
+            for sent in home.headers:
+                assert sent["authorization"] == "Bearer t0ken" and sent["x-api-key"] == "k3y", (
+                    "before a link's own user"
+                )
+                assert "cookie" not in sent and "x-other" not in sent
+            followed, asked = other.headers
+            assert followed["referer"] == asked["referer"] == "https://shop.example/"
+            assert not {"authorization", "x-api-key", "cookie"} & followed.keys()
+            assert asked["authorization"] == "Bearer t0ken" and asked["cookie"] == "c00kie"
+            for sent in (*other.robots_headers, *home.robots_headers):
+                assert not {"authorization", "x-api-key", "cookie"} & sent.keys() and "referer" in sent
+
+    def test_they_replace_the_crawls_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "headers.txt"
+        path.write_bytes(b"\xef\xbb\xbfuser-agent: mine/1.0\r\nAccept: image/webp\r\n")
+        with raw_server({"/1.jpg": answer(PHOTO)}) as server:
+            settings = FetchSettings(allow_private=True, retries=0, robots=False, headers=str(path))
+            assert fetch(f"{server.url}/1.jpg", settings=settings)[0].kind == "ok"
+            assert server.headers[0]["user-agent"] == "mine/1.0" and server.headers[0]["accept"] == "image/webp"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["secret", "Na me: secret", "Host: secret", "Proxy-Authorization: secret", "A: secret\x07", "[a b]", "[h:x]"],
+    )
+    def test_a_wrong_file_is_named_by_line(self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "headers.txt"
+        path.write_text(f"Accept: image/*\n{text}\n")
+        assert main(["crawl", "--items", "x", "--out", str(tmp_path / "o"), "--fetch.headers", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert f"{path}:2" in said and "secret" not in said
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"none\.txt"):
+            Headers.read(tmp_path / "none.txt")
+
+
+def test_nothing_that_a_run_leaves_holds_a_credential(
+    tmp_path: Path,
+    catalogue: Callable[..., Path],
+    server: Any,
+    tls_servers: tuple[Any, Any],
+    proxy: ProxyServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("mlflow")
+    trusted, _ = tls_servers
+    secrets = ["t0ken", "p@ss", "p%40ss", "dXNlcjpwQHNz"]
+    headers = tmp_path / "headers.txt"
+    headers.write_text("Authorization: Bearer t0ken\n")
+    items = catalogue(
+        "n/1.jpg", "moved", "status/404", "hang-up", f"{trusted.url}/n/2.jpg", "https://127.0.0.1:9/1.jpg"
+    )
+    out, store = tmp_path / "out", tmp_path / "mlflow.db"
+    words = ["crawl", "--items", str(items), "--out", str(out), "--fetch.proxy", "env", "--fetch.headers", str(headers)]
+    words += ["--fetch.allow-private", "--fetch.retries", "0", "--min-success", "0"]
+    words += ["--tracking.mlflow", "--tracking.uri", f"sqlite:///{store}"]
+    assert main(words) == 0
+    assert len(proxy.asked) > 5 and any("t0ken" in head for head in proxy.heads), "they were used"
+    assert not [head for head in proxy.heads if head.startswith("CONNECT") and "t0ken" in head], "inside of tunnels"
+    said = capfd.readouterr()
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != headers]
+    assert any(path.name == "metrics.jsonl" for path in files) and store in files
+    for secret in secrets:
+        assert secret not in said.out + said.err
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+    with sqlite3.connect(store) as database:
+        assert str(headers) in [value for (value,) in database.execute("select value from params")]
+
+
+def test_a_file_of_headers_may_be_in_utf_16(tmp_path: Path) -> None:
+    file = tmp_path / "headers.txt"
+    file.write_bytes("Referer: https://shop.example/\r\n[A.example]\r\nX-Token: one two\r\n".encode("utf-16"))
+    assert Headers.read(file).of(URL("https://a.example/1.jpg"), None) == {"Referer": "https://shop.example/"}
+    assert Headers.read(file).hosts == {"a.example": {"X-Token": "one two"}}

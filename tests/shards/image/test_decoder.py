@@ -1,0 +1,180 @@
+"""Photos that take long, crash their decoder or raise anything: each ends under its name, and holds up nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from lavic.data.tar_shards import read_samples
+from lavic.errors import LavicError
+from lavic.shards.http.fetcher import Fetcher, FetchSettings
+from lavic.shards.image import normalize
+from lavic.shards.image.decoder import Decoder, shared
+from lavic.shards.image.normalize import PhotoError, PhotoSettings, examine, to_jpeg
+from lavic.shards.pack import shard_writer
+from lavic.shards.pack.outcomes import read_ledger
+from lavic.shards.pack.shard_writer import pack_shard
+from lavic.shards.plan.crawl_plan import make_plan
+from lavic.shards.plan.photo_tasks import PlanSettings
+from tests.shards.fault_server import PHOTOS
+from tests.shards.image.decompression_bombs import many_chunks, many_directories, many_scans
+
+SETTINGS = PhotoSettings()
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    running = Decoder()
+    yield running
+    running.close()
+
+
+def test_another_process_gives_the_same_photos(decoder: Decoder) -> None:
+    for name in ("clear.png", "rotated.jpg", "srgb.jpg", "animated.webp", "cut.png", "cut.jpg", "text-bomb.png"):
+        try:
+            expected: object = to_jpeg(PHOTOS[name], SETTINGS)
+        except PhotoError as error:
+            expected = error.args
+        try:
+            made: object = decoder.store(examine(PHOTOS[name], SETTINGS), SETTINGS)
+        except PhotoError as error:
+            made = error.args
+        assert made == expected, name
+    # The profile is known from then on: such photos are checked where they are.
+    assert examine(PHOTOS["srgb.jpg"], SETTINGS).effort == "little"
+
+
+def test_a_photo_that_takes_too_long_is_refused_and_the_next_is_not(decoder: Decoder) -> None:
+    slow = examine(many_scans(6000), SETTINGS)
+    assert slow.effort == "unknown"
+    with pytest.raises(PhotoError, match=r"0\.05 s of CPU time of --photo\.decode-seconds") as caught:
+        decoder.store(slow, PhotoSettings(decode_seconds=0.05))
+    assert caught.value.kind == "bomb"
+    assert decoder.store(slow, SETTINGS).jpg is slow.data
+
+
+def test_a_process_that_ends_is_replaced(decoder: Decoder) -> None:
+    good = examine(PHOTOS["clear.png"], SETTINGS)
+    decoder.store(good, SETTINGS)
+    assert decoder._process
+    os.kill(decoder._process.pid, signal.SIGSEGV)
+    with pytest.raises(PhotoError, match="SIGSEGV"):
+        decoder.store(good, SETTINGS)
+    decoder.store(good, SETTINGS)
+    os.kill(decoder._process.pid, signal.SIGKILL)
+    assert decoder.store(good, SETTINGS).width == 64
+
+
+def test_a_process_that_cannot_start_is_no_error_of_the_storage(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = examine(PHOTOS["clear.png"], SETTINGS)
+    for program, reason in (("/no/such/python", "cannot be started"), ("/bin/false", "exit code 1")):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(LavicError, match=reason):
+            decoder.store(good, SETTINGS)
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    code = (
+        "import os, signal; from lavic.shards.image.decoder import shared; from lavic.shards.image.normalize import *;"
+        "from tests.shards.fault_server import PHOTOS; settings = PhotoSettings();"
+        "shared().store(examine(PHOTOS['clear.png'], settings), settings);"
+        "print(shared()._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+    running = Path(f"/proc/{int(out.stdout)}")
+    deadline = time.monotonic() + 60
+    while running.exists() and "Z" not in (running / "stat").read_text().rpartition(")")[2]:
+        assert time.monotonic() < deadline, "the decoder outlives its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "bomb"),
+        (RecursionError("too deep"), "truncated"),
+        (struct.error("unpack"), "truncated"),
+        (OSError(28, "No space left on device"), "truncated"),
+        (AssertionError(), "truncated"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_the_photos(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    for step in ("decode", "to_rgb"):
+        monkeypatch.setattr(normalize, step, fail)
+        with pytest.raises(PhotoError) as caught:
+            to_jpeg(PHOTOS["clear.png"], SETTINGS)
+        assert caught.value.kind == kind and caught.value.reason
+
+
+def test_too_many_scans_and_directories_are_counted_before_they_are_read() -> None:
+    for data in (many_scans(500, bits=1), many_directories(24_000)):
+        began = time.process_time()
+        with pytest.raises(PhotoError) as caught:
+            to_jpeg(data, SETTINGS)
+        assert caught.value.kind == "bomb" and time.process_time() - began < 2
+    assert to_jpeg(many_scans(500), SETTINGS).width == 500
+    assert to_jpeg(many_directories(1000), SETTINGS).height == 48
+
+
+class Watched(Fetcher):
+    """Notes the longest time for which the event loop did not come round."""
+
+    longest = 0.0
+
+    async def __aenter__(self) -> Fetcher:
+        self._watch = asyncio.create_task(self._tick())
+        return await super().__aenter__()
+
+    async def _tick(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            Watched.longest = max(Watched.longest, time.monotonic() - began)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        await super().__aexit__(kind, error, trace)
+
+
+def test_slow_photos_hold_up_neither_the_loop_nor_the_others(
+    tmp_path: Path, catalogue: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = many_chunks(300_000)
+    began = time.monotonic()
+    to_jpeg(chunks, SETTINGS)
+    alone = time.monotonic() - began
+    monkeypatch.setitem(PHOTOS, "scans.jpg", many_scans(6000))
+    monkeypatch.setitem(PHOTOS, "directories.tif", many_directories(24_000))
+    monkeypatch.setitem(PHOTOS, "chunks.png", chunks)
+    monkeypatch.setattr(shard_writer, "Fetcher", Watched)
+    wanted = ["scans.jpg", "plain.jpg", "directories.tif", "chunks.png", *(f"n/{n}.jpg" for n in range(20))]
+    plan = make_plan(
+        (str(catalogue(*wanted)),),
+        tmp_path / "out",
+        PlanSettings(set="t", split="train", photos_per_shard=1000, photos="first", image_size="large"),
+    )
+    fetch = FetchSettings(allow_private=True, deadline=60, host_rate=0)
+    settings = PhotoSettings(decode_seconds=0.1)
+    shared().close()
+    pack_shard(plan.shard(0), plan.digests[0], fetch, settings)
+    rows = {row.url.rpartition("/")[2]: row.kind for row in read_ledger(plan.shard(0))}
+    assert [rows[name] for name in wanted[:4]] == ["bomb", "ok", "bomb", "bomb"]
+    assert len(list(read_samples(plan.shard(0)))) == 21
+    assert Watched.longest < 0.9 * alone, "a photo was decoded between two answers"

@@ -1,0 +1,91 @@
+"""Recomputed activations and compiled layers: the same losses and gradients for less memory or time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lavic.data.conversations import read_conversations
+from lavic.data.shard_dataset import ShardDataset
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import add_adapter
+from lavic.train.activation_checkpointing import arrange, layers
+from lavic.train.config import LoopSettings
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.recommendation.task import TuneData, TuneTask
+from tests.train.mini_setup import KEY, Ground
+
+
+def build(ground: Ground, stage: int, loop: LoopSettings) -> tuple[nn.Module, object]:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base)))
+    torch.manual_seed(0)
+    model = add_adapter(backbone, "vision" if stage == 1 else "language", LoraSettings(r=2, dropout=0.3))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    arrange(model, loop)
+    if stage == 1:
+        photos = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+        return DistillTask(model), photos.collate([photos[p] for p in range(3)])
+    rows = read_conversations(ground.rows)
+    lists = TuneData(rows, ItemStore.open(ground.store), backbone.encoder, candidates=KEY, max_length=400)
+    return TuneTask(model), lists.collate([lists[p] for p in range(3)])
+
+
+def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Losses, gradients, and the bytes kept for the way back."""
+    kept: dict[int, int] = {}
+    held = []  # or memory that is freed meanwhile is given out again, and counted once
+    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    task.train()
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = task(batch)
+    total = sum(kept.values())
+    losses.sum().backward()
+    return losses.detach(), {n: p.grad for n, p in task.named_parameters() if p.grad is not None}, total
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_recomputing_changes_nothing_but_memory(ground: Ground, stage: int) -> None:
+    plain = run(*build(ground, stage, LoopSettings()))
+    again = run(*build(ground, stage, LoopSettings(activations="recompute")))
+    assert torch.equal(plain[0], again[0])
+    assert plain[1].keys() == again[1].keys()
+    for name in plain[1]:
+        torch.testing.assert_close(again[1][name], plain[1][name], rtol=1e-6, atol=1e-7)
+    assert again[2] < plain[2] / 3
+
+
+def test_every_layer_is_found(ground: Ground) -> None:
+    model = Backbone.load(ModelSettings(name=str(ground.base))).model
+    assert [type(layer).__name__ for layer in layers(model)] == ["CLIPEncoderLayer"] * 2 + ["MistralDecoderLayer"] * 2
+
+
+def test_compiled_layers_learn_the_same(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without generating code, which takes a compiler and a minute: what is traced is what would be compiled."""
+    real = torch.compile
+    traced = []
+
+    def eager(module, **how):
+        traced.append(how)
+        return real(module, **{**how, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", eager)
+    plain = run(*build(ground, 2, LoopSettings()))
+    compiled = run(*build(ground, 2, LoopSettings(compile=True)))
+    assert len(traced) == 4
+    torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
+    for name in plain[1]:
+        torch.testing.assert_close(compiled[1][name], plain[1][name], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,87 @@
+"""How DeepSpeed is told to run ZeRO-2, and what is computed of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lavic.errors import ConfigError
+from lavic.train.deepspeed.config import BUCKET, Zero2, read_json, zero2_config
+
+
+def test_the_configuration_is_zero_2_without_surprises() -> None:
+    config = zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=True)
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["zero_optimization"]["overlap_comm"] is False
+    assert config["bf16"] == {"enabled": True}
+    assert config["data_types"]["grad_accum_dtype"] == config["communication_data_type"] == "fp32"
+    assert "bf16" not in zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=False)
+
+
+def test_a_users_json_adds_but_does_not_contradict() -> None:
+    extra = {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
+    config = zero2_config(micro_batch=1, accumulation=1, clip=0.0, bf16=False, extra=extra)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 7
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["wall_clock_breakdown"] is True
+    with pytest.raises(ConfigError, match=r"sets gradient_clipping: remove it, loop.clip says it"):
+        zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"gradient_clipping": 2})
+    with pytest.raises(ConfigError, match="stage 3"):
+        zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"zero_optimization": {"stage": 3}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
+            "zero_optimization.offload_optimizer: remove",
+        ),
+        ('{"zero_optimization": {"offload_param": {"device": "nvme"}}}', "zero_optimization.offload_param: remove"),
+        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3"),
+        ('{"zero_optimization": true}', "an object is expected"),
+        ('{"bf16": {"enabled": true}}', "sets bf16: remove it"),
+        ('{"data_types": {"grad_accum_dtype": "bf16"}}', "sets data_types: remove it"),
+        ('{"communication_data_type": "bf16"}', "sets communication_data_type: remove it"),
+        ("[1]", "not a JSON object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, said):
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"--deepspeed .*ds\.json: ") as raised:
+        read_json(file)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_offloading_that_is_switched_off_is_taken(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"offload_optimizer": {"device": "none"}}}')
+    assert read_json(tmp_path / "ds.json")
+
+
+def test_a_users_json_that_is_none(tmp_path: Path) -> None:
+    assert read_json(None) == {}
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "good.json").write_text(json.dumps({"a": 1}))
+    assert read_json(tmp_path / "good.json") == {"a": 1}
+    with pytest.raises(ConfigError, match="not a JSON object"):
+        read_json(tmp_path / "list.json")
+    with pytest.raises(ConfigError, match=r"missing.json"):
+        read_json(tmp_path / "missing.json")
+
+
+def test_gradients_and_optimizer_state_are_shared() -> None:
+    alone, eight = (Zero2.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
+    assert alone.weights == eight.weights == 2 * 1800
+    assert (alone.optimizer, eight.optimizer) == (12 * 800, 12 * 100)
+    made = 2 * (800 + BUCKET) + (2 + 4) * 800
+    assert (alone.gradients, eight.gradients) == (made + 4 * 800, made + 4 * 100)
+    assert (alone.traffic, eight.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
+    three = Zero2.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
+    assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro step"
+    assert alone.checkpoint == eight.checkpoint == 12 * 800
+    assert Zero2.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, "a rank's part is not less than the largest"

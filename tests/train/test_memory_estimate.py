@@ -1,0 +1,188 @@
+"""What a dry run says, against what autograd keeps and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+
+from lavic.cli import main
+from lavic.model.config import Kind, LoraSettings, ModelSettings
+from lavic.model.dims import Shape
+from lavic.model.hub import read_config
+from lavic.model.lora import trainable, wrap
+from lavic.model.prompt_encoder import IGNORED, Batch
+from lavic.train.activation_checkpointing import arrange
+from lavic.train.config import LoopSettings
+from lavic.train.distillation.task import DistillTask, PhotoBatch
+from lavic.train.measure.memory_estimate import Sample, estimate, kept_bytes
+from lavic.train.recommendation.task import ListBatch, TuneTask
+from tests.train.mini_setup import KEY, Ground
+
+SAMPLES, LENGTH, PATCHES = 2, 64, 17
+
+
+def sizes(*, layers: int, vision_layers: int) -> LlavaNextConfig:
+    """Sizes of which none is another's double."""
+    return LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=48,
+            intermediate_size=208,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=4,
+            image_size=56,
+            patch_size=14,
+        ).to_dict(),
+        text_config=MistralConfig(
+            vocab_size=100,
+            hidden_size=128,
+            intermediate_size=448,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            sliding_window=None,
+            tie_word_embeddings=False,
+        ).to_dict(),
+        image_token_index=5,
+        tie_word_embeddings=False,
+    )
+
+
+def model(kind: Kind, lora: LoraSettings, config: LlavaNextConfig) -> nn.Module:
+    """In bfloat16, as on a GPU."""
+    made = LlavaNextForConditionalGeneration._from_config(
+        config, dtype=torch.bfloat16, attn_implementation="sdpa"
+    ).requires_grad_(False)
+    made = wrap(made, kind, lora)
+    for parameter in trainable(made):
+        parameter.data = parameter.data.bfloat16()
+    return made
+
+
+def kept_by_autograd(task: nn.Module, batch: object) -> int:
+    kept: dict[int, int] = {}
+    held = []  # or memory that is freed meanwhile is given out again, and counted once
+    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    task.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        task(batch)
+    return sum(kept.values())
+
+
+def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_layers: int) -> int:
+    made = model(kind, lora, sizes(layers=layers, vision_layers=vision_layers))
+    arrange(made, loop)
+    photos = 1 if kind == "vision" else 2
+    ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
+    ids[:, 2 : 2 + 5 * photos] = 5
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -3:] = 1
+    named = {"keys": ("",) * SAMPLES, "targets": (3,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
+    text = Batch(ids, labels, torch.full((SAMPLES,), LENGTH))
+    if kind == "vision":
+        views = torch.randn(SAMPLES * 5, 3, 56, 56)
+        shapes = {"sizes": ((56, 56),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "shown": (5,) * SAMPLES}
+        batch = PhotoBatch(**named, text=text, views=views, **shapes)
+        return kept_by_autograd(DistillTask(made), batch)
+    items = torch.randn(SAMPLES * 2 * 5, 48, dtype=torch.bfloat16)
+    return kept_by_autograd(TuneTask(made), ListBatch(**named, text=text, items=items))
+
+
+@pytest.mark.parametrize("kind", ["vision", "language"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None:
+    """By layer, as the difference that one more layer makes; a CPU's dropout mask is of the input's own type."""
+    lora, loop = LoraSettings(r=4, dropout=dropout), LoopSettings()
+    here = run(kind, lora, loop, 3, 3)
+    kept = kept_bytes(Shape.of(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
+    text = (here - run(kind, lora, loop, 2, 3)) / (SAMPLES * LENGTH)
+    assert text == pytest.approx(kept["language"], rel=0.01)
+    if kind == "vision":
+        views = (here - run(kind, lora, loop, 3, 2)) / (SAMPLES * 5 * PATCHES)
+        assert views == pytest.approx(kept["vision"], rel=0.01)
+
+
+def test_a_recomputing_layer_keeps_its_input() -> None:
+    lora, loop = LoraSettings(r=4), LoopSettings(activations="recompute")
+    more = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
+    shapes = [Shape.of(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
+    four, two = (kept_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
+    assert more / (SAMPLES * LENGTH) == pytest.approx(four - two, rel=0.02)
+
+
+def test_the_7b_models_stage_2() -> None:
+    found = estimate(
+        Shape.of(read_config(ModelSettings())),
+        "language",
+        LoraSettings(),
+        LoopSettings(batch=64, micro_tokens=8192),
+        ranks=8,
+        max_length=2048,
+        sample=Sample(tokens=900, targets=10, views=0, photo_tokens=50),
+        samples=640,
+    )
+    query, value, wide = 4096 + 4096, 4096 + 1024, 4096 + 14336
+    assert found.trained == 32 * 8 * (2 * query + 2 * value + 3 * wide)
+    assert found.frozen == pytest.approx(7.263e9, rel=0.0001), "all but the vision tower"
+    assert found.steps == 10
+    assert found.zero.checkpoint == 12 * found.trained
+    # four operations per frozen weight and token
+    assert found.flops == pytest.approx(64 * 900 * 4 * 7.0e9, rel=0.05)
+
+
+@pytest.mark.parametrize("command", ["distill", "tune"])
+def test_a_dry_run_reads_no_weights_and_starts_nothing(
+    command: str, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_bytes((ground.base / "config.json").read_bytes())
+    inputs = {
+        "distill": ["--shards", ground.photos, "--valid", ground.valid],
+        "tune": ["--store", "nowhere", "--train", ground.rows, "--valid", "nowhere", "--candidates", KEY],
+    }[command]
+    argv = [command, *map(str, inputs), "--out", str(tmp_path / "run"), "--model.name", str(base), "--loop.batch", "8"]
+    assert main([*argv, "--nproc", "4", "--dry-run"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["batch"].startswith("8 samples a step, 2 on each of 4 ranks")
+    assert said["steps"].startswith("15, of 24 samples" if command == "distill" else "5, of 35 samples")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_without_a_model_or_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["tune", "--store", "a", "--train", "b", "--valid", "c", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main(argv) == 0
+    assert "unknown: the training set is not there" in capsys.readouterr().out
+    assert main([*argv, "--model.name", "some/other"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "some/other: no such folder, and not in Hugging Face's cache" in line
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gib"), [("24gb", 24e9 / 2**30), ("80gb", 80e9 / 2**30), ("8gpu", 80e9 / 2**30), ("4x8", 80e9 / 2**30)]
+)
+@pytest.mark.parametrize("command", ["distill", "tune"])
+def test_the_7b_configurations_fit_their_gpus(
+    command: str, gpu: str, gib: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"distill": ["--shards", "a"], "tune": ["--store", "a", "--train", "b"]}[command]
+    argv = [command, "--config", f"{command}-7b-{gpu}", *inputs, "--valid", "c", "--out", str(tmp_path / "run")]
+    ranks = {"8gpu": "8", "4x8": "32"}.get(gpu, "1")
+    assert main([*argv, "--nproc", ranks, "--dry-run"]) == 0
+    said = dict(
+        line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if not line.startswith("per GPU")
+    )
+    assert {"weights", "activations", "optimizer", "checkpoint", "batch", "steps"} <= said.keys()
+    parts = [float(said[name].split()[0]) for name in ("weights", "activations", "optimizer", "reserve")]
+    assert 14 < sum(parts) < gib

@@ -1,0 +1,340 @@
+"""What a run checks of itself: each fault is made here, and found."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lavic.data.conversations import read_conversations
+from lavic.data.shard_dataset import ShardDataset
+from lavic.distributed.context import World
+from lavic.errors import LavicError
+from lavic.model import lora
+from lavic.model.bundle import save_bundle
+from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.lora import WEIGHTS, add_adapter, apply_adapter, copy_adapter
+from lavic.model.prompt_encoder import core
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.distillation.task import DistillData, DistillTask
+from lavic.train.recommendation.task import TuneData, TuneTask
+from lavic.train.sanity_checks import Guards, blame, check_bundle, checksums
+from lavic.train.trainer import Diverged, take_step
+from tests.train.conftest import Start
+from tests.train.mini_setup import KEY, Ground
+from tests.train.toy import ToyBatch, ToyData, ToyTask
+
+LORA = LoraSettings(r=2, dropout=0.1)
+LOOP = LoopSettings(batch=4, lr=0.01)
+
+
+def trained(task: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in task.named_parameters() if p.requires_grad}
+
+
+def stage_1(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, DistillTask, DistillData]:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype=dtype))
+    torch.manual_seed(3)
+    model = add_adapter(backbone, "vision", LORA)
+    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+    return backbone, model, DistillTask(model), data
+
+
+def stage_2(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, TuneTask, TuneData]:
+    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype=dtype), vision=False)
+    apply_adapter(backbone, ground.vision, "vision")
+    torch.manual_seed(3)
+    model = add_adapter(backbone, "language", LORA)
+    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
+    return backbone, model, TuneTask(model), TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400)
+
+
+# --- before the first step ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "freed", "said"),
+    [
+        (stage_1, "language_model.layers.0.self_attn.q_proj", "this stage trains LoRA on vision_tower and"),
+        (stage_1, "vision_tower.encoder.layers.0.mlp.fc1", "vision_tower and multi_modal_projector alone"),
+        (stage_2, "multi_modal_projector.linear_1", "this stage trains LoRA on language_model alone"),
+        (stage_2, "lm_head", "lm_head.weight would be trained"),
+    ],
+)
+def test_a_weight_of_the_frozen_side_is_refused_before_step_1(
+    ground: Ground, world: World, stage: Callable, freed: str, said: str
+) -> None:
+    task = stage(ground)[2]
+    found = [p for name, p in task.named_parameters() if freed in name and "lora_" not in name]
+    assert found
+    for parameter in found:
+        parameter.requires_grad_(True)
+    with pytest.raises(LavicError, match=said):
+        Engine(task, world, LOOP)
+
+
+def test_each_part_of_the_side_is_trained(ground: Ground, world: World) -> None:
+    task = stage_1(ground)[2]
+    for name, parameter in task.named_parameters():
+        if "multi_modal_projector" in name:
+            parameter.requires_grad_(False)
+    with pytest.raises(LavicError, match="nothing of multi_modal_projector would be trained"):
+        Engine(task, world, LOOP)
+
+
+def test_an_empty_parameter_group_is_refused() -> None:
+    task = ToyTask()
+    guards = Guards(task, trained(task), World())
+    for groups in ([], [{"params": []}], [{"params": list(task.parameters())}, {"params": []}]):
+        with pytest.raises(LavicError, match="an empty parameter group"):
+            guards.check_start(groups)
+
+
+@dataclass(frozen=True)
+class TwoRanks(World):
+    """Rank 0 of two; the other one says what this one says, or what `other` makes of it."""
+
+    size: int = 2
+    other: Callable[[Any], Any] = lambda value: value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other(value)]
+
+
+@pytest.mark.dist
+def test_ranks_with_other_frozen_weights_are_refused_before_they_get_those_of_rank_0(
+    tmp_path: Path, start: Start
+) -> None:
+    run = start(tmp_path, ranks=2, loop={"steps": 1, "batch": 4}, odd=True)
+    assert set(run.wait()) == {1}
+    assert all("rank 1 holds other frozen weights than rank 0" in text for text in run.said)
+
+
+def test_what_one_rank_finds_ends_all_of_them() -> None:
+    task = ToyTask()
+    odd = TwoRanks(other=lambda value: {"first.weight"} if isinstance(value, set) else value)
+    guards = Guards(task, trained(task), odd)
+    guards.check_start([{"params": list(trained(task).values())}])
+    task(ToyData(8, 1).collate([ToyData(8, 1)[3]])).sum().backward()
+    with pytest.raises(LavicError, match=r"1 of 4 trainable parameters got no gradient \(first: first.weight\)"):
+        guards.before_update()
+
+
+# --- at a save ------------------------------------------------------------------------------------------
+
+
+class Lazy(ToyTask):
+    """Leaves its first layer out after a while."""
+
+    lazy = False
+
+    def forward(self, batch: ToyBatch) -> torch.Tensor:
+        if self.lazy:
+            return nn.functional.cross_entropy(self.second(batch.inputs.repeat(1, 2)[:, :24]), batch.labels)[None]
+        return super().forward(batch)
+
+
+def test_a_parameter_that_stops_getting_gradients_is_found_at_the_next_save(world: World) -> None:
+    data, task = ToyData(16, 1), Lazy()
+    engine = Engine(task, world, LOOP)
+    for step in range(3):
+        take_step(engine, [data.collate([data[n] for n in range(4 * step, 4 * step + 4)])], 0.01, world)
+    engine.state()
+    task.lazy = True
+    engine.backward(engine.forward(data.collate([data[3]])).sum())
+    engine.step(0.01)
+    with pytest.raises(LavicError, match=r"2 of 4 trainable parameters got no gradient \(first: first.bias\)"):
+        engine.state()
+    engine.close()
+
+
+def test_a_frozen_weight_that_changed_is_found_at_the_next_save(world: World) -> None:
+    data, task = ToyData(16, 1), ToyTask()
+    engine = Engine(task, world, LOOP)
+    take_step(engine, [data.collate([data[3]])], 0.01, world)
+    engine.state()
+    engine.state()  # a second save of the same step finds nothing new
+    take_step(engine, [data.collate([data[4]])], 0.01, world)
+    with torch.no_grad():
+        task.base.weight[0, 0] = torch.nextafter(task.base.weight[0, 0], torch.tensor(9.0))
+    with pytest.raises(LavicError, match="weights that should be frozen have changed"):
+        engine.state()
+    engine.close()
+
+
+def test_checksums_see_every_precision() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        layer = nn.Linear(3, 2).to(dtype).requires_grad_(False)
+        before = checksums(layer)
+        layer.weight[1, 2] += 0.01
+        assert [a == b for a, b in zip(before, checksums(layer), strict=True)] == [False, True]
+
+
+def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: World) -> None:
+    _, _, task, data = stage_2(ground)
+    engine = Engine(task, world, LOOP)
+    take_step(engine, [data.collate([data[0]])], 0.0, world)
+    with pytest.raises(LavicError, match="nothing was learnt in 1 steps: every LoRA B is still zero"):
+        engine.state()
+    take_step(engine, [data.collate([data[0]])], 0.01, world)
+    engine.state()
+    engine.close()
+
+
+# --- the saved bundle -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [stage_1, stage_2, partial(stage_2, dtype="bfloat16")])
+def test_looking_at_a_bundle_changes_nothing(ground: Ground, tmp_path: Path, world: World, stage: Callable) -> None:
+    ends = []
+    for look in (False, True):
+        backbone, model, task, data = stage(ground)
+        kind, vision = task.trains, None if stage is stage_1 else ground.vision
+        engine = Engine(task, world, LOOP)
+        norms = []
+        for step in range(4):
+            batch = data.collate([data[n] for n in range(4 * step, 4 * step + 4)])
+            norms.append(take_step(engine, [batch], 0.01, world, stream=(1, step)).norm)
+            if look:
+                sides = {"vision": model} if kind == "vision" else {"vision": vision, "language": model}
+                save_bundle(tmp_path / "bundle", backbone, **sides)
+                check_bundle(tmp_path / "bundle", model, task, data, world, vision=vision)
+        ends.append((norms, {name: p.clone() for name, p in trained(task).items()}))
+        assert task.training
+        engine.close()
+    (norms, weights), (others, same) = ends
+    assert norms == others
+    assert weights.keys() == same.keys()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def spoil_weight(bundle: Path, _: Ground) -> None:
+    file = bundle / "language_adapter" / WEIGHTS
+    state = load_file(file)
+    next(iter(state.values()))[0, 0] += 1e-3
+    save_file(state, file)
+
+
+def drop_key(bundle: Path, _: Ground) -> None:
+    file = bundle / "language_adapter" / WEIGHTS
+    state = load_file(file)
+    del state[next(iter(state))]
+    save_file(state, file)
+
+
+def change_scale(bundle: Path, _: Ground) -> None:
+    file = bundle / "language_adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 5}))
+
+
+def mix_sides(bundle: Path, _: Ground) -> None:
+    state = load_file(bundle / "language_adapter" / WEIGHTS)
+    file = bundle / "vision_adapter" / WEIGHTS
+    save_file({**load_file(file), **dict([next(iter(state.items()))])}, file)
+
+
+def other_vision(bundle: Path, _: Ground) -> None:
+    file = bundle / "vision_adapter" / WEIGHTS
+    save_file({name: weight + 0.1 for name, weight in load_file(file).items()}, file)
+
+
+def no_vision(bundle: Path, _: Ground) -> None:
+    (bundle / "vision_adapter" / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoil_weight, "was not saved as it was trained"),
+        (drop_key, "1 weights are saved or trained, but not both"),
+        (change_scale, r"as loaded its loss is \S+, that of the model which was validated"),
+        (mix_sides, r"its vision adapter holds \S+language_model"),
+        (other_vision, "its vision adapter is not the one that stage 2 began with"),
+        (no_vision, "its vision adapter is not the one that stage 2 began with"),
+    ],
+)
+def test_a_bundle_that_is_not_what_was_trained_is_found(
+    ground: Ground, tmp_path: Path, world: World, spoil: Callable, said: str
+) -> None:
+    backbone, model, task, data = stage_2(ground)
+    for name, parameter in trained(task).items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    copy_adapter(ground.vision, tmp_path / "vision")
+    save_bundle(tmp_path / "bundle", backbone, vision=tmp_path / "vision", language=model)
+    spoil(tmp_path / "bundle", ground)
+    before = trained(task).keys()
+    with pytest.raises(LavicError, match=said):
+        check_bundle(tmp_path / "bundle", model, task, data, world, vision=tmp_path / "vision")
+    assert trained(task).keys() == before, "the trained adapter goes on"
+
+
+@pytest.mark.parametrize("stage", [stage_1, stage_2])
+def test_a_bundle_whose_weights_lost_what_was_learnt_is_refused(
+    ground: Ground, tmp_path: Path, world: World, stage: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged into bfloat16 weights: every number is finite, every key is there, and it is another model."""
+    backbone, model, task, data = stage(ground, "bfloat16")
+    kind, vision = task.trains, None if stage is stage_1 else ground.vision
+    core(model).lm_head.weight.data *= 100  # random weights say nothing: here each of their digits counts
+    for name, parameter in trained(task).items():
+        parameter.data = parameter.data.bfloat16()  # as DeepSpeed has it
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.003)
+    sides = {"vision": model} if kind == "vision" else {"vision": vision, "language": model}
+    save_bundle(tmp_path / "bundle", backbone, **sides)
+    check_bundle(tmp_path / "bundle", model, task, data, world, vision=vision)
+
+    def merged(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Linear:
+        whole = copy.deepcopy(linear)
+        whole.weight.data += (b @ a * scale).to(whole.weight)
+        return whole
+
+    monkeypatch.setattr(lora, "adapted", merged)
+    with pytest.raises(LavicError, match="it is not the same model"):
+        check_bundle(tmp_path / "bundle", model, task, data, world, vision=vision)
+
+
+# --- what is not a number -------------------------------------------------------------------------------
+
+
+class Steep(ToyTask):
+    """Its losses are finite; where an input is 7 the gradient is not."""
+
+    def forward(self, batch: ToyBatch) -> torch.Tensor:
+        steep = torch.sqrt((7.0 - batch.inputs[:, 0]).abs() * self.second.bias[0].exp())
+        return super().forward(batch) + steep * 0.0
+
+
+def test_a_gradient_that_is_not_finite_names_the_micro_batch_and_spares_the_weights(world: World) -> None:
+    data, task = ToyData(16, 1), Steep()
+    engine = Engine(task, world, LoopSettings(batch=4, micro_batch=2))
+    micros = [data.collate([data[n] for n in pair]) for pair in ((1, 2), (3, 4))]
+    take_step(engine, micros, 0.01, world)
+    micros[1].inputs[0, 0] = 7.0
+    before = [p.clone() for p in task.parameters()]
+    with pytest.raises(Diverged, match="the gradient of toy-3, toy-4 on rank 0 is not finite: look at these samples"):
+        take_step(engine, micros, 0.01, world)
+    assert all(torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
+    engine.close()
+
+
+def test_blame_says_the_rank_of_each_sample() -> None:
+    data, task = ToyData(16, 1), ToyTask()
+    micro = data.collate([data[2], data[3]])
+    losses = task(micro).detach()
+    losses[-1] = float("inf")
+    both = TwoRanks(other=lambda keys: ["toy-9"])
+    assert blame(task, [micro], [losses], both) == "toy-3 on rank 0; toy-9 on rank 1"

@@ -1,0 +1,162 @@
+"""The loop in real processes: the same result however a step is split. Interruptions: test_restart.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lavic.distributed.context import World
+from lavic.train.config import LoopSettings
+from lavic.train.deepspeed.engine import Engine
+from tests.train.conftest import Start, curve, weights
+from tests.train.toy import Options, ToyData, ToyTask, train
+
+LOOP = {
+    "steps": 12,
+    "batch": 8,
+    "lr": 0.01,
+    "weight_decay": 0.01,
+    "eval_every": 5,
+    "save_every": 4,
+    "warmup": 2.0,
+    "clip": 0.5,
+}
+
+pytestmark = pytest.mark.dist
+
+
+def assert_close(left: list[dict], right: list[dict], tolerance: float) -> None:
+    assert [(row["step"], *sorted(row)) for row in left] == [(row["step"], *sorted(row)) for row in right]
+    for a, b in zip(left, right, strict=True):
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
+
+
+def assert_same_weights(left: dict, right: dict, tolerance: float) -> None:
+    for name in left:
+        torch.testing.assert_close(torch.tensor(left[name]), torch.tensor(right[name]), rtol=0, atol=tolerance)
+
+
+def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
+    """The method without DeepSpeed, ranks, micro-batches or batches: one sample after the other."""
+    task, data = ToyTask(), ToyData(40, 1)
+    trained = [p for p in task.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=loop.lr, weight_decay=loop.weight_decay)
+    losses, norms = [], []
+    for step in range(12):
+        samples = [data[p] for p in range(8 * step, 8 * step + 8)]
+        tokens = sum(s.length for s in samples)
+        total = 0.0
+        for sample in samples:
+            loss = task(data.collate([sample])).sum() / tokens
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, loop.clip)))
+        adam.param_groups[0]["lr"] = loop.rate(step + 1, 12)
+        adam.step()
+        adam.zero_grad()
+    return losses, norms, {name: p.tolist() for name, p in task.named_parameters()}
+
+
+def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: Start) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs = [start(one, 1, LOOP), start(two, 2, {**LOOP, "micro_batch": 1, "workers": 1})]
+    assert [run.wait() for run in runs] == [[0], [0, 0]]
+    assert_close(curve(two), curve(one), 1e-6)
+    assert_same_weights(weights(two), weights(one), 1e-6)
+
+    losses, norms, last = plain_run(LoopSettings(**LOOP))
+    steps = [row for row in curve(two) if "loss" in row]
+    assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-6)
+    assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-6)
+    assert_same_weights(weights(two), last, 1e-6)
+    assert max(norms) > LOOP["clip"], "nothing was clipped: the test would not see clipping go wrong"
+
+
+def gradient(folder: Path) -> torch.Tensor:
+    """Of the first step of a run of one step: Adam's first moment is a tenth of it."""
+    state = load_file(folder / "checkpoints" / "step-000001" / "state.safetensors")
+    return 10 * torch.cat([value.flatten() for key, value in sorted(state.items()) if key.endswith("/exp_avg")])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_in_bfloat16_too_ranks_do_not_change_a_step(
+    tmp_path: Path, start: Start, world: World, accumulation: int
+) -> None:
+    """Each sample's gradient is rounded to bfloat16; their sum over micro steps and ranks is not."""
+    loop = {"steps": 1, "batch": 2 * accumulation, "micro_batch": 1, "clip": 0.0}
+    run = start(tmp_path / "two", 2, loop, bf16=True)
+    (tmp_path / "one").mkdir()
+    train(tmp_path / "one", LoopSettings(**loop), Options(bf16=True), world)
+    assert run.wait() == [0, 0], run.said
+    one, two = gradient(tmp_path / "one"), gradient(tmp_path / "two")
+    assert (one - two).norm() < 1e-6 * one.norm()
+
+
+def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: World, tmp_path: Path) -> None:
+    """Of 64 gradients that are powers of two: in bfloat16 the small ones vanish beside the large one."""
+    engine = Engine(Weighed().bfloat16(), world, LoopSettings(batch=64, micro_batch=1, clip=0.0))
+    scales = [256.0] + 63 * [0.5]
+    for number, scale in enumerate(scales):
+        engine.backward(engine.forward(torch.tensor(scale)), last=number == len(scales) - 1)
+    assert engine.step(0.0) == pytest.approx(sum(scales), rel=1e-6)
+    engine.close()
+
+
+class Weighed(nn.Module):
+    """Its gradient is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return (self.weight.float() * scale).sum()
+
+
+def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 2, {**LOOP, "micro_batch": 2}, poison=8 * 6 + 3)
+    assert run.wait() == [1, 1]
+    for said in run.said:
+        assert "the loss of toy-51 on rank 1 is not finite" in said
+        assert "Traceback" not in said
+    assert (tmp_path / "checkpoints/step-000004/COMPLETE").exists()
+    assert [row["step"] for row in curve(tmp_path) if "loss" in row][-1] == 6
+    assert start(tmp_path, 1, LOOP).wait() == [0], "the run cannot go on with mended data"
+
+
+def test_a_parameter_without_gradient_is_named_before_the_first_step(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 1, LOOP, idle=True)
+    assert run.wait() == [1]
+    assert "2 of 6 trainable parameters got no gradient (first: idle.bias)" in run.said[0]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, start: Start) -> None:
+    run = start(tmp_path, 2, {**LOOP, "batch": 7})
+    assert run.wait() == [2, 2]
+    assert "--loop.batch 7 cannot be shared by 2 processes" in run.said[0]
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Start) -> None:
+    assert start(tmp_path, 1, LOOP, signal="SIGTERM", at=2).wait() == [75]
+    run = start(tmp_path, 2, LOOP, no_room=6000)
+    assert run.wait() == [1, 1]
+    assert "could not write" in run.said[0]
+    assert "the last whole checkpoint is step-000002" in run.said[0]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    assert start(tmp_path, 1, LOOP).wait() == [0]
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> None:
+    assert start(tmp_path, 1, LOOP).wait() == [0]
+    before = json.loads((tmp_path / "end.json").read_text())
+    rows = curve(tmp_path)
+    assert start(tmp_path, 1, LOOP).wait() == [0]
+    assert json.loads((tmp_path / "end.json").read_text()) == before
+    assert curve(tmp_path) == rows
