@@ -15,7 +15,7 @@ import pytest
 from lavic.cli import main
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import read_samples
-from lavic.distributed.ray_session import progress, worker
+from lavic.shards.cluster import progress, worker
 from lavic.shards.cluster.ray_job import _rounds
 from lavic.shards.http.fetcher import FetchSettings
 from lavic.shards.http.robots import Robots
