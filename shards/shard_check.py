@@ -6,7 +6,6 @@ Whatever is in these files, a difference is a line that names the file, and noth
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +37,6 @@ class ShardCheck:
     outcomes: Counter[str] = field(default_factory=Counter)
     references: list[tuple[str, str, str]] = field(default_factory=list)
     """Key, the key it refers to, and the tar that holds it."""
-    began: float = field(default_factory=time.time)
 
     @property
     def numbers(self) -> np.ndarray:

@@ -16,13 +16,13 @@ from lavic.config.loader import Positional, parse, settings
 from lavic.data.duplicates import ENDING, references_path
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
 from lavic.errors import ConfigError, DataError, first_line
-from lavic.shards.cluster.progress import Progress
 from lavic.shards.pack.existing_shard import places
 from lavic.shards.plan.crawl_plan import FOLDER as PLAN
 from lavic.shards.plan.external_dedup import mark_of
 from lavic.shards.shard_check import ShardCheck, check_shard
 from lavic.storage.atomic import write_whole
 from lavic.storage.paths import place, sizes, storage_errors
+from lavic.tracking.progress import progress_bar
 
 DESCRIPTION = """Re-read a set of shards and compare it with its manifest.
 
@@ -108,10 +108,10 @@ def verify(manifest: Manifest) -> list[str]:
         *manifest.shards,
         *(ShardEntry(name=name, samples=0, bytes=0, sha256="") for name in _without(manifest, files)),
     ]
-    with Progress(manifest.samples) as progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with progress_bar(manifest.samples, "photos") as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         seen = pool.map(lambda entry: check_shard(manifest, entry, files), entries)
-        for number, (entry, look) in enumerate(zip(entries, seen, strict=True)):
-            progress.add(number, {"ok": look.samples}, began=look.began)
+        for entry, look in zip(entries, seen, strict=True):
+            bar.update(look.samples)
             looks[entry.name] = look
     differences = [line for look in looks.values() for line in look.differences]
     for lines in (_repeated, _referred, _outcomes):

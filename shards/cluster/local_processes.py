@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from lavic.errors import LavicError, first_line
-from lavic.shards.cluster.progress import Tally
+from lavic.shards.cluster.progress import ShardReports
 from lavic.shards.cluster.worker import Job, Row, later, make_shard
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.ratelimit.client import Office
@@ -54,7 +54,7 @@ def on_processes(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> It
     prepare()
     pool = _Pool(rows, settings, owner)
     try:
-        yield Job(made=pool.made(), running=pool.tally.get, waits=pool.waits)
+        yield Job(made=pool.made(), running=pool.reports.get, waits=pool.waits)
     finally:
         pool.close()
 
@@ -63,7 +63,7 @@ class _Pool:
     """The driver's side: an event loop in a thread, with the broker and a coroutine for each worker."""
 
     def __init__(self, rows: Sequence[Row], settings: CrawlSettings, owner: str) -> None:
-        self.tally = Tally()
+        self.reports = ShardReports()
         self._settings, self._owner = settings, owner
         self._rows, self._todo = len(rows), deque(rows)
         self._broker = Broker(settings.fetch.limits)
@@ -115,7 +115,7 @@ class _Pool:
                     row = {**row, "leave_after": math.inf}
                 made = None
                 for _ in range(_ATTEMPTS):
-                    worker = worker or _Worker(self._broker, self.tally, self._settings, self._owner)
+                    worker = worker or _Worker(self._broker, self.reports, self._settings, self._owner)
                     made = await worker.make(row)
                     if made is not None:
                         break
@@ -143,8 +143,8 @@ class _Pool:
 class _Worker:
     """A worker process, as the driver sees it."""
 
-    def __init__(self, broker: Broker, tally: Tally, settings: CrawlSettings, owner: str) -> None:
-        self._broker, self._tally = broker, tally
+    def __init__(self, broker: Broker, reports: ShardReports, settings: CrawlSettings, owner: str) -> None:
+        self._broker, self._reports = broker, reports
         self.caller = ""
         """Under which name it calls the broker now."""
         self._loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ class _Worker:
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
         elif kind == "report":
-            self._tally.put(*rest)
+            self._reports.put(*rest)
         else:
             self._made.put_nowait(rest[0] if kind == "made" else RuntimeError(f"a worker failed\n{rest[0]}"))
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lavic.distributed.ray_session import ray_session
-from lavic.shards.cluster.progress import Tally
+from lavic.shards.cluster.progress import ShardReports
 from lavic.shards.cluster.worker import Job, Row, later, make_shard
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.ratelimit.coordinator import RayBroker
@@ -29,14 +29,14 @@ def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator
         import ray
         import ray.data
 
-        tally = _tally(ray)
+        reports = _reports(ray)
         workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
         broker = RayBroker(settings.fetch.limits)
 
         def make(rows: Sequence[Row]) -> Iterator[Row]:
             job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
                 _make_one,
-                fn_args=(settings, owner, broker, tally),
+                fn_args=(settings, owner, broker, reports),
                 num_cpus=1,
                 concurrency=settings.ray.workers,
             )
@@ -44,7 +44,7 @@ def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator
 
         yield Job(
             made=_rounds(rows, workers, make),
-            running=lambda: _get(ray, tally.get.remote()),
+            running=lambda: _get(ray, reports.get.remote()),
             waits=lambda: _get(ray, broker.waits()),
         )
 
@@ -76,12 +76,12 @@ def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
         at += size
 
 
-def _tally(ray: Any) -> Any:
+def _reports(ray: Any) -> Any:
     """The actor that workers tell how far they are; beside the driver, so that it is lost with it alone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Tally).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(ShardReports).remote()
 
 
 def _get(ray: Any, reference: Any) -> Any:
@@ -92,6 +92,10 @@ def _get(ray: Any, reference: Any) -> Any:
         return {}
 
 
-def _make_one(row: Row, settings: CrawlSettings, owner: str, office: RayBroker, tally: Any) -> Row:
+def _make_one(row: Row, settings: CrawlSettings, owner: str, office: RayBroker, reports: Any) -> Row:
     """Runs in a Ray worker."""
-    return make_shard(row, settings, owner, office, report=lambda counts: tally.put.remote(row["number"], dict(counts)))
+
+    def report(counts: Any) -> None:
+        reports.put.remote(row["number"], dict(counts))
+
+    return make_shard(row, settings, owner, office, report)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lavic.errors import LavicError
 from lavic.shards.cluster.local_processes import on_processes
-from lavic.shards.cluster.progress import Progress
+from lavic.shards.cluster.progress import CrawlProgress
 from lavic.shards.cluster.worker import Job, shard_row
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.pack.output_lock import unwritable
@@ -71,8 +71,8 @@ def make_shards(
         _note(tracker, progress)
 
 
-def _progress(plan: Plan, settled: Sequence[Mapping[str, int]], job: Job) -> Progress:
-    return Progress(plan.counts.photos, settled, running=job.running, waits=job.waits)
+def _progress(plan: Plan, settled: Sequence[Mapping[str, int]], job: Job) -> CrawlProgress:
+    return CrawlProgress(plan.counts.photos, settled, running=job.running, waits=job.waits)
 
 
 def uses_ray(settings: CrawlSettings, photos: int) -> bool:
@@ -85,7 +85,7 @@ def uses_ray(settings: CrawlSettings, photos: int) -> bool:
     return photos > SMALL or bool(ray and ray.is_initialized())
 
 
-def _note(tracker: Tracker, progress: Progress) -> None:
+def _note(tracker: Tracker, progress: CrawlProgress) -> None:
     outcomes = progress.outcomes
     tracker.log(
         outcomes.total(),

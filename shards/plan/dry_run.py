@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lavic.errors import LavicError
-from lavic.shards.cluster.progress import duration
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.pack.host_failures import host_of
 from lavic.shards.pack.outcomes import ASKED_AGAIN, read_ledger
 from lavic.shards.pack.seal import Seal
 from lavic.shards.plan.crawl_plan import FOLDER, Plan, load_plan, read_tasks
 from lavic.storage.paths import place, sizes
+from lavic.tracking.progress import ProgressBar
 
 _SHOWN = 15
 
@@ -96,7 +96,7 @@ def _report(settings: CrawlSettings, plan: Plan, shards: int, photos: int, reque
         return "\n".join(lines)
 
     def row(name: str, count: int, longest: int) -> str:
-        least = duration(longest / rate) if rate else "-"
+        least = ProgressBar.format_interval(longest / rate) if rate else "-"
         return f"  {name:<40}{count:>12,}{count / total:>8.1%}{least:>14}"
 
     lines.append(f"  {'host':<40}{'requests':>12}{'share':>8}{'at least':>14}")
@@ -106,7 +106,7 @@ def _report(settings: CrawlSettings, plan: Plan, shards: int, photos: int, reque
         lines.append(row(f"{len(rest):,} more hosts", sum(count for _, count in rest), rest[0][1]))
     if rate:
         lines.append(
-            f"at least {duration(ranked[0][1] / rate)} in all: hosts are asked side by side, each "
+            f"at least {ProgressBar.format_interval(ranked[0][1] / rate)} in all: hosts are asked side by side, each "
             f"{rate:g} times a second at most (--fetch.host-rate)"
         )
     else:

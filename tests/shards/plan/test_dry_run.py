@@ -57,9 +57,9 @@ class TestDryRun:
             "260 photos of 260 items in 1 shards; to be fetched: 260 photos in 1 shards, by 250 requests to 2" in text
         )
         host = server.url.removeprefix("http://")
-        assert f"  {host:<40}{200:>12}{'80.0%':>8}{'6:40':>14}" in text
-        assert f"  {'b.example':<40}{50:>12}{'20.0%':>8}{'1:40':>14}" in text
-        assert "at least 6:40 in all" in text and "more than 64 s for an answer" in text and "robots.txt" in text
+        assert f"  {host:<40}{200:>12}{'80.0%':>8}{'06:40':>14}" in text
+        assert f"  {'b.example':<40}{50:>12}{'20.0%':>8}{'01:40':>14}" in text
+        assert "at least 06:40 in all" in text and "more than 64 s for an answer" in text and "robots.txt" in text
         assert "no least time" in self.said(capsys, *words, "--fetch.host-rate", "0")
         assert not (tmp_path / "out").exists() and not server.requests and not server.robots_asked
 

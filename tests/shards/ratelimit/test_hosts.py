@@ -198,8 +198,8 @@ def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer
 def test_a_crawl_that_stands_still_says_what_it_waits_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_LOG_S", 0.01)
-    monkeypatch.setattr(progress, "_STILL_S", 0.02)
+    monkeypatch.setattr("lavic.tracking.progress._LOG_S", 0.01)
+    monkeypatch.setattr(progress, "_STALLED_S", 0.02)
     clock = [0.0]
     broker = Broker(Limits(patience=60.0), clock=lambda: clock[0])
 
@@ -221,11 +221,12 @@ def test_a_crawl_that_stands_still_says_what_it_waits_for(
         asked.set()
         return waits
 
-    with progress.Progress(10, waits=ask):
+    with progress.CrawlProgress(10, waits=ask):
         assert asked.wait(10)
     said = capsys.readouterr().err
     assert (
-        "0/10 photos (0%), 0/s, ? left; waiting for b.example (the host asks for 30 s of rest), and for 1 more" in said
+        "0/10 photos (0%), ? photos/s, ? left, waiting for b.example (the host asks for 30 s of rest) and 1 more hosts"
+        in said
     )
     clock[0] = 31.0
     asyncio.run(broker.keep_robots("http://a.example", Robots()))
