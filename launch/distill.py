@@ -24,7 +24,8 @@ from lavic.train.run_folder import RunFolder, digest_files
 if TYPE_CHECKING:
     from torch import nn
 
-    from lavic.data.shard_dataset import ShardDataset, Without
+    from lavic.data.index.held_out import Without
+    from lavic.data.shard_dataset import ShardDataset
     from lavic.model.bundle import BundleInfo
     from lavic.model.loading import Backbone
     from lavic.train.distillation.task import DistillData
@@ -108,7 +109,8 @@ class Distill(Stage):
         Raises:
             DataError: One is not whole, or nothing is left to train on.
         """
-        from lavic.data.shard_dataset import ShardDataset, Without, held_out
+        from lavic.data.index.held_out import Without, held_out
+        from lavic.data.shard_dataset import ShardDataset
         from lavic.model.hub import resolve
 
         super().__init__(chosen, world)

@@ -8,7 +8,6 @@ whole when all parts stand.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,7 +23,8 @@ from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError
 from lavic.model.config import ModelSettings
-from lavic.shards.store_plan import StorePlan, keys_of, recorded
+from lavic.shards.store_photos import Photo, StorePhotos
+from lavic.shards.store_plan import StorePlan, recorded
 from lavic.storage.output_folder import hold, unwritable
 
 if TYPE_CHECKING:
@@ -123,23 +123,23 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     base = fingerprint(folder)
     if adapter is not None:
         check_adapter(adapter, "vision", base)
-    firsts = first_photos(sets)
     dtype: Any = computing_dtype(chosen.model, world.device())
     if chosen.model.dtype == "auto":  # a store goes on as it was begun, on whatever machine
         dtype = world.broadcast(recorded(chosen.out).get("dtype", dtype))
     model = replace(chosen.model, dtype=dtype)
+    fixed = {
+        "base": base,
+        "geometry": read_geometry(folder, model.views).as_dict(),
+        "adapter": digest(adapter) if adapter else None,
+        "precision": chosen.precision,
+        "dtype": dtype,
+        "prompt": prompts.VERSIONS[model.prompt],
+    }
     plan = StorePlan(
         out=chosen.out,
-        settings={
-            "base": base,
-            "geometry": read_geometry(folder, model.views).as_dict(),
-            "adapter": digest(adapter) if adapter else None,
-            "precision": chosen.precision,
-            "dtype": dtype,
-            "prompt": prompts.VERSIONS[model.prompt],
-        },
+        settings=fixed,
         shards=tuple(shard.sha256 for data in sets for shard in data.manifest.shards),
-        keys=keys_of(firsts),
+        photos=StorePhotos.of(sets, fixed, chosen.out),
     )
     with ExitStack() as held:
         refusal: LavicError | None = None
@@ -171,7 +171,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
                     break
                 if part := plan.made(name):
                     kept += 1
-                elif part := _make_part(chosen, backbone, sets, firsts[number], name, stop):
+                elif part := _make_part(chosen, backbone, sets, plan.photos.of_shard(number), name, stop):
                     plan.note(part)
                 if part:
                     mine.append((number, part))
@@ -180,7 +180,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         kept = sum(world.gather(kept))
         if world.is_main:
             write_manifest(chosen.out, backbone, adapter, parts)
-            plan.sweep()
+            plan.sweep(parts)
             items, seconds = sum(p.items for p in parts), time.monotonic() - started
             print(
                 f"{chosen.out}: {items} items; {len(parts) - kept} of {len(parts)} parts made in {seconds:.1f} s with "
@@ -189,36 +189,8 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
     return 0
 
 
-Photo = tuple[int, int, str]
-"""Number of the set, index in it, key."""
 Entry = tuple["np.ndarray", dict[str, Any]]
 """A photo's views, float32 [views, 3, size, size], and what the store keeps of its item."""
-
-
-def first_photos(sets: Sequence[ShardDataset]) -> list[list[Photo]]:
-    """For each shard of each set, the photos that are the first of their item: of its lowest number in the first set.
-
-    A photo that refers to another is where the other is.
-    """
-    taken: set[str] = set()
-    parts: list[list[Photo]] = []
-    for number, data in enumerate(sets):
-        places = {key: index for index, key in enumerate(data.keys)} if data.references else {}
-        photos = [*enumerate(data.keys), *((places[one.same_as], one.key) for one in data.references.values())]
-        firsts: dict[str, tuple[int, int, str]] = {}
-        for index, key in photos:
-            item, _, n = key.rpartition("_")
-            if item not in taken:
-                firsts[item] = min(firsts.get(item, (int(n), index, key)), (int(n), index, key))
-        taken |= firsts.keys()
-        chosen = sorted((index, key) for _, index, key in firsts.values())
-        start = 0
-        for shard in data.manifest.shards:
-            end = start + shard.samples
-            low, high = bisect_left(chosen, (start, "")), bisect_left(chosen, (end, ""))
-            parts.append([(number, index, key) for index, key in chosen[low:high]])
-            start = end
-    return parts
 
 
 def _make_part(
@@ -274,11 +246,12 @@ class _Cut:
         return len(self.photos)
 
     def __getitem__(self, row: int) -> Entry:
-        number, index, key = self.photos[row]
-        sample = self.sets[number][index]
-        meta = sample.meta if sample.key == key else self.sets[number].references[key].meta
+        photo = self.photos[row]
+        data = self.sets[photo.data_set]
+        sample = data[photo.index]
+        meta = sample.meta if photo.duplicate < 0 else data.index.duplicate(photo.duplicate).meta
         views = self.geometry.cut(sample.image)
-        return views, {"id": meta["item_id"], "key": key, "title": meta["title"], "views": len(views)}
+        return views, {"id": meta["item_id"], "key": meta["key"], "title": meta["title"], "views": len(views)}
 
 
 def _stack(rows: Sequence[Entry]) -> tuple[torch.Tensor, list[dict[str, Any]]]:

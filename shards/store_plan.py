@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lavic.data.index.item_index import index_path, list_path
+from lavic.data.index.set_index import item_of
 from lavic.errors import DataError
+from lavic.shards.store_photos import StorePhotos
 from lavic.storage.atomic import write_whole
+from lavic.storage.index.text_hash import HashSet, hash_texts
 
 if TYPE_CHECKING:
     from lavic.model.item_store import Part
@@ -56,16 +61,13 @@ class StorePlan:
     """Everything that a token depends on besides its photo."""
     shards: tuple[str, ...]
     """The sha256 of each shard of the sets."""
-    keys: tuple[tuple[str, ...], ...]
-    """Of each shard, the photos that the store takes."""
+    photos: StorePhotos
+    """Of each shard, those that the store takes."""
 
-    @cached_property
+    @property
     def names(self) -> list[str]:
         """The name of each shard's part."""
-        return [
-            hashlib.sha256(json.dumps([self.settings, shard, keys], sort_keys=True).encode()).hexdigest()[:16]
-            for shard, keys in zip(self.shards, self.keys, strict=True)
-        ]
+        return self.photos.names
 
     def is_whole(self) -> bool:
         """Whether the store is there as it is to be."""
@@ -77,9 +79,8 @@ class StorePlan:
         if made == self.names:
             return True
         # older versions named a part by its number, and what it was made of stood in the plan
-        items = hashlib.sha256("\n".join(key for keys in self.keys for key in keys).encode()).hexdigest()
         plan = recorded(self.out)
-        return plan.get("shards") == list(self.shards) and plan.get("items") == items
+        return plan.get("shards") == list(self.shards) and plan.get("items") == self._digest_keys()
 
     def begin(self) -> None:
         """Notes the settings in a new folder; in one that holds a store, compares them with its own.
@@ -98,13 +99,7 @@ class StorePlan:
             names = ", ".join(_NAMES.get(key, key) for key in other)
             raise DataError(f"{self.out}: {what} made with another {names}: choose another --out, or remove it")
         elif not self.is_whole():
-            had = self._items()
-            lost = had - {_item(key) for keys in self.keys for key in keys}
-            if len(lost) > LOST * len(had):
-                raise DataError(
-                    f"{self.out}: {what} of another catalogue: {len(lost):,} of its {len(had):,} items are not in the "
-                    f"sets (first: {min(lost)}): choose another --out, or remove it"
-                )
+            self._check_catalogue(what)
         if not self.is_whole():
             write_whole(self.out / FILE, json.dumps(self.settings))
 
@@ -119,27 +114,59 @@ class StorePlan:
         """Notes that a part is whole."""
         write_whole(self.out / f"part-{part.name}.json", json.dumps(asdict(part)))
 
-    def sweep(self) -> None:
-        """Removes the parts that the store is not made of any more."""
-        names = set(self.names)
-        for pattern in ("part-*.json", "items-*.jsonl", "tokens-*.safetensors"):
+    def sweep(self, parts: Sequence[Part]) -> None:
+        """Removes what the store is not made of any more, now that these are its parts."""
+        names = {*self.names, index_path(self.out, parts).stem.partition("-")[2]}
+        for pattern in ("part-*.json", "items-*.jsonl", "items-*.safetensors", "tokens-*.safetensors"):
             for file in self.out.glob(pattern):
                 if file.stem.partition("-")[2] not in names:
                     file.unlink(missing_ok=True)
 
-    def _items(self) -> set[str]:
-        """The items whose tokens are in the folder."""
-        found: set[str] = set()
-        for file in self.out.glob("items-*.jsonl"):
-            with file.open("rb") as lines:
-                found.update(_item(json.loads(line)["key"]) for line in lines)
-        return found
+    def _digest_keys(self) -> str:
+        """Of the keys of all photos."""
+        digest, between = hashlib.sha256(), ""
+        for number in range(len(self.photos)):
+            for key in self.photos.keys(number):
+                digest.update(f"{between}{key}".encode())
+                between = "\n"
+        return digest.hexdigest()
+
+    def _parts(self) -> Iterator[tuple[str, int]]:
+        """Name and items of each part that the store in the folder is made of, or an unfinished one has so far."""
+        manifest = self.out / "manifest.json"
+        if manifest.is_file():
+            parts = json.loads(manifest.read_text("utf-8"))["parts"]
+        else:
+            parts = [json.loads(file.read_text("utf-8")) for file in self.out.glob("part-*.json")]
+        yield from ((part["name"], part["items"]) for part in parts)
+
+    def _check_catalogue(self, what: str) -> None:
+        """Refuses a store of which the sets have lost too many items."""
+        parts, names = dict(self._parts()), set(self.names)
+        # the parts that this plan takes over hold none that is lost
+        old = [path for name in parts if name not in names and (path := list_path(self.out, name)).is_file()]
+        items = HashSet(np.concatenate([np.empty((0, 2), "<u8"), *(hash_texts(_items(path)) for path in old)]))
+        lost = np.ones(len(items), bool)
+        for number in range(len(self.photos)) if len(items) else ():
+            places = items.find(self.photos.items(number))
+            lost[places[places >= 0]] = False
+        had = sum(parts.values())
+        if lost.sum() > LOST * had:
+            first = min(min(_those(path, items, lost), default="~") for path in old)
+            raise DataError(
+                f"{self.out}: {what} of another catalogue: {lost.sum():,} of its {had:,} items are not in the sets "
+                f"(first: {first}): choose another --out, or remove it"
+            )
 
 
-def keys_of(photos: Sequence[Sequence[tuple[int, int, str]]]) -> tuple[tuple[str, ...], ...]:
-    """The keys of the photos of each shard."""
-    return tuple(tuple(key for _, _, key in part) for part in photos)
+def _items(path: Path) -> Iterator[str]:
+    """The items in a list of a store."""
+    with path.open("rb") as lines:
+        yield from (item_of(json.loads(line)["key"]) for line in lines)
 
 
-def _item(key: str) -> str:
-    return key.rpartition("_")[0]
+def _those(path: Path, items: HashSet, lost: np.ndarray) -> Iterator[str]:
+    """The items in a list of a store that are lost."""
+    texts = list(_items(path))
+    places = items.find(hash_texts(texts))
+    yield from (text for text, place in zip(texts, places.tolist(), strict=True) if lost[place])

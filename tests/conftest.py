@@ -15,6 +15,15 @@ from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, for the commands that they start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("LAVIC_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """A SLURM of two nodes, one for all tests."""

@@ -28,15 +28,12 @@ def shelf(folders: Sequence[Path], store: ItemStore) -> Callable[[str], bytes | 
         DataError: A folder is not a whole set of shards.
     """
     sets = [ShardDataset(folder, descriptions=None) for folder in folders]
-    places: dict[str, tuple[int, int]] = {}
 
     def photo(item: str) -> bytes | None:
-        if not places:  # the keys of a large set take a while: not before somebody looks
-            for number, data in enumerate(sets):
-                for index, key in enumerate(data.keys):
-                    places.setdefault(key, (number, index))
-        place = places.get(store.key(item))
-        return None if place is None else sets[place[0]][place[1]].jpg
+        for data in sets:
+            if (number := data.index.find(store.key(item))) is not None:
+                return data[number].jpg
+        return None
 
     return photo
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,8 @@ def bytes_of(model: ModelSettings) -> int:
 
 def photos(shards: Path, valid: Path) -> int | None:
     """Photos to train on; None where they are not there yet."""
-    from lavic.data.shard_dataset import ShardDataset, held_out
+    from lavic.data.index.held_out import held_out
+    from lavic.data.shard_dataset import ShardDataset
 
     if not shards.exists():
         return None
@@ -91,22 +91,15 @@ def targets(chosen: TuneSettings) -> int | None:
     With `missing: drop` without what the store lacks, once the store stands.
     """
     from lavic.data.conversations import read_conversations
+    from lavic.data.index.item_index import ItemIndex
 
     if not chosen.train.exists():
         return None
     rows = read_conversations(chosen.train, candidates=chosen.candidates)
-    if chosen.missing == "drop" and (ids := stored_ids(chosen.store)):
+    if chosen.missing == "drop" and (items := ItemIndex.of_store(chosen.store)):
         rows = [
-            replace(row, targets=tuple(id for id in row.targets if id in ids))
+            replace(row, targets=tuple(id for id in row.targets if id in items))
             for row in rows
-            if len(ids.intersection((*row.targets, *row.candidates[chosen.candidates]))) > 1
+            if sum(id in items for id in {*row.targets, *row.candidates[chosen.candidates]}) > 1
         ]
     return sum(len(set(row.targets)) for row in rows)
-
-
-def stored_ids(store: Path) -> set[str]:
-    """The items of a whole store, without reading its tokens; none where there is no such store yet."""
-    if not (store / "manifest.json").is_file():
-        return set()
-    parts = (file.open(encoding="utf-8") for file in sorted(store.glob("items-*.jsonl")))
-    return {json.loads(line)["id"] for part in parts for line in part}

@@ -41,13 +41,22 @@ def _rows(shard: Path) -> Iterator[dict[str, str]]:
     path = descriptions_path(shard)
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                row = {**DEFAULTS, **json.loads(line)}
-                yield {name: str(row[name]) for name in FIELDS}
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}:{number}: not a description; remove the file and describe again") from None
+            yield parse_description(line, path, number)
+
+
+def parse_description(line: bytes, path: Path, number: int) -> dict[str, str]:
+    """One line of a sidecar: all fields of `FIELDS`.
+
+    Raises:
+        DataError: It is not a description; `path` and `number` say where.
+    """
+    try:
+        row = {**DEFAULTS, **json.loads(line)}
+        return {name: str(row[name]) for name in FIELDS}
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}:{number}: not a description; remove the file and describe again") from None
 
 
 def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lavic.data.descriptions import read_descriptions
-from lavic.data.duplicates import Reference, read_all_references
+from lavic.data.index.set_index import Duplicates, SetIndex
+from lavic.data.index.sidecar import Sidecar
 from lavic.data.ledger import read_digests
 from lavic.data.manifest import Manifest
 from lavic.data.tar_shards import BLOCK, Sample, member_bytes, parse_sample, parse_words, read_offsets
 from lavic.errors import DataError
+from lavic.storage.index.text_column import TextColumn
+from lavic.storage.open_files import FILES
 from lavic.storage.paths import is_remote
 from lavic.storage.shard_cache import local_copy
 
-_OPEN_FILES = 64
+T = TypeVar("T")
+_SHARDS = 64
+"""Shards whose offsets are kept, in bytes of memory eight times as many as they hold samples."""
 
 
 class ShardDataset:
     """A set of shards as a sequence of samples.
 
     Samples are numbered through the shards in the manifest's order. Reading is by offset, so any sample costs one
-    `pread`. Safe to hand to DataLoader workers: forked or pickled, every process opens its own files.
+    `pread`. Memory does not grow with the set: what is known of every sample is mapped, see `SetIndex`. Safe to hand to
+    DataLoader workers: pickled it is its folder, and each process opens its own files.
     """
 
     def __init__(self, folder: str | Path, *, descriptions: Literal["sidecar", "shard"] | None = "sidecar") -> None:
@@ -43,16 +47,16 @@ class ShardDataset:
         Raises:
             DataError: The set is empty, not whole, or not what its manifest says.
         """
-        self.manifest = Manifest.load(folder)
-        self.descriptions = descriptions
+        self._open(Manifest.load(folder), descriptions)
+
+    def _open(self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None) -> None:
+        self.manifest, self.descriptions = manifest, descriptions
         if not self.manifest.shards:
-            raise DataError(f"{folder}: a set without a single photo")
-        self._paths = [self.manifest.path(shard) for shard in self.manifest.shards]
+            raise DataError(f"{manifest.folder}: a set without a single photo")
         self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
-        self._offsets: dict[int, np.ndarray] = {}
-        self._texts: dict[int, dict[str, str]] = {}
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._process = os.getpid()
+        self._offsets: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
+        self._owner = object()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -60,9 +64,9 @@ class ShardDataset:
     def __getitem__(self, index: int) -> Sample:
         shard, row = self._find(index)
         offsets = self._index(shard)
-        place = f"{self._paths[shard]} sample {row}"
+        place = f"{self._path(shard)} sample {row}"
         sample = parse_sample(self._read(shard, int(offsets[row]), int(offsets[row + 1])), place)
-        text = self._text(shard, sample.meta, sample.text)
+        text = self._text(shard, row, sample.meta, sample.text)
         if text == sample.text:
             return sample
         return Sample(key=sample.key, item_id=sample.item_id, jpg=sample.jpg, meta=sample.meta, text=text)
@@ -72,46 +76,62 @@ class ShardDataset:
         shard, row = self._find(index)
         offsets = self._index(shard)
         start, end = int(offsets[row]), int(offsets[row + 1])
-        place = f"{self._paths[shard]} sample {row}"
+        place = f"{self._path(shard)} sample {row}"
         start += member_bytes(self._read(shard, start, start + BLOCK), place)
         meta, text = parse_words(self._read(shard, start, end), place)
-        return meta, self._text(shard, meta, text)
+        return meta, self._text(shard, row, meta, text)
 
     @cached_property
-    def keys(self) -> list[str]:
-        """The key of every sample, in order; read once."""
-        return [key for number in range(len(self._paths)) for key in self.keys_of(number)]
+    def index(self) -> SetIndex:
+        """What is known of every sample; made where nobody on this node has made it."""
+        return SetIndex.of(self)
+
+    @property
+    def keys(self) -> TextColumn:
+        """The key of every sample, in order."""
+        return self.index.keys
+
+    @property
+    def references(self) -> Duplicates:
+        """Photos that share the bytes of a sample and are not samples themselves, by key."""
+        return Duplicates(self.index)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Number of the first sample of each shard, and at the end of all samples: int64 [shards + 1]."""
+        return self._starts
 
     def keys_of(self, number: int) -> list[str]:
         """The keys of one shard's samples, in order: from its ledger, or where that is of no use from its tar."""
+        return self.ledger_of(number)[0]
+
+    def ledger_of(self, number: int) -> tuple[list[str], list[str]]:
+        """As `keys_of`; and the sha256 of each photo as it was received, or none where the ledger does not say it."""
         if rows := self._ledger(number):
-            return [key for key, _ in rows]
-        return [self._key(number, int(start)) for start in self._index(number)[:-1]]
+            keys, digests = map(list, zip(*rows, strict=True))
+            return keys, digests if all(digests) else []
+        return [self._key(number, int(start)) for start in self._index(number)[:-1]], []
 
     def digests_of(self, number: int) -> list[str]:
         """The sha256 of each of one shard's photos as it was received, in order: from its ledger, or its tar."""
-        rows = self._ledger(number)
-        if rows and all(digest for _, digest in rows):
-            return [digest for _, digest in rows]
+        if digests := self.ledger_of(number)[1]:
+            return digests
         first = int(self._starts[number])
         metas = (self.words(first + row)[0] for row in range(self.manifest.shards[number].samples))
         return [meta["source_sha256"] for meta in metas]
 
     def _ledger(self, number: int) -> list[tuple[str, str]] | None:
         """Keys and digests by a shard's ledger; None where that is of no use."""
-        path = self._paths[number]
+        path = self._path(number)
         rows = read_digests(path, self.manifest.shards[number].samples)
         # a glance at the tar tells another shard's ledger; one that lies elsewhere is not fetched for it
         return rows if rows and (is_remote(path) or self._key(number, 0) == rows[0][0]) else None
 
-    @cached_property
-    def references(self) -> dict[str, Reference]:
-        """Photos that share the bytes of a sample and are not samples themselves, by key."""
-        found = read_all_references(self.manifest.folder) if self.manifest.references else ()
-        return {one.key: one for one in found}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self.manifest.folder), self.manifest.digest, self.descriptions)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+    def _path(self, shard: int) -> Path:
+        return self.manifest.path(self.manifest.shards[shard])
 
     def _key(self, shard: int, start: int) -> str:
         return self._read(shard, start, start + 100).partition(b".")[0].decode("utf-8", "replace")
@@ -124,94 +144,47 @@ class ShardDataset:
         return shard, index - int(self._starts[shard])
 
     def _index(self, shard: int) -> np.ndarray:
-        if shard not in self._offsets:
-            entry = self.manifest.shards[shard]
-            self._offsets[shard] = read_offsets(self._paths[shard], entry.samples, entry.bytes)
-        return self._offsets[shard]
+        entry = self.manifest.shards[shard]
+        return _kept(self._offsets, shard, lambda: read_offsets(self._path(shard), entry.samples, entry.bytes))
 
-    def _text(self, shard: int, meta: dict[str, Any], text: str) -> str:
+    def _text(self, shard: int, row: int, meta: dict[str, Any], text: str) -> str:
         """The description of a sample with this txt member."""
         if self.descriptions is None:
             return ""
         if text == meta["title"]:
             text = ""
-        return self._sidecar(shard).get(meta["key"], text) if self.descriptions == "sidecar" else text
-
-    def _sidecar(self, shard: int) -> dict[str, str]:
-        if shard not in self._texts:
-            self._texts[shard] = read_descriptions(self._paths[shard])
-        return self._texts[shard]
+        if self.descriptions == "shard":
+            return text
+        sidecar = _kept(self._sidecars, shard, lambda: Sidecar(self._path(shard), self._owner))
+        return sidecar.text(row, meta["key"], text)
 
     def _read(self, shard: int, start: int, end: int) -> bytes:
-        if self._process != os.getpid():
-            # A forked worker leaves its parent's descriptors alone.
-            self._process, self._files = os.getpid(), OrderedDict()
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            entry = self.manifest.shards[shard]
-            self._files[shard] = os.open(local_copy(self._paths[shard], entry.sha256, entry.bytes), os.O_RDONLY)
-        self._files.move_to_end(shard)
-        return os.pread(self._files[shard], end - start, start)
+        entry = self.manifest.shards[shard]
+        file = FILES.get((self._owner, shard), lambda: local_copy(self._path(shard), entry.sha256, entry.bytes))
+        return file.read(start, end)
 
     def __del__(self) -> None:
-        if getattr(self, "_process", None) == os.getpid():
-            for file in self._files.values():
-                os.close(file)
+        if owner := getattr(self, "_owner", None):
+            FILES.drop(owner)
 
 
-def held_out(train: ShardDataset, valid: ShardDataset) -> set[str]:
-    """Keys of the samples that must not be trained on if a set is to validate: what it knows would be no news.
-
-    Args:
-        train: A set to train on.
-        valid: A set to validate with.
-
-    Returns:
-        Of `train`, every photo of an item that `valid` holds a photo of, stored or referred to, and every photo whose
-        bytes, as received, are those of one of `valid`'s, whatever item they are of.
-    """
-    items = {_item(key) for key in (*valid.keys, *valid.references)}
-    digests = {digest for number in range(len(valid.manifest.shards)) for digest in valid.digests_of(number)}
-    found = {reference.same_as for reference in train.references.values() if _item(reference.key) in items}
-    for number in range(len(train.manifest.shards)):
-        pairs = zip(train.keys_of(number), train.digests_of(number), strict=True)
-        found.update(key for key, digest in pairs if _item(key) in items or digest in digests)
-    return found
+def _kept(cache: OrderedDict[int, T], shard: int, make: Callable[[], T]) -> T:
+    """What is kept of the shards that were read last."""
+    value = cache.pop(shard, None)
+    cache[shard] = value = make() if value is None else value
+    while len(cache) > _SHARDS:
+        cache.popitem(last=False)
+    return value
 
 
-def _item(key: str) -> str:
-    return key.rpartition("_")[0]
-
-
-class Without:
-    """A set of shards less some of its samples, under new consecutive numbers."""
-
-    def __init__(self, data: ShardDataset, keys: Iterable[str]) -> None:
-        """Leave samples out.
-
-        Args:
-            data: The whole set.
-            keys: Of the samples to leave out; those that the set does not hold do not matter.
-        """
-        unwanted = frozenset(keys)
-        self.data = data
-        self._kept = np.flatnonzero([key not in unwanted for key in data.keys]) if unwanted else np.arange(len(data))
-
-    @property
-    def manifest(self) -> Manifest:
-        """Of the whole set."""
-        return self.data.manifest
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.data[int(self._kept[index])]
-
-    def words(self, index: int) -> tuple[dict[str, Any], str]:
-        """As `ShardDataset.words`."""
-        return self.data.words(int(self._kept[index]))
+def _reopen(folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None) -> ShardDataset:
+    """A set in another process; what was checked when it was opened first is not checked again."""
+    manifest = Manifest.load(folder, check=False)
+    if manifest.digest != digest:
+        raise DataError(f"{folder}: the set was changed while it was in use; run the command again")
+    data = ShardDataset.__new__(ShardDataset)
+    data._open(manifest, descriptions)
+    return data
 
 
 class Order:

@@ -3,16 +3,18 @@
 STORE/tokens-<part>.safetensors   "tokens" [n, views, d_vision], before the projector
 STORE/items-<part>.jsonl          one line per row: id, photo key, title, and views where they are fewer (rest: zeros)
 STORE/vision_adapter/             a copy of the adapter that made the tokens; absent for a store of the plain base model
+STORE/items-<digest>.safetensors  the index of the lists, made from them anew where it is missing
 STORE/manifest.json               names the parts, written last: a store without it is not whole
 
-Files are mapped when a store is opened, so one that is open outlives their removal when the store grows.
+Files are mapped when a store is opened, so one that is open outlives their removal when the store grows. A mapped file
+is in memory once, whatever the number of processes, and takes no open file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,18 +22,20 @@ from typing import Any
 
 import torch
 
+from lavic.data.index.item_index import Item, ItemIds, ItemIndex, list_path, write_item_index
 from lavic.errors import DataError, first_line
 from lavic.model import lora, prompts
 from lavic.model.loading import Backbone
 from lavic.model.tiling import Geometry
 from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.checksummed_json import digest_json
 from lavic.tracking.run_metadata import versions
 
 FORMAT = 1
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One file of tokens with its list of items."""
 
@@ -66,6 +70,11 @@ class StoreManifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
+    def digest(self) -> str:
+        """Of the whole manifest."""
+        return digest_json(asdict(self))
+
+    @property
     def views(self) -> int:
         """Rows kept for each item."""
         return int(self.geometry["views"])  # type: ignore[call-overload]
@@ -92,28 +101,11 @@ class ItemStore:
 
     def __init__(self, folder: Path, manifest: StoreManifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self.ids: list[str] = []
-        self._titles: list[str] = []
-        self._keys: list[str] = []
-        self._tensors: list[torch.Tensor] = []
-        self._headers: list[bytes] = []
-        self._unchecked = set(range(len(manifest.parts)))
-        self._place: dict[str, tuple[int, int]] = {}
-        self._views: dict[str, int] = {}  # of the items that have fewer
-        for number, part in enumerate(manifest.parts):
-            tensor, header = _map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest)
-            self._tensors.append(tensor)
-            self._headers.append(header)
-            # not splitlines(): a title may hold one of Unicode's own line separators
-            for row, line in enumerate(_read_items(folder / f"items-{part.name}.jsonl", part)):
-                item = _parse_item(line, folder / f"items-{part.name}.jsonl", row)
-                self._place[item["id"]] = (number, row)
-                self.ids.append(item["id"])
-                self._titles.append(item["title"])
-                self._keys.append(item["key"])
-                if "views" in item:
-                    self._views[item["id"]] = item["views"]
-        self._index = {id: i for i, id in enumerate(self.ids)}
+        self._tensors = [
+            _map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest) for part in manifest.parts
+        ]
+        self._checked = bytearray(len(manifest.parts))
+        self.items = ItemIndex.open(folder, manifest.parts)
 
     @classmethod
     def open(cls, folder: str | Path) -> ItemStore:
@@ -127,11 +119,19 @@ class ItemStore:
             raise DataError(f"{folder}: no such item store: make it with `lavic embed`")
         return cls(folder, StoreManifest.read(folder))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.manifest.digest)
+
+    @property
+    def ids(self) -> ItemIds:
+        """The ids of all items, read when they are asked for."""
+        return self.items.ids
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.items)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._index
+        return id in self.items
 
     def lookup(self, ids: Sequence[str]) -> torch.Tensor:
         """The tokens of some items, [n, views, d_vision], in the store's own precision; of absent views zeros.
@@ -139,32 +139,32 @@ class ItemStore:
         Raises:
             DataError: Names the ids that are not in the store.
         """
-        unknown = [id for id in ids if id not in self._place]
-        if unknown:
+        items = {id: self.items.find(id) for id in ids}
+        if unknown := [id for id, item in items.items() if item is None]:
             shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
             raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or drop them")
-        rows = [self._place[id] for id in ids]
-        for part in {part for part, _ in rows} & self._unchecked:
-            self._check(part)
-        return torch.stack([self._tensors[part][row] for part, row in rows])
+        places = {id: self.items.place_of(item.row) for id, item in items.items() if item}
+        for number in {number for number, _ in places.values()}:
+            if not self._checked[number]:
+                self._check(number)
+        return torch.stack([self._tensors[number][row] for number, row in (places[id] for id in ids)])
 
     def _check(self, number: int) -> None:
         """Compares a part with its digest when it is first read: to open a large store stays quick."""
         part = self.manifest.parts[number]
         path = self.folder / f"tokens-{part.name}.safetensors"
-        digest = hashlib.sha256(self._headers[number])
-        if part.items:
-            digest.update(self._tensors[number].view(torch.uint8).numpy().data)
-        if (found := digest.hexdigest()) != part.sha256:
+        file = torch.tensor([], dtype=torch.uint8).set_(self._tensors[number].untyped_storage())
+        digest = hashlib.sha256(file.numpy().data).hexdigest()
+        if digest != part.sha256:
             raise DataError(
-                f"{path}: sha256 {found[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
+                f"{path}: sha256 {digest[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
                 "another store's; copy it again, or remove the store and run `lavic embed` again"
             )
-        self._unchecked.discard(number)
+        self._checked[number] = True
 
     def count(self, id: str, most: int | None = None) -> int:
         """Tokens of an item, or of its first `most`."""
-        views = self._views.get(id, self.manifest.views)
+        views = self._item(id).views or self.manifest.views
         return views if most is None else min(views, most)
 
     def tokens(self, ids: Sequence[str], most: int | None = None) -> torch.Tensor:
@@ -173,17 +173,24 @@ class ItemStore:
         Raises:
             DataError: Names the ids that are not in the store.
         """
-        whole = self.lookup(ids)[:, :most]
-        if not self._views:
-            return whole.flatten(0, 1)
-        return torch.cat([rows[: self.count(id, most)] for id, rows in zip(ids, whole, strict=True)])
+        rows = self.lookup(ids)[:, :most]
+        counts = [self.count(id, most) for id in ids]
+        if all(count == rows.shape[1] for count in counts):
+            return rows.flatten(0, 1)
+        return torch.cat([views[:count] for views, count in zip(rows, counts, strict=True)])
 
     def title(self, id: str) -> str:
-        return self._titles[self._index[id]]
+        return self._item(id).title
 
     def key(self, id: str) -> str:
         """Key of the photo, in the shards, that the tokens were made of."""
-        return self._keys[self._index[id]]
+        return self._item(id).key
+
+    def _item(self, id: str) -> Item:
+        item = self.items.find(id)
+        if item is None:
+            raise KeyError(id)
+        return item
 
     @property
     def vision_adapter(self) -> Path | None:
@@ -240,7 +247,7 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
     with written_aside(folder / f"tokens-{name}.safetensors") as file:
         file.write(data)
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-    write_whole(folder / f"items-{name}.jsonl", lines)
+    write_whole(list_path(folder, name), lines)
     return Part(
         name=name,
         items=len(items),
@@ -250,7 +257,7 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
 
 
 def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part]) -> StoreManifest:
-    """Copies the adapter and makes the store whole."""
+    """Copies the adapter, makes the index and then the store whole."""
     if adapter is not None:
         lora.copy_adapter(adapter, folder / "vision_adapter")
     manifest = StoreManifest(
@@ -264,54 +271,43 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         dtype=str(backbone.model.dtype).removeprefix("torch."),
         versions=versions("lavic", "torch", "transformers"),
     )
+    write_item_index(folder, manifest.parts)
     write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 
-def _read_items(path: Path, part: Part) -> list[bytes]:
-    """The lines of a part's list of items, compared with the manifest."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}): run `lavic embed` again") from None
-    lines = data.split(b"\n")[:-1]  # not splitlines(): a title may hold one of Unicode's own line separators
-    if len(lines) != part.items:
-        raise DataError(f"{path}: {len(lines)} items, the manifest says {part.items}")
-    if part.items_sha256 and hashlib.sha256(data).hexdigest() != part.items_sha256:
-        raise DataError(f"{path}: it is not the list that the manifest records: run `lavic embed` again")
-    return lines
+def _reopen(folder: Path, digest: str) -> ItemStore:
+    """A store in another process."""
+    store = ItemStore.open(folder)
+    if store.manifest.digest != digest:
+        raise DataError(f"{folder}: the item store was changed while it was in use; run the command again")
+    return store
 
 
-def _parse_item(line: bytes, path: Path, row: int) -> dict[str, Any]:
-    """One line of a list of items, which in older stores has no digest."""
-    try:
-        item = json.loads(line)
-        _ = item["id"], item["key"], item["title"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}:{row + 1}: not an item ({first_line(error)}): run `lavic embed` again") from None
-    return dict(item)
+def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor:
+    """Maps a tokens file into memory without reading it; its storage is the file with what stands before the tokens.
 
-
-def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> tuple[torch.Tensor, bytes]:
-    """Maps a tokens file into memory without reading it; and what stands before its numbers."""
+    torch closes the file once it is mapped, unlike `mmap`: a large store has thousands.
+    """
     try:
         with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as e:
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            text = file.read(header_bytes) if header_bytes < size else b""
+    except OSError as e:
         raise DataError(f"{path}: {e}") from e
     try:
-        header_bytes = int.from_bytes(mapped[:8], "little")
-        header = json.loads(mapped[8 : 8 + header_bytes])["tokens"]
+        header = json.loads(text)["tokens"]
         shape, dtype = tuple(header["shape"]), DTYPES[header["dtype"]]
         start, end = header["data_offsets"]
-        whole = len(mapped) == 8 + header_bytes + end and not start
-    except (KeyError, ValueError, UnicodeDecodeError) as e:
+        whole = size == 8 + header_bytes + end and not start
+    except (KeyError, ValueError, TypeError) as e:
         raise DataError(f"{path}: not a tokens file ({e})") from e
     expected = (part.items, manifest.views, manifest.width)
     if not whole or shape != expected:
-        raise DataError(f"{path}: {shape} in {len(mapped)} bytes, the manifest says {expected}")
-    count = shape[0] * shape[1] * shape[2]
-    before = bytes(mapped[: 8 + header_bytes])
-    if not count:
-        return torch.empty(shape, dtype=dtype), before
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=len(before)).view(shape), before
+        raise DataError(f"{path}: {shape} in {size} bytes, the manifest says {expected}")
+    try:
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as e:
+        raise DataError(f"{path}: cannot be mapped ({first_line(e)})") from None
+    return mapped[8 + header_bytes :].view(dtype).view(shape)

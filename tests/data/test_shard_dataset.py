@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from lavic.data.descriptions import write_descriptions
 from lavic.data.duplicates import Reference, write_references
+from lavic.data.index.held_out import HeldOut, Without, held_out
 from lavic.data.ledger import ledger_path
 from lavic.data.manifest import Manifest
-from lavic.data.shard_dataset import Order, ShardDataset, Without, held_out, order
+from lavic.data.shard_dataset import Order, ShardDataset, order
 from lavic.data.tar_shards import Sample, index_path
 from lavic.errors import DataError
 from tests.crawled_sets import write_set
@@ -84,7 +85,7 @@ def test_where_text_comes_from(small_set: Manifest) -> None:
     for data in texts.values():
         for index in (0, 11, 24):
             assert data.words(index) == (data[index].meta, data[index].text), "without the photo"
-    assert Without(texts["sidecar"], ["B000000000_0"]).words(10)[1] == "by the teacher"
+    assert Without(texts["sidecar"], HeldOut.of([0])).words(10)[1] == "by the teacher"
 
 
 def test_keys_are_those_of_the_ledger_where_it_fits(small_set: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +209,12 @@ def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) 
         return manifest
 
     def refer(manifest: Manifest, key: str, same_as: str) -> None:
-        entry = manifest.shards[-1]
+        data = ShardDataset(manifest.folder)
+        (shard,) = (entry.name for n, entry in enumerate(manifest.shards) if same_as in data.keys_of(n))
         meta = {"item_id": key.rpartition("_")[0]}
         write_references(
-            manifest.path(entry), [Reference(key=key, same_as=same_as, shard=entry.name, meta=meta, text="")]
+            manifest.path(manifest.shards[-1]),
+            [Reference(key=key, same_as=same_as, shard=shard, meta=meta, text="")],
         )
         replace(manifest, references=1).save()
 
@@ -232,12 +235,16 @@ def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) 
     refer(valid, "REFER0001_3", "VALID0001_0")
     sets = ShardDataset(train.folder), ShardDataset(valid.folder)
     left_out = {"BOTH00001_1", "TWIN00001_0", "TRAIN0003_0", "REFER0001_0"}
-    assert held_out(*sets) == left_out
-    assert keys_of(Without(sets[0], left_out)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
+    found = held_out(*sets)
+    assert {sets[0].keys[row] for row in found.rows().tolist()} == left_out
+    assert keys_of(Without(sets[0], found)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
 
 
 def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifest) -> None:
     whole = ShardDataset(small_set.folder)
-    some = Without(whole, [whole.keys[2], whole.keys[6], "unknown_0"])
+    some = Without(whole, HeldOut.of([2, 6]))
     assert [some[i].key for i in range(len(some))] == [whole.keys[i] for i in range(len(whole)) if i not in (2, 6)]
-    assert len(Without(whole, [])) == len(whole) > 7
+    assert some[-1] == whole[-1] and some.words(2) == whole.words(3)
+    with pytest.raises(IndexError):
+        some[len(some)]
+    assert len(Without(whole, HeldOut.of([]))) == len(whole) > 7

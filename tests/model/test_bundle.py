@@ -172,6 +172,8 @@ def test_a_store_with_another_list_of_items_is_refused(tmp_path, backbone):
     make_store(tmp_path / "a", backbone)
     items = tmp_path / "a" / "items-00000.jsonl"
     items.write_text(items.read_text().replace('"I0"', '"X0"'))
+    for index in (tmp_path / "a").glob("items-*.safetensors"):
+        index.unlink()
     with pytest.raises(DataError, match=r"items-00000\.jsonl: it is not the list that the manifest records"):
         ItemStore.open(tmp_path / "a")
 

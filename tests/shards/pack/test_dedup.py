@@ -14,12 +14,12 @@ from lavic.data.manifest import Manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import read_samples
 from lavic.errors import LavicError
-from lavic.shards.embed import first_photos
 from lavic.shards.http.fetcher import FetchSettings
 from lavic.shards.pack.dedup import refer
 from lavic.shards.pack.seal import read_seal, seal_path
 from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
+from lavic.shards.store_photos import StorePhotos
 from lavic.shards.verify import verify
 from lavic.storage.paths import sizes
 from tests.crawled_sets import crawl_here
@@ -45,7 +45,7 @@ def undisturbed(tmp_path: Path, catalogue: Callable[..., Path]) -> Path:
     return tmp_path / "undisturbed"
 
 
-def test_equal_bytes_are_stored_once_and_every_photo_is_there(undisturbed: Path) -> None:
+def test_equal_bytes_are_stored_once_and_every_photo_is_there(undisturbed: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(undisturbed)
     assert (manifest.samples, manifest.references) == (ONCE, len(PATHS) - ONCE) and verify(manifest) == []
     data = ShardDataset(undisturbed)
@@ -56,8 +56,9 @@ def test_equal_bytes_are_stored_once_and_every_photo_is_there(undisturbed: Path)
         assert sample.key == key and sample.meta["item_id"] == sample.item_id == key.removesuffix("_0")
         assert sample.meta["sha256"] == data[data.keys.index(one.same_as)].meta["sha256"]
     # What makes item tokens finds every item.
-    photos = [photo for part in first_photos([data]) for photo in part]
-    assert sorted(key for _, _, key in photos) == [f"B{n:05d}_0" for n in range(len(PATHS))]
+    photos = StorePhotos.of([data], {}, tmp_path / "store")
+    keys = sorted(key for shard in range(len(photos)) for key in photos.keys(shard))
+    assert keys == [f"B{n:05d}_0" for n in range(len(PATHS))]
 
 
 def test_which_one_is_stored_does_not_depend_on_what_came_first(

@@ -1,0 +1,226 @@
+"""The index of a set of shards: the key of every photo, its item, its digest, and the duplicates.
+
+It is made from the shards' ledgers, or where these are of no use from the tars, once on a node. A photo takes about 42
+bytes of it, of which the 12 of its key are read from the disk when they are asked for; a duplicate takes 46.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lavic.data.duplicates import ENDING, Reference, parse_references
+from lavic.errors import DataError, first_line
+from lavic.storage.checksummed_json import digest_json
+from lavic.storage.index.array_file import ArrayFile, ArrayWriter
+from lavic.storage.index.shared import shared_index
+from lavic.storage.index.text_column import TextColumn, TextColumnWriter
+from lavic.storage.index.text_hash import hash_texts
+from lavic.storage.paths import sizes, storage_errors
+
+if TYPE_CHECKING:
+    from lavic.data.shard_dataset import ShardDataset
+
+KIND = "set/1"
+_NAME_BYTES = 128
+_LAST = 2**32 - 1
+
+
+class SetIndex:
+    """What is known of every photo of a set without a look at its shards. All arrays are mapped.
+
+    Attributes:
+        source: Digest of the set.
+        keys: The key of each sample, in order.
+        items: Of each sample's item id, as it stands in the key: uint64 [samples, 2], see `hash_texts`.
+        numbers: Which photo of its item it is: uint32 [samples]
+        digests: First half of the hash of its sha256 as received: uint64 [samples]; 0 where no ledger says it.
+        duplicate_keys: The key of each duplicate, by their files' names and lines.
+        duplicate_items: As `items`, of the duplicates.
+        duplicate_numbers: As `numbers`, of the duplicates.
+        originals: The sample with the bytes of each duplicate: uint32 [duplicates]
+    """
+
+    def __init__(self, folder: Path, file: ArrayFile) -> None:
+        """Reads the columns of a file."""
+        self._folder, self._file = folder, file
+        self.source = file.metadata["source"]
+        self.keys, self.duplicate_keys = TextColumn(file, "keys"), TextColumn(file, "duplicate_keys")
+        self.items, self.numbers, self.digests = file["items"], file["numbers"], file["digests"]
+        self.duplicate_items, self.duplicate_numbers = file["duplicate_items"], file["duplicate_numbers"]
+        self.originals = file["originals"]
+
+    @classmethod
+    def of(cls, data: ShardDataset) -> SetIndex:
+        """The index of a set, made where there is none.
+
+        Raises:
+            DataError: The set is broken.
+        """
+        folder = data.manifest.folder
+        beside = sizes(folder) if data.manifest.references else {}
+        files = {name: size for name, size in beside.items() if name.endswith(f".{ENDING}")}
+        source = digest_json({"manifest": data.manifest.digest, "duplicates": files})
+        names = sorted(files)
+        file = shared_index(lambda writer: _build(data, names, writer), kind=KIND, source=source, owner=folder)
+        return cls(folder, file)
+
+    def find(self, key: str) -> int | None:
+        """The number of the sample with a key; None where the set has none. Looks through all items."""
+        wanted = hash_texts([item_of(key)])[0]
+        for row in np.flatnonzero(self.items[:, 0] == wanted[0]).tolist():
+            if self.keys[row] == key:
+                return row
+        return None
+
+    def duplicate(self, row: int) -> Reference:
+        """A duplicate with all that is known of it, from its file.
+
+        Raises:
+            DataError: The file is not what it was when the index was made.
+        """
+        name = bytes(self._file["files"][int(self._file["duplicate_files"][row])]).rstrip(b"\0").decode()
+        start, end = (int(at) for at in self._file["lines"][row])
+        path = self._folder / name
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                (reference,) = parse_references(file.read(end - start), path)
+        except storage_errors(ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+        if reference.key != self.duplicate_keys[row]:
+            raise DataError(f"{path}: was changed while it was in use; run the command again")
+        return reference
+
+
+class Duplicates(Mapping[str, Reference]):
+    """The duplicates of a set by key, read from their files when they are asked for."""
+
+    def __init__(self, index: SetIndex) -> None:
+        """Those of an index."""
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index.duplicate_keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index.duplicate_keys)
+
+    def __getitem__(self, key: str) -> Reference:
+        wanted = hash_texts([key.rpartition("_")[0]])[0, 0]
+        for row in np.flatnonzero(self._index.duplicate_items[:, 0] == wanted):
+            if self._index.duplicate_keys[int(row)] == key:
+                return self._index.duplicate(int(row))
+        raise KeyError(key)
+
+
+def item_of(key: str) -> str:
+    """The part of a key that names the item."""
+    return key.rpartition("_")[0]
+
+
+def _build(data: ShardDataset, files: Sequence[str], writer: ArrayWriter) -> None:
+    """Adds the columns of a set."""
+    duplicates = _build_duplicates(data, files, writer)
+    keys = TextColumnWriter(writer, "keys")
+    items, numbers = writer.column("items", "<u8", 2), writer.column("numbers", "<u4")
+    digests = writer.column("digests", "<u8")
+    for shard in range(len(data.manifest.shards)):
+        texts, sums = data.ledger_of(shard)
+        duplicates.find(texts, shard, len(numbers))
+        keys.append(texts)
+        items.append(hash_texts(map(item_of, texts)))
+        numbers.append(_numbers(texts))
+        digests.append(hash_texts(sums)[:, 0] if sums else np.zeros(len(texts), "<u8"))
+    writer.column("originals", "<u4").append(duplicates.originals())
+
+
+def _build_duplicates(data: ShardDataset, files: Sequence[str], writer: ArrayWriter) -> _Originals:
+    """Adds the columns of the duplicates, all but that of their originals."""
+    keys = TextColumnWriter(writer, "duplicate_keys")
+    items, numbers = writer.column("duplicate_items", "<u8", 2), writer.column("duplicate_numbers", "<u4")
+    lines, of_file = writer.column("lines", "<u8", 2), writer.column("duplicate_files", "<u4")
+    names = writer.column("files", "u1", _NAME_BYTES)
+    shards = {shard.name: number for number, shard in enumerate(data.manifest.shards)}
+    targets, hashes = writer.scratch("<u4"), writer.scratch("<u8", 2)
+    for number, name in enumerate(files):
+        path = data.manifest.folder / name
+        try:
+            content = path.read_bytes()
+        except storage_errors() as error:
+            raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+        rows = parse_references(content, path)
+        if unknown := {row.shard for row in rows} - shards.keys():
+            raise DataError(f"{path}: refers to {min(unknown)}, which the set does not have; {_verify(data)}")
+        names.append(name.encode().ljust(_NAME_BYTES, b"\0"))
+        keys.append([row.key for row in rows])
+        items.append(hash_texts(item_of(row.key) for row in rows))
+        numbers.append(_numbers([row.key for row in rows]))
+        lines.append(_lines(content))
+        of_file.append(np.full(len(rows), number))
+        targets.append(np.array([shards[row.shard] for row in rows]))
+        hashes.append(hash_texts(row.same_as for row in rows))
+    return _Originals(data, targets.mapped(), hashes.mapped())
+
+
+class _Originals:
+    """Finds the samples that have the bytes of the duplicates, shard by shard."""
+
+    def __init__(self, data: ShardDataset, shards: np.ndarray, hashes: np.ndarray) -> None:
+        """Describes them.
+
+        Args:
+            data: The set.
+            shards: The shard of each duplicate's original: uint32 [duplicates]
+            hashes: Of the original's key: uint64 [duplicates, 2]
+        """
+        self._data, self._hashes = data, hashes
+        self._rows = np.argsort(shards, kind="stable")
+        self._ends = np.cumsum(np.bincount(shards, minlength=len(data.manifest.shards)))
+        self._originals = np.zeros(len(shards), "<u4")
+
+    def find(self, keys: Sequence[str], shard: int, first: int) -> None:
+        """Finds those of one shard, whose first sample has the number `first`.
+
+        Raises:
+            DataError: The shard does not hold one.
+        """
+        rows = self._rows[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
+        if not len(rows):
+            return
+        hashes = hash_texts(keys)
+        order = np.argsort(hashes[:, 0], kind="stable")
+        at = order[np.minimum(np.searchsorted(hashes[order, 0], self._hashes[rows, 0]), len(order) - 1)]
+        if not (hashes[at] == self._hashes[rows]).all():
+            name = self._data.manifest.shards[shard].name
+            raise DataError(
+                f"{self._data.manifest.folder}: a duplicate refers to a photo that {name} does not hold; "
+                + _verify(self._data)
+            )
+        self._originals[rows] = first + at
+
+    def originals(self) -> np.ndarray:
+        """The number of each duplicate's original: uint32 [duplicates]"""
+        return self._originals
+
+
+def _verify(data: ShardDataset) -> str:
+    return f"`lavic verify {data.manifest.folder}` lists every difference"
+
+
+def _lines(content: bytes) -> np.ndarray:
+    """Start and end of each line that is not empty: int64 [lines, 2]."""
+    ends = np.flatnonzero(np.frombuffer(content, "u1") == ord("\n"))
+    if content and not content.endswith(b"\n"):
+        ends = np.append(ends, len(content))
+    starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
+    return np.stack([starts, ends], axis=1)[starts < ends]
+
+
+def _numbers(keys: Sequence[str]) -> np.ndarray:
+    """Which photo of its item each key is of."""
+    numbers = (key.rpartition("_")[2] for key in keys)
+    return np.array([min(int(n), _LAST) if n.isdecimal() else _LAST for n in numbers], dtype="<u4")

@@ -1,0 +1,197 @@
+"""A file of named arrays that processes map: its pages are in memory once, however many processes read them.
+
+The form is that of safetensors, so other tools open it too: 8 bytes of length, a JSON header, the arrays. The header's
+`__metadata__` says what kind of index it is and of which source.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_DTYPES = {"U8": "|u1", "U32": "<u4", "U64": "<u8", "I32": "<i4", "I64": "<i8"}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_BUFFER = 1 << 20
+
+
+class ArrayFileError(ValueError):
+    """A file that is not the index it should be: cut short, of another source, of another version, or none."""
+
+
+class ArrayFile:
+    """An index, opened for reading. Pickled it is its path: another process maps it for itself.
+
+    A file that is open outlives its removal.
+
+    Attributes:
+        path: The file.
+        metadata: What the writer said of it, `kind` and `source` included.
+    """
+
+    def __init__(self, path: Path, *, kind: str, source: str) -> None:
+        """Maps a file; nothing but its header is read.
+
+        Args:
+            path: The file.
+            kind: What it should be an index of, with the version of its columns.
+            source: Digest of what it should be made from.
+
+        Raises:
+            ArrayFileError: It is something else.
+            OSError: It cannot be read.
+        """
+        self.path = path
+        self._file = os.open(path, os.O_RDONLY)
+        try:
+            self._mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+            length = int.from_bytes(self._mapped[:8], "little")
+            header = json.loads(self._mapped[8 : 8 + length])
+            self.metadata: dict[str, str] = header.pop("__metadata__")
+            self._start = 8 + length
+            self._columns = {name: _Column(**column) for name, column in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArrayFileError(f"{path}: not an index ({error})") from None
+        if (self.metadata.get("kind"), self.metadata.get("source")) != (kind, source):
+            raise ArrayFileError(f"{path}: an index of something else")
+        ends = [column.end for column in self._columns.values()]
+        if len(self._mapped) != self._start + max(ends, default=0):
+            raise ArrayFileError(f"{path}: cut short")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column, mapped, read-only."""
+        column = self._columns[name]
+        count = math.prod(column.shape)
+        array = np.frombuffer(self._mapped, column.dtype, count, self._start + column.start) if count else None
+        return np.empty(column.shape, column.dtype) if array is None else array.reshape(column.shape)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Bytes of a column, read rather than mapped: they do not count as this process's memory."""
+        column = self._columns[name]
+        if not 0 <= start <= end <= column.end - column.start:
+            raise IndexError(f"bytes {start} to {end} of column {name}")
+        return os.pread(self._file, end - start, self._start + column.start + start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self.path, self.metadata["kind"], self.metadata["source"])
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            os.close(self._file)
+
+
+def _open(path: Path, kind: str, source: str) -> ArrayFile:
+    return ArrayFile(path, kind=kind, source=source)
+
+
+class _Column:
+    """Where a column stands in its file."""
+
+    def __init__(self, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
+        self.dtype, self.shape = np.dtype(_DTYPES[dtype]), tuple(shape)
+        self.start, self.end = data_offsets
+        if self.end - self.start != self.dtype.itemsize * math.prod(self.shape):
+            raise ValueError("a column of another size")
+
+
+class ArrayWriter:
+    """Columns that grow piece by piece on the disk, put together into one file at the end.
+
+    Memory does not grow with them. Used as a context, which removes what is left over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begins.
+
+        Args:
+            folder: Where there is room for the columns until they are put together.
+        """
+        self._folder = folder
+        self._columns: dict[str, GrowingColumn] = {}
+        self._scratch: list[GrowingColumn] = []
+
+    def column(self, name: str, dtype: str, width: int = 0) -> GrowingColumn:
+        """A new column of numbers, or with `width` of rows of so many numbers."""
+        column = GrowingColumn(self._folder, np.dtype(dtype), width)
+        self._columns[name] = column
+        return column
+
+    def scratch(self, dtype: str, width: int = 0) -> GrowingColumn:
+        """A column that does not become part of the file."""
+        column = GrowingColumn(self._folder, np.dtype(dtype), width)
+        self._scratch.append(column)
+        return column
+
+    def put_together(self, file: BinaryIO, metadata: Mapping[str, str]) -> None:
+        """Writes the whole file."""
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        start = 0
+        # wide numbers first, so that every column is aligned
+        columns = sorted(self._columns.items(), key=lambda column: -column[1].dtype.itemsize)
+        for name, column in columns:
+            end = start + column.flush()
+            shape = [len(column), column.width] if column.width else [len(column)]
+            header[name] = {"dtype": _NAMES[column.dtype], "shape": shape, "data_offsets": [start, end]}
+            start = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, column in columns:
+            column.copy_to(file)
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for column in (*self._columns.values(), *self._scratch):
+            column.close()
+
+
+class GrowingColumn:
+    """One column while it is written: a nameless temporary file."""
+
+    def __init__(self, folder: Path, dtype: np.dtype, width: int) -> None:
+        self.dtype, self.width = dtype, width
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=_BUFFER)  # noqa: SIM115 (closed by the writer)
+        self._bytes = 0
+
+    def append(self, values: np.ndarray | bytes) -> None:
+        """Adds rows; bytes stand for themselves."""
+        data = values if isinstance(values, bytes) else np.ascontiguousarray(values, self.dtype).tobytes()
+        self._file.write(data)
+        self._bytes += len(data)
+
+    def __len__(self) -> int:
+        return self._bytes // (self.dtype.itemsize * (self.width or 1))
+
+    def mapped(self) -> np.ndarray:
+        """What has been added so far."""
+        if not self.flush():
+            return np.empty((0, self.width) if self.width else 0, self.dtype)
+        array = np.frombuffer(mmap.mmap(self._file.fileno(), self._bytes, access=mmap.ACCESS_READ), self.dtype)
+        return array.reshape(-1, self.width) if self.width else array
+
+    def flush(self) -> int:
+        """Bytes added so far, all of them in the file."""
+        self._file.flush()
+        return self._bytes
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Writes the column into another file."""
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, file, _BUFFER)
+
+    def close(self) -> None:
+        """Removes it."""
+        self._file.close()

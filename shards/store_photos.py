@@ -1,0 +1,166 @@
+"""The photos that an item store is made of: of each item the first, shard by shard.
+
+They are found once on a node, from the indexes of the sets, and take 8 bytes an item there, mapped by all ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lavic.data.shard_dataset import ShardDataset
+from lavic.storage.checksummed_json import digest_json
+from lavic.storage.index.array_file import ArrayFile, ArrayWriter
+from lavic.storage.index.shared import shared_index
+from lavic.storage.index.text_hash import prefix_bits, with_prefix
+
+KIND = "embed/1"
+_NAME_BYTES = 16
+_AT_ONCE = 1 << 21
+"""Photos that are compared at a time."""
+
+
+class Photo(NamedTuple):
+    """A photo of a set."""
+
+    data_set: int
+    """Number of the set."""
+    index: int
+    """Of the sample with its bytes."""
+    duplicate: int
+    """Number of the duplicate that it is; -1 for the sample itself."""
+
+
+class StorePhotos:
+    """For each shard of each set, the photos that are the first of their item: of its lowest number in the first set.
+
+    A duplicate is where its original is.
+    """
+
+    def __init__(self, sets: Sequence[ShardDataset], file: ArrayFile) -> None:
+        """Reads the columns of a file."""
+        self._sets = sets
+        self._indexes, self._duplicates, self._ends = file["indexes"], file["duplicates"], file["ends"]
+        self.names = [bytes(name).decode() for name in file["names"]]
+        """Of each shard's part of the store."""
+        self._set_of = np.repeat(np.arange(len(sets)), [len(data.manifest.shards) for data in sets])
+
+    @classmethod
+    def of(cls, sets: Sequence[ShardDataset], settings: Mapping[str, Any], out: Path) -> StorePhotos:
+        """The photos of some sets.
+
+        Args:
+            sets: The sets; an item in several is taken from the first.
+            settings: Everything that a token depends on besides its photo.
+            out: The store.
+
+        Raises:
+            DataError: A set is broken.
+        """
+        source = digest_json({"sets": [data.index.source for data in sets], "settings": settings})
+        file = shared_index(lambda writer: _build(sets, settings, writer), kind=KIND, source=source, owner=out)
+        return cls(sets, file)
+
+    def __len__(self) -> int:
+        """Shards of all sets."""
+        return len(self.names)
+
+    def count(self, shard: int) -> int:
+        """How many photos are taken of a shard."""
+        return len(self._rows(shard))
+
+    def of_shard(self, shard: int) -> list[Photo]:
+        """The photos that are taken of a shard."""
+        rows, number = self._rows(shard), int(self._set_of[shard])
+        pairs = zip(self._indexes[rows.start : rows.stop], self._duplicates[rows.start : rows.stop], strict=True)
+        return [Photo(number, int(index), int(duplicate)) for index, duplicate in pairs]
+
+    def keys(self, shard: int) -> list[str]:
+        """Their keys."""
+        return [key_of(self._sets, photo) for photo in self.of_shard(shard)]
+
+    def items(self, shard: int) -> np.ndarray:
+        """Their items: uint64 [photos, 2], see `SetIndex.items`."""
+        rows, index = self._rows(shard), self._sets[int(self._set_of[shard])].index
+        samples, duplicates = self._indexes[rows.start : rows.stop], self._duplicates[rows.start : rows.stop]
+        items = index.items[samples]
+        items[duplicates >= 0] = index.duplicate_items[duplicates[duplicates >= 0]]
+        return items
+
+    def _rows(self, shard: int) -> range:
+        return range(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
+
+
+def key_of(sets: Sequence[ShardDataset], photo: Photo) -> str:
+    """The key of a photo."""
+    index = sets[photo.data_set].index
+    return index.keys[photo.index] if photo.duplicate < 0 else index.duplicate_keys[photo.duplicate]
+
+
+def part_name(settings: Mapping[str, Any], shard: str, keys: Sequence[str]) -> str:
+    """Of a store's part, from the settings, the sha256 of its shard, and the keys of the photos taken of it."""
+    return hashlib.sha256(json.dumps([settings, shard, keys], sort_keys=True).encode()).hexdigest()[:_NAME_BYTES]
+
+
+def _build(sets: Sequence[ShardDataset], settings: Mapping[str, Any], writer: ArrayWriter) -> None:
+    """Adds the columns."""
+    indexes, duplicates = writer.column("indexes", "<u4"), writer.column("duplicates", "<i4")
+    ends, names = writer.column("ends", "<i8"), writer.column("names", "u1", _NAME_BYTES)
+    for data, (samples, others) in zip(sets, _first_photos(sets), strict=True):
+        index, bounds = data.index, data.bounds
+        rows = np.flatnonzero(others)
+        rows = rows[np.argsort(index.originals[rows], kind="stable")]
+        originals = index.originals[rows]
+        for number, shard in enumerate(data.manifest.shards):
+            start, end = bounds[number : number + 2].tolist()
+            low, high = np.searchsorted(originals, (start, end)).tolist()
+            texts = index.keys[start:end]
+            taken = [(start + row, texts[row], -1) for row in np.flatnonzero(samples[start:end]).tolist()]
+            taken += [(int(index.originals[row]), index.duplicate_keys[row], row) for row in rows[low:high].tolist()]
+            taken.sort()
+            indexes.append(np.array([row for row, _, _ in taken]))
+            duplicates.append(np.array([row for _, _, row in taken]))
+            ends.append(np.array([len(indexes)]))
+            names.append(part_name(settings, shard.sha256, [key for _, key, _ in taken]).encode())
+
+
+def _first_photos(sets: Sequence[ShardDataset]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each set, which samples and which duplicates are the first photo of their item: bool [samples], [duplicates].
+
+    Items are compared a range of their hashes at a time, so that memory does not grow with the sets.
+    """
+    first = [(np.zeros(len(data), bool), np.zeros(len(data.index.duplicate_keys), bool)) for data in sets]
+    columns = list(_columns(sets))
+    total = sum(len(items) for _, items, _ in columns)
+    bits = prefix_bits(total, _AT_ONCE)
+    for prefix in range(1 << bits):
+        parts = [with_prefix(items[:, 0], prefix, bits) for _, items, _ in columns]
+        hashes = np.concatenate([items[rows] for (_, items, _), rows in zip(columns, parts, strict=True)])
+        ranks = np.concatenate(
+            [
+                numbers[rows].astype("<u8") | np.uint64(number << 32)
+                for (number, _, numbers), rows in zip(columns, parts, strict=True)
+            ]
+        )
+        order = np.lexsort((ranks, hashes[:, 1], hashes[:, 0]))
+        changes = np.ones(len(order), bool)
+        changes[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+        chosen = np.zeros(len(order), bool)
+        chosen[order[changes]] = True
+        start = 0
+        for column, rows in enumerate(parts):
+            first[column // 2][column % 2][rows[chosen[start : start + len(rows)]]] = True
+            start += len(rows)
+    return first
+
+
+def _columns(sets: Sequence[ShardDataset]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of each set: its number, items and photo numbers of its samples; the same of its duplicates."""
+    for number, data in enumerate(sets):
+        yield number, data.index.items, data.index.numbers
+        yield number, data.index.duplicate_items, data.index.duplicate_numbers
