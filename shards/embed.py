@@ -248,7 +248,7 @@ class _Cut:
     def __getitem__(self, row: int) -> Entry:
         photo = self.photos[row]
         data = self.sets[photo.data_set]
-        sample = data[photo.index]
+        sample = data[photo.sample]
         meta = sample.meta if photo.duplicate < 0 else data.index.duplicate(photo.duplicate).meta
         views = self.geometry.cut(sample.image)
         return views, {"id": meta["item_id"], "key": meta["key"], "title": meta["title"], "views": len(views)}

@@ -30,8 +30,8 @@ class Photo(NamedTuple):
 
     data_set: int
     """Number of the set."""
-    index: int
-    """Of the sample with its bytes."""
+    sample: int
+    """Number of the sample with its bytes."""
     duplicate: int
     """Number of the duplicate that it is; -1 for the sample itself."""
 
@@ -99,7 +99,7 @@ class StorePhotos:
 def key_of(sets: Sequence[ShardDataset], photo: Photo) -> str:
     """The key of a photo."""
     index = sets[photo.data_set].index
-    return index.keys[photo.index] if photo.duplicate < 0 else index.duplicate_keys[photo.duplicate]
+    return index.keys[photo.sample] if photo.duplicate < 0 else index.duplicate_keys[photo.duplicate]
 
 
 def part_name(settings: Mapping[str, Any], shard: str, keys: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ class Without:
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return int(self.left_out.kept(np.int64(place)))
+        return int(self.left_out.kept(np.array([place]))[0])
 
 
 def _build(train: ShardDataset, valid: ShardDataset, writer: ArrayWriter) -> None:
