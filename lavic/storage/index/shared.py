@@ -115,17 +115,20 @@ def shared_file(
         return file
     try:
         with Lock(folder / f".{path.name}.lock") as lock:
-            if not lock.take():
+            held = lock.take()
+            if not held:
                 log.info("%s: waiting for another process, which makes %s", owner, path)
-                lock.take(_PATIENCE_S)
-            if (file := read(path)) is None:  # else another process has made it meanwhile
-                started = time.monotonic()
-                _make_room(folder, path)
-                write(path)
-                log.info("%s: made %s in %.1f s", owner, path, time.monotonic() - started)
-                file = read(path)
-            if not lock.unsupported:
-                lock.remove()
+                held = lock.take(_PATIENCE_S)
+            try:
+                if (file := read(path)) is None:  # else another process has made it meanwhile
+                    started = time.monotonic()
+                    _make_room(folder, path)
+                    write(path)
+                    log.info("%s: made %s in %.1f s", owner, path, time.monotonic() - started)
+                    file = read(path)
+            finally:
+                if held and not lock.unsupported:
+                    lock.remove()
     except OSError as error:
         raise unwritable(folder, error) from None
     if file is None:
