@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test test-faults test-lowest lint format clean help
+.PHONY: demo test test-faults test-lowest test-realshape lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -27,7 +27,10 @@ test-faults: $(VENV)/.installed  ## every command under every fault (full disk, 
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not realshape"
+
+test-realshape: $(VENV)/.installed  ## every stage on a model of the 7B model's widths, against Hugging Face code
+	$(BIN)/python -m pytest -m realshape -s tests/realshape
 
 # A virtual environment of its own, with direct requirements at their lower bounds and what they need at its newest.
 test-lowest:  ## run the crawl's tests on the lowest releases that setup.py allows
@@ -60,4 +63,6 @@ $(VENV)/.installed: setup.py pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	# Only its loader is tested; its dependencies bring a torchvision that does not fit every torch.
 	$(BIN)/python -m pip install -q --no-deps "open_clip_torch>=3.3,<4"
+	# Only its vocabulary is used. It stands apart: without its dependencies it would break transformers' processors.
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/mistral-common "mistral-common>=1.13,<2"
 	touch $@

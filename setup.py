@@ -56,6 +56,7 @@ DEV = [
     "pytest>=8.3,<10",
     "ray[default]>=2.52,<3",
     "ruff>=0.17,<0.18",
+    "sentencepiece>=0.2,<0.3",
     "setuptools>=77",
     "simpy>=4.1,<5",
     "trustme>=1.1,<2",

@@ -220,12 +220,11 @@ class Distill(Stage):
 
     def _score_teacher(self, run: Run, backbone: Backbone, every: DistillData) -> None:
         """Scores all tokens, which is dear for a large model: once for a set, however often the run is stopped."""
-        from lavic.model import prompts
         from lavic.train.distillation.task import TeacherTask
 
         chosen, world = self.chosen, run.world
         if world.is_main:
-            how = f"{chosen.max_length}/{prompts.VERSIONS[backbone.encoder.style]}/{chosen.model.views}"
+            how = f"{chosen.max_length}/{backbone.encoder.version}/{chosen.model.views}"
             of = f"{backbone.fingerprint}/{_digest(self.valid)}/{how}"
             file = run.folder.folder / CAPTIONS
             found = json.loads(file.read_text("utf-8")) if file.is_file() else {}

@@ -14,11 +14,12 @@ from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.storage.output_folder import hold
 
-USAGE = """usage: lavic mini catalog|serve|pretrain [--key value ...]
+USAGE = """usage: lavic mini catalog|serve|pretrain|realshape [--key value ...]
 
-  catalog   draw products, their metadata and conversations into a folder
-  serve     serve a folder's photos over HTTP
-  pretrain  train a miniature base model from scratch on a set of shards
+  catalog    draw products, their metadata and conversations into a folder
+  serve      serve a folder's photos over HTTP
+  pretrain   train a miniature base model from scratch on a set of shards
+  realshape  make a model folder that is LLaVA-v1.6-Mistral-7B in all but depth and weights
 
 'lavic mini catalog --help' and so on are their manuals. The base model that comes with the package was made by
 'lavic mini pretrain --config mini-pretrain'; describe, distill, embed and tune take it as '--model.name mini'."""
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
-    parts = {"catalog": _catalog, "serve": _serve, "pretrain": _pretrain}
+    parts = {"catalog": _catalog, "serve": _serve, "pretrain": _pretrain, "realshape": _realshape}
     if words[0] not in parts:
         raise ConfigError(f"no part '{words[0]}'; choose one of {', '.join(parts)}")
     return parts[words[0]](words[1:])
@@ -90,6 +91,29 @@ def _serve(argv: Sequence[str]) -> int:
     if not chosen.folder.is_dir():
         raise DataError(f"{chosen.folder}: no such folder")
     serve_forever(chosen.folder, chosen.port, chosen.host)
+    return 0
+
+
+def _realshape(argv: Sequence[str]) -> int:
+    from lavic.mini.realshape.settings import RealShapeSettings
+    from lavic.mini.realshape.tokenizer import find_model
+
+    chosen = parse(RealShapeSettings, argv, command="mini realshape")
+    tokenizer = find_model(chosen.tokenizer)
+    if chosen.out.exists() and not (chosen.out.is_dir() and not any(chosen.out.iterdir())):
+        raise ConfigError(f"{chosen.out}: something is here already: choose another --out or remove it")
+
+    from lavic.mini.realshape.folder import write_folder
+
+    shape, size = write_folder(
+        chosen.out,
+        tokenizer,
+        layers=chosen.layers,
+        vision_layers=chosen.vision_layers,
+        narrow=chosen.narrow,
+        seed=chosen.seed,
+    )
+    print(f"{chosen.out}: {shape.parameters:,} parameters, {size / 1e9:.2f} GB")
     return 0
 
 

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "the pipeline as SLURM jobs that wait for each other; 'submit status', 'logs' and 'cancel' follow them",
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
-    "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain"),
+    "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain; realshape"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
     "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to mend it"),
     "preflight": ("lavic.launch.preflight.command", "whether the nodes of a job will do, before it starts"),

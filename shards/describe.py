@@ -21,7 +21,7 @@ from lavic.distributed.context import World
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, Stopped
-from lavic.model import prompts
+from lavic.model.chat_template import prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.hub import fingerprint, resolve
 from lavic.storage.output_folder import hold
@@ -92,9 +92,10 @@ def run(chosen: DescribeSettings, world: World) -> int:
 def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: World) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
+    folder = resolve(chosen.model)
     wanted = {
-        "weights": fingerprint(resolve(chosen.model)),
-        "prompt": prompts.VERSIONS[chosen.model.prompt],
+        "weights": fingerprint(folder),
+        "prompt": prompt_version(chosen.model, folder),
         "views": chosen.model.views,
         "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
         "max_new_tokens": str(chosen.max_new_tokens),
@@ -161,7 +162,7 @@ def _describe_shard(
     indices = list(_bounds(data, number))
     rows = []
     dtype = str(backbone.model.dtype).removeprefix("torch.")
-    how = (prompts.VERSIONS[chosen.model.prompt], chosen.model.views, dtype, str(chosen.max_new_tokens))
+    how = (backbone.encoder.version, chosen.model.views, dtype, str(chosen.max_new_tokens))
     for at in range(0, len(indices), chosen.batch):
         if stop.asked:  # no rank waits for another: each leaves as it is
             raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
@@ -193,7 +194,7 @@ def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int)
     with torch.no_grad():
         tokens = all_tokens(backbone.model, views, sizes, [geometry.grid(size) for size in sizes])
     asked = [
-        encoder.prompt(prompts.describe(sample.title, len(photo), encoder.style))
+        encoder.prompt(encoder.describe(sample.title, len(photo)))
         for sample, photo in zip(samples, tokens, strict=True)
     ]
     written = generate(backbone.model, encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)

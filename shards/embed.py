@@ -112,7 +112,7 @@ def _check_saved(adapter: Path) -> None:
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
-    from lavic.model import prompts
+    from lavic.model.chat_template import prompt_version
     from lavic.model.hub import fingerprint, resolve
     from lavic.model.item_store import write_manifest
     from lavic.model.loading import Backbone, computing_dtype, read_geometry
@@ -133,7 +133,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         "adapter": digest(adapter) if adapter else None,
         "precision": chosen.precision,
         "dtype": dtype,
-        "prompt": prompts.VERSIONS[model.prompt],
+        "prompt": prompt_version(model, folder),
     }
     plan = StorePlan(
         out=chosen.out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +40,17 @@ def slurm() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def vocabulary() -> Path:
+    """Mistral's SentencePiece model, which `make` puts beside the environment."""
+    file = Path(sys.prefix) / "mistral-common" / "mistral_common" / "data" / "tokenizer.model.v1"
+    if not file.is_file():
+        go_without(f"no {file}: `make` installs it")
+    return file
+
+
 def go_without(why: str) -> NoReturn:
-    """Skips, but in CI, which installs SLURM: there a skip would hide that it does not run."""
+    """Skips, but in CI, which installs what is needed: there a skip would hide that it does not run."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

@@ -168,7 +168,6 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
 
 
 def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
-    from lavic.model import prompts
     from lavic.model.lora import untouched
     from lavic.train.activation_checkpointing import arrange
     from lavic.train.checkpoint import Checkpoints
@@ -188,7 +187,7 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
 
     identity = {
         "base model": parts.backbone.fingerprint,
-        "prompt version": prompts.VERSIONS[parts.backbone.encoder.style],
+        "prompt version": parts.backbone.encoder.version,
     }
     if world.is_main:
         for one in stage.inputs():

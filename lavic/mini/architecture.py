@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,5 +181,7 @@ def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenize
         model.save_pretrained(aside, state_dict=half)
         tokens.save_tokenizer(tokenizer, Path(aside))
         (Path(aside) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        template = importlib.resources.files("lavic.mini") / "base" / "chat_template.jinja"
+        (Path(aside) / "chat_template.jinja").write_text(template.read_text("utf-8"), "utf-8")
         for file in sorted(Path(aside).iterdir(), key=lambda file: file.suffix == ".safetensors"):
             file.replace(folder / file.name)

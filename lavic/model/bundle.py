@@ -21,6 +21,7 @@ from lavic.model import lora, prompts
 from lavic.model.config import Kind, ModelSettings
 from lavic.model.hub import fingerprint, resolve, tokenizer_digest
 from lavic.model.loading import Backbone
+from lavic.model.prompts import ChatFormat
 from lavic.storage.atomic import folder_aside, write_whole
 from lavic.tracking.run_metadata import versions
 
@@ -33,6 +34,8 @@ Tokens = Literal["items", "none"]
 """What stands behind a candidate's title: its item tokens, or nothing."""
 
 FILE = "bundle.json"
+PLAIN = {prompts.version_of("inst"), prompts.version_of("lavic")}
+"""Prompt versions that say which tags stand around the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class BundleInfo:
     none: bool = False
     """Whether every list ends with "none of these", which is an answer too."""
     prompt_version: str = prompts.VERSION
+    chat: dict[str, str | None] | None = None
+    """Tags around the prompts (`ChatFormat`); None: those of LLaVA-v1.6-Mistral, or none in the style `lavic`."""
     tokenizer: str | None = None
     """Digest of the base model's tokenizer; None in bundles that were made before it was recorded."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -75,14 +80,23 @@ class BundleInfo:
             raise DataError(f"{folder}: not a bundle (no {FILE}){hint}")
         try:
             info = cls(**json.loads(path.read_text(encoding="utf-8")))
+            style = prompts.style_of(info.prompt_version)
+            damaged = style is not None and prompts.version_of(style, info.chat_format) != info.prompt_version
         except (TypeError, ValueError, OSError) as e:
             raise DataError(f"{path}: not a bundle's description ({first_line(e)})") from e
+        if damaged:
+            raise DataError(f"{path}: its chat tags are not those of its prompt version: copy the bundle again")
         if prompts.style_of(info.prompt_version) is None:
             raise DataError(
                 f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
                 "use the lavic that trained it, or train again"
             )
         return info
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """Tags around the prompts."""
+        return prompts.MISTRAL if self.chat is None else ChatFormat(**self.chat)  # type: ignore[arg-type]
 
     def check_adapters(self, folder: Path, kinds: Sequence[Kind] = ("vision", "language")) -> None:
         """Refuses a bundle whose adapter files are not those that were saved.
@@ -199,7 +213,7 @@ class Bundle:
         info = BundleInfo.read(folder)
         info.check_adapters(folder)
         model = replace(info.base_model(folder, base), dtype=dtype)
-        backbone = Backbone.load(model, device, vision=vision)
+        backbone = Backbone.load(model, device, vision=vision, chat=info.chat_format)
         if info.vision_adapter:
             lora.apply_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:
@@ -258,7 +272,8 @@ def save_bundle(
             max_length=max_length,
             tokens_per_item=tokens_per_item,
             none=none,
-            prompt_version=prompts.VERSIONS[backbone.encoder.style],
+            prompt_version=backbone.encoder.version,
+            chat=None if backbone.encoder.version in PLAIN else asdict(backbone.encoder.chat),
             tokenizer=backbone.tokenizer_digest,
             versions=versions("lavic", "torch", "transformers", "peft"),
         )

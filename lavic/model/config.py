@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -26,8 +27,10 @@ class ModelSettings:
     """How a photo is cut. `five`: the photo and its four quarters, whatever its shape; `lavic`: as the released
     code does, by the model's own choice of grids: slim photos get three or four views."""
     prompt: Literal["inst", "lavic"] = "inst"
-    """How the model is asked. `inst`: as LLaVA-v1.6 was trained, the photo before the words; `lavic`: in the released
-    code's order, plain text that ends in `Assistant:`."""
+    """How the model is asked. `inst`: as the base model was trained, in the tags of its chat template and with the
+    photo before the words; `lavic`: in the released code's order, plain text that ends in `Assistant:`."""
+    chat_template: Path | None = None
+    """A chat template (Jinja) in the place of the base model's own, for a base model that has none."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
 

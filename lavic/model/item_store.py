@@ -267,7 +267,7 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         geometry=backbone.geometry.as_dict(),
         width=backbone.vision_width,
         parts=tuple(parts),
-        prompt_version=prompts.VERSIONS[backbone.encoder.style],
+        prompt_version=backbone.encoder.version,
         dtype=str(backbone.model.dtype).removeprefix("torch."),
         versions=versions("lavic", "torch", "transformers"),
     )

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lavic.errors import ConfigError, first_line
+from lavic.model.chat_template import chat_format, load_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.dims import filled
 from lavic.model.hub import fingerprint, name_of, resolve, tokenizer_digest
 from lavic.model.prompt_encoder import Encoder
+from lavic.model.prompts import ChatFormat
 from lavic.model.tiling import Geometry
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Backbone:
         *,
         vision: bool = True,
         language: bool = True,
+        chat: ChatFormat | None = None,
     ) -> Backbone:
         """Loads model, tokenizer and geometry.
 
@@ -55,11 +58,12 @@ class Backbone:
             device: Where to.
             vision: False leaves the vision tower out: stage 2, evaluation and recommendation never need it.
             language: False leaves the language model and its head out: embedding never needs them.
+            chat: Tags of prompts; None: those of the model's chat template.
 
         Raises:
-            ConfigError: There is no such model, or it is not a LLaVA-NeXT.
+            ConfigError: There is no such model, it is not a LLaVA-NeXT, or it has no chat template.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
         from transformers.utils import logging
 
         if not sys.stderr.isatty():
@@ -73,6 +77,10 @@ class Backbone:
             raise ConfigError(
                 f"--model.name {model.name}: a {config.model_type} model; LaViC needs LLaVA-NeXT (llava_next)"
             )
+        tokenizer = load_tokenizer(model, source)
+        if chat is None:
+            chat = chat_format(model, source, tokenizer, config.image_token_id)
+        encoder = Encoder(tokenizer, config.image_token_id, model.prompt, chat)
         device = torch.device(device)
         dtype = getattr(torch, computing_dtype(model, device))
         try:
@@ -86,10 +94,6 @@ class Backbone:
             )
         except (OSError, ValueError, ImportError) as e:
             raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, ImportError) as e:
-            raise ConfigError(f"--model.name {model.name}: the tokenizer cannot be loaded ({first_line(e)})") from e
         weights, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
             missing = sorted(info["missing_keys"])
@@ -98,7 +102,7 @@ class Backbone:
         return cls(
             model=weights,
             tokenizer=tokenizer,
-            encoder=Encoder(tokenizer, config.image_token_id, model.prompt),
+            encoder=encoder,
             geometry=read_geometry(source, model.views),
             name=name_of(model),
             fingerprint=fingerprint(source),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,32 +62,53 @@ class Batch:
 class Encoder:
     """Turns pieces into token ids with one base model's tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, style: prompts.Style = "inst") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        style: prompts.Style = "inst",
+        chat: prompts.ChatFormat = prompts.MISTRAL,
+    ) -> None:
         """Takes over a tokenizer.
 
         Args:
             tokenizer: Of the base model.
             image_token_id: Of its image token.
             style: How the model is asked.
+            chat: Tags of the base model's chat template.
 
         Raises:
             ConfigError: The tokenizer does not put one beginning-of-sequence token, and nothing else, around a text.
         """
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.bos: int = tokenizer.bos_token_id
         self.style: prompts.Style = style
+        self.chat = chat
+        self.version = prompts.version_of(style, chat)
+        """Of words and tags."""
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
-        self.eos: int = tokenizer.eos_token_id
+        end = chat.end if style == "inst" else None
+        self.eos: int = tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
+        """Ends an answer."""
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), "[INST]", "[/INST]"})
+        self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), *chat.marks})
+        # Where the tokenizer puts none, the chat template may still write one.
+        self._bos: int | None = tokenizer.bos_token_id
+        begins = style == "inst" and bool(tokenizer.bos_token) and chat.prefix.startswith(tokenizer.bos_token)
+        self._bos_count = int(begins or tokenizer("A").input_ids[:1] == [self._bos])
 
     def prompt(self, pieces: Sequence[Piece]) -> list[int]:
         """Token ids of a prompt, with the tokenizer's beginning-of-sequence token."""
         ids: list[int] = self.tokenizer(self.render(pieces)).input_ids
-        assert ids[0] == self.bos and ids.count(self.bos) == 1, "one beginning-of-sequence token, at the beginning"
+        if self._bos is not None:
+            begins = self._bos_count == 0 or ids[0] == self._bos
+            assert begins and ids.count(self._bos) == self._bos_count, "one beginning-of-sequence token, at the start"
         return ids
+
+    def describe(self, title: str, photo_tokens: int) -> tuple[Piece, ...]:
+        """Asks for a description of one photo; see `prompts.describe`."""
+        return prompts.describe(title, photo_tokens, self.style, self.chat)
 
     def render(self, pieces: Sequence[Piece]) -> str:
         """The prompt as one string; a slot is its image token, repeated."""
@@ -147,7 +170,9 @@ class Encoder:
         room = max_length - reserve
 
         def encode(turns: Sequence[tuple[str, str]]) -> Example:
-            pieces = prompts.recommend(turns, candidates, photo_tokens=photo_tokens, style=self.style, none=none)
+            pieces = prompts.recommend(
+                turns, candidates, photo_tokens=photo_tokens, style=self.style, chat=self.chat, none=none
+            )
             return self.example(pieces, target)
 
         turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in conversation.turns]
@@ -206,26 +231,40 @@ class Encoder:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a tokenizer whose prompts would not begin with one beginning-of-sequence token, or would end otherwise.
 
+    A tokenizer whose settings say `add_bos_token: false` is of a model that was trained without one.
+
     Raises:
         ConfigError: One line.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     name = tokenizer.name_or_path or "the base model"
-    if bos is None or eos is None:
-        missing = "beginning-of-sequence" if bos is None else "end-of-sequence"
+    without = _trained_without_bos(tokenizer)
+    if (bos is None and not without) or eos is None:
+        missing = "end-of-sequence" if eos is None else "beginning-of-sequence"
         raise ConfigError(
-            f"the tokenizer of {name} has no {missing} token: set {'bos' if bos is None else 'eos'}_token in its "
+            f"the tokenizer of {name} has no {missing} token: set {'eos' if eos is None else 'bos'}_token in its "
             "tokenizer_config.json to the one that the model was trained with"
         )
     words = tokenizer("A", add_special_tokens=False).input_ids
     ids = tokenizer("A").input_ids
-    if ids != [bos, *words]:
+    if ids != [bos, *words] and not (without and ids == words):
         shown = " ".join(tokenizer.convert_ids_to_tokens(ids))
         raise ConfigError(
             f"the tokenizer of {name} makes {shown!r} of the text 'A': prompts need one {tokenizer.bos_token} before "
             "the text and nothing after it; correct add_bos_token and add_eos_token in its tokenizer_config.json, or "
             "the post_processor of its tokenizer.json"
         )
+
+
+def _trained_without_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's file says so; transformers 5 does not read that where there is a tokenizer.json."""
+    if not tokenizer.name_or_path:
+        return False
+    try:
+        settings = json.loads((Path(tokenizer.name_or_path) / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.get("add_bos_token") is False
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:

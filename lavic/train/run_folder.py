@@ -37,6 +37,7 @@ FREE = (
     "loop.patience",
     "loop.save_every",
     "loop.workers",
+    "model.chat_template",  # where it stands: what it says is part of the prompt version, which is compared
 )
 """Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
 

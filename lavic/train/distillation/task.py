@@ -23,7 +23,6 @@ from lavic.model.prompt_encoder import (
     target_tokens,
     token_losses,
 )
-from lavic.model.prompts import describe
 from lavic.model.tiling import Geometry, Grid
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 from lavic.train.distillation.losses import distance, divergence, patch_means, teacher_logits
@@ -209,7 +208,7 @@ class DistillData:
         for position in range(len(self)):
             meta, text = self.photos.words(self._index(position))
             if text:
-                prompt = describe(meta["title"], 0, self.encoder.style)
+                prompt = self.encoder.describe(meta["title"], 0)
                 lengths.append(len(self.encoder.example(prompt, text).input_ids))
         if not lengths:
             return f"none of the {len(self):,} photos is described: run `lavic describe` on the set"
@@ -230,13 +229,11 @@ class DistillData:
         return self.order.at(position) if self.order else position % len(self)
 
     def _example(self, title: str, text: str, tokens: int) -> Example:
-        style = self.encoder.style
+        encoder = self.encoder
         try:
-            return self.encoder.example(
-                describe(title, tokens, style), text or None, max_length=self.max_length + tokens
-            )
+            return encoder.example(encoder.describe(title, tokens), text or None, max_length=self.max_length + tokens)
         except DataError:
-            return self.encoder.example(describe("", tokens, style), None)
+            return encoder.example(encoder.describe("", tokens), None)
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
         """A batch of samples."""

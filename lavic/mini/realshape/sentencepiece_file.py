@@ -1,0 +1,124 @@
+"""Reads a SentencePiece model file: its pieces with their scores and kinds, and how a text is prepared.
+
+The file is one protocol buffer message, `ModelProto`. Of its fields these are read: `pieces` (1), of which `piece` (1),
+`score` (2) and `type` (3); `trainer_spec` (2), of which `model_type` (3) and `byte_fallback` (35); `normalizer_spec` (3),
+of which `add_dummy_prefix` (3), `remove_extra_whitespaces` (4) and `precompiled_charsmap` (2).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavic.errors import DataError, first_line
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Kinds of a piece."""
+BPE = 2
+"""`model_type` of byte-pair encoding."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One entry of the vocabulary; its id is its place."""
+
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceFile:
+    """What a model file says."""
+
+    pieces: tuple[Piece, ...]
+    model_type: int
+    byte_fallback: bool
+    dummy_prefix: bool
+    """Whether a text gets a space at its beginning."""
+    squeezed: bool
+    """Whether repeated spaces become one."""
+    charsmap: bool
+    """Whether characters are mapped to others first."""
+
+    @classmethod
+    def read(cls, path: Path) -> SentencePieceFile:
+        """Reads a model file.
+
+        Raises:
+            DataError: It cannot be read, or is no SentencePiece model.
+        """
+        pieces: list[Piece] = []
+        model_type, byte_fallback, dummy_prefix, squeezed, charsmap = 1, False, True, True, False  # the format's own
+        try:
+            for field, value in _fields(path.read_bytes()):
+                if field == 1:
+                    pieces.append(_piece(_bytes(value)))
+                elif field == 2:
+                    trainer = dict(_fields(_bytes(value)))
+                    model_type, byte_fallback = int(trainer.get(3, 1)), bool(trainer.get(35, 0))
+                elif field == 3:
+                    prepare = dict(_fields(_bytes(value)))
+                    dummy_prefix, squeezed = bool(prepare.get(3, 1)), bool(prepare.get(4, 1))
+                    charsmap = bool(prepare.get(2))
+        except (OSError, ValueError, IndexError, TypeError, struct.error) as e:
+            raise DataError(f"{path}: not a SentencePiece model ({first_line(e)})") from None
+        if not pieces:
+            raise DataError(f"{path}: not a SentencePiece model (no pieces)")
+        return cls(
+            pieces=tuple(pieces),
+            model_type=model_type,
+            byte_fallback=byte_fallback,
+            dummy_prefix=dummy_prefix,
+            squeezed=squeezed,
+            charsmap=charsmap,
+        )
+
+
+def _piece(data: bytes) -> Piece:
+    fields = dict(_fields(data))
+    (score,) = struct.unpack("<f", _bytes(fields.get(2, bytes(4))))
+    return Piece(_bytes(fields[1]).decode("utf-8"), score, int(fields.get(3, NORMAL)))
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise TypeError("a number where bytes are expected")
+    return value
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of each field of a message: an integer, or the bytes of a string, message or fixed number."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if at + size > len(data):
+            raise ValueError("it ends too early")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number without an end")

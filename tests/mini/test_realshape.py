@@ -1,0 +1,207 @@
+"""`lavic mini realshape`: the folder is the hub's in all but depth and weights; its tokenizer is SentencePiece's."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoProcessor, LlavaNextForConditionalGeneration
+
+from lavic.cli import main
+from lavic.errors import DataError
+from lavic.mini.realshape import tokenizer as realshape_tokenizer
+from lavic.mini.realshape.folder import make_config
+from lavic.mini.realshape.sentencepiece_file import SentencePieceFile
+from lavic.mini.realshape.tokenizer import SPACE, find_model
+from lavic.mini.realshape.weights import entries
+from lavic.model.backbone import Backbone
+from lavic.model.chat_template import load_tokenizer
+from lavic.model.prompts import MISTRAL
+from lavic.model.settings import ModelSettings
+from lavic.model.shape import Shape
+from lavic.model.source import SEVEN_B_CONFIG
+
+ODD = [
+    "",
+    " ",
+    "  two  spaces   and three",
+    " leading and trailing ",
+    "\n\nnewlines\n \n\ttabs\t\r\n",
+    "naïve café, ÅÄÖ, ﬁ ligature, e\u0301 combined",
+    "日本語のテキスト 한국어 العربية עברית ไทย",
+    "👗👠 family 👨‍👩‍👧‍👦 flag 🇸🇪",
+    "zero\u200bwidth\u00a0nobreak\u2009thin\u3000wide \ufeff bom",
+    "▁ the mark itself ▁▁",
+    "a" * 97 + "b" * 31,
+    "1234567890 3.14159 -17 1,000,000",
+    "B07GL3RKRN: Acme “shirt” — size № 4 (XL) ½ off!!!???",
+    "\x00\x01\x7f control \ud7ff",
+    "[INST] tags [/INST] <img> </x> {json: [1, 2]} \\n \\\\",
+    "https://example.com/a?b=c&d=%20#e",
+]
+
+
+@pytest.fixture(scope="module")
+def base(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("realshape") / "base"
+    assert main(["mini", "realshape", "--out", str(out), "--narrow", "--tokenizer", str(vocabulary)]) == 0
+    return out
+
+
+def random_texts(count: int) -> list[str]:
+    rng = random.Random(7)
+    alphabets = [
+        "abc ABC",
+        "the shirt is red , . ",
+        "éüßñ żł",
+        "中文字 ",
+        "\n\t  ",
+        "0123 456",
+        "👗🙂",
+        "<>[]/_-=",
+        "▁ a",
+    ]
+    return ["".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(1, 60))) for _ in range(count)]
+
+
+def test_ids_are_those_of_sentencepiece(base: Path, vocabulary: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+    ours = load_tokenizer(ModelSettings(name=str(base)), base)
+    for text in (*ODD, *random_texts(3000)):
+        assert ours(text).input_ids == [theirs.bos_id(), *theirs.encode(text)], repr(text)
+
+
+def test_what_is_written_is_read_back(base: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(name=str(base)), base)
+    for text in (text for text in ODD if SPACE not in text):  # SentencePiece's own sign for a space comes back as one
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == text, repr(text)
+
+
+def test_special_tokens_are_the_hub_s(base: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(name=str(base)), base)
+    assert [tokenizer.convert_ids_to_tokens(number) for number in (0, 1, 2, 32000, 32001)] == [
+        *("<unk>", "<s>", "</s>", "<image>", "<pad>"),
+    ]
+    assert len(tokenizer) == 32002 and tokenizer.padding_side == "left"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 32001)
+    assert tokenizer("a<image><image>b").input_ids.count(32000) == 2
+
+
+def test_the_folder_loads_with_every_key_accounted_for(base: Path) -> None:
+    loaded: Any = LlavaNextForConditionalGeneration.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
+    assert not any(info.values()), info
+    shape = Shape.of(make_config(layers=2, vision_layers=3, narrow=True))
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    assert len(list(base.glob("model-*-of-00004.safetensors"))) == 4
+    backbone = Backbone.load(ModelSettings(name=str(base)))
+    assert backbone.encoder.chat == MISTRAL and backbone.encoder.version == "1"
+    assert type(AutoProcessor.from_pretrained(base)).__name__ == "LlavaNextProcessor"
+
+
+def test_all_but_depth_and_weights_is_the_real_model(base: Path) -> None:
+    """Widths from the folder's config.json, against what is known of the model on the hub."""
+    real = dict(SEVEN_B_CONFIG)
+    whole = make_config(layers=32, vision_layers=24, narrow=False)
+    assert Shape.of(whole) == Shape.of(real)
+    assert Shape.of(whole).parameters == 7_566_747_648
+    assert Shape.of(make_config(layers=2, vision_layers=3, narrow=False)).parameters == 758_866_944
+    config = json.loads((base / "config.json").read_text())
+    for key in ("image_grid_pinpoints", "image_token_index", "model_type"):
+        assert config[key] == real[key]
+    read = AutoConfig.from_pretrained(base)
+    assert read.text_config.rope_parameters["rope_theta"] == 1e6
+    assert read.vision_feature_layer == -2
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_deeper_model_is_counted_by_its_names(narrow: bool) -> None:
+    shape = Shape.of(make_config(layers=5, vision_layers=4, narrow=narrow))
+    sizes = {name: torch.Size(size).numel() for name, size in entries(shape)}
+    assert sum(sizes.values()) == shape.parameters
+    assert "language_model.model.layers.4.mlp.down_proj.weight" in sizes
+
+
+def test_depth_changes_no_layer_and_seeds_change_all(base: Path, vocabulary: Path, tmp_path: Path) -> None:
+    words = ["mini", "realshape", "--narrow", "--layers", "1", "--vision-layers", "2", "--tokenizer", str(vocabulary)]
+    assert main([*words, "--out", str(tmp_path / "flat")]) == 0
+    assert main([*words, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    deep, flat, other = (read_weights(folder) for folder in (base, tmp_path / "flat", tmp_path / "other"))
+    assert flat.keys() < deep.keys()
+    assert all(torch.equal(flat[name], deep[name]) for name in flat)
+    assert not any(torch.equal(flat[name], other[name]) for name in flat)
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == deep.keys()
+    assert index["metadata"]["total_size"] == sum(2 * weight.numel() for weight in deep.values())
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (no dict)
+    return found
+
+
+def test_without_a_vocabulary_the_command_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(realshape_tokenizer.importlib.util, "find_spec", lambda name: None)
+    assert main(["mini", "realshape", "--out", str(tmp_path / "base")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install --no-deps --target vocabulary mistral-common" in said
+    assert "--tokenizer vocabulary/mistral_common/data/tokenizer.model.v1" in said
+    assert not (tmp_path / "base").exists()
+    assert main(["mini", "realshape", "--out", str(tmp_path / "base"), "--tokenizer", "nowhere.model"]) == 2
+    assert "--tokenizer nowhere.model: no such file" in capsys.readouterr().err
+
+
+def test_the_vocabulary_of_an_installed_package_is_found(
+    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "mistral_common"
+    (package / "data").mkdir(parents=True)
+    shutil.copy(vocabulary, package / "data" / "tokenizer.model.v1")
+    (package / "__init__.py").write_text("raise ImportError('its dependencies are missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_model(None) == package / "data" / "tokenizer.model.v1"
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(
+    base: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in base.iterdir()}
+    assert main(["mini", "realshape", "--out", str(base), "--narrow", "--tokenizer", str(vocabulary)]) == 2
+    assert "something is here already" in capsys.readouterr().err
+    assert before == {path.name: path.stat().st_mtime_ns for path in base.iterdir()}
+
+
+@pytest.mark.parametrize("data", [b"", b"hello there", b"\x0a\xff\xff\xff\xff\xff", b"\x0a\x02\x08\x01", bytes(50)])
+def test_a_file_that_is_no_model_is_refused(data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.model"
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        SentencePieceFile.read(file)
+    assert main(["mini", "realshape", "--out", str(tmp_path / "base"), "--tokenizer", str(file)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "base").exists()
+
+
+def test_another_model_s_vocabulary_is_refused(
+    vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One piece more than Mistral's."""
+    file = tmp_path / "more.model"
+    shutil.copy(vocabulary, file)
+    with file.open("ab") as more:
+        more.write(b"\x0a\x09\x0a\x02zz\x15\x00\x00\x00\x00")
+    assert main(["mini", "realshape", "--out", str(tmp_path / "base"), "--tokenizer", str(file)]) == 2
+    assert "not the vocabulary of Mistral-7B-Instruct" in capsys.readouterr().err

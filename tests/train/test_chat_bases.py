@@ -1,0 +1,101 @@
+"""Every stage on bases of other families: their own role tags, from descriptions to a bundle that recommends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lavic.data.conversations import read_conversations
+from lavic.data.descriptions import described_by, descriptions_path
+from lavic.errors import DataError
+from lavic.journal import read_journal
+from lavic.model.bundle import FILE, Bundle, BundleInfo
+from lavic.model.compress import project
+from lavic.model.itemstore import ItemStore
+from lavic.train.tuning import TuneData
+from tests.model.chat_bases import KINDS, make_base
+from tests.train.forked import Forge
+from tests.train.ground import KEY, Ground
+
+
+def run(forge: Forge, log: Path, *argv: object, code: int = 0) -> str:
+    ranks = forge.start([str(word) for word in argv], log)
+    codes, said = forge.wait(ranks), ranks[0].log.read_text()
+    ranks[0].log.unlink()
+    assert codes == [code], said[-3000:]
+    return said
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["vicuna", "llama3"])
+def test_stages_speak_the_base_s_own_template(ground: Ground, tmp_path: Path, forge: Forge, name: str) -> None:
+    """The base has no template: one is given in training, and its bundle knows it from then on."""
+    base, log, template = make_base(tmp_path / "base", name, template=False), tmp_path / "log", tmp_path / "chat.jinja"
+    shutil.copytree(ground.valid, tmp_path / "photos")
+    model = ["--model.name", base]
+    describe = ["describe", "--shards", tmp_path / "photos", "--max-new-tokens", 4]
+    said = run(forge, log, *describe, *model, code=2)
+    assert said.count("\n") == 1 and "--model.chat-template FILE" in said
+    template.write_text(KINDS[name].template)
+    model += ["--model.chat-template", template]
+    run(forge, log, *describe, *model)
+    (shard,) = (tmp_path / "photos").glob("*.tar")
+    assert descriptions_path(shard).is_file()
+    (row,) = described_by(shard)
+
+    loop = ["--loop.steps", 2, "--loop.batch", 8, "--loop.lr", 0.01]
+    sets = ["--shards", ground.photos, "--valid", ground.valid, "--out", tmp_path / "distill"]
+    run(forge, log, "distill", *sets, *model, *loop)
+    made = ["--adapter", tmp_path / "distill", "--out", tmp_path / "store"]
+    run(forge, log, "embed", "--shards", ground.photos, *made, *model)
+    store = ["--store", tmp_path / "store"]
+    sets = ["--train", ground.rows, "--valid", ground.rows, "--max-length", 1000, "--out", tmp_path / "tune"]
+    run(forge, log, "tune", *store, *sets, *model, *loop)
+
+    bundle = tmp_path / "tune" / "bundle"
+    info = BundleInfo.read(bundle)
+    assert info.prompt_version == row["prompt"] == ItemStore.open(tmp_path / "store").manifest.prompt_version
+    assert info.prompt_version not in ("1", "1-lavic")
+    check_loss(ground, tmp_path)
+    template.unlink()  # the bundle needs it no longer
+    ask = ["recommend", "--bundle", bundle, *store, "--conversation", ground.rows, "--json"]
+    ranked = [json.loads(line) for line in run(forge, log, *ask).splitlines() if line.startswith("{")]
+    assert len(ranked) == 24 and all(row["ranking"] for row in ranked)
+    out = ["--out", tmp_path / "evaluation", "--arms", "lavic"]
+    run(forge, log, "evaluate", "--bundle", bundle, *store, "--test", ground.rows, *out)
+
+    text = json.loads((bundle / FILE).read_text())
+    (bundle / FILE).write_text(json.dumps({**text, "chat": {**text["chat"], "prefix": "HUMAN: "}}))
+    with pytest.raises(DataError, match="chat tags are not those of its prompt version"):
+        BundleInfo.read(bundle)
+
+
+def check_loss(ground: Ground, folder: Path) -> None:
+    """The last validation loss against the stock forward pass over prompts that `apply_chat_template` makes."""
+    bundle = Bundle.load(folder / "tune" / "bundle")
+    model, tokenizer = bundle.backbone.model, bundle.backbone.tokenizer
+    store, rows = ItemStore.open(folder / "store"), read_conversations(ground.rows)
+    data = TuneData(rows, store, bundle.backbone.encoder, candidates=KEY, max_length=1000)
+    template, losses = (folder / "chat.jinja").read_text(), []
+    for position in range(len(data)):
+        row, target, listed, _ = data._at(position)
+        lines = "".join(f"{item}: {store.title(item)} {'<image>' * 5}\n" for item in listed)
+        asked = "".join(f"{turn.role.title()}: {turn.text}\n" for turn in rows[row].turns)
+        content = [{"type": "text", "text": f"{asked}Candidates:\n{lines}Which ID fits?"}]
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        said = [*tokenizer(target, add_special_tokens=False).input_ids, bundle.backbone.encoder.eos]
+        ids = torch.tensor([[*tokenizer(prompt).input_ids, *said]])
+        with torch.no_grad():
+            embeds = model.get_input_embeddings()(ids).clone()
+            embeds[ids == model.config.image_token_id] = project(model, store.tokens(listed))
+            logits = model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits[0, -len(said) - 1 : -1]
+        losses.append(functional.cross_entropy(logits, torch.tensor(said), reduction="none"))
+    journal = [row for row in read_journal(folder / "tune" / "metrics.jsonl") if "valid_loss" in row]
+    assert torch.cat(losses).mean().item() == pytest.approx(journal[-1]["valid_loss"], rel=1e-5)
