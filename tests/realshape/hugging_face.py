@@ -36,6 +36,7 @@ class HuggingFace:
                 tags, with one grid of 2 x 2 for every shape.
         """
         self.released = released
+        self._item_tokens: dict[int, torch.Tensor] = {}
         loaded: Any = LlavaNextForConditionalGeneration.from_pretrained(
             base, dtype=getattr(torch, dtype), output_loading_info=True
         )
@@ -83,7 +84,8 @@ class HuggingFace:
         if self.released:
             return (
                 "Recommend one of the candidates in this conversation.\n"
-                f"<submission>{request}</submission>\nCandidates:\n{lines}Answer with one ID and nothing else.\nAssistant:"
+                f"<submission>{request}</submission>\nCandidates:\n{lines}"
+                "Answer with one ID and nothing else.\nAssistant:"
             )
         return self.chat({"type": "text", "text": f"Seeker: {request}\nCandidates:\n{lines}Which ID fits?"})
 
@@ -92,8 +94,11 @@ class HuggingFace:
     @torch.no_grad()
     def item_tokens(self, photo: Image.Image) -> torch.Tensor:
         """The tower's last hidden state at [CLS] of each view, before the projector: [views, d_vision]."""
-        pixels = self.processor.image_processor(photo.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return self.model.model.vision_tower(pixels.to(self.model.dtype)).last_hidden_state[:, 0]
+        if id(photo) not in self._item_tokens:
+            pixels = self.processor.image_processor(photo.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            tower = self.model.model.vision_tower
+            self._item_tokens[id(photo)] = tower(pixels.to(self.model.dtype)).last_hidden_state[:, 0]
+        return self._item_tokens[id(photo)]
 
     @torch.no_grad()
     def described(self, photo: Image.Image, title: str, most: int) -> str:

@@ -73,7 +73,7 @@ def make_photos(folder: Path, *, train: int, valid: int) -> Photos:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """What all stages have left."""
 

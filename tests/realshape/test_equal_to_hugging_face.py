@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -226,6 +227,7 @@ def geometry_count(run: Run, item: str) -> int:
     return read_geometry(run.base, settings(run).views).count(run.photos.images[item].size)
 
 
+@cache
 def losses_of(run: Run, model: HuggingFace, target: str) -> torch.Tensor:
     """Of an id behind the list of every item."""
     asked, vectors = question(run, model)
