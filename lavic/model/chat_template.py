@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavic.errors import ConfigError, first_line
+from lavic.model.config import ModelSettings
 from lavic.model.prompts import MISTRAL, ChatFormat, version_of
-from lavic.model.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

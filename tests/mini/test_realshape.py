@@ -20,12 +20,12 @@ from lavic.mini.realshape.folder import make_config
 from lavic.mini.realshape.sentencepiece_file import SentencePieceFile
 from lavic.mini.realshape.tokenizer import SPACE, find_model
 from lavic.mini.realshape.weights import entries
-from lavic.model.backbone import Backbone
 from lavic.model.chat_template import load_tokenizer
+from lavic.model.config import ModelSettings
+from lavic.model.dims import Shape
+from lavic.model.hub import SEVEN_B_CONFIG
+from lavic.model.loading import Backbone
 from lavic.model.prompts import MISTRAL
-from lavic.model.settings import ModelSettings
-from lavic.model.shape import Shape
-from lavic.model.source import SEVEN_B_CONFIG
 
 ODD = [
     "",

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from lavic.data.records import Conversation, Turn
+from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError
 from lavic.model import prompts
-from lavic.model.backbone import Backbone
 from lavic.model.chat_template import load_tokenizer, prompt_version
-from lavic.model.inputs import Encoder
+from lavic.model.config import ModelSettings
+from lavic.model.hub import resolve
+from lavic.model.loading import Backbone
+from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import MISTRAL, Candidate, ChatFormat, Slot
-from lavic.model.settings import ModelSettings
-from lavic.model.source import resolve
 from tests.model.chat_bases import KINDS, make_base
 
 CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN654321", "Nova Urban Mug")]

@@ -12,7 +12,7 @@ import pytest
 
 from lavic.mini.realshape.folder import write_folder
 from tests.realshape.stages import Lavic, as_words
-from tests.train.forked import Forge
+from tests.train.forked_ranks import Forge
 
 
 @pytest.fixture(scope="session")

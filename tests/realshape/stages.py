@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from lavic.data.shards import Sample
+from lavic.data.tar_shards import Sample
 from lavic.mini.drawing import KINDS, draw
-from tests.sets import write_set
+from tests.crawled_sets import write_set
 
 KEY = "candidates_st"
 SHAPES = [(333, 500), (420, 400), (700, 280), (256, 512), (512, 300), (500, 500)]

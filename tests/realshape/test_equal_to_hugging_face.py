@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from lavic.data.dataset import ShardDataset
-from lavic.model.backbone import Backbone, read_geometry
+from lavic.data.schema import Conversation, Turn
+from lavic.data.shard_dataset import ShardDataset
 from lavic.model.chat_template import load_tokenizer
-from lavic.model.compress import all_tokens
-from lavic.model.inputs import Encoder
-from lavic.model.itemstore import ItemStore
+from lavic.model.config import ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone, read_geometry
+from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import Candidate
-from lavic.model.settings import ModelSettings
-from lavic.recommend.rank import FREE_TOKENS
+from lavic.model.visual_tokens import all_tokens
+from lavic.recommend.ranker import FREE_TOKENS
 from lavic.shards.describe import whole_sentences
-from lavic.train.distillation import count_tokens
+from lavic.train.distillation.task import count_tokens
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
 
@@ -238,8 +239,6 @@ def test_lists_are_asked_in_the_chat_template_s_tags(run: Run, stock: HuggingFac
     model = settings(run)
     tokenizer = load_tokenizer(model, run.base)
     encoder = Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), model.prompt)
-    from lavic.data.records import Conversation, Turn
-
     listed = [(item, run.photos.titles[item], 5) for item in run.photos.listed]
     ids = encoder.recommendation(
         Conversation(id="t", turns=(Turn("seeker", REQUEST),)),

@@ -13,14 +13,14 @@ from torch.nn import functional
 from lavic.data.conversations import read_conversations
 from lavic.data.descriptions import described_by, descriptions_path
 from lavic.errors import DataError
-from lavic.journal import read_journal
 from lavic.model.bundle import FILE, Bundle, BundleInfo
-from lavic.model.compress import project
-from lavic.model.itemstore import ItemStore
-from lavic.train.tuning import TuneData
+from lavic.model.item_store import ItemStore
+from lavic.model.visual_tokens import project
+from lavic.tracking.journal import read_journal
+from lavic.train.recommendation.task import TuneData
 from tests.model.chat_bases import KINDS, make_base
-from tests.train.forked import Forge
-from tests.train.ground import KEY, Ground
+from tests.train.forked_ranks import Forge
+from tests.train.mini_setup import KEY, Ground
 
 
 def run(forge: Forge, log: Path, *argv: object, code: int = 0) -> str:

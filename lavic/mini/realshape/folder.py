@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lavic.data.atomic import folder_aside
 from lavic.mini.realshape.tokenizer import IMAGE, PIECES, write_tokenizer
 from lavic.mini.realshape.weights import write_weights
-from lavic.model.shape import Shape
-from lavic.model.source import SEVEN_B_CONFIG
+from lavic.model.dims import Shape
+from lavic.model.hub import SEVEN_B_CONFIG
+from lavic.storage.atomic import folder_aside
 
 NARROW = {
     "text_config": {"hidden_size": 128, "intermediate_size": 448, "num_attention_heads": 8, "num_key_value_heads": 2},

@@ -1,8 +1,10 @@
 """Reads a SentencePiece model file: its pieces with their scores and kinds, and how a text is prepared.
 
-The file is one protocol buffer message, `ModelProto`. Of its fields these are read: `pieces` (1), of which `piece` (1),
-`score` (2) and `type` (3); `trainer_spec` (2), of which `model_type` (3) and `byte_fallback` (35); `normalizer_spec` (3),
-of which `add_dummy_prefix` (3), `remove_extra_whitespaces` (4) and `precompiled_charsmap` (2).
+The file is one protocol buffer message, `ModelProto`. These of its fields are read:
+
+* `pieces` (1), of which `piece` (1), `score` (2) and `type` (3);
+* `trainer_spec` (2), of which `model_type` (3) and `byte_fallback` (35);
+* `normalizer_spec` (3), of which `precompiled_charsmap` (2), `add_dummy_prefix` (3) and `remove_extra_whitespaces` (4).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The tokenizer of LLaVA-v1.6-Mistral-7B: Mistral's SentencePiece vocabulary with `<image>` and `<pad>` behind it.
 
-The vocabulary is not part of this package. It is `tokenizer.model.v1` of the Python package mistral-common. Installed
-beside transformers without its dependencies, that package breaks transformers' processors, so it is put into a folder of
-its own.
+The vocabulary is not part of this package. It is `tokenizer.model.v1` of the Python package mistral-common. Beside
+transformers and without its dependencies, that package breaks transformers' processors: it is installed apart.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ def find_model(file: Path | None) -> Path:
         if (found := Path(folder).parent / INNER).is_file():
             return found
     raise ConfigError(
-        f"Mistral's vocabulary is not here: get it with `{INSTALL}` (6.6 MB), then add "
-        f"--tokenizer vocabulary/{INNER}"
+        f"Mistral's vocabulary is not here: get it with `{INSTALL}` (6.6 MB), then add --tokenizer vocabulary/{INNER}"
     )
 
 

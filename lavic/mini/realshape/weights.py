@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lavic.model.shape import Shape
+from lavic.model.dims import Shape
 
 SHARDS = 4
 """Files of the hub's folder."""
@@ -85,7 +85,7 @@ def draw(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     drawn = torch.randn(*shape, generator=generator)
-    if name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight") or "layrnorm.weight" in name:
+    if name.endswith("norm.weight") or ("layer_norm" in name and name.endswith("weight")) or "layrnorm.weight" in name:
         return drawn.mul_(SPREAD).add_(1).half()
     if len(shape) > 1 and "embedding" not in name and "embed_tokens" not in name:
         return drawn.mul_(shape[1] ** -0.5).half()
