@@ -21,7 +21,7 @@ from lavic.distributed.context import World
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, Stopped
-from lavic.model.chat_template import prompt_version
+from lavic.model.chat_template.template import prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.hub import fingerprint, resolve
 from lavic.storage.output_folder import hold

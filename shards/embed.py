@@ -112,7 +112,7 @@ def _check_saved(adapter: Path) -> None:
 
 def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
-    from lavic.model.chat_template import prompt_version
+    from lavic.model.chat_template.template import prompt_version
     from lavic.model.hub import fingerprint, resolve
     from lavic.model.item_store import write_manifest
     from lavic.model.loading import Backbone, computing_dtype, read_geometry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lavic.errors import ConfigError, first_line
-from lavic.model.chat_template import chat_format, load_tokenizer
+from lavic.model.chat_template.template import chat_format, load_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.dims import filled
 from lavic.model.hub import fingerprint, name_of, resolve, tokenizer_digest

@@ -89,7 +89,7 @@ class Encoder:
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         end = chat.end if style == "inst" else None
-        self.eos: int = tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
+        self.eos: int = tokenizer.eos_token_id if end is None else tokenizer.get_vocab()[end]
         """Ends an answer."""
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), *chat.marks})

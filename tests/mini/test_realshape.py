@@ -20,7 +20,7 @@ from lavic.mini.realshape.folder import make_config
 from lavic.mini.realshape.sentencepiece_file import SentencePieceFile
 from lavic.mini.realshape.tokenizer import SPACE, find_model
 from lavic.mini.realshape.weights import entries
-from lavic.model.chat_template import load_tokenizer
+from lavic.model.chat_template.template import load_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.dims import Shape
 from lavic.model.hub import SEVEN_B_CONFIG

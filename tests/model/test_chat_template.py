@@ -12,7 +12,7 @@ import pytest
 from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError
 from lavic.model import prompts
-from lavic.model.chat_template import load_tokenizer, prompt_version
+from lavic.model.chat_template.template import load_tokenizer, prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.hub import resolve
 from lavic.model.loading import Backbone

@@ -18,7 +18,7 @@ import torch
 
 from lavic.data.schema import Conversation, Turn
 from lavic.data.shard_dataset import ShardDataset
-from lavic.model.chat_template import load_tokenizer
+from lavic.model.chat_template.template import load_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone, read_geometry
