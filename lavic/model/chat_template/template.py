@@ -60,15 +60,14 @@ def chat_format(
     if model.prompt == "lavic":
         return MISTRAL
     if model.chat_template is not None:
-        source = f"--model.chat-template {model.chat_template}"
-        template: str | None = _read_file(model.chat_template)
+        source, template = f"--model.chat-template {model.chat_template}", _read_file(model.chat_template)
     else:
-        source, template = f"--model.name {model.name}", _read_folder(folder, tokenizer)
-        if template is None:
-            raise ConfigError(
-                f"{source}: it has no chat template (chat_template.jinja): give one with --model.chat-template FILE, "
-                "or ask in plain text with --model.prompt lavic"
-            )
+        source, template = f"--model.name {model.name}", _read_folder(folder, tokenizer) or ""
+    if not template:
+        raise ConfigError(
+            f"{source}: it has no chat template (chat_template.jinja): give one with --model.chat-template FILE, or "
+            "ask in plain text with --model.prompt lavic"
+        )
     try:
         return Probe(template, tokenizer, str(tokenizer.convert_ids_to_tokens(image_token_id))).format()
     except ValueError as e:
