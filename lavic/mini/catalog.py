@@ -6,6 +6,7 @@ right one from the others; colour and pattern, which the conversation asks for, 
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import dataclass
@@ -190,8 +191,10 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     (out / "images").mkdir(parents=True, exist_ok=True)
     sweep(out / "images")
     for p in (*train, *valid, *heldout, *combos):
+        photo = io.BytesIO()  # into memory: Pillow does not notice a short write to a file on a full disk
+        draw(p.kind, p.colour, p.pattern, p.seed).save(photo, "JPEG", quality=92, subsampling=0)
         with written_aside(out / "images" / p.photo_name, durable=False) as file:
-            draw(p.kind, p.colour, p.pattern, p.seed).save(file, "JPEG", quality=92, subsampling=0)
+            file.write(photo.getbuffer())
 
     held = [*valid, *heldout, *combos]
     meta = {p.id: _lavic_meta(p, base_url, described=p not in held) for p in (*train, *held)}

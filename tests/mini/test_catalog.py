@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +118,24 @@ def test_every_candidate_looks_different() -> None:
 def test_a_photo_is_drawn_the_same_twice() -> None:
     one, two = draw("bag", "red", "dotted", 5), draw("bag", "red", "dotted", 5)
     assert one.tobytes() == two.tobytes() != draw("bag", "red", "dotted", 6).tobytes()
+
+
+def test_a_photo_that_the_disk_has_no_room_for_is_not_stored(tmp_path: Path) -> None:
+    """A write that is cut short, one byte before the end of the largest photo: a limit of the process stands for a full disk."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from lavic.mini.catalog import CatalogueSize, write_catalogue\n"
+        "out, limit = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "write_catalogue(out, base_url='http://127.0.0.1:1', size=CatalogueSize(train_items=30), seed=3)\n"
+    )
+    size = replace(SIZE, train_items=30)
+    write_catalogue(tmp_path / "complete", base_url="http://127.0.0.1:1", size=size, seed=3)
+    largest = max(path.stat().st_size for path in (tmp_path / "complete" / "images").iterdir())
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "cut", str(largest - 1)], capture_output=True)
+    assert result.returncode != 0 and b"File too large" in result.stderr
+    for path in (tmp_path / "cut" / "images").glob("[!.]*"):
+        with Image.open(path) as photo:
+            photo.load()
