@@ -121,7 +121,7 @@ def test_a_photo_is_drawn_the_same_twice() -> None:
 
 
 def test_a_photo_that_the_disk_has_no_room_for_is_not_stored(tmp_path: Path) -> None:
-    """A write that is cut short, one byte before the end of the largest photo: a limit of the process stands for a full disk."""
+    """A limit of the process, one byte below the largest photo, cuts a write short as a full disk does."""
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
