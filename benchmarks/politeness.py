@@ -57,16 +57,17 @@ def serve(pipe: Connection, rest_at: float) -> None:
     pipe.send((times, rest))
 
 
-def work(url: str, office: Any, rate: float, seconds: float) -> int:
+def work(url: str, coordinator: Any, rate: float, seconds: float) -> int:
     """One worker: fetch as fast as it is let, for so long."""
-    from lavic.shards.http.fetcher import Fetcher, FetchSettings
+    from lavic.shards.http.fetch_settings import FetchSettings
+    from lavic.shards.http.fetcher import Fetcher
 
     settings = FetchSettings(allow_private=True, host_rate=rate, host_connections=32)
 
     async def run() -> int:
         until = time.monotonic() + seconds
         fetched = 0
-        async with Fetcher(settings, office) as fetcher:
+        async with Fetcher(settings, coordinator) as fetcher:
 
             async def one(lane: int) -> None:
                 nonlocal fetched
@@ -84,15 +85,15 @@ def measure(workers: int, rate: float, seconds: float, rest_at: float) -> tuple[
     """Seconds since the first request of every request, and of every 429."""
     import ray
 
-    from lavic.shards.http.fetcher import FetchSettings
-    from lavic.shards.ratelimit.coordinator import RayBroker
+    from lavic.shards.http.fetch_settings import FetchSettings
+    from lavic.shards.ratelimit.coordinator import RayCoordinator
 
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, rest_at), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{here.recv()}"
-    office = RayBroker(FetchSettings(host_rate=rate, host_connections=32).limits)
-    ray.get([ray.remote(num_cpus=0)(work).remote(url, office, rate, seconds) for _ in range(workers)])
+    coordinator = RayCoordinator(FetchSettings(host_rate=rate, host_connections=32).limits)
+    ray.get([ray.remote(num_cpus=0)(work).remote(url, coordinator, rate, seconds) for _ in range(workers)])
     here.send("stop")
     times, rest = here.recv()
     server.join()

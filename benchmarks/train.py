@@ -33,7 +33,7 @@ import torch
 from plain import Plain, stock_cut
 
 from lavic.data.conversations import read_conversations
-from lavic.data.manifest import Manifest, ShardEntry, shard_name
+from lavic.data.manifest import Manifest, shard_name
 from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.data.tar_shards import Sample, ShardWriter
 from lavic.distributed.context import World
@@ -73,7 +73,7 @@ def make_inputs(folder: Path, items: int, rows: int) -> None:
     with ShardWriter(path) as shard:
         for product in products:
             shard.add(photo(product))
-    entry = ShardEntry(name=path.name, samples=shard.samples, bytes=shard.bytes, sha256=shard.sha256)
+    entry = shard.entry
     Manifest(folder=folder / "photos", set="photos", split="train", shards=(entry,)).save()
     lines = (json.dumps(conversation_row(rng.choice(products), products, rng)) for _ in range(rows))
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")

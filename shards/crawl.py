@@ -1,7 +1,7 @@
-"""`lavic crawl`: a catalogue's photos over HTTP into WebDataset shards, as a Ray Data job or by local processes.
+"""`lavic crawl`: fetches a catalogue's photos over HTTP into WebDataset shards, on Ray or in local processes.
 
 lavic crawl --items item2meta_train.json --out shards/train
-lavic crawl --items item2meta_train.json --out shards/train            # after a crash: goes on
+lavic crawl --items item2meta_train.json --out shards/train            # after a crash: continues
 lavic crawl --items item2meta_train.json --out shards/train --retry timeout throttled
 lavic crawl --items item2meta_train.json --out shards/train --dry-run
 """
@@ -28,14 +28,13 @@ from lavic.errors import Stopped, first_line
 from lavic.shards.cluster.local_processes import prepare
 from lavic.shards.cluster.shard_job import make_shards, uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
-from lavic.shards.http.connections import check_transport
+from lavic.shards.http.connections import check_connection_settings
 from lavic.shards.image.near_duplicates import report_near_duplicates
-from lavic.shards.pack.dedup import refer
-from lavic.shards.pack.finalize import TooFewStored, close_set, close_splits, report
-from lavic.shards.pack.outcomes import ASKED_AGAIN
-from lavic.shards.pack.output_lock import owned, unwritable
-from lavic.shards.pack.refresh import begin as begin_refresh
-from lavic.shards.pack.refresh import end as end_refresh
+from lavic.shards.pack.dedup import deduplicate
+from lavic.shards.pack.finalize import TooFewStored, finalize_set, finalize_splits, print_report
+from lavic.shards.pack.outcomes import ALWAYS_RETRIED
+from lavic.shards.pack.output_lock import lock_output, unwritable
+from lavic.shards.pack.refresh import begin_refresh, end_refresh
 from lavic.shards.pack.seal import Seal, read_seal
 from lavic.shards.plan.crawl_plan import Plan, make_plan
 from lavic.shards.plan.dry_run import dry_run
@@ -47,24 +46,24 @@ from lavic.tracking.tracker import Tracker
 
 DESCRIPTION = """Fetch a catalogue's photos over HTTP and pack them into WebDataset shards.
 
-Which photo goes where is planned before the first request, so the shards' bytes do not depend on the number of
-workers or on restarts: after a crash the same command goes on, and after the end it has nothing to do. Every planned
-photo has a row in its shard's ledger, OUT/<set>-<split>-NNNNNN.ledger.jsonl, that says what became of it; `--retry
-KINDS` fetches those again that failed in a way you have mended. The set is whole when OUT/manifest.json stands;
-`lavic verify OUT` checks it. Where less than --min-success of the photos could be stored there is none, and the exit
-code is 1. OUT may be an address such as s3://bucket/prefix.
+The shard of every photo is planned before the first request, so the shards' bytes do not depend on the number of
+workers or on restarts: after a crash the same command continues, and after the end it has nothing to do. Every planned
+photo has a row with its outcome in its shard's ledger, OUT/<set>-<split>-NNNNNN.ledger.jsonl; `--retry KINDS` fetches
+photos again after you have fixed the cause. The set is complete when OUT/manifest.json exists; `lavic verify OUT`
+checks it. If less than --min-success of the photos could be stored, it is not written and the exit code is 1. OUT may
+be a URI such as s3://bucket/prefix.
 
-A picture that several links show, Amazon's in another size for instance, is fetched once; each photo has its sample.
-Records of the catalogue that cannot be read are named in OUT/rejected.jsonl. A catalogue that has grown is taken in
-with `--extend`: its new items become new shards, the old ones stay.
+A picture that several links lead to, for instance Amazon's in several sizes, is fetched once; each photo has its own
+sample. Records of the catalogue that cannot be read are listed in OUT/rejected.jsonl. `--extend` adds the new items of
+a catalogue that has grown as new shards; the old ones stay.
 
-With --refresh the stored photos are asked for again, by the ETag or Last-Modified that their servers sent, and those
-that have changed are stored anew; a photo that cannot be had again is kept.
+With --refresh the stored photos are requested again, by the ETag or Last-Modified that their servers sent, and those
+that have changed are stored anew; a photo that cannot be fetched again is kept.
 
-With --dry-run it only says how many photos it would fetch from which hosts, and how long their limits make that take.
+--dry-run only prints how many photos would be fetched from which hosts, and how long their rate limits make that take.
 
-A host is asked for --fetch.host-rate photos a second by all workers together, fewer when it answers 429 or 503, none
-where its robots.txt or an answer's header says so. Say who you are with --fetch.contact.
+A host gets at most --fetch.host-rate requests per second from all workers together, fewer if it answers 429 or 503,
+and none that its robots.txt or a response header forbids. Say who you are with --fetch.contact.
 """
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ SETTINGS = CrawlSettings
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
-    check_transport(chosen.fetch)
+    check_connection_settings(chosen.fetch)
     parts = list(chosen.each())
     if chosen.dry_run:
         for part in parts:
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         if len(parts) > 1 and uses_ray(chosen, 0):
             stack.enter_context(ray_session(chosen.ray))
-        # A set that is not whole does not keep the others from being made.
+        # The other sets are made too if one is not complete.
         failed: list[TooFewStored] = []
         for part in parts:
             try:
@@ -94,20 +93,20 @@ def main(argv: Sequence[str]) -> int:
             except TooFewStored as error:
                 failed.append(error)
     if chosen.splits:
-        close_splits(place(chosen.out), chosen.shares)
+        finalize_splits(place(chosen.out), chosen.shares)
     if failed:
         raise TooFewStored("\n".join(map(str, failed)))
     return 0
 
 
 def crawl(settings: CrawlSettings) -> Manifest:
-    """Make the set that the settings describe, or what is missing of it.
+    """Make the set of the settings, or what is missing of it.
 
     Args:
         settings: Of one set, see `CrawlSettings.each`.
 
     Raises:
-        ConfigError: The folder belongs to another plan, or to a crawl that is running.
+        ConfigError: The folder has another plan, or another crawl uses it.
         DataError: The catalogue cannot be read.
         TooFewStored: Too small a share of the photos could be stored; see `--min-success`.
         LavicError: The folder cannot be written to.
@@ -116,7 +115,7 @@ def crawl(settings: CrawlSettings) -> Manifest:
     folder = place(settings.out)
     if not uses_ray(settings, 0):
         prepare()
-    with _heeding_stops(), owned(folder) as owner:
+    with _stop_on_signal(), lock_output(folder) as owner:
         try:
             return _crawl(folder, settings, owner, began)
         except storage_errors() as error:
@@ -127,46 +126,46 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
     plan = _plan(folder, settings)
     seals = _seals(plan)
     refresh = begin_refresh(folder) if settings.refresh else ""
-    again = [_asked_again(seal, settings.retry, refresh) for seal in seals]
-    todo = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, again[n]))]
-    settled = [_settled(seal, kinds) for seal, kinds in zip(seals, again, strict=True)]
+    retried = [_retried(seal, settings.retry, refresh) for seal in seals]
+    todo = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, retried[n]))]
+    settled = [_settled(seal, kinds) for seal, kinds in zip(seals, retried, strict=True)]
     if todo:
-        # A set that is being changed is not whole.
+        # A set that is being changed is not complete.
         (folder / NAME).unlink(missing_ok=True)
         if len(todo) < len(seals):
-            log.info("%d of %d shards are whole already", len(seals) - len(todo), len(seals))
+            log.info("%d of %d shards are complete already", len(seals) - len(todo), len(seals))
         with _tracker(folder, settings) as tracker:
             tracker.start("crawl", flatten(settings), {"plan": plan.digest})
             for number, seal in make_shards(plan, todo, settled, settings, owner, tracker, refresh):
                 seals[number] = seal
     else:
-        log.info("every shard is whole already; nothing to fetch")
-    whole = [seal for seal in seals if seal is not None]
-    assert len(whole) == len(seals), "a shard was not made"
+        log.info("every shard is complete already; nothing to fetch")
+    complete = [seal for seal in seals if seal is not None]
+    assert len(complete) == len(seals), "a shard was not made"
     if settings.duplicates == "referenced":
         if todo:
-            log.info("looking for photos with the same bytes")
-        whole = refer(plan, whole)
+            log.info("searching photos with the same bytes")
+        complete = deduplicate(plan, complete)
     private = settings.fetch.allow_private
-    manifest = close_set(plan, whole, settings.min_success, allow_private=private)
+    manifest = finalize_set(plan, complete, settings.min_success, allow_private=private)
     end_refresh(folder)
-    made = [whole[number] for number in todo]
-    asked = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
-    report(manifest, whole, made, asked, time.monotonic() - began, allow_private=private)
+    made = [complete[number] for number in todo]
+    requested = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
+    print_report(manifest, complete, made, requested, time.monotonic() - began, allow_private=private)
     if settings.near_duplicates:
         print(report_near_duplicates(manifest))
     return manifest
 
 
-def _asked_again(seal: Seal | None, retry: Collection[str], refresh: str) -> frozenset[str]:
-    """Outcomes of a shard's photos that are asked for again."""
+def _retried(seal: Seal | None, retry: Collection[str], refresh: str) -> frozenset[str]:
+    """Outcomes of a shard's photos that are requested again."""
     stored = ("ok",) if refresh and seal is not None and seal.refresh != refresh else ()
-    return ASKED_AGAIN.union(retry, stored)
+    return ALWAYS_RETRIED.union(retry, stored)
 
 
-def _settled(seal: Seal | None, again: Collection[str]) -> dict[str, int]:
-    """Photos of a shard by outcome that this run does not ask for, since an earlier one has settled them."""
-    return {} if seal is None else {kind: count for kind, count in seal.outcomes.items() if kind not in again}
+def _settled(seal: Seal | None, retried: Collection[str]) -> dict[str, int]:
+    """Photos of a shard by outcome that this run does not request, since an earlier one has settled them."""
+    return {} if seal is None else {kind: count for kind, count in seal.outcomes.items() if kind not in retried}
 
 
 def _plan(folder: Path, settings: CrawlSettings) -> Plan:
@@ -177,8 +176,8 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
         "items without a photo URL": counts.without_photo,
         "entries of lists of images without a link": counts.unlinked,
         "repeated photos left out": counts.repeated,
-        "photos that show the picture of another and are fetched with it": counts.shared,
-        f"records that cannot be read, see {REJECTED}": counts.rejected,
+        "photos with the picture of another one, fetched with it": counts.shared,
+        f"records that cannot be read (see {REJECTED})": counts.rejected,
         "ids not in the catalogue": counts.ids_missing,
     }
     more = "".join(f"; {count:,} {what}" for what, count in notes.items() if count)
@@ -188,15 +187,16 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
 
 
 def _seals(plan: Plan) -> list[Seal | None]:
-    """For each shard its seal, or None where it is not whole."""
-    found = sizes(plan.folder)
+    """For each shard its seal, or None if it is not complete."""
+    files = sizes(plan.folder)
     with ThreadPoolExecutor(16, "seals") as pool:
-        return list(pool.map(lambda one: read_seal(plan.shard(one[0]), one[1], found), enumerate(plan.digests)))
+        shards = map(plan.shard, range(len(plan.digests)))
+        return list(pool.map(lambda shard, digest: read_seal(shard, digest, files), shards, plan.digests))
 
 
 @contextmanager
 def _tracker(folder: Path, settings: CrawlSettings) -> Iterator[Tracker]:
-    """Reports to the journal in the set's folder. That of a set in an object store is kept here and copied there."""
+    """Writes the journal into the set's folder; for an object store it is written here and copied there."""
     run = folder
     if is_remote(folder):
         run = cache_folder() / "runs" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
@@ -211,15 +211,14 @@ def _tracker(folder: Path, settings: CrawlSettings) -> Iterator[Tracker]:
 
 
 @contextmanager
-def _heeding_stops() -> Iterator[None]:
-    """Let a scheduler's warning end the crawl where it stands: whole shards are kept, the others are made again."""
-
-    asked = False
+def _stop_on_signal() -> Iterator[None]:
+    """Stop the crawl at a scheduler's signal: complete shards are kept, the others are made again."""
+    stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        raise KeyboardInterrupt  # which Ray lets through; of an error of ours it would make a report
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt  # Ray passes it on, but reports other exceptions
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -228,8 +227,10 @@ def _heeding_stops() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if asked:
-            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on") from None
+        if stopped:
+            raise Stopped(
+                "stopped on request; complete shards are kept; run the same command again to continue"
+            ) from None
         raise
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -1,4 +1,4 @@
-"""What `lavic crawl` can be told."""
+"""Settings of `lavic crawl`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lavic.config.loader import settings
 from lavic.data.schema import ImageSize
 from lavic.data.sources.tables import COLUMNS
 from lavic.distributed.ray_session import RaySettings
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import KINDS
 from lavic.shards.plan.photo_tasks import PlanSettings
@@ -28,64 +28,63 @@ class CrawlSettings:
     """Catalogue files: LaViC item2meta_*.json[l], Amazon Reviews 2023 meta_*.jsonl[.gz], parquet; with --columns csv,
     tsv, parquet and jsonl of plain links; paths, globs, URIs such as s3://..."""
     columns: tuple[str, ...] = ()
-    """For files with one link in each row: which column holds what, as `url=URL id=SKU title=NAME text=CAPTION`. Only
-    `url` must be there. Neighbouring rows of one id are the photos of one item, 0, 1, 2, ...; without ids each link is
-    an item, under an id made of the link."""
+    """For files with one link per row: the columns, as `url=URL id=SKU title=NAME text=CAPTION`. Only `url` is
+    required. Neighbouring rows with one id are the photos of one item, 0, 1, 2, ...; without ids each link is an item,
+    with an id made from the link."""
     out: str
-    """Folder of the set, or an address such as s3://bucket/prefix."""
+    """Folder of the set, or a URI such as s3://bucket/prefix."""
     set: str = Field(default="photos", pattern=r"^[A-Za-z0-9_]+$")
     """First part of the shards' names."""
     split: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_]+$")
-    """Second part of the shards' names, by default `train`. With --splits: the one of them to make, by default each."""
+    """Second part of the shards' names, by default `train`. With --splits: the one to make, by default all."""
     splits: tuple[str, ...] = ()
-    """Parts of the items, as `train=0.9 valid=0.1`: each becomes a set of its own in OUT/<name>. The item's id alone
-    decides, so no item is in two. Shares that sum up to less than 1 leave items out."""
+    """Splits of the items, as `train=0.9 valid=0.1`: each becomes a set in OUT/<name>. The item's id decides, so no
+    item is in two. If the shares add up to less than 1, items are left out."""
     photos_per_shard: int = Field(default=1000, ge=1, le=100_000)
     """Planned photos in one shard; it holds as many as could be fetched."""
     photos: str = Field(default="first", pattern=r"^(first|all|[1-9]\d{0,5})$")
     """Photos of an item: `first`, `all`, or how many from its first."""
     image_size: ImageSize = "hi_res"
-    """Which link of a photo to take where there are several; the largest of the others where it is missing."""
+    """Which link of a photo to use if there are several; if it is missing, the largest of the others."""
     text: Literal["auto", "catalogue", "title", "none"] = "auto"
-    """What the txt members hold. catalogue: its description of the photo where it has one, else nothing; title: the
-    item's title; auto: `catalogue` where the catalogue describes any photo, else `title`, so that no caption is empty;
-    plan.json says which it was, and an extended set keeps it. With none, a catalogue that has descriptions gives the
-    same shards as one of the same items without."""
+    """Content of the txt members. catalogue: its description of the photo, if it has one; title: the item's title;
+    auto: `catalogue` if the catalogue describes any photo, else `title`; plan.json has the choice, and an extended set
+    keeps it; none: empty, so that a catalogue with descriptions gives the same shards as one without."""
     duplicates: Literal["stored", "referenced"] = "stored"
-    """Photos with the same bytes: each is stored in its own sample, so that any reader of tars finds every item; or the
-    first of them is, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
+    """Photos with the same bytes. stored: each in its own sample, so that any reader of tars gets every item;
+    referenced: only the first, and the others are rows in <shard>.references.jsonl, which `lavic embed` follows."""
     near_duplicates: bool = False
-    """When the set is whole, write the photos that look like an earlier one, in another size, quality or format, to
-    near_duplicates.jsonl. Every new shard is read again for it."""
+    """When the set is complete, list the photos that look like an earlier one, in another size, quality or format, in
+    near_duplicates.jsonl. Every new shard is read again for that."""
     limit: int | None = Field(default=None, ge=1)
-    """Plan only the first so many items."""
+    """Number of items to plan, from the first."""
     ids: str | None = None
-    """Plan only the items in this file, one id on each line."""
+    """File of the items to plan, one id on each line."""
     max_rejected: int = Field(default=100, ge=0)
-    """Records of the catalogue that may be broken; with more of them nothing is fetched."""
+    """Most broken records of the catalogue that are accepted; with more of them nothing is fetched."""
     extend: bool = False
-    """Take in a catalogue that has changed since: items that are not in the set yet become shards of their own."""
+    """Accept a catalogue that has changed: items that are not in the set yet become new shards."""
     retry: tuple[str, ...] = ()
-    """Fetch again the photos that ended under these names, as `timeout throttled`; their shards are packed anew."""
+    """Fetch photos with these outcomes again, as `timeout throttled`; their shards are written anew."""
     min_success: float = Field(default=0.5, ge=0, le=1)
-    """Share of the photos that must be stored for the set to count as whole, of those that are not gone, opted out or
-    placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
+    """Share of the photos that must be stored for the set to count as complete, without those that are gone, opted out
+    or placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
     refresh: bool = False
-    """Ask for the stored photos again, by the ETag or Last-Modified that their servers sent, and store those anew that
-    have changed. A photo that cannot be had any more is kept, and its ledger row says why. A refresh that is
-    interrupted goes on with the same command."""
+    """Request the stored photos again, by the ETag or Last-Modified that their servers sent, and store those anew that
+    have changed. A photo that cannot be fetched any more is kept, with the reason in its ledger row. The same command
+    continues a refresh that was interrupted."""
     fetch: FetchSettings = FetchSettings()
     """How photos are fetched."""
     photo: PhotoSettings = PhotoSettings()
-    """Which photos are taken, and how they are stored."""
+    """Which photos are accepted, and how they are stored."""
     dry_run: bool = False
-    """Say how many photos would be fetched from which hosts, and how long the hosts' limits make that take. Nothing is
-    written and no host is asked."""
+    """Print how many photos would be fetched from which hosts, and how long the hosts' rate limits make that take.
+    Nothing is written, and no host is contacted."""
     executor: Literal["auto", "local", "ray"] = "auto"
-    """What makes the shards; they are the same either way. `local`: processes of this machine, one for each CPU or
-    --ray.workers of them, ready in tenths of a second. `ray`: a Ray that is joined or started, which takes seconds.
-    `auto`: Ray where one is named (--ray.address, RAY_ADDRESS) or more than 20,000 photos are to be fetched, else
-    local."""
+    """Where the shards are made; they are the same either way. `local`: processes of this machine, one per CPU or
+    --ray.workers of them, which start in tenths of a second. `ray`: a Ray cluster that is joined or started, which
+    takes seconds. `auto`: Ray if one is named (--ray.address, RAY_ADDRESS) or more than 20,000 photos are to be
+    fetched, else local."""
     ray: RaySettings = RaySettings()
     """Where the job runs."""
     tracking: TrackingSettings = TrackingSettings()
@@ -101,13 +100,13 @@ class CrawlSettings:
     def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         named = tuple(kind for word in kinds for kind in word.split(",") if kind)
         if wrong := [kind for kind in named if kind not in KINDS or kind == "ok"]:
-            raise ValueError(f"{', '.join(wrong)} cannot be tried again; known: {', '.join(KINDS[1:])}")
+            raise ValueError(f"{', '.join(wrong)} cannot be retried; known: {', '.join(KINDS[1:])}")
         return named
 
     @model_validator(mode="after")
     def _one_executor(self) -> CrawlSettings:
         if self.executor == "local" and (self.ray.address or self.ray.nodes > 1):
-            raise ValueError("--executor local runs without Ray; remove it, or --ray.address and --ray.nodes")
+            raise ValueError("--executor local does not use Ray; remove it, or --ray.address and --ray.nodes")
         return self
 
     @model_validator(mode="after")
@@ -124,22 +123,22 @@ class CrawlSettings:
         if len(shares) != len(self.splits) or not all(0 < share <= 1 for share in shares.values()):
             raise ValueError(f"--splits takes different names with shares, as train=0.9 valid=0.1, got {words}")
         if sum(shares.values()) > 1 + 1e-9:
-            raise ValueError(f"--splits: the shares sum up to {sum(shares.values()):g}, more than 1")
+            raise ValueError(f"--splits: the shares add up to {sum(shares.values()):g}, more than 1")
         return self
 
     @property
     def named_columns(self) -> dict[str, str]:
-        """Name of the column by what it holds; empty for catalogues."""
+        """Name of each column by its content; empty for catalogues."""
         return {what: name for what, _, name in (word.partition("=") for word in self.columns)}
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the items by split; empty where they are not parted."""
-        found = [re.fullmatch(r"([A-Za-z0-9_]+)=(\d*\.?\d+)", word) for word in self.splits]
-        return {match[1]: float(match[2]) for match in found if match}
+        """Share of the items by split; empty without --splits."""
+        matches = [re.fullmatch(r"([A-Za-z0-9_]+)=(\d*\.?\d+)", word) for word in self.splits]
+        return {match[1]: float(match[2]) for match in matches if match}
 
     def each(self) -> Iterator[CrawlSettings]:
-        """The settings of every set that these stand for."""
+        """The settings of each set."""
         if not self.splits:
             yield replace(self, split=self.split or "train")
         for name in self.shares:
@@ -148,7 +147,7 @@ class CrawlSettings:
 
     @property
     def planned(self) -> PlanSettings:
-        """What of these decides which photo is where."""
+        """The settings that decide which photo is where."""
         return PlanSettings(
             set=self.set,
             split=self.split or "train",

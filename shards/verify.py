@@ -1,4 +1,4 @@
-"""`lavic verify`: re-read a set of shards, count it, hash it, and name every difference from what its manifest says."""
+"""`lavic verify`: reads a set of shards again and prints every difference from its manifest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,23 +16,22 @@ import numpy as np
 from lavic.config.loader import Positional, parse, settings
 from lavic.data.duplicates import ENDING, references_path
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
+from lavic.data.tar_shards import sample_ranges
 from lavic.errors import ConfigError, DataError, first_line
-from lavic.shards.pack.existing_shard import places
 from lavic.shards.plan.crawl_plan import FOLDER as PLAN
-from lavic.shards.plan.external_dedup import mark_of
+from lavic.shards.plan.external_dedup import hash64
 from lavic.shards.shard_check import ShardCheck, check_shard
 from lavic.storage.atomic import write_whole
 from lavic.storage.paths import place, sizes, storage_errors
 from lavic.tracking.progress import progress_bar
 
-DESCRIPTION = """Re-read a set of shards and compare it with its manifest.
+DESCRIPTION = """Read a set of shards again and compare it with its manifest.
 
-Checked: every shard's size and sha256, its index, every sample's members, keys, json and photo hash, that no key
-occurs twice in the set, that no tar stands beside those of the manifest, and that there is a ledger and a seal for
-every shard: the ledger names exactly the photos that are there, all ledgers together have the outcomes that the
-manifest has. Every difference is a line that names its file; exit code 1 if there is one. A shard that differs is made
-again by removing it and running its crawl again. A folder of sets, as `lavic crawl --splits` makes it, is checked set
-by set.
+It checks every shard's size, sha256 and index; every sample's members, keys, json and photo hash; that no key occurs
+twice in the set and no other tar is in the folder; and that every shard has a seal and a ledger with exactly its
+photos, all of them with the outcomes of the manifest. Every difference is printed on a line with its file, and the exit
+code is 1. To repair a shard, remove it and run its crawl again. A folder of sets, as `lavic crawl --splits` makes it,
+is checked set by set.
 """
 
 _LEDGER = ".ledger.jsonl"
@@ -39,12 +39,12 @@ _LEDGER = ".ledger.jsonl"
 
 @settings
 class Settings:
-    """Re-read a set of shards, count and hash it."""
+    """Read a set of shards again and compare it with its manifest."""
 
     folder: Annotated[str, Positional]
-    """Folder of the set, or of several sets, or an address such as s3://bucket/prefix."""
+    """Folder of the set, or of several sets, or a URI such as s3://bucket/prefix."""
     receipt: Path | None = None
-    """A file to write when nothing differs: it names the manifest that the set was compared with."""
+    """File to write if nothing differs, with the digest of the manifest."""
 
 
 SETTINGS = Settings
@@ -52,7 +52,7 @@ SETTINGS = Settings
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns 1 where anything differs."""
+    """Run the command; returns 1 if anything differs."""
     chosen = parse(Settings, argv, command="verify", description=DESCRIPTION)
     folders = _sets_in(place(chosen.folder))
     if chosen.receipt:
@@ -103,91 +103,91 @@ def _verify_set(folder: Path, receipt: Path | None = None) -> int:
 def verify(manifest: Manifest) -> list[str]:
     """Every difference between a set and its manifest, as a line of text; empty when there is none."""
     files = sizes(manifest.folder)
-    looks: dict[str, ShardCheck] = {}
+    checks: dict[str, ShardCheck] = {}
     entries = [
         *manifest.shards,
-        *(ShardEntry(name=name, samples=0, bytes=0, sha256="") for name in _without(manifest, files)),
+        *(ShardEntry(name=name, samples=0, bytes=0, sha256="") for name in _shards_without_photo(manifest, files)),
     ]
     with progress_bar(manifest.samples, "photos") as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        seen = pool.map(lambda entry: check_shard(manifest, entry, files), entries)
-        for entry, look in zip(entries, seen, strict=True):
-            bar.update(look.samples)
-            looks[entry.name] = look
-    differences = [line for look in looks.values() for line in look.differences]
-    for lines in (_repeated, _referred, _outcomes):
-        differences += lines(manifest, looks)
+        results = pool.map(lambda entry: check_shard(manifest, entry, files), entries)
+        for entry, check in zip(entries, results, strict=True):
+            bar.update(check.samples)
+            checks[entry.name] = check
+    differences = [line for check in checks.values() for line in check.differences]
+    for compare in (_repeated_keys, _missing_owners, _outcomes):
+        differences += compare(manifest, checks)
     return [*differences, *_strays(manifest, files), *_sizes(manifest)]
 
 
-def _without(manifest: Manifest, files: Mapping[str, int]) -> list[str]:
-    """Names of the shards without a photo: those that the manifest has, and those that have a ledger alone."""
+def _shards_without_photo(manifest: Manifest, files: Mapping[str, int]) -> list[str]:
+    """Names of the shards without a photo: those of the manifest, and those with a ledger alone."""
     named = {shard.name for shard in manifest.shards}
     ledgers = {f"{name.removesuffix(_LEDGER)}.tar" for name in files if name.endswith(_LEDGER)}
     return sorted({*manifest.empty, *ledgers} - named)
 
 
-def _repeated(manifest: Manifest, looks: Mapping[str, ShardCheck]) -> Iterator[str]:
-    """Keys that occur twice: their marks are sorted first, and only those that repeat are looked at as text."""
-    every = np.sort(np.concatenate([np.empty(0, "<u8"), *(look.numbers for look in looks.values())]))
+def _repeated_keys(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iterator[str]:
+    """Keys that occur twice: their hashes are sorted, and only those that repeat are compared as text."""
+    every = np.sort(np.concatenate([np.empty(0, "<u8"), *(check.key_hashes for check in checks.values())]))
     twice = np.unique(every[1:][every[1:] == every[:-1]])
     seen: dict[str, str] = {}
-    for name, look in looks.items() if len(twice) else ():
-        if not np.isin(look.numbers, twice).any():
+    for name, check in checks.items() if len(twice) else ():
+        if not np.isin(check.key_hashes, twice).any():
             continue
-        with (manifest.folder / name).open("rb") as file:
-            for key, _ in places(file):
-                if np.frombuffer(mark_of(key), "<u8")[0] not in twice:
+        with (manifest.folder / name).open("rb") as file, suppress(DataError):
+            for key, _, _ in sample_ranges(file, name):
+                if np.frombuffer(hash64(key), "<u8")[0] not in twice:
                     continue
                 if key in seen:
                     yield f"{manifest.folder / name}: key {key} is in {seen[key]} too"
                 seen.setdefault(key, name)
 
 
-def _referred(manifest: Manifest, looks: Mapping[str, ShardCheck]) -> Iterator[str]:
-    """References to photos that are not there."""
-    count = sum(len(look.references) for look in looks.values())
+def _missing_owners(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iterator[str]:
+    """References to photos that do not exist."""
+    count = sum(len(check.references) for check in checks.values())
     if count != manifest.references:
-        yield f"{manifest.folder}: {count:,} references, {NAME} says {manifest.references:,}"
+        yield f"{manifest.folder}: {count:,} references, {NAME} has {manifest.references:,}"
     by_owner: dict[str, list[tuple[str, str, str]]] = {}
-    for name, look in looks.items():
-        for key, same_as, owner in look.references:
+    for name, check in checks.items():
+        for key, same_as, owner in check.references:
             by_owner.setdefault(owner, []).append((name, key, same_as))
     for owner, references in by_owner.items():
-        marks = np.frombuffer(b"".join(mark_of(same_as) for _, _, same_as in references), "<u8")
-        there = np.isin(marks, looks[owner].numbers) if owner in looks else np.zeros(len(marks), bool)
-        for (name, key, same_as), is_there in zip(references, there, strict=True):
-            if not is_there:
+        hashes = np.frombuffer(b"".join(hash64(same_as) for _, _, same_as in references), "<u8")
+        exist = np.isin(hashes, checks[owner].key_hashes) if owner in checks else np.zeros(len(hashes), bool)
+        for (name, key, same_as), exists in zip(references, exist, strict=True):
+            if not exists:
                 sidecar = references_path(manifest.folder / name)
                 yield f"{sidecar}: {key} refers to {same_as}, which is not in {owner}"
 
 
-def _outcomes(manifest: Manifest, looks: Mapping[str, ShardCheck]) -> Iterator[str]:
-    """The ledgers of a set that was crawled, those of shards without a photo included, have every planned photo."""
+def _outcomes(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iterator[str]:
+    """Whether the ledgers of a crawled set, those of shards without a photo included, have every planned photo."""
     outcomes: Counter[str] = Counter()
-    for look in looks.values():
-        outcomes.update(look.outcomes)
+    for check in checks.values():
+        outcomes.update(check.outcomes)
     if manifest.plan and outcomes != Counter(manifest.outcomes):
         expected = ", ".join(f"{kind} {count:,}" for kind, count in sorted(manifest.outcomes.items()))
-        found = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcomes.items())) or "nothing"
-        yield f"{manifest.folder}: the ledgers have {found}; {NAME} says {expected}"
+        actual = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcomes.items())) or "nothing"
+        yield f"{manifest.folder}: the ledgers have {actual}; {NAME} has {expected}"
 
 
 def _strays(manifest: Manifest, files: Mapping[str, int]) -> Iterator[str]:
     known = {*(shard.name for shard in manifest.shards), *manifest.empty}
     for name in sorted(files):
         if name.endswith(".tar") and name not in known:
-            yield f"{manifest.folder / name}: is not in the manifest, and readers that take *.tar would read it"
+            yield f"{manifest.folder / name}: is not in the manifest, but readers of *.tar would read it"
         shard = name.removesuffix(f".{ENDING}")
         if shard != name and f"{shard}.tar" not in known and f"{shard}{_LEDGER}" not in files:
-            yield f"{manifest.folder / name}: is beside no shard"
+            yield f"{manifest.folder / name}: belongs to no shard"
 
 
 def _sizes(manifest: Manifest) -> Iterator[str]:
     path = manifest.folder / SIZES
     try:
-        found = path.read_bytes()
+        data = path.read_bytes()
     except storage_errors() as error:
         yield f"{path}: cannot be read ({first_line(error)})"
         return
-    if found != manifest.sizes_text().encode():
+    if data != manifest.sizes_text().encode():
         yield f"{path}: does not agree with {NAME}"

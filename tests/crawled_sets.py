@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lavic.data.manifest import Manifest, ShardEntry, shard_name
 from lavic.data.tar_shards import Sample, ShardWriter
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
-from lavic.shards.pack.dedup import refer
-from lavic.shards.pack.finalize import close_set
+from lavic.shards.pack.dedup import deduplicate
+from lavic.shards.pack.finalize import finalize_set
 from lavic.shards.pack.seal import read_seal
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan
@@ -36,8 +36,8 @@ def crawl_here(
     made = [seal for seal in seals if seal]
     assert len(made) == len(seals)
     if plan.settings["duplicates"] == "referenced":
-        made = refer(plan, made)
-    return close_set(plan, made, min_success)
+        made = deduplicate(plan, made)
+    return finalize_set(plan, made, min_success)
 
 
 def write_set(
@@ -52,7 +52,7 @@ def write_set(
         with ShardWriter(path) as writer:
             for sample in chunk:
                 writer.add(sample)
-        entries.append(ShardEntry(name=path.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256))
+        entries.append(writer.entry)
     manifest = Manifest(folder=folder, set=set, split=split, shards=tuple(entries))
     manifest.save()
     return manifest

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import struct
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from lavic.data.manifest import ShardEntry
 from lavic.errors import DataError, first_line
 from lavic.storage.atomic import write_whole, written_aside
 from lavic.storage.paths import storage_errors
@@ -118,7 +120,7 @@ class Sample:
 class ShardWriter:
     """Writes one shard aside and puts it, then its index, in place when the block ends without an error.
 
-    A shard without a sample is not written.
+    A shard without a sample is not written, and an older one in its place is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,9 +148,10 @@ class ShardWriter:
         self.samples += 1
 
     @property
-    def sha256(self) -> str:
-        """Of the whole file, once it is closed."""
-        return self._hash.hexdigest()
+    def entry(self) -> ShardEntry:
+        """The manifest's entry of the shard, once it is closed."""
+        sha256 = self._hash.hexdigest()
+        return ShardEntry(name=self.path.name, samples=self.samples, bytes=self.bytes, sha256=sha256)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,6 +163,9 @@ class ShardWriter:
         self._stack.__exit__(kind, error, trace)
         if error is None and self.samples:
             write_whole(index_path(self.path), pack_offsets(self._offsets))
+        elif error is None:
+            self.path.unlink(missing_ok=True)
+            index_path(self.path).unlink(missing_ok=True)
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
@@ -275,23 +281,60 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         DataError: The file is missing, cut short, or holds something else than samples.
     """
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            group: list[tarfile.TarInfo] = []
-            for member in tar:
-                group.append(member)
-                if len(group) == len(MEMBERS):
-                    yield _sample_of(shard, file, group)
-                    group = []
-            if group:
-                raise DataError(f"{shard}: ends in the middle of sample {group[0].name}")
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{shard}: not a whole tar file ({error})") from None
+        with shard.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            yield from iter_samples(file.read, size, str(shard))
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read ({error})") from None
 
 
-def _sample_of(shard: Path, file: BinaryIO, group: list[tarfile.TarInfo]) -> Sample:
-    file.seek(group[0].offset)
-    end = group[-1].offset_data + group[-1].size
-    return parse_sample(file.read(end + -end % BLOCK - group[0].offset), f"{shard} at byte {group[0].offset}")
+def iter_samples(read: Callable[[int], bytes], size: int, place: str) -> Iterator[Sample]:
+    """The samples of a tar.
+
+    Args:
+        read: Reads so many bytes of it; what follows the last sample is left to the caller.
+        size: Bytes of the tar.
+        place: Its path, for messages.
+
+    Raises:
+        DataError: It is cut short, or holds something else than samples.
+    """
+    at = 0
+    while True:
+        start, parts = at, b""
+        for _ in MEMBERS:
+            header = read(BLOCK)
+            if not parts and len(header) in (0, BLOCK) and not header.strip(b"\0"):
+                return
+            at += member_bytes(header, f"{place} at byte {start}")
+            if at > size:
+                raise DataError(f"{place} at byte {start}: a member is cut short")
+            parts += header + read(at - start - len(parts) - BLOCK)
+        yield parse_sample(parts, f"{place} at byte {start}")
+
+
+def sample_ranges(file: BinaryIO, place: str) -> Iterator[tuple[str, int, int]]:
+    """Key, start and end of every sample of a tar, by the headers alone.
+
+    Raises:
+        DataError: It is cut short, or holds something else than samples.
+    """
+    size = file.seek(0, os.SEEK_END)
+    at = 0
+    while at < size:
+        start, key = at, ""
+        for _ in MEMBERS:
+            file.seek(at)
+            header = file.read(BLOCK)
+            if not key and not header.strip(b"\0"):
+                return
+            member = _parse_header(header, f"{place} at byte {start}")
+            at += BLOCK + member.size + -member.size % BLOCK
+            if at > size:
+                raise DataError(f"{place} at byte {start}: a member is cut short")
+            key = member.name.partition(".")[0]
+        yield key, start, at
 
 
 def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:

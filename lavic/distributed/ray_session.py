@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import Field
 
@@ -108,3 +109,19 @@ def _join(address: str, nodes: int) -> None:
             raise TimeoutError(f"{len(here)} of {nodes} nodes came within {_PATIENCE_S:.0f} s: {', '.join(here)}")
         time.sleep(1)
     log.info("%d nodes of Ray: %s", len(here), ", ".join(here))
+
+
+def actor_beside_driver(actor: type, *args: Any, **options: Any) -> Any:
+    """Start an actor on the driver's node, so that the loss of another node does not end it.
+
+    Args:
+        actor: Its class.
+        args: For its class.
+        options: Of the Ray actor, besides those set here.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kind = ray.remote(actor).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here, **options)
+    return kind.remote(*args)

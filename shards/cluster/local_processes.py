@@ -1,7 +1,7 @@
-"""Shards made by processes of this machine: what a small crawl needs, ready in tenths of a second.
+"""Makes shards in local processes, which start in tenths of a second.
 
-A worker process makes one shard after the other. One pipe to it carries everything: which shard to make, its progress,
-its result, and the worker's calls of the hosts' broker, which runs in a thread of the driver. A worker that dies is
+A worker process makes one shard after the other. One pipe to it carries everything: the shard to make, its progress,
+its result, and the worker's calls of the coordinator, which runs in a thread of the driver. A worker that dies is
 replaced, and its shard is made again. A worker whose driver dies exits at once.
 """
 
@@ -22,54 +22,53 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from lavic.errors import LavicError, first_line
 from lavic.shards.cluster.progress import ShardReports
-from lavic.shards.cluster.worker import Job, Row, later, make_shard
+from lavic.shards.cluster.worker import Row, ShardJob, deferred_row, make_shard
 from lavic.shards.crawl_settings import CrawlSettings
-from lavic.shards.ratelimit.client import Office
-from lavic.shards.ratelimit.coordinator import Broker
+from lavic.shards.ratelimit.client import CoordinatorHandle
+from lavic.shards.ratelimit.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S = 2.0
-"""Seconds in which the thread of the broker answers."""
+_REPLY_S = 2.0
+"""Timeout of calls of the coordinator's thread."""
 _ATTEMPTS = 3
-"""Workers that may die over one shard."""
+"""Workers that may die while they make one shard."""
 
 
 def prepare() -> None:
-    """Begin to load what workers need, beside this process: they are forked from there."""
+    """Start the process that workers are forked from, which loads what they need."""
     multiprocessing.set_forkserver_preload([__name__])
     forkserver.ensure_running()
 
 
 @contextmanager
-def on_processes(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[Job]:
-    """Have shards made by local processes; see `make_shard`. On the way out the workers are ended."""
+def on_processes(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[ShardJob]:
+    """Make shards in local processes, which end with the block; see `make_shard`."""
     prepare()
     pool = _Pool(rows, settings, owner)
     try:
-        yield Job(made=pool.made(), running=pool.reports.get, waits=pool.waits)
+        yield ShardJob(made=pool.made(), running=pool.reports.get, wait_reasons=pool.wait_reasons)
     finally:
         pool.close()
 
 
 class _Pool:
-    """The driver's side: an event loop in a thread, with the broker and a coroutine for each worker."""
+    """The driver: an event loop in a thread, with the coordinator and a coroutine for each worker."""
 
     def __init__(self, rows: Sequence[Row], settings: CrawlSettings, owner: str) -> None:
         self.reports = ShardReports()
         self._settings, self._owner = settings, owner
         self._rows, self._todo = len(rows), deque(rows)
-        self._broker = Broker(settings.fetch.limits)
+        self._coordinator = Coordinator(settings.fetch.limits)
         self._made: queue.SimpleQueue[Row | Exception] = queue.SimpleQueue()
         self._workers: set[_Worker] = set()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="broker", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="coordinator", daemon=True)
         self._ready = threading.Event()
         self._thread.start()
         self._ready.wait()
@@ -81,9 +80,9 @@ class _Pool:
                 raise row
             yield row
 
-    def waits(self) -> Mapping[str, str]:
+    def wait_reasons(self) -> Mapping[str, str]:
         try:
-            return asyncio.run_coroutine_threadsafe(self._broker.waits(), self._loop).result(_ANSWER_S)
+            return asyncio.run_coroutine_threadsafe(self._coordinator.wait_reasons(), self._loop).result(_REPLY_S)
         except FutureTimeoutError:
             return {}
 
@@ -96,7 +95,7 @@ class _Pool:
         self._ready.set()
         cpus = self._settings.ray.cpus or len(os.sched_getaffinity(0))
         count = min(self._settings.ray.workers or cpus, self._rows)
-        tasks = [asyncio.create_task(self._attend()) for _ in range(count)]
+        tasks = [asyncio.create_task(self._feed()) for _ in range(count)]
         try:
             await self._over.wait()
         finally:
@@ -104,33 +103,33 @@ class _Pool:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _attend(self) -> None:
-        """Hand shards to one worker after the other, to another worker in its place where it dies."""
+    async def _feed(self) -> None:
+        """Give shards to a worker, and to another one if it dies."""
         worker: _Worker | None = None
         try:
             while self._todo:
                 row = self._todo.popleft()
                 if not self._todo:
-                    # There is nothing to go on with.
-                    row = {**row, "leave_after": math.inf}
+                    # There is nothing else to do.
+                    row = {**row, "defer_after": math.inf}
                 made = None
                 for _ in range(_ATTEMPTS):
-                    worker = worker or _Worker(self._broker, self.reports, self._settings, self._owner)
+                    worker = worker or _Worker(self._coordinator, self.reports, self._settings, self._owner)
                     made = await worker.make(row)
                     if made is not None:
                         break
                     if worker.caller:
-                        # What it held of hosts' budgets is free at once, not only when it has been silent for long.
-                        await self._broker.leave(worker.caller)
+                        # Its connections are free at once, not only after the timeout.
+                        await self._coordinator.remove_worker(worker.caller)
                     end, worker = worker.stop(), None
-                    log.warning("%s: its worker died (%s); another makes it again", row["shard"], end)
+                    log.warning("%s: its worker died (%s); another one makes it again", row["shard"], end)
                 else:
                     raise LavicError(
-                        f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {end}; is there "
-                        "enough memory? fewer --ray.workers or a lower --fetch.concurrency need less"
+                        f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {end}; if "
+                        "memory is short, use fewer --ray.workers or a lower --fetch.concurrency"
                     )
                 if made["left"]:
-                    self._todo.append(later(row))
+                    self._todo.append(deferred_row(row))
                 else:
                     self._made.put(made)
         except Exception as error:
@@ -141,26 +140,26 @@ class _Pool:
 
 
 class _Worker:
-    """A worker process, as the driver sees it."""
+    """The driver's side of a worker process."""
 
-    def __init__(self, broker: Broker, reports: ShardReports, settings: CrawlSettings, owner: str) -> None:
-        self._broker, self._reports = broker, reports
+    def __init__(self, coordinator: Coordinator, reports: ShardReports, settings: CrawlSettings, owner: str) -> None:
+        self._coordinator, self._reports = coordinator, reports
         self.caller = ""
-        """Under which name it calls the broker now."""
+        """The name that it has at the coordinator now."""
         self._loop = asyncio.get_running_loop()
-        self._pipe, theirs = multiprocessing.Pipe()
+        self._pipe, child = multiprocessing.Pipe()
         self._made: asyncio.Queue[Row | Exception | None] = asyncio.Queue()
         self._calls: set[asyncio.Task[None]] = set()
-        # The server that workers are forked from may be older than the environment and the folder of now.
-        place = (dict(os.environ), os.getcwd())  # noqa: PTH109
+        # The process that workers are forked from may be older than the environment and working folder.
+        surroundings = (dict(os.environ), os.getcwd())  # noqa: PTH109
         context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_work, args=(theirs, settings, owner, place), daemon=True)
+        self._process = context.Process(target=_work, args=(child, settings, owner, surroundings), daemon=True)
         self._process.start()
-        theirs.close()
+        child.close()
         self._loop.add_reader(self._pipe.fileno(), self._read)
 
     async def make(self, row: Row) -> Row | None:
-        """Have a shard made; None where the worker dies meanwhile."""
+        """Make a shard; None if the worker dies."""
         with contextlib.suppress(OSError):
             self._pipe.send(row)
         made = await self._made.get()
@@ -169,7 +168,7 @@ class _Worker:
         return made
 
     def stop(self) -> str:
-        """End it; says how it ended."""
+        """Kill the process; returns how it ended."""
         self._loop.remove_reader(self._pipe.fileno())
         for call in self._calls:
             call.cancel()
@@ -188,7 +187,7 @@ class _Worker:
             self._made.put_nowait(None)
             return
         if kind == "call":
-            call = self._loop.create_task(self._answer(*rest))
+            call = self._loop.create_task(self._reply(*rest))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
         elif kind == "report":
@@ -196,20 +195,20 @@ class _Worker:
         else:
             self._made.put_nowait(rest[0] if kind == "made" else RuntimeError(f"a worker failed\n{rest[0]}"))
 
-    async def _answer(self, number: int, method: str, args: tuple[Any, ...]) -> None:
-        if method in ("sync", "rung"):
+    async def _reply(self, number: int, method: str, args: tuple[Any, ...]) -> None:
+        if method in ("sync", "wait_for_change"):
             self.caller = args[0]
         reply: tuple[int, Any, str | None]
         try:
-            reply = (number, await getattr(self._broker, method)(*args), None)
+            reply = (number, await getattr(self._coordinator, method)(*args), None)
         except Exception as error:
             reply = (number, None, first_line(error))
         with contextlib.suppress(OSError):
             self._pipe.send(reply)
 
 
-class _PipeOffice:
-    """The broker, as a worker reaches it: each method of `Office` is a call over the pipe."""
+class _PipeCoordinator:
+    """The worker's side of the coordinator: each method of `CoordinatorHandle` is a call over the pipe."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -221,7 +220,7 @@ class _PipeOffice:
         async def call(*args: Any) -> Any:
             loop = asyncio.get_running_loop()
             if loop is not self._loop:
-                # Each shard has a loop of its own.
+                # Each shard has its own loop.
                 self._loop, self._calls = loop, {}
                 loop.add_reader(self._pipe.fileno(), self._read)
             number = next(self._numbers)
@@ -240,7 +239,7 @@ class _PipeOffice:
         try:
             number, value, error = self._pipe.recv()
         except (EOFError, OSError):
-            os._exit(1)  # The driver is gone: whatever this worker makes is nobody's.
+            os._exit(1)  # The driver is gone.
         future = self._calls.get(number)
         if future is None or future.done():
             return
@@ -250,31 +249,29 @@ class _PipeOffice:
             future.set_exception(RuntimeError(error))
 
 
-def _work(pipe: Connection, settings: CrawlSettings, owner: str, place: tuple[Mapping[str, str], str]) -> None:
-    """A worker's whole life."""
-    # What is meant for the whole group of processes is the driver's to act on.
+def _work(pipe: Connection, settings: CrawlSettings, owner: str, surroundings: tuple[Mapping[str, str], str]) -> None:
+    """The worker process."""
+    # The driver handles signals to the process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     os.environ.clear()
-    os.environ.update(place[0])
-    os.chdir(place[1])
-    office = cast(Office, _PipeOffice(pipe))
+    os.environ.update(surroundings[0])
+    os.chdir(surroundings[1])
+    coordinator = cast(CoordinatorHandle, _PipeCoordinator(pipe))
     while True:
         try:
             row = pipe.recv()
         except EOFError:
             return
         if not isinstance(row, dict):
-            continue  # The answer to a call that the last shard gave up.
-        report = partial(_report, pipe, row["number"])
+            continue  # The reply to a call that the last shard has cancelled.
+
+        def report(counts: Mapping[str, int], number: int = row["number"]) -> None:
+            pipe.send(("report", number, dict(counts)))
+
         try:
-            made = make_shard(row, settings, owner, office, report)
-            pipe.send(("made", made))
+            pipe.send(("made", make_shard(row, settings, owner, coordinator, report)))
         except BrokenPipeError:
             return
         except Exception:
             pipe.send(("failed", traceback.format_exc()))
-
-
-def _report(pipe: Connection, number: int, counts: Mapping[str, int]) -> None:
-    pipe.send(("report", number, dict(counts)))

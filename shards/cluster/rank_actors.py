@@ -1,7 +1,7 @@
-"""Ranks of a command as Ray actors: `--ray.workers N` spreads `describe` and `embed` over a cluster's machines.
+"""Ranks of a command as Ray actors: `--ray.workers N` runs `describe` and `embed` on a cluster.
 
-Each actor holds one GPU, where the cluster has any, and runs the command in a process of its own, told who it is as
-torchrun would tell it. What the ranks say comes back to the one that typed the command.
+Each actor holds one GPU, if the cluster has any, and runs the command in a process with the environment variables of
+torchrun. The ranks' output is printed here.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from lavic.distributed.context import free_port
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.errors import LaunchError, LavicError, Stopped, first_line
 
-_PATIENCE_S = 600.0
-"""For machines that an autoscaler has yet to start."""
+_START_TIMEOUT_S = 600.0
+"""For nodes that an autoscaler starts."""
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
     """Runs `lavic COMMAND ARGV` in `settings.workers` ranks on a Ray cluster and waits for them.
 
-    The machines need the same lavic, and the files under the same paths.
+    All nodes need the same lavic, and the files under the same paths.
 
     Returns:
-        0 when every rank did, else the exit code of the first that failed.
+        0 if every rank succeeded, else the exit code of the first that failed.
 
     Raises:
-        LaunchError: Ray cannot be reached, or has no room for so many ranks.
+        LaunchError: Ray cannot be reached, or has not enough resources for the ranks.
     """
     with ray_session(settings):
         import ray
@@ -42,11 +42,13 @@ def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
         gpu = 1 if ray.cluster_resources().get("GPU") else 0
         kind = ray.remote(num_cpus=1, num_gpus=gpu, max_concurrency=2)(Rank)
         ranks = [kind.remote() for _ in range(count)]
-        placed, waiting = ray.wait([rank.place.remote() for rank in ranks], num_returns=count, timeout=_PATIENCE_S)
+        placed, waiting = ray.wait([rank.place.remote() for rank in ranks], num_returns=count, timeout=_START_TIMEOUT_S)
         if waiting:
-            what = "GPU" if gpu else "CPU"
-            room = f"the cluster has given {len(placed)} of them a {what} within {_PATIENCE_S:.0f} s"
-            raise LaunchError(f"--ray.workers {count}: {room}; ask for fewer")
+            resource = "GPU" if gpu else "CPU"
+            raise LaunchError(
+                f"--ray.workers {count}: only {len(placed)} of them got a {resource} within {_START_TIMEOUT_S:.0f} s; "
+                "use fewer"
+            )
         address, port = ray.get(ranks[0].place.remote())
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
         streams = {
@@ -71,18 +73,18 @@ class Rank:
         self._port = free_port()
 
     def place(self) -> tuple[str, int]:
-        """Where the ranks can meet, should this be the first: this machine's address and a free port."""
+        """This node's address and a free port, where the ranks meet if this is the first."""
         import ray
 
         return ray.util.get_node_ip_address(), self._port
 
     def run(self, command: str, argv: Sequence[str], env: Mapping[str, str], folder: str) -> Iterator[str | int]:
-        """Runs the command; yields what it says line by line, then its exit code."""
-        words = [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv]
-        own = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "LAVIC_LAUNCHER_PID": str(os.getpid())}
+        """Runs the command; yields its output line by line, then its exit code."""
+        command_line = [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv]
+        local = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "LAVIC_LAUNCHER_PID": str(os.getpid())}
         self._process = subprocess.Popen(
-            words,
-            env={**os.environ, **env, **own},
+            command_line,
+            env={**os.environ, **env, **local},
             cwd=folder if Path(folder).is_dir() else None,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -90,7 +92,7 @@ class Rank:
             text=True,
         )
         assert self._process.stdout
-        while line := self._process.stdout.readline():  # Ray sends into its generators, which a file does not take
+        while line := self._process.stdout.readline():  # not a loop over the file: Ray sends values into its generators
             yield line
         code = self._process.wait()
         yield 128 - code if code < 0 else code
@@ -102,35 +104,35 @@ class Rank:
 
 
 def _follow(streams: Mapping[Any, Any]) -> int:
-    """Prints what comes until every rank has ended, or one has failed; then the others end with their actors."""
+    """Prints output until every rank has ended, or one has failed; then the others end with their actors."""
     import ray
 
     open_streams, first = list(streams), 0
     while open_streams:
         (ready,), _ = ray.wait(open_streams, num_returns=1)
         try:
-            said = ray.get(next(ready))
+            output = ray.get(next(ready))
         except StopIteration:
             open_streams.remove(ready)
             continue
         except ray.exceptions.RayActorError as error:
             raise LavicError(
-                f"a rank was lost, perhaps with its machine ({first_line(error)}); run the same command again"
+                f"a rank was lost, perhaps with its node ({first_line(error)}); run the same command again"
             ) from None
-        if isinstance(said, str):
-            print(said, end="", flush=True)
-        elif said:
-            first = first or said
-            if said != Stopped.exit_code:  # those that stop on request leave one by one
+        if isinstance(output, str):
+            print(output, end="", flush=True)
+        elif output:
+            first = first or output
+            if output != Stopped.exit_code:  # ranks that stop on request end one by one
                 break
     return first
 
 
 class _forwarding:
-    """Passes signals on to the ranks for the length of a block. A third Ctrl-C gives them up: they are killed.
+    """Forwards signals to the ranks while the block runs. At the third Ctrl-C they are killed.
 
-    The first asks a rank to stop after its step, the second interrupts it; a rank that still waits for its machine, or
-    whose machine is gone, hears neither.
+    The first asks a rank to stop after its step, the second interrupts it; neither reaches a rank that waits for its
+    node or whose node is lost.
     """
 
     def __init__(self, ranks: Sequence[Any]) -> None:

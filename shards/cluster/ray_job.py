@@ -1,4 +1,4 @@
-"""Shards as a Ray Data job, a few of them a task."""
+"""Makes shards as a Ray Data job, a few of them per task."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lavic.distributed.ray_session import ray_session
+from lavic.distributed.ray_session import actor_beside_driver, ray_session
 from lavic.shards.cluster.progress import ShardReports
-from lavic.shards.cluster.worker import Job, Row, later, make_shard
+from lavic.shards.cluster.worker import Row, ShardJob, deferred_row, make_shard
 from lavic.shards.crawl_settings import CrawlSettings
-from lavic.shards.ratelimit.coordinator import RayBroker
+from lavic.shards.ratelimit.coordinator import RayCoordinator
 
-_PORTION = 16
-"""Shards of a task, at most: when a worker dies, those it had made of them are made again, from what they hold."""
+_MAX_PORTION = 16
+"""Shards of a task, at most: when a worker dies, those that it has made are made again, from what they hold."""
 
 
 @contextmanager
-def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[Job]:
-    """Have shards made by a Ray that is joined or started for it; see `make_shard`.
+def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[ShardJob]:
+    """Make shards on a Ray cluster that is joined or started for it; see `make_shard`.
 
     Raises:
         LaunchError: Ray cannot be reached or started.
@@ -29,73 +29,67 @@ def on_ray(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator
         import ray
         import ray.data
 
-        reports = _reports(ray)
+        reports = actor_beside_driver(ShardReports)
         workers = settings.ray.workers or int(ray.cluster_resources().get("CPU", 1))
-        broker = RayBroker(settings.fetch.limits)
+        coordinator: Any = RayCoordinator(settings.fetch.limits)
 
         def make(rows: Sequence[Row]) -> Iterator[Row]:
             job = ray.data.from_arrow([pa.Table.from_pylist(portion) for portion in _portions(rows, workers)]).map(
-                _make_one,
-                fn_args=(settings, owner, broker, reports),
+                _make_shard,
+                fn_args=(settings, owner, coordinator, reports),
                 num_cpus=1,
                 concurrency=settings.ray.workers,
             )
             yield from job.iter_rows()
 
-        yield Job(
+        yield ShardJob(
             made=_rounds(rows, workers, make),
-            running=lambda: _get(ray, reports.get.remote()),
-            waits=lambda: _get(ray, broker.waits()),
+            running=lambda: _get(reports.get.remote()),
+            wait_reasons=lambda: _get(coordinator.wait_reasons()),
         )
 
 
 def _rounds(rows: Sequence[Row], workers: int, make: Callable[[Sequence[Row]], Iterator[Row]]) -> Iterator[Row]:
-    """Shards that workers leave, since they only wait for slow hosts, are made when all others are."""
+    """Deferred shards, which only wait for slow hosts, are made after all others."""
     while rows:
         if len(rows) <= workers:
-            # Each has a worker of its own, and nobody else needs it.
-            rows = [{**row, "leave_after": math.inf} for row in rows]
+            # Each has a worker, which nobody else needs.
+            rows = [{**row, "defer_after": math.inf} for row in rows]
         left = set()
         for made in make(rows):
             if made["left"]:
                 left.add(made["number"])
             else:
                 yield made
-        rows = [later(row) for row in rows if row["number"] in left]
+        rows = [deferred_row(row) for row in rows if row["number"] in left]
 
 
 def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
-    """What a task makes one after the other, fewer and fewer: Ray takes tenths of a second from a task to the next.
+    """The rows of each task, fewer and fewer: Ray takes tenths of a second between two tasks.
 
-    The last portions are single shards, so that no worker is left with several when the others are done.
+    The last portions are single shards, so that no worker has several left when the others are done.
     """
     at = 0
     while at < len(rows):
-        size = max(1, min(_PORTION, (len(rows) - at) // (4 * workers)))
+        size = max(1, min(_MAX_PORTION, (len(rows) - at) // (4 * workers)))
         yield rows[at : at + size]
         at += size
 
 
-def _reports(ray: Any) -> Any:
-    """The actor that workers tell how far they are; beside the driver, so that it is lost with it alone."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def _get(reference: Any) -> Any:
+    """The result of an actor; empty while the actor restarts."""
+    import ray
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(ShardReports).remote()
-
-
-def _get(ray: Any, reference: Any) -> Any:
-    """What an actor returns; nothing while it is moved from a lost machine."""
     try:
         return ray.get(reference, timeout=2.0)
     except ray.exceptions.RayError:
         return {}
 
 
-def _make_one(row: Row, settings: CrawlSettings, owner: str, office: RayBroker, reports: Any) -> Row:
+def _make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Any, reports: Any) -> Row:
     """Runs in a Ray worker."""
 
     def report(counts: Any) -> None:
         reports.put.remote(row["number"], dict(counts))
 
-    return make_shard(row, settings, owner, office, report)
+    return make_shard(row, settings, owner, coordinator, report)

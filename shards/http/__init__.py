@@ -1,1 +1,1 @@
-"""HTTP requests to hosts that nobody vouches for: links, addresses, connections, robots.txt."""
+"""HTTP requests to untrusted hosts: URLs, addresses, connections, robots.txt."""

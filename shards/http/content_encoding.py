@@ -1,4 +1,4 @@
-"""Content codings: the body of an answer that came compressed although `identity` was asked for."""
+"""Content codings: bodies that are compressed although `identity` was requested."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lavic.storage.compression import zstd_module
 _GZIP = b"\x1f\x8b"
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _BOXES = (b"ftyp", b"jP  ")
-"""Where HEIC, AVIF and JPEG 2000 have their marks."""
+"""Magic bytes 4 to 8 of HEIC, AVIF and JPEG 2000."""
 _TEXT = re.compile(rb"[^\x00-\x08\x0e-\x1f\x7f]*")
-_LOOKED_AT = 1024
+_EXAMINED = 1024
 _KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 
 
 class Undecodable(Exception):
-    """A body that is compressed in a way that cannot be undone here."""
+    """A body whose compression is not supported here."""
 
 
 class BrokenBody(Exception):
@@ -26,9 +26,9 @@ class BrokenBody(Exception):
 
 
 def codings(content: Iterable[str], transfer: Iterable[str] = ()) -> list[str]:
-    """Names of the compressions that headers state, in the order they were applied.
+    """Names of the compressions in headers, in the order they were applied.
 
-    Values that name no compression (`none`, `utf-8`, nothing at all) are ignored, as curl does.
+    Values that name no compression (`none`, `utf-8`, empty) are ignored, as in curl.
 
     Args:
         content: Values of Content-Encoding.
@@ -39,9 +39,9 @@ def codings(content: Iterable[str], transfer: Iterable[str] = ()) -> list[str]:
 
 
 def decode(body: bytes, names: list[str], limit: int) -> bytes:
-    """Undo compressions, no further than to `limit + 1` bytes.
+    """Decompress a body, to at limit `limit + 1` bytes.
 
-    A body that plainly is an image or text is returned as it is: servers label files as compressed that are not.
+    A body that is an image or text is returned as it is: some servers label files as compressed that are not.
 
     Raises:
         Undecodable: There is no decoder for one of them.
@@ -59,86 +59,86 @@ def decode(body: bytes, names: list[str], limit: int) -> bytes:
 def _is_plain(body: bytes) -> bool:
     if body.startswith(_IMAGES) or body[4:8] in _BOXES or not body:
         return True
-    start = body[:_LOOKED_AT]
+    start = body[:_EXAMINED]
     if not _TEXT.fullmatch(start):
         return False
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
-        # A character may be cut where the look ends.
-        return len(body) > _LOOKED_AT and error.start > _LOOKED_AT - 4
+        # A character may be cut at the end.
+        return len(body) > _EXAMINED and error.start > _EXAMINED - 4
     return True
 
 
-def _unknown(body: bytes, most: int) -> bytes:
+def _unknown(body: bytes, limit: int) -> bytes:
     raise Undecodable("no decoder for this compression")
 
 
-def _gzip(body: bytes, most: int) -> bytes:
-    """One or more gzip members; what follows the last is ignored, as gzip and curl do."""
+def _gzip(body: bytes, limit: int) -> bytes:
+    """One or more gzip members; what follows the last is ignored, as in gzip and curl."""
     out, size = [], 0
     while True:
-        part, body = _inflate(body, zlib.MAX_WBITS | 32, most - size)
+        part, body = _inflate(body, zlib.MAX_WBITS | 32, limit - size)
         out.append(part)
         size += len(part)
-        if size >= most or not body.startswith(_GZIP):
+        if size >= limit or not body.startswith(_GZIP):
             return b"".join(out)
 
 
-def _deflate(body: bytes, most: int) -> bytes:
-    """A zlib stream, as the standard says, or a raw one, as many servers send."""
+def _deflate(body: bytes, limit: int) -> bytes:
+    """A zlib stream, as the standard says, or a raw one, which many servers send."""
     try:
-        return _inflate(body, zlib.MAX_WBITS | 32, most)[0]
+        return _inflate(body, zlib.MAX_WBITS | 32, limit)[0]
     except BrokenBody as error:
         try:
-            return _inflate(body, -zlib.MAX_WBITS, most)[0]
+            return _inflate(body, -zlib.MAX_WBITS, limit)[0]
         except BrokenBody:
             raise error from None
 
 
-def _inflate(body: bytes, bits: int, most: int) -> tuple[bytes, bytes]:
+def _inflate(body: bytes, bits: int, limit: int) -> tuple[bytes, bytes]:
     decoder = zlib.decompressobj(bits)
     try:
-        whole = decoder.decompress(body, most)
+        plain = decoder.decompress(body, limit)
     except zlib.error as error:
         raise BrokenBody(f"cannot be decompressed: {error}") from None
-    if len(whole) < most and not decoder.eof:
-        raise BrokenBody("the compressed answer breaks off")
-    return whole, decoder.unused_data
+    if len(plain) < limit and not decoder.eof:
+        raise BrokenBody("the compressed response breaks off")
+    return plain, decoder.unused_data
 
 
-def _brotli(body: bytes, most: int) -> bytes:
+def _brotli(body: bytes, limit: int) -> bytes:
     try:
         import brotli
     except ImportError:
         raise Undecodable("install brotli to read it") from None
     decoder = brotli.Decompressor()
     try:
-        whole: bytes = decoder.process(body, output_buffer_limit=most)
-        while len(whole) < most and not decoder.is_finished() and (more := decoder.process(b"", most - len(whole))):
-            whole += more
+        plain: bytes = decoder.process(body, output_buffer_limit=limit)
+        while len(plain) < limit and not decoder.is_finished() and (more := decoder.process(b"", limit - len(plain))):
+            plain += more
     except TypeError:
         raise Undecodable("this brotli cannot limit its output; update it") from None
     except brotli.error as error:
         raise BrokenBody(f"cannot be decompressed: {error}") from None
-    if len(whole) < most and not decoder.is_finished():
-        raise BrokenBody("the compressed answer breaks off")
-    return whole
+    if len(plain) < limit and not decoder.is_finished():
+        raise BrokenBody("the compressed response breaks off")
+    return plain
 
 
-def _zstd(body: bytes, most: int) -> bytes:
+def _zstd(body: bytes, limit: int) -> bytes:
     try:
         zstd = zstd_module()
     except ImportError as error:
         raise Undecodable(str(error)) from None
     decoder = zstd.ZstdDecompressor()
     try:
-        whole: bytes = decoder.decompress(body, most)
+        plain: bytes = decoder.decompress(body, limit)
     except zstd.ZstdError as error:
         raise BrokenBody(f"cannot be decompressed: {error}") from None
-    if len(whole) < most and not decoder.eof:
-        raise BrokenBody("the compressed answer breaks off")
-    return whole
+    if len(plain) < limit and not decoder.eof:
+        raise BrokenBody("the compressed response breaks off")
+    return plain
 
 
 _DECODERS = {"gzip": _gzip, "deflate": _deflate, "br": _brotli, "zstd": _zstd}

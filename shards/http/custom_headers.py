@@ -1,4 +1,4 @@
-"""Headers that the user adds from a file; those that may hold credentials never follow a redirect to another site."""
+"""Headers from a file of the user; those that may hold credentials do not follow a redirect to another site."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from yarl import URL
 
 from lavic.errors import ConfigError
-from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.http.url import BadUrl, parse_url
 from lavic.storage.text_files import TextFileError, read_lines
 
-_OPEN = frozenset({"accept", "accept-language", "cache-control", "dnt", "from", "pragma", "referer", "user-agent"})
-"""Headers that hold no credentials. All others may, and stay with the site they are meant for."""
+_PUBLIC = frozenset({"accept", "accept-language", "cache-control", "dnt", "from", "pragma", "referer", "user-agent"})
+"""Headers that hold no credentials. All others may, and are sent to their own site alone."""
 _REFUSED = frozenset(
     {
         *("accept-encoding", "connection", "content-length", "expect", "host", "if-modified-since", "if-none-match"),
@@ -28,17 +28,17 @@ _SECTION = re.compile(r"\[([^\[\]\s]+|\[[^\[\]\s]+\](?::\d+)?)\]")
 
 
 @dataclass(frozen=True)
-class Headers:
-    """Headers by the site that they are for."""
+class CustomHeaders:
+    """Headers by site."""
 
     everywhere: Mapping[str, str] = field(default_factory=dict, repr=False)
     """For every host of the catalogue."""
     hosts: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
-    """For one host each, or `host:port`; names in lower case."""
+    """By `host` or `host:port` in lower case."""
 
     @classmethod
-    def read(cls, path: str | Path) -> Headers:
-        """Read `Name: value` lines; those after a line `[host]` are for this host alone. `#` begins a comment.
+    def read(cls, path: str | Path) -> CustomHeaders:
+        """Read `Name: value` lines; those after a line `[host]` are for that host alone. `#` starts a comment.
 
         Raises:
             ConfigError: The file cannot be read, or a line is wrong. The message does not repeat a value.
@@ -61,28 +61,28 @@ class Headers:
             if match is None or not match[2].isprintable():
                 raise ConfigError(f"{where}: not a header; write one `Name: value` on each line")
             if match[1].lower() in _REFUSED:
-                raise ConfigError(f"{where}: {match[1]} is set by the crawl itself; take the line out")
+                raise ConfigError(f"{where}: {match[1]} is set by the crawl itself; remove the line")
             current[match[1]] = match[2]
         return cls(everywhere, hosts)
 
-    def of(self, url: URL, first: URL | None) -> dict[str, str]:
+    def for_url(self, url: URL, first: URL | None) -> dict[str, str]:
         """The headers of a request.
 
         Args:
-            url: That is requested.
-            first: The catalogue's link that led to it; None for what is requested without one, such as robots.txt.
-                Where it is of another site (scheme, host, port), headers that may hold credentials are left out.
+            url: What is requested.
+            first: The catalogue's link that led to it, None for robots.txt. If it is of another site (scheme, host,
+                port), headers that may hold credentials are left out.
         """
         host = url.raw_host or ""
-        found = {**self.everywhere, **self.hosts.get(host, {}), **self.hosts.get(f"{host}:{url.port}", {})}
+        headers = {**self.everywhere, **self.hosts.get(host, {}), **self.hosts.get(f"{host}:{url.port}", {})}
         if first is not None and (url is first or url.origin() == first.origin()):
-            return found
-        return {name: value for name, value in found.items() if name.lower() in _OPEN}
+            return headers
+        return {name: value for name, value in headers.items() if name.lower() in _PUBLIC}
 
 
 def _site(text: str, where: str) -> str:
     try:
-        url = read_link(f"http://{text}/")
+        url = parse_url(f"http://{text}/")
     except BadUrl:
         raise ConfigError(f"{where}: [{text[:80]}] names no host") from None
     host = url.raw_host or ""

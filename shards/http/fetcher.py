@@ -1,4 +1,4 @@
-"""Fetching photos: pooled connections, redirects and further tries, each request with its host's leave."""
+"""Fetches photos: redirects, retries, robots.txt, and a rate-limit permit for every request."""
 
 from __future__ import annotations
 
@@ -8,107 +8,43 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field
 from yarl import URL
 
-from lavic import __version__
-from lavic.config.loader import settings
 from lavic.shards.http import robots
-from lavic.shards.http.connections import Transport
-from lavic.shards.http.request import Answer, Bounds, may_pass
+from lavic.shards.http.connections import ConnectionPool
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.request import Response, ResponseLimits, is_retryable
 from lavic.shards.http.robots import Robots, Rules
 from lavic.shards.http.ssrf_guard import BlockedAddress, check_url
-from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.http.url import BadUrl, parse_url
 from lavic.shards.pack.outcomes import Kind
-from lavic.shards.ratelimit.client import HostClosed, Lanes, Office, Verdict
-from lavic.shards.ratelimit.coordinator import Broker
-from lavic.shards.ratelimit.host_limiter import FREE, Limits
+from lavic.shards.ratelimit.client import CoordinatorHandle, HostUnavailable, RateLimitClient, Verdict
+from lavic.shards.ratelimit.coordinator import Coordinator
 
 _SPEED_AFTER_S = 5.0
-"""Seconds of an answer before its speed is looked at, where half the deadline is not shorter."""
+"""Seconds before the speed of a response is checked, or half the deadline if that is shorter."""
 _ROBOTS_REDIRECTS = 5
 _ROBOTS_HEADERS = {"Accept": robots.ACCEPT}
-_SITES = 10_000
+_MAX_SITES = 10_000
 _UNREAD_S = 5.0
-"""After so long it is asked whether a site's robots.txt can be read by now."""
+"""Seconds after which a robots.txt that could not be read is looked up again."""
 _HOST_FAILS: frozenset[Kind] = frozenset({"timeout", "dns", "connect", "tls"})
 
 
-@settings
-class FetchSettings:
-    """How photos are fetched."""
-
-    concurrency: int = Field(default=32, ge=1)
-    """Requests in flight for each shard that is being fetched; there are --ray.workers of these at once."""
-    host_rate: float = Field(default=50.0, ge=0)
-    """Requests a second to one host, by all workers together; 0: as many as it takes. When a host answers 429 or 503,
-    the rate is halved and raised slowly again."""
-    host_connections: int = Field(default=32, ge=0)
-    """Requests in flight to one host, by all workers together; 0: as many as there are."""
-    deadline: float = Field(default=30.0, gt=0)
-    """Seconds for one whole answer, from the look-up of the name to the last byte, redirects included; waiting for a
-    host's budget does not count."""
-    min_speed: int = Field(default=2_000, ge=0)
-    """Bytes a second that an answer must bring on average after its first seconds; 0: any."""
-    max_bytes: int = Field(default=25_000_000, ge=1)
-    """Longest answer taken."""
-    retries: int = Field(default=2, ge=0)
-    """Further tries of a photo after failures that may pass: timeouts, broken connections, 429, 5xx."""
-    backoff: float = Field(default=0.5, ge=0)
-    """Seconds before the first further try, doubled for each after it. A host that answers 429 or 503 is left alone by
-    all workers for so long, or for its Retry-After."""
-    patience: float = Field(default=60.0, ge=0)
-    """Seconds that photos wait for a host that is down, asks for a rest, or whose robots.txt cannot be read. After that
-    those that were not asked for end as `unasked`, and the next run asks for them. A host whose robots.txt wants a
-    longer pause between two requests (Crawl-delay) is not asked at all."""
-    redirects: int = Field(default=5, ge=0)
-    """Redirects followed for one photo; each is checked like the first address."""
-    robots: bool = True
-    """Heed robots.txt, and the opt-outs noai, noimageai, noindex, noimageindex and noml in X-Robots-Tag. Turn it off
-    where the hosts are yours, or their owners agree."""
-    allow_private: bool = False
-    """Also fetch from this machine and from private networks. Addresses in a catalogue are somebody else's words: leave
-    this off unless the photos are on a server of your own. Link-local addresses, and those where clouds keep their
-    machines' metadata, are refused all the same."""
-    proxy: Literal["none", "env"] = "none"
-    """`env`: send requests through the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name, except to the hosts in
-    NO_PROXY. Names are looked up and checked here before a proxy is asked; the proxy may be in a private network."""
-    headers: str | None = None
-    """File of headers to send, one `Name: value` on a line; lines after `[host]` are sent to this host alone. Headers
-    that may hold credentials do not follow a redirect to another site, and only the file's name is recorded."""
-    contact: str = Field(default="", pattern=r"^[ -~]*$")
-    """Who runs this crawl, as an e-mail or web address; sent in the User-Agent with every request."""
-
-    @property
-    def user_agent(self) -> str:
-        """What the crawler calls itself."""
-        return f"{robots.PRODUCT}/{__version__} (product photo crawler{'; ' + self.contact if self.contact else ''})"
-
-    @property
-    def limits(self) -> Limits:
-        """The budget of each host."""
-        return Limits(
-            rate=self.host_rate or FREE,
-            connections=self.host_connections,
-            backoff=self.backoff,
-            patience=self.patience,
-        )
+_CANCELLED = Response("ok")
+"""Stands for the response to a request that was cancelled."""
 
 
-_NO_ANSWER = Answer("ok")
-"""Stands for the answer to a request that was given up."""
-
-
-class _Try(NamedTuple):
-    """One of the requests for a photo."""
+class _Attempt(NamedTuple):
+    """One of the attempts to fetch a photo."""
 
     fresh: bool
-    """The first, and no earlier run has failed to fetch it."""
-    again: bool = False
+    """The first one, and no earlier run has failed to fetch the photo."""
+    retry: bool = False
     refused: tuple[str, int] | None = None
-    """How it was refused before, see `Answer.refused`."""
+    """See `Response.refused`."""
 
 
 @dataclass(frozen=True)
@@ -116,26 +52,25 @@ class _Site:
     """What is known of a scheme, host and port."""
 
     host: str
-    """The name of its budget."""
+    """The name of its rate limit."""
     rules: Rules | None
-    until: float
-    """The rules hold."""
+    valid_until: float
 
 
 class Fetcher:
-    """A pool of connections; use it as an async context, from one event loop.
+    """Fetches URLs; use it as an async context, from one event loop.
 
     Args:
         settings: How to fetch.
-        office: Where the hosts' budgets are kept; by default here, for this pool alone.
+        coordinator: Of the rate limits; by default the limits hold for this fetcher alone.
     """
 
-    def __init__(self, settings: FetchSettings, office: Office | None = None) -> None:
+    def __init__(self, settings: FetchSettings, coordinator: CoordinatorHandle | None = None) -> None:
         self.settings = settings
-        self._lanes = Lanes(office or Broker(settings.limits), settings.concurrency)
+        self._limits = RateLimitClient(coordinator or Coordinator(settings.limits), settings.concurrency)
         self._sites: dict[tuple[str, str | None, int | None], _Site] = {}
-        self._meetings: dict[tuple[str, str | None, int | None], asyncio.Task[_Site]] = {}
-        self._photos = Bounds(
+        self._loading_sites: dict[tuple[str, str | None, int | None], asyncio.Task[_Site]] = {}
+        self._photos = ResponseLimits(
             deadline=settings.deadline,
             max_bytes=settings.max_bytes,
             min_speed=settings.min_speed,
@@ -143,193 +78,196 @@ class Fetcher:
             opt_outs=settings.robots,
         )
         self._robots = replace(self._photos, max_bytes=robots.MAX_BYTES, opt_outs=False, raw=True)
-        self._transport = Transport(settings)
+        self._connections = ConnectionPool(settings)
 
     async def __aenter__(self) -> Fetcher:
-        await self._transport.__aenter__()
-        await self._lanes.__aenter__()
+        await self._connections.__aenter__()
+        await self._limits.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for meeting in self._meetings.values():
-            meeting.cancel()
-        await self._lanes.__aexit__()
-        await self._transport.__aexit__()
+        for loading in self._loading_sites.values():
+            loading.cancel()
+        await self._limits.__aexit__()
+        await self._connections.__aexit__()
 
-    async def fetch(self, url: str, conditions: Mapping[str, str] | None = None, *, fresh: bool = True) -> Answer:
-        """Fetch one URL, with further tries where the failure may pass. Never raises for what a server does.
+    async def fetch(self, url: str, conditions: Mapping[str, str] | None = None, *, fresh: bool = True) -> Response:
+        """Fetch one URL, with retries. Never raises for what a server does.
 
         Args:
             url: Of a photo.
-            conditions: Headers such as If-None-Match; an answer with status 304 is then `ok` and has no body.
+            conditions: Headers such as If-None-Match; a response with status 304 is then `ok` and has no body.
             fresh: No earlier run has failed to fetch it.
         """
-        bounds = replace(self._photos, conditions=conditions) if conditions else self._photos
+        limits = replace(self._photos, conditions=conditions) if conditions else self._photos
         attempts = 0
-        last: Answer | None = None
+        last: Response | None = None
         while True:
-            answer = await self._follow(
-                url, bounds, _Try(fresh and last is None, last is not None, last.refused if last else None)
+            response = await self._follow(
+                url, limits, _Attempt(fresh and last is None, last is not None, last.refused if last else None)
             )
-            if answer.kind == "ok" and not attempts:
-                return answer
-            attempts += answer.attempts
-            if last is not None and not answer.attempts and last.reached:
-                # The host was given up between two tries: it is the first of them that tells of this photo.
+            if response.kind == "ok" and not attempts:
+                return response
+            attempts += response.attempts
+            if last is not None and not response.attempts and last.reached:
+                # The host was given up between two attempts: the first of them tells about this photo.
                 return replace(last, attempts=attempts)
-            if not may_pass(answer) or attempts > self.settings.retries:
-                return replace(answer, attempts=attempts)
-            last = answer
+            if not is_retryable(response) or attempts > self.settings.retries:
+                return replace(response, attempts=attempts)
+            last = response
             await asyncio.sleep(self.settings.backoff * 2 ** (attempts - 1))
 
     @property
-    def waiting(self) -> bool:
-        """All that was asked for waits for hosts that let seconds pass between two requests, or that are left alone."""
-        if self._lanes.room.kept:
+    def only_slow_hosts(self) -> bool:
+        """All open requests wait for hosts that are slow or paused."""
+        if self._limits.in_flight.processing:
             return False
-        return self._lanes.slow or (bool(self._meetings) and not self._lanes.busy)
+        return self._limits.slow or (bool(self._loading_sites) and not self._limits.busy)
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep the place of a request while its answer is worked on elsewhere than in the event loop."""
-        return self._lanes.room.held()
+    def hold(self) -> AbstractContextManager[None]:
+        """Count a response as in flight while it is processed outside the event loop."""
+        return self._limits.in_flight.hold()
 
-    async def _follow(self, address: str, bounds: Bounds, attempt: _Try) -> Answer:
-        """One try: a request and its redirects."""
-        photo = bounds is not self._robots
-        redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), bounds.deadline
+    async def _follow(self, link: str, limits: ResponseLimits, attempt: _Attempt) -> Response:
+        """One attempt: a request and its redirects."""
+        photo = limits is not self._robots
+        redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), limits.deadline
         try:
-            url = first = read_link(address)
+            url = first = parse_url(link)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
                 if site.rules and (refusal := self._refusal(site.rules, url)):
                     return refusal
-                answer, seconds = await self._ask(
-                    url, site.host, bounds, left if hop else None, first if photo else None, attempt
+                response, seconds = await self._request(
+                    url, site.host, limits, left if hop else None, first if photo else None, attempt
                 )
-                if answer.target is None:
-                    return answer
+                if response.target is None:
+                    return response
                 left = max(0.001, left - seconds)
-                if photo and url.scheme == "https" and answer.target.scheme == "http":
-                    raise BlockedAddress(f"redirected from https to http, to {answer.target.raw_host}")
-                url = answer.target
-            return Answer("http_error", reason=f"more than {redirects} redirects", http=answer.http)
-        except HostClosed as closed:
-            return Answer(closed.kind, reason=f"the host is left alone: {closed.reason}", attempts=0, final=True)
+                if photo and url.scheme == "https" and response.target.scheme == "http":
+                    raise BlockedAddress(f"redirected from https to http, to {response.target.raw_host}")
+                url = response.target
+            return Response("http_error", reason=f"more than {redirects} redirects", http=response.http)
+        except HostUnavailable as error:
+            return Response(error.kind, reason=f"the host is paused: {error.reason}", attempts=0, final=True)
         except BlockedAddress as error:
-            return Answer("blocked_address", reason=str(error))
+            return Response("blocked_address", reason=str(error))
         except BadUrl as error:
-            return Answer("bad_url", reason=str(error), attempts=0)
+            return Response("bad_url", reason=str(error), attempts=0)
 
-    async def _ask(
+    async def _request(
         self,
         url: URL,
         host: str,
-        bounds: Bounds,
+        limits: ResponseLimits,
         left: float | None,
         first: URL | None,
-        attempt: _Try,
-    ) -> tuple[Answer, float]:
-        """One request, with the host's leave, and its seconds.
+        attempt: _Attempt,
+    ) -> tuple[Response, float]:
+        """Send one request when the host's rate limit permits; returns the response and the seconds it took.
 
         Args:
             url: What is requested.
-            host: Its budget.
-            bounds: What is taken of the answer.
-            left: What remains of the deadline, None for all.
+            host: The name of its rate limit.
+            limits: Of the response.
+            left: Seconds that remain of the deadline, None for all.
             first: The catalogue's link that led to it, None for robots.txt.
-            attempt: What came before.
+            attempt: The attempt that it belongs to.
         """
-        lane = self._lanes.to(host)
-        version = await lane.enter(attempt.fresh, attempt.again)
-        verdict: Verdict = "void"
-        answer = _NO_ANSWER
+        permits = self._limits.host(host)
+        version = await permits.acquire(attempt.fresh, attempt.retry)
+        verdict: Verdict = "unknown"
+        response = _CANCELLED
         began = time.monotonic()
         try:
             headers = None if first else _ROBOTS_HEADERS
-            answer = await self._transport.get(url, bounds, left=left, headers=headers, first=first)
-            if answer.kind == "throttled":
+            response = await self._connections.get(url, limits, left=left, headers=headers, first=first)
+            if response.kind == "throttled":
                 verdict = "throttled"
-                answer = replace(answer, refused=(host, version))
-            elif answer.kind in _HOST_FAILS or answer.http >= 500:
-                verdict = "failed" if answer.reached else "unreached"
+                response = replace(response, refused=(host, version))
+            elif response.kind in _HOST_FAILS or response.http >= 500:
+                verdict = "failed" if response.reached else "unreachable"
             else:
-                verdict = "well"
-            if verdict == "unreached" and answer.kind in ("connect", "dns") and lane.answered and not answer.final:
-                reason = f"the host is down since it last answered: {answer.reason}"
-                return replace(answer, kind="unasked", reason=reason), 0.0
-            return answer, time.monotonic() - began
+                verdict = "success"
+            down = verdict == "unreachable" and response.kind in ("connect", "dns") and not response.final
+            if down and permits.answered:
+                reason = f"the host is down since it last answered: {response.reason}"
+                return replace(response, kind="unasked", reason=reason), 0.0
+            return response, time.monotonic() - began
         finally:
-            before = attempt.refused[1] if attempt.refused and attempt.refused[0] == host else -1
-            lane.leave(version, verdict, answer.kind, answer.reason, answer.retry_after, attempt.fresh, before)
+            refused = attempt.refused[1] if attempt.refused and attempt.refused[0] == host else -1
+            permits.release(
+                version, verdict, response.kind, response.reason, response.retry_after, attempt.fresh, refused
+            )
 
     async def _site(self, url: URL, photo: bool) -> _Site:
-        """What is known of an address's site.
+        """The site of a URL.
 
         Raises:
-            BlockedAddress: It is not to be asked.
+            BlockedAddress: Requests to it are not allowed.
         """
         key = (url.scheme, url.raw_host, url.port)
         if not photo:
             check_url(url, allow_private=self.settings.allow_private)
-            return _Site(_budget(url), None, 0.0)
+            return _Site(_host_name(url), None, 0.0)
         site = self._sites.get(key)
-        if site is not None and time.monotonic() < site.until:
+        if site is not None and time.monotonic() < site.valid_until:
             return site
-        meeting = self._meetings.get(key)
-        if meeting is None:
+        loading = self._loading_sites.get(key)
+        if loading is None:
             check_url(url, allow_private=self.settings.allow_private)
-            meeting = self._meetings[key] = asyncio.create_task(self._meet(url))
-            meeting.add_done_callback(lambda _: self._meetings.pop(key, None))
-        site = await asyncio.shield(meeting)
-        if len(self._sites) >= _SITES:
+            loading = self._loading_sites[key] = asyncio.create_task(self._load_site(url))
+            loading.add_done_callback(lambda _: self._loading_sites.pop(key, None))
+        site = await asyncio.shield(loading)
+        if len(self._sites) >= _MAX_SITES:
             self._sites.clear()
         self._sites[key] = site
         return site
 
-    async def _meet(self, url: URL) -> _Site:
-        """Get to know a site: its robots.txt, which one worker fetches for all."""
-        host = _budget(url)
+    async def _load_site(self, url: URL) -> _Site:
+        """A site with its robots.txt, which one worker fetches for all."""
+        host = _host_name(url)
         if not self.settings.robots:
             return _Site(host, None, time.monotonic() + robots.KEPT_S)
         name = str(url.origin())
-        office = self._lanes.office
-        while (found := await office.robots(name, self._lanes.worker)) is None:
-            found = await office.keep_robots(name, await self._read_robots(f"{name}/robots.txt"))
-            if found is not None:
+        coordinator = self._limits.coordinator
+        while (known := await coordinator.get_robots(name, self._limits.worker)) is None:
+            known = await coordinator.put_robots(name, await self._fetch_robots(f"{name}/robots.txt"))
+            if known is not None:
                 break
-        rules = Rules(found)
+        rules = Rules(known)
         if rules.delay:
-            await office.cap(host, 1 / rules.delay)
-            self._lanes.to(host).wait()
-        return _Site(host, rules, time.monotonic() + (robots.KEPT_S if found.kind == "ok" else _UNREAD_S))
+            await coordinator.limit_rate(host, 1 / rules.delay)
+            self._limits.host(host).pause()
+        return _Site(host, rules, time.monotonic() + (robots.KEPT_S if known.kind == "ok" else _UNREAD_S))
 
-    async def _read_robots(self, address: str) -> Robots:
-        """RFC 9309, 2.3.1: there, away (all is allowed), or out of reach (nothing is)."""
-        answer = await self._follow(address, self._robots, _Try(False))
-        if answer.kind == "ok":
-            return Robots.read(answer.body, answer.codings)
-        if answer.kind in ("gone", "forbidden") or (answer.kind == "http_error" and 200 <= answer.http < 500):
+    async def _fetch_robots(self, link: str) -> Robots:
+        """RFC 9309, 2.3.1: present, unavailable (everything is allowed) or unreachable (nothing is)."""
+        response = await self._follow(link, self._robots, _Attempt(False))
+        if response.kind == "ok":
+            return Robots.read(response.body, response.codings)
+        if response.kind in ("gone", "forbidden") or (response.kind == "http_error" and 200 <= response.http < 500):
             return Robots()
-        final = answer.kind in ("tls", "blocked_address") or (answer.kind == "dns" and answer.final)
-        return Robots(kind=answer.kind, reason=answer.reason, final=final)
+        final = response.kind in ("tls", "blocked_address") or (response.kind == "dns" and response.final)
+        return Robots(kind=response.kind, reason=response.reason, final=final)
 
-    def _refusal(self, rules: Rules, url: URL) -> Answer | None:
-        found = rules.robots
-        if found.kind != "ok":
-            return Answer(found.kind, reason=f"robots.txt cannot be read: {found.reason}", attempts=0, final=True)
+    def _refusal(self, rules: Rules, url: URL) -> Response | None:
+        kind, reason = rules.robots.kind, rules.robots.reason
+        if kind != "ok":
+            return Response(kind, reason=f"robots.txt cannot be read: {reason}", attempts=0, final=True)
         if not rules.allow(url):
-            return Answer("opted_out", reason="robots.txt", attempts=0)
+            return Response("opted_out", reason="robots.txt", attempts=0)
         if rules.delay > self.settings.patience:
             reason = (
                 f"robots.txt asks for {rules.delay:,.0f} s between two requests (Crawl-delay), "
                 f"more than --fetch.patience {self.settings.patience:g}"
             )
-            return Answer("throttled", reason=reason, attempts=0, final=True)
+            return Response("throttled", reason=reason, attempts=0, final=True)
         return None
 
 
-def _budget(url: URL) -> str:
-    """Ports that a scheme has by itself share one budget."""
+def _host_name(url: URL) -> str:
+    """The host, with its port unless that is the scheme's default."""
     return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"

@@ -1,8 +1,8 @@
-"""HTTP answers that a strict parser refuses, read as leniently as curl reads them.
+"""HTTP responses that a strict parser refuses, parsed as leniently as in curl.
 
-aiohttp's parser reads every answer first, and a clean one costs nothing more. When it refuses one, the bytes received
-so far are rewritten by `Repair` into a clean HTTP/1.1 answer, and a second parser goes on from there. Nothing is
-requested twice, and the session's limits of time and size hold.
+aiohttp's parser gets every response first, so a valid one costs nothing more. If it refuses one, `Repair` rewrites the
+bytes received so far into a valid HTTP/1.1 response, and a second parser continues from there. Nothing is requested
+twice, and the session's limits of time and size hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 MAX_LINE = 100 * 1024
 """Longest header line in bytes, curl's limit."""
 MAX_HEADERS = 5_000
-"""Most header lines of one answer, curl's limit."""
+"""Most header lines of one response, curl's limit."""
 MAX_HEAD = 300 * 1024
 """Longest head (status line and header lines) in bytes, curl's limit."""
 
@@ -34,11 +34,11 @@ _REFUSED_BY_AIOHTTP = frozenset({b"sec-websocket-key1"})
 
 
 class NotHttp(ValueError):
-    """An answer that curl refuses too."""
+    """A response that curl refuses too."""
 
 
 class LenientConnector(aiohttp.TCPConnector):
-    """A TCP connector whose connections also accept answers with odd heads and chunks."""
+    """A TCP connector whose connections also accept responses with malformed heads and chunks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -47,26 +47,26 @@ class LenientConnector(aiohttp.TCPConnector):
 
 
 class Repair:
-    """Rewrites one odd answer as a clean one, whatever pieces it arrives in.
+    """Rewrites one malformed response as a valid one, whatever pieces it arrives in.
 
     The head keeps its status and every header with a valid name. The body's length is stated once: as
-    `Content-Length`, as clean chunks, or by the end of the connection. `Connection: close` is added, since what
-    follows such an answer is not to be trusted.
+    `Content-Length`, as valid chunks, or by the end of the connection. `Connection: close` is added, since what
+    follows such a response cannot be trusted.
     """
 
     def __init__(self) -> None:
         self._data = b""
         self._at = 0
-        """Bytes of it that have been passed on."""
+        """Bytes of it that were passed on."""
         self._left = 0
-        """Bytes to come of a body or chunk of known length."""
+        """Bytes that are missing of a body or chunk of known length."""
         self._step = self._head
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as received; returns those that can be passed on.
+        """Process received bytes; returns those that can be passed on.
 
         Raises:
-            NotHttp: This is not an HTTP answer.
+            NotHttp: This is not an HTTP response.
         """
         self._data, self._at = self._data[self._at :] + data, 0
         out = []
@@ -115,7 +115,7 @@ class Repair:
             self._step = self._counted
         else:
             self._step = self._rest
-        # HTTP/2 and later on a plain connection, as some gateways write it, is framed like 1.1.
+        # Some gateways write HTTP/2 or later on a plain connection; it is framed like 1.1.
         version = b"HTTP/1.0" if status[1] == b"0" or (status[1], status[2]) == (b"1", b"0") else b"HTTP/1.1"
         first = b"%s %s %s" % (version, status[3], status[4].strip().translate(_UNSAFE)[:200])
         kept.append((b"Connection", b"close"))
@@ -165,7 +165,7 @@ class Repair:
         return b"%x\r\n%s\r\n" % (len(piece), piece)
 
     def _trailer(self) -> bytes:
-        """Trailers are read and dropped; the body is whole where they end."""
+        """Trailers are read and dropped; the body is complete at their end."""
         rest = self._data[self._at :]
         if len(rest) > MAX_HEAD:
             raise NotHttp("the trailer is too long")
@@ -176,7 +176,7 @@ class Repair:
 
 
 def _headers(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Names and values of header lines; a line without a colon or with a name that is no token is left out."""
+    """Names and values of header lines; lines without a colon or with an invalid name are left out."""
     pairs: list[tuple[bytes, bytes]] = []
     skipped = False
     for line in lines:
@@ -194,7 +194,7 @@ def _headers(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 class _Handler(ResponseHandler):
-    """A connection whose parser is replaced for the beginning of each answer."""
+    """A connection whose parser is wrapped for the beginning of each response."""
 
     def set_response_params(self, **params: Any) -> None:
         for name, value in _LIMITS.items():
@@ -204,13 +204,13 @@ class _Handler(ResponseHandler):
         self._parser: Any = _FirstReader(self, params)
 
     def renew(self, params: dict[str, Any]) -> Any:
-        """A parser that has seen nothing."""
+        """A new parser."""
         super().set_response_params(**params)
         return self._parser
 
 
 class _FirstReader:
-    """Stands before aiohttp's parser until that has accepted the head, and the first byte of a chunked body."""
+    """Wraps aiohttp's parser until that has accepted the head, and the first byte of a chunked body."""
 
     def __init__(self, handler: _Handler, params: dict[str, Any]) -> None:
         self._handler, self._params = handler, params
@@ -223,7 +223,7 @@ class _FirstReader:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> tuple[Any, bool, bytes]:
-        """As aiohttp's parsers do."""
+        """See aiohttp's parsers."""
         if self._repair:
             return self._feed_repaired(data)
         self._seen = self._seen + data if self._seen else data
@@ -242,7 +242,7 @@ class _FirstReader:
         if self._held:
             messages, self._held = (*self._held, *messages), ()
         if not messages or messages[-1][0].code < 200:
-            # Informational answers are passed on; the answer itself is still to come.
+            # An informational response; the final one is still to come.
             return messages, upgraded, tail
         message, payload = messages[-1]
         if message.chunked and not payload.total_bytes and not payload.is_eof():

@@ -14,7 +14,7 @@ from urllib.request import getproxies_environment
 from yarl import URL
 
 from lavic.errors import ConfigError
-from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.http.url import BadUrl, parse_url
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Proxy:
     url: URL
     """Without credentials."""
     authorization: str = ""
-    """Value of Proxy-Authorization; empty where the proxy wants none. It is never shown."""
+    """Value of Proxy-Authorization; empty if the proxy needs none. It is never shown."""
 
     def __repr__(self) -> str:
         return f"Proxy({self.url.raw_host}:{self.url.port})"
@@ -32,16 +32,16 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Which requests go through a proxy."""
+    """Which requests go through which proxy."""
 
     schemes: Mapping[str, Proxy]
-    """By the scheme of the link; `all` for those that have none of their own."""
+    """By the scheme of the link; `all` for other schemes."""
     direct: tuple[str, ...] = ()
     """Entries of NO_PROXY in lower case."""
 
     @classmethod
     def from_environment(cls) -> Proxies:
-        """Read the variables; each also in lower case, which comes first.
+        """Read the variables, in upper or lower case; the latter takes precedence.
 
         Raises:
             ConfigError: None is set, or one cannot be used. The message does not repeat the value.
@@ -56,8 +56,8 @@ class Proxies:
             )
         return cls(schemes, tuple(entry for entry in direct if entry))
 
-    def of(self, url: URL) -> Proxy | None:
-        """The proxy for a request; None: it is sent directly."""
+    def for_url(self, url: URL) -> Proxy | None:
+        """The proxy of a request; None if it is sent directly."""
         proxy = self.schemes.get(url.scheme) or self.schemes.get("all")
         if proxy is None or any(_matches(entry, url.raw_host or "", url.port) for entry in self.direct):
             return None
@@ -71,7 +71,7 @@ def _proxy(name: str, value: str) -> Proxy:
         scheme = text.partition("://")[0][:20]
         raise ConfigError(f"{variable}: {scheme} proxies cannot be used; name an http or https proxy")
     try:
-        url = read_link(text)
+        url = parse_url(text)
     except BadUrl:
         raise ConfigError(f"{variable} is not the address of a proxy, such as http://proxy.example.org:3128") from None
     authorization = ""

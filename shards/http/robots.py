@@ -1,4 +1,4 @@
-"""What a site forbids crawlers: robots.txt (RFC 9309) and the opt-outs in an answer's headers."""
+"""What a site forbids crawlers: robots.txt (RFC 9309) and opt-outs in response headers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lavic.shards.http.content_encoding import BrokenBody, Undecodable, decode
 from lavic.shards.pack.outcomes import Kind
 
 PRODUCT = "lavic"
-"""The name by which robots.txt and X-Robots-Tag may speak to this crawler."""
+"""The name of this crawler in robots.txt and X-Robots-Tag."""
 MAX_BYTES = 500 * 1024
-"""As much of a robots.txt is read as the RFC demands."""
+"""Bytes of a robots.txt that are read, as the RFC demands."""
 KEPT_S = 24 * 3600.0
-"""For so long a robots.txt holds, the RFC's limit."""
+"""Seconds that a robots.txt is valid, the RFC's limit."""
 RETRY_S = 60.0
-"""A robots.txt that could not be read is asked for again after this."""
+"""Seconds after which a robots.txt that could not be read is requested again."""
 
 ACCEPT = "text/plain, */*;q=0.5"
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")
@@ -33,7 +33,7 @@ _BOMS = {
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))
 _RULE = re.compile(rb"^\s*(user-?agent|(dis)?allow)\s*:", re.IGNORECASE | re.MULTILINE)
 _OUR_VERSION = re.compile(rf"^(\s*user-?agent\s*:\s*{PRODUCT})(?![a-z_-])[^\r\n#]+", re.IGNORECASE | re.MULTILINE)
-"""A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers leave out of account."""
+"""A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers ignore."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _VALUED = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
 _NAMED = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
@@ -41,23 +41,23 @@ _NAMED = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Robots:
-    """What came of asking a site for its robots.txt."""
+    """A site's robots.txt, or why it could not be read."""
 
     kind: Kind = "ok"
-    """Other than ok: it could not be read, so that nothing is allowed (RFC 9309, 2.3.1.4) and photos end as this."""
+    """Other than ok: it could not be read, so nothing is allowed (RFC 9309, 2.3.1.4) and photos end as this kind."""
     reason: str = ""
     text: str = ""
-    """Empty: everything is allowed, as where there is none."""
+    """Empty: everything is allowed, or there is none."""
     final: bool = False
-    """Where it could not be read: that will not pass by waiting."""
+    """It could not be read, and a retry is of no use."""
 
     @classmethod
     def read(cls, body: bytes, codings: Iterable[str] = ()) -> Robots:
-        """Make what can be made of a robots.txt as it was sent.
+        """Decode a robots.txt, leniently.
 
         Args:
             body: At most its first `MAX_BYTES`.
-            codings: The compressions that the server named; one that it did not name is found too.
+            codings: The compressions that the server named; gzip is recognized without.
         """
         names = list(codings) or (["gzip"] if body.startswith(b"\x1f\x8b") else [])
         try:
@@ -67,19 +67,19 @@ class Robots:
             reason = f"{', '.join(names)}: {error}" if names else str(error)
             return cls(kind="unasked", reason=reason, final=True)
         if max(len(body), len(plain)) >= MAX_BYTES:
-            # A rule that was cut in two would forbid more, or less, than was meant.
+            # A rule that was cut in two would forbid more, or less, than it should.
             text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
-        # Further marks are in files that were put together from several.
+        # Further byte order marks are in files that were concatenated.
         return cls(text=_OUR_VERSION.sub(r"\1", text.replace("\ufeff", "")))
 
 
 @dataclass
 class Rules:
-    """A site's robots.txt, read."""
+    """A parsed robots.txt."""
 
     robots: Robots
     delay: float = field(init=False, default=0.0)
-    """Seconds between requests that it asks for; 0 for none. Not in the RFC, and yet the host's wish."""
+    """Seconds between two requests by Crawl-delay, which is not in the RFC; 0 for none."""
     _parsed: Protego | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -88,12 +88,12 @@ class Rules:
             self.delay = self._parsed.crawl_delay(PRODUCT) or 0.0
 
     def allow(self, url: object) -> bool:
-        """Whether robots.txt lets this crawler fetch an address, or anything whose text is one."""
+        """Whether this crawler may fetch a URL."""
         return self._parsed is None or self._parsed.can_fetch(str(url), PRODUCT)
 
 
 def opt_out(tags: Iterable[str], tdm: str = "") -> str:
-    """The opt-out that an answer's headers hold, empty where there is none.
+    """The opt-out in a response's headers, empty if there is none.
 
     Args:
         tags: Every X-Robots-Tag header. A part that names a crawler counts where it names this one, `lavic`, or `*`.
@@ -112,11 +112,11 @@ def opt_out(tags: Iterable[str], tdm: str = "") -> str:
 
 
 class _NoText(Exception):
-    """Bytes that are no text."""
+    """Bytes that are not text."""
 
 
 def _text_of(body: bytes) -> str:
-    """The text; an image holds no rules, as a web page holds none."""
+    """The text; empty for an image, which holds no rules."""
     if body.startswith(_IMAGES):
         return ""
     for mark, encoding in _BOMS.items():
@@ -125,7 +125,7 @@ def _text_of(body: bytes) -> str:
     if len(body) > 3 and (body[1] == body[3] == 0 or body[0] == body[2] == 0):
         return body.decode("utf-16-le" if body[1] == 0 else "utf-16-be", "replace")
     if len(body.translate(None, _CONTROLS)) < 0.95 * len(body) and not _RULE.search(body):
-        raise _NoText("not a text")
-    # Bytes of another encoding than UTF-8 are escaped as they would be in an address.
+        raise _NoText("not text")
+    # Bytes that are not UTF-8 are escaped as in a URL.
     text = body.decode("utf-8", "surrogateescape")
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)

@@ -1,4 +1,4 @@
-"""Which addresses a crawler may ask: public ones. Links in a catalogue are somebody else's words."""
+"""Refuses addresses of private networks and of clouds' metadata services: links in a catalogue are untrusted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from yarl import URL
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NAMES = 10_000
-"""Names whose checks are remembered."""
+_MAX_NAMES = 10_000
+"""Names whose checks are cached."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _WRAPPING = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
@@ -33,20 +33,20 @@ _METADATA = tuple(
         ),
     )
 )
-"""Where clouds tell a machine its secrets; the others do at link-local addresses."""
+"""Metadata services of clouds outside the link-local addresses."""
 
 
 class BlockedAddress(Exception):
-    """An address that a crawler has no business at."""
+    """An address that must not be requested."""
 
 
 class CheckedResolver(AbstractResolver):
-    """Looks names up and refuses a name with any address that is not to be asked.
+    """Resolves names and refuses those with any address that must not be requested.
 
-    What it returns is what is connected to: a name that answers otherwise the next time is checked then.
+    Connections go to the addresses that it returns, so a name that resolves to others later is checked again.
 
     Args:
-        allow_private: Let addresses of this machine and of private networks pass.
+        allow_private: Allow addresses of this machine and of private networks.
     """
 
     def __init__(self, *, allow_private: bool) -> None:
@@ -57,64 +57,64 @@ class CheckedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Addresses of a host. Raises BlockedAddress."""
-        found = await self._inner.resolve(host, port, family)
-        for result in found:
+        results = await self._inner.resolve(host, port, family)
+        for result in results:
             _check(ipaddress.ip_address(result["host"].partition("%")[0]), host, self._allow_private)
-        return found
+        return results
 
     async def close(self) -> None:
         """Nothing to close."""
         await self._inner.close()
 
 
-class CheckedNames:
-    """Looks names up and checks their addresses for requests that a proxy sends, which looks them up itself.
+class NameChecker:
+    """Checks the addresses of names that a proxy resolves.
 
     Args:
-        allow_private: Let addresses of this machine and of private networks pass.
-        kept: Seconds that a result holds.
+        allow_private: Allow addresses of this machine and of private networks.
+        cache_s: Seconds that a result is cached.
     """
 
-    def __init__(self, *, allow_private: bool, kept: float) -> None:
+    def __init__(self, *, allow_private: bool, cache_s: float) -> None:
         self._resolver = CheckedResolver(allow_private=allow_private)
-        self._kept = kept
+        self._cache_s = cache_s
         self._checks: dict[str, tuple[float, asyncio.Task[Any]]] = {}
 
     async def check(self, host: str) -> None:
         """Check a host's name.
 
         Raises:
-            BlockedAddress: One of its addresses is not to be asked.
-            OSError: It cannot be looked up.
+            BlockedAddress: One of its addresses must not be requested.
+            OSError: It cannot be resolved.
         """
         until, task = self._checks.get(host, (0.0, None))
         if task is None or time.monotonic() >= until:
-            if len(self._checks) >= _NAMES:
+            if len(self._checks) >= _MAX_NAMES:
                 self._checks.clear()
             task = asyncio.create_task(self._resolver.resolve(host, family=socket.AF_UNSPEC))
-            self._checks[host] = (time.monotonic() + self._kept, task)
+            self._checks[host] = (time.monotonic() + self._cache_s, task)
         try:
             await asyncio.shield(task)
         except OSError:
-            # Another try looks it up again.
+            # A retry resolves it again.
             self._checks.pop(host, None)
             raise
 
     def close(self) -> None:
-        """Give up look-ups that are under way."""
+        """Cancel what is being resolved."""
         for _, task in self._checks.values():
             task.cancel()
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:
-    """Refuse an address written as a number, which no look-up of a name will see.
+    """Refuse a forbidden address that a URL holds as a number, which no resolver gets.
 
     Args:
-        url: As `lavic.shards.http.url.read_link` returns it, numbers in their usual form.
-        allow_private: Let addresses of this machine and of private networks pass.
+        url: From `lavic.shards.http.url.parse_url`, numbers in normal form.
+        allow_private: Allow addresses of this machine and of private networks.
 
     Raises:
-        BlockedAddress: It is not to be asked.
+        BlockedAddress: It must not be requested.
     """
     host = url.raw_host or ""
     try:
@@ -127,7 +127,8 @@ def check_url(url: URL, *, allow_private: bool) -> None:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: not loopback, private, link-local, multicast or metadata.
 
-    An IPv4 address inside an IPv6 one (mapped, NAT64, 6to4) is judged by itself. Of IPv6 only global unicast is public.
+    Of an IPv6 address that wraps an IPv4 one (mapped, NAT64, 6to4) the latter counts. Of IPv6 only global unicast is
+    public.
     """
     address = _bare(address)
     if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
@@ -135,9 +136,10 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not _is_metadata(address)
 
 
-def is_secret(address: Address) -> bool:
-    """Whether an address is a cloud's metadata service, or of the link itself, where most of them are."""
-    return any(one.is_link_local or _is_metadata(one) for one in (address, _bare(address), *_wrapped(address)))
+def is_metadata(address: Address) -> bool:
+    """Whether an address may be a cloud's metadata service: link-local addresses, and some others."""
+    forms = (address, _bare(address), *_wrapped(address))
+    return any(form.is_link_local or _is_metadata(form) for form in forms)
 
 
 def _is_metadata(address: Address) -> bool:
@@ -145,11 +147,13 @@ def _is_metadata(address: Address) -> bool:
 
 
 def _check(address: Address, host: str, allow_private: bool) -> None:
-    if is_secret(address):
-        raise BlockedAddress(f"{host} is {address}, where clouds keep their metadata; never asked")
+    if is_metadata(address):
+        raise BlockedAddress(
+            f"{host} is {address}, where clouds keep their metadata; such addresses are never requested"
+        )
     if not allow_private and not is_public(address):
         raise BlockedAddress(
-            f"{host} is {address}, inside a private network; --fetch.allow-private lets your own servers through"
+            f"{host} is {address}, inside a private network; --fetch.allow-private allows your own servers"
         )
 
 
@@ -163,7 +167,7 @@ def _bare(address: Address) -> Address:
 
 
 def _wrapped(address: Address) -> list[ipaddress.IPv4Address]:
-    """IPv4 addresses inside an IPv6 address of the less usual kinds."""
+    """IPv4 addresses inside an IPv6 address of less usual kinds."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     teredo = address.teredo

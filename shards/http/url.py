@@ -1,8 +1,8 @@
-"""Links as catalogues and redirects have them, read as browsers read them; their own escapes are sent unchanged.
+"""Links of catalogues and redirects, parsed as browsers parse them; percent escapes are sent unchanged.
 
-The rules are those of the WHATWG URL standard, with two additions for catalogues: a link without a scheme takes https,
-and a host name loses its final dot. Percent escapes are neither decoded nor added to what is legal, so a signed path or
-query reaches the server as it was signed.
+The rules are those of the WHATWG URL standard, with two additions for catalogues: a link without a scheme gets https,
+and a final dot of a host name is dropped. Percent escapes are neither decoded nor added to what is legal, so a signed
+path or query reaches the server as it was signed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_LENGTH = 64 * 1024
 """Longest link in characters."""
 
 _PLAIN = re.compile(r"(https?)://([!-.0-;=A-Z\[\]_a-z~]+)(/[A-Za-z0-9._~!$&'()*+,;=:@%/|?-]*)")
-"""Links whose target can be sent as it is, if it has no dot segments either."""
+"""Links that can be sent as they are, if they have no dot segments either."""
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2e)", re.IGNORECASE)
 _PADDING = "".join(map(chr, [*range(33), 0x7F, 0x85, 0xA0, 0x3000, 0xFEFF, *range(0x2000, 0x2010), 0x2028, 0x2029]))
 _BREAKS = str.maketrans("", "", "\t\r\n")
@@ -40,8 +40,8 @@ class BadUrl(ValueError):
     """A link that is not an http or https address."""
 
 
-def read_link(link: str, base: URL | None = None) -> URL:
-    """The address that a link names, ready to be requested: `raw_path_qs` is what the server is to see.
+def parse_url(link: str, base: URL | None = None) -> URL:
+    """The URL of a link, ready to be requested: `raw_path_qs` is what the server gets.
 
     Args:
         link: From a catalogue, or a Location header; undecodable bytes of the latter as surrogate escapes.
@@ -75,7 +75,7 @@ def read_link(link: str, base: URL | None = None) -> URL:
 
 
 def _absolute(scheme: str, rest: str) -> URL:
-    """From what follows the scheme and the slashes."""
+    """A URL from what follows the scheme and the slashes."""
     match = _AUTHORITY.match(rest)
     assert match, "an expression that matches everything"
     return URL.build(scheme=scheme, authority=_authority(scheme, match[1]), path=_target(match[2]), encoded=True)
@@ -83,7 +83,7 @@ def _absolute(scheme: str, rest: str) -> URL:
 
 @lru_cache(maxsize=4096)
 def _authority(scheme: str, text: str) -> str:
-    """User, host and port, each in its usual form."""
+    """User, host and port in normal form."""
     userinfo, at, place = text.rpartition("@")
     if place.startswith("["):
         name, bracket, port = place[1:].partition("]")
@@ -115,7 +115,7 @@ def _relative(text: str, base: URL) -> URL:
 
 
 def _target(text: str) -> str:
-    """Path and query as they are sent. They are kept together as yarl's path, which drops a query that is empty."""
+    """Path and query as they are sent. Both are yarl's path, which would drop an empty query."""
     path, mark, query = text.partition("?")
     path = path.replace("\\", "/")
     if not path.startswith("/"):
@@ -150,7 +150,7 @@ def _escape(text: str, escaped: re.Pattern[bytes]) -> str:
 
 
 def _host(name: str) -> str:
-    """A host's name in ASCII and lower case, or an IPv4 address in its usual form."""
+    """A host name in ASCII and lower case, or an IPv4 address in normal form."""
     if "%" in name:
         name = unquote_to_bytes(name).decode("utf-8", "replace")
     if not name.isascii():
@@ -180,7 +180,7 @@ def _alabel(label: str) -> str:
     try:
         return idna.alabel(label).decode("ascii")
     except idna.IDNAError:
-        # Names such as those of emoji are registered and asked for, whatever IDNA 2008 says.
+        # Emoji names are registered and in use, although IDNA 2008 forbids them.
         return "xn--" + label.encode("punycode").decode("ascii")
 
 
@@ -207,7 +207,7 @@ def _number(text: str) -> int:
 
 
 def _ipv6(text: str) -> str:
-    """The zone is left out: it says which of this machine's links to take, and such addresses are never asked."""
+    """Without the zone, which only addresses of this machine's links have, and these are never requested."""
     try:
         return ipaddress.IPv6Address(unquote_to_bytes(text).decode("utf-8", "replace").partition("%")[0]).compressed
     except ValueError:

@@ -1,7 +1,7 @@
-"""Photos decoded in a process of their own, which a budget of CPU time ends: nothing else stops a decoder written in C.
+"""Decodes photos in another process with a limit of CPU time: nothing else stops a decoder written in C.
 
-A photo that takes too long, too much memory, or makes the decoder crash is refused; the process is replaced. It ends
-by itself with the process that started it.
+A photo that takes too long or too much memory, or that crashes the decoder, is refused, and the process is replaced. It
+ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
 from lavic.errors import LavicError
-from lavic.shards.image.normalize import Photo, PhotoError, PhotoSettings, Stored, examine, store
-from lavic.shards.image.srgb import see_srgb
+from lavic.shards.image.normalize import InspectedPhoto, NormalizedPhoto, PhotoError, PhotoSettings, inspect, normalize
+from lavic.shards.image.srgb import remember_srgb
 
 _MEMORY = 8 << 30
-"""Bytes of address space of the process. A photo of the most pixels that Pillow takes needs less than half."""
+"""Bytes of address space of the process. The largest photo that Pillow accepts needs less than half of it."""
 _START_S, _WAIT_S = 120, 60
-"""For the process to start, and for an answer beside the budget, which counts CPU time: the machine may be busy."""
-_LATER = 20
-"""Times the budget after which a process that does not use the CPU is ended."""
+"""Timeouts of the start, and of a reply beyond the CPU time: the machine may be busy."""
+_WALL_TO_CPU = 20
+"""A process is killed after so many times its CPU time, even if it does not use the CPU."""
 _CODE = "import sys; sys.path[:] = {path!r}; from lavic.shards.image.decoder import serve; serve({fd})"
 
 
@@ -36,15 +36,15 @@ class _Gone(Exception):
 
 
 class Decoder:
-    """Stores photos in another process, one at a time; the process starts when the first one comes."""
+    """Normalizes photos in another process, one at a time; the process starts with the first one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._line: Connection | None = None
+        self._connection: Connection | None = None
 
-    def store(self, photo: Photo, settings: PhotoSettings) -> Stored:
-        """As `lavic.shards.image.normalize.store`, within the budget of `settings.decode_seconds`.
+    def normalize(self, photo: InspectedPhoto, settings: PhotoSettings) -> NormalizedPhoto:
+        """As `lavic.shards.image.normalize.normalize`, within `settings.decode_seconds` of CPU time.
 
         Raises:
             PhotoError: As there; `bomb` for a photo that takes too long or too much memory.
@@ -57,15 +57,15 @@ class Decoder:
                     kept, jpg, width, height, error = pickle.loads(self._ask(request, settings.decode_seconds))
                     break
                 except _Gone as gone:
-                    # Killed from outside, maybe for the memory that others took.
+                    # Killed from outside, perhaps for the memory that others use.
                     if again and gone.args[0] in (-signal.SIGKILL, -signal.SIGTERM):
                         continue
                     raise _refusal(gone.args[0], settings) from None
         if error:
             raise PhotoError(*error)
         if kept and photo.header and photo.header.profile:
-            see_srgb(photo.header.profile, photo.header.mode)
-        return Stored(photo.data if kept else jpg, width, height)
+            remember_srgb(photo.header.profile, photo.header.mode)
+        return NormalizedPhoto(photo.data if kept else jpg, width, height)
 
     def close(self) -> None:
         """End the process."""
@@ -73,47 +73,47 @@ class Decoder:
             self._end()
 
     def _ask(self, request: bytes, seconds: float) -> bytes:
-        line = self._line if self._line and self._process else self._start()
+        connection = self._connection if self._connection and self._process else self._start()
         try:
-            line.send_bytes(request)
-            if line.poll(_LATER * seconds + _WAIT_S):
-                return line.recv_bytes()
+            connection.send_bytes(request)
+            if connection.poll(_WALL_TO_CPU * seconds + _WAIT_S):
+                return connection.recv_bytes()
         except (EOFError, OSError):
             pass
         raise _Gone(self._end())
 
     def _start(self) -> Connection:
         try:
-            line, far = Pipe()
-            with far:
-                # In a session of its own: Ctrl-C is for its parent, with which it ends.
+            connection, child = Pipe()
+            with child:
+                # In a session of its own: Ctrl-C goes to its parent alone, with which it ends.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _CODE.format(path=sys.path, fd=far.fileno())],
-                    pass_fds=(far.fileno(),),
+                    [sys.executable, "-c", _CODE.format(path=sys.path, fd=child.fileno())],
+                    pass_fds=(child.fileno(),),
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )
         except OSError as error:
-            # As an OSError it would be taken for one of the set's storage.
+            # An OSError would be taken for one of the set's storage.
             raise LavicError(f"the process that decodes photos cannot be started: {error}") from None
-        self._line = line
+        self._connection = connection
         with suppress(EOFError, OSError):
-            if line.poll(_START_S):
-                line.recv_bytes()
-                return line
+            if connection.poll(_START_S):
+                connection.recv_bytes()
+                return connection
         code = self._end()
-        raise LavicError(f"the process that decodes photos does not start (exit code {code}); its log says why")
+        raise LavicError(f"the process that decodes photos does not start (exit code {code}); see its output")
 
     def _end(self) -> int:
-        """End the process, whatever it does; gives the exit code that it had, or gets."""
-        process, line, self._process, self._line = self._process, self._line, None, None
-        if line:
-            line.close()
+        """End the process, whatever it does; returns its exit code."""
+        process, connection, self._process, self._connection = self._process, self._connection, None, None
+        if connection:
+            connection.close()
         if not process:
             return 0
         try:
-            # One that has ended by itself, or that ends as its line is closed, says more than one that is killed.
+            # If it ends by itself, or since its connection is closed, the exit code says more than if it is killed.
             return process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -121,9 +121,9 @@ class Decoder:
             return -signal.SIGXCPU
 
 
-def shared() -> Decoder:
+def shared_decoder() -> Decoder:
     """The decoder of this process: a crawl's worker uses one for all its shards."""
-    # By process: one that was forked must not talk on its parent's line.
+    # By process: a forked one must not use its parent's connection.
     if (pid := os.getpid()) not in _decoders:
         _decoders.clear()
         _decoders[pid] = Decoder()
@@ -145,26 +145,26 @@ def _refusal(code: int, settings: PhotoSettings) -> PhotoError:
 
 
 def serve(fd: int) -> None:
-    """The other process: answers requests until its parent has gone."""
+    """The other process: handles requests until its parent has ended."""
     _limit_memory()
-    line = Connection(fd)
-    line.send_bytes(b"ready")
-    # What C libraries print about strange files is no news.
+    connection = Connection(fd)
+    connection.send_bytes(b"ready")
+    # C libraries print warnings about malformed files.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    # The signal's own action ends the process, also in the middle of C code.
+    # The signal's default action ends the process, even in the middle of C code.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with suppress(EOFError, OSError):
         while True:
-            data, settings = pickle.loads(line.recv_bytes())
+            data, settings = pickle.loads(connection.recv_bytes())
             signal.setitimer(signal.ITIMER_PROF, settings.decode_seconds)
-            answer = _answer(data, settings)
+            reply = _reply(data, settings)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            line.send_bytes(pickle.dumps(answer))
+            connection.send_bytes(pickle.dumps(reply))
 
 
-def _answer(data: bytes, settings: PhotoSettings) -> tuple[bool, bytes, int, int, tuple[str, str] | None]:
+def _reply(data: bytes, settings: PhotoSettings) -> tuple[bool, bytes, int, int, tuple[str, str] | None]:
     try:
-        stored = store(examine(data, settings), settings)
+        stored = normalize(inspect(data, settings), settings)
     except PhotoError as error:
         return False, b"", 0, 0, (error.kind, error.reason)
     kept = stored.jpg is data

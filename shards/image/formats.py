@@ -1,15 +1,14 @@
-"""Image files of any format: which decoder reads them, their first image, and what is wrong where none can."""
+"""Image files of any format: their first frame, decoded by Pillow, or why they cannot be decoded."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 from PIL import Image
 
-from lavic.shards.image.gif import count_frames
-from lavic.shards.image.tiff import count_images
 from lavic.shards.pack.outcomes import Kind
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
@@ -27,80 +26,67 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
+"""Turns an image upright, by its EXIF orientation."""
 
 
 class PhotoError(Exception):
-    """A photo that cannot be taken, with the kind under which it is counted."""
+    """A photo that is refused, with its outcome."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(kind, reason)
         self.kind, self.reason = kind, reason
 
 
-def decode(data: bytes, check_size: Callable[[int, int], None], max_frames: int) -> Image.Image:
-    """The first image of a file, loaded.
+def decode(data: bytes, check_size: Callable[[int, int], None]) -> Image.Image:
+    """The first frame of a file, loaded; further ones are not read.
 
     Args:
         data: The file.
         check_size: Called with width and height before anything is decoded; raises PhotoError.
-        max_frames: Files with more frames are refused.
 
     Raises:
-        PhotoError: It is no image that can be decoded here, or is beyond a limit.
+        PhotoError: It cannot be decoded, or is beyond a limit.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_formats(data))
     except MemoryError:
         raise
     except Exception as error:
-        # Parsers of foreign bytes fail in many ways (OSError, SyntaxError, struct.error, ...): all mean the same.
+        # Parsers of untrusted bytes fail in many ways (OSError, SyntaxError, struct.error, ...): all mean the same.
         raise _unreadable(data, error) from None
     check_size(image.width, image.height)
     try:
-        if _frames(image, data, max_frames) > max_frames:
-            raise PhotoError("bomb", f"more than {max_frames:,} frames, which --photo.max-frames allows")
         image.load()
-    except (PhotoError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
         raise _undecodable(image, error) from None
     return image
 
 
-def _frames(image: Image.Image, data: bytes, most: int) -> int:
-    """Frames by what the file's structure says; nothing is decoded."""
-    if image.format == "GIF":
-        return count_frames(data)
-    if image.format == "TIFF":
-        # Pillow goes back to the first for every one.
-        return count_images(data, most)
-    # JPEGs with a second picture behind the first are photos with a preview, not animations.
-    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
-
-
-def with_right_size(data: bytes) -> bytes:
-    """A WebP whose header says how long it is; empty for other files, and where it says so already."""
+def with_right_length(data: bytes) -> bytes:
+    """A WebP with the right length in its header; empty for other files, and if it has it already."""
     size = (len(data) - 8).to_bytes(4, "little")
     return data[:4] + size + data[8:] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and data[4:8] != size else b""
 
 
 def orientation(image: Image.Image) -> int:
-    """How a loaded image is still to be turned: TIFF and HEIC are turned by their decoders, which then say so."""
+    """EXIF orientation of a loaded image. Decoders of TIFF and HEIC turn the image and reset it."""
     try:
         value = image.getexif().get(_ORIENTATION, _UPRIGHT)
     except Exception:
-        # Broken EXIF says nothing about orientation, and nothing against the photo.
+        # Broken EXIF is no reason to refuse the photo.
         return _UPRIGHT
     return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
 
 
-def turned(image: Image.Image, turn: int) -> Image.Image:
+def turn_upright(image: Image.Image, turn: int) -> Image.Image:
+    """Undo an EXIF orientation."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _formats(data: bytes) -> list[str]:
-    """Formats as which Pillow may read the bytes."""
+    """Pillow's formats that may read the bytes."""
     if data[4:8] != b"ftyp":
         return list(_FORMATS)
     if _is_heif(data):
@@ -114,7 +100,7 @@ def _is_heif(data: bytes) -> bool:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """What a file of the ISO base media format says it is."""
+    """The brands of a file of the ISO base media format."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
     return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
 
@@ -130,13 +116,13 @@ def _reads_heif() -> bool:
 
 
 def check_magic(data: bytes) -> None:
-    """Raise PhotoError for what does not begin like a file that is read here."""
+    """Raise PhotoError for what does not begin like a supported file."""
     if not data:
-        raise PhotoError("truncated", "an empty answer")
+        raise PhotoError("truncated", "an empty response")
     if data[4:8] == b"ftyp" or (data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")):
         return
     if data.startswith(_FOREIGN) or b"<svg" in data[:512].lower():
-        raise PhotoError("unsupported", "an image format that is not read here")
+        raise PhotoError("unsupported", "an image format that is not supported")
     start = data[:24].decode("latin-1").replace("\n", " ").strip()
     raise PhotoError("not_image", f"begins with {start!r}")
 
@@ -144,13 +130,21 @@ def check_magic(data: bytes) -> None:
 def _unreadable(data: bytes, error: Exception) -> PhotoError:
     if isinstance(error, Image.DecompressionBombError):
         return PhotoError("bomb", "far more pixels than --photo.max-pixels allows")
-    if _unpacks_without_end(error):
+    if _is_decompression_bomb(error):
         return PhotoError("bomb", str(error))
     if data[4:8] == b"ftyp":
         return _unreadable_media(data)
-    if count_images(data, 0):
-        return PhotoError("unsupported", "a kind of TIFF that is not read here")
-    return PhotoError("truncated", f"begins like an image and cannot be read ({type(error).__name__})")
+    if _has_tiff_directory(data):
+        return PhotoError("unsupported", "a kind of TIFF that is not supported")
+    return PhotoError("truncated", f"begins like an image but cannot be read ({type(error).__name__})")
+
+
+def _has_tiff_directory(data: bytes) -> bool:
+    """Whether the tags of a TIFF's first image are all there."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    entries = int.from_bytes(data[start : start + 2], order)
+    return data[:4] in (b"II*\x00", b"MM\x00*") and start > 0 and start + 6 + 12 * entries <= len(data)
 
 
 def _unreadable_media(data: bytes) -> PhotoError:
@@ -160,15 +154,15 @@ def _unreadable_media(data: bytes) -> PhotoError:
         return PhotoError("unsupported", "HEIC, which pip install 'lavic[heif]' reads")
     if _brands(data) & _AVIF and not _formats(data):
         return PhotoError("unsupported", "AVIF, which Pillow 11.3 and later read")
-    return PhotoError("unsupported", "an image or video format that is not read here")
+    return PhotoError("unsupported", "an image or video format that is not supported")
 
 
 def _undecodable(image: Image.Image, error: Exception) -> PhotoError:
-    if _unpacks_without_end(error):
+    if _is_decompression_bomb(error):
         return PhotoError("bomb", str(error))
     return PhotoError("truncated", f"{image.format} that cannot be decoded: {error}")
 
 
-def _unpacks_without_end(error: Exception) -> bool:
-    """The second is what Pillow says of compressed text."""
+def _is_decompression_bomb(error: Exception) -> bool:
+    # The second is what Pillow raises for compressed text.
     return isinstance(error, Image.DecompressionBombError) or "too large" in str(error).lower()

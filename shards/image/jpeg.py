@@ -1,14 +1,12 @@
-"""JPEGs without pixels: what their header says, whether every coded pixel is there, and odd files made regular."""
+"""JPEGs without decoding: their header, whether every coded pixel is there, and repair of malformed files."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-
-from lavic.shards.image.tiff import read_orientation
 
 LONGEST_SIDE = 65_500
 """Of a JPEG, as libjpeg reads and writes them."""
@@ -21,34 +19,39 @@ _OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(
 """Arithmetic coding, lossless and hierarchical JPEG."""
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 _PLAIN = frozenset({"Gray", "YCbCr", "RGB"})
-_LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_MOST_LEFT_OVER = 4
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_MAX_EXTRANEOUS = 4
 """Bytes after the last coded pixel that some encoders write; more of them are a sign of damage."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""What ends the coded data of a scan: neither a stuffed byte nor a restart marker nor a fill byte."""
+"""Ends the coded data of a scan: neither a stuffed byte nor a restart marker nor a fill byte."""
 _TAIL = 64
-"""Bytes at the end in which the end marker is looked for: some cameras and servers put a few after it."""
+"""Bytes at the end in which the end marker is searched: some cameras and servers write a few after it."""
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\x00": "little", b"MM\x00*": "big"}
+"""Of EXIF, by its first four bytes."""
+_ORIENTATION = 0x0112
+_INTEGER_SIZES = {1: 1, 3: 2, 4: 4}
+"""Bytes of a number in EXIF by its type: BYTE, SHORT, LONG."""
 
 
 class JpegHeader(NamedTuple):
-    """What is known before the first pixel is decoded."""
+    """What a JPEG says before its first pixel."""
 
     width: int
     height: int
     mode: str
-    """`L` or `RGB`, as Pillow calls what it is decoded to."""
+    """Pillow's mode of the decoded image, `L` or `RGB`."""
     plain: bool
-    """Grey or colour in a form that every reader knows; not CMYK, arithmetic coding or without its own tables."""
+    """Grey or colour in a form that every reader knows: no CMYK, arithmetic coding or missing Huffman tables."""
     orientation: int
     """As in EXIF: 1 is upright."""
     profile: bytes
-    """The ICC profile, empty where there is none."""
+    """The ICC profile, empty if there is none."""
     one_scan: bool
     """All pixels are in the first scan, as in baseline JPEGs."""
 
 
 def read_header(data: bytes) -> JpegHeader | None:
-    """The header of a JPEG; None where it is none or its segments do not follow one another as they should."""
+    """The header of a JPEG; None for other files, and for malformed segments."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -65,7 +68,7 @@ def read_header(data: bytes) -> JpegHeader | None:
         elif marker == _DHT:
             tables = True
         elif marker == _APP1 and not orientation and data.startswith(b"Exif\0", at + 4):
-            orientation = read_orientation(data[at + 10 : at + 2 + size])
+            orientation = _read_orientation(data[at + 10 : at + 2 + size])
         elif marker == _APP2 and data.startswith(b"ICC_PROFILE\0", at + 4):
             profile.append(data[at + 16 : at + 2 + size])
         at += 2 + size
@@ -85,22 +88,22 @@ def read_header(data: bytes) -> JpegHeader | None:
 
 
 def count_scans(data: bytes) -> int:
-    """At most so many scans are in a JPEG. The marker cannot occur within coded data."""
+    """An upper bound of the scans in a JPEG. The marker cannot occur within coded data."""
     values = np.frombuffer(data, np.uint8)
     # A third of the time of bytes.count.
     return int(np.count_nonzero(values[1:][values[:-1] == 0xFF] == _SOS))
 
 
-def ends(data: bytes) -> bool:
-    """Whether the end marker is where it should be."""
+def has_end_marker(data: bytes) -> bool:
+    """Whether the end marker is at the end."""
     return data.rfind(bytes((0xFF, _EOI)), -_TAIL) >= 0
 
 
-def damage(data: bytes) -> str:
-    """What is wrong with a JPEG's coded data, empty where nothing is.
+def find_damage(data: bytes) -> str:
+    """The first error in a JPEG's coded data, empty if there is none.
 
-    Every coded bit is read, at an eighth of the size and in grey, so that most of the arithmetic is not done. libjpeg
-    draws something for damaged data and merely warns; here a warning counts.
+    Every coded bit is read, at an eighth of the size and in grey, which saves most of the arithmetic. libjpeg only
+    warns of damaged data; here a warning is an error.
     """
     try:
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
@@ -109,40 +112,40 @@ def damage(data: bytes) -> str:
     return ""
 
 
-def complete(data: bytes, wrong: str = "") -> bytes | None:
-    """A JPEG that libjpeg warns about, in a form that every reader takes; None where coded pixels are missing.
+def repair(data: bytes, error: str = "") -> bytes | None:
+    """A JPEG that libjpeg warns about, in a form that every reader accepts; None if coded pixels are missing.
 
     Args:
         data: The file.
-        wrong: What `damage` says of it, where it was asked.
+        error: From `find_damage`, if it was called.
 
     Returns:
-        The same bytes where only a few are left over behind the last pixel; otherwise the same coded pixels, not
-        encoded again, in a file without what was odd: bytes between segments, a missing end marker, a JFIF version or
-        a parameter of a scan that does not exist.
+        The same bytes if only a few extraneous ones follow the last pixel; otherwise the same coded pixels, not encoded
+        again, in a file without what was malformed: bytes between segments, a missing end marker, a JFIF version or a
+        parameter of a scan that does not exist.
     """
-    if not (made := _regular(data)):
+    if not (rebuilt := _rebuilt(data)):
         return None
-    still = damage(made)
-    spare = _LEFT_OVER.fullmatch(still)
-    if still and not (spare and int(spare[1]) <= _MOST_LEFT_OVER and ends(data)):
+    remaining = find_damage(rebuilt)
+    extraneous = _EXTRANEOUS.fullmatch(remaining)
+    if remaining and not (extraneous and int(extraneous[1]) <= _MAX_EXTRANEOUS and has_end_marker(data)):
         return None
-    return data if _LEFT_OVER.fullmatch(wrong) else made
+    return data if _EXTRANEOUS.fullmatch(error) else rebuilt
 
 
 def has_every_scan(data: bytes) -> bool:
     """Whether the scans of a JPEG bring every coefficient to full precision.
 
-    A progressive one that was cut between two scans and given an end marker looks whole to libjpeg.
+    libjpeg does not notice if a progressive one was cut between two scans and has an end marker.
     """
-    return _regular(data) != b""
+    return _rebuilt(data) != b""
 
 
-def _regular(data: bytes) -> bytes | None:
-    """The file put together again from its segments and scans; empty where a scan is missing, None in other codings."""
+def _rebuilt(data: bytes) -> bytes | None:
+    """The file rebuilt from its segments and scans; empty if a scan is missing, None for other codings."""
     parts: list[bytes | bytearray] = [bytes((0xFF, _SOI))]
     missing: dict[int, set[int]] = {}
-    """By component: coefficients that no scan has brought to full precision so far."""
+    """By component: coefficients that no scan has brought to full precision yet."""
     progressive = False
     adobe = bytearray()
     at = 2
@@ -171,16 +174,17 @@ def _regular(data: bytes) -> bytes | None:
             first, last, precision = segment[-3], segment[-2], segment[-1] & 15
             for component in segment[3:-3:2] if not precision else ():
                 missing.get(component, set()).difference_update(range(first, last + 1))
-            found = _MARKER.search(data, at)
-            parts.append(_coded(data[at : found.start() if found else len(data)]))
-            at = found.start() if found else len(data)
+            marker_after = _MARKER.search(data, at)
+            end = marker_after.start() if marker_after else len(data)
+            parts.append(_coded(data[at:end]))
+            at = end
     if not missing or any(missing.values()):
         return b""
     return b"".join((*parts, bytes((0xFF, _EOI))))
 
 
 def _marker(data: bytes, at: int) -> int:
-    """Where the next marker's second byte is, whatever is before it; -1 where there is none."""
+    """The position of the next marker's second byte, whatever is before it; -1 if there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
         while at < len(data) and data[at] == 0xFF:
             at += 1
@@ -192,7 +196,7 @@ def _marker(data: bytes, at: int) -> int:
 
 
 def _mend(marker: int, segment: bytearray, progressive: bool) -> None:
-    """Set values that do not exist, and that decide no pixel, to what decoders take them for."""
+    """Set invalid values that affect no pixel to those that decoders assume."""
     if marker == _APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 7 and segment[7] != 1:
         segment[7:9] = b"\x01\x02"
     elif marker == _SOS and not progressive and len(segment) >= 6:
@@ -200,13 +204,13 @@ def _mend(marker: int, segment: bytearray, progressive: bool) -> None:
 
 
 def _mend_transform(adobe: bytearray, components: int) -> None:
-    """Set a colour transform that does not exist for so many components to what decoders take it for."""
+    """Set an invalid colour transform to the one that decoders assume for so many components."""
     if adobe and components in (3, 4) and adobe[13] not in (0, usual := {3: 1, 4: 2}[components]):
         adobe[13] = usual
 
 
 def _coded(data: bytes) -> bytes:
-    """A scan's coded data without filling behind it: fill bytes, and zeros where a file was given its length first."""
+    """A scan's coded data without padding: fill bytes, and zeros of files that were allocated first."""
     data = data.rstrip(b"\xff")
     kept = data.rstrip(b"\x00")
     if kept.endswith(b"\xff"):
@@ -216,5 +220,21 @@ def _coded(data: bytes) -> bytes:
 
 
 def _join(profile: list[bytes]) -> bytes:
-    """A profile from its numbered pieces, each with its number and their count before it."""
+    """A profile from its pieces, each of which begins with its number and their count."""
     return b"".join(piece[2:] for piece in sorted(profile, key=lambda piece: piece[:1]))
+
+
+def _read_orientation(exif: bytes) -> int:
+    """The orientation, 1 to 8, in an EXIF block; 1 if there is none or it is broken, which is no reason to refuse."""
+    if (order := _BYTE_ORDERS.get(exif[:4])) is None or len(exif) < 8:
+        return 1
+    at = int.from_bytes(exif[4:8], order)
+    for n in range(int.from_bytes(exif[at : at + 2], order)):
+        entry = exif[at + 2 + 12 * n : at + 14 + 12 * n]
+        if len(entry) < 12:
+            break
+        if int.from_bytes(entry[:2], order) == _ORIENTATION:
+            size = _INTEGER_SIZES.get(int.from_bytes(entry[2:4], order), 0)
+            value = int.from_bytes(entry[8 : 8 + size], order)
+            return value if 1 <= value <= 8 else 1
+    return 1

@@ -1,12 +1,12 @@
-"""Photos that look alike though their bytes differ: the same picture in another size, quality or format.
+"""Finds photos that look alike: the same picture in another size, quality or format.
 
 Each photo has a perceptual hash of 64 bits (pHash: the signs of the lowest frequencies of its cosine transform around
 their median, see https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html) and its mean colour, so
 that one product in two colours is not taken for one picture. Hashes that differ in at most four bits are found by
 sorting (Manku, Jain, Das Sarma: Detecting Near-Duplicates for Web Crawling, WWW 2007).
 
-Hashes are kept beside each shard, so that a set that has grown reads its new shards alone. Held in memory are about 50
-bytes for each photo.
+Hashes are stored beside each shard, so that only new shards of a set are read. It takes about 50 bytes of memory per
+photo.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ NAME = "near_duplicates.jsonl"
 _ENDING = "hashes.npy"
 _ROW = np.dtype([("key", "S90"), ("hash", "<u8"), ("colour", "u1", 3)])
 _SIDE, _LOW = 32, 8
-"""Of the picture that is transformed, and of its lowest frequencies that are looked at."""
+"""Side of the picture that is transformed, and of the lowest frequencies that are used."""
 _FLAT = 2.0
-"""Photos whose greys deviate less from their mean show nothing to compare."""
-_NEAR, _NEAR_COLOUR = 4, 16
-"""Bits, and levels of red, green or blue, in which near duplicates differ at most."""
+"""Photos with a smaller standard deviation of their greys are not compared."""
+_MAX_BITS, _MAX_COLOUR = 4, 16
+"""Near duplicates differ at most in so many bits, and levels of red, green and blue."""
 _PARTS = (10, 9, 9, 9, 9, 9, 9)
-"""Bits of the parts of a hash. If four bits differ, three of the seven parts are equal."""
+"""Bits of the parts of a hash. If at most four bits differ, three of the seven parts are equal."""
 _EQUAL = 3
-_MOST_ALIKE = 200
-"""Hashes with three equal parts with which one is compared: more of them are no matter of chance."""
+_MAX_COMPARED = 200
+"""Hashes with three equal parts with which one is compared."""
 _ANGLES = np.outer(np.arange(_LOW), np.arange(_SIDE) + 0.5) * (np.pi / _SIDE)
 _TRANSFORM = np.cos(_ANGLES).astype(np.float32)
 _ONES = np.array([value.bit_count() for value in range(256)], np.uint8)
@@ -58,7 +58,7 @@ def report_near_duplicates(manifest: Manifest) -> str:
         manifest: Of the set.
 
     Returns:
-        A line that sums it up.
+        A summary in one line.
 
     Raises:
         DataError: A shard is damaged.
@@ -80,13 +80,13 @@ def report_near_duplicates(manifest: Manifest) -> str:
 
 
 def perceptual_hash(jpg: bytes) -> tuple[int, tuple[int, int, int]]:
-    """The hash of a photo, 0 where it shows nothing, and its mean colour.
+    """The hash of a photo, 0 if it is too uniform, and its mean colour.
 
     Args:
-        jpg: A JPEG as shards hold it.
+        jpg: A JPEG as shards store it.
     """
     try:
-        # At the smallest size that is large enough: most of the decoding is not done.
+        # At the smallest sufficient size, which saves most of the decoding.
         pixels = simplejpeg.decode_jpeg(jpg, "RGB", min_height=2 * _SIDE, min_width=2 * _SIDE, min_factor=1)
         image = Image.fromarray(pixels)
     except ValueError:
@@ -102,7 +102,7 @@ def perceptual_hash(jpg: bytes) -> tuple[int, tuple[int, int, int]]:
 
 
 def find_near(hashes: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which photos look like an earlier one that itself looks like none before it.
+    """Photos that look like an earlier one, which itself looks like none before it.
 
     Args:
         hashes: uint64 [n], in the set's order; those of 0 are left out.
@@ -112,7 +112,7 @@ def find_near(hashes: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.n
         Numbers of such photos, ascending; for each that of the earlier one; and the bits in which they differ.
     """
     numbers = np.flatnonzero(hashes)
-    # Equal ones side by side, the earliest first: they are no more than one to all others.
+    # Equal ones side by side, the earliest first, which stands for the others.
     order = numbers[np.lexsort((numbers, *colours[numbers].T, hashes[numbers]))]
     repeated = np.zeros(len(order), bool)
     repeated[1:] = (hashes[order[1:]] == hashes[order[:-1]]) & (colours[order[1:]] == colours[order[:-1]]).all(1)
@@ -129,13 +129,13 @@ def find_near(hashes: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _near_leaders(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(photo, the earlier one that it looks like) among photos that differ from one another."""
-    found = list(_near_pairs(numbers, hashes, colours))
-    if not found:
+    """(photo, the earlier one that it looks like) among photos with different hashes."""
+    near = list(_near_pairs(numbers, hashes, colours))
+    if not near:
         return
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    pairs = np.unique(np.sort(np.concatenate(near), axis=1), axis=0)
     followers: set[int] = set()
-    # By the later one: what the earlier ones look like is decided by then.
+    # In the order of the later one, so that the earlier ones are decided.
     for first, second in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         if first not in followers and second not in followers:
             followers.add(second)
@@ -143,26 +143,26 @@ def _near_leaders(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) 
 
 
 def _near_pairs(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of photos that look alike: int64 [k, 2] at a time, a pair maybe more than once."""
+    """Pairs of photos that look alike, int64 [k, 2] at a time; a pair may come more than once."""
     for mask in _masks():
         keys = hashes[numbers] & mask
         by_key = np.argsort(keys, kind="stable")
         keys, sorted_numbers = keys[by_key], numbers[by_key]
         left = np.arange(len(keys))
-        for apart in range(1, _MOST_ALIKE):
+        for apart in range(1, _MAX_COMPARED):
             left = left[left + apart < len(keys)]
             left = left[keys[left] == keys[left + apart]]
             if not len(left):
                 break
             first, second = sorted_numbers[left], sorted_numbers[left + apart]
-            near = _bits(hashes[first] ^ hashes[second]) <= _NEAR
-            near &= (np.abs(colours[first].astype(np.int16) - colours[second]) <= _NEAR_COLOUR).all(1)
+            near = _bits(hashes[first] ^ hashes[second]) <= _MAX_BITS
+            near &= (np.abs(colours[first].astype(np.int16) - colours[second]) <= _MAX_COLOUR).all(1)
             if near.any():
                 yield np.stack([first[near], second[near]], axis=1)
 
 
 def _masks() -> Iterator[np.uint64]:
-    """The bits of every three of the seven parts of a hash."""
+    """Bit masks of every three of the seven parts of a hash."""
     ends = np.cumsum(_PARTS)
     parts = [((1 << bits) - 1) << int(end - bits) for bits, end in zip(_PARTS, ends, strict=True)]
     for chosen in combinations(parts, _EQUAL):
@@ -174,7 +174,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
-    """Hashes of a shard's photos, in its order: those beside it where they are of these bytes."""
+    """Hashes of a shard's photos, in its order; read from the file beside it if that belongs to these bytes."""
     path = beside(shard, _ENDING)
     try:
         with path.open("rb") as file:
@@ -193,7 +193,7 @@ def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
 def _lines(
     manifest: Manifest, counts: Sequence[int], followers: np.ndarray, leaders: np.ndarray, distances: np.ndarray
 ) -> Iterator[bytes]:
-    """Rows of the report, in the set's order; keys are read from the hashes of a shard when they are needed."""
+    """Rows of the report, in the set's order; keys are read from the file of hashes when they are needed."""
     ends = np.cumsum(counts)
 
     @lru_cache(maxsize=64)

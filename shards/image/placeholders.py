@@ -1,4 +1,4 @@
-"""Images that stand for missing photos: known by Amazon's id of the image, or by the bytes the server sends."""
+"""Placeholders for missing photos: known by Amazon's image id, or by the bytes that the server sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AMAZON = frozenset(
         *("01RPy1SfeqL", "01-y6Ov3R+L", "01e-XWjq3EL", "11RGjrCdvsL", "01MKUOLsA5L", "31CTP6oiIBL"),
     }
 )
-"""Ids of the images that Amazon's shops show for a product without one, in several languages: those that the shop's own
+"""Ids of the images that Amazon's shops show for products without one, in several languages: those that the shops'
 pages replace, and those that MusicBrainz' cover art importer skips."""
 
 _NO_IMAGE = re.compile(r"no-ima?ge?-\w.*")
@@ -26,7 +26,7 @@ _ID = re.compile(r"[A-Za-z0-9+-]{11}")
 
 
 def read_placeholders(word: str) -> list[str]:
-    """The digests and ids that a word of `--photo.placeholders` stands for.
+    """The digests and ids of one value of `--photo.placeholders`.
 
     Raises:
         ValueError: It is neither, nor a file with one on each line.
@@ -47,7 +47,7 @@ def read_placeholders(word: str) -> list[str]:
 
 
 def placeholder_id(url: str, placeholders: tuple[str, ...]) -> str:
-    """The Amazon image id of a link that leads to a known placeholder, in any size; empty for other links."""
+    """The Amazon image id of a link to a known placeholder, in any size; empty for other links."""
     id = amazon_image_id(url)
     if not id or not (id in AMAZON or id in _known(placeholders) or _NO_IMAGE.fullmatch(id.rpartition("/")[2])):
         return ""
@@ -55,7 +55,7 @@ def placeholder_id(url: str, placeholders: tuple[str, ...]) -> str:
 
 
 def is_placeholder(sha256: str, placeholders: tuple[str, ...]) -> bool:
-    """Whether what a server sent is a known placeholder."""
+    """Whether a response with this digest is a known placeholder."""
     return sha256 in _known(placeholders)
 
 

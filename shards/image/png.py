@@ -1,4 +1,4 @@
-"""PNGs that decoders refuse although every pixel is there: put together again from what decides the pixels."""
+"""Repairs PNGs that decoders refuse although every pixel is there."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Values of a pixel by colour type."""
 _NEEDED, _USEFUL = (b"PLTE", b"tRNS"), (b"iCCP", b"eXIf")
-"""Chunks that decide pixels, and those that are left out where they are damaged."""
+"""Chunks that affect pixels, and those that are dropped if they are damaged."""
 _PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 """Of Adam7: first column and step, first row and step."""
 
 
-def has_right_pixels(data: bytes) -> bool:
-    """Whether the checksums of the compressed pixels are right, which Pillow does not look at; True for other files."""
+def has_intact_pixels(data: bytes) -> bool:
+    """Whether the checksums of the compressed pixels are right, which Pillow ignores; True for other files."""
     return not data.startswith(_SIGNATURE) or all(right for kind, _, right in _chunks(data) if kind == b"IDAT")
 
 
-def repaired(data: bytes) -> bytes:
-    """A PNG with the pixels of another and correct checksums; empty where pixels are missing or may be wrong.
+def repair_png(data: bytes) -> bytes:
+    """A PNG with the same pixels and correct checksums; empty if pixels are missing or may be wrong.
 
     Wrong checksums of text, a missing end or bytes behind it say nothing about pixels. Pixels are right where one of
     the two checksums over them is: the CRC of every IDAT chunk, or the Adler-32 of the compressed stream.
@@ -47,14 +47,14 @@ def repaired(data: bytes) -> bytes:
     pixels = _unpacked(b"".join(packed), _raw_size(header), crcs_right)
     if not pixels:
         return b""
-    # Profile and palette before the pixels, as decoders want them.
+    # Profile and palette must come before the pixels.
     order = sorted(kept, key=lambda chunk: (b"iCCP", b"eXIf", b"PLTE", b"tRNS").index(chunk[0]))
     chunks = [(b"IHDR", header), *order, (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b"")]
     return _SIGNATURE + b"".join(_chunk(kind, body) for kind, body in chunks)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(kind, body, whether its checksum is right) up to the end or where the file breaks off."""
+    """Kind, body, and whether the checksum is right, up to the end or to where the file is cut."""
     at = len(_SIGNATURE)
     while at + 8 <= len(data):
         size, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -80,7 +80,7 @@ def _raw_size(header: bytes) -> int:
 
 
 def _unpacked(packed: bytes, size: int, trusted: bool) -> bytes:
-    """The uncompressed pixels; empty where some are missing, or no checksum speaks for them."""
+    """The uncompressed pixels; empty if some are missing, or if no checksum confirms them."""
     if not (checked := _inflate(packed, size, zlib.MAX_WBITS)):
         # Without the stream's own checksum, which is missing or wrong.
         return _inflate(packed[2:], size, -zlib.MAX_WBITS) if trusted else b""
@@ -91,7 +91,7 @@ def _inflate(packed: bytes, size: int, window: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
         pixels = stream.decompress(packed, size)
-        # The end of the stream, where its checksum is: more pixels than there are places for are left out.
+        # Read to the checksum at the end of the stream; surplus pixels are dropped.
         while window > 0 and not stream.eof:
             before = len(stream.unconsumed_tail)
             if not stream.decompress(stream.unconsumed_tail, 1 << 16) and len(stream.unconsumed_tail) == before:

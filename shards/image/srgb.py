@@ -1,4 +1,4 @@
-"""Colours as a screen shows them: any mode of an image to 8-bit sRGB on white."""
+"""Converts images of any mode to 8-bit sRGB on white."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-_NEAR = 3
-"""Of 255: a profile that moves no colour further is sRGB by another name."""
+_MAX_SHIFT = 3
+"""Of 255: a profile that changes no colour by more is taken for sRGB."""
 _STEPS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -32,26 +32,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return to_srgb(image if image.mode in ("RGB", "L", "CMYK", "LAB") else image.convert("RGB"), profile)
 
 
-_seen: set[tuple[bytes, str]] = set()
-_MOST_SEEN = 64
+_known_srgb: set[tuple[bytes, str]] = set()
+_MAX_KNOWN = 64
 
 
-def see_srgb(profile: bytes, mode: str) -> None:
-    """Remember a profile of which `is_srgb` was found to be true, maybe by another process."""
-    if len(_seen) < _MOST_SEEN:
-        _seen.add((profile, mode))
+def remember_srgb(profile: bytes, mode: str) -> None:
+    """Remember a profile for which `is_srgb` is true, as another process may have found."""
+    if len(_known_srgb) < _MAX_KNOWN:
+        _known_srgb.add((profile, mode))
 
 
-def seen_srgb(profile: bytes, mode: str) -> bool:
-    """Whether a profile is known to be sRGB without looking into it."""
-    return (profile, mode) in _seen
+def is_known_srgb(profile: bytes, mode: str) -> bool:
+    """Whether a profile is known to be sRGB, without parsing it."""
+    return (profile, mode) in _known_srgb
 
 
 @lru_cache(maxsize=64)
 def is_srgb(profile: bytes, mode: str) -> bool:
-    """Whether an embedded profile shows RGB (or L) values as sRGB does; one that is broken changes nothing either.
+    """Whether an embedded profile shows RGB (or L) values as sRGB does; so does a broken one, which is ignored.
 
-    Names say little (`sRGB IEC61966-2.1`, `c2`, `sRGB built-in`, ...): a palette is sent through it.
+    Names say little (`sRGB IEC61966-2.1`, `c2`, `sRGB built-in`, ...): a palette is converted.
     """
     if mode == "L":
         values = np.arange(256, dtype=np.uint8)[None]
@@ -60,13 +60,13 @@ def is_srgb(profile: bytes, mode: str) -> bool:
         values = np.array(list(product(_STEPS, repeat=3)), dtype=np.uint8)[None]
         palette = Image.fromarray(values)
     expected = np.asarray(palette.convert("RGB"), dtype=int)
-    return int(np.abs(np.asarray(to_srgb(palette, profile), dtype=int) - expected).max()) <= _NEAR
+    return int(np.abs(np.asarray(to_srgb(palette, profile), dtype=int) - expected).max()) <= _MAX_SHIFT
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """An RGB, L, CMYK or LAB image as sRGB, by its profile where there is one that fits.
+    """An RGB, L, CMYK or LAB image as sRGB, by its profile if there is one that fits.
 
-    A profile that is broken, or of another colour space than the image, is disregarded, as browsers do.
+    A profile that is broken, or of another colour space than the image, is ignored, as in browsers.
     """
     if profile:
         try:
@@ -79,7 +79,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
-    """Made once for a profile: a catalogue's photos have few different ones."""
+    """Made once per profile: a catalogue's photos have few different ones."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
 
@@ -105,10 +105,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _range(low: float, high: float, image: Image.Image) -> tuple[float, float]:
-    """What black and white are, from the least and the greatest value: files of floats and of 32 bits do not say it."""
+    """The values of black and white, from the smallest and largest one: files of floats and of 32 bits do not say."""
     if low < -0.1 * max(high, 0.0):
         return low, max(high, low + 1e-6)
-    # Values a little outside of 0 to 1 are what resampling leaves behind.
+    # Resampling leaves values a little outside of 0 to 1.
     if image.mode == "F" and high <= 4:
         return 0.0, max(high, 1.0)
     signed = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT) == (_SIGNED,)
@@ -117,7 +117,7 @@ def _range(low: float, high: float, image: Image.Image) -> tuple[float, float]:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Of greys of which one is transparent."""
+    """The alpha channel of a grey image with one transparent value."""
     clear: Any = image.info["transparency"]
     return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
 

@@ -1,7 +1,8 @@
-"""The last step of a set whose equal photos are stored once: which photo keeps its bytes, and which refer to it.
+"""The last step of a set that stores equal photos once: which photo keeps its bytes, and which refer to it.
 
-The bytes are known when every shard is whole. Then the first photo of the plan with certain bytes keeps them, whatever
-came in first; the tars that hold others are written again without them. A step that is cut short is taken up again.
+The bytes are known when every shard is complete. Then the first photo of the plan with certain bytes keeps them,
+whatever was fetched first, and the tars that hold others are written again without them. The same command continues a
+step that was interrupted.
 """
 
 from __future__ import annotations
@@ -14,54 +15,52 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavic.data.duplicates import Reference, read_references, write_references
-from lavic.data.manifest import ShardEntry
-from lavic.data.tar_shards import ShardWriter, index_path
+from lavic.data.tar_shards import ShardWriter
 from lavic.errors import LavicError
-from lavic.shards.pack.existing_shard import Stored
+from lavic.shards.pack.existing_shard import ExistingShard
 from lavic.shards.pack.outcomes import Outcome, read_ledger
-from lavic.shards.pack.seal import Seal, pack_seal, seal_path
+from lavic.shards.pack.seal import Seal, seal_path, write_seal
 from lavic.shards.plan.crawl_plan import Plan
-from lavic.shards.plan.external_dedup import Repeats, mark_of
-from lavic.storage.atomic import write_whole
+from lavic.shards.plan.external_dedup import ExternalDedup, hash64
 
 Owner = tuple[str, str]
 """Key of the photo that keeps the bytes, and the name of its tar."""
 
 
-def refer(plan: Plan, seals: Sequence[Seal]) -> list[Seal]:
-    """Bring every shard to the form in which equal bytes are stored once; gives all seals.
+def deduplicate(plan: Plan, seals: Sequence[Seal]) -> list[Seal]:
+    """Rewrite the shards so that equal bytes are stored once; returns all seals.
 
     Raises:
         LavicError: A photo's bytes are lost with the shard that held them; the next run fetches them again.
     """
     return [
-        _settled(plan.shard(number), seal, owners)
+        _without_duplicates(plan.shard(number), seal, owners)
         for (number, seal), owners in zip(enumerate(seals), _owners(plan, len(seals)), strict=True)
     ]
 
 
 def _owners(plan: Plan, shards: int) -> Iterator[dict[str, Owner]]:
-    """For each shard the photos that refer, and to whom. Held are 8 bytes a photo, and the photos referred to."""
+    """For each shard the owners of photos that refer to others. Takes 8 bytes of memory per photo, and the owners."""
     with tempfile.TemporaryDirectory(prefix="lavic-") as scratch:
-        marks = Repeats(Path(scratch) / "marks")
+        dedup = ExternalDedup(Path(scratch) / "hashes")
         for _, row in _stored_rows(plan, range(shards)):
-            marks.add(mark_of(row.sha256))
-        firsts = marks.firsts()
+            dedup.add(hash64(row.sha256))
+        firsts = dedup.firsts()
         wanted = {int(first) for number, first in enumerate(firsts) if first != number}
         owners: dict[int, tuple[str, str, str]] = {}
         count = 0
         for number in range(shards):
-            found: dict[str, Owner] = {}
+            of_shard: dict[str, Owner] = {}
             for shard, row in _stored_rows(plan, [number]):
                 if count in wanted:
                     owners[count] = (row.key, shard.name, row.sha256)
                 elif (first := int(firsts[count])) != count:
                     key, name, sha256 = owners[first]
-                    # Marks are eight bytes of it: two pictures may share one.
+                    # Two pictures may share a hash of eight bytes.
                     if sha256 == row.sha256:
-                        found[row.key] = (key, name)
+                        of_shard[row.key] = (key, name)
                 count += 1
-            yield found
+            yield of_shard
 
 
 def _stored_rows(plan: Plan, numbers: Sequence[int]) -> Iterator[tuple[Path, Outcome]]:
@@ -70,15 +69,15 @@ def _stored_rows(plan: Plan, numbers: Sequence[int]) -> Iterator[tuple[Path, Out
         yield from ((shard, row) for row in read_ledger(shard) if row.kind == "ok")
 
 
-def _settled(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Seal:
-    """Write a shard without the photos that refer, unless it is so already."""
+def _without_duplicates(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Seal:
+    """Write a shard without the photos that refer to others, unless that is done."""
     digest = hashlib.sha256(json.dumps(owners).encode()).hexdigest() if owners else ""
     if seal.references == digest:
         return seal
     seal_path(shard).unlink(missing_ok=True)
-    before = {one.key: one for one in read_references(shard)}
+    before = {reference.key: reference for reference in read_references(shard)}
     references: list[Reference] = []
-    with Stored(shard) as stored, ShardWriter(shard) as writer:
+    with ExistingShard(shard) as stored, ShardWriter(shard) as writer:
         for row in read_ledger(shard):
             if row.kind != "ok":
                 continue
@@ -94,12 +93,7 @@ def _settled(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Seal:
                 references.append(Reference(key=row.key, same_as=owner[0], shard=owner[1], meta=meta, text=text))
             else:
                 writer.add(sample)
-        # Before the tar: what it drops must be known by then.
+        # Before the tar, which drops these photos.
         references_sha256 = write_references(shard, references)
-    if not writer.samples:
-        shard.unlink(missing_ok=True)
-        index_path(shard).unlink(missing_ok=True)
-    entry = ShardEntry(name=shard.name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256)
-    made = replace(seal, entry=entry, references=digest, references_sha256=references_sha256)
-    write_whole(seal_path(shard), pack_seal(made))
-    return made
+    made = replace(seal, entry=writer.entry, references=digest, references_sha256=references_sha256)
+    return write_seal(shard, made)

@@ -1,4 +1,4 @@
-"""The end of a crawl: the manifest that says the set is whole, and what came of its photos, in a few lines."""
+"""The end of a crawl: the manifest, which marks the set as complete, and a summary of its photos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from lavic.data.manifest import CARD, CARD_MARK, EMPTY_TAR, NAME, Manifest, card
 from lavic.errors import DataError, LavicError
 from lavic.shards.pack.host_failures import failures_table
-from lavic.shards.pack.outcomes import NOT_TO_BE_HAD, advice, read_ledger, success, table
+from lavic.shards.pack.outcomes import UNAVAILABLE, advice, outcome_table, read_ledger, success_rate
 from lavic.shards.pack.refresh import refresh_line
 from lavic.shards.pack.seal import Seal
 from lavic.shards.plan.crawl_plan import Plan
@@ -19,21 +19,23 @@ from lavic.storage.atomic import write_whole
 from lavic.storage.paths import sizes
 from lavic.tracking.run_metadata import versions
 
-_REASONS = 3
-"""Reasons named for photos that were not asked for, the most frequent first."""
+_MAX_REASONS = 3
+"""Most frequent reasons that are named for photos that were not requested."""
 
 
 class TooFewStored(LavicError):
-    """Too small a share of the photos was stored for the set to count as whole."""
+    """Too small a share of the photos was stored for the set to count as complete."""
 
 
-def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, allow_private: bool = False) -> Manifest:
-    """Write the manifest: the set is whole.
+def finalize_set(
+    plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, allow_private: bool = False
+) -> Manifest:
+    """Write the manifest, which marks the set as complete.
 
     Args:
         plan: Of the set.
         seals: Of all its shards.
-        min_success: Share of the photos that must be stored, see `lavic.shards.pack.outcomes.success`.
+        min_success: Share of the photos that must be stored, see `lavic.shards.pack.outcomes.success_rate`.
         allow_private: `--fetch.allow-private` was given.
 
     Raises:
@@ -53,12 +55,12 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, al
         references=outcomes["ok"] - sum(seal.entry.samples for seal in seals),
         versions=versions("lavic", "aiohttp", "pillow", "ray"),
     )
-    if not manifest.samples or success(outcomes) < min_success:
+    if not manifest.samples or success_rate(outcomes) < min_success:
         (plan.folder / NAME).unlink(missing_ok=True)
-        print(table(outcomes))
+        print(outcome_table(outcomes))
         if failures := failures_table(seal.failures for seal in seals):
             print(failures)
-        if left := _not_asked(manifest, seals):
+        if left := _not_requested(manifest, seals):
             print(left)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
     files = sizes(plan.folder)
@@ -66,18 +68,18 @@ def close_set(plan: Plan, seals: Sequence[Seal], min_success: float = 0.0, *, al
         if files.get(name) != len(EMPTY_TAR):
             write_whole(plan.folder / name, EMPTY_TAR)
     if before := _same_set(manifest):
-        # Packages that were upgraded since have made nothing of it.
+        # It was made by these, not by packages that were upgraded since.
         manifest = replace(manifest, versions=before.versions)
     manifest.save()
     return manifest
 
 
-def close_splits(folder: Path, names: Iterable[str]) -> None:
+def finalize_splits(folder: Path, names: Iterable[str]) -> None:
     """Write a card over the sets of several splits, by which `datasets.load_dataset(FOLDER)` has them all.
 
     Args:
-        folder: Holds a folder for each split. A README.md in it that no crawl wrote is left alone.
-        names: Of the splits; those that are not whole are left out.
+        folder: Holds a folder for each split. A README.md in it that no crawl wrote is kept.
+        names: Of the splits; those that are not complete are left out.
     """
     sets: list[Manifest] = []
     for name in names:
@@ -88,37 +90,39 @@ def close_splits(folder: Path, names: Iterable[str]) -> None:
         write_whole(path, card(sets[0].set, sets, folder))
 
 
-def report(
+def print_report(
     manifest: Manifest,
     seals: Sequence[Seal],
     made: Sequence[Seal],
-    asked: int,
+    requested: int,
     seconds: float,
     *,
     allow_private: bool = False,
 ) -> None:
-    """Say what the set holds, and how fast this run was.
+    """Print what the set holds, and how fast this run was.
 
     Args:
         manifest: Of the set.
         seals: Of all its shards.
         made: Seals of the shards that this run made.
-        asked: Photos of these that this run asked for; the others were settled before.
+        requested: Photos of these that this run requested.
         seconds: That it took.
         allow_private: `--fetch.allow-private` was given.
     """
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
-    print(table(manifest.outcomes))
+    print(outcome_table(manifest.outcomes))
     if failures := failures_table(seal.failures for seal in seals):
         print(failures)
     if made:
-        steady = asked / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
-        print(f"this run: {asked:,} photos in {seconds:.1f} s with start-up; {steady:,.0f} photos/s from first to last")
+        rate = requested / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
+        print(
+            f"this run: {requested:,} photos in {seconds:.1f} s with start-up; {rate:,.0f} photos/s from first to last"
+        )
     if line := refresh_line(seal.refreshed for seal in made):
         print(line)
-    if left := _not_asked(manifest, seals):
+    if left := _not_requested(manifest, seals):
         print(left)
     if hint := advice(manifest.outcomes, allow_private=allow_private):
         print(hint)
@@ -127,19 +131,19 @@ def report(
 def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str:
     if not manifest.samples:
         return f"not one photo was stored: {advice(manifest.outcomes, allow_private=allow_private)}"
-    outcomes = {kind: count for kind, count in manifest.outcomes.items() if kind not in NOT_TO_BE_HAD}
+    outcomes = {kind: count for kind, count in manifest.outcomes.items() if kind not in UNAVAILABLE}
     stored, wanted = outcomes["ok"], sum(outcomes.values())
     hint = advice(outcomes, 1.0, allow_private=allow_private)
     return (
         f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
-        f"{', '.join(sorted(NOT_TO_BE_HAD))}), less than --min-success {min_success:g}: the shards are kept, and the "
-        f"set is not whole. {hint}. Or take the set as it is with --min-success "
+        f"{', '.join(sorted(UNAVAILABLE))}), less than --min-success {min_success:g}: the shards are kept, and the set "
+        f"is not complete. {hint}. Or accept the set as it is with --min-success "
         f"{int(stored / wanted * 100) / 100:g}"
     )
 
 
-def _not_asked(manifest: Manifest, seals: Sequence[Seal]) -> str:
-    """How many photos were never asked for, and why; empty where there is none."""
+def _not_requested(manifest: Manifest, seals: Sequence[Seal]) -> str:
+    """How many photos were never requested, and why; empty if there is none."""
     if not (count := manifest.outcomes.get("unasked", 0)):
         return ""
     reasons: Counter[str] = Counter()
@@ -147,13 +151,13 @@ def _not_asked(manifest: Manifest, seals: Sequence[Seal]) -> str:
         if seal.outcomes.get("unasked"):
             rows = read_ledger(manifest.path(seal.entry))
             reasons.update(row.reason for row in rows if row.kind == "unasked")
-    named = "; ".join(f"{reason} ({number:,})" for reason, number in reasons.most_common(_REASONS))
-    more = f"; {len(reasons) - _REASONS:,} other reasons" if len(reasons) > _REASONS else ""
-    return f"{count:,} photos were never asked for: {named}{more}. Run the same command again to ask for them"
+    named = "; ".join(f"{reason} ({number:,})" for reason, number in reasons.most_common(_MAX_REASONS))
+    more = f"; {len(reasons) - _MAX_REASONS:,} other reasons" if len(reasons) > _MAX_REASONS else ""
+    return f"{count:,} photos were never requested: {named}{more}. Run the same command again to request them"
 
 
 def _same_set(manifest: Manifest) -> Manifest | None:
-    """The manifest that stands, where it says the same."""
+    """The manifest on disk, if it is the same."""
     try:
         before = Manifest.load(manifest.folder, check=False)
     except DataError:

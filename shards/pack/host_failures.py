@@ -1,15 +1,15 @@
-"""Photos by host: which hosts failed, and how, in a few numbers that a shard's seal has room for."""
+"""Failed photos by host, in a few numbers that fit into a shard's seal."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.http.url import BadUrl, parse_url
 from lavic.shards.pack.outcomes import Outcome
 
 OTHERS = ""
-"""Stands for all hosts that are not named."""
+"""Stands for all other hosts."""
 _NAMED = 20
 """Hosts that a seal names for each kind of failure."""
 _SHOWN = 3
@@ -20,9 +20,9 @@ Failures = Mapping[str, Mapping[str, int]]
 
 
 def host_of(link: str) -> str:
-    """The host that a link leads to, with its port unless that is the scheme's own."""
+    """The host of a link, with its port unless that is the scheme's default."""
     try:
-        url = read_link(link)
+        url = parse_url(link)
     except BadUrl:
         return _MALFORMED
     return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
@@ -30,15 +30,15 @@ def host_of(link: str) -> str:
 
 def failures_of(rows: Iterable[Outcome]) -> dict[str, dict[str, int]]:
     """The failures of a shard's ledger; rare hosts are counted together."""
-    found: dict[str, Counter[str]] = {}
+    failures: dict[str, Counter[str]] = {}
     for row in rows:
         if row.kind != "ok":
-            found.setdefault(row.kind, Counter())[host_of(row.url)] += 1
-    return {kind: _named(hosts) for kind, hosts in sorted(found.items())}
+            failures.setdefault(row.kind, Counter())[host_of(row.url)] += 1
+    return {kind: _named(hosts) for kind, hosts in sorted(failures.items())}
 
 
 def failures_table(shards: Iterable[Failures]) -> str:
-    """The hosts with the most failures of each kind, the most frequent kind first; empty where nothing failed."""
+    """The hosts with the most failures of each kind, the most frequent kind first; empty if nothing failed."""
     total: dict[str, Counter[str]] = {}
     for failures in shards:
         for kind, hosts in failures.items():

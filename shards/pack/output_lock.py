@@ -1,4 +1,4 @@
-"""Whose a set's folder is: one crawl writes to it, and what an earlier one left running notices that it may no more."""
+"""Exclusive use of a set's folder: one crawl writes to it, and workers of an earlier one stop."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Superseded(Exception):
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[str]:
-    """Take a folder over, clear what killed crawls left in it, and give the name under which it is held.
+def lock_output(folder: Path) -> Iterator[str]:
+    """Take a folder over and clear what killed crawls left in it; gives the name of its new owner.
 
-    On a file system a lock keeps other commands out. Object stores, and some file systems, have no lock: there the last
-    to come has the folder, and so it is for workers of a driver that was killed, which may outlive it: whoever writes
-    asks `check` first. A folder in which nothing was made, since the input was refused, is left as it was.
+    On a file system a lock keeps other commands out. Object stores, and some file systems, have no locks: there the
+    last command has the folder. Workers may outlive a driver that was killed, so they call `check_owner` before they
+    write. A folder in which nothing was made, because the input was refused, stays as it was.
 
     Raises:
         ConfigError: Another command holds the folder, or it cannot be written to.
@@ -51,7 +51,7 @@ def owned(folder: Path) -> Iterator[str]:
             for inner in (folder, folder / PLAN):
                 sweep(inner)
             yield name
-            # Workers that were killed on the way left theirs too.
+            # Workers that were killed meanwhile leave files too.
             sweep(folder)
         finally:
             with suppress(OSError):
@@ -59,7 +59,7 @@ def owned(folder: Path) -> Iterator[str]:
 
 
 def _remove_if_empty(folder: Path, lock: Lock) -> None:
-    """Remove what `owned` has made where nothing came of it, or only the list of records that were refused."""
+    """Remove what `lock_output` has made if nothing else is there, except the list of refused records."""
     with suppress(OSError):  # not there, or not empty
         (folder / PLAN).rmdir()
     if {path.name for path in folder.iterdir()} <= {FILE, LOCK, REJECTED}:
@@ -67,11 +67,11 @@ def _remove_if_empty(folder: Path, lock: Lock) -> None:
         lock.remove()
 
 
-def check(folder: Path, name: str) -> None:
-    """See that the folder is still held under this name.
+def check_owner(folder: Path, name: str) -> None:
+    """Check that the folder still has this owner.
 
     Raises:
-        Superseded: It is not.
+        Superseded: It has not.
     """
     if (folder / FILE).read_text("utf-8") != name:
         raise Superseded(f"{folder}: another crawl has taken this folder over")
@@ -79,9 +79,7 @@ def check(folder: Path, name: str) -> None:
 
 def unwritable(folder: Path, reason: str) -> LavicError:
     """The one line for a folder that cannot be written to."""
-    return LavicError(
-        f"{folder}: cannot be written to ({reason}); mend that and run the same command again, it goes on"
-    )
+    return LavicError(f"{folder}: cannot be written to ({reason}); fix that and run the same command again to continue")
 
 
 def _claim(folder: Path, name: str) -> None:

@@ -1,7 +1,7 @@
-"""`lavic crawl --refresh`: stored photos are asked for again, and those that have changed are stored anew.
+"""`lavic crawl --refresh`: requests stored photos again and stores those anew that have changed.
 
-OUT/.refresh names a refresh that has begun, and the seal of each shard names the last one it went through. So the same
-command goes on where it stopped, and the next refresh begins anew, since the file goes when the set is whole.
+OUT/.refresh names a refresh that has begun, and each shard's seal names the last one that it went through. So the same
+command continues one that was stopped. The file is removed when the set is complete, and the next refresh starts anew.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lavic.storage.atomic import write_whole
 FILE = ".refresh"
 
 CHANGED, UNCHANGED, KEPT = "changed", "unchanged", "kept"
-"""What a refresh makes of a stored photo; one that could not be had again is kept."""
+"""Results of a stored photo; one that cannot be fetched any more is kept."""
 
 
-def begin(folder: Path) -> str:
+def begin_refresh(folder: Path) -> str:
     """The name of the refresh that a folder is in, a new one if it is in none."""
     path = folder / FILE
     if path.exists() and (name := path.read_text("utf-8").strip()):
@@ -31,19 +31,19 @@ def begin(folder: Path) -> str:
     return name
 
 
-def end(folder: Path) -> None:
+def end_refresh(folder: Path) -> None:
     """The refresh is done."""
     (folder / FILE).unlink(missing_ok=True)
 
 
-def conditions_of(row: Outcome) -> dict[str, str]:
-    """Headers that ask for a photo only if it has changed; none if its server sent nothing to tell by."""
-    found = {"If-None-Match": row.etag, "If-Modified-Since": row.last_modified}
-    return {name: value for name, value in found.items() if value}
+def conditional_headers(row: Outcome) -> dict[str, str]:
+    """Headers that request a photo only if it has changed; none if its server sent no validator."""
+    headers = {"If-None-Match": row.etag, "If-Modified-Since": row.last_modified}
+    return {name: value for name, value in headers.items() if value}
 
 
 def refreshed(stored: Outcome, fresh: Outcome) -> tuple[str, Outcome]:
-    """What became of a stored photo, and its row, by the row that its new answer would have as a first one."""
+    """The result of a stored photo and its new row, by the row that its new response would have as a first one."""
     if fresh.kind != "ok":
         return KEPT, replace(stored, refresh_failed=f"{fresh.kind}: {fresh.reason}")
     if fresh.http == 304:
@@ -53,8 +53,13 @@ def refreshed(stored: Outcome, fresh: Outcome) -> tuple[str, Outcome]:
     return CHANGED, fresh
 
 
+def with_validators_of(row: Outcome, other: Outcome) -> Outcome:
+    """A stored photo's row after a refresh of another photo, which shows the same picture."""
+    return replace(row, etag=other.etag, last_modified=other.last_modified, refresh_failed=other.refresh_failed)
+
+
 def refresh_line(shards: Iterable[Mapping[str, int]]) -> str:
-    """What a refresh made of the photos, from the counts of its shards; empty where there was none."""
+    """A summary of a refresh, from the counts of its shards; empty if there was none."""
     total: Counter[str] = Counter()
     for counts in shards:
         total.update(counts)
@@ -62,5 +67,5 @@ def refresh_line(shards: Iterable[Mapping[str, int]]) -> str:
         return ""
     line = f"refreshed: {total[UNCHANGED]:,} photos unchanged, {total[CHANGED]:,} changed"
     if total[KEPT]:
-        line += f", {total[KEPT]:,} could not be had again and were kept (refresh_failed in the ledger says why)"
+        line += f", {total[KEPT]:,} could not be fetched again and were kept (see refresh_failed in the ledger)"
     return line

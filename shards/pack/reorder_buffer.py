@@ -1,4 +1,4 @@
-"""Results that come in any order, given on in theirs: what has to wait is in memory, and beyond a bound on the disk."""
+"""Puts results that come in any order back in order: those that wait are in memory, beyond a limit on disk."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Result = TypeVar("Result")
 
 
 class ReorderBuffer(Generic[Result]):
-    """Takes in numbered results, and gives them on in the order 0, 1, 2, ...; use it as a context.
+    """Passes numbered results on in the order 0, 1, 2, ...; use it as a context.
 
     Args:
-        give: Takes a result whose turn it is.
-        memory: Bytes of results that are held in memory.
+        emit: Called with each result in turn.
+        memory: Bytes of results that wait in memory.
     """
 
-    def __init__(self, give: Callable[[Result], None], memory: int = 64 << 20) -> None:
-        self._give, self._memory = give, memory
+    def __init__(self, emit: Callable[[Result], None], memory: int = 64 << 20) -> None:
+        self._emit, self._memory = emit, memory
         self._next = 0
-        self._held: dict[int, tuple[Result, int]] = {}
+        self._in_memory: dict[int, tuple[Result, int]] = {}
         self._bytes = 0
-        self._places: dict[int, tuple[int, int]] = {}
+        self._on_disk: dict[int, tuple[int, int]] = {}
         self._end = 0
         self._stack = ExitStack()
         self._file: IO[bytes] | None = None
@@ -39,25 +39,25 @@ class ReorderBuffer(Generic[Result]):
         self._stack.close()
 
     def add(self, number: int, result: Result, size: int) -> None:
-        """Take one in, and give on those whose turn has come.
+        """Add one, and pass on those whose turn it is.
 
         Args:
-            number: Its place.
+            number: Its position.
             result: Anything that can be pickled.
-            size: Its bytes, about.
+            size: Its approximate bytes.
         """
         if number != self._next:
             return self._keep(number, result, size)
-        self._give(result)
+        self._emit(result)
         self._next += 1
-        while self._next in self._held or self._next in self._places:
-            self._give(self._take(self._next))
+        while self._next in self._in_memory or self._next in self._on_disk:
+            self._emit(self._take(self._next))
             self._next += 1
         return None
 
     def _keep(self, number: int, result: Result, size: int) -> None:
         if self._bytes + size <= self._memory:
-            self._held[number] = (result, size)
+            self._in_memory[number] = (result, size)
             self._bytes += size
             return
         if self._file is None:
@@ -66,19 +66,19 @@ class ReorderBuffer(Generic[Result]):
         data = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
         self._file.seek(self._end)
         self._file.write(data)
-        self._places[number] = (self._end, len(data))
+        self._on_disk[number] = (self._end, len(data))
         self._end += len(data)
 
     def _take(self, number: int) -> Result:
-        if number in self._held:
-            result, size = self._held.pop(number)
+        if number in self._in_memory:
+            result, size = self._in_memory.pop(number)
             self._bytes -= size
             return result
         assert self._file is not None
-        start, length = self._places.pop(number)
+        start, length = self._on_disk.pop(number)
         self._file.seek(start)
         result = pickle.loads(self._file.read(length))
-        if not self._places:
+        if not self._on_disk:
             self._file.truncate(0)
             self._end = 0
         return result

@@ -1,4 +1,4 @@
-"""The seal of a shard: written last, it says that the shard is whole and what it holds."""
+"""The seal of a shard, its completion marker: written last, it holds what the shard contains."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from lavic.data.ledger import ledger_path
 from lavic.data.manifest import EMPTY_TAR, ShardEntry
 from lavic.data.tar_shards import beside, index_path
 from lavic.shards.pack.host_failures import Failures
+from lavic.storage.atomic import write_whole
 from lavic.storage.checksummed_json import dump_checked, load_checked
 from lavic.storage.paths import storage_errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """That a shard is whole, and what it holds."""
+    """What a complete shard contains."""
 
     plan: str
-    """Digest of what was planned for it."""
+    """Digest of the shard's plan."""
     entry: ShardEntry
     outcomes: Mapping[str, int]
     """Planned photos by outcome."""
@@ -27,19 +28,18 @@ class Seal:
     """Seconds since the epoch."""
     ended: float
     failures: Failures = field(default_factory=dict)
-    """Photos that failed, by kind and host."""
+    """Failed photos by kind and host."""
     refresh: str = ""
-    """Name of the refresh that it has gone through, see `lavic.shards.pack.refresh`."""
+    """Name of the last refresh that it went through, see `lavic.shards.pack.refresh`."""
     refreshed: Mapping[str, int] = field(default_factory=dict)
-    """What that made of its stored photos."""
+    """Stored photos by the result of that refresh."""
     left: int = 0
-    """Photos that were left for later since their hosts are slow; they are among those `unasked`."""
+    """Photos that were deferred since their hosts are slow; their outcome is `unasked`."""
     references: str = ""
-    """Digest of the photos that refer to others, see `lavic.shards.pack.dedup`; empty where every photo is stored."""
+    """Digest of the photos that refer to others, see `lavic.shards.pack.dedup`; empty if every photo is stored."""
     ledger_sha256: str = ""
-    """Of the ledger's file."""
     references_sha256: str = ""
-    """Of the references' file; empty where there is none."""
+    """Of the file of references; empty if there is none."""
 
     @property
     def photos(self) -> int:
@@ -48,30 +48,36 @@ class Seal:
 
 
 def seal_path(shard: Path) -> Path:
-    """Where a shard's seal stands: `x-000000.tar` -> `x-000000.seal.json`."""
+    """The path of a shard's seal: `x-000000.tar` -> `x-000000.seal.json`."""
     return beside(shard, "seal.json")
 
 
-def read_seal(shard: Path, plan: str, found: Mapping[str, int]) -> Seal | None:
-    """The seal of a shard that is whole and of this plan, or None.
+def read_seal(shard: Path, plan: str, files: Mapping[str, int]) -> Seal | None:
+    """The seal of a shard that is complete and of this plan, else None.
 
     Args:
-        shard: Where its tar stands.
-        plan: Digest of what is planned for it.
-        found: Bytes of the files in its folder, by name.
+        shard: The path of its tar.
+        plan: Digest of its plan.
+        files: Bytes of the files in its folder, by name.
     """
-    if not {seal_path(shard).name, ledger_path(shard).name} <= found.keys():
+    if not {seal_path(shard).name, ledger_path(shard).name} <= files.keys():
         return None
     try:
         seal = unpack_seal(seal_path(shard).read_bytes())
     except storage_errors(ValueError, TypeError, KeyError):
         return None
-    tar, index = found.get(shard.name, 0), found.get(index_path(shard).name, 0)
+    tar, index = files.get(shard.name, 0), files.get(index_path(shard).name, 0)
     if seal.entry.samples:
-        whole = tar == seal.entry.bytes and index == 8 * (seal.entry.samples + 1)
+        complete = tar == seal.entry.bytes and index == 8 * (seal.entry.samples + 1)
     else:
-        whole = tar in (0, len(EMPTY_TAR)) and index == 0
-    return seal if seal.plan == plan and whole else None
+        complete = tar in (0, len(EMPTY_TAR)) and index == 0
+    return seal if seal.plan == plan and complete else None
+
+
+def write_seal(shard: Path, seal: Seal) -> Seal:
+    """Mark a shard as complete; returns the seal."""
+    write_whole(seal_path(shard), pack_seal(seal))
+    return seal
 
 
 def pack_seal(seal: Seal) -> str:
@@ -80,6 +86,6 @@ def pack_seal(seal: Seal) -> str:
 
 
 def unpack_seal(data: bytes) -> Seal:
-    """The seal that `pack_seal` made a text of. Raises ValueError, TypeError or KeyError for anything else."""
+    """The seal from the text of `pack_seal`. Raises ValueError, TypeError or KeyError for anything else."""
     body = load_checked(data)
     return Seal(**{**body, "entry": ShardEntry(**body["entry"])})

@@ -1,4 +1,4 @@
-"""Fingerprints of a catalogue's files: whether a plan was made from what they hold now."""
+"""Fingerprints of a catalogue's files, which show whether a plan was made from their present content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lavic.storage.remote import options, storage_errors
 
 
 def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Changes when the file's content does; a file of the known size and time is not read again."""
+    """A fingerprint of a file's content; a file with known size and time is not read again."""
     if "://" in path:
         import fsspec
 
@@ -38,8 +38,8 @@ def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def same_content(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether two readings saw the same files, by their content and order; their names do not matter."""
-    return [_content(one) for one in old.values()] == [_content(one) for one in new.values()]
+    """Whether two readings had the same files, by content and order; their names do not matter."""
+    return list(map(_content, old.values())) == list(map(_content, new.values()))
 
 
 def _content(fingerprint: Mapping[str, Any]) -> object:
@@ -47,7 +47,7 @@ def _content(fingerprint: Mapping[str, Any]) -> object:
 
 
 def what_changed(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> str:
-    """How the files of a catalogue differ from those that a plan was made from, in a few words."""
+    """How the files of a catalogue differ from those of a plan, in a few words."""
     changed = [path for path in new if path in old and _content(old[path]) != _content(new[path])]
     if changed:
         return f"the content of {', '.join(changed[:3])} has changed"

@@ -1,4 +1,4 @@
-"""What was met on the way through a catalogue, in numbers."""
+"""Numbers of items and photos that a reading of a catalogue has found."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 
 @dataclass(kw_only=True)
-class Counts:
-    """What was met on the way through a catalogue."""
+class PlanCounts:
+    """Numbers of one or more readings of a catalogue."""
 
     items: int = 0
-    """Items that were wanted and new."""
+    """Selected items that are new."""
     without_photo: int = 0
-    """Of these, how many have no photo with a link. Less than none where items that had none have one now."""
+    """Those without a photo with a link. Negative if items that had none have one now."""
     unlinked: int = 0
-    """Entries of the items' lists of images that have no link."""
+    """Entries of the items' image lists without a link."""
     photos: int = 0
     repeated: int = 0
-    """Photos left out because an earlier record has the same item and number."""
+    """Photos left out since an earlier record has the same item and number."""
     shared: int = 0
-    """Photos that an earlier link shows too, maybe in another size; they are fetched with it."""
+    """Photos that show the picture of an earlier one, perhaps in another size; they are fetched with it."""
     rejected: int = 0
     """Records that could not be read."""
     known: int = 0
-    """Items left out because the set has them already."""
+    """Items left out since the set has them."""
     ids_missing: int = 0
-    """Item ids asked for that the catalogue does not have."""
+    """Selected item ids that the catalogue does not have."""
 
 
-OF_LAST_READING = ("rejected", "ids_missing")
-"""Counts that each reading of a catalogue makes anew: those of different readings are not added up."""
+NOT_ADDED = ("rejected", "ids_missing")
+"""Counts that hold for all of a catalogue: those of several readings are not added."""

@@ -1,4 +1,4 @@
-"""The photos to fetch: which of a catalogue's items and photos are wanted, and what is known of each."""
+"""The photos to fetch: selects items and photos of a catalogue."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lavic.data.catalog import read_items
-from lavic.data.schema import SIZES, ImageSize, Item
+from lavic.data.schema import SIZES, ImageSize, Item, Photo
 from lavic.data.sources.record import BadRecord
 from lavic.data.tar_shards import sample_key
 from lavic.errors import DataError
-from lavic.shards.plan.captions import Captions
-from lavic.shards.plan.counts import Counts
-from lavic.shards.plan.existing_items import KnownItems
-from lavic.shards.plan.external_dedup import mark_of
+from lavic.shards.plan.counts import PlanCounts
+from lavic.shards.plan.existing_items import ExistingItems
+from lavic.shards.plan.external_dedup import hash64
 from lavic.storage.atomic import write_whole
 from lavic.storage.text_files import TextFileError, read_lines
 
 REJECTED = "rejected.jsonl"
-"""Names every record of the catalogue that could not be read: file, line, reason."""
+"""Lists the records of the catalogue that could not be read: file, line, reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoTask:
-    """One photo to fetch, with what goes into its sample."""
+    """One photo to fetch, with the fields of its sample."""
 
     key: str
     item_id: str
@@ -38,27 +37,27 @@ class PhotoTask:
     details: str
     text: str
     same_as: str = ""
-    """Key of the photo in the same shard that shows this picture too, and is fetched for both."""
+    """Key of the photo in the same shard that shows the same picture and is fetched for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """Everything besides the catalogue that decides what a shard's bytes are."""
+    """All settings that affect a shard's bytes."""
 
     set: str
     split: str
     photos_per_shard: int
     photos: str
-    """Of an item: `first`, `all`, or how many from the first."""
+    """Of an item: `first`, `all`, or their number from the first."""
     image_size: ImageSize
     splits: Mapping[str, float] = field(default_factory=dict)
-    """Share of the items by split; none means that all items are in `split`."""
+    """Share of the items by split; if empty, all items are in `split`."""
     text: Literal["auto", "catalogue", "title", "none"] = "catalogue"
-    """Where the txt members come from; `auto` is one of `catalogue` and `title`, see `Captions`."""
+    """Source of the txt members; `auto` becomes `catalogue` or `title`, see `Captions`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Of files with a link in each row: name of the column by what it holds."""
+    """Of files with one link per row: name of each column by its content."""
     duplicates: Literal["stored", "referenced"] = "stored"
-    """What becomes of photos with the same bytes."""
+    """How photos with the same bytes are stored."""
     limit: int | None = None
     ids: str | None = None
     photo: Mapping[str, Any] = field(default_factory=dict)
@@ -66,83 +65,108 @@ class PlanSettings:
 
 
 class Rejects:
-    """Collects the records that cannot be read, and stops where there are too many."""
+    """Collects the records that cannot be read, and raises if there are too many."""
 
-    def __init__(self, folder: Path, most: int) -> None:
-        """Begin.
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Start empty.
 
         Args:
             folder: Of the set; `rejected.jsonl` is written there.
-            most: How many are borne.
+            limit: Most records that are accepted.
         """
-        self.path, self.most = folder / REJECTED, most
+        self.path, self.limit = folder / REJECTED, limit
         self.rows: list[dict[str, Any]] = []
         self.records = 0
-        """Rows that name a record; one without a line is about a whole file."""
+        """Rows with a line; those without are about a file."""
 
     def add(self, bad: BadRecord) -> None:
-        """Take one in.
+        """Add one.
 
         Raises:
-            DataError: That was one too many.
+            DataError: There are too many.
         """
         self.rows.append({"file": bad.file, "line": bad.line, "reason": bad.reason})
         self.records += bad.line > 0
-        if self.records > self.most:
+        if self.records > self.limit:
             self.write()
             raise DataError(
-                f"more than {self.most:,} records of the catalogue cannot be read, the last: {bad}; all of them so far "
-                f"are in {self.path}; mend the file, or let more through with --max-rejected"
+                f"more than {self.limit:,} records of the catalogue cannot be read, the last: {bad}; see {self.path}, "
+                "and fix the file or accept more with --max-rejected"
             )
 
     def write(self) -> None:
-        """Write those so far; no file where there is none."""
+        """Write the list; no file if it is empty."""
         if self.rows:
             write_whole(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
         else:
             self.path.unlink(missing_ok=True)
 
 
-def wanted_photos(
+class Captions:
+    """Texts of the txt members. `auto` is decided while the catalogue is read.
+
+    It gives titles until an item with a description comes: a catalogue without descriptions keeps the titles, in any
+    other the descriptions are used and the titles that were given are withdrawn.
+    """
+
+    def __init__(self, text: Literal["auto", "catalogue", "title", "none"]) -> None:
+        self._undecided = text == "auto"
+        self.text = "title" if text == "auto" else text
+        self._given = 0
+        self.withdrawn = 0
+        """Number of photos, from the first, that get an empty text instead of their title."""
+
+    def see(self, item: Item) -> None:
+        """Decide by an item, selected or not."""
+        if self._undecided and item.descriptions:
+            self._undecided, self.text, self.withdrawn = False, "catalogue", self._given
+
+    def text_of(self, item: Item, photo: Photo) -> str:
+        """The text of the next photo."""
+        self._given += 1
+        return {"catalogue": photo.description, "title": item.title}.get(self.text, "")
+
+
+def select_photos(
     items: tuple[str, ...],
     settings: PlanSettings,
-    counts: Counts,
+    counts: PlanCounts,
     rejects: Rejects,
-    known: KnownItems,
+    existing: ExistingItems,
     captions: Captions,
 ) -> Iterator[PhotoTask]:
-    """The photos of a catalogue that the settings ask for, in its order.
+    """The selected photos of a catalogue, in its order.
 
     Args:
         items: The catalogue's files.
-        settings: What is wanted.
-        counts: Counted up on the way.
-        rejects: Takes the records that cannot be read.
-        known: The items that the set has already; takes in the new ones without a photo.
+        settings: The selection.
+        counts: Updated.
+        rejects: Gets the records that cannot be read.
+        existing: The items that the set has; gets the new ones without a photo.
         captions: Gives the texts.
 
     Raises:
         DataError: The catalogue cannot be read.
     """
-    wanted = None if settings.ids is None else set(read_ids(settings.ids))
-    found: set[str] = set()
+    selected = None if settings.ids is None else set(read_ids(settings.ids))
+    present: set[str] = set()
     sizes = tuple(sorted(SIZES, key=lambda size: size != settings.image_size))
-    most = {"first": 1, "all": None}[settings.photos] if settings.photos in ("first", "all") else int(settings.photos)
+    limit = {"first": 1, "all": None}[settings.photos] if settings.photos in ("first", "all") else int(settings.photos)
     low, high = share_of(settings)
     taken = 0
     for item in read_items(items, rejects.add, sizes=sizes, columns=settings.columns):
-        captions.meet(item)
-        if wanted is not None and item.id not in wanted:
+        captions.see(item)
+        if selected is not None and item.id not in selected:
             continue
         if settings.splits and not low <= _fraction(item.id) < high:
             continue
         if taken == settings.limit:
             break
         taken += 1
-        if wanted is not None:
-            found.add(item.id)
-        photos = list(islice(item.photos, most))
-        if not known.is_new(item.id, bool(photos), counts):
+        if selected is not None:
+            present.add(item.id)
+        photos = list(islice(item.photos, limit))
+        if not existing.is_new(item.id, bool(photos), counts):
             continue
         counts.unlinked += item.unlinked
         categories, details = " > ".join(item.categories), _details(item)
@@ -155,18 +179,18 @@ def wanted_photos(
                 title=item.title,
                 categories=categories,
                 details=details,
-                text=captions.of(item, photo),
+                text=captions.text_of(item, photo),
             )
-    counts.ids_missing = len((wanted or set()) - found)
+    counts.ids_missing = len((selected or set()) - present)
     counts.rejected = rejects.records
 
 
 def share_of(settings: PlanSettings) -> tuple[float, float]:
-    """Which part of [0, 1) belongs to the split."""
+    """The part of [0, 1) that belongs to the split."""
     low = 0.0
     for name, share in settings.splits.items():
         if name == settings.split:
-            # So that the last of them ends at 1 whatever the sums of fractions give.
+            # The last one ends at 1, whatever the rounded sum is.
             return low, min(low + share, 1.0) if low + share < 1 - 1e-9 else 1.0
         low += share
     return 0.0, 1.0
@@ -178,7 +202,7 @@ def task_line(task: PhotoTask) -> bytes:
 
 
 def read_task(line: bytes) -> PhotoTask:
-    """The task that `task_line` made a line of."""
+    """The task of a line of `task_line`."""
     return PhotoTask(**json.loads(line))
 
 
@@ -198,12 +222,12 @@ def read_ids(path: str) -> list[str]:
 
 
 def _fraction(item_id: str) -> float:
-    # Another hash than that of the plan's marks is not needed, another text is: ids and keys must not go together.
-    return int.from_bytes(mark_of(f"split {item_id}"), "little") / 2**64
+    # The text differs from those that are hashed elsewhere, so that splits are independent of them.
+    return int.from_bytes(hash64(f"split {item_id}"), "little") / 2**64
 
 
 def _details(item: Item) -> str:
-    """The free-form fields as one JSON text, so that the sample's own keys and types never change."""
+    """The free-form fields as one JSON text, so that the sample's keys and types never change."""
     fields = {
         "categories": item.categories,
         "features": item.features,

@@ -1,4 +1,4 @@
-"""The tasks of a plan on the disk, until it is known which of them show one picture, and their dealing into shards."""
+"""The tasks of a plan on disk, grouped by the picture that they show, and split into shards."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from typing import BinaryIO
 import numpy as np
 
 from lavic.data.schema import picture_of
-from lavic.shards.plan.counts import Counts
-from lavic.shards.plan.external_dedup import Repeats, mark_of
+from lavic.shards.plan.counts import PlanCounts
+from lavic.shards.plan.external_dedup import ExternalDedup, hash64
 from lavic.shards.plan.photo_tasks import PhotoTask, read_task, task_line
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
-class Spool:
-    """Tasks on the disk, in the catalogue's order, until it is known which of them belong together."""
+class TaskSpool:
+    """Tasks on disk, in the catalogue's order, until it is known which of them show the same picture."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin, in an empty folder that stays until the end."""
+        """Start in an empty folder, which must stay until the end."""
         self._path, self._starts = folder / "tasks", folder / "starts"
         self._file: BinaryIO = self._path.open("wb")
         self._offsets: BinaryIO = self._starts.open("wb")
-        self._keys, self._pictures = Repeats(folder / "keys"), Repeats(folder / "pictures")
+        self._keys, self._pictures = ExternalDedup(folder / "keys"), ExternalDedup(folder / "pictures")
         self._at = 0
         self.untitled = 0
-        """Tasks, from the first, that lose their text."""
+        """Number of tasks, from the first, whose text becomes empty."""
 
     def add(self, task: PhotoTask) -> None:
         """Append a task."""
         line = task_line(task)
         self._offsets.write(self._at.to_bytes(8, "little"))
         self._at += self._file.write(line)
-        self._keys.add(mark_of(task.key))
-        self._pictures.add(mark_of(picture_of(task.url)))
+        self._keys.add(hash64(task.key))
+        self._pictures.add(hash64(picture_of(task.url)))
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def groups(self, most: int, counts: Counts) -> Iterator[list[bytes]]:
-        """Lines of photos that show one picture, at most so many; repeated photos are left out and counted."""
+    def groups(self, limit: int, counts: PlanCounts) -> Iterator[list[bytes]]:
+        """Lines of photos that show one picture, at most `limit`; repeated photos are left out and counted."""
         self._file.close()
         self._offsets.close()
         repeated = _later(self._keys.firsts())
-        firsts = self._pictures.firsts(repeated, most)
+        firsts = self._pictures.firsts(repeated, limit)
         follows = _later(firsts) & ~repeated
-        # Only what follows an earlier one is held with its number: 16 bytes each.
+        # Only followers and their leaders are in memory: 16 bytes each.
         followers = np.flatnonzero(follows)
         leaders = np.asarray(firsts[followers])
         order = np.argsort(leaders, kind="stable")
@@ -59,14 +59,14 @@ class Spool:
             return
         starts = np.memmap(self._starts, "<u8", "r")
         at = 0
-        with self._path.open("rb") as lines, self._path.open("rb") as anywhere:
+        with self._path.open("rb") as lines, self._path.open("rb") as followed:
             for number, line in enumerate(lines):
                 if repeated[number] or follows[number]:
                     continue
                 group = [self._final(number, line)]
                 while at < len(leaders) and leaders[at] == number:
-                    anywhere.seek(int(starts[followers[at]]))
-                    follower = read_task(self._final(int(followers[at]), anywhere.readline()))
+                    followed.seek(int(starts[followers[at]]))
+                    follower = read_task(self._final(int(followers[at]), followed.readline()))
                     group.append(task_line(replace(follower, same_as=read_task(line).key)))
                     at += 1
                 yield group
@@ -76,19 +76,19 @@ class Spool:
 
 
 def _later(firsts: np.ndarray) -> np.ndarray:
-    """Which numbers have an earlier first: bool [n], made a piece at a time."""
+    """Which numbers have an earlier first: bool [n], computed in pieces."""
     later = np.empty(len(firsts), bool)
-    for start in range(0, len(firsts), _PIECE):
-        piece = firsts[start : start + _PIECE]
-        later[start : start + _PIECE] = piece != np.arange(start, start + len(piece), dtype=np.uint64)
+    for start in range(0, len(firsts), _CHUNK):
+        piece = firsts[start : start + _CHUNK]
+        later[start : start + _CHUNK] = piece != np.arange(start, start + len(piece), dtype=np.uint64)
     return later
 
 
-def dealt(groups: Iterable[list[bytes]], most: int) -> Iterator[list[bytes]]:
-    """Groups into shards of at most so many photos, in order; a group is never parted."""
+def split_into_shards(groups: Iterable[list[bytes]], limit: int) -> Iterator[list[bytes]]:
+    """Split groups into shards of at most `limit` photos, in order; a group is never split."""
     shard: list[bytes] = []
     for group in groups:
-        if shard and len(shard) + len(group) > most:
+        if shard and len(shard) + len(group) > limit:
             yield shard
             shard = []
         shard += group

@@ -1,1 +1,1 @@
-"""How often each host may be asked, by all workers together."""
+"""Rate limits of hosts, for all workers of a crawl together."""

@@ -1,7 +1,7 @@
-"""A worker's side of the hosts' budgets: each request asks leave here, and what came of it is told here.
+"""A worker's side of the rate limits: every request acquires a permit for its host here and releases it with a result.
 
-Where no limit is hit, leave is a comparison of numbers. What has to be asked is asked for all hosts at once, by one
-task beside the requests, and a host that asks for less is heard of as soon as one worker knows.
+Where no limit is hit, a permit costs a comparison of numbers. The rest is agreed with the coordinator for all hosts at
+once, by a task beside the requests. A host that asks for fewer requests is reported as soon as one worker knows.
 """
 
 from __future__ import annotations
@@ -16,138 +16,133 @@ from typing import Literal, Protocol
 
 from lavic.shards.http.robots import Robots
 from lavic.shards.pack.outcomes import Kind
-from lavic.shards.ratelimit.host_limiter import Grant, Report
+from lavic.shards.ratelimit.host_limiter import Grant, HostReport
 
-Verdict = Literal["well", "failed", "unreached", "throttled", "void"]
-"""What a request says of its host: `failed` with a connection to it, `unreached` without; `void` is nothing."""
+Verdict = Literal["success", "failed", "unreachable", "throttled", "unknown"]
+"""What a request says about its host: `failed` with a connection to it, `unreachable` without."""
 
 _HEARTBEAT_S = 2.0
 _IDLE_S = 5.0
 _LATE_S = 0.25
-"""A slot that is older is given up: a worker that was held up does not make up for it in one burst."""
+"""Older slots expire, so that a worker that was held up does not catch up in one burst."""
 _LOST_S = 30.0
+_COORDINATOR_LOST = "the coordinator of the crawl's rate limits cannot be reached"
 _PROBES = 8
-"""Photos of a shard that are asked of a host that is given up."""
+"""Photos of a shard that are requested from a host that is given up."""
 _SLOW_S = 1.0
-"""A host that lets so much time pass between two requests is slow."""
-_LONG_S = 5.0
-"""And so is one that is left alone for so long."""
+"""A host with more seconds than this between two requests is slow,"""
+_LONG_PAUSE_S = 5.0
+"""and so is one that is paused for longer than this."""
 _GOLDEN = 0.618034
-"""Multiples of it, modulo 1, lie far from each other."""
+"""Its multiples modulo 1 are spread evenly."""
 
 
-class Office(Protocol):
-    """Where the budgets are kept: a `Broker`, in this process or behind Ray."""
+class CoordinatorHandle(Protocol):
+    """A `Coordinator` in this process, behind a pipe or behind Ray; its methods are described there."""
 
-    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
-        """Report on hosts, take leave of others, and be granted."""
-
-    async def rung(self, worker: str) -> None:
-        """Return when there is news for a worker, or after some seconds."""
-
-    async def leave(self, worker: str) -> None:
-        """The worker is done."""
-
-    async def cap(self, host: str, rate: float) -> None:
-        """The host asks for no more than so many requests a second."""
-
-    async def robots(self, site: str, worker: str) -> Robots | None:
-        """What robots.txt of a site says; None: the worker is to fetch it and to tell."""
-
-    async def keep_robots(self, site: str, found: Robots) -> Robots | None:
-        """Tell what came of that; returns what holds now. None: nothing yet, ask `robots` again."""
+    async def sync(self, worker: str, reports: dict[str, HostReport], idle: list[str]) -> dict[str, Grant]: ...
+    async def wait_for_change(self, worker: str) -> None: ...
+    async def remove_worker(self, worker: str) -> None: ...
+    async def limit_rate(self, host: str, rate: float) -> None: ...
+    async def get_robots(self, site: str, worker: str) -> Robots | None: ...
+    async def put_robots(self, site: str, robots: Robots) -> Robots | None: ...
 
 
-class HostClosed(Exception):
-    """A host that is not asked for now, for longer than anybody waits."""
+class HostUnavailable(Exception):
+    """A host that gets no requests now, for longer than `patience`."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
         self.kind, self.reason = kind, reason
 
 
-class Room:
+class InFlightLimit:
     """How many requests this worker may have in flight, to all hosts together."""
 
     def __init__(self, size: int) -> None:
         self.size = self.free = size
-        self.kept = 0
-        """Places of answers that are worked on."""
-        self._blocked: dict[Lane, None] = {}
+        self.processing = 0
+        """Responses that are being processed."""
+        self._blocked: dict[HostClient, None] = {}
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep a request's place while its answer is worked on: no more are brought than can be dealt with."""
+    def hold(self) -> Iterator[None]:
+        """Count a response that is being processed as in flight: no more are fetched than can be processed."""
         self.free -= 1
-        self.kept += 1
+        self.processing += 1
         try:
             yield
         finally:
             self.free += 1
-            self.kept -= 1
-            self.pump()
+            self.processing -= 1
+            self.dispatch()
 
-    def wait(self, lane: Lane) -> None:
-        """A lane has requests that wait for room alone."""
-        self._blocked.setdefault(lane)
+    def enqueue(self, client: HostClient) -> None:
+        """A host has requests that only wait for this limit."""
+        self._blocked.setdefault(client)
 
-    def pump(self) -> None:
-        """Let lanes use what is free, each in its turn."""
+    def dispatch(self) -> None:
+        """Let hosts use what is free, in turn."""
         while self.free > 0 and self._blocked:
-            lane = next(iter(self._blocked))
-            del self._blocked[lane]
-            lane.pump()
+            client = next(iter(self._blocked))
+            del self._blocked[client]
+            client.dispatch()
 
 
-class Lane:
-    """The way of this worker's requests to one host."""
+class HostClient:
+    """This worker's permits for one host.
 
-    def __init__(self, ask: Callable[[], None], room: Room | None = None) -> None:
-        self._ask = ask
-        self._room = room or Room(1 << 30)
+    Args:
+        request_sync: Called when the coordinator must be asked.
+        in_flight: The limit over all hosts.
+    """
+
+    def __init__(self, request_sync: Callable[[], None], in_flight: InFlightLimit | None = None) -> None:
+        self._request_sync = request_sync
+        self._limit = in_flight or InFlightLimit(1 << 30)
         self.version = -1
         self.answered = False
-        """The host has answered, to this worker or to another."""
-        self.used = time.monotonic()
+        """The host has answered, this worker or another."""
+        self.last_used = time.monotonic()
         self._in_flight = self._connections = self._slots = 0
-        self._free = self._give_up = self._stopped = self._over = self._scatter = self._probe = False
+        self._unlimited = self._give_up = self._stopped = self._over_share = self._scatter = self._probe = False
         self._probes = self._picks = self._refusals = 0
-        self._start = self._interval = self._pace = 0.0
-        self._closed_until = 0.0
-        self._why: tuple[Kind, str] = ("ok", "")
+        self._next_slot = self._interval = self._pace = 0.0
+        self._paused_until = 0.0
+        self._pause_reason: tuple[Kind, str] = ("ok", "")
         self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._seen = Report()
+        self._seen = HostReport()
 
-    async def enter(self, fresh: bool = True, again: bool = False) -> int:
-        """Wait for leave to send one request; returns the version to `leave` with.
+    async def acquire(self, fresh: bool = True, retry: bool = False) -> int:
+        """Wait for the permit to send one request; returns the version to `release` it with.
 
         Args:
-            fresh: It is for a photo that was not asked for before.
-            again: It is a further try, which goes before others: what comes of it tells about the host of now.
+            fresh: The photo was not requested before.
+            retry: It is a retry, which goes before others: its result tells how the host is now.
 
         Raises:
-            HostClosed: The host is not asked for longer than anybody waits.
+            HostUnavailable: The host is paused for longer than `patience`.
         """
-        if not (self._free and self._in_flight < self._connections and self._room.free > 0 and not self._waiting):
+        if not (self._unlimited and self._in_flight < self._connections and self._limit.free > 0 and not self._waiting):
             waiting = asyncio.get_running_loop().create_future()
-            (self._waiting.appendleft if again else self._waiting.append)((waiting, fresh))
+            (self._waiting.appendleft if retry else self._waiting.append)((waiting, fresh))
             try:
-                self.pump()
+                self.dispatch()
                 await waiting
             except BaseException:
                 if waiting.done() and not waiting.cancelled() and not waiting.exception():
                     self._in_flight -= 1
-                    self._room.free += 1
-                    self._next()
+                    self._limit.free += 1
+                    self._finish()
                 raise
             return self.version
         self._in_flight += 1
-        self._room.free -= 1
+        self._limit.free -= 1
         self._seen.sent += 1
         return self.version
 
-    def leave(
+    def release(
         self,
         version: int,
         verdict: Verdict,
@@ -157,191 +152,196 @@ class Lane:
         fresh: bool = True,
         refused: int = -1,
     ) -> None:
-        """Tell what came of a request.
+        """Return a permit with the result of its request.
 
         Args:
-            version: Under which it was sent.
-            verdict: What it says of the host.
+            version: From `acquire`.
+            verdict: What the result says about the host.
             kind: Of the failure.
             reason: Of the failure.
-            retry_after: Seconds that the host asks for.
-            fresh: The photo was not asked for before.
-            refused: Under which version it was refused before.
+            retry_after: Seconds that the host asks to wait.
+            fresh: The photo was not requested before.
+            refused: The version under which it was refused before.
         """
         self._in_flight -= 1
-        self._room.free += 1
+        self._limit.free += 1
         seen = self._seen
         if verdict == "throttled":
-            # A single refusal among good answers may be the photo's own. What the host asks for itself always counts.
+            # A single refusal may be due to the photo. A Retry-After is always the host's.
             self._refusals += fresh
             seen.retry_after = max(seen.retry_after, retry_after)
             if retry_after or (fresh and self._refusals > 1):
                 self._stop(retry_after)
             if version == self.version:
                 seen.throttled += fresh
-            self._ask()
+            self._request_sync()
         elif version == self.version:
-            if verdict == "well":
-                seen.well += 1
+            if verdict == "success":
+                seen.successes += 1
                 if refused == self.version:
-                    seen.passed += 1
-                    self._ask()
-                seen.failed = seen.unreached = self._refusals = self._probes = 0
-                if self._why[0] != "ok":
-                    # It was given up for a while, and here it is again.
-                    self._ask()
+                    seen.recovered += 1
+                    self._request_sync()
+                seen.failures = seen.connect_failures = self._refusals = self._probes = 0
+                if self._pause_reason[0] != "ok":
+                    # The host is back.
+                    self._request_sync()
             elif verdict == "failed":
-                seen.failed += fresh
+                seen.failures += fresh
                 seen.kind, seen.reason = kind, reason
-                self._ask()
-            elif verdict == "unreached":
-                seen.unreached += 1
+                self._request_sync()
+            elif verdict == "unreachable":
+                seen.connect_failures += 1
                 seen.kind, seen.reason = kind, reason
-                self._ask()
-        self._next()
-        if self._over and self._in_flight <= self._connections:
-            # Others may wait for what it held above its part.
-            self._over = False
-            self._ask()
+                self._request_sync()
+        self._finish()
+        if self._over_share and self._in_flight <= self._connections:
+            # Other workers may wait for what this one held above its share.
+            self._over_share = False
+            self._request_sync()
 
-    def report(self) -> Report:
-        """What was seen since the last report."""
+    def report(self) -> HostReport:
+        """What was seen since the last report, which starts a new one."""
         self._waiting = deque(waiting for waiting in self._waiting if not waiting[0].done())
-        seen, self._seen, self._stopped = self._seen, Report(), False
+        seen, self._seen, self._stopped = self._seen, HostReport(), False
         seen.version, seen.in_flight = self.version, self._in_flight
-        # Slots are asked for when those at hand are spent: new ones take their place.
-        seen.wanted = 0 if self._slots else min(len(self._waiting), self._room.size)
+        # More slots are requested when those at hand are used up, since new ones replace them.
+        seen.waiting = 0 if self._slots else min(len(self._waiting), self._limit.size)
         if self._waiting or seen.in_flight or seen.sent:
-            self.used = time.monotonic()
+            self.last_used = time.monotonic()
         return seen
 
-    def take(self, grant: Grant) -> None:
-        """Go by what was granted."""
+    def apply(self, grant: Grant) -> None:
+        """Follow a grant of the coordinator."""
         now = time.monotonic()
         if grant.version != self.version:
             self._slots = 0
-            self._seen = Report(sent=self._seen.sent, retry_after=self._seen.retry_after)
+            self._seen = HostReport(sent=self._seen.sent, retry_after=self._seen.retry_after)
         self.version, self._connections = grant.version, grant.connections
         self.answered = self.answered or grant.answered
-        self._over = self._in_flight > self._connections
+        self._over_share = self._in_flight > self._connections
         if self._stopped:
-            # It was granted before the host complained.
+            # Granted before the host refused.
             return
-        self._free = grant.free
+        self._unlimited = grant.unlimited
         if grant.slots:
-            self._slots, self._start, self._interval = grant.slots, now + grant.start, grant.interval
-        if not grant.closed:
+            self._slots, self._next_slot, self._interval = grant.slots, now + grant.start, grant.interval
+        if not grant.pause:
             self._pace = grant.interval
-        self._closed_until, self._give_up = now + grant.closed, grant.give_up
-        self._why = (grant.kind, grant.reason)
+        self._paused_until, self._give_up = now + grant.pause, grant.give_up
+        self._pause_reason = (grant.kind, grant.reason)
         self._scatter, self._probe = grant.scatter, grant.probe
         if not grant.probe:
             self._probes = 0
-        self.pump()
+        self.dispatch()
 
-    def wait(self) -> None:
-        """Send no more until the budget has told its news, which is there already."""
+    def pause(self) -> None:
+        """Send nothing before the next grant: the limits have changed."""
         self._stop(0.0)
-        self._ask()
+        self._request_sync()
 
-    def fail(self, error: Exception) -> None:
-        """End whoever waits."""
+    def fail_waiting(self, error: Exception) -> None:
+        """Raise an error in every `acquire` that waits."""
         while self._waiting:
             if not (waiting := self._waiting.popleft()[0]).done():
                 waiting.set_exception(error)
 
     @property
     def idle(self) -> bool:
-        """Nobody has used it for a while."""
-        return not self._waiting and not self._in_flight and time.monotonic() - self.used > _IDLE_S
+        """Unused for some seconds."""
+        return not self._waiting and not self._in_flight and time.monotonic() - self.last_used > _IDLE_S
 
     @property
     def slow(self) -> bool:
-        """The host lets seconds pass between two requests."""
-        return self._pace > _SLOW_S or time.monotonic() + _LONG_S < self._closed_until
+        """The host has seconds between two requests, or a long pause."""
+        return self._pace > _SLOW_S or time.monotonic() + _LONG_PAUSE_S < self._paused_until
 
     @property
     def busy(self) -> bool:
         """Requests are in flight or wait."""
         return self._in_flight > 0 or any(not waiting.done() for waiting, _ in self._waiting)
 
-    def pump(self) -> None:
-        """Let go whoever may."""
+    def dispatch(self) -> None:
+        """Give permits to those who wait, as far as there are any."""
         while self._waiting:
             if self._waiting[0][0].done():
                 self._waiting.popleft()
                 continue
             now = time.monotonic()
-            if now < self._closed_until:
+            if now < self._paused_until:
                 if self._give_up:
-                    return self.fail(HostClosed(*self._why))
-                return self._later(self._closed_until - now)
+                    return self.fail_waiting(HostUnavailable(*self._pause_reason))
+                return self._later(self._paused_until - now)
             if self.version < 0:
-                return self._ask()
+                return self._request_sync()
             if self._probe and self._probes >= _PROBES:
                 # One of those in flight may show that the host is back.
-                return None if self._in_flight else self.fail(HostClosed(*self._why))
+                return None if self._in_flight else self.fail_waiting(HostUnavailable(*self._pause_reason))
             if self._in_flight >= self._connections:
                 return None
-            if self._room.free <= 0:
-                return self._room.wait(self)
-            if not self._free:
-                while self._slots > 1 and self._start < now - _LATE_S:
-                    self._slots, self._start = self._slots - 1, self._start + self._interval
+            if self._limit.free <= 0:
+                return self._limit.enqueue(self)
+            if not self._unlimited:
+                while self._slots > 1 and self._next_slot < now - _LATE_S:
+                    self._slots, self._next_slot = self._slots - 1, self._next_slot + self._interval
                 if not self._slots:
-                    return self._ask()
-                if self._start > now:
-                    return self._later(self._start - now)
-                self._slots, self._start = self._slots - 1, self._start + self._interval
+                    return self._request_sync()
+                if self._next_slot > now:
+                    return self._later(self._next_slot - now)
+                self._slots, self._next_slot = self._slots - 1, self._next_slot + self._interval
             self._in_flight += 1
-            self._room.free -= 1
+            self._limit.free -= 1
             self._seen.sent += 1
             self._probes += self._probe
             self._pick().set_result(None)
         return None
 
     def _pick(self) -> asyncio.Future[None]:
-        """Whose turn it is; of a host that is suspected somebody far from the last, new photos first."""
+        """The next to get a permit; for a host that only fails one far from the last, new photos first."""
         if not self._scatter:
             return self._waiting.popleft()[0]
-        places = [n for n, (waiting, fresh) in enumerate(self._waiting) if fresh and not waiting.done()]
-        places = places or [n for n, (waiting, _) in enumerate(self._waiting) if not waiting.done()]
+        indices = [n for n, (waiting, fresh) in enumerate(self._waiting) if fresh and not waiting.done()]
+        indices = indices or [n for n, (waiting, _) in enumerate(self._waiting) if not waiting.done()]
         self._picks += 1
-        place = places[int(self._picks * _GOLDEN % 1 * len(places))]
-        picked = self._waiting[place][0]
-        del self._waiting[place]
+        index = indices[int(self._picks * _GOLDEN % 1 * len(indices))]
+        picked = self._waiting[index][0]
+        del self._waiting[index]
         return picked
 
-    def _next(self) -> None:
-        """A request has ended: this lane and those that wait for room take their turns."""
+    def _finish(self) -> None:
+        """A request has ended: give its place to this host or to another that waits."""
         if self._waiting:
-            self._room.wait(self)
-        self._room.pump()
+            self._limit.enqueue(self)
+        self._limit.dispatch()
 
     def _stop(self, seconds: float) -> None:
-        """At once, before the budget has heard of it."""
-        self._free, self._slots, self._stopped = False, 0, True
-        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
+        """Pause at once, before the coordinator knows."""
+        self._unlimited, self._slots, self._stopped = False, 0, True
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     def _later(self, seconds: float) -> None:
         if self._timer:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.pump)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.dispatch)
 
 
-class Lanes:
-    """The lanes of one worker, and its talk with the office."""
+class RateLimitClient:
+    """The permits of one worker for all hosts; use it as an async context.
 
-    def __init__(self, office: Office, requests: int) -> None:
-        self.office = office
-        self.room = Room(requests)
+    Args:
+        coordinator: Holds the limits of all workers together.
+        requests: In flight at once.
+    """
+
+    def __init__(self, coordinator: CoordinatorHandle, requests: int) -> None:
+        self.coordinator = coordinator
+        self.in_flight = InFlightLimit(requests)
         self.worker = uuid.uuid4().hex
-        self._lanes: dict[str, Lane] = {}
-        self._news = asyncio.Event()
+        self._hosts: dict[str, HostClient] = {}
+        self._wake = asyncio.Event()
         self._lost: Exception | None = None
 
-    async def __aenter__(self) -> Lanes:
-        self._tasks = [asyncio.create_task(self._talk()), asyncio.create_task(self._listen())]
+    async def __aenter__(self) -> RateLimitClient:
+        self._tasks = [asyncio.create_task(self._sync()), asyncio.create_task(self._watch())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -349,64 +349,64 @@ class Lanes:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(Exception):
-            await self.office.sync(self.worker, {name: lane.report() for name, lane in self._lanes.items()}, [])
-            await self.office.leave(self.worker)
+            await self.coordinator.sync(self.worker, {name: host.report() for name, host in self._hosts.items()}, [])
+            await self.coordinator.remove_worker(self.worker)
 
-    def to(self, host: str) -> Lane:
-        """The lane to a host.
+    def host(self, name: str) -> HostClient:
+        """The permits for a host.
 
         Raises:
-            RuntimeError: The office cannot be reached any more.
+            RuntimeError: The coordinator is lost.
         """
         if self._lost:
-            raise RuntimeError("the crawl's budgets cannot be reached") from self._lost
-        lane = self._lanes.get(host)
-        if lane is None:
-            lane = self._lanes[host] = Lane(self._news.set, self.room)
-        return lane
+            raise RuntimeError(_COORDINATOR_LOST) from self._lost
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = HostClient(self._wake.set, self.in_flight)
+        return host
 
     @property
     def busy(self) -> bool:
         """Requests are in flight or wait."""
-        return any(lane.busy for lane in self._lanes.values())
+        return any(host.busy for host in self._hosts.values())
 
     @property
     def slow(self) -> bool:
         """Requests wait, and all of them for slow hosts."""
-        busy = [lane for lane in self._lanes.values() if lane.busy]
-        return bool(busy) and all(lane.slow for lane in busy)
+        busy = [host for host in self._hosts.values() if host.busy]
+        return bool(busy) and all(host.slow for host in busy)
 
-    async def _talk(self) -> None:
+    async def _sync(self) -> None:
         since = time.monotonic()
         while True:
             # Not `wait_for`, which may swallow the cancellation that ends this.
-            heartbeat = asyncio.get_running_loop().call_later(_HEARTBEAT_S, self._news.set)
-            await self._news.wait()
+            heartbeat = asyncio.get_running_loop().call_later(_HEARTBEAT_S, self._wake.set)
+            await self._wake.wait()
             heartbeat.cancel()
-            self._news.clear()
-            left = [name for name, lane in self._lanes.items() if lane.idle]
-            for name in left:
-                del self._lanes[name]
-            reports = {name: lane.report() for name, lane in self._lanes.items()}
+            self._wake.clear()
+            idle = [name for name, host in self._hosts.items() if host.idle]
+            for name in idle:
+                del self._hosts[name]
+            reports = {name: host.report() for name, host in self._hosts.items()}
             try:
-                grants = await self.office.sync(self.worker, reports, left)
+                grants = await self.coordinator.sync(self.worker, reports, idle)
                 since = time.monotonic()
             except Exception as error:
-                # Whoever keeps the budgets may be on its way back; without them nothing is sent.
+                # The coordinator may be restarting; nothing is sent meanwhile.
                 if time.monotonic() - since > _LOST_S:
                     self._lost = error
-                    for lane in self._lanes.values():
-                        lane.fail(RuntimeError("the crawl's budgets cannot be reached"))
+                    for host in self._hosts.values():
+                        host.fail_waiting(RuntimeError(_COORDINATOR_LOST))
                     return
                 await asyncio.sleep(1.0)
                 continue
             for name, grant in grants.items():
-                self._lanes[name].take(grant)
+                self._hosts[name].apply(grant)
 
-    async def _listen(self) -> None:
+    async def _watch(self) -> None:
         while True:
             try:
-                await self.office.rung(self.worker)
+                await self.coordinator.wait_for_change(self.worker)
             except Exception:
                 await asyncio.sleep(1.0)
-            self._news.set()
+            self._wake.set()

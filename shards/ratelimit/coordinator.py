@@ -1,6 +1,6 @@
-"""The one place that knows what a crawl's workers ask of each host, and what each host's robots.txt says.
+"""The rate limits and robots.txt of all hosts, shared by all workers of a crawl.
 
-A crawl over several processes has it as a Ray actor; a single process uses it as it is.
+A crawl on Ray runs it as an actor; local workers call it over pipes.
 """
 
 from __future__ import annotations
@@ -13,164 +13,162 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lavic.distributed.ray_session import actor_beside_driver
 from lavic.shards.http.robots import KEPT_S, RETRY_S, Robots
 from lavic.shards.pack.outcomes import Kind
-from lavic.shards.ratelimit.host_limiter import FREE, Grant, Host, Limits, Report
+from lavic.shards.ratelimit.host_limiter import FREE, Grant, HostLimiter, HostReport, Limits
 
-_LONG_S = 5.0
-"""A question for news is answered after so long, news or none."""
+_POLL_S = 5.0
+"""`wait_for_change` returns after so long at the latest."""
 _SILENT_S = 10.0
-"""A robots.txt whose worker was not heard for so long is another's to fetch; workers speak every two seconds."""
-_SITES = 10_000
-"""Sites whose robots.txt is kept; of more, the one that was asked for longest ago is fetched again when needed."""
+"""If the worker that fetches a robots.txt has not reported for so long, another one does; they report every 2 s."""
+_MAX_SITES = 10_000
+"""Sites whose robots.txt is kept; beyond that the least recently used ones are fetched again when needed."""
 _LONGEST_WAIT_S = 10.0
-"""Between two readings of a robots.txt that cannot be read, while photos wait for it."""
+"""Longest time between two attempts to read a robots.txt that photos wait for."""
 _NETWORK: frozenset[Kind] = frozenset({"dns", "connect", "tls", "timeout"})
 
 
 @dataclass
 class _Site:
     robots: Robots | None = None
-    until: float = 0.0
-    """`robots` holds."""
+    valid_until: float = 0.0
     fetcher: str = ""
     """The worker that is fetching it."""
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    fetched: asyncio.Event = field(default_factory=asyncio.Event)
     failures: int = 0
-    """Readings in a row that failed, none before them having succeeded."""
-    since: float = 0.0
-    """The first of them."""
-    again: float = 0.0
-    """When the next is due."""
-    heard: bool = False
-    """One of them had an answer, though not a robots.txt."""
+    """Failed attempts in a row, without a success before them."""
+    failing_since: float = 0.0
+    next_attempt: float = 0.0
+    answered: bool = False
+    """One of the failed attempts got an answer, though no robots.txt."""
     reason: str = ""
-    """Of the last of them."""
+    """Of the last failure."""
 
 
-class Broker:
-    """Budgets and robots.txt of all hosts of a crawl."""
+class Coordinator:
+    """Rate limits and robots.txt of all hosts of a crawl."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
-        self._hosts: dict[str, Host] = {}
-        self._bells: dict[str, asyncio.Event] = {}
-        self._heard: dict[str, float] = {}
-        self._caps: dict[str, float] = {}
+        self._hosts: dict[str, HostLimiter] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        """By worker: it must sync."""
+        self._last_seen: dict[str, float] = {}
+        self._rate_limits: dict[str, float] = {}
         self._sites: OrderedDict[str, _Site] = OrderedDict()
         self._swept = clock()
 
-    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
-        """Take in what a worker has seen of hosts, and that it needs others no more; returns what it may ask."""
-        now = self._heard[worker] = self._clock()
+    async def sync(self, worker: str, reports: dict[str, HostReport], idle: list[str]) -> dict[str, Grant]:
+        """Process a worker's reports by host, and the hosts it no longer uses; returns its grants."""
+        now = self._last_seen[worker] = self._clock()
         grants = {}
-        for name in left:
+        for name in idle:
             if name in self._hosts:
-                self._ring(self._hosts[name].leave(worker))
+                self._notify(self._hosts[name].remove_worker(worker))
         for name, report in reports.items():
             if name not in self._hosts:
-                self._hosts[name] = Host(self._limits, now)
-                self._hosts[name].cap(self._caps.get(name, FREE))
-            grants[name], concerned = self._hosts[name].sync(worker, report, now)
-            self._ring(concerned)
+                self._hosts[name] = HostLimiter(self._limits, now)
+                self._hosts[name].limit_rate(self._rate_limits.get(name, FREE))
+            grants[name], affected = self._hosts[name].sync(worker, report, now)
+            self._notify(affected)
         if now - self._swept > 60.0:
             self._swept = now
             self._hosts = {name: host for name, host in self._hosts.items() if not host.idle(now)}
-            for silent in [name for name, heard in self._heard.items() if now - heard > 60.0]:
-                del self._heard[silent]
-                self._bells.pop(silent, None)
+            for lost in [name for name, seen in self._last_seen.items() if now - seen > 60.0]:
+                del self._last_seen[lost]
+                self._changed.pop(lost, None)
         return grants
 
-    async def rung(self, worker: str) -> None:
-        """Return when there is news for a worker, or after some seconds."""
-        bell = self._bells.setdefault(worker, asyncio.Event())
-        await _happens(bell, _LONG_S)
-        bell.clear()
+    async def wait_for_change(self, worker: str) -> None:
+        """Return when a worker must sync, or after some seconds."""
+        changed = self._changed.setdefault(worker, asyncio.Event())
+        await _wait(changed, _POLL_S)
+        changed.clear()
 
-    async def leave(self, worker: str) -> None:
-        """A worker is done with every host."""
+    async def remove_worker(self, worker: str) -> None:
+        """A worker has no more requests for any host."""
         for host in self._hosts.values():
-            self._ring(host.leave(worker))
-        self._bells.pop(worker, None)
-        self._heard.pop(worker, None)
+            self._notify(host.remove_worker(worker))
+        self._changed.pop(worker, None)
+        self._last_seen.pop(worker, None)
 
-    async def cap(self, host: str, rate: float) -> None:
-        """A host asks for no more than so many requests a second."""
-        self._caps[host] = min(rate, self._caps.get(host, FREE))
+    async def limit_rate(self, host: str, rate: float) -> None:
+        """Follow a Crawl-delay: at most `rate` requests per second to a host."""
+        self._rate_limits[host] = min(rate, self._rate_limits.get(host, FREE))
         if host in self._hosts:
-            self._ring(self._hosts[host].cap(rate))
+            self._notify(self._hosts[host].limit_rate(rate))
 
-    async def robots(self, site: str, worker: str) -> Robots | None:
-        """What robots.txt of a site says; None: the worker is to fetch it, and to tell by `keep_robots`."""
-        self._heard[worker] = self._clock()
+    async def get_robots(self, site: str, worker: str) -> Robots | None:
+        """The robots.txt of a site; None: the worker must fetch it and call `put_robots`."""
+        self._last_seen[worker] = self._clock()
         while True:
             known = self._sites.setdefault(site, _Site())
             self._sites.move_to_end(site)
             now = self._clock()
-            if known.fetcher and now - self._heard.get(known.fetcher, now - _SILENT_S) < _SILENT_S:
-                await _happens(known.told, 1.0)
-            elif known.robots and now < known.until:
+            if known.fetcher and now - self._last_seen.get(known.fetcher, now - _SILENT_S) < _SILENT_S:
+                await _wait(known.fetched, 1.0)
+            elif known.robots and now < known.valid_until:
                 return known.robots
-            elif now < known.again:
-                # Nobody reads it meanwhile, so there is nothing to be told.
-                await asyncio.sleep(min(1.0, known.again - now))
+            elif now < known.next_attempt:
+                await asyncio.sleep(min(1.0, known.next_attempt - now))
             else:
                 known.fetcher = worker
-                known.told.clear()
+                known.fetched.clear()
                 return None
 
-    async def keep_robots(self, site: str, found: Robots) -> Robots | None:
-        """What a worker was told to fetch; returns what holds now, or None where that is not known yet.
+    async def put_robots(self, site: str, robots: Robots) -> Robots | None:
+        """Store what a worker has fetched; returns what is valid now, None if that is not known yet.
 
-        One that cannot be read is tried again for `patience` seconds, which photos wait. One that was read holds on
-        when a later reading fails.
+        Reading is attempted again for `patience` seconds, in which photos wait. One that was read stays valid when a
+        later attempt fails.
         """
         known = self._sites.setdefault(site, _Site())
         now = self._clock()
         known.fetcher = ""
-        if found.kind == "ok":
-            known.robots, known.until, known.failures, known.heard = found, now + KEPT_S, 0, False
+        if robots.kind == "ok":
+            known.robots, known.valid_until, known.failures, known.answered = robots, now + KEPT_S, 0, False
         elif known.robots and known.robots.kind == "ok":
-            known.until = now + RETRY_S
+            known.valid_until = now + RETRY_S
         else:
-            known.heard = known.heard or found.kind not in _NETWORK
-            self._keep_failure(known, found, now)
-        known.told.set()
-        while len(self._sites) > _SITES:
+            known.answered = known.answered or robots.kind not in _NETWORK
+            self._put_failure(known, robots, now)
+        known.fetched.set()
+        while len(self._sites) > _MAX_SITES:
             self._sites.popitem(last=False)
-        return known.robots if now < known.until else None
+        return known.robots if now < known.valid_until else None
 
-    def _keep_failure(self, known: _Site, found: Robots, now: float) -> None:
+    def _put_failure(self, known: _Site, robots: Robots, now: float) -> None:
         if not known.failures:
-            known.since = now
-        known.reason = found.reason
-        left = known.since + self._limits.patience - now
-        if not found.final and left > 0:
-            # The last reading is at the very end.
-            known.again = now + min(left, _LONGEST_WAIT_S, max(0.1, self._limits.backoff) * 2**known.failures)
+            known.failing_since = now
+        known.reason = robots.reason
+        left = known.failing_since + self._limits.patience - now
+        if not robots.final and left > 0:
+            # The last attempt is at the very end.
+            known.next_attempt = now + min(left, _LONGEST_WAIT_S, max(0.1, self._limits.backoff) * 2**known.failures)
         else:
-            # Of a host that never said a word that is all that is to be known. Any other is up, and will be asked by
-            # the next run.
-            kind = "unasked" if known.heard and not found.final else found.kind
-            known.robots, known.until = replace(found, kind=kind), now + RETRY_S
+            # A host that has answered is up: the next run requests its photos.
+            kind = "unasked" if known.answered and not robots.final else robots.kind
+            known.robots, known.valid_until = replace(robots, kind=kind), now + RETRY_S
         known.failures = min(60, known.failures + 1)
 
-    async def waits(self) -> dict[str, str]:
+    async def wait_reasons(self) -> dict[str, str]:
         """Why photos wait, by host, or by site where its robots.txt cannot be read."""
         now = self._clock()
-        found = {name: why for name, host in self._hosts.items() if (why := host.wait(now))}
+        reasons = {name: reason for name, host in self._hosts.items() if (reason := host.wait_reason(now))}
         for name, site in self._sites.items():
-            if site.failures and site.again > now - _LONGEST_WAIT_S and not (site.robots and now < site.until):
-                found[name] = f"robots.txt cannot be read: {site.reason}"
-        return found
+            valid = site.robots and now < site.valid_until
+            if site.failures and site.next_attempt > now - _LONGEST_WAIT_S and not valid:
+                reasons[name] = f"robots.txt cannot be read: {site.reason}"
+        return reasons
 
-    def _ring(self, workers: Iterable[str]) -> None:
+    def _notify(self, workers: Iterable[str]) -> None:
         for worker in workers:
-            self._bells.setdefault(worker, asyncio.Event()).set()
+            self._changed.setdefault(worker, asyncio.Event()).set()
 
 
-async def _happens(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, but no longer than that; unlike `wait_for`, never swallows a cancellation."""
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer; unlike `wait_for`, never swallows a cancellation."""
     waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait([waiting], timeout=seconds)
@@ -178,49 +176,19 @@ async def _happens(event: asyncio.Event, seconds: float) -> None:
         waiting.cancel()
 
 
-class RayBroker:
-    """A broker that workers on any machine of a Ray cluster reach; it may be handed to them."""
+class RayCoordinator:
+    """A coordinator as a Ray actor: its methods return awaitable references. It may be passed to workers."""
 
     def __init__(self, limits: Limits) -> None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        # Beside the driver: a machine that is lost takes workers with it, not the budgets.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(Broker).options(
-            name=f"lavic-broker-{uuid.uuid4().hex[:12]}",
-            num_cpus=0,
-            max_restarts=-1,
+        self._actor = actor_beside_driver(
+            Coordinator,
+            limits,
+            name=f"lavic-coordinator-{uuid.uuid4().hex[:12]}",
             max_task_retries=-1,
             max_concurrency=10_000,
-            scheduling_strategy=here,
         )
-        self._actor: Any = actor.remote(limits)
 
-    async def sync(self, worker: str, reports: dict[str, Report], left: list[str]) -> dict[str, Grant]:
-        """See `Broker.sync`."""
-        return await self._actor.sync.remote(worker, reports, left)
-
-    async def rung(self, worker: str) -> None:
-        """See `Broker.rung`."""
-        await self._actor.rung.remote(worker)
-
-    async def leave(self, worker: str) -> None:
-        """See `Broker.leave`."""
-        await self._actor.leave.remote(worker)
-
-    async def cap(self, host: str, rate: float) -> None:
-        """See `Broker.cap`."""
-        await self._actor.cap.remote(host, rate)
-
-    async def robots(self, site: str, worker: str) -> Robots | None:
-        """See `Broker.robots`."""
-        return await self._actor.robots.remote(site, worker)
-
-    async def keep_robots(self, site: str, found: Robots) -> Robots | None:
-        """See `Broker.keep_robots`."""
-        return await self._actor.keep_robots.remote(site, found)
-
-    def waits(self) -> Any:
-        """See `Broker.waits`; returns a reference to the result."""
-        return self._actor.waits.remote()
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return getattr(self._actor, method).remote

@@ -1,14 +1,13 @@
-"""What one host may be asked by all workers of a crawl together: requests a second, connections, pauses.
+"""The rate limit of one host for all workers of a crawl together: requests per second, connections, pauses.
 
-Arithmetic on times that are handed in; no clock, no network. Workers report what they have seen and are granted slots,
-points in time at which one request may leave, or leave to ask as they like where there is no limit. A change that
-makes slots void (a host asks for less, or only fails) raises the version; what was sent under an older version says
-nothing about the newer one.
+Arithmetic on times that are passed in; no clock, no network. Workers report what they have seen and are granted slots,
+points in time at which one request may be sent, or no limit at all. A change that invalidates slots (the host asks for
+fewer requests, or only fails) raises the version; what was sent under an older version says nothing about the new one.
 
-One photo that fails says little about its host. A host is taken for one that asks for less when half of its latest
-answers are 429 or 503, each photo counted once, or when photos that it refused are served a little later; for one that
-is down when connections to it fail, one after the other. One that answers only with errors is asked more slowly, and
-for photos all over the shards, until one succeeds.
+One photo that fails says little about its host. A host asks for fewer requests if half of its latest answers are 429 or
+503, each photo counted once, or if photos that it refused are served a little later. It is down if connections to it
+fail, one after the other. One that answers with errors alone gets fewer requests, for photos all over the shards, until
+one succeeds.
 """
 
 from __future__ import annotations
@@ -21,160 +20,160 @@ from dataclasses import dataclass, replace
 from lavic.shards.pack.outcomes import Kind
 
 FREE = math.inf
-"""A rate without a limit."""
+"""No limit of the rate."""
 _AHEAD_S = 0.5
-"""Slots are leased for about so long."""
+"""Slots are granted about this far ahead."""
 _LATE_S = 0.1
-"""Slots that nobody took are kept so long: a late worker makes up for them, an idle one gathers none."""
+"""Unused slots last this long: a late worker catches up, an idle one accumulates none."""
 _RAISE_S = 60.0
-"""A rate that was halved comes back by the whole in so long."""
-_SLOWEST = 1.0
-_USUAL = 50.0
-"""What little was measured of a host just met is not taken for all that it can do."""
+"""Time in which a reduced rate rises by the full rate."""
+_MIN_RATE = 1.0
+_USUAL_RATE = 50.0
+"""At least this is taken for the rate of a host that was measured only briefly."""
 _SILENT_S = 20.0
-"""A worker that was not heard for so long is dead, and what it held is given to the others."""
+"""A worker without a report for so long is dead; others get its connections."""
 _MEASURE_S = 4.0
 _FAILURES = 20
-"""Failures in a row, of different photos and without a success between them, after which a host is suspected."""
+"""Failures of different photos in a row after which a host counts as failing."""
 _WINDOW = 100
-"""The latest answers, of which the share of refusals is taken."""
-_REFUSED = 0.5
-"""With fewer refusals (429, 503) than this they may be about the photos, not about the host."""
-_PASSED = 0.05
-"""Unless so many photos were refused and then served: those refusals were about the host."""
-_FEW = 3
-"""Refusals that slow a host down at least, where it has answered well otherwise."""
-_CAUTION = 8
-"""A host that answers with errors alone is asked this many times more slowly at last."""
+"""Latest answers over which the share of refusals is taken."""
+_REFUSED_SHARE = 0.5
+"""A smaller share of refusals (429, 503) may be due to the photos."""
+_RECOVERED_SHARE = 0.05
+"""Share of photos that were refused and then served from which on refusals are due to the host."""
+_MIN_REFUSED = 3
+"""Fewer refusals than this do not slow down a host that has served others."""
+_MAX_SLOWDOWN = 8
+"""Largest factor by which the rate of a host that only fails is reduced."""
 _LONGEST_PAUSE = 600.0
-_REMEMBERED_S = 3600.0
-"""What went wrong with a host that nobody asks is remembered so long."""
+_REMEMBER_S = 3600.0
+"""The state of a host that nobody requests from is kept so long."""
 _PROBE_S = 60.0
-"""An answer to the one request after a pause is awaited so long, in case that its worker died."""
+"""Timeout of the one request after a pause, in case its worker died."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The budget of every host."""
+    """The limits of every host."""
 
     rate: float = FREE
-    """Requests a second."""
+    """Requests per second."""
     connections: int = 0
-    """Requests at once; 0 is no limit."""
+    """Requests in flight; 0 is no limit."""
     backoff: float = 0.5
-    """Seconds of the first pause; doubled for each that follows without success between."""
+    """Seconds of the first pause; each further one without a success between is twice as long."""
     patience: float = 60.0
-    """Seconds of a pause that are waited for; in a longer one photos are given up at once. A host without a success for
-    so long is given up too, but for a few photos of every shard."""
+    """Longest pause in seconds that photos wait for; in a longer one they fail at once. A host without a success for so
+    long is given up too, except for a few photos of every shard."""
 
 
 @dataclass(kw_only=True)
-class Report:
-    """What a worker has seen of a host since its last report, under `version`."""
+class HostReport:
+    """What a worker has seen of a host since its last report, under `version` of the grant."""
 
     version: int = 0
-    wanted: int = 0
-    """Requests that wait for leave."""
+    waiting: int = 0
+    """Requests that wait for a permit."""
     in_flight: int = 0
     sent: int = 0
-    well: int = 0
-    """Answers that show a host at work, 404 too."""
-    failed: int = 0
-    """Photos that failed since the last good answer, with a connection to the host: the photos may be the reason."""
-    unreached: int = 0
-    """Failures to connect since the last good answer."""
+    successes: int = 0
+    """Answers that show that the host works, 404 too."""
+    failures: int = 0
+    """Photos that failed since the last success, with a connection to the host: the photos may be the reason."""
+    connect_failures: int = 0
+    """Failures to connect since the last success."""
     kind: Kind = "ok"
     """Of the last failure."""
     reason: str = ""
     throttled: int = 0
     """Photos that were refused with 429 or 503, each counted once."""
-    passed: int = 0
-    """Photos that were refused under this version, and served when they were asked for again."""
+    recovered: int = 0
+    """Photos that were refused under this version and served at a retry."""
     retry_after: float = 0.0
-    """Seconds, from now, that the host asks to be left alone."""
+    """Seconds from now that the host asks to wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """What a worker may ask of a host until it hears otherwise."""
+    """What a worker may send to a host until the next grant."""
 
     version: int
     connections: int
-    """Requests at once."""
-    free: bool = False
-    """No slots needed."""
+    """Requests in flight."""
+    unlimited: bool = False
+    """No slots are needed."""
     slots: int = 0
     start: float = 0.0
     """Seconds from now to the first slot."""
     interval: float = 0.0
-    closed: float = 0.0
-    """Seconds for which nothing may be asked."""
+    pause: float = 0.0
+    """Seconds in which nothing may be sent."""
     give_up: bool = False
-    """That is too long to wait for: photos end as `kind`."""
+    """The pause is too long to wait for: photos end as `kind`."""
     kind: Kind = "ok"
-    """What photos end as that are given up; not ok in any trouble."""
+    """Outcome of photos that are given up; other than ok while there is any problem."""
     reason: str = ""
     answered: bool = False
-    """The host has answered before: where it cannot be reached, it will be again."""
+    """The host has answered before: if it cannot be reached now, it will be later."""
     scatter: bool = False
-    """The host is suspected: ask for photos that are far from each other, and for new ones first."""
+    """The host only fails: request photos that are far from each other, new ones first."""
     probe: bool = False
-    """The host is given up but for a few photos; where one of them succeeds, it is back."""
+    """The host is given up except for a few photos; when one of them succeeds, it is back."""
 
 
 @dataclass
-class _Worker:
-    heard: float
+class _WorkerState:
+    last_report: float
     held: int = 0
-    """Connections that are its own until it reports fewer."""
+    """Connections that it holds until it reports fewer."""
 
 
-class Host:
-    """One host's budget."""
+class HostLimiter:
+    """The rate limit of one host."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.limits = limits
         self.rate = limits.rate
         self.version = 0
-        self.closed_until = -math.inf
+        self.paused_until = -math.inf
         self._base = limits.rate
         self._delay = 0.0
-        """Seconds between two requests that the host asks for."""
+        """Seconds between two requests, by the host's Crawl-delay."""
         self._raised = self._next = now
-        self._strikes = self._unreached = self._failed = 0
+        self._strikes = self._connect_failures = self._failures = 0
         self._since = math.inf
-        """The first failure after the last success."""
+        """Time of the first failure after the last success."""
         self._answered = False
-        self._answers = self._refused = self._passed = 0.0
+        self._answers = self._refused = self._recovered = 0.0
         self._pause = 0.0
         self._probe: tuple[str, float] | None = None
-        self._why: tuple[Kind, str] = ("ok", "")
-        self._workers: dict[str, _Worker] = {}
+        self._pause_reason: tuple[Kind, str] = ("ok", "")
+        self._workers: dict[str, _WorkerState] = {}
         self._sent: deque[tuple[float, int]] = deque()
-        self._began = self._heard = now
+        self._began = self._last_report = now
 
-    def sync(self, worker: str, report: Report, now: float) -> tuple[Grant, set[str]]:
-        """Take a worker's report in.
+    def sync(self, worker: str, report: HostReport, now: float) -> tuple[Grant, set[str]]:
+        """Process a worker's report.
 
         Returns:
-            What it is granted, and the workers that must ask again because of it.
+            What it is granted, and the workers that must sync again because of it.
         """
-        before = (self.version, self._caution)
-        self._hear(worker, report, now)
+        before = (self.version, self._slowdown)
+        self._record(worker, report, now)
         share = self._share(worker, report.in_flight)
         grant = replace(self._grant(worker, report, now), connections=share, answered=self._answered)
-        changed = (self.version, self._caution) != before
-        return grant, (set(self._workers) if changed else self._uneven()) - {worker}
+        changed = (self.version, self._slowdown) != before
+        return grant, (set(self._workers) if changed else self._unbalanced()) - {worker}
 
-    def leave(self, worker: str) -> set[str]:
-        """A worker has nothing more to ask of this host; returns those that gain by it."""
+    def remove_worker(self, worker: str) -> set[str]:
+        """A worker has no more requests for this host; returns the workers that must sync again."""
         self._workers.pop(worker, None)
         if self._probe and self._probe[0] == worker:
             self._probe = None
-        return self._uneven()
+        return self._unbalanced()
 
-    def cap(self, rate: float) -> set[str]:
-        """The host itself asks for no more than `rate`; returns the workers that must ask again."""
+    def limit_rate(self, rate: float) -> set[str]:
+        """Follow a Crawl-delay of the host; returns the workers that must sync again."""
         if rate >= self.limits.rate:
             return set()
         self._delay = 1 / rate
@@ -183,127 +182,128 @@ class Host:
         self.version += 1
         return set(self._workers)
 
-    def wait(self, now: float) -> str:
-        """Why those who want to ask wait; empty where they need not, or only for moments."""
-        if self._workers and now < self.closed_until:
-            return self._why[1]
+    def wait_reason(self, now: float) -> str:
+        """Why requests wait; empty if they do not, or only for moments."""
+        if self._workers and now < self.paused_until:
+            return self._pause_reason[1]
         return f"one request each {self._delay:g} s (Crawl-delay)" if self._workers and self._delay >= 1 else ""
 
     def idle(self, now: float) -> bool:
-        """Nobody asks it anything, and nothing of it needs to be remembered."""
-        untouched = self.rate == self.limits.rate and not self._pause and self._since == math.inf
-        forgotten = now - self._heard > _REMEMBERED_S
-        return not self._workers and (untouched or forgotten) and now > max(self.closed_until, self._next)
+        """No worker uses it, and its state need not be kept."""
+        unchanged = self.rate == self.limits.rate and not self._pause and self._since == math.inf
+        expired = now - self._last_report > _REMEMBER_S
+        return not self._workers and (unchanged or expired) and now > max(self.paused_until, self._next)
 
     @property
-    def _caution(self) -> int:
-        return min(_CAUTION, 2 ** (self._failed // _FAILURES))
+    def _slowdown(self) -> int:
+        return min(_MAX_SLOWDOWN, 2 ** (self._failures // _FAILURES))
 
-    def _hear(self, worker: str, report: Report, now: float) -> None:
-        for name in [n for n, other in self._workers.items() if now - other.heard > _SILENT_S]:
+    def _record(self, worker: str, report: HostReport, now: float) -> None:
+        for name in [n for n, other in self._workers.items() if now - other.last_report > _SILENT_S]:
             del self._workers[name]
-        self._workers.setdefault(worker, _Worker(now)).heard = self._heard = now
+        self._workers.setdefault(worker, _WorkerState(now)).last_report = self._last_report = now
         if report.sent:
             self._sent.append((now, report.sent))
         while self._sent and self._sent[0][0] < now - _MEASURE_S:
             self._sent.popleft()
-        self._answered = self._answered or bool(report.well or report.failed or report.throttled)
+        self._answered = self._answered or bool(report.successes or report.failures or report.throttled)
         current = report.version == self.version
         if current:
-            self._weigh(report.well, report.throttled, report.passed)
-        if report.well and current:
-            self._strikes = self._unreached = self._failed = 0
+            self._count_answers(report.successes, report.throttled, report.recovered)
+        if report.successes and current:
+            self._strikes = self._connect_failures = self._failures = 0
             self._since = math.inf
             if self._pause:
                 self._pause, self._probe = 0.0, None
                 self.version += 1
-        if (report.throttled or report.passed) and current and self._refuses:
+        if (report.throttled or report.recovered) and current and self._refuses:
             self._throttle(now)
-        if report.retry_after and now + report.retry_after > self.closed_until:
-            self._close(now + report.retry_after, "unasked", f"the host asks for {report.retry_after:.0f} s of rest")
-        if report.failed and current:
-            self._failed += report.failed
+        if report.retry_after and now + report.retry_after > self.paused_until:
+            self._pause_until(now + report.retry_after, "unasked", f"the host asks to wait {report.retry_after:.0f} s")
+        if report.failures and current:
+            self._failures += report.failures
             self._since = min(self._since, now)
             if not self._pause:
-                self._why = ("unasked", f"the host only fails, the last time with: {report.reason}")
-        if report.unreached and current:
-            self._unreached += report.unreached
+                self._pause_reason = ("unasked", f"the host only fails, the last time with {report.reason}")
+        if report.connect_failures and current:
+            self._connect_failures += report.connect_failures
             self._since = min(self._since, now)
-            if self._unreached >= _FAILURES or self._pause:
-                # A host that was never heard of is no host; one that has answered will be back.
+            if self._connect_failures >= _FAILURES or self._pause:
+                # A host that never answered may not exist; one that has answered will be back.
                 self._trip(now, "unasked" if self._answered else report.kind, report.reason)
 
-    def _weigh(self, well: int, refused: int, passed: int) -> None:
-        self._answers += well + refused
+    def _count_answers(self, successes: int, refused: int, recovered: int) -> None:
+        self._answers += successes + refused
         self._refused += refused
-        self._passed += passed
+        self._recovered += recovered
         if self._answers > _WINDOW:
             self._refused *= _WINDOW / self._answers
-            self._passed *= _WINDOW / self._answers
+            self._recovered *= _WINDOW / self._answers
             self._answers = _WINDOW
 
     @property
     def _refuses(self) -> bool:
-        """Whether refusals are so many that they are the host's, not single photos'."""
-        if self._passed >= max(_FEW, _PASSED * self._answers):
+        """Whether refusals are due to the host, not to single photos."""
+        if self._recovered >= max(_MIN_REFUSED, _RECOVERED_SHARE * self._answers):
             return True
-        return self._refused >= _REFUSED * self._answers and (self._refused >= _FEW or self._refused == self._answers)
+        enough = self._refused >= _MIN_REFUSED or self._refused == self._answers
+        return enough and self._refused >= _REFUSED_SHARE * self._answers
 
     def _throttle(self, now: float) -> None:
         if self.rate == FREE:
-            self.rate = max(2 * _SLOWEST, self._measured(now))
-            self._base, self._raised = max(_USUAL, self.rate), now
+            self.rate = max(2 * _MIN_RATE, self._measured(now))
+            self._base, self._raised = max(_USUAL_RATE, self.rate), now
         self._raise(now)
-        self.rate = max(min(_SLOWEST, self._base / (2 if self._delay else 8)), self.rate / 2)
+        self.rate = max(min(_MIN_RATE, self._base / (2 if self._delay else 8)), self.rate / 2)
         self._since = min(self._since, now)
-        self._passed = 0.0
+        self._recovered = 0.0
         pause = min(_LONGEST_PAUSE, self.limits.backoff * 2**self._strikes)
         self._strikes += 1
-        self._close(max(self.closed_until, now + pause), "unasked", "the host asks for fewer requests (429, 503)")
+        self._pause_until(max(self.paused_until, now + pause), "unasked", "the host asks for fewer requests (429, 503)")
 
     def _measured(self, now: float) -> float:
-        """Requests a second that were sent lately."""
+        """Requests per second that were sent lately."""
         return sum(count for _, count in self._sent) / max(0.25, min(_MEASURE_S, now - self._began))
 
     def _trip(self, now: float, kind: Kind, reason: str) -> None:
         self._pause = min(_LONGEST_PAUSE, max(2 * self._pause, 4 * self.limits.backoff))
-        self._unreached, self._probe = 0, None
-        self._close(now + self._pause, kind, reason)
+        self._connect_failures, self._probe = 0, None
+        self._pause_until(now + self._pause, kind, reason)
 
-    def _close(self, until: float, kind: Kind, reason: str) -> None:
-        self.closed_until, self._why = until, (kind, reason)
-        self._next = max(self._next, until) if self.limits.rate < _SLOWEST else until
+    def _pause_until(self, until: float, kind: Kind, reason: str) -> None:
+        self.paused_until, self._pause_reason = until, (kind, reason)
+        self._next = max(self._next, until) if self.limits.rate < _MIN_RATE else until
         self._raised = until
         self.version += 1
 
-    def _grant(self, worker: str, report: Report, now: float) -> Grant:
-        closed = Grant(version=self.version, connections=0, kind=self._why[0], reason=self._why[1])
-        if now < self.closed_until:
-            left = self.closed_until - now
-            return replace(closed, closed=left, give_up=max(left, self._pause) > self.limits.patience)
+    def _grant(self, worker: str, report: HostReport, now: float) -> Grant:
+        paused = Grant(version=self.version, connections=0, kind=self._pause_reason[0], reason=self._pause_reason[1])
+        if now < self.paused_until:
+            left = self.paused_until - now
+            return replace(paused, pause=left, give_up=max(left, self._pause) > self.limits.patience)
         if self._pause:
-            # One request shows whether it is back; the others wait for what becomes of it.
+            # One request shows whether the host is back; the others wait for its result.
             if self._probe and now < self._probe[1]:
-                return replace(closed, closed=self._probe[1] - now, give_up=self._pause > self.limits.patience)
-            if not report.wanted:
+                return replace(paused, pause=self._probe[1] - now, give_up=self._pause > self.limits.patience)
+            if not report.waiting:
                 return Grant(version=self.version, connections=0)
             self._probe = (worker, now + _PROBE_S)
             return Grant(version=self.version, connections=0, slots=1)
         self._raise(now)
         if self._delay > self.limits.patience:
             reason = f"the host asks for {self._delay:,.0f} s between two requests, more than --fetch.patience"
-            return replace(closed, closed=self._delay, give_up=True, kind="throttled", reason=reason)
+            return replace(paused, pause=self._delay, give_up=True, kind="throttled", reason=reason)
         rate = self.rate
-        if self._caution > 1 and rate > _SLOWEST:
-            # Without a limit nobody knows how much is little: as much as hosts are asked for usually.
-            rate = max(_SLOWEST, (_USUAL if rate == FREE else rate) / self._caution)
-        if self._failed >= _FAILURES or (self._strikes and self.rate < self.limits.rate):
-            state = replace(closed, scatter=True, probe=now - self._since > self.limits.patience)
+        if self._slowdown > 1 and rate > _MIN_RATE:
+            # Without a limit there is no rate to divide: take the usual one.
+            rate = max(_MIN_RATE, (_USUAL_RATE if rate == FREE else rate) / self._slowdown)
+        if self._failures >= _FAILURES or (self._strikes and self.rate < self.limits.rate):
+            state = replace(paused, scatter=True, probe=now - self._since > self.limits.patience)
         else:
             state = Grant(version=self.version, connections=0)
         if rate == FREE:
-            return replace(state, free=True)
-        slots = min(report.wanted, max(1, int(rate * _AHEAD_S / len(self._workers))))
+            return replace(state, unlimited=True)
+        slots = min(report.waiting, max(1, int(rate * _AHEAD_S / len(self._workers))))
         start = max(self._next, now - _LATE_S)
         self._next = start + slots / rate
         return replace(state, slots=slots, start=start - now, interval=1 / rate)
@@ -311,13 +311,13 @@ class Host:
     def _raise(self, now: float) -> None:
         if self.rate < self.limits.rate and now > self._raised:
             self.rate = min(self.limits.rate, self.rate + self._base * (now - self._raised) / _RAISE_S)
-            # Without a limit of ours: well above where the host complained there is none again.
+            # Without a limit of ours there is none again well above the rate at which the host refused.
             if self.limits.rate == FREE and self.rate > 2 * self._base:
                 self.rate = FREE
         self._raised = max(now, self._raised)
 
     def _share(self, worker: str, in_flight: int) -> int:
-        """Its part of the connections, of those that no other worker holds."""
+        """A worker's share of the connections that no other worker holds."""
         if not self.limits.connections:
             return 1 << 30
         others = sum(other.held for name, other in self._workers.items() if name != worker)
@@ -329,8 +329,8 @@ class Host:
         each, more = divmod(self.limits.connections, max(1, len(self._workers)))
         return {name: each + (place < more) for place, name in enumerate(self._workers)}
 
-    def _uneven(self) -> set[str]:
-        """Workers that hold more than their part while another waits, or less while there is room."""
+    def _unbalanced(self) -> set[str]:
+        """Workers that hold more than their share while another waits, or less while some are free."""
         if not self.limits.connections:
             return set()
         targets = self._targets()

@@ -258,7 +258,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.seal.json")}
     again = subprocess.run(command(out), capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"{len(kept)} of {shards} shards are whole already" in again.stderr or len(kept) < seals()
+    assert f"{len(kept)} of {shards} shards are complete already" in again.stderr or len(kept) < seals()
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
 
     undisturbed = tmp_path / "undisturbed"

@@ -53,7 +53,7 @@ FAULTS = {
     "bomb.png": "bomb",
     "zip-bomb.png": "bomb",
     "text-bomb.png": "bomb",
-    "frames.gif": "bomb",
+    "frames.gif": "ok",
     "apple.jpg": "unsupported",
     "drawing.jpg": "unsupported",
     "tagged/noai": "opted_out",

@@ -17,8 +17,8 @@ import pytest
 from lavic.cli import main
 from lavic.data.manifest import CARD_MARK, Manifest, ShardEntry, card
 from lavic.data.shard_dataset import ShardDataset
-from lavic.shards.http.fetcher import FetchSettings
-from lavic.shards.pack.finalize import close_splits
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.pack.finalize import finalize_splits
 from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
 from tests.crawled_sets import crawl_here
@@ -99,7 +99,7 @@ def test_datasets_reads_all_splits(tmp_path: Path, catalogue: Callable[..., Path
             set="t", split=split, splits=shares, photos_per_shard=2, photos="first", image_size="large"
         )
         expected[split] = crawl_here(make_plan((items,), tmp_path / f"out/{split}", settings), FETCH).samples
-    close_splits(tmp_path / "out", shares)
+    finalize_splits(tmp_path / "out", shares)
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in loaded.items()} == expected and sum(expected.values()) > 5
     assert {meta["key"] for meta in loaded["no"]["json"]} == set(ShardDataset(tmp_path / "out/no").keys)
@@ -109,10 +109,10 @@ def test_a_readme_of_the_users_is_left_alone(holed: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     holed.rename(out / "2023")
-    close_splits(out, ["2023"])
+    finalize_splits(out, ["2023"])
     assert CARD_MARK in (out / "README.md").read_text()
     (out / "README.md").write_text("my notes\n")
-    close_splits(out, ["2023"])
+    finalize_splits(out, ["2023"])
     assert (out / "README.md").read_text() == "my notes\n"
 
 

@@ -20,7 +20,7 @@ from lavic.data.manifest import Manifest, digest_manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import Sample, index_path
 from lavic.errors import DataError
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.shards.verify import verify as verify_differences

@@ -21,7 +21,7 @@ import pytest
 
 from lavic.cli import main
 from lavic.data.manifest import NAME
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import read_ledger
 from lavic.shards.pack.seal import read_seal
@@ -185,7 +185,7 @@ def test_workers_the_driver_and_everything_killed(tmp_path: Path, catalogue: Cal
     assert (out / NAME).read_bytes() == (tmp_path / "undisturbed" / NAME).read_bytes()
     assert not list(out.rglob("*.part")) and main(["verify", str(out)]) == 0
     lines = (tmp_path / "log").read_text().splitlines()
-    ours = re.compile(r"planned |[\d,]+ of \d+ shards are whole already|[\d,]+/[\d,]+ photos ")
+    ours = re.compile(r"planned |[\d,]+ of \d+ shards are complete already|[\d,]+/[\d,]+ photos ")
     assert lines and not [line for line in lines if not ours.match(line)], "Ray's own words are not for the user"
 
 

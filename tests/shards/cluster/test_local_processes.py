@@ -15,7 +15,7 @@ import pytest
 
 from lavic.config.loader import parse
 from lavic.errors import ConfigError
-from lavic.shards.cluster.shard_job import SMALL, uses_ray
+from lavic.shards.cluster.shard_job import MAX_LOCAL_PHOTOS, uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
 from tests.shards.cluster.test_kills import below, kill
 from tests.shards.test_crawl import QUICK, leftovers, whole
@@ -29,7 +29,7 @@ def settings(*words: str) -> CrawlSettings:
 
 def test_small_crawls_run_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert not uses_ray(settings(), SMALL) and uses_ray(settings(), SMALL + 1)
+    assert not uses_ray(settings(), MAX_LOCAL_PHOTOS) and uses_ray(settings(), MAX_LOCAL_PHOTOS + 1)
     assert uses_ray(settings("--executor", "ray"), 1) and not uses_ray(settings("--executor", "local"), 10**9)
     assert uses_ray(settings("--ray.address", "auto"), 1) and uses_ray(settings("--ray.nodes", "2"), 1)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -104,7 +104,7 @@ def test_the_same_bytes_whatever_dies(tmp_path: Path, items: Path, server: Any) 
         kill(third.workers()[0])
     server.delay = 0.0
     assert third.end() == 0, log.read_text()
-    assert "its worker died (SIGKILL); another makes it again" in log.read_text()
+    assert "its worker died (SIGKILL); another one makes it again" in log.read_text()
     assert whole(out) == whole(tmp_path / "undisturbed") and not leftovers(out)
 
 

@@ -15,10 +15,11 @@ from yarl import URL
 from lavic.cli import main
 from lavic.errors import ConfigError
 from lavic.shards.http import ssrf_guard
-from lavic.shards.http.custom_headers import Headers
-from lavic.shards.http.fetcher import Fetcher, FetchSettings
+from lavic.shards.http.custom_headers import CustomHeaders
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.http.proxy import Proxies
-from lavic.shards.http.request import Answer
+from lavic.shards.http.request import Response
 from tests.shards.fault_server import PHOTOS
 from tests.shards.http.proxy_server import ProxyServer
 from tests.shards.http.raw_server import answer, raw_server
@@ -27,8 +28,8 @@ PHOTO = PHOTOS["plain.jpg"]
 PROXIED = FetchSettings(allow_private=True, retries=0, host_rate=0, robots=False, proxy="env")
 
 
-def fetch(*links: str, settings: FetchSettings = PROXIED) -> list[Answer]:
-    async def run() -> list[Answer]:
+def fetch(*links: str, settings: FetchSettings = PROXIED) -> list[Response]:
+    async def run() -> list[Response]:
         async with Fetcher(settings) as fetcher:
             return [await fetcher.fetch(link) for link in links]
 
@@ -92,7 +93,7 @@ class TestProxy:
 
     def test_a_name_that_is_not_known_here_is_not_asked_of_it(self, proxy: ProxyServer) -> None:
         (got,) = fetch("http://no-such-host.invalid/1.jpg")
-        assert got.kind == "dns" and "before a proxy is asked" in got.reason and not proxy.asked
+        assert got.kind == "dns" and "before a proxy is used" in got.reason and not proxy.asked
 
     def test_no_proxy_goes_directly(self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NO_PROXY", "example.org, 127.0.0.0/8")
@@ -139,7 +140,7 @@ class TestProxy:
         monkeypatch.setenv("NO_PROXY", entries)
         proxies = Proxies.from_environment()
         hosts = ["h.com", "sub.h.com", "nh.com", "h.com:8080", "10.0.0.1", "[fd00::1]"]
-        direct = [host for host in hosts if proxies.of(URL(f"http://{host}/")) is None]
+        direct = [host for host in hosts if proxies.for_url(URL(f"http://{host}/")) is None]
         assert direct == [host for host in hosts if host in covered or (host == "h.com:8080" and "h.com" in covered)]
 
     def test_each_scheme_has_its_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,7 @@ class TestProxy:
         monkeypatch.setenv("HTTP_PROXY", "b.example:1")
         monkeypatch.setenv("ALL_PROXY", "https://c.example:1")
         proxies = Proxies.from_environment()
-        assert [str(proxies.of(URL(f"{scheme}://h/")).url) for scheme in ("http", "https")] == [  # type: ignore[union-attr]
+        assert [str(proxies.for_url(URL(f"{scheme}://h/")).url) for scheme in ("http", "https")] == [  # type: ignore[union-attr]
             "http://a.example:1",
             "https://c.example:1",
         ]
@@ -219,7 +220,7 @@ class TestHeaders:
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"none\.txt"):
-            Headers.read(tmp_path / "none.txt")
+            CustomHeaders.read(tmp_path / "none.txt")
 
 
 def test_nothing_that_a_run_leaves_holds_a_credential(
@@ -259,5 +260,7 @@ def test_nothing_that_a_run_leaves_holds_a_credential(
 def test_a_file_of_headers_may_be_in_utf_16(tmp_path: Path) -> None:
     file = tmp_path / "headers.txt"
     file.write_bytes("Referer: https://shop.example/\r\n[A.example]\r\nX-Token: one two\r\n".encode("utf-16"))
-    assert Headers.read(file).of(URL("https://a.example/1.jpg"), None) == {"Referer": "https://shop.example/"}
-    assert Headers.read(file).hosts == {"a.example": {"X-Token": "one two"}}
+    assert CustomHeaders.read(file).for_url(URL("https://a.example/1.jpg"), None) == {
+        "Referer": "https://shop.example/"
+    }
+    assert CustomHeaders.read(file).hosts == {"a.example": {"X-Token": "one two"}}

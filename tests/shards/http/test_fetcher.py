@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from lavic.shards.http import ssrf_guard
-from lavic.shards.http.fetcher import Answer, Fetcher, FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
+from lavic.shards.http.request import Response
 
 QUICK = FetchSettings(allow_private=True, deadline=1.0, max_bytes=1_000_000, retries=2, backoff=0.01, host_rate=0)
 
 
-def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Answer]:
-    async def run() -> list[Answer]:
+def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Response]:
+    async def run() -> list[Response]:
         async with Fetcher(settings) as fetcher:
             return list(await asyncio.gather(*(fetcher.fetch(url) for url in urls)))
 

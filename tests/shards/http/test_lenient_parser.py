@@ -9,8 +9,10 @@ import zlib
 
 import pytest
 
-from lavic.shards.http.fetcher import Answer, Fetcher, FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.http.lenient_parser import LenientConnector, Repair
+from lavic.shards.http.request import Response
 from tests.shards.fault_server import PHOTOS
 from tests.shards.http.raw_server import RawServer, answer, raw_server
 
@@ -115,8 +117,8 @@ REFUSED = {
 }
 
 
-def fetch(server: RawServer, *names: str, settings: FetchSettings = QUICK) -> list[Answer]:
-    async def run() -> list[Answer]:
+def fetch(server: RawServer, *names: str, settings: FetchSettings = QUICK) -> list[Response]:
+    async def run() -> list[Response]:
         async with Fetcher(settings) as fetcher:
             return [await fetcher.fetch(f"{server.url}/{name}") for name in names]
 

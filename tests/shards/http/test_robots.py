@@ -11,21 +11,23 @@ from typing import Any
 
 import pytest
 
-from lavic.shards.http.fetcher import Answer, Fetcher, FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
+from lavic.shards.http.request import Response
 from lavic.shards.http.robots import MAX_BYTES, RETRY_S, Robots, Rules, opt_out
-from lavic.shards.ratelimit.coordinator import Broker
-from lavic.shards.ratelimit.host_limiter import FREE, Limits, Report
+from lavic.shards.ratelimit.coordinator import Coordinator
+from lavic.shards.ratelimit.host_limiter import FREE, HostReport, Limits
 from tests.shards.fault_server import PHOTOS
 
 QUICK = FetchSettings(allow_private=True, deadline=2.0, retries=1, backoff=0.01, host_rate=0, patience=0.3)
 
 
-def fetch(*urls: str, settings: FetchSettings = QUICK, workers: int = 1) -> list[Answer]:
-    async def run() -> list[Answer]:
-        office = Broker(settings.limits)
+def fetch(*urls: str, settings: FetchSettings = QUICK, workers: int = 1) -> list[Response]:
+    async def run() -> list[Response]:
+        coordinator = Coordinator(settings.limits)
 
-        async def work(part: tuple[str, ...]) -> list[Answer]:
-            async with Fetcher(settings, office) as fetcher:
+        async def work(part: tuple[str, ...]) -> list[Response]:
+            async with Fetcher(settings, coordinator) as fetcher:
                 return list(await asyncio.gather(*(fetcher.fetch(url) for url in part)))
 
         parts = await asyncio.gather(*(work(urls[n::workers]) for n in range(workers)))
@@ -237,84 +239,88 @@ def test_a_redirect_is_followed_only_where_the_next_site_allows_it(server: Any, 
 
 def test_what_cannot_be_read_anew_holds_on() -> None:
     clock = [0.0]
-    broker = Broker(Limits(), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(), clock=lambda: clock[0])
 
     async def run() -> None:
         rules = Robots(text="User-agent: *\nDisallow: /")
-        assert await broker.robots("http://x", "a") is None
-        other = asyncio.create_task(broker.robots("http://x", "b"))
+        assert await coordinator.get_robots("http://x", "a") is None
+        other = asyncio.create_task(coordinator.get_robots("http://x", "b"))
         await asyncio.sleep(0)
-        await broker.keep_robots("http://x", rules)
+        await coordinator.put_robots("http://x", rules)
         assert await other == rules
         clock[0] = 25 * 3600.0
-        assert await broker.robots("http://x", "b") is None
-        await broker.keep_robots("http://x", Robots(kind="connect", reason="refused"))
-        assert await broker.robots("http://x", "a") == rules
+        assert await coordinator.get_robots("http://x", "b") is None
+        await coordinator.put_robots("http://x", Robots(kind="connect", reason="refused"))
+        assert await coordinator.get_robots("http://x", "a") == rules
         clock[0] += 3600.0
-        assert await broker.robots("http://x", "a") is None
+        assert await coordinator.get_robots("http://x", "a") is None
 
     asyncio.run(run())
 
 
 def test_what_a_lost_worker_was_to_fetch_is_fetched_by_another() -> None:
     clock = [0.0]
-    broker = Broker(Limits(), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(), clock=lambda: clock[0])
 
     async def run() -> None:
-        assert await broker.robots("http://x", "lost") is None
-        other = asyncio.create_task(broker.robots("http://x", "b"))
+        assert await coordinator.get_robots("http://x", "lost") is None
+        other = asyncio.create_task(coordinator.get_robots("http://x", "b"))
         await asyncio.sleep(0.01)
         assert not other.done()
         clock[0] = 11.0
         assert await other is None
-        assert await broker.robots("http://y", "gone") is None
-        await broker.leave("gone")
-        assert await broker.robots("http://y", "b") is None
+        assert await coordinator.get_robots("http://y", "gone") is None
+        await coordinator.remove_worker("gone")
+        assert await coordinator.get_robots("http://y", "b") is None
 
     asyncio.run(run())
 
 
 def test_a_robots_txt_that_cannot_be_read_is_given_up_after_the_patience_and_tried_again_later() -> None:
     clock = [0.0]
-    broker = Broker(Limits(patience=60.0, backoff=0.5), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(patience=60.0, backoff=0.5), clock=lambda: clock[0])
     failing = Robots(kind="http_error", reason="HTTP 500")
 
     async def run() -> None:
         asked = []
         while True:
-            assert await broker.robots("http://x", "a") is None
+            assert await coordinator.get_robots("http://x", "a") is None
             asked.append(clock[0])
-            given_up = await broker.keep_robots("http://x", failing)
+            given_up = await coordinator.put_robots("http://x", failing)
             if given_up:
                 break
-            clock[0] = broker._sites["http://x"].again
+            clock[0] = coordinator._sites["http://x"].next_attempt
         assert asked == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 25.5, 35.5, 45.5, 55.5, 60.0]
         assert given_up.kind == "unasked" and given_up.reason == "HTTP 500"
-        assert await broker.robots("http://x", "b") == given_up
+        assert await coordinator.get_robots("http://x", "b") == given_up
         clock[0] += RETRY_S + 1
-        assert await broker.robots("http://x", "b") is None
-        assert await broker.keep_robots("http://x", failing) == given_up
+        assert await coordinator.get_robots("http://x", "b") is None
+        assert await coordinator.put_robots("http://x", failing) == given_up
         clock[0] += RETRY_S + 1
-        assert await broker.robots("http://x", "b") is None
-        assert await broker.keep_robots("http://x", Robots()) == Robots() == await broker.robots("http://x", "a")
+        assert await coordinator.get_robots("http://x", "b") is None
+        assert (
+            await coordinator.put_robots("http://x", Robots())
+            == Robots()
+            == await coordinator.get_robots("http://x", "a")
+        )
 
     asyncio.run(run())
 
 
 def test_a_delay_is_kept_before_the_host_is_asked_and_while_nobody_asks_it() -> None:
     clock = [0.0]
-    broker = Broker(Limits(rate=FREE), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(rate=FREE), clock=lambda: clock[0])
 
     async def grant(wanted: int = 5) -> Any:
-        return (await broker.sync("a", {"x": Report(wanted=wanted)}, []))["x"]
+        return (await coordinator.sync("a", {"x": HostReport(waiting=wanted)}, []))["x"]
 
     async def run() -> None:
-        await broker.cap("x", 0.1)
+        await coordinator.limit_rate("x", 0.1)
         assert (await grant()).interval == 10.0
-        await broker.sync("a", {}, ["x"])
+        await coordinator.sync("a", {}, ["x"])
         clock[0] = 100.0
-        await broker.sync("a", {}, [])
-        assert "x" not in broker._hosts
+        await coordinator.sync("a", {}, [])
+        assert "x" not in coordinator._hosts
         first = await grant()
         assert first.interval == 10.0 and first.slots == 1
 
@@ -332,7 +338,7 @@ def test_a_delay_of_a_day_ends_that_hosts_photos_alone(server: Any, second_serve
 
 
 def test_waiting_for_the_next_reading_costs_no_cpu() -> None:
-    """A site in trouble is waited for up to a minute: the broker, which serves all workers, must sleep meanwhile."""
+    """Photos wait for a site up to a minute: the coordinator, which serves all workers, must sleep meanwhile."""
     looks = 0
 
     def clock() -> float:
@@ -341,10 +347,10 @@ def test_waiting_for_the_next_reading_costs_no_cpu() -> None:
         return time.monotonic()
 
     async def run() -> None:
-        broker = Broker(Limits(patience=60.0, backoff=0.4), clock=clock)
-        assert await broker.robots("http://a", "w") is None
-        await broker.keep_robots("http://a", Robots(kind="timeout", reason="no answer"))
-        assert await broker.robots("http://a", "w") is None
+        coordinator = Coordinator(Limits(patience=60.0, backoff=0.4), clock=clock)
+        assert await coordinator.get_robots("http://a", "w") is None
+        await coordinator.put_robots("http://a", Robots(kind="timeout", reason="no answer"))
+        assert await coordinator.get_robots("http://a", "w") is None
 
     asyncio.run(run())
     assert looks < 20

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from lavic.shards.http.ssrf_guard import is_public, is_secret
+from lavic.shards.http.ssrf_guard import is_metadata, is_public
 
 PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "64:ff9b::101:101", "2002:101:101::1"]
 PRIVATE = [
@@ -23,7 +23,7 @@ SECRET = [
 
 @pytest.mark.parametrize("text", PUBLIC)
 def test_public(text: str) -> None:
-    assert is_public(ipaddress.ip_address(text)) and not is_secret(ipaddress.ip_address(text))
+    assert is_public(ipaddress.ip_address(text)) and not is_metadata(ipaddress.ip_address(text))
 
 
 @pytest.mark.parametrize("text", [*PRIVATE, *SECRET])
@@ -33,9 +33,9 @@ def test_not_public(text: str) -> None:
 
 @pytest.mark.parametrize("text", PRIVATE)
 def test_private_may_be_allowed(text: str) -> None:
-    assert not is_secret(ipaddress.ip_address(text))
+    assert not is_metadata(ipaddress.ip_address(text))
 
 
 @pytest.mark.parametrize("text", SECRET)
 def test_secret_never(text: str) -> None:
-    assert is_secret(ipaddress.ip_address(text))
+    assert is_metadata(ipaddress.ip_address(text))

@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from lavic.shards.http.fetcher import Answer, Fetcher, FetchSettings
-from lavic.shards.http.url import BadUrl, read_link
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
+from lavic.shards.http.request import Response
+from lavic.shards.http.url import BadUrl, parse_url
 from tests.shards.fault_server import PHOTOS
 from tests.shards.http.raw_server import answer, raw_server
 
@@ -61,8 +63,8 @@ LOCATIONS = {
 }
 
 
-def fetch(*links: str) -> list[Answer]:
-    async def run() -> list[Answer]:
+def fetch(*links: str) -> list[Response]:
+    async def run() -> list[Response]:
         async with Fetcher(FetchSettings(allow_private=True, retries=0, host_rate=0, robots=False)) as fetcher:
             return [await fetcher.fetch(link) for link in links]
 
@@ -135,7 +137,7 @@ def test_a_redirect_to_no_address_is_a_bad_url(location: bytes) -> None:
     ],
 )
 def test_scheme_host_and_port(link: str, read: str) -> None:
-    assert str(read_link(link)) == read
+    assert str(parse_url(link)) == read
 
 
 @pytest.mark.parametrize(
@@ -152,11 +154,11 @@ def test_scheme_host_and_port(link: str, read: str) -> None:
     ],
 )
 def test_numbers_are_read_as_inet_aton_reads_them(number: str, address: str) -> None:
-    assert read_link(f"http://{number}/x").raw_host == address
+    assert parse_url(f"http://{number}/x").raw_host == address
 
 
 def test_a_reason_does_not_repeat_what_may_be_secret() -> None:
     for link in ("http://user:secret@a b/x", "ftp://user:secret@h/x", "http://user:secret@h:0/?sig=secret"):
         with pytest.raises(BadUrl) as caught:
-            read_link(link)
+            parse_url(link)
         assert "secret" not in str(caught.value)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from lavic.data.manifest import Manifest, ShardEntry
+from lavic.data.manifest import Manifest
 from lavic.data.tar_shards import Sample, ShardWriter
 from lavic.shards.image import near_duplicates
 from lavic.shards.image.near_duplicates import NAME, find_near, perceptual_hash, report_near_duplicates
@@ -75,7 +75,7 @@ def manifest(tmp_path: Path) -> Manifest:
             for n, image in enumerate(images):
                 jpg = encoded(image)
                 writer.add(Sample.of(item_id=name[7], n=n, jpg=jpg, title="", width=image.width, height=image.height))
-        shards.append(ShardEntry(name=name, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256))
+        shards.append(writer.entry)
     return Manifest(folder=tmp_path, set="s", split="train", shards=tuple(shards))
 
 

@@ -14,8 +14,8 @@ from lavic.data.manifest import Manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import read_samples
 from lavic.errors import LavicError
-from lavic.shards.http.fetcher import FetchSettings
-from lavic.shards.pack.dedup import refer
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.pack.dedup import deduplicate
 from lavic.shards.pack.seal import read_seal, seal_path
 from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
@@ -110,6 +110,6 @@ def test_photos_lost_between_two_steps_are_said(undisturbed: Path, tmp_path: Pat
     broken = [replace(seal, references="other") for seal in seals if seal]
     plan.shard(0).write_bytes(plan.shard(0).read_bytes()[:700])
     with pytest.raises(LavicError, match=r"photo B00000_0 is lost; run the same command again"):
-        refer(plan, broken)
+        deduplicate(plan, broken)
     crawl_here(plan, FETCH)
     assert verify(Manifest.load(undisturbed)) == []

@@ -16,10 +16,10 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import index_path
 from lavic.errors import DataError
 from lavic.shards.cluster.progress import CrawlProgress
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.pack import finalize
-from lavic.shards.pack.finalize import TooFewStored, close_set, report
-from lavic.shards.pack.outcomes import read_ledger, success, write_ledger
+from lavic.shards.pack.finalize import TooFewStored, finalize_set, print_report
+from lavic.shards.pack.outcomes import read_ledger, success_rate, write_ledger
 from lavic.shards.pack.seal import read_seal
 from lavic.shards.plan.crawl_plan import Plan, make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
@@ -58,10 +58,10 @@ def test_a_remnant_is_not_a_whole_set(
 
 
 def test_what_could_not_be_had_does_not_count() -> None:
-    assert success({"ok": 1, "gone": 5, "opted_out": 3, "placeholder": 1}) == 1.0
-    assert success({"ok": 1, "timeout": 1, "gone": 5}) == 0.5
-    assert success({"ok": 1, "unasked": 3}) == 0.25, "a dead host's photos are no success"
-    assert success({"gone": 3}) == success({}) == 1.0
+    assert success_rate({"ok": 1, "gone": 5, "opted_out": 3, "placeholder": 1}) == 1.0
+    assert success_rate({"ok": 1, "timeout": 1, "gone": 5}) == 0.5
+    assert success_rate({"ok": 1, "unasked": 3}) == 0.25, "a dead host's photos are no success"
+    assert success_rate({"gone": 3}) == success_rate({}) == 1.0
 
 
 def test_nothing_stored_is_never_whole(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
@@ -92,9 +92,9 @@ def test_shards_without_a_photo_leave_no_gap(tmp_path: Path, catalogue: Callable
     stat = plan.shard(0).stat()
     assert crawl_here(plan, FETCH) == manifest and plan.shard(0).stat().st_ino == stat.st_ino, "written once"
     plan.shard(2).write_bytes(b"\0" * 9999 + b"x" + b"\0" * 240)
-    assert verify(manifest) == [f"{plan.shard(2)}: not the empty tar that stands for a shard without a photo"]
+    assert verify(manifest) == [f"{plan.shard(2)}: not the empty tar of a shard without a photo"]
     plan.shard(2).unlink()
-    assert verify(manifest) == [f"{plan.shard(2)}: not the empty tar that stands for a shard without a photo"]
+    assert verify(manifest) == [f"{plan.shard(2)}: not the empty tar of a shard without a photo"]
     assert crawl_here(plan, FETCH) == manifest and verify(manifest) == []
     server.broken = False
     filled = crawl_here(plan, FETCH, retry=("http_error",))
@@ -128,13 +128,13 @@ def test_photos_never_asked_for_are_counted_with_their_reasons(
     assert seal
     seal = replace(seal, outcomes={"ok": 2, "unasked": 2})
     capsys.readouterr()
-    report(close_set(plan, [seal], 0.5), [seal], [seal], 4, 1.0)
+    print_report(finalize_set(plan, [seal], 0.5), [seal], [seal], 4, 1.0)
     out = capsys.readouterr().out
-    assert "2 photos were never asked for: a.example: 500 since 12:00 (1); b.example: no answer (1)." in out
+    assert "2 photos were never requested: a.example: 500 since 12:00 (1); b.example: no answer (1)." in out
     assert "Run the same command again" in out
     with pytest.raises(TooFewStored):
-        close_set(plan, [seal], 0.51)
-    assert "2 photos were never asked for: a.example: 500 since 12:00 (1); " in capsys.readouterr().out
+        finalize_set(plan, [seal], 0.51)
+    assert "2 photos were never requested: a.example: 500 since 12:00 (1); " in capsys.readouterr().out
 
 
 def test_figures_are_those_of_this_run(
@@ -145,9 +145,9 @@ def test_figures_are_those_of_this_run(
     seal = read_seal(plan.shard(0), plan.digests[0], {path.name: path.stat().st_size for path in plan.folder.iterdir()})
     assert seal
     capsys.readouterr()
-    report(manifest, [seal], [replace(seal, began=10.0, ended=12.0)], 2, 3.0)
+    print_report(manifest, [seal], [replace(seal, began=10.0, ended=12.0)], 2, 3.0)
     assert "this run: 2 photos in 3.0 s with start-up; 1 photos/s from first to last" in capsys.readouterr().out
-    report(manifest, [seal], [], 0, 3.0)
+    print_report(manifest, [seal], [], 0, 3.0)
     assert "this run" not in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lavic.cli import main
 from lavic.data.shard_dataset import ShardDataset
 from lavic.shards.pack.outcomes import Outcome, read_ledger
-from lavic.shards.pack.refresh import FILE, conditions_of
+from lavic.shards.pack.refresh import FILE, conditional_headers
 from tests.shards.fault_server import encoded, send
 from tests.shards.test_crawl import QUICK
 
@@ -180,5 +180,5 @@ def test_photos_that_show_one_picture_are_asked_for_once(
 
 def test_conditions() -> None:
     row = Outcome(key="a", item_id="a", n=0, url="u", kind="ok", etag='"x"', last_modified="then")
-    assert conditions_of(row) == {"If-None-Match": '"x"', "If-Modified-Since": "then"}
-    assert conditions_of(Outcome(key="a", item_id="a", n=0, url="u", kind="ok")) == {}
+    assert conditional_headers(row) == {"If-None-Match": '"x"', "If-Modified-Since": "then"}
+    assert conditional_headers(Outcome(key="a", item_id="a", n=0, url="u", kind="ok")) == {}

@@ -26,7 +26,7 @@ def test_no_more_than_the_bound_is_held_in_memory_and_the_disk_is_used_again() -
         for begin in (0, 10):
             for number in range(begin + 9, begin, -1):
                 buffer.add(number, number, 100)
-            assert buffer._bytes == 300 and len(buffer._places) == 6 and buffer._end > 0
+            assert buffer._bytes == 300 and len(buffer._on_disk) == 6 and buffer._end > 0
             buffer.add(begin, begin, 100)
             assert buffer._bytes == buffer._end == 0
     assert given == list(range(20))

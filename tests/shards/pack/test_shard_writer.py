@@ -11,9 +11,9 @@ import pytest
 
 from lavic.data.ledger import ledger_path
 from lavic.data.tar_shards import index_path, read_samples
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
-from lavic.shards.pack.outcomes import KINDS, advice, read_ledger, table
+from lavic.shards.pack.outcomes import KINDS, advice, outcome_table, read_ledger
 from lavic.shards.pack.seal import read_seal, seal_path
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, make_plan, read_tasks
@@ -170,11 +170,11 @@ def test_a_seal_needs_its_files(tmp_path: Path, catalogue: Callable[..., Path]) 
 
 
 def test_the_table_and_the_advice() -> None:
-    text = table({"ok": 900, "gone": 10, "timeout": 90})
+    text = outcome_table({"ok": 900, "gone": 10, "timeout": 90})
     assert text.index("ok") < text.index("timeout") < text.index("gone") and "90.0%" in text
     assert advice({"ok": 95, "gone": 5}) == "" and advice({"ok": 3}) == ""
     assert "--fetch.allow-private with --retry blocked_address" in advice({"blocked_address": 10})
-    assert "--retry blocked_address asks again" in advice({"blocked_address": 10}, allow_private=True)
+    assert "--retry blocked_address requests again" in advice({"blocked_address": 10}, allow_private=True)
     assert "7 of 10 ended as throttled" in advice({"ok": 3, "throttled": 7})
     assert "--retry connect dns timeout" in advice({"ok": 3, "connect": 3, "dns": 2, "timeout": 2, "gone": 4})
-    assert all(advice({"ok": 1, kind: 9}) and kind in table({kind: 1}) for kind in KINDS[1:])
+    assert all(advice({"ok": 1, kind: 9}) and kind in outcome_table({kind: 1}) for kind in KINDS[1:])

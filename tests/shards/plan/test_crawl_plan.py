@@ -19,7 +19,7 @@ from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.plan import external_dedup
 from lavic.shards.plan.crawl_plan import Plan, load_plan, make_plan, read_tasks
-from lavic.shards.plan.external_dedup import Repeats, mark_of
+from lavic.shards.plan.external_dedup import ExternalDedup, hash64
 from lavic.shards.plan.photo_tasks import PlanSettings
 
 SETTINGS = PlanSettings(
@@ -123,14 +123,14 @@ def test_a_setting_that_is_new_since_changes_nothing_by_its_default(tmp_path: Pa
     plan = make_plan(items, tmp_path / "out", chosen)
     path = tmp_path / "out/plan/plan.json"
     body = json.loads(path.read_text())
-    for name in ("duplicates", "splits", "text", "photo.max_frames"):
+    for name in ("duplicates", "splits", "text", "photo.max_pixels"):
         del body["settings"][name]
     path.write_text(json.dumps(body))
     assert make_plan(items, tmp_path / "out", chosen).digest == plan.digest
     assert len(make_plan(write(tmp_path / "c.json", {"B9": 1}), tmp_path / "out", chosen, extend=True).digests) == 2
     path.write_text(json.dumps(body))
-    for other in (replace(chosen, duplicates="referenced"), replace(chosen, photo={**photo, "max_frames": 7})):
-        with pytest.raises(ConfigError, match=r"--(duplicates was stored|photo.max-frames was \d+) and is"):
+    for other in (replace(chosen, duplicates="referenced"), replace(chosen, photo={**photo, "max_pixels": 7})):
+        with pytest.raises(ConfigError, match=r"--(duplicates was stored|photo.max-pixels was \d+) and is"):
             make_plan(items, tmp_path / "out", other)
 
 
@@ -443,11 +443,11 @@ def test_ids_from_a_catalogue_never_become_paths(tmp_path: Path, id: str) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "out"]
 
 
-def test_more_marks_than_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_dedup, "_HELD", 64)
-    marks, texts = Repeats(tmp_path / "r"), [str(n * n % 97) for n in range(500)]
+def test_more_hashes_than_the_buffer_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_dedup, "_BUFFER", 64)
+    dedup, texts = ExternalDedup(tmp_path / "r"), [str(n * n % 97) for n in range(500)]
     for text in texts:
-        marks.add(mark_of(text))
-    assert len(marks) == 500
-    assert marks.firsts().tolist() == [texts.index(text) for text in texts]
-    assert Repeats(tmp_path / "none").firsts().tolist() == []
+        dedup.add(hash64(text))
+    assert len(dedup) == 500
+    assert dedup.firsts().tolist() == [texts.index(text) for text in texts]
+    assert ExternalDedup(tmp_path / "none").firsts().tolist() == []

@@ -59,8 +59,8 @@ class TestDryRun:
         host = server.url.removeprefix("http://")
         assert f"  {host:<40}{200:>12}{'80.0%':>8}{'06:40':>14}" in text
         assert f"  {'b.example':<40}{50:>12}{'20.0%':>8}{'01:40':>14}" in text
-        assert "at least 06:40 in all" in text and "more than 64 s for an answer" in text and "robots.txt" in text
-        assert "no least time" in self.said(capsys, *words, "--fetch.host-rate", "0")
+        assert "at least 06:40 in all" in text and "more than 64 s for a response" in text and "robots.txt" in text
+        assert "no minimum time" in self.said(capsys, *words, "--fetch.host-rate", "0")
         assert not (tmp_path / "out").exists() and not server.requests and not server.robots_asked
 
     def test_of_a_set_that_is_there(

@@ -17,7 +17,7 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import read_samples
 from lavic.shards.cluster import progress, worker
 from lavic.shards.cluster.ray_job import _rounds
-from lavic.shards.http.fetcher import FetchSettings
+from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.robots import Robots
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import Outcome, read_ledger
@@ -25,8 +25,8 @@ from lavic.shards.pack.seal import Seal
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
-from lavic.shards.ratelimit.coordinator import Broker
-from lavic.shards.ratelimit.host_limiter import Limits, Report
+from lavic.shards.ratelimit.coordinator import Coordinator
+from lavic.shards.ratelimit.host_limiter import HostReport, Limits
 from tests.shards.fault_server import FaultServer
 from tests.shards.pack.test_shard_writer import bytes_of
 
@@ -46,13 +46,13 @@ def crawl(
     plan: Plan,
     fetch: FetchSettings = FETCH,
     retry: tuple[str, ...] = (),
-    office: Broker | None = None,
+    coordinator: Coordinator | None = None,
     **more: Any,
 ) -> list[Seal]:
     """One worker makes all shards, one after the other, with one budget."""
-    office = office or Broker(fetch.limits)
+    coordinator = coordinator or Coordinator(fetch.limits)
     return [
-        pack_shard(plan.shard(number), digest, fetch, PhotoSettings(), retry, office=office, **more)
+        pack_shard(plan.shard(number), digest, fetch, PhotoSettings(), retry, coordinator=coordinator, **more)
         for number, digest in enumerate(plan.digests)
     ]
 
@@ -151,12 +151,12 @@ def test_a_shard_that_only_waits_for_a_slow_host_is_left_and_made_whole_later(
     urls = [f"{second_server.url if n % 40 == 0 else server.url}/n/{n}.jpg" for n in range(200)]
     plan = plan_of(catalogue(*urls), tmp_path / "out")
     fetch = FetchSettings(**{**vars(FETCH), "robots": True})
-    office = Broker(fetch.limits)
-    (left,) = crawl(plan, fetch, office=office, leave_after=0.3)
+    coordinator = Coordinator(fetch.limits)
+    (left,) = crawl(plan, fetch, coordinator=coordinator, defer_after=0.3)
     assert 1 <= left.left == left.outcomes["unasked"] <= 4 and left.outcomes["ok"] == 200 - left.left
     assert all("slow" in row.reason for row in rows_of(plan) if row.kind == "unasked")
     fetched = sum(server.requests.values())
-    (seal,) = crawl(plan, fetch, office=office)
+    (seal,) = crawl(plan, fetch, coordinator=coordinator)
     assert seal.outcomes == {"ok": 200} and not seal.left and sum(server.requests.values()) == fetched == 195
     gaps = [later - earlier for earlier, later in zip(second_server.times, second_server.times[1:], strict=False)]
     assert sum(gap > 1.1 for gap in gaps) >= 4
@@ -166,7 +166,7 @@ def test_a_shard_that_only_waits_for_a_slow_host_is_left_and_made_whole_later(
 def test_one_slow_host_holds_up_no_shard_of_another(
     tmp_path: Path, catalogue: Callable[..., Path], server: Any, second_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LEAVE_S", 0.3)
+    monkeypatch.setattr(worker, "_DEFER_AFTER_S", 0.3)
     server.robots = (200, b"User-agent: *\nCrawl-delay: 1.5\n")
     urls = [f"{server.url if n < 3 else second_server.url}/n/{n}.jpg" for n in range(43)]
     words = ["--items", str(catalogue(*urls)), "--out", str(tmp_path / "out"), "--photos-per-shard", "10"]
@@ -182,9 +182,9 @@ def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer
     rounds = []
 
     def make(rows: Any) -> Any:
-        rounds.append([(row["number"], row["leave_after"], row["again"]) for row in rows])
+        rounds.append([(row["number"], row["defer_after"], row["deferred"]) for row in rows])
         for row in rows:
-            yield {"number": row["number"], "left": int(row["number"] < 3 and row["leave_after"] <= 20.0)}
+            yield {"number": row["number"], "left": int(row["number"] < 3 and row["defer_after"] <= 20.0)}
 
     assert [made["number"] for made in _rounds(rows, 2, make)] == [3, 4, 0, 1, 2]
     assert rounds == [
@@ -201,18 +201,18 @@ def test_a_crawl_that_stands_still_says_what_it_waits_for(
     monkeypatch.setattr("lavic.tracking.progress._LOG_S", 0.01)
     monkeypatch.setattr(progress, "_STALLED_S", 0.02)
     clock = [0.0]
-    broker = Broker(Limits(patience=60.0), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(patience=60.0), clock=lambda: clock[0])
 
     async def trouble() -> dict[str, str]:
-        await broker.robots("http://a.example", "w")
-        await broker.keep_robots("http://a.example", Robots(kind="http_error", reason="HTTP 500"))
-        await broker.sync("w", {"b.example": Report(wanted=1), "c.example": Report(wanted=1)}, [])
-        await broker.sync("w", {"b.example": Report(retry_after=30.0)}, [])
-        return await broker.waits()
+        await coordinator.get_robots("http://a.example", "w")
+        await coordinator.put_robots("http://a.example", Robots(kind="http_error", reason="HTTP 500"))
+        await coordinator.sync("w", {"b.example": HostReport(waiting=1), "c.example": HostReport(waiting=1)}, [])
+        await coordinator.sync("w", {"b.example": HostReport(retry_after=30.0)}, [])
+        return await coordinator.wait_reasons()
 
     waits = asyncio.run(trouble())
     assert waits == {
-        "b.example": "the host asks for 30 s of rest",
+        "b.example": "the host asks to wait 30 s",
         "http://a.example": "robots.txt cannot be read: HTTP 500",
     }
     asked = threading.Event()
@@ -225,9 +225,9 @@ def test_a_crawl_that_stands_still_says_what_it_waits_for(
         assert asked.wait(10)
     said = capsys.readouterr().err
     assert (
-        "0/10 photos (0%), ? photos/s, ? left, waiting for b.example (the host asks for 30 s of rest) and 1 more hosts"
+        "0/10 photos (0%), ? photos/s, ? left, waiting for b.example (the host asks to wait 30 s) and 1 more hosts"
         in said
     )
     clock[0] = 31.0
-    asyncio.run(broker.keep_robots("http://a.example", Robots()))
-    assert asyncio.run(broker.waits()) == {}
+    asyncio.run(coordinator.put_robots("http://a.example", Robots()))
+    assert asyncio.run(coordinator.wait_reasons()) == {}

@@ -7,23 +7,25 @@ import time
 from collections import Counter
 from typing import Any
 
-from lavic.shards.http.fetcher import Answer, Fetcher, FetchSettings
-from lavic.shards.ratelimit.coordinator import Broker
+from lavic.shards.http.fetch_settings import FetchSettings
+from lavic.shards.http.fetcher import Fetcher
+from lavic.shards.http.request import Response
+from lavic.shards.ratelimit.coordinator import Coordinator
 
 WORKERS = 4
 
 
-def crawl(urls: list[str], settings: FetchSettings, office: Broker | None = None) -> list[Answer]:
+def crawl(urls: list[str], settings: FetchSettings, coordinator: Coordinator | None = None) -> list[Response]:
     """Each worker with its own connections, as in a process of its own."""
 
-    async def run() -> list[Answer]:
-        shared = office or Broker(settings.limits)
+    async def run() -> list[Response]:
+        shared = coordinator or Coordinator(settings.limits)
 
-        async def work(part: list[str]) -> list[Answer]:
+        async def work(part: list[str]) -> list[Response]:
             async with Fetcher(settings, shared) as fetcher:
                 gate = asyncio.Semaphore(settings.concurrency)
 
-                async def one(url: str) -> Answer:
+                async def one(url: str) -> Response:
                     async with gate:
                         return await fetcher.fetch(url)
 
@@ -48,21 +50,21 @@ def test_all_workers_together_keep_to_the_rate(server: Any) -> None:
 
 def test_after_retry_after_no_worker_comes_early(server: Any) -> None:
     server.delay = 0.01
-    office = Broker(settings().limits)
+    coordinator = Coordinator(settings().limits)
 
     async def rest() -> None:
         await asyncio.sleep(0.5)
         server.rest_until = time.monotonic() + 3.0
 
-    async def both() -> list[Answer]:
+    async def both() -> list[Response]:
         resting = asyncio.create_task(rest())
         urls = [f"{server.url}/n/{n}.jpg" for n in range(200)]
         parts = await asyncio.gather(*(work(urls[n::WORKERS]) for n in range(WORKERS)))
         await resting
         return [answer for part in parts for answer in part]
 
-    async def work(part: list[str]) -> list[Answer]:
-        async with Fetcher(settings(host_rate=0), office) as fetcher:
+    async def work(part: list[str]) -> list[Response]:
+        async with Fetcher(settings(host_rate=0), coordinator) as fetcher:
             answers = []
             for url in part:
                 answers.append(await fetcher.fetch(url))
@@ -89,7 +91,7 @@ def test_a_long_rest_is_not_waited_for(server: Any) -> None:
     asked = [answer for answer in answers if answer.attempts]
     assert {answer.kind for answer in asked} == {"throttled"} and len(asked) == len(server.times) <= 2 * WORKERS
     left = [answer for answer in answers if not answer.attempts]
-    assert {answer.kind for answer in left} == {"unasked"} and all("s of rest" in answer.reason for answer in left)
+    assert {answer.kind for answer in left} == {"unasked"} and all("asks to wait" in answer.reason for answer in left)
 
 
 def test_a_dead_host_is_soon_left_alone(server: Any) -> None:
@@ -98,7 +100,7 @@ def test_a_dead_host_is_soon_left_alone(server: Any) -> None:
     answers = crawl([f"{server.url}/n/{n}.jpg" for n in range(400)], chosen)
     assert {answer.kind for answer in answers} == {"connect"}
     assert sum(answer.attempts for answer in answers) < 100
-    assert "left alone" in answers[-1].reason and answers[-1].attempts == 0
+    assert "paused" in answers[-1].reason and answers[-1].attempts == 0
 
 
 def test_a_host_that_comes_back_is_asked_again(server: Any) -> None:
