@@ -6,6 +6,7 @@ candidate at a time, the head over every position. LoRA is two matrices beside a
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +37,17 @@ class HuggingFace:
                 tags, with one grid of 2 x 2 for every shape.
         """
         self.released = released
+        self._wanted: tuple[Path, ...] = ()
+        self._enabled: set[Path] = set()
         self._item_tokens: dict[int, torch.Tensor] = {}
+        self.known: dict[str, torch.Tensor] = {}
+        """For the caller: what it has asked before."""
         loaded: Any = LlavaNextForConditionalGeneration.from_pretrained(
             base, dtype=getattr(torch, dtype), output_loading_info=True
         )
-        self.model, info = loaded
+        self._model, info = loaded
         assert not any(info.values()), info
-        self.model.requires_grad_(False).eval()
+        self._model.requires_grad_(False).eval()
         self.processor = AutoProcessor.from_pretrained(base)
         self.tokenizer = self.processor.tokenizer
         if not released:
@@ -50,17 +55,33 @@ class HuggingFace:
             self.processor.image_processor.image_grid_pinpoints = [[2 * size, 2 * size]]
             self.model.config.image_grid_pinpoints = [[2 * size, 2 * size]]
 
-    def adapt(self, folder: Path) -> None:
-        """Puts a saved adapter beside the linears that it is for: y = W x + (alpha / r) B A x."""
+    @property
+    def model(self) -> Any:
+        """The stock model, with the adapters of this view of it."""
+        self._enabled.clear()
+        self._enabled.update(self._wanted)
+        return self._model
+
+    def adapted(self, *folders: Path) -> HuggingFace:
+        """The same weights with saved adapters beside the linears that they are for: y = W x + (alpha / r) B A x."""
+        view = copy.copy(self)
+        view._wanted, view._item_tokens, view.known = folders, {}, {}
+        for folder in folders:
+            self._add(folder)
+        return view
+
+    def _add(self, folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
-        scale = config["lora_alpha"] / config["r"]
+        scale, enabled = config["lora_alpha"] / config["r"], self._enabled
         state = load_file(folder / "adapter_model.safetensors")
-        modules = dict(self.model.named_modules())
+        modules = dict(self._model.named_modules())
         for key in sorted(k for k in state if k.endswith(".lora_A.weight")):
             name = key.removesuffix(".lora_A.weight")
-            a, b = (state[f"{name}.lora_{x}.weight"].to(self.model.dtype) for x in "AB")
+            a, b = (state[f"{name}.lora_{x}.weight"].to(self._model.dtype) for x in "AB")
             modules[name.removeprefix("base_model.model.")].register_forward_hook(
-                lambda _, inputs, output, a=a, b=b: output + (inputs[0] @ a.T) @ b.T * scale
+                lambda _, inputs, output, a=a, b=b: (
+                    output + (inputs[0] @ a.T) @ b.T * scale if folder in enabled else output
+                )
             )
 
     # --- prompts ----------------------------------------------------------------------------------------
@@ -131,10 +152,10 @@ class HuggingFace:
         else:
             asked = self.chat({"type": "image"}, {"type": "text", "text": DESCRIBE.format(title=title)})
             asked = asked.replace("<image>", "<image>" * len(vectors))
-        return self.losses(asked, text, vectors)
+        return self.losses(asked, vectors, text)
 
     @torch.no_grad()
-    def losses(self, asked: str, text: str, vectors: torch.Tensor) -> torch.Tensor:
+    def losses(self, asked: str, vectors: torch.Tensor, text: str) -> torch.Tensor:
         """-log p of each token of an answer and the end; `vectors` [n, d_text] stand at the image tokens."""
         said = self._target(text)
         ids = torch.cat([torch.tensor(self.tokenizer(asked).input_ids), said])[None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -78,20 +77,15 @@ def stock(run: Run) -> HuggingFace:
 
 
 @pytest.fixture(scope="module")
-def distilled(run: Run) -> HuggingFace:
+def distilled(run: Run, stock: HuggingFace) -> HuggingFace:
     """With stage 1's adapter."""
-    made = HuggingFace(run.base, run.dtype, released=run.released)
-    made.adapt(run.folder / "distill" / "bundle" / "vision_adapter")
-    return made
+    return stock.adapted(run.folder / "distill" / "bundle" / "vision_adapter")
 
 
 @pytest.fixture(scope="module")
-def tuned(run: Run) -> HuggingFace:
-    """With both adapters."""
-    made = HuggingFace(run.base, run.dtype, released=run.released)
-    for kind in ("vision", "language"):
-        made.adapt(run.folder / "tune" / "bundle" / f"{kind}_adapter")
-    return made
+def tuned(run: Run, stock: HuggingFace) -> HuggingFace:
+    """With both adapters of the last bundle."""
+    return stock.adapted(*(run.folder / "tune" / "bundle" / f"{kind}_adapter" for kind in ("vision", "language")))
 
 
 def settings(run: Run) -> ModelSettings:
@@ -228,11 +222,11 @@ def geometry_count(run: Run, item: str) -> int:
     return read_geometry(run.base, settings(run).views).count(run.photos.images[item].size)
 
 
-@cache
 def losses_of(run: Run, model: HuggingFace, target: str) -> torch.Tensor:
     """Of an id behind the list of every item."""
-    asked, vectors = question(run, model)
-    return model.losses(asked, target, vectors)
+    if target not in model.known:
+        model.known[target] = model.losses(*question(run, model), target)
+    return model.known[target]
 
 
 def test_lists_are_asked_in_the_chat_template_s_tags(run: Run, stock: HuggingFace) -> None:

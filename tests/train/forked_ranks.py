@@ -24,7 +24,7 @@ from lavic.distributed.failure import leave
 
 READY = (
     *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "peft"),
-    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation", "loop", "tuning")),
+    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "trainer", "recommendation.task")),
 )
 """What a rank imports before it begins."""
 
