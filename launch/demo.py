@@ -26,9 +26,9 @@ from lavic.config.loader import Seed, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
 from lavic.storage.atomic import write_whole
+from lavic.tracking.mlflow_store import default_store_uri
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.tracker import Tracker
-from lavic.tracking.tracking_uri import default_store
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
 
@@ -176,7 +176,7 @@ def _recommend(out: Path) -> tuple[str, ...]:
 
 def _store(out: Path) -> str:
     """Address of the demo's MLflow store."""
-    return default_store(out)
+    return default_store_uri(out)
 
 
 def port(catalog: Path) -> int:

@@ -17,7 +17,7 @@ from lavic.launch.training import command as training_command
 from lavic.launch.training.command import Input, Parts, Run, Stage
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.storage.atomic import write_whole
-from lavic.tracking.tracker import TrackingSettings
+from lavic.tracking.settings import TrackingSettings
 from lavic.train.config import LoopSettings
 from lavic.train.run_folder import RunFolder, digest_files
 

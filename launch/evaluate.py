@@ -32,7 +32,8 @@ from lavic.model.config import BaseModelSettings
 from lavic.storage.atomic import encoded, write_whole, written_aside
 from lavic.storage.output_folder import hold
 from lavic.tracking.run_metadata import versions
-from lavic.tracking.tracker import Tracker, TrackingSettings
+from lavic.tracking.settings import TrackingSettings
+from lavic.tracking.tracker import Tracker
 from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from lavic.shards.plan.dry_run import dry_run
 from lavic.shards.plan.photo_tasks import REJECTED
 from lavic.storage.paths import is_remote, place, sizes, storage_errors
 from lavic.storage.shard_cache import cache_folder
-from lavic.tracking.journal import FILE as JOURNAL
+from lavic.tracking.journal import JOURNAL_FILE
 from lavic.tracking.tracker import Tracker
 
 DESCRIPTION = """Fetch a catalogue's photos over HTTP and pack them into WebDataset shards.
@@ -206,7 +206,7 @@ def _tracker(folder: Path, settings: CrawlSettings) -> Iterator[Tracker]:
             yield tracker
     finally:
         if run is not folder:
-            with (run / JOURNAL).open("rb") as source, (folder / JOURNAL).open("wb") as copy:
+            with (run / JOURNAL_FILE).open("rb") as source, (folder / JOURNAL_FILE).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
 
 

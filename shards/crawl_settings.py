@@ -17,7 +17,7 @@ from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import KINDS
 from lavic.shards.plan.photo_tasks import PlanSettings
-from lavic.tracking.tracker import TrackingSettings
+from lavic.tracking.settings import TrackingSettings
 
 
 @settings

@@ -12,7 +12,7 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.report.blocks import Number, Section
-from lavic.tracking.tracker import read_journal
+from lavic.tracking.journal import read_journal
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore

@@ -1,4 +1,4 @@
-"""The pipeline's own MLflow run, under which its stages' runs stand: opened by `lavic submit`, closed by its status."""
+"""The pipeline's MLflow run, the parent of its stages' runs: opened by `lavic submit`, closed by `submit status`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ from lavic.launch.cli_args import typed
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_status import Situation
-from lavic.tracking.journal import FILE, read_lines
-from lavic.tracking.sync_record import read_sent
-from lavic.tracking.tracker import Tracker, sync
+from lavic.tracking.journal import JOURNAL_FILE, read_lines
+from lavic.tracking.mlflow_sync import sync
+from lavic.tracking.sync_record import read_record
+from lavic.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 
-def address(chosen: PipelineSettings) -> str:
-    """MLflow's address, for the pipeline and all its stages, as it may stand on a job's command line."""
-    return chosen.tracking.reference(Layout(chosen.out).runs)
+def tracking_uri(chosen: PipelineSettings) -> str:
+    """MLflow's URI for the pipeline and its stages, in a form that may be written on a job's command line."""
+    return chosen.tracking.recorded_uri(Layout(chosen.out).runs)
 
 
 def open_parent(chosen: PipelineSettings) -> str:
-    """The id of the pipeline's MLflow run; "" where MLflow is not asked for or does not answer, and that is said.
-
-    A pipeline that is submitted again goes on with its run.
+    """The id of the pipeline's MLflow run, the same when it is submitted again; "" without MLflow or, with a warning,
+    when it does not answer.
     """
     if not chosen.tracking.mlflow:
         return ""
     out = Layout(chosen.out).out
-    here = replace(chosen.tracking, mlflow=False, uri=address(chosen))  # sent here, not by a process beside this one
-    tracker = Tracker.open(out, here)
+    tracker = Tracker.open(out, replace(chosen.tracking, mlflow=False, uri=tracking_uri(chosen)))  # no live sync
     tracker.start(out.name, flatten(chosen), {"lavic.pipeline": str(out)}, attended=False)
-    tracker.leave()
+    tracker.detach()
     _send(chosen)
-    sent = read_sent(out, chosen.tracking.address(Layout(chosen.out).runs))
-    return sent.run_id if sent else ""
+    record = read_record(out, chosen.tracking.resolve_uri(Layout(chosen.out).runs))
+    return record.run_id if record else ""
 
 
 def tracked(name: str, known: Mapping[str, object], chosen: PipelineSettings, parent: str) -> list[str]:
-    """The words that put a step's run below the pipeline's.
+    """The flags that make a step's run a child of the pipeline's.
 
     Args:
         name: The step's.
@@ -53,13 +52,13 @@ def tracked(name: str, known: Mapping[str, object], chosen: PipelineSettings, pa
     """
     if not chosen.tracking.mlflow or "tracking" not in known:
         return []
-    mlflow = {"mlflow": True, "uri": address(chosen), "experiment": chosen.tracking.experiment, "run": name}
+    mlflow = {"mlflow": True, "uri": tracking_uri(chosen), "experiment": chosen.tracking.experiment, "run": name}
     return list(typed({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
 
 
 def close_parent(chosen: PipelineSettings, found: Iterable[Situation]) -> None:
-    """Ends the pipeline's run, once nothing of the pipeline is under way, with what came of it."""
-    journal = Layout(chosen.out).out / FILE
+    """Ends the pipeline's run with its status, once no step runs or waits."""
+    journal = Layout(chosen.out).out / JOURNAL_FILE
     if not chosen.tracking.mlflow or not journal.is_file():
         return
     states = {one.state for one in found}
@@ -78,6 +77,6 @@ def close_parent(chosen: PipelineSettings, found: Iterable[Situation]) -> None:
 
 def _send(chosen: PipelineSettings) -> None:
     try:
-        sync(Layout(chosen.out).out, address(chosen), chosen.tracking.experiment)
+        sync(Layout(chosen.out).out, tracking_uri(chosen), chosen.tracking.experiment)
     except LavicError as error:
         log.warning("the pipeline's own run is not in MLflow: %s", error)

@@ -13,7 +13,7 @@ from lavic.data.descriptions import descriptions_path
 from lavic.data.manifest import Manifest
 from lavic.errors import DataError
 from lavic.launch.pipeline.dag import Step
-from lavic.tracking.journal import FILE, parse_line
+from lavic.tracking.journal import JOURNAL_FILE, parse_line
 
 _TAIL = 1 << 16
 _RECENT = 50
@@ -30,7 +30,7 @@ def progress(step: Step) -> str:
         done, total = _files(step)
         unit = "shards" if step.stage == "describe" else "parts"
         return f"{len(done)} of {total} {unit}" if total else f"{len(done)} {unit}" if done else ""
-    return _last_metric(step.place / FILE)
+    return _last_metric(step.place / JOURNAL_FILE)
 
 
 def remaining(step: Step, expected: int | None = None) -> float | None:
@@ -48,7 +48,7 @@ def remaining(step: Step, expected: int | None = None) -> float | None:
         each = (times[-1] - times[0]) / (len(times) - 1)
         return max(0.0, each * (total - len(done)) - (time.time() - times[-1]))
     if step.stage in ("crawl", "distill", "tune"):
-        journal = step.place / FILE
+        journal = step.place / JOURNAL_FILE
         return _by_journal(_tail(journal), expected if step.stage == "crawl" else _total(journal))
     return None
 

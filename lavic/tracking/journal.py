@@ -1,4 +1,4 @@
-"""The journal of a run: `metrics.jsonl`, one line per thing that happened, the truth that all else is made from."""
+"""The journal of a run, `metrics.jsonl`: one JSON line for each metrics record or event."""
 
 from __future__ import annotations
 
@@ -15,41 +15,39 @@ from lavic.config.secrets import redact_all
 from lavic.errors import LavicError
 from lavic.storage.file_lock import Lock
 
-FILE = "metrics.jsonl"
+JOURNAL_FILE = "metrics.jsonl"
+_MAX_PARENT_LEVELS = 3
+"""How many folders up a parent run may be: PIPELINE/runs/distill is two below PIPELINE."""
 
 
 class Journal:
     """Appends to a run's journal. One process writes it: rank 0.
 
-    A line is a metrics record, {"time", "step", ...values}, or an event, {"time", "event", ...fields}. Each is one
-    write of one whole line, so that a reader never sees half of one and a crash loses at most the last. While it is
-    open the file is locked, by which `lavic sync` knows that the run is alive.
+    A line is a metrics record, {"time", "step", ...values}, or an event, {"time", "event", ...fields}. Each line is a
+    single write, so that a reader never sees half of one and a crash loses at most the last. The file is locked while
+    it is open: `lavic sync` tells from the lock whether the run is alive.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.path)
-        self._lock.take(patience_s=1.0)  # who asks whether we are alive holds it for an instant
+        self._lock.take(patience_s=1.0)  # `is_held` holds it for an instant
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
-            # A torn last line, from a full disk or a dead machine: shut it off from what comes now.
-            os.write(self._file, b"\n")
+            os.write(self._file, b"\n")  # ends a line cut by a full disk or a crash
 
     def log(self, step: int, **values: Any) -> None:
-        """Notes numbers that belong to `step` (optimizer steps done). Numbers may be tensors of one element."""
+        """Records numbers of `step` (optimizer steps done). Numbers may be tensors of one element."""
         self._append({"step": int(step), **{key: _number(value) for key, value in values.items()}})
 
     def event(self, name: str, /, **fields: Any) -> None:
-        """Notes that something happened. `event("resume", step=40)` takes back every record beyond step 40.
-
-        Secrets in the fields are left out.
-        """
+        """Records an event, with secrets removed. `event("resume", step=40)` voids every record beyond step 40."""
         self._append({"event": name, **redact_all(fields)})
 
     def close(self, status: str = "") -> None:
-        """Closes the file; with a status, after noting the event "end"."""
+        """Closes the file; with a status, after recording the event "end"."""
         if self._file >= 0:
             if status:
                 self.event("end", status=status)
@@ -59,44 +57,60 @@ class Journal:
 
     def _append(self, record: dict[str, Any]) -> None:
         text = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str)
-        line = text.encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate pair becomes JSON's own escape
+        line = text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes JSON's escape
         try:
-            written = os.write(self._file, line)
+            cut = os.write(self._file, line) < len(line)
+            reason = "the disk is full"
         except OSError as error:
-            raise self._full(error.strerror) from error
-        if written < len(line):  # the next start shuts it off
-            raise self._full("the disk is full")
+            cut, reason = True, error.strerror or str(error)
+        if cut:
+            raise LavicError(f"{self.path} cannot be written ({reason}): make room, then run the same command again")
 
-    def _full(self, why: str | None) -> LavicError:
-        return LavicError(f"{self.path} cannot be written ({why}): make room, then run the same command again")
+
+def parent_run_dirs(run_dir: Path) -> Iterator[Path]:
+    """The folders of the runs that this run's folder lies in, the nearest first."""
+    return (folder for folder in run_dir.resolve().parents[:_MAX_PARENT_LEVELS] if (folder / JOURNAL_FILE).is_file())
+
+
+def default_run_name(run_dir: Path) -> str:
+    """A run's name by its folder: the path below its parent run's folder, else with the name of the folder above."""
+    folder = run_dir.resolve()
+    return str(folder.relative_to(next(parent_run_dirs(folder), folder.parent.parent)))
 
 
 def journal_id(path: str | Path) -> str:
-    """The id of the run that a journal tells of, the same in every copy of it; "" while it is empty.
+    """The id of a journal's run, the same in every copy of it; "" for an empty journal.
 
-    It stands in the journal's first "start" event. A journal from before there were ids has one of its first line.
+    It is a field of the first "start" event; for a journal older than ids, a digest of the first line.
     """
-    first = ""
+    fallback = ""
     for record in read_lines(path):
         if record.get("event") == "start" and record.get("id"):
             return str(record["id"])
-        if not first:
+        if not fallback:
             text = json.dumps(record, sort_keys=True, ensure_ascii=True)
-            first = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return first
+            fallback = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return fallback
 
 
 def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of a journal in the order written; a torn one is left out."""
+    """The records of a journal in file order; a line that is cut is left out."""
     with Path(path).open("rb") as file:
+        yield from filter(None, map(parse_line, file))
+
+
+def read_new_lines(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """The complete lines behind an offset, each with the offset of the next; None for one that is no record."""
+    with path.open("rb") as file:
+        file.seek(offset)
         for line in file:
-            record = parse_line(line)
-            if record is not None:
-                yield record
+            if line.endswith(b"\n"):
+                offset += len(line)
+                yield parse_line(line), offset
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """One journal line as a record, or None where it is torn."""
+    """The record of a journal line, or None where the line is cut."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -105,10 +119,10 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_journal(path: str | Path) -> list[dict[str, Any]]:
-    """The metrics records of a run as if it had never been stopped, ordered by step.
+    """The metrics records of a run as if it had never been interrupted, ordered by step.
 
     A run that resumes from step 40 after reaching 55 writes steps 41 to 55 again: of records with the same step and
-    keys the last counts, and what lies beyond the step of a "resume" event is taken back.
+    keys the last counts, and a "resume" event voids the records beyond its step.
     """
     kept: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
     for record in read_lines(path):
@@ -120,12 +134,17 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_events(path: str | Path, name: str) -> list[dict[str, Any]]:
-    """The events called `name`, in the order written."""
+    """The events called `name`, in file order."""
     return [record for record in read_lines(path) if record.get("event") == name]
 
 
+def milliseconds(record: dict[str, Any]) -> int:
+    """When a record was written, in MLflow's unit."""
+    return int(1000 * (record.get("time") or time.time()))
+
+
 def _number(value: Any) -> Any:
-    """A plain number; None for one that is not finite, which json cannot hold."""
+    """A plain number; None for one that is not finite, which JSON has no word for."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,10 @@
-"""Feeds MLflow while a run goes on, in a process of its own.
+"""Sends a run to MLflow during the run, from a process of its own.
 
-    python -m lavic.tracking.live_sync RUN_DIR URI PARENT
+    python -m lavic.tracking.live_sync RUN_DIR URI PARENT_PID
 
-follows RUN_DIR's journal until its "end" event, or until the process that started this one is gone; URI may be
-`env:NAME` or `@FILE`. A process and not a thread: importing mlflow, waiting for a server and breaking then cost the run
-nothing, and the workers that a data loader forks inherit no lock that a thread holds.
+sends RUN_DIR's journal until its "end" event, or until the parent process has exited; URI may be `env:NAME` or `@FILE`.
+A process, not a thread: importing mlflow, waiting for a server and its failures then cost the run nothing, and data
+loader workers inherit no lock that a thread holds.
 """
 
 from __future__ import annotations
@@ -16,48 +16,44 @@ import sys
 import time
 from pathlib import Path
 
-from lavic.tracking.mlflow_sync import Busy, Feed, one_line
-from lavic.tracking.system_metrics import stay_calm
+from lavic.distributed.background import run_in_background
+from lavic.tracking.mlflow_sync import Busy, RunSync, one_line
 
 _POLL_S = 0.5
 _BACKOFF_S = (5.0, 60.0)
-_DYING_S = 5.0
+_EXIT_TIMEOUT_S = 5.0
 
 
-def follow(run_dir: Path, uri: str, parent: int) -> int:
-    """Feeds until the journal's "end" event, or until the process that started this one, `parent`, is gone."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what libraries say may hold a password
-    feed = Feed(run_dir, uri)
-    stay_calm()
-    wait, told = _BACKOFF_S[0], False
+def follow(run_dir: Path, uri: str, parent_pid: int) -> int:
+    """Sends until the journal's "end" event, or until the parent process has exited."""
+    logging.getLogger().addHandler(logging.NullHandler())  # messages of libraries may hold a password
+    run = RunSync(run_dir, uri)
+    run_in_background()
+    backoff_s, warned = _BACKOFF_S[0], False
     while True:
-        orphan = os.getppid() != parent
+        orphaned = os.getppid() != parent_pid
         try:
-            feed.pump()
-            if feed.ended:
+            run.send()
+            if run.ended:
                 return 0
-            if orphan:
-                feed.settle(_DYING_S)
+            if orphaned:
+                run.close_if_lost(_EXIT_TIMEOUT_S)
                 return 0
-            wait = _BACKOFF_S[0]
+            backoff_s = _BACKOFF_S[0]
             time.sleep(_POLL_S)
         except Busy:
             time.sleep(_POLL_S)
         except Exception as error:
-            if not told:
-                told = True
-                later = f"`lavic sync {shlex.quote(str(run_dir))}` sends it later"
-                print(f"mlflow: {one_line(error)}; the run goes on, {later}", file=sys.stderr)
-            if orphan:
+            if not warned:
+                warned = True
+                command = f"lavic sync {shlex.quote(str(run_dir))}"
+                print(f"mlflow: {one_line(error)}; the run continues, `{command}` sends it later", file=sys.stderr)
+            if orphaned:
                 return 1
-            _sleep_until_orphan(wait, parent)
-            wait = min(2 * wait, _BACKOFF_S[1])
-
-
-def _sleep_until_orphan(seconds: float, parent: int) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and os.getppid() == parent:
-        time.sleep(_POLL_S)
+            deadline = time.monotonic() + backoff_s
+            while time.monotonic() < deadline and os.getppid() == parent_pid:
+                time.sleep(_POLL_S)
+            backoff_s = min(2 * backoff_s, _BACKOFF_S[1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What made a run: code, packages, place. A run's tags."""
+"""Tags of a run: the code, packages, user and host that made it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pathlib import Path
 from lavic.config.secrets import redact_words
 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "safetensors", "ray", "webdataset", "mlflow")
-"""Whose versions count, where they are installed."""
-_PATIENCE_S = 5.0
+"""Packages whose versions are recorded."""
+_GIT_TIMEOUT_S = 5.0
 
 
-def provenance() -> dict[str, str]:
-    """Versions, git commit, user, host and command line; what cannot be told is left out."""
+def run_tags() -> dict[str, str]:
+    """Versions, git commit, user, host and command line; what is unknown is left out."""
     tags = {"version.python": platform.python_version(), "host": socket.gethostname()}
     tags |= {f"version.{name}": version for name, version in versions(*PACKAGES).items()}
     tags["command"] = shlex.join(["lavic", *redact_words(sys.argv[1:])])
     try:
         tags["mlflow.user"] = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # a user without a name, as in a container
         tags["mlflow.user"] = str(os.getuid())
     tags["mlflow.source.name"] = "lavic"
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
@@ -38,18 +38,18 @@ def provenance() -> dict[str, str]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of packages, by name; one that is not installed is left out."""
-    found: dict[str, str] = {}
+    """Versions of packages by name; one that is not installed is left out."""
+    installed: dict[str, str] = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _commit() -> dict[str, str]:
-    """The commit that this package is run from: of its clone, else the one that pip installed it from."""
+    """The git commit of this package: of its clone, else the one that pip installed it from."""
     here = Path(__file__).parent
-    # a virtual environment inside another project's repository must not give that one's commit
+    # in a virtual environment inside another repository, this file is not tracked
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
         commit = _git(here, "rev-parse", "HEAD") or ""
         changed = bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
@@ -62,12 +62,12 @@ def _commit() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit} if commit else {}
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """What git says; None where it fails or is not there."""
+def _git(folder: Path, *args: str) -> str | None:
+    """The output of a git command; None where it fails or git is not installed."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_PATIENCE_S, check=True
+        result = subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -21,7 +21,9 @@ from lavic.config.loader import Reference, dump, flatten, load, parse, settings
 from lavic.config.secrets import MASK, holds_secret, redact, redact_words, reveal
 from lavic.errors import ConfigError
 from lavic.tracking.journal import read_events
-from lavic.tracking.tracker import Tracker, TrackingSettings, sync
+from lavic.tracking.mlflow_sync import sync
+from lavic.tracking.settings import TrackingSettings
+from lavic.tracking.tracker import Tracker
 
 SECRET = "pw-1234"
 
@@ -152,14 +154,14 @@ def test_a_recorded_setting_is_read_from_where_it_says(tmp_path: Path, monkeypat
     monkeypatch.chdir("/")
     again = load(TrackingSettings, tmp_path / "config.yaml")
     assert again == chosen and again.uri == f"@{tmp_path}/address"
-    assert again.address(tmp_path) == f"http://me:{SECRET}@h:1"
+    assert again.resolve_uri(tmp_path) == f"http://me:{SECRET}@h:1"
     assert redact(f"no such user: {SECRET}") == f"no such user: {MASK}", "what was read is known from then on"
 
     monkeypatch.setenv("MY_STORE", f"http://me:{SECRET}@h:2")
-    assert TrackingSettings(uri="env:MY_STORE").address(tmp_path) == f"http://me:{SECRET}@h:2"
+    assert TrackingSettings(uri="env:MY_STORE").resolve_uri(tmp_path) == f"http://me:{SECRET}@h:2"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@h:3")
-    assert TrackingSettings().reference(tmp_path) == "env:MLFLOW_TRACKING_URI"
-    assert TrackingSettings().address(tmp_path) == f"http://me:{SECRET}@h:3"
+    assert TrackingSettings().recorded_uri(tmp_path) == "env:MLFLOW_TRACKING_URI"
+    assert TrackingSettings().resolve_uri(tmp_path) == f"http://me:{SECRET}@h:3"
 
 
 @pytest.mark.parametrize(
@@ -218,11 +220,11 @@ def test_nothing_that_a_run_leaves_holds_the_password(
     run = tmp_path / "runs" / "one"
     Guarded.shown.clear()
     with Tracker.open(run, chosen) as tracker:
-        tracker._patience_s = 240  # until the first try has failed
+        tracker.timeout_s = 240  # until the first try has failed
         tracker.start("tune", flatten(chosen) | {"endpoint": f"http://a:{SECRET}@b"}, {"line": f"x --token={SECRET}"})
-        assert tracker._feed is not None
-        words = Path(f"/proc/{tracker._feed.pid}/cmdline").read_bytes()
-        assert SECRET.encode() not in words, "others see it in ps"
+        assert tracker.live_sync is not None
+        command = Path(f"/proc/{tracker.live_sync.pid}/cmdline").read_bytes()
+        assert SECRET.encode() not in command, "others see it in ps"
         tracker.event("note", error=f"GET http://me:{SECRET}@h failed")
         tracker.log(1, loss=1.0)
     assert Guarded.shown and Guarded.shown[0].endswith(secrets[1]), "the server was shown it"

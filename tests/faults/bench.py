@@ -21,7 +21,7 @@ from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.tracking.journal import FILE, Journal
+from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
 from tests.train.mini_setup import make_ground
 
@@ -72,7 +72,7 @@ def make_inputs(folder: Path, server: PhotoServer) -> None:
     for file in (folder / "pipeline.yaml", folder / "pipeline" / "pipeline.yaml"):
         file.write_text("# lavic submit\n" + yaml.safe_dump(pipeline))
 
-    journal = Journal(folder / "run" / FILE)
+    journal = Journal(folder / "run" / JOURNAL_FILE)
     journal.event("start", id="5" * 32, command="tune", experiment="faults")
     for step in range(1, 9):
         journal.log(step, loss=1 / step)

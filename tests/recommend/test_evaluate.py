@@ -17,7 +17,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.evaluation.report import sections
 from lavic.launch import evaluate
 from lavic.model.item_store import ItemStore
-from lavic.tracking.tracker import Journal, read_events, read_journal
+from lavic.tracking.journal import Journal, read_events, read_journal
 
 from .conftest import KEY, Ground, make_rows, write_rows
 

@@ -23,20 +23,27 @@ from lavic.errors import ConfigError, DataError, LaunchError, LavicError
 from lavic.launch import sync as command
 from lavic.tracking.journal import Journal, read_events, read_journal
 from lavic.tracking.mlflow_client import connect
-from lavic.tracking.sync_record import read_sent
-from lavic.tracking.system_metrics import FOLDER as SYSTEM
-from lavic.tracking.tracker import Tracker, TrackingSettings, default_uri, sync
-from lavic.tracking.tracking_uri import sqlite_path, store_key
+from lavic.tracking.mlflow_store import default_store_uri, sqlite_path, store_key
+from lavic.tracking.mlflow_sync import sync
+from lavic.tracking.settings import TrackingSettings
+from lavic.tracking.sync_record import read_record
+from lavic.tracking.system_metrics import SYSTEM_FOLDER
+from lavic.tracking.tracker import Tracker
 
 DEAD = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
-from lavic.tracking.tracker import Tracker, TrackingSettings
+from lavic.tracking.settings import TrackingSettings
+from lavic.tracking.sync_record import read_records
+from lavic.tracking.tracker import Tracker
 
 tracker = Tracker.open(Path(sys.argv[1]), TrackingSettings(mlflow=True))
 tracker.start("dies")
 tracker.log(1, loss=2.0)
-assert tracker.mlflow_run(60)
+deadline = time.monotonic() + 60
+while not any(record.run_id for record in read_records(Path(sys.argv[1])).values()):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -54,7 +61,7 @@ def store_uri(template, tmp_path):
     """The address of an empty database beside the runs of a test, tmp_path/runs."""
     (tmp_path / "runs").mkdir()
     shutil.copy(template, tmp_path / "runs" / "mlflow.db")
-    return default_uri(tmp_path / "runs" / "any")
+    return default_store_uri(tmp_path / "runs")
 
 
 def lines(path: Path) -> list[dict]:
@@ -65,9 +72,7 @@ def tracked(
     run: Path, steps: range, *, status: str = "FINISHED", settings: TrackingSettings | None = None, **params
 ) -> None:
     """A run from the outside: starts, logs a loss per step, ends."""
-    tracker = Tracker(
-        Journal(run / "metrics.jsonl"), settings, patience_s=240
-    )  # a loaded machine's mlflow loads slowly
+    tracker = Tracker(Journal(run / "metrics.jsonl"), settings, timeout_s=240)  # a loaded machine imports mlflow slowly
     tracker.start("distill", {"lr": 0.1, **params}, {"stage": "1"})
     for step in steps:
         tracker.log(step, loss=1 / step, **({"valid_loss": 2 / step} if step % 2 else {}))
@@ -89,8 +94,8 @@ class Store:
 
 
 def stored(run: Path, uri: str | None = None) -> Store:
-    uri = uri or default_uri(run)
-    return Store(uri, read_sent(run, uri).run_id)
+    uri = uri or default_store_uri(run.resolve().parent)
+    return Store(uri, read_record(run, uri).run_id)
 
 
 def test_mlflow_gets_everything_and_a_resumed_run_goes_on_without_duplicates(store_uri, tmp_path, monkeypatch):
@@ -146,7 +151,7 @@ def test_a_full_disk_under_a_store_is_one_line_and_exit_1(tmp_path, monkeypatch)
     def full(path):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("lavic.tracking.mlflow_client._make_sqlite", full)
+    monkeypatch.setattr("lavic.tracking.mlflow_client.create_if_missing", full)
     with pytest.raises(LavicError, match="the disk is full: make room, then run the same command again") as refused:
         sync(run, f"sqlite:///{tmp_path}/m.db")
     assert refused.value.exit_code == 1
@@ -170,9 +175,9 @@ def test_sync_sends_a_journal_once(tmp_path, capsys):
     journal = Journal(tmp_path / "runs" / "a" / "metrics.jsonl")
     noted = (tmp_path / "runs" / "a" / "mlflow.json").read_text()
     journal.log(4, loss=0.25)
-    assert sync(tmp_path / "runs" / "a", uri).points == 1
+    assert sync(tmp_path / "runs" / "a", uri).points_sent == 1
     (tmp_path / "runs" / "a" / "mlflow.json").write_text(noted)
-    assert sync(tmp_path / "runs" / "a", uri).points == 1
+    assert sync(tmp_path / "runs" / "a", uri).points_sent == 1
     assert stored(tmp_path / "runs" / "a", uri).points("loss") == [(step, 1 / step) for step in (1, 2, 3, 4)]
 
 
@@ -191,8 +196,11 @@ def test_a_run_that_was_deleted_in_mlflow_is_made_again(store_uri, tmp_path):
 def test_a_child_run_is_shown_under_its_parent(store_uri, tmp_path):
     parent = Tracker.open(tmp_path / "demo", TrackingSettings(mlflow=True, uri=store_uri))
     parent.start("demo")
-    parent_id = parent.mlflow_run(60)
-    assert parent_id
+    deadline = time.monotonic() + 60
+    while not (record := read_record(tmp_path / "demo", store_uri)) or not record.run_id:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent_id = record.run_id
     settings = TrackingSettings(mlflow=True, uri=store_uri, parent_run=parent_id, run="stage 1")
     tracked(tmp_path / "demo" / "distill", range(1, 2), settings=settings)
     parent.finish()
@@ -225,7 +233,7 @@ def test_a_pipeline_of_jobs_is_not_dead_while_nobody_attends_it(store_uri, tmp_p
     pipeline = tmp_path / "runs" / "pipeline"
     tracker = Tracker.open(pipeline)
     tracker.start("pipeline", attended=False)
-    tracker.leave()
+    tracker.detach()
     sync(pipeline, store_uri)
     assert stored(pipeline, store_uri).run.info.status == "RUNNING"
     Tracker.open(pipeline).finish("FAILED")  # its last job
@@ -283,7 +291,7 @@ def test_every_node_is_seen_apart(store_uri, tmp_path):
     run = tmp_path / "runs" / "one"
     tracked(run, range(1, 3))
     for node in (0, 1, 0):
-        file = run / SYSTEM / f"node-{node}.jsonl"
+        file = run / SYSTEM_FOLDER / f"node-{node}.jsonl"
         lines_before = len(lines(file)) if file.exists() else 0
         tracker = Tracker.open(run, TrackingSettings(system_every=0.5), main=False, node=node)
         until = time.monotonic() + 60
@@ -292,8 +300,8 @@ def test_every_node_is_seen_apart(store_uri, tmp_path):
             time.sleep(0.1)
         tracker.finish()
     sync(run, store_uri)
-    assert sync(run, store_uri).points == 0
-    watcher = Journal(run / SYSTEM / "node-1.jsonl")
+    assert sync(run, store_uri).points_sent == 0
+    watcher = Journal(run / SYSTEM_FOLDER / "node-1.jsonl")
     watcher.log(0, cpu_utilization_percentage=50.0)  # it may speak once more than the run
     watcher.close()
     sync(run, store_uri)
@@ -306,7 +314,7 @@ def test_every_node_is_seen_apart(store_uri, tmp_path):
             assert points and len({step for step, _ in points}) == len(points)
             assert all(value >= 0 for _, value in points)
     assert store.points("system/node-0/system_memory_usage_megabytes")[0][1] > 10
-    assert len(list((run / SYSTEM).iterdir())) == 2
+    assert len(list((run / SYSTEM_FOLDER).iterdir())) == 2
 
 
 class Wrong(http.server.BaseHTTPRequestHandler):
@@ -335,14 +343,15 @@ def test_a_wrong_server_is_one_line_and_changes_nothing(store_uri, tmp_path, cap
     with pytest.raises(LaunchError, match="did not take"):
         sync(tmp_path / "run", uri)
     mlflow_client.shutdown()
-    assert sync(tmp_path / "run", store_uri).points == 8
+    assert sync(tmp_path / "run", store_uri).points_sent == 8
     assert stored(tmp_path / "run", store_uri).points("loss") == [(step, 1 / step) for step in range(1, 6)]
 
 
 RACER = """
 import sys
 from pathlib import Path
-from lavic.tracking.tracker import Tracker, sync
+from lavic.tracking.mlflow_sync import sync
+from lavic.tracking.tracker import Tracker
 
 run = Path(sys.argv[1])
 with Tracker.open(run) as tracker:
@@ -380,23 +389,23 @@ def test_runs_that_start_together_make_one_store(tmp_path):
 def test_a_store_is_put_in_place_whole_where_no_lock_is_known(tmp_path, monkeypatch):
     """A file system without locks: another machine's store came first, and stays."""
     ours, theirs = tmp_path / "mlflow.db", b"another machine's"
-    from lavic.tracking import mlflow_client
+    from lavic.tracking import mlflow_store
 
     @contextlib.contextmanager
     def nobody_kept_out(uri):
         yield
 
-    monkeypatch.setattr(mlflow_client, "alone", nobody_kept_out)
+    monkeypatch.setattr(mlflow_store, "store_lock", nobody_kept_out)
     link = os.link
 
     def late(aside, path):
         Path(path).write_bytes(theirs)
         link(aside, path)
 
-    monkeypatch.setattr(mlflow_client.os, "link", late)
-    mlflow_client._make_sqlite(ours)
+    monkeypatch.setattr(mlflow_store.os, "link", late)
+    mlflow_store.create_if_missing(ours)
     assert ours.read_bytes() == theirs
-    assert list(tmp_path.iterdir()) == [ours], "ours is gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts"}, "ours is gone"
 
 
 def test_a_run_is_one_run_under_any_path(store_uri, tmp_path, monkeypatch, capsys):
@@ -424,7 +433,7 @@ def test_a_run_is_one_run_under_any_path(store_uri, tmp_path, monkeypatch, capsy
     journal = Journal(runs / "copy" / "metrics.jsonl")
     journal.log(4, loss=0.25)
     journal.close()
-    assert sync(runs / "copy").points == 1
+    assert sync(runs / "copy").points_sent == 1
     assert stored(run, store_uri).points("loss") == [(step, 1 / step) for step in range(1, 5)]
     assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
 
@@ -434,7 +443,7 @@ def test_a_folder_that_was_moved_with_its_store_stays_with_it(store_uri, tmp_pat
     sync(tmp_path / "runs" / "one")
     (tmp_path / "runs").rename(tmp_path / "moved")
     feed = sync(tmp_path / "moved" / "one")
-    assert feed.points == 0 and feed.uri == f"sqlite:///{tmp_path}/moved/mlflow.db"
+    assert feed.points_sent == 0 and feed.uri == f"sqlite:///{tmp_path}/moved/mlflow.db"
     store = stored(tmp_path / "moved" / "one")
     assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
 
@@ -445,8 +454,8 @@ def test_a_run_from_before_there_were_ids_is_one_run_too(store_uri, tmp_path):
     old = [{"event": "start", "run": "tune", "experiment": "lavic"}, {"step": 1, "loss": 2.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps({"time": 1.7e9, **line}) + "\n" for line in old))
     shutil.copytree(run, tmp_path / "runs" / "copy")
-    assert sync(run).points == 1
-    assert sync(tmp_path / "runs" / "copy").points == 0
+    assert sync(run).points_sent == 1
+    assert sync(tmp_path / "runs" / "copy").points_sent == 0
     assert stored(run).run.info.run_name == "runs/old"
     noted = json.loads((run / "mlflow.json").read_text())[store_key(store_uri)]
     stored(run).client.delete_tag(noted["run_id"], "lavic.run_id")
@@ -455,8 +464,8 @@ def test_a_run_from_before_there_were_ids_is_one_run_too(store_uri, tmp_path):
     with Tracker.open(run) as tracker:
         tracker.start("tune")
         tracker.log(2, loss=1.0)
-    assert sync(run).points == 1
-    assert sync(tmp_path / "runs" / "copy").points == 0
+    assert sync(run).points_sent == 1
+    assert sync(tmp_path / "runs" / "copy").points_sent == 0
     store = stored(run)
     assert store.points("loss") == [(1, 2.0), (2, 1.0)]
     assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
@@ -479,7 +488,7 @@ def test_sync_sends_a_run_to_where_it_was_told_to_go(store_uri, tmp_path, monkey
     assert command.main([str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
     assert said.count(f" -> {store_uri} (run ") == 3
-    assert said.endswith(f"to look at: mlflow ui --backend-store-uri {store_uri}\n")
+    assert said.endswith(f"view with: mlflow ui --backend-store-uri {store_uri}\n")
     assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
     assert command.main([str(tmp_path / "runs" / "deep" / "er" / "b")]) == 0, "where it was sent before"
     assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
@@ -543,7 +552,7 @@ def test_a_store_that_was_never_finished_is_named(tmp_path, content):
             database.execute("CREATE TABLE experiments (id INTEGER)")
     else:
         (tmp_path / "mlflow.db").write_bytes(content)
-    with pytest.raises(LaunchError, match=r"mlflow\.db: not a whole MLflow store; move it away"):
+    with pytest.raises(LaunchError, match=r"mlflow\.db: not a complete MLflow store; move it away"):
         sync(tmp_path / "run")
 
 
@@ -557,12 +566,12 @@ def test_a_store_below_any_path_holds_the_run(template, tmp_path, name):
     journal.close()
     shutil.copy(template, place / "mlflow.db")
     feed = sync(place / "run")
-    assert sync(place / "run").points == 0
+    assert sync(place / "run").points_sent == 0
     assert [path.name for path in tmp_path.iterdir()] == [name], "nothing beside it"
     assert {path.name for path in place.iterdir()} == {".mlflow.db.lock", "mlflow.db", "mlartifacts", "run"}
-    store = Store(feed.uri, feed.sent.run_id)
+    store = Store(feed.uri, feed.record.run_id)
     assert store.points("loss") == [(1, 1.0), (2, 0.5)]
-    paths = {file.path for file in store.client.list_artifacts(feed.sent.run_id)}
+    paths = {file.path for file in store.client.list_artifacts(feed.record.run_id)}
     assert {"table.txt", "curves"} <= paths
     assert sqlite_path(feed.uri) == place / "mlflow.db"
     assert store_key(feed.uri) == store_key(store_key(feed.uri)) == f"sqlite:{place}/mlflow.db"
@@ -577,7 +586,7 @@ def test_names_that_mlflow_does_not_take_stay_apart(store_uri, tmp_path):
             tracker.log(0, **{f"{name}/lavic/hit_rate": float(number)})
             tracker.dataset(name, f"d{number}", run / "metrics.jsonl", manifest=run / "config.json")
     sync(run)
-    assert sync(run).points == 0
+    assert sync(run).points_sent == 0
     store = stored(run)
     values = {name: value for name, value in store.run.data.metrics.items() if name.endswith("hit_rate") or "-" in name}
     assert sorted(values.values()) == [float(number) for number in range(len(names))]
@@ -651,7 +660,7 @@ def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, capl
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
         settings = TrackingSettings(mlflow=True, uri=uri)
-        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, patience_s=240)
+        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, timeout_s=240)
         start = time.monotonic()
         tracker.start("x", {"lr": 1})
         for step in range(1, 501):
@@ -661,7 +670,7 @@ def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, capl
     assert len(read_journal(tmp_path / "run" / "metrics.jsonl")) == 500
     assert "lavic sync" in caplog.text
     assert capfd.readouterr().err.count("mlflow: ") == 1
-    assert sync(tmp_path / "run", store_uri).points == 500
+    assert sync(tmp_path / "run", store_uri).points_sent == 500
     assert stored(tmp_path / "run", store_uri).run.data.params == {"lr": "1"}
 
 
@@ -670,7 +679,7 @@ def test_a_server_that_never_answers_holds_the_end_only_for_the_patience(tmp_pat
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         settings = TrackingSettings(mlflow=True, uri=f"http://127.0.0.1:{mute.getsockname()[1]}")
-        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, patience_s=1.0)
+        tracker = Tracker(Journal(tmp_path / "run" / "metrics.jsonl"), settings, timeout_s=1.0)
         tracker.start("x")
         tracker.log(1, loss=1.0)
         start = time.monotonic()
@@ -686,7 +695,7 @@ def test_a_run_that_is_killed_does_not_stay_running(store_uri, tmp_path):
     until = time.monotonic() + 60
     # the feeding process outlives the run, and may not have spoken yet
     while time.monotonic() < until:
-        if read_sent(run, default_uri(run)) and stored(run).run.info.status != "RUNNING":
+        if read_record(run, store_uri) and stored(run).run.info.status != "RUNNING":
             break
         time.sleep(0.2)
     assert stored(run).run.info.status == "KILLED"
@@ -778,10 +787,10 @@ def test_sync_says_what_is_wrong(tmp_path):
 
 def test_the_address_is_the_setting_then_the_environment_then_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env")
-    assert TrackingSettings(uri="http://flag").address(tmp_path) == "http://flag"
-    assert TrackingSettings().address(tmp_path) == "http://env"
+    assert TrackingSettings(uri="http://flag").resolve_uri(tmp_path) == "http://flag"
+    assert TrackingSettings().resolve_uri(tmp_path) == "http://env"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert TrackingSettings().address(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert TrackingSettings().resolve_uri(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
     assert os.environ.get("MLFLOW_TRACKING_URI") is None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lavic.tracking.journal import read_events, read_journal
-from lavic.tracking.tracker import sync
+from lavic.tracking.mlflow_sync import sync
 from tests.train.conftest import curve
 from tests.train.forked_ranks import Forge, Rank
 from tests.train.mini_setup import Ground
