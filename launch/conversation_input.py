@@ -1,4 +1,4 @@
-"""What a user asks for: a conversation from a file, standard input or the command line, and the items to rank."""
+"""Reads a conversation from a file, standard input or the command line, and the candidates to rank."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lavic.errors import ConfigError, DataError
 from lavic.storage.json_text import BadJson, parse_json
 from lavic.storage.text_files import TextFileError, read_text, text_of
 
-NAME_THEM = "name the items to choose from: --candidates ID ..., or --candidates-file FILE"
+NO_CANDIDATES = "give the items to rank: --candidates ID ..., or --candidates-file FILE"
 
 _ROW = re.compile(r'[\s\[]*\{\s*"(context|context_items|gt|gt_items|candidates\w*)"\s*:')
-"""How a row of the released form begins, also one that breaks off."""
+"""The start of a row in the released format, complete or not."""
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".gz", ".md", ".csv", ".tsv")
 
 
 def read_candidates(words: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """The item ids of `--candidates` or of `--candidates-file`; none where neither is given.
+    """The item ids of `--candidates` or `--candidates-file`; empty if neither is given.
 
     Raises:
-        ConfigError: Both are given, or the words hold no id.
-        DataError: The file cannot be read, or holds no id.
+        ConfigError: Both are given, or `words` has no id.
+        DataError: The file cannot be read, or has no id.
     """
     ids = tuple(part for word in words for part in re.split(r"[,\s]+", word) if part)
     if file is None:
@@ -39,56 +39,55 @@ def read_candidates(words: Sequence[str], file: Path | None) -> tuple[str, ...]:
         text = read_text(file)
     except TextFileError as error:
         raise DataError(f"--candidates-file {error}") from None
-    named = tuple(line.strip() for line in text.split("\n") if line.strip())
-    if not named:
+    ids = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not ids:
         raise DataError(f"--candidates-file {file}: no item id in it; one per line is expected")
-    return named
+    return ids
 
 
-def read_conversation(source: str, named: tuple[str, ...], key: str) -> list[Conversation]:
-    """The conversations of a file, of standard input or of words, each with the list to rank under `key`.
+def read_conversation(source: str, ids: tuple[str, ...], key: str) -> list[Conversation]:
+    """The conversations of a file, of standard input or of a text, each with its candidate list under `key`.
 
     Args:
-        source: What `--conversation` says.
-        named: Item ids that every conversation is ranked with; none: its own list.
-        key: Of the list.
+        source: The value of `--conversation`.
+        ids: Candidates of every conversation; empty: each conversation's own list.
+        key: Key of the list.
 
     Raises:
-        ConfigError: A text comes without candidates.
-        DataError: The file cannot be read, is empty, or holds rows that are no conversations.
+        ConfigError: A text has no candidates.
+        DataError: The file cannot be read, is empty, or has rows that are not conversations.
     """
     name, text = _text_of(source)
     if not text.strip():
-        raise DataError(f"{name}: empty; say what is looked for")
+        raise DataError(f"{name}: empty; write what you are looking for")
     if _is_json(name, text):
-        rows = parse_conversations(text, name=name, candidates=None if named else key)
-        return [replace(row, candidates={key: named}) if named else row for row in rows]
-    if not named:
-        raise ConfigError(NAME_THEM)
-    return [Conversation(id=Path(name).stem, turns=turns_of(text), candidates={key: named}, file=name)]
+        rows = parse_conversations(text, name=name, candidates=None if ids else key)
+        return [replace(row, candidates={key: ids}) if ids else row for row in rows]
+    if not ids:
+        raise ConfigError(NO_CANDIDATES)
+    return [Conversation(id=Path(name).stem, turns=turns_of(text), candidates={key: ids}, file=name)]
 
 
 def _text_of(source: str) -> tuple[str, str]:
-    """What `--conversation` names: how messages call it, and its text."""
+    """The text that `--conversation` gives, and the name of its source in messages."""
     if source == "-":
         data = sys.stdin.buffer.read()
         try:
             return "standard input", text_of(data, "standard input")
         except TextFileError:
-            # Typed or piped text, perhaps of another encoding: what is not UTF-8 is replaced, the rest is ranked.
             text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
-            print("standard input: not UTF-8; characters that cannot be read were replaced", file=sys.stderr)
+            print("standard input: not UTF-8; invalid characters were replaced", file=sys.stderr)
             return "standard input", text
     try:
-        if source.strip() and (Path(source).exists() or _looks_like_a_path(source)):
+        if source.strip() and (Path(source).exists() or _is_path(source)):
             return source, read_text(source)
-    except (OSError, ValueError):  # too long for a path, or a NUL in it
+    except (OSError, ValueError):  # too long for a path, or with a NUL
         pass
     return "--conversation", source.encode("utf-8", "replace").decode()
 
 
-def _looks_like_a_path(source: str) -> bool:
-    """Whether words that name no file were meant to name one: then that it is missing must be said."""
+def _is_path(source: str) -> bool:
+    """Whether a text is meant as the path of a file, which must then exist."""
     path = Path(source)
     if (
         path.is_absolute()
@@ -101,7 +100,7 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _is_json(name: str, text: str) -> bool:
-    """Whether a text holds rows of JSON. Prose may begin with a bracket too; a .jsonl file is never prose."""
+    """Whether a text is rows of JSON. Plain text may start with a bracket too; a .jsonl file is never plain text."""
     if Path(name.removesuffix(".gz")).suffix in (".json", ".jsonl") or _ROW.match(text):
         return True
     text = text.strip()

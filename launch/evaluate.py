@@ -1,8 +1,8 @@
-"""`lavic evaluate`: every metric of a tuned bundle with its intervals, beside the controls that tell what it rests on.
+"""`lavic evaluate`: all metrics of a tuned bundle with intervals, beside its controls and baselines.
 
-OUT/report.html        to look at
-OUT/predictions.jsonl  one line per set, arm and conversation: the ranking with its probabilities
-OUT/results.json       every number; written last
+OUT/report.html        the results as a page
+OUT/predictions.jsonl  a line per test set, arm and conversation: the ranking with its probabilities
+OUT/results.json       all numbers; written last
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lavic import __version__
 from lavic.config.loader import Seed, flatten, parse, settings
 from lavic.distributed.context import World
 from lavic.errors import ConfigError
-from lavic.evaluation.arms import Decode, compete
 from lavic.evaluation.assessment import RANDOM, assess
 from lavic.evaluation.baselines import list_order, popularity
-from lavic.evaluation.none_of_these import judge_none
+from lavic.evaluation.controls import Decode, rank_test_sets
+from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.report import sections as report_sections
-from lavic.evaluation.test_set import Clusters, Trial
-from lavic.launch.evaluation.setup import ArmName, Contest
-from lavic.launch.evaluation.summary import outline, table
+from lavic.evaluation.test_set import ClusterBy, TestSet
+from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
+from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings
 from lavic.storage.atomic import encoded, write_whole, written_aside
 from lavic.storage.output_folder import hold
@@ -37,18 +37,20 @@ from lavic.tracking.tracker import Tracker
 from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranker import Ranking
+    from lavic.recommend.ranker import RankedList
 
+    Rankings = Mapping[str, Mapping[str, Sequence[RankedList]]]
+    """Test set -> arm -> a ranking per conversation."""
 
-DESCRIPTION = """Measure a tuned bundle on held-out conversations, beside controls that each lack one thing it has: the
-tokens shuffled between the candidates, the model before stage 2, the list's order, chance, and any other bundle.
+DESCRIPTION = """Evaluate a tuned bundle on held-out conversations, beside controls that each lack one of its inputs
+(tokens shuffled between candidates, the model before stage 2), baselines (list order, random) and other bundles.
 
   lavic evaluate --bundle runs/tune/bundle --store store --test test.jsonl --out evaluation
   lavic evaluate --bundle runs/tune/bundle --store store --test items=test.jsonl combinations=test_combinations.jsonl \\
       --compare text_only=runs/titles/bundle --shards shards --runs runs/distill runs/tune --out evaluation
 
-Writes OUT/results.json (every metric of every arm, with intervals over clusters of dependent conversations, paired
-differences and exact tests), OUT/predictions.jsonl (every ranking) and OUT/report.html (to look at)."""
+Writes OUT/results.json (all metrics, with intervals over clusters of dependent conversations, paired differences and
+exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the results as a page)."""
 
 
 FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.")
@@ -57,66 +59,67 @@ FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model
 
 @settings
 class EvaluateSettings:
-    """Evaluate a tuned bundle beside its controls."""
+    """Evaluate a tuned bundle beside its controls and baselines."""
 
     bundle: Path
     """The bundle that `lavic tune` made: RUN/bundle."""
     store: Path
     """The item store that it was tuned on, from `lavic embed`."""
     test: tuple[str, ...]
-    """Conversation files, each FILE or NAME=FILE. Every one is reported; the first is the main one."""
+    """Conversation files, each FILE or NAME=FILE; the first is the main test set."""
     out: Path
     """Folder for results.json, predictions.jsonl and report.html."""
     compare: tuple[str, ...] = ()
-    """Other bundles on the same lists, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
+    """Other bundles to compare with, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
     arms: tuple[ArmName, ...] = ("lavic", "shuffled", "before_tuning", "list_order", "random")
-    """What is measured of --bundle. `popularity` wants --train, `words` and `words_before_tuning` want --words."""
+    """The model of --bundle, its controls and baselines. `popularity` needs --train, `words` and `words_before_tuning`
+    need --words."""
     candidates: str = "candidates_st"
-    """Which list of the conversations is ranked."""
+    """Key of the candidate list to rank."""
     missing: Literal["refuse", "drop"] = "refuse"
-    """What happens to a candidate that is not in the store: an error, or it is left out of its list (and counted)."""
+    """A candidate that is not in the store is an error, or is dropped from its list and counted."""
     decode: Decode = "likelihood"
-    """`likelihood` ranks the whole list by the probability of each ID; `generate` lets the model write freely and reads
-    the ID out of it, as the released scripts do: there is no ranking behind that one item."""
+    """`likelihood` ranks the whole list by the probability of each ID; `generate` generates text and parses the ID from
+    it, as the released scripts do, which gives one item and no ranking."""
     tokens_per_item: PositiveInt | None = None
-    """Item tokens shown of each candidate of --bundle, its first ones; by default as many as it was tuned on."""
+    """Number of item tokens per candidate, the first ones; by default as in tuning."""
     train: Path | None = None
     """Training conversations, for the popularity baseline."""
     words: Path | None = None
-    """Looks in words, for the `words` arms: a jsonl file of {"id", "look"}."""
+    """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
     shards: tuple[Path, ...] = ()
     """Sets of shards with the candidates' photos, for the report's gallery."""
     runs: tuple[str, ...] = ()
-    """Run folders of stages 1 and 2, each RUN or NAME=RUN: their validation curves go into the report."""
+    """Run folders of stages 1 and 2, each RUN or NAME=RUN, for the report's validation curves."""
     gallery: NonNegativeInt = 24
-    """Conversations shown in the report."""
-    title: str = "Does it recommend by looking?"
+    """Number of example conversations in the report."""
+    title: str = "LaViC evaluation"
     """Heading of the report."""
-    cluster: Clusters = "both"
-    """Conversations that count as one group for the intervals: those that share a submission or a target (both), only
-    either, or none."""
+    cluster: ClusterBy = "both"
+    """Conversations that are resampled together for the intervals: those that share a submission or a target (both),
+    only a submission, only a target, or none."""
     draws: PositiveInt = 10_000
-    """Bootstrap resamples."""
+    """Number of bootstrap resamples."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
     seed: Seed = 0
-    """Of shuffles, resamples and the gallery's choice."""
+    """Seed of shuffles, resamples and the gallery's sample."""
     limit: PositiveInt | None = None
-    """Only the first so many conversations of each file."""
+    """Evaluate only the first conversations of each file, at most this many."""
     model: BaseModelSettings = BaseModelSettings()
     """The base model of --bundle."""
     tokens_per_batch: PositiveInt = 8192
-    """Prompts read together, tokens; memory and speed depend on it, results do not."""
+    """Maximum tokens of a batch; memory and speed depend on it, results do not."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Type of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     nproc: PositiveInt = 1
-    """Processes on this machine; inside torchrun or srun their number counts."""
+    """Number of local processes; ignored under torchrun and srun."""
     overwrite: bool = False
-    """Replace the results of an evaluation with other settings in --out."""
+    """Replace results of other settings in --out."""
     dry_run: bool = False
-    """Check every input, print what would be ranked and stop; no model is loaded and nothing is written."""
+    """Check the inputs and print what would be ranked, without loading a model or writing."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where the numbers are recorded besides OUT."""
+    """Where the results are recorded besides OUT."""
 
 
 SETTINGS = EvaluateSettings
@@ -128,31 +131,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
     world = World.from_env()
     if chosen.dry_run:
-        print(outline(chosen, Contest.prepare(chosen)))
+        print(dry_run_text(chosen, EvaluationSetup.prepare(chosen)))
         return 0
     if chosen.nproc > 1 and world.size == 1:
         from lavic.launch.ranks import local
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)
-    contest = Contest.prepare(chosen)
+    setup = EvaluationSetup.prepare(chosen)
     with hold(chosen.out) if world.is_main else nullcontext():
         if world.is_main and not chosen.overwrite:
             refuse_other_settings(chosen)
         with world.together() if world.size > 1 else nullcontext():
-            return run(chosen, contest, world)
+            return run(chosen, setup, world)
 
 
 def refuse_other_settings(chosen: EvaluateSettings) -> None:
-    """Keeps the results of another evaluation.
-
-    Raises:
-        ConfigError: `--out` holds results of other settings.
-    """
+    """Raises ConfigError if `--out` holds results of other settings."""
     path = chosen.out / "results.json"
     try:
         before = json.loads(path.read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # none, or what an evaluation that was cut short has left
+        return  # no results, or none that can be read
     now = json.loads(json.dumps(flatten(chosen), default=str))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
     if changed:
@@ -160,22 +159,22 @@ def refuse_other_settings(chosen: EvaluateSettings) -> None:
         raise ConfigError(f"{path}: results of other settings ({what}): use another --out, or --overwrite them")
 
 
-def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
-    """Ranks, measures, writes. Rank 0 writes; the others only rank."""
-    began = time.monotonic()
+def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: World) -> int:
+    """Ranks on every rank; rank 0 computes and writes the results."""
+    start = time.monotonic()
     node = world.node if world.local_rank == 0 else None
     with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
         tracker.start("evaluate", flatten(chosen))
-        for trial in contest.trials:
-            tracker.dataset(trial.name, trial.sha256, trial.file, context="evaluation")
+        for test_set in setup.test_sets:
+            tracker.dataset(test_set.name, test_set.sha256, test_set.file, context="evaluation")
         if world.is_main:
             manifest = chosen.store / "manifest.json"
             tracker.dataset("item store", digest_files([manifest]), chosen.store, manifest=manifest)
-            if contest.popular is not None and chosen.train is not None:
+            if setup.target_counts is not None and chosen.train is not None:
                 tracker.dataset("training set", digest_files([chosen.train]), chosen.train, context="popularity")
-        found = compete(
-            contest.arms,
-            contest.trials,
+        rankings = rank_test_sets(
+            setup.arms,
+            setup.test_sets,
             world,
             decode=chosen.decode,
             tokens_per_batch=chosen.tokens_per_batch,
@@ -184,37 +183,37 @@ def run(chosen: EvaluateSettings, contest: Contest, world: World) -> int:
         )
         if not world.is_main:
             return 0
-        # results.json is written last, and means that all three are of one evaluation
+        # results.json is written last: with it, all three files are of one evaluation
         (chosen.out / "results.json").unlink(missing_ok=True)
-        _write_predictions(chosen.out / "predictions.jsonl", contest.trials, found)
-        results = measure_all(chosen, contest, found)
-        results["seconds"] = round(time.monotonic() - began, 2)
-        _write_report(chosen, contest, found, results)
+        _write_predictions(chosen.out / "predictions.jsonl", setup.test_sets, rankings)
+        results = compute_results(chosen, setup, rankings)
+        results["seconds"] = round(time.monotonic() - start, 2)
+        _write_report(chosen, setup, rankings, results)
         write_whole(chosen.out / "results.json", json.dumps(results, indent=2) + "\n")
-        for name, trial in results["sets"].items():
-            for arm, metrics in trial["arms"].items():
-                tracker.log(0, **{f"{name}/{arm}/{metric}": one["value"] for metric, one in metrics.items()})
+        for name, test_set in results["sets"].items():
+            for arm, metrics in test_set["arms"].items():
+                tracker.log(0, **{f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()})
         for file in ("results.json", "report.html"):
             tracker.artifact(chosen.out / file)
-    print(table(results))
+    print(results_table(results))
     print(f"\n{chosen.out / 'report.html'}")
     return 0
 
 
-def measure_all(
-    chosen: EvaluateSettings, contest: Contest, found: Mapping[str, Mapping[str, Sequence[Ranking]]]
-) -> dict[str, Any]:
-    """What `results.json` holds; `hit_rate` is the main set in short."""
+def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: Rankings) -> dict[str, Any]:
+    """The content of `results.json`; its `hit_rate` is that of the main test set."""
     sets: dict[str, Any] = {}
-    main = contest.arms[0].name
-    for trial in contest.trials:
-        ids = {arm: [ranking.ids for ranking in rankings] for arm, rankings in found[trial.name].items()}
-        if contest.popular is not None:
-            ids["popularity"] = [popularity(listed, contest.popular, seed=chosen.seed) for listed in trial.lists]
+    main = setup.arms[0].name
+    for test_set in setup.test_sets:
+        by_arm = rankings[test_set.name]
+        ids = {arm: [ranking.ids for ranking in ranked] for arm, ranked in by_arm.items()}
+        if setup.target_counts is not None:
+            counts = setup.target_counts
+            ids["popularity"] = [popularity(listed, counts, seed=chosen.seed) for listed in test_set.lists]
         if "list_order" in chosen.arms:
-            ids["list_order"] = [list_order(listed) for listed in trial.lists]
-        sets[trial.name] = assess(
-            trial,
+            ids["list_order"] = [list_order(listed) for listed in test_set.lists]
+        sets[test_set.name] = assess(
+            test_set,
             ids,
             main=main,
             random=RANDOM in chosen.arms,
@@ -223,32 +222,32 @@ def measure_all(
             level=chosen.level,
             seed=chosen.seed,
         )
-        none = {arm: judge_none(trial, rankings) for arm, rankings in found[trial.name].items()}
-        if told := {arm: of for arm, of in none.items() if of is not None}:
-            sets[trial.name]["none"] = told
-    first = contest.trials[0].name
-    short = {arm: of["hit_rate"] for arm, of in sets[first]["arms"].items()}
+        none = {arm: none_of_these_metrics(test_set, ranked) for arm, ranked in by_arm.items()}
+        if known := {arm: metrics for arm, metrics in none.items() if metrics is not None}:
+            sets[test_set.name]["none"] = known
+    first = setup.test_sets[0].name
     return {
-        "hit_rate": {arm: {key: one[key] for key in ("value", "low", "high", "n")} for arm, one in short.items()},
+        "hit_rate": {
+            arm: {key: metrics["hit_rate"][key] for key in ("value", "low", "high", "n")}
+            for arm, metrics in sets[first]["arms"].items()
+        },
         "main": main,
         "main_set": first,
-        "arms": contest.labels,
+        "arms": setup.labels,
         "sets": sets,
-        "base": contest.info.base,
+        "base": setup.info.base,
         "settings": flatten(chosen),
         "versions": versions("lavic", "torch", "transformers"),
     }
 
 
-def _write_predictions(
-    path: Path, trials: Sequence[Trial], found: Mapping[str, Mapping[str, Sequence[Ranking]]]
-) -> None:
+def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Rankings) -> None:
     with written_aside(path) as file:
-        for trial in trials:
-            for arm, rankings in found[trial.name].items():
-                for conversation, listed, ranking in zip(trial.conversations, trial.lists, rankings, strict=True):
+        for test_set in test_sets:
+            for arm, ranked in rankings[test_set.name].items():
+                for conversation, listed, ranking in zip(test_set.conversations, test_set.lists, ranked, strict=True):
                     line = {
-                        "set": trial.name,
+                        "set": test_set.name,
                         "arm": arm,
                         "id": conversation.id,
                         "targets": conversation.targets,
@@ -264,45 +263,45 @@ def _write_predictions(
 
 def _write_report(
     chosen: EvaluateSettings,
-    contest: Contest,
-    found: Mapping[str, Mapping[str, Sequence[Ranking]]],
+    setup: EvaluationSetup,
+    rankings: Rankings,
     results: Mapping[str, Any],
 ) -> None:
     from lavic.evaluation.report.blocks import Report
     from lavic.evaluation.report.page import write_report
 
-    trial, main = contest.trials[0], contest.arms[0]
-    ranked = found[trial.name]
-    shown = report_sections.gallery(
-        trial,
-        ranked[main.name],
-        title=contest.store.title,
-        photo=contest.photo,
+    test_set, main = setup.test_sets[0], setup.arms[0]
+    by_arm = rankings[test_set.name]
+    gallery = report_sections.gallery(
+        test_set,
+        by_arm[main.name],
+        title=setup.store.title,
+        photo=setup.photo,
         others={
-            contest.labels[arm]["label"]: [ranking.ids for ranking in rankings]
-            for arm, rankings in ranked.items()
+            setup.labels[arm]["label"]: [ranking.ids for ranking in ranked]
+            for arm, ranked in by_arm.items()
             if arm != main.name
         },
         count=chosen.gallery,
         seed=chosen.seed,
     )
     sections = [
-        report_sections.key_numbers(results, *contest.past.numbers),
-        *report_sections.trial_sections(results),
-        *contest.past.sections,
-        *([shown] if shown else []),
+        report_sections.summary(results, *setup.training.numbers),
+        *report_sections.test_set_sections(results),
+        *setup.training.sections,
+        *([gallery] if gallery else []),
         report_sections.method(results),
     ]
     facts = {
-        "Base model": contest.info.base,
+        "Base model": setup.info.base,
         "Bundle": str(chosen.bundle),
-        "Item store": f"{chosen.store} ({len(contest.store):,} items)",
-        "Conversations": ", ".join(str(one.file) for one in contest.trials),
-        "Made": f"{time.strftime('%Y-%m-%d %H:%M')}, lavic {__version__}",
+        "Item store": f"{chosen.store} ({len(setup.store):,} items)",
+        "Conversations": ", ".join(str(test_set.file) for test_set in setup.test_sets),
+        "Created": f"{time.strftime('%Y-%m-%d %H:%M')}, lavic {__version__}",
     }
     lead = (
-        "Candidate lists of held-out conversations, ranked by the tuned model, and by controls that lack one thing it "
-        "has. Where a control does as well, that thing was not used."
+        "The tuned model, its controls and baselines rank the candidate lists of held-out conversations. Each control "
+        "lacks one of the model's inputs: if a control scores as high, the model does not use that input."
     )
     report = Report(title=chosen.title, lead=lead, facts=facts, sections=tuple(sections))
     write_report(report, chosen.out / "report.html")

@@ -1,4 +1,4 @@
-"""`lavic recommend`: a conversation in, the candidates out, best first, each with its title and probability."""
+"""`lavic recommend`: ranks candidates for a conversation, with titles and probabilities."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lavic.config.loader import parse, settings
 from lavic.data.schema import Conversation, Turn
 from lavic.distributed.context import World
 from lavic.errors import ConfigError, DataError
-from lavic.launch.conversation_input import NAME_THEM, read_candidates, read_conversation
+from lavic.launch.conversation_input import NO_CANDIDATES, read_candidates, read_conversation
 from lavic.model.config import BaseModelSettings
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranker import Ranker, Ranking
+    from lavic.recommend.ranker import RankedList, Ranker
 
-DESCRIPTION = """Rank candidates for a conversation: each with its title and the probability that the model answers
-with it. The photos are the item store's ready tokens; no photo and no vision tower is loaded.
+DESCRIPTION = """Rank candidates for a conversation by the probability that the model answers with them. Photos are read
+as the item tokens of the store: neither photos nor the vision tower are loaded.
 
   lavic recommend --bundle runs/tune/bundle --store store --conversation talk.txt --candidates B07GL3RKRN B09B161799
   lavic recommend --bundle runs/tune/bundle --store store --conversation "a black lamp" --candidates-file ids.txt
   lavic recommend --bundle runs/tune/bundle --store store --conversation test.jsonl --json > ranked.jsonl
   lavic recommend --bundle runs/tune/bundle --store store --candidates-file ids.txt
 
-The last one, in a terminal, asks what you are looking for."""
+Without --conversation, in a terminal, the command asks for one."""
 
-BAR = 24
-"""Characters of a probability of 1 in a terminal."""
+BAR_WIDTH = 24
+"""Characters of the bar of probability 1."""
 
 
 @settings
@@ -46,94 +46,97 @@ class RecommendSettings:
     store: Path
     """The item store that it was tuned on, from `lavic embed`."""
     conversation: str | None = None
-    """A file, - for standard input, or the words themselves ("a black lamp"). A file holds plain text (one request;
-    `<submission>` and `<comment>` tags are understood) or jsonl in the released form (every row is ranked). Without it,
-    what is typed or piped in."""
+    """A file, - for standard input, or text ("a black lamp"). A file holds plain text (one conversation, with optional
+    `<submission>` and `<comment>` tags) or jsonl in the released format (every row is ranked). Default: standard input,
+    or a prompt in a terminal."""
     candidates: tuple[str, ...] = ()
-    """Item ids to rank, with blanks or commas between them."""
+    """Item ids to rank, separated by blanks or commas."""
     candidates_file: Path | None = None
     """A file of item ids to rank, one per line."""
     key: str = "candidates_st"
-    """Which list of a jsonl row is ranked, where no candidates are named."""
+    """Key of the candidate list of a jsonl row, if no candidates are given."""
     missing: Literal["refuse", "drop"] = "refuse"
-    """What happens to a candidate that is not in the store: an error, or it leaves its list (and is counted)."""
+    """A candidate that is not in the store is an error, or is dropped from its list and counted."""
     top: PositiveInt | None = None
-    """Print only the first so many."""
+    """Print only the best candidates, at most this many."""
     json: bool = False
     """One JSON object per conversation instead of a table."""
     tokens_per_item: PositiveInt | None = None
-    """Item tokens shown of each candidate, its first ones; by default as many as the bundle was tuned on."""
+    """Number of item tokens per candidate, the first ones; by default as in tuning."""
     model: BaseModelSettings = BaseModelSettings()
     """The base model of --bundle."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Type of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(RecommendSettings, argv, command="recommend", description=DESCRIPTION)
-    named = read_candidates(chosen.candidates, chosen.candidates_file)
-    typed = chosen.conversation is None and sys.stdin.isatty()
-    source = "-" if chosen.conversation is None else chosen.conversation
-    asked = [] if typed else read_conversation(source, named, chosen.key)
-    if typed and not named:
-        raise ConfigError(NAME_THEM)
+    candidates = read_candidates(chosen.candidates, chosen.candidates_file)
+    interactive = chosen.conversation is None and sys.stdin.isatty()
+    if interactive:
+        if not candidates:
+            raise ConfigError(NO_CANDIDATES)
+        conversations = [Conversation(id="typed", turns=(), candidates={chosen.key: candidates})]
+    else:
+        source = "-" if chosen.conversation is None else chosen.conversation
+        conversations = read_conversation(source, candidates, chosen.key)
     store = _open_store(chosen)
-    if typed:
-        asked = [Conversation(id="typed", turns=(), candidates={chosen.key: named})]
-    asked = _stored(asked, chosen, store)
+    conversations = _check_candidates(conversations, chosen, store)
     ranker = _load(chosen, store)
-    if not typed:
-        _answer(chosen, ranker, asked)
+    if not interactive:
+        _print_rankings(chosen, ranker, conversations)
         return 0
-    for conversation in _typed(asked[0].candidates[chosen.key], chosen.key):
-        _answer(chosen, ranker, [conversation])
+    for conversation in _prompt(conversations[0].candidates[chosen.key], chosen.key):
+        _print_rankings(chosen, ranker, [conversation])
     return 0
 
 
-def _stored(asked: Sequence[Conversation], chosen: RecommendSettings, store: ItemStore) -> list[Conversation]:
-    """The conversations with lists of items that the store holds.
+def _check_candidates(
+    conversations: Sequence[Conversation], chosen: RecommendSettings, store: ItemStore
+) -> list[Conversation]:
+    """The conversations without the candidates that are not in the store.
 
     Raises:
-        DataError: An item is not in the store and `--missing` refuses that, or no list holds an item.
+        DataError: A candidate is not in the store and `--missing` is refuse, or no candidate is left.
     """
     source = "--candidates-file" if chosen.candidates_file else "--candidates" if chosen.candidates else ""
     kept = []
-    for conversation in asked:
+    for conversation in conversations:
         listed = conversation.candidates[chosen.key]
         known = tuple(item for item in listed if item in store)
         if len(known) < len(listed):
             place = source or f"{conversation.place}: {chosen.key}"
             if chosen.missing == "refuse":
-                raise DataError(_not_stored(place, [item for item in listed if item not in store], store))
+                raise DataError(_not_in_store(place, [item for item in listed if item not in store], store))
             print(f"{place}: {len(listed) - len(known)} of {len(listed)} items are not in the store", file=sys.stderr)
         elif not listed:
             print(f"{conversation.place}: the list {chosen.key} is empty", file=sys.stderr)
         kept.append(replace(conversation, candidates={chosen.key: known}))
     if not any(conversation.candidates[chosen.key] for conversation in kept):
-        raise DataError(f"{source or asked[0].file}: no candidate is left to rank; {NAME_THEM}")
+        raise DataError(f"{source or conversations[0].file}: no candidate is left to rank; {NO_CANDIDATES}")
     return kept
 
 
-def _not_stored(place: str, missing: Sequence[str], store: ItemStore) -> str:
-    """What to do about items that are not in the store."""
+def _not_in_store(place: str, missing: Sequence[str], store: ItemStore) -> str:
+    """An error message with a hint."""
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     if missing[0].upper() in store:
         hint = f"did you mean {missing[0].upper()}?"
     else:
-        hint = "embed its photo first, or leave such items out with --missing drop"
+        hint = "embed its photo first, or drop such items with --missing drop"
     return f"{place}: {missing[0]}{more} is not in the item store {store.folder}: {hint}"
 
 
 def _open_store(chosen: RecommendSettings) -> ItemStore:
-    """The item store, of the bundle's base model and adapter; the model is not loaded yet."""
+    """The item store, checked against the bundle; loads no model."""
     from lavic.model.bundle import BundleInfo
     from lavic.model.item_store import ItemStore
 
     info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
     info.check_store(store)
     if info.language_adapter is None:
-        raise ConfigError(f"--bundle {chosen.bundle}: of stage 1, it cannot recommend yet: run `lavic tune` first")
+        raise ConfigError(f"--bundle {chosen.bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
     return store
 
 
@@ -145,20 +148,20 @@ def _load(chosen: RecommendSettings, store: ItemStore) -> Ranker:
     return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 
-def _answer(chosen: RecommendSettings, ranker: Ranker, asked: Sequence[Conversation]) -> None:
+def _print_rankings(chosen: RecommendSettings, ranker: Ranker, conversations: Sequence[Conversation]) -> None:
     from lavic.recommend.ranker import Request
 
-    requests = [Request(conversation=one, candidates=one.candidates[chosen.key]) for one in asked]
-    for conversation, ranking in zip(asked, ranker.rank(requests), strict=True):
+    requests = [Request(conversation=each, candidates=each.candidates[chosen.key]) for each in conversations]
+    for conversation, ranking in zip(conversations, ranker.rank(requests), strict=True):
         if chosen.json:
             print(json.dumps(_as_json(conversation, ranking, ranker, chosen.top), ensure_ascii=False))
         else:
-            if len(asked) > 1:
+            if len(conversations) > 1:
                 print(f"{conversation.id}: {_shorten(conversation.turns[0].text if conversation.turns else '')}")
             print(_table(conversation, ranking, ranker, chosen.top))
 
 
-def _as_json(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: int | None) -> dict[str, Any]:
+def _as_json(conversation: Conversation, ranking: RankedList, ranker: Ranker, top: int | None) -> dict[str, Any]:
     rows = list(zip(ranking.ids, ranking.probabilities, ranking.logprobs, strict=True))[:top]
     return {
         "id": conversation.id,
@@ -170,26 +173,26 @@ def _as_json(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: 
     }
 
 
-def _table(conversation: Conversation, ranking: Ranking, ranker: Ranker, top: int | None) -> str:
-    """One line per candidate; in a terminal with a bar. Known targets are marked."""
+def _table(conversation: Conversation, ranking: RankedList, ranker: Ranker, top: int | None) -> str:
+    """A line per candidate, with a bar in a terminal. Known targets are marked."""
     if not ranking.ids:
         return "     no candidates\n"
     lines = []
     width = max(len(item) for item in ranking.ids)
     for rank, (item, p) in enumerate(list(zip(ranking.ids, ranking.probabilities, strict=True))[:top], 1):
-        bar = f"{'█' * round(p * BAR):<{BAR}}  " if sys.stdout.isatty() else ""
-        mark = "  <- right" if item in conversation.targets else ""
+        bar = f"{'█' * round(p * BAR_WIDTH):<{BAR_WIDTH}}  " if sys.stdout.isatty() else ""
+        mark = "  <- target" if item in conversation.targets else ""
         lines.append(f"{rank:>3}  {p:>6.1%}  {bar}{item:<{width}}  {_shorten(ranker.store.title(item))}{mark}")
     if ranking.none is not None:
         lines.append(f"     {ranking.none:>6.1%}  none of these")
     return "\n".join([*lines, ""])
 
 
-def _typed(named: tuple[str, ...], key: str) -> Iterator[Conversation]:
-    """What is typed, line by line; each line goes on with the conversation, an empty one begins another."""
+def _prompt(candidates: tuple[str, ...], key: str) -> Iterator[Conversation]:
+    """Reads a conversation line by line and yields it after each line; an empty line starts a new one."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (gives `input` line editing and a history)
-    print("What are you looking for? Further lines go on with the conversation, an empty one starts over; Ctrl-D ends.")
+        import readline  # noqa: F401 (line editing and history for `input`)
+    print("What are you looking for? Each line continues the conversation, an empty line starts over, Ctrl-D ends.")
     turns: list[Turn] = []
     while True:
         try:
@@ -201,7 +204,7 @@ def _typed(named: tuple[str, ...], key: str) -> Iterator[Conversation]:
             turns = []
             continue
         turns.append(Turn("comment" if turns else "seeker", line))
-        yield Conversation(id="typed", turns=tuple(turns), candidates={key: named}, file="typed")
+        yield Conversation(id="typed", turns=tuple(turns), candidates={key: candidates}, file="typed")
 
 
 def _shorten(text: str, width: int = 72) -> str:

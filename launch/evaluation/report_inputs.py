@@ -1,4 +1,4 @@
-"""What a report takes from files: candidates' photos from shards, curves and description scores from run folders."""
+"""The report's inputs from files: candidates' photos from shards, curves and description scores from runs."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def shelf(folders: Sequence[Path], store: ItemStore) -> Callable[[str], bytes | 
 
 
 @dataclass
-class Past:
-    """What the report shows of the runs that made a bundle."""
+class TrainingSections:
+    """The report's part on the runs that made a bundle."""
 
     numbers: list[Number] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
 
 
-def read_runs(runs: Sequence[tuple[str, str]]) -> Past:
-    """Validation curves of (name, run folder), stage 1 and stage 2 apart, and what stage 1 did for descriptions.
+def read_runs(runs: Sequence[tuple[str, str]]) -> TrainingSections:
+    """Validation curves by stage of (name, run folder) pairs, and the description perplexity of stage-1 runs.
 
     Raises:
-        DataError: A folder holds no journal.
+        DataError: A folder has no journal.
     """
-    past = Past()
+    parts = TrainingSections()
     charts: dict[str, dict[str, list[dict[str, Any]]]] = {title: {} for title in STAGES.values()}
     levels: dict[str, dict[str, float]] = {}
     for name, folder in runs:
@@ -65,10 +65,10 @@ def read_runs(runs: Sequence[tuple[str, str]]) -> Past:
             scores = json.loads(captions.read_text(encoding="utf-8"))
             if "full" in scores:
                 levels.setdefault(title, {})["all tokens"] = scores["full"]["perplexity"]
-            past.sections.append(report_sections.captions(scores))
+            parts.sections.append(report_sections.descriptions(scores))
             if "cls_after" in scores:
-                past.numbers.append(report_sections.caption_number(scores))
-    trained = report_sections.training({title: lines for title, lines in charts.items() if lines}, levels)
-    if trained:
-        past.sections.append(trained)
-    return past
+                parts.numbers.append(report_sections.description_number(scores))
+    curves = report_sections.training({title: runs for title, runs in charts.items() if runs}, levels)
+    if curves:
+        parts.sections.append(curves)
+    return parts

@@ -1,4 +1,4 @@
-"""An evaluation as text for a terminal: what it would rank, and what came of it."""
+"""Text for the terminal: what an evaluation would rank, and its results."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lavic.launch.evaluate import EvaluateSettings
-    from lavic.launch.evaluation.setup import Contest
+    from lavic.launch.evaluation.setup import EvaluationSetup
 
 
-def outline(chosen: EvaluateSettings, contest: Contest) -> str:
-    """What an evaluation would rank, as text."""
-    models = len({(arm.bundle, arm.language) for arm in contest.arms})
+def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
+    """What an evaluation would rank."""
+    models = len({(arm.bundle, arm.language) for arm in setup.arms})
     lines = [
-        f"base model  {contest.info.base}",
-        f"item store  {chosen.store}, {len(contest.store):,} items",
-        f"arms        {', '.join(contest.labels)}; {models} loads of the model, one after the other",
+        f"base model  {setup.info.base}",
+        f"item store  {chosen.store}, {len(setup.store):,} items",
+        f"arms        {', '.join(setup.labels)}; {models} models, loaded one after the other",
     ]
-    for trial in contest.trials:
-        lists = [len(listed) for listed in trial.lists]
+    for test_set in setup.test_sets:
+        lists = [len(candidates) for candidates in test_set.lists]
         size = f"{min(lists)} to {max(lists)}" if min(lists) < max(lists) else f"{lists[0]}"
-        lines.append(f"{trial.name:<12}{len(trial):,} conversations, {size} candidates each{_left_out(trial.left_out)}")
-    rankings = sum(len(trial) for trial in contest.trials) * len(contest.arms)
+        left_out = _left_out(test_set.left_out)
+        lines.append(f"{test_set.name:<12}{len(test_set):,} conversations, {size} candidates each{left_out}")
+    rankings = sum(len(test_set) for test_set in setup.test_sets) * len(setup.arms)
     return "\n".join([*lines, f"rankings    {rankings:,} by a model; results would be written to {chosen.out}"])
 
 
@@ -30,26 +31,30 @@ def _left_out(counts: Mapping[str, int]) -> str:
     return "".join(f"; left out: {count:,} {kind.replace('_', ' ')}" for kind, count in counts.items())
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The hit rates, and two metrics of the whole ranking, as text."""
+def results_table(results: Mapping[str, Any]) -> str:
+    """Hit rates with intervals, MRR and NDCG of every test set."""
     lines = []
     width = max(len(arm) for arm in results["arms"])
-    for name, trial in results["sets"].items():
+    for name, test_set in results["sets"].items():
         lines.append(
-            f"\n{name}: {trial['conversations']} conversations, {trial['clusters']} groups, "
-            f"ceiling {trial['ceiling']['value']:.3f}{_left_out(trial['left_out'])}"
+            f"\n{name}: {test_set['conversations']} conversations, {test_set['clusters']} clusters, "
+            f"upper bound {test_set['ceiling']['value']:.3f}{_left_out(test_set['left_out'])}"
         )
         lines.append(f"  {'arm':<{width}}  HitRatio@1  [{results['settings']['level']:.0%} interval]     MRR  NDCG@10")
-        for arm, of in trial["arms"].items():
-            one, rest = of["hit_rate"], (of["mrr"]["value"], of["ndcg_at_10"]["value"])
-            interval = f"[{one['low']:.3f}, {one['high']:.3f}]"
-            lines.append(f"  {arm:<{width}}  {one['value']:>10.3f}  {interval:<16}  {rest[0]:>7.3f}  {rest[1]:>7.3f}")
-        for arm, of in trial.get("none", {}).items():
-            said = [f"{of[key]:.3f}" if of[key] is not None else "-" for key in ("said_none_without", "said_none_with")]
+        for arm, metrics in test_set["arms"].items():
+            hits, mrr, ndcg = metrics["hit_rate"], metrics["mrr"]["value"], metrics["ndcg_at_10"]["value"]
+            interval = f"[{hits['low']:.3f}, {hits['high']:.3f}]"
+            lines.append(f"  {arm:<{width}}  {hits['value']:>10.3f}  {interval:<16}  {mrr:>7.3f}  {ndcg:>7.3f}")
+        for arm, none in test_set.get("none", {}).items():
+            absent, present = (
+                f"{none[key]:.3f}" if none[key] is not None else "-" for key in ("said_none_without", "said_none_with")
+            )
             lines.append(
-                f'  {arm:<{width}}  "none of these" said of {said[0]} of {of["lists_without"]} lists without a target, '
-                f"{said[1]} of {of['lists_with']} with one"
+                f'  {arm:<{width}}  answers "none of these" for {absent} of {none["lists_without"]} lists without a '
+                f"target and {present} of {none['lists_with']} with one"
             )
     if results["settings"]["decode"] == "generate":
-        lines.append("\n--decode generate names one item and leaves no ranking behind it: MRR and NDCG count that one")
+        lines.append(
+            "\n--decode generate gives one item and no ranking of the others: MRR and NDCG count that one item"
+        )
     return "\n".join(lines).lstrip("\n")

@@ -1,4 +1,4 @@
-"""From rankings to the numbers of `results.json`: every arm's metrics with intervals, and the arms side by side."""
+"""From rankings to the numbers of `results.json`: metrics with intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -8,77 +8,77 @@ from typing import Any
 
 import numpy as np
 
-from lavic.evaluation.baselines import expected_random, random_intervals
-from lavic.evaluation.test_set import Clusters, Trial
-from lavic.metrics.ranking_metrics import Terms, ceiling, judge, measure
+from lavic.evaluation.baselines import random_intervals
+from lavic.evaluation.test_set import ClusterBy, TestSet
+from lavic.metrics.ranking_metrics import Ratio, compute_metrics, expected_random, judge, oracle_hit_rate
 from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar
 
 RANDOM = "random"
-"""The arm that is computed, not run."""
+"""The baseline that is computed, not run."""
 
 
 def assess(
-    trial: Trial,
+    test_set: TestSet,
     rankings: Mapping[str, Sequence[Sequence[str]]],
     *,
     main: str,
     random: bool = True,
-    cluster: Clusters = "both",
+    cluster: ClusterBy = "both",
     draws: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All numbers of one trial.
+    """All numbers of one test set.
 
     Args:
-        trial: The conversations.
-        rankings: Arm -> ranked ids of each conversation.
-        main: The arm that the others are set against.
-        random: Whether to add the random arm.
-        cluster: What is resampled together.
+        test_set: The conversations.
+        rankings: Arm -> ranked ids of each conversation. An arm is the main model, a control or a baseline.
+        main: The arm that the others are compared with.
+        random: Whether to add the random baseline.
+        cluster: Which conversations are resampled together.
         draws, level, seed: Of the bootstrap.
 
     Returns:
         `arms`: arm -> metric -> value, low, high, n; `against`: arm -> the paired difference in hit rate (main minus
-        arm), the counts of conversations that only one of the two got right, McNemar's exact p and Holm's adjustment of
-        it; `ceiling`: the best hit rate these lists allow; and what the trial was.
+        arm), the numbers of conversations that only one of the two got right, McNemar's exact p and its adjustment by
+        Holm; `ceiling`: the upper bound of the hit rate on these lists; and what the test set holds.
     """
-    clusters = trial.clusters(cluster)
-    bootstrap = Bootstrap(clusters, draws=draws, level=level, seed=seed)
-    answers = {arm: trial.answers(ids) for arm, ids in rankings.items()}
-    terms: dict[str, dict[str, Terms]] = {arm: measure(judge(given)) for arm, given in answers.items()}
-    intervals: dict[str, dict[str, Interval]] = {arm: bootstrap.intervals(of) for arm, of in terms.items()}
-    unranked = trial.answers([()] * len(trial))
+    bootstrap = Bootstrap(test_set.clusters(cluster), draws=draws, level=level, seed=seed)
+    metrics: dict[str, dict[str, Ratio]] = {
+        arm: compute_metrics(judge(test_set.predictions(ids))) for arm, ids in rankings.items()
+    }
+    intervals: dict[str, dict[str, Interval]] = {arm: bootstrap.intervals(ratios) for arm, ratios in metrics.items()}
+    unranked = test_set.predictions([()] * len(test_set))
     if random:
-        terms[RANDOM] = expected_random(unranked)
+        metrics[RANDOM] = expected_random(judge(unranked))
         intervals[RANDOM] = random_intervals(unranked, level=level, seed=seed)
-    best = bootstrap.intervals({"ceiling": ceiling(judge(unranked))})["ceiling"]
+    ceiling = bootstrap.intervals({"ceiling": oracle_hit_rate(judge(unranked))})["ceiling"]
     return {
-        "file": str(trial.file),
-        "sha256": trial.sha256,
-        "conversations": len(trial),
-        "left_out": trial.left_out,
-        "list_length": float(np.mean([len(listed) for listed in trial.lists])),
+        "file": str(test_set.file),
+        "sha256": test_set.sha256,
+        "conversations": len(test_set),
+        "left_out": test_set.left_out,
+        "list_length": float(np.mean([len(candidates) for candidates in test_set.lists])),
         "clusters": bootstrap.count,
         "clustered_by": cluster,
-        "ceiling": best.as_dict(),
-        "arms": {arm: {name: one.as_dict() for name, one in of.items()} for arm, of in intervals.items()},
-        "against": _against(terms, main, bootstrap) if main in terms else {},
+        "ceiling": ceiling.as_dict(),
+        "arms": {
+            arm: {name: interval.as_dict() for name, interval in arm_intervals.items()}
+            for arm, arm_intervals in intervals.items()
+        },
+        "against": _comparisons(metrics, main, bootstrap) if main in metrics else {},
     }
 
 
-def _against(terms: Mapping[str, Mapping[str, Terms]], main: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The main arm against each other one, on the same conversations."""
-    first = {"hit_rate": terms[main]["hit_rate"]}
-    result: dict[str, dict[str, Any]] = {}
-    for arm, of in terms.items():
-        if arm == main:
-            continue
-        difference = bootstrap.differences(first, {"hit_rate": of["hit_rate"]})["hit_rate"]
-        result[arm] = {"difference": difference.as_dict()}
+def _comparisons(metrics: Mapping[str, Mapping[str, Ratio]], main: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The main arm compared with each other one, on the same conversations."""
+    hits = metrics[main]["hit_rate"]
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in (arm for arm in metrics if arm != main):
+        other = metrics[arm]["hit_rate"]
+        rows[arm] = {"difference": bootstrap.differences({"hit_rate": hits}, {"hit_rate": other})["hit_rate"].as_dict()}
         if arm != RANDOM:  # an expectation has no hits to pair
-            result[arm] |= asdict(mcnemar(first["hit_rate"].numerator, of["hit_rate"].numerator))
-    adjusted = holm({arm: row["p"] for arm, row in result.items() if "p" in row})
-    for arm, p in adjusted.items():
-        result[arm]["p_holm"] = p
-    return result
+            rows[arm] |= asdict(mcnemar(hits.numerator, other.numerator))
+    for arm, p in holm({arm: row["p"] for arm, row in rows.items() if "p" in row}).items():
+        rows[arm]["p_holm"] = p
+    return rows

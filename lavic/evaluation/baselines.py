@@ -1,30 +1,30 @@
-"""What costs nothing: a random pick, the list as given, the item most often right in training."""
+"""Baselines without a model: a random order, the list's own order, the popularity in training."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from lavic.metrics.ranking_metrics import Answer, Floats, Judged, Terms, discounts, ideal_gain, judge, measure
+from lavic.metrics.ranking_metrics import Floats, Prediction, compute_metrics, expected_random, judge
 from lavic.metrics.statistics import Interval
 
 
 def list_order(candidates: Sequence[str]) -> tuple[str, ...]:
-    """The list as it came: what always naming the first candidate scores. Tells position bias from skill."""
+    """The list as given: its score shows how much the position of the target tells."""
     return tuple(dict.fromkeys(candidates))
 
 
 def popularity(candidates: Sequence[str], counts: Counter[str], *, seed: int = 0) -> tuple[str, ...]:
-    """Most frequent training target first; equally frequent ones in an order drawn from the seed, not the list's.
+    """The most frequent training target first; ties in a random order that does not depend on the list's.
 
     Args:
-        candidates: the list to rank.
-        counts: how often each item was a target in the training conversations (see `count_targets`).
-        seed: of the order among equals.
+        candidates: The list to rank.
+        counts: How often each item is a target in training (see `count_targets`).
+        seed: Seed of the order of ties.
     """
 
     def draw(item: str) -> bytes:
@@ -38,85 +38,39 @@ def count_targets(targets: Iterable[Sequence[str]]) -> Counter[str]:
     return Counter(item for row in targets for item in row)
 
 
-def expected_random(answers: Sequence[Answer]) -> dict[str, Terms]:
-    """The exact expectation of every metric for a random order of each list, conversation by conversation.
-
-    With n candidates of which m are targets: the first is right with probability m / n; each rank is equally likely to
-    hold a target; the first target stands at rank j with probability C(n - j, m - 1) / C(n, m).
-    """
-    judged = judge(answers)
-    n = np.maximum(judged.offered, 1).astype(np.float64)
-    share = judged.reachable / n
-    in_list = (judged.reachable > 0).astype(np.float64)
-    ones = np.ones(len(n))
-
-    def recall(k: int) -> Floats:
-        return share * np.minimum(k, n) / judged.targets
-
-    def ndcg(k: int) -> Floats:
-        cumulative = np.concatenate([[0.0], np.cumsum(discounts(k))])
-        return share * cumulative[np.minimum(k, judged.offered)] / ideal_gain(judged.targets, k)
-
-    def reciprocal(offered: int, reachable: int) -> float:
-        if not reachable:
-            return 0.0
-        lists = math.comb(offered, reachable)
-        last = offered - reachable + 1
-        return sum(math.comb(offered - j, reachable - 1) / lists / j for j in range(1, last + 1))
-
-    mrr = np.array([reciprocal(int(a), int(b)) for a, b in zip(judged.offered, judged.reachable, strict=True)])
-    return {
-        "hit_rate": Terms(share, ones),
-        "hit_rate_in_list": Terms(share, in_list),
-        "released_recall_at_1": Terms(share, judged.targets.astype(np.float64)),
-        "recall_at_3": Terms(recall(3), ones),
-        "recall_at_5": Terms(recall(5), ones),
-        "mrr": Terms(mrr, ones),
-        "ndcg_at_5": Terms(ndcg(5), ones),
-        "ndcg_at_10": Terms(ndcg(10), ones),
-        "valid_ratio": Terms((judged.offered > 0).astype(np.float64), ones),
-    }
-
-
 def random_intervals(
-    answers: Sequence[Answer], *, draws: int = 2_000, level: float = 0.95, seed: int = 0
+    predictions: Sequence[Prediction], *, draws: int = 2_000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """The random arm: exact expectations, with the range a random picker's score falls in on these conversations.
+    """The random baseline: exact expectations, and the interval that a random order's score falls in.
 
-    An arm whose value lies inside that range cannot be told from guessing on this many conversations.
+    A model whose score lies inside that interval is not distinguishable from chance on these conversations.
 
     Args:
-        answers: one per conversation; their rankings are not looked at.
-        draws: random orders drawn of every list, for the range.
-        level: share of the draws inside the range.
-        seed: of the draws.
+        predictions: One per conversation; their rankings are not used.
+        draws: Random orders drawn of every list, for the interval.
+        level: Share of the draws inside the interval.
+        seed: Seed of the draws.
     """
-    judged = judge(answers)
-    rows, width = len(answers), judged.relevance.shape[-1]
-    listed = np.arange(width) < judged.reachable[:, None]
-    absent = np.arange(width) >= judged.offered[:, None]
+    judged = judge(predictions)
+    rows, length = len(predictions), judged.relevance.shape[-1]
+    is_target = np.arange(length) < judged.num_listed[:, None]
+    is_padding = np.arange(length) >= judged.num_candidates[:, None]
     rng = np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // (rows * width))
+    chunk = max(1, 2_000_000 // (rows * length))
     scores: dict[str, list[Floats]] = {}
     for start in range(0, draws, chunk):
-        keys = rng.random((min(chunk, draws - start), rows, width))
-        keys[:, absent] = 2.0  # beyond the end of a short list: always last
+        keys = rng.random((min(chunk, draws - start), rows, length))
+        keys[:, is_padding] = 2.0  # sorts behind the candidates
         order = keys.argsort(axis=-1)
-        relevance = np.take_along_axis(np.broadcast_to(listed, keys.shape), order, axis=-1)
-        drawn = Judged(
-            relevance=relevance,
-            valid=judged.offered > 0,
-            targets=judged.targets,
-            reachable=judged.reachable,
-            offered=judged.offered,
-        )
-        for name, terms in measure(drawn).items():
+        relevance = np.take_along_axis(np.broadcast_to(is_target, keys.shape), order, axis=-1)
+        shuffled = replace(judged, relevance=relevance, valid=judged.num_candidates > 0)
+        for name, ratio in compute_metrics(shuffled).items():
             with np.errstate(invalid="ignore"):
-                scores.setdefault(name, []).append(terms.numerator.sum(-1) / terms.denominator.sum())
+                scores.setdefault(name, []).append(ratio.numerator.sum(-1) / ratio.denominator.sum())
     tail = (1 - level) / 2
-    result: dict[str, Interval] = {}
-    for name, terms in expected_random(answers).items():
+    intervals: dict[str, Interval] = {}
+    for name, ratio in expected_random(judged).items():
         low, high = np.quantile(np.concatenate(scores[name]), (tail, 1 - tail))
-        n = int(np.count_nonzero(terms.denominator))
-        result[name] = Interval(value=terms.value, low=float(low), high=float(high), n=n)
-    return result
+        n = int(np.count_nonzero(ratio.denominator))
+        intervals[name] = Interval(value=ratio.value, low=float(low), high=float(high), n=n)
+    return intervals

@@ -1,4 +1,4 @@
-"""A trial: test conversations with the lists to rank, what was left out of them, and who depends on whom."""
+"""A test set: conversations with the candidate lists to rank, and which conversations depend on each other."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from numpy.typing import NDArray
 from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation
 from lavic.errors import DataError
-from lavic.metrics.ranking_metrics import Answer
-from lavic.metrics.statistics import connect
+from lavic.metrics.ranking_metrics import Prediction
+from lavic.metrics.statistics import connected_clusters
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
 
-Clusters = Literal["both", "submission", "target", "none"]
-"""Which conversations are resampled together: those with a submission or a target in common (both), with a submission,
-with a target, or each for itself."""
+ClusterBy = Literal["both", "submission", "target", "none"]
+"""Which conversations are resampled together: those that share a submission or a target (both), a submission, a target,
+or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One test file, ready to rank."""
+class TestSet:
+    """A test file, ready to rank."""
+
+    __test__ = False  # pytest collects classes by this name
 
     name: str
     file: Path
     sha256: str
-    """Of the file."""
+    """Digest of the file."""
     conversations: tuple[Conversation, ...]
-    """Those that have a target."""
+    """Those with a target."""
     lists: tuple[tuple[str, ...], ...]
-    """Their candidates, each once, in the file's order."""
+    """The candidates of each, without repeats, in the file's order."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """What was not asked, counted: conversations without a target, candidates that are not in the store, and lists
-    without any item, which count as wrong answers."""
+    """Counts of what is not ranked: conversations without a target, candidates that are not in the store, and empty
+    lists, which count as misses."""
 
     @classmethod
     def read(
@@ -52,46 +54,46 @@ class Trial:
         stores: Sequence[ItemStore],
         missing: Literal["refuse", "drop"] = "refuse",
         limit: int | None = None,
-    ) -> Trial:
-        """Reads a conversation file and checks its lists against a store.
+    ) -> TestSet:
+        """Reads a conversation file and checks its candidate lists against item stores.
 
         Args:
-            name: What results call it.
-            file: A jsonl file in the released form.
-            candidates: Key of the list, as `candidates_st`.
-            stores: Where every candidate must be: in each of them, since all arms rank the same lists.
-            missing: What to do with a candidate that is not in a store: refuse the file, or leave it out of its list. A
-                target that is left out still counts as a target; but a list that loses others is easier, for every
-                arm alike.
-            limit: Only the first so many conversations.
+            name: Its name in the results.
+            file: A jsonl file in the released format.
+            candidates: Key of the list, such as `candidates_st`.
+            stores: Item stores that must each hold every candidate, since all models rank the same lists.
+            missing: What to do with a candidate that is not in a store: refuse the file, or drop it from its list. A
+                target that is dropped still counts as a target. A list that loses other items becomes easier, for all
+                models alike.
+            limit: Read only this many conversations.
 
         Raises:
-            DataError: The file cannot be read or asked, in one line with its place.
+            DataError: The file cannot be read or has nothing to score.
         """
         rows = read_conversations(file, candidates=candidates)[:limit]
-        asked = tuple(row for row in rows if row.targets)
-        if not asked:
+        scored = tuple(row for row in rows if row.targets)
+        if not scored:
             raise DataError(
                 f"{file}: none of its {len(rows)} conversations has a target (`gt_items`): nothing to score"
             )
         lists, dropped = [], 0
-        for row in asked:
+        for row in scored:
             listed = tuple(dict.fromkeys(row.candidates[candidates]))
             known = tuple(item for item in listed if all(item in store for store in stores))
             if missing == "refuse" and len(known) < len(listed):
-                raise DataError(_missing(row, listed, stores))
+                raise DataError(_not_in_store(row, listed, stores))
             dropped += len(listed) - len(known)
             lists.append(known)
         if not any(lists):
-            why = " without items that are not in the store" if dropped else ""
-            raise DataError(f"{file}: every list `{candidates}` is empty{why}")
-        left_out = {"conversations_without_target": len(rows) - len(asked), "candidates_not_in_store": dropped}
+            after = " without the items that are not in the store" if dropped else ""
+            raise DataError(f"{file}: every list `{candidates}` is empty{after}")
+        left_out = {"conversations_without_target": len(rows) - len(scored), "candidates_not_in_store": dropped}
         left_out["empty_lists"] = lists.count(())
         return cls(
             name=name,
             file=file,
             sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-            conversations=asked,
+            conversations=scored,
             lists=tuple(lists),
             left_out={kind: count for kind, count in left_out.items() if count},
         )
@@ -99,43 +101,43 @@ class Trial:
     def __len__(self) -> int:
         return len(self.conversations)
 
-    def answers(self, rankings: Sequence[Sequence[str]]) -> list[Answer]:
-        """Rankings (ids, best first, one per conversation) as answers to judge."""
+    def predictions(self, rankings: Sequence[Sequence[str]]) -> list[Prediction]:
+        """Predictions from rankings: ids, best first, one ranking per conversation."""
         return [
-            Answer(targets=conversation.targets, candidates=listed, ranking=tuple(ids))
+            Prediction(targets=conversation.targets, candidates=listed, ranking=tuple(ids))
             for conversation, listed, ids in zip(self.conversations, self.lists, rankings, strict=True)
         ]
 
-    def clusters(self, by: Clusters = "both") -> NDArray[np.int64]:
-        """[n] group number of each conversation, for the bootstrap."""
+    def clusters(self, by: ClusterBy = "both") -> NDArray[np.int64]:
+        """[n] cluster number of each conversation, for the bootstrap."""
         keys: list[set[tuple[str, str]]] = []
         for row, conversation in enumerate(self.conversations):
-            own: set[tuple[str, str]] = {("row", str(row))}
+            row_keys: set[tuple[str, str]] = {("row", str(row))}
             if by in ("both", "submission") and conversation.turns:
-                own.add(("submission", " ".join(conversation.turns[0].text.lower().split())))
+                row_keys.add(("submission", " ".join(conversation.turns[0].text.lower().split())))
             if by in ("both", "target"):
-                own |= {("target", item) for item in conversation.targets}
-            keys.append(own)
-        return connect(keys)
+                row_keys |= {("target", item) for item in conversation.targets}
+            keys.append(row_keys)
+        return connected_clusters(keys)
 
-    def deranged(self, row: int, seed: int) -> dict[str, str]:
-        """Candidate -> another candidate of the same list, whose tokens it is shown with; none keeps its own.
+    def derangement(self, row: int, seed: int) -> dict[str, str]:
+        """Maps each candidate to another candidate of its list, whose tokens it gets.
 
-        One cycle through the whole list (Sattolo's algorithm), drawn from the seed and the conversation's id alone. A
-        list of one candidate cannot be deranged and stays.
+        A cycle through the list (Sattolo's algorithm), drawn from the seed and the conversation's id alone. A list of
+        one candidate stays as it is.
         """
         items = list(self.lists[row])
         rng = random.Random(f"{seed}/{self.conversations[row].id}")
-        for place in range(len(items) - 1, 0, -1):
-            other = rng.randrange(place)
-            items[place], items[other] = items[other], items[place]
+        for index in range(len(items) - 1, 0, -1):
+            other = rng.randrange(index)
+            items[index], items[other] = items[other], items[index]
         return dict(zip(self.lists[row], items, strict=True))
 
 
-def _missing(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStore]) -> str:
-    store, gone = next((store, gone) for store in stores if (gone := [item for item in listed if item not in store]))
-    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+def _not_in_store(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStore]) -> str:
+    store, absent = next((store, ids) for store in stores if (ids := [item for item in listed if item not in store]))
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
-        f"{row.place}: candidate {gone[0]}{more} of {len(listed)} is not in the item store "
-        f"{store.folder}: embed its photo, or leave such candidates out with --missing drop"
+        f"{row.place}: candidate {absent[0]}{more} of {len(listed)} is not in the item store "
+        f"{store.folder}: embed its photo, or drop such candidates with --missing drop"
     )

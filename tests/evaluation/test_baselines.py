@@ -6,8 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from lavic.evaluation.baselines import count_targets, expected_random, list_order, popularity, random_intervals
-from lavic.metrics.ranking_metrics import Answer, judge, measure
+from lavic.evaluation.baselines import count_targets, list_order, popularity, random_intervals
+from lavic.metrics.ranking_metrics import Prediction, compute_metrics, expected_random, judge
 
 
 @pytest.mark.parametrize(
@@ -15,16 +15,16 @@ from lavic.metrics.ranking_metrics import Answer, judge, measure
 )
 def test_expectation_is_the_mean_over_all_orders(targets: str, candidates: str):
     orders = [
-        Answer(targets=tuple(targets), candidates=tuple(candidates), ranking=order)
+        Prediction(targets=tuple(targets), candidates=tuple(candidates), ranking=order)
         for order in permutations(candidates)
     ]
-    means = {name: terms.value for name, terms in measure(judge(orders)).items()}
-    expected = {name: terms.value for name, terms in expected_random(orders[:1]).items()}
+    means = {name: terms.value for name, terms in compute_metrics(judge(orders)).items()}
+    expected = {name: terms.value for name, terms in expected_random(judge(orders[:1])).items()}
     assert expected == pytest.approx(means, nan_ok=True)
 
 
 def test_range_is_where_random_pickers_fall():
-    answers = [Answer(targets=("a",), candidates=tuple("abcdefghij"), ranking=())] * 400
+    answers = [Prediction(targets=("a",), candidates=tuple("abcdefghij"), ranking=())] * 400
     got = random_intervals(answers)
     assert got["hit_rate"].value == pytest.approx(0.1)
     # Binomial(400, .1): 95 % of the mass lies in [28.5, 52] hits, give or take the step of one hit and the draws.
@@ -36,8 +36,8 @@ def test_range_is_where_random_pickers_fall():
 
 def test_lists_of_unequal_length():
     answers = [
-        Answer(targets=("a",), candidates=("a",), ranking=()),
-        Answer(targets=("a",), candidates=tuple("abcdefghij"), ranking=()),
+        Prediction(targets=("a",), candidates=("a",), ranking=()),
+        Prediction(targets=("a",), candidates=tuple("abcdefghij"), ranking=()),
     ]
     got = random_intervals(answers, draws=4000)
     assert got["hit_rate"].value == pytest.approx(0.55)

@@ -29,7 +29,7 @@ from lavic.evaluation.report.blocks import (
 )
 from lavic.evaluation.report.charts import Level, Series, curves, interval_bar, log_ticks, spread_out, ticks
 from lavic.evaluation.report.page import data_uri, percent, render, verdict
-from lavic.evaluation.report.sections import captions, training
+from lavic.evaluation.report.sections import descriptions, training
 
 
 class Outline(HTMLParser):
@@ -129,9 +129,9 @@ def test_gallery_marks_pick_and_target_and_counts_right_and_wrong():
 @pytest.mark.parametrize(
     ("probabilities", "target", "said"),
     [
-        ((0.9, 0.1), 0, "✓ Right, with 90 %"),
-        ((0.6, 0.4), 1, "✗ Wrong, with 60 %: the right one is number 2, with 40 %"),
-        ((0.6, 0.4), None, "✗ Wrong, with 60 %: the list does not hold the right one"),
+        ((0.9, 0.1), 0, "✓ Right (90 %)"),
+        ((0.6, 0.4), 1, "✗ Wrong (60 %): the target has rank 2 (40 %)"),
+        ((0.6, 0.4), None, "✗ Wrong (60 %): the target is not in the list"),
         ((), None, "✗ No answer"),
     ],
 )
@@ -217,7 +217,7 @@ def test_training_leaves_out_what_was_never_validated():
 
 
 def test_captions_show_what_there_is():
-    section = captions({"full": {"perplexity": 1.3}, "cls_after": {"perplexity": 1.4}})
+    section = descriptions({"full": {"perplexity": 1.3}, "cls_after": {"perplexity": 1.4}})
     assert [(bar.name, bar.value) for bar in section.blocks[0].rows] == [
         ("All tokens", 1.3),
         ("Five tokens, after stage 1", 1.4),

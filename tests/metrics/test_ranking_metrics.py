@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.metrics.ranking_metrics import HELP, LABELS, Answer, ceiling, judge, measure
+from lavic.metrics.ranking_metrics import HELP, LABELS, Prediction, compute_metrics, judge, oracle_hit_rate
 
 
-def answer(targets: str, candidates: str, ranking: str) -> Answer:
-    return Answer(targets=tuple(targets), candidates=tuple(candidates), ranking=tuple(ranking))
+def answer(targets: str, candidates: str, ranking: str) -> Prediction:
+    return Prediction(targets=tuple(targets), candidates=tuple(candidates), ranking=tuple(ranking))
 
 
-def values(*answers: Answer) -> dict[str, float]:
-    return {name: terms.value for name, terms in measure(judge(answers)).items()}
+def values(*answers: Prediction) -> dict[str, float]:
+    return {name: terms.value for name, terms in compute_metrics(judge(answers)).items()}
 
 
 def test_labels_and_help_name_every_metric():
@@ -41,7 +41,7 @@ def test_released_recall_divides_by_pairs_and_hit_rate_by_rows():
 def test_target_outside_the_list_caps_the_score():
     answers = [answer("a", "abc", "abc"), answer("z", "abc", "abc")]
     got = values(*answers)
-    assert ceiling(judge(answers)).value == 0.5
+    assert oracle_hit_rate(judge(answers)).value == 0.5
     assert got["hit_rate"] == 0.5
     assert got["hit_rate_in_list"] == 1.0
     assert got["recall_at_5"] == 0.5
@@ -73,13 +73,13 @@ def test_repeated_ids_count_once():
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(ValueError, match="no answer"):
+    with pytest.raises(ValueError, match="no prediction"):
         judge([])
     with pytest.raises(ValueError, match="no targets"):
         judge([answer("", "abc", "abc")])
 
 
-def slow(answers: list[Answer]) -> dict[str, float]:
+def slow(answers: list[Prediction]) -> dict[str, float]:
     """The definitions once more, row by row, in plain Python."""
     rows = []
     for a in answers:
@@ -101,7 +101,7 @@ def slow(answers: list[Answer]) -> dict[str, float]:
 
 
 @st.composite
-def random_answers(draw: st.DrawFn) -> list[Answer]:
+def random_answers(draw: st.DrawFn) -> list[Prediction]:
     answers = []
     for _ in range(draw(st.integers(1, 6))):
         candidates = draw(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=12, unique=True))
@@ -112,9 +112,9 @@ def random_answers(draw: st.DrawFn) -> list[Answer]:
 
 @settings(max_examples=150, deadline=None)
 @given(random_answers())
-def test_against_the_slow_definitions(answers: list[Answer]):
+def test_against_the_slow_definitions(answers: list[Prediction]):
     got = values(*answers)
     for name, expected in slow(answers).items():
         assert got[name] == pytest.approx(expected), name
-    assert got["hit_rate"] <= ceiling(judge(answers)).value
+    assert got["hit_rate"] <= oracle_hit_rate(judge(answers)).value
     assert all(0 <= value <= 1 or math.isnan(value) for value in got.values())

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lavic.metrics.ranking_metrics import Terms
-from lavic.metrics.statistics import Bootstrap, connect, holm, mcnemar
+from lavic.metrics.ranking_metrics import Ratio
+from lavic.metrics.statistics import Bootstrap, connected_clusters, holm, mcnemar
 
 
-def hits(values: np.ndarray) -> dict[str, Terms]:
-    return {"hit": Terms(values.astype(float), np.ones(len(values)))}
+def hits(values: np.ndarray) -> dict[str, Ratio]:
+    return {"hit": Ratio(values.astype(float), np.ones(len(values)))}
 
 
 def test_connect_joins_through_others():
     keys = [{"s1", "a"}, {"s2", "b"}, {"s1", "c"}, {"s3", "b"}, {"s4", "d"}, {"s3", "c"}]
-    assert connect(keys).tolist() == [0, 0, 0, 0, 1, 0]
-    assert connect([{"a"}, {"b"}, {"a"}]).tolist() == [0, 1, 0]
-    assert connect([set(), set()]).tolist() == [0, 1]
+    assert connected_clusters(keys).tolist() == [0, 0, 0, 0, 1, 0]
+    assert connected_clusters([{"a"}, {"b"}, {"a"}]).tolist() == [0, 1, 0]
+    assert connected_clusters([set(), set()]).tolist() == [0, 1]
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
@@ -40,7 +40,7 @@ def test_clusters_are_resampled_whole():
 
 
 def test_a_ratio_of_sums_weighs_rows_by_their_denominator():
-    terms = {"pairs": Terms(np.array([1.0, 0.0]), np.array([1.0, 3.0]))}
+    terms = {"pairs": Ratio(np.array([1.0, 0.0]), np.array([1.0, 3.0]))}
     interval = Bootstrap(np.arange(2)).intervals(terms)["pairs"]
     assert interval.value == 0.25
     assert (interval.low, interval.high) == (0.0, 1.0)
@@ -53,7 +53,7 @@ def test_unanimous_answers_are_not_certain(hit: bool, low: float, high: float):
 
 
 def test_rows_that_do_not_count_are_left_out():
-    terms = {"none": Terms(np.zeros(5), np.zeros(5)), "some": Terms(np.array([1.0, 0, 0, 0, 0]), np.eye(5)[0])}
+    terms = {"none": Ratio(np.zeros(5), np.zeros(5)), "some": Ratio(np.array([1.0, 0, 0, 0, 0]), np.eye(5)[0])}
     got = Bootstrap(np.arange(5)).intervals(terms)
     assert np.isnan([got["none"].value, got["none"].low, got["none"].high]).all()
     assert (got["some"].value, got["some"].n) == (1.0, 1)

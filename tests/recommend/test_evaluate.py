@@ -107,7 +107,7 @@ def test_report_stands_alone(done: Path):
         "Tokens shuffled",
         "Titles only",
         "without photo tokens",
-        "How it was measured",
+        "Method",
     ):
         assert words in page
 
@@ -158,7 +158,7 @@ def test_free_generation(ground: Ground, tmp_path: Path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert all(isinstance(line["text"], str) and len(line["ranking"]) <= 1 for line in lines)
-    assert "--decode generate names one item and leaves no ranking behind it" in capsys.readouterr().out
+    assert "--decode generate gives one item and no ranking of the others" in capsys.readouterr().out
 
 
 @pytest.mark.dist
@@ -230,7 +230,7 @@ class TestRefusals:
             ({"arms": "popularity"}, "--arms popularity needs --train FILE"),
             ({"arms": "random"}, "name at least one that uses the model"),
             ({"compare": "nothing"}, "expected NAME=BUNDLE"),
-            ({"compare": "lavic=somewhere"}, "there is an arm lavic already"),
+            ({"compare": "lavic=somewhere"}, "the name lavic is in use"),
             ({"compare": "other=nowhere"}, "not a bundle"),
             ({"store": "nowhere"}, "no such item store"),
             ({"runs": "nowhere"}, "not a run folder"),
@@ -268,9 +268,9 @@ def test_what_is_told_in_words_is_no_control(done: Path):
     found = results(done)
     told = found["sets"]["items"]["arms"]["words"]["hit_rate"]
     found["sets"]["items"]["arms"]["words"]["hit_rate"] = {**told, "value": 1.0, "low": 1.0, "high": 1.0}
-    labels = [number.label for number in sections.key_numbers(found).blocks[0].items]
-    assert "Looks in words" in labels
-    assert "best control: Looks in words" not in labels
+    labels = [number.label for number in sections.summary(found).blocks[0].items]
+    assert "Photos as text" in labels
+    assert "best control: Photos as text" not in labels
 
 
 def test_two_test_files_of_one_name(ground: Ground, tmp_path: Path):

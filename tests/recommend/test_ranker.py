@@ -85,18 +85,20 @@ def test_repeated_candidates_are_shown_once(ground: Ground):
 def test_tokens_of_another_item_change_the_scores_and_its_own_do_not(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     (request,) = requests(ground, 1)
-    own = {item: item for item in request.candidates}
+    same = {item: item for item in request.candidates}
     turned = dict(zip(request.candidates, request.candidates[1:] + request.candidates[:1], strict=True))
-    plain, same, moved = (ranker.rank([replace(request, shown=shown)])[0] for shown in (None, own, turned))
-    assert by_id(plain) == by_id(same)
+    plain, unchanged, moved = (
+        ranker.rank([replace(request, tokens_of=tokens_of)])[0] for tokens_of in (None, same, turned)
+    )
+    assert by_id(plain) == by_id(unchanged)
     assert max(abs(by_id(plain)[item] - by_id(moved)[item]) for item in request.candidates) > 1e-3
 
 
 def test_words_take_the_place_of_tokens(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     (request,) = requests(ground, 1)
-    red = replace(request, looks=dict.fromkeys(request.candidates, "red striped"))
-    blue = replace(request, looks={**red.looks, request.candidates[0]: "blue dotted"})
+    red = replace(request, texts=dict.fromkeys(request.candidates, "red striped"))
+    blue = replace(request, texts={**red.texts, request.candidates[0]: "blue dotted"})
     assert ranker.encode(red).prompt.count(ranker.encoder.image_token_id) == 0
     assert by_id(ranker.rank([red])[0]) != pytest.approx(by_id(ranker.rank([blue])[0]), abs=1e-3)
     mixed = ranker.rank([red, request])
@@ -115,7 +117,7 @@ def test_free_text_is_the_greedy_path(ground: Ground):
 
     model = core(bundle.backbone.model)
     with torch.no_grad():
-        embeds = splice(model, torch.tensor([encoded.prompt]), ranker._photos([encoded]))
+        embeds = splice(model, torch.tensor([encoded.prompt]), ranker._image_features([encoded]))
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         first = int(model.lm_head(hidden[:, -1]).argmax())
     text = bundle.backbone.tokenizer.decode([first], skip_special_tokens=True).strip()
@@ -135,7 +137,7 @@ def test_free_text_is_the_greedy_path(ground: Ground):
 def test_reading_the_id_out_of_free_text(ground: Ground, text: str, read: str | None):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     listed = ground.conversations[0].candidates[KEY]
-    assert ranker._read(text.format(*listed), listed) == (read.format(*listed) if read else None)
+    assert ranker._parse_id(text.format(*listed), listed) == (read.format(*listed) if read else None)
 
 
 def test_long_conversations_are_shortened_not_refused(ground: Ground):

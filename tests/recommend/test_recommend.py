@@ -176,7 +176,7 @@ def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: P
     ("given", "message"),
     [
         (["--conversation", "nowhere.txt"], "nowhere.txt: no such file"),
-        (["--conversation", "{talk}"], "name the items to choose from"),
+        (["--conversation", "{talk}"], "give the items to rank"),
         (
             ["--conversation", "{talk}", "--candidates", "B0NOWHERE0"],
             "--candidates: B0NOWHERE0 is not in the item store",
@@ -197,7 +197,7 @@ def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: P
         (["--conversation", "{talk}", "--candidates", "a", "--candidates-file", "b"], "give one of them"),
         (["--conversation", "{talk}", "--candidates-file", "nowhere"], "--candidates-file nowhere: no such file"),
         (["--conversation", "{test}", "--key", "candidates_xx"], ":1: no candidate list `candidates_xx`"),
-        (["--conversation", "{empty}", "--candidates", "a"], "empty; say what is looked for"),
+        (["--conversation", "{empty}", "--candidates", "a"], "empty; write what you are looking for"),
     ],
 )
 def test_refusals(ground: Ground, tmp_path: Path, given: list[str], message: str):

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import ConfigError, DataError
-from lavic.evaluation.test_set import Trial
+from lavic.evaluation.test_set import TestSet
 from lavic.launch.evaluation.setup import named
 from lavic.model.item_store import ItemStore
 
 from .conftest import KEY, Ground, make_rows, write_rows
 
 
-def read(ground: Ground, path: Path, rows: list[dict], **settings) -> Trial:
+def read(ground: Ground, path: Path, rows: list[dict], **settings) -> TestSet:
     write_rows(path, rows)
-    return Trial.read("t", path, candidates=KEY, stores=[ItemStore.open(ground.store)], **settings)
+    return TestSet.read("t", path, candidates=KEY, stores=[ItemStore.open(ground.store)], **settings)
 
 
 def rows_of(ground: Ground, count: int, **changes) -> list[dict]:
@@ -31,18 +31,18 @@ def test_a_missing_candidate_is_refused_or_left_out_and_counted(ground: Ground, 
     rows[1]["gt_items"] = ["B0GONE0001"]
     with pytest.raises(DataError, match=r"t\.jsonl:2: candidate B0GONE0001 and 1 more of 12 .* --missing drop"):
         read(ground, tmp_path / "t.jsonl", rows)
-    trial = read(ground, tmp_path / "t.jsonl", rows, missing="drop")
-    assert trial.left_out == {"candidates_not_in_store": 2}
-    assert [len(listed) for listed in trial.lists] == [10, 10, 10]
+    test_set = read(ground, tmp_path / "t.jsonl", rows, missing="drop")
+    assert test_set.left_out == {"candidates_not_in_store": 2}
+    assert [len(listed) for listed in test_set.lists] == [10, 10, 10]
     # The target that was dropped is still what is asked for: dropping never flatters.
-    assert trial.conversations[1].targets == ("B0GONE0001",)
+    assert test_set.conversations[1].targets == ("B0GONE0001",)
 
 
 def test_conversations_without_a_target_are_counted(ground: Ground, tmp_path: Path):
     rows = rows_of(ground, 4)
     rows[2]["gt_items"] = []
-    trial = read(ground, tmp_path / "t.jsonl", rows)
-    assert (len(trial), trial.left_out) == (3, {"conversations_without_target": 1})
+    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    assert (len(test_set), test_set.left_out) == (3, {"conversations_without_target": 1})
     with pytest.raises(DataError, match="none of its 2 conversations has a target"):
         read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, gt_items=[]))
 
@@ -61,7 +61,7 @@ def test_empty_lists_are_counted_and_nothing_but_them_is_refused(ground: Ground,
 def test_a_name_with_other_characters_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(tmp_path)
     Path("test.jsonl").touch()
-    with pytest.raises(ConfigError, match="has letters, digits, - and _ alone"):
+    with pytest.raises(ConfigError, match="is not a name: use letters"):
         named(f"{name}=test.jsonl")
     assert named("né_1-b=test.jsonl") == ("né_1-b", "test.jsonl")
 
@@ -73,18 +73,18 @@ def test_who_is_resampled_together(ground: Ground, tmp_path: Path):
     rows[4]["gt_items"] = ["B0OTHER001"]
     for row, target in zip(rows, "abcbe", strict=True):
         row["gt_items"] = [target]
-    trial = read(ground, tmp_path / "t.jsonl", rows)
-    assert trial.clusters("both").tolist() == [0, 0, 1, 0, 2]
-    assert trial.clusters("submission").tolist() == [0, 0, 1, 2, 3]
-    assert trial.clusters("target").tolist() == [0, 1, 2, 1, 3]
-    assert trial.clusters("none").tolist() == [0, 1, 2, 3, 4]
+    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    assert test_set.clusters("both").tolist() == [0, 0, 1, 0, 2]
+    assert test_set.clusters("submission").tolist() == [0, 0, 1, 2, 3]
+    assert test_set.clusters("target").tolist() == [0, 1, 2, 1, 3]
+    assert test_set.clusters("none").tolist() == [0, 1, 2, 3, 4]
 
 
 def test_shuffling_is_a_derangement_that_only_seed_and_conversation_decide(ground: Ground, tmp_path: Path):
-    trial = read(ground, tmp_path / "t.jsonl", rows_of(ground, 300))
+    test_set = read(ground, tmp_path / "t.jsonl", rows_of(ground, 300))
     partners = Counter()
-    for row, listed in enumerate(trial.lists):
-        shown = trial.deranged(row, seed=0)
+    for row, listed in enumerate(test_set.lists):
+        shown = test_set.derangement(row, seed=0)
         assert sorted(shown) == sorted(shown.values()) == sorted(listed)
         assert all(item != other for item, other in shown.items())
         partners[listed.index(shown[listed[0]])] += 1
@@ -92,11 +92,11 @@ def test_shuffling_is_a_derangement_that_only_seed_and_conversation_decide(groun
     assert set(partners) == set(range(1, 10))
     assert max(partners.values()) < 3 * min(partners.values())
     fewer = read(ground, tmp_path / "t.jsonl", rows_of(ground, 300)[:7])
-    assert fewer.deranged(5, seed=0) == trial.deranged(5, seed=0) != trial.deranged(5, seed=1)
+    assert fewer.derangement(5, seed=0) == test_set.derangement(5, seed=0) != test_set.derangement(5, seed=1)
 
 
 def test_a_list_of_one_stays(ground: Ground, tmp_path: Path):
     rows = rows_of(ground, 1)
     rows[0][KEY] = rows[0][KEY][:1]
-    trial = read(ground, tmp_path / "t.jsonl", rows)
-    assert trial.deranged(0, seed=0) == {rows[0][KEY][0]: rows[0][KEY][0]}
+    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    assert test_set.derangement(0, seed=0) == {rows[0][KEY][0]: rows[0][KEY][0]}

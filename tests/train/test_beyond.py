@@ -18,8 +18,8 @@ from torch.nn import functional
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import World
-from lavic.evaluation.none_of_these import judge_none
-from lavic.evaluation.test_set import Trial
+from lavic.evaluation.none_of_these import none_of_these_metrics
+from lavic.evaluation.test_set import TestSet
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
@@ -28,7 +28,7 @@ from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import collate, target_logits, target_tokens, token_losses
 from lavic.model.prompts import NONE, Candidate
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
-from lavic.recommend.ranker import Ranker, Ranking, Request
+from lavic.recommend.ranker import RankedList, Ranker, Request
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.distillation.losses import distance, divergence, patch_means
@@ -267,17 +267,17 @@ def test_some_lists_lack_their_target_and_are_as_long_as_the_others(ground: Grou
     assert len(plain[0].example.input_ids) < len(text)
 
 
-def ranking(none: float, *probabilities: float) -> Ranking:
-    return Ranking(ids=tuple("abc"), probabilities=probabilities, none=none)
+def ranking(none: float, *probabilities: float) -> RankedList:
+    return RankedList(ids=tuple("abc"), probabilities=probabilities, none=none)
 
 
 def test_none_is_judged_by_lists_with_and_without_a_target(ground: Ground, tmp_path: Path) -> None:
     ids = list(ground.ids[:4])
     rows = [{"context": "x", "gt_items": [ids[3 * (n < 2)]], KEY: ids[:3]} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trial = Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[ItemStore.open(ground.store)])
-    told = judge_none(
-        trial,
+    test_set = TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[ItemStore.open(ground.store)])
+    metrics = none_of_these_metrics(
+        test_set,
         [
             ranking(0.9, 0.5, 0.3, 0.2),
             ranking(0.2, 0.9, 0.1, 0.0),
@@ -285,14 +285,14 @@ def test_none_is_judged_by_lists_with_and_without_a_target(ground: Ground, tmp_p
             ranking(0.45, 0.8, 0.2, 0.0),
         ],
     )
-    assert told == {
+    assert metrics == {
         "lists_without": 2,
         "lists_with": 2,
         "said_none_without": 0.5,
         "said_none_with": 0.5,
         "auc": 0.75,
     }
-    assert judge_none(trial, [Ranking(ids=())] * 4) is None
+    assert none_of_these_metrics(test_set, [RankedList(ids=())] * 4) is None
 
 
 # --- through the commands -------------------------------------------------------------------------------

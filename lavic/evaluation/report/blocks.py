@@ -1,4 +1,4 @@
-"""A report as data: sections of numbers, tables, bars, curves and cases. `page` makes it a file; nothing here draws."""
+"""The parts of a report as data: numbers, tables, bars, curves and examples. `page` renders them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lavic.evaluation.report.charts import Level, Series
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """One figure to remember."""
+    """A key figure."""
 
     value: str
     label: str
@@ -21,7 +21,7 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """A row of figures."""
+    """A row of key figures."""
 
     items: tuple[Number, ...]
 
@@ -35,29 +35,29 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Commands or a file, word for word."""
+    """Preformatted text."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Plain cells; numbers are aligned to the right."""
+    """A table; numbers are right-aligned."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """A line break in a cell starts its small print."""
+    """The text after a line break in a cell is small."""
     hints: Mapping[str, str] = field(default_factory=dict)
-    """Column name -> what it means, shown on hover and to screen readers."""
+    """Column name -> its description, as a tooltip."""
     strong: tuple[int, ...] = ()
-    """Rows to set apart."""
+    """Indices of highlighted rows."""
     prose: bool = False
-    """Cells are sentences: aligned to the left, and wrapped."""
+    """Cells are sentences: left-aligned and wrapped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One row of `Bars`."""
+    """A row of `Bars`."""
 
     name: str
     value: float
@@ -70,14 +70,14 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Values side by side with their intervals."""
+    """A bar chart with intervals."""
 
     rows: tuple[Bar, ...]
     title: str = ""
     scale: float | None = None
-    """Data value of the right edge; None: the largest number shown."""
+    """Value at the right end of the axis; None: the largest value."""
     mark: float | None = None
-    """A dashed line through all rows, such as the best that can be reached."""
+    """Value of a dashed line through all rows, such as an upper bound."""
     digits: int = 3
     """Decimals of the printed values."""
 
@@ -94,37 +94,37 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One item of a case's list."""
+    """An item of a case's list."""
 
     item: str
     title: str
     photo: bytes | None
-    """An encoded picture, or None."""
+    """An encoded image, or None."""
     probability: float
     target: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One conversation and what came of it."""
+    """A conversation and its ranked candidates."""
 
     turns: tuple[tuple[str, str], ...]
     """(role, text), oldest first; roles as in `lavic.data`: "seeker" or "comment"."""
     candidates: tuple[Candidate, ...]
-    """Best first: the first one is the pick."""
+    """Best first."""
     others: Mapping[str, bool] = field(default_factory=dict)
-    """Other arms -> whether they were right in this conversation."""
+    """Other models -> whether their first item is a target."""
     name: str = ""
 
     @property
     def right(self) -> bool:
-        """Is the pick a target?"""
+        """Whether the first candidate is a target."""
         return bool(self.candidates) and self.candidates[0].target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Cases that the reader can look at, all or only the right or wrong ones."""
+    """Cases, filtered by the reader: all, right or wrong."""
 
     cases: tuple[Case, ...]
 
@@ -134,7 +134,7 @@ Block = Numbers | Text | Code | Table | Bars | Curves | Gallery
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a sentence under it, and what it shows."""
+    """A heading, a lead sentence, and blocks."""
 
     title: str
     lead: str = ""
@@ -143,10 +143,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything on the page."""
+    """The whole page."""
 
     title: str
     lead: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Small print under the title: model, files, versions, time."""
+    """Facts under the title: model, files, versions, time."""
     sections: tuple[Section, ...] = ()

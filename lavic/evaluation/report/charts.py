@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: they follow the page's colours (classes, no fixed fill) and need no script."""
+"""Charts as inline SVG, styled by the page's CSS classes, without scripts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 190, 14, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line of a chart."""
+    """A line of a chart."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     """(x, y) in ascending x; values that are not finite are left out."""
     tone: str = "main"
-    """Colour by role: main, second, third or muted."""
+    """Color by role: main, second, third or muted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A dashed horizontal line to compare with."""
+    """A dashed horizontal reference line."""
 
     name: str
     value: float
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that span [low, high]."""
+    """Round numbers in [low, high], 1, 2 or 5 times a power of ten apart."""
     if not high > low:
         return [low]
     rough = (high - low) / max(1, count)
@@ -42,11 +42,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten inside [low, high]; powers of ten alone where that would be many."""
+    """1, 2 and 5 times powers of ten in [low, high]; only powers of ten for a wide range."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 4 else (1,)
-    found = [factor * 10.0**power for power in powers for factor in factors]
-    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001] or [low, high]
+    candidates = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in candidates if low * 0.999 <= tick <= high * 1.001] or [low, high]
 
 
 def short(value: float) -> str:
@@ -57,13 +57,13 @@ def short(value: float) -> str:
 def interval_bar(
     value: float, low: float | None, high: float | None, *, scale: float, tone: str, mark: float | None = None
 ) -> str:
-    """A bar from 0 to `value` with its interval as a whisker; stretches to the width it is given.
+    """A bar from 0 to `value` with its interval as a whisker, as wide as its container.
 
     Args:
-        value: in data units, like `low` and `high`; no whisker where these are None or nan.
-        scale: the data value of the right edge.
-        tone: colour by role, as in `Series`.
-        mark: where to draw a dashed vertical line.
+        value, low, high: In data units; no whisker where `low` or `high` is None or nan.
+        scale: The value at the right end.
+        tone: Color by role, as in `Series`.
+        mark: Value of a dashed vertical line.
     """
 
     def place(number: float) -> str:
@@ -87,14 +87,14 @@ def interval_bar(
 def curves(
     series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequence[Level] = (), log: bool | None = None
 ) -> str:
-    """Lines over a common axis, named at their right end.
+    """Lines over a common axis, labeled at their right end.
 
     Args:
-        series: at least one with a finite point.
-        x_name: what the horizontal axis counts.
-        y_name: what is drawn; it heads the vertical axis.
-        levels: dashed lines to compare with.
-        log: logarithmic vertical axis; None chooses it where values span more than a factor of 4.
+        series: At least one with a finite point.
+        x_name: Label of the horizontal axis.
+        y_name: Label of the vertical axis.
+        levels: Reference lines.
+        log: Logarithmic vertical axis; None: if the values span more than a factor of 4.
     """
     clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
     clean = [(line, points) for line, points in clean if points]
@@ -164,7 +164,7 @@ def curves(
 
 
 def spread_out(heights: Sequence[float], gap: float = 17.0) -> list[float]:
-    """Move labels apart, keeping their order, so that none covers another and all stay on the chart."""
+    """Moves labels apart, in order, so that none overlap and all stay on the chart."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed = list(heights)
     last = -math.inf

@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, no link to anything outside it, light and dark as the reader's system is."""
+"""Renders a report as a self-contained HTML file, without scripts, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from lavic.evaluation.report.charts import curves, interval_bar, short, ticks
 from lavic.storage.atomic import write_whole
 
 THUMBNAIL = 192
-"""Pixels of a picture's longer side on the page: sharp at 96 CSS pixels on a dense screen."""
+"""Pixels of a photo's longer side: 96 CSS pixels at double density."""
 
 
 def write_report(report: Report, path: Path) -> Path:
-    """Render to `path`, whole or not at all."""
+    """Writes the page to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, render(report))
     return path
@@ -40,7 +40,7 @@ def write_report(report: Report, path: Path) -> Path:
 
 def render(report: Report) -> str:
     """The page as one string."""
-    style = files("lavic.recommend").joinpath("report.css").read_text("utf-8")
+    style = files("lavic.evaluation.report").joinpath("report.css").read_text("utf-8")
     links = [tag("a", escape(part.title), href=f"#part-{n}") for n, part in enumerate(report.sections, 1)]
     facts = [tag("div", tag("dt", escape(key)), tag("dd", escape(value))) for key, value in report.facts.items()]
     head = (
@@ -68,7 +68,7 @@ def render(report: Report) -> str:
 
 
 def tag(name: str, *children: str, **attributes: str) -> str:
-    """An element. Children are HTML already; attributes are escaped here, `class_` stands for class, `for_` for for."""
+    """An element. Children are HTML; attributes are escaped, and may end in _ (`class_`, `for_`)."""
     written = "".join(f' {key.rstrip("_")}="{escape(text)}"' for key, text in attributes.items() if text)
     return f"<{name}{written}>{''.join(children)}</{name}>"
 
@@ -157,7 +157,7 @@ def _bars(block: Bars) -> str:
 
 
 def _gallery(block: Gallery, key: str) -> str:
-    """Cases behind three radio buttons; the style sheet shows and hides, so that no script is needed."""
+    """Cases filtered by three radio buttons; the style sheet hides the others, without scripts."""
     right = sum(case.right for case in block.cases)
     choices = (
         ("all", "All", len(block.cases)),
@@ -186,25 +186,25 @@ def _case(case: Case) -> str:
 
 
 def verdict(case: Case) -> str:
-    """One sentence: right or wrong, how sure, and where the right item stood."""
+    """Whether the first candidate is right, its probability, and the rank of the target."""
     if not case.candidates:
         return "✗ No answer"
-    sure = percent(case.candidates[0].probability)
+    confidence = percent(case.candidates[0].probability)
     if case.right:
-        return f"✓ Right, with {sure}"
+        return f"✓ Right ({confidence})"
     for rank, candidate in enumerate(case.candidates, 1):
         if candidate.target:
-            return f"✗ Wrong, with {sure}: the right one is number {rank}, with {percent(candidate.probability)}"
-    return f"✗ Wrong, with {sure}: the list does not hold the right one"
+            return f"✗ Wrong ({confidence}): the target has rank {rank} ({percent(candidate.probability)})"
+    return f"✗ Wrong ({confidence}): the target is not in the list"
 
 
 def _tile(candidate: Candidate, rank: int) -> str:
     marks = []
     if rank == 1:
-        marks.append(tag("span", "pick", class_="mark pick"))
+        marks.append(tag("span", "rank 1", class_="mark pick"))
     if candidate.target:
-        marks.append(tag("span", "✓ right", class_="mark target"))
-    picture = tag("div", "no picture", class_="missing")
+        marks.append(tag("span", "✓ target", class_="mark target"))
+    picture = tag("div", "no photo", class_="missing")
     if candidate.photo is not None:
         picture = f'<img alt="{escape(candidate.title)}" loading="lazy" src="{data_uri(candidate.photo)}">'
     width = f"width:{100 * max(0.0, min(1.0, candidate.probability)):.1f}%"
@@ -220,7 +220,7 @@ def _tile(candidate: Candidate, rank: int) -> str:
 
 
 def percent(probability: float) -> str:
-    """97 %, 0.4 %, <0.1 %: never a bare 0 or 100 for something that is neither."""
+    """97 %, 0.4 %, <0.1 %: never rounded to 0 or 100."""
     if 0 < probability < 0.001:
         return "<0.1 %"
     if probability < 0.1 or 0.995 <= probability < 1:
@@ -229,7 +229,7 @@ def percent(probability: float) -> str:
 
 
 def data_uri(photo: bytes) -> str:
-    """An encoded picture as a small JPEG in the page itself; a small JPEG is taken as it is."""
+    """An image as a data URI of a small JPEG; a small JPEG is used as it is."""
     if len(photo) > 12_000 or photo[:2] != b"\xff\xd8":
         with Image.open(io.BytesIO(photo)) as image:
             small = image.convert("RGB")

@@ -1,11 +1,11 @@
-"""The sections of a report, from plain data: what `results.json`, `captions.json` and journals hold."""
+"""The sections of a report, from the data of `results.json`, `captions.json` and journals."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.report.blocks import (
@@ -23,63 +23,75 @@ from lavic.evaluation.report.blocks import (
     Text,
 )
 from lavic.evaluation.report.charts import Level, Series
-from lavic.evaluation.test_set import Trial
+from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import HELP, LABELS
 
+if TYPE_CHECKING:
+    from lavic.recommend.ranker import RankedList
+
 TONES = ("main", "second", "third", "muted")
-SHOWN = ("hit_rate", "hit_rate_in_list", "released_recall_at_1", "recall_at_3", "mrr", "ndcg_at_10", "valid_ratio")
-"""Metrics in the report's tables; `results.json` has all."""
+TABLE_METRICS = (
+    "hit_rate",
+    "hit_rate_in_list",
+    "released_recall_at_1",
+    "recall_at_3",
+    "mrr",
+    "ndcg_at_10",
+    "valid_ratio",
+)
+"""Metrics in the tables; `results.json` has all."""
 
-TOLD = ("words", "words_before_tuning")
-"""Arms that are told in words what the photos show: no controls, but how far reading would go."""
+REFERENCES = ("words", "words_before_tuning")
+"""Arms that read the photos as text: not controls, but references for what text would reach."""
 
-TILES = 10
-"""Candidates shown of a case; a target further down is shown as well."""
+MAX_TILES = 10
+"""Candidates shown of a case, and any target behind them."""
 
 
-def key_numbers(results: Mapping[str, Any], *more: Number) -> Section:
-    """The first thing to read: the main arm's hit rate beside the best control's, then what the caller adds."""
-    trial = results["sets"][results["main_set"]]
+def summary(results: Mapping[str, Any], *more: Number) -> Section:
+    """The main model's hit rate beside the best control's, then what the caller adds."""
+    test_set = results["sets"][results["main_set"]]
     main, names = results["main"], results["arms"]
-    controls = {arm: of["hit_rate"] for arm, of in trial["arms"].items() if arm not in (main, *TOLD)}
-    numbers = [_number(trial["arms"][main]["hit_rate"], f"HitRatio@1, {names[main]['label']}", "main")]
+    hit_rates = {arm: metrics["hit_rate"] for arm, metrics in test_set["arms"].items()}
+    controls = [arm for arm in hit_rates if arm not in (main, *REFERENCES)]
+    numbers = [_number(hit_rates[main], f"HitRatio@1, {names[main]['label']}", "main")]
     if controls:
-        best = max(controls, key=lambda arm: controls[arm]["value"])
-        numbers.append(_number(controls[best], f"best control: {names[best]['label']}", "muted"))
-    numbers += [_number(trial["arms"][arm]["hit_rate"], names[arm]["label"]) for arm in TOLD if arm in trial["arms"]]
+        best = max(controls, key=lambda arm: hit_rates[arm]["value"])
+        numbers.append(_number(hit_rates[best], f"best control: {names[best]['label']}", "muted"))
+    numbers += [_number(hit_rates[arm], names[arm]["label"]) for arm in REFERENCES if arm in hit_rates]
     for name, other in results["sets"].items():
         if name != results["main_set"]:
-            numbers.append(_number(other["arms"][main]["hit_rate"], f"on {spoken(name).lower()}"))
-    if trial["ceiling"]["value"] < 1:
-        numbers.append(_number(trial["ceiling"], "ceiling: lists that hold a target"))
-    lead = f"{trial['conversations']:,} conversations, {trial['list_length']:.3g} candidates each on average."
-    return Section(title="In short", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
+            numbers.append(_number(other["arms"][main]["hit_rate"], f"on {readable(name).lower()}"))
+    if test_set["ceiling"]["value"] < 1:
+        numbers.append(_number(test_set["ceiling"], "upper bound: lists that contain a target"))
+    lead = f"{test_set['conversations']:,} conversations, {test_set['list_length']:.3g} candidates each on average."
+    return Section(title="Summary", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
 
 
-def trial_sections(results: Mapping[str, Any]) -> tuple[Section, ...]:
-    """Hit rates, all metrics and the comparisons of every test set, the main one first."""
-    return tuple(_trial(name, results) for name in results["sets"])
+def test_set_sections(results: Mapping[str, Any]) -> tuple[Section, ...]:
+    """Hit rates, metrics and comparisons of each test set, the main one first."""
+    return tuple(_test_set(name, results) for name in results["sets"])
 
 
-def caption_number(scores: Mapping[str, Mapping[str, float]]) -> Number:
-    """The same in one figure, for `key_numbers`."""
+def description_number(scores: Mapping[str, Mapping[str, float]]) -> Number:
+    """The description perplexity after stage 1, for `summary`; `scores` as for `descriptions`."""
     others = [
-        f"{scores[key]['perplexity']:.2f} {words}"
-        for key, words in (("full", "from all tokens"), ("cls_before", "before stage 1"))
+        f"{scores[key]['perplexity']:.2f} {source}"
+        for key, source in (("full", "from all tokens"), ("cls_before", "before stage 1"))
         if key in scores
     ]
     value = f"{scores['cls_after']['perplexity']:.2f}"
     return Number(value=value, label="description perplexity from five tokens", note=", ".join(others))
 
 
-def captions(scores: Mapping[str, Mapping[str, float]]) -> Section:
-    """What five tokens say of a photo: description perplexity from all tokens, and from five before and after stage 1.
+def descriptions(scores: Mapping[str, Mapping[str, float]]) -> Section:
+    """Description perplexity from all tokens, and from five tokens before and after stage 1.
 
     Args:
         scores: `captions.json` of a stage-1 run: `full`, `cls_before`, `cls_after`, each with a `perplexity`.
     """
     rows = {
-        "full": ("All tokens", "the teacher's view of the photo", "second"),
+        "full": ("All tokens", "the teacher's input", "second"),
         "cls_before": ("Five tokens, before stage 1", "", "muted"),
         "cls_after": ("Five tokens, after stage 1", "", "main"),
     }
@@ -89,8 +101,8 @@ def captions(scores: Mapping[str, Mapping[str, float]]) -> Section:
         if key in scores
     )
     return Section(
-        title="What five tokens say",
-        lead="Perplexity of the descriptions of validation photos; lower is better, 1 is certainty.",
+        title="Descriptions from five tokens",
+        lead="Perplexity of the descriptions of validation photos; lower is better.",
         blocks=(Bars(rows=bars, digits=2),),
     )
 
@@ -101,11 +113,11 @@ def training(
     """Validation perplexity by step.
 
     Args:
-        charts: Title -> line name -> journal records (`read_journal`); lines without a validation are left out.
-        levels: Title -> name -> value of a line to compare with.
+        charts: Title -> run name -> journal records (`read_journal`); runs without a validation are left out.
+        levels: Title -> name -> value of a horizontal reference line.
 
     Returns:
-        None where no journal holds a validation.
+        None if no journal has a validation.
     """
     blocks: list[Block] = []
     for title, lines in charts.items():
@@ -123,8 +135,8 @@ def training(
 
 
 def gallery(
-    trial: Trial,
-    rankings: Sequence[Any],
+    test_set: TestSet,
+    rankings: Sequence[RankedList],
     *,
     title: Callable[[str], str],
     photo: Callable[[str], bytes | None],
@@ -132,141 +144,144 @@ def gallery(
     count: int = 24,
     seed: int = 0,
 ) -> Section | None:
-    """Conversations to look at, right and wrong in equal parts where there are as many.
+    """Example conversations: hits and misses of the main model, in equal numbers where possible.
 
     Args:
-        trial: The conversations.
-        rankings: Of the arm shown: objects with `ids` and `probabilities`, one per conversation.
-        title: Of an item.
-        photo: Of an item, encoded; None where there is none.
-        others: Name of another arm -> its ranked ids per conversation: was it right there?
-        count: How many at most.
-        seed: Of the choice.
+        test_set: The conversations.
+        rankings: The main model's ranking of each conversation.
+        title: The title of an item.
+        photo: The encoded photo of an item, or None.
+        others: Label of another model -> its ranked ids of each conversation.
+        count: Maximum number of examples.
+        seed: Seed of the sample.
 
     Returns:
-        None where there is nothing to show.
+        None if there is nothing to show.
     """
     rows = [row for row, ranking in enumerate(rankings) if ranking.ids and ranking.probabilities]
-    hit = {row: rankings[row].ids[0] in trial.conversations[row].targets for row in rows}
+    hit = {row: rankings[row].ids[0] in test_set.conversations[row].targets for row in rows}
     rng = random.Random(seed)
     pools = [[row for row in rows if hit[row] is kind] for kind in (False, True)]
     for pool in pools:
         rng.shuffle(pool)
     wrong, right = pools
     half = max(count // 2, count - len(right))
-    chosen = wrong[:half]
-    chosen += right[: count - len(chosen)]
-    rng.shuffle(chosen)
-    if not chosen:
+    sample = wrong[:half]
+    sample += right[: count - len(sample)]
+    rng.shuffle(sample)
+    if not sample:
         return None
-    cases = tuple(_case(trial, row, rankings[row], title, photo, others) for row in chosen)
+    cases = tuple(_case(test_set, row, rankings[row], title, photo, others) for row in sample)
+    hits = sum(hit.values())
     lead = (
-        f"{len(chosen)} of {len(rows):,} conversations, drawn at random from the right ({sum(hit.values()):,}) and "
-        f"the wrong ({len(rows) - sum(hit.values()):,}) ones, in equal numbers where possible, so not in true "
-        "proportion. Candidates stand in the model's order, each with its probability."
+        f"{len(sample)} of {len(rows):,} conversations, sampled from {hits:,} hits and {len(rows) - hits:,} misses in "
+        "equal numbers where possible, not in their true proportion. Candidates are sorted by probability."
     )
     return Section(title="Conversations", lead=lead, blocks=(Gallery(cases=cases),))
 
 
 def method(results: Mapping[str, Any]) -> Section:
-    """How the numbers were made, in words."""
-    chosen = results["settings"]
+    """How the numbers are computed."""
+    settings = results["settings"]
     dependence = {
         "both": "conversations that share a submission or a target, directly or through others, are resampled together",
         "submission": "conversations that share a submission are resampled together",
         "target": "conversations that share a target are resampled together",
-        "none": "every conversation is resampled for itself",
-    }[chosen["cluster"]]
-    how = {
-        "likelihood": "Each candidate is scored with the probability that the model answers with exactly its ID; the "
-        "list is ranked by it.",
-        "generate": "The model writes freely, greedily; the first ID in what it writes is its answer.",
-    }[chosen["decode"]]
-    words = [
-        how,
-        f"Intervals are {chosen['level']:.0%} percentile bootstrap intervals over {chosen['draws']:,} resamples; "
-        f"{dependence}. The random arm's value is its exact expectation, its range is where a random picker's score "
-        "falls on these lists.",
-        "Differences are paired: both arms are resampled with the same conversations. McNemar's exact test looks at "
-        "the conversations that only one of two arms got right; its p is adjusted for the number of arms after Holm.",
-    ]
+        "none": "every conversation is resampled on its own",
+    }[settings["cluster"]]
+    scoring = {
+        "likelihood": "Candidates are ranked by the probability that the model answers with exactly their ID.",
+        "generate": "The model generates text greedily; the first ID in it is the answer.",
+    }[settings["decode"]]
+    paragraphs = (
+        scoring,
+        f"Intervals are {settings['level']:.0%} percentile bootstrap intervals of {settings['draws']:,} resamples; "
+        f"{dependence}. The value of the random baseline is its exact expectation, and its interval the range of the "
+        "scores of random orders of these lists.",
+        "Differences are paired: both models are resampled with the same conversations. McNemar's exact test uses the "
+        "conversations that only one of the two models got right; p is adjusted for the number of comparisons (Holm).",
+    )
     hints = {LABELS[name]: text for name, text in HELP.items()}
     table = Table(columns=("Metric", "Meaning"), rows=tuple((name, text) for name, text in hints.items()), prose=True)
-    return Section(title="How it was measured", blocks=(Text(paragraphs=tuple(words)), table))
+    return Section(title="Method", blocks=(Text(paragraphs=paragraphs), table))
 
 
-def spoken(name: str) -> str:
+def readable(name: str) -> str:
     """held_out_items -> Held out items."""
     return name.replace("_", " ").capitalize()
 
 
-def _trial(name: str, results: Mapping[str, Any]) -> Section:
-    trial, labels, main = results["sets"][name], results["arms"], results["main"]
+def _test_set(name: str, results: Mapping[str, Any]) -> Section:
+    test_set, labels, main = results["sets"][name], results["arms"], results["main"]
     rows, cells = [], []
-    best = trial["ceiling"]["value"]
-    columns = [metric for metric in SHOWN if metric != "hit_rate_in_list" or best < 1]
-    for arm, metrics in trial["arms"].items():
-        one = metrics["hit_rate"]
+    best = test_set["ceiling"]["value"]
+    columns = [metric for metric in TABLE_METRICS if metric != "hit_rate_in_list" or best < 1]
+    for arm, metrics in test_set["arms"].items():
+        hit_rate = metrics["hit_rate"]
         tone = "main" if arm == main else "muted"
         label, note = labels[arm]["label"], labels[arm]["note"]
-        rows.append(Bar(name=label, note=note, tone=tone, value=one["value"], low=one["low"], high=one["high"]))
+        values = {key: hit_rate[key] for key in ("value", "low", "high")}
+        rows.append(Bar(name=label, note=note, tone=tone, **values))
         cells.append((label, *(_cell(metrics[metric]) for metric in columns)))
     blocks: list[Block] = [
         Bars(
             title="HitRatio@1"
-            if best == 1
-            else f"HitRatio@1; dashed: the ceiling, {best:.3f} of the lists hold a target",
+            + (f"; dashed: upper bound, {best:.3f} of the lists contain a target" if best < 1 else ""),
             rows=tuple(rows),
             scale=_scale([best * (best < 1), *(row.high or row.value for row in rows)]),
             mark=best if best < 1 else None,
         ),
         Table(
-            columns=("Arm", *(LABELS[metric] for metric in columns)),
+            columns=("Model", *(LABELS[metric] for metric in columns)),
             rows=tuple(cells),
             hints={LABELS[metric]: HELP[metric] for metric in columns},
-            strong=tuple(place for place, arm in enumerate(trial["arms"]) if arm == main),
+            strong=tuple(row for row, arm in enumerate(test_set["arms"]) if arm == main),
         ),
     ]
-    if trial["against"]:
-        blocks.append(_against(trial["against"], labels, labels[main]["label"]))
-    title = f"Hit rate: {spoken(name).lower()}" if len(results["sets"]) > 1 else "Hit rate"
+    if test_set["against"]:
+        blocks.append(_comparisons(test_set["against"], labels, labels[main]["label"]))
+    title = f"Hit rate: {readable(name).lower()}" if len(results["sets"]) > 1 else "Hit rate"
     parts = [
-        f"{trial['conversations']:,} conversations in {trial['clusters']:,} independent groups",
-        f"ceiling {trial['ceiling']['value']:.3f}",
-        *(f"{count:,} {kind.replace('_', ' ')}" for kind, count in trial["left_out"].items()),
+        f"{test_set['conversations']:,} conversations in {test_set['clusters']:,} independent clusters",
+        f"upper bound {best:.3f}",
+        *(f"{count:,} {kind.replace('_', ' ')}" for kind, count in test_set["left_out"].items()),
     ]
     return Section(title=title, lead="; ".join(parts) + ".", blocks=tuple(blocks))
 
 
-def _against(against: Mapping[str, Any], labels: Mapping[str, Any], main: str) -> Table:
+def _comparisons(comparisons: Mapping[str, Any], labels: Mapping[str, Any], main: str) -> Table:
     rows = []
-    for arm, row in against.items():
+    for arm, row in comparisons.items():
         counts = (f"{row['first_only']:,}", f"{row['second_only']:,}") if arm != RANDOM else ("", "")
         rows.append((labels[arm]["label"], _cell(row["difference"], sign="+"), *counts, _p(row.get("p_holm"))))
-    columns = (f"{main} against", "Difference", f"only {main} right", "only the other right", "McNemar p")
-    return Table(columns=columns, rows=tuple(rows), hints={"McNemar p": "exact, two-sided, adjusted after Holm"})
+    columns = (f"{main} vs.", "Difference", f"only {main} right", "only the other right", "McNemar p")
+    return Table(
+        columns=columns,
+        rows=tuple(rows),
+        hints={"McNemar p": "exact, two-sided, adjusted for multiple comparisons (Holm)"},
+    )
 
 
 def _scale(values: Sequence[float]) -> float:
-    """The right edge for shares: 1, or the next tenth where all are small."""
+    """The right end of an axis of shares: 1, or the next tenth if all are small."""
     highest = max(value for value in values if value == value)
     return 1.0 if highest > 0.5 else math.ceil(10 * highest + 1e-9) / 10
 
 
 def _case(
-    trial: Trial,
+    test_set: TestSet,
     row: int,
-    ranking: Any,
+    ranking: RankedList,
     title: Callable[[str], str],
     photo: Callable[[str], bytes | None],
     others: Mapping[str, Sequence[Sequence[str]]],
 ) -> Case:
-    conversation = trial.conversations[row]
+    conversation = test_set.conversations[row]
     targets = set(conversation.targets)
     scored = list(zip(ranking.ids, ranking.probabilities, strict=True))
-    shown = [pair for place, pair in enumerate(scored) if place < TILES or pair[0] in targets]
+    shown = [pair for index, pair in enumerate(scored) if index < MAX_TILES or pair[0] in targets]
     return Case(
-        name=f"{trial.file.name}:{conversation.line}",
+        name=f"{test_set.file.name}:{conversation.line}",
         turns=tuple((turn.role, turn.text) for turn in conversation.turns),
         candidates=tuple(
             Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)
@@ -276,13 +291,14 @@ def _case(
     )
 
 
-def _number(one: Mapping[str, float], label: str, tone: str = "") -> Number:
-    return Number(value=f"{one['value']:.3f}", label=label, note=f"{one['low']:.3f} – {one['high']:.3f}", tone=tone)
+def _number(interval: Mapping[str, float], label: str, tone: str = "") -> Number:
+    value, _, note = _cell(interval).partition("\n")
+    return Number(value=value, label=label, note=note, tone=tone)
 
 
-def _cell(one: Mapping[str, float], sign: str = "") -> str:
-    between = " to " if sign else " – "
-    text = f"{one['value']:{sign}.3f}\n{one['low']:{sign}.3f}{between}{one['high']:{sign}.3f}"
+def _cell(interval: Mapping[str, float], sign: str = "") -> str:
+    dash = " to " if sign else " – "
+    text = f"{interval['value']:{sign}.3f}\n{interval['low']:{sign}.3f}{dash}{interval['high']:{sign}.3f}"
     return text.replace("-", "−")
 
 

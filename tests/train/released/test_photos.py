@@ -13,7 +13,7 @@ from PIL import Image
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
-from lavic.evaluation.test_set import Trial
+from lavic.evaluation.test_set import TestSet
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
@@ -137,9 +137,9 @@ def test_b22_an_item_without_a_photo_is_refused_or_counted(ground: Ground, tmp_p
     with pytest.raises(DataError, match="B000NOSUCH is not in the item store"):
         TuneData(rows, store, load(ground).encoder, candidates=KEY, max_length=400)
     with pytest.raises(DataError, match="candidate B000NOSUCH of 5 is not in the item store"):
-        Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store])
-    trial = Trial.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store], missing="drop")
-    assert trial.left_out["candidates_not_in_store"] > 0
+        TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store])
+    test_set = TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store], missing="drop")
+    assert test_set.left_out["candidates_not_in_store"] > 0
 
 
 def test_b23_a_transparent_photo_becomes_a_jpeg_and_a_cut_write_leaves_nothing(tmp_path: Path) -> None:

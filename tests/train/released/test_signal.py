@@ -14,8 +14,8 @@ from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation, Turn
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import World
-from lavic.evaluation.test_set import Trial
-from lavic.metrics.ranking_metrics import Answer, judge, measure
+from lavic.evaluation.test_set import TestSet
+from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
@@ -24,7 +24,7 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import IGNORED
 from lavic.model.prompts import NONE, Candidate
-from lavic.recommend.ranker import FREE_TOKENS, Ranker, Request
+from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
 from lavic.train.distillation.task import DistillData, DistillTask
 from lavic.train.evaluation import score
 from lavic.train.recommendation.task import TuneData, TuneTask
@@ -102,7 +102,7 @@ def ranker(ground: Ground, backbone: Backbone, tmp_path: Path) -> Ranker:
 
 
 def test_b10_no_id_is_cut(ground: Ground, ranker: Ranker) -> None:
-    assert FREE_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens; a word or two may stand before it"
+    assert MAX_NEW_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens; a word or two may stand before it"
     row = read_conversations(ground.rows)[0]
     encoded = ranker.encode(Request(conversation=row, candidates=ground.ids[:4]))
     assert encoded.targets == [ranker.encoder.target(item) for item in ground.ids[:4]]
@@ -115,8 +115,8 @@ def test_b11_an_id_of_any_form_can_be_the_answer(ranker: Ranker) -> None:
 
 
 def test_b12_a_row_with_two_targets_can_be_right() -> None:
-    row = Answer(targets=("a", "b"), candidates=("a", "b", "c"), ranking=("a", "c", "b"))
-    values = {name: terms.value for name, terms in measure(judge([row])).items()}
+    row = Prediction(targets=("a", "b"), candidates=("a", "b", "c"), ranking=("a", "c", "b"))
+    values = {name: terms.value for name, terms in compute_metrics(judge([row])).items()}
     assert values["hit_rate"] == 1.0
     assert values["released_recall_at_1"] == 0.5
 
@@ -138,8 +138,8 @@ def test_b14_test_lists_get_no_target(ground: Ground, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
     absent = [n for n, row in enumerate(rows) if not set(row["gt_items"]) & set(row[KEY])]
     assert absent
-    trial = Trial.read("t", ground.rows, candidates=KEY, stores=[ItemStore.open(ground.store)])
-    assert [list(listed) for listed in trial.lists] == [row[KEY] for row in rows]
+    test_set = TestSet.read("t", ground.rows, candidates=KEY, stores=[ItemStore.open(ground.store)])
+    assert [list(listed) for listed in test_set.lists] == [row[KEY] for row in rows]
 
 
 def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Backbone) -> None:

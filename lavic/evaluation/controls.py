@@ -1,4 +1,4 @@
-"""Arms: the model and its controls, each ranking the same lists."""
+"""The tuned model and its controls, which rank the same lists; each control lacks one of the model's inputs."""
 
 from __future__ import annotations
 
@@ -12,91 +12,94 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lavic.distributed.context import World
-from lavic.evaluation.test_set import Trial
+from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranker import Ranking, Request
+    from lavic.recommend.ranker import RankedList, Request
 
 Decode = Literal["likelihood", "generate"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of ranking that runs a model."""
+    """A model that ranks: the tuned model, a control, or another bundle."""
 
     name: str
     bundle: Path
     store: ItemStore
     base: str | None = None
-    """Where the bundle's base model is now; None: where the bundle records it."""
+    """Folder or hub id of the base model; None: the one that the bundle records."""
     language: bool = True
-    """False leaves the language adapter out: the model before stage 2."""
+    """False for the model without its language adapter, as before stage 2."""
     shuffled: bool = False
-    """Each candidate is shown with the tokens of another one of its list."""
+    """Give each candidate the item tokens of another candidate of its list."""
     words: Mapping[str, str] | None = None
-    """Item -> words in the place of its tokens."""
+    """Item -> text that replaces its tokens."""
     tokens_per_item: int | None = None
-    """Item tokens shown of each candidate; None: as many as the bundle was tuned on."""
+    """Number of item tokens per candidate; None: as in tuning."""
 
 
-def compete(
+def rank_test_sets(
     arms: Sequence[Arm],
-    trials: Sequence[Trial],
+    test_sets: Sequence[TestSet],
     world: World,
     *,
     decode: Decode = "likelihood",
     tokens_per_batch: int = 8192,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
-) -> dict[str, dict[str, list[Ranking]]]:
-    """Lets every arm rank every trial. Collective: each rank takes every size-th conversation.
+) -> dict[str, dict[str, list[RankedList]]]:
+    """Ranks every test set with every arm. Collective: each rank takes every size-th conversation.
 
-    Arms of the same weights share one loaded model, so order them so that these stand together; no two models are in
-    memory at once.
+    Consecutive arms with the same weights share one loaded model; only one model is in memory at a time.
 
     Args:
-        arms: Who ranks.
-        trials: What is ranked.
+        arms: The models.
+        test_sets: The lists to rank.
         world: The ranks.
-        decode: Rank by likelihood, or let the model write freely.
-        tokens_per_batch: Prompts read together; results do not depend on it.
+        decode: Rank by likelihood, or generate text.
+        tokens_per_batch: Prompt tokens per batch; results do not depend on it.
         dtype: Of the weights.
-        seed: Of the shuffled arm's derangements.
+        seed: Of the derangements of the shuffled control.
 
     Returns:
-        Trial name -> arm name -> one ranking per conversation, on every rank.
+        Test set name -> arm name -> a ranking per conversation, on every rank.
 
     Raises:
-        DataError: A bundle or a store cannot be used, or not with the other.
+        DataError: A bundle or a store cannot be used, or they do not belong together.
     """
     from lavic.model.bundle import Bundle
     from lavic.recommend.ranker import Ranker
 
-    found: dict[str, dict[str, list[Ranking]]] = {trial.name: {} for trial in trials}
+    rankings: dict[str, dict[str, list[RankedList]]] = {test_set.name: {} for test_set in test_sets}
     for (folder, base, language), members in groupby(arms, key=lambda arm: (arm.bundle, arm.base, arm.language)):
         bundle = Bundle.load(folder, world.device(), language=language, dtype=dtype, base=base)
         for arm in members:
             ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens_per_item=arm.tokens_per_item)
-            for trial in trials:
-                progress = _Progress(f"{trial.name}: {arm.name}", len(trial), shown=world.is_main, ranks=world.size)
-                requests = [_request(arm, trial, row, seed) for row in range(world.rank, len(trial), world.size)]
+            for test_set in test_sets:
+                progress = _Progress(
+                    f"{test_set.name}: {arm.name}", len(test_set), shown=world.is_main, ranks=world.size
+                )
+                requests = [_request(arm, test_set, row, seed) for row in range(world.rank, len(test_set), world.size)]
                 shares = world.gather(ranker.rank(requests, decode=decode, progress=progress.add))
-                found[trial.name][arm.name] = [shares[row % world.size][row // world.size] for row in range(len(trial))]
+                rankings[test_set.name][arm.name] = [
+                    shares[row % world.size][row // world.size] for row in range(len(test_set))
+                ]
                 progress.close()
         del bundle, ranker
         gc.collect()
-    return found
+    return rankings
 
 
-def _request(arm: Arm, trial: Trial, row: int, seed: int) -> Request:
+def _request(arm: Arm, test_set: TestSet, row: int, seed: int) -> Request:
     from lavic.recommend.ranker import Request
 
     return Request(
-        conversation=trial.conversations[row],
-        candidates=trial.lists[row],
-        shown=trial.deranged(row, seed) if arm.shuffled else None,
-        looks=arm.words,
+        conversation=test_set.conversations[row],
+        candidates=test_set.lists[row],
+        tokens_of=test_set.derangement(row, seed) if arm.shuffled else None,
+        texts=arm.words,
     )
 
 
