@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -33,8 +33,7 @@ class Interval:
 
     def as_dict(self) -> dict[str, float | int]:
         """The form of `results.json`: value, low, high, n, and clusters where known."""
-        values: dict[str, float | int] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-        return values if self.clusters is None else {**values, "clusters": self.clusters}
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def connected_clusters(keys: Sequence[Iterable[Hashable]]) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from lavic.storage.output_folder import hold
 
 from .conftest import Ground
 
-CASES = next((found for above in Path(__file__).parents if (found := above / "shared/cases/train").is_dir()), None)
+CASES = next((path for above in Path(__file__).parents if (path := above / "shared/cases/train").is_dir()), None)
 BASE = resolve(ModelSettings(name="mini"))
 pytestmark = pytest.mark.skipif(CASES is None, reason="no shared/cases/train beside the checkout")
 MARK = b"\xef\xbb\xbf"
@@ -53,7 +53,7 @@ def store(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]):
+def run_cli(capsys: pytest.CaptureFixture[str]):
     """Runs a command; returns its exit code, what it printed and its error lines."""
 
     def run(*argv: object) -> tuple[int, str, list[str]]:
@@ -79,21 +79,23 @@ def tune(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
     return ("tune", "--store", store, *data, "--model.name", ground.bundle.parent / "base", *more)
 
 
-def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     marked = case("bom_test.jsonl")
     assert marked.read_bytes().startswith(MARK)
     plain = tmp_path / "plain.jsonl"
     plain.write_bytes(marked.read_bytes().removeprefix(MARK))
-    answers = [said(*recommend(ground, store, "--json", "--conversation", file)) for file in (marked, plain)]
+    answers = [run_cli(*recommend(ground, store, "--json", "--conversation", file)) for file in (marked, plain)]
     assert [code for code, *_ in answers] == [0, 0] and len(answers[0][1].splitlines()) == 2
     assert answers[0][1].replace(marked.stem, plain.stem) == answers[1][1]
 
-    ids = said(*recommend(ground, store, "--json", "--conversation", plain, "--candidates-file", case("bom_ids.txt")))
+    ids = run_cli(
+        *recommend(ground, store, "--json", "--conversation", plain, "--candidates-file", case("bom_ids.txt"))
+    )
     listed = case("bom_ids.txt").read_text("utf-8-sig").split()
     assert sorted(item["id"] for item in json.loads(ids[1].splitlines()[0])["ranking"]) == sorted(listed)
 
     for name, file in (("marked", marked), ("plain", plain)):
-        assert said(*evaluate(ground, store, "--test", f"set={file}", "--out", tmp_path / name))[0] == 0
+        assert run_cli(*evaluate(ground, store, "--test", f"set={file}", "--out", tmp_path / name))[0] == 0
     rankings = [
         [json.loads(line)["ranking"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
         for name in ("marked", "plain")
@@ -109,39 +111,41 @@ def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path
         ("deep.jsonl", "deep.jsonl:1: not JSON (nested more than 200 levels deep)"),
     ],
 )
-def test_values_of_a_wrong_shape_are_refused(ground: Ground, store: Path, said, name: str, reason: str) -> None:
-    code, printed, errors = said(*recommend(ground, store, "--conversation", case(name)))
+def test_values_of_a_wrong_shape_are_refused(ground: Ground, store: Path, run_cli, name: str, reason: str) -> None:
+    code, printed, errors = run_cli(*recommend(ground, store, "--conversation", case(name)))
     assert (code, printed) == (2, "") and reason in errors[-1]
 
 
-def test_text_that_is_not_utf_8_is_replaced(ground: Ground, store: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_is_not_utf_8_is_replaced(
+    ground: Ground, store: Path, run_cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = case("latin1_stdin.txt").read_bytes()
     answers = []
     for typed in (data, data.decode("utf-8", "replace").encode()):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
-        answers.append(said(*recommend(ground, store, "--json", "--candidates-file", case("bom_ids.txt"))))
+        answers.append(run_cli(*recommend(ground, store, "--json", "--candidates-file", case("bom_ids.txt"))))
     assert answers[0][:2] == answers[1][:2] and answers[0][0] == 0
     assert "characters that cannot be read were replaced" in answers[0][2][0]
 
 
-def test_a_bundle_with_the_adapter_of_another_run(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+def test_a_bundle_with_the_adapter_of_another_run(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     swapped = tmp_path / "bundle"
     shutil.copytree(ground.bundle, swapped)
     shutil.rmtree(swapped / "language_adapter")
     shutil.copytree(ground.titles_only / "language_adapter", swapped / "language_adapter")
     ask = ("recommend", "--bundle", swapped, "--store", store, "--conversation", case("bom_test.jsonl"))
     for _ in range(2):
-        code, printed, errors = said(*ask)
+        code, printed, errors = run_cli(*ask)
         assert (code, printed) == (2, "")
         assert "language_adapter: its digest is" in errors[-1] and "bundle.json records" in errors[-1]
         os.truncate(swapped / "language_adapter" / "adapter_model.safetensors", 1000)
 
 
-def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     words = [sys.executable, str(case("make_long_thread.py")), str(tmp_path / "rows.jsonl")]
     (tmp_path / "rows.jsonl").write_bytes(case("bom_test.jsonl").read_bytes().removeprefix(MARK))
     (tmp_path / "long.jsonl").write_bytes(subprocess.run(words, capture_output=True, check=True).stdout)
-    code, printed, _ = said(*recommend(ground, store, "--json", "--conversation", tmp_path / "long.jsonl"))
+    code, printed, _ = run_cli(*recommend(ground, store, "--json", "--conversation", tmp_path / "long.jsonl"))
     assert code == 0 and len(json.loads(printed)["ranking"]) == 10
 
 
@@ -155,27 +159,27 @@ def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, said) -> Non
     ],
 )
 def test_settings_that_cannot_be(
-    ground: Ground, store: Path, tmp_path: Path, said, words: tuple[str, str], reason: str
+    ground: Ground, store: Path, tmp_path: Path, run_cli, words: tuple[str, str], reason: str
 ) -> None:
     value = case(words[1]) if words[0] == "--deepspeed" else words[1]
-    code, _, errors = said(*tune(ground, store, words[0], value, "--out", tmp_path / "run"))
+    code, _, errors = run_cli(*tune(ground, store, words[0], value, "--out", tmp_path / "run"))
     assert code == 2 and reason in errors[-1]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     (tmp_path / "talk.txt").write_text("a lamp")
     for argv in (
         tune(ground, store, "--out", tmp_path / "talk.txt" / "run"),
         evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "talk.txt"),
     ):
-        code, _, errors = said(*argv)
+        code, _, errors = run_cli(*argv)
         assert code == 2 and "a file is where a folder is needed" in errors[-1]
 
 
-def test_a_second_evaluation_into_one_folder(ground: Ground, store: Path, tmp_path: Path, said) -> None:
+def test_a_second_evaluation_into_one_folder(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     with hold(tmp_path / "two"):
-        code, _, errors = said(*evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "two"))
+        code, _, errors = run_cli(*evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "two"))
     assert code == 2 and "another lavic command is writing to this folder" in errors[-1]
 
 

@@ -51,34 +51,34 @@ def results(folder: Path) -> dict:
 
 
 def test_results_hold_every_arm_of_every_set(done: Path):
-    found = results(done)
+    scores = results(done)
     arms = {"lavic", "shuffled", "before_tuning", "words", "text_only", "twin", "popularity", "list_order", "random"}
-    assert set(found["hit_rate"]) == arms
-    for one in found["hit_rate"].values():
-        assert set(one) == {"value", "low", "high", "n"}
-        assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1
-        assert one["n"] == 24
-    assert list(found["sets"]) == ["items", "other"]
-    assert found["sets"]["other"]["arms"]["lavic"]["hit_rate"]["n"] == 7
-    assert found["hit_rate"]["random"]["value"] == pytest.approx(0.1)
-    assert found["sets"]["items"]["ceiling"]["value"] == 1.0
-    assert set(found["sets"]["items"]["against"]) == arms - {"lavic"}
+    assert set(scores["hit_rate"]) == arms
+    for interval in scores["hit_rate"].values():
+        assert set(interval) == {"value", "low", "high", "n"}
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+        assert interval["n"] == 24
+    assert list(scores["sets"]) == ["items", "other"]
+    assert scores["sets"]["other"]["arms"]["lavic"]["hit_rate"]["n"] == 7
+    assert scores["hit_rate"]["random"]["value"] == pytest.approx(0.1)
+    assert scores["sets"]["items"]["ceiling"]["value"] == 1.0
+    assert set(scores["sets"]["items"]["against"]) == arms - {"lavic"}
 
 
 def test_the_same_bundle_under_another_name_differs_in_nothing(done: Path):
-    found = results(done)["sets"]["items"]
-    assert found["arms"]["twin"] == found["arms"]["lavic"]
-    twin = found["against"]["twin"]
+    scores = results(done)["sets"]["items"]
+    assert scores["arms"]["twin"] == scores["arms"]["lavic"]
+    twin = scores["against"]["twin"]
     assert (twin["difference"]["low"], twin["difference"]["high"], twin["p"]) == (0.0, 0.0, 1.0)
 
 
 def test_predictions_give_the_results_again(done: Path, ground: Ground):
     lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == (24 + 7) * 6
-    own = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
-    hit_rate = sum(line["ranking"][0] in line["targets"] for line in own) / len(own)
+    shuffled = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
+    hit_rate = sum(line["ranking"][0] in line["targets"] for line in shuffled) / len(shuffled)
     assert hit_rate == pytest.approx(results(done)["hit_rate"]["shuffled"]["value"])
-    for line, conversation in zip(own, ground.conversations, strict=True):
+    for line, conversation in zip(shuffled, ground.conversations, strict=True):
         assert line["id"] == conversation.id
         assert sorted(line["ranking"]) == sorted(conversation.candidates[KEY])
         assert line["logprobs"] == sorted(line["logprobs"], reverse=True)
@@ -118,11 +118,11 @@ def test_journal_names_every_number(done: Path):
 
 
 def test_journal_names_the_data(done: Path, ground: Ground):
-    found = {event["name"]: event for event in read_events(done / "metrics.jsonl", "dataset")}
-    assert set(found) == {"items", "other", "item store", "training set"}
+    datasets = {event["name"]: event for event in read_events(done / "metrics.jsonl", "dataset")}
+    assert set(datasets) == {"items", "other", "item store", "training set"}
     digest = hashlib.sha256(ground.test.read_bytes()).hexdigest()
-    assert (found["items"]["digest"], found["items"]["context"]) == (digest, "evaluation")
-    assert found["items"]["path"] == str(ground.test)
+    assert (datasets["items"]["digest"], datasets["items"]["context"]) == (digest, "evaluation")
+    assert datasets["items"]["path"] == str(ground.test)
 
 
 def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path, monkeypatch):
@@ -167,8 +167,8 @@ def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
     words += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
     for nproc in (1, 2):
         assert evaluate.main([*map(str, words), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
-    one, two = results(tmp_path / "1"), results(tmp_path / "2")
-    assert one["sets"] == two["sets"]
+    single, double = results(tmp_path / "1"), results(tmp_path / "2")
+    assert single["sets"] == double["sets"]
     rows = [[json.loads(row) for row in (tmp_path / n / "predictions.jsonl").open()] for n in ("1", "2")]
     for a, b in zip(*rows, strict=True):
         assert (a["arm"], a["id"], a["ranking"]) == (b["arm"], b["id"], b["ranking"])
@@ -250,25 +250,25 @@ def test_numbers_that_cannot_be(ground: Ground, tmp_path: Path, words: str):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([{"id": "A", "look": "red"}], "no look of .*, the target of .*:1"),
         ([{"id": "A", "look": None}], "looks.jsonl:1: expected"),
         ([{"id": "A"}], "looks.jsonl:1: expected"),
     ],
 )
-def test_looks_that_leave_the_target_out(ground: Ground, tmp_path: Path, rows: list[dict], said: str):
+def test_looks_that_leave_the_target_out(ground: Ground, tmp_path: Path, rows: list[dict], message: str):
     write_rows(tmp_path / "looks.jsonl", rows)
     given = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         evaluate.main([*map(str, given), "--words", str(tmp_path / "looks.jsonl"), "--arms", "words"])
 
 
 def test_what_is_told_in_words_is_no_control(done: Path):
-    found = results(done)
-    told = found["sets"]["items"]["arms"]["words"]["hit_rate"]
-    found["sets"]["items"]["arms"]["words"]["hit_rate"] = {**told, "value": 1.0, "low": 1.0, "high": 1.0}
-    labels = [number.label for number in sections.summary(found).blocks[0].items]
+    scores = results(done)
+    hit_rate = scores["sets"]["items"]["arms"]["words"]["hit_rate"]
+    scores["sets"]["items"]["arms"]["words"]["hit_rate"] = {**hit_rate, "value": 1.0, "low": 1.0, "high": 1.0}
+    labels = [number.label for number in sections.summary(scores).blocks[0].items]
     assert "Photos as text" in labels
     assert "best control: Photos as text" not in labels
 

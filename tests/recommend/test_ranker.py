@@ -32,14 +32,14 @@ def whole_sequence(bundle: Bundle, store: ItemStore, request: Request) -> dict[s
     encoder, model = bundle.backbone.encoder, bundle.backbone.model
     listed = [prompts.Candidate(item, store.title(item)) for item in request.candidates]
     photos = project(model, store.tokens(request.candidates)) if bundle.info.tokens == "items" else None
-    found = {}
+    scores = {}
     for item in request.candidates:
         example = encoder.recommendation(
             request.conversation, listed, photo_tokens=5 if photos is not None else 0, target=item, max_length=512
         )
         with torch.no_grad():
-            found[item] = -float(token_losses(model, collate([example], encoder.pad), photos).double().sum())
-    return found
+            scores[item] = -float(token_losses(model, collate([example], encoder.pad), photos).double().sum())
+    return scores
 
 
 @pytest.mark.parametrize("which", ["bundle", "titles_only"])

@@ -58,12 +58,12 @@ def test_a_pipe_and_a_file_of_candidates(
 ):
     ids = ItemStore.open(ground.store).ids[:4]
     (tmp_path / "ids.txt").write_bytes("\r\n".join([*ids, "", ""]).encode("utf-16"))
-    found = []
+    rankings = []
     for text in (TALK, json.dumps({"context": TALK, "gt_items": []})):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
         assert recommend.main(words(ground, "--candidates-file", tmp_path / "ids.txt", "--json")) == 0
-        found.append(json.loads(capsys.readouterr().out)["ranking"])
-    assert found[0] == found[1]
+        rankings.append(json.loads(capsys.readouterr().out)["ranking"])
+    assert rankings[0] == rankings[1]
 
 
 def test_typed_in_a_terminal(ground: Ground):

@@ -163,8 +163,8 @@ def test_sync_sends_a_journal_once(tmp_path, capsys):
     tracked(tmp_path / "runs" / "deep" / "b", range(1, 3))
     assert command.main([str(tmp_path / "runs"), "--uri", uri, "--experiment", "beauty"]) == 0
     assert command.main([str(tmp_path / "runs"), "--uri", uri]) == 0
-    said = capsys.readouterr().out
-    assert "a: 5 points" in said and "a: 0 points" in said
+    output = capsys.readouterr().out
+    assert "a: 5 points" in output and "a: 0 points" in output
     store = stored(tmp_path / "runs" / "a", uri)
     assert store.points("loss") == [(step, 1 / step) for step in (1, 2, 3)]
     assert store.client.get_experiment(store.run.info.experiment_id).name == "beauty"
@@ -258,7 +258,7 @@ def test_what_made_a_run_stands_in_it(store_uri, tmp_path):
         assert tags["mlflow.source.git.commit"] == head.stdout.strip()
     assert {"version.lavic", "version.torch", "version.python", "host", "command", "mlflow.user"} <= tags.keys()
     assert tags["adapter.vision"] == "89ef"
-    inputs = {one.dataset.name: (one.dataset.digest, one.tags) for one in store.run.inputs.dataset_inputs}
+    inputs = {entry.dataset.name: (entry.dataset.digest, entry.tags) for entry in store.run.inputs.dataset_inputs}
     assert {name: digest for name, (digest, _) in inputs.items()} == {"training set": "0123abcd", "item store": "4567"}
     assert [(tag.key, tag.value) for tag in inputs["training set"][1]] == [("mlflow.data.context", "training")]
     (kept,) = store.client.list_artifacts(store.run.info.run_id, "data/training set")
@@ -334,15 +334,15 @@ class Wrong(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_wrong_server_is_one_line_and_changes_nothing(store_uri, tmp_path, capfd):
-    mlflow_client = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
-    threading.Thread(target=mlflow_client.serve_forever, daemon=True).start()
-    uri = f"http://127.0.0.1:{mlflow_client.server_address[1]}"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}"
     tracked(tmp_path / "run", range(1, 6), settings=TrackingSettings(mlflow=True, uri=uri))
-    said = capfd.readouterr().err
-    assert said.count("mlflow: ") == 1 and "Traceback" not in said
+    output = capfd.readouterr().err
+    assert output.count("mlflow: ") == 1 and "Traceback" not in output
     with pytest.raises(LaunchError, match="did not take"):
         sync(tmp_path / "run", uri)
-    mlflow_client.shutdown()
+    server.shutdown()
     assert sync(tmp_path / "run", store_uri).points_sent == 8
     assert stored(tmp_path / "run", store_uri).points("loss") == [(step, 1 / step) for step in range(1, 6)]
 
@@ -442,8 +442,8 @@ def test_a_folder_that_was_moved_with_its_store_stays_with_it(store_uri, tmp_pat
     tracked(tmp_path / "runs" / "one", range(1, 3), settings=TrackingSettings(mlflow=True))
     sync(tmp_path / "runs" / "one")
     (tmp_path / "runs").rename(tmp_path / "moved")
-    feed = sync(tmp_path / "moved" / "one")
-    assert feed.points_sent == 0 and feed.uri == f"sqlite:///{tmp_path}/moved/mlflow.db"
+    run_sync = sync(tmp_path / "moved" / "one")
+    assert run_sync.points_sent == 0 and run_sync.uri == f"sqlite:///{tmp_path}/moved/mlflow.db"
     store = stored(tmp_path / "moved" / "one")
     assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
 
@@ -486,9 +486,9 @@ def test_sync_sends_a_run_to_where_it_was_told_to_go(store_uri, tmp_path, monkey
     tracked(tmp_path / "runs" / "deep" / "er" / "b", range(1, 3))
     tracked(tmp_path / "runs" / "a" / "below", range(1, 3))
     assert command.main([str(tmp_path / "runs")]) == 0
-    said = capsys.readouterr().out
-    assert said.count(f" -> {store_uri} (run ") == 3
-    assert said.endswith(f"view with: mlflow ui --backend-store-uri {store_uri}\n")
+    output = capsys.readouterr().out
+    assert output.count(f" -> {store_uri} (run ") == 3
+    assert output.endswith(f"view with: mlflow ui --backend-store-uri {store_uri}\n")
     assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
     assert command.main([str(tmp_path / "runs" / "deep" / "er" / "b")]) == 0, "where it was sent before"
     assert list(tmp_path.rglob("*.db")) == [tmp_path / "runs" / "mlflow.db"]
@@ -565,16 +565,16 @@ def test_a_store_below_any_path_holds_the_run(template, tmp_path, name):
     journal.event("artifact", path="table.txt")
     journal.close()
     shutil.copy(template, place / "mlflow.db")
-    feed = sync(place / "run")
+    run_sync = sync(place / "run")
     assert sync(place / "run").points_sent == 0
     assert [path.name for path in tmp_path.iterdir()] == [name], "nothing beside it"
     assert {path.name for path in place.iterdir()} == {".mlflow.db.lock", "mlflow.db", "mlartifacts", "run"}
-    store = Store(feed.uri, feed.record.run_id)
+    store = Store(run_sync.uri, run_sync.record.run_id)
     assert store.points("loss") == [(1, 1.0), (2, 0.5)]
-    paths = {file.path for file in store.client.list_artifacts(feed.record.run_id)}
+    paths = {file.path for file in store.client.list_artifacts(run_sync.record.run_id)}
     assert {"table.txt", "curves"} <= paths
-    assert sqlite_path(feed.uri) == place / "mlflow.db"
-    assert store_key(feed.uri) == store_key(store_key(feed.uri)) == f"sqlite:{place}/mlflow.db"
+    assert sqlite_path(run_sync.uri) == place / "mlflow.db"
+    assert store_key(run_sync.uri) == store_key(store_key(run_sync.uri)) == f"sqlite:{place}/mlflow.db"
 
 
 def test_names_that_mlflow_does_not_take_stay_apart(store_uri, tmp_path):
@@ -626,7 +626,7 @@ def test_a_real_server_that_comes_late_gets_everything_once(tmp_path):
     words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri"]
     words += [f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "kept")]
     log = (tmp_path / "server.log").open("w")
-    mlflow_client = subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *words], stdout=log, stderr=log, start_new_session=True
     )
     try:
@@ -635,13 +635,13 @@ def test_a_real_server_that_comes_late_gets_everything_once(tmp_path):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
-            assert mlflow_client.poll() is None, (tmp_path / "server.log").read_text()
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
             time.sleep(0.5)
         line = [sys.executable, "-m", "lavic", "sync", str(run), "--uri", uri]
         for _ in range(2):
             both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
-            answers = [one.communicate(timeout=240) for one in both]
-            assert [one.returncode for one in both] == [0, 0], answers
+            outputs = [process.communicate(timeout=240) for process in both]
+            assert [process.returncode for process in both] == [0, 0], outputs
         store = stored(run, uri)
         assert store.points("loss") == [(step, 1 / step) for step in range(1, 2601)]
         assert store.run.info.status == "FINISHED"
@@ -649,8 +649,8 @@ def test_a_real_server_that_comes_late_gets_everything_once(tmp_path):
         assert {"table.txt", "curves"} <= paths
         assert len(store.client.search_runs([store.run.info.experiment_id])) == 1
     finally:
-        os.killpg(mlflow_client.pid, signal.SIGKILL)
-        mlflow_client.wait()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
         log.close()
 
 

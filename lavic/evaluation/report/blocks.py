@@ -34,13 +34,6 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
-    """Preformatted text."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table; numbers are right-aligned."""
 
@@ -129,7 +122,7 @@ class Gallery:
     cases: tuple[Case, ...]
 
 
-Block = Numbers | Text | Code | Table | Bars | Curves | Gallery
+Block = Numbers | Text | Table | Bars | Curves | Gallery
 
 
 @dataclass(frozen=True, kw_only=True)

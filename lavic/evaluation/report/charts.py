@@ -84,17 +84,16 @@ def interval_bar(
     return f'<svg class="bar" aria-hidden="true">{"".join(grid)}{middle}</svg>'
 
 
-def curves(
-    series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequence[Level] = (), log: bool | None = None
-) -> str:
+def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequence[Level] = ()) -> str:
     """Lines over a common axis, labeled at their right end.
+
+    The vertical axis is logarithmic if the values are positive and span more than a factor of 4.
 
     Args:
         series: At least one with a finite point.
         x_name: Label of the horizontal axis.
         y_name: Label of the vertical axis.
         levels: Reference lines.
-        log: Logarithmic vertical axis; None: if the values span more than a factor of 4.
     """
     clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
     clean = [(line, points) for line, points in clean if points]
@@ -102,8 +101,7 @@ def curves(
         raise ValueError("a chart needs at least one finite point")
     xs = [x for _, points in clean for x, _ in points]
     ys = [y for _, points in clean for _, y in points] + [level.value for level in levels]
-    if log is None:
-        log = min(ys) > 0 and max(ys) / min(ys) > 4
+    log = min(ys) > 0 and max(ys) / min(ys) > 4
     x_low, x_high = min(xs), max(xs)
     x_high = x_high if x_high > x_low else x_low + 1
     if log:

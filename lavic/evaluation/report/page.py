@@ -15,7 +15,6 @@ from lavic.evaluation.report.blocks import (
     Block,
     Candidate,
     Case,
-    Code,
     Curves,
     Gallery,
     Numbers,
@@ -85,8 +84,6 @@ def _block(block: Block, key: str) -> str:
             return _numbers(block)
         case Text():
             return "".join(tag("p", escape(text)) for text in block.paragraphs)
-        case Code():
-            return tag("pre", tag("code", escape(block.text)))
         case Table():
             return _table(block)
         case Bars():
