@@ -405,7 +405,7 @@ def test_a_store_is_put_in_place_whole_where_no_lock_is_known(tmp_path, monkeypa
     monkeypatch.setattr(mlflow_store.os, "link", late)
     mlflow_store.create_if_missing(ours)
     assert ours.read_bytes() == theirs
-    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts"}, "ours is gone"
+    assert list(tmp_path.iterdir()) == [ours], "ours is gone"
 
 
 def test_a_run_is_one_run_under_any_path(store_uri, tmp_path, monkeypatch, capsys):
@@ -528,6 +528,22 @@ def test_another_experiment_for_a_run_that_is_in_one_is_refused(store_uri, tmp_p
     sync(run, store_uri, "sport")
     store = stored(run)
     assert store.client.get_experiment(store.run.info.experiment_id).name == "sport"
+
+
+@pytest.mark.parametrize("known_by", ["id", "folder"])
+def test_another_experiment_than_the_parents_is_refused_before_a_run_is_created(store_uri, tmp_path, known_by):
+    parent, child = tmp_path / "runs" / "one", tmp_path / "runs" / "one" / "child"
+    tracked(parent, range(1, 2))
+    sync(parent, store_uri, "beauty")
+    parent_id = stored(parent).run.info.run_id
+    if known_by == "id":
+        child = tmp_path / "elsewhere"
+    tracked(child, range(1, 2), settings=TrackingSettings(parent_run=parent_id if known_by == "id" else None))
+    with pytest.raises(ConfigError, match="is in the experiment 'beauty'"):
+        sync(child, store_uri, "sport")
+    assert len(stored(parent).client.search_runs([stored(parent).run.info.experiment_id])) == 1
+    sync(child, store_uri)
+    assert stored(child, store_uri).run.data.tags["mlflow.parentRunId"] == parent_id
 
 
 def test_a_run_that_goes_on_in_another_experiment_says_where_it_is(store_uri, tmp_path, caplog):
@@ -814,4 +830,5 @@ def test_an_experiment_and_a_run_with_names_that_are_no_text_are_sent(store_uri,
     sync(tmp_path / "run")
     store = stored(tmp_path / "run", store_uri)
     assert store.client.get_experiment(store.run.info.experiment_id).name == "caf?"
+    sync(tmp_path / "run", experiment="caf\udce9")
     assert store.run.info.run_name == "x?"
