@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lavic.errors import LaunchError
+from lavic.tracking import plots
+from lavic.tracking.journal import milliseconds
 from lavic.tracking.mlflow_store import (
     NOT_INSTALLED,
     absolute_uri,
@@ -129,21 +132,55 @@ class StoreClient:
         tag, longest = self._entities.RunTag, _MAX_LENGTHS["tag"]
         self._log(run_id, "tags", [tag(valid_name(key), valid_text(text)[:longest]) for key, text in texts.items()])
 
-    def log_dataset(self, run_id: str, *, name: str, digest: str, path: str, context: str, profile: str) -> None:
-        """Records a dataset that a run reads."""
-        entities, name = self._entities, valid_text(name)[: _MAX_LENGTHS["name"]]
-        dataset = entities.Dataset(
-            name=name, digest=digest[:36], source_type="local", source=valid_text(path), profile=profile
-        )
-        tags = [entities.InputTag("mlflow.data.context", context)] if context else []
-        self.client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset, tags)])
-
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copies a file or a folder, into `folder` of the run's artifacts."""
         if path.is_dir():
             self.client.log_artifacts(run_id, str(path), folder or path.name)
         elif path.exists():
             self.client.log_artifact(run_id, str(path), folder)
+
+    def log_event(self, run_id: str, run_dir: Path, event: dict[str, Any]) -> str:
+        """Sends an event of the journal in `run_dir`; returns the run's new status, or "" if the event sets none."""
+        match event["event"]:
+            case "start":
+                self.log_params(run_id, event.get("params") or {})
+                self.set_tags(run_id, event.get("tags") or {})
+            case "end":
+                status = str(event.get("status") or "FINISHED")
+                if status != "KILLED":  # a killed process has no time for plots, and the run will be resumed
+                    with contextlib.suppress(OSError):
+                        for plot in plots.draw(run_dir):
+                            self.log_artifact(run_id, plot, plots.FOLDER)
+                self.client.set_terminated(run_id, status, end_time=milliseconds(event))
+                return status
+            case "artifact":
+                self.log_artifact(run_id, run_dir / event["path"])
+            case "tags":
+                self.set_tags(run_id, event["tags"])
+            case "dataset":
+                self._log_dataset(run_id, event)
+            case name:
+                fields = {key: value for key, value in event.items() if key not in ("event", "time")}
+                self.set_tags(run_id, {f"event.{name}": fields})
+        return ""
+
+    def _log_dataset(self, run_id: str, event: dict[str, Any]) -> None:
+        manifest = Path(event["manifest"]) if event.get("manifest") else None
+        profile: dict[str, Any] = {}
+        if manifest and manifest.is_file():
+            self.log_artifact(run_id, manifest, f"data/{valid_name(event['name'])}")
+            values = json.loads(manifest.read_text("utf-8"))
+            profile = {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
+        dataset = self._entities.Dataset(
+            name=valid_text(event["name"])[: _MAX_LENGTHS["name"]],
+            digest=event["digest"][:36],
+            source_type="local",
+            source=valid_text(event["path"]),
+            profile=json.dumps(profile),
+        )
+        context = event.get("context")
+        tags = [self._entities.InputTag("mlflow.data.context", context)] if context else []
+        self.client.log_inputs(run_id, datasets=[self._entities.DatasetInput(dataset, tags)])
 
     def _log(self, run_id: str, kind: str, entries: Sequence[Any]) -> None:
         size = BATCH_SIZES[kind]

@@ -28,7 +28,6 @@ from lavic.tracking.journal import (
     read_new_lines,
 )
 from lavic.tracking.mlflow_client import BATCH_SIZES, ID_TAG, Point, StoreClient, valid_name, valid_text
-from lavic.tracking.mlflow_events import send_event
 from lavic.tracking.mlflow_store import absolute_uri
 from lavic.tracking.settings import destination
 from lavic.tracking.sync_record import LOST, SyncRecord, read_record, write_record
@@ -186,7 +185,7 @@ class RunSync:
         if event["event"] == "start":
             self._ensure_run(event)
         if self.record.run_id:
-            self.record.status = send_event(self._store, self.record.run_id, self.run_dir, event) or self.record.status
+            self.record.status = self._store.log_event(self.record.run_id, self.run_dir, event) or self.record.status
 
     def _send_system_metrics(self) -> None:
         """Sends the system metrics of each node; their step is the second of the run."""
