@@ -125,7 +125,7 @@ def test_text_that_is_not_utf_8_is_replaced(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
         answers.append(run_cli(*recommend(ground, store, "--json", "--candidates-file", case("bom_ids.txt"))))
     assert answers[0][:2] == answers[1][:2] and answers[0][0] == 0
-    assert "characters that cannot be read were replaced" in answers[0][2][0]
+    assert "invalid characters were replaced" in answers[0][2][0]
 
 
 def test_a_bundle_with_the_adapter_of_another_run(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
