@@ -208,7 +208,7 @@ class RunSync:
             event = (read_events(self.run_dir / JOURNAL_FILE, "start") or [start])[-1]  # a resumed run's may differ
             parent = self._parent_run_id(event.get("parent_run") or "")
             if parent:
-                self._check_experiment(parent)  # before a run is created in it
+                self._check_experiment(parent, "its parent run")  # before a run is created in it
             run_id, existed = self._store.open_run(
                 self.record.id,
                 self._run_name(event),
@@ -254,12 +254,12 @@ class RunSync:
         for name, step in known.items():
             self.record.last[name] = max(step, self.record.last.get(name, -1))
 
-    def _check_experiment(self, run_id: str) -> None:
-        """Refuses an experiment other than that of an existing run, or of the run's parent."""
+    def _check_experiment(self, run_id: str, which: str = "it") -> None:
+        """Refuses an experiment other than that of an existing run: this one or its parent."""
         if self.experiment and (actual := self._store.experiment_name(run_id)) != valid_text(self.experiment):
             raise ConfigError(
-                f"{self.run_dir}: this run, or its parent, is in the experiment '{actual}' of {self.uri}, and MLflow "
-                f"cannot move a run: omit --experiment, or delete it in MLflow to send it to '{self.experiment}'"
+                f"{self.run_dir}: {which} is in the experiment '{actual}' of {self.uri}, and MLflow "
+                f"cannot move a run: omit --experiment, or delete the run in MLflow to send it to '{self.experiment}'"
             )
 
     def _run_exists(self) -> bool:
