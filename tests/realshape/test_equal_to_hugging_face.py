@@ -24,7 +24,7 @@ from lavic.model.loading import Backbone, read_geometry
 from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens
-from lavic.recommend.ranker import FREE_TOKENS
+from lavic.recommend.ranker import MAX_NEW_TOKENS
 from lavic.shards.describe import whole_sentences
 from lavic.train.distillation.task import count_tokens
 from tests.realshape.hugging_face import HuggingFace
@@ -203,7 +203,7 @@ def test_free_answers_are_the_stock_model_s(run: Run, tuned: HuggingFace) -> Non
     if not run.released:
         pytest.skip("answers are ranked, not written, with evaluate-7b")
     asked, vectors = question(run, tuned)
-    expected = tuned.answer(asked, vectors, FREE_TOKENS)
+    expected = tuned.answer(asked, vectors, MAX_NEW_TOKENS)
     assert [row["text"] for row in run.predictions("lavic")] == [expected.strip()] * len(run.photos.targets)
 
 
