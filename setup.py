@@ -24,7 +24,6 @@ CORE = [
     "pydantic>=2.11,<3",
     "PyYAML>=6.0.1,<7",
     "tqdm>=4.66,<5",
-    "tyro>=1.0,<2",
     "typing_extensions>=4.13",
     "universal_pathlib>=0.3,<0.4",
 ]

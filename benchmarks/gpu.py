@@ -33,7 +33,7 @@ import torch
 from gpu_photos import pillow
 from gpu_stages import Bench
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 
 PARTS = ("stage2", "stage1", "embed")
 BARS = {"stage2_mfu": 0.45, "stage1_mfu": 0.40, "stage2_ratio": 5.0}
@@ -49,7 +49,7 @@ def read_words() -> argparse.Namespace:
     reader.add_argument("--micro-batch", type=int, default=8, help="most photos of a forward pass, stage 1")
     reader.add_argument("--micro-tokens", type=int, nargs=2, help="budget of stage 1 and of stage 2")
     reader.add_argument("--plain-micro-batch", type=int, default=2, help="samples of the plain loop's forward pass")
-    reader.add_argument("--activations", choices=["keep", "recompute"], default="keep")
+    reader.add_argument("--activation-checkpointing", action="store_true")
     reader.add_argument("--compile", action="store_true")
     reader.add_argument("--no-plain", action="store_true", help="leave the plain loop out")
     reader.add_argument("--warm", type=int, default=2, help="steps that do not count")
@@ -76,8 +76,8 @@ def read_words() -> argparse.Namespace:
 
 def main() -> int:
     chosen = read_words()
-    world = World.from_env()
-    world.start()
+    world = DistributedContext.from_env()
+    world.init_process_group()
     bench = Bench(chosen, world)
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU",
@@ -101,7 +101,7 @@ def main() -> int:
         print(text)
         if chosen.json:
             chosen.json.write_text(text + "\n")
-    world.close()
+    world.destroy_process_group()
     return 0
 
 

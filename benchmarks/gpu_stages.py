@@ -12,7 +12,7 @@ from gpu_samples import Lists, Photos
 from plain import Plain, stock_cut
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.model.config import Kind, LoraSettings
 from lavic.model.dims import Shape
 from lavic.model.hub import SEVEN_B_CONFIG
@@ -62,7 +62,7 @@ SMALL_CONFIG = {
 class Bench:
     """The model and the photos, and what is done with them."""
 
-    def __init__(self, chosen: argparse.Namespace, world: World) -> None:
+    def __init__(self, chosen: argparse.Namespace, world: DistributedContext) -> None:
         self.chosen, self.world = chosen, world
         self.device = world.device()
         self.dtype = torch.float32 if chosen.small else torch.bfloat16
@@ -90,13 +90,13 @@ class Bench:
         model = self.model("vision" if number == 1 else "language")
         llava = model.get_base_model()
         loop = LoopSettings(
-            batch=chosen.batch * self.world.size,
+            global_batch_size=chosen.batch * self.world.size,
             micro_batch=chosen.micro_batch if number == 1 else None,
             micro_tokens=chosen.micro_tokens[number - 1],
-            activations=chosen.activations,
+            activation_checkpointing=chosen.activation_checkpointing,
             compile=chosen.compile,
             lr=LR,
-            workers=chosen.workers,
+            num_workers=chosen.workers,
         )
         data: Any
         tower = None
@@ -114,7 +114,7 @@ class Bench:
         if not chosen.no_plain and self.world.size == 1:
             if tower is not None:
                 llava.model.vision_tower = tower.to(self.device)
-            if chosen.activations == "recompute":
+            if chosen.activation_checkpointing:
                 llava.gradient_checkpointing_disable()
             found["plain"] = self.plain(model, data)
             found["ratio"] = found["ours"]["samples_per_s"] / found["plain"]["samples_per_s"]

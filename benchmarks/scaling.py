@@ -82,7 +82,7 @@ RATES = {
 LOOPS = {stage: YamlFile.read(find_config(f"{stage}-7b-8gpu")).values["loop"] for stage in ("distill", "tune")}
 """How the stages are trained, as in configs/."""
 EPOCHS = int(LOOPS["distill"]["epochs"])
-BATCH = {stage: loop["batch"] for stage, loop in LOOPS.items()}
+BATCH = {stage: loop["global_batch_size"] for stage, loop in LOOPS.items()}
 """Samples of a step."""
 DESCRIBED_AT_ONCE = 8
 SHARD = 5000

@@ -93,7 +93,7 @@ def run(demo: Path, out: Path, steps: int, batch: int, words: list[str]) -> tupl
         "1",
         "--loop.eval-every",
         "0",
-        "--loop.batch",
+        "--loop.global-batch-size",
         str(batch),
     ]
     line = [sys.executable, "-m", "lavic", "tune", "--config", "tune-mini", *map(str, inputs), "--out", str(out)]

@@ -36,7 +36,7 @@ from lavic.data.conversations import read_conversations
 from lavic.data.manifest import Manifest, shard_name
 from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.data.tar_shards import Sample, ShardWriter
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.mini.catalog import Product, conversation_row, make_products
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
 from lavic.model.config import LoraSettings, ModelSettings
@@ -100,7 +100,7 @@ def photo(product: Product) -> Sample:
 class Ours:
     """Our loop, without validations and checkpoints."""
 
-    def __init__(self, stage: int, folder: Path, loop: LoopSettings, world: World) -> None:
+    def __init__(self, stage: int, folder: Path, loop: LoopSettings, world: DistributedContext) -> None:
         self.world, self.loop = world, loop
         self.backbone = Backbone.load(MODEL, vision=stage == 1)
         self.data = training_set(stage, folder, self.backbone)
@@ -145,9 +145,12 @@ class Released:
         start = time.perf_counter()
         micro_batch, _ = self.loop.split(1)
         for step in range(first, last):
-            batch = [self.sample(p) for p in range(step * self.loop.batch, (step + 1) * self.loop.batch)]
+            batch = [
+                self.sample(p)
+                for p in range(step * self.loop.global_batch_size, (step + 1) * self.loop.global_batch_size)
+            ]
             self.losses.append(self.loop_.step(batch, micro_batch).item())
-        return {"samples_per_s": (last - first) * self.loop.batch / (time.perf_counter() - start)}
+        return {"samples_per_s": (last - first) * self.loop.global_batch_size / (time.perf_counter() - start)}
 
     def sample(self, position: int) -> tuple[list[int], list[int], list[bytes]]:
         """Ids, labels and the photos as they lie on the disk; nothing that the plain loop does not need is made."""
@@ -175,7 +178,7 @@ def training_set(stage: int, folder: Path, backbone: Backbone) -> DistillData | 
 
 def compare(stage: int, folder: Path, chosen: argparse.Namespace) -> dict[str, object]:
     """Rounds of ours and of the plain loop, taking turns."""
-    ours = Ours(stage, folder, loop_settings(chosen, chosen.workers), World())
+    ours = Ours(stage, folder, loop_settings(chosen, chosen.workers), DistributedContext())
     plain = Released(stage, folder, loop_settings(chosen, 0))
     ours.round(0, 1), plain.round(0, 1)
     if abs(ours.losses[0] - plain.losses[0]) > 1e-4 * plain.losses[0]:
@@ -247,8 +250,8 @@ def one_rank(folder: Path, chosen: argparse.Namespace) -> None:
     """What each of those processes does; rank 0 tells the rate."""
     os.sched_setaffinity(0, {int(os.environ["LAVIC_CORE"])})
     torch.set_num_threads(1)
-    world = World.from_env()
-    world.start()
+    world = DistributedContext.from_env()
+    world.init_process_group()
     chosen.batch *= world.size
     ours = Ours(2, folder, loop_settings(chosen, 0), world)
     ours.round(0, 2)
@@ -256,19 +259,19 @@ def one_rank(folder: Path, chosen: argparse.Namespace) -> None:
     if world.is_main:
         print(json.dumps(rate), flush=True)
     ours.engine.close()
-    world.close()
+    world.destroy_process_group()
 
 
 def loop_settings(chosen: argparse.Namespace, workers: int) -> LoopSettings:
     return LoopSettings(
-        batch=chosen.batch,
+        global_batch_size=chosen.batch,
         micro_batch=chosen.micro_batch,
-        activations=chosen.activations,
+        activation_checkpointing=chosen.activation_checkpointing,
         compile=chosen.compile,
         lr=LR,
         schedule="constant",
         warmup=0.0,
-        workers=workers,
+        num_workers=workers,
     )
 
 
@@ -297,7 +300,7 @@ def main() -> int:
     reader.add_argument("--workers", type=int, default=1, help="loader workers of our loop")
     cores = len(os.sched_getaffinity(0))
     reader.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="of torch; each loop's best")
-    reader.add_argument("--activations", choices=["keep", "recompute"], default="keep", help="of our loop")
+    reader.add_argument("--activation-checkpointing", action="store_true", help="of our loop")
     reader.add_argument("--compile", action="store_true", help="our loop's layers")
     reader.add_argument("--items", type=int, default=600)
     reader.add_argument("--only", choices=["stage1", "stage2", "ranks"], nargs="+")
@@ -312,13 +315,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         make_inputs(folder, chosen.items, 4 * chosen.batch)
-        world = World()
-        world.start()
+        world = DistributedContext()
+        world.init_process_group()
         for stage in (2, 1):
             if f"stage{stage}" in wanted:
                 figures[f"stage{stage}"] = found = compare(stage, folder, chosen)
                 figures[f"stage{stage}_ratio"] = found["ratio"]
-        world.close()
+        world.destroy_process_group()
         if "ranks" in wanted:
             figures["two_ranks"] = found = scale(folder, chosen)
             figures["two_rank_efficiency"] = found["efficiency"]

@@ -12,7 +12,7 @@ from lavic.data.conversations import parse_conversations
 from lavic.data.schema import Conversation, turns_of
 from lavic.errors import ConfigError, DataError
 from lavic.storage.json_text import BadJson, parse_json
-from lavic.storage.text_files import TextFileError, read_text, text_of
+from lavic.storage.text_files import TextFileError, decode_text, read_text
 
 NO_CANDIDATES = "give the items to rank: --candidates ID ..., or --candidates-file FILE"
 
@@ -73,7 +73,7 @@ def _text_of(source: str) -> tuple[str, str]:
     if source == "-":
         data = sys.stdin.buffer.read()
         try:
-            return "standard input", text_of(data, "standard input")
+            return "standard input", decode_text(data, "standard input")
         except TextFileError:
             text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
             print("standard input: not UTF-8; invalid characters were replaced", file=sys.stderr)

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 from pydantic import PositiveInt
 
-from lavic.config.loader import Seed, dump, flatten, load, parse, settings
+from lavic.config import Seed, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError, LavicError
 from lavic.mini.serve import PhotoServer
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.tracking.mlflow_store import default_store_uri
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.tracker import Tracker
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds["mlflow"] = round(time.monotonic() - began, 1)
     seconds["total"] = round(time.monotonic() - started, 1)
     summary = summarise(out, seconds)
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    atomic_write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
     print(table(summary))
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
@@ -109,7 +109,7 @@ def _claim(chosen: DemoSettings) -> None:
             begun = f"--seed {before.seed}{' --small' if before.small else ''}"
             raise ConfigError(f"{chosen.out} holds a demo begun with {begun}: go on with that, or choose another --out")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    write_whole(config, dump(chosen, command="demo"))
+    atomic_write(config, dump(chosen, command="demo"))
 
 
 def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
@@ -167,7 +167,7 @@ def _recommend(out: Path) -> tuple[str, ...]:
     """`lavic recommend` on the first test conversation."""
     row = json.loads((out / "catalog" / "test.jsonl").open(encoding="utf-8").readline())
     example = out / "example.jsonl"
-    write_whole(
+    atomic_write(
         example, json.dumps({k: row[k] for k in ("context", "context_items", "gt_items", "candidates_st")}) + "\n"
     )
     bundle = str(out / "runs" / "tune" / "bundle")

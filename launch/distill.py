@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from lavic.config.loader import settings
-from lavic.distributed.context import World
+from lavic.config import settings
+from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.launch.training import command as training_command
 from lavic.launch.training.command import Input, Parts, Run, Stage
 from lavic.model.config import LoraSettings, ModelSettings
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.tracking.settings import TrackingSettings
 from lavic.train.config import LoopSettings
 from lavic.train.run_folder import RunFolder, digest_files
@@ -59,7 +59,7 @@ class DistillSettings:
     """The base model."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
-    loop: LoopSettings = LoopSettings(epochs=5.0, batch=32, lr=5e-5, weight_decay=1e-5)
+    loop: LoopSettings = LoopSettings(epochs=5.0, global_batch_size=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
     max_length: PositiveInt = 512
     """Longest title and description with the words around them, tokens; longer photos are skipped and counted."""
@@ -103,7 +103,7 @@ class Distill(Stage):
     free = ("shards", "valid")
     chosen: DistillSettings
 
-    def __init__(self, chosen: DistillSettings, world: World) -> None:
+    def __init__(self, chosen: DistillSettings, world: DistributedContext) -> None:
         """Opens both sets.
 
         Raises:
@@ -229,7 +229,7 @@ class Distill(Stage):
             file = run.folder.folder / CAPTIONS
             found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             self._captions = found if found.get("full", {}).get("of") == of else found | {"full": {"of": of}}
-        self._captions = world.broadcast(self._captions)
+        self._captions = world.broadcast_object(self._captions)
         if "loss" not in self._captions["full"]:
             teacher = self._score(run, TeacherTask(backbone.model), every)
             self._note(run, "full", self._captions["full"] | teacher.as_dict())
@@ -246,7 +246,7 @@ class Distill(Stage):
                 batch=micro_batch,
                 device=run.world.device(),
                 tokens=self.chosen.loop.micro_tokens,
-                workers=self.chosen.loop.workers,
+                workers=self.chosen.loop.num_workers,
                 stop=run.stop,
             )
         except NoTargets:
@@ -256,7 +256,7 @@ class Distill(Stage):
         self._captions[arm] = values
         run.tracker.event("captions", arm=arm, **values)
         if run.world.is_main:
-            write_whole(run.folder.folder / CAPTIONS, json.dumps(self._captions, indent=2) + "\n")
+            atomic_write(run.folder.folder / CAPTIONS, json.dumps(self._captions, indent=2) + "\n")
 
 
 def _digest(photos: ShardDataset | Without) -> str:

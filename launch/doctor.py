@@ -17,7 +17,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from lavic.config.loader import parse, settings
+from lavic.config import parse, settings
 from lavic.errors import LaunchError
 
 DESCRIPTION = """Looks at this machine: Python, packages, GPUs, memory, disk, home and cache folders, SLURM.

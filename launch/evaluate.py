@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
-from lavic.config.loader import Seed, flatten, parse, settings
-from lavic.distributed.context import World
+from lavic.config import Seed, flatten, parse, settings
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
 from lavic.evaluation.baselines import list_order, popularity
@@ -29,8 +29,8 @@ from lavic.evaluation.test_set import ClusterBy, TestSet
 from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings
-from lavic.storage.atomic import encoded, write_whole, written_aside
-from lavic.storage.output_folder import hold
+from lavic.storage.atomic import atomic_open, atomic_write, to_utf8
+from lavic.storage.output_folder import lock_output_folder
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.settings import TrackingSettings
 from lavic.tracking.tracker import Tracker
@@ -129,7 +129,7 @@ SETTINGS = EvaluateSettings
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
-    world = World.from_env()
+    world = DistributedContext.from_env()
     if chosen.dry_run:
         print(dry_run_text(chosen, EvaluationSetup.prepare(chosen)))
         return 0
@@ -138,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)
     setup = EvaluationSetup.prepare(chosen)
-    with hold(chosen.out) if world.is_main else nullcontext():
+    with lock_output_folder(chosen.out) if world.is_main else nullcontext():
         if world.is_main and not chosen.overwrite:
             refuse_other_settings(chosen)
-        with world.together() if world.size > 1 else nullcontext():
+        with world.process_group() if world.size > 1 else nullcontext():
             return run(chosen, setup, world)
 
 
@@ -159,10 +159,10 @@ def refuse_other_settings(chosen: EvaluateSettings) -> None:
         raise ConfigError(f"{path}: results of other settings ({what}): use another --out, or --overwrite them")
 
 
-def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: World) -> int:
+def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedContext) -> int:
     """Ranks on every rank; rank 0 computes and writes the results."""
     start = time.monotonic()
-    node = world.node if world.local_rank == 0 else None
+    node = world.node_rank if world.local_rank == 0 else None
     with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
         tracker.start("evaluate", flatten(chosen))
         for test_set in setup.test_sets:
@@ -189,7 +189,7 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: World) -> int:
         results = compute_results(chosen, setup, rankings)
         results["seconds"] = round(time.monotonic() - start, 2)
         _write_report(chosen, setup, rankings, results)
-        write_whole(chosen.out / "results.json", json.dumps(results, indent=2) + "\n")
+        atomic_write(chosen.out / "results.json", json.dumps(results, indent=2) + "\n")
         for name, test_set in results["sets"].items():
             for arm, metrics in test_set["arms"].items():
                 tracker.log(0, **{f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()})
@@ -242,7 +242,7 @@ def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: 
 
 
 def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Rankings) -> None:
-    with written_aside(path) as file:
+    with atomic_open(path) as file:
         for test_set in test_sets:
             for arm, ranked in rankings[test_set.name].items():
                 for conversation, listed, ranking in zip(test_set.conversations, test_set.lists, ranked, strict=True):
@@ -258,7 +258,7 @@ def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Ranki
                         **({} if ranking.text is None else {"text": ranking.text}),
                         **({} if ranking.none is None else {"none": round(ranking.none, 8)}),
                     }
-                    file.write(encoded(json.dumps(line, ensure_ascii=False)) + b"\n")
+                    file.write(to_utf8(json.dumps(line, ensure_ascii=False)) + b"\n")
 
 
 def _write_report(

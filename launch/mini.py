@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from lavic.config.loader import Seed, dump, parse, settings
+from lavic.config import Seed, dump, parse, settings
 from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
-from lavic.storage.output_folder import hold
+from lavic.storage.output_folder import lock_output_folder
 
 USAGE = """usage: lavic mini catalog|serve|pretrain|realshape [--key value ...]
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _catalog(argv: Sequence[str]) -> int:
     chosen = parse(CatalogSettings, argv, command="mini catalog")
     sizes = {name: getattr(chosen, name) for name in CatalogueSize.__dataclass_fields__}
-    with hold(chosen.out):
+    with lock_output_folder(chosen.out):
         counts = write_catalogue(chosen.out, base_url=chosen.base_url, size=CatalogueSize(**sizes), seed=chosen.seed)
     print(f"{chosen.out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return 0

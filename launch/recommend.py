@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config.loader import parse, settings
+from lavic.config import parse, settings
 from lavic.data.schema import Conversation, Turn
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError
 from lavic.launch.conversation_input import NO_CANDIDATES, read_candidates, read_conversation
 from lavic.model.config import BaseModelSettings
@@ -144,7 +144,9 @@ def _load(chosen: RecommendSettings, store: ItemStore) -> Ranker:
     from lavic.model.bundle import Bundle
     from lavic.recommend.ranker import Ranker
 
-    bundle = Bundle.load(chosen.bundle, World.from_env().device(), dtype=chosen.dtype, base=chosen.model.name)
+    bundle = Bundle.load(
+        chosen.bundle, DistributedContext.from_env().device(), dtype=chosen.dtype, base=chosen.model.name
+    )
     return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from lavic.config.loader import Positional, Reference, parse, settings
+from lavic.config import Positional, Reference, parse, settings
 from lavic.config.secrets import redact
 from lavic.errors import ConfigError, LavicError
 from lavic.tracking.journal import JOURNAL_FILE

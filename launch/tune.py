@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lavic.config.loader import settings
-from lavic.distributed.context import World
+from lavic.config import settings
+from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.launch.training import command as training_command
 from lavic.launch.training.command import Input, Parts, Run, Stage
@@ -71,7 +71,7 @@ class TuneSettings:
     """The base model, the one that made the store."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
-    loop: LoopSettings = LoopSettings(epochs=1.0, batch=32, lr=5e-5, weight_decay=1e-5)
+    loop: LoopSettings = LoopSettings(epochs=1.0, global_batch_size=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
     select: Literal["best", "last"] = "best"
     """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
@@ -102,7 +102,7 @@ class Tune(Stage):
     free = ("store", "train", "valid")
     chosen: TuneSettings
 
-    def __init__(self, chosen: TuneSettings, world: World) -> None:
+    def __init__(self, chosen: TuneSettings, world: DistributedContext) -> None:
         """Opens the store and reads the conversations.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`python -m lavic COMMAND ...`: the same as the `lavic` command."""
+"""`python -m lavic COMMAND ...`, the same as the `lavic` command."""
 
 from lavic.cli import entry
 

@@ -1,4 +1,4 @@
-"""The `lavic` command: a table of names and the module behind each. `distributed.failure` prints errors."""
+"""The `lavic` command: a table of commands and their modules. `distributed.failure` prints errors."""
 
 from __future__ import annotations
 
@@ -14,35 +14,39 @@ from typing import NoReturn
 
 from lavic import __version__
 from lavic.config.secrets import redact
-from lavic.distributed.failure import launched, leave, rank, show, show_traceback
+from lavic.distributed.failure import exit_process, show_error, show_traceback
+from lavic.distributed.launcher_env import launched_rank, launched_world_size
 from lavic.errors import Stopped
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "crawl": ("lavic.shards.crawl", "fetch a catalogue's photos into WebDataset shards"),
     "verify": ("lavic.shards.verify", "re-read a set of shards, count and hash it"),
-    "describe": ("lavic.shards.describe", "let the model describe each photo from all its tokens (stage 1's teacher)"),
-    "distill": ("lavic.launch.distill", "stage 1: train the vision side until five tokens say what all of them say"),
-    "embed": ("lavic.shards.embed", "make the item tokens of a whole catalogue"),
+    "describe": (
+        "lavic.shards.describe",
+        "describe each photo from all its tokens, with the model (stage 1's teacher)",
+    ),
+    "distill": ("lavic.launch.distill", "stage 1: train the vision side to describe a photo from five tokens"),
+    "embed": ("lavic.shards.embed", "compute the item tokens of a catalogue"),
     "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
-    "evaluate": ("lavic.launch.evaluate", "every metric, controls, intervals, a report to look at"),
+    "evaluate": ("lavic.launch.evaluate", "metrics, controls, confidence intervals, and a report"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
     "submit": (
         "lavic.launch.submit.command",
-        "the pipeline as SLURM jobs that wait for each other; 'submit status', 'logs' and 'cancel' follow them",
+        "the pipeline as SLURM jobs with dependencies; also 'submit status', 'submit logs', 'submit cancel'",
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
     "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain; realshape"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
-    "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to mend it"),
-    "preflight": ("lavic.launch.preflight.command", "whether the nodes of a job will do, before it starts"),
+    "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to install it"),
+    "preflight": ("lavic.launch.preflight.command", "check the nodes of a job before it starts"),
 }
-"""Name -> (module with `main(argv) -> int`, what it does). A module is imported when its command runs, never before."""
+"""Name -> (module with `main(argv) -> int`, summary). A module is imported only when its command runs."""
 
 _USAGE = "usage: lavic COMMAND [--config FILE|NAME] [--key value ...]"
 
 
-def _tolerate_any_text() -> None:
-    """Lets text be printed whatever the terminal's encoding is, and paths whatever bytes they have."""
+def _escape_unprintable() -> None:
+    """Escapes characters that the terminal's encoding does not have, and bytes of paths that are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -52,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint.
 
     Args:
-        argv: the words after `lavic`; None takes them from the command line.
+        argv: The words after `lavic`; None takes them from `sys.argv`.
     """
-    _tolerate_any_text()
+    _escape_unprintable()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_manual())
@@ -72,18 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """`lavic` as a program: ends the process with the exit code of `main`."""
+    """The `lavic` program: ends the process with the exit code of `main`."""
     sys.excepthook = show_traceback
-    if launched() > 1:
-        faulthandler.enable()  # when NCCL's watchdog aborts a rank, it says where Python was
+    if launched_world_size() > 1:
+        faulthandler.enable()  # prints the Python stack when NCCL's watchdog aborts a rank
     code = _flush(main())
-    if launched() == 1:
+    if launched_world_size() == 1:
         raise SystemExit(code)
-    leave(code)
+    exit_process(code)
 
 
 def _flush(code: int) -> int:
-    """Writes out what was printed; returns the exit code, which is not 0 where that cannot be."""
+    """Flushes stdout; returns the exit code, which is not 0 where that fails."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -91,24 +95,24 @@ def _flush(code: int) -> int:
         return code or 1
     except OSError as error:
         _drop_output()
-        return code or show(next(iter(sys.argv[1:]), ""), error)
+        return code or show_error(next(iter(sys.argv[1:]), ""), error)
     return code
 
 
 def _drop_output() -> None:
-    """Without this the interpreter complains once more when it closes stdout."""
+    """Keeps the interpreter from printing another error when it closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
-    """Starts `nproc` processes of a command on this machine: the way to `launch/` for jobs that may not import it."""
+    """Starts `nproc` processes of a command on this machine, for callers that may not import `launch/`."""
     return int(importlib.import_module("lavic.launch.ranks.local").run(command, list(argv or ()), nproc))
 
 
 def settings_class(command: str) -> type:
     """The settings of a command, for a caller that may not import its module."""
-    made: type = importlib.import_module(COMMANDS[command][0]).SETTINGS
-    return made
+    cls: type = importlib.import_module(COMMANDS[command][0]).SETTINGS
+    return cls
 
 
 def _run(command: str, argv: list[str]) -> int:
@@ -116,38 +120,38 @@ def _run(command: str, argv: list[str]) -> int:
     try:
         return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
     except Stopped as stop:
-        if rank() == 0:  # no error, and all ranks are asked alike
+        if launched_rank() == 0:  # not an error, and the same on all ranks
             print(f"lavic {command}: {stop}", file=sys.stderr, flush=True)
         return stop.exit_code
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
-        if rank() == 0:
+        if launched_rank() == 0:
             print(f"\nlavic {command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _drop_output()  # the reader (`| head`) has left
+        _drop_output()  # the reader (`| head`) has closed it
         return 1
     except Exception as error:
-        return show(command, error)
+        return show_error(command, error)
 
 
 class _Stderr(logging.Handler):
-    """Writes to what stderr is when something is said: whoever calls `main` may have exchanged it since."""
+    """Writes to the current `sys.stderr`, which a caller of `main` may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(redact(self.format(record)), file=sys.stderr, flush=True)
 
 
 def _set_up_logging() -> None:
-    """Our own messages as plain lines on stderr, from rank 0; warnings of others. LAVIC_LOG=debug says more."""
+    """Logs our own messages as plain lines on stderr, from rank 0; from others warnings. LAVIC_LOG is the level."""
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.lastResort = _Stderr(logging.WARNING)  # what libraries say
+    logging.lastResort = _Stderr(logging.WARNING)  # of libraries
     log = logging.getLogger("lavic")
     log.handlers = [handler]
     log.propagate = False
-    log.setLevel(os.environ.get("LAVIC_LOG", "info" if rank() == 0 else "warning").upper())
+    log.setLevel(os.environ.get("LAVIC_LOG", "info" if launched_rank() == 0 else "warning").upper())
 
 
 def _manual() -> str:
@@ -157,11 +161,11 @@ def _manual() -> str:
         [
             _USAGE,
             "",
-            "Recommend products in a conversation by looking at their photos. Every command works on files:",
+            "Recommend products in a conversation by looking at their photos. Every command reads and writes files:",
             "",
             *lines,
             "",
-            "'lavic COMMAND --help' is its manual; '--print-config' prints its settings. Begin with 'lavic demo'.",
+            "'lavic COMMAND --help' explains a command; '--print-config' prints its settings. Start with 'lavic demo'.",
             "Exit codes: 0 done, 1 failed, 2 bad usage, setting or input, 75 stopped with a checkpoint (run again).",
         ]
     )

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from lavic.config.loader import flatten, parse
+from lavic.config import flatten, parse
 from lavic.data.manifest import NAME, Manifest
 from lavic.distributed.ray_session import ray_session
 from lavic.errors import Stopped, first_line

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.data.schema import ImageSize
 from lavic.data.sources.tables import COLUMNS
 from lavic.distributed.ray_session import RaySettings

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from lavic.config.loader import parse, settings
+from lavic.config import parse, settings
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, Stopped
 from lavic.model.chat_template.template import prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.hub import fingerprint, resolve
-from lavic.storage.output_folder import hold
+from lavic.storage.output_folder import lock_output_folder
 
 if TYPE_CHECKING:
     from lavic.data.tar_shards import Sample
@@ -50,8 +50,8 @@ class DescribeSettings:
     """The teacher."""
     shards: Path
     """Folder of a set, made by `lavic crawl`."""
-    batch: PositiveInt = 8
-    """Photos at once."""
+    batch_size: PositiveInt = 8
+    """Photos described at once."""
     max_new_tokens: PositiveInt = 128
     """Longest description. One that is cut there ends at its last whole sentence."""
     keep: Literal["none", "catalogue"] = "none"
@@ -69,7 +69,7 @@ SETTINGS = DescribeSettings
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(DescribeSettings, argv, command="describe")
-    world = World.from_env()
+    world = DistributedContext.from_env()
     if chosen.nproc > 1 and world.size == 1:
         from lavic.cli import start_ranks
 
@@ -81,15 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(chosen, world)
 
 
-def run(chosen: DescribeSettings, world: World) -> int:
+def run(chosen: DescribeSettings, world: DistributedContext) -> int:
     """Describes this rank's shards."""
     data = ShardDataset(chosen.shards, descriptions="shard")
     # One rank keeps other commands out for all of them: ranks do not wait for each other here.
-    with hold(chosen.shards, alone=world.size == 1) if world.is_main else nullcontext():
+    with lock_output_folder(chosen.shards, exclusive=world.size == 1) if world.is_main else nullcontext():
         return _describe_set(data, chosen, world)
 
 
-def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: World) -> int:
+def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: DistributedContext) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
     folder = resolve(chosen.model)
@@ -163,10 +163,10 @@ def _describe_shard(
     rows = []
     dtype = str(backbone.model.dtype).removeprefix("torch.")
     how = (backbone.encoder.version, chosen.model.views, dtype, str(chosen.max_new_tokens))
-    for at in range(0, len(indices), chosen.batch):
-        if stop.asked:  # no rank waits for another: each leaves as it is
+    for at in range(0, len(indices), chosen.batch_size):
+        if stop.requested:  # no rank waits for another: each leaves as it is
             raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
-        samples = [data[i] for i in indices[at : at + chosen.batch]]
+        samples = [data[i] for i in indices[at : at + chosen.batch_size]]
         asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
         texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
         for s in samples:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from lavic.config.loader import parse, settings
+from lavic.config import parse, settings
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError
 from lavic.model.config import ModelSettings
 from lavic.shards.store_photos import Photo, StorePhotos
 from lavic.shards.store_plan import StorePlan, recorded
-from lavic.storage.output_folder import hold, unwritable
+from lavic.storage.output_folder import lock_output_folder, not_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,10 +52,10 @@ class EmbedSettings:
     `--retry`): only what is new is made, and until that is done the store stays as it was."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of the stored vectors."""
-    batch: PositiveInt = 32
-    """Photos at once."""
-    workers: NonNegativeInt = 0
-    """Processes per rank that decode and cut photos; 0 does it in the rank itself."""
+    batch_size: PositiveInt = 32
+    """Photos of one forward pass."""
+    num_workers: NonNegativeInt = 0
+    """Data loader processes per rank, which decode and tile photos; 0 does it in the rank itself."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
     ray: RaySettings = RaySettings()
@@ -69,7 +69,7 @@ SETTINGS = EmbedSettings
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(EmbedSettings, argv, command="embed")
-    world = World.from_env()
+    world = DistributedContext.from_env()
     if chosen.nproc > 1 and world.size == 1:
         from lavic.cli import start_ranks
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
     # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
-    with world.together(timeout_s=_PATIENCE_S):
+    with world.process_group(timeout_s=_PATIENCE_S):
         return run(chosen, world, sets, adapter)
 
 
@@ -110,7 +110,7 @@ def _check_saved(adapter: Path) -> None:
         BundleInfo.read(adapter.parent).check_adapters(adapter.parent, ("vision",))
 
 
-def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
+def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 closes the store."""
     from lavic.model.chat_template.template import prompt_version
     from lavic.model.hub import fingerprint, resolve
@@ -125,7 +125,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         check_adapter(adapter, "vision", base)
     dtype: Any = computing_dtype(chosen.model, world.device())
     if chosen.model.dtype == "auto":  # a store goes on as it was begun, on whatever machine
-        dtype = world.broadcast(recorded(chosen.out).get("dtype", dtype))
+        dtype = world.broadcast_object(recorded(chosen.out).get("dtype", dtype))
     model = replace(chosen.model, dtype=dtype)
     fixed = {
         "base": base,
@@ -146,14 +146,14 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         whole = False
         if world.is_main:
             try:
-                held.enter_context(hold(chosen.out))
+                held.enter_context(lock_output_folder(chosen.out))
                 plan.begin()
                 whole = plan.is_whole()
             except LavicError as error:
                 refusal = error
             except OSError as error:
-                refusal = unwritable(chosen.out, error)
-        refusal, whole = world.broadcast((refusal, whole))
+                refusal = not_writable(chosen.out, error)
+        refusal, whole = world.broadcast_object((refusal, whole))
         if refusal:  # on every rank, so that none waits for one that has left
             raise refusal
         if whole:
@@ -167,7 +167,7 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
         kept = 0
         with StopRequest() as stop:
             for number, name in list(enumerate(plan.names))[world.rank :: world.size]:
-                if stop.asked:
+                if stop.requested:
                     break
                 if part := plan.made(name):
                     kept += 1
@@ -175,9 +175,11 @@ def run(chosen: EmbedSettings, world: World, sets: Sequence[ShardDataset], adapt
                     plan.note(part)
                 if part:
                     mine.append((number, part))
-            stop.heed(world)
-        parts = [part for _, part in sorted((p for rank in world.gather(mine) for p in rank), key=lambda p: p[0])]
-        kept = sum(world.gather(kept))
+            stop.raise_if_requested(world)
+        parts = [
+            part for _, part in sorted((p for rank in world.all_gather_object(mine) for p in rank), key=lambda p: p[0])
+        ]
+        kept = sum(world.all_gather_object(kept))
         if world.is_main:
             write_manifest(chosen.out, backbone, adapter, parts)
             plan.sweep(parts)
@@ -211,7 +213,7 @@ def _make_part(
     items: list[dict[str, Any]] = []
     tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
     for views, infos in _batches(chosen, backbone, sets, photos):
-        if stop.asked:
+        if stop.requested:
             return None
         with torch.no_grad():
             made = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
@@ -229,8 +231,8 @@ def _batches(
 
     loader: DataLoader[Entry] = DataLoader(
         _Cut(sets, photos, backbone),  # type: ignore[arg-type]
-        batch_size=chosen.batch,
-        num_workers=chosen.workers,
+        batch_size=chosen.batch_size,
+        num_workers=chosen.num_workers,
         collate_fn=_stack,
     )
     yield from loader

@@ -22,7 +22,7 @@ from lavic.data.index.item_index import index_path, list_path
 from lavic.data.index.set_index import item_of
 from lavic.errors import DataError
 from lavic.shards.store_photos import StorePhotos
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.index.text_hash import HashSet, hash_texts
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class StorePlan:
         elif not self.is_whole():
             self._check_catalogue(what)
         if not self.is_whole():
-            write_whole(self.out / FILE, json.dumps(self.settings))
+            atomic_write(self.out / FILE, json.dumps(self.settings))
 
     def made(self, name: str) -> Part | None:
         """A part that stands."""
@@ -112,7 +112,7 @@ class StorePlan:
 
     def note(self, part: Part) -> None:
         """Notes that a part is whole."""
-        write_whole(self.out / f"part-{part.name}.json", json.dumps(asdict(part)))
+        atomic_write(self.out / f"part-{part.name}.json", json.dumps(asdict(part)))
 
     def sweep(self, parts: Sequence[Part]) -> None:
         """Removes what the store is not made of any more, now that these are its parts."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lavic.config.loader import Positional, parse, settings
+from lavic.config import Positional, parse, settings
 from lavic.data.duplicates import ENDING, references_path
 from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
 from lavic.data.tar_shards import sample_ranges
@@ -21,7 +21,7 @@ from lavic.errors import ConfigError, DataError, first_line
 from lavic.shards.plan.crawl_plan import FOLDER as PLAN
 from lavic.shards.plan.external_dedup import hash64
 from lavic.shards.shard_check import ShardCheck, check_shard
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.paths import place, sizes, storage_errors
 from lavic.tracking.progress import progress_bar
 
@@ -96,7 +96,7 @@ def _verify_set(folder: Path, receipt: Path | None = None) -> int:
     count = f"{manifest.samples:,} photos in {len(manifest.shards):,} shards"
     print(f"{folder}: {count}, {size:,.1f} MB, all as the manifest says")
     if receipt:
-        write_whole(receipt, json.dumps({"manifest": manifest.digest}) + "\n")
+        atomic_write(receipt, json.dumps({"manifest": manifest.digest}) + "\n")
     return 0
 
 

@@ -125,7 +125,7 @@ def test_output_into_a_closed_pipe_is_no_traceback():
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "expected"),
     [
         (OSError(errno.EACCES, "Permission denied", "/x/y"), 2, "/x/y: Permission denied: change its permissions"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "/x: Read-only file system: use a path that can be"),
@@ -138,7 +138,7 @@ def test_output_into_a_closed_pipe_is_no_traceback():
         (FileNotFoundError(errno.ENOENT, "No such file", "caf\udce9"), 2, "caf\\udce9: No such file"),
     ],
 )
-def test_every_error_of_the_operating_system_is_one_line(monkeypatch, tmp_path, error, code, said):
+def test_every_error_of_the_operating_system_is_one_line(monkeypatch, tmp_path, error, code, expected):
     """In a process of its own, with its streams as the interpreter makes them."""
     program = (
         "import pickle, sys; from lavic import cli; import lavic.launch.doctor as doctor\n"
@@ -149,7 +149,7 @@ def test_every_error_of_the_operating_system_is_one_line(monkeypatch, tmp_path, 
     words = [sys.executable, "-c", program, pickle.dumps(error).hex()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == code
-    assert done.stderr.startswith(f"lavic doctor: error: {said}") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"lavic doctor: error: {expected}") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

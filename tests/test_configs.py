@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from lavic.cli import COMMANDS, main, settings_class
-from lavic.config.loader import read
+from lavic.config import parse_values
 from lavic.config.schema import is_settings
 from lavic.config.yaml_file import YamlFile
 from lavic.launch.pipeline.settings import Stage
@@ -48,7 +48,7 @@ def test_every_number_has_bounds(cls):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ("tune --lora.r 0", "--lora.r: input should be greater than 0, got '0'"),
         ("tune --lora.alpha 0", "--lora.alpha: input should be greater than 0"),
@@ -65,9 +65,9 @@ def test_every_number_has_bounds(cls):
         ("mini pretrain --pretrain.mastery 1.5", "--pretrain.mastery: input should be less than or equal to 1"),
     ],
 )
-def test_a_number_that_cannot_be_right_is_refused_by_its_flag(words, said, capsys):
+def test_a_number_that_cannot_be_right_is_refused_by_its_flag(words, expected, capsys):
     assert main([*words.split(), "--print-config"]) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_there_are_configs():
@@ -82,9 +82,9 @@ def test_config_is_understood(path, capsys):
     words = named[1].split()
     assert words[0] in COMMANDS
     code = main([*words, "--config", str(path), "--print-config"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert said.out.startswith("# lavic ")
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.out.startswith("# lavic ")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -113,4 +113,4 @@ def test_settings_of_a_stage_are_those_that_it_prints(command, capsys):
     files = [path for path in CONFIGS if YamlFile.read(path).command == command]
     words = ["--config", str(files[0])] if files else []
     assert main([command, *words, "--print-config"]) == 0
-    assert read(settings_class(command), words, command=command) == yaml.safe_load(capsys.readouterr().out)
+    assert parse_values(settings_class(command), words, command=command) == yaml.safe_load(capsys.readouterr().out)

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from lavic.cli import settings_class
-from lavic.config.loader import read
-from lavic.config.schema import Keys, Schema, at
+from lavic.config import parse_values
+from lavic.config.loader import value_at
+from lavic.config.schema import Keys, Schema
 from lavic.config.yaml_file import find_config
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.cli_args import absolute, absolute_pattern, typed
@@ -220,14 +221,14 @@ def _paths(stage: Stage, chosen: StageSettings) -> Iterator[tuple[Keys, Path]]:
     words = [*(["--config", chosen.config] if chosen.config else []), *typed(chosen.settings)]
     kind = settings_class(stage)
     try:
-        given = read(kind, words, command=stage)
+        given = parse_values(kind, words, command=stage)
     except LavicError:  # the step's check says what is wrong, and with which step
         return
     schema = Schema(kind, stage)
     for keys, leaf in schema.leaves.items():
-        value = at(given, keys)
+        value = value_at(given, keys)
         is_base = keys == _BASE and value != "mini" and Path(str(value)).expanduser().is_dir()
-        if value and (leaf.type is Path or is_base) and value != at(schema.defaults, keys):
+        if value and (leaf.type is Path or is_base) and value != schema.defaults.get(keys):
             yield keys, Path(value)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.train.run_folder import digest_files
 
 FILE = ".digests.json"
@@ -55,4 +55,4 @@ class Digests:
         """Keeps them for the next time, where this user may write."""
         if self._new:
             with contextlib.suppress(OSError):
-                write_whole(self._path, json.dumps(self._known) + "\n")
+                atomic_write(self._path, json.dumps(self._known) + "\n")

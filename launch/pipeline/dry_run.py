@@ -138,18 +138,19 @@ def _training(chosen: PipelineSettings, step: Step, made: Batch, known: Mapping[
     loop = LoopSettings(**known["loop"])
     micro, accumulation = loop.split(ranks)
     parts = (_many(micro, "sample"), _many(accumulation, "micro step"), _many(ranks, "rank"))
-    uneven = "" if micro * accumulation * ranks == loop.batch else " (the last micro step is smaller)"
-    yield f"effective batch: {loop.batch} = {' x '.join(parts)}{uneven}"
+    batch = loop.global_batch_size
+    uneven = "" if micro * accumulation * ranks == batch else " (the last micro step is smaller)"
+    yield f"effective batch: {batch} = {' x '.join(parts)}{uneven}"
     samples, of = _samples(chosen, step, known)
     if loop.steps:
         yield f"steps: {loop.steps}"
     elif samples:
-        yield f"steps: {loop.total(samples)} = {_many(loop.epochs, 'epoch')} of {_about(samples)} {of} / {loop.batch}"
+        yield f"steps: {loop.total(samples)} = {_many(loop.epochs, 'epoch')} of {_about(samples)} {of} / {batch}"
     else:
-        yield f"steps: {_many(loop.epochs, 'epoch')} of {of} / {loop.batch}; how many {of} is not known yet"
+        yield f"steps: {_many(loop.epochs, 'epoch')} of {of} / {batch}; how many {of} is not known yet"
     half = made.asked.gpus > 0 and known["model"]["dtype"] != "float32"
     extra = read_json(Path(known["deepspeed"]) if known.get("deepspeed") else None)
-    config = zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.clip, bf16=half, extra=extra)
+    config = zero2_config(micro_batch=micro, accumulation=accumulation, clip=loop.max_grad_norm, bf16=half, extra=extra)
     yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"
     # the stage's command knows best what it takes; steps it knows only where its training set stands already
     kind = DistillSettings if step.stage == "distill" else TuneSettings

@@ -17,8 +17,8 @@ from typing import Any
 
 from lavic.errors import ConfigError, DataError
 from lavic.launch.slurm.client import JobState
-from lavic.storage.atomic import write_whole
-from lavic.storage.file_lock import Lock
+from lavic.storage.atomic import atomic_write
+from lavic.storage.file_lock import FileLock
 
 FILE = "jobs.json"
 SEEN = ".seen.json"
@@ -68,7 +68,7 @@ def read_jobs(out: Path) -> dict[str, Job]:
 def write_jobs(out: Path, jobs: Mapping[str, Job]) -> None:
     """Keeps a pipeline's jobs."""
     body = {"steps": {name: asdict(job) for name, job in jobs.items()}}
-    write_whole(out / FILE, json.dumps(body, indent=1) + "\n")
+    atomic_write(out / FILE, json.dumps(body, indent=1) + "\n")
 
 
 def note_seen(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str, str]] | None = None) -> None:
@@ -84,7 +84,7 @@ def note_seen(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str
     text = json.dumps({"states": states, "used": used}, indent=1) + "\n"
     with contextlib.suppress(OSError):
         if not (out / SEEN).is_file() or (out / SEEN).read_bytes() != text.encode():
-            write_whole(out / SEEN, text)
+            atomic_write(out / SEEN, text)
 
 
 def read_used(out: Path) -> dict[str, dict[str, str]]:
@@ -114,7 +114,7 @@ def held(out: Path) -> Iterator[None]:
         ConfigError: Another one holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with Lock(out / ".submit.lock") as lock:
-        if not lock.take():
+    with FileLock(out / ".submit.lock") as lock:
+        if not lock.acquire():
             raise ConfigError(f"{out}: another `lavic submit` is at work here; wait for it")
         yield

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from lavic.config.loader import flatten
+from lavic.config import flatten
 from lavic.errors import LavicError
 from lavic.launch.cli_args import typed
 from lavic.launch.pipeline.dag import Layout

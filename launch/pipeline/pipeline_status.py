@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.cli import settings_class
-from lavic.config.loader import read
+from lavic.config import parse_values
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.pipeline.completion import is_whole
 from lavic.launch.pipeline.dag import Step
@@ -71,8 +71,8 @@ def survey(
         if step.name in records and job:
             # the first look after a job's end says what it has read
             first = {name: digest for name, digest in results.items() if uses(step, name)}
-            read = used.get(job.id, first if step.name in whole and not job.seen.active else {})
-            records[step.name] = with_results(records[step.name], read)
+            parse_values = used.get(job.id, first if step.name in whole and not job.seen.active else {})
+            records[step.name] = with_results(records[step.name], parse_values)
     differ = {name: records[name].differences(recipe) for name, recipe in wanted.items() if name in records}
     return Survey(found=situations(steps, jobs, whole, differ), wanted=wanted, differ=differ, records=records)
 
@@ -85,7 +85,7 @@ def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
     """
     asked: StageSettings = getattr(chosen, step.stage)
     try:
-        settings = read(settings_class(step.stage), step.words, command=step.stage)
+        settings = parse_values(settings_class(step.stage), step.words, command=step.stage)
         if "loop" in settings:
             LoopSettings(**settings["loop"]).split(asked.nodes * asked.ranks_per_node)
     except LavicError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator
 
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.tracking.settings import TrackingSettings
 
 Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune", "evaluate"]

@@ -22,7 +22,7 @@ from lavic.launch.pipeline.digest_cache import Digests
 from lavic.launch.pipeline.settings import Stage
 from lavic.model.config import ModelSettings
 from lavic.model.hub import fingerprint, resolve
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.train.run_folder import FREE
 
 FILE = "stages.json"
@@ -31,9 +31,9 @@ _ANYWHERE = ("out", "tracking", "nproc", "ray", "dry_run")
 """Settings that change no command's result."""
 _SAME: dict[Stage, tuple[str, ...]] = {
     "crawl": ("fetch", "extend", "executor", "max_rejected", "min_success"),
-    "describe": ("batch",),
+    "describe": ("batch_size",),
     "distill": FREE,
-    "embed": ("batch", "workers"),
+    "embed": ("batch_size", "num_workers"),
     "tune": FREE,
     "evaluate": ("overwrite", "tokens_per_batch"),
 }
@@ -122,7 +122,7 @@ def read_records(out: Path) -> dict[str, Record]:
 def write_records(out: Path, records: Mapping[str, Record]) -> None:
     """Keeps the records of a pipeline."""
     body = {"steps": {name: asdict(record) for name, record in records.items()}}
-    write_whole(out / FILE, json.dumps(body, indent=1, default=str) + "\n")
+    atomic_write(out / FILE, json.dumps(body, indent=1, default=str) + "\n")
 
 
 def recipe(step: Step, known: Mapping[str, Any], digests: Digests, results: Mapping[str, str]) -> Recipe:

@@ -9,8 +9,8 @@ import json
 import sys
 import time
 
-from lavic.distributed.context import World
-from lavic.distributed.failure import leave
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.failure import exit_process
 
 _GPU_BYTES, _CPU_BYTES = 64 << 20, 1 << 20
 
@@ -22,21 +22,21 @@ def main(within_s: float) -> int:
     """
     import torch
 
-    world = World.from_env()
-    world.start(timeout_s=within_s)
+    world = DistributedContext.from_env()
+    world.init_process_group(timeout_s=within_s)
     device = world.device()
     numbers = torch.ones((_GPU_BYTES if device.type == "cuda" else _CPU_BYTES) // 4, device=device)
     expected = float(world.size)
-    right = bool((world.sum(numbers) == expected).all())  # the first one sets connections up
+    right = bool((world.all_reduce(numbers) == expected).all())  # the first one sets connections up
     began = time.perf_counter()
     rounds = 5
     for _ in range(rounds):
-        right = right and float(world.sum(numbers)[-1]) == expected
+        right = right and float(world.all_reduce(numbers)[-1]) == expected
     rate = rounds * numbers.numel() * 4 / (time.perf_counter() - began)
     print(json.dumps({"rank": world.rank, "right": right, "bytes_per_s": rate}), flush=True)
-    world.close()
+    world.destroy_process_group()
     return 0 if right else 1
 
 
 if __name__ == "__main__":
-    leave(main(float(sys.argv[1])))
+    exit_process(main(float(sys.argv[1])))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config.loader import parse, settings
+from lavic.config import parse, settings
 from lavic.errors import ConfigError, LavicError
 from lavic.launch.preflight.node_probe import Probe
 

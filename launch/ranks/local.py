@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 from lavic.errors import LaunchError, Stopped
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -174,9 +174,9 @@ def _give_way() -> None:
     srun ends all when one has failed, and its own exit code is the highest of them: 143 would hide why it began.
     """
     if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        from lavic.distributed.failure import leave
+        from lavic.distributed.failure import exit_process
 
-        signal.signal(signal.SIGTERM, lambda number, frame: leave(1))
+        signal.signal(signal.SIGTERM, lambda number, frame: exit_process(1))
 
 
 if __name__ == "__main__":

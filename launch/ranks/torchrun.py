@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavic.distributed.failure import leave
+from lavic.distributed.failure import exit_process
 from lavic.distributed.wait import FIRST_S
 from lavic.errors import Stopped
 
@@ -125,4 +125,4 @@ def _say(error: ChildFailedError) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

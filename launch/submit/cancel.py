@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from lavic.config.loader import Positional, parse, settings
+from lavic.config import Positional, parse, settings
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import held, note_seen, read_jobs, write_jobs
 from lavic.launch.pipeline.step_status import refreshed

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavic.config.loader import dump, load, parse
+from lavic.config import dump, load, parse
 from lavic.errors import ConfigError, LaunchError, LavicError
 from lavic.launch.pipeline.dag import Layout, Step, choose, plan, rooted
 from lavic.launch.pipeline.job_registry import Job, held, note_seen, read_jobs, write_jobs
@@ -23,7 +23,7 @@ from lavic.launch.pipeline.step_digest import Record, matches, read_records, use
 from lavic.launch.pipeline.step_status import Situation, refreshed
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import Batch, batch, closing
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that wait for each other: crawl, verify, describe, distill, embed,
 tune, evaluate.
@@ -94,7 +94,7 @@ def _submit(
     at.logs.mkdir(parents=True, exist_ok=True)
     kept = {step.stage for step in picked} - {step.stage for step in todo}
     if todo or not (at.out / "pipeline.yaml").is_file():
-        write_whole(at.out / "pipeline.yaml", dump(_recorded(chosen, at, kept, records), command="submit"))
+        atomic_write(at.out / "pipeline.yaml", dump(_recorded(chosen, at, kept, records), command="submit"))
     parent = open_parent(chosen) if todo else ""
     for step in picked:
         wanted, name, before = seen.wanted[step.name], step.name, jobs.get(step.name)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import PositiveInt
 
-from lavic.config.loader import Positional, parse, settings
+from lavic.config import Positional, parse, settings
 from lavic.errors import ConfigError, LaunchError
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import Job, read_jobs

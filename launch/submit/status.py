@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from lavic.config.loader import Positional, load, parse, settings
+from lavic.config import Positional, load, parse, settings
 from lavic.errors import ConfigError, LaunchError, LavicError
 from lavic.launch.pipeline.dag import Layout, Step, plan
 from lavic.launch.pipeline.job_registry import note_seen, read_jobs

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lavic.config.loader import flatten, parse
-from lavic.distributed.context import World
-from lavic.distributed.failure import shown_at_once
-from lavic.distributed.hang_watchdog import RollCall, record_collectives
+from lavic.config import flatten, parse
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.failure import show_error_first
+from lavic.distributed.flight_recorder import enable_flight_recorder
+from lavic.distributed.hang_watchdog import HangWatchdog
 from lavic.distributed.signals import StopRequest
 from lavic.errors import ConfigError, DataError
 from lavic.tracking.tracker import Tracker
@@ -71,11 +72,11 @@ class Parts:
 class Run:
     """A run that is going on; every rank has one."""
 
-    world: World
+    world: DistributedContext
     folder: RunFolder
     tracker: Tracker
     stop: StopRequest
-    roll: RollCall
+    watchdog: HangWatchdog
     parts: Parts = field(init=False)
 
 
@@ -86,7 +87,7 @@ class Stage(ABC):
     free: ClassVar[tuple[str, ...]]
     """Settings that name inputs: their content is compared, not where they stand."""
 
-    def __init__(self, chosen: Any, world: World) -> None:
+    def __init__(self, chosen: Any, world: DistributedContext) -> None:
         self.chosen = chosen
 
     @abstractmethod
@@ -121,7 +122,7 @@ class Stage(ABC):
 def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, description: str) -> int:
     """Runs a stage's command; returns its exit code."""
     chosen: Any = parse(settings, argv, command=stage.command, description=description)
-    world = World.from_env()
+    world = DistributedContext.from_env()
     if chosen.dry_run:
         from lavic.launch.training import resource_estimate
         from lavic.train.deepspeed.config import read_json
@@ -136,7 +137,7 @@ def main(stage: type[Stage], settings: type, argv: Sequence[str] | None, *, desc
         return run_stage(stage, chosen, world, stop)
 
 
-def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) -> int:
+def run_stage(stage: type[Stage], chosen: Any, world: DistributedContext, stop: StopRequest) -> int:
     """Trains, from wherever the run stands."""
     from lavic.train.deepspeed.config import read_json
     from lavic.train.input.sample_denylist import read_keys
@@ -151,19 +152,19 @@ def run_stage(stage: type[Stage], chosen: Any, world: World, stop: StopRequest) 
                 unused = f"; to go on, raise --loop.steps: {', '.join(folder.changed)}" if folder.changed else ""
                 print(f"{chosen.out}: done before, {chosen.out / 'result.json'}{unused}")
             return 0
-        node = world.node if world.local_rank == 0 else None
+        node = world.node_rank if world.local_rank == 0 else None
         records = folder.folder / "flight-recorder" if chosen.loop.flight_recorder else None
         if records:
-            record_collectives(records)
+            enable_flight_recorder(records)
         with (
-            world.together(),
-            RollCall(world, patience_s=60 * chosen.loop.patience, records=records) as roll,
+            world.process_group(),
+            HangWatchdog(world, warn_after_s=60 * chosen.loop.hang_warn_minutes, flight_recorder=records) as watchdog,
             Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker,
-            shown_at_once(stage.command),  # the tracker may wait for MLflow when it closes
-            roll.watched(),
+            show_error_first(stage.command),  # the tracker may wait for MLflow when it closes
+            watchdog.reported_errors(),
         ):
             tracker.start(stage.command, flatten(chosen))
-            _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop, roll=roll), extra)
+            _train(work, Run(world=world, folder=folder, tracker=tracker, stop=stop, watchdog=watchdog), extra)
     return 0
 
 
@@ -176,11 +177,11 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
     from lavic.train.trainer import fit
 
     chosen, world, folder, tracker = stage.chosen, run.world, run.folder, run.tracker
-    run.stop.heed(world)
-    run.roll.at("the model and the data")
+    run.stop.raise_if_requested(world)
+    run.watchdog.mark("the model and the data")
     run.parts = parts = stage.load(run)
-    run.roll.at("the engine")
-    run.stop.heed(world)
+    run.watchdog.mark("the engine")
+    run.stop.raise_if_requested(world)
     arrange(parts.model, chosen.loop)
     engine = Engine(parts.task, world, chosen.loop, extra=extra)
     total = chosen.loop.total(len(parts.train))
@@ -194,15 +195,15 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
             identity[one.name] = one.digest
             tracker.dataset(one.name, one.digest, one.path, context=one.context, manifest=one.manifest)
         tracker.tag({f"digest.{name}": digest for name, digest in identity.items()})
-    identity = world.broadcast(identity)
-    checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.keep, identity=identity)
+    identity = world.broadcast_object(identity)
+    checkpoints = Checkpoints(folder.checkpoints, world, keep=chosen.loop.save_total_limit, identity=identity)
     if folder.changed:
         _adopt(run, chosen, steps=checkpoints.steps(), total=total)
 
     def validated(step: int, score: Score, best: bool) -> None:
         kept = step > 0 and (best if chosen.select == "best" else step == total)
         if kept:
-            run.roll.at(f"the bundle after step {step}")
+            run.watchdog.mark(f"the bundle after step {step}")
             parts.weights = engine.weights()
             write_together(folder.bundle, lambda: stage.save(folder.bundle, parts), world)
             check_bundle(folder.bundle, parts.model, parts.task, parts.valid, world, vision=parts.vision)
@@ -218,9 +219,9 @@ def _train(stage: Stage, run: Run, extra: Mapping[str, Any]) -> None:
         world,
         on_validation=validated,
         stop=run.stop,
-        roll=run.roll,
+        watchdog=run.watchdog,
     )
-    run.roll.at("the end")
+    run.watchdog.mark("the end")
     if untouched(parts.model):
         raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr far too small?")
     _finish(stage, run, steps=progress.step, best_step=progress.best_step, best_loss=progress.best_loss)

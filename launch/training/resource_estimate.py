@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.model.config import ModelSettings
 from lavic.model.dims import Shape
 from lavic.model.hub import read_config
@@ -22,7 +22,7 @@ STAGE_2 = Sample(tokens=900, targets=10, views=0, photo_tokens=50)
 """Of stage 2: the median of the released prompts, ten candidates, an ID."""
 
 
-def show(command: str, chosen: Any, world: World) -> int:
+def show(command: str, chosen: Any, world: DistributedContext) -> int:
     """Prints what a stage's run will take; returns the exit code."""
     print(forecast(command, chosen, world.size if world.size > 1 else chosen.nproc))
     return 0

@@ -1,219 +1,149 @@
-"""The command line of a settings class: tyro reads the words and lays out the help, values are checked elsewhere.
-
-tyro is given a mirror of the class. For `--help` the mirror has the real types. For reading, every value stays the
-words that were typed: a yaml file's and a command line's values then meet the same checks and get the same messages.
-"""
+"""The command line of a settings class, by argparse."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
+import argparse
+import inspect
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import tyro
 import yaml
 
-from lavic.config.schema import Keys, Leaf, Schema, at
+from lavic.config.schema import Keys, Leaf, Positional, Schema
 from lavic.errors import ConfigError
 
-_UNSET = ("\0unset",)
 _NONE = ("None", "none", "null")
+_METAVARS = {"int": "INT", "float": "FLOAT", "Path": "PATH", "bool": "{True,False}"}
 
 
-def name_of(keys: Keys, leaf: Leaf) -> str:
-    """How a key is typed: `--fetch.allow-private`, or `FOLDER` for a positional one."""
-    if leaf.positional:
-        return keys[-1].upper()
-    return "--" + _dotted(keys)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
 
-def _dotted(keys: Keys) -> str:
-    """A key as it is typed; `from_`, which Python cannot call `from`, is `from`."""
-    return ".".join(keys).rstrip("_").replace("_", "-")
+class _Switch(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
 
 
-def take_common(words: list[str], command: str) -> tuple[list[str], bool, list[str]]:
-    """Takes what every command knows: (the `--config` names, whether `--print-config`, the words left)."""
-    files: list[str] = []
-    left: list[str] = []
-    show = False
-    rest = iter(words)
-    for word in rest:
-        if word == "--config":
-            name = next(rest, "--")
-            if name.startswith("--"):
-                raise ConfigError(f"--config needs a file or a shipped config's name; see 'lavic {command} --help'")
-            files.append(name)
-        elif word.startswith("--config="):
-            files.append(word.partition("=")[2])
-        elif word == "--print-config":
-            show = True
-        else:
-            left.append(word)
-    return files, show, left
+def read(schema: Schema, words: Sequence[str], description: str) -> tuple[list[str], bool, dict[Keys, Any]]:
+    """What `--config` names, whether `--print-config` is there, and the value of every other key.
 
-
-def read(schema: Schema, words: Sequence[str]) -> Iterator[tuple[Keys, Any]]:
-    """Yields (keys, raw value) for every key that `words` set. Raises ConfigError for a flag that is not known."""
-    _check_names(schema, words)
-    mirror = _mirror(schema, (), typed=False)
-    given: Any
-    given, stray = tyro.cli(
-        mirror, prog=f"lavic {schema.command}", args=list(words), return_unknown_args=True, add_help=False
+    Raises:
+        ConfigError: An unknown flag, or a value that cannot be placed.
+        SystemExit: 0, after `--help`.
+    """
+    parser = _parser(schema, description)
+    plain = [_with_dashes(word) for word in words]
+    given, unplaced = parser.parse_known_intermixed_args(plain)
+    for word in unplaced:
+        raise ConfigError(_why_unplaced(schema, plain, word))
+    values = {keys: getattr(given, ".".join(keys)) for keys in schema.leaves if hasattr(given, ".".join(keys))}
+    return (
+        given.config,
+        given.print_config,
+        {keys: _value(schema.flag(keys), schema.leaves[keys], value) for keys, value in values.items()},
     )
-    if stray:
-        raise ConfigError(_stray(schema, words, stray[0]))
-    for keys, leaf in schema.leaves.items():
-        value = given
-        for key in keys:
-            value = getattr(value, key)
-        if leaf.shape == "switch":
-            # tyro gives back the default where the switch was not typed; that must not cover a yaml file's value.
-            if _typed(keys, words):
-                yield keys, value
-        elif value != _UNSET:
-            yield keys, _value(name_of(keys, leaf), leaf, value)
 
 
-def print_help(schema: Schema, description: str) -> None:
-    """Prints the manual page of a command."""
-    about = (description or schema.cls.__doc__ or "").strip()
-    with suppress(SystemExit):
-        tyro.cli(_mirror(schema, (), typed=True), prog=f"lavic {schema.command}", description=about, args=["--help"])
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
 
 
-def _check_names(schema: Schema, words: Sequence[str]) -> None:
-    known: dict[str, Leaf] = {}
-    for keys, leaf in schema.leaves.items():
-        if not leaf.positional:
-            known[name_of(keys, leaf)] = leaf
-        if leaf.shape == "switch":
-            known[_negative(keys)] = leaf
-    seen: set[str] = set()
-    for word in words:
-        if word == "--":
-            continue
-        if not word.startswith("-") or word == "-" or re.match(r"-\.?\d", word):
-            continue
+def _parser(schema: Schema, description: str) -> _Parser:
+    positional = "".join(f" {schema.flag(keys)}" for keys, leaf in schema.leaves.items() if Positional in leaf.markers)
+    parser = _Parser(
+        prog=f"lavic {schema.command}",
+        usage=f"%(prog)s{positional} [--config FILE|NAME] [--key value ...]",
+        description=(description or inspect.getdoc(schema.cls) or "").strip().replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    files = "Yaml file with settings, or the name of a shipped one; flags override it. May be given several times."
+    parser.add_argument("--config", action="append", default=[], metavar="FILE|NAME", help=files)
+    show = "Print the settings as a documented yaml file and exit."
+    parser.add_argument("--print-config", action="store_true", default=False, help=show)
+    for above, cls in schema.groups.items():
+        group = parser.add_argument_group(".".join(above) or "settings", inspect.getdoc(cls) if above else None)
+        for keys, leaf in schema.leaves.items():
+            if keys[:-1] == above:
+                _add(group, schema, keys, leaf)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, schema: Schema, keys: Keys, leaf: Leaf) -> None:
+    flag, required = schema.flag(keys), keys not in schema.defaults
+    default = "(required)" if required else f"(default: {_shown(schema.defaults[keys])})"
+    more: dict[str, Any] = {"help": f"{leaf.doc} {default}".strip().replace("%", "%%")}
+    if Positional in leaf.markers:
+        nargs = "*" if leaf.form == "list" else "?"
+        group.add_argument(".".join(keys), nargs=nargs, metavar=flag, **more)
+        return
+    if leaf.form == "switch":
+        head, dot, name = flag[2:].rpartition(".")
+        group.add_argument(flag, f"--{head}{dot}no-{name}", dest=".".join(keys), action=_Switch, nargs=0, **more)
+        return
+    if leaf.form == "list":
+        more |= {"nargs": "+" if required else "*", "action": "append"}
+    group.add_argument(
+        flag, dest=".".join(keys), metavar=_metavar(leaf.type) if leaf.form != "yaml" else "YAML", **more
+    )
+
+
+def _why_unplaced(schema: Schema, words: Sequence[str], word: str) -> str:
+    see = f"'lavic {schema.command} --help'"
+    if word.startswith("-"):
         name = word.partition("=")[0]
-        flag = name.replace("_", "-")
-        if flag in known:
-            if flag in seen and known[flag].shape == "many":
-                raise ConfigError(f"{name} is given twice; write all its values after one {name}")
-            seen.add(flag)
-            continue
-        near = schema.nearest(name.lstrip("-"))
-        hint = f"did you mean {name_of(tuple(near.split('.')), _ANY)}? See" if near else "see"
-        raise ConfigError(f"unknown flag {name}; {hint} 'lavic {schema.command} --help'")
+        keys, renamed = schema.correction(name.lstrip("-"))
+        if keys in schema.leaves:
+            flag = schema.flag(keys)
+            return (
+                f"{name} was renamed: use {flag}" if renamed else f"unknown flag {name}; did you mean {flag}? See {see}"
+            )
+        return f"unknown flag {name}; see {see}"
+    forms = {schema.flag(keys): leaf.form for keys, leaf in schema.leaves.items()}
+    flags = [before for before in words[: words.index(word)] if before.startswith("--")]
+    form = forms.get(flags[-1]) if flags else None
+    if form == "switch":
+        return f"{flags[-1]} takes no value (got '{word}'): write {flags[-1]} or its --no- form"
+    if form in ("value", "yaml"):
+        return f"{flags[-1]} takes one value, got '{word}' too"
+    return f"unexpected '{word}'; every value follows its flag. See {see}"
 
 
-def _negative(keys: Keys) -> str:
-    return "--" + ".".join([*keys[:-1], f"no-{keys[-1]}"]).replace("_", "-")
-
-
-def _typed(keys: Keys, words: Sequence[str]) -> bool:
-    names = ("--" + _dotted(keys), _negative(keys))
-    return any(word.replace("_", "-") in names for word in words)
-
-
-def _stray(schema: Schema, words: Sequence[str], stray: str) -> str:
-    """Says why a word could not be placed."""
-    place = words.index(stray) if stray in words else 0
-    before = words[place - 1] if place else ""
-    switches = {name_of(keys, leaf) for keys, leaf in schema.leaves.items() if leaf.shape == "switch"}
-    if before.replace("_", "-") in switches:
-        return f"{before} takes no value (got '{stray}'): write {before} or its --no- form"
-    return f"unexpected '{stray}'; every value follows its flag. See 'lavic {schema.command} --help'"
-
-
-def _value(flag: str, leaf: Leaf, words: tuple[str, ...]) -> Any:
-    """The words typed for one key as a value that pydantic can check."""
-    if leaf.optional and len(words) == 1 and words[0] in _NONE:
+def _value(flag: str, leaf: Leaf, value: Any) -> Any:
+    """What was typed for a key, as a value that pydantic can validate."""
+    if leaf.form == "list" and Positional not in leaf.markers:
+        if len(value) > 1:
+            raise ConfigError(f"{flag} is given twice; write all its values after one {flag}")
+        (value,) = value
+    if leaf.optional and (value in _NONE or (isinstance(value, list) and len(value) == 1 and value[0] in _NONE)):
         return None
-    if not words and (leaf.shape != "many" or leaf.required):
-        raise ConfigError(f"{flag} needs a value")
-    if leaf.shape == "many":
-        return [_literal(leaf.type, word) for word in words]
-    if len(words) != 1:
-        raise ConfigError(f"{flag} takes one value, got {len(words)}: {' '.join(words)}")
-    if leaf.shape == "yaml":
+    if leaf.form == "yaml":
         try:
-            return yaml.safe_load(words[0])
+            return yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
-            raise ConfigError(f"{flag} takes yaml, such as '{{key: value}}', got {words[0]!r}") from None
-    return _literal(leaf.type, words[0])
+            raise ConfigError(f"{flag} takes yaml, such as '{{key: value}}', got {value!r}") from None
+    return [_literal(leaf.type, word) for word in value] if isinstance(value, list) else _literal(leaf.type, value)
 
 
-def _literal(kind: Any, word: str) -> Any:
-    """A choice that is not text (`Literal[1, 2]`), which pydantic does not make from text."""
-    for member in typing.get_args(kind):
-        if not isinstance(member, type) and str(member) == word:
-            return member
-    return word
+def _literal(kind: Any, word: Any) -> Any:
+    """A choice that is no text (`Literal[1, 2]`), which pydantic does not make from text."""
+    return next((each for each in typing.get_args(kind) if not isinstance(each, type) and str(each) == word), word)
 
 
-_ANY = Leaf(type=str, shape="one", optional=False, required=False, positional=False, reference=False, doc="")
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
+    if members := [part for part in typing.get_args(kind) if part is not Ellipsis and not isinstance(part, (str, int))]:
+        return "|".join(dict.fromkeys(map(_metavar, members)))
+    return _METAVARS.get(getattr(kind, "__name__", ""), "TEXT")
 
 
-def _mirror(schema: Schema, above: Keys, *, typed: bool) -> type:
-    """A plain dataclass with the keys under `above`, for tyro."""
-    cls = schema.groups[above]
-    fields: list[tuple[str, Any, Any]] = []
-    for name in cls.__pydantic_fields__:  # type: ignore[attr-defined]
-        keys = (*above, name)
-        if keys in schema.groups:
-            below: Any = _mirror(schema, keys, typed=typed)
-            # Before 1.0.17 tyro does not find a docstring that was put on after the class was made.
-            shown_below: Any = Annotated[below, tyro.conf.arg(help=below.__doc__ or None)]
-            fields.append((name, shown_below, dataclasses.field(default_factory=below)))
-            continue
-        leaf = schema.leaves[keys]
-        default = at(schema.defaults, keys)
-        kind, shown = (_documented(leaf), default) if typed else (tuple[str, ...], _UNSET)
-        if leaf.shape == "switch":
-            kind, shown = (kind if typed else bool), bool(default)
-        elif leaf.shape == "yaml" and typed:
-            shown = repr(default)
-        if leaf.positional:
-            kind = Annotated[kind, tyro.conf.Positional, tyro.conf.arg(metavar=name.upper())]
-        elif name.endswith("_"):
-            kind = Annotated[kind, tyro.conf.arg(name=name.rstrip("_"))]
-        if typed and leaf.required:
-            fields.append((name, kind, dataclasses.field()))
-        else:
-            fields.append((name, kind, dataclasses.field(default_factory=lambda shown=shown: shown)))  # type: ignore[misc]
-    if typed and not above:
-        fields += _common()
-    made = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
-    doc = cls.__doc__ or ""
-    made.__doc__ = "" if doc.startswith(f"{cls.__name__}(") else doc
-    return made
-
-
-def _documented(leaf: Leaf) -> Any:
-    """A leaf's type with its help, as tyro shows it."""
-    doc = " ".join(leaf.doc.split())
-    if leaf.shape == "yaml":
-        return Annotated[str, tyro.conf.arg(help=doc, metavar="YAML")]
-    kind = leaf.type | None if leaf.optional else leaf.type
-    return Annotated[kind, tyro.conf.arg(help=doc)]
-
-
-def _common() -> list[tuple[str, Any, Any]]:
-    config = "Yaml file with settings, or the name of a shipped one; flags win over it. May be given several times."
-    show = "Print the settings as a documented yaml file and leave."
-    return [
-        (
-            "config",
-            Annotated[str | None, tyro.conf.arg(help=config, metavar="FILE|NAME")],
-            dataclasses.field(default=None),
-        ),
-        (
-            "print_config",
-            Annotated[bool, tyro.conf.arg(help=show), tyro.conf.FlagCreatePairsOff],
-            dataclasses.field(default=False),
-        ),
-    ]
+def _shown(default: Any) -> str:
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(str, default)) or "none"
+    return "none" if default is None or default == "" else str(default)

@@ -16,77 +16,61 @@ that may hold an `s3://` address is a `str`, since `Path` would fold its slashes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from lavic.config.schema import MISSING, POSITIONAL, REFERENCE, Keys, Schema, Seed, at, settings
+from lavic.config import command_line
+from lavic.config.schema import Keys, Reference, Schema
 from lavic.config.secrets import holds_secret, redact_all
 from lavic.config.yaml_file import YamlFile, find_config, to_yaml
 from lavic.errors import ConfigError
 
-__all__ = ["Positional", "Reference", "Seed", "dump", "flatten", "load", "parse", "settings"]
-
 T = TypeVar("T")
 
-Positional = POSITIONAL
-"""Marks a field that is given without its flag: `folder: Annotated[Path, Positional]`."""
-
-Reference = REFERENCE
-"""Marks a text field that may be `env:NAME` or `@FILE`, for what holds a password; `secrets.reveal` reads it."""
+_MESSAGES = {
+    "missing": "too few values",
+    "string_type": "should be a text; write it in quotes",
+    "tuple_type": "should be a list, as [a, b]",
+}
+"""Error type of pydantic -> what a reader of yaml understands."""
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, *, command: str, description: str = "") -> T:
     """Fills `cls` from its defaults, then every `--config`, then the flags.
 
     Args:
-        cls: a class made by `settings`.
-        argv: the words after the command's name; None means none.
-        command: the command's name without `lavic`, for messages and help ("mini pretrain").
-        description: what `--help` says above the flags; the docstring of `cls` when empty.
+        cls: A class made by `settings`.
+        argv: The words after the command's name; None means none.
+        command: The command's name without `lavic`, for messages and help ("mini pretrain").
+        description: What `--help` says above the flags; the docstring of `cls` when empty.
 
     Raises:
-        ConfigError: a key, flag or value that cannot be right, naming the flag or file:line and the nearest known key.
+        ConfigError: An unknown key or flag, or an invalid value: names the flag or file:line and the nearest known key.
         SystemExit: 0, after `--help` or `--print-config`.
     """
-    from lavic.config import command_line  # and tyro: what only reads settings does not need it
-
-    words = list(argv or ())
-    schema = Schema(cls, command)
-    if any(word in ("-h", "--help") for word in words):
-        command_line.print_help(schema, description)
+    layers, print_config = _read(cls, argv, command, description)
+    if print_config:
+        layers.build(partial=True)
+        print(layers.documented_yaml(), end="")
         raise SystemExit(0)
-    layers, show = _read(schema, words)
-    if show:
-        layers.check(cls, partly=True)
-        print(layers.show(), end="")
-        raise SystemExit(0)
-    return layers.build(cls)
+    return cast(T, layers.build())
 
 
-def read(cls: type, argv: Sequence[str] | None, *, command: str) -> dict[str, Any]:
-    """The settings that `parse` would give, as plain values; required ones that are not given are absent.
-
-    Args:
-        cls: As for `parse`.
-        argv: As for `parse`.
-        command: As for `parse`.
-
-    Raises:
-        ConfigError: As `parse`.
-    """
-    layers, _ = _read(Schema(cls, command), list(argv or ()))
-    layers.check(cls, partly=True)
-    return _plain(layers.values)
+def parse_values(cls: type, argv: Sequence[str] | None, *, command: str) -> dict[str, Any]:
+    """As `parse`, but returns plain values, nested; required keys that are not given are absent."""
+    layers, _ = _read(cls, argv, command)
+    layers.build(partial=True)
+    return layers.plain()
 
 
 def load(cls: type[T], path: str | Path) -> T:
     """Reads the settings that `dump` wrote, refusing unknown keys. Raises ConfigError with file:line."""
-    layers = Layers(Schema(cls, ""))
+    layers = _Layers(Schema(cls))
     layers.add_yaml(Path(path))
-    return layers.build(cls)
+    return cast(T, layers.build())
 
 
 def dump(chosen: Any, *, command: str = "") -> str:
@@ -100,73 +84,79 @@ def dump(chosen: Any, *, command: str = "") -> str:
 
 def flatten(chosen: Any) -> dict[str, Any]:
     """An instance as one level of plain values, {"fetch.concurrency": 32}, without secrets: to compare and to log."""
-    schema = Schema(type(chosen), "")
     plain = redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json"))
-    return {".".join(keys): at(plain, keys) for keys in schema.leaves}
+    return {".".join(keys): value_at(plain, keys) for keys in Schema(type(chosen)).leaves}
 
 
-def _read(schema: Schema, words: list[str]) -> tuple[Layers, bool]:
-    """The layers of a command line, and whether it asks for `--print-config`."""
-    from lavic.config import command_line
+def value_at(values: Any, keys: Keys) -> Any:
+    """The value at a path in nested mappings; None where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
-    files, show, words = command_line.take_common(words, schema.command)
-    layers = Layers(schema)
+
+def _read(cls: type, argv: Sequence[str] | None, command: str, description: str = "") -> tuple[_Layers, bool]:
+    layers = _Layers(Schema(cls, command))
+    files, print_config, values = command_line.read(layers.schema, list(argv or ()), description)
     for name in files:
         layers.add_yaml(find_config(name))
-    for keys, value in command_line.read(schema, words):
-        layers.add(keys, value, command_line.name_of(keys, schema.leaves[keys]))
+    for keys, value in values.items():
+        layers.add(keys, value, layers.schema.flag(keys))
     layers.refuse_secrets()
-    return layers, show
+    return layers, print_config
 
 
-_PLAINLY = {
-    "missing": "too few values",
-    "string_type": "should be a text; write it in quotes",
-    "tuple_type": "should be a list, as [a, b]",
-}
-"""What is wrong with a value, where pydantic says it in Python's words."""
+class _Layers:
+    """Values by key, the latest of each, and where it came from."""
 
-
-class Layers:
-    """Values laid over one another, each remembered with where it came from."""
-
-    def __init__(self, schema: Schema):
+    def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self.values: dict[str, Any] = _copy(schema.defaults)
+        self.values: dict[Keys, Any] = dict(schema.defaults)
         self.origin: dict[Keys, str] = {}
 
     def add(self, keys: Keys, value: Any, origin: str) -> None:
-        """Lays one value over what is there."""
-        here = self.values
-        for key in keys[:-1]:
-            here = here[key]
-        here[keys[-1]] = value
-        self.origin[keys] = origin
+        self.values[keys], self.origin[keys] = value, origin
 
     def add_yaml(self, path: Path) -> None:
-        """Lays a yaml file's keys over what is there.
-
-        Raises:
-            ConfigError: The file is for another command, or has an unknown key; names the nearest.
-        """
-        file = YamlFile.read(path)
-        if file.command and self.schema.command and file.command != self.schema.command:
+        """Raises ConfigError for a file of another command, and for an unknown key."""
+        file, command = YamlFile.read(path), self.schema.command
+        if file.command and command and file.command != command:
             raise ConfigError(
-                f"{path}:1: a config for 'lavic {file.command}', not for 'lavic {self.schema.command}'; --config takes "
-                "one of that command"
+                f"{path}:1: a config for 'lavic {file.command}', not for 'lavic {command}'; --config takes one of "
+                "that command"
             )
-        for keys, value, line in self._leaves_of(file):
-            origin = f"{path}:{line}: {'.'.join(keys)}"
-            if isinstance(value, bool) and self.schema.leaves[keys].is_number:
-                raise ConfigError(f"{origin}: should be a number, got {str(value).lower()}")
-            self.add(keys, value, origin)
+        self._add_below(file, file.values, ())
+
+    def _add_below(self, file: YamlFile, values: Mapping[str, Any], above: Keys) -> None:
+        for name, value in values.items():
+            keys = (*above, str(name))
+            where, dotted = f"{file.path}:{file.lines.get(keys, 1)}", ".".join(keys)
+            if leaf := self.schema.leaves.get(keys):
+                if isinstance(value, bool) and leaf.type in (int, float):  # yaml's `yes` would count as 1
+                    raise ConfigError(f"{where}: {dotted}: should be a number, got {str(value).lower()}")
+                self.add(keys, value, f"{where}: {dotted}")
+            elif keys not in self.schema.groups:
+                raise ConfigError(f"{where}: {self._unknown(keys)}")
+            elif isinstance(value, Mapping):
+                self._add_below(file, value, keys)
+            elif value is not None:
+                raise ConfigError(f"{where}: {dotted} takes keys below it, not {value!r}")
+
+    def _unknown(self, keys: Keys) -> str:
+        wrong = ".".join(keys)
+        meant, renamed = self.schema.correction(wrong)
+        if renamed and meant:
+            return f"'{wrong}' was renamed: use '{'.'.join(meant)}'"
+        every = [*self.schema.leaves, *self.schema.groups]
+        known = ", ".join(sorted({known[-1] for known in every if known and known[:-1] == keys[:-1]}))
+        return f"unknown key '{wrong}'; " + (f"did you mean '{'.'.join(meant)}'?" if meant else f"known here: {known}")
 
     def refuse_secrets(self) -> None:
         """Raises ConfigError for a value that holds a password or a token, without showing it."""
         for keys, origin in self.origin.items():
-            if not holds_secret(at(self.values, keys), keys[-1]):
+            if not holds_secret(self.values[keys], keys[-1]):
                 continue
-            if self.schema.leaves[keys].reference:
+            if Reference in self.schema.leaves[keys].markers:
                 how = "put it into a variable or a file of your own and write env:NAME or @FILE"
             else:
                 how = "keep it in the environment, which jobs inherit, or in a file of the program that needs it"
@@ -175,103 +165,58 @@ class Layers:
                 f"line: {how}"
             )
 
-    def _leaves_of(self, file: YamlFile) -> Iterator[tuple[Keys, Any, int]]:
-        def walk(value: Mapping[str, Any], above: Keys) -> Iterator[tuple[Keys, Any, int]]:
-            for name, below in value.items():
-                keys = (*above, str(name))
-                line = file.lines.get(keys, 1)
-                if keys in self.schema.leaves:
-                    yield keys, below, line
-                elif keys not in self.schema.groups:
-                    raise ConfigError(self._unknown(file, keys, line))
-                elif isinstance(below, Mapping):
-                    yield from walk(below, keys)
-                elif below is not None:
-                    raise ConfigError(f"{file.path}:{line}: {'.'.join(keys)} takes keys below it, not {below!r}")
-
-        yield from walk(file.values, ())
-
-    def _unknown(self, file: YamlFile, keys: Keys, line: int) -> str:
-        wrong = ".".join(keys)
-        text = f"{file.path}:{line}: unknown key '{wrong}'"
-        near = self.schema.nearest(wrong)
-        return f"{text}; did you mean '{near}'?" if near else f"{text}; known here: {self._known(keys[:-1])}"
-
-    def _known(self, above: Keys) -> str:
-        every = [*self.schema.leaves, *self.schema.groups]
-        return ", ".join(sorted({keys[-1] for keys in every if keys and keys[:-1] == above}))
-
-    def build(self, cls: type[T]) -> T:
-        """The checked instance. Raises ConfigError with one line for all that is wrong."""
-        made = self.check(cls)
-        assert made is not None
-        return made
-
-    def check(self, cls: type[T], *, partly: bool = False) -> T | None:
-        """The checked instance, or None where keys are missing and `partly` allows it. Raises as `build` does."""
+    def build(self, *, partial: bool = False) -> Any:
+        """The validated instance; with `partial` None where keys are missing. Raises ConfigError, one line."""
         try:
-            return TypeAdapter(cls).validate_python(self.values)
+            return TypeAdapter(self.schema.cls).validate_python(self._nested(self.values))
         except ValidationError as error:
-            missing, wrong = self._explain(error)
-        if missing and not partly:
-            see = f"; see 'lavic {self.schema.command} --help'" if self.schema.command else ""
-            wrong.append(f"missing {' and '.join(missing)}{see}")
-        if wrong:
-            raise ConfigError("; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""))
-        return None
-
-    def _explain(self, error: ValidationError) -> tuple[list[str], list[str]]:
-        """The flags that are missing, and a line for each value that is wrong."""
-        from lavic.config import command_line
-
+            problems = error.errors(include_url=False)
         missing: list[str] = []
         wrong: dict[Keys, str] = {}
-        for problem in error.errors(include_url=False):
-            keys = self._known_part(tuple(str(part) for part in problem["loc"]))
-            if problem["type"] == "missing" and keys == problem["loc"]:
-                missing.append(command_line.name_of(keys, self.schema.leaves[keys]))
+        for problem in problems:
+            keys = tuple(map(str, problem["loc"]))
+            if problem["type"] == "missing" and keys in self.schema.leaves:
+                missing.append(self.schema.flag(keys))
                 continue
-            message = _PLAINLY.get(problem["type"], problem["msg"])
+            while keys and keys not in self.schema.leaves and keys not in self.schema.groups:
+                keys = keys[:-1]  # an element of a list, a member of a union: the first that fails says enough
+            message = _MESSAGES.get(problem["type"], problem["msg"])
             message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
             if keys in self.schema.leaves:
-                # One value can fail each member of a union: the first says enough.
-                message = f"{message[:1].lower()}{message[1:]}, got {at(self.values, keys)!r}"
+                message = f"{message[:1].lower()}{message[1:]}, got {self.values[keys]!r}"
                 message = f"{self.origin.get(keys) or '.'.join(keys)}: {message}"
             wrong.setdefault(keys, message)
-        return missing, list(wrong.values())
+        lines = list(wrong.values())
+        if missing and not partial:
+            see = f"; see 'lavic {self.schema.command} --help'" if self.schema.command else ""
+            lines.append(f"missing {' and '.join(missing)}{see}")
+        if lines:
+            raise ConfigError("; ".join(lines[:3]) + (f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""))
+        return None
 
-    def _known_part(self, keys: Keys) -> Keys:
-        while keys and keys not in self.schema.leaves and keys not in self.schema.groups:
-            keys = keys[:-1]
-        return keys
+    def _nested(self, values: Mapping[Keys, Any]) -> dict[str, Any]:
+        nested: dict[Keys, dict[str, Any]] = {above: {} for above in self.schema.groups}
+        for keys in [*self.schema.leaves, *self.schema.groups]:
+            if keys in values or (keys in nested and keys):
+                nested[keys[:-1]][keys[-1]] = nested[keys] if keys in nested else values[keys]
+        return nested[()]
 
-    def show(self) -> str:
-        """The values so far as a documented yaml file: what is required and not given stands as a comment."""
-        plain: dict[str, Any] = _plain(self.values)
+    def plain(self) -> dict[str, Any]:
+        """The values so far, nested, as what yaml can hold."""
+        plain: dict[str, Any] = TypeAdapter(Any).dump_python(self._nested(self.values), mode="json")
+        return plain
+
+    def documented_yaml(self) -> str:
+        """The values so far as a documented yaml file; required keys without a value stand as comments."""
+        plain = self.plain()
         text = [f"# lavic {self.schema.command}"]
         last: Keys = ()
         for keys, leaf in self.schema.leaves.items():
             for depth in range(len(keys) - 1):
                 if keys[: depth + 1] != last[: depth + 1]:
                     text += ["", f"{'  ' * depth}{keys[depth]}:"]
-            last, indent = keys[:-1], "  " * (len(keys) - 1)
-            text += [f"{indent}# {line}".rstrip() for line in leaf.doc.splitlines()]
-            here = at(plain, keys, MISSING)
-            entry = f"# {keys[-1]}:  (required)" if here is MISSING else to_yaml({keys[-1]: here}).rstrip("\n")
-            text += [f"{indent}{line}" for line in entry.splitlines()]
+            last = keys[:-1]
+            entry = to_yaml({keys[-1]: value_at(plain, keys)}) if keys in self.values else f"# {keys[-1]}:  (required)"
+            lines = [*(f"# {line}".rstrip() for line in leaf.doc.splitlines()), *entry.splitlines()]
+            text += [f"{'  ' * len(last)}{line}" for line in lines]
         return "\n".join(text) + "\n"
-
-
-def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
-    return {key: _walk(below, change) for key, below in value.items()} if isinstance(value, dict) else change(value)
-
-
-def _copy(values: dict[str, Any]) -> dict[str, Any]:
-    copied: dict[str, Any] = _walk(values, lambda value: value)
-    return copied
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of any settings type as what yaml can hold."""
-    plain: dict[str, Any] = _walk(values, lambda value: TypeAdapter(Any).dump_python(value, mode="json"))
-    return plain

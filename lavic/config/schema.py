@@ -1,4 +1,4 @@
-"""What a settings class holds: its keys, their types, how they are typed on a command line, their defaults."""
+"""Settings classes, and the keys of one: path, type, default and documentation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ Keys = tuple[str, ...]
 
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 """A seed that every generator takes; numpy's takes 32 bits."""
+Positional = "lavic.positional"
+"""Marks a field that is given without its flag: `folder: Annotated[Path, Positional]`."""
+Reference = "lavic.reference"
+"""Marks a text field that may be `env:NAME` or `@FILE`, for what holds a password; `secrets.reveal` reads it."""
 
-POSITIONAL = "lavic.positional"
-REFERENCE = "lavic.reference"
-MISSING: Any = type("Missing", (), {"__repr__": lambda _: "(not given)"})()
-"""Stands for a value that was not given, where None is a value."""
+RENAMED = {
+    "batch": "batch_size",
+    "workers": "num_workers",
+    "loop.batch": "loop.global_batch_size",
+    "loop.clip": "loop.max_grad_norm",
+    "loop.keep": "loop.save_total_limit",
+    "loop.workers": "loop.num_workers",
+    "loop.activations": "loop.activation_checkpointing",
+    "loop.patience": "loop.hang_warn_minutes",
+    "pretrain.batch": "pretrain.batch_size",
+}
+"""Keys of older versions -> today's: a yaml file or a command line that has one is refused with the new name."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, pydantic.Field))
 def settings(cls: type[T]) -> type[T]:
-    """Makes `cls` a frozen, keyword-only, checked dataclass that refuses fields it does not know.
+    """Makes `cls` a frozen, keyword-only, validated dataclass that refuses unknown fields.
 
     The string under a field is its documentation: `--help` and `--print-config` show it.
     """
@@ -39,82 +51,74 @@ def settings(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One key that holds a value, not further settings."""
+    """A key that holds a value, not further settings."""
 
     type: Any
-    """Its annotation without `| None`."""
-    shape: Literal["switch", "one", "many", "yaml"]
-    """How it is written on a command line."""
+    """Its annotation without `| None` and without bounds."""
     optional: bool
     """Whether it may be None."""
-    required: bool
-    """Whether it has no default."""
-    positional: bool
-    """Whether it is given without its flag."""
-    reference: bool
-    """Whether it may be `env:NAME` or `@FILE`, see `lavic.config.secrets`."""
+    markers: Sequence[Any]
+    """`Positional`, `Reference`, bounds."""
     doc: str
-    """What the string under the field says."""
+    """The docstring under the field."""
 
     @property
-    def is_number(self) -> bool:
-        """Whether its value is a number: yaml's `yes` would count as 1."""
-        kind = typing.get_args(self.type)[0] if typing.get_origin(self.type) is Annotated else self.type
-        return kind in (int, float)
+    def form(self) -> Literal["switch", "value", "list", "yaml"]:
+        """How it is written on a command line."""
+        return "switch" if self.type is bool and not self.optional else _form(self.type)
 
 
 class Schema:
-    """The keys of a settings class: `leaves` by path, `groups` (nested classes) by path, `defaults` as nested dicts."""
+    """The keys of a settings class.
 
-    def __init__(self, cls: type, command: str):
+    Attributes:
+        leaves: Keys that hold values.
+        groups: Keys that hold further settings, with their class; the class itself under `()`.
+        defaults: Of the leaves that have one; the others are required.
+    """
+
+    def __init__(self, cls: type, command: str = "") -> None:
         self.cls, self.command = cls, command
         self.leaves: dict[Keys, Leaf] = {}
         self.groups: dict[Keys, type] = {}
-        self.defaults = self._read(cls, (), None)
+        self.defaults: dict[Keys, Any] = {}
+        self._add(cls, (), None)
 
-    def _read(self, cls: Any, above: Keys, instance: Any) -> dict[str, Any]:
-        """Notes the keys of `cls` under `above`; returns its defaults, taken from `instance` where there is one."""
+    def _add(self, cls: Any, above: Keys, instance: Any) -> None:
+        """Adds the keys of `cls` under `above`, with the defaults of `instance` where there is one."""
         self.groups[above] = cls
-        defaults: dict[str, Any] = {}
         for name, info in cls.__pydantic_fields__.items():
-            default = getattr(instance, name) if instance is not None else MISSING
-            if default is MISSING and not info.is_required():
-                default = info.get_default(call_default_factory=True)
-            bare, optional = _without_none(info.annotation)
-            if is_settings(bare) and not optional:
-                defaults[name] = self._read(bare, (*above, name), None if default is MISSING else default)
+            keys = (*above, name)
+            kind, optional = _bare(info.annotation)
+            required = instance is None and info.is_required()
+            default = info.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
+            if is_settings(kind) and not optional:
+                self._add(kind, keys, None if required else default)
                 continue
-            if default is not MISSING:
-                defaults[name] = default
-            self.leaves[(*above, name)] = Leaf(
-                type=bare,
-                shape=_shape(bare, optional, default),
-                optional=optional,
-                required=default is MISSING,
-                positional=POSITIONAL in info.metadata,
-                reference=REFERENCE in info.metadata,
-                doc=(info.description or "").strip(),
-            )
-        return defaults
+            self.leaves[keys] = Leaf(kind, optional, info.metadata, (info.description or "").strip())
+            if not required:
+                self.defaults[keys] = default
 
-    def nearest(self, wrong: str) -> str | None:
-        """The known dotted key most like `wrong`, or None."""
-        names = [".".join(keys) for keys in [*self.leaves, *self.groups] if keys]
+    def flag(self, keys: Keys) -> str:
+        """How a key is typed: `--fetch.allow-private`, or `FOLDER` where it is positional.
+
+        A field such as `from_`, whose name is a word of Python without the underscore, is typed without it.
+        """
+        dotted = ".".join(keys).rstrip("_").replace("_", "-")
+        return dotted.upper() if Positional in self.leaves[keys].markers else f"--{dotted}"
+
+    def correction(self, wrong: str) -> tuple[Keys | None, bool]:
+        """The key that is meant by an unknown one, if any, and whether that was its name in an older version."""
         wrong = wrong.replace("-", "_")
-        ends = {name.rpartition(".")[2]: name for name in names}
-        close = difflib.get_close_matches(wrong, names, 1, 0.6)
-        if not close:
-            close = [ends[end] for end in difflib.get_close_matches(wrong.rpartition(".")[2], list(ends), 1, 0.6)]
-        return close[0] if close else None
-
-
-def at(values: Any, keys: Keys, default: Any = None) -> Any:
-    """What stands at a path in nested mappings, or `default`."""
-    for key in keys:
-        if not isinstance(values, Mapping) or key not in values:
-            return default
-        values = values[key]
-    return values
+        renamed = tuple(RENAMED.get(wrong, "").split("."))
+        if renamed in self.leaves:
+            return renamed, True
+        names = {".".join(keys): keys for keys in [*self.leaves, *self.groups] if keys}
+        last = {name.rpartition(".")[2]: keys for name, keys in names.items()}
+        for word, known in ((wrong, names), (wrong.rpartition(".")[2], last)):
+            if close := difflib.get_close_matches(word, known, 1, 0.6):
+                return known[close[0]], False
+        return None, False
 
 
 def is_settings(kind: Any) -> bool:
@@ -122,21 +126,18 @@ def is_settings(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "__pydantic_fields__")
 
 
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    """`X | None` -> (X, True); anything else -> (itself, False)."""
-    if typing.get_origin(kind) not in (Union, types.UnionType):
-        return kind, False
-    members = typing.get_args(kind)
-    rest = tuple(member for member in members if member is not type(None))
-    return (Union[rest] if rest else kind), len(rest) < len(members)  # noqa: UP007
+def _bare(kind: Any) -> tuple[Any, bool]:
+    """A type without `| None` and without bounds, and whether it may be None."""
+    optional = False
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        members = typing.get_args(kind)
+        rest = tuple(member for member in members if member is not type(None))
+        kind, optional = Union[rest], len(rest) < len(members)  # noqa: UP007
+    return (typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind), optional
 
 
-def _shape(kind: Any, optional: bool, default: Any) -> Literal["switch", "one", "many", "yaml"]:
-    if kind is bool and not optional and default is not MISSING:
-        return "switch"
+def _form(kind: Any) -> Literal["value", "list", "yaml"]:
     origin = typing.get_origin(kind) or kind
     if origin in (list, tuple, set, frozenset, Sequence):
-        return "yaml" if any(_shape(part, False, None) == "yaml" for part in typing.get_args(kind)) else "many"
-    if origin in (dict, Mapping) or is_settings(kind):
-        return "yaml"
-    return "one"
+        return "yaml" if any(_form(part) == "yaml" for part in typing.get_args(kind)) else "list"
+    return "yaml" if origin in (dict, Mapping) or is_settings(kind) else "value"

@@ -1,7 +1,7 @@
-"""Secrets: how they are taken out of what is written, and where settings read them from.
+"""Secrets: how they are removed from what is written, and where settings read them from.
 
-A setting never holds a password or a token itself. It names where one is: `env:NAME`, a variable of the environment, or
-`@FILE`, a file's first line. That name is what is recorded, and what a recorded setting is read from again.
+A setting never holds a password or a token itself. It refers to one: `env:NAME` is an environment variable, `@FILE` the
+content of a file. The reference is what is recorded, and what a reloaded setting reads the secret from again.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b((?:aws_)?secret_access_key['\"]?\s*[:=]\s*['\"]?)[^\s'\",}]+"), rf"\1{MASK}"),
 )
 _WORD = re.compile(r"(?=.{6}).*[^a-z].*|.{12,}", re.S)
-"""A secret that is looked for wherever it stands: one such as `mlflow` is in too many other words."""
-_read: set[str] = set()
-"""Secrets that `reveal` has read, in each form they may be written in."""
+"""A secret that is replaced wherever it occurs; a short one such as `mlflow` occurs in too many other words."""
+_revealed: set[str] = set()
+"""Secrets that `reveal` has read, in each of their spellings (percent-encoded or not)."""
 
 
 def redact(text: str) -> str:
-    """The text without secrets: passwords in addresses, tokens in queries and headers, keys, and what this process
-    knows to be one, from its environment or from `reveal`.
+    """The text without secrets: passwords in URLs, tokens in queries and headers, keys, and the secrets that this
+    process knows from its environment or from `reveal`.
     """
-    for secret in sorted(_known(), key=len, reverse=True):
+    for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, MASK)
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
@@ -76,11 +76,11 @@ def redact(text: str) -> str:
 
 
 def holds_secret(value: Any, name: str = "") -> bool:
-    """Whether a value, or anything in it, is written like a secret, whatever this process knows.
+    """Whether a value, or anything in it, looks like a secret.
 
     Args:
         value: Plain values, nested.
-        name: The key that it stands under.
+        name: The key of the value.
     """
     if isinstance(value, Mapping):
         return any(holds_secret(below, str(key)) for key, below in value.items())
@@ -92,7 +92,7 @@ def holds_secret(value: Any, name: str = "") -> bool:
 
 
 def redact_all(value: Any, name: str = "") -> Any:
-    """Plain values, nested, without secrets: those of keys such as `password`, and those within texts."""
+    """Plain values, nested, without secrets: the values of keys such as `password`, and secrets within texts."""
     if isinstance(value, Mapping):
         return {key: redact_all(below, str(key)) for key, below in value.items()}
     if isinstance(value, (list, tuple)):
@@ -104,7 +104,7 @@ def redact_all(value: Any, name: str = "") -> Any:
 
 
 def redact_words(words: list[str]) -> list[str]:
-    """A command line without secrets, also those that follow a flag such as --api-key."""
+    """A command line without secrets, including the values of flags such as --api-key."""
     shown: list[str] = []
     for word in words:
         flag = shown[-1].lstrip("-") if shown and shown[-1].startswith("--") and "=" not in shown[-1] else ""
@@ -113,12 +113,12 @@ def redact_words(words: list[str]) -> list[str]:
 
 
 def is_reference(value: str) -> bool:
-    """Whether a setting names where its value is."""
+    """Whether a setting refers to its value by `env:NAME` or `@FILE`."""
     return value.startswith(("env:", "@")) and len(value.split()) == 1
 
 
 def reveal(value: str, what: str) -> str:
-    """What a setting stands for: the variable of `env:NAME`, the first line of `@FILE`, or itself.
+    """The value of a setting: the variable of `env:NAME`, the content of `@FILE`, or itself.
 
     Args:
         value: As it is recorded.
@@ -127,53 +127,53 @@ def reveal(value: str, what: str) -> str:
     Raises:
         ConfigError: There is no such variable or file.
     """
-    shown = value
+    secret = value
     if value.startswith("env:"):
-        shown = os.environ.get(value.removeprefix("env:"), "").strip()
-        if not shown:
-            raise ConfigError(f"{what} {value}: the variable {value.removeprefix('env:')} is not set")
+        secret = os.environ.get(value.removeprefix("env:"), "").strip()
+        if not secret:
+            raise ConfigError(f"{what} {value}: the environment variable {value.removeprefix('env:')} is not set")
     elif value.startswith("@"):
-        shown = _first_line(Path(value[1:]).expanduser(), what)
-    _read.update(_password_of(shown))
-    return shown
+        secret = _single_word(Path(value[1:]).expanduser(), what)
+    _revealed.update(_password_of(secret))
+    return secret
 
 
-def _first_line(file: Path, what: str) -> str:
+def _single_word(file: Path, what: str) -> str:
     try:
-        lines = file.read_text("utf-8-sig").split()
-        open_to_others = file.stat().st_mode & 0o077
+        words = file.read_text("utf-8-sig").split()
+        readable_by_others = file.stat().st_mode & 0o077
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not text"
         raise ConfigError(f"{what} @{file}: cannot be read ({why})") from None
-    if len(lines) != 1:
-        raise ConfigError(f"{what} @{file}: should hold one word, holds {len(lines)}")
-    if open_to_others and holds_secret(lines[0]):
-        log.warning("%s: others can read the password in it: chmod 600 %s", file, file)
-    return lines[0]
+    if len(words) != 1:
+        raise ConfigError(f"{what} @{file}: should contain one word, has {len(words)}")
+    if readable_by_others and holds_secret(words[0]):
+        log.warning("%s: other users can read the password in it: chmod 600 %s", file, file)
+    return words[0]
 
 
 def _password_of(address: str) -> set[str]:
     try:
-        return _forms(urlsplit(address).password or "")
+        return _spellings(urlsplit(address).password or "")
     except ValueError:
         return set()
 
 
-def _known() -> set[str]:
-    """Secrets of this process: those read, and those of its environment."""
-    found = set(_read)
+def _known_secrets() -> set[str]:
+    """Secrets of this process: those that were read, and those of its environment."""
+    secrets = set(_revealed)
     for name, value in os.environ.items():
         if _is_secret_name(name) and not Path(value).is_absolute():
-            found |= _forms(value)
+            secrets |= _spellings(value)
         elif "://" in value and "@" in value:  # a proxy, a database
-            found |= _password_of(value)
+            secrets |= _password_of(value)
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
     if user and password:
-        found.add(base64.b64encode(f"{user}:{password}".encode()).decode())
-    return found
+        secrets.add(base64.b64encode(f"{user}:{password}".encode()).decode())
+    return secrets
 
 
-def _forms(secret: str) -> set[str]:
+def _spellings(secret: str) -> set[str]:
     plain = unquote(secret)
     return {form for form in (secret, plain, quote(plain, safe=""), quote_plus(plain)) if _WORD.fullmatch(form)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from lavic.errors import ConfigError
-from lavic.storage.json_text import why
-from lavic.storage.text_files import TextFileError, read_text
+from lavic.storage.json_text import json_error
+from lavic.storage.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,31 @@ class YamlFile:
 
     @staticmethod
     def read(path: Path) -> YamlFile:
-        """Reads `path`. Raises ConfigError (file:line) where it is no file, no yaml, no mapping, or repeats a key."""
-        try:
-            text = read_text(path)
-        except TextFileError as error:
-            raise ConfigError(str(error)) from None
+        """Reads `path`.
+
+        Raises:
+            ConfigError: It is no yaml, no mapping, or repeats a key; with file:line.
+            DataError: It cannot be read, or is not text.
+        """
+        text = read_text(path)
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
-            lines: dict[tuple[str, ...], int] = {}
-            if root is not None:
-                _note_lines(root, (), lines, path)
-            values = loader.construct_document(root) if root is not None else {}
-        except ConfigError:
-            raise
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid yaml: {error.problem}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid yaml: {' '.join(str(error).split())}") from None
-        except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of thousands of digits
-            reason = "nested too deep" if isinstance(error, RecursionError) else why(error, text)
-            raise ConfigError(f"{path}: not valid yaml: {reason}") from None
+            keys_and_lines = list(_key_lines(root))
+            values = (loader.construct_document(root) if root is not None else None) or {}
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+            raise ConfigError(f"{where}: not valid yaml: {_reason(error, text)}") from None
         finally:
             loader.dispose()
-        if values is None:
-            values = {}
         if not isinstance(values, dict):
             raise ConfigError(f"{path}:1: should be 'key: value' lines, is a {type(values).__name__}")
+        lines: dict[tuple[str, ...], int] = {}
+        for keys, line in keys_and_lines:
+            if keys in lines:
+                raise ConfigError(f"{path}:{line}: '{'.'.join(keys)}' is given twice")
+            lines[keys] = line
         named = re.match(r"#\s*lavic ((?:[a-z]+ ?)+)", text)
         return YamlFile(path, values, lines, named.group(1).strip() if named else "")
 
@@ -67,22 +64,19 @@ def find_config(name: str) -> Path:
     """The file that `--config NAME` means: a path, or the name of a file shipped in `lavic.configs` (`mini-distill`).
 
     Raises:
-        ConfigError: neither is there; names the nearest shipped one.
+        ConfigError: There is neither; names the nearest shipped one.
     """
     path = Path(name)
     if path.is_file():
         return path
-    try:
-        shipped = {Path(entry.name).stem: Path(str(entry)) for entry in resources.files("lavic.configs").iterdir()}
-    except ModuleNotFoundError:
-        shipped = {}
-    shipped = {stem: path for stem, path in shipped.items() if path.suffix == ".yaml"}
+    files = (Path(str(entry)) for entry in resources.files("lavic.configs").iterdir())
+    shipped = {file.stem: file for file in files if file.suffix == ".yaml"}
     if name in shipped:
         return shipped[name]
     if path.suffix or len(path.parts) > 1:
         raise ConfigError(f"--config {name}: no such file")
     near = difflib.get_close_matches(name, shipped, 3, 0.5)
-    known = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(sorted(shipped)) or 'none'}"
+    known = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(sorted(shipped))}"
     raise ConfigError(f"--config {name}: neither a file nor a shipped config; {known}")
 
 
@@ -116,14 +110,18 @@ for _side in (_Loader, _Dumper):
     )
 
 
-def _note_lines(node: yaml.Node, above: tuple[str, ...], lines: dict[tuple[str, ...], int], path: Path) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[Hashable] = set()
-    for key, value in node.value:
-        keys, line = (*above, str(key.value)), key.start_mark.line + 1
-        if key.value in seen:
-            raise ConfigError(f"{path}:{line}: '{'.'.join(keys)}' is given twice")
-        seen.add(key.value)
-        lines[keys] = line
-        _note_lines(value, keys, lines, path)
+def _key_lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            keys = (*above, str(key.value))
+            yield keys, key.start_mark.line + 1
+            yield from _key_lines(value, keys)
+
+
+def _reason(error: Exception, text: str) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, yaml.MarkedYAMLError):
+        return error.problem or "unreadable"
+    # A ValueError: a date such as 2024-13-45, a number of thousands of digits.
+    return " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else json_error(error, text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavic.data.tar_shards import beside
 from lavic.errors import DataError
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 
 FIELDS = ("key", "text", "model", "weights", "prompt", "views", "dtype", "max_new_tokens")
 """Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt, how
@@ -65,4 +65,4 @@ def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:
     for row in ({**DEFAULTS, **row} for row in rows):
         assert set(row) == set(FIELDS), f"a description has the fields {FIELDS}, not {tuple(row)}"
         lines.append(json.dumps({name: row[name] for name in FIELDS}, ensure_ascii=False) + "\n")
-    write_whole(descriptions_path(shard), "".join(lines))
+    atomic_write(descriptions_path(shard), "".join(lines))

@@ -11,7 +11,7 @@ from typing import Any
 
 from lavic.data.tar_shards import Sample, beside
 from lavic.errors import DataError
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.paths import sizes
 
 ENDING = "references.jsonl"
@@ -83,7 +83,7 @@ def write_references(shard: Path, references: Iterable[Reference]) -> str:
     """Write a shard's references whole; no file where there is none. Returns the sha256 of the file, or nothing."""
     lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in references)
     if lines:
-        write_whole(references_path(shard), lines)
+        atomic_write(references_path(shard), lines)
         return hashlib.sha256(lines.encode()).hexdigest()
     references_path(shard).unlink(missing_ok=True)
     return ""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lavic.errors import DataError, first_line
-from lavic.storage.atomic import write_whole
-from lavic.storage.checksummed_json import OtherFormat, digest_json, dump_checked, load_checked
+from lavic.storage.atomic import atomic_write
+from lavic.storage.checksummed_json import UnknownFormat, digest_json, dump_checked, load_checked
 from lavic.storage.paths import place, sizes, storage_errors
 
 FORMAT = "lavic-shards/1"
@@ -73,9 +73,9 @@ class Manifest:
 
     def save(self) -> None:
         """Write `sizes.json`, the dataset card and, last, the manifest."""
-        write_whole(self.folder / SIZES, self.sizes_text())
-        write_whole(self.folder / CARD, card(self.set, [self]))
-        write_whole(self.folder / NAME, dump_checked(self._body(), indent=1))
+        atomic_write(self.folder / SIZES, self.sizes_text())
+        atomic_write(self.folder / CARD, card(self.set, [self]))
+        atomic_write(self.folder / NAME, dump_checked(self._body(), indent=1))
 
     def sizes_text(self) -> str:
         """What `sizes.json` holds: every tar, those without a sample too."""
@@ -117,7 +117,7 @@ class Manifest:
             body["empty"] = tuple(body.get("empty", ()))
             manifest = cls(folder=folder, **body)
             manifest._check_types()
-        except OtherFormat as error:
+        except UnknownFormat as error:
             raise DataError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: broken manifest ({error}); run the same crawl again to write it anew") from None

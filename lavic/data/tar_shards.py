@@ -25,7 +25,7 @@ import numpy as np
 
 from lavic.data.manifest import ShardEntry
 from lavic.errors import DataError, first_line
-from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.paths import storage_errors
 
 if TYPE_CHECKING:
@@ -162,14 +162,14 @@ class ShardWriter:
             self._write(bytes(-self.bytes % _RECORD))
         self._stack.__exit__(kind, error, trace)
         if error is None and self.samples:
-            write_whole(index_path(self.path), pack_offsets(self._offsets))
+            atomic_write(index_path(self.path), pack_offsets(self._offsets))
         elif error is None:
             self.path.unlink(missing_ok=True)
             index_path(self.path).unlink(missing_ok=True)
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
-            self._file = self._stack.enter_context(written_aside(self.path))
+            self._file = self._stack.enter_context(atomic_open(self.path))
         self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)

@@ -1,4 +1,4 @@
-"""A Ray to run jobs on: the cluster that was named, or one started here for the length of the job."""
+"""A connection to Ray: to the given cluster, or to one started on this machine for the length of the job."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from pydantic import Field
 
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.errors import LaunchError, first_line
 
 log = logging.getLogger(__name__)
 
 _STORE_BYTES = 128 << 20
-"""Rows are a line each and photos never enter the object store: a small one does, and fits a container's /dev/shm."""
+"""Size of the object store. It holds only table rows, no photos, and must fit into a container's /dev/shm."""
 
-_PATIENCE_S = 180.0
-"""For the nodes of a cluster that is starting."""
+_CLUSTER_START_S = 180.0
+"""Seconds to wait for the nodes of a cluster that is starting."""
 
 
 @settings
@@ -30,33 +30,33 @@ class RaySettings:
 
     address: str | None = None
     """A running cluster: `auto` for this machine's, HOST:PORT, or `ray://HOST:PORT`. By default the one in RAY_ADDRESS,
-    which `ray job submit` and the batch scripts set; without that a job that needs Ray starts one here. A cluster's
-    machines need the same lavic, and the output folder under the same path."""
+    which `ray job submit` and the batch scripts set; without it a job that needs Ray starts one on this machine. All
+    machines of a cluster need the same version of lavic, and the output folder under the same path."""
     nodes: int = Field(default=1, ge=1)
-    """Begin when the cluster has so many nodes; those of a batch job come one after the other."""
+    """Nodes to wait for before the job begins; those of a batch job join one after the other."""
     cpus: int | None = Field(default=None, ge=1)
-    """CPUs of this machine to use, by a Ray that is started here or by local workers; by default all."""
+    """CPUs of this machine to use, for a Ray that is started here or for local workers; by default all."""
     workers: int | None = Field(default=None, ge=1)
-    """Shards that are made at once; by default one per CPU. For `describe` and `embed`: ranks, each with a GPU."""
+    """Shards made in parallel; by default one per CPU. For `describe` and `embed`: ranks, each with a GPU."""
 
 
 @contextmanager
 def ray_session(settings: RaySettings) -> Iterator[None]:
-    """Connect to Ray, or start it here, and leave it again; one that this process already has is used and kept.
+    """Connects to Ray, or starts it, and disconnects after the block; an existing connection of this process is kept.
 
     Raises:
         LaunchError: Ray cannot be reached or started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's own words are about Ray, and in the way of ours: what stops a job is an exception.
+    # Errors come as exceptions; Ray's own warnings would only hide our messages.
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     import ray
     from ray.data import DataContext
 
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
     context = DataContext.get_current()
-    # Our own line says more, and goes to a log as lines.
+    # Our own progress display replaces Ray's.
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -76,14 +76,14 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
     except Exception as error:
-        # Ray raises whatever its parts do, a bare Exception where they are slow.
+        # Ray raises various types, and a bare Exception on a timeout.
         where = f"reach Ray at {address}" if address else "start Ray on this machine"
-        mend = (
-            "is it up, and have you its token (RAY_AUTH_MODE=token, ~/.ray/auth_token or RAY_AUTH_TOKEN)?"
+        hint = (
+            "check that it runs and that you have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token or RAY_AUTH_TOKEN)"
             if address
             else "see 'lavic doctor --ray'"
         )
-        raise LaunchError(f"cannot {where} ({first_line(error)}); {mend}") from None
+        raise LaunchError(f"cannot {where} ({first_line(error)}); {hint}") from None
     try:
         yield
     finally:
@@ -91,10 +91,10 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
 
 
 def _join(address: str, nodes: int) -> None:
-    """Connects to a cluster. One that is to have several nodes may just be starting: it is waited for."""
+    """Connects to a cluster; waits for one that is to have several nodes, which may just be starting."""
     import ray
 
-    until = time.monotonic() + (_PATIENCE_S if nodes > 1 else 0)
+    until = time.monotonic() + (_CLUSTER_START_S if nodes > 1 else 0)
     while True:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -103,12 +103,14 @@ def _join(address: str, nodes: int) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(1)
-    while len(here := [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]) < nodes:
+    while len(alive := [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]) < nodes:
         if time.monotonic() > until:
             ray.shutdown()
-            raise TimeoutError(f"{len(here)} of {nodes} nodes came within {_PATIENCE_S:.0f} s: {', '.join(here)}")
+            raise TimeoutError(
+                f"{len(alive)} of {nodes} nodes joined within {_CLUSTER_START_S:.0f} s: {', '.join(alive)}"
+            )
         time.sleep(1)
-    log.info("%d nodes of Ray: %s", len(here), ", ".join(here))
+    log.info("%d Ray nodes: %s", len(alive), ", ".join(alive))
 
 
 def actor_beside_driver(actor: type, *args: Any, **options: Any) -> Any:

@@ -1,7 +1,7 @@
-"""A wait for other processes: announced when it takes long, and ended when this process is asked to end.
+"""A wait for other processes that is logged when it takes long and can be interrupted by a signal.
 
-While C++ code waits (a rendezvous, a connection), Python runs no signal handler: a process that is asked to end would
-go on waiting until its time limit. A thread learns of the signal instead.
+While C++ code waits (a rendezvous, a connection), Python runs no signal handler, and the process would go on waiting
+until the timeout. Here a thread receives the signal.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import time
 from types import TracebackType
 
 FIRST_S, REPEAT_S = 10.0, 60.0
-"""Seconds after which a wait is announced, and then how often."""
+"""Seconds after which a wait is logged, and then how often."""
 GRACE_S = 3.0
-"""Seconds that a wait may still take once the process was asked to end."""
+"""Seconds that a wait may still take after a signal."""
 _ENDS = {signal.SIGTERM: 1, signal.SIGINT: 130}
 """Signal -> exit code. SIGTERM comes from a launcher when another rank has failed: that rank's code must be the higher
 one, since srun reports the highest."""
 
 
-class Waiting:
-    """Watches over a wait for the length of a block.
+class InterruptibleWait:
+    """Watches a wait for the length of a block.
 
-    A signal whose handler is the default one ends the process anyway; one that has a handler ends it here, if the wait
-    is not over `GRACE_S` later. A wait that ends in time leaves the signal to its handler.
+    A signal with a handler ends the process, unless the wait is over within `GRACE_S`: then its handler runs. One with
+    the default handler ends the process anyway.
     """
 
     def __init__(self, who: str, what: str) -> None:
         """Describes the wait.
 
         Args:
-            who: This process, as "rank 3 of 8".
-            what: What it waits for, as "the other ranks at node0:29400".
+            who: This process, such as "rank 3 of 8".
+            what: What it waits for, such as "the other ranks at node0:29400".
         """
         self._who, self._what = who, what
         self._main = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> InterruptibleWait:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         if self._main:  # Python allows it nowhere else
@@ -58,15 +58,15 @@ class Waiting:
         self._reader.close()
 
     def _watch(self) -> None:
-        began = time.monotonic()
-        announce, end, code = began + FIRST_S, float("inf"), 0
+        started = time.monotonic()
+        announce, end, code = started + FIRST_S, float("inf"), 0
         while True:
             now = time.monotonic()
             if now >= end:
-                self._say(f"asked to end while waiting for {self._what}: left")
+                self._log(f"got a stop signal while waiting for {self._what}: exiting")
                 os._exit(code)
             if now >= announce:
-                self._say(f"waiting for {self._what}, for {now - began:.0f} s so far")
+                self._log(f"waiting for {self._what}, for {now - started:.0f} s so far")
                 announce = now + REPEAT_S
             if not select.select([self._reader], [], [], max(0.0, min(announce, end) - now))[0]:
                 continue
@@ -77,5 +77,5 @@ class Waiting:
                 if number in _ENDS and end == float("inf"):
                     end, code = time.monotonic() + GRACE_S, _ENDS[signal.Signals(number)]
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(f"lavic: {self._who}: {text}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Arm:
 def rank_test_sets(
     arms: Sequence[Arm],
     test_sets: Sequence[TestSet],
-    world: World,
+    world: DistributedContext,
     *,
     decode: Decode = "likelihood",
     tokens_per_batch: int = 8192,
@@ -82,7 +82,7 @@ def rank_test_sets(
                     f"{test_set.name}: {arm.name}", len(test_set), shown=world.is_main, ranks=world.size
                 )
                 requests = [_request(arm, test_set, row, seed) for row in range(world.rank, len(test_set), world.size)]
-                shares = world.gather(ranker.rank(requests, decode=decode, progress=progress.add))
+                shares = world.all_gather_object(ranker.rank(requests, decode=decode, progress=progress.add))
                 rankings[test_set.name][arm.name] = [
                     shares[row % world.size][row // world.size] for row in range(len(test_set))
                 ]

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.errors import DataError
 from lavic.mini import tokenizer as tokens
 

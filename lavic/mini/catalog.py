@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw
-from lavic.storage.atomic import sweep, write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write, remove_partial_files
 
 BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Rook Sable Tarn Umbra Vale Wren Yarrow"
 LINES = "Classic Urban Sport Home Studio Daily Prime Basic Soft Bold"
@@ -189,16 +189,16 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     valid = [p for p in make_products(2 * size.valid_items, apart, seen) if p.id not in used][: size.valid_items]
 
     (out / "images").mkdir(parents=True, exist_ok=True)
-    sweep(out / "images")
+    remove_partial_files(out / "images")
     for p in (*train, *valid, *heldout, *combos):
         photo = io.BytesIO()  # into memory: Pillow does not notice a short write to a file on a full disk
         draw(p.kind, p.colour, p.pattern, p.seed).save(photo, "JPEG", quality=92, subsampling=0)
-        with written_aside(out / "images" / p.photo_name, durable=False) as file:
+        with atomic_open(out / "images" / p.photo_name, durable=False) as file:
             file.write(photo.getbuffer())
 
     held = [*valid, *heldout, *combos]
     meta = {p.id: _lavic_meta(p, base_url, described=p not in held) for p in (*train, *held)}
-    write_whole(out / "item2meta_train.json", json.dumps(meta))
+    atomic_write(out / "item2meta_train.json", json.dumps(meta))
     rows: dict[str, list[dict]] = {
         "item2meta_valid": [_lavic_valid(p, base_url) for p in held],
         "looks": [{"id": p.id, "look": p.words} for p in train],
@@ -211,7 +211,7 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
         ],
     }
     for name, lines in rows.items():
-        write_whole(out / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in lines))
+        atomic_write(out / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in lines))
     return {"items": len(meta), **{name: len(lines) for name, lines in rows.items()}}
 
 

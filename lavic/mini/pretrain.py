@@ -152,7 +152,7 @@ class Pretrainer:
             replace(one, more=max(one.more, chosen.compare_more), reach=chosen.compare_reach) for one in PHOTO_LEVELS
         ]
         for step in range(chosen.see_steps):
-            batch = self.rng.choices(photos, k=chosen.batch)
+            batch = self.rng.choices(photos, k=chosen.batch_size)
             # no draw where nothing is to be drawn: the packaged base was made before this setting
             as_items = bool(chosen.describe_as_items) and self.rng.random() < chosen.describe_as_items
             caption = self.caption_losses(batch, augment=chosen.augment, as_items=as_items).mean()

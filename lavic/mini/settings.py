@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config.loader import Seed, settings
+from lavic.config import Seed, settings
 from lavic.mini.architecture import Architecture
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,7 +31,7 @@ class PretrainSettings:
     """Steps of the second phase."""
     see_lr: PositiveFloat = 1.5e-3
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
-    batch: PositiveInt = 32
+    batch_size: PositiveInt = 32
     """Photos a step in the second phase."""
     describe_as_items: Share = 0.0
     """Share of the batches of photos that are described from the mean of each view's patches, five tokens as an item

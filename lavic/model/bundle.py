@@ -22,7 +22,7 @@ from lavic.model.config import Kind, ModelSettings
 from lavic.model.hub import fingerprint, resolve, tokenizer_digest
 from lavic.model.loading import Backbone
 from lavic.model.prompts import ChatFormat
-from lavic.storage.atomic import folder_aside, write_whole
+from lavic.storage.atomic import atomic_folder, atomic_write
 from lavic.tracking.run_metadata import versions
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def save_bundle(
         revision: Of the base model.
         weights: Of the trained model in full precision, see `save_adapter`.
     """
-    with folder_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         if isinstance(vision, Path):
             lora.check_adapter(vision, "vision", backbone.fingerprint)
             lora.copy_adapter(vision, aside / "vision_adapter")
@@ -277,5 +277,5 @@ def save_bundle(
             tokenizer=backbone.tokenizer_digest,
             versions=versions("lavic", "torch", "transformers", "peft"),
         )
-        write_whole(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
+        atomic_write(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
     return info

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lavic.config.loader import settings
+from lavic.config import settings
 
 Kind = Literal["vision", "language"]
 """What an adapter is put on: vision tower and projector (stage 1), or the language model (stage 2)."""

@@ -27,7 +27,7 @@ from lavic.errors import DataError, first_line
 from lavic.model import lora, prompts
 from lavic.model.loading import Backbone
 from lavic.model.tiling import Geometry
-from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.checksummed_json import digest_json
 from lavic.tracking.run_metadata import versions
 
@@ -244,10 +244,10 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
     from safetensors.torch import save
 
     data = save({"tokens": tokens.contiguous()})
-    with written_aside(folder / f"tokens-{name}.safetensors") as file:
+    with atomic_open(folder / f"tokens-{name}.safetensors") as file:
         file.write(data)
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-    write_whole(list_path(folder, name), lines)
+    atomic_write(list_path(folder, name), lines)
     return Part(
         name=name,
         items=len(items),
@@ -272,7 +272,7 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         versions=versions("lavic", "torch", "transformers"),
     )
     write_item_index(folder, manifest.parts)
-    write_whole(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
+    atomic_write(folder / "manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 

@@ -95,10 +95,10 @@ def save_adapter(
         weights: The adapter's weights in full precision, by their names in the task that holds the model as `model`
             (`Engine.weights`); None: as the model has them.
     """
-    from lavic.storage.atomic import folder_aside
+    from lavic.storage.atomic import atomic_folder
 
     state = None if weights is None else {k.removeprefix("model."): w for k, w in weights.items()}
-    with folder_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         config = json.loads((aside / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = backbone.name
@@ -272,9 +272,9 @@ def _read_config(folder: Path) -> Any:
 
 def copy_adapter(source: Path, target: Path) -> None:
     """Copies an adapter folder whole."""
-    from lavic.storage.atomic import folder_aside
+    from lavic.storage.atomic import atomic_folder
 
-    with folder_aside(target) as aside:
+    with atomic_folder(target) as aside:
         shutil.copytree(source, aside, dirs_exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+"""Atomic writes: a file is complete or not there. It is written aside, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from typing import Any, BinaryIO, cast
 from lavic.storage.paths import is_remote
 
 PART = ".part"
-"""Ending of a file still being written; its name starts with a dot, so that no reader's glob takes it."""
+"""Suffix of a file that is being written; its name starts with a dot, so that no glob matches it."""
 
 
 @contextmanager
-def written_aside(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+def atomic_open(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Opens a binary file that replaces `path` when the block succeeds, and is removed when it raises.
 
-    Two writers of one path never mix: each has its own file, the last to finish wins. In an object store the whole is
-    uploaded at the end: an object is there with all its bytes or not at all.
+    Each writer of a path has its own file; the last to finish wins. In an object store the file is uploaded at the end.
 
     Args:
         path: The file.
-        durable: Whether to flush it to the disk; not worth its time for many small files that are easily made again.
+        durable: Whether to fsync it; too slow for many small files that are easily made again.
     """
     if is_remote(path):
         with _uploaded(path) as upload:
@@ -53,33 +52,33 @@ def _uploaded(path: Path) -> Iterator[BinaryIO]:
         store.fs.put_file(file.name, store.path)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a small file at once; text as UTF-8."""
-    with written_aside(path) as file:
-        file.write(encoded(data) if isinstance(data, str) else data)
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes a small file; text as UTF-8."""
+    with atomic_open(path) as file:
+        file.write(to_utf8(data) if isinstance(data, str) else data)
 
 
-def encoded(text: str) -> bytes:
+def to_utf8(text: str) -> bytes:
     """Text as UTF-8.
 
-    Half of a surrogate pair, by which Python keeps a byte of a path that is not UTF-8, becomes `\\udcNN`: in JSON that
-    is the same character again.
+    A lone surrogate, by which Python represents a byte of a path that is not UTF-8, becomes `\\udcNN`, which JSON reads
+    as the same character.
     """
     return text.encode("utf-8", "backslashreplace")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left behind; only when nobody writes to the folder.
+def remove_partial_files(folder: Path) -> None:
+    """Removes partial files of killed writers; only while nobody writes to the folder.
 
-    A folder that was moved away and has no successor, since its writer died between the two renames, is put back.
-    In an object store there is nothing to remove.
+    An old folder whose writer was killed between the two renames of `atomic_folder` is restored. In an object store
+    there is nothing to remove.
     """
     if is_remote(folder):
         return
     for old in folder.glob(f".*.old{PART}"):
-        home = folder / old.name[1:].rsplit(".", 3)[0]
-        if not home.exists():
-            old.replace(home)
+        target = folder / old.name[1:].rsplit(".", 3)[0]
+        if not target.exists():
+            old.replace(target)
     for part in folder.glob(f".*{PART}"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -88,10 +87,10 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
-    """Open an empty folder that takes the place of `path` when the block ends well, and vanishes when it does not.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Opens an empty folder that replaces `path` when the block succeeds, and is removed when it raises.
 
-    Its files get the modes that the user's umask gives; some libraries write files that only their owner can read. An
+    Its files get the modes of the user's umask, since some libraries write files that only their owner can read. An
     older `path` is moved away first and removed last, so that a crash leaves the old folder or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small JSON files with a checksum of their own content, so that a damaged one is never taken at its word."""
+"""Small JSON files with a checksum of their own content, so that a damaged one is detected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CHECKSUM = "checksum"
 
 
 def digest_json(body: Mapping[str, Any]) -> str:
-    """The sha256 of a JSON object, whatever its white space and the order of its keys."""
+    """The sha256 of a JSON object, independent of white space and of the order of its keys."""
     return hashlib.sha256(json.dumps(body, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
@@ -20,20 +20,20 @@ def dump_checked(body: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps({**body, _CHECKSUM: digest_json(body)}, indent=indent, ensure_ascii=False) + "\n"
 
 
-class OtherFormat(ValueError):
-    """A file in the form of another version."""
+class UnknownFormat(ValueError):
+    """A file in another version's format."""
 
 
 def load_checked(data: bytes, format: str | None = None) -> dict[str, Any]:
-    """The object that `dump_checked` made a text of; one without a checksum, from an older version, is taken as it is.
+    """The object of a text by `dump_checked`; one without a checksum, from an older version, is not checked.
 
     Args:
         data: The bytes of the file.
-        format: What its key "format" must say; that key is left out.
+        format: The expected value of its key "format"; that key is removed.
 
     Raises:
-        OtherFormat: It says something else.
-        ValueError: It is no JSON object, or not the one that was written.
+        UnknownFormat: It has another one.
+        ValueError: It is not a JSON object, or its checksum does not match.
     """
     try:
         body = json.loads(data.decode())
@@ -42,10 +42,10 @@ def load_checked(data: bytes, format: str | None = None) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
     if format is not None and body.get("format") != format:
-        raise OtherFormat(f"not in the form {format}; made by another version of lavic")
+        raise UnknownFormat(f"not in the format {format}; made by another version of lavic")
     checksum = body.pop(_CHECKSUM, None)
     if checksum is not None and checksum != digest_json(body):
-        raise ValueError("its checksum is another: the file is damaged, or was changed by hand")
+        raise ValueError("its checksum does not match: the file is damaged, or was changed by hand")
     if format is not None:
         del body["format"]
     return body

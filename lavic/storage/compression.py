@@ -1,4 +1,4 @@
-"""Compressed files as streams of their content: gzip, bzip2, xz and zstd, recognised by their first bytes."""
+"""Decompressed streams of gzip, bzip2, xz and zstd files, which are detected by their first bytes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lavic.errors import first_line
 _INPUT = 16 << 10
 _OUTPUT = 1 << 20
 HEAD = 16
-"""First bytes of a file that `unpacker_of` needs."""
+"""Bytes from the start of a file that `compression_of` needs."""
 
 
-class Damaged(Exception):
-    """Compressed data that breaks off or does not hold what its checksum says."""
+class CorruptData(Exception):
+    """Compressed data that is truncated or fails its checksum."""
 
 
 _GZIP = b"\x1f\x8b\x08"
@@ -28,19 +28,18 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZIP = b"PK\x03\x04"
 
 
-class Unpacked(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """The content of a compressed file: all its members, one after the other.
 
-    What follows the last member and is no member itself is not read; `trailing` counts its bytes. Zeros there are
-    padding and are not counted.
+    Bytes after the last member are not read; `trailing` counts them, without zeros, which are padding.
     """
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
-        """Read from the start of `file`.
+        """Reads from the start of `file`.
 
         Args:
             file: The compressed bytes.
-            kind: As `kind_of` names it.
+            kind: The compression, see `compression_of`.
         """
         self._file, self._kind = file, kind
         self._new, self._error = _decoder(kind)
@@ -55,10 +54,10 @@ class Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, maybe in part; 0 at the end.
+        """Fills a buffer, maybe in part; returns 0 at the end.
 
         Raises:
-            Damaged: A member is, or the file breaks off inside one.
+            CorruptData: A member is corrupt, or the file is truncated.
         """
         while not self._content and not self._ended:
             self._advance()
@@ -71,23 +70,23 @@ class Unpacked(io.RawIOBase):
         if self._decoder.eof:
             self._next_member()
             return
-        # zlib hands back what did not fit into the output; bz2 and lzma keep it themselves.
+        # zlib returns the input that did not fit into the output; bz2 and lzma keep it.
         data = self._input
         if not data and getattr(self._decoder, "needs_input", True):
             data = self._file.read(_INPUT)
             if not data:
-                raise Damaged("the file breaks off")
+                raise CorruptData("the file is truncated")
         try:
             self._content = self._decoder.decompress(data, _OUTPUT)
         except (EOFError, OSError, ValueError, self._error) as error:
-            raise Damaged(first_line(error)) from None
+            raise CorruptData(first_line(error)) from None
         self._input = getattr(self._decoder, "unconsumed_tail", b"")
 
     def _next_member(self) -> None:
         rest = self._decoder.unused_data.lstrip(b"\0")
         while len(rest) < HEAD and (more := self._file.read(_INPUT)):
             rest = (rest + more).lstrip(b"\0")
-        if kind_of(rest) == self._kind:
+        if compression_of(rest) == self._kind:
             self._decoder, self._input = self._new(), rest
             return
         self._ended = True
@@ -96,23 +95,23 @@ class Unpacked(io.RawIOBase):
             rest = self._file.read(_OUTPUT)
 
 
-def kind_of(head: bytes) -> str:
-    """How a file with these first bytes is compressed: `gzip`, `bzip2`, `xz`, `zstd`, `zip`; empty for any other."""
+def compression_of(head: bytes) -> str:
+    """The compression of a file that starts with these bytes: `gzip`, `bzip2`, `xz`, `zstd`, `zip`, or empty."""
     if head.startswith(_GZIP):
         return "gzip"
-    # "BZh" alone may begin a text.
+    # A text may start with "BZh".
     if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
         return "bzip2"
     if head.startswith(_XZ):
         return "xz"
-    # Frames that a reader skips come first in files of the parallel tools.
+    # Files of the parallel tools start with skippable frames.
     if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
         return "zstd"
     return "zip" if head.startswith(_ZIP) else ""
 
 
 def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a decoder, and the error that it raises for damaged data."""
+    """A factory of decoders, and the error that they raise for corrupt data."""
     if kind == "gzip":
         return lambda: zlib.decompressobj(wbits=31), zlib.error
     if kind == "zstd":

@@ -1,4 +1,4 @@
-"""A lock on a file: held by one process until it lets go or dies, however it dies."""
+"""A lock on a file (flock): held by one process until it releases it or ends, however it ends."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
-class Lock:
-    """One process's claim on a file, which stays where it is.
+class FileLock:
+    """An exclusive lock on a file: a context manager that releases it. The file stays.
 
-    The kernel lets go when the process ends. A forked child (a data loader's worker) would share the claim and outlive
-    a killed parent by seconds: it drops its copy at birth. Some file systems have no locks (NFS and Lustre, by how they
-    are mounted): there nobody is kept out.
+    The kernel releases the lock when the process ends. A forked child (a data loader's worker) would share it and
+    outlive a killed parent by seconds, so a child drops its copy at once. Some file systems have no locks (NFS and
+    Lustre, depending on the mount options): there `acquire` always succeeds.
 
     Attributes:
         path: The file.
-        unsupported: Why the file system cannot lock, or empty where it can: then nothing is known of other processes.
+        unsupported: Why the file system cannot lock; empty where it can.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,13 +30,13 @@ class Lock:
         self.unsupported = ""
         self._file = -1
 
-    def take(self, patience_s: float = 0.0) -> bool:
-        """Takes the lock, waiting for another process at most so long; returns whether it is ours (or not known).
+    def acquire(self, timeout_s: float = 0.0) -> bool:
+        """Waits for the lock at most `timeout_s`; returns whether this process has it (or the file system cannot lock).
 
         Raises:
             OSError: The file cannot be opened.
         """
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while True:
             if self._file < 0:
                 self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
@@ -54,17 +54,17 @@ class Lock:
                 return True
             if self._is_current():
                 return True
-            # The last holder has removed the file: a lock on what is left of it keeps nobody out.
+            # The last holder has removed the file: a lock on the removed one excludes nobody.
             self.release()
 
     def release(self) -> None:
-        """Lets go; without the lock it does nothing."""
+        """Releases the lock; does nothing without it."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def remove(self) -> None:
-        """Removes the file, then lets go."""
+        """Removes the file and releases the lock."""
         self.path.unlink(missing_ok=True)
         self.release()
 
@@ -76,7 +76,7 @@ class Lock:
     def __del__(self) -> None:
         self.release()
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> FileLock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -84,7 +84,7 @@ class Lock:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process holds the lock on a file; None where that cannot be told."""
+    """Whether a process holds the lock on a file; None where that is unknown."""
     try:
         with contextlib.closing(path.open("rb+")) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

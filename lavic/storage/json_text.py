@@ -1,7 +1,7 @@
-"""JSON as it is found in the wild: whatever cannot be read is a `ValueError` that says why in a few words.
+"""Lenient JSON: what cannot be parsed is a `ValueError` with a short reason.
 
-`NaN`, which Python and pandas write for a missing value and JSON does not know, is read as null. Numbers that no float
-or int can hold and values nested deeper than `DEEPEST` are refused, so that what was read can be written again.
+`NaN`, which Python and pandas write for a missing value and which is not JSON, is read as null. Numbers that no float
+or int can hold and values nested deeper than `MAX_DEPTH` are refused, so that what was read can be written again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from math import isinf
 from typing import Any
 
-DEEPEST = 200
-"""Objects and lists inside each other; Python's own limit depends on its version and on who asks."""
+MAX_DEPTH = 200
+"""Levels of nested objects and lists; Python's own limit depends on its version and on the caller."""
 
 _TYPES = {
     "NoneType": "null",
@@ -24,7 +24,7 @@ _TYPES = {
     "bytes": "bytes",
 }
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
-"""A string, a bracket, or the quote of a string that does not end."""
+"""A string, a bracket, or the quote of an unterminated string."""
 
 _STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 _SCALAR_END = re.compile(r"[\s,\]}]")
@@ -32,7 +32,7 @@ _PYTHON = re.compile(r"\s*[{\[]\s*[{\[]?\s*[ub]?'")
 
 
 class BadJson(ValueError):
-    """A text that is not JSON, or holds what cannot be read; the message has no place."""
+    """A text that is not JSON, or has a value that cannot be represented; the message does not say where."""
 
 
 def _number(text: str) -> float:
@@ -44,61 +44,61 @@ def _number(text: str) -> float:
 
 def _constant(name: str) -> None:
     if name != "NaN":
-        raise BadJson(f"{name}, which is no number of JSON")
+        raise BadJson(f"{name}, which is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_constant)
 
 
 def parse_json(text: str) -> Any:
-    """The value of a text that holds one.
+    """The value of a JSON text.
 
     Raises:
-        BadJson: It does not, or the value cannot be read.
+        BadJson: It is not JSON, or the value cannot be represented.
     """
     try:
         value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise BadJson(why(error, text)) from None
+        raise BadJson(json_error(error, text)) from None
     check_depth(text)
     return value
 
 
 def parse_first(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins at `start`, and where it ends.
+    """The value that starts at `start`, and where it ends.
 
     Raises:
         json.JSONDecodeError: It does not end, or is not JSON.
-        BadJson: It ends and cannot be read; `end_of` finds its end.
+        BadJson: It cannot be represented; `value_end` finds its end.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
     except (BadJson, json.JSONDecodeError):
         raise
     except (ValueError, RecursionError) as error:
-        raise BadJson(why(error, text)) from None
+        raise BadJson(json_error(error, text)) from None
     check_depth(text, start, end)
     return value, end
 
 
 def check_depth(text: str, start: int = 0, end: int | None = None) -> None:
-    """Refuse what is nested too deep.
+    """Refuses a text that is nested too deep.
 
     Raises:
         BadJson: It is.
     """
     end = len(text) if end is None else end
-    if text.count("[", start, end) + text.count("{", start, end) <= DEEPEST:
+    if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
         return
     depth = 0
     for token in _TOKEN.finditer(text, start, end):
         depth += _STEP.get(token[0], 0)
-        if depth > DEEPEST:
-            raise BadJson(f"nested more than {DEEPEST} levels deep")
+        if depth > MAX_DEPTH:
+            raise BadJson(f"nested more than {MAX_DEPTH} levels deep")
 
 
-def end_of(text: str, start: int) -> int | None:
-    """Where the value at `start` ends, by its brackets alone; None where it does not."""
+def value_end(text: str, start: int) -> int | None:
+    """Where the value at `start` ends, by its brackets alone; None where it does not end."""
     depth = 0
     if text[start] in '[{"':
         for token in _TOKEN.finditer(text, start):
@@ -108,29 +108,29 @@ def end_of(text: str, start: int) -> int | None:
             if depth <= 0:
                 return token.end()
         return None
-    found = _SCALAR_END.search(text, start)
-    return found.start() if found else None
+    match = _SCALAR_END.search(text, start)
+    return match.start() if match else None
 
 
-def why(error: Exception, text: str) -> str:
-    """What is wrong with a text that could not be read."""
+def json_error(error: Exception, text: str) -> str:
+    """Why a text could not be parsed."""
     if isinstance(error, RecursionError):
-        return f"nested more than {DEEPEST} levels deep"
+        return f"nested more than {MAX_DEPTH} levels deep"
     if isinstance(error, BadJson):
         return str(error)
     if is_python(text):
         return "a Python dict or list, as in older Amazon data; convert it with ast.literal_eval and json.dumps"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
-    # int() refuses numbers of thousands of digits, since reading them takes quadratic time.
+    # int() refuses numbers of thousands of digits, which would take quadratic time.
     return "a number has too many digits" if "integer string conversion" in str(error) else str(error)
 
 
 def is_python(text: str) -> bool:
-    """Whether a text begins as Python writes a dict: with quotes that JSON does not have."""
+    """Whether a text starts like a Python dict or list with single quotes, which is not JSON."""
     return bool(_PYTHON.match(text))
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls a value, for messages; a number is named itself."""
+    """The JSON type of a value, for messages; a number is shown itself."""
     return _TYPES.get(type(value).__name__, f"the number {value!r:.20}")

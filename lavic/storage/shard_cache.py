@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from lavic.errors import DataError, first_line
-from lavic.storage.atomic import written_aside
+from lavic.storage.atomic import atomic_open
 from lavic.storage.paths import is_remote, storage_errors
 
 
@@ -40,7 +40,7 @@ def local_copy(path: Path, sha256: str, bytes: int) -> Path:
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("rb") as source, written_aside(copy) as file:
+        with path.open("rb") as source, atomic_open(copy) as file:
             shutil.copyfileobj(source, file, 8 << 20)
             if file.tell() != bytes:
                 raise DataError(f"{path} has {file.tell()} bytes, not {bytes}; `lavic verify` lists every difference")

@@ -1,7 +1,7 @@
-"""Text files as people have them: the one reader of files that were written by hand or exported by another program.
+"""The reader of text files that users have written by hand or exported from other programs.
 
-A byte order mark, UTF-16, Windows line ends and compression are recognised by what the file holds, whatever its name.
-What cannot be read is an error with file and line.
+A byte order mark, UTF-16, Windows line ends and compression are detected by content, not by the file's name. Errors
+name the file and the line.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lavic.errors import DataError, first_line
-from lavic.storage.compression import HEAD, Damaged, Unpacked, kind_of
+from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
 from lavic.storage.remote import options, storage_errors
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 64 << 20
+MAX_LINE_BYTES = 64 << 20
 """Bytes of the longest line that is read."""
 
 _CHUNK = 1 << 20
@@ -33,18 +33,18 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Byte order marks; that of UTF-32-LE begins with that of UTF-16-LE."""
+"""Byte order marks; that of UTF-32-LE starts with that of UTF-16-LE."""
 
 
 class TextFileError(DataError):
-    """A text file, or one place of it, that cannot be read."""
+    """A text file, or a line of it, that cannot be read."""
 
     def __init__(self, file: str | Path, line: int, reason: str) -> None:
-        """Name it.
+        """Names file and line.
 
         Args:
             file: As it was given.
-            line: From 1; 0 where the whole file is meant.
+            line: From 1; 0 for the file as a unit.
             reason: What is wrong.
         """
         super().__init__(f"{file}:{line}: {reason}" if line else f"{file}: {reason}")
@@ -52,46 +52,46 @@ class TextFileError(DataError):
 
 
 class TextFile(io.BufferedReader):
-    """A text file as UTF-8 bytes without a byte order mark; read it as any binary file."""
+    """A text file as a binary stream of UTF-8 without a byte order mark."""
 
     def __init__(self, file: BinaryIO, path: str | Path) -> None:
-        """Recognise what a file holds.
+        """Detects compression and encoding.
 
         Args:
             file: Its bytes.
             path: Its name in messages.
 
         Raises:
-            TextFileError: It is a kind of archive that is not read.
+            TextFileError: It is a zip archive.
         """
-        self._unpacked: Unpacked | None = None
+        self._unpacked: Decompressed | None = None
         head, file = _head(file, HEAD)
-        if kind := kind_of(head):
+        if kind := compression_of(head):
             if kind == "zip":
                 raise TextFileError(path, 0, "a zip archive; unpack it first")
-            self._unpacked = Unpacked(file, kind)
+            self._unpacked = Decompressed(file, kind)
             file = io.BufferedReader(self._unpacked, _CHUNK)
         head, file = _head(file, _SAMPLE)
-        encoding, mark = encoding_of(head)
+        encoding, mark = detect_encoding(head)
         file.read(mark)
-        raw = _Same(file) if encoding == "utf-8" else _Recoded(file, encoding)
+        raw = _Prefixed(file) if encoding == "utf-8" else _Recoded(file, encoding)
         super().__init__(raw, _CHUNK)
 
     @property
     def trailing(self) -> int:
-        """Bytes after the end of the compressed data, known when the file was read to its end."""
+        """Bytes after the end of the compressed data; known once the file was read to its end."""
         return self._unpacked.trailing if self._unpacked else 0
 
 
 @contextmanager
 def open_text_file(path: str | Path) -> Iterator[TextFile]:
-    """Open a file for reading.
+    """Opens a file for reading.
 
     Args:
-        path: A path, or an address that fsspec knows (`s3://...`).
+        path: A path, or a URI that fsspec knows (`s3://...`).
 
     Raises:
-        TextFileError: It cannot be opened, or not be read to its end; also out of the block.
+        TextFileError: It cannot be opened or read; also raised from reads within the block.
     """
     try:
         with _bytes_of(path) as file, TextFile(file, path) as text:
@@ -100,9 +100,9 @@ def open_text_file(path: str | Path) -> Iterator[TextFile]:
                 log.warning("%s: ignored %d bytes after the end of the compressed data", path, text.trailing)
     except FileNotFoundError:
         raise TextFileError(path, 0, "no such file") from None
-    except Damaged as error:
+    except CorruptData as error:
         raise TextFileError(
-            path, 0, f"the compressed data is damaged ({first_line(error)}); get the file again"
+            path, 0, f"the compressed data is corrupt ({first_line(error)}); download or copy the file again"
         ) from None
     except storage_errors(ImportError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -119,13 +119,13 @@ def read_text(path: str | Path) -> str:
         return _decoded(file.read(), path, 0)
 
 
-def text_of(data: bytes, name: str) -> str:
-    """The text of bytes that were read already, such as those of standard input; as `read_text`."""
+def decode_text(data: bytes, name: str) -> str:
+    """The text of bytes that were read already, such as standard input; as `read_text`."""
     return _decoded(TextFile(io.BytesIO(data), name).read(), name, 0)
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of every line, without its end; one line is held at a time.
+    """Number, from 1, and text of every line, without its line end; holds one line at a time.
 
     Raises:
         TextFileError: The file cannot be read, or a line is not text or too long.
@@ -134,15 +134,15 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     with open_text_file(path) as file:
         for _, line in raw_lines(file):
             if line is None:
-                raise TextFileError(path, number + 1, f"a line of more than {LONGEST_LINE >> 20} MiB")
-            # More than one where lines end as on an old Macintosh.
+                raise TextFileError(path, number + 1, f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
+            # More than one where lines end in a lone carriage return.
             for text in _decoded(line, path, number + 1).removesuffix("\n").split("\n"):
                 number += 1
-                yield number, text.removeprefix("\ufeff")  # of a file that was put behind another
+                yield number, text.removeprefix("\ufeff")  # of files that were concatenated
 
 
-def raw_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | None]]:
-    """Number and bytes of every line of a file, with its end; None for a line that is too long to be held."""
+def raw_lines(file: BinaryIO, longest: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
+    """Number and bytes of every line, with its line end; None for a line that is longer than `longest`."""
     number = 0
     while line := file.readline(longest):
         number += 1
@@ -154,11 +154,11 @@ def raw_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[int
         yield number, None
 
 
-def encoding_of(head: bytes) -> tuple[str, int]:
-    """The encoding of a text that begins with these bytes, and the length of its byte order mark.
+def detect_encoding(head: bytes) -> tuple[str, int]:
+    """The encoding of a text that starts with these bytes, and the length of its byte order mark.
 
-    Without a mark UTF-16 is taken for granted only where it is certain: the text begins with two ASCII characters, and
-    no character of it is NUL.
+    Without a mark, UTF-16 is assumed only where it is certain: the text starts with two ASCII characters and has no NUL
+    character.
     """
     for mark, encoding in _MARKS:
         if head.startswith(mark):
@@ -167,14 +167,14 @@ def encoding_of(head: bytes) -> tuple[str, int]:
         high, low = head[upper : len(head) & ~1 : 2], head[1 - upper : len(head) & ~1 : 2]
         if len(high) < 2 or any(high[:2]) or not low[:2].isascii():
             continue
-        # NULs may stand between other bytes too: of exported text a quarter is ASCII at the least.
+        # NULs may stand between other bytes too; at least a quarter of exported text is ASCII.
         if high.count(0) * 4 >= len(high) and all(map(operator.or_, high, low)):
             return encoding, 0
     return "utf-8", 0
 
 
-class _Same(io.RawIOBase):
-    """A file's bytes as they are."""
+class _Prefixed(io.RawIOBase):
+    """A file's bytes, after those that were read already."""
 
     def __init__(self, file: BinaryIO, head: bytes = b"") -> None:
         self._file, self._head = file, head
@@ -192,7 +192,7 @@ class _Same(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """A file's text as UTF-8. What is not text becomes a byte that is not UTF-8, so its line can be named."""
+    """A file's text as UTF-8. Undecodable input becomes a byte that is not UTF-8, so that its line can be named."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file
@@ -217,9 +217,9 @@ class _Recoded(io.RawIOBase):
 
 
 def _head(file: BinaryIO, count: int) -> tuple[bytes, BinaryIO]:
-    """A file's first bytes, and a file that begins with them again."""
+    """A file's first bytes, and a file that starts with them again."""
     head = file.read(count)
-    return head, cast(BinaryIO, io.BufferedReader(_Same(file, head), _CHUNK))
+    return head, cast(BinaryIO, io.BufferedReader(_Prefixed(file, head), _CHUNK))
 
 
 def _bytes_of(path: str | Path) -> Any:
@@ -234,7 +234,7 @@ def _bytes_of(path: str | Path) -> Any:
 
 
 def _decoded(data: bytes, path: str | Path, line: int) -> str:
-    """UTF-8 as text; `line` is the number of its first line, 0 where `data` is the whole file."""
+    """UTF-8 as text; `line` is the number of its first line, 0 where `data` is the complete file."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

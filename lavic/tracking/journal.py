@@ -13,7 +13,7 @@ from typing import Any
 
 from lavic.config.secrets import redact_all
 from lavic.errors import LavicError
-from lavic.storage.file_lock import Lock
+from lavic.storage.file_lock import FileLock
 
 JOURNAL_FILE = "metrics.jsonl"
 _MAX_PARENT_LEVELS = 3
@@ -31,8 +31,8 @@ class Journal:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.path)
-        self._lock.take(patience_s=1.0)  # `is_held` holds it for an instant
+        self._lock = FileLock(self.path)
+        self._lock.acquire(timeout_s=1.0)  # `is_held` holds it for an instant
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from lavic.config.secrets import redact
 from lavic.errors import LaunchError
-from lavic.storage.file_lock import Lock
+from lavic.storage.file_lock import FileLock
 
 NOT_INSTALLED = "MLflow is not installed; install it with: pip install 'lavic[mlflow]'"
 _SPECIAL = re.compile("[%?#\udc80-\udcff]")
@@ -109,8 +109,8 @@ def store_lock(uri: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without a lock, nobody is kept out
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(Lock(path))
-            if not lock.take(_LOCK_TIMEOUT_S):
+            lock = stack.enter_context(FileLock(path))
+            if not lock.acquire(_LOCK_TIMEOUT_S):
                 waited = f"has been setting up this store for {_LOCK_TIMEOUT_S:.0f} s"
                 raise LaunchError(f"{redact(uri)}: another process {waited}: end the process that holds {path}")
         yield

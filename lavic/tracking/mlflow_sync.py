@@ -16,7 +16,7 @@ from typing import Any
 
 from lavic.config.secrets import redact, reveal
 from lavic.errors import ConfigError, DataError, LaunchError, LavicError, first_line
-from lavic.storage.file_lock import Lock, is_held
+from lavic.storage.file_lock import FileLock, is_held
 from lavic.tracking.journal import (
     JOURNAL_FILE,
     default_run_name,
@@ -271,8 +271,8 @@ class RunSync:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with Lock(self.run_dir / _LOCK_FILE) as lock:
-            if not lock.take(self._lock_timeout_s):
+        with FileLock(self.run_dir / _LOCK_FILE) as lock:
+            if not lock.acquire(self._lock_timeout_s):
                 raise Busy(f"{self.run_dir}: another process is sending this run; try again later")
             yield
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import NonNegativeFloat, field_validator
 
-from lavic.config.loader import Reference, settings
+from lavic.config import Reference, settings
 from lavic.config.secrets import MASK, holds_secret, reveal
 from lavic.errors import ConfigError
 from lavic.tracking.journal import JOURNAL_FILE, parent_run_dirs, read_events

@@ -15,10 +15,10 @@ def arrange(model: nn.Module, loop: LoopSettings) -> None:
 
     Args:
         model: A LlavaNext model with its adapter.
-        loop: `activations` and `compile`.
+        loop: `activation_checkpointing` and `compile`.
     """
     llava = core(model)
-    if loop.activations == "recompute":
+    if loop.activation_checkpointing:
         with warnings.catch_warnings():
             # transformers 5.23 renames it; 5.5 has this name alone
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable", category=FutureWarning)

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, LavicError
-from lavic.storage.atomic import folder_aside
+from lavic.storage.atomic import atomic_folder
 from lavic.storage.file_digest import file_sha256
 from lavic.train.run_folder import write_together
 
@@ -60,7 +60,9 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run. Every method is collective."""
 
-    def __init__(self, folder: Path, world: World, *, keep: int = 2, identity: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, world: DistributedContext, *, keep: int = 2, identity: Mapping[str, str] | None = None
+    ) -> None:
         """Opens a folder, which need not exist.
 
         Args:
@@ -87,7 +89,7 @@ class Checkpoints:
         target = self.folder / f"step-{progress.step:06d}"
 
         def write() -> None:
-            with folder_aside(target) as aside:
+            with atomic_folder(target) as aside:
                 save_file(state, aside / STATE)
                 _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(progress)})
                 _write(aside / COMPLETE, {name: _seal(aside / name) for name in (STATE, PROGRESS)})
@@ -109,7 +111,7 @@ class Checkpoints:
                     found = folder
                     break
                 log.warning("%s is not whole (%s): passed over", folder, harm)
-        return self._world.broadcast(found)
+        return self._world.broadcast_object(found)
 
     def steps(self) -> int:
         """Steps done, as the newest whole checkpoint has it."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lavic.config.loader import Seed, settings
+from lavic.config import Seed, settings
 from lavic.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ class LoopSettings:
     """Times through the training set; rounded up to a whole step."""
     steps: PositiveInt | None = None
     """Optimizer steps, in the place of `epochs`."""
-    batch: PositiveInt = 32
+    global_batch_size: PositiveInt = 32
     """Samples of one optimizer step, over all ranks."""
     micro_batch: PositiveInt | None = None
     """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
@@ -28,9 +28,9 @@ class LoopSettings:
     """Most tokens of one forward pass on one rank, with padding and a photo's way through the vision tower in tokens.
     A step is then dealt by length: little padding, ranks with equal work, as many micro steps as that takes. None:
     `micro_batch` alone counts."""
-    activations: Literal["keep", "recompute"] = "keep"
-    """`recompute` keeps each layer's input alone and computes the rest again on the way back: a third more work for a
-    tenth of the memory. The results are the same."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and recompute the rest in the backward pass: a third more work for a tenth of the
+    memory. The results are the same."""
     compile: bool = False
     """Compile the layers with `torch.compile`: a minute at the start, faster steps, other last digits."""
     lr: PositiveFloat = 1e-4
@@ -41,28 +41,28 @@ class LoopSettings:
     """Steps of linear warm-up; below 1 it is their share of all steps."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's."""
-    clip: NonNegativeFloat = 1.0
-    """Largest gradient norm, 0 for no clipping."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 disables clipping."""
     eval_every: NonNegativeInt = 0
     """Steps between validations; 0 validates before the first step and after the last."""
     save_every: PositiveInt = 100
     """Steps between checkpoints; one is written after the last step and on a stop request too."""
-    keep: PositiveInt = 2
-    """Checkpoints to keep."""
+    save_total_limit: PositiveInt = 2
+    """Checkpoints to keep; older ones are removed."""
     log_every: PositiveInt = 1
     """Steps between lines of the journal."""
     seed: Seed = 0
     """Of fresh weights, order, choices and dropout."""
-    workers: NonNegativeInt = 0
-    """Processes per rank that prepare samples ahead; 0 prepares them between the steps."""
+    num_workers: NonNegativeInt = 0
+    """Data loader processes per rank; 0 prepares samples in the rank itself, between the steps."""
     skip_samples: Path | None = None
     """A text file with a sample's key on each line, as errors name them: these are not trained on. The sample after it
     in the order takes the place of each."""
     max_skipped: NonNegativeInt = 0
     """Steps in the whole run that may be left out because their loss or gradient is not finite; such a step changes no
     weight. The run ends at one more."""
-    patience: PositiveFloat = 5.0
-    """Minutes that ranks wait for another before one of them says which rank is missing, and where each rank is."""
+    hang_warn_minutes: PositiveFloat = 5.0
+    """Minutes that ranks wait for another before one of them reports which rank is missing, and where each rank is."""
     flight_recorder: bool = False
     """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when ranks wait in vain;
     `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
@@ -73,17 +73,18 @@ class LoopSettings:
         Raises:
             ConfigError: The ranks would get unequal shares.
         """
-        if self.batch % ranks:
+        if self.global_batch_size % ranks:
             raise ConfigError(
-                f"--loop.batch {self.batch} cannot be shared by {ranks} processes: use a multiple of them"
+                f"--loop.global-batch-size {self.global_batch_size} cannot be shared by {ranks} processes: use a "
+                f"multiple of {ranks}"
             )
-        share = self.batch // ranks
+        share = self.global_batch_size // ranks
         micro_batch = min(self.micro_batch or share, share)
         return micro_batch, math.ceil(share / micro_batch)
 
     def total(self, samples: int) -> int:
         """Optimizer steps of a run on a set of `samples`."""
-        return self.steps or math.ceil(self.epochs * samples / self.batch)
+        return self.steps or math.ceil(self.epochs * samples / self.global_batch_size)
 
     def rate(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 1."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.signals import StopRequest
 from lavic.errors import ConfigError
 from lavic.train.input.data_loader import Minibatch, Samples, prepare
@@ -46,7 +46,7 @@ class NoTargets(ConfigError):
 def score(
     task: nn.Module,
     samples: Samples[Any],
-    world: World,
+    world: DistributedContext,
     *,
     batch: int,
     device: torch.device,
@@ -82,13 +82,13 @@ def score(
     make = partial(_window, samples, windows, batch, tokens)
     for number, minibatches in enumerate(prepare(make, range(len(windows)), workers)):
         at(f"window {number + 1}")
-        stop.heed(world)
+        stop.raise_if_requested(world)
         for minibatch in minibatches:
             losses = task(minibatch.to(device))
             total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     task.train(was_training)
     at("the end")
-    loss, tokens = world.sum(total).tolist()
+    loss, tokens = world.all_reduce(total).tolist()
     if not tokens:
         raise NoTargets("the validation set has no target token: it is empty, or no sample of it fits --max-length")
     return Score(loss / tokens, int(tokens))

@@ -17,34 +17,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lavic.config.loader import dump, flatten, load
-from lavic.distributed.context import World
+from lavic.config import dump, flatten, load
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, LavicError
-from lavic.storage.atomic import sweep, write_whole
-from lavic.storage.output_folder import hold
+from lavic.storage.atomic import atomic_write, remove_partial_files
+from lavic.storage.output_folder import lock_output_folder
 
 FREE = (
     "nproc",
     "out",
     "deepspeed",
     "tracking",
-    "loop.activations",
+    "loop.activation_checkpointing",
     "loop.flight_recorder",
-    "loop.keep",
+    "loop.hang_warn_minutes",
     "loop.log_every",
     "loop.micro_batch",
     "loop.micro_tokens",
-    "loop.patience",
+    "loop.num_workers",
     "loop.save_every",
-    "loop.workers",
+    "loop.save_total_limit",
     "model.chat_template",  # where it stands: what it says is part of the prompt version, which is compared
 )
 """Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
 
 CHANGEABLE = (
-    "loop.clip",
     "loop.epochs",
     "loop.lr",
+    "loop.max_grad_norm",
     "loop.max_skipped",
     "loop.schedule",
     "loop.skip_samples",
@@ -65,7 +65,7 @@ class RunFolder:
         changed: Settings of `CHANGEABLE` that are not those of its last start, with the values before and now.
     """
 
-    def __init__(self, chosen: Any, *, command: str, world: World, free: Iterable[str] = ()) -> None:
+    def __init__(self, chosen: Any, *, command: str, world: DistributedContext, free: Iterable[str] = ()) -> None:
         """Opens or makes the folder `chosen.out` and, on rank 0, holds it.
 
         Until its first checkpoint a run has nothing to lose, and may be started again with other settings.
@@ -109,10 +109,10 @@ class RunFolder:
         if not self._main:
             return
         self._held = ExitStack()
-        self._held.enter_context(hold(self.folder))
-        sweep(self.folder)
+        self._held.enter_context(lock_output_folder(self.folder))
+        remove_partial_files(self.folder)
         if not (config.is_file() and self.begun):
-            write_whole(config, dump(chosen, command=command))
+            atomic_write(config, dump(chosen, command=command))
 
     @property
     def done(self) -> bool:
@@ -131,7 +131,7 @@ class RunFolder:
             What has changed, in words.
         """
         if self._main:
-            write_whole(self.folder / "config.yaml", dump(chosen, command=self._command))
+            atomic_write(self.folder / "config.yaml", dump(chosen, command=self._command))
             (self.folder / "result.json").unlink(missing_ok=True)
         return _listed(self.changed)
 
@@ -149,10 +149,10 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: the run is done."""
         if self._main:
-            write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+            atomic_write(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def write_together(what: Path, write: Callable[[], object], world: World) -> None:
+def write_together(what: Path, write: Callable[[], object], world: DistributedContext) -> None:
     """Rank 0 writes; where it cannot, every rank leaves with the same line and none waits for another. Collective.
 
     Raises:
@@ -166,7 +166,7 @@ def write_together(what: Path, write: Callable[[], object], world: World) -> Non
             problem = str(e)
         except Exception as e:
             problem = f"could not write {what} ({type(e).__name__}: {e}): make room, then run the same command again"
-    if problem := world.broadcast(problem):
+    if problem := world.broadcast_object(problem):
         raise LavicError(problem)
 
 

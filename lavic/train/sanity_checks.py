@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import LavicError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Guards:
     it the sides are not checked.
     """
 
-    def __init__(self, task: nn.Module, trained: Mapping[str, nn.Parameter], world: World) -> None:
+    def __init__(self, task: nn.Module, trained: Mapping[str, nn.Parameter], world: DistributedContext) -> None:
         """Watches the gradients from here on.
 
         Args:
@@ -63,7 +63,7 @@ class Guards:
         Raises:
             LavicError: The ranks hold different frozen weights.
         """
-        digests = self._world.gather(hashlib.sha256(repr(checksums(self._task)).encode()).hexdigest())
+        digests = self._world.all_gather_object(hashlib.sha256(repr(checksums(self._task)).encode()).hexdigest())
         different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if different:
             raise LavicError(
@@ -125,7 +125,7 @@ class Guards:
         return parameter.register_post_accumulate_grad_hook(lambda _: self._silent.discard(name))
 
     def _check_gradients(self) -> None:
-        silent = sorted({name for names in self._world.gather(self._silent) for name in names})
+        silent = sorted({name for names in self._world.all_gather_object(self._silent) for name in names})
         if silent:
             raise LavicError(
                 f"{len(silent)} of {len(self._trained)} trainable parameters got no gradient (first: {silent[0]}): "
@@ -133,7 +133,7 @@ class Guards:
             )
 
     def _raise_any(self, problem: str | None) -> None:
-        for rank, found in enumerate(self._world.gather(problem)):
+        for rank, found in enumerate(self._world.all_gather_object(problem)):
             if found:
                 raise LavicError(f"rank {rank}: {found}" if self._world.size > 1 else found)
 
@@ -178,7 +178,7 @@ def check_bundle(
     model: PeftModel,
     task: nn.Module,
     samples: Samples[Any],
-    world: World,
+    world: DistributedContext,
     *,
     vision: Path | None,
 ) -> None:
@@ -201,7 +201,7 @@ def check_bundle(
             problem = _compare(folder, model, task, samples, vision)
         except Exception as e:  # it must not leave the other ranks waiting
             problem = f"{type(e).__name__}: {e}"
-    if problem := world.broadcast(problem):
+    if problem := world.broadcast_object(problem):
         raise LavicError(f"{folder}: {problem}; this is a fault of the program, do not use the bundle")
 
 
@@ -283,7 +283,9 @@ def _without_adapter(module: nn.Module) -> nn.Module:
 # --- a step that failed ---------------------------------------------------------------------------------
 
 
-def blame(task: nn.Module, micros: Sequence[Minibatch], losses: Sequence[torch.Tensor], world: World) -> str:
+def blame(
+    task: nn.Module, micros: Sequence[Minibatch], losses: Sequence[torch.Tensor], world: DistributedContext
+) -> str:
     """The samples whose loss, or else whose gradient, is not finite, with their ranks. Collective.
 
     Args:
@@ -293,7 +295,7 @@ def blame(task: nn.Module, micros: Sequence[Minibatch], losses: Sequence[torch.T
         world: The ranks.
     """
     own = [key for micro, loss in zip(micros, losses, strict=True) for key in _not_finite(micro, loss)]
-    named = world.gather(own)
+    named = world.all_gather_object(own)
     if not any(named):
         # a gradient can be: of the micro-batches that give one by themselves
         trained = [p for p in task.parameters() if p.requires_grad]
@@ -302,9 +304,9 @@ def blame(task: nn.Module, micros: Sequence[Minibatch], losses: Sequence[torch.T
             gradients = torch.autograd.grad(task(micro.to(device)).sum(), trained, allow_unused=True)
             if not all(g.isfinite().all() for g in gradients if g is not None):
                 own += micro.keys
-        named = world.gather(own)
+        named = world.all_gather_object(own)
     if not any(named):  # they only fail together
-        named = world.gather([key for micro in micros for key in micro.keys])
+        named = world.all_gather_object([key for micro in micros for key in micro.keys])
     said = [f"{_some(keys)} on rank {rank}" for rank, keys in enumerate(named) if keys]
     return "; ".join(said[:4]) + (f"; and {len(said) - 4} more ranks" if len(said) > 4 else "")
 

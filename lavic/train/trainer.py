@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from lavic.distributed.context import World
-from lavic.distributed.hang_watchdog import RollCall
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.hang_watchdog import HangWatchdog
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError, Stopped
 from lavic.tracking.tracker import Tracker
@@ -78,11 +78,11 @@ def fit(
     checkpoints: Checkpoints,
     tracker: Tracker,
     loop: LoopSettings,
-    world: World,
+    world: DistributedContext,
     *,
     on_validation: Callable[[int, Score, bool], None] | None = None,
     stop: StopRequest | None = None,
-    roll: RollCall | None = None,
+    watchdog: HangWatchdog | None = None,
 ) -> Progress:
     """Trains to the end, from the newest whole checkpoint or from the start. Collective.
 
@@ -100,7 +100,7 @@ def fit(
         on_validation: Called on every rank after a validation: with the steps done, the score, and whether it is the
             best of a trained model so far.
         stop: Heeded in every step and while validating; one of its own where none is open yet.
-        roll: Told where this rank is; one of its own where none is open yet.
+        watchdog: Names the rank that the others wait for; by default one for the length of this call.
 
     Returns:
         Where the run stands: at the end.
@@ -112,7 +112,7 @@ def fit(
         ConfigError: A batch that the ranks cannot share, or a checkpoint of another model or other data.
         DataError: A step without any target token.
     """
-    if keys := world.broadcast(read_keys(loop.skip_samples)):
+    if keys := world.broadcast_object(read_keys(loop.skip_samples)):
         train = _without(train, keys, tracker, world)
     feed = Feed(train, world, loop)
     total = loop.total(len(train))
@@ -126,7 +126,9 @@ def fit(
     most = peak(engine.device, next(engine.task.parameters()).dtype)
     with (
         nullcontext(stop) if stop else StopRequest() as stop,
-        nullcontext(roll) if roll else RollCall(world, patience_s=60 * loop.patience) as roll,
+        nullcontext(watchdog)
+        if watchdog
+        else HangWatchdog(world, warn_after_s=60 * loop.hang_warn_minutes) as watchdog,
         Meter(engine.task, world, flops=counter(engine.task), peak=most) as meter,
     ):
         batches = feed.steps(progress.step, total)
@@ -141,9 +143,9 @@ def fit(
                         batch=feed.micro_batch,
                         device=engine.device,
                         tokens=loop.micro_tokens,
-                        workers=loop.workers,
+                        workers=loop.num_workers,
                         stop=stop,
-                        at=roll.within(f"the validation after step {progress.step}"),
+                        at=watchdog.marker(f"the validation after step {progress.step}"),
                     )
                 except Stopped:
                     if progress.step > saved:
@@ -163,7 +165,7 @@ def fit(
                 console.close()
                 return progress
 
-            roll.at(f"the samples of step {progress.step + 1}")
+            watchdog.mark(f"the samples of step {progress.step + 1}")
             micros = meter.wait(batches)
             lr = loop.rate(progress.step + 1, total)
             values = {"lr": lr}
@@ -175,7 +177,7 @@ def fit(
                     world,
                     stream=(loop.seed, progress.step),
                     stop=stop,
-                    at=roll.within(f"step {progress.step + 1}"),
+                    at=watchdog.marker(f"step {progress.step + 1}"),
                 )
             except Diverged as problem:
                 if progress.skipped_steps >= loop.max_skipped:
@@ -193,13 +195,13 @@ def fit(
                 values |= {"loss": done.loss, "grad_norm": done.norm}
                 values |= {"skipped": done.skipped} if done.skipped else {}
                 stopping = done.stop
-            progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.batch)
+            progress = replace(progress, step=progress.step + 1, samples=progress.samples + loop.global_batch_size)
             if progress.step % loop.log_every == 0 or progress.step == total:
                 values |= meter.read()
                 tracker.log(progress.step, **values)
                 console.step(progress.step, values)
             if progress.step % loop.save_every == 0 or progress.step == total or stopping:
-                roll.at(f"the checkpoint after step {progress.step}")
+                watchdog.mark(f"the checkpoint after step {progress.step}")
                 checkpoints.save(engine, progress)
                 saved = progress.step
                 meter.restart()
@@ -212,7 +214,7 @@ def take_step(
     engine: Engine,
     micros: Sequence[Minibatch],
     lr: float,
-    world: World,
+    world: DistributedContext,
     *,
     stream: tuple[int, ...] = (0,),
     stop: StopRequest | None = None,
@@ -241,7 +243,7 @@ def take_step(
         ]
     )
     at("the count")
-    targets, tokens, skipped = world.sum(here).tolist()
+    targets, tokens, skipped = world.all_reduce(here).tolist()
     if not targets:
         raise DataError(
             f"none of the samples {_some([key for micro in micros for key in micro.keys])} has a target: "
@@ -260,8 +262,8 @@ def take_step(
         engine.backward(loss.sum() * (world.size / targets), last=number == len(micros) - 1)
     nll = torch.cat(losses).sum(dtype=torch.float64)
     at("the update")
-    asked = nll.new_tensor(stop is not None and stop.asked)
-    total, diverged, stopping = world.sum(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
+    asked = nll.new_tensor(stop is not None and stop.requested)
+    total, diverged, stopping = world.all_reduce(torch.stack([nll, ~nll.isfinite(), asked])).tolist()
     norm = math.nan if diverged else engine.step(lr)
     if not math.isfinite(norm):
         if diverged:
@@ -272,7 +274,7 @@ def take_step(
     return StepResult(total / targets, norm, targets, tokens, skipped, bool(stopping))
 
 
-def _without(train: Samples[Any], keys: Sequence[str], tracker: Tracker, world: World) -> Skipping:
+def _without(train: Samples[Any], keys: Sequence[str], tracker: Tracker, world: DistributedContext) -> Skipping:
     """The training set without some samples; rank 0 says which of them it does not have."""
     kept = Skipping(train, keys)
     unknown = kept.unknown() if world.is_main else []

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.errors import LaunchError, LavicError, Stopped, first_line
 

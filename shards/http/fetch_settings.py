@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lavic import __version__
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.shards.http.robots import PRODUCT
 from lavic.shards.ratelimit.host_limiter import FREE, Limits
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from lavic.data.manifest import Manifest, ShardEntry
 from lavic.data.tar_shards import beside, read_samples
-from lavic.storage.atomic import written_aside
+from lavic.storage.atomic import atomic_open
 from lavic.storage.paths import storage_errors
 
 NAME = "near_duplicates.jsonl"
@@ -73,7 +73,7 @@ def report_near_duplicates(manifest: Manifest) -> str:
         tables = list(pool.map(read, manifest.shards))
     hashes, colours = (np.concatenate(column) for column in zip(*tables, strict=True))
     followers, leaders, distances = find_near(hashes, colours)
-    with written_aside(manifest.folder / NAME) as file:
+    with atomic_open(manifest.folder / NAME) as file:
         for line in _lines(manifest, [len(table) for table, _ in tables], followers, leaders, distances):
             file.write(line)
     return f"{len(followers):,} of {len(hashes):,} photos look like an earlier one, see {NAME}"
@@ -184,7 +184,7 @@ def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
         pass
     rows = [(sample.key.encode(), *perceptual_hash(sample.jpg)) for sample in read_samples(shard)]
     made = np.array(rows, _ROW)
-    with written_aside(path) as part:
+    with atomic_open(path) as part:
         part.write(entry.sha256.encode())
         np.save(part, made, allow_pickle=False)
     return made

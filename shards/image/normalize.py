@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 from pydantic import Field, field_validator
 
-from lavic.config.loader import settings
+from lavic.config import settings
 from lavic.shards.image import jpeg
 from lavic.shards.image.formats import PhotoError, check_magic, decode, orientation, turn_upright, with_right_length
 from lavic.shards.image.placeholders import is_placeholder, read_placeholders

@@ -15,7 +15,7 @@ from lavic.shards.pack.outcomes import UNAVAILABLE, advice, outcome_table, read_
 from lavic.shards.pack.refresh import refresh_line
 from lavic.shards.pack.seal import Seal
 from lavic.shards.plan.crawl_plan import Plan
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.paths import sizes
 from lavic.tracking.run_metadata import versions
 
@@ -66,7 +66,7 @@ def finalize_set(
     files = sizes(plan.folder)
     for name in manifest.empty:
         if files.get(name) != len(EMPTY_TAR):
-            write_whole(plan.folder / name, EMPTY_TAR)
+            atomic_write(plan.folder / name, EMPTY_TAR)
     if before := _same_set(manifest):
         # It was made by these, not by packages that were upgraded since.
         manifest = replace(manifest, versions=before.versions)
@@ -87,7 +87,7 @@ def finalize_splits(folder: Path, names: Iterable[str]) -> None:
             sets.append(Manifest.load(folder / name, check=False))
     path = folder / CARD
     if sets and (not path.exists() or CARD_MARK in path.read_text("utf-8", "replace")):
-        write_whole(path, card(sets[0].set, sets, folder))
+        atomic_write(path, card(sets[0].set, sets, folder))
 
 
 def print_report(

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from lavic.data.ledger import ledger_path
 from lavic.errors import DataError
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 
 Kind = Literal[
     "ok",
@@ -141,7 +141,7 @@ class Outcome:
 def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> str:
     """Write a shard's ledger; returns the sha256 of the file."""
     text = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in outcomes)
-    write_whole(ledger_path(shard), text)
+    atomic_write(ledger_path(shard), text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from lavic.errors import LavicError, first_line
 from lavic.shards.plan.crawl_plan import FOLDER as PLAN
 from lavic.shards.plan.photo_tasks import REJECTED
-from lavic.storage.atomic import sweep, write_whole
-from lavic.storage.file_lock import Lock
+from lavic.storage.atomic import atomic_write, remove_partial_files
+from lavic.storage.file_lock import FileLock
 from lavic.storage.output_folder import FILE as LOCK
-from lavic.storage.output_folder import hold
+from lavic.storage.output_folder import lock_output_folder
 from lavic.storage.paths import is_remote, sizes, storage_errors
 
 FILE = ".owner"
@@ -45,20 +45,20 @@ def lock_output(folder: Path) -> Iterator[str]:
                 if sizes(folder).keys() <= {FILE, REJECTED} and not (folder / PLAN).exists():
                     (folder / FILE).unlink(missing_ok=True)
         return
-    with hold(folder) as lock:
+    with lock_output_folder(folder) as lock:
         try:
             _claim(folder, name)
             for inner in (folder, folder / PLAN):
-                sweep(inner)
+                remove_partial_files(inner)
             yield name
             # Workers that were killed meanwhile leave files too.
-            sweep(folder)
+            remove_partial_files(folder)
         finally:
             with suppress(OSError):
                 _remove_if_empty(folder, lock)
 
 
-def _remove_if_empty(folder: Path, lock: Lock) -> None:
+def _remove_if_empty(folder: Path, lock: FileLock) -> None:
     """Remove what `lock_output` has made if nothing else is there, except the list of refused records."""
     with suppress(OSError):  # not there, or not empty
         (folder / PLAN).rmdir()
@@ -84,6 +84,6 @@ def unwritable(folder: Path, reason: str) -> LavicError:
 
 def _claim(folder: Path, name: str) -> None:
     try:
-        write_whole(folder / FILE, name)
+        atomic_write(folder / FILE, name)
     except storage_errors() as error:
         raise unwritable(folder, first_line(error)) from None

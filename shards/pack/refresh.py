@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavic.shards.pack.outcomes import Outcome
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 
 FILE = ".refresh"
 
@@ -27,7 +27,7 @@ def begin_refresh(folder: Path) -> str:
     if path.exists() and (name := path.read_text("utf-8").strip()):
         return name
     name = uuid.uuid4().hex[:16]
-    write_whole(path, name + "\n")
+    atomic_write(path, name + "\n")
     return name
 
 

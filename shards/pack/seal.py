@@ -10,7 +10,7 @@ from lavic.data.ledger import ledger_path
 from lavic.data.manifest import EMPTY_TAR, ShardEntry
 from lavic.data.tar_shards import beside, index_path
 from lavic.shards.pack.host_failures import Failures
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.checksummed_json import dump_checked, load_checked
 from lavic.storage.paths import storage_errors
 
@@ -76,7 +76,7 @@ def read_seal(shard: Path, plan: str, files: Mapping[str, int]) -> Seal | None:
 
 def write_seal(shard: Path, seal: Seal) -> Seal:
     """Mark a shard as complete; returns the seal."""
-    write_whole(seal_path(shard), pack_seal(seal))
+    atomic_write(seal_path(shard), pack_seal(seal))
     return seal
 
 

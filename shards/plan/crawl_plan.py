@@ -36,7 +36,7 @@ from lavic.shards.plan.photo_tasks import (
     select_photos,
 )
 from lavic.shards.plan.task_spool import TaskSpool, split_into_shards
-from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.paths import is_remote
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def make_plan(
         for lines in split_into_shards(spool.groups(settings.photos_per_shard, counts), settings.photos_per_shard):
             digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
             shard = folder / shard_name(settings.set, settings.split, first + len(digests))
-            with written_aside(tasks_path(shard)) as file:
+            with atomic_open(tasks_path(shard)) as file:
                 for line in lines:
                     digest.update(line)
                     file.write(line)
@@ -164,11 +164,11 @@ def make_plan(
     if not counts.photos and not old:
         raise DataError(_nothing_planned(items, settings, counts, rejects))
     if existing.new_photoless:
-        write_whole(_photoless_path(folder, len(old.generations) if old else 0), bytes(existing.new_photoless))
+        atomic_write(_photoless_path(folder, len(old.generations) if old else 0), bytes(existing.new_photoless))
     made = Generation(sources=sources, **selection, counts=asdict(counts), shards=tuple(digests))
     plan = Plan(folder=folder, settings=chosen, generations=(*(old.generations if old else ()), made))
     body = {"format": FORMAT, "settings": plan.settings, "generations": [asdict(part) for part in plan.generations]}
-    write_whole(folder / FOLDER / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(folder / FOLDER / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     return plan
 
 

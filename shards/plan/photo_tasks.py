@@ -17,7 +17,7 @@ from lavic.errors import DataError
 from lavic.shards.plan.counts import PlanCounts
 from lavic.shards.plan.existing_items import ExistingItems
 from lavic.shards.plan.external_dedup import hash64
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 from lavic.storage.text_files import TextFileError, read_lines
 
 REJECTED = "rejected.jsonl"
@@ -97,7 +97,7 @@ class Rejects:
     def write(self) -> None:
         """Write the list; no file if it is empty."""
         if self.rows:
-            write_whole(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+            atomic_write(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
         else:
             self.path.unlink(missing_ok=True)
 

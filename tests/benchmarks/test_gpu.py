@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-ABSENT = ("tyro", "PIL", "pillow", "ray", "mlflow", "aiohttp", "webdataset", "pyarrow", "datasets", "pandas", "lavic")
+ABSENT = ("PIL", "pillow", "ray", "mlflow", "aiohttp", "webdataset", "pyarrow", "datasets", "pandas", "lavic")
 
 
 def bare(folder: Path) -> Path:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lavic.config.loader import Positional, dump, flatten, load, parse, settings
+from lavic.cli import main
+from lavic.config import Positional, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError
 
 
@@ -97,6 +98,9 @@ def test_spellings():
     assert read("--items", "a", "--out", "b", "--limit", "none").limit is None
     assert read("--items", "a", "--out", "b", "--lr", "-3").lr == -3
     assert read("--items", "a", "--out", "b", "--names").names == ()
+    assert read("--items", "a", "--out", "b", "here").place == Path("here")
+    assert parse(Fetch, ["--no-allow-private"], command="fetch").allow_private is False
+    assert read("--items", "a", "--out", "b", "--fetch.no-allow-private").fetch.allow_private is False
 
 
 def test_nested_defaults_come_from_the_outer_class_and_survive_a_partial_change():
@@ -126,28 +130,28 @@ def test_settings_are_frozen_and_strict():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--itmes", "a"], "unknown flag --itmes; did you mean --items?"),
         (["--fetch.concurency", "3"], "did you mean --fetch.concurrency?"),
         (["--concurrency", "3"], "did you mean --fetch.concurrency?"),
         (["--limit", "x"], "--limit: input should be a valid integer"),
-        (["--limit"], "--limit needs a value"),
-        (["--limit", "3", "4"], "--limit takes one value, got 2: 3 4"),
-        (["--items"], "--items is given twice"),
+        (["--limit"], "--limit: expected one argument; see 'lavic crawl --help'"),
+        (["here", "--limit", "3", "4"], "--limit takes one value, got '4' too"),
+        (["--items", "c"], "--items is given twice; write all its values after one --items"),
         (["--kind", "c"], "--kind: input should be 'a' or 'b', got 'c'"),
         (["--pair", "1"], "--pair: too few values"),
         (["--fetch.concurrency", "0"], "--fetch.concurrency: input should be greater than 0"),
         (["--extra", "{a: x}"], "--extra: input should be a valid number"),
         (["--extra", "{a: "], "--extra takes yaml"),
         (["--lr", "2"], "lr: 2.0 is above 1"),
-        (["--config"], "--config needs a file"),
+        (["--config"], "--config: expected one argument"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
         (["--config", "no-such-config"], "neither a file nor a shipped config"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_names_it(words, said):
-    assert said in error(*words)
+def test_a_wrong_flag_is_one_line_that_names_it(words, expected):
+    assert expected in error(*words)
 
 
 def test_a_switch_takes_no_value():
@@ -163,7 +167,7 @@ def test_missing_flags_are_all_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (
             "items: [a]\nfetch:\n  concurency: 3\n",
@@ -180,12 +184,37 @@ def test_missing_flags_are_all_named():
         ("# lavic tune\nout: a\nstore: b\n", "1: a config for 'lavic tune', not for 'lavic crawl'"),
     ],
 )
-def test_a_wrong_yaml_names_file_and_line(tmp_path, text, said):
+def test_a_wrong_yaml_names_file_and_line(tmp_path, text, expected):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read("--config", str(file), "--items", "a", "--out", "b")
-    assert str(caught.value).startswith(f"{file}:{said}")
+    assert str(caught.value).startswith(f"{file}:{expected}")
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("tune", "loop.batch", "loop.global_batch_size"),
+        ("tune", "loop.clip", "loop.max_grad_norm"),
+        ("distill", "loop.keep", "loop.save_total_limit"),
+        ("distill", "loop.workers", "loop.num_workers"),
+        ("tune", "loop.activations", "loop.activation_checkpointing"),
+        ("tune", "loop.patience", "loop.hang_warn_minutes"),
+        ("embed", "workers", "num_workers"),
+        ("embed", "batch", "batch_size"),
+        ("describe", "batch", "batch_size"),
+    ],
+)
+def test_a_key_of_an_older_version_is_refused_with_its_new_name(tmp_path, capsys, command, old, new):
+    file = tmp_path / "config.yaml"
+    *group, key = old.split(".")
+    file.write_text("".join(f"{name}:\n  " for name in group) + f"{key}: 1\n")
+    assert main([command, "--config", str(file)]) == 2
+    assert f"{file}:{len(group) + 1}: '{old}' was renamed: use '{new}'" in capsys.readouterr().err
+    for words in ([f"--{old}", "1"], [f"--{old}=1"]):
+        assert main([command, *words]) == 2
+        assert f"--{old} was renamed: use --{new.replace('_', '-')}" in capsys.readouterr().err
 
 
 def test_a_config_of_another_command_is_refused_though_its_keys_are_known(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from pydantic import Field
 
 from lavic.cli import main
-from lavic.config.loader import Reference, dump, flatten, load, parse, settings
+from lavic.config import Reference, dump, flatten, load, parse, settings
 from lavic.config.secrets import MASK, holds_secret, redact, redact_words, reveal
 from lavic.errors import ConfigError
 from lavic.tracking.journal import read_events
@@ -118,7 +118,7 @@ class Deep:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--uri", f"http://me:{SECRET}@h"], "--uri: holds a password.*env:NAME or @FILE"),
         (["--env", f"{{hf_token: {SECRET}}}"], "--env: holds a password.*environment"),
@@ -126,8 +126,8 @@ class Deep:
         (["--options", f"X_TOKEN={SECRET}"], "--options: holds a password.*environment"),
     ],
 )
-def test_a_secret_on_a_command_line_is_refused_without_being_shown(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as refused:
+def test_a_secret_on_a_command_line_is_refused_without_being_shown(words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as refused:
         parse(Deep, words, command="x")
     assert SECRET not in str(refused.value)
 
@@ -165,12 +165,12 @@ def test_a_recorded_setting_is_read_from_where_it_says(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [("env:NOT_THERE", "NOT_THERE is not set"), ("@/not/there", "cannot be read"), ("@{}/two", "one word, holds 2")],
+    ("value", "expected"),
+    [("env:NOT_THERE", "NOT_THERE is not set"), ("@/not/there", "cannot be read"), ("@{}/two", "one word, has 2")],
 )
-def test_a_reference_to_nothing_is_one_line(tmp_path: Path, value: str, said: str) -> None:
+def test_a_reference_to_nothing_is_one_line(tmp_path: Path, value: str, expected: str) -> None:
     (tmp_path / "two").write_text("a\nb\n")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         reveal(value.format(tmp_path), "--uri")
 
 
@@ -235,9 +235,9 @@ def test_nothing_that_a_run_leaves_holds_the_password(
     if way == "variable":  # making a store takes seconds
         sync(run, f"sqlite:///{tmp_path}/runs/mlflow.db")
     assert found(tmp_path / "runs", *secrets) == []
-    said = capfd.readouterr()
-    assert not any(secret in said.out + said.err for secret in secrets)
-    assert "lavic sync" in said.err
+    captured = capfd.readouterr()
+    assert not any(secret in captured.out + captured.err for secret in secrets)
+    assert "lavic sync" in captured.err
     (start,) = read_events(run / "metrics.jsonl", "start")
     expected = {"variable": "env:MLFLOW_TRACKING_URI", "file": f"@{tmp_path}/address"}
     assert start["uri"] == expected.get(way, uri.replace(f"me:{SECRET}", MASK))
@@ -262,6 +262,6 @@ def test_an_evaluation_with_a_password_on_its_command_line_leaves_nothing(
         uri = f"http://me:{SECRET}@127.0.0.1:{closed.getsockname()[1]}"
     words = ["--bundle", "b", "--store", "s", "--test", "t", "--tracking.uri", uri, "--out", str(tmp_path / "out")]
     assert main(["evaluate", *words]) == 2
-    said = capsys.readouterr()
-    assert "--tracking.uri: holds a password" in said.err and SECRET not in said.out + said.err
+    captured = capsys.readouterr()
+    assert "--tracking.uri: holds a password" in captured.err and SECRET not in captured.out + captured.err
     assert not list(tmp_path.iterdir())

@@ -100,12 +100,12 @@ def test_packed_files_and_a_byte_order_mark(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         assert [item.id for item in read_items([path])] == list(METAS), path
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(text.encode())[:-30])
-    with pytest.raises(DataError, match="the compressed data is damaged"):
+    with pytest.raises(DataError, match="the compressed data is corrupt"):
         list(read_items([tmp_path / "a.jsonl.xz"]))
 
 
 def test_what_is_too_long_or_too_deep_is_named_and_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "LONGEST_LINE", 4096)
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 4096)
     rows = [json.dumps(row) for row in ROWS[:3]]
     rows[1:1] = ['{"parent_asin": "' + "x" * 20_000 + '"}', "[" * 4000]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
@@ -130,7 +130,7 @@ def test_a_keyed_file_cut_short_is_refused_with_its_line(tmp_path: Path) -> None
 def test_a_gzip_cut_short_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "meta.jsonl.gz", ROWS)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="the compressed data is damaged"):
+    with pytest.raises(DataError, match="the compressed data is corrupt"):
         list(read_items([path]))
 
 
@@ -249,7 +249,7 @@ BAD = {
     DEEP % ('{"a":' * 300 + "1" + "}" * 300): "not JSON (nested more than 200 levels deep)",
     '{"price": 1e999}': "not JSON (the number 1e999 is too large)",
     '{"price": ' + "7" * 5000 + "}": "not JSON (a number has too many digits)",
-    '{"price": -Infinity, "a": "}{"}': "not JSON (-Infinity, which is no number of JSON)",
+    '{"price": -Infinity, "a": "}{"}': "not JSON (-Infinity, which is not a JSON number)",
     '{"title": "caf\udce9"}': "not JSON (not UTF-8)",
 }
 

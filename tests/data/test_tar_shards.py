@@ -18,7 +18,7 @@ from lavic.data import tar_shards
 from lavic.data.descriptions import descriptions_path, read_descriptions, write_descriptions
 from lavic.data.tar_shards import META, Sample, ShardWriter, index_path, parse_sample, read_samples, sample_key
 from lavic.errors import DataError
-from lavic.storage.atomic import sweep, write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write, remove_partial_files
 
 Make = Callable[..., Sample]
 
@@ -126,14 +126,14 @@ def test_plain_ids_are_kept() -> None:
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    write_whole(path, "old")
-    with pytest.raises(ValueError), written_aside(path) as file:
+    atomic_write(path, "old")
+    with pytest.raises(ValueError), atomic_open(path) as file:
         file.write(b"half")
         raise ValueError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
     (tmp_path / ".y.tar.0123.part").write_text("left by a killed writer")
     (tmp_path / ".folder.0123.part" / "in").mkdir(parents=True)
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 

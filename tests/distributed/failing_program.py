@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from lavic import cli
-from lavic.distributed.context import World, free_port
-from lavic.distributed.failure import shown_at_once
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.failure import show_error_first
+from lavic.distributed.launcher_env import free_port
 from lavic.errors import LavicError
 from lavic.train.input.data_loader import prepare
 
@@ -71,11 +72,11 @@ FAILS: dict[str, tuple[int, Callable[[], None]]] = {
 def main(argv: Sequence[str]) -> int:
     """The command."""
     rank, fail = FAILS[argv[0]]
-    world = World.from_env()
-    with world.together(timeout_s=60):
+    world = DistributedContext.from_env()
+    with world.process_group(timeout_s=60):
         dist.destroy_process_group = lambda *_: time.sleep(600)
         try:
-            with shown_at_once("distill"):
+            with show_error_first("distill"):
                 world.barrier()
                 if world.rank != rank:
                     time.sleep(600)  # as in a collective of NCCL

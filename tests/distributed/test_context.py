@@ -11,45 +11,46 @@ import sys
 import pytest
 import torch
 
-from lavic.distributed.context import World, free_port
-from lavic.distributed.wait import Waiting
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.launcher_env import free_port
+from lavic.distributed.wait import InterruptibleWait
 from lavic.errors import ConfigError, LaunchError
 from lavic.launch.ranks import local
 
 TALK = """
 import json, os, sys, time
 import torch
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 
-world = World.from_env()
-world.start(timeout_s=60)
-total = world.sum(torch.tensor([1.0 + world.rank, 10.0]))
-said = {
+world = DistributedContext.from_env()
+world.init_process_group(timeout_s=60)
+total = world.all_reduce(torch.tensor([1.0 + world.rank, 10.0]))
+output = {
     "rank": world.rank,
     "sum": total.tolist(),
-    "count": world.sum(torch.tensor(2**40 + world.rank)).item(),
-    "any": world.agree(world.rank == 1),
-    "none": world.agree(False),
-    "all": world.gather({"rank": world.rank, "word": "x" * (world.rank + 1)}),
-    "told": world.broadcast(f"from {world.rank}"),
+    "count": world.all_reduce(torch.tensor(2**40 + world.rank)).item(),
+    "any": world.any_rank(world.rank == 1),
+    "none": world.any_rank(False),
+    "all": world.all_gather_object({"rank": world.rank, "word": "x" * (world.rank + 1)}),
+    "received": world.broadcast_object(f"from {world.rank}"),
 }
 if world.is_main:
     time.sleep(0.5)
     open(sys.argv[1] + ".main", "w").close()
 world.barrier()
-said["main_was_first"] = os.path.exists(sys.argv[1] + ".main")
-json.dump(said, open(f"{sys.argv[1]}.{world.rank}", "w"))
-world.close()
+output["main_was_first"] = os.path.exists(sys.argv[1] + ".main")
+json.dump(output, open(f"{sys.argv[1]}.{world.rank}", "w"))
+world.destroy_process_group()
 """
 
 
 @pytest.mark.parametrize(
     ("env", "world"),
     [
-        ({}, World()),
+        ({}, DistributedContext()),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"},
-            World(rank=3, size=4, local_rank=1, local_size=2, node=1, launcher="torchrun"),
+            DistributedContext(rank=3, size=4, local_rank=1, local_world_size=2, node_rank=1, launcher="torchrun"),
         ),
         (
             {
@@ -60,11 +61,11 @@ world.close()
                 "SLURM_STEP_ID": "0",
                 "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
             },
-            World(rank=5, size=7, local_rank=1, local_size=2, node=2, launcher="srun"),
+            DistributedContext(rank=5, size=7, local_rank=1, local_world_size=2, node_rank=2, launcher="srun"),
         ),
         # The batch script's own shell: it has the job's variables but is no rank.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World()),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, World()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, DistributedContext()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, DistributedContext()),
         # A shell that salloc opens: a step of one task in a job of eight.
         (
             {
@@ -76,7 +77,7 @@ world.close()
                 "SLURM_STEP_NUM_TASKS": "1",
                 "SLURM_STEP_TASKS_PER_NODE": "1",
             },
-            World(),
+            DistributedContext(),
         ),
         # srun of two tasks inside of a larger allocation.
         (
@@ -89,7 +90,7 @@ world.close()
                 "SLURM_STEP_NUM_TASKS": "2",
                 "SLURM_STEP_TASKS_PER_NODE": "2",
             },
-            World(rank=1, size=2, local_rank=1, local_size=2, launcher="srun"),
+            DistributedContext(rank=1, size=2, local_rank=1, local_world_size=2, launcher="srun"),
         ),
         # torchrun below srun: one task per node, torchrun's ranks count.
         (
@@ -101,12 +102,12 @@ world.close()
                 "SLURM_NTASKS": "2",
                 "SLURM_STEP_ID": "1",
             },
-            World(rank=1, size=2, launcher="torchrun"),
+            DistributedContext(rank=1, size=2, launcher="torchrun"),
         ),
     ],
 )
 def test_read_from_the_environment(env, world):
-    assert World.from_env(env) == world
+    assert DistributedContext.from_env(env) == world
 
 
 @pytest.mark.parametrize(
@@ -120,37 +121,37 @@ def test_read_from_the_environment(env, world):
 )
 def test_an_impossible_environment_is_refused(env):
     with pytest.raises(ConfigError, match="environment"):
-        World.from_env(env)
+        DistributedContext.from_env(env)
 
 
 def test_a_world_of_one_needs_no_start():
-    world = World()
+    world = DistributedContext()
     value = torch.tensor([1.0])
-    total = world.sum(value)
+    total = world.all_reduce(value)
     total += 1
     assert value.item() == 1.0
-    assert (world.agree(True), world.agree(False)) == (True, False)
-    assert world.gather("x") == ["x"]
-    assert world.broadcast("x") == "x"
+    assert (world.any_rank(True), world.any_rank(False)) == (True, False)
+    assert world.all_gather_object("x") == ["x"]
+    assert world.broadcast_object("x") == "x"
     world.barrier()
     assert world.is_main
 
 
 def test_a_world_of_several_refuses_to_talk_before_start():
-    with pytest.raises(RuntimeError, match=r"World\.start"):
-        World(size=2).barrier()
+    with pytest.raises(RuntimeError, match="call init_process_group"):
+        DistributedContext(size=2).barrier()
 
 
 def test_a_world_of_several_without_an_address_says_how_to_start(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(LaunchError, match="torchrun or --nproc"):
-        World(size=2).start()
+        DistributedContext(size=2).init_process_group()
 
 
 def test_the_cpu_can_be_forced(monkeypatch):
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
-    assert World(local_rank=99).device() == torch.device("cpu")
+    assert DistributedContext(local_rank=99).device() == torch.device("cpu")
 
 
 @pytest.mark.dist
@@ -158,32 +159,32 @@ def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was(monkey
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
     before = dict(os.environ)
     for _ in range(2):
-        world = World()
-        world.start()
-        world.start()
-        assert world.started
+        world = DistributedContext()
+        world.init_process_group()
+        world.init_process_group()
+        assert world.is_initialized
         assert os.environ["LOCAL_RANK"] == "0" and os.environ["MASTER_PORT"] == "0"
-        world.close()
-        assert not world.started
+        world.destroy_process_group()
+        assert not world.is_initialized
         assert dict(os.environ) == before
 
 
 @pytest.mark.dist
 def test_two_processes_talk(tmp_path, monkeypatch):
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
-    script, out = tmp_path / "talk.py", tmp_path / "said"
+    script, out = tmp_path / "talk.py", tmp_path / "output"
     script.write_text(TALK)
     assert local.run("talk", [str(out)], 2, program=[sys.executable, str(script)]) == 0
     for rank in (0, 1):
-        said = json.loads((tmp_path / f"said.{rank}").read_text())
-        assert said == {
+        output = json.loads((tmp_path / f"output.{rank}").read_text())
+        assert output == {
             "rank": rank,
             "sum": [3.0, 20.0],
             "count": 2**41 + 1,
             "any": True,
             "none": False,
             "all": [{"rank": 0, "word": "x"}, {"rank": 1, "word": "xx"}],
-            "told": "from 0",
+            "received": "from 0",
             "main_was_first": True,
         }
 
@@ -194,8 +195,8 @@ def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with pytest.raises(LaunchError, match="rank 0 of 2 could not meet the others"):
-        World(size=2).start(timeout_s=2)
+    with pytest.raises(LaunchError, match="rank 0 of 2 could not connect to the other ranks"):
+        DistributedContext(size=2).init_process_group(timeout_s=2)
 
 
 ALONE = """
@@ -203,11 +204,11 @@ import sys
 from datetime import timedelta
 import lavic.distributed.wait
 from lavic.distributed.signals import StopRequest
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 
 lavic.distributed.wait.FIRST_S, lavic.distributed.wait.GRACE_S = 0.2, 0.2
 with StopRequest():
-    World.from_env().start()
+    DistributedContext.from_env().init_process_group()
 """
 
 
@@ -222,16 +223,16 @@ def test_a_rank_that_waits_for_the_others_says_so_and_ends_when_it_is_asked_to(r
         wanted = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
         assert any(line.startswith(wanted) for line in process.stderr)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert "asked to end while waiting for the other ranks" in said
+    assert "got a stop signal while waiting for the other ranks" in output
 
 
 def test_a_wait_that_ends_leaves_signals_to_their_handlers():
     noted = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
     try:
-        with Waiting("rank 0 of 2", "the others"):
+        with InterruptibleWait("rank 0 of 2", "the others"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert noted == [signal.SIGTERM]
         assert signal.set_wakeup_fd(-1) == -1
@@ -268,7 +269,7 @@ def exported(number: int) -> dict[str, str]:
     ],
 )
 def test_the_gpu_is_one_that_the_rank_sees(env, visible, index):
-    assert World.from_env(env).gpu(visible, env) == index
+    assert DistributedContext.from_env(env).gpu_index(visible, env) == index
 
 
 @pytest.mark.parametrize(
@@ -286,8 +287,10 @@ def test_the_gpu_is_one_that_the_rank_sees(env, visible, index):
     ],
 )
 def test_more_ranks_than_gpus_are_refused(env, visible):
-    with pytest.raises(LaunchError, match=f"which shows {visible}; start at most {visible} processes per node"):
-        World.from_env(env).gpu(visible, env)
+    with pytest.raises(
+        LaunchError, match=f"but {visible} are visible on this node; start at most {visible} processes per node"
+    ):
+        DistributedContext.from_env(env).gpu_index(visible, env)
 
 
 @pytest.mark.parametrize("env", [task(6), exported(6)])
@@ -300,10 +303,10 @@ def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, monkeypa
     for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LAVIC_DEVICE", raising=False)
-    before, world = dict(os.environ), World.from_env()
-    world.start()
-    told = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    world.close()
-    assert told == {"RANK": "6", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    before, world = dict(os.environ), DistributedContext.from_env()
+    world.init_process_group()
+    received = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    world.destroy_process_group()
+    assert received == {"RANK": "6", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
     assert chosen == [torch.device("cuda", 0)]
     assert dict(os.environ) == before

@@ -14,20 +14,20 @@ pytestmark = pytest.mark.dist
 KINDS = {
     "memory": (
         1,
-        r"lavic distill: error: the GPU has no memory left \(tried to allocate 2.00 GiB; GPU 0 has a total capacity of "
+        r"lavic distill: error: the GPU is out of memory \(tried to allocate 2.00 GiB; GPU 0 has a total capacity of "
         r"79.11 GiB of which 1.02 GiB is free\): lower --loop.micro-batch or --loop.micro-tokens, or use "
-        r"--loop.activations recompute \[rank 1\]\n",
+        r"--loop.activation-checkpointing \[rank 1\]\n",
     ),
     "host-memory": (
         1,
-        r"lavic distill: error: the machine has no memory left \(tried to allocate 4611686018427387904 bytes\): lower "
+        r"lavic distill: error: the machine is out of memory \(tried to allocate 4611686018427387904 bytes\): lower "
         r"--loop.micro-batch .*\n",
     ),
     "worker": (
         1,
-        r"lavic distill: error: a process that prepares samples \(pid \d+\) "
-        r"(is killed by signal: Killed|exited unexpectedly): is the machine's memory full\? "
-        r"Fewer workers take less memory \[rank 1\]\n",
+        r"lavic distill: error: a data loader worker \(pid \d+\) "
+        r"(is killed by signal: Killed|exited unexpectedly): is the machine out of memory\? "
+        r"Lower num_workers to use less memory \[rank 1\]\n",
     ),
     "unreadable": (1, r"lavic distill: error: shard 7 cannot be read \[rank 1\]\n"),
     "disk": (
@@ -54,6 +54,6 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_happened_is_said_once_and_nobody_is_waited_for(kind: str, failed: Path) -> None:
-    code, said = KINDS[kind]
-    assert re.fullmatch(said, (failed / f"{kind}.log").read_text())
+    code, expected = KINDS[kind]
+    assert re.fullmatch(expected, (failed / f"{kind}.log").read_text())
     assert (failed / f"{kind}.code").read_text() == str(code)

@@ -1,4 +1,4 @@
-"""Ranks that wait in vain say for whom."""
+"""The rank that the others wait for is named."""
 
 from __future__ import annotations
 
@@ -11,73 +11,71 @@ from pathlib import Path
 
 import pytest
 
-from lavic.distributed.context import World, free_port
-from lavic.distributed.hang_watchdog import RollCall, Sign, _report, record_collectives
-from lavic.train.config import LoopSettings
-from lavic.train.deepspeed.engine import Engine
-from lavic.train.evaluation import score
-from lavic.train.trainer import take_step
-from tests.train.toy import ToyData, ToyTask
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.flight_recorder import enable_flight_recorder
+from lavic.distributed.hang_watchdog import HangWatchdog
+from lavic.distributed.heartbeat import Heartbeat, format_report
+from lavic.distributed.launcher_env import free_port
 
 
-def first_rank_says(how: str, *more: str, asked: int = 0) -> tuple[int, str]:
-    """Exit code and standard error of rank 0, or of `asked`, when the other one does not come to step 3."""
+def output_of_rank(how: str, *more: str, rank_read: int = 0) -> tuple[int, str]:
+    """Exit code and standard error of rank 0, or of `rank_read`, when the other one does not come to step 3."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, str(Path(__file__).with_name("rank_that_leaves.py")), how, *more]
+    command = [sys.executable, str(Path(__file__).with_name("hanging_rank.py")), how, *more]
     ranks = [
         subprocess.Popen(command, env={**env, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]
     try:
-        said = ranks[asked].communicate(timeout=90)[1]
+        output = ranks[rank_read].communicate(timeout=90)[1]
     finally:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    return ranks[asked].returncode, said
+    return ranks[rank_read].returncode, output
 
 
 @pytest.mark.dist
 def test_a_rank_that_hangs_is_named_before_and_when_the_collective_gives_up() -> None:
-    code, said = first_rank_says("hangs")
+    code, output = output_of_rank("hangs")
     assert code == 1
-    assert re.search(
-        r"at step 3: 1 of 2 ranks wait for rank 1 \(\S+\), which has been at the samples of step 3 for", said
-    )
+    assert re.search(r"at step 3: 1 of 2 ranks wait for rank 1 \(\S+\), at the samples of step 3 for", output)
     assert re.search(
         r"\n  rank 1 \(\S+\) at the samples of step 3, for \d+ s:\n(    \S+:\d+ in \S+\n)*"
-        r"    \S+rank_that_leaves.py:\d+ in main\n",
-        said,
+        r"    \S+hanging_rank.py:\d+ in main\n",
+        output,
     ), "its stack"
-    assert re.search(r"\n  rank 0 \(\S+\) at step 3, for \d+ s:\n(    \S+:\d+ in \S+\n)*    \S+ in all_reduce\n", said)
-    assert re.search(r"error: at step 3: rank 1 \(\S+\) has not come; it has been at the samples of step 3 for", said)
+    assert re.search(
+        r"\n  rank 0 \(\S+\) at step 3, for \d+ s:\n(    \S+:\d+ in \S+\n)*    \S+ in all_reduce\n", output
+    )
+    assert re.search(r"error: at step 3: rank 1 \(\S+\) is missing; at the samples of step 3 for", output)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("killed", r"rank 1 \(\S+\) is gone; it was last seen at "),
-        ("failed", r"rank 1 \(\S+\) left at the samples of step 3: shard 7 cannot be read"),
+        ("killed", r"rank 1 \(\S+\) has ended; last seen at "),
+        ("failed", r"rank 1 \(\S+\) failed at the samples of step 3: shard 7 cannot be read"),
     ],
 )
 def test_a_rank_that_died_is_named(how: str, words: str) -> None:
-    code, said = first_rank_says(how)
+    code, output = output_of_rank(how)
     assert code == 1
-    assert re.search(f"error: at step 3: {words}", said), said
+    assert re.search(f"error: at step 3: {words}", output), output
 
 
 @pytest.mark.dist
 def test_a_rank_that_cannot_notice_is_told_and_ended(tmp_path: Path) -> None:
     """As under NCCL, where a collective whose other side has failed raises nothing."""
-    code, said = first_rank_says("unnoticed", str(tmp_path / "records"))
+    code, output = output_of_rank("unnoticed", str(tmp_path / "records"))
     assert code == 1
-    report, _, end = said.partition("rank 0 ends at step 3: another rank has left")
+    report, _, end = output.partition("rank 0 ends at step 3: another rank has failed")
     assert end.strip() == ""
-    assert re.search(r"rank 1 \(\S+\) left at the samples of step 3: shard 7 cannot be read\n", report)
+    assert re.search(r"rank 1 \(\S+\) failed at the samples of step 3: shard 7 cannot be read\n", report)
     assert re.search(
-        r"  rank 0 \(\S+\) at step 3, for \d+ s:\n(    .*\n)+    \S+rank_that_leaves.py:\d+ in wait_as_nccl_does\n",
+        r"  rank 0 \(\S+\) at step 3, for \d+ s:\n(    .*\n)+    \S+hanging_rank.py:\d+ in wait_as_nccl_does\n",
         report,
     )
     (record,) = (tmp_path / "records").glob("rank_0")
@@ -87,23 +85,25 @@ def test_a_rank_that_cannot_notice_is_told_and_ended(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 def test_a_rank_that_cannot_notice_is_ended_when_rank_0_is_gone() -> None:
-    code, said = first_rank_says("main-killed", asked=1)
+    code, output = output_of_rank("main-killed", rank_read=1)
     assert code == 1
-    assert said.splitlines()[-1] == "rank 1 ends at step 3: lost rank 0; its own output says why"
+    assert output.splitlines()[-1] == "rank 1 ends at step 3: lost rank 0; see its output"
 
 
 def test_ranks_that_do_the_same_are_reported_together() -> None:
-    def sign(host: str, **more: object) -> Sign:
-        return Sign(**{"host": host, "count": 7, "place": "the update", "since": 3.0, "beat": 9, "answered": 1, **more})
+    def heartbeat(host: str, **more: object) -> Heartbeat:
+        return Heartbeat(
+            **{"host": host, "position": 7, "place": "the update", "since": 3.0, "beat": 9, "answered": 1, **more}
+        )
 
-    signs = {rank: sign(f"gpu{rank // 4}", stack="a.py:1 in f\nb.py:2 in g") for rank in range(8)}
-    signs[2] = sign("gpu0", left="no memory left", place="forward 2", answered=0)
-    signs[6] = sign("gpu1", place="backward 1", answered=0)
-    signs[7] = sign("gpu1", place="the samples", stack="c.py:3 in h", since=8.0)
-    assert _report(signs, 1).splitlines() == [
+    heartbeats = {rank: heartbeat(f"gpu{rank // 4}", stack="a.py:1 in f\nb.py:2 in g") for rank in range(8)}
+    heartbeats[2] = heartbeat("gpu0", error="out of memory", place="forward 2", answered=0)
+    heartbeats[6] = heartbeat("gpu1", place="backward 1", answered=0)
+    heartbeats[7] = heartbeat("gpu1", place="the samples", stack="c.py:3 in h", since=8.0)
+    assert format_report(heartbeats, 1).splitlines() == [
         "where the ranks are:",
-        "  rank 2 (gpu0) left at forward 2: no memory left",
-        "  rank 6 (gpu1) gives no sign of life; it was last seen at backward 1",
+        "  rank 2 (gpu0) failed at forward 2: out of memory",
+        "  rank 6 (gpu1) does not respond; last seen at backward 1",
         "  ranks 0-1, 3-5 at the update, for 3 s:",
         "    a.py:1 in f",
         "    b.py:2 in g",
@@ -116,27 +116,15 @@ def test_the_flight_recorder_is_turned_on_where_the_user_has_not_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {"TORCH_FR_BUFFER_SIZE": "10"})
-    record_collectives(tmp_path / "records")
+    enable_flight_recorder(tmp_path / "records")
     assert (tmp_path / "records").is_dir()
     assert os.environ["TORCH_FR_BUFFER_SIZE"] == "10"
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == str(tmp_path / "records/rank_")
 
 
-def test_a_step_tells_where_it_is(world: World) -> None:
-    """So that a rank that hangs in a forward pass is behind those that wait for its gradients."""
-    data, places = ToyData(8, 1), []
-    engine = Engine(ToyTask(), world, LoopSettings(batch=2, micro_batch=1))
-    take_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, at=places.append)
-    engine.close()
-    passes = [f"{way} {number}" for number in (1, 2) for way in ("forward", "backward")]
-    assert places == ["the count", *passes, "the update"]
-    score(engine.task, data, world, batch=1, device=engine.device, at=places.append)
-    assert places[6:] == ["window 1", "the end"]
-
-
 def test_a_world_of_one_waits_for_nobody() -> None:
-    with RollCall(World()) as roll:
-        roll.at("step 1")
-    with pytest.raises(RuntimeError, match="gloo"), RollCall(World()):
+    with HangWatchdog(DistributedContext()) as watchdog:
+        watchdog.mark("step 1")
+    with pytest.raises(RuntimeError, match="gloo"), HangWatchdog(DistributedContext()):
         raise RuntimeError("gloo is not concerned")

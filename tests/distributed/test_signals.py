@@ -13,9 +13,9 @@ from lavic.distributed.signals import SIGNALS, StopRequest
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_is_noted_and_the_process_lives(name: signal.Signals) -> None:
     with StopRequest() as stop:
-        assert not stop.asked
+        assert not stop.requested
         os.kill(os.getpid(), name)
-        assert stop.asked
+        assert stop.requested
 
 
 def test_a_second_interrupt_is_an_interrupt() -> None:

@@ -13,7 +13,7 @@ JOURNAL = "metrics.jsonl"
 LOOP = [
     "--loop.steps",
     "2",
-    "--loop.batch",
+    "--loop.global-batch-size",
     "4",
     "--loop.save-every",
     "1",

@@ -43,7 +43,7 @@ def main(folder: str, moment: int, count_file: str, words: list[str]) -> None:
     code = cli.main()
     with open(count_file, "w") as file:  # noqa: PTH123 (pathlib would do; the fewer imports the better)
         file.write(str(made))
-    cli.leave(code)
+    cli.exit_process(code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lavic.distributed.context import World, free_port
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.launcher_env import free_port
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Slurm
 from tests.train.mini_setup import KEY, Ground, make_ground
@@ -53,7 +54,7 @@ def words(command: str, ground: Ground, out: Path, bundle: Path) -> list[str]:
     }
     more = ["--draws", "50", "--arms", "lavic"] if command == "evaluate" else ["--model.name", str(ground.base)]
     if command in ADAPTER:
-        more += ["--loop.steps", "3", "--loop.batch", "4", "--loop.lr", "0.01", "--lora.r", "4"]
+        more += ["--loop.steps", "3", "--loop.global-batch-size", "4", "--loop.lr", "0.01", "--lora.r", "4"]
     if command == "describe":  # writes beside what it reads
         shutil.copytree(ground.photos, out)
     else:
@@ -151,4 +152,6 @@ def test_it_is_the_same_by_srun(slurm: Slurm, ground: Ground, reference: Path, t
 
 def test_what_the_deepspeed_launcher_says_is_understood() -> None:
     env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
-    assert World.from_env(env) == World(rank=3, local_rank=1, size=4, local_size=2, node=1, launcher="deepspeed")
+    assert DistributedContext.from_env(env) == DistributedContext(
+        rank=3, local_rank=1, size=4, local_world_size=2, node_rank=1, launcher="deepspeed"
+    )

@@ -15,7 +15,7 @@ import pytest
 
 import lavic.slurm
 from lavic.cli import main
-from lavic.config.loader import parse
+from lavic.config import parse
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
 from lavic.launch.cli_args import typed
@@ -70,7 +70,7 @@ def test_samples_are_counted_as_the_training_counts_them(cluster, capsys):
     out = cluster / "pipeline-mini" / "shards"
     photos(out / "train", "A", "B", "C", "D")
     photos(out / "valid", "D", "E")
-    epochs = "{loop: {steps: null, epochs: 8, batch: 2}}"
+    epochs = "{loop: {steps: null, epochs: 8, global_batch_size: 2}}"
     assert submit("--dry-run", "--tune.settings", epochs, "--distill.settings", epochs) == 0
     said = capsys.readouterr().out
     assert "steps: 20 = 8 epochs of 5 targets / 2" in said
@@ -254,9 +254,9 @@ def test_what_sbatch_would_refuse_queues_nothing(cluster, capsys):
         (["--only", "tune"], "tune needs embed, which is not done"),
         (["--conversations.train", "gone.jsonl"], "gone.jsonl: no such file"),
         (["--photos.train.items", "gone/*.jsonl"], "gone/*.jsonl: no such file"),
-        (["--distill.nodes", "3"], "distill: --loop.batch 32 cannot be shared by 3 processes"),
+        (["--distill.nodes", "3"], "distill: --loop.global-batch-size 32 cannot be shared by 3 processes"),
         (["--tune.settings", "{loop: {stpes: 3}}"], "tune: unknown flag --loop.stpes; did you mean --loop.steps?"),
-        (["--embed.settings", "{batch: many}"], "embed: --batch"),
+        (["--embed.settings", "{batch_size: many}"], "embed: --batch-size"),
         (["--slurm.scripts", "mini"], "mini: has no "),
     ],
 )

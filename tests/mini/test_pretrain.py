@@ -170,7 +170,7 @@ def test_pretraining_runs_whole_on_a_small_catalogue(tmp_path: Path, capsys: pyt
     words = f"""mini pretrain --out {tmp_path}/base --shards {tmp_path}/train --valid {tmp_path}/valid
         --train {tmp_path}/catalogue/train.jsonl --looks {tmp_path}/catalogue/looks.jsonl --threads 1
         --architecture.width 32 --architecture.heads 2 --architecture.layers 3 --architecture.vision-width 16
-        --pretrain.read-steps 3 --pretrain.see-steps 4 --pretrain.batch 4 --pretrain.augment
+        --pretrain.read-steps 3 --pretrain.see-steps 4 --pretrain.batch-size 4 --pretrain.augment
         --pretrain.describe-as-items .5 --pretrain.title-weight 1 --pretrain.compare-from 1 --pretrain.compare-every 1
         --pretrain.compare-more 2 --pretrain.compare-as-items --pretrain.compare-reach 0
         --pretrain.compare-align 1""".split()

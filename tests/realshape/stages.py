@@ -108,10 +108,10 @@ def run_stages(
     suffix = "7b-released" if released else "7b"
     model = ["--model.name", base, "--model.dtype", dtype]
     # a rate at which two steps change what the model says
-    loop = ["--loop.steps", 2, "--loop.batch", 2, "--loop.lr", 0.01, "--loop.workers", 0]
+    loop = ["--loop.steps", 2, "--loop.global-batch-size", 2, "--loop.lr", 0.01, "--loop.num-workers", 0]
     descriptions = {}
     for place in (photos.train, photos.valid):
-        how = ["--batch", 1, "--max-new-tokens", NEW_TOKENS]
+        how = ["--batch-size", 1, "--max-new-tokens", NEW_TOKENS]
         lavic(["describe", "--config", f"describe-{suffix}", *model, "--shards", place, *how], ranks=ranks)
         for sidecar in sorted(place.glob("*.descriptions.jsonl")):
             rows = map(json.loads, sidecar.read_text("utf-8").splitlines())
@@ -119,7 +119,7 @@ def run_stages(
     sets = ["--shards", photos.train, "--valid", photos.valid, "--out", folder / "distill"]
     lavic(["distill", "--config", f"distill-{sized}", *model, *sets, *loop], ranks=ranks)
     sets = ["--shards", photos.train, photos.valid, "--adapter", folder / "distill", "--out", folder / "store"]
-    how = ["--precision", "float32", "--batch", 2, "--workers", 0]
+    how = ["--precision", "float32", "--batch-size", 2, "--num-workers", 0]
     lavic(["embed", "--config", f"embed-{suffix}", *model, *sets, *how], ranks=ranks)
     store = ["--store", folder / "store"]
     files = ["--train", photos.rows, "--valid", photos.rows, "--out", folder / "tune"]

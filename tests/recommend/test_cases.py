@@ -22,7 +22,7 @@ from lavic.model.config import ModelSettings
 from lavic.model.hub import resolve
 from lavic.model.item_store import write_manifest, write_part
 from lavic.model.loading import Backbone, read_geometry
-from lavic.storage.output_folder import hold
+from lavic.storage.output_folder import lock_output_folder
 
 from .conftest import Ground
 
@@ -178,7 +178,7 @@ def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, t
 
 
 def test_a_second_evaluation_into_one_folder(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
-    with hold(tmp_path / "two"):
+    with lock_output_folder(tmp_path / "two"):
         code, _, errors = run_cli(*evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "two"))
     assert code == 2 and "another lavic command is writing to this folder" in errors[-1]
 

@@ -20,7 +20,7 @@ from lavic.data.manifest import Manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.shards.pack.outcomes import read_ledger
-from lavic.storage.file_lock import Lock
+from lavic.storage.file_lock import FileLock
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
 QUICK += ["--fetch.host-rate", "0"]
@@ -217,8 +217,8 @@ class TestRefusals:
     ) -> None:
         items, out = str(catalogue("n/1.jpg")), tmp_path / "out"
         out.mkdir()
-        with Lock(out / ".lock") as lock:
-            assert lock.take()
+        with FileLock(out / ".lock") as lock:
+            assert lock.acquire()
             assert "another lavic command" in self.refused(capsys, "--items", items, "--out", str(out))
 
     def test_an_output_that_is_no_folder(

@@ -62,7 +62,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_tokens_are_those_of_each_item_s_first_photo(shards: Path, tmp_path: Path) -> None:
-    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "7", "--precision", "float32"]
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch-size", "7", "--precision", "float32"]
     assert main([*words, "--out", str(tmp_path / "store")]) == 0
     store, data = ItemStore.open(tmp_path / "store"), ShardDataset(shards)
     backbone = Backbone.load(ModelSettings(name="mini"))
@@ -107,7 +107,17 @@ def test_two_ranks_make_the_same_store_as_one(shards: Path, tmp_path: Path) -> N
 
 @pytest.mark.dist
 def test_a_killed_embed_goes_on(shards: Path, tmp_path: Path) -> None:
-    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "1", "--out", str(tmp_path / "store")]
+    words = [
+        "embed",
+        "--model.name",
+        "mini",
+        "--shards",
+        str(shards),
+        "--batch-size",
+        "1",
+        "--out",
+        str(tmp_path / "store"),
+    ]
     process = subprocess.Popen([sys.executable, "-m", "lavic", *words])
     until = time.monotonic() + 120
     while not list((tmp_path / "store").glob("part-*.json")) and time.monotonic() < until:
@@ -144,7 +154,7 @@ def warned_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def test_an_embed_that_is_warned_stops_and_goes_on(
     shards: Path, tmp_path: Path, warned_after: Callable[[str], None]
 ) -> None:
-    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch", "4"]
+    words = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch-size", "4"]
     assert main([*words, "--out", str(tmp_path / "undisturbed")]) == 0
     warned_after("lavic.model.visual_tokens.cls_tokens")
     stopped = [*words, "--out", str(tmp_path / "store")]
@@ -160,7 +170,7 @@ def test_an_embed_that_is_warned_stops_and_goes_on(
 
 
 def test_a_describe_that_is_warned_stops_and_goes_on(shards: Path, warned_after: Callable[[str], None]) -> None:
-    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch", "4"]
+    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch-size", "4"]
 
     def written() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in shards.glob("*.descriptions.jsonl")}
@@ -181,7 +191,7 @@ def test_a_describe_that_is_warned_stops_and_goes_on(shards: Path, warned_after:
 
 def test_descriptions_of_another_models_weights_are_refused(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A base that was trained again in its folder keeps its name, and its old words must not teach it."""
-    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch", "4"]
+    words = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch-size", "4"]
     assert main(words) == 0
     (sidecar, *_) = sorted(shards.glob("*.descriptions.jsonl"))
     rows = [json.loads(line) for line in sidecar.read_text().splitlines()]

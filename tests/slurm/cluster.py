@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 from tests.slurm.slurm_jobs import NODES, Slurm, wait_for
 
 # Debian puts daemons where a user's PATH does not look.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lavic.cli import main
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 from lavic.errors import LavicError
 from lavic.launch.preflight.command import Judge
 from lavic.launch.preflight.inventory import digest, memory, read_cards

@@ -39,7 +39,7 @@ def settings(**more: str) -> dict[str, str]:
 
 def training(ground: Ground, steps: int) -> dict[str, Any]:
     """Settings of a training that is short."""
-    loop = {"steps": steps, "batch": 4, "lr": 0.01, "save_every": 5}
+    loop = {"steps": steps, "global_batch_size": 4, "lr": 0.01, "save_every": 5}
     return {"model": {"name": str(ground.base)}, "loop": loop, "lora": {"r": 4}}
 
 

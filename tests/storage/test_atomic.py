@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from lavic.storage.atomic import folder_aside, sweep, write_whole
+from lavic.storage.atomic import atomic_folder, atomic_write, remove_partial_files
 
 
 def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with folder_aside(tmp_path / "bundle") as aside:
+        with atomic_folder(tmp_path / "bundle") as aside:
             (aside / "file").write_text(text)
     assert (tmp_path / "bundle" / "file").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_block_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
-    with folder_aside(tmp_path / "bundle") as aside:
+    with atomic_folder(tmp_path / "bundle") as aside:
         (aside / "file").write_text("old")
-    with pytest.raises(RuntimeError), folder_aside(tmp_path / "bundle") as aside:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "bundle") as aside:
         (aside / "file").write_text("half")
         raise RuntimeError
     assert (tmp_path / "bundle" / "file").read_text() == "old"
@@ -30,7 +30,7 @@ def test_a_block_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
 def test_a_folder_whose_writer_died_between_the_renames_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with folder_aside(tmp_path / "bundle") as aside:
+    with atomic_folder(tmp_path / "bundle") as aside:
         (aside / "file").write_text("old")
     moved = Path.replace
 
@@ -39,17 +39,21 @@ def test_a_folder_whose_writer_died_between_the_renames_comes_back(
             raise KeyboardInterrupt
         return moved(self, target)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), folder_aside(tmp_path / "bundle") as aside:
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt),
+        atomic_folder(tmp_path / "bundle") as aside,
+    ):
         patched.setattr(Path, "replace", dies)
     assert not (tmp_path / "bundle").exists()
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     assert (tmp_path / "bundle" / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", "whole")
+    atomic_write(tmp_path / "file", "whole")
     (tmp_path / ".file.12345678.part").write_text("half")
     (tmp_path / ".bundle.12345678.part").mkdir()
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

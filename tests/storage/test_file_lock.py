@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import LavicError
-from lavic.storage.file_lock import Lock, is_held
+from lavic.storage.file_lock import FileLock, is_held
 from lavic.tracking.journal import Journal, read_journal
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from lavic.storage.file_lock import Lock
+from lavic.storage.file_lock import FileLock
 
-assert Lock(Path(sys.argv[1])).take() is False
-lock = Lock(Path(sys.argv[2]))
-assert lock.take()
+assert FileLock(Path(sys.argv[1])).acquire() is False
+lock = FileLock(Path(sys.argv[2]))
+assert lock.acquire()
 if os.fork() == 0:  # a data loader's worker, which outlives a killed rank
     time.sleep(60)
 print("held", flush=True)
@@ -34,17 +34,17 @@ time.sleep(60)
 def test_one_holds_it_and_lets_go(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert is_held(path) is None, "nothing is known of what is not there"
-    with Lock(path) as lock:
-        assert lock.take() and is_held(path)
-        assert not Lock(path).take(patience_s=0.1)
+    with FileLock(path) as lock:
+        assert lock.acquire() and is_held(path)
+        assert not FileLock(path).acquire(timeout_s=0.1)
     assert is_held(path) is False
-    assert Lock(path).take()
+    assert FileLock(path).acquire()
     assert is_held(path) is False, "forgotten is let go"
 
 
 def test_it_goes_with_its_holder_though_a_forked_child_lives_on(tmp_path: Path) -> None:
-    mine, theirs = Lock(tmp_path / "mine"), tmp_path / "theirs"
-    assert mine.take()
+    mine, theirs = FileLock(tmp_path / "mine"), tmp_path / "theirs"
+    assert mine.acquire()
     words = [sys.executable, "-c", HOLDER, str(mine.path), str(theirs)]
     holder = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -56,7 +56,7 @@ def test_it_goes_with_its_holder_though_a_forked_child_lives_on(tmp_path: Path) 
         while is_held(theirs) and time.monotonic() < until:
             time.sleep(0.01)
         assert is_held(theirs) is False
-        assert Lock(theirs).take()
+        assert FileLock(theirs).acquire()
     finally:
         os.killpg(holder.pid, 9)
         holder.stdout.close()
@@ -69,8 +69,8 @@ def test_a_file_system_without_locks_is_no_holder(tmp_path: Path, monkeypatch: p
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with Lock(tmp_path / "lock") as lock, Lock(tmp_path / "lock") as second:
-        assert lock.take() and second.take()
+    with FileLock(tmp_path / "lock") as lock, FileLock(tmp_path / "lock") as second:
+        assert lock.acquire() and second.acquire()
         assert lock.unsupported == os.strerror(code)
     assert is_held(tmp_path / "lock") is None
 
@@ -86,8 +86,8 @@ def test_a_removed_file_is_locked_anew(tmp_path: Path, monkeypatch: pytest.Monke
         flock(file, operation)
 
     monkeypatch.setattr("fcntl.flock", late)
-    with Lock(path) as lock:
-        assert lock.take() and removed
+    with FileLock(path) as lock:
+        assert lock.acquire() and removed
         assert is_held(path) is True
         lock.remove()
         assert not path.exists()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavic.storage.json_text import DEEPEST, BadJson, end_of, parse_first, parse_json
+from lavic.storage.json_text import MAX_DEPTH, BadJson, parse_first, parse_json, value_end
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lavic.storage.json_text import DEEPEST, BadJson, end_of, parse_first, parse
         ('{"a":' * 201 + "1" + "}" * 201, "nested more than 200 levels deep"),
         ("9" * 5000, "a number has too many digits"),
         ('{"a": 1e999}', "the number 1e999 is too large"),
-        ("[-Infinity]", "-Infinity, which is no number of JSON"),
+        ("[-Infinity]", "-Infinity, which is not a JSON number"),
         ("{'asin': 'B1', 'price': 3.5}", "a Python dict or list, as in older Amazon data"),
         ("[{u'asin': None}]", "a Python dict or list"),
         ('{"a": 1', "Expecting ',' delimiter at column 8"),
@@ -36,7 +36,7 @@ def test_what_python_and_pandas_write_for_a_missing_value_is_null() -> None:
 
 
 def test_the_deepest_value_that_is_read_can_be_written() -> None:
-    text = "[" * DEEPEST + '"]}[{"' + "]" * DEEPEST
+    text = "[" * MAX_DEPTH + '"]}[{"' + "]" * MAX_DEPTH
     assert json.dumps(parse_json(text)) == text
 
 
@@ -50,7 +50,7 @@ VALUES = st.recursive(
 def test_the_end_of_a_value_is_found_without_reading_it(value: object, after: str, ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii)
     assert parse_first(f"xx{text}{after}", 2) == (value, 2 + len(text))
-    assert end_of(f"xx{text}{after}{{", 2) == 2 + len(text)
+    assert value_end(f"xx{text}{after}{{", 2) == 2 + len(text)
     if text[0] in '[{"':
         for end in range(1, len(text)):
-            assert end_of(text[:end], 0) is None
+            assert value_end(text[:end], 0) is None

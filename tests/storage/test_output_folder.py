@@ -11,36 +11,39 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import ConfigError, LavicError
-from lavic.storage.output_folder import hold, unwritable
+from lavic.storage.output_folder import lock_output_folder, not_writable
 
 
 def test_a_second_command_is_kept_out_until_the_first_has_ended(tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
-    with hold(out):
-        with pytest.raises(ConfigError, match="another lavic command is writing to this folder"), hold(out, wait_s=0):
+    with lock_output_folder(out):
+        with (
+            pytest.raises(ConfigError, match="another lavic command is writing to this folder"),
+            lock_output_folder(out, timeout_s=0),
+        ):
             pass
         (out / "made").write_text("x")
-    with hold(out):
+    with lock_output_folder(out):
         pass
     assert {path.name for path in out.iterdir()} == {".lock", "made"}
 
 
 def test_another_process_is_kept_out_too(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from lavic.storage.output_folder import hold\n"
-        "with hold(Path(sys.argv[1]), wait_s=0): pass"
+        "import sys; from pathlib import Path; from lavic.storage.output_folder import lock_output_folder\n"
+        "with lock_output_folder(Path(sys.argv[1]), timeout_s=0): pass"
     )
-    with hold(tmp_path):
+    with lock_output_folder(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "another lavic command is writing" in done.stderr
 
 
 def test_a_folder_in_which_nothing_was_made_is_removed_with_its_parents(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), hold(tmp_path / "a" / "b"):
+    with pytest.raises(KeyError), lock_output_folder(tmp_path / "a" / "b"):
         raise KeyError
     assert not (tmp_path / "a").exists()
     (tmp_path / "there").mkdir()
-    with pytest.raises(KeyError), hold(tmp_path / "there"):
+    with pytest.raises(KeyError), lock_output_folder(tmp_path / "there"):
         raise KeyError
     assert (tmp_path / "there").is_dir()
 
@@ -49,7 +52,7 @@ def test_a_folder_in_which_nothing_was_made_is_removed_with_its_parents(tmp_path
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=rf"{path}: cannot be written to \(a file is where a folder is needed\)"):
-        hold(tmp_path / path).__enter__()
+        lock_output_folder(tmp_path / path).__enter__()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -66,7 +69,7 @@ def test_a_folder_that_belongs_to_another_user_is_refused_before_the_work(tmp_pa
         try:
             os.setgid(65534)
             os.setuid(65534)
-            hold(tmp_path / "out").__enter__()
+            lock_output_folder(tmp_path / "out").__enter__()
         except ConfigError as error:
             os._exit(0 if "cannot be written to (Permission denied)" in str(error) else 2)
         finally:
@@ -84,7 +87,7 @@ def test_a_folder_that_belongs_to_another_user_is_refused_before_the_work(tmp_pa
     ],
 )
 def test_what_may_pass_is_told_from_what_must_be_changed(number: int, kind: type, exit_code: int) -> None:
-    error = unwritable(Path("out"), OSError(number, os.strerror(number)))
+    error = not_writable(Path("out"), OSError(number, os.strerror(number)))
     assert type(error) is kind and error.exit_code == exit_code and os.strerror(number) in str(error)
 
 
@@ -92,8 +95,8 @@ def test_what_a_killed_command_left_is_removed_but_where_others_write(tmp_path: 
     left = tmp_path / ".results.json.0123abcd.part"
     left.write_text("{")
     (tmp_path / "made").write_text("x")
-    with hold(tmp_path, alone=False):
+    with lock_output_folder(tmp_path, exclusive=False):
         assert left.exists()
-    with hold(tmp_path):
+    with lock_output_folder(tmp_path):
         assert not left.exists()
     assert (tmp_path / "made").read_text() == "x"

@@ -9,7 +9,7 @@ import pytest
 from lavic.data.manifest import NAME, Manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import ConfigError, DataError
-from lavic.storage.atomic import write_whole, written_aside
+from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.paths import is_remote, place, sizes
 from lavic.storage.shard_cache import local_copy
 
@@ -33,8 +33,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_files_are_whole_or_not_there(folder: Path) -> None:
     assert sizes(folder / "none") == {}
-    write_whole(folder / "x.json", "old")
-    with pytest.raises(ValueError), written_aside(folder / "x.json") as file:
+    atomic_write(folder / "x.json", "old")
+    with pytest.raises(ValueError), atomic_open(folder / "x.json") as file:
         file.write(b"half")
         raise ValueError
     assert (folder / "x.json").read_text() == "old" and sizes(folder) == {"x.json": 3}
@@ -47,7 +47,7 @@ def test_a_set_reads_the_same_from_both(
     home = folder / "copy"
     home.mkdir(parents=True, exist_ok=True)
     for path in small_set.folder.iterdir():
-        write_whole(home / path.name, path.read_bytes())
+        atomic_write(home / path.name, path.read_bytes())
     data, expected = ShardDataset(home), ShardDataset(small_set.folder)
     assert data.keys == expected.keys and data[13] == expected[13]
     copies = sorted((tmp_path / "cache/shards").glob("*")) if is_remote(home) else []

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lavic.storage.compression import zstd_module
-from lavic.storage.text_files import TextFileError, open_text_file, read_lines, read_text, text_of
+from lavic.storage.text_files import TextFileError, decode_text, open_text_file, read_lines, read_text
 
 TEXT = "B000000001 caf\u00e9\nB000000002 \u4e00\u4e8c\u4e09\n\nB000000003\n"
 
@@ -54,7 +54,7 @@ def test_every_encoding_and_packing_gives_the_same_text(tmp_path: Path, encoding
         path.write_bytes(data if kind == "plain" else PACKED[kind](data))
         assert read_text(path) == TEXT
         assert list(read_lines(str(path))) == list(enumerate(TEXT.removesuffix("\n").split("\n"), 1))
-    assert text_of(data, "standard input") == TEXT
+    assert decode_text(data, "standard input") == TEXT
 
 
 def test_addresses_are_read_too(tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_what_follows_the_packed_data_is_counted(
 def test_packed_data_that_breaks_off_or_is_damaged_is_refused(tmp_path: Path, kind: str) -> None:
     data = PACKED[kind](TEXT.encode() * 50)
     (tmp_path / "short").write_bytes(data[:-5])
-    with pytest.raises(TextFileError, match="short: the compressed data is damaged"):
+    with pytest.raises(TextFileError, match="short: the compressed data is corrupt"):
         read_text(tmp_path / "short")
     if kind != "zstd":  # whose frames have no checksum unless they are asked for
         (tmp_path / "flipped").write_bytes(data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])
-        with pytest.raises(TextFileError, match="flipped: the compressed data is damaged"):
+        with pytest.raises(TextFileError, match="flipped: the compressed data is corrupt"):
             read_text(tmp_path / "flipped")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lavic.distributed.context import World, free_port
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.launcher_env import free_port
 from lavic.tracking.journal import read_journal
 from tests.train.forked_ranks import Forge
 from tests.train.mini_setup import Ground, make_ground
@@ -23,20 +24,22 @@ EXACT = ("loss", "grad_norm", "lr", "valid_loss")
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
+def world() -> Iterator[DistributedContext]:
     """A world of one in this process, for all tests: DeepSpeed keeps hold of the first group it sees."""
-    world = World()
-    world.start()
+    world = DistributedContext()
+    world.init_process_group()
     yield world
-    world.close()
+    world.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)
 def _the_world_stays_open() -> Iterator[None]:
     """A test that runs a command to its end in this process closes the world, and the tests after it would fail."""
-    before = World().started
+    before = DistributedContext().is_initialized
     yield
-    assert World().started or not before, "this test closed the world that others share: start a process for it"
+    assert DistributedContext().is_initialized or not before, (
+        "this test closed the world that others share: start a process for it"
+    )
 
 
 @dataclass

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from lavic.distributed.context import free_port
-from lavic.distributed.failure import leave
+from lavic.distributed.failure import exit_process
+from lavic.distributed.launcher_env import free_port
 
 READY = (
     *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "peft"),
@@ -147,7 +147,7 @@ def _become(question: dict) -> None:
 
         traceback.print_exc()
     finally:
-        leave(code)
+        exit_process(code)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.T
 @pytest.mark.parametrize("stage", [1, 2])
 def test_recomputing_changes_nothing_but_memory(ground: Ground, stage: int) -> None:
     plain = run(*build(ground, stage, LoopSettings()))
-    again = run(*build(ground, stage, LoopSettings(activations="recompute")))
+    again = run(*build(ground, stage, LoopSettings(activation_checkpointing=True)))
     assert torch.equal(plain[0], again[0])
     assert plain[1].keys() == again[1].keys()
     for name in plain[1]:

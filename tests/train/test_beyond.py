@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.test_set import TestSet
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
@@ -139,14 +139,16 @@ def test_training_draws_tokens_towards_the_patches_of_their_views(ground: Ground
     assert after < before
 
 
-def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(ground: Ground, world: World) -> None:
+def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(
+    ground: Ground, world: DistributedContext
+) -> None:
     """Against AdamW on the same task; PEFT sets the adapter's weights aside and back in every step."""
     ends = []
     for deepspeed in (True, False):
         backbone = load(ground)
         model = awakened(backbone, "vision")
         data, task = photos(ground, backbone, teach=True), DistillTask(model, top_k=5, weight=0.5)
-        loop = LoopSettings(batch=4, micro_batch=2, clip=0.0)
+        loop = LoopSettings(global_batch_size=4, micro_batch=2, max_grad_norm=0.0)
         engine = Engine(task, world, loop) if deepspeed else None
         adam = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
         for step in range(3):
@@ -307,7 +309,7 @@ def test_all_of_it_through_the_commands(ground: Ground, tmp_path: Path) -> None:
         return done.stdout
 
     base = ("--model.name", ground.base)
-    loop = (*base, "--loop.steps", "4", "--loop.batch", "8", "--loop.lr", "0.01", "--lora.r", "4")
+    loop = (*base, "--loop.steps", "4", "--loop.global-batch-size", "8", "--loop.lr", "0.01", "--lora.r", "4")
     sets = ("--shards", ground.photos, "--valid", ground.valid)
     beyond = ("--teacher-top-k", "8", "--teacher-patches", "0.5", "--nested", "1", "2", "5")
     lavic("distill", *sets, *loop, *beyond, "--out", tmp_path / "distill", "--nproc", "2")

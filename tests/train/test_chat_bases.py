@@ -48,7 +48,7 @@ def test_stages_speak_the_base_s_own_template(ground: Ground, tmp_path: Path, fo
     assert descriptions_path(shard).is_file()
     (row,) = described_by(shard)
 
-    loop = ["--loop.steps", 2, "--loop.batch", 8, "--loop.lr", 0.01]
+    loop = ["--loop.steps", 2, "--loop.global-batch-size", 8, "--loop.lr", 0.01]
     sets = ["--shards", ground.photos, "--valid", ground.valid, "--out", tmp_path / "distill"]
     run(forge, log, "distill", *sets, *model, *loop)
     made = ["--adapter", tmp_path / "distill", "--out", tmp_path / "store"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, torn
 from lavic.train.config import LoopSettings
@@ -18,7 +18,7 @@ from tests.train.toy import ToyData, ToyTask
 
 
 @pytest.fixture(scope="module")
-def engine(world: World) -> Engine:
+def engine(world: DistributedContext) -> Engine:
     engine, data = Engine(ToyTask(), world, LoopSettings()), ToyData(40, 1)
     engine.backward(engine.forward(data.collate([data[p] for p in range(8)])).mean())
     engine.step(0.1)
@@ -28,7 +28,7 @@ def engine(world: World) -> Engine:
 @pytest.fixture
 def checkpoints(tmp_path: Path, engine: Engine) -> Checkpoints:
     """Steps 1 and 2, with weights of all ones and of all twos."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", World(), identity={"base model": "a"})
+    checkpoints = Checkpoints(tmp_path / "checkpoints", DistributedContext(), identity={"base model": "a"})
     for step in (1, 2):
         engine.load({name: torch.full_like(tensor, step) for name, tensor in engine.state().items()}, steps=step)
         checkpoints.save(engine, Progress(step=step, samples=8 * step, best_step=step, best_loss=0.5, validated=step))
@@ -46,7 +46,7 @@ def test_the_newest_is_loaded(checkpoints: Checkpoints, engine: Engine) -> None:
 
 
 def test_nothing_there_is_a_fresh_start(tmp_path: Path, engine: Engine) -> None:
-    assert Checkpoints(tmp_path / "none", World()).load(engine) is None
+    assert Checkpoints(tmp_path / "none", DistributedContext()).load(engine) is None
 
 
 def cut(folder: Path, name: str) -> None:
@@ -89,7 +89,7 @@ def test_a_torn_one_beyond_the_newest_goes(checkpoints: Checkpoints, engine: Eng
 
 
 def test_one_of_another_model_is_refused(checkpoints: Checkpoints, engine: Engine) -> None:
-    other = Checkpoints(checkpoints.folder, World(), identity={"base model": "b"})
+    other = Checkpoints(checkpoints.folder, DistributedContext(), identity={"base model": "b"})
     with pytest.raises(ConfigError, match=r"step-000002 belongs to another base model \(a, here b\)"):
         other.load(engine)
 

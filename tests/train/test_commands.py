@@ -16,7 +16,7 @@ import torch
 
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.tracking.journal import read_events, read_journal
@@ -31,7 +31,18 @@ def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
         "distill": ["--shards", ground.photos, "--valid", ground.valid],
         "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
     }[command]
-    loop = ["--loop.steps", "4", "--loop.batch", "8", "--loop.lr", "0.01", "--loop.save-every", "2", "--lora.r", "4"]
+    loop = [
+        "--loop.steps",
+        "4",
+        "--loop.global-batch-size",
+        "8",
+        "--loop.lr",
+        "0.01",
+        "--loop.save-every",
+        "2",
+        "--lora.r",
+        "4",
+    ]
     return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *loop, *more]
 
 
@@ -121,7 +132,12 @@ def check_bundle(ground: Ground, run: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(
-    ground: Ground, tmp_path: Path, change: list[str], said: str, capsys: pytest.CaptureFixture[str], world: World
+    ground: Ground,
+    tmp_path: Path,
+    change: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    world: DistributedContext,
 ) -> None:
     assert main(words("tune", ground, tmp_path / "run", *change)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -34,18 +34,20 @@ def test_every_step_learns_and_none_too_fast(total: int, warmup: float, schedule
 
 
 def test_epochs_and_steps() -> None:
-    assert LoopSettings(epochs=2.0, batch=32).total(100) == 7
-    assert LoopSettings(epochs=0.5, batch=32).total(100) == 2
+    assert LoopSettings(epochs=2.0, global_batch_size=32).total(100) == 7
+    assert LoopSettings(epochs=0.5, global_batch_size=32).total(100) == 2
     assert LoopSettings(epochs=2.0, steps=3).total(100) == 3
 
 
 def test_a_batch_is_cut_for_the_ranks() -> None:
-    assert LoopSettings(batch=32).split(2) == (16, 1)
-    assert LoopSettings(batch=32, micro_batch=5).split(2) == (5, 4)
-    assert LoopSettings(batch=32, micro_batch=64).split(4) == (8, 1)
+    assert LoopSettings(global_batch_size=32).split(2) == (16, 1)
+    assert LoopSettings(global_batch_size=32, micro_batch=5).split(2) == (5, 4)
+    assert LoopSettings(global_batch_size=32, micro_batch=64).split(4) == (8, 1)
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"micro_batch": 0}, {"lr": 0}, {"steps": 0}, {"clip": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"global_batch_size": 0}, {"micro_batch": 0}, {"lr": 0}, {"steps": 0}, {"max_grad_norm": -1}]
+)
 def test_values_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         LoopSettings(**wrong)

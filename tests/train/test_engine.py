@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.config import Zero2
@@ -18,7 +18,7 @@ from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
 
-def test_nothing_to_train_is_an_error(world: World) -> None:
+def test_nothing_to_train_is_an_error(world: DistributedContext) -> None:
     with pytest.raises(ConfigError, match="no trainable parameter"):
         Engine(ToyTask().requires_grad_(False), world, LoopSettings())
 
@@ -27,10 +27,10 @@ START = """
 import sys
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.config import LoopSettings
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from tests.train.toy import ToyTask
-world = World()
-world.start()
+world = DistributedContext()
+world.init_process_group()
 Engine(ToyTask(), world, LoopSettings())
 slow = ("mlflow.", "torch._inductor.compile_fx", "torch.utils.cpp_extension")
 print([name for name in sys.modules if name.startswith(slow)])
@@ -45,9 +45,9 @@ def test_a_start_compiles_nothing_and_imports_no_tracker(tmp_path: Path) -> None
     assert run.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_bfloat16_keeps_float32_masters(world: World) -> None:
+def test_bfloat16_keeps_float32_masters(world: DistributedContext) -> None:
     """Steps too small for a bfloat16 weight add up in its master, and a checkpoint holds the master."""
-    engine, data = Engine(ToyTask().bfloat16(), world, LoopSettings(clip=0.0)), ToyData(40, 1)
+    engine, data = Engine(ToyTask().bfloat16(), world, LoopSettings(max_grad_norm=0.0)), ToyData(40, 1)
     batch = data.collate([data[p] for p in range(8)])
     batch = replace(batch, inputs=batch.inputs.bfloat16())
     before = {name: p.detach().clone() for name, p in engine.parameters.items()}
@@ -63,12 +63,12 @@ def test_bfloat16_keeps_float32_masters(world: World) -> None:
     assert (state[f"{name}/weight"] - before[name].float()).abs().max() == pytest.approx(3e-6, rel=0.1)
     torch.testing.assert_close(state[f"{name}/weight"].bfloat16(), engine.parameters[name].detach(), rtol=0, atol=0)
 
-    other = Engine(ToyTask().bfloat16(), world, LoopSettings(clip=0.0))
+    other = Engine(ToyTask().bfloat16(), world, LoopSettings(max_grad_norm=0.0))
     other.load(state, steps=3)
     assert all((other.state()[key] == value).all() for key, value in state.items())
 
 
-def test_state_goes_into_another_engine_and_back(world: World) -> None:
+def test_state_goes_into_another_engine_and_back(world: DistributedContext) -> None:
     def steps(engine: Engine, first: int, last: int) -> list[float]:
         data, losses = ToyData(40, 1), []
         for step in range(first, last):
@@ -78,7 +78,7 @@ def test_state_goes_into_another_engine_and_back(world: World) -> None:
             losses.append(loss.item())
         return losses
 
-    loop = LoopSettings(clip=0.0)
+    loop = LoopSettings(max_grad_norm=0.0)
     left = Engine(ToyTask(), world, loop)
     steps(left, 0, 3)
     state = {name: tensor.clone() for name, tensor in left.state().items()}

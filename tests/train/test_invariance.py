@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import Order, ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
 from lavic.model.item_store import ItemStore
@@ -151,11 +151,11 @@ def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
     ranks: int, share: int, micro: int | None, first: int, samples: int
 ) -> None:
     batch = ranks * share
-    loop = LoopSettings(batch=batch, micro_batch=micro)
+    loop = LoopSettings(global_batch_size=batch, micro_batch=micro)
     held: list[str] = []
     counts = set()
     for rank in range(ranks):
-        (micros,) = Feed(ToyData(samples, 1), World(rank=rank, size=ranks), loop).steps(first, first + 1)
+        (micros,) = Feed(ToyData(samples, 1), DistributedContext(rank=rank, size=ranks), loop).steps(first, first + 1)
         held += [key for one in micros for key in one.keys]
         counts.add(len(micros))
     assert sorted(held) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
@@ -168,7 +168,7 @@ def test_workers_change_nothing(ground: Ground, workers: int) -> None:
         _, data = stage(ground, name)
         steps = []
         for count in (0, workers):
-            feed = Feed(data, World(), LoopSettings(batch=6, micro_batch=4, workers=count))
+            feed = Feed(data, DistributedContext(), LoopSettings(global_batch_size=6, micro_batch=4, num_workers=count))
             steps.append([micro for micros in feed.steps(0, 3) for micro in micros])
         for one, other in zip(*steps, strict=True):
             assert (one.keys, one.targets, one.tokens) == (other.keys, other.targets, other.tokens)
@@ -190,23 +190,23 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(ground: Groun
         assert (other - found[0]).norm() < 1e-5 * found[0].norm()
 
 
-class Share(World):
+class Share(DistributedContext):
     """One of several ranks that are run one after the other: notes what it would add to a sum."""
 
     noted: ClassVar[list[torch.Tensor]] = []
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, value: torch.Tensor) -> torch.Tensor:
         self.noted.append(value)
         return value.clone()
 
-    def agree(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         return flag
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_a_validation_does_not_depend_on_ranks_and_batch(ground: Ground, ranks: int) -> None:
     task, data = stage(ground, "tune")
-    whole = score(task, data, World(), batch=8, device=CPU)
+    whole = score(task, data, DistributedContext(), batch=8, device=CPU)
     Share.noted.clear()
     for rank in range(ranks):
         score(task, data, Share(rank=rank, size=ranks), batch=3, device=CPU)

@@ -114,7 +114,7 @@ def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None
 
 
 def test_a_recomputing_layer_keeps_its_input() -> None:
-    lora, loop = LoraSettings(r=4), LoopSettings(activations="recompute")
+    lora, loop = LoraSettings(r=4), LoopSettings(activation_checkpointing=True)
     more = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
     shapes = [Shape.of(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
     four, two = (kept_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
@@ -126,7 +126,7 @@ def test_the_7b_models_stage_2() -> None:
         Shape.of(read_config(ModelSettings())),
         "language",
         LoraSettings(),
-        LoopSettings(batch=64, micro_tokens=8192),
+        LoopSettings(global_batch_size=64, micro_tokens=8192),
         ranks=8,
         max_length=2048,
         sample=Sample(tokens=900, targets=10, views=0, photo_tokens=50),
@@ -152,7 +152,16 @@ def test_a_dry_run_reads_no_weights_and_starts_nothing(
         "distill": ["--shards", ground.photos, "--valid", ground.valid],
         "tune": ["--store", "nowhere", "--train", ground.rows, "--valid", "nowhere", "--candidates", KEY],
     }[command]
-    argv = [command, *map(str, inputs), "--out", str(tmp_path / "run"), "--model.name", str(base), "--loop.batch", "8"]
+    argv = [
+        command,
+        *map(str, inputs),
+        "--out",
+        str(tmp_path / "run"),
+        "--model.name",
+        str(base),
+        "--loop.global-batch-size",
+        "8",
+    ]
     assert main([*argv, "--nproc", "4", "--dry-run"]) == 0
     said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert said["batch"].startswith("8 samples a step, 2 on each of 4 ranks")

@@ -29,10 +29,10 @@ STEPS, KILLS = 12, 11
 
 def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
     inputs = {
-        "distill": ["--shards", ground.photos, "--valid", ground.valid, "--loop.workers", "1"],
+        "distill": ["--shards", ground.photos, "--valid", ground.valid, "--loop.num-workers", "1"],
         "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
     }[command]
-    loop = {"steps": STEPS, "batch": 8, "lr": 0.01, "save-every": 2, "eval-every": 3}
+    loop = {"steps": STEPS, "global-batch-size": 8, "lr": 0.01, "save-every": 2, "eval-every": 3}
     flags = [word for key, value in loop.items() for word in (f"--loop.{key}", str(value))]
     lora = ("--lora.r", "2", "--lora.dropout", "0.2")
     return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *flags, *lora, *more]
@@ -248,7 +248,9 @@ def test_a_disk_that_fills_up_is_said_in_one_line(command: str, ground: Ground, 
         pytest.skip("may not mount a file system here")
     try:
         out = disk / "run"
-        argv = words(command, ground, out, "--loop.save-every", "1", "--loop.keep", "100", "--loop.steps", "40")
+        argv = words(
+            command, ground, out, "--loop.save-every", "1", "--loop.save-total-limit", "100", "--loop.steps", "40"
+        )
         run = forge.start(argv, log, ranks=2)
         codes = forge.wait(run, until_one=True)
         assert 1 in codes, said(run)
@@ -306,15 +308,18 @@ def test_a_finished_run_goes_on_with_another_rate_to_more_steps(ground: Ground, 
     assert forge.wait(run) == [0, 0], said(run)
     before = curve(out)
 
-    argv += ["--loop.steps", "5", "--loop.lr", "0.02", "--loop.clip", "0.5"]
+    argv += ["--loop.steps", "5", "--loop.lr", "0.02", "--loop.max-grad-norm", "0.5"]
     run = forge.start(argv, log, ranks=2)
     assert forge.wait(run) == [0, 0], said(run)
-    assert "from step 4 on: loop.clip was 1.0, is 0.5; loop.lr was 0.01, is 0.02; loop.steps was 3, is 5" in said(run)
+    assert (
+        "from step 4 on: loop.lr was 0.01, is 0.02; loop.max_grad_norm was 1.0, is 0.5; loop.steps was 3, is 5"
+        in said(run)
+    )
     assert curve(out)[: len(before)] == before
     assert [row["lr"] for row in curve(out) if "lr" in row] == [0.01, 0.01, 0.01, 0.02, 0.02]
     (event,) = read_events(out / "metrics.jsonl", "settings")
     assert event["step"] == 3
-    assert event["changed"] == {"loop.clip": [1.0, 0.5], "loop.lr": [0.01, 0.02], "loop.steps": [3, 5]}
+    assert event["changed"] == {"loop.max_grad_norm": [1.0, 0.5], "loop.lr": [0.01, 0.02], "loop.steps": [3, 5]}
     assert json.loads((out / "result.json").read_text())["steps"] == 5
 
     run = forge.start([*argv, "--loop.steps", "4"], log)

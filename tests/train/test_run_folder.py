@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lavic.config.loader import settings
-from lavic.distributed.context import World
+from lavic.config import settings
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
 from lavic.train.run_folder import RunFolder, digest_files
@@ -24,7 +24,7 @@ class Chosen:
 
 
 def opened(**chosen: object) -> RunFolder:
-    return RunFolder(Chosen(**chosen), command="distill", world=World(), free=("data",))
+    return RunFolder(Chosen(**chosen), command="distill", world=DistributedContext(), free=("data",))
 
 
 def begin(run: RunFolder) -> None:
@@ -38,7 +38,7 @@ def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None
     assert (out / "config.yaml").read_text().startswith("# lavic distill\n")
     assert not run.done
     begin(run)
-    run = opened(out=out, data=Path("b"), nproc=2, loop=LoopSettings(workers=3, micro_batch=2, save_every=7))
+    run = opened(out=out, data=Path("b"), nproc=2, loop=LoopSettings(num_workers=3, micro_batch=2, save_every=7))
     run.finish({"steps": 3})
     assert run.done
     run.close()
@@ -47,17 +47,18 @@ def test_a_run_goes_on_with_settings_that_change_nothing(tmp_path: Path) -> None
 def test_other_settings_are_named(tmp_path: Path) -> None:
     begin(opened(out=tmp_path / "run"))
     with pytest.raises(
-        ConfigError, match=r"settings: loop.batch was 32, is 8; loop.seed was 0, is 4. Use those of .*config.yaml"
+        ConfigError,
+        match=r"settings: loop.global_batch_size was 32, is 8; loop.seed was 0, is 4. Use those of .*config.yaml",
     ):
-        opened(out=tmp_path / "run", loop=LoopSettings(lr=0.1, batch=8, seed=4))
+        opened(out=tmp_path / "run", loop=LoopSettings(lr=0.1, global_batch_size=8, seed=4))
 
 
 def test_a_run_goes_on_with_another_rate_and_other_steps(tmp_path: Path) -> None:
-    out, loop = tmp_path / "run", LoopSettings(lr=0.5, steps=9, clip=0.0, schedule="constant")
+    out, loop = tmp_path / "run", LoopSettings(lr=0.5, steps=9, max_grad_norm=0.0, schedule="constant")
     begin(opened(out=out))
     run = opened(out=out, loop=loop)
     assert run.changed == {
-        "loop.clip": [1.0, 0.0],
+        "loop.max_grad_norm": [1.0, 0.0],
         "loop.lr": [0.0001, 0.5],
         "loop.schedule": ["cosine", "constant"],
         "loop.steps": [None, 9],
@@ -65,7 +66,9 @@ def test_a_run_goes_on_with_another_rate_and_other_steps(tmp_path: Path) -> None
     run.close()
     run = opened(out=out, loop=loop)
     assert run.changed, "a start that ended before it went on changes nothing"
-    assert run.adopt(Chosen(out=out, loop=loop)).startswith("loop.clip was 1.0, is 0.0; loop.lr was 0.0001, is 0.5; ")
+    assert run.adopt(Chosen(out=out, loop=loop)).startswith(
+        "loop.lr was 0.0001, is 0.5; loop.max_grad_norm was 1.0, is 0.0; "
+    )
     run.close()
     run = opened(out=out, loop=loop)
     assert not run.changed

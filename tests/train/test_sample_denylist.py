@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.tracking.journal import read_events, read_journal
 from lavic.train.config import LoopSettings
@@ -18,7 +18,15 @@ from lavic.train.trainer import Diverged, take_step
 from tests.train.conftest import Start, curve, weights
 from tests.train.toy import ToyBatch, ToyData, ToyTask
 
-LOOP = {"steps": 6, "batch": 8, "lr": 0.01, "schedule": "constant", "warmup": 0.0, "save_every": 2, "clip": 0.0}
+LOOP = {
+    "steps": 6,
+    "global_batch_size": 8,
+    "lr": 0.01,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "save_every": 2,
+    "max_grad_norm": 0.0,
+}
 
 
 def plain_weights(loop: LoopSettings, steps: list[list[int]]) -> dict[str, list]:
@@ -140,11 +148,11 @@ class Steep(ToyTask):
 
 
 @pytest.mark.parametrize("task", [Cliff, Steep])
-def test_a_step_that_was_not_taken_leaves_nothing_behind(task: type[ToyTask], world: World) -> None:
+def test_a_step_that_was_not_taken_leaves_nothing_behind(task: type[ToyTask], world: DistributedContext) -> None:
     data, learnt = ToyData(16, 1), []
     for bad in (False, True):
         model = task()
-        engine = Engine(model, world, LoopSettings(batch=4, micro_batch=2))
+        engine = Engine(model, world, LoopSettings(global_batch_size=4, micro_batch=2))
         for pairs in (((1, 2), (3, 4)), ((5, 6), (8, 9)), ((10, 11), (12, 13))):
             micros = [data.collate([data[n] for n in pair]) for pair in pairs]
             if pairs[0] != (5, 6):

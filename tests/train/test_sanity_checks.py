@@ -17,7 +17,7 @@ from torch import nn
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import LavicError
 from lavic.model import lora
 from lavic.model.bundle import save_bundle
@@ -37,7 +37,7 @@ from tests.train.mini_setup import KEY, Ground
 from tests.train.toy import ToyBatch, ToyData, ToyTask
 
 LORA = LoraSettings(r=2, dropout=0.1)
-LOOP = LoopSettings(batch=4, lr=0.01)
+LOOP = LoopSettings(global_batch_size=4, lr=0.01)
 
 
 def trained(task: nn.Module) -> dict[str, nn.Parameter]:
@@ -74,7 +74,7 @@ def stage_2(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, Tune
     ],
 )
 def test_a_weight_of_the_frozen_side_is_refused_before_step_1(
-    ground: Ground, world: World, stage: Callable, freed: str, said: str
+    ground: Ground, world: DistributedContext, stage: Callable, freed: str, said: str
 ) -> None:
     task = stage(ground)[2]
     found = [p for name, p in task.named_parameters() if freed in name and "lora_" not in name]
@@ -85,7 +85,7 @@ def test_a_weight_of_the_frozen_side_is_refused_before_step_1(
         Engine(task, world, LOOP)
 
 
-def test_each_part_of_the_side_is_trained(ground: Ground, world: World) -> None:
+def test_each_part_of_the_side_is_trained(ground: Ground, world: DistributedContext) -> None:
     task = stage_1(ground)[2]
     for name, parameter in task.named_parameters():
         if "multi_modal_projector" in name:
@@ -96,20 +96,20 @@ def test_each_part_of_the_side_is_trained(ground: Ground, world: World) -> None:
 
 def test_an_empty_parameter_group_is_refused() -> None:
     task = ToyTask()
-    guards = Guards(task, trained(task), World())
+    guards = Guards(task, trained(task), DistributedContext())
     for groups in ([], [{"params": []}], [{"params": list(task.parameters())}, {"params": []}]):
         with pytest.raises(LavicError, match="an empty parameter group"):
             guards.check_start(groups)
 
 
 @dataclass(frozen=True)
-class TwoRanks(World):
+class TwoRanks(DistributedContext):
     """Rank 0 of two; the other one says what this one says, or what `other` makes of it."""
 
     size: int = 2
     other: Callable[[Any], Any] = lambda value: value
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return [value, self.other(value)]
 
 
@@ -117,7 +117,7 @@ class TwoRanks(World):
 def test_ranks_with_other_frozen_weights_are_refused_before_they_get_those_of_rank_0(
     tmp_path: Path, start: Start
 ) -> None:
-    run = start(tmp_path, ranks=2, loop={"steps": 1, "batch": 4}, odd=True)
+    run = start(tmp_path, ranks=2, loop={"steps": 1, "global_batch_size": 4}, odd=True)
     assert set(run.wait()) == {1}
     assert all("rank 1 holds other frozen weights than rank 0" in text for text in run.said)
 
@@ -146,7 +146,7 @@ class Lazy(ToyTask):
         return super().forward(batch)
 
 
-def test_a_parameter_that_stops_getting_gradients_is_found_at_the_next_save(world: World) -> None:
+def test_a_parameter_that_stops_getting_gradients_is_found_at_the_next_save(world: DistributedContext) -> None:
     data, task = ToyData(16, 1), Lazy()
     engine = Engine(task, world, LOOP)
     for step in range(3):
@@ -160,7 +160,7 @@ def test_a_parameter_that_stops_getting_gradients_is_found_at_the_next_save(worl
     engine.close()
 
 
-def test_a_frozen_weight_that_changed_is_found_at_the_next_save(world: World) -> None:
+def test_a_frozen_weight_that_changed_is_found_at_the_next_save(world: DistributedContext) -> None:
     data, task = ToyData(16, 1), ToyTask()
     engine = Engine(task, world, LOOP)
     take_step(engine, [data.collate([data[3]])], 0.01, world)
@@ -182,7 +182,7 @@ def test_checksums_see_every_precision() -> None:
         assert [a == b for a, b in zip(before, checksums(layer), strict=True)] == [False, True]
 
 
-def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: World) -> None:
+def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: DistributedContext) -> None:
     _, _, task, data = stage_2(ground)
     engine = Engine(task, world, LOOP)
     take_step(engine, [data.collate([data[0]])], 0.0, world)
@@ -197,7 +197,9 @@ def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: Worl
 
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2, partial(stage_2, dtype="bfloat16")])
-def test_looking_at_a_bundle_changes_nothing(ground: Ground, tmp_path: Path, world: World, stage: Callable) -> None:
+def test_looking_at_a_bundle_changes_nothing(
+    ground: Ground, tmp_path: Path, world: DistributedContext, stage: Callable
+) -> None:
     ends = []
     for look in (False, True):
         backbone, model, task, data = stage(ground)
@@ -266,7 +268,7 @@ def no_vision(bundle: Path, _: Ground) -> None:
     ],
 )
 def test_a_bundle_that_is_not_what_was_trained_is_found(
-    ground: Ground, tmp_path: Path, world: World, spoil: Callable, said: str
+    ground: Ground, tmp_path: Path, world: DistributedContext, spoil: Callable, said: str
 ) -> None:
     backbone, model, task, data = stage_2(ground)
     for name, parameter in trained(task).items():
@@ -283,7 +285,7 @@ def test_a_bundle_that_is_not_what_was_trained_is_found(
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2])
 def test_a_bundle_whose_weights_lost_what_was_learnt_is_refused(
-    ground: Ground, tmp_path: Path, world: World, stage: Callable, monkeypatch: pytest.MonkeyPatch
+    ground: Ground, tmp_path: Path, world: DistributedContext, stage: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merged into bfloat16 weights: every number is finite, every key is there, and it is another model."""
     backbone, model, task, data = stage(ground, "bfloat16")
@@ -318,9 +320,9 @@ class Steep(ToyTask):
         return super().forward(batch) + steep * 0.0
 
 
-def test_a_gradient_that_is_not_finite_names_the_micro_batch_and_spares_the_weights(world: World) -> None:
+def test_a_gradient_that_is_not_finite_names_the_micro_batch_and_spares_the_weights(world: DistributedContext) -> None:
     data, task = ToyData(16, 1), Steep()
-    engine = Engine(task, world, LoopSettings(batch=4, micro_batch=2))
+    engine = Engine(task, world, LoopSettings(global_batch_size=4, micro_batch=2))
     micros = [data.collate([data[n] for n in pair]) for pair in ((1, 2), (3, 4))]
     take_step(engine, micros, 0.01, world)
     micros[1].inputs[0, 0] = 7.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.tracking.journal import read_journal
 from lavic.train.measure.throughput import Meter
 from tests.train.conftest import Start
@@ -35,7 +35,7 @@ def batches(seconds: float) -> Iterator[ToyBatch]:
 
 def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
     task, feed = ToyTask(), batches(0.05)
-    with Meter(task, World(), flops=lambda batch: 100.0 * batch.tokens, peak=1e6) as meter:
+    with Meter(task, DistributedContext(), flops=lambda batch: 100.0 * batch.tokens, peak=1e6) as meter:
         task(next(feed))  # a validation, say
         meter.restart()
         start = time.perf_counter()
@@ -61,15 +61,15 @@ def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
 
 def test_utilisation_needs_a_peak() -> None:
     task = ToyTask()
-    with Meter(task, World(), flops=lambda batch: 1.0, peak=None) as meter:
+    with Meter(task, DistributedContext(), flops=lambda batch: 1.0, peak=None) as meter:
         task(next(batches(0)))
         assert "mfu" not in meter.read()
 
 
-class Others(World):
+class Others(DistributedContext):
     """This rank and one that took three times as long."""
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, value: torch.Tensor) -> torch.Tensor:
         return value + 3 * value.roll(1, 0)
 
 
@@ -82,7 +82,7 @@ def test_the_slowest_rank_is_told() -> None:
 
 @pytest.mark.dist
 def test_every_step_of_two_ranks_says_what_it_cost(tmp_path: Path, start: Start) -> None:
-    loop = {"steps": 3, "batch": 8, "micro_tokens": 21, "workers": 1}
+    loop = {"steps": 3, "global_batch_size": 8, "micro_tokens": 21, "num_workers": 1}
     assert start(tmp_path, 2, loop).wait() == [0, 0]
     rows = [row for row in read_journal(tmp_path / "metrics.jsonl") if "loss" in row]
     assert len(rows) == 3

@@ -10,21 +10,23 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
+from lavic.train.evaluation import score
+from lavic.train.trainer import take_step
 from tests.train.conftest import Start, curve, weights
 from tests.train.toy import Options, ToyData, ToyTask, train
 
 LOOP = {
     "steps": 12,
-    "batch": 8,
+    "global_batch_size": 8,
     "lr": 0.01,
     "weight_decay": 0.01,
     "eval_every": 5,
     "save_every": 4,
     "warmup": 2.0,
-    "clip": 0.5,
+    "max_grad_norm": 0.5,
 }
 
 pytestmark = pytest.mark.dist
@@ -57,7 +59,7 @@ def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
             loss.backward()
             total += loss.item()
         losses.append(total)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, loop.clip)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, loop.max_grad_norm)))
         adam.param_groups[0]["lr"] = loop.rate(step + 1, 12)
         adam.step()
         adam.zero_grad()
@@ -66,7 +68,7 @@ def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
 
 def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: Start) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    runs = [start(one, 1, LOOP), start(two, 2, {**LOOP, "micro_batch": 1, "workers": 1})]
+    runs = [start(one, 1, LOOP), start(two, 2, {**LOOP, "micro_batch": 1, "num_workers": 1})]
     assert [run.wait() for run in runs] == [[0], [0, 0]]
     assert_close(curve(two), curve(one), 1e-6)
     assert_same_weights(weights(two), weights(one), 1e-6)
@@ -76,7 +78,7 @@ def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: S
     assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-6)
     assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-6)
     assert_same_weights(weights(two), last, 1e-6)
-    assert max(norms) > LOOP["clip"], "nothing was clipped: the test would not see clipping go wrong"
+    assert max(norms) > LOOP["max_grad_norm"], "nothing was clipped: the test would not see clipping go wrong"
 
 
 def gradient(folder: Path) -> torch.Tensor:
@@ -87,10 +89,10 @@ def gradient(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_in_bfloat16_too_ranks_do_not_change_a_step(
-    tmp_path: Path, start: Start, world: World, accumulation: int
+    tmp_path: Path, start: Start, world: DistributedContext, accumulation: int
 ) -> None:
     """Each sample's gradient is rounded to bfloat16; their sum over micro steps and ranks is not."""
-    loop = {"steps": 1, "batch": 2 * accumulation, "micro_batch": 1, "clip": 0.0}
+    loop = {"steps": 1, "global_batch_size": 2 * accumulation, "micro_batch": 1, "max_grad_norm": 0.0}
     run = start(tmp_path / "two", 2, loop, bf16=True)
     (tmp_path / "one").mkdir()
     train(tmp_path / "one", LoopSettings(**loop), Options(bf16=True), world)
@@ -99,9 +101,9 @@ def test_in_bfloat16_too_ranks_do_not_change_a_step(
     assert (one - two).norm() < 1e-6 * one.norm()
 
 
-def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: World, tmp_path: Path) -> None:
+def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: DistributedContext, tmp_path: Path) -> None:
     """Of 64 gradients that are powers of two: in bfloat16 the small ones vanish beside the large one."""
-    engine = Engine(Weighed().bfloat16(), world, LoopSettings(batch=64, micro_batch=1, clip=0.0))
+    engine = Engine(Weighed().bfloat16(), world, LoopSettings(global_batch_size=64, micro_batch=1, max_grad_norm=0.0))
     scales = [256.0] + 63 * [0.5]
     for number, scale in enumerate(scales):
         engine.backward(engine.forward(torch.tensor(scale)), last=number == len(scales) - 1)
@@ -138,9 +140,9 @@ def test_a_parameter_without_gradient_is_named_before_the_first_step(tmp_path: P
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, start: Start) -> None:
-    run = start(tmp_path, 2, {**LOOP, "batch": 7})
+    run = start(tmp_path, 2, {**LOOP, "global_batch_size": 7})
     assert run.wait() == [2, 2]
-    assert "--loop.batch 7 cannot be shared by 2 processes" in run.said[0]
+    assert "--loop.global-batch-size 7 cannot be shared by 2 processes" in run.said[0]
 
 
 def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Start) -> None:
@@ -160,3 +162,15 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> 
     assert start(tmp_path, 1, LOOP).wait() == [0]
     assert json.loads((tmp_path / "end.json").read_text()) == before
     assert curve(tmp_path) == rows
+
+
+def test_a_step_tells_where_it_is(world: DistributedContext) -> None:
+    """So that a rank that hangs in a forward pass is behind those that wait for its gradients."""
+    data, places = ToyData(8, 1), []
+    engine = Engine(ToyTask(), world, LoopSettings(global_batch_size=2, micro_batch=1))
+    take_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, at=places.append)
+    engine.close()
+    passes = [f"{way} {number}" for number in (1, 2) for way in ("forward", "backward")]
+    assert places == ["the count", *passes, "the update"]
+    score(engine.task, data, world, batch=1, device=engine.device, at=places.append)
+    assert places[6:] == ["window 1", "the end"]

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lavic.distributed.context import World
-from lavic.distributed.failure import leave
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.failure import exit_process
 from lavic.errors import LavicError
 from lavic.tracking.tracker import Tracker
 from lavic.train.checkpoint import Checkpoints
@@ -146,7 +146,7 @@ class Signalling(Engine):
         super().backward(loss, last=last)
 
 
-def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> None:
+def train(folder: Path, loop: LoopSettings, options: Options, world: DistributedContext) -> None:
     """One run in `folder`, from wherever it stands."""
     if options.no_room and world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.no_room, resource.RLIM_INFINITY))
@@ -159,7 +159,7 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: World) -> N
     engine = Signalling(task, world, loop)
     engine.options = options
     tracker = Tracker.open(folder, main=world.is_main)
-    checkpoints = Checkpoints(folder / "checkpoints", world, keep=loop.keep, identity={"data": "toy"})
+    checkpoints = Checkpoints(folder / "checkpoints", world, keep=loop.save_total_limit, identity={"data": "toy"})
     progress = fit(engine, data, ToyData(13, 2), checkpoints, tracker, loop, world)
     if world.is_main:
         weights = {name: p.tolist() for name, p in engine.task.named_parameters()}
@@ -172,18 +172,18 @@ def main() -> int:
     reader.add_argument("--loop", type=json.loads, default={})
     reader.add_argument("--options", type=json.loads, default={})
     chosen = reader.parse_args()
-    loop, world = LoopSettings(**chosen.loop), World.from_env()
+    loop, world = LoopSettings(**chosen.loop), DistributedContext.from_env()
     try:
         loop.split(world.size)
-        world.start(timeout_s=60)
+        world.init_process_group(timeout_s=60)
         train(chosen.folder, loop, Options(**chosen.options), world)
     except LavicError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     finally:
-        world.close()
+        world.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
-from lavic.distributed.failure import leave
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.failure import exit_process
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
@@ -25,10 +25,12 @@ from lavic.train.recommendation.task import TuneData, TuneTask
 from lavic.train.trainer import fit
 from tests.train.mini_setup import KEY
 
-LOOP = LoopSettings(steps=3, batch=8, lr=1e-3, weight_decay=0.01, clip=0.5, schedule="constant", warmup=0.0)
+LOOP = LoopSettings(
+    steps=3, global_batch_size=8, lr=1e-3, weight_decay=0.01, max_grad_norm=0.5, schedule="constant", warmup=0.0
+)
 
 
-def train(stage: str, ground: Path, adapter: Path, out: Path, loop: LoopSettings, world: World) -> None:
+def train(stage: str, ground: Path, adapter: Path, out: Path, loop: LoopSettings, world: DistributedContext) -> None:
     """Trains from a saved adapter's weights; rank 0 writes those at the end."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -62,15 +64,15 @@ def main() -> int:
         reader.add_argument(name, type=Path)
     reader.add_argument("--loop", type=json.loads, default={})
     chosen = reader.parse_args()
-    world = World.from_env()
-    world.start(timeout_s=120)
+    world = DistributedContext.from_env()
+    world.init_process_group(timeout_s=120)
     try:
         loop = LoopSettings(**{**vars(LOOP), **chosen.loop})
         train(chosen.stage, chosen.ground, chosen.adapter, chosen.out, loop, world)
     finally:
-        world.close()
+        world.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

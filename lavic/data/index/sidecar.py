@@ -11,7 +11,7 @@ import numpy as np
 
 from lavic.data.descriptions import descriptions_path, parse_description
 from lavic.errors import DataError, first_line
-from lavic.storage.atomic import written_aside
+from lavic.storage.atomic import atomic_open
 from lavic.storage.index.shared import shared_file
 from lavic.storage.index.text_hash import hash_text, hash_texts
 from lavic.storage.open_files import FILES, OpenFile
@@ -116,7 +116,7 @@ def _local(path: Path) -> Path:
     source = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
     def copy(target: Path) -> None:
-        with written_aside(target, durable=False) as file:
+        with atomic_open(target, durable=False) as file:
             file.write(path.read_bytes())
 
     return shared_file(

@@ -14,7 +14,7 @@ from typing import Literal, TextIO
 from lavic.data.schema import ITEM_KEYS
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.storage import text_files
-from lavic.storage.json_text import BadJson, end_of, parse_first, parse_json, why
+from lavic.storage.json_text import BadJson, json_error, parse_first, parse_json, value_end
 from lavic.storage.text_files import TextFile, TextFileError, raw_lines
 
 Form = Literal["lines", "values", "list", "keyed"]
@@ -83,7 +83,7 @@ def _is_keyed(text: str, is_json: bool) -> bool:
     kinds: set[str] = set()
     at = 1
     while (at := _after_space(text, at)) < len(text) and text[at] != "}":
-        end = end_of(text, at) if text[at] == '"' else None
+        end = value_end(text, at) if text[at] == '"' else None
         if end is None:
             # The sample breaks off in a key, or there is a key that is not JSON's.
             return text[at] == '"' and "{" in kinds
@@ -92,7 +92,7 @@ def _is_keyed(text: str, is_json: bool) -> bool:
             return False
         value = _after_space(text, colon + 1)
         kinds.add(text[value : value + 1])
-        if value >= len(text) or (end := end_of(text, value)) is None:
+        if value >= len(text) or (end := value_end(text, value)) is None:
             break
         at = end
     return "{" in kinds or (kinds <= {"n", ""} and (is_json or bool(kinds)))
@@ -105,9 +105,9 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _lines(path: str, file: TextFile, errors: OnError | None) -> Iterator[Record]:
-    for number, line in raw_lines(file, text_files.LONGEST_LINE):
+    for number, line in raw_lines(file, text_files.MAX_LINE_BYTES):
         if line is None:
-            report(BadRecord(path, number, f"a line of more than {text_files.LONGEST_LINE >> 20} MiB"), errors)
+            report(BadRecord(path, number, f"a line of more than {text_files.MAX_LINE_BYTES >> 20} MiB"), errors)
         elif line.strip():
             try:
                 yield Record(path, number, None, parse_json(line.decode()))
@@ -177,14 +177,14 @@ class _Scanner:
                 if end < len(self._buffer) or self._ended or not isinstance(value, (int, float)):
                     break
             except json.JSONDecodeError as error:
-                reason = why(error, self._buffer[self._at : self._at + 100]).partition(" at column")[0]
+                reason = json_error(error, self._buffer[self._at : self._at + 100]).partition(" at column")[0]
             except BadJson as error:
-                if (skipped := end_of(self._buffer, self._at)) is not None:
+                if (skipped := value_end(self._buffer, self._at)) is not None:
                     self._step(skipped)
                     raise BadRecord(self._path, line, f"not JSON ({error})") from None
                 reason = str(error)
             # A broken value never ends: without a limit the rest of the file would be held.
-            if reason and (self._ended or len(self._buffer) - self._at > text_files.LONGEST_LINE):
+            if reason and (self._ended or len(self._buffer) - self._at > text_files.MAX_LINE_BYTES):
                 raise TextFileError(self._path, line, f"not JSON ({reason}); {_LOST}")
             self._more()
         text = "" if self._clean else self._buffer[self._at : end]

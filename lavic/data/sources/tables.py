@@ -13,7 +13,7 @@ from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type
 from lavic.storage.remote import options, storage_errors
-from lavic.storage.text_files import LONGEST_LINE, TextFile, raw_lines
+from lavic.storage.text_files import MAX_LINE_BYTES, TextFile, raw_lines
 
 COLUMNS = ("id", "url", "title", "text")
 """What a column of plain links may hold; `url` must be there."""
@@ -28,7 +28,7 @@ def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequ
     Raises:
         DataError: A column is not there, or none was named.
     """
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
     first = text.readline()
     delimiter = max(",;\t", key=first.count)

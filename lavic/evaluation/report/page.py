@@ -24,7 +24,7 @@ from lavic.evaluation.report.blocks import (
     Text,
 )
 from lavic.evaluation.report.charts import curves, interval_bar, short, ticks
-from lavic.storage.atomic import write_whole
+from lavic.storage.atomic import atomic_write
 
 THUMBNAIL = 192
 """Pixels of a photo's longer side: 96 CSS pixels at double density."""
@@ -33,7 +33,7 @@ THUMBNAIL = 192
 def write_report(report: Report, path: Path) -> Path:
     """Writes the page to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(report))
+    atomic_write(path, render(report))
     return path
 
 

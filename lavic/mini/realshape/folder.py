@@ -12,7 +12,7 @@ from lavic.mini.realshape.tokenizer import IMAGE, PIECES, write_tokenizer
 from lavic.mini.realshape.weights import write_weights
 from lavic.model.dims import Shape
 from lavic.model.hub import SEVEN_B_CONFIG
-from lavic.storage.atomic import folder_aside
+from lavic.storage.atomic import atomic_folder
 
 NARROW = {
     "text_config": {"hidden_size": 128, "intermediate_size": 448, "num_attention_heads": 8, "num_key_value_heads": 2},
@@ -107,7 +107,7 @@ def write_folder(
         "chat_template.json": {"chat_template": read_template()},
         **make_processor(config),
     }
-    with folder_aside(out) as aside:
+    with atomic_folder(out) as aside:
         write_tokenizer(tokenizer, aside)
         for name, value in files.items():
             (aside / name).write_text(json.dumps(value, indent=2) + "\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from lavic.config.loader import Seed, settings
+from lavic.config import Seed, settings
 
 
 @settings

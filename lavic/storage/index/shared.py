@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from lavic.errors import ConfigError, LavicError
-from lavic.storage.atomic import PART, written_aside
-from lavic.storage.file_lock import Lock
+from lavic.storage.atomic import PART, atomic_open
+from lavic.storage.file_lock import FileLock
 from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
-from lavic.storage.output_folder import try_to_write, unwritable
+from lavic.storage.output_folder import check_writable, not_writable
 from lavic.storage.shard_cache import cache_folder
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def write_index(path: Path, build: Build, *, kind: str, source: str) -> None:
     with ArrayWriter(path.parent) as writer:
         build(writer)
         # it is easily made again, and its length shows whether it is whole
-        with written_aside(path, durable=False) as file:
+        with atomic_open(path, durable=False) as file:
             writer.put_together(file, {"kind": kind, "source": source})
 
 
@@ -114,11 +114,11 @@ def shared_file(
     if (file := read(path)) is not None:
         return file
     try:
-        with Lock(folder / f".{path.name}.lock") as lock:
-            held = lock.take()
+        with FileLock(folder / f".{path.name}.lock") as lock:
+            held = lock.acquire()
             if not held:
                 log.info("%s: waiting for another process, which makes %s", owner, path)
-                held = lock.take(_PATIENCE_S)
+                held = lock.acquire(_PATIENCE_S)
             try:
                 if (file := read(path)) is None:  # else another process has made it meanwhile
                     started = time.monotonic()
@@ -130,7 +130,7 @@ def shared_file(
                 if held and not lock.unsupported:
                     lock.remove()
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise not_writable(folder, error) from None
     if file is None:
         raise LavicError(f"{path}: what was written cannot be read; run the command again")
     return file
@@ -160,13 +160,13 @@ def _folder() -> Path:
     cache = cache_folder() / "indexes"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        try_to_write(cache)
+        check_writable(cache)
         return cache
     temporary = Path(tempfile.gettempdir()) / f"lavic-{os.getuid()}"
     with suppress(OSError):
         temporary.mkdir(mode=0o700, exist_ok=True)
         if temporary.lstat().st_uid == os.getuid():  # anybody may have made it
-            try_to_write(temporary)
+            check_writable(temporary)
             return temporary
     raise ConfigError(f"{cache}: cannot be written to: set LAVIC_CACHE to a folder for the indexes of large sets")
 

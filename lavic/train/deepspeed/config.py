@@ -18,10 +18,10 @@ FP32 = 4
 """Bytes of a number of the master weights and of Adam's moments, whatever the model has."""
 
 OURS = {
-    "train_batch_size": "loop.batch",
+    "train_batch_size": "loop.global_batch_size",
     "train_micro_batch_size_per_gpu": "loop.micro_batch",
-    "gradient_accumulation_steps": "loop.batch and loop.micro_batch",
-    "gradient_clipping": "loop.clip",
+    "gradient_accumulation_steps": "loop.global_batch_size and loop.micro_batch",
+    "gradient_clipping": "loop.max_grad_norm",
     "optimizer": "loop.lr and loop.weight_decay",
     "scheduler": "loop.schedule and loop.warmup",
     "bf16": "model.dtype",

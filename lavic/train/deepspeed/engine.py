@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, LaunchError
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.config import zero2_config
@@ -27,7 +27,7 @@ class Engine:
     """Runs a task's forward and backward passes and its optimizer steps.
 
     Every method is collective: all ranks call it, in the same order. The ranks must have been connected
-    (`World.start`) before.
+    (`DistributedContext.start`) before.
 
     Attributes:
         task: The module as given; trained in place.
@@ -35,7 +35,7 @@ class Engine:
     """
 
     def __init__(
-        self, task: nn.Module, world: World, loop: LoopSettings, *, extra: Mapping[str, Any] | None = None
+        self, task: nn.Module, world: DistributedContext, loop: LoopSettings, *, extra: Mapping[str, Any] | None = None
     ) -> None:
         """Hands the task to DeepSpeed.
 
@@ -61,7 +61,7 @@ class Engine:
         config = zero2_config(
             micro_batch=micro_batch,
             accumulation=micro_steps,
-            clip=loop.clip,
+            clip=loop.max_grad_norm,
             bf16=any(p.dtype == torch.bfloat16 for p in task.parameters()),
             extra=extra,
         )

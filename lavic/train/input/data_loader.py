@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.train.config import LoopSettings
 from lavic.train.input.length_bucketing import cut, deal
@@ -85,7 +85,7 @@ class Feed:
     one the whole step is dealt by length (`batches.deal`), which every rank works out for itself.
     """
 
-    def __init__(self, samples: Samples[Any], world: World, loop: LoopSettings) -> None:
+    def __init__(self, samples: Samples[Any], world: DistributedContext, loop: LoopSettings) -> None:
         """Checks that there is something to share out.
 
         Args:
@@ -99,8 +99,8 @@ class Feed:
         if not len(samples):
             raise ConfigError("there is nothing to train on: the training set is empty")
         self.samples = samples
-        self.batch = loop.batch
-        self.workers = loop.workers
+        self.batch = loop.global_batch_size
+        self.workers = loop.num_workers
         self.micro_tokens = loop.micro_tokens
         self.micro_batch, _ = loop.split(world.size)
         self._world = world

@@ -8,8 +8,8 @@ way back are counted tensor by tensor as the modules of transformers 5 and PEFT 
 * attention (fused): query, key, value, output, and one float32 per head;
 * the feed-forward part: three tensors of its inner width in the language model, two in the vision tower.
 
-A test compares this with what autograd really keeps. With `loop.activations recompute` each layer keeps its input, and
-one layer at a time the rest.
+A test compares this with what autograd really keeps. With `loop.activation_checkpointing` each layer keeps its input,
+and one layer at a time the rest.
 """
 
 from __future__ import annotations
@@ -153,18 +153,18 @@ def estimate(
     tokens = min(micro_batch * max_length, max(max_length, budget - photos * overhead))
     trained, frozen = shape.adapter(kind, lora.r), shape.loaded(kind)
     kept = kept_bytes(shape, kind, lora, loop, element=element)
-    micro_steps = -(-loop.batch // (ranks * most))
+    micro_steps = -(-loop.global_batch_size // (ranks * most))
     return Estimate(
         zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element, micro_steps=micro_steps),
         activations=tokens * kept["language"] + photos * shape.tower_tokens * kept["vision"],
         trained=trained,
         frozen=frozen,
         ranks=ranks,
-        batch=loop.batch,
+        batch=loop.global_batch_size,
         micro_tokens=tokens,
         photos=photos,
         micro_steps=micro_steps,
-        flops=loop.batch
+        flops=loop.global_batch_size
         * work.flops((sample.tokens,), targets=sample.targets, views=sample.views, photo_tokens=sample.photo_tokens),
         sample=sample,
         steps=loop.total(samples) if samples else None,
@@ -192,7 +192,7 @@ def kept_bytes(
     kept: dict[Kind, float] = {}
     for name, (part, layers, hidden) in parts.items():
         layer = _layer_bytes(shape, part, lora if part in ADAPTED[kind] else None, element, mask) if layers else 0.0
-        kept[name] = layers * element * hidden + layer if loop.activations == "recompute" else layers * layer
+        kept[name] = layers * element * hidden + layer if loop.activation_checkpointing else layers * layer
     return kept
 
 

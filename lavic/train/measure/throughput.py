@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 
 T = TypeVar("T")
 
@@ -28,7 +28,12 @@ class Meter:
     """
 
     def __init__(
-        self, task: nn.Module, world: World, *, flops: Callable[[Any], float] | None = None, peak: float | None = None
+        self,
+        task: nn.Module,
+        world: DistributedContext,
+        *,
+        flops: Callable[[Any], float] | None = None,
+        peak: float | None = None,
     ) -> None:
         """Begins to listen.
 
@@ -77,7 +82,7 @@ class Meter:
         mine["forward"] += sum(self._seconds(*span) for span in self._spans)
         table = torch.zeros(self._world.size, len(_FIELDS), dtype=torch.float64)
         table[self._world.rank] = torch.tensor([mine[name] for name in _FIELDS], dtype=torch.float64)
-        by_rank = dict(zip(_FIELDS, self._world.sum(table).T.tolist(), strict=True))
+        by_rank = dict(zip(_FIELDS, self._world.all_reduce(table).T.tolist(), strict=True))
         seconds = time.perf_counter() - self._start
         busy = [wait + forward for wait, forward in zip(by_rank["wait"], by_rank["forward"], strict=True)]
         total = {name: sum(values) for name, values in by_rank.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lavic.config.loader import load
+from lavic.config import load
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.stale_results import goes_on
@@ -52,8 +52,15 @@ def test_another_setting_makes_a_stage_again_and_what_depends_on_it(cluster, cap
 
 def test_what_changes_no_result_makes_nothing_again(cluster):
     all_done(cluster)
-    words = ["--tune.settings", "{loop: {save_every: 7, workers: 1}}", "--tune.nodes", "1", "--tune.time", "02:00:00"]
-    words += ["--crawl.settings", "{fetch: {concurrency: 3}}", "--embed.settings", "{batch: 2}"]
+    words = [
+        "--tune.settings",
+        "{loop: {save_every: 7, num_workers: 1}}",
+        "--tune.nodes",
+        "1",
+        "--tune.time",
+        "02:00:00",
+    ]
+    words += ["--crawl.settings", "{fetch: {concurrency: 3}}", "--embed.settings", "{batch_size: 2}"]
     assert submit(*words, "--tracking.experiment", "another") == 0
     assert len(jobs(cluster)) == len(ORDER)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 
 pytestmark = pytest.mark.dist
 
@@ -30,9 +30,9 @@ if deed == "stop":
         time.sleep(0.05)  # loading a model, deaf to signals
     with StopRequest() as stop:
         until = time.monotonic() + 30
-        while not stop.asked and time.monotonic() < until:
+        while not stop.requested and time.monotonic() < until:
             time.sleep(0.05)
-    os._exit(75 if stop.asked else 3)
+    os._exit(75 if stop.requested else 3)
 if deed == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if deed == "wait":

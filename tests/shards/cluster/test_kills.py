@@ -28,7 +28,7 @@ from lavic.shards.pack.seal import read_seal
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, load_plan, make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
-from lavic.storage.atomic import sweep
+from lavic.storage.atomic import remove_partial_files
 from lavic.storage.paths import sizes
 
 SEED = int(os.environ.get("LAVIC_KILL_SEED", random.SystemRandom().randrange(10**6)))
@@ -60,7 +60,7 @@ def pack_all(folder: Path, started: Any) -> None:
     """What a worker does, shard after shard, without Ray around it."""
     plan = load_plan(folder)
     assert plan is not None
-    sweep(folder)
+    remove_partial_files(folder)
     started.set()
     fetch = FetchSettings(allow_private=True, concurrency=4, deadline=60.0, host_rate=0)
     for number, digest in enumerate(plan.digests):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lavic.config.loader import parse
+from lavic.config import parse
 from lavic.errors import ConfigError
 from lavic.shards.cluster.shard_job import MAX_LOCAL_PHOTOS, uses_ray
 from lavic.shards.crawl_settings import CrawlSettings

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lavic.data.manifest import Manifest
-from lavic.distributed.context import free_port
+from lavic.distributed.launcher_env import free_port
 
 pytestmark = pytest.mark.ray
 QUICK = ["--fetch.allow-private", "--fetch.retries", "1", "--photos-per-shard", "5"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavic.data.conversations import read_conversations
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError, LavicError
 from lavic.launch.tune import Tune, TuneSettings
 from lavic.model import prompts
@@ -54,10 +54,10 @@ def stage_2(ground: Ground, lora: LoraSettings = LORA) -> tuple[Backbone, TuneTa
     return backbone, TuneTask(add_adapter(backbone, "language", lora)), data
 
 
-def test_b24_stage_2_trains_the_language_side_alone(ground: Ground, world: World) -> None:
+def test_b24_stage_2_trains_the_language_side_alone(ground: Ground, world: DistributedContext) -> None:
     _, task, data = stage_2(ground)
     assert all("language_model" in name for name, p in task.named_parameters() if p.requires_grad)
-    engine = Engine(task, world, LoopSettings(batch=4, lr=0.01))
+    engine = Engine(task, world, LoopSettings(global_batch_size=4, lr=0.01))
     before = {name: p.clone() for name, p in task.named_parameters() if "multi_modal_projector" in name}
     assert before
     take_step(engine, [data.collate([data[n] for n in range(4)])], 0.01, world)
@@ -65,13 +65,15 @@ def test_b24_stage_2_trains_the_language_side_alone(ground: Ground, world: World
     assert all(torch.equal(p, before[name]) for name, p in task.named_parameters() if name in before)
 
 
-def test_b24_a_second_wrapping_that_sets_the_vision_side_free_is_refused(ground: Ground, world: World) -> None:
+def test_b24_a_second_wrapping_that_sets_the_vision_side_free_is_refused(
+    ground: Ground, world: DistributedContext
+) -> None:
     """What the released script does: one more adapter around a model that already wears one."""
     backbone = load(ground)
     both = f"({TARGETS['vision']})|({TARGETS['language']})"
     backbone.model = get_peft_model(backbone.model, LoraConfig(r=2, target_modules=both))
     with pytest.raises(LavicError, match="this stage trains LoRA on language_model alone"):
-        Engine(TuneTask(backbone.model), world, LoopSettings(batch=4))
+        Engine(TuneTask(backbone.model), world, LoopSettings(global_batch_size=4))
 
 
 def test_b25_a_bundle_brings_both_sides_back(ground: Ground, tmp_path: Path) -> None:
@@ -108,7 +110,9 @@ def test_b26_no_weight_is_lost_when_modules_had_other_names(ground: Ground, tmp_
         apply_adapter(load(ground), tmp_path / "a", "vision")
 
 
-def test_b27_small_steps_are_kept_of_a_bfloat16_model(ground: Ground, tmp_path: Path, world: World) -> None:
+def test_b27_small_steps_are_kept_of_a_bfloat16_model(
+    ground: Ground, tmp_path: Path, world: DistributedContext
+) -> None:
     """Under DeepSpeed: the model computes in bfloat16, what is learnt is kept, and saved, in float32."""
     backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype="bfloat16"), vision=False)
     apply_adapter(backbone, ground.vision, "vision")
@@ -116,7 +120,7 @@ def test_b27_small_steps_are_kept_of_a_bfloat16_model(ground: Ground, tmp_path: 
     data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400)
     task = TuneTask(add_adapter(backbone, "language", LORA))
     assert {p.dtype for p in trainable(task)} == {torch.float32}
-    engine = Engine(task, world, LoopSettings(batch=4, clip=0.0, weight_decay=0.0))
+    engine = Engine(task, world, LoopSettings(global_batch_size=4, max_grad_norm=0.0, weight_decay=0.0))
     assert {p.dtype for p in task.parameters()} == {torch.bfloat16}
     a = next(name for name in engine.parameters if "lora_A" in name)
     for _ in range(2):  # the first step moves B alone: while it is zero A has no gradient
@@ -133,9 +137,9 @@ def test_b27_small_steps_are_kept_of_a_bfloat16_model(ground: Ground, tmp_path: 
     engine.close()
 
 
-def test_b28_the_whole_task_trains_or_validates_at_once(ground: Ground, world: World) -> None:
+def test_b28_the_whole_task_trains_or_validates_at_once(ground: Ground, world: DistributedContext) -> None:
     _, task, data = stage_2(ground)
-    engine = Engine(task, world, LoopSettings(batch=4))
+    engine = Engine(task, world, LoopSettings(global_batch_size=4))
     task.eval()
     take_step(engine, [data.collate([data[n] for n in range(4)])], 0.01, world)
     assert {module.training for module in task.modules()} == {True}
@@ -154,9 +158,9 @@ def test_b29_the_vocabulary_is_the_model_s_own(ground: Ground) -> None:
     assert ids.count(backbone.model.config.image_token_id) == 5, "a token that the model knows, no new row"
 
 
-def test_b30_a_checkpoint_holds_what_is_trained(ground: Ground, world: World) -> None:
+def test_b30_a_checkpoint_holds_what_is_trained(ground: Ground, world: DistributedContext) -> None:
     _, task, data = stage_2(ground)
-    loop = LoopSettings(batch=4, micro_batch=2, warmup=3, steps=10)
+    loop = LoopSettings(global_batch_size=4, micro_batch=2, warmup=3, steps=10)
     engine = Engine(task, world, loop)
     assert loop.split(1) == (2, 2), "micro-batches are accumulated"
     assert loop.rate(1, 10) < loop.rate(3, 10) > loop.rate(9, 10), "warm-up and schedule"
@@ -168,8 +172,8 @@ def test_b30_a_checkpoint_holds_what_is_trained(ground: Ground, world: World) ->
 
 
 def test_b31_ranks_share_a_step_without_gap_or_overlap() -> None:
-    loop = LoopSettings(batch=12)
-    feeds = [Feed(ToyData(40, 1), World(rank=rank, size=3), loop) for rank in range(3)]
+    loop = LoopSettings(global_batch_size=12)
+    feeds = [Feed(ToyData(40, 1), DistributedContext(rank=rank, size=3), loop) for rank in range(3)]
     shares = [set(feed.positions(5)) for feed in feeds]
     assert sorted(p for share in shares for p in share) == list(range(60, 72))
 
@@ -178,7 +182,7 @@ def test_b31_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("LAVIC_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    worlds = [World(rank=4 + n, local_rank=n, size=8, local_size=4) for n in range(4)]
+    worlds = [DistributedContext(rank=4 + n, local_rank=n, size=8, local_world_size=4) for n in range(4)]
     assert [world.device() for world in worlds] == [torch.device("cuda", n) for n in range(4)]
 
 
@@ -220,7 +224,7 @@ def test_b33_nor_has_the_command(ground: Ground, tmp_path: Path) -> None:
         out=tmp_path / "run",
         model=ModelSettings(name=str(ground.base)),
     )
-    parts = Tune(chosen, World()).load(SimpleNamespace(world=World()))
+    parts = Tune(chosen, DistributedContext()).load(SimpleNamespace(world=DistributedContext()))
     assert not hasattr(parts.backbone.model.model, "vision_tower")
 
 
@@ -233,7 +237,7 @@ class Whereabouts(ToyData):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_b34_samples_are_prepared_in_other_processes(workers: int) -> None:
-    feed = Feed(Whereabouts(8, 1), World(), LoopSettings(batch=4, workers=workers))
+    feed = Feed(Whereabouts(8, 1), DistributedContext(), LoopSettings(global_batch_size=4, num_workers=workers))
     steps: list[list[ToyBatch]] = list(feed.steps(0, 4))
     makers = {key for micros in steps for micro in micros for key in micro.keys}
     assert (str(os.getpid()) in makers) == (workers == 0)

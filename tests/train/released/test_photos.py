@@ -21,7 +21,7 @@ from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import splice
 from lavic.model.visual_tokens import cls_tokens, project
 from lavic.shards.image.normalize import PhotoSettings, to_jpeg
-from lavic.storage.atomic import written_aside
+from lavic.storage.atomic import atomic_open
 from lavic.train.distillation.task import DistillData, DistillTask
 from lavic.train.recommendation.task import TuneData, TuneTask
 from tests.train.mini_setup import KEY, Ground
@@ -146,7 +146,7 @@ def test_b23_a_transparent_photo_becomes_a_jpeg_and_a_cut_write_leaves_nothing(t
     clear = io.BytesIO()
     Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(clear, "PNG")
     assert Image.open(io.BytesIO(to_jpeg(clear.getvalue(), PhotoSettings()).jpg)).getpixel((3, 3)) == (255, 255, 255)
-    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "photo.jpg") as file:
+    with pytest.raises(KeyboardInterrupt), atomic_open(tmp_path / "photo.jpg") as file:
         file.write(b"half of it")
         raise KeyboardInterrupt
     assert not (tmp_path / "photo.jpg").exists()

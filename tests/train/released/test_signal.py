@@ -13,7 +13,7 @@ import torch
 from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation, Turn
 from lavic.data.shard_dataset import ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
 from lavic.model.bundle import Bundle, save_bundle
@@ -68,7 +68,7 @@ def test_b06_the_loss_of_a_batch_is_that_of_its_rows(ground: Ground, backbone: B
 
 def test_b07_validation_has_targets(ground: Ground, backbone: Backbone) -> None:
     data = lists(ground, backbone)
-    result = score(TuneTask(backbone.model), data, World(), batch=4, device=torch.device("cpu"))
+    result = score(TuneTask(backbone.model), data, DistributedContext(), batch=4, device=torch.device("cpu"))
     assert result.tokens == sum(len(backbone.encoder.target(target)) for _, target in data.pairs)
     assert 0 < result.loss < 100
 

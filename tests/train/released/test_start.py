@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
 
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.loading import Backbone
@@ -59,8 +59,8 @@ def test_b02_versions_are_bounded_and_the_parts_are_where_they_are_looked_for(gr
         assert isinstance(part, torch.nn.Module)
 
 
-def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: World) -> None:
-    engine = Engine(ToyTask(), world, LoopSettings(batch=4))
+def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: DistributedContext) -> None:
+    engine = Engine(ToyTask(), world, LoopSettings(global_batch_size=4))
     data = ToyData(8, 1)
     take_step(engine, [data.collate([data[n] for n in range(4)])], 0.01, world)
     folder = Checkpoints(tmp_path, world).save(engine, Progress(step=1, samples=4))
@@ -92,7 +92,7 @@ def test_b04_everything_that_is_imported_is_declared() -> None:
 
 def test_b04_no_gpu_is_needed_and_no_folder_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
-    assert World().device() == torch.device("cpu")
+    assert DistributedContext().device() == torch.device("cpu")
     for part in ("lavic", "launch", "shards"):
         for file in (ROOT / part).rglob("*.py"):
             assert not re.search(r"""["']\.\./""", file.read_text("utf-8")), f"{file} looks beside the working folder"

@@ -1,4 +1,4 @@
-"""Two ranks, of which the second does not come: a program for the tests of the roll call."""
+"""Two ranks, of which the second does not come: a program for the tests of the hang watchdog."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from lavic.distributed.context import World
-from lavic.distributed.hang_watchdog import RollCall
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.hang_watchdog import HangWatchdog
 from lavic.errors import LavicError
 
 
@@ -19,12 +19,12 @@ def wait_as_nccl_does() -> None:
 
 
 def main(how: str, records: Path | None) -> int:
-    world = World.from_env()
-    world.start(timeout_s=6)
+    world = DistributedContext.from_env()
+    world.init_process_group(timeout_s=6)
     try:
-        with RollCall(world, patience_s=1.0, beat_s=0.3, linger_s=0.5, records=records) as roll:
+        with HangWatchdog(world, warn_after_s=1.0, heartbeat_s=0.3, grace_s=0.5, flight_recorder=records) as watchdog:
             for step in (1, 2, 3):
-                roll.at(f"the samples of step {step}")
+                watchdog.mark(f"the samples of step {step}")
                 if world.rank == 1 and step == 3 and how != "main-killed":
                     if how == "killed":
                         os.kill(os.getpid(), signal.SIGKILL)
@@ -33,7 +33,7 @@ def main(how: str, records: Path | None) -> int:
                     time.sleep(60)
                 if world.is_main and step == 3 and how == "main-killed":
                     os.kill(os.getpid(), signal.SIGKILL)
-                roll.at(f"step {step}")
+                watchdog.mark(f"step {step}")
                 if how in ("unnoticed", "main-killed") and step == 3:
                     wait_as_nccl_does()
                 world.barrier()
