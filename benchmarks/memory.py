@@ -170,7 +170,7 @@ def read_everything(folder: Path, kept: tuple[Any, ...] | None = None) -> dict[s
         photos.items(number).sum()
     index = data.index
     total = sum(int(column.sum(dtype=np.uint64)) for column in (index.items, index.numbers, index.digests))
-    total += sum(map(len, index.keys)) + int(np.asarray(store.items._starts).sum())
+    total += sum(map(len, index.keys)) + int(store.items._file["starts"].sum())
     shards = len(data.manifest.shards)
     readable = int(data.bounds[shards if len(data) <= FEW * shards else min(READABLE, shards)])
     for number, row in enumerate(data.bounds[:-1].tolist()):
@@ -186,7 +186,7 @@ def read_everything(folder: Path, kept: tuple[Any, ...] | None = None) -> dict[s
     total += sum(len(store.title(id)) for id in wanted)
     lookup = (time.perf_counter() - began) / len(wanted)
     # every page of what a lookup reads, as all items together would
-    total += int(store.items._hashes.sum(dtype=np.uint64)) + int(store.items._rows.sum(dtype=np.uint64))
+    total += sum(int(store.items._file[name].sum(dtype=np.uint64)) for name in ("hashes", "rows"))
     assert total > 0
     return {"lookup_s": lookup}
 
@@ -266,9 +266,11 @@ def catalogue(folder: Path, items: int, per_shard: int = SHARD) -> None:
 
 def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int) -> dict[str, Any]:
     """All measurements; the catalogue is removed after each."""
-    result: dict[str, Any] = {"shard": SHARD, "sizes": {}}
-    warm = work / "warm"
+    warm, folder = work / "warm", work / "shards"
     catalogue(warm, 100)
+    catalogue(folder, 2 * shards, 2)
+    result: dict[str, Any] = {"shards": {"shards": shards, **measure(folder, warm, 1)}, "sizes": {}}
+    shutil.rmtree(folder)
     for items in sizes:
         folder = work / str(items)
         catalogue(folder, items)
@@ -278,9 +280,7 @@ def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int)
         rows = [measure(folder, warm, number) for number in processes]
         result["sizes"][str(items)] = {"index_s": made, "measured": rows}
         shutil.rmtree(folder)
-    folder = work / "shards"
-    catalogue(folder, 2 * shards, 2)
-    result["shards"] = {"shards": shards, **measure(folder, warm, 1)}
+        print(f"{items:,}: {rows}", flush=True)
     return result
 
 
