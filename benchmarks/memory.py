@@ -65,7 +65,7 @@ def item_id(number: int) -> str:
 
 def make_set(folder: Path, items: int, per_shard: int = SHARD) -> None:
     """A set of one photo for each item."""
-    from lavic.data.descriptions import write_descriptions
+    from lavic.data.descriptions import descriptions_path
     from lavic.data.ledger import ledger_path
     from lavic.data.manifest import Manifest, ShardEntry, shard_name
     from lavic.data.tar_shards import Sample, ShardWriter, index_path, pack_offsets
@@ -100,8 +100,12 @@ def make_set(folder: Path, items: int, per_shard: int = SHARD) -> None:
             for id, digest in zip(ids, digests, strict=True)
         )
         ledger_path(path).write_text("".join(rows), "utf-8")
-        described = {"model": "m", "weights": "w", "prompt": "1", "views": "five", "dtype": "", "max_new_tokens": "128"}
-        write_descriptions(path, ({"key": f"{id}_0", "text": f"{id}: {_TEXT}", **described} for id in ids))
+        rows = (
+            f'{{"key": "{id}_0", "text": "{id}: {_TEXT}", "model": "m", "weights": "w", "prompt": "1", '
+            '"views": "five", "dtype": "", "max_new_tokens": "128"}\n'
+            for id in ids
+        )
+        descriptions_path(path).write_text("".join(rows), "utf-8")
         entries.append(ShardEntry(name=path.name, samples=count, bytes=size, sha256=digests[0]))
     Manifest(folder=folder, set="memory", split="train", shards=tuple(entries)).save()
 
@@ -174,10 +178,11 @@ def read_everything(folder: Path, kept: tuple[Any, ...] | None = None) -> dict[s
     shards = len(data.manifest.shards)
     readable = int(data.bounds[shards if len(data) <= FEW * shards else min(READABLE, shards)])
     for number, row in enumerate(data.bounds[:-1].tolist()):
-        data._index(number)  # the offsets of every shard, also where its samples are holes
         if row < readable:
-            data[row]
-            data.words(row)
+            assert data[row].text == data.words(row)[1] != ""
+        else:  # its samples are holes
+            data._index(number)
+            assert data._text(number, 0, {"key": index.keys[row], "title": ""}, "")
     for place in range(0, min(len(train), readable - 100), 97):
         train.words(place)
     choice = random.Random(0)
@@ -264,7 +269,7 @@ def catalogue(folder: Path, items: int, per_shard: int = SHARD) -> None:
     make_store(folder / "store", items, per_shard)
 
 
-def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int) -> dict[str, Any]:
+def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int, shard: int) -> dict[str, Any]:
     """All measurements; the catalogue is removed after each."""
     warm, folder = work / "warm", work / "shards"
     catalogue(warm, 100)
@@ -273,7 +278,7 @@ def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int)
     shutil.rmtree(folder)
     for items in sizes:
         folder = work / str(items)
-        catalogue(folder, items)
+        catalogue(folder, items, shard)
         began = time.monotonic()
         open_both(folder)  # makes the indexes
         made = time.monotonic() - began
@@ -308,7 +313,7 @@ def measured_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
 def target_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
     shared, each = split(result)
     processes = RANKS * (1 + WORKERS)
-    total = shared + processes * each
+    total = on_node(result)
     lookups = [row for size in result["sizes"].values() for row in size["measured"]]
     yield f"{TARGET / 1e6:.0f} million items, {RANKS} ranks with {WORKERS} data workers each", ""
     yield "bytes of an item that all processes share", f"{shared:.1f}"
@@ -319,6 +324,18 @@ def target_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
     yield f"open files of a process, {result['shards']['shards']:,} shards", str(result["shards"]["files"])
     yield "bytes sent to a data worker that is not forked", f"{max(row['sent'] for row in lookups):,}"
     yield "a title by its item's id", f"{1e6 * max(row['lookup_s'] for row in lookups):.0f} us"
+
+
+def on_node(result: dict[str, Any]) -> float:
+    """Bytes of an item on the node that is computed."""
+    shared, each = split(result)
+    return shared + RANKS * (1 + WORKERS) * each
+
+
+def index_s(result: dict[str, Any]) -> float:
+    """Seconds to put an item into the indexes, at the largest size."""
+    largest = max(result["sizes"], key=int)
+    return result["sizes"][largest]["index_s"] / int(largest)
 
 
 def split(result: dict[str, Any]) -> tuple[float, float]:
@@ -350,6 +367,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--items", type=int, nargs="+", default=ITEMS, help="sizes, at least two")
     parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES, help="processes at the same time")
     parser.add_argument("--shards", type=int, default=MANY_SHARDS, help="shards with which open files are counted")
+    parser.add_argument("--shard", type=int, default=SHARD, help="photos of a shard")
     parser.add_argument("--work", type=Path, help="an empty folder with room for 1.2 kB an item")
     parser.add_argument("--json", type=Path, help="write what was measured here, and leave the document alone")
     parser.add_argument("--document", action="store_true", help="measure nothing; write the document anew")
@@ -362,7 +380,8 @@ def main(argv: Sequence[str]) -> int:
     if not chosen.document and not chosen.check:
         with tempfile.TemporaryDirectory(dir=chosen.work, prefix="memory-") as work:
             os.environ["LAVIC_CACHE"] = str(Path(work) / "cache")
-            result = run(Path(work), chosen.items, chosen.processes, chosen.shards)
+            os.fsync = lambda _: None  # nothing that is written here is to outlive a crash
+            result = run(Path(work), chosen.items, chosen.processes, chosen.shards, chosen.shard)
         (chosen.json or RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         if chosen.json:
             return 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.distributed.context import World
 from lavic.errors import DataError
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
@@ -18,7 +22,9 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import IGNORED
 from lavic.model.visual_tokens import all_tokens
+from lavic.train.config import LoopSettings
 from lavic.train.distillation.task import DistillData, count_tokens
+from lavic.train.input.data_loader import Feed
 from lavic.train.recommendation.task import TuneData, TuneTask
 from tests.train.mini_setup import KEY, Ground
 
@@ -173,3 +179,25 @@ def test_items_that_are_not_in_the_store_are_named(ground: Ground, backbone: Bac
         TuneData(rows, ItemStore.open(ground.store), backbone.encoder, **how)
     with pytest.raises(DataError, match=r"rows.jsonl:1: no list 'candidates_x', only candidates_st"):
         TuneData(rows, ItemStore.open(ground.store), backbone.encoder, **{**how, "candidates": "candidates_x"})
+
+
+# --- both stages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [distill_data, tune_data])
+def test_workers_that_are_not_forked_read_the_same(ground: Ground, backbone: Backbone, stage: Any) -> None:
+    """As on Python 3.14: what a worker is sent does not hold the set or the store."""
+    data = stage(ground, backbone)
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        steps = {
+            workers: list(Feed(data, World(), LoopSettings(batch=4, workers=workers)).steps(0, 2)) for workers in (0, 1)
+        }
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for here, there in zip(*steps.values(), strict=True):
+        for a, b in zip(here, there, strict=True):
+            assert a.keys == b.keys and torch.equal(a.text.input_ids, b.text.input_ids)
+    stored = data.photos if stage is distill_data else data.store
+    assert len(ForkingPickler.dumps(stored)) < 500
