@@ -14,7 +14,7 @@ from torch import nn
 
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import Order, ShardDataset
-from lavic.distributed.context import World
+from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
@@ -192,7 +192,7 @@ def test_workers_that_are_not_forked_read_the_same(ground: Ground, backbone: Bac
     multiprocessing.set_start_method("forkserver", force=True)
     try:
         steps = {
-            workers: list(Feed(data, World(), LoopSettings(batch=4, workers=workers)).steps(0, 2)) for workers in (0, 1)
+            workers: list(Feed(data, DistributedContext(), LoopSettings(batch=4, workers=workers)).steps(0, 2)) for workers in (0, 1)
         }
     finally:
         multiprocessing.set_start_method(before, force=True)
