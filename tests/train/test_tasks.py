@@ -191,12 +191,11 @@ def test_workers_that_are_not_forked_read_the_same(ground: Ground, backbone: Bac
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("forkserver", force=True)
     try:
-        steps = {
-            workers: list(Feed(data, DistributedContext(), LoopSettings(batch=4, workers=workers)).steps(0, 2)) for workers in (0, 1)
-        }
+        loops = [LoopSettings(batch=4, workers=workers) for workers in (0, 1)]
+        steps = [list(Feed(data, DistributedContext(), loop).steps(0, 2)) for loop in loops]
     finally:
         multiprocessing.set_start_method(before, force=True)
-    for here, there in zip(*steps.values(), strict=True):
+    for here, there in zip(*steps, strict=True):
         for a, b in zip(here, there, strict=True):
             assert a.keys == b.keys and torch.equal(a.text.input_ids, b.text.input_ids)
     stored = data.photos if stage is distill_data else data.store
