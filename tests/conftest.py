@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
+
+
+hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -136,6 +136,8 @@ def _literal(kind: Any, word: Any) -> Any:
 
 
 def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is typing.Literal:
         return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     if members := [part for part in typing.get_args(kind) if part is not Ellipsis and not isinstance(part, (str, int))]:

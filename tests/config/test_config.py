@@ -49,6 +49,8 @@ class Crawl:
     limit: int | None = None
     """Stop after so many."""
     names: tuple[str, ...] = ()
+    counts: list[pydantic.PositiveInt] = field(default_factory=list)
+    """How many of each."""
     pair: tuple[int, int] = (3, 4)
     lr: float = 1e-4
     extra: dict[str, float] = field(default_factory=dict)
@@ -269,7 +271,7 @@ def test_flatten_names_every_leaf():
     flat = flatten(read("--items", "a", "--out", "b"))
     assert flat["fetch.deep.depth"] == 5
     assert flat["items"] == ["a"]
-    assert len(flat) == 15
+    assert len(flat) == 16
 
 
 def test_print_config_is_a_file_that_config_takes(tmp_path, capsys):
@@ -298,7 +300,10 @@ def test_help_is_a_manual(capsys):
         "Fetches photos.",
         "Item files.",
         "(required)",
-        "--fetch.concurrency",
+        "--fetch.concurrency INT",
+        "--counts [INT ...]",
+        "--kind {a,b}",
+        "--limit INT",
         "How photos are fetched.",
         "--config",
     ):
