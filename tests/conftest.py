@@ -16,7 +16,6 @@ import pytest
 from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
 
-
 hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no-deadline")
 

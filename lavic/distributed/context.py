@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lavic.distributed.launcher_env import VARIABLES, has_own_gpus, read_launcher_env
+from lavic.distributed.launcher_env import (
+    VARIABLES,
+    has_own_gpus,
+    read_launcher_env,
+    restore_launcher_env,
+    set_launcher_env,
+)
 from lavic.distributed.wait import InterruptibleWait
 from lavic.errors import LaunchError, Stopped, first_line
 
@@ -19,10 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-_saved_env: dict[str, str | None] = {}
-"""Variables that `init_process_group` set, with their values before, for `destroy_process_group` to restore: a process
-can form several groups one after the other."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class DistributedContext:
                 f"{' and '.join(missing)} not set: start the {self.size} ranks with torchrun or --nproc, or export "
                 "the first node's name and a free port before srun"
             )
-        _set_env(names)
+        set_launcher_env(names)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -145,7 +147,7 @@ class DistributedContext:
                     timeout=timedelta(seconds=timeout_s),
                 )
         except (RuntimeError, ValueError) as error:
-            _restore_env()
+            restore_launcher_env()
             raise LaunchError(
                 f"rank {self.rank} of {self.size} could not connect to the other ranks at {address}: "
                 f"{first_line(error)}"
@@ -157,7 +159,7 @@ class DistributedContext:
 
         if self.is_initialized:
             dist.destroy_process_group()
-        _restore_env()
+        restore_launcher_env()
 
     @contextmanager
     def process_group(self, timeout_s: float = 600) -> Iterator[None]:
@@ -241,20 +243,3 @@ class DistributedContext:
         if not self.is_initialized:
             raise RuntimeError(f"call init_process_group() before a collective of {self.size} ranks")
         return False
-
-
-def _set_env(names: Mapping[str, str]) -> None:
-    for name, value in names.items():
-        # A wrapper script may have made LOCAL_RANK the task's number, where the task sees its own GPU only.
-        if name not in os.environ or name == "LOCAL_RANK":
-            _saved_env.setdefault(name, os.environ.get(name))
-            os.environ[name] = value
-
-
-def _restore_env() -> None:
-    while _saved_env:
-        name, value = _saved_env.popitem()
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -107,6 +107,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
+def lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed since it lost the other ranks."""
+    from torch.distributed import DistError
+
+    if out_of_memory(error) or "Duplicate GPU detected" in str(error):
+        return False
+    if isinstance(error, DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed", "NCCL"))
+
+
 def print_error(command: str, message: str, *, defer: bool = True) -> None:
     """Prints one error line.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lavic.distributed.context import DistributedContext
-from lavic.distributed.failure import exit_process, out_of_memory
+from lavic.distributed.failure import exit_process, lost_connection
 from lavic.distributed.flight_recorder import dump_flight_recorder
 from lavic.distributed.heartbeat import Heartbeat, HeartbeatStore, describe_missing, format_report, stack_of
 from lavic.errors import LavicError, Stopped, first_line
@@ -126,7 +126,7 @@ class HangWatchdog:
             return
         self._handled = error
         self._ending.set()  # this rank ends by itself: the thread need not do it
-        if _lost_connection(error):
+        if lost_connection(error):
             self._handled = LavicError(f"at {self._place}: {self._missing_ranks(self._store)}")
             raise self._handled from error
         self._error = first_line(error)
@@ -259,14 +259,3 @@ class HangWatchdog:
 
 def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed since it lost the other ranks."""
-    from torch.distributed import DistError
-
-    if out_of_memory(error) or "Duplicate GPU detected" in str(error):
-        return False
-    if isinstance(error, DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed", "NCCL"))

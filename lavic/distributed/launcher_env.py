@@ -36,6 +36,8 @@ VARIABLES: dict[str, dict[str, str]] = {
 }
 """Launcher -> field of a `DistributedContext` -> variable."""
 _PORTS = range(21_000, 32_000)
+_saved_env: dict[str, str | None] = {}
+"""Variables that `set_launcher_env` set, with their values before."""
 
 
 def read_launcher_env(env: Mapping[str, str]) -> dict[str, Any]:
@@ -110,6 +112,25 @@ def _tasks_on(node: int, layout: str) -> int:
             raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={layout!r} in the environment cannot be read")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts[min(node, len(counts) - 1)]
+
+
+def set_launcher_env(names: Mapping[str, str]) -> None:
+    """Sets variables that are not set, and LOCAL_RANK, until `restore_launcher_env`."""
+    for name, value in names.items():
+        # A wrapper script may have made LOCAL_RANK the task's number, where the task sees its own GPU only.
+        if name not in os.environ or name == "LOCAL_RANK":
+            _saved_env.setdefault(name, os.environ.get(name))
+            os.environ[name] = value
+
+
+def restore_launcher_env() -> None:
+    """Restores what `set_launcher_env` changed, so that a process can form several groups one after the other."""
+    while _saved_env:
+        name, value = _saved_env.popitem()
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def free_port() -> int:
