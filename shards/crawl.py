@@ -24,6 +24,7 @@ from types import FrameType
 from lavic.config import flatten, parse
 from lavic.data.manifest import NAME, Manifest
 from lavic.distributed.ray_session import ray_session
+from lavic.distributed.signals import signal_handlers
 from lavic.errors import Stopped, first_line
 from lavic.shards.cluster.local_processes import prepare
 from lavic.shards.cluster.shard_job import make_shards, uses_ray
@@ -223,14 +224,11 @@ def _stop_on_signal() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGUSR1, stop)
     try:
-        yield
+        with signal_handlers([signal.SIGUSR1], stop):
+            yield
     except KeyboardInterrupt:
         if stopped:
-            raise Stopped(
-                "stopped on request; complete shards are kept; run the same command again to continue"
-            ) from None
+            message = "stopped on request; complete shards are kept; run the same command again to continue"
+            raise Stopped(message) from None
         raise
-    finally:
-        signal.signal(signal.SIGUSR1, before)

@@ -1,7 +1,6 @@
-"""`lavic describe`: the teacher's words for every photo of a set, from all its tokens, into a sidecar per shard.
+"""`lavic describe`: the teacher's description of every photo of a set, from all its tokens, in a sidecar per shard.
 
-Ranks share the shards: rank r of n takes every n-th. A shard whose sidecar stands is skipped, so the same command goes
-on after any stop.
+Rank r of n takes every n-th shard. A shard with a sidecar is skipped, so the same command continues after any stop.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from lavic.model.loading import Backbone
 
 CATALOGUE = "catalogue"
-"""Stands for the model where the text is the catalogue's own."""
+"""Takes the place of the model if the text is the catalogue's."""
 _NAMES = {
     "weights": "the weights",
     "prompt": "prompt version",
@@ -39,7 +38,7 @@ _NAMES = {
     "dtype": "--model.dtype",
     "max_new_tokens": "--max-new-tokens",
 }
-"""How a message calls what a description depends on."""
+"""What a description depends on, as messages name it."""
 
 
 @settings
@@ -53,13 +52,13 @@ class DescribeSettings:
     batch_size: PositiveInt = 8
     """Photos described at once."""
     max_new_tokens: PositiveInt = 128
-    """Longest description. One that is cut there ends at its last whole sentence."""
+    """Longest description. One that is cut ends with its last complete sentence."""
     keep: Literal["none", "catalogue"] = "none"
-    """`catalogue`: a photo that the catalogue describes keeps that text; only the others are described."""
+    """`catalogue`: photos that the catalogue describes keep that text; only the others are described."""
     nproc: PositiveInt = 1
-    """Processes on this machine; inside torchrun or srun their number counts."""
+    """Processes on this machine; ignored inside torchrun or srun."""
     ray: RaySettings = RaySettings()
-    """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
+    """With --ray.workers N: N processes on a Ray cluster, one per GPU, instead of `nproc`."""
 
 
 SETTINGS = DescribeSettings
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(chosen: DescribeSettings, world: DistributedContext) -> int:
     """Describes this rank's shards."""
     data = ShardDataset(chosen.shards, descriptions="shard")
-    # One rank keeps other commands out for all of them: ranks do not wait for each other here.
+    # One rank holds the lock for all: ranks do not wait for each other here.
     with lock_output_folder(chosen.shards, exclusive=world.size == 1) if world.is_main else nullcontext():
         return _describe_set(data, chosen, world)
 
@@ -121,34 +120,34 @@ def _bounds(data: ShardDataset, number: int) -> range:
 
 
 def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted: Mapping[str, str]) -> bool:
-    """Whether a shard's sidecar stands, made as wanted.
+    """Whether a shard has a sidecar that was made with these settings.
 
     Raises:
-        DataError: It was made otherwise.
+        DataError: It was made with others.
     """
     shard = data.manifest.path(data.manifest.shards[number])
     if not descriptions_path(shard).exists():
         return False
-    # a crawl that repacked the shard may have added photos: the sidecar must speak of those that are there
+    # A crawl that wrote the shard again may have added photos.
     if read_descriptions(shard).keys() != set(data.keys_of(number)):
         return False
-    for found in described_by(shard):
-        if found["model"] == CATALOGUE and not found["weights"]:
+    for origin in described_by(shard):
+        if origin["model"] == CATALOGUE and not origin["weights"]:
             if chosen.keep == "catalogue":
                 continue
             raise DataError(
-                f"{descriptions_path(shard)}: holds texts of the catalogue: use --keep catalogue, or remove it to "
+                f"{descriptions_path(shard)}: has texts of the catalogue; use --keep catalogue, or remove it to "
                 "describe again"
             )
-        # A model that was moved or renamed is the same model: its fingerprint counts.
+        # A model that was moved or renamed has the same fingerprint.
         differ = [
-            f"{_NAMES[name]} {found[name]}, not {value}"
+            f"{_NAMES[name]} {origin[name]}, not {value}"
             for name, value in wanted.items()
-            if value and found[name] and found[name] != value
+            if value and origin[name] and origin[name] != value
         ]
         if differ:
             raise DataError(
-                f"{descriptions_path(shard)}: by {found['model']} with {'; '.join(differ)}: use the same settings, or "
+                f"{descriptions_path(shard)}: by {origin['model']} with {'; '.join(differ)}: use the same settings, or "
                 "remove it to describe again"
             )
     return True
@@ -165,10 +164,10 @@ def _describe_shard(
     how = (backbone.encoder.version, chosen.model.views, dtype, str(chosen.max_new_tokens))
     for at in range(0, len(indices), chosen.batch_size):
         if stop.requested:  # no rank waits for another: each leaves as it is
-            raise Stopped("stopped on request; whole shards are kept; run the same command again to go on")
+            raise Stopped("stopped on request; complete shards are kept; run the same command again to continue")
         samples = [data[i] for i in indices[at : at + chosen.batch_size]]
-        asked = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
-        texts = dict(zip((s.key for s in asked), describe(backbone, asked, chosen.max_new_tokens), strict=True))
+        missing = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
+        texts = dict(zip((s.key for s in missing), describe(backbone, missing, chosen.max_new_tokens), strict=True))
         for s in samples:
             who = (backbone.name, backbone.fingerprint) if s.key in texts else (CATALOGUE, "")
             values = (s.key, texts.get(s.key, s.text), *who, *how)
@@ -179,7 +178,7 @@ def _describe_shard(
 
 
 def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-    """One description for each sample, from all its photo tokens."""
+    """A description of each sample, from all its photo tokens."""
     import numpy as np
     import torch
 
@@ -193,16 +192,16 @@ def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int)
     views = torch.from_numpy(np.concatenate([geometry.cut(image) for image in images])).to(backbone.device)
     with torch.no_grad():
         tokens = all_tokens(backbone.model, views, sizes, [geometry.grid(size) for size in sizes])
-    asked = [
+    questions = [
         encoder.prompt(encoder.describe(sample.title, len(photo)))
         for sample, photo in zip(samples, tokens, strict=True)
     ]
-    written = generate(backbone.model, encoder, asked, torch.cat(tokens), max_new_tokens=max_new_tokens)
-    return [whole_sentences(continuation.text) for continuation in written]
+    written = generate(backbone.model, encoder, questions, torch.cat(tokens), max_new_tokens=max_new_tokens)
+    return [complete_sentences(continuation.text) for continuation in written]
 
 
-def whole_sentences(text: str) -> str:
-    """The text up to the end of its last whole sentence; all of it where there is none."""
+def complete_sentences(text: str) -> str:
+    """The text up to the end of its last complete sentence; all of it if there is none."""
     text = " ".join(text.split())
     end = max(text.rfind(mark) for mark in ".!?")
     return text[: end + 1] if end > 0 else text

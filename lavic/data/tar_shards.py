@@ -53,6 +53,8 @@ META: dict[str, type] = {
 MEMBERS = ("jpg", "json", "txt")
 _SCHEMA = (*META, *META.values())
 BLOCK, _RECORD = 512, 10240
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Made once: `json.dumps` with options makes an encoder for every photo."""
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -140,7 +142,7 @@ class ShardWriter:
         found = (*sample.meta, *map(type, sample.meta.values()))
         assert found == _SCHEMA, f"{sample.key}: json member is not as META says: {found}"
         self._offsets.append(self.bytes)
-        meta = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"))
+        meta = _to_json(sample.meta)
         parts: list[bytes] = []
         for ending, data in zip(MEMBERS, (sample.jpg, meta.encode(), sample.text.encode()), strict=True):
             parts += (_header(f"{sample.key}.{ending}".encode(), len(data)), data, bytes(-len(data) % BLOCK))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -58,3 +60,31 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._interrupted = True
         self.requested = True
+
+
+@contextmanager
+def signal_handlers(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Installs a handler of some signals while the block runs. Only the main thread may."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def forwarded_signals(numbers: Sequence[int], send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[None]:
+    """Forwards signals to other processes while the block runs. The third Ctrl-C calls `kill` instead of `send`."""
+    interrupts = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 2:
+            kill()
+        else:
+            send(number)
+
+    with signal_handlers(numbers, forward):
+        yield

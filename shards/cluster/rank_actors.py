@@ -7,21 +7,20 @@ torchrun. The ranks' output is printed here.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lavic.distributed.launcher_env import free_port
 from lavic.distributed.ray_session import RaySettings, ray_session
+from lavic.distributed.signals import SIGNALS, forwarded_signals
 from lavic.errors import LaunchError, LavicError, Stopped, first_line
 
 _START_TIMEOUT_S = 600.0
 """For nodes that an autoscaler starts."""
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
@@ -103,6 +102,22 @@ class Rank:
             self._process.send_signal(number)
 
 
+def _forwarding(ranks: Sequence[Any]) -> AbstractContextManager[None]:
+    """Forwards signals to the ranks. They do not reach one that waits for its node or whose node is lost.
+
+    The first Ctrl-C asks a rank to stop after its step, the second interrupts it, the third ends this function's block.
+    """
+
+    def send(number: int) -> None:
+        for rank in ranks:
+            rank.signal.remote(number)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    return forwarded_signals(SIGNALS, send, interrupt)
+
+
 def _follow(streams: Mapping[Any, Any]) -> int:
     """Prints output until every rank has ended, or one has failed; then the others end with their actors."""
     import ray
@@ -126,30 +141,3 @@ def _follow(streams: Mapping[Any, Any]) -> int:
             if output != Stopped.exit_code:  # ranks that stop on request end one by one
                 break
     return first
-
-
-class _forwarding:
-    """Forwards signals to the ranks while the block runs. At the third Ctrl-C they are killed.
-
-    The first asks a rank to stop after its step, the second interrupts it; neither reaches a rank that waits for its
-    node or whose node is lost.
-    """
-
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        self._ranks = ranks
-        self._before: dict[int, Any] = {}
-        self._interrupts = 0
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += number == signal.SIGINT
-        if self._interrupts > 2:
-            raise KeyboardInterrupt
-        for rank in self._ranks:
-            rank.signal.remote(number)

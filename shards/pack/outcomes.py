@@ -101,6 +101,8 @@ _STILL_BLOCKED = (
     "reason of each"
 )
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+"""Made once: `json.dumps` with options makes an encoder for every photo."""
 _NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})
 
 
@@ -140,7 +142,7 @@ class Outcome:
 
 def write_ledger(shard: Path, outcomes: Iterable[Outcome]) -> str:
     """Write a shard's ledger; returns the sha256 of the file."""
-    text = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in outcomes)
+    text = "".join(_to_json(vars(row)) + "\n" for row in outcomes)
     atomic_write(ledger_path(shard), text)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -20,6 +20,8 @@ from lavic.shards.plan.external_dedup import hash64
 from lavic.storage.atomic import atomic_write
 from lavic.storage.text_files import TextFileError, read_lines
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+"""Made once: `json.dumps` with options makes an encoder for every photo."""
 REJECTED = "rejected.jsonl"
 """Lists the records of the catalogue that could not be read: file, line, reason."""
 
@@ -198,7 +200,7 @@ def share_of(settings: PlanSettings) -> tuple[float, float]:
 
 def task_line(task: PhotoTask) -> bytes:
     """A task as a line of a plan."""
-    return json.dumps(vars(task), ensure_ascii=False).encode() + b"\n"
+    return _to_json(vars(task)).encode() + b"\n"
 
 
 def read_task(line: bytes) -> PhotoTask:
@@ -234,4 +236,4 @@ def _details(item: Item) -> str:
         "description": item.description,
         "details": json.loads(item.details),
     }
-    return json.dumps(fields, ensure_ascii=False)
+    return _to_json(fields)

@@ -25,7 +25,7 @@ from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens
 from lavic.recommend.ranker import MAX_NEW_TOKENS
-from lavic.shards.describe import whole_sentences
+from lavic.shards.describe import complete_sentences
 from lavic.train.distillation.task import count_tokens
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
@@ -142,7 +142,7 @@ def test_all_tokens_of_a_photo_are_the_stock_model_s(run: Run, stock: HuggingFac
 def test_the_teacher_writes_what_the_stock_model_writes(run: Run, stock: HuggingFace) -> None:
     for item in run.photos.held_out:
         written = stock.described(run.photos.images[item], run.photos.titles[item], NEW_TOKENS)
-        assert run.descriptions[item] == whole_sentences(written.strip())
+        assert run.descriptions[item] == complete_sentences(written.strip())
 
 
 def test_stage_1_scores_as_the_stock_model_does(run: Run, stock: HuggingFace, distilled: HuggingFace) -> None:

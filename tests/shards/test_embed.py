@@ -31,7 +31,7 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone, read_geometry
 from lavic.model.lora import add_adapter, save_adapter, trainable
 from lavic.model.visual_tokens import cls_tokens
-from lavic.shards.describe import whole_sentences
+from lavic.shards.describe import complete_sentences
 from tests.crawled_sets import write_set
 from tests.model.conftest import make_base
 
@@ -233,7 +233,7 @@ def test_texts_of_the_catalogue_are_refused_where_the_model_is_to_write(few: Pat
     words = ["describe", "--model.name", "mini", "--shards", str(few)]
     assert main([*words, "--keep", "catalogue"]) == 0
     assert main(words) == 2
-    assert "holds texts of the catalogue: use --keep catalogue" in capsys.readouterr().err
+    assert "has texts of the catalogue; use --keep catalogue" in capsys.readouterr().err
 
 
 def read_rows(shard: Path) -> list[dict[str, str]]:
@@ -456,5 +456,5 @@ def test_describe_writes_a_sidecar_per_shard_and_skips_what_stands(shards: Path)
 
 
 def test_a_cut_description_ends_at_its_last_whole_sentence() -> None:
-    assert whole_sentences("A red bag. It has a") == "A red bag."
-    assert whole_sentences("A red bag with  a\nhandle") == "A red bag with a handle"
+    assert complete_sentences("A red bag. It has a") == "A red bag."
+    assert complete_sentences("A red bag with  a\nhandle") == "A red bag with a handle"
