@@ -170,7 +170,7 @@ def test_workers_the_driver_and_everything_killed(tmp_path: Path, catalogue: Cal
     running, killed = start(out), 0
     while killed < 4 and running.poll() is None:
         await_requests(running, chance.randrange(4, 20))
-        busy = [pid for pid, words in below(running.pid) if "ray::" in words and "_make_one" in words]
+        busy = [pid for pid, words in below(running.pid) if "ray::" in words and "_make_shard" in words]
         if busy:
             kill(chance.choice(busy))
             killed += 1
