@@ -151,6 +151,14 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("part", ["catalog", "serve", "pretrain", "realshape"])
+def test_every_part_is_in_the_usage_and_has_a_manual(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mini", "--help"]) == 0
+    assert f"\n  {part} " in capsys.readouterr().out
+    assert main(["mini", part, "--help"]) == 0
+    assert f"usage: lavic mini {part} " in capsys.readouterr().out
+
+
 def test_without_a_vocabulary_the_command_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

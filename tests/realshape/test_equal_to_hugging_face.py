@@ -60,7 +60,7 @@ def run(
 ) -> Run:
     width, dtype, how, ranks = request.param
     folder = tmp_path_factory.mktemp("run")
-    photos = make_photos(folder, train=2, valid=1) if width == "real" else make_photos(folder, train=4, valid=2)
+    photos = make_photos(folder, train=2, valid=1) if width == "real" else make_photos(folder, train=2, valid=2)
     lavic = forked if width == "narrow" else alone
     began = time.monotonic()
     made = run_stages(
