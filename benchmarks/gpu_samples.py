@@ -38,6 +38,9 @@ class Drawn:
         tail = random.Random(position).expovariate(math.log(2) / (middle - shortest))
         return min(longest, shortest + round(tail))
 
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        return [self.length(position) for position in positions]
+
     def example(self, position: int) -> Example:
         """Words, the photos' places early in the prompt, the target at its end."""
         rng, length = np.random.default_rng(position), self.length(position)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lavic.config import settings
+from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.launch.training import command as training_command
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lavic.data.index.held_out import Without
-    from lavic.data.shard_dataset import ShardDataset
+    from lavic.data.shard_dataset import Order, ShardDataset
     from lavic.model.bundle import BundleInfo
     from lavic.model.loading import Backbone
     from lavic.train.distillation.task import DistillData
@@ -74,6 +76,11 @@ class DistillSettings:
     nested: tuple[PositiveInt, ...] = ()
     """Train on the first so many views, one of these numbers for each photo (1 2 5), so that fewer tokens per item
     serve too; by default always on all."""
+    shuffle: Literal["blocks", "shards"] = "blocks"
+    """What is mixed in an epoch: 16 blocks of 256 neighbouring photos at a time, from anywhere in the set; or 8 whole
+    shards at a time, each of which is then used up before the next: for a set that does not fit into --cache.bytes."""
+    cache: CacheSettings = CacheSettings()
+    """Copies of shards, where `shards` or `valid` is in an object store."""
     select: Literal["best", "last"] = "best"
     """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
     deepspeed: Path | None = None
@@ -115,8 +122,8 @@ class Distill(Stage):
 
         super().__init__(chosen, world)
         resolve(chosen.model)
-        self.valid = ShardDataset(chosen.valid)
-        every = ShardDataset(chosen.shards)
+        self.valid = ShardDataset(chosen.valid, cache=chosen.cache)
+        every = ShardDataset(chosen.shards, cache=chosen.cache)
         self.photos = Without(every, held_out(every, self.valid))
         if not len(self.photos):
             raise DataError(
@@ -146,7 +153,6 @@ class Distill(Stage):
         """The base model with a vision adapter; before that, the teacher's score of the validation set."""
         import torch
 
-        from lavic.data.shard_dataset import Order
         from lavic.model.dims import Shape
         from lavic.model.loading import Backbone
         from lavic.model.lora import add_adapter
@@ -161,10 +167,11 @@ class Distill(Stage):
 
         train = data(
             self.photos,
-            order=Order(len(self.photos), chosen.loop.seed),
+            order=self._order(),
             teach=chosen.teacher_top_k > 0,
             nested=chosen.nested,
             seed=chosen.loop.seed,
+            table=self._length_table(run, backbone) if chosen.loop.micro_tokens else None,
         )
         self._first = {count: data(self.valid, nested=(count,)) for count in chosen.nested}
         self._score_teacher(run, backbone, data(self.valid, tokens="all"))
@@ -177,6 +184,30 @@ class Distill(Stage):
         shape = Shape.of(backbone.model.config.to_dict())
         train.overhead = valid.overhead = round(Work.of(shape, "vision", chosen.lora.r).photo)
         return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid)
+
+    def _length_table(self, run: Run, backbone: Backbone) -> Path:
+        """Where the ranks of this machine keep the lengths of the training set's samples."""
+        from lavic.storage.checksummed_json import digest_json
+        from lavic.storage.shard_cache import shard_folder
+
+        about: dict[str, Any] = {}
+        if run.world.is_main:
+            about = {
+                "sets": [_digest(self.photos), _digest(self.valid)],  # photos of the second are left out of the first
+                "base": backbone.fingerprint,
+                "prompt": backbone.encoder.version,
+                "max_length": self.chosen.max_length,
+            }
+        folder = self.chosen.cache.folder or shard_folder().parent
+        return folder / "lengths" / f"{digest_json(run.world.broadcast_object(about))[:32]}.lengths"
+
+    def _order(self) -> Order:
+        from lavic.data.shard_dataset import Order
+
+        size, seed = len(self.photos), self.chosen.loop.seed
+        if self.chosen.shuffle == "shards":
+            return Order(size, seed, mix=8, bounds=self.photos.bounds)
+        return Order(size, seed)
 
     def save(self, folder: Path, parts: Parts) -> BundleInfo:
         """The vision adapter's bundle."""
@@ -259,6 +290,7 @@ class Distill(Stage):
             atomic_write(run.folder.folder / CAPTIONS, json.dumps(self._captions, indent=2) + "\n")
 
 
+@cache
 def _digest(photos: ShardDataset | Without) -> str:
     """Of what is learnt: the shards, and the descriptions beside them."""
     from lavic.data.descriptions import descriptions_path

@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
 from lavic.config import Seed, flatten, parse, settings
+from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
@@ -53,7 +54,7 @@ Writes OUT/results.json (all metrics, with intervals over clusters of dependent 
 exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the results as a page)."""
 
 
-FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.")
+FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.", "cache.")
 """Settings, or groups of them, that do not change the results."""
 
 
@@ -89,6 +90,8 @@ class EvaluateSettings:
     """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
     shards: tuple[Path, ...] = ()
     """Sets of shards with the candidates' photos, for the report's gallery."""
+    cache: CacheSettings = CacheSettings()
+    """Copies of shards, where `shards` are in an object store."""
     runs: tuple[str, ...] = ()
     """Run folders of stages 1 and 2, each RUN or NAME=RUN, for the report's validation curves."""
     gallery: NonNegativeInt = 24

@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
+from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
@@ -57,6 +58,8 @@ class DescribeSettings:
     """`catalogue`: photos that the catalogue describes keep that text; only the others are described."""
     nproc: PositiveInt = 1
     """Processes on this machine; ignored inside torchrun or srun."""
+    cache: CacheSettings = CacheSettings()
+    """Copies of shards, where `shards` is in an object store."""
     ray: RaySettings = RaySettings()
     """With --ray.workers N: N processes on a Ray cluster, one per GPU, instead of `nproc`."""
 
@@ -82,9 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(chosen: DescribeSettings, world: DistributedContext) -> int:
     """Describes this rank's shards."""
-    data = ShardDataset(chosen.shards, descriptions="shard")
-    # One rank holds the lock for all: ranks do not wait for each other here.
-    with lock_output_folder(chosen.shards, exclusive=world.size == 1) if world.is_main else nullcontext():
+    data = ShardDataset(chosen.shards, descriptions="shard", cache=chosen.cache)
+    # One rank holds the lock for all: ranks do not wait for each other here. An object store has no lock: there two
+    # commands may describe the same shard, and the last one's sidecar stays.
+    locks = world.is_main and not data.is_remote
+    with lock_output_folder(chosen.shards, exclusive=world.size == 1) if locks else nullcontext():
         return _describe_set(data, chosen, world)
 
 
@@ -109,7 +114,8 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
 
         with StopRequest() as stop:
             backbone = Backbone.load(chosen.model, world.device())
-            for n in todo:
+            for at, n in enumerate(todo):
+                data.read_ahead(data.bounds[todo[at : at + 3]])
                 _describe_shard(data, n, backbone, chosen, stop)
     return 0
 

@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from lavic.config import parse, settings
+from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
@@ -28,13 +30,14 @@ from lavic.shards.store_plan import StorePlan, recorded
 from lavic.storage.output_folder import lock_output_folder, not_writable
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from lavic.model.item_store import Part
     from lavic.model.loading import Backbone
 
 _PATIENCE_S = 7 * 24 * 3600.0
+_AHEAD = 3
+"""Shards that are downloaded or read at a time."""
 
 
 @settings
@@ -58,6 +61,8 @@ class EmbedSettings:
     """Data loader processes per rank, which decode and tile photos; 0 does it in the rank itself."""
     nproc: PositiveInt = 1
     """Processes on this machine; inside torchrun or srun their number counts."""
+    cache: CacheSettings = CacheSettings()
+    """Copies of shards, where `shards` are in an object store."""
     ray: RaySettings = RaySettings()
     """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lavic.shards.cluster.rank_actors import run_on_ray
 
         return run_on_ray("embed", argv or (), chosen.ray)
-    sets = [ShardDataset(folder, descriptions=None) for folder in chosen.shards]
+    sets = [ShardDataset(folder, descriptions=None, cache=chosen.cache) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
     # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
     with world.process_group(timeout_s=_PATIENCE_S):
@@ -166,9 +171,12 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
         mine: list[tuple[int, Part]] = []
         kept = 0
         with StopRequest() as stop:
-            for number, name in list(enumerate(plan.names))[world.rank :: world.size]:
+            numbered = list(enumerate(plan.names))[world.rank :: world.size]
+            for at, (number, name) in enumerate(numbered):
                 if stop.requested:
                     break
+                soon = [n for n, name in numbered[at : at + _AHEAD] if not plan.made(name)]
+                _read_ahead(sets, [photo for n in soon for photo in plan.photos.of_shard(n)])
                 if part := plan.made(name):
                     kept += 1
                 elif part := _make_part(chosen, backbone, sets, plan.photos.of_shard(number), name, stop):
@@ -193,6 +201,13 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
 
 Entry = tuple["np.ndarray", dict[str, Any]]
 """A photo's views, float32 [views, 3, size, size], and what the store keeps of its item."""
+
+
+def _read_ahead(sets: Sequence[ShardDataset], photos: Sequence[Photo]) -> None:
+    """Has the shards of these photos downloaded beside the work, where they are in an object store."""
+    for number, data in enumerate(sets):
+        if data.is_remote:
+            data.read_ahead(np.array([index for n, index, _ in photos if n == number], np.int64))
 
 
 def _make_part(
@@ -257,7 +272,6 @@ class _Cut:
 
 
 def _stack(rows: Sequence[Entry]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    import numpy as np
     import torch
 
     return torch.from_numpy(np.concatenate([views for views, _ in rows])), [info for _, info in rows]

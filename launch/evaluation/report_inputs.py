@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.evaluation.report import sections as report_sections
@@ -21,13 +22,20 @@ STAGES = {1: "Stage 1: descriptions from five tokens", 2: "Stage 2: the right ca
 """Titles of the charts."""
 
 
-def shelf(folders: Sequence[Path], store: ItemStore) -> Callable[[str], bytes | None]:
+def shelf(
+    folders: Sequence[Path], store: ItemStore, cache: CacheSettings | None = None
+) -> Callable[[str], bytes | None]:
     """Item -> its photo as stored in the shards, or None; the photo that its tokens were made of.
+
+    Args:
+        folders: Of sets of shards, paths or addresses.
+        store: Says which photo is an item's.
+        cache: Where copies of a set in an object store are.
 
     Raises:
         DataError: A folder is not a whole set of shards.
     """
-    sets = [ShardDataset(folder, descriptions=None) for folder in folders]
+    sets = [ShardDataset(folder, descriptions=None, cache=cache) for folder in folders]
 
     def photo(item: str) -> bytes | None:
         for data in sets:

@@ -137,7 +137,7 @@ class EvaluationSetup:
             info=info,
             store=store,
             target_counts=target_counts,
-            photo=shelf(chosen.shards, store),
+            photo=shelf(chosen.shards, store, chosen.cache),
             training=read_runs([named(text) for text in chosen.runs]),
         )
 

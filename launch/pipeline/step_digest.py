@@ -27,7 +27,7 @@ from lavic.train.run_folder import FREE
 
 FILE = "stages.json"
 
-_ANYWHERE = ("out", "tracking", "nproc", "ray", "dry_run")
+_ANYWHERE = ("out", "tracking", "nproc", "ray", "dry_run", "cache")
 """Settings that change no command's result."""
 _SAME: dict[Stage, tuple[str, ...]] = {
     "crawl": ("fetch", "extend", "executor", "max_rejected", "min_success"),

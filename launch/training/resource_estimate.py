@@ -78,11 +78,12 @@ def photos(shards: Path, valid: Path) -> int | None:
     """Photos to train on; None where they are not there yet."""
     from lavic.data.index.held_out import held_out
     from lavic.data.shard_dataset import ShardDataset
+    from lavic.storage.paths import place
 
-    if not shards.exists():
+    if not place(shards).exists():
         return None
     every = ShardDataset(shards)
-    return len(every) - (len(held_out(every, ShardDataset(valid))) if valid.exists() else 0)
+    return len(every) - (len(held_out(every, ShardDataset(valid))) if place(valid).exists() else 0)
 
 
 def targets(chosen: TuneSettings) -> int | None:

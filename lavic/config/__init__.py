@@ -6,9 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lavic.config.loader import dump, flatten, load, parse, parse_values
-    from lavic.config.schema import Positional, Reference, Seed, settings
+    from lavic.config.schema import ByteCount, Positional, Reference, Seed, settings
 
-__all__ = ["Positional", "Reference", "Seed", "dump", "flatten", "load", "parse", "parse_values", "settings"]
+__all__ = [
+    "ByteCount",
+    "Positional",
+    "Reference",
+    "Seed",
+    "dump",
+    "flatten",
+    "load",
+    "parse",
+    "parse_values",
+    "settings",
+]
 
 
 def __getattr__(name: str) -> Any:

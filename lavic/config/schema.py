@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,22 @@ RENAMED = {
     "pretrain.batch": "pretrain.batch_size",
 }
 """Keys of older versions -> today's: a yaml file or a command line that has one is refused with the new name."""
+
+
+def _count_bytes(value: Any) -> Any:
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?)b?|b)?\s*", value, re.I) if isinstance(value, str) else None
+    )
+    if match is None:
+        if isinstance(value, str):
+            raise ValueError("not a number of bytes, such as 50GiB or 2TB")
+        return value
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix.lower()) if prefix else 0))
+
+
+ByteCount = Annotated[int, pydantic.BeforeValidator(_count_bytes), pydantic.Field(ge=1)]
+"""A number of bytes, also as text: `50GiB` is 50 * 1024**3, `50GB` 50 * 1000**3."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, pydantic.Field))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,12 +14,12 @@ from lavic.data.index.set_index import Duplicates, SetIndex
 from lavic.data.index.sidecar import Sidecar
 from lavic.data.ledger import read_digests
 from lavic.data.manifest import Manifest
+from lavic.data.remote_shards import CacheSettings, RemoteShards
 from lavic.data.tar_shards import BLOCK, Sample, member_bytes, parse_sample, parse_words, read_offsets
 from lavic.errors import DataError
 from lavic.storage.index.text_column import TextColumn
 from lavic.storage.open_files import FILES
-from lavic.storage.paths import is_remote
-from lavic.storage.shard_cache import local_copy
+from lavic.storage.paths import is_remote, place
 
 T = TypeVar("T")
 _SHARDS = 64
@@ -34,7 +34,13 @@ class ShardDataset:
     DataLoader workers: pickled it is its folder, and each process opens its own files.
     """
 
-    def __init__(self, folder: str | Path, *, descriptions: Literal["sidecar", "shard"] | None = "sidecar") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        descriptions: Literal["sidecar", "shard"] | None = "sidecar",
+        cache: CacheSettings | None = None,
+    ) -> None:
         """Open a set.
 
         Args:
@@ -43,16 +49,19 @@ class ShardDataset:
             descriptions: Where `Sample.text` comes from: "sidecar" takes the teacher's description where there is one
                 and else the shard's txt member, "shard" the txt member alone, None leaves it empty. A txt member that
                 holds the item's title (`lavic crawl --text title`) describes nothing and counts as empty.
+            cache: Where the copies of a set in an object store are, and how many; None: the defaults.
 
         Raises:
             DataError: The set is empty, not whole, or not what its manifest says.
         """
-        self._open(Manifest.load(folder), descriptions)
+        self._open(Manifest.load(folder), descriptions, cache or CacheSettings())
 
-    def _open(self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None) -> None:
+    def _open(self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings) -> None:
         self.manifest, self.descriptions = manifest, descriptions
         if not self.manifest.shards:
             raise DataError(f"{manifest.folder}: a set without a single photo")
+        self._cache = cache
+        self._remote = RemoteShards(manifest, cache) if is_remote(manifest.folder) else None
         self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         self._offsets: OrderedDict[int, np.ndarray] = OrderedDict()
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
@@ -80,6 +89,21 @@ class ShardDataset:
         start += member_bytes(self._read(shard, start, start + BLOCK), place)
         meta, text = parse_words(self._read(shard, start, end), place)
         return meta, self._text(shard, row, meta, text)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its shards are downloaded before they are read: `read_ahead` does something then."""
+        return self._remote is not None
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """Download the shards of the samples that are read next, in this order, beside the work.
+
+        Args:
+            indices: int64 [n], numbers of samples, those needed first at the beginning.
+        """
+        if self._remote is not None:
+            shards = np.searchsorted(self._starts, indices, side="right") - 1
+            self._remote.read_ahead(dict.fromkeys(shards.tolist()))
 
     @cached_property
     def index(self) -> SetIndex:
@@ -128,10 +152,13 @@ class ShardDataset:
         return rows if rows and (is_remote(path) or self._key(number, 0) == rows[0][0]) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.manifest.folder), self.manifest.digest, self.descriptions)
+        return _reopen, (str(self.manifest.folder), self.manifest.digest, self.descriptions, self._cache)
 
     def _path(self, shard: int) -> Path:
-        return self.manifest.path(self.manifest.shards[shard])
+        """Where a shard's tar stands, for reading what is beside it."""
+        path = self.manifest.path(self.manifest.shards[shard])
+        # a store's client does not survive a fork: each process makes its own
+        return path if self._remote is None else place(str(path))
 
     def _key(self, shard: int, start: int) -> str:
         return self._read(shard, start, start + 100).partition(b".")[0].decode("utf-8", "replace")
@@ -159,9 +186,9 @@ class ShardDataset:
         return sidecar.text(row, meta["key"], text)
 
     def _read(self, shard: int, start: int, end: int) -> bytes:
-        entry = self.manifest.shards[shard]
-        file = FILES.get((self._owner, shard), lambda: local_copy(self._path(shard), entry.sha256, entry.bytes))
-        return file.read(start, end)
+        if self._remote is not None:
+            return self._remote.read(shard, start, end)
+        return FILES.get((self._owner, shard), lambda: self._path(shard)).read(start, end)
 
     def __del__(self) -> None:
         if owner := getattr(self, "_owner", None):
@@ -177,13 +204,15 @@ def _kept(cache: OrderedDict[int, T], shard: int, make: Callable[[], T]) -> T:
     return value
 
 
-def _reopen(folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None) -> ShardDataset:
+def _reopen(
+    folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings
+) -> ShardDataset:
     """A set in another process; what was checked when it was opened first is not checked again."""
     manifest = Manifest.load(folder, check=False)
     if manifest.digest != digest:
         raise DataError(f"{folder}: the set was changed while it was in use; run the command again")
     data = ShardDataset.__new__(ShardDataset)
-    data._open(manifest, descriptions)
+    data._open(manifest, descriptions, cache)
     return data
 
 
@@ -195,7 +224,9 @@ class Order:
     A window's order is made when it is reached, so the start is instant at any position of any size of set.
     """
 
-    def __init__(self, n: int, seed: int = 0, block: int = 256, mix: int = 16) -> None:
+    def __init__(
+        self, n: int, seed: int = 0, block: int = 256, mix: int = 16, bounds: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         """Describe an order of `n` samples.
 
         Args:
@@ -203,12 +234,23 @@ class Order:
             seed: Another seed, another order.
             block: Neighbouring samples that stay in one window.
             mix: Blocks shuffled together.
+            bounds: In the place of `block`: where each block starts, from 0, and where the last one ends.
         """
         if n < 1 or block < 1 or mix < 1:
             raise ValueError(f"n, block and mix are at least 1, got {n}, {block} and {mix}")
+        if bounds is not None and (bounds[0] != 0 or bounds[-1] != n):
+            raise ValueError(f"blocks of {n} samples go from 0 to {n}, not from {bounds[0]} to {bounds[-1]}")
         self.n, self.seed, self.block, self.mix = n, seed, block, mix
+        self._bounds = None if bounds is None else np.unique(bounds)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         self._window: tuple[int, int, np.ndarray] | None = None
+
+    @property
+    def window(self) -> int:
+        """Samples that are shuffled together, about."""
+        if self._bounds is None:
+            return min(self.n, self.block * self.mix)
+        return -(-self.n * self.mix // (len(self._bounds) - 1))
 
     def at(self, position: int) -> int:
         """Index of the sample at a global position, counted from 0 over all epochs."""
@@ -216,6 +258,18 @@ class Order:
         blocks, starts = self._blocks(epoch)
         window = int(np.searchsorted(starts, place, side="right")) - 1
         return int(self._indices(epoch, window, blocks)[place - int(starts[window])])
+
+    def span(self, first: int, last: int) -> np.ndarray:
+        """Indices at the positions from `first` up to, but not with, `last`: int64 [last - first]."""
+        parts = [np.empty(0, np.int64)]
+        while first < last:
+            epoch, place = divmod(first, self.n)
+            blocks, starts = self._blocks(epoch)
+            window = int(np.searchsorted(starts, place, side="right")) - 1
+            start = int(starts[window])
+            parts.append(self._indices(epoch, window, blocks)[place - start : place - start + last - first])
+            first += len(parts[-1])
+        return np.concatenate(parts)
 
     def epoch(self, epoch: int) -> np.ndarray:
         """One whole epoch: int64 [n], a permutation."""
@@ -225,19 +279,27 @@ class Order:
     def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shuffled block numbers, and the place at which each window of them starts (with the end)."""
         if self._epoch is None or self._epoch[0] != epoch:
-            blocks = self._random(epoch).permutation(-(-self.n // self.block))
-            sizes = np.minimum(self.block, self.n - blocks * self.block)
+            count = -(-self.n // self.block) if self._bounds is None else len(self._bounds) - 1
+            blocks = self._random(epoch).permutation(count)
+            sizes = self._ends(blocks) - self._starts(blocks)
             ends = np.cumsum([0, *np.add.reduceat(sizes, np.arange(0, len(sizes), self.mix))])
             self._epoch = (epoch, blocks, ends)
         return self._epoch[1], self._epoch[2]
 
     def _indices(self, epoch: int, window: int, blocks: np.ndarray) -> np.ndarray:
         if self._window is None or self._window[:2] != (epoch, window):
-            starts = blocks[window * self.mix : (window + 1) * self.mix] * self.block
-            indices = np.concatenate([np.arange(start, min(start + self.block, self.n)) for start in starts])
+            mixed = blocks[window * self.mix : (window + 1) * self.mix]
+            bounds = zip(self._starts(mixed).tolist(), self._ends(mixed).tolist(), strict=True)
+            indices = np.concatenate([np.arange(start, end) for start, end in bounds])
             self._random(epoch, window + 1).shuffle(indices)
             self._window = (epoch, window, indices)
         return self._window[2]
+
+    def _starts(self, blocks: np.ndarray) -> np.ndarray:
+        return blocks * self.block if self._bounds is None else self._bounds[blocks]
+
+    def _ends(self, blocks: np.ndarray) -> np.ndarray:
+        return np.minimum((blocks + 1) * self.block, self.n) if self._bounds is None else self._bounds[blocks + 1]
 
     def _random(self, *stream: int) -> np.random.RandomState:
         # RandomState, because numpy promises its streams for ever: a resumed run must see the order it began with.

@@ -24,6 +24,7 @@ from lavic.storage.atomic import atomic_write, remove_partial_files
 from lavic.storage.output_folder import lock_output_folder
 
 FREE = (
+    "cache",
     "nproc",
     "out",
     "deepspeed",

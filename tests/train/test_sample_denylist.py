@@ -69,7 +69,7 @@ def test_the_next_sample_takes_the_place() -> None:
     read = [kept[p].key for p in range(10)]
     assert read == [kept.key(p) for p in range(10)]
     assert [int(key.removeprefix("toy-")) for key in read] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 10]
-    assert [kept.length(p) for p in range(10)] == [kept[p].length for p in range(10)]
+    assert kept.lengths(range(10)) == [kept[p].length for p in range(10)]
     assert len(kept) == 10
     assert kept.unknown() == ["other"]
     with pytest.raises(ConfigError, match="names every sample"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,35 @@ def test_a_bundle_that_is_not_what_was_trained_is_found(
     with pytest.raises(LavicError, match=said):
         check_bundle(tmp_path / "bundle", model, task, data, world, vision=tmp_path / "vision")
     assert trained(task).keys() == before, "the trained adapter goes on"
+
+
+def test_a_bundle_is_compared_on_samples_from_all_over_the_set(
+    ground: Ground, tmp_path: Path, world: DistributedContext
+) -> None:
+    backbone, model, task, data = stage_2(ground)
+    for name, parameter in trained(task).items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=model)
+    read = []
+
+    class Many:
+        """As a set of 640, of which the fourth part has no target."""
+
+        def __len__(self) -> int:
+            return 640
+
+        def __getitem__(self, position: int) -> Any:
+            read.append(position)
+            return data[position]
+
+        def collate(self, samples: list) -> Any:
+            batch = data.collate(samples)
+            return replace(batch, targets=(0,)) if read[-1] % 40 == 0 else batch
+
+    check_bundle(tmp_path / "bundle", model, task, Many(), world, vision=ground.vision)
+    assert read[:64] == list(range(0, 640, 10)), "evenly spaced"
+    assert read[64:] == [n for n in range(1, 18) if n % 10], "and others in the place of the 16 without a target"
 
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2])

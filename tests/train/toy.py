@@ -80,8 +80,8 @@ class ToyData:
     def key(self, position: int) -> str:
         return f"toy-{position}"
 
-    def length(self, position: int) -> int:
-        return self[position].length if position != self.poison else 3
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        return [self[position].length if position != self.poison else 3 for position in positions]
 
     def collate(self, samples: Sequence[ToySample]) -> ToyBatch:
         return ToyBatch(

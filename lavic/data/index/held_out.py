@@ -101,6 +101,20 @@ class Without:
     def __getitem__(self, index: int) -> Sample:
         return self.data[self._number(index)]
 
+    @property
+    def is_remote(self) -> bool:
+        """As `ShardDataset.is_remote`."""
+        return self.data.is_remote
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """As `ShardDataset.bounds`, of the samples that are not left out."""
+        return self.left_out.places(self.data.bounds)
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """As `ShardDataset.read_ahead`."""
+        self.data.read_ahead(self.left_out.kept(indices))
+
     def words(self, index: int) -> tuple[dict[str, Any], str]:
         """As `ShardDataset.words`."""
         return self.data.words(self._number(index))

@@ -19,7 +19,7 @@ from lavic.storage.index.array_file import ArrayFile, ArrayWriter
 from lavic.storage.index.shared import shared_index
 from lavic.storage.index.text_column import TextColumn, TextColumnWriter
 from lavic.storage.index.text_hash import hash_texts
-from lavic.storage.paths import sizes, storage_errors
+from lavic.storage.paths import place, sizes, storage_errors
 
 if TYPE_CHECKING:
     from lavic.data.shard_dataset import ShardDataset
@@ -84,7 +84,7 @@ class SetIndex:
         """
         name = bytes(self._file["files"][int(self._file["duplicate_files"][row])]).rstrip(b"\0").decode()
         start, end = (int(at) for at in self._file["lines"][row])
-        path = self._folder / name
+        path = place(str(self._folder / name))  # a store's client does not survive a fork
         try:
             with path.open("rb") as file:
                 file.seek(start)

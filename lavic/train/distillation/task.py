@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,6 +30,13 @@ from lavic.model.tiling import Geometry, Grid
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 from lavic.train.distillation.losses import distance, divergence, patch_means, teacher_logits
 from lavic.train.input.collate import Order, TextBatch, gather
+from lavic.train.input.length_table import LengthTable
+
+_WINDOW = 4096
+"""Photos that are looked ahead in a set that is read as it stands."""
+
+_WINDOW = 4096
+"""Photos that are looked ahead in a set that is read as it stands."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ class DistillData:
         nested: Sequence[int] = (),
         seed: int = 0,
         order: Order | None = None,
+        table: Path | None = None,
     ) -> None:
         """Describes the set.
 
@@ -165,6 +176,8 @@ class DistillData:
             nested: Show each photo by so many of its views, the first ones, one of these numbers at a time; none: all.
             seed: Of that choice.
             order: Of the samples, over all epochs; None reads them as they stand.
+            table: File in which this machine's ranks keep the lengths of samples, see `LengthTable`; its name says of
+                which set they are, and what counted them. None: each rank counts them when it needs them.
         """
         self.photos = photos
         self.geometry = geometry
@@ -177,11 +190,15 @@ class DistillData:
         self.order = order
         self.overhead = 0
         """A photo's way through the vision tower, in tokens of the language model."""
+        self._table = None if table is None else LengthTable(table, len(photos), self._measure_all)
+        self._looked = range(0)
+        self._order_ahead = copy.copy(order)  # an order keeps the window that it was asked for last
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, position: int) -> PhotoSample:
+        self._look_ahead(position)
         photo = self.photos[self._index(position)]
         image = photo.image
         grid, shown, every = self._shape(position, image.size)
@@ -195,12 +212,23 @@ class DistillData:
         meta, _ = self.photos.words(self._index(position))
         return str(meta["key"])
 
-    def length(self, position: int) -> int:
-        """Tokens of the sample at a position; its photo is not read."""
-        meta, text = self.photos.words(self._index(position))
-        _, shown, every = self._shape(position, (meta["width"], meta["height"]))
-        tokens = every if self.teach or self.tokens == "all" else shown
-        return len(self._example(meta["title"], text, tokens).input_ids)
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """Tokens of the samples at some positions; their photos are not read."""
+        indices = [self._index(position) for position in positions]
+        rows = self._table(np.array(indices, np.int64)).tolist() if self._table else map(self._measure, indices)
+        found = []
+        for position, (words, width, height) in zip(positions, rows, strict=True):
+            _, shown, every = self._shape(position, (width, height))
+            found.append(words + (every if self.teach or self.tokens == "all" else shown))
+        return found
+
+    def _measure(self, index: int) -> tuple[int, int, int]:
+        """Tokens of a sample besides its photo's, width and height of the photo."""
+        meta, text = self.photos.words(index)
+        return len(self._example(meta["title"], text, 1).input_ids) - 1, meta["width"], meta["height"]
+
+    def _measure_all(self, indices: range) -> list[tuple[int, int, int]]:
+        return [self._measure(index) for index in indices]
 
     def no_targets(self) -> str:
         """Why no photo has a target, for the error that says so: reads the words of every photo."""
@@ -227,6 +255,19 @@ class DistillData:
 
     def _index(self, position: int) -> int:
         return self.order.at(position) if self.order else position % len(self)
+
+    def _look_ahead(self, position: int) -> None:
+        """Has the shards of this window of the order and the next one downloaded, where they are in an object store."""
+        if not self.photos.is_remote or position in self._looked:
+            return
+        window = self.order.window if self.order else _WINDOW
+        last = position + 2 * window
+        if self._order_ahead:
+            indices = self._order_ahead.span(position, last)
+        else:
+            indices = np.arange(position, last) % len(self)
+        self.photos.read_ahead(indices)
+        self._looked = range(position, position + -(-window // 4))
 
     def _example(self, title: str, text: str, tokens: int) -> Example:
         encoder = self.encoder

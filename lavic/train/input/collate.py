@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from lavic.model.prompt_encoder import (
     IGNORED,
     Batch,
@@ -18,8 +20,15 @@ from lavic.model.prompt_encoder import (
 class Order(Protocol):
     """The order of an endless training set."""
 
+    @property
+    def window(self) -> int:
+        """Samples that are near each other in the set and are shuffled together, about."""
+
     def at(self, position: int) -> int:
         """Index of the sample at a position over all epochs."""
+
+    def span(self, first: int, last: int) -> np.ndarray:
+        """Indices at the positions from `first` up to, but not with, `last`: int64 [last - first]."""
 
 
 class TextSample(Protocol):

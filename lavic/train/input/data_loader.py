@@ -66,8 +66,8 @@ class Samples(Protocol[S]):
     def key(self, position: int) -> str:
         """What the sample at a position is called in messages, without the cost of making it."""
 
-    def length(self, position: int) -> int:
-        """Tokens of the sample at a position, without the cost of making it."""
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """Tokens of the samples at some positions, without the cost of making them."""
 
     @property
     def overhead(self) -> int:
@@ -128,7 +128,7 @@ class Feed:
         if self.micro_tokens is None:
             return [list(places[self._world.rank :: self._world.size])]
         dealt = deal(
-            [self.samples.length(position) for position in places],
+            self.samples.lengths(places),
             self._world.size,
             tokens=self.micro_tokens,
             most=self.micro_batch,

@@ -68,9 +68,9 @@ class Skipping:
         """As `Samples.key`."""
         return self.samples.key(self._read_at(position))
 
-    def length(self, position: int) -> int:
-        """As `Samples.length`."""
-        return self.samples.length(self._read_at(position))
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """As `Samples.lengths`."""
+        return self.samples.lengths([self._read_at(position) for position in positions])
 
     @property
     def overhead(self) -> int:

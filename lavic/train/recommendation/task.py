@@ -144,9 +144,9 @@ class TuneData:
         row, target = self._pair(position)
         return f"{self.conversations[row].id}:{target}"
 
-    def length(self, position: int) -> int:
-        """Tokens of the sample at a position; its items are not read."""
-        return len(self._example(*self._at(position)).input_ids)
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """Tokens of the samples at some positions; their items are not read."""
+        return [len(self._example(*self._at(position)).input_ids) for position in positions]
 
     def _pair(self, position: int) -> tuple[int, str]:
         """Row and right answer of a sample."""

@@ -1,0 +1,155 @@
+"""Training from an object store: what every rank and every machine reads of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lavic.data.index.held_out import HeldOut, Without
+from lavic.data.remote_shards import CacheSettings
+from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.model.bundle import BundleInfo
+from tests.storage.object_store import ObjectStore, object_store
+from tests.train.mini_setup import Ground
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("remote_rank.py")
+RUN = """
+import json, sys
+from lavic.cli import main
+for argv in json.loads(sys.argv[1]):
+    if code := main(argv):
+        sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(ground: Ground) -> Iterator[ObjectStore]:
+    """With both of the ground's sets: 24 photos in shards of 10, 10 and 4, and 6 to validate with."""
+    with object_store() as store:
+        for folder in (ground.photos, ground.valid):
+            for file in sorted(folder.iterdir()):
+                store.put(f"{folder.name}/{file.name}", file.read_bytes())
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def fresh(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAVIC_CACHE", str(tmp_path / "cache"))
+    store.served.clear()
+
+
+def check_downloads(store: ObjectStore, folder: Path) -> None:
+    """Every shard has come once."""
+    sizes = {f"{folder.name}/{path.name}": path.stat().st_size for path in folder.glob("*.tar")}
+    assert {key: count for key, count in store.served.items() if key in sizes} == sizes
+
+
+@pytest.mark.parametrize(("micro_tokens", "workers"), [(None, 0), (60, 0), (60, 2)])
+def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
+    ground: Ground, store: ObjectStore, tmp_path: Path, micro_tokens: int | None, workers: int
+) -> None:
+    argv = [sys.executable, str(PROGRAM), "--shards", "s3://photos/photos", "--base", str(ground.base)]
+    argv += ["--folder", str(tmp_path), "--size", "2", "--workers", str(workers)]
+    argv += ["--micro-tokens", str(micro_tokens)] if micro_tokens else []
+    env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env["PYTHONPATH"] = str(ROOT)
+    ranks = [subprocess.Popen([*argv, "--rank", str(rank)], env=env) for rank in range(2)]
+    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    photos = sorted(map(int, (tmp_path / "getitem.log").read_text().split()))
+    assert photos == list(range(24)), "every photo once, by one rank"
+    log = tmp_path / "words.log"
+    words = sorted(map(int, log.read_text().split())) if log.exists() else []
+    assert words == (list(range(24)) if micro_tokens else []), "and every text once, for the lengths"
+    check_downloads(store, ground.photos)
+
+
+def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
+    ground: Ground, store: ObjectStore, tmp_path: Path
+) -> None:
+    here = ShardDataset(ground.photos)
+    first, _, third = (shard.bytes for shard in here.manifest.shards)
+    chosen = CacheSettings(folder=tmp_path / "cache", bytes=2 * (first + third) + 10)
+    data = ShardDataset("s3://photos/photos", cache=chosen)
+    assert data.is_remote and not here.is_remote
+    data.read_ahead(np.array([3, 23, 4, 15]))  # the third needs more room than is left
+    expected = {f"{here.manifest.shards[n].sha256}.tar" for n in (0, 2)}
+    until = time.monotonic() + 120
+    while {path.name for path in chosen.folder.glob("*.tar")} != expected and time.monotonic() < until:
+        time.sleep(0.02)
+    assert {path.name for path in chosen.folder.glob("*.tar")} == expected
+    assert data[3] == here[3] and data[23] == here[23]
+    without = Without(data, HeldOut.of([12]))
+    assert without.bounds.tolist() == [0, 10, 19, 23]
+    without.read_ahead(np.array([12]))
+    assert without[12] == here[13]
+    assert sum(path.stat().st_size for path in chosen.folder.glob("*.tar")) <= chosen.bytes
+
+
+def test_an_order_by_shards_uses_one_up_before_the_next(ground: Ground) -> None:
+    data = ShardDataset(ground.photos)
+    order = Order(len(data), 3, mix=1, bounds=data.bounds)
+    for epoch in range(3):
+        indices = order.span(24 * epoch, 24 * epoch + 24)
+        assert sorted(indices) == list(range(24)) and [order.at(24 * epoch + p) for p in range(24)] == indices.tolist()
+        shards = np.searchsorted(data.bounds, indices, side="right")
+        assert 1 + np.count_nonzero(np.diff(shards)) == 3
+    assert order.span(0, 24).tolist() != order.span(24, 48).tolist()
+    assert Order(24, 3, block=10).epoch(1).tolist() == Order(24, 3, bounds=[0, 10, 20, 24]).epoch(1).tolist()
+    with pytest.raises(ValueError, match="go from 0 to 24"):
+        Order(24, 3, bounds=[0, 10])
+
+
+@pytest.mark.dist
+def test_every_stage_reads_a_remote_set_through_the_cache(ground: Ground, store: ObjectStore, tmp_path: Path) -> None:
+    model = ["--model.name", str(ground.base)]
+    loop = [
+        "--loop.steps",
+        "3",
+        "--loop.global-batch-size",
+        "8",
+        "--loop.lr",
+        "0.01",
+        "--loop.num-workers",
+        "2",
+        "--lora.r",
+        "2",
+    ]
+    sets = ["--shards", "s3://photos/photos", "--valid", "s3://photos/valid", "--shuffle", "shards"]
+    learn = ["distill", *sets, "--out", str(tmp_path / "run"), *model, *loop, "--loop.micro-tokens", "200"]
+    make = ["embed", *model, "--num-workers", "1", "--shards"]
+    commands = [
+        learn,
+        [*learn, "--cache.bytes", "2TB"],  # may change, like all that does not change what is learnt
+        [*make, "s3://photos/photos", "--out", str(tmp_path / "store")],
+        [*make, str(ground.photos), "--out", str(tmp_path / "here")],
+        ["describe", *model, "--max-new-tokens", "4", "--shards", "s3://photos/valid"],
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)],
+        env={**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "done before" in run.stdout and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
+    made, expected = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("tokens-*.safetensors"))]
+        for name in ("store", "here")
+    )
+    assert made == expected and len(made) == 3
+    assert not (tmp_path / "s3:").exists()
+    data, here = ShardDataset("s3://photos/valid"), ShardDataset(ground.valid)
+    assert data[0].jpg == here[0].jpg and data[0].text != here[0].text
+    for folder in (ground.photos, ground.valid):
+        check_downloads(store, folder)
