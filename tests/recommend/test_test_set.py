@@ -53,7 +53,7 @@ def test_empty_lists_are_counted_and_nothing_but_them_is_refused(ground: Ground,
     assert read(ground, tmp_path / "t.jsonl", rows).left_out == {"empty_lists": 1}
     with pytest.raises(DataError, match=rf"t\.jsonl: every list `{KEY}` is empty$"):
         read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: []}))
-    with pytest.raises(DataError, match=rf"every list `{KEY}` is empty without items that are not in the store"):
+    with pytest.raises(DataError, match=rf"every list `{KEY}` is empty without the items that are not in the store"):
         read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: ["B0GONE0001"]}), missing="drop")
 
 
