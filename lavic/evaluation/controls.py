@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 from lavic.distributed.context import DistributedContext
 from lavic.evaluation.test_set import TestSet
+from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranker import RankedList, Request
+    from lavic.recommend.ranker import RankedList, Ranker, Request
 
 Decode = Literal["likelihood", "generate"]
 
@@ -78,18 +77,24 @@ def rank_test_sets(
         for arm in members:
             ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens_per_item=arm.tokens_per_item)
             for test_set in test_sets:
-                progress = _Progress(
-                    f"{test_set.name}: {arm.name}", len(test_set), shown=world.is_main, ranks=world.size
-                )
-                requests = [_request(arm, test_set, row, seed) for row in range(world.rank, len(test_set), world.size)]
-                shares = world.all_gather_object(ranker.rank(requests, decode=decode, progress=progress.add))
-                rankings[test_set.name][arm.name] = [
-                    shares[row % world.size][row // world.size] for row in range(len(test_set))
-                ]
-                progress.close()
+                rankings[test_set.name][arm.name] = _rank(ranker, arm, test_set, world, decode=decode, seed=seed)
         del bundle, ranker
         gc.collect()
     return rankings
+
+
+def _rank(
+    ranker: Ranker, arm: Arm, test_set: TestSet, world: DistributedContext, *, decode: Decode, seed: int
+) -> list[RankedList]:
+    total = len(test_set)
+    requests = [_request(arm, test_set, row, seed) for row in range(world.rank, total, world.size)]
+    with progress_bar(total, "conversations", f"{test_set.name}: {arm.name}", shown=world.is_main) as bar:
+        shares = world.all_gather_object(
+            ranker.rank(
+                requests, decode=decode, progress=lambda count: bar.update(min(count * world.size, total - bar.n))
+            )
+        )
+    return [shares[row % world.size][row // world.size] for row in range(total)]
 
 
 def _request(arm: Arm, test_set: TestSet, row: int, seed: int) -> Request:
@@ -101,24 +106,3 @@ def _request(arm: Arm, test_set: TestSet, row: int, seed: int) -> Request:
         tokens_of=test_set.derangement(row, seed) if arm.shuffled else None,
         texts=arm.words,
     )
-
-
-class _Progress:
-    """A live line in a terminal; in a log one line when done."""
-
-    def __init__(self, name: str, total: int, *, shown: bool, ranks: int) -> None:
-        self.name, self.total, self.shown, self.ranks = name, total, shown, ranks
-        self.done, self.began = 0, time.monotonic()
-        self.live = shown and sys.stderr.isatty()
-
-    def add(self, count: int) -> None:
-        self.done += count
-        if self.live:
-            done = min(self.total, self.done * self.ranks)
-            print(f"\r{self.name}: {done:,} of {self.total:,} conversations ", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.shown:
-            seconds = time.monotonic() - self.began
-            start = "\r" if self.live else ""
-            print(f"{start}{self.name}: {self.total:,} conversations in {seconds:.1f} s ", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ def progress_bar(total: int, unit: str, desc: str = "", *, initial: int = 0, sho
     Args:
         total: Units of the whole work.
         unit: What is counted, in the plural: `photos`, `steps`.
-        desc: What is being done; no braces.
+        desc: What is being done.
         initial: Units done by an earlier run; they do not count for the rate.
         shown: False writes nothing: ranks other than 0.
     """
@@ -34,7 +34,7 @@ def progress_bar(total: int, unit: str, desc: str = "", *, initial: int = 0, sho
         initial=initial,
         disable=not shown,
         file=sys.stderr if terminal else _LogFile(sys.stderr),
-        bar_format=None if terminal else f"{desc}: {_LINE}" if desc else _LINE,
+        bar_format=None if terminal else "{desc}: " + _LINE if desc else _LINE,
         mininterval=_TERMINAL_S if terminal else _LOG_S,
         miniters=1,
         delay=0 if terminal else _LOG_S,

@@ -23,11 +23,11 @@ def test_a_log_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_short_work_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(2, "conversations", "plain model") as bar:
+    with progress_bar(2, "conversations", "plain {model}") as bar:
         bar.update()
         bar.update()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("plain model: 2/2 conversations (100%), ")
+    assert len(lines) == 1 and lines[0].startswith("plain {model}: 2/2 conversations (100%), ")
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
