@@ -56,12 +56,12 @@ def tracked(name: str, known: Mapping[str, object], chosen: PipelineSettings, pa
     return list(typed({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
 
 
-def close_parent(chosen: PipelineSettings, found: Iterable[Situation]) -> None:
+def close_parent(chosen: PipelineSettings, statuses: Iterable[Situation]) -> None:
     """Ends the pipeline's run with its status, once no step runs or waits."""
     journal = Layout(chosen.out).out / JOURNAL_FILE
     if not chosen.tracking.mlflow or not journal.is_file():
         return
-    states = {one.state for one in found}
+    states = {status.state for status in statuses}
     if states & {"running", "waiting"}:
         return
     status: Literal["FINISHED", "FAILED", ""] = ""

@@ -111,7 +111,7 @@ def test_b10_no_id_is_cut(ground: Ground, ranker: Ranker) -> None:
 def test_b11_an_id_of_any_form_can_be_the_answer(ranker: Ranker) -> None:
     assert ranker._parse_id("I choose 0123456789 of them", ["0123456789", "B0MN010001"]) == "0123456789"
     assert ranker._parse_id("BATHROOM1 B0MN010001", ["B0MN010001"]) == "B0MN010001"
-    assert ranker._parse_id(f"'{ranker.store.ids[2]}'.", ["B0MN010001"]) == ranker.store.ids[2], "known, though not offered"
+    assert ranker._parse_id(f"'{ranker.store.ids[2]}'.", ["B0MN010001"]) == ranker.store.ids[2], "not a candidate"
 
 
 def test_b12_a_row_with_two_targets_can_be_right() -> None:
