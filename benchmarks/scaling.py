@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavic.config.yaml_file import YamlFile, find_config
-from lavic.launch.pipeline.dry_run import BESIDE_BYTES, PHOTO_BYTES
 from lavic.model.config import Kind, LoraSettings, ModelSettings
 from lavic.model.dims import Shape
 from lavic.model.hub import read_config
 from lavic.model.tiling import VIEWS
+from lavic.shards.crawl import PHOTO_BYTES, SIDECAR_BYTES
 from lavic.train.deepspeed.config import Zero2
 from lavic.train.measure.flops import Work
 from lavic.train.measure.peak_flops import PEAKS
@@ -52,7 +52,7 @@ ANCHOR = (81_000, 4.5 * 3600, PEAKS["RTX 4090"])
 RATES = {
     "photo": Rate(PHOTO_BYTES, "bytes of a photo", "assumed: 500 pixels on the long side (`image_size: large`)"),
     "beside": Rate(
-        BESIDE_BYTES, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"
+        SIDECAR_BYTES, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"
     ),
     "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the drawn catalogue"),
     "plan": Rate(1014, "bytes of a photo's row in the plan", "measured: five million photos, four an item"),

@@ -1,4 +1,4 @@
-"""Values as the words of a command line: lists of them, never text for a shell to take apart."""
+"""Settings as command-line arguments: a list of strings, never text for a shell to parse."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from pathlib import Path
 from typing import Any
 
 
-def typed(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The words that set `values`: nested mappings as `--loop.steps 5`, lists as `--items a b`, `--flag`, `--no-flag`.
+def to_args(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The arguments that set `values`: nested ones as `--loop.steps 5`, lists as `--items a b`, `--flag`, `--no-flag`.
 
-    Which keys there are is the command's to say: an unknown one is found when it reads these words.
+    Keys are not checked here: the command reports an unknown one when it parses the arguments.
     """
     for key, value in values.items():
-        name = f"{above}{str(key).replace('_', '-')}"
+        name = f"{prefix}{str(key).replace('_', '-')}"
         if isinstance(value, Mapping):
-            yield from typed(value, f"{name}.")
+            yield from to_args(value, f"{name}.")
         elif isinstance(value, bool):
             head, _, last = name.rpartition(".")
             yield "--" + ".".join(part for part in (head, last if value else f"no-{last}") if part)
         elif isinstance(value, (list, tuple)):
             yield f"--{name}"
-            yield from map(_word, value)
+            yield from map(_to_arg, value)
         else:
             yield f"--{name}"
-            yield _word(value)
+            yield _to_arg(value)
 
 
 def absolute(path: Path) -> Path:
-    """A path that means the same from any folder; symbolic links stay, since nodes may resolve them otherwise."""
+    """An absolute path. Symbolic links are kept, since another node may resolve them differently."""
     return path.expanduser().absolute()
 
 
-def absolute_pattern(item: str) -> str:
-    """A catalogue file or glob as a path that means the same from any folder; addresses (`s3://`) stay."""
-    return item if "://" in item else str(absolute(Path(item)))
+def absolute_pattern(pattern: str) -> str:
+    """A catalogue file or glob as an absolute one; URLs (`s3://`) are returned as they are."""
+    return pattern if "://" in pattern else str(absolute(Path(pattern)))
 
 
-def _word(value: Any) -> str:
+def _to_arg(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)

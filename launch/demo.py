@@ -1,7 +1,7 @@
 """`lavic demo`: the whole pipeline in miniature, from a crawl to a report, through the commands a user would type.
 
-A catalogue is drawn and served on this machine; everything after that is `lavic crawl`, `lavic describe` and so on,
-each printed as it runs. The same command goes on where it was stopped.
+A catalogue is drawn and served on this machine; the rest is `lavic crawl`, `lavic describe` and so on, each printed
+before it runs. The same command continues a demo that was stopped.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from lavic.tracking.tracker import Tracker
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
 
 It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
-HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. What the numbers
-mean: the right one of ten is found with the photos' five tokens, and at chance without them."""
+HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. The result to
+look for: the right one of ten items is found with the photos' five tokens, and at chance level without them."""
 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
-"""Whose versions stand in the summary."""
+"""Their versions are in the summary."""
 _SMALL_CATALOGUE = (
     *("--train-items", "150", "--valid-items", "120", "--heldout-items", "120", "--combination-items", "120"),
     *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
 )
-_PATIENCE_S = 30.0
+_GRACE_S = 30.0
 
 
 @settings
@@ -50,13 +50,13 @@ class DemoSettings:
     """The pipeline in miniature."""
 
     out: Path
-    """Folder for everything; a demo that was stopped goes on there."""
+    """Folder for everything; a demo that was stopped continues there."""
     seed: Seed = 0
-    """Of the catalogue, the adapters and the order of training."""
+    """Seed of the catalogue, the adapters and the training order."""
     nproc: PositiveInt = 2
-    """Processes of the training stages."""
+    """Number of processes of the training stages."""
     small: bool = False
-    """A few steps of everything: shows that every part runs here; its results mean nothing."""
+    """A few steps of everything, to check that every part runs here; the results mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Stage:
     name: str
     """Key of its time in the summary."""
     argv: tuple[str, ...]
-    """Words after `lavic`."""
-    beside: tuple[str, ...] | None = None
-    """Words of a second command that runs at the same time."""
+    """Arguments after `lavic`."""
+    parallel: tuple[str, ...] | None = None
+    """Arguments of a second command that runs at the same time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,18 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     out = chosen.out
     photos = out / "catalog" / "images"
-    _claim(chosen)
+    _check_folder(chosen)
     photos.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     with PhotoServer(photos, port(out / "catalog")) as server, Tracker.open(out) as tracker:
-        tracker.start("demo", flatten(chosen))  # the stages' runs lie in its folder: MLflow shows them below it
+        tracker.start("demo", flatten(chosen))  # the stages' runs are in its folder: MLflow shows them below it
         for stage in stages(chosen, server.url):
             began = time.monotonic()
             _run(stage)
             seconds[stage.name] = round(seconds.get(stage.name, 0.0) + time.monotonic() - began, 1)
         tracker.log(0, **{f"seconds/{name}": value for name, value in seconds.items()})
     began = time.monotonic()
-    _run(Stage("mlflow", ("sync", str(out), "--uri", _store(out), "--experiment", "demo")))
+    _run(Stage("mlflow", ("sync", str(out), "--uri", default_store_uri(out), "--experiment", "demo")))
     seconds["mlflow"] = round(time.monotonic() - began, 1)
     seconds["total"] = round(time.monotonic() - started, 1)
     summary = summarise(out, seconds)
@@ -96,18 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
     print(table(summary))
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
-    print(f"journal: mlflow ui --backend-store-uri {shlex.quote(_store(out))}")
+    print(f"journal: mlflow ui --backend-store-uri {shlex.quote(default_store_uri(out))}")
     return 0
 
 
-def _claim(chosen: DemoSettings) -> None:
-    """Notes in OUT/config.yaml what the demo is made of; one of another seed or size is refused."""
+def _check_folder(chosen: DemoSettings) -> None:
+    """Writes the settings to OUT/config.yaml; refuses a folder of a demo with another seed or size."""
     config = chosen.out / "config.yaml"
     if config.is_file():
         before = load(DemoSettings, config)
         if (before.seed, before.small) != (chosen.seed, chosen.small):
-            begun = f"--seed {before.seed}{' --small' if before.small else ''}"
-            raise ConfigError(f"{chosen.out} holds a demo begun with {begun}: go on with that, or choose another --out")
+            flags = f"--seed {before.seed}{' --small' if before.small else ''}"
+            raise ConfigError(f"{chosen.out} has a demo that was started with {flags}: use these, or another --out")
     chosen.out.mkdir(parents=True, exist_ok=True)
     atomic_write(config, dump(chosen, command="demo"))
 
@@ -126,8 +126,8 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
             ("mini", "catalog", "--out", str(catalog), "--base-url", url, "--seed", str(chosen.seed), *size),
         )
     for split, items in (("train", "item2meta_train.json"), ("valid", "item2meta_valid.jsonl")):
-        words = ("crawl", "--config", "crawl-mini", "--items", str(catalog / items), "--out", str(shards / split))
-        yield Stage("crawl", (*words, "--split", split))
+        crawl = ("crawl", "--config", "crawl-mini", "--items", str(catalog / items), "--out", str(shards / split))
+        yield Stage("crawl", (*crawl, "--split", split))
         yield Stage("verify", ("verify", str(shards / split)))
     yield Stage("describe", ("describe", "--config", "describe-mini", "--shards", str(shards / "train")))
 
@@ -143,11 +143,11 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
 
     tune = ("tune", "--config", "tune-mini", "--train", lists["train"], "--valid", lists["valid"], *seed, *steps)
     yield Stage("tune", (*tune, "--store", str(out / "store"), "--out", str(runs / "tune"), *ranks))
-    # the two controls are tuned the same way, side by side in one process each: half the start-up
+    # the two controls are tuned in the same way, in parallel with one process each: half the start-up time
     yield Stage(
         "tune_controls",
         (*tune, "--store", str(out / "store"), "--tokens", "none", "--out", str(runs / "tune_text_only")),
-        beside=(*tune, "--store", str(out / "store_undistilled"), "--out", str(runs / "tune_undistilled")),
+        parallel=(*tune, "--store", str(out / "store_undistilled"), "--out", str(runs / "tune_undistilled")),
     )
     undistilled = f"undistilled={runs / 'tune_undistilled' / 'bundle'}@{out / 'store_undistilled'}"
     yield Stage(
@@ -174,13 +174,8 @@ def _recommend(out: Path) -> tuple[str, ...]:
     return ("recommend", "--bundle", bundle, "--store", str(out / "store"), "--conversation", str(example))
 
 
-def _store(out: Path) -> str:
-    """Address of the demo's MLflow store."""
-    return default_store_uri(out)
-
-
 def port(catalog: Path) -> int:
-    """The port that the catalogue's links name, so that a demo that goes on crawls the same plan; else any free one."""
+    """The port in the catalogue's links, so that a continued demo crawls the same plan; at first 0: any."""
     path = catalog / "item2meta_valid.jsonl"
     if not path.is_file():
         return 0
@@ -188,50 +183,50 @@ def port(catalog: Path) -> int:
 
 
 def _run(stage: Stage) -> None:
-    """Runs a stage's command, and the one beside it.
+    """Runs a stage's command, and the one that runs in parallel.
 
     Raises:
-        StageFailed: with the command's own exit code.
+        StageFailed: With the command's exit code.
     """
-    commands = [c for c in (stage.argv, stage.beside) if c is not None]
+    commands = [argv for argv in (stage.argv, stage.parallel) if argv is not None]
     running = []
-    for words in commands:
-        print(f"\n$ lavic {shlex.join(words)}", flush=True)
+    for argv in commands:
+        print(f"\n$ lavic {shlex.join(argv)}", flush=True)
         threads = {} if len(commands) == 1 else {"OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen([sys.executable, "-m", "lavic", *words], env={**os.environ, **threads}))
+        running.append(subprocess.Popen([sys.executable, "-m", "lavic", *argv], env={**os.environ, **threads}))
     try:
         codes = [process.wait() for process in running]
     except BaseException:
-        _await(running)
+        _wait_for_interrupted(running)
         raise
-    failed = next((i for i, code in enumerate(codes) if code), None)
+    failed = next((number for number, code in enumerate(codes) if code), None)
     if failed is not None:
         raise StageFailed(commands[failed][0], codes[failed])
 
 
 class StageFailed(LavicError):
-    """A command of the pipeline failed; what it said stands above."""
+    """A command of the pipeline failed; its error is printed above."""
 
     def __init__(self, command: str, code: int) -> None:
-        super().__init__(f"`lavic {command}` ended with exit code {code}; mend what it says and run the demo again")
+        super().__init__(f"`lavic {command}` failed with exit code {code}; fix the error above and run the demo again")
         self.exit_code = code if code > 0 else 1
 
 
-def _await(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Lets interrupted commands end by themselves (Ctrl-C reached them too) before we leave."""
+def _wait_for_interrupted(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Gives interrupted commands time to stop (Ctrl-C reached them too)."""
     for process in running:
         try:
-            process.wait(timeout=_PATIENCE_S)
+            process.wait(timeout=_GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
 
 
 def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The pipeline's numbers in short, read back from the stages' own files.
+    """The main results, read from the stages' files.
 
     Args:
         out: Folder with `evaluation/results.json` and `runs/distill/captions.json`.
-        seconds: Of each stage.
+        seconds: Run time of each stage.
     """
     results = json.loads((out / "evaluation" / "results.json").read_text())
     _, *others = results["sets"]
@@ -239,7 +234,7 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
         "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
         "hit_rate": results["hit_rate"],
         **{
-            f"hit_rate_{name}": {arm: one["hit_rate"] for arm, one in results["sets"][name]["arms"].items()}
+            f"hit_rate_{name}": {arm: metrics["hit_rate"] for arm, metrics in results["sets"][name]["arms"].items()}
             for name in others
         },
         "seconds": dict(seconds),
@@ -259,10 +254,10 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"  {name:<34}{summary['captions'][key]['perplexity']:8.3f}")
     sets = {key.removeprefix("hit_rate_"): hits for key, hits in summary.items() if key.startswith("hit_rate_")}
     heads = ("held_out_items" if sets else "held-out", *sets)
-    lines += ["", f"{'right one of ten found':<36}" + "".join(f"{head.replace('_', ' '):>24}" for head in heads)]
+    lines += ["", f"{'hit rate, one of ten':<36}" + "".join(f"{head.replace('_', ' '):>24}" for head in heads)]
     for arm, hit in summary["hit_rate"].items():
         row = (hit, *(hits.get(arm) for hits in sets.values()))
-        lines.append(f"  {arm:<34}" + "".join(f"{_interval(one):>24}" for one in row))
+        lines.append(f"  {arm:<34}" + "".join(f"{_interval(value):>24}" for value in row))
     lines += ["", "seconds: " + ", ".join(f"{name} {value:g}" for name, value in summary["seconds"].items())]
     return "\n".join(lines)
 

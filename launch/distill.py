@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from lavic.config import settings
+from lavic.config import parse, settings
 from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
@@ -95,7 +95,17 @@ class DistillSettings:
 
 
 SETTINGS = DistillSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+def resolve(argv: Sequence[str] | None) -> DistillSettings:
+    """The settings of a command line."""
+    return parse(DistillSettings, argv, command="distill", description=DESCRIPTION)
+
+
+def is_complete(settings: DistillSettings) -> bool:
+    """Whether the run has reached its end: result.json is written last."""
+    return (settings.out / "result.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`lavic doctor`: what this machine has, what is missing, how to mend it."""
+"""`lavic doctor`: checks this machine, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,29 +18,29 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from lavic.config import parse, settings
-from lavic.errors import LaunchError
 
-DESCRIPTION = """Looks at this machine: Python, packages, GPUs, memory, disk, home and cache folders, SLURM.
+DESCRIPTION = """Checks this machine: Python, packages, GPUs, memory, disk, home and cache folders, SLURM.
 
-Exit code 0 when everything that a command needs is there, 1 when something is missing. A line that is not "ok" says
-how to mend it."""
+Exit code 0 if everything that a command needs is installed, 1 if something is missing. A line that is not "ok" is
+followed by how to fix it."""
 
 _GIB = 2**30
-_NAME = 19
-"""Width of the column of names; those of the packages are shorter."""
+_NAME_WIDTH = 19
+"""Width of the column of names; package names are shorter."""
 _SOCKET_PATH = 107
-"""Longest path of a Unix socket, bytes."""
+"""Maximum length of a Unix socket's path, bytes."""
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""What Ray puts behind the temporary folder."""
+"""What Ray appends to the temporary folder."""
 _SLURM_S = 10.0
+_RAY_S = 180.0
 
 
 @settings
 class Settings:
-    """What is tried besides looking."""
+    """Further checks."""
 
     ray: bool = False
-    """Start a local Ray and stop it again."""
+    """Also start a local Ray and stop it again."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Check:
     name: str
     state: Literal["ok", "note", "missing"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,25 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(Settings, argv, command="doctor", description=DESCRIPTION)
     checks: list[Check] = []
     for check in examine(chosen):
-        print(f"{check.state:<8}{check.name:<{_NAME}}{check.found}", flush=True)
-        if check.mend:
-            print(f"{'':<{8 + _NAME}}-> {check.mend}", flush=True)
+        print(f"{check.state:<8}{check.name:<{_NAME_WIDTH}}{check.found}", flush=True)
+        if check.fix:
+            print(f"{'':<{8 + _NAME_WIDTH}}-> {check.fix}", flush=True)
         checks.append(check)
     missing = [check.name for check in checks if check.state == "missing"]
-    print(f"missing: {', '.join(missing)}" if missing else "everything that a command needs is here")
+    print(f"missing: {', '.join(missing)}" if missing else "everything that a command needs is installed")
     return 1 if missing else 0
 
 
 def examine(chosen: Settings) -> Iterator[Check]:
-    """Yields one check after the other, as each is done."""
+    """Yields each check as soon as it is done."""
     yield _python()
     yield from _packages()
     yield _gpus()
-    yield from _room()
+    yield from _capacity()
     yield from _folders()
     yield _slurm()
     if chosen.ray:
-        yield _tried("ray start", "started and stopped", _start_ray)
+        yield _ray()
 
 
 def _python() -> Check:
@@ -84,7 +84,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Each package of the extra `all` against the bounds in setup.py."""
+    """Each package of the extra `all`, compared with the bounds in setup.py."""
     try:
         lines = importlib.metadata.requires("lavic") or []
     except importlib.metadata.PackageNotFoundError:
@@ -103,8 +103,8 @@ def _packages() -> Iterator[Check]:
         if wanted.specifier.contains(version, prereleases=True):
             yield Check(wanted.name, "ok", version)
         else:
-            mend = f"tried with {wanted.specifier}; pip install '{wanted.name}{wanted.specifier}'"
-            yield Check(wanted.name, "note", version, mend)
+            fix = f"tested with {wanted.specifier}; pip install '{wanted.name}{wanted.specifier}'"
+            yield Check(wanted.name, "note", version, fix)
 
 
 def _applies(wanted: Requirement, extra: str) -> bool:
@@ -117,54 +117,57 @@ def _gpus() -> Check:
     except ModuleNotFoundError:
         return Check("gpu", "missing", "torch is not installed", "pip install torch (https://pytorch.org/get-started)")
     if not torch.cuda.is_available():
-        mend = ""
+        fix = ""
         if shutil.which("nvidia-smi"):
-            mend = (
-                f"nvidia-smi is here, but torch {torch.__version__} sees no GPU: install torch's build for your driver"
+            fix = (
+                f"nvidia-smi is installed, but torch {torch.__version__} has no CUDA: install its build for your driver"
             )
-        return Check("gpu", "note", "none: training runs on CPU, which is for the miniature", mend)
+        return Check("gpu", "note", "none: training runs on CPU, fast enough for the miniature only", fix)
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Check("gpu", "ok", "; ".join(f"{card.name} {card.total_memory / _GIB:.0f} GiB" for card in cards))
 
 
-def _room() -> Iterator[Check]:
+def _capacity() -> Iterator[Check]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     cores = len(os.sched_getaffinity(0))
-    mend = "" if total >= 6 else "the miniature needs 6 GiB"
-    yield Check("memory", "ok" if not mend else "note", f"{total:.0f} GiB, {cores} cores", mend)
-    for name, place, needed in (("disk", Path.cwd(), 5.0), ("shared memory", Path("/dev/shm"), 0.5)):
-        if place.exists():
-            free = shutil.disk_usage(place).free / _GIB
-            mend = "" if free >= needed else f"{needed:g} GiB free wanted in {place}"
-            yield Check(name, "ok" if not mend else "note", f"{free:.1f} GiB free in {place}", mend)
+    yield _ok_or_note("memory", f"{total:.0f} GiB, {cores} cores", "" if total >= 6 else "the miniature needs 6 GiB")
+    for name, folder, needed in (("disk", Path.cwd(), 5.0), ("shared memory", Path("/dev/shm"), 0.5)):
+        if folder.exists():
+            free = shutil.disk_usage(folder).free / _GIB
+            fix = "" if free >= needed else f"free at least {needed:g} GiB in {folder}"
+            yield _ok_or_note(name, f"{free:.1f} GiB free in {folder}", fix)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield Check("open files", "ok" if files >= 1024 else "note", str(files), "" if files >= 1024 else "ulimit -n 4096")
+    yield _ok_or_note("open files", str(files), "" if files >= 1024 else "ulimit -n 4096")
+
+
+def _ok_or_note(name: str, found: str, fix: str) -> Check:
+    return Check(name, "note" if fix else "ok", found, fix)
 
 
 def _folders() -> Iterator[Check]:
-    """Folders that libraries write to without being asked."""
+    """Folders that libraries write to by default."""
     try:
         home = Path.home()
-        mend = "" if os.access(home, os.W_OK | os.X_OK) else "not writable: export HOME=/a/folder/of/yours"
-        yield Check("home", "note" if mend else "ok", str(home), mend)
+        fix = "" if os.access(home, os.W_OK | os.X_OK) else "not writable: export HOME=/a/writable/folder"
+        yield _ok_or_note("home", str(home), fix)
     except RuntimeError:
-        yield Check("home", "missing", "no HOME, and no entry for this user", "export HOME=/a/folder/of/yours")
+        yield Check("home", "missing", "no HOME, and no entry for this user", "export HOME=/a/writable/folder")
         return
     cache = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface")
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(there).free / _GIB
-    mend = "" if free >= 20 else "a 7B model takes 15 GiB: export HF_HOME=/a/larger/disk"
-    yield Check("Hugging Face cache", "note" if mend else "ok", f"{cache}, {free:.1f} GiB free", mend)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / _GIB
+    fix = "" if free >= 20 else "a 7B model takes 15 GiB: export HF_HOME=/a/larger/disk"
+    yield _ok_or_note("Hugging Face cache", f"{cache}, {free:.1f} GiB free", fix)
     temporary = Path(tempfile.gettempdir())
     length = len(os.fsencode(f"{temporary}{_RAY_SOCKET}"))
-    mend = "" if length <= _SOCKET_PATH else "too long for Ray's sockets: export TMPDIR=/tmp"
-    yield Check("temporary folder", "note" if mend else "ok", str(temporary), mend)
+    fix = "" if length <= _SOCKET_PATH else "too long for Ray's sockets: export TMPDIR=/tmp"
+    yield _ok_or_note("temporary folder", str(temporary), fix)
 
 
 def _slurm() -> Check:
-    """Whether a SLURM is here, and answers: a login node may have the commands and no controller."""
+    """Whether SLURM is installed, and its controller answers."""
     if not shutil.which("sbatch"):
-        return Check("slurm", "note", "no sbatch here: one machine only")
+        return Check("slurm", "note", "not installed: this machine only")
     try:
         done = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=_SLURM_S)
         reason = next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
@@ -173,32 +176,26 @@ def _slurm() -> Check:
     except OSError as error:
         done, reason = None, f"sinfo: {error.strerror}"
     if done is None or done.returncode:
-        return Check("slurm", "note", f"sbatch is here, sinfo fails: {reason}", "ask for slurmctld, or use one machine")
+        return Check(
+            "slurm",
+            "note",
+            f"installed, but sinfo fails: {reason}",
+            "is slurmctld running? Without it use this machine only",
+        )
     partitions = ", ".join(dict.fromkeys(done.stdout.split())) or "no partition"
     return Check("slurm", "ok", f"partitions: {partitions}")
 
 
-def _tried(name: str, done: str, action: Callable[[], None]) -> Check:
-    start = time.monotonic()
-    try:
-        action()
-    except LaunchError as error:
-        return Check(name, "missing", "failed", str(error))
-    return Check(name, "ok", f"{done} in {time.monotonic() - start:.0f} s")
-
-
-def _start_ray() -> None:
+def _ray() -> Check:
+    """Whether a local Ray starts, in a process of its own."""
     code = "import ray; ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False); ray.shutdown()"
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    _run_python(code, env, 180, "Ray did not start")
-
-
-def _run_python(code: str, env: Mapping[str, str], timeout_s: float, failed: str) -> None:
-    """Runs `code` in a process of its own. Raises LaunchError with its last line where it fails or takes too long."""
+    began = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=_RAY_S)
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{failed} within {timeout_s:.0f} s") from None
+        return Check("ray start", "missing", "failed", f"Ray did not start within {_RAY_S:.0f} s")
     if done.returncode:
         last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit {done.returncode}"]
-        raise LaunchError(f"{failed}: {last[0][:300]}")
+        return Check("ray start", "missing", "failed", f"Ray did not start: {last[0][:300]}")
+    return Check("ray start", "ok", f"started and stopped in {time.monotonic() - began:.0f} s")

@@ -29,7 +29,8 @@ from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.test_set import ClusterBy, TestSet
 from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
-from lavic.model.config import BaseModelSettings
+from lavic.model.config import BaseModelSettings, ModelSettings
+from lavic.model.dims import weights_estimate
 from lavic.storage.atomic import atomic_open, atomic_write, to_utf8
 from lavic.storage.output_folder import lock_output_folder
 from lavic.tracking.run_metadata import versions
@@ -54,6 +55,8 @@ Writes OUT/results.json (all metrics, with intervals over clusters of dependent 
 exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the results as a page)."""
 
 
+RESULTS = "results.json"
+"""Of OUT: written last."""
 FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.", "cache.")
 """Settings, or groups of them, that do not change the results."""
 
@@ -126,15 +129,37 @@ class EvaluateSettings:
 
 
 SETTINGS = EvaluateSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+def resolve(argv: Sequence[str] | None) -> EvaluateSettings:
+    """The settings of a command line."""
+    return parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
+
+
+def is_complete(settings: EvaluateSettings) -> bool:
+    """Whether the results stand: they are written last."""
+    return (settings.out / RESULTS).is_file()
+
+
+def estimate(settings: EvaluateSettings) -> str:
+    """What a rank loads, as text; empty where the bundle is not there yet and no base model is named."""
+    name = settings.model.name
+    if name is None and (settings.bundle / "bundle.json").is_file():
+        from lavic.model.bundle import BundleInfo
+
+        name = BundleInfo.read(settings.bundle).base
+    if name is None:
+        return ""
+    return weights_estimate(ModelSettings(name=name, dtype=settings.dtype), lambda shape: shape.loaded("language"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    chosen = parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
+    chosen = resolve(argv)
     world = DistributedContext.from_env()
     if chosen.dry_run:
-        print(dry_run_text(chosen, EvaluationSetup.prepare(chosen)))
+        print(f"{dry_run_text(chosen, EvaluationSetup.prepare(chosen))}\n{estimate(chosen)}".rstrip())
         return 0
     if chosen.nproc > 1 and world.size == 1:
         from lavic.launch.ranks import local
@@ -150,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse_other_settings(chosen: EvaluateSettings) -> None:
     """Raises ConfigError if `--out` holds results of other settings."""
-    path = chosen.out / "results.json"
+    path = chosen.out / RESULTS
     try:
         before = json.loads(path.read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -187,16 +212,16 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         if not world.is_main:
             return 0
         # results.json is written last: with it, all three files are of one evaluation
-        (chosen.out / "results.json").unlink(missing_ok=True)
+        (chosen.out / RESULTS).unlink(missing_ok=True)
         _write_predictions(chosen.out / "predictions.jsonl", setup.test_sets, rankings)
         results = compute_results(chosen, setup, rankings)
         results["seconds"] = round(time.monotonic() - start, 2)
         _write_report(chosen, setup, rankings, results)
-        atomic_write(chosen.out / "results.json", json.dumps(results, indent=2) + "\n")
+        atomic_write(chosen.out / RESULTS, json.dumps(results, indent=2) + "\n")
         for name, test_set in results["sets"].items():
             for arm, metrics in test_set["arms"].items():
                 tracker.log(0, **{f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()})
-        for file in ("results.json", "report.html"):
+        for file in (RESULTS, "report.html"):
             tracker.artifact(chosen.out / file)
     print(results_table(results))
     print(f"\n{chosen.out / 'report.html'}")

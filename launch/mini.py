@@ -1,4 +1,4 @@
-"""`lavic mini`: the parts of the embedded default: its drawn catalogue, its web server, its base model."""
+"""`lavic mini`: the parts of the miniature: its drawn catalogue, its web server, its base model."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ USAGE = """usage: lavic mini catalog|serve|pretrain|realshape [--key value ...]
   pretrain   train a miniature base model from scratch on a set of shards
   realshape  make a model folder that is LLaVA-v1.6-Mistral-7B in all but depth and weights
 
-'lavic mini catalog --help' and so on are their manuals. The base model that comes with the package was made by
+'lavic mini catalog --help' and so on print their flags. The base model in the package was made by
 'lavic mini pretrain --config mini-pretrain'; describe, distill, embed and tune take it as '--model.name mini'."""
 
 
 @settings
 class CatalogSettings:
-    """Draw a catalogue: photos, metadata in LaViC's and in Amazon Reviews 2023's form, conversations."""
+    """Draw a catalogue: photos, metadata in the formats of LaViC and of Amazon Reviews 2023, conversations."""
 
     out: Path
-    """Folder to write; `images/` and the metadata stand in it."""
+    """Output folder, for `images/` and the metadata."""
     base_url: str = "http://127.0.0.1:8000"
-    """Where the photos of `images/` will be served."""
+    """URL under which `images/` will be served."""
     seed: Seed = 0
-    """Another seed, another catalogue."""
+    """Seed of the catalogue."""
     train_items: PositiveInt = CatalogueSize.train_items
-    """Items that training may see."""
+    """Items for training."""
     valid_items: PositiveInt = CatalogueSize.valid_items
-    """Items that no stage trains on and that choose what is kept of stage 2, with looks that training shows."""
+    """Validation items of stage 2, with combinations of attributes that training shows."""
     heldout_items: PositiveInt = CatalogueSize.heldout_items
-    """Items that no stage trains on or chooses by, with looks that training shows."""
+    """Test items, with combinations of attributes that training shows."""
     combination_items: PositiveInt = CatalogueSize.combination_items
-    """Items whose kind, colour and pattern together appear in no training photo."""
+    """Test items whose combination of kind, colour and pattern is in no training photo."""
     train_conversations: PositiveInt = CatalogueSize.train_conversations
     """Rows of `train.jsonl`."""
     valid_conversations: PositiveInt = CatalogueSize.valid_conversations
@@ -56,23 +56,23 @@ class ServeSettings:
     """Serve a folder's photos over HTTP, until Ctrl-C."""
 
     folder: Path
-    """What to serve."""
+    """The folder to serve."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes a free one."""
+    """0 picks a free port."""
     host: str = "127.0.0.1"
-    """Address to listen on; by default only this machine can ask. 0.0.0.0: every machine that reaches this one."""
+    """Address to listen on; by default only this machine can connect. 0.0.0.0: every machine that reaches this one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one of the parts."""
-    words = list(argv or ())
-    if not words or words[0] in ("-h", "--help"):
+    args = list(argv or ())
+    if not args or args[0] in ("-h", "--help"):
         print(USAGE)
-        return 0 if words else 2
+        return 0 if args else 2
     parts = {"catalog": _catalog, "serve": _serve, "pretrain": _pretrain, "realshape": _realshape}
-    if words[0] not in parts:
-        raise ConfigError(f"no part '{words[0]}'; choose one of {', '.join(parts)}")
-    return parts[words[0]](words[1:])
+    if args[0] not in parts:
+        raise ConfigError(f"unknown part '{args[0]}'; choose one of {', '.join(parts)}")
+    return parts[args[0]](args[1:])
 
 
 def _catalog(argv: Sequence[str]) -> int:
@@ -135,7 +135,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     from lavic.model.prompt_encoder import Encoder
 
     if (chosen.out / "model.safetensors").exists():
-        raise ConfigError(f"{chosen.out}: a model is here already: choose another --out or remove it")
+        raise ConfigError(f"{chosen.out}: already has a model: choose another --out or remove it")
     torch.set_num_threads(chosen.threads)
     held = ShardDataset(chosen.valid, descriptions="shard")
     train = ShardDataset(chosen.shards, descriptions="shard")
@@ -155,7 +155,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     if chosen.start:
         adopted = architecture.adopt(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
         what = "vision side and language model are" if adopted.vision else "language model is"
-        print(f"{chosen.start}: its {what} taken over; of {len(tokenizer)} words it knows {adopted.words}")
+        print(f"{chosen.start}: its {what} copied; it knows {adopted.words} of {len(tokenizer)} words")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lavic.config import settings
+from lavic.config import parse, settings
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.launch.training import command as training_command
@@ -87,7 +87,17 @@ class TuneSettings:
 
 
 SETTINGS = TuneSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+def resolve(argv: Sequence[str] | None) -> TuneSettings:
+    """The settings of a command line."""
+    return parse(TuneSettings, argv, command="tune", description=DESCRIPTION)
+
+
+def is_complete(settings: TuneSettings) -> bool:
+    """Whether the run has reached its end: result.json is written last."""
+    return (settings.out / "result.json").is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

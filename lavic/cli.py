@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from lavic import __version__
@@ -109,16 +110,23 @@ def start_ranks(command: str, argv: Sequence[str] | None, nproc: int) -> int:
     return int(importlib.import_module("lavic.launch.ranks.local").run(command, list(argv or ()), nproc))
 
 
-def settings_class(command: str) -> type:
-    """The settings of a command, for a caller that may not import its module."""
-    cls: type = importlib.import_module(COMMANDS[command][0]).SETTINGS
-    return cls
+def command_module(command: str) -> ModuleType:
+    """The module of a command, for a caller that may not import it by name.
+
+    Those of the pipeline's stages have, besides `main`:
+
+        SETTINGS                the class of their settings
+        resolve(argv)           the settings of a command line; raises ConfigError as the command would
+        estimate(settings)      what a run takes, as lines of text
+        is_complete(settings)   whether its result is there
+    """
+    return importlib.import_module(COMMANDS[command][0])
 
 
 def _run(command: str, argv: list[str]) -> int:
     _set_up_logging()
     try:
-        return int(importlib.import_module(COMMANDS[command][0]).main(argv) or 0)
+        return int(command_module(command).main(argv) or 0)
     except Stopped as stop:
         if launched_rank() == 0:  # not an error, and the same on all ranks
             print(f"lavic {command}: {stop}", file=sys.stderr, flush=True)

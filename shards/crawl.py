@@ -25,7 +25,7 @@ from lavic.config import flatten, parse
 from lavic.data.manifest import NAME, Manifest
 from lavic.distributed.ray_session import ray_session
 from lavic.distributed.signals import signal_handlers
-from lavic.errors import Stopped, first_line
+from lavic.errors import DataError, Stopped, first_line
 from lavic.shards.cluster.local_processes import prepare
 from lavic.shards.cluster.shard_job import make_shards, uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
@@ -40,6 +40,7 @@ from lavic.shards.pack.seal import Seal, read_seal
 from lavic.shards.plan.crawl_plan import Plan, make_plan
 from lavic.shards.plan.dry_run import dry_run
 from lavic.shards.plan.photo_tasks import REJECTED
+from lavic.storage import format_bytes
 from lavic.storage.paths import is_remote, place, sizes, storage_errors
 from lavic.storage.shard_cache import cache_folder
 from lavic.tracking.journal import JOURNAL_FILE
@@ -71,12 +72,49 @@ log = logging.getLogger(__name__)
 
 
 SETTINGS = CrawlSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+PHOTO_BYTES, SIDECAR_BYTES = 48_000, 2_500
+"""Of a photo in a shard (500 pixels on the long side), and of its rows beside the shard: docs/scaling.md."""
+
+
+def resolve(argv: Sequence[str]) -> CrawlSettings:
+    """The settings of a command line."""
+    return parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
+
+
+def is_complete(settings: CrawlSettings) -> bool:
+    """Whether every set that the settings describe has its manifest and all of its shards."""
+    try:
+        for part in settings.each():
+            Manifest.load(part.out)
+    except DataError:
+        return False
+    return True
+
+
+def estimate(settings: CrawlSettings, *, expected: int | None = None) -> str:
+    """How much the sets will hold, as lines of text.
+
+    Args:
+        settings: Of the command.
+        expected: About how many photos there will be, where there is no manifest yet.
+    """
+    try:
+        photos: int | None = sum(Manifest.load(part.out, check=False).samples for part in settings.each())
+    except DataError:
+        photos = expected
+    if photos is None:
+        return "photos: not known yet"
+    each = PHOTO_BYTES + SIDECAR_BYTES
+    size = f"{format_bytes(photos * each)} of shards, at {format_bytes(each)} a photo (docs/scaling.md)"
+    return f"photos: {photos:,}\nbytes: {size}"
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    chosen = parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
+    chosen = resolve(argv)
     check_connection_settings(chosen.fetch)
     parts = list(chosen.each())
     if chosen.dry_run:

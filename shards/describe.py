@@ -6,8 +6,9 @@ Rank r of n takes every n-th shard. A shard with a sidecar is skipped, so the sa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,15 +16,17 @@ from pydantic import PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
+from lavic.data.manifest import Manifest
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, Stopped
+from lavic.model import hub
 from lavic.model.chat_template.template import prompt_version
 from lavic.model.config import ModelSettings
-from lavic.model.hub import fingerprint, resolve
+from lavic.model.dims import weights_estimate
 from lavic.storage.output_folder import lock_output_folder
 
 if TYPE_CHECKING:
@@ -65,12 +68,52 @@ class DescribeSettings:
 
 
 SETTINGS = DescribeSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+Cached = Callable[[Path, str, Callable[[], bool]], bool]
+"""(file, question, how to answer it) -> the answer, which may be remembered while the file does not change."""
+
+
+def resolve(argv: Sequence[str] | None) -> DescribeSettings:
+    """The settings of a command line."""
+    return parse(DescribeSettings, argv, command="describe")
+
+
+def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, question, answer: answer()) -> bool:
+    """Whether every shard has descriptions of exactly the photos that it holds.
+
+    Args:
+        settings: Of the command.
+        cached: Spares a caller who asks often from reading every file each time.
+    """
+    try:
+        if not Manifest.load(settings.shards).shards:
+            return True
+        data = ShardDataset(settings.shards, descriptions=None)
+        for number, shard in enumerate(data.manifest.shards):
+            sidecar = descriptions_path(data.manifest.path(shard))
+            question = f"describes {shard.sha256}"
+            if not sidecar.is_file() or not cached(sidecar, question, partial(_describes_all, data, number)):
+                return False
+    except (DataError, OSError):
+        return False
+    return True
+
+
+def _describes_all(data: ShardDataset, number: int) -> bool:
+    """Whether a shard's sidecar holds its photos and no others: a crawl that repacked it may have added some."""
+    return read_descriptions(data.manifest.path(data.manifest.shards[number])).keys() == set(data.keys_of(number))
+
+
+def estimate(settings: DescribeSettings) -> str:
+    """What a rank loads, as text."""
+    return weights_estimate(settings.model, lambda shape: shape.parameters)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    chosen = parse(DescribeSettings, argv, command="describe")
+    chosen = resolve(argv)
     world = DistributedContext.from_env()
     if chosen.nproc > 1 and world.size == 1:
         from lavic.cli import start_ranks
@@ -96,9 +139,9 @@ def run(chosen: DescribeSettings, world: DistributedContext) -> int:
 def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: DistributedContext) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    folder = resolve(chosen.model)
+    folder = hub.resolve(chosen.model)
     wanted = {
-        "weights": fingerprint(folder),
+        "weights": hub.fingerprint(folder),
         "prompt": prompt_version(chosen.model, folder),
         "views": chosen.model.views,
         "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
@@ -134,8 +177,7 @@ def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted
     shard = data.manifest.path(data.manifest.shards[number])
     if not descriptions_path(shard).exists():
         return False
-    # A crawl that wrote the shard again may have added photos.
-    if read_descriptions(shard).keys() != set(data.keys_of(number)):
+    if not _describes_all(data, number):
         return False
     for origin in described_by(shard):
         if origin["model"] == CATALOGUE and not origin["weights"]:

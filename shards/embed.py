@@ -25,8 +25,11 @@ from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError
 from lavic.model.config import ModelSettings
+from lavic.model.dims import known_shape, weights_estimate
+from lavic.model.tiling import VIEWS
 from lavic.shards.store_photos import Photo, StorePhotos
 from lavic.shards.store_plan import StorePlan, recorded
+from lavic.storage import format_bytes
 from lavic.storage.output_folder import lock_output_folder, not_writable
 
 if TYPE_CHECKING:
@@ -68,12 +71,39 @@ class EmbedSettings:
 
 
 SETTINGS = EmbedSettings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+def resolve(argv: Sequence[str] | None) -> EmbedSettings:
+    """The settings of a command line."""
+    return parse(EmbedSettings, argv, command="embed")
+
+
+def is_complete(settings: EmbedSettings) -> bool:
+    """Whether the store stands: its manifest is written last."""
+    return (settings.out / "manifest.json").is_file()
+
+
+def estimate(settings: EmbedSettings, *, expected: int | None = None) -> str:
+    """How large the store gets and what a rank loads, as lines of text.
+
+    Args:
+        settings: Of the command.
+        expected: About how many items there will be, where they are not known.
+    """
+    shape = known_shape(settings.model)
+    if shape is None:
+        return ""
+    element = 4 if settings.precision == "float32" else 2
+    total = f"; {format_bytes(shape.store_bytes(expected, element))} for {expected:,} items" if expected else ""
+    item = format_bytes(shape.store_bytes(1, element))
+    size = f"bytes: {VIEWS} x {shape.vision_hidden} numbers an item, {item}{total}"
+    return f"{size}\n{weights_estimate(settings.model, lambda shape: shape.tower + shape.projector)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    chosen = parse(EmbedSettings, argv, command="embed")
+    chosen = resolve(argv)
     world = DistributedContext.from_env()
     if chosen.nproc > 1 and world.size == 1:
         from lavic.cli import start_ranks

@@ -15,12 +15,13 @@ import numpy as np
 
 from lavic.config import Positional, parse, settings
 from lavic.data.duplicates import ENDING, references_path
-from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry
+from lavic.data.manifest import NAME, SIZES, Manifest, ShardEntry, digest_manifest
 from lavic.data.tar_shards import sample_ranges
 from lavic.errors import ConfigError, DataError, first_line
 from lavic.shards.plan.crawl_plan import FOLDER as PLAN
 from lavic.shards.plan.external_dedup import hash64
 from lavic.shards.shard_check import ShardCheck, check_shard
+from lavic.storage import format_bytes
 from lavic.storage.atomic import atomic_write
 from lavic.storage.paths import place, sizes, storage_errors
 from lavic.tracking.progress import progress_bar
@@ -48,12 +49,37 @@ class Settings:
 
 
 SETTINGS = Settings
-"""The command's settings, for `lavic.cli.settings_class`."""
+"""The command's settings, for `lavic.cli.command_module`."""
+
+
+def resolve(argv: Sequence[str]) -> Settings:
+    """The settings of a command line."""
+    return parse(Settings, argv, command="verify", description=DESCRIPTION)
+
+
+def is_complete(settings: Settings) -> bool:
+    """Whether the receipt names the manifest that the set has now: a crawl that went on writes another one."""
+    if settings.receipt is None:
+        return False
+    try:
+        verified: str = json.loads(settings.receipt.read_text("utf-8"))["manifest"]
+        return verified == digest_manifest(place(settings.folder))
+    except (OSError, DataError, ValueError, KeyError, TypeError):
+        return False
+
+
+def estimate(settings: Settings) -> str:
+    """How much will be read, as text; empty where the set is not there yet."""
+    try:
+        shards = Manifest.load(settings.folder, check=False).shards
+    except DataError:
+        return ""
+    return f"bytes: {format_bytes(sum(shard.bytes for shard in shards))} to read"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns 1 if anything differs."""
-    chosen = parse(Settings, argv, command="verify", description=DESCRIPTION)
+    """Run the command; returns 1 where anything differs."""
+    chosen = resolve(argv)
     folders = _sets_in(place(chosen.folder))
     if chosen.receipt:
         if len(folders) > 1:

@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# What the batch scripts need to know of your site, and nothing else does. Every line gives way to a value from outside:
+# Settings of your site, for all batch scripts. A variable of the environment overrides the value in this file:
 #
-#   LAVIC_VENV=$HOME/venvs/lavic RDZV_PORT=29400 sbatch slurm/train.sbatch ...
+#   LAVIC_VENV=$HOME/venvs/lavic RDZV_PORT=29400 sbatch slurm/gpu.sbatch ...
 #
-# Edit the values, or keep a file of your own elsewhere and name it in LAVIC_ENV. It is read by bash on the first node of
-# the job, in the folder that you submitted from. docs/slurm.md has the settings of three kinds of site.
+# Edit the values, or name a copy of this file in LAVIC_ENV. bash reads it on the first node of the job, in the folder
+# from which the job was submitted. docs/slurm.md has the settings of three kinds of site.
 
 # -- Software ---------------------------------------------------------------------------------------------------------
 
 # module load cuda/12.8 python/3.12
 
-# A virtual environment with lavic, seen by every node. Left alone where it is not there: lavic may come from a module, a
-# container or PATH.
+# A virtual environment with lavic on a file system that all nodes share. Skipped where it does not exist: lavic may
+# come from a module, a container or PATH.
 : "${LAVIC_VENV:=$PWD/.venv}"
 
 : "${LAVIC_PYTHON:=python}"
 
-# What stands before every program that runs on a node, split at blanks: a container, a profiler, numactl.
+# Put in front of every program that runs on a node, split at blanks: a container, a profiler, numactl.
 # LAVIC_PREFIX="apptainer exec --nv --bind /scratch lavic.sif"
 : "${LAVIC_PREFIX:=}"
 
@@ -24,46 +24,46 @@
 # LAVIC_SRUN="--container-image=lavic.sqsh --container-mounts=/scratch,$PWD --container-workdir=$PWD"
 : "${LAVIC_SRUN:=}"
 
-# -- Places -----------------------------------------------------------------------------------------------------------
+# -- Folders ----------------------------------------------------------------------------------------------------------
 
-# Where each restart's log goes, seen by every node.
+# Logs, one per start of a job, on a file system that all nodes share.
 : "${LAVIC_LOGS:=$PWD/logs}"
 
-# Fast disk of a node; here programs put what only they read.
+# A fast local disk of each node, for temporary files.
 # export TMPDIR=/scratch/$USER
 
-# Where Ray makes a folder on each node, gone after the job. Its sockets stand in it, so the path must be short.
+# Ray's folder on each node, removed after the job. Its sockets are in it, so the path must be short.
 : "${RAY_TMPDIR:=/tmp}"
 
-# Nodes without internet read the base model from a cache that was filled on a login node.
+# Nodes without internet access read the base model from a cache that was filled on a login node.
 # export HF_HOME=/shared/huggingface HF_HUB_OFFLINE=1
 
 # -- Network ----------------------------------------------------------------------------------------------------------
 
-# Where the nodes meet: the job's first node, at ports that two jobs on one node are unlikely to share and that lie below
-# those Linux hands out by itself.
+# Where the ranks meet: the job's first node, at a port that two jobs on one node are unlikely to share and that is
+# below Linux's own dynamic ports.
 : "${RDZV_HOST:=$(first_address)}"
 : "${RDZV_PORT:=$((20000 + SLURM_JOB_ID % 12000))}"
 : "${RAY_PORT:=$RDZV_PORT}"
 
-# On nodes with several networks name the one that they share.
+# On nodes with several networks: the one that they share.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5
 
 # -- Processes --------------------------------------------------------------------------------------------------------
 
-# How the ranks are started: torchrun (one on each node), or srun (one task for each rank).
+# How ranks are started: torchrun (one per node), or srun (one task per rank).
 : "${LAVIC_LAUNCHER:=torchrun}"
 
-# Ranks on each node: one per GPU, one in all where there is none.
+# Ranks per node: one per GPU, or one.
 : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-1}}"
 
-# -- Stopping and going on --------------------------------------------------------------------------------------------
+# -- Stopping and continuing ------------------------------------------------------------------------------------------
 
-# How often a job that stopped with a checkpoint (exit code 75) puts itself into the queue again.
+# How often a job that stopped with a checkpoint (exit code 75) may requeue itself.
 : "${LAVIC_REQUEUES:=100}"
 
-# While this file is there, the job saves, ends and is not put into the queue again.
+# While this file exists, the job saves, ends and is not requeued.
 : "${LAVIC_STOP_FILE:=$PWD/lavic-$SLURM_JOB_ID.stop}"
 
-# Seconds for the look at the nodes before the start; 0 leaves it out.
+# Time limit of the preflight before each start, seconds; 0 skips it.
 : "${LAVIC_PREFLIGHT:=120}"

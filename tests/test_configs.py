@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from lavic.cli import COMMANDS, main, settings_class
+from lavic.cli import COMMANDS, command_module, main
 from lavic.config import parse_values
 from lavic.config.schema import is_settings
 from lavic.config.yaml_file import YamlFile
@@ -113,4 +113,5 @@ def test_settings_of_a_stage_are_those_that_it_prints(command, capsys):
     files = [path for path in CONFIGS if YamlFile.read(path).command == command]
     words = ["--config", str(files[0])] if files else []
     assert main([command, *words, "--print-config"]) == 0
-    assert parse_values(settings_class(command), words, command=command) == yaml.safe_load(capsys.readouterr().out)
+    settings = command_module(command).SETTINGS
+    assert parse_values(settings, words, command=command) == yaml.safe_load(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""OUT/.digests.json: what was found out about files, so that large ones are not read at each look at a pipeline."""
+"""OUT/.digests.json: facts about files, so that large files are not read each time a pipeline's status is asked."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from lavic.train.run_folder import digest_files
 FILE = ".digests.json"
 
 
-class Digests:
-    """What was found out about files; one that has the size and time of change that it had then is not read again."""
+class DigestCache:
+    """Facts about files; valid while a file keeps its size and modification time."""
 
     def __init__(self, out: Path) -> None:
         self._path = out / FILE
-        self._new = False
+        self._changed = False
         try:
-            self._known: dict[str, list[Any]] = dict(json.loads(self._path.read_text("utf-8")))
+            self._entries: dict[str, list[Any]] = dict(json.loads(self._path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
-            self._known = {}
+            self._entries = {}
 
-    def of(self, file: Path) -> str:
+    def digest(self, file: Path) -> str:
         """The digest of a file's content; "" where it cannot be read."""
         try:
-            return str(self.about(file, "", lambda: digest_files([file])))
+            return str(self.cached(file, "", lambda: digest_files([file])))
         except OSError:
             return ""
 
-    def about(self, file: Path, what: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` says, or said when the file was as it is now.
+    def cached(self, file: Path, question: str, answer: Callable[[], Any]) -> Any:
+        """What `answer` returns, or returned when the file was as it is now.
 
         Args:
             file: The file.
-            what: Names the question, with all else that the answer depends on.
-            compute: Gives the answer, as JSON can hold it.
+            question: Part of the key: what is asked, with all that the answer depends on besides the file.
+            answer: Returns something that JSON can hold.
 
         Raises:
-            OSError: The file is not there.
+            OSError: The file does not exist.
         """
         stat = file.stat()
-        key = f"{file}\n{what}" if what else str(file)
-        before = self._known.get(key)
-        if not before or before[:2] != [stat.st_size, stat.st_mtime_ns]:
-            before = [stat.st_size, stat.st_mtime_ns, compute()]
-            self._known[key], self._new = before, True
-        return before[2]
+        key = f"{file}\n{question}" if question else str(file)
+        entry = self._entries.get(key)
+        if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            entry = [stat.st_size, stat.st_mtime_ns, answer()]
+            self._entries[key], self._changed = entry, True
+        return entry[2]
 
     def save(self) -> None:
-        """Keeps them for the next time, where this user may write."""
-        if self._new:
+        """Writes the cache if it has changed and this user may write here."""
+        if self._changed:
             with contextlib.suppress(OSError):
-                atomic_write(self._path, json.dumps(self._known) + "\n")
+                atomic_write(self._path, json.dumps(self._entries) + "\n")

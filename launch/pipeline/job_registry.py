@@ -1,8 +1,8 @@
-"""Which job does which step of a pipeline.
+"""The last SLURM job of each step of a pipeline.
 
-OUT/jobs.json   the last job of each step; written by `lavic submit` alone, which holds the folder
-OUT/.seen.json  what SLURM last said of them, since it forgets, and what they had read; written by whoever looks,
-                without a lock
+OUT/jobs.json   written by `lavic submit` alone, which locks the folder
+OUT/.seen.json  the last known state of each job, since SLURM forgets, and the results that it had read; written by
+                every `lavic submit status`, without a lock
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Job:
     id: str
     """Empty while it is not known whether sbatch has queued it."""
     mark: str
-    """What its comment holds, and no other job's."""
+    """A unique text in the job's comment."""
     owner: str
     """The user who submitted it."""
     after: tuple[str, ...]
-    """Steps whose jobs it waits for, or waited for."""
+    """Steps whose jobs it depends on."""
     log: str
-    """What it says."""
+    """Its log file."""
     submitted: float
     """Seconds since the epoch."""
     seen: JobState = field(default_factory=lambda: JobState("PENDING"))
-    """What SLURM last said of it."""
+    """Its last known state."""
 
 
 def read_jobs(out: Path) -> dict[str, Job]:
@@ -61,23 +61,23 @@ def read_jobs(out: Path) -> dict[str, Job]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: broken ({error}); remove it once none of its jobs is left in the queue") from None
-    seen = _read_seen(out)
-    return {name: replace(job, seen=seen.get(job.id, job.seen)) for name, job in jobs.items()}
+    states = _read_states(out)
+    return {name: replace(job, seen=states.get(job.id, job.seen)) for name, job in jobs.items()}
 
 
 def write_jobs(out: Path, jobs: Mapping[str, Job]) -> None:
-    """Keeps a pipeline's jobs."""
+    """Writes a pipeline's jobs."""
     body = {"steps": {name: asdict(job) for name, job in jobs.items()}}
     atomic_write(out / FILE, json.dumps(body, indent=1) + "\n")
 
 
-def note_seen(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str, str]] | None = None) -> None:
-    """Notes how jobs are and what they had read. Does nothing where this user may not write.
+def write_states(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Writes the last known state of jobs and what they had read. Does nothing where this user may not write.
 
     Args:
         out: The pipeline's folder.
-        jobs: As seen now.
-        used: Digests of the results that a job had read, by its id; by default as noted before.
+        jobs: With their state now.
+        used: Digests of the results that a job had read, by its id; by default those that were written before.
     """
     used = read_used(out) if used is None else used
     states = {job.id: asdict(job.seen) for job in jobs.values() if job.id}
@@ -88,18 +88,18 @@ def note_seen(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str
 
 
 def read_used(out: Path) -> dict[str, dict[str, str]]:
-    """Digests of the results that jobs had read, by their ids."""
-    return {id: dict(results) for id, results in _seen(out, "used").items()}
+    """Digests of the results that jobs had read, by job id."""
+    return {id: dict(results) for id, results in _read_section(out, "used").items()}
 
 
-def _read_seen(out: Path) -> dict[str, JobState]:
+def _read_states(out: Path) -> dict[str, JobState]:
     try:
-        return {id: JobState(**state) for id, state in _seen(out, "states").items()}
+        return {id: JobState(**state) for id, state in _read_section(out, "states").items()}
     except TypeError:
         return {}
 
 
-def _seen(out: Path, key: str) -> dict[str, dict[str, Any]]:
+def _read_section(out: Path, key: str) -> dict[str, dict[str, Any]]:
     try:
         return dict(json.loads((out / SEEN).read_text("utf-8"))[key])
     except (OSError, ValueError, TypeError, KeyError):
@@ -107,14 +107,14 @@ def _seen(out: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Holds a pipeline's folder against a second `lavic submit`.
+def locked(out: Path) -> Iterator[None]:
+    """Locks a pipeline's folder against a second `lavic submit`.
 
     Raises:
-        ConfigError: Another one holds it.
+        ConfigError: Another one holds the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".submit.lock") as lock:
         if not lock.acquire():
-            raise ConfigError(f"{out}: another `lavic submit` is at work here; wait for it")
+            raise ConfigError(f"{out}: another `lavic submit` is running here; wait until it has ended")
         yield

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from lavic.config import flatten
 from lavic.errors import LavicError
-from lavic.launch.cli_args import typed
+from lavic.launch.cli_args import to_args
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.settings import PipelineSettings
-from lavic.launch.pipeline.step_status import Situation
+from lavic.launch.pipeline.step_status import StepStatus
 from lavic.tracking.journal import JOURNAL_FILE, read_lines
 from lavic.tracking.mlflow_sync import sync
 from lavic.tracking.sync_record import read_record
@@ -21,62 +21,65 @@ from lavic.tracking.tracker import Tracker
 log = logging.getLogger(__name__)
 
 
-def tracking_uri(chosen: PipelineSettings) -> str:
-    """MLflow's URI for the pipeline and its stages, in a form that may be written on a job's command line."""
-    return chosen.tracking.recorded_uri(Layout(chosen.out).runs)
+def tracking_uri(pipeline: PipelineSettings) -> str:
+    """The tracking URI of the pipeline and all its stages, in a form that may appear on a job's command line."""
+    return pipeline.tracking.recorded_uri(Layout(pipeline.out).runs)
 
 
-def open_parent(chosen: PipelineSettings) -> str:
-    """The id of the pipeline's MLflow run, the same when it is submitted again; "" without MLflow or, with a warning,
-    when it does not answer.
+def open_parent(pipeline: PipelineSettings) -> str:
+    """The id of the pipeline's MLflow run; "" where MLflow is off, or does not answer, which is logged.
+
+    A pipeline that is submitted again continues its run.
     """
-    if not chosen.tracking.mlflow:
+    if not pipeline.tracking.mlflow:
         return ""
-    out = Layout(chosen.out).out
-    tracker = Tracker.open(out, replace(chosen.tracking, mlflow=False, uri=tracking_uri(chosen)))  # no live sync
-    tracker.start(out.name, flatten(chosen), {"lavic.pipeline": str(out)}, attended=False)
+    out = Layout(pipeline.out).out
+    settings = replace(pipeline.tracking, mlflow=False, uri=tracking_uri(pipeline))  # synced below, not live
+    tracker = Tracker.open(out, settings)
+    tracker.start(out.name, flatten(pipeline), {"lavic.pipeline": str(out)}, attended=False)
     tracker.detach()
-    _send(chosen)
-    record = read_record(out, chosen.tracking.resolve_uri(Layout(chosen.out).runs))
+    _sync(pipeline)
+    record = read_record(out, pipeline.tracking.resolve_uri(Layout(pipeline.out).runs))
     return record.run_id if record else ""
 
 
-def tracked(name: str, known: Mapping[str, object], chosen: PipelineSettings, parent: str) -> list[str]:
-    """The flags that make a step's run a child of the pipeline's.
+def tracking_args(step_name: str, settings: Any, pipeline: PipelineSettings, parent: str) -> list[str]:
+    """The arguments that put a step's run below the pipeline's.
 
     Args:
-        name: The step's.
-        known: Its settings; only some commands report to MLflow.
-        chosen: The pipeline.
-        parent: Id of its run, or "".
+        step_name: Becomes the run's name.
+        settings: Of the step's command; not every command reports to MLflow.
+        pipeline: Its settings.
+        parent: Id of the pipeline's run, or "".
     """
-    if not chosen.tracking.mlflow or "tracking" not in known:
+    if not pipeline.tracking.mlflow or not hasattr(settings, "tracking"):
         return []
-    mlflow = {"mlflow": True, "uri": tracking_uri(chosen), "experiment": chosen.tracking.experiment, "run": name}
-    return list(typed({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
+    experiment = pipeline.tracking.experiment
+    mlflow = {"mlflow": True, "uri": tracking_uri(pipeline), "experiment": experiment, "run": step_name}
+    return list(to_args({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
 
 
-def close_parent(chosen: PipelineSettings, statuses: Iterable[Situation]) -> None:
-    """Ends the pipeline's run with its status, once no step runs or waits."""
-    journal = Layout(chosen.out).out / JOURNAL_FILE
-    if not chosen.tracking.mlflow or not journal.is_file():
+def close_parent(pipeline: PipelineSettings, statuses: Iterable[StepStatus]) -> None:
+    """Ends the pipeline's run as FINISHED or FAILED, once none of its steps is running or waiting."""
+    journal = Layout(pipeline.out).out / JOURNAL_FILE
+    if not pipeline.tracking.mlflow or not journal.is_file():
         return
     states = {status.state for status in statuses}
     if states & {"running", "waiting"}:
         return
-    status: Literal["FINISHED", "FAILED", ""] = ""
+    outcome: Literal["FINISHED", "FAILED", ""] = ""
     if states & {"failed", "cancelled"}:
-        status = "FAILED"
+        outcome = "FAILED"
     elif states <= {"done", "stale"}:
-        status = "FINISHED"
+        outcome = "FINISHED"
     last = [record for record in read_lines(journal) if "event" in record][-1:]
-    if status and last and (last[0]["event"], last[0].get("status")) != ("end", status):
-        Tracker.open(journal.parent).finish(status)
-        _send(chosen)
+    if outcome and last and (last[0]["event"], last[0].get("status")) != ("end", outcome):
+        Tracker.open(journal.parent).finish(outcome)
+        _sync(pipeline)
 
 
-def _send(chosen: PipelineSettings) -> None:
+def _sync(pipeline: PipelineSettings) -> None:
     try:
-        sync(Layout(chosen.out).out, tracking_uri(chosen), chosen.tracking.experiment)
+        sync(Layout(pipeline.out).out, tracking_uri(pipeline), pipeline.tracking.experiment)
     except LavicError as error:
         log.warning("the pipeline's own run is not in MLflow: %s", error)

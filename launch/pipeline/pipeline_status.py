@@ -1,4 +1,4 @@
-"""How a pipeline stands: what is in its folders, what SLURM says of its jobs, and what of it is not what is wanted."""
+"""The status of a pipeline: which results are complete, what SLURM reports of the jobs, which results are stale."""
 
 from __future__ import annotations
 
@@ -7,87 +7,94 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavic.cli import settings_class
-from lavic.config import parse_values
+from lavic.cli import command_module
 from lavic.errors import ConfigError, LavicError
-from lavic.launch.pipeline.completion import is_whole
+from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Step
-from lavic.launch.pipeline.digest_cache import Digests
+from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, read_used
 from lavic.launch.pipeline.settings import PipelineSettings, StageSettings
-from lavic.launch.pipeline.step_digest import Recipe, Record, recipe, result_digest, uses, with_results
-from lavic.launch.pipeline.step_status import Situation, situations
-from lavic.train.config import LoopSettings
+from lavic.launch.pipeline.step_digest import (
+    StepInputs,
+    StepRecord,
+    current_inputs,
+    reads_result_of,
+    result_digest,
+    with_results,
+)
+from lavic.launch.pipeline.step_status import StepStatus, step_statuses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """A look at a pipeline."""
+class PipelineStatus:
+    """The status of all steps at one moment."""
 
-    found: Mapping[str, Situation]
-    """How each step stands."""
-    wanted: Mapping[str, Recipe]
-    """What each step would be made from now; without those that were not compared."""
-    differ: Mapping[str, Sequence[str]]
-    """In what that is not what its result, or what there is of it, was made from."""
-    records: Mapping[str, Record]
-    """What is known of how each step was made."""
+    steps: Mapping[str, StepStatus]
+    wanted: Mapping[str, StepInputs]
+    """What each step would be made from now; without the steps whose settings are not known."""
+    differences: Mapping[str, Sequence[str]]
+    """How `wanted` differs from what each step's result was made from."""
+    records: Mapping[str, StepRecord]
+    """What each step's result was made from."""
 
     @property
     def used(self) -> dict[str, Mapping[str, str]]:
-        """For jobs that are done, by id: the results of other steps that they read."""
+        """For jobs that are done, by id: digests of the results of other steps that they read."""
         return {
-            now.job.id: self.records[name].made.results
-            for name, now in self.found.items()
-            if now.state in ("done", "stale") and now.job and name in self.records
+            status.job.id: self.records[name].made.results
+            for name, status in self.steps.items()
+            if status.state in ("done", "stale") and status.job and name in self.records
         }
 
 
-def survey(
+def pipeline_status(
     out: Path,
     steps: Sequence[Step],
-    known: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
     jobs: Mapping[str, Job],
-    records: Mapping[str, Record],
-) -> Survey:
-    """Looks at a pipeline.
+    records: Mapping[str, StepRecord],
+) -> PipelineStatus:
+    """The status of a pipeline.
 
     Args:
         out: Its folder.
         steps: Each after those it needs.
-        known: The settings of those that are compared.
-        jobs: As last seen.
-        records: Of how the steps were made.
+        settings: Of the steps that are compared with their records, by name.
+        jobs: With their last known states.
+        records: What the steps' results were made from.
     """
-    digests = Digests(out)
-    whole = {step.name for step in steps if is_whole(step, digests)}
-    results = {step.name: digest for step in steps if step.name in whole and (digest := result_digest(step, digests))}
-    wanted = {step.name: recipe(step, known[step.name], digests, results) for step in steps if step.name in known}
-    digests.save()
+    cache = DigestCache(out)
+    complete = {step.name for step in steps if is_complete(step, cache)}
+    results = {step.name: digest for step in steps if step.name in complete and (digest := result_digest(step, cache))}
+    wanted = {
+        step.name: current_inputs(step, settings[step.name], cache, results) for step in steps if step.name in settings
+    }
+    cache.save()
     used = read_used(out)
     records = dict(records)
     for step in steps:
         job = jobs.get(step.name)
         if step.name in records and job:
-            # the first look after a job's end says what it has read
-            first = {name: digest for name, digest in results.items() if uses(step, name)}
-            parse_values = used.get(job.id, first if step.name in whole and not job.seen.active else {})
-            records[step.name] = with_results(records[step.name], parse_values)
-    differ = {name: records[name].differences(recipe) for name, recipe in wanted.items() if name in records}
-    return Survey(found=situations(steps, jobs, whole, differ), wanted=wanted, differ=differ, records=records)
+            # what a job has read is noted the first time that it is seen to have ended
+            now = {name: digest for name, digest in results.items() if reads_result_of(step, name)}
+            read = used.get(job.id, now if step.name in complete and not job.seen.active else {})
+            records[step.name] = with_results(records[step.name], read)
+    differences = {name: records[name].differences(inputs) for name, inputs in wanted.items() if name in records}
+    statuses = step_statuses(steps, jobs, complete, differences)
+    return PipelineStatus(steps=statuses, wanted=wanted, differences=differences, records=records)
 
 
-def check(step: Step, chosen: PipelineSettings) -> dict[str, Any]:
-    """A step's settings, as its command understands the words.
+def resolve_settings(step: Step, pipeline: PipelineSettings) -> Any:
+    """A step's settings, as its command resolves them.
 
     Raises:
-        ConfigError: It does not, or its ranks cannot share a batch; names the step.
+        ConfigError: They are wrong, or its ranks cannot share a batch; names the step.
     """
-    asked: StageSettings = getattr(chosen, step.stage)
+    resources: StageSettings = getattr(pipeline, step.stage)
     try:
-        settings = parse_values(settings_class(step.stage), step.words, command=step.stage)
-        if "loop" in settings:
-            LoopSettings(**settings["loop"]).split(asked.nodes * asked.ranks_per_node)
+        settings = command_module(step.stage).resolve(step.args)
+        if hasattr(settings, "loop"):
+            settings.loop.split(resources.nodes * resources.ranks_per_node)
     except LavicError as error:
         raise ConfigError(f"{step.name}: {error}") from None
     return settings

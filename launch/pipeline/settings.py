@@ -1,32 +1,42 @@
-"""The settings of a pipeline: which stages, from which files, with what of the cluster."""
+"""Settings of a pipeline: its stages, their input files, and the SLURM resources of each."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator
 
-from lavic.config import settings
+from lavic.cli import command_module
+from lavic.config import parse_values, settings
+from lavic.config.loader import value_at
+from lavic.config.schema import Keys, Schema
+from lavic.errors import LavicError
+from lavic.launch.cli_args import absolute, absolute_pattern, to_args
 from lavic.tracking.settings import TrackingSettings
 
 Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+BASE_MODEL = ("model", "name")
+"""A setting of a stage that is a path only where it names a folder."""
+
 
 @settings
 class PhotoSettings:
-    """Photos of one set."""
+    """The photos of one set."""
 
     items: tuple[str, ...] = ()
     """Catalogue files, as `lavic crawl --items` takes them."""
     ids: Path | None = None
     """Only the items in this file, one id a line."""
     described: bool = False
-    """The catalogue brings descriptions of these photos: `describe` leaves the set alone."""
+    """The catalogue has descriptions of these photos: `describe` skips the set."""
     expected: int | None = Field(default=None, ge=1)
-    """About how many photos there are: for the dry run's arithmetic, until the set stands."""
+    """About how many photos there are: for the dry run's estimates, until the set is crawled."""
 
 
 @settings
@@ -36,7 +46,7 @@ class PhotosSettings:
     train: PhotoSettings = PhotoSettings()
     """The catalogue. The item store holds these, and those of `valid` that are not among them."""
     valid: PhotoSettings = PhotoSettings()
-    """What validates stage 1; a photo of `train` that is here too is not trained on."""
+    """Validation set of stage 1; a photo of `train` that is here too is not trained on."""
 
 
 @settings
@@ -53,70 +63,70 @@ class ConversationSettings:
 
 @settings
 class StageSettings:
-    """One stage: its settings, and what its job asks the cluster for."""
+    """One stage: its settings, and the SLURM resources of its job."""
 
     config: str | None = None
     """The command's yaml file, or the name of a shipped one."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """More of the command's settings, over its yaml file's, in the same form: {loop: {steps: 100}}."""
+    """More of the command's settings, which override its yaml file, in the same form: {loop: {steps: 100}}."""
     nodes: PositiveInt = 1
-    """Nodes."""
+    """Number of nodes."""
     gpus: int = Field(default=0, ge=0)
-    """GPUs of each node."""
+    """GPUs per node."""
     ranks: PositiveInt | None = None
-    """Processes on each node; by default one for each of its GPUs, or one."""
+    """Processes per node; by default one per GPU, or one."""
     cpus: PositiveInt = 1
-    """Cores of each node."""
+    """CPU cores per node."""
     memory: str | None = None
-    """Memory of each node, as `64G`; by default what the partition gives."""
+    """Memory per node, such as `64G`; by default the partition's."""
     time: str = "24:00:00"
-    """Longest time, as SLURM writes it: 90 (minutes), 12:00:00, 2-00:00:00."""
+    """Time limit in SLURM's format: 90 (minutes), 12:00:00, 2-00:00:00."""
     partition: str | None = None
-    """Instead of `slurm.partition`."""
+    """Overrides `slurm.partition`."""
     account: str | None = None
-    """Instead of `slurm.account`."""
+    """Overrides `slurm.account`."""
     options: tuple[str, ...] = ()
-    """More words for this stage's sbatch, after `slurm.options`, which they win over."""
+    """More options for this stage's sbatch; they override `slurm.options`."""
 
     @field_validator("time", mode="before")
     @classmethod
     def _quoted(cls, value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError("put the time in quotes, as '12:00:00': yaml takes it for a number of seconds")
+            raise ValueError("put the time in quotes, as '12:00:00': yaml reads it as a number of seconds")
         if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", value):
-            raise ValueError("not a time as SLURM writes it: 90 (minutes), 12:00:00, 2-00:00:00")
+            raise ValueError("not a time limit of SLURM: use 90 (minutes), 12:00:00 or 2-00:00:00")
         return value
 
     @property
     def ranks_per_node(self) -> int:
-        """Processes on each node."""
+        """Processes per node."""
         return self.ranks or self.gpus or 1
 
 
 @settings
 class SlurmSettings:
-    """What all jobs share."""
+    """SLURM settings of all jobs."""
 
     partition: str | None = None
-    """Where the jobs run; by default the cluster's default."""
+    """Partition; by default the cluster's default."""
     account: str | None = None
-    """Who pays."""
+    """Account that is charged."""
     options: tuple[str, ...] = ()
-    """More words for every sbatch, each as --name=value, such as --qos=long or --exclude=n7."""
+    """More options for every sbatch, each as --name=value, such as --qos=long or --exclude=n7."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Variables for every job, such as {HF_HOME: /shared/huggingface}; see slurm/env.sh for those it reads."""
+    """Environment variables of every job, such as {HF_HOME: /shared/huggingface}; slurm/env.sh lists those it reads."""
     scripts: Path | None = None
-    """Folder of the batch scripts and env.sh; by default `slurm` here, or else the one that came with lavic."""
+    """Folder of the batch scripts and env.sh; by default ./slurm, else the one installed with lavic."""
 
 
 @settings
 class PipelineSettings:
-    """The pipeline, from links to a measured recommender, as SLURM jobs that wait for each other."""
+    """The pipeline, from photo links to an evaluated recommender, as SLURM jobs that depend on each other."""
 
     out: Path
-    """Folder for everything, seen by all nodes."""
+    """Folder for everything, on a file system that all nodes share."""
     stages: tuple[Stage, ...] = STAGES
-    """Which stages there are."""
+    """The stages of the pipeline."""
     photos: PhotosSettings = PhotosSettings()
     """The catalogue."""
     conversations: ConversationSettings = ConversationSettings()
@@ -126,7 +136,7 @@ class PipelineSettings:
     verify: StageSettings = StageSettings(cpus=8, time="12:00:00")
     """`lavic verify`, once for each set."""
     describe: StageSettings = StageSettings(gpus=8, cpus=64)
-    """`lavic describe`, once for each set that the catalogue does not describe."""
+    """`lavic describe`, once for each set whose photos the catalogue does not describe."""
     distill: StageSettings = StageSettings(gpus=8, cpus=64)
     """`lavic distill`."""
     embed: StageSettings = StageSettings(gpus=8, cpus=64)
@@ -136,18 +146,87 @@ class PipelineSettings:
     evaluate: StageSettings = StageSettings(gpus=8, cpus=64, time="12:00:00")
     """`lavic evaluate`."""
     slurm: SlurmSettings = SlurmSettings()
-    """What all jobs share."""
+    """SLURM settings of all jobs."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where the stages are recorded, all under one parent run. By default MLFLOW_TRACKING_URI, else OUT/mlflow.db."""
+    """Where the stages' runs are recorded, under one parent run. By default MLFLOW_TRACKING_URI, else OUT/mlflow.db."""
     dry_run: bool = False
-    """Print what would be submitted, with every script, and submit nothing."""
+    """Print every job and script that would be submitted, and submit nothing."""
     only: tuple[Stage, ...] = ()
-    """Submit these stages alone; what they need must stand or be under way."""
+    """Submit only these stages; what they need must be done or running."""
     from_: Stage | None = None
-    """Submit this stage and those after it."""
+    """Submit this stage and all later ones."""
     force: tuple[Stage, ...] = ()
-    """Make these stages again though they are done, and what depends on them."""
+    """Run these stages again although they are done, and those that depend on them."""
     keep: bool = False
-    """Accept results that were made with other settings or inputs than are given now, instead of making them again."""
+    """Keep results that were made with other settings or inputs, instead of running their stages again."""
     wait: bool = False
-    """Stay until every job has ended; exit code 1 when a step failed."""
+    """Watch the status until every job has ended; exit code 1 if a step failed."""
+
+
+def with_absolute_paths(pipeline: PipelineSettings) -> PipelineSettings:
+    """The settings with absolute paths, also in the stages' settings and of what their yaml files name."""
+
+    def file(path: Path | None) -> Path | None:
+        return absolute(path) if path else None
+
+    def photos(split: PhotoSettings) -> PhotoSettings:
+        return replace(split, items=tuple(absolute_pattern(item) for item in split.items), ids=file(split.ids))
+
+    conversations = pipeline.conversations
+    tests = (named_test(text) for text in conversations.test)
+    test = tuple(f"{name}={path}" if name else str(path) for name, path in tests)
+    stages: dict[str, Any] = {stage: _stage_with_absolute_paths(stage, getattr(pipeline, stage)) for stage in STAGES}
+    return replace(
+        pipeline,
+        out=absolute(pipeline.out),
+        photos=PhotosSettings(train=photos(pipeline.photos.train), valid=photos(pipeline.photos.valid)),
+        conversations=replace(
+            conversations, train=file(conversations.train), valid=file(conversations.valid), test=test
+        ),
+        slurm=replace(pipeline.slurm, scripts=file(pipeline.slurm.scripts)),
+        **stages,
+    )
+
+
+def _stage_with_absolute_paths(stage: Stage, settings: StageSettings) -> StageSettings:
+    if settings.config and Path(settings.config).is_file():
+        settings = replace(settings, config=str(absolute(Path(settings.config))))
+    relative = {keys: str(absolute(path)) for keys, path in named_paths(stage, settings) if not path.is_absolute()}
+    return replace(settings, settings=_merged(settings.settings, relative)) if relative else settings
+
+
+def named_paths(stage: Stage, settings: StageSettings) -> Iterator[tuple[Keys, Path]]:
+    """The files and folders that a stage's settings or its yaml file name."""
+    args = [*(["--config", settings.config] if settings.config else []), *to_args(settings.settings)]
+    kind = command_module(stage).SETTINGS
+    try:
+        values = parse_values(kind, args, command=stage)
+    except LavicError:  # reported with the step's name when the step's settings are resolved
+        return
+    schema = Schema(kind, stage)
+    for keys, leaf in schema.leaves.items():
+        value = value_at(values, keys)
+        is_base_model = keys == BASE_MODEL and value != "mini" and Path(str(value)).expanduser().is_dir()
+        if value and (leaf.type is Path or is_base_model) and value != schema.defaults.get(keys):
+            yield keys, Path(value)
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[Keys, str]) -> dict[str, Any]:
+    """Nested settings with some values replaced or added."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        below = {keys[1:]: path for keys, path in changes.items() if keys[0] == name and keys[1:]}
+        nested[name] = _merged(value, below) if isinstance(value, Mapping) else value
+    for keys, path in changes.items():
+        group = nested
+        for key in keys[:-1]:
+            group = group.setdefault(key, {})
+        group[keys[-1]] = path
+    return nested
+
+
+def named_test(text: str) -> tuple[str, Path]:
+    """NAME=FILE or FILE, as `lavic evaluate --test` parses it."""
+    name, equals, file = text.partition("=")
+    return (name, absolute(Path(file))) if equals and "/" not in name else ("", absolute(Path(text)))

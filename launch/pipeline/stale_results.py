@@ -1,8 +1,8 @@
-"""Results that are to be made again with other settings: moved to OUT/stale, where nothing is overwritten."""
+"""Results that are made again with other settings: moved to OUT/stale, never overwritten."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,42 +10,42 @@ from typing import Any
 from lavic.launch.pipeline.dag import Layout, Step
 
 
-def goes_on(step: Step, known: Mapping[str, Any], differ: Sequence[str]) -> bool:
-    """Whether a step's command changes the result that is there: a crawl that tries photos again, or takes more in.
+def updates_in_place(step: Step, settings: Any, differences: Sequence[str]) -> bool:
+    """Whether a step's command can update its result: a crawl that retries photos, or extends its set.
 
     Args:
-        step: A step whose result differs.
-        known: Its settings.
-        differ: In what.
+        step: A step whose result is not what its settings ask for now.
+        settings: Of its command.
+        differences: How it differs.
     """
-    again = all(why.startswith(("retry ", "refresh ")) for why in differ)
-    return step.stage == "crawl" and bool(known.get("extend") or again)
+    retries = all(line.startswith(("retry ", "refresh ")) for line in differences)
+    return step.stage == "crawl" and bool(settings.extend or retries)
 
 
-def set_aside(step: Step, at: Layout) -> Path | None:
-    """Moves what there is of a step's result out of the way of the next one.
+def move_to_stale(step: Step, layout: Layout) -> Path | None:
+    """Moves a step's result out of the way of the next one.
 
     Args:
-        step: To be made again.
-        at: The pipeline's folders.
+        step: To be run again.
+        layout: The pipeline's folders.
 
     Returns:
-        Where it is now; None where there was nothing.
+        Where the result is now; None where there was nothing to keep.
     """
     if step.stage == "verify":
-        step.place.unlink(missing_ok=True)
+        step.output.unlink(missing_ok=True)
         return None
-    old = sorted(step.place.glob("*.descriptions.jsonl")) if step.stage == "describe" else [step.place]
+    old = sorted(step.output.glob("*.descriptions.jsonl")) if step.stage == "describe" else [step.output]
     old = [path for path in old if path.exists()]
     if not old:
         return None
-    numbered = (at.stale / f"{step.name}-{number}" for number in count(1))
-    home = next(path for path in numbered if not path.exists())
+    numbered = (layout.stale / f"{step.name}-{number}" for number in count(1))
+    target = next(path for path in numbered if not path.exists())
     if step.stage == "describe":
-        home.mkdir(parents=True)
+        target.mkdir(parents=True)
         for path in old:
-            path.rename(home / path.name)
+            path.rename(target / path.name)
     else:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        step.place.rename(home)
-    return home
+        target.parent.mkdir(parents=True, exist_ok=True)
+        step.output.rename(target)
+    return target

@@ -1,4 +1,4 @@
-"""What a step's result is made from, so that a change of it is noticed: settings, input files, other steps' results.
+"""What a step's result is made from, to detect changes: settings, input files, results of other steps.
 
 OUT/stages.json holds the settings and inputs of each step, as its last job got them.
 """
@@ -13,23 +13,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lavic.config import flatten
 from lavic.data.catalog import find_files
 from lavic.data.descriptions import descriptions_path
 from lavic.data.manifest import NAME, Manifest
 from lavic.errors import DataError, LavicError
 from lavic.launch.pipeline.dag import Step
-from lavic.launch.pipeline.digest_cache import Digests
+from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.settings import Stage
-from lavic.model.config import ModelSettings
+from lavic.model.config import BaseModelSettings, ModelSettings
 from lavic.model.hub import fingerprint, resolve
 from lavic.storage.atomic import atomic_write
 from lavic.train.run_folder import FREE
 
 FILE = "stages.json"
 
-_ANYWHERE = ("out", "tracking", "nproc", "ray", "dry_run", "cache")
+_IRRELEVANT = ("out", "tracking", "nproc", "ray", "dry_run", "cache")
 """Settings that change no command's result."""
-_SAME: dict[Stage, tuple[str, ...]] = {
+_IRRELEVANT_IN: dict[Stage, tuple[str, ...]] = {
     "crawl": ("fetch", "extend", "executor", "max_rejected", "min_success"),
     "describe": ("batch_size",),
     "distill": FREE,
@@ -37,8 +38,8 @@ _SAME: dict[Stage, tuple[str, ...]] = {
     "tune": FREE,
     "evaluate": ("overwrite", "tokens_per_batch"),
 }
-"""Settings that change how a command works and not what it makes."""
-_FILLED: dict[Stage, tuple[str, ...]] = {
+"""Settings that change how a command works and not its result."""
+_PATHS: dict[Stage, tuple[str, ...]] = {
     "crawl": ("items", "ids"),
     "verify": ("folder", "receipt"),
     "describe": ("shards",),
@@ -47,61 +48,62 @@ _FILLED: dict[Stage, tuple[str, ...]] = {
     "tune": ("store", "train", "valid"),
     "evaluate": ("bundle", "store", "test", "shards", "runs"),
 }
-"""Settings that name files: their content is compared, not where they stand."""
-_USES: dict[Stage, tuple[Stage, ...]] = {
+"""Settings that name files: the files' content is compared, not their paths."""
+_READS: dict[Stage, tuple[Stage, ...]] = {
     "distill": ("crawl", "describe"),
     "embed": ("crawl", "distill"),
     "tune": ("embed",),
     "evaluate": ("embed", "tune"),
 }
-"""Stages whose results a stage reads. `verify` and `describe` compare their set with its manifest by themselves."""
+"""Stages whose results a stage reads. `verify` and `describe` compare their set with its manifest themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class StepInputs:
     """What a step's result is, or would be, made from."""
 
     settings: Mapping[str, Any]
-    """Those that change the result, on one level."""
+    """Those that change the result, by dotted name."""
     inputs: Mapping[str, str]
     """Digests of files from outside the pipeline."""
     results: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the results of other steps; without those that were not there to be read yet."""
+    """Digests of the results of other steps; without those that do not exist yet."""
 
-    def differences(self, wanted: Recipe) -> Iterator[str]:
-        """What of this recipe is not as in another one, in words."""
+    def differences(self, wanted: StepInputs) -> Iterator[str]:
+        """How other inputs differ from these, a line each."""
         for key in sorted(self.settings.keys() & wanted.settings.keys()):  # another version may have others
             if self.settings[key] != wanted.settings[key]:
                 yield f"{key} was {self.settings[key]}, is {wanted.settings[key]}"
-        more = Counter(wanted.inputs.values()) - Counter(self.inputs.values())
+        added = Counter(wanted.inputs.values()) - Counter(self.inputs.values())
         for file, digest in wanted.inputs.items():
-            if digest in more:
+            if digest in added:
                 yield f"{file} has changed" if file in self.inputs else f"{file} is new"
-        fewer = Counter(self.inputs.values()) - Counter(wanted.inputs.values())
-        yield from (
-            f"{file} is read no more" for file, d in self.inputs.items() if d in fewer and file not in wanted.inputs
-        )
+        removed = Counter(self.inputs.values()) - Counter(wanted.inputs.values())
+        for file, digest in self.inputs.items():
+            if digest in removed and file not in wanted.inputs:
+                yield f"{file} is no longer read"
         for name in self.results.keys() & wanted.results.keys():
             if self.results[name] != wanted.results[name]:
                 yield f"{name} has another result"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """What is known of how a step's result was made."""
+class StepRecord:
+    """What a step's result was made from."""
 
-    made: Recipe
-    accepted: Recipe | None = None
-    """Differs from `made`, and the user wants the result kept nevertheless."""
+    made: StepInputs
+    accepted: StepInputs | None = None
+    """Inputs that differ from `made`, for which the user keeps the result nevertheless (`--keep`)."""
 
-    def differences(self, wanted: Recipe) -> list[str]:
-        """Why the result is not what is wanted now; empty where it is, or is to be kept."""
-        found = list(self.made.differences(wanted))
-        return [] if self.accepted and not list(self.accepted.differences(wanted)) else found
+    def differences(self, wanted: StepInputs) -> list[str]:
+        """How the result differs from what is wanted now; empty where it does not, or is to be kept."""
+        if self.accepted and not list(self.accepted.differences(wanted)):
+            return []
+        return list(self.made.differences(wanted))
 
 
-def read_records(out: Path) -> dict[str, Record]:
-    """The records of a pipeline by step; none where there are none.
+def read_records(out: Path) -> dict[str, StepRecord]:
+    """The records of a pipeline by step; none where there is no file.
 
     Raises:
         DataError: The file is broken.
@@ -112,72 +114,72 @@ def read_records(out: Path) -> dict[str, Record]:
     try:
         body = json.loads(path.read_text("utf-8"))["steps"]
         return {
-            name: Record(**{key: Recipe(**recipe) for key, recipe in record.items() if recipe is not None})
+            name: StepRecord(**{key: StepInputs(**inputs) for key, inputs in record.items() if inputs is not None})
             for name, record in body.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: broken ({error}); remove it: what is done is then taken as it is") from None
+        raise DataError(f"{path}: broken ({error}); remove it to accept all results as they are") from None
 
 
-def write_records(out: Path, records: Mapping[str, Record]) -> None:
-    """Keeps the records of a pipeline."""
+def write_records(out: Path, records: Mapping[str, StepRecord]) -> None:
+    """Writes the records of a pipeline."""
     body = {"steps": {name: asdict(record) for name, record in records.items()}}
     atomic_write(out / FILE, json.dumps(body, indent=1, default=str) + "\n")
 
 
-def recipe(step: Step, known: Mapping[str, Any], digests: Digests, results: Mapping[str, str]) -> Recipe:
+def current_inputs(step: Step, settings: Any, cache: DigestCache, results: Mapping[str, str]) -> StepInputs:
     """What a step would be made from now.
 
     Args:
         step: The step.
-        known: Its settings, resolved.
-        digests: Of files.
+        settings: Of its command.
+        cache: Digests of files.
         results: Digests of the results of steps that are done, by step.
     """
-    left_out = (*_ANYWHERE, *_SAME.get(step.stage, ()), *_FILLED[step.stage])
-    settings = {
+    skipped = (*_IRRELEVANT, *_IRRELEVANT_IN.get(step.stage, ()), *_PATHS[step.stage])
+    values = flatten(settings)
+    compared = {
         key: value
-        for key, value in _flat(known)
-        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+        for key, value in values.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in skipped)
     }
-    if step.stage == "evaluate":  # the names of the tests are in its results
-        settings["test"] = [word.partition("=")[0] if "=" in word else Path(word).stem for word in known["test"]]
-    files = [file for pattern in step.reads for file in matches(pattern)]
-    files += [Path(word) for value in settings.values() for word in _words(value) if Path(word).is_file()]
-    inputs = {str(file): digests.of(file) for file in dict.fromkeys(files)}
-    if base := _base(known):
+    if step.stage == "evaluate":  # the names of the test sets are in its results
+        compared["test"] = [text.partition("=")[0] if "=" in text else Path(text).stem for text in values["test"]]
+    files = [file for pattern in step.inputs for file in matching_files(pattern)]
+    files += [Path(text) for value in compared.values() for text in _possible_paths(value) if Path(text).is_file()]
+    inputs = {str(file): cache.digest(file) for file in dict.fromkeys(files)}
+    if base := _base_model_fingerprint(settings):
         inputs["the base model"] = base
-    return Recipe(
-        # as they come back from the file
-        settings=json.loads(json.dumps(settings, default=str)),
+    return StepInputs(
+        settings=compared,
         inputs=inputs,
-        results={name: digest for name, digest in results.items() if uses(step, name)},
+        results={name: digest for name, digest in results.items() if reads_result_of(step, name)},
     )
 
 
-def uses(step: Step, name: str) -> bool:
-    """Whether a step reads the result of another."""
-    return name.partition("-")[0] in _USES.get(step.stage, ())
+def reads_result_of(step: Step, name: str) -> bool:
+    """Whether a step reads the result of the step called `name`."""
+    return name.partition("-")[0] in _READS.get(step.stage, ())
 
 
-def result_digest(step: Step, digests: Digests) -> str:
-    """Of a step's whole result: equal ones are of no consequence to those who read it; "" where nobody does."""
+def result_digest(step: Step, cache: DigestCache) -> str:
+    """The digest of a step's result; "" where no other step compares it."""
     try:
         if step.stage == "crawl":
-            shards = Manifest.load(step.place, check=False).shards
+            shards = Manifest.load(step.output, check=False).shards
             return _combined(shard.sha256 for shard in shards)
         if step.stage == "describe":
-            manifest = Manifest.load(step.place, check=False)
-            return _combined(digests.of(descriptions_path(manifest.path(shard))) for shard in manifest.shards)
+            manifest = Manifest.load(step.output, check=False)
+            return _combined(cache.digest(descriptions_path(manifest.path(shard))) for shard in manifest.shards)
     except DataError:
         return ""
     if step.stage in ("distill", "tune"):
-        return digests.of(step.place / "bundle" / "bundle.json")
-    return digests.of(step.place / NAME) if step.stage == "embed" else ""
+        return cache.digest(step.output / "bundle" / "bundle.json")
+    return cache.digest(step.output / NAME) if step.stage == "embed" else ""
 
 
-def matches(pattern: str) -> Sequence[Path]:
-    """The files that a path or a glob names, as the crawl finds them; none where there are none."""
+def matching_files(pattern: str) -> Sequence[Path]:
+    """The files that a path or a glob names, by the rules of `lavic crawl`; none where there are none."""
     path = Path(pattern)
     if path.exists() and not path.is_dir():
         return [path]
@@ -187,20 +189,22 @@ def matches(pattern: str) -> Sequence[Path]:
         return []
 
 
-def with_results(record: Record, results: Mapping[str, str]) -> Record:
-    """A record that also says which results of other steps were read, where it did not say so before."""
+def with_results(record: StepRecord, results: Mapping[str, str]) -> StepRecord:
+    """A record with the results of other steps that were read, where it does not have them yet."""
     return replace(record, made=replace(record.made, results={**results, **record.made.results}))
 
 
-def _base(known: Mapping[str, Any]) -> str:
-    """The fingerprint of a base model that lies here; one from Hugging Face is known by its name and revision."""
-    if not isinstance(known.get("model"), Mapping):
+def _base_model_fingerprint(settings: Any) -> str:
+    """Of a base model in a local folder; one from Hugging Face is identified by its name and revision."""
+    model = getattr(settings, "model", None)
+    if isinstance(model, BaseModelSettings) and model.name:
+        model = ModelSettings(name=model.name)
+    if not isinstance(model, ModelSettings):
         return ""
     try:
-        model = ModelSettings(**known["model"])
-        here = model.name == "mini" or Path(model.name).expanduser().is_dir()
-        return fingerprint(resolve(model)) if here else ""
-    except (LavicError, OSError, TypeError, ValueError):
+        is_local = model.name == "mini" or Path(model.name).expanduser().is_dir()
+        return fingerprint(resolve(model)) if is_local else ""
+    except (LavicError, OSError):
         return ""
 
 
@@ -208,16 +212,8 @@ def _combined(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _words(value: Any) -> Iterator[str]:
+def _possible_paths(value: Any) -> Iterator[str]:
     """The texts in a setting that could name a file."""
-    for each in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(each, str) and each and "\0" not in each and len(each) < 4096:
-            yield each
+    for text in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(text, str) and text and "\0" not in text and len(text) < 4096:
+            yield text

@@ -1,1 +1,1 @@
-"""`lavic preflight`: can the nodes of a job do what it needs?"""
+"""`lavic preflight`: checks of the nodes of a job."""

@@ -1,7 +1,7 @@
-"""What one node of a job finds out about itself, and about its way to the others.
+"""The checks that one node of a job makes of itself and of its connections to the other nodes.
 
-Each finding is one JSON object on a line of stdout; `launch.preflight` reads those of all nodes and judges. A node that
-hangs is one whose lines stop.
+Each result is one JSON object on a line of stdout; `PreflightReport` reads those of all nodes. A node that hangs is one
+whose lines stop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,184 +20,182 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavic.launch.preflight.inventory import code_digest, digest, gpus, memory, packages
+from lavic.distributed.rank_process import rank_environment
+from lavic.launch.preflight.inventory import code_digest, data_digest, gpu_problems, memory_problems, package_versions
 
 _GIB = 2**30
-_KNOCK_S = 2.0
+_CONNECT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """One node's part of the look."""
+class NodeProbe:
+    """The checks of one node."""
 
     nodes: Sequence[str]
     """Every node of the job."""
     addresses: Sequence[str]
-    """Where each can be reached."""
-    here: str
-    """This node."""
+    """Network address of each."""
+    this_node: str
     kind: str
-    """What is going to run: ranks, ray or cpu."""
+    """What the job runs: ranks, ray or cpu."""
     ranks: int
-    """Ranks on each node."""
+    """Ranks per node."""
     gpus: int
-    """GPUs asked for on each node."""
+    """GPUs required on each node."""
     port: int
-    """First of a few ports on every node."""
+    """The first of a few ports on every node."""
     data: Sequence[Path]
-    """Files and folders that are read, the same on every node."""
-    seen: Path | None
-    """A file that the first node wrote: is the folder shared?"""
+    """Files and folders that must be the same on every node."""
+    shared_file: Path | None
+    """A file that the first node wrote, to check that its folder is shared."""
     disk_gib: float
-    """Free space wanted."""
+    """Free disk space required."""
     memory_gib: float
-    """Free memory wanted."""
-    within_s: float
-    """Time for everything."""
+    """Free memory required."""
+    timeout_s: float
+    """Time limit for all checks."""
 
     def run(self) -> None:
-        """Looks, and says what was found."""
+        """Runs all checks and prints their results."""
         began = time.monotonic()
-        bad: list[str] = []
         notes: list[str] = []
-        facts: dict[str, Any] = {"code": code_digest(), "packages": packages(), "data": self._data()}
-        bad += self._disk(notes)
-        bad += memory(self.memory_gib)
+        facts: dict[str, Any] = {
+            "code": code_digest(),
+            "packages": package_versions(),
+            "data": {str(path): data_digest(path) for path in self.data},
+        }
+        problems = [*self._disk_problems(notes), *memory_problems(self.memory_gib)]
         if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
-            cards = list(gpus(self.gpus, facts, within_s=self.within_s / 2))
-            bad += cards
-        self._say("look", bad=bad, notes=notes, facts=facts)
-        left = self.within_s - (time.monotonic() - began)
+            problems += gpu_problems(self.gpus, facts, timeout_s=self.timeout_s / 2)
+        self._print("node", problems=problems, notes=notes, facts=facts)
+        left = self.timeout_s - (time.monotonic() - began)
         if self.kind == "ranks" and len(self.nodes) * self.ranks > 1:
-            self._reduce(left)
+            self._check_all_reduce(left)
         elif self.kind == "ray":
-            self._ports(left / 2)
-        self._say("end")
+            self._check_ports(left / 2)
+        self._print("end")
 
-    def _say(self, what: str, **more: Any) -> None:
-        line = json.dumps({"node": self.here, "what": what, **more}) + "\n"
-        os.write(sys.stdout.fileno(), line.encode())  # in one piece: the nodes share the stream
+    def _print(self, check: str, **result: Any) -> None:
+        line = json.dumps({"node": self.this_node, "check": check, **result}) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())  # in one write: the nodes share the stream
 
-    def _data(self) -> dict[str, str]:
-        return {str(path): digest(path) for path in self.data}
-
-    def _disk(self, notes: list[str]) -> Iterator[str]:
-        for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
-            free = shutil.disk_usage(place).free / _GIB
+    def _disk_problems(self, notes: list[str]) -> Iterator[str]:
+        for folder in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
+            free = shutil.disk_usage(folder).free / _GIB
             if free < self.disk_gib:
-                yield f"{free:.1f} GiB free in {place}, {self.disk_gib:g} wanted"
+                yield f"{free:.1f} GiB free in {folder}, {self.disk_gib:g} required"
         try:
             with tempfile.TemporaryFile() as file:
                 file.write(b"x")
         except OSError as error:
             yield f"cannot write to {tempfile.gettempdir()} ({error})"
-        if self.seen and not self.seen.exists():
-            yield f"does not see {self.seen.parent}, which the first node wrote to: not a shared folder?"
-        shared = Path("/dev/shm")
-        if self.kind == "ranks" and shared.exists() and shutil.disk_usage(shared).total < _GIB / 4:
-            notes.append(
-                f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: little for NCCL and loader processes"
-            )
+        if self.shared_file and not self.shared_file.exists():
+            yield f"does not see what the first node wrote to {self.shared_file.parent}: is it a shared folder?"
+        shared_memory = Path("/dev/shm")
+        if self.kind == "ranks" and shared_memory.exists():
+            total = shutil.disk_usage(shared_memory).total
+            if total < _GIB / 4:
+                notes.append(f"/dev/shm has {total >> 20} MiB, which is little for NCCL and data loader processes")
 
-    def _reduce(self, left_s: float) -> None:
-        """All ranks together; where that fails, neighbours in pairs, so that the one in the way can be told."""
-        me, count = self.nodes.index(self.here), len(self.nodes)
-        done = self._all_reduce(me, list(range(count)), self.port, left_s * 0.5)
-        self._say("reduce", **done)
-        if done["right"] or count < 3:
+    def _check_all_reduce(self, left_s: float) -> None:
+        """An all-reduce over all ranks; if it fails, one per pair of neighbours, to find the node at fault."""
+        place, count = self.nodes.index(self.this_node), len(self.nodes)
+        result = self._all_reduce(place, list(range(count)), self.port, left_s * 0.5)
+        self._print("all_reduce", **result)
+        if result["ok"] or count < 3:
             return
         for turn in (0, 1):
-            first = (me - turn) // 2 * 2 + turn
+            first = (place - turn) // 2 * 2 + turn
             pair = [first % count, (first + 1) % count]
             if pair[0] == pair[1] or first + 1 >= count + turn:
                 continue
-            done = self._all_reduce(pair.index(me), pair, self.port + 1 + first, left_s * 0.2)
-            self._say("pair", **{**done, "with": next(self.nodes[n] for n in pair if n != me)})
+            result = self._all_reduce(pair.index(place), pair, self.port + 1 + first, left_s * 0.2)
+            self._print("pair", **result, other=next(self.nodes[number] for number in pair if number != place))
 
-    def _all_reduce(self, place: int, among: Sequence[int], port: int, within_s: float) -> dict[str, Any]:
-        """Starts this node's ranks of one all-reduce and gives up on them after a while."""
+    def _all_reduce(self, place: int, group: Sequence[int], port: int, timeout_s: float) -> dict[str, Any]:
+        """Starts this node's ranks of an all-reduce between some nodes; kills them when the time is up."""
         began = time.monotonic()
-        words = [sys.executable, "-m", "lavic.launch.preflight.allreduce", str(within_s)]
-        env = {
-            **os.environ,
-            "WORLD_SIZE": str(len(among) * self.ranks),
-            "LOCAL_WORLD_SIZE": str(self.ranks),
-            "GROUP_RANK": str(place),
-            "MASTER_ADDR": self.addresses[among[0]],
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        ranks = []
+        command = [sys.executable, "-m", "lavic.launch.preflight.allreduce", str(timeout_s)]
+        processes = []
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            for local in range(self.ranks):
-                said = stack.enter_context(Path(folder, str(local)).open("w+"))
-                more = {"RANK": str(place * self.ranks + local), "LOCAL_RANK": str(local)}
-                ranks.append((said, subprocess.Popen(words, env={**env, **more}, stdout=said, stderr=said)))
-            right, rate, why = True, 0.0, ""
-            for number, (said, rank) in enumerate(ranks):
+            for local_rank in range(self.ranks):
+                output = stack.enter_context(Path(folder, str(local_rank)).open("w+"))
+                env = rank_environment(
+                    rank=place * self.ranks + local_rank,
+                    world_size=len(group) * self.ranks,
+                    local_rank=local_rank,
+                    local_world_size=self.ranks,
+                    node=place,
+                    address=self.addresses[group[0]],
+                    port=port,
+                )
+                env = {**os.environ, **env, "OMP_NUM_THREADS": "1"}
+                processes.append((output, subprocess.Popen(command, env=env, stdout=output, stderr=output)))
+            ok, rate, why = True, 0.0, ""
+            for local_rank, (output, process) in enumerate(processes):
                 try:
-                    rank.wait(max(0.1, within_s - (time.monotonic() - began)))
+                    process.wait(max(0.1, timeout_s - (time.monotonic() - began)))
                 except subprocess.TimeoutExpired:
-                    rank.send_signal(signal.SIGKILL)
-                    rank.wait()
-                    why = why or f"rank {number} of this node got no answer within {within_s:.0f} s"
-                said.seek(0)
-                lines = said.read().strip().splitlines()
-                if rank.returncode:
-                    right = False
-                    why = why or (f"rank {number} of this node: {lines[-1][:300]}" if lines else "it said nothing")
+                    process.kill()
+                    process.wait()
+                    why = why or f"local rank {local_rank} got no answer within {timeout_s:.0f} s"
+                output.seek(0)
+                lines = output.read().strip().splitlines()
+                if process.returncode:
+                    ok = False
+                    why = why or f"local rank {local_rank}: {lines[-1][:300] if lines else 'it printed nothing'}"
                 else:
-                    answer = json.loads(lines[-1])
-                    rate = answer["bytes_per_s"]
-        return {"right": right, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
+                    rate = json.loads(lines[-1])["bytes_per_s"]
+        return {"ok": ok, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
 
-    def _ports(self, within_s: float) -> None:
-        """The first node holds Ray's port for a while and the others knock; it knocks back, as Ray's processes do."""
-        until = time.monotonic() + within_s
-        if self.here == self.nodes[0]:
-            self._answer(until)
-        elif why := self._knock(until):
-            self._say("link", why=why)
+    def _check_ports(self, timeout_s: float) -> None:
+        """The first node listens on Ray's port; the others connect to it and it to them, as Ray's processes do."""
+        deadline = time.monotonic() + timeout_s
+        if self.this_node == self.nodes[0]:
+            self._listen(deadline)
+        elif why := self._connect(deadline):
+            self._print("link", why=why)
 
-    def _answer(self, until: float) -> None:
-        """The first node's part."""
+    def _listen(self, deadline: float) -> None:
+        """The part of the first node."""
         try:
             server = socket.create_server(("", self.port))
         except OSError as error:
-            self._say("port", bad=[f"port {self.port} is taken ({error.strerror}): set RAY_PORT or RDZV_PORT"])
+            problem = f"port {self.port} is in use ({error.strerror}): set RAY_PORT or RDZV_PORT"
+            self._print("port", problems=[problem])
             return
         left = len(self.nodes) - 1
         with server:
             server.settimeout(0.2)
-            while left and time.monotonic() < until:
+            while left and time.monotonic() < deadline:
                 with contextlib.suppress(OSError, ValueError, IndexError), server.accept()[0] as caller:
-                    caller.settimeout(_KNOCK_S)
+                    caller.settimeout(_CONNECT_S)
                     place, port = map(int, caller.recv(64).split())
                     try:
-                        socket.create_connection((self.addresses[place], port), timeout=_KNOCK_S).close()
+                        socket.create_connection((self.addresses[place], port), timeout=_CONNECT_S).close()
                     except OSError as error:
                         caller.sendall(str(error).encode())
                     else:
-                        caller.sendall(b"well")
+                        caller.sendall(b"ok")
                         left -= 1
 
-    def _knock(self, until: float) -> str:
-        """Another node's part; why it did not come about, for which this node or the first may be the cause."""
+    def _connect(self, deadline: float) -> str:
+        """The part of another node. Returns why it failed, for which this node or the first may be the cause."""
         address, why = (self.addresses[0], self.port), ""
-        with socket.create_server(("", 0)) as own:  # such a port as Ray's processes take on every node
-            port = own.getsockname()[1]
-            while time.monotonic() < until:
+        with socket.create_server(("", 0)) as server:  # a port such as Ray's processes take on every node
+            port = server.getsockname()[1]
+            while time.monotonic() < deadline:
                 try:
-                    with socket.create_connection(address, timeout=_KNOCK_S) as knock:
-                        knock.sendall(f"{self.nodes.index(self.here)} {port}".encode())
-                        said = knock.recv(200).decode()
+                    with socket.create_connection(address, timeout=_CONNECT_S) as connection:
+                        connection.sendall(f"{self.nodes.index(self.this_node)} {port}".encode())
+                        answer = connection.recv(200).decode()
                 except TimeoutError:
                     continue
                 except OSError as error:
-                    why = f"cannot reach {address[0]}:{address[1]} on the first node ({error})"
+                    why = f"cannot connect to {address[0]}:{address[1]} on the first node ({error})"
                 else:
-                    if said == "well":
+                    if answer == "ok":
                         return ""
-                    why = f"the first node cannot reach its port {port} ({said}); Ray needs those above 1023"
+                    why = f"the first node cannot connect to its port {port} ({answer}); Ray needs those above 1023"
                 time.sleep(0.2)
         return why

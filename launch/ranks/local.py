@@ -1,11 +1,11 @@
 """Starts the ranks of one command on this machine: `--nproc N`, without torchrun.
 
-Signals sent to this process reach every rank once, the first rank that fails ends the others, and its exit code (2: bad
-input, 75: stopped with a checkpoint) becomes this one's.
+Signals sent to this process are forwarded to every rank, the first rank that fails ends the others, and its exit code
+(2: bad input, 75: stopped with a checkpoint) becomes this process's.
 
     python -m lavic.launch.ranks.local COMMAND ...
 
-is what each rank runs: the command itself, in a process that goes when the one that started it is gone.
+is what each rank runs: the command itself, in a process that ends when its launcher has ended.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 from lavic.distributed.launcher_env import free_port
+from lavic.distributed.rank_process import (
+    LAUNCHER_PID,
+    describe_exit,
+    rank_environment,
+    shell_exit_code,
+)
+from lavic.distributed.signals import forwarded_signals
 from lavic.errors import LaunchError, Stopped
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PARENT = "LAVIC_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,35 +39,41 @@ def run(
     """Runs `lavic COMMAND ARGV` in `nproc` ranks on this machine and waits for them.
 
     Args:
-        command: the command's name as typed ("distill").
-        argv: its words.
-        nproc: ranks; one per GPU, or any number where there is none.
-        grace_s: seconds between asking the others to end and killing them, once one has failed.
-        program: what to run instead of `lavic COMMAND`.
+        command: The command's name ("distill").
+        argv: Its arguments.
+        nproc: Number of ranks: one per GPU, or any number where there is none.
+        grace_s: Seconds between SIGTERM and SIGKILL for the other ranks, once one has failed.
+        program: What to run instead of `lavic COMMAND`.
 
     Returns:
-        0 when every rank did, else the exit code of the first that failed; 128 + n where signal n ended it.
+        0 when every rank did, else the exit code of the first that failed; 128 + n where signal n killed it.
 
     Raises:
-        LaunchError: more ranks than visible GPUs, or fewer than one.
+        LaunchError: More ranks than visible GPUs, or fewer than one.
     """
-    check(nproc)
-    words = [*(program or (sys.executable, "-m", "lavic.launch.ranks.local", command)), *argv]
+    check_nproc(nproc)
+    args = [*(program or (sys.executable, "-m", "lavic.launch.ranks.local", command)), *argv]
     ranks: list[subprocess.Popen[bytes]] = []
+
+    def send(number: int) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
     port = free_port()
-    with _forwarding(ranks):
+    with forwarded_signals(_FORWARDED, send, kill=lambda: send(signal.SIGKILL)):
         try:
             for rank in range(nproc):
-                ranks.append(_start(words, nproc, rank, port))
+                ranks.append(_start(args, nproc, rank, port))
             return _wait(command, ranks, grace_s)
         finally:
             _end(ranks, 0.0)
 
 
-def check(nproc: int) -> None:
-    """Raises LaunchError where this machine cannot hold `nproc` ranks."""
+def check_nproc(nproc: int) -> None:
+    """Raises LaunchError where this machine cannot run `nproc` ranks."""
     if nproc < 1:
-        raise LaunchError(f"--nproc {nproc}: at least 1")
+        raise LaunchError(f"--nproc {nproc}: must be at least 1")
     gpus = visible_gpus()
     if gpus and nproc > gpus:
         raise LaunchError(
@@ -72,7 +83,7 @@ def check(nproc: int) -> None:
 
 
 def visible_gpus() -> int:
-    """GPUs that ranks would use: 0 with LAVIC_DEVICE=cpu or without CUDA."""
+    """Number of GPUs that ranks would use: 0 with LAVIC_DEVICE=cpu or without CUDA."""
     if os.environ.get("LAVIC_DEVICE") == "cpu":
         return 0
     import torch
@@ -80,44 +91,25 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _start(words: Sequence[str], nproc: int, rank: int, port: int) -> subprocess.Popen[bytes]:
+def _start(args: Sequence[str], nproc: int, rank: int, port: int) -> subprocess.Popen[bytes]:
     env = {
-        # One machine needs no other network, and a host name that does not resolve would stop gloo.
+        # one machine needs no other network, and gloo fails on a host name that does not resolve
         "GLOO_SOCKET_IFNAME": "lo",
-        # Ranks that each take every core slow each other down.
+        # ranks that each use every core slow each other down
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(nproc),
-        "LOCAL_WORLD_SIZE": str(nproc),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        _PARENT: str(os.getpid()),
+        **rank_environment(
+            rank=rank,
+            world_size=nproc,
+            local_rank=rank,
+            local_world_size=nproc,
+            node=0,
+            address="127.0.0.1",
+            port=port,
+        ),
     }
-    # A session of its own: the terminal's Ctrl-C comes to this process alone, which passes it on once.
-    return subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-@contextlib.contextmanager
-def _forwarding(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Passes signals on to the ranks. A third Ctrl-C kills them."""
-    interrupts = 0
-
-    def forward(number: int, _: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(signal.SIGKILL if interrupts > 2 else number)
-
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # In a session of its own: a Ctrl-C in the terminal reaches this process alone, which forwards it once.
+    return subprocess.Popen(args, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _wait(command: str, ranks: Sequence[subprocess.Popen[bytes]], grace_s: float) -> int:
@@ -125,53 +117,48 @@ def _wait(command: str, ranks: Sequence[subprocess.Popen[bytes]], grace_s: float
         codes = [rank.poll() for rank in ranks]
         failed = [(number, code) for number, code in enumerate(codes) if code]
         if failed:
-            # a code that a rank said before one that it was ended with
-            number, code = min(failed, key=lambda one: one[1] < 0)
-            if code == Stopped.exit_code:
-                # Every rank has agreed to stop; the others are on their way out and must not be hurried.
-                _end(ranks, grace_s, ask=False)
-            else:
-                _end(ranks, grace_s)
+            # an exit code tells more than the signal by which a rank was killed afterwards
+            number, code = min(failed, key=lambda rank_and_code: rank_and_code[1] < 0)
+            # Ranks agree to stop: when one has stopped, the others are saving and are only waited for.
+            _end(ranks, grace_s, terminate=code != Stopped.exit_code)
             if code < 0:
-                name = signal.Signals(-code).name
-                hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-                print(f"lavic {command}: rank {number} was ended by {name}{hint}", file=sys.stderr)
-            return 128 - code if code < 0 else code
+                print(f"lavic {command}: rank {number} {describe_exit(code)}", file=sys.stderr)
+            return shell_exit_code(code)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
 
 
-def _end(ranks: Sequence[subprocess.Popen[bytes]], grace_s: float, *, ask: bool = True) -> None:
-    """Waits until every rank is gone: asked with SIGTERM first, killed after `grace_s`."""
-    alive = [rank for rank in ranks if rank.poll() is None]
-    if ask:
-        for rank in alive:
+def _end(ranks: Sequence[subprocess.Popen[bytes]], grace_s: float, *, terminate: bool = True) -> None:
+    """Waits until every rank has ended: with SIGTERM first, and SIGKILL after `grace_s`."""
+    running = [rank for rank in ranks if rank.poll() is None]
+    if terminate:
+        for rank in running:
             rank.terminate()
-    until = time.monotonic() + grace_s
-    while alive and time.monotonic() < until:
+    deadline = time.monotonic() + grace_s
+    while running and time.monotonic() < deadline:
         time.sleep(0.05)
-        alive = [rank for rank in alive if rank.poll() is None]
-    for rank in alive:
+        running = [rank for rank in running if rank.poll() is None]
+    for rank in running:
         rank.kill()
         rank.wait()
 
 
-def _stay_with_launcher() -> None:
-    """Has the kernel send SIGTERM when the launcher dies (Linux), so that no rank is left holding a GPU."""
-    parent = os.environ.get(_PARENT, "")
-    if not parent or not sys.platform.startswith("linux"):
+def _end_with_launcher() -> None:
+    """Has the kernel send SIGTERM when the launcher ends (Linux), so that no rank is left that holds a GPU."""
+    launcher = os.environ.get(LAUNCHER_PID, "")
+    if not launcher or not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(parent):
+    if os.getppid() != int(launcher):
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _give_way() -> None:
-    """Has a rank that srun started itself say 1 when srun ends it.
+def _exit_1_when_srun_ends_it() -> None:
+    """Has a rank that srun started exit with 1 on SIGTERM.
 
-    srun ends all when one has failed, and its own exit code is the highest of them: 143 would hide why it began.
+    When one task has failed, srun ends the others and returns the highest exit code: 143 would hide the first one.
     """
     if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
         from lavic.distributed.failure import exit_process
@@ -180,8 +167,8 @@ def _give_way() -> None:
 
 
 if __name__ == "__main__":
-    _stay_with_launcher()
-    _give_way()
+    _end_with_launcher()
+    _exit_1_when_srun_ends_it()
     from lavic.cli import entry
 
     entry()

@@ -1,4 +1,4 @@
-"""SLURM as a caller sees it: submit a job, ask what became of jobs. Words are lists; nothing goes through a shell."""
+"""A client of SLURM's commands: submits and cancels jobs, queries their states. No argument goes through a shell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lavic.errors import LaunchError
 
@@ -19,18 +19,18 @@ ACTIVE = frozenset(
         *("SUSPENDED", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
     )
 )
-"""States of a job that may still do something."""
+"""States of a job that has not ended."""
 
 NEVER = "DependencyNeverSatisfied"
-"""SLURM's reason for a job whose predecessor failed."""
+"""SLURM's reason for a job whose dependency failed."""
 
-_PATIENCE_S = 60.0
-_ASKS, _PAUSE_S = 3, 5.0
-"""How often the queue is asked for a job of which sbatch did not say that it was queued, and the time between."""
-_UNKNOWN = re.compile(
+_TIMEOUT_S = 60.0
+_LOOKUPS, _PAUSE_S = 3, 5.0
+"""How often the queue is searched for a job after sbatch gave no answer, and the pause between searches."""
+_NO_ANSWER = re.compile(
     r"timed? ?out|unable to contact|zero bytes were|communication connection|connection refused", re.I
 )
-"""What SLURM's programs say when they do not know whether the controller did what it was asked."""
+"""Errors of SLURM's commands that leave open whether the controller did what it was asked."""
 
 
 class NoAnswer(LaunchError):
@@ -39,90 +39,90 @@ class NoAnswer(LaunchError):
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of a job."""
+    """What SLURM reports of a job."""
 
     state: str
     """Such as PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT."""
     reason: str = ""
-    """Why it waits, or ended so: Dependency, NonZeroExitCode, ..."""
+    """Why it waits, or why it ended: Dependency, NonZeroExitCode, ..."""
     elapsed: str = ""
-    """How long it has run, as 1-02:03:04."""
+    """Its run time, as 1-02:03:04."""
     limit: str = ""
-    """How long it may run."""
+    """Its time limit."""
     start: str = ""
     """When it started, or when SLURM expects it to; empty where that is not known."""
     exit_code: int | None = None
-    """Of one that has ended, where SLURM still knows: 128 + n where signal n ended it."""
+    """Of a job that has ended, where SLURM still has it: 128 + n where signal n killed it."""
 
     @property
     def active(self) -> bool:
-        """Whether it may still do something."""
+        """Whether it runs or may still run."""
         return self.state in ACTIVE and self.reason != NEVER
 
 
 GONE = JobState("GONE", "SLURM has forgotten the job")
-"""Of a job that had not ended when it was last seen."""
+"""Of a job that was active when it was last seen, and that SLURM no longer knows."""
 
 
-def user() -> str:
-    """The name of this process's user, as SLURM knows it."""
+def current_user() -> str:
+    """The name of this process's user."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
 
 
-def submit(words: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str) -> str:
-    """Queues a job, once.
+def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str) -> str:
+    """Submits a job, exactly once.
 
     Args:
-        words: Of sbatch, without its name: options, script, arguments. The job's comment holds `mark`.
-        env: Variables over this process's own.
-        mark: No other job's comment holds it: where sbatch gives no answer, the queue is asked for it.
+        args: Of sbatch: options, script, arguments. The job's comment contains `mark`.
+        env: Variables besides this process's own.
+        mark: A unique text: if sbatch gives no answer, the queue is searched for it.
 
     Returns:
         The job's id.
 
     Raises:
         NoAnswer: sbatch gave none, and the job is not in the queue, or not yet.
-        LaunchError: There is no sbatch here, or it refused; with its own words.
+        LaunchError: There is no sbatch here, or it refused.
     """
     try:
-        done = _run(["sbatch", "--parsable", *words], env)
-        if done.returncode and _UNKNOWN.search(done.stderr):
-            raise NoAnswer(f"sbatch: {_said(done)}")
+        done = _run(["sbatch", "--parsable", *args], env)
+        if done.returncode and _NO_ANSWER.search(done.stderr):
+            raise NoAnswer(f"sbatch: {_error_summary(done)}")
     except NoAnswer as error:
-        for again in range(_ASKS):
-            time.sleep(_PAUSE_S if again else 0)
-            if job := marked([mark]).get(mark):
-                return job
+        for attempt in range(_LOOKUPS):
+            time.sleep(_PAUSE_S if attempt else 0)
+            if id := job_ids_by_mark([mark]).get(mark):
+                return id
         raise NoAnswer(f"{error}; the queue has no job with the comment {mark!r}, at least not yet") from None
     if done.returncode:
-        raise LaunchError(f"sbatch refused: {_said(done)}")
+        raise LaunchError(f"sbatch refused: {_error_summary(done)}")
     # "123", or "123;cluster" where there are several clusters
     return done.stdout.strip().partition(";")[0]
 
 
-def test(words: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Asks whether `submit` would be taken.
+def test_submit(args: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Checks whether sbatch would accept a job, without submitting it.
 
     Returns:
-        "" or why the job could not start now, as when nodes are down: it would wait.
+        "", or why the job could not start now, as when nodes are down: it would wait.
 
     Raises:
         LaunchError: There is no sbatch here, or it would refuse: no such partition, account or GPU.
     """
-    done = _run(["sbatch", "--test-only", *words], env)
+    done = _run(["sbatch", "--test-only", *args], env)
     if not done.returncode:
         return ""
-    said = _said(done)
-    if "sbatch: error" in done.stderr or "Invalid" in said:
-        raise LaunchError(f"sbatch would refuse: {said}")
-    return said
+    summary = _error_summary(done)
+    if "sbatch: error" in done.stderr or "Invalid" in summary:
+        raise LaunchError(f"sbatch would refuse: {summary}")
+    return summary
 
 
-def marked(marks: Iterable[str]) -> dict[str, str]:
-    """The ids of this user's jobs by the mark in their comments; without those that have none.
+def job_ids_by_mark(marks: Iterable[str]) -> dict[str, str]:
+    """The ids of this user's jobs by the mark in their comments; without marks that no job has.
 
     Raises:
         LaunchError: SLURM does not answer.
@@ -130,86 +130,86 @@ def marked(marks: Iterable[str]) -> dict[str, str]:
     wanted = set(marks)
     if not wanted:
         return {}
-    rows = [line.split("|", 1) for line in _squeue(user(), "%i|%k")]
+    rows = [line.split("|", 1) for line in _squeue(current_user(), "%i|%k")]
     since = time.strftime("%Y-%m-%d", time.localtime(time.time() - 7 * 86400))
-    # keeps comments where the site has asked it to (AccountingStoreFlags=job_comment)
+    # comments are in the accounting where the site stores them (AccountingStoreFlags=job_comment)
     accounted, _ = _sacct(f"--starttime={since}", "--format=JobIDRaw,Comment%200")
     rows += [line.split("|", 1) for line in accounted]
     return {mark: row[0] for mark in wanted for row in rows if len(row) == 2 and mark in row[1]}
 
 
-def states(jobs: Iterable[str], owner: str = "") -> dict[str, JobState]:
-    """What became of jobs, by id; `GONE` for one that SLURM has forgotten (without accounting, minutes after its end).
+def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
+    """The states of jobs, by id; `GONE` for one that SLURM has forgotten (without accounting, minutes after its end).
 
-    A job of which nothing can be known now is left out: the accounting does not answer, or another user's jobs are not
-    shown to this one.
+    A job whose state cannot be known now is left out: the accounting does not answer, or another user's jobs are hidden
+    from this one.
 
     Args:
-        jobs: Ids.
+        ids: Of the jobs.
         owner: Name of the user who submitted them; by default this one.
 
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.
     """
-    wanted = set(jobs)
+    wanted = set(ids)
     if not wanted:
         return {}
-    owner = owner or user()
-    found: dict[str, JobState] = {}
+    owner = owner or current_user()
+    queued: dict[str, JobState] = {}
     for line in _squeue(owner, "%i|%T|%M|%l|%S|%r"):
-        job, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
-        if job in wanted:
-            found[job] = JobState(state, _known(reason), _known(elapsed), _known(limit), _known(start))
-    left = wanted - found.keys()
-    accounted, sure = _accounted(left)
-    for job, now in found.items():
-        if not now.active and now.state != "COMPLETED" and now.reason != NEVER:
-            found[job] = _with_exit_code(job, now)
-    forgotten = dict.fromkeys(left - accounted.keys(), GONE) if sure and owner == user() else {}
-    return {**forgotten, **accounted, **found}
+        id, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
+        if id in wanted:
+            queued[id] = JobState(state, _value(reason), _value(elapsed), _value(limit), _value(start))
+    left = wanted - queued.keys()
+    accounted, certain = _accounted_states(left)
+    for id, job in queued.items():
+        if not job.active and job.state != "COMPLETED" and job.reason != NEVER:
+            queued[id] = _with_exit_code(id, job)
+    forgotten = dict.fromkeys(left - accounted.keys(), GONE) if certain and owner == current_user() else {}
+    return {**forgotten, **accounted, **queued}
 
 
-def cancel(jobs: Sequence[str]) -> None:
-    """Ends jobs, those that wait too.
+def cancel(ids: Sequence[str]) -> None:
+    """Cancels jobs, running or waiting.
 
     Raises:
         LaunchError: SLURM refuses or does not answer.
     """
-    done = _run(["scancel", *jobs])
+    done = _run(["scancel", *ids])
     if done.returncode and "Invalid job id" not in done.stderr and "already completed" not in done.stderr:
-        raise LaunchError(f"scancel: {_said(done)}")
+        raise LaunchError(f"scancel: {_error_summary(done)}")
 
 
-def _squeue(owner: str, form: str) -> list[str]:
-    """Lines on all jobs of a user: asked for one that is forgotten, squeue fails and tells nothing of the others."""
-    done = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={form}"])
+def _squeue(owner: str, fields: str) -> list[str]:
+    """Lines on all jobs of a user: squeue fails without an answer when one of several given ids is forgotten."""
+    done = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={fields}"])
     if done.returncode:
-        raise LaunchError(f"squeue does not answer: {_said(done)}")
+        raise LaunchError(f"squeue does not answer: {_error_summary(done)}")
     return done.stdout.splitlines()
 
 
-def _accounted(jobs: set[str]) -> tuple[dict[str, JobState], bool]:
-    """What the accounting remembers of jobs that left the queue, and whether it would have said so of all."""
-    if not jobs:
+def _accounted_states(ids: set[str]) -> tuple[dict[str, JobState], bool]:
+    """The accounting's states of jobs that left the queue, and whether these are certain to be all it has."""
+    if not ids:
         return {}, True
-    form = "--format=JobIDRaw,State,Elapsed,Timelimit,Start,ExitCode,Reason"
-    lines, sure = _sacct("--allocations", form, f"--jobs={','.join(sorted(jobs))}")
-    found = {}
+    fields = "--format=JobIDRaw,State,Elapsed,Timelimit,Start,ExitCode,Reason"
+    lines, certain = _sacct("--allocations", fields, f"--jobs={','.join(sorted(ids))}")
+    states = {}
     for line in lines:
-        job, state, elapsed, limit, start, code, reason = [*line.split("|", 6), *[""] * 6][:7]
-        if job in jobs and state:
-            # "CANCELLED by 1000"
-            now = (state.split()[0], _known(reason), _known(elapsed), _known(limit), _known(start), _exit_code(code))
-            found[job] = JobState(*now)
-    return found, sure
+        id, state, elapsed, limit, start, code, reason = [*line.split("|", 6), *[""] * 6][:7]
+        if id in ids and state:
+            # the state may be "CANCELLED by 1000"
+            name, exit_code = state.split()[0], _parse_exit_code(code)
+            states[id] = JobState(name, _value(reason), _value(elapsed), _value(limit), _value(start), exit_code)
+    return states, certain
 
 
-def _sacct(*words: str) -> tuple[list[str], bool]:
-    """Lines of the accounting, and whether they are all that there is to know: also where there is no accounting."""
+def _sacct(*args: str) -> tuple[list[str], bool]:
+    """Lines of the accounting, and whether they are complete; they are where the site has no accounting."""
     if shutil.which("sacct") is None:
         return [], True
     try:
-        done = _run(["sacct", "--noheader", "--parsable2", *words])
+        done = _run(["sacct", "--noheader", "--parsable2", *args])
     except NoAnswer:
         return [], False
     if done.returncode:
@@ -217,46 +217,47 @@ def _sacct(*words: str) -> tuple[list[str], bool]:
     return done.stdout.splitlines(), True
 
 
-def _with_exit_code(job: str, now: JobState) -> JobState:
-    """An ended job with its exit code, which squeue does not tell."""
+def _with_exit_code(id: str, job: JobState) -> JobState:
+    """An ended job with its exit code, which squeue does not print."""
     try:
-        done = _run(["scontrol", "show", "job", "-o", job])
+        done = _run(["scontrol", "show", "job", "-o", id])
     except LaunchError:
-        return now
-    found = re.search(r"\bExitCode=(\d+:\d+)", done.stdout)
-    code = (_exit_code(found[1]) or None) if found else None  # 0: it was not its command that failed
-    return JobState(now.state, now.reason, now.elapsed, now.limit, now.start, code)
+        return job
+    match = re.search(r"\bExitCode=(\d+:\d+)", done.stdout)
+    code = (_parse_exit_code(match[1]) or None) if match else None  # 0: it was not its command that failed
+    return replace(job, exit_code=code)
 
 
-def _exit_code(text: str) -> int | None:
+def _parse_exit_code(text: str) -> int | None:
     code, _, number = text.partition(":")
     if not code.isdigit():
         return None
     return 128 + int(number) if number.isdigit() and int(number) else int(code)
 
 
-def _known(text: str) -> str:
+def _value(text: str) -> str:
+    """A field of SLURM's output; empty where it says that it has none."""
     return "" if text in ("None", "N/A", "Unknown", "INVALID", "NOT_SET") else text
 
 
-def _run(words: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    if shutil.which(words[0]) is None:
-        raise LaunchError(f"no {words[0]} here: use a login node of the cluster; --dry-run works anywhere")
+def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    if shutil.which(args[0]) is None:
+        raise LaunchError(f"{args[0]} not found: run this on a login node of the cluster; --dry-run works anywhere")
     try:
         return subprocess.run(
-            words,
+            args,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE_S,
+            timeout=_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{words[0]} did not answer within {_PATIENCE_S:g} s") from None
+        raise NoAnswer(f"{args[0]} did not answer within {_TIMEOUT_S:g} s") from None
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a program complained of, in one line."""
+def _error_summary(done: subprocess.CompletedProcess[str]) -> str:
+    """A program's error output in one line."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(lines[:3]) or f"exit code {done.returncode}"

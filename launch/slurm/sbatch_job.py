@@ -1,4 +1,4 @@
-"""A step as a batch job: which script runs it, what it asks of the cluster, in which words sbatch is told."""
+"""A step as a SLURM job: its batch script, the resources it asks for, the arguments of sbatch."""
 
 from __future__ import annotations
 
@@ -18,120 +18,120 @@ from lavic.launch.pipeline.settings import PipelineSettings, Stage, StageSetting
 SCRIPTS: dict[Stage, str] = {
     "crawl": "crawl.sbatch",
     "verify": "cpu.sbatch",
-    "describe": "describe.sbatch",
-    "distill": "train.sbatch",
-    "embed": "embed.sbatch",
-    "tune": "train.sbatch",
-    "evaluate": "evaluate.sbatch",
+    "describe": "gpu.sbatch",
+    "distill": "gpu.sbatch",
+    "embed": "gpu.sbatch",
+    "tune": "gpu.sbatch",
+    "evaluate": "gpu.sbatch",
 }
-"""The batch script that runs a stage."""
+"""The batch script of each stage."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class SbatchJob:
     """One job, ready for sbatch."""
 
     name: str
-    asked: StageSettings
-    """What it asks of the cluster."""
+    resources: StageSettings
     options: tuple[str, ...]
-    """Of sbatch, each `--name=value`."""
+    """Options of sbatch, each `--name=value`."""
     script: Path
     command: tuple[str, ...]
-    """What the script runs: the words after `lavic`."""
+    """The arguments after `lavic` that the script runs."""
     env: dict[str, str]
-    """Variables of the job over those of the caller."""
+    """Environment variables of the job besides the caller's."""
     logs: Path
     """Folder of the logs."""
 
-    def words(
+    def args(
         self, after: Sequence[str] = (), kind: Literal["afterok", "afterany"] = "afterok", mark: str = ""
     ) -> list[str]:
-        """The words after `sbatch`, for a job that starts when the jobs `after` have ended well, or in any way.
+        """The arguments after `sbatch`.
 
         Args:
-            after: Ids of jobs.
-            kind: How they must have ended.
-            mark: To be found in the job's comment, beside what the site or the user puts there.
+            after: Ids of jobs that it depends on.
+            kind: How these must have ended.
+            mark: A text to add to the job's comment, after the site's or the user's own.
         """
-        waits = (f"--dependency={kind}:{':'.join(after)}",) if after else ()
-        comments = [word.partition("=")[2] for word in self.options if word.startswith("--comment=")]
+        dependency = (f"--dependency={kind}:{':'.join(after)}",) if after else ()
+        comments = [option.partition("=")[2] for option in self.options if option.startswith("--comment=")]
         comment = (f"--comment={' '.join([*comments[-1:], mark])}",) if mark else ()
-        return [*self.options, *waits, *comment, str(self.script), *self.command]
+        return [*self.options, *dependency, *comment, str(self.script), *self.command]
 
-    def log(self, job: str) -> Path:
-        """Where the job of that id writes."""
-        return self.logs / f"{self.name}-{job}.log"
+    def log(self, id: str) -> Path:
+        """The log of the job with that id."""
+        return self.logs / f"{self.name}-{id}.log"
 
 
-def batch(step: Step, chosen: PipelineSettings, more: Sequence[str] = ()) -> Batch:
+def step_job(step: Step, pipeline: PipelineSettings, more_args: Sequence[str] = ()) -> SbatchJob:
     """The job of a step.
 
     Args:
-        step: What it does.
-        chosen: The pipeline.
-        more: Further words for the command.
+        step: The step.
+        pipeline: Its pipeline's settings.
+        more_args: Further arguments for the command.
     """
-    command = (step.stage, *step.words, *more)
-    return _batch(step.name, SCRIPTS[step.stage], command, getattr(chosen, step.stage), chosen)
+    command = (step.stage, *step.args, *more_args)
+    return _job(step.name, SCRIPTS[step.stage], command, getattr(pipeline, step.stage), pipeline)
 
 
-def closing(chosen: PipelineSettings) -> Batch:
-    """The job behind all others, however they end: it looks at them and closes the pipeline's MLflow run."""
-    asked = StageSettings(time="00:15:00")
-    return _batch("status", "cpu.sbatch", ("submit", "status", str(Layout(chosen.out).out)), asked, chosen)
+def status_job(pipeline: PipelineSettings) -> SbatchJob:
+    """The job after all others, however they end: `lavic submit status`, which closes the pipeline's MLflow run."""
+    resources = StageSettings(time="00:15:00")
+    return _job("status", "cpu.sbatch", ("submit", "status", str(Layout(pipeline.out).out)), resources, pipeline)
 
 
-def _batch(name: str, script: str, command: tuple[str, ...], asked: StageSettings, chosen: PipelineSettings) -> Batch:
-    logs = Layout(chosen.out).logs
-    partition, account = asked.partition or chosen.slurm.partition, asked.account or chosen.slurm.account
-    named = {
+def _job(
+    name: str, script: str, command: tuple[str, ...], resources: StageSettings, pipeline: PipelineSettings
+) -> SbatchJob:
+    logs = Layout(pipeline.out).logs
+    values = {
         "job-name": f"lavic-{name}",
-        # %j is the job's id to SLURM; a name's own % is doubled
+        # SLURM replaces %j by the job's id; a % in the name is doubled
         "output": f"{logs}/{name}-".replace("%", "%%") + "%j.log",
-        "nodes": asked.nodes,
-        "gpus-per-node": asked.gpus,
-        "cpus-per-task": asked.cpus,
-        "mem": asked.memory,
-        "time": asked.time,
-        "partition": partition,
-        "account": account,
+        "nodes": resources.nodes,
+        "gpus-per-node": resources.gpus,
+        "cpus-per-task": resources.cpus,
+        "mem": resources.memory,
+        "time": resources.time,
+        "partition": resources.partition or pipeline.slurm.partition,
+        "account": resources.account or pipeline.slurm.account,
     }
-    options = [f"--{name}={value}" for name, value in named.items() if value is not None]
-    # A job whose predecessor failed goes away instead of waiting for ever.
-    options += ["--export=ALL", "--kill-on-invalid-dep=yes", *chosen.slurm.options, *asked.options]
-    return Batch(
+    options = [f"--{option}={value}" for option, value in values.items() if value is not None]
+    # a job whose dependency failed is cancelled instead of waiting for ever
+    options += ["--export=ALL", "--kill-on-invalid-dep=yes", *pipeline.slurm.options, *resources.options]
+    return SbatchJob(
         name=name,
-        asked=asked,
+        resources=resources,
         options=tuple(options),
-        script=scripts(chosen) / script,
+        script=script_folder(pipeline) / script,
         command=command,
-        env=_env(chosen, asked),
+        env=_environment(pipeline, resources),
         logs=logs,
     )
 
 
-def scripts(chosen: PipelineSettings) -> Path:
+def script_folder(pipeline: PipelineSettings) -> Path:
     """The folder of the batch scripts.
 
     Raises:
-        ConfigError: `slurm.scripts` holds none.
+        ConfigError: A script is missing in `slurm.scripts`.
     """
-    named = chosen.slurm.scripts
-    if named is None:
-        here = Path("slurm")
-        return absolute(here if (here / "env.sh").is_file() else Path(str(resources.files("lavic.slurm"))))
-    for name in {*SCRIPTS.values(), "env.sh"}:
-        if not (named / name).is_file():
-            raise ConfigError(f"slurm.scripts {named}: has no {name}; copy the folder that came with lavic")
-    return absolute(named)
+    folder = pipeline.slurm.scripts
+    if folder is None:
+        local = Path("slurm")
+        return absolute(local if (local / "env.sh").is_file() else Path(str(resources.files("lavic.slurm"))))
+    for name in sorted({*SCRIPTS.values(), "env.sh"}):
+        if not (folder / name).is_file():
+            raise ConfigError(f"slurm.scripts {folder}: has no {name}; copy the folder `slurm` that came with lavic")
+    return absolute(folder)
 
 
-def _env(chosen: PipelineSettings, asked: StageSettings) -> dict[str, str]:
-    env = {"LAVIC_SLURM": str(scripts(chosen)), "LAVIC_LOGS": str(Layout(chosen.out).logs)}
+def _environment(pipeline: PipelineSettings, resources: StageSettings) -> dict[str, str]:
+    env = {"LAVIC_SLURM": str(script_folder(pipeline)), "LAVIC_LOGS": str(Layout(pipeline.out).logs)}
     if sys.prefix != sys.base_prefix and "LAVIC_VENV" not in os.environ:
-        # the jobs run in the environment that submits them
+        # jobs run in the virtual environment that submits them
         env["LAVIC_VENV"] = sys.prefix
-    if asked.ranks:
-        env["RANKS_PER_NODE"] = str(asked.ranks)
-    return {**env, **chosen.slurm.env}
+    if resources.ranks:
+        env["RANKS_PER_NODE"] = str(resources.ranks)
+    return {**env, **pipeline.slurm.env}

@@ -1,4 +1,4 @@
-"""`lavic submit`: the pipeline as SLURM jobs that wait for each other; its status, logs and end are beside it."""
+"""`lavic submit`: the pipeline as SLURM jobs that depend on each other."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from typing import Any, Literal
 
 from lavic.config import dump, load, parse
 from lavic.errors import ConfigError, LaunchError, LavicError
-from lavic.launch.pipeline.dag import Layout, Step, choose, plan, rooted
-from lavic.launch.pipeline.job_registry import Job, held, note_seen, read_jobs, write_jobs
-from lavic.launch.pipeline.mlflow_parent import open_parent, tracked
-from lavic.launch.pipeline.pipeline_status import Survey, check, survey
-from lavic.launch.pipeline.settings import PipelineSettings
-from lavic.launch.pipeline.stale_results import goes_on, set_aside
-from lavic.launch.pipeline.step_digest import Record, matches, read_records, uses, write_records
-from lavic.launch.pipeline.step_status import Situation, refreshed
+from lavic.launch.pipeline.dag import Layout, Step, plan_steps, select_steps
+from lavic.launch.pipeline.job_registry import Job, locked, read_jobs, write_jobs, write_states
+from lavic.launch.pipeline.mlflow_parent import open_parent, tracking_args
+from lavic.launch.pipeline.pipeline_status import PipelineStatus, pipeline_status, resolve_settings
+from lavic.launch.pipeline.settings import PipelineSettings, with_absolute_paths
+from lavic.launch.pipeline.stale_results import move_to_stale, updates_in_place
+from lavic.launch.pipeline.step_digest import (
+    StepRecord,
+    matching_files,
+    read_records,
+    reads_result_of,
+    write_records,
+)
+from lavic.launch.pipeline.step_status import StepStatus, refresh_jobs
 from lavic.launch.slurm import client
-from lavic.launch.slurm.sbatch_job import Batch, batch, closing
+from lavic.launch.slurm.sbatch_job import SbatchJob, status_job, step_job
 from lavic.storage.atomic import atomic_write
 
-DESCRIPTION = """Submits the pipeline as SLURM jobs that wait for each other: crawl, verify, describe, distill, embed,
+DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
 tune, evaluate.
 
-One yaml file says which stages there are, their configurations and what each asks of the cluster; the folders between
-them are the pipeline's to fill in, all below OUT. Every setting of every stage is checked before the first job is
-queued. The same command again submits what is neither done nor under way: done is what stands whole in its folder and
-was made with these settings and inputs. What was made with others is stale: it is moved to OUT/stale and made again,
-and so is what depends on it; with --keep it is accepted as it is.
+One yaml file has the stages, their settings and the resources of their jobs; the pipeline fills in the folders between
+them, all below OUT. Every setting of every stage is checked before the first job is queued. The same command again
+submits the steps that are neither done nor have a job. A step is done when its result is complete and was made with
+these settings and inputs. A result that was made with others is stale: it is moved to OUT/stale and made again, and so
+is everything that depends on it; --keep accepts it as it is.
 
   lavic submit --config pipeline-7b --out /shared/amazon --dry-run
   lavic submit --config pipeline-7b --out /shared/amazon
@@ -40,211 +46,242 @@ and so is what depends on it; with --keep it is accepted as it is.
   lavic submit logs /shared/amazon distill -f
   lavic submit cancel /shared/amazon
 
-A stage that fails cancels those after it; `status` says why. `slurm/env.sh` holds what is peculiar to the site."""
+A stage that fails cancels the later ones; `status` shows why. `slurm/env.sh` has the settings of your site."""
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    words = list(argv or ())
-    if words[:1] and words[0] in ("status", "cancel", "logs"):
+    args = list(argv or ())
+    if args[:1] and args[0] in ("status", "cancel", "logs"):
         from lavic.launch.submit import cancel, logs, status
 
-        return {"status": status, "cancel": cancel, "logs": logs}[words[0]].main(words[1:])
-    chosen = rooted(parse(PipelineSettings, words, command="submit", description=DESCRIPTION))
-    steps = plan(chosen)
-    picked = choose(steps, chosen)
-    known = {step.name: check(step, chosen) for step in picked}
-    if chosen.dry_run:
-        from lavic.launch.pipeline.dry_run import rehearse
+        return {"status": status, "cancel": cancel, "logs": logs}[args[0]].main(args[1:])
+    pipeline = with_absolute_paths(parse(PipelineSettings, args, command="submit", description=DESCRIPTION))
+    steps = plan_steps(pipeline)
+    selected = select_steps(steps, pipeline)
+    settings = {step.name: resolve_settings(step, pipeline) for step in selected}
+    if pipeline.dry_run:
+        from lavic.launch.pipeline.dry_run import dry_run_text
 
-        print(rehearse(chosen, picked, known))
-        if missing := absent(picked, {}):
-            print("\n== what is not there yet, without which nothing is submitted")
+        print(dry_run_text(pipeline, selected, settings))
+        if missing := missing_inputs(selected, {}):
+            print("\n== missing inputs: nothing is submitted until they exist")
             print("\n".join(f"  {line}" for line in missing))
         return 0
-    at = Layout(chosen.out)
-    with held(at.out):
-        _submit(chosen, steps, picked, known)
-    if chosen.wait:
-        from lavic.launch.submit.status import wait
+    out = Layout(pipeline.out).out
+    with locked(out):
+        _submit(pipeline, steps, selected, settings)
+    if pipeline.wait:
+        from lavic.launch.submit.status import show
 
-        return wait(at.out)
+        return show(out, watch=True)
     return 0
 
 
 def _submit(
-    chosen: PipelineSettings, steps: Sequence[Step], picked: Sequence[Step], known: dict[str, dict[str, Any]]
+    pipeline: PipelineSettings, steps: Sequence[Step], selected: Sequence[Step], settings: Mapping[str, Any]
 ) -> None:
-    at = Layout(chosen.out)
-    jobs = refreshed(read_jobs(at.out))
-    seen = survey(at.out, steps, known, jobs, read_records(at.out))
-    note_seen(at.out, jobs, seen.used)
-    now, records = seen.found, dict(seen.records)
-    todo, again = _todo(chosen, picked, seen, known)
-    if missing := absent(todo, now):
+    layout = Layout(pipeline.out)
+    jobs = refresh_jobs(read_jobs(layout.out))
+    before = pipeline_status(layout.out, steps, settings, jobs, read_records(layout.out))
+    write_states(layout.out, jobs, before.used)
+    records = dict(before.records)
+    to_submit, from_scratch = _steps_to_submit(pipeline, selected, before, settings)
+    if missing := missing_inputs(to_submit, before.steps):
         raise ConfigError("; ".join(missing))
-    for step in todo:
+    for step in to_submit:
         try:
-            if why := client.test(batch(step, chosen).words()):
-                log.warning("%s could not start now, it will wait: %s", step.name, why)
+            if why := client.test_submit(step_job(step, pipeline).args()):
+                log.warning("%s cannot start now, it will wait: %s", step.name, why)
         except LaunchError as error:
             raise LaunchError(f"{step.name}: {error}") from None
-    at.logs.mkdir(parents=True, exist_ok=True)
-    kept = {step.stage for step in picked} - {step.stage for step in todo}
-    if todo or not (at.out / "pipeline.yaml").is_file():
-        atomic_write(at.out / "pipeline.yaml", dump(_recorded(chosen, at, kept, records), command="submit"))
-    parent = open_parent(chosen) if todo else ""
-    for step in picked:
-        wanted, name, before = seen.wanted[step.name], step.name, jobs.get(step.name)
-        if step not in todo:
-            # what nobody submitted was made by hand: it is taken as it is, and compared from now on
-            record = records.get(name, Record(made=wanted))
-            settled = now[name].state in ("done", "stale")
-            records[name] = replace(record, accepted=wanted) if settled and seen.differ.get(name) else record
-            print(f"{name:<16}{_told(now[name], seen.differ.get(name, ()))}", flush=True)
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    not_submitted = {step.stage for step in selected} - {step.stage for step in to_submit}
+    if to_submit or not (layout.out / "pipeline.yaml").is_file():
+        recorded = _recorded_settings(pipeline, layout, not_submitted, records)
+        atomic_write(layout.out / "pipeline.yaml", dump(recorded, command="submit"))
+    parent = open_parent(pipeline) if to_submit else ""
+    new_names = {step.name for step in to_submit}
+    for step in selected:
+        name, wanted, status = step.name, before.wanted[step.name], before.steps[step.name]
+        differences = before.differences.get(name, ())
+        if step not in to_submit:
+            # a result that was made by hand has no record: it is accepted, and compared from now on
+            record = records.get(name, StepRecord(made=wanted))
+            accepted = differences and status.state in ("done", "stale")
+            records[name] = replace(record, accepted=wanted) if accepted else record
+            print(f"{name:<16}{_state_text(status, differences)}", flush=True)
             continue
-        moved = set_aside(step, at) if name in again else None
-        coming = {other.name for other in todo}
-        read = {other: digest for other, digest in wanted.results.items() if other not in coming}
-        records[name] = Record(made=replace(wanted, results=read))
-        write_records(at.out, records)
-        made = batch(step, chosen, tracked(name, known[name], chosen, parent))
-        job = _queue(made, _predecessors(step, steps, now, jobs, todo), jobs, at.out)
-        waits = f", after {' and '.join(job.after)}" if job.after else ""
-        why = f" (before: {now[name].state}, {now[name].why})" if before or now[name].state == "stale" else ""
-        print(f"{name:<16}job {job.id}{waits}{why}{f'; what was there is now in {moved}' if moved else ''}", flush=True)
-    write_records(at.out, records)
-    write_jobs(at.out, jobs)
-    if not todo:
-        print(f"{at.out}: nothing to submit")
-    elif chosen.tracking.mlflow:
-        made = closing(chosen)
-        _queue(made, [step.name for step in todo], jobs, at.out, kind="afterany")
-    print(f"how it goes: lavic submit status {shlex.quote(str(at.out))}")
+        had_job = name in jobs
+        moved = move_to_stale(step, layout) if name in from_scratch else None
+        results = {other: digest for other, digest in wanted.results.items() if other not in new_names}
+        records[name] = StepRecord(made=replace(wanted, results=results))
+        write_records(layout.out, records)
+        sbatch_job = step_job(step, pipeline, tracking_args(name, settings[name], pipeline, parent))
+        job = _submit_job(sbatch_job, _dependencies(step, steps, before.steps, jobs, to_submit), jobs, layout.out)
+        after = f", after {' and '.join(job.after)}" if job.after else ""
+        was = f" (was {status.state}: {status.why})" if had_job or status.state == "stale" else ""
+        old = f"; the old result is now in {moved}" if moved else ""
+        print(f"{name:<16}job {job.id}{after}{was}{old}", flush=True)
+    write_records(layout.out, records)
+    write_jobs(layout.out, jobs)
+    if not to_submit:
+        print(f"{layout.out}: nothing to submit")
+    elif pipeline.tracking.mlflow:
+        _submit_job(status_job(pipeline), [step.name for step in to_submit], jobs, layout.out, kind="afterany")
+    print(f"next: lavic submit status {shlex.quote(str(layout.out))}")
 
 
-def _todo(
-    chosen: PipelineSettings, picked: Sequence[Step], seen: Survey, known: Mapping[str, Mapping[str, Any]]
+def _steps_to_submit(
+    pipeline: PipelineSettings, selected: Sequence[Step], before: PipelineStatus, settings: Mapping[str, Any]
 ) -> tuple[list[Step], set[str]]:
-    """The steps to submit, and the names of those whose results are made again, from nothing.
+    """The steps to submit, and the names of those that start from scratch: their old results are moved away.
 
     Raises:
-        ConfigError: One of them, or one that reads its result, is under way.
+        ConfigError: A step that would start from scratch is running or waiting.
     """
-    todo, again, tried = [], set[str](), set[str]()
-    for step in picked:
-        now, follows = seen.found[step.name], [name for name in again if uses(step, name)]
-        differ = seen.differ.get(step.name, ())
-        ahead = [
-            name for name, other in seen.found.items() if uses(step, name) and other.state in ("running", "waiting")
-        ]
-        stale = now.state == "stale" and not chosen.keep and bool(differ or ahead)
-        if differ and now.state != "done" and not chosen.keep and goes_on(step, known[step.name], differ):
-            # who trains on the set does so again if it has changed, which nobody knows yet; a look at it costs little
-            stale = False
-            if now.state == "stale":
-                tried.add(step.name)
-            differ = ()
-        elif (
-            step.stage in ("verify", "describe") and now.state in ("done", "stale") and (tried | again) & {*step.needs}
+    to_submit, from_scratch, updated = [], set[str](), set[str]()
+    for step in selected:
+        status = before.steps[step.name]
+        changed_inputs = [name for name in from_scratch if reads_result_of(step, name)]
+        differences = before.differences.get(step.name, ())
+        inputs_in_progress = any(
+            reads_result_of(step, name) and other.state in ("running", "waiting")
+            for name, other in before.steps.items()
+        )
+        is_stale = status.state == "stale" and not pipeline.keep and bool(differences or inputs_in_progress)
+        if (
+            differences
+            and status.state != "done"
+            and not pipeline.keep
+            and updates_in_place(step, settings[step.name], differences)
         ):
-            tried.add(step.name)
-        unfinished = now.state in ("open", "failed", "cancelled") and differ
-        if step.stage in chosen.force or follows or stale or unfinished:
-            again.add(step.name)
-        if now.state in ("running", "waiting"):
-            job = now.job.id if now.job else ""
-            if step.name in again:
-                why = f"it reads {' and '.join(follows)}" if follows else "--force names it"
-                raise ConfigError(
-                    f"{step.name} is {now.state} (job {job}) and would be made again, since {why}: "
-                    f"end it with `lavic submit cancel {shlex.quote(str(chosen.out))} {step.name}`, or let it end"
-                )
-            if change := seen.differ.get(step.name):
+            # steps that train on the set run again if it changes, which is not known yet; steps that check it are cheap
+            is_stale = False
+            if status.state == "stale":
+                updated.add(step.name)
+            differences = ()
+        elif (
+            step.stage in ("verify", "describe")
+            and status.state in ("done", "stale")
+            and (updated | from_scratch) & {*step.needs}
+        ):
+            updated.add(step.name)
+        unfinished = status.state in ("open", "failed", "cancelled") and differences
+        if step.stage in pipeline.force or changed_inputs or is_stale or unfinished:
+            from_scratch.add(step.name)
+        if status.state in ("running", "waiting"):
+            _check_active(pipeline, status, changed_inputs, step.name in from_scratch)
+            if changes := before.differences.get(step.name):
                 log.warning(
-                    "%s goes on as job %s, which was submitted before a change (%s): cancel it and submit again",
-                    *(step.name, job, "; ".join(change)),
+                    "%s continues as job %s, which was submitted before a change (%s): cancel it and submit again to "
+                    "apply the change",
+                    *(step.name, status.job.id if status.job else "", "; ".join(changes)),
                 )
-        elif step.name in again or step.name in tried or not now.settled:
-            todo.append(step)
-    return todo, again
+        elif step.name in from_scratch or step.name in updated or not status.satisfied:
+            to_submit.append(step)
+    return to_submit, from_scratch
 
 
-def _recorded(
-    chosen: PipelineSettings, at: Layout, kept: Collection[str], records: Mapping[str, Record]
+def _check_active(
+    pipeline: PipelineSettings, status: StepStatus, changed_inputs: Sequence[str], from_scratch: bool
+) -> None:
+    """Raises ConfigError where a step that has a job would have to start from scratch."""
+    if from_scratch:
+        name, job = status.step.name, status.job.id if status.job else ""
+        why = f"it reads {' and '.join(changed_inputs)}" if changed_inputs else "--force names it"
+        raise ConfigError(
+            f"{name} is {status.state} (job {job}) and would be made again, since {why}: "
+            f"cancel it with `lavic submit cancel {shlex.quote(str(pipeline.out))} {name}`, or wait until it has ended"
+        )
+
+
+def _recorded_settings(
+    pipeline: PipelineSettings, layout: Layout, not_submitted: Collection[str], records: Mapping[str, StepRecord]
 ) -> PipelineSettings:
-    """The settings for pipeline.yaml: of stages of which nothing is submitted now, those that they were made with."""
-    once = replace(chosen, only=(), from_=None, force=(), keep=False, wait=False)
+    """The settings for pipeline.yaml; stages that are not submitted now keep the settings that they ran with."""
+    pipeline = replace(pipeline, only=(), from_=None, force=(), keep=False, wait=False)
     try:
-        before = load(PipelineSettings, at.out / "pipeline.yaml")
+        before = load(PipelineSettings, layout.out / "pipeline.yaml")
     except (LavicError, OSError):
-        return once
-    made = {name.partition("-")[0] for name in records}
-    return replace(once, **{stage: getattr(before, stage) for stage in kept if stage in made})
+        return pipeline
+    recorded = {name.partition("-")[0] for name in records}
+    return replace(pipeline, **{stage: getattr(before, stage) for stage in not_submitted if stage in recorded})
 
 
-def absent(todo: Sequence[Step], now: Mapping[str, Situation]) -> list[str]:
-    """What steps read, from outside or from steps that are left out, and is not there: a line for each."""
-    coming = {step.name for step in todo}
-    lines = [f"{step.name} reads {file}: no such file" for step in todo for file in step.reads if not matches(file)]
-    for step in todo:
+def missing_inputs(to_submit: Sequence[Step], statuses: Mapping[str, StepStatus]) -> list[str]:
+    """Files and results of other steps that steps need and that are missing: a line for each."""
+    names = {step.name for step in to_submit}
+    lines = [
+        f"{step.name} reads {file}: no such file"
+        for step in to_submit
+        for file in step.inputs
+        if not matching_files(file)
+    ]
+    for step in to_submit:
         for need in step.needs:
-            if need not in coming and need in now and not now[need].settled:
-                place = now[need].step.place
-                lines.append(f"{step.name} needs {need}, which is not done ({place}): submit that stage too")
+            if need not in names and need in statuses and not statuses[need].satisfied:
+                output = statuses[need].step.output
+                lines.append(f"{step.name} needs {need}, which is not done ({output}): submit that stage too")
     return lines
 
 
-def _predecessors(
-    step: Step, steps: Sequence[Step], now: Mapping[str, Situation], jobs: dict[str, Job], todo: Sequence[Step]
+def _dependencies(
+    step: Step,
+    steps: Sequence[Step],
+    statuses: Mapping[str, StepStatus],
+    jobs: Mapping[str, Job],
+    to_submit: Sequence[Step],
 ) -> list[str]:
-    """The nearest steps before this one that are in the queue."""
-    by_name = {one.name: one for one in steps}
-    found: list[str] = []
+    """The nearest steps that it needs, directly or not, and that have a job or get one."""
+    by_name = {other.name: other for other in steps}
+    names: list[str] = []
     for need in step.needs:
-        if by_name[need] in todo or (need in jobs and now[need].state in ("running", "waiting")):
-            found.append(need)
+        if by_name[need] in to_submit or (need in jobs and statuses[need].state in ("running", "waiting")):
+            names.append(need)
         else:
-            found += _predecessors(by_name[need], steps, now, jobs, todo)
-    return list(dict.fromkeys(found))
+            names += _dependencies(by_name[need], steps, statuses, jobs, to_submit)
+    return list(dict.fromkeys(names))
 
 
-def _queue(
-    made: Batch,
+def _submit_job(
+    sbatch_job: SbatchJob,
     after: Sequence[str],
     jobs: dict[str, Job],
     out: Path,
     kind: Literal["afterok", "afterany"] = "afterok",
 ) -> Job:
-    """Queues a job that is noted before sbatch is asked for it: whatever happens then, the next call looks for it."""
-    name, before = made.name, jobs.get(made.name)
+    """Submits a job. It is registered before sbatch runs: if sbatch gives no answer, the next call looks for it."""
+    name, before = sbatch_job.name, jobs.get(sbatch_job.name)
     job = Job(
         id="",
         mark=f"lavic-{uuid.uuid4().hex[:12]}",
-        owner=client.user(),
+        owner=client.current_user(),
         after=tuple(after),
-        log=str(made.log("unknown")),
+        log=str(sbatch_job.log("unknown")),
         submitted=round(time.time(), 3),
     )
     jobs[name] = job
     write_jobs(out, jobs)
-    stays = "what was queued before it stays: run the same command again"
+    rerun = "jobs that were queued before it remain queued: run the same command again"
     try:
-        id = client.submit(made.words([jobs[one].id for one in after], kind, job.mark), made.env, mark=job.mark)
+        args = sbatch_job.args([jobs[other].id for other in after], kind, job.mark)
+        id = client.submit(args, sbatch_job.env, mark=job.mark)
     except client.NoAnswer as error:
-        raise LaunchError(f"{name}: {error}; {stays}, which looks for that job first") from None
+        raise LaunchError(f"{name}: {error}; {rerun}, which looks for that job first") from None
     except LaunchError as error:
         del jobs[name]
         write_jobs(out, jobs | ({name: before} if before else {}))
-        raise LaunchError(f"{name}: {error}; {stays}") from None
-    jobs[name] = replace(job, id=id, log=str(made.log(id)))
+        raise LaunchError(f"{name}: {error}; {rerun}") from None
+    jobs[name] = replace(job, id=id, log=str(sbatch_job.log(id)))
     write_jobs(out, jobs)
     return jobs[name]
 
 
-def _told(now: Situation, differ: Sequence[str]) -> str:
-    job = f", job {now.job.id}" if now.job and now.state not in ("done", "stale") else ""
-    kept = f", kept as it is ({'; '.join(differ)})" if differ and now.state == "stale" else ""
-    return f"{'done' if kept else now.state}{job}{kept}"
+def _state_text(status: StepStatus, differences: Sequence[str]) -> str:
+    if differences and status.state == "stale":
+        return f"done, kept as it is ({'; '.join(differences)})"
+    job = f", job {status.job.id}" if status.job and status.state not in ("done", "stale") else ""
+    return f"{status.state}{job}"

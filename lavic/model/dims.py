@@ -7,13 +7,15 @@ built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lavic.errors import ConfigError
-from lavic.model.config import Kind
+from lavic.model.config import Kind, ModelSettings
+from lavic.model.hub import read_config
 from lavic.model.tiling import VIEWS
+from lavic.storage import format_bytes
 
 TOWER, PROJECTOR, LANGUAGE, HEAD = range(4)
 """The parts of a model that hold linears, in the order of a photo's way through them."""
@@ -212,3 +214,25 @@ def filled(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any
     part = config.get(name) or {}
     kind = part.get("model_type", usual)
     return {**UNSAID.get(kind, {}), **part, "model_type": kind}
+
+
+def known_shape(model: ModelSettings) -> Shape | None:
+    """The dimensions of a base model; None where its configuration has not been downloaded yet."""
+    try:
+        return Shape.of(read_config(model))
+    except ConfigError:
+        return None
+
+
+def weights_estimate(model: ModelSettings, parameters: Callable[[Shape], int]) -> str:
+    """A line on the memory of each rank; empty where the model is not known yet.
+
+    Args:
+        model: The base model. Its dtype `auto` counts as on a GPU, 2 bytes a parameter.
+        parameters: How many of them a rank loads.
+    """
+    shape = known_shape(model)
+    if shape is None:
+        return ""
+    size = parameters(shape) * (4 if model.dtype == "float32" else 2)
+    return f"memory of a rank: {format_bytes(size)} of weights, and its batch"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.distributed.launcher_env import free_port
+from lavic.distributed.rank_process import rank_environment, shell_exit_code
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.distributed.signals import SIGNALS, forwarded_signals
 from lavic.errors import LaunchError, LavicError, Stopped, first_line
@@ -49,10 +50,10 @@ def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
                 "use fewer"
             )
         address, port = ray.get(ranks[0].place.remote())
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        group = {"world_size": count, "address": address, "port": port}
         streams = {
             rank.run.options(num_returns="streaming").remote(
-                command, list(argv), {**shared, "RANK": str(number), "GROUP_RANK": str(number)}, str(Path.cwd())
+                command, list(argv), {**group, "rank": number, "node": number}, str(Path.cwd())
             ): rank
             for number, rank in enumerate(ranks)
         }
@@ -77,13 +78,11 @@ class Rank:
 
         return ray.util.get_node_ip_address(), self._port
 
-    def run(self, command: str, argv: Sequence[str], env: Mapping[str, str], folder: str) -> Iterator[str | int]:
+    def run(self, command: str, argv: Sequence[str], place: Mapping[str, Any], folder: str) -> Iterator[str | int]:
         """Runs the command; yields its output line by line, then its exit code."""
-        command_line = [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv]
-        local = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "LAVIC_LAUNCHER_PID": str(os.getpid())}
         self._process = subprocess.Popen(
-            command_line,
-            env={**os.environ, **env, **local},
+            [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv],
+            env={**os.environ, **rank_environment(**place, local_rank=0, local_world_size=1)},
             cwd=folder if Path(folder).is_dir() else None,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -93,8 +92,7 @@ class Rank:
         assert self._process.stdout
         while line := self._process.stdout.readline():  # not a loop over the file: Ray sends values into its generators
             yield line
-        code = self._process.wait()
-        yield 128 - code if code < 0 else code
+        yield shell_exit_code(self._process.wait())
 
     def signal(self, number: int) -> None:
         """Sends a signal to the command."""

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import go_without
-from tests.faults.bench import Bench, missing
+from tests.faults.faulty_run import FaultInputs, missing
 
 _tried: Counter[tuple[str, str]] = Counter()
 _passed: Counter[tuple[str, str]] = Counter()
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultInputs]:
     """Inputs and what each command makes of them."""
     if why := missing():
         go_without(why)
-    bench = Bench(tmp_path_factory.mktemp("faults"))
-    yield bench
-    bench.close()
+    inputs = FaultInputs(tmp_path_factory.mktemp("faults"))
+    yield inputs
+    inputs.close()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.bench import Bench, Outcome, Trial, wait
 from tests.faults.commands import COMMANDS, Command
-from tests.faults.inputs import check_parts
+from tests.faults.faulty_run import FaultInputs, FaultyRun, Outcome, wait
+from tests.faults.file_check import check_complete
 
 # The part in CI has the same moments every time, so that a change is what makes it fail; the whole matrix new ones.
 SEED = int(
@@ -28,117 +28,117 @@ MOMENTS = 4
 ODD = "a b#c%20d?é"
 
 
-def refused(trial: Trial, ended: Outcome, code: int) -> None:
+def refused(run: FaultyRun, ended: Outcome, code: int) -> None:
     """It has said in one line what is wrong."""
     assert "Traceback" not in ended.stderr, ended.stderr
     assert ended.code == code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
     assert len(ended.errors) == 1, ended.stderr
     assert ended.stderr.splitlines()[-1] == ended.errors[0], ended.stderr
-    assert ended.errors[0].startswith(f"lavic {trial.words()[0]}: error: ")
+    assert ended.errors[0].startswith(f"lavic {run.words()[0]}: error: ")
 
 
-def as_undisturbed(bench: Bench, trial: Trial, ended: Outcome) -> None:
+def as_undisturbed(inputs: FaultInputs, run: FaultyRun, ended: Outcome) -> None:
     """It has ended as when nothing was in its way, and left the same."""
-    expected = bench.undisturbed(trial.command)
+    expected = inputs.undisturbed(run.command)
     assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
     assert ended.code == expected.code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
-    if trial.command.prints:
-        assert trial.printed(ended) == expected.stdout
-    assert trial.command.signature(trial.folder) == expected.signature
+    if run.command.prints:
+        assert run.printed(ended) == expected.stdout
+    assert run.command.signature(run.folder) == expected.signature
 
 
-def read_only(bench: Bench, trial: Trial) -> None:
-    before = trial.command.signature(trial.folder) if trial.command.result is None else {}
-    ended = trial.read_only()
-    if trial.command.prints:
-        as_undisturbed(bench, trial, ended)
+def read_only(inputs: FaultInputs, run: FaultyRun) -> None:
+    before = run.command.signature(run.folder) if run.command.result is None else {}
+    ended = run.read_only()
+    if run.command.prints:
+        as_undisturbed(inputs, run, ended)
         return
-    refused(trial, ended, 2)
-    if trial.command.result is None:
-        assert trial.command.signature(trial.folder) == before
+    refused(run, ended, 2)
+    if run.command.result is None:
+        assert run.command.signature(run.folder) == before
 
 
-def disk_full(bench: Bench, trial: Trial, share: float = 0.0) -> None:
-    if trial.command.prints:
-        refused(trial, trial.run(stdout="/dev/full"), 1)
+def disk_full(inputs: FaultInputs, run: FaultyRun, share: float = 0.0) -> None:
+    if run.command.prints:
+        refused(run, run.run(stdout="/dev/full"), 1)
         return
-    free = int(share * bench.undisturbed(trial.command).blocks)
-    ended = trial.on_a_small_disk(free)
-    refused(trial, ended, 1)
-    check_parts(trial.out)
-    as_undisturbed(bench, trial, trial.run())
+    free = int(share * inputs.undisturbed(run.command).blocks)
+    ended = run.on_a_small_disk(free)
+    refused(run, ended, 1)
+    check_complete(run.out)
+    as_undisturbed(inputs, run, run.run())
 
 
-def unreadable(bench: Bench, trial: Trial, name: str) -> None:
-    file = only(trial, name)
+def unreadable(inputs: FaultInputs, run: FaultyRun, name: str) -> None:
+    file = only(run, name)
     file.chmod(0)
-    spoilt(trial, trial.obeying_modes(), "input unreadable", name)
+    spoilt(run, run.obeying_modes(), "input unreadable", name)
 
 
-def cut(bench: Bench, trial: Trial, name: str) -> None:
-    file = only(trial, name)
+def cut(inputs: FaultInputs, run: FaultyRun, name: str) -> None:
+    file = only(run, name)
     os.truncate(file, file.stat().st_size // 2)
-    spoilt(trial, trial.run(), "input cut", name)
+    spoilt(run, run.run(), "input cut", name)
 
 
-def spoilt(trial: Trial, ended: Outcome, fault: str, name: str) -> None:
+def spoilt(run: FaultyRun, ended: Outcome, fault: str, name: str) -> None:
     """It has refused an input and left nothing, or says what it makes of it."""
-    code, said = trial.command.tells.get((fault, name), (2, ""))
+    code, said = run.command.tells.get((fault, name), (2, ""))
     if said:
         assert ended.code == code and said in ended.stdout + ended.stderr, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
         return
-    refused(trial, ended, code)
-    if not trial.command.copies:
-        assert not list(trial.out.iterdir())
+    refused(run, ended, code)
+    if not run.command.copies:
+        assert not list(run.out.iterdir())
 
 
-def killed(bench: Bench, trial: Trial, share: float = 0.0) -> None:
-    changes = bench.undisturbed(trial.command).changes
+def killed(inputs: FaultInputs, run: FaultyRun, share: float = 0.0) -> None:
+    changes = inputs.undisturbed(run.command).changes
     if not changes:  # it writes nothing: killed when it has loaded what it needs
-        process = trial.start()
+        process = run.start()
         process.kill()
         assert wait(process).code == -9
     else:
-        ended, _ = trial.killed(1 + int(share * changes))
+        ended, _ = run.killed(1 + int(share * changes))
         # A run may make fewer changes than the one that was counted, and end before its moment.
-        assert ended.code in (-9, bench.undisturbed(trial.command).code), ended.stderr
-    check_parts(trial.out)
-    as_undisturbed(bench, trial, trial.run())
+        assert ended.code in (-9, inputs.undisturbed(run.command).code), ended.stderr
+    check_complete(run.out)
+    as_undisturbed(inputs, run, run.run())
 
 
-def twice(bench: Bench, trial: Trial) -> None:
-    both = [wait(process) for process in [trial.start(), trial.start()]]
-    last = [ended for ended in both if ended.code == 2 and not trial.command.prints]
+def twice(inputs: FaultInputs, run: FaultyRun) -> None:
+    both = [wait(process) for process in [run.start(), run.start()]]
+    last = [ended for ended in both if ended.code == 2 and not run.command.prints]
     assert len(last) < 2, [ended.stderr for ended in both]
     for ended in last:
-        refused(trial, ended, 2)
+        refused(run, ended, 2)
     for ended in both:
         if ended not in last:
-            as_undisturbed(bench, trial, ended)
+            as_undisturbed(inputs, run, ended)
 
 
-def no_home(bench: Bench, trial: Trial) -> None:
-    ended = trial.nobody_at_home()
-    if trial.command.name == "doctor":  # which is asked what is missing
+def no_home(inputs: FaultInputs, run: FaultyRun) -> None:
+    ended = run.nobody_at_home()
+    if run.command.name == "doctor":  # which is asked what is missing
         assert ended.code == 1 and "HOME" in ended.stdout and not ended.stderr, ended.stdout + ended.stderr
     else:
-        as_undisturbed(bench, trial, ended)
+        as_undisturbed(inputs, run, ended)
 
 
-def c_locale(bench: Bench, trial: Trial) -> None:
-    env = {key: value for key, value in trial.env.items() if key != "LANG"}
-    ended = trial.run(env={**env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
-    as_undisturbed(bench, trial, ended)
+def c_locale(inputs: FaultInputs, run: FaultyRun) -> None:
+    env = {key: value for key, value in run.env.items() if key != "LANG"}
+    ended = run.run(env={**env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    as_undisturbed(inputs, run, ended)
 
 
-def odd_path(bench: Bench, trial: Trial) -> None:
-    as_undisturbed(bench, trial, trial.run())
+def odd_path(inputs: FaultInputs, run: FaultyRun) -> None:
+    as_undisturbed(inputs, run, run.run())
 
 
-def only(trial: Trial, name: str) -> Path:
+def only(run: FaultyRun, name: str) -> Path:
     """The first file that a pattern matches."""
-    return sorted(trial.folder.glob(name))[0]
+    return sorted(run.folder.glob(name))[0]
 
 
 FAULTS: dict[str, Callable[..., None]] = {
@@ -184,7 +184,7 @@ def choose(everything: bool) -> Iterator[object]:
 
 @pytest.mark.parametrize(("command", "fault", "more"), choose(bool(os.environ.get("LAVIC_ALL_FAULTS"))))
 def test_fault(
-    bench: Bench,
+    inputs: FaultInputs,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
     command: Command,
@@ -194,5 +194,5 @@ def test_fault(
     record_property("command", command.name)
     record_property("fault", fault)
     print(f"LAVIC_FAULTS_SEED={SEED}")
-    trial = bench.trial(command, tmp_path / (ODD if fault == "odd path" else "here"))
-    FAULTS[fault](bench, trial, *more)
+    run = inputs.prepare(command, tmp_path / (ODD if fault == "odd path" else "here"))
+    FAULTS[fault](inputs, run, *more)

@@ -1,4 +1,4 @@
-"""A cluster that takes jobs and never runs them."""
+"""A fake cluster that queues jobs and never runs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch) -> Path:
-    """A folder with the inputs of `pipeline-mini`, and programs that take jobs and never run them."""
+    """A folder with the inputs of `pipeline-mini`, and fakes of SLURM's programs on PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):

@@ -52,4 +52,4 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
     assert bundle.stat().st_mtime_ns == made
     other = demo(tmp_path / "demo", "--seed", "1")
-    assert other.returncode == 2 and "a demo begun with --seed 0 --small" in other.stderr
+    assert other.returncode == 2 and "a demo that was started with --seed 0 --small" in other.stderr

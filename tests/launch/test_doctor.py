@@ -30,7 +30,7 @@ def test_names_stand_in_one_column(capsys):
     doctor.main([])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok ", "note ", "missing "))]
     assert len(lines) > 20
-    column = 8 + doctor._NAME
+    column = 8 + doctor._NAME_WIDTH
     assert all(line[column - 1] == " " and line[column] != " " for line in lines)
 
 
@@ -41,14 +41,14 @@ def test_folders_that_libraries_write_to_are_looked_at(tmp_path, monkeypatch):
     found = {check.name: check for check in doctor._folders()}
     assert found["home"].found == str(tmp_path)
     assert found["Hugging Face cache"].found.startswith(f"{tmp_path}/a/cache, ")
-    assert "TMPDIR" in found["temporary folder"].mend
+    assert "TMPDIR" in found["temporary folder"].fix
 
 
 def test_no_home_is_missing(monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
     (check,) = doctor._folders()
-    assert check.state == "missing" and "HOME" in check.mend
+    assert check.state == "missing" and "HOME" in check.fix
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `lavic submit` would hand to SLURM, and what it makes of what SLURM says."""
+"""`lavic submit`: the jobs that it submits, and how it reads the answers of SLURM."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lavic.cli import main
 from lavic.config import parse
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
-from lavic.launch.cli_args import typed
-from lavic.launch.pipeline.dag import choose, plan
+from lavic.launch.cli_args import to_args
+from lavic.launch.pipeline.dag import plan_steps, select_steps
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_status import last_error
-from lavic.launch.submit.command import absent
+from lavic.launch.submit.command import missing_inputs
 from tests.crawled_sets import write_set
-from tests.launch.submitting import ORDER, book, end, jobs, photos, submit
+from tests.launch.mini_pipeline import ORDER, end_job, jobs, make_photos, set_slurm, submit
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -32,8 +32,8 @@ GOLDEN = HERE / "golden"
 
 def pipeline(**more) -> PipelineSettings:
     photos = {"train": {"items": ["a.json"]}, "valid": {"items": ["b.jsonl"], "described": True}}
-    talks = {"train": "t.jsonl", "valid": "v.jsonl", "test": ["e.jsonl"]}
-    return PipelineSettings(**{"out": "out", "photos": photos, "conversations": talks, **more})
+    conversations = {"train": "t.jsonl", "valid": "v.jsonl", "test": ["e.jsonl"]}
+    return PipelineSettings(**{"out": "out", "photos": photos, "conversations": conversations, **more})
 
 
 # -- The dry run ------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
     if os.environ.get("LAVIC_GOLDEN") == "write":
         golden.write_text(neutral)
     assert neutral == golden.read_text()
-    assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == 8
+    assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == 5
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
 
 
@@ -68,8 +68,8 @@ def test_samples_are_counted_as_the_training_counts_them(cluster, capsys):
     ]
     (cluster / "mini" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = cluster / "pipeline-mini" / "shards"
-    photos(out / "train", "A", "B", "C", "D")
-    photos(out / "valid", "D", "E")
+    make_photos(out / "train", "A", "B", "C", "D")
+    make_photos(out / "valid", "D", "E")
     epochs = "{loop: {steps: null, epochs: 8, global_batch_size: 2}}"
     assert submit("--dry-run", "--tune.settings", epochs, "--distill.settings", epochs) == 0
     said = capsys.readouterr().out
@@ -104,10 +104,10 @@ def test_the_files_of_a_folder_with_brackets_are_found(tmp_path):
 
     def crawl(items):
         photos = {"train": {"items": [str(folder / items)]}, "valid": {"items": ["b.jsonl"]}}
-        return [step for step in plan(pipeline(photos=photos)) if step.name == "crawl-train"]
+        return [step for step in plan_steps(pipeline(photos=photos)) if step.name == "crawl-train"]
 
-    assert absent(crawl("*.jsonl"), {}) == []
-    (line,) = absent(crawl("*.json"), {})
+    assert missing_inputs(crawl("*.jsonl"), {}) == []
+    (line,) = missing_inputs(crawl("*.json"), {})
     assert re.fullmatch(r"crawl-train reads .*\*\.json: no such file", line)
 
 
@@ -115,7 +115,7 @@ def test_the_files_of_a_folder_with_brackets_are_found(tmp_path):
 
 
 def test_every_step_follows_what_it_reads():
-    steps = plan(pipeline())
+    steps = plan_steps(pipeline())
     assert [step.name for step in steps] == ORDER
     needs = {step.name: step.needs for step in steps}
     assert needs == {
@@ -132,18 +132,18 @@ def test_every_step_follows_what_it_reads():
 
 
 def test_without_the_stages_that_only_add_the_others_wait_for_the_crawl():
-    steps = plan(pipeline(stages=["crawl", "distill"]))
-    assert {step.name: step.needs for step in steps if step.chosen}["distill"] == ("crawl-valid",)
+    steps = plan_steps(pipeline(stages=["crawl", "distill"]))
+    assert {step.name: step.needs for step in steps if step.selected}["distill"] == ("crawl-valid",)
 
 
 def test_only_and_from():
     chosen = pipeline(only=["tune", "crawl"])
-    assert [step.name for step in choose(plan(chosen), chosen)] == ["crawl-train", "crawl-valid", "tune"]
+    assert [step.name for step in select_steps(plan_steps(chosen), chosen)] == ["crawl-train", "crawl-valid", "tune"]
     chosen = parse(PipelineSettings, ["--config", "pipeline-mini", "--from", "embed"], command="submit")
-    assert [step.name for step in choose(plan(chosen), chosen)] == ["embed", "tune", "evaluate"]
+    assert [step.name for step in select_steps(plan_steps(chosen), chosen)] == ["embed", "tune", "evaluate"]
     with pytest.raises(ConfigError, match="--only crawl: not in this pipeline's stages"):
         chosen = pipeline(stages=["tune"], only=["crawl"])
-        choose(plan(chosen), chosen)
+        select_steps(plan_steps(chosen), chosen)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_only_and_from():
         ({"conversations": {"train": "t", "test": ["v"]}}, r"conversations.valid is missing"),
         ({"tune": {"settings": {"out": "elsewhere"}}}, r"tune.settings.out: the pipeline fills that in"),
         ({"tune": {"config": "tune-mimi"}}, r"did you mean tune-mini"),
-        ({"out": "a\\b"}, r"SLURM cannot write logs below"),
+        ({"out": "a\\b"}, r"SLURM cannot write logs to a path with"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_queued(more, message):
     with pytest.raises(ConfigError, match=message):
-        plan(pipeline(**more))
+        plan_steps(pipeline(**more))
 
 
 def test_a_time_that_yaml_takes_for_a_number_is_refused(tmp_path):
@@ -171,8 +171,8 @@ def test_a_time_that_yaml_takes_for_a_number_is_refused(tmp_path):
 
 def test_values_become_words_that_need_no_shell():
     values = {"a_b": {"c": 1, "d": True, "e": False}, "f": ["x y", "$(z)"], "g": None, "h": {"i": [[1, "a"]]}}
-    words = ["--a-b.c", "1", "--a-b.d", "--a-b.no-e", "--f", "x y", "$(z)", "--g", "None", "--h.i", '[1, "a"]']
-    assert list(typed(values)) == words
+    args = ["--a-b.c", "1", "--a-b.d", "--a-b.no-e", "--f", "x y", "$(z)", "--g", "None", "--h.i", '[1, "a"]']
+    assert list(to_args(values)) == args
 
 
 # -- Submitting -------------------------------------------------------------------------------------------------------
@@ -180,10 +180,10 @@ def test_values_become_words_that_need_no_shell():
 
 def test_the_chain_is_queued_once(cluster, capsys):
     assert submit() == 0
-    after = [next((w for w in job["words"] if w.startswith("--dependency")), "") for job in jobs(cluster)]
+    after = [next((w for w in job["args"] if w.startswith("--dependency")), "") for job in jobs(cluster)]
     ids = ["", "1", "1", "2", "3", "5:4", "6", "7", "8"]
     assert after == [f"--dependency=afterok:{i}" if i else "" for i in ids]
-    assert all("--kill-on-invalid-dep=yes" in job["words"] for job in jobs(cluster))
+    assert all("--kill-on-invalid-dep=yes" in job["args"] for job in jobs(cluster))
     assert all(job["env"]["LAVIC_LOGS"] == str(cluster / "pipeline-mini" / "logs") for job in jobs(cluster))
     capsys.readouterr()
     assert submit() == 0
@@ -201,9 +201,9 @@ def test_a_failure_is_told_with_its_line_and_the_next_call_goes_on_from_there(cl
         receipt = {"manifest": digest_manifest(out / "shards" / split)}
         (out / "shards" / f"{split}.verified.json").write_text(json.dumps(receipt))
     for number in range(1, 6):
-        end(cluster, number, "COMPLETED")
+        end_job(cluster, number, "COMPLETED")
     (out / "logs" / "distill-6.log").write_text("Traceback\nlavic distill: error: no more disk [rank 1]\nerror: srun\n")
-    end(cluster, 6, "FAILED", "NonZeroExitCode")
+    end_job(cluster, 6, "FAILED", "NonZeroExitCode")
     capsys.readouterr()
     assert main(["submit", "status", str(out), "--json"]) == 1
     told = {row["step"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
@@ -211,18 +211,18 @@ def test_a_failure_is_told_with_its_line_and_the_next_call_goes_on_from_there(cl
     assert told["distill"]["why"] == "lavic distill: error: no more disk [rank 1]"
     assert told["evaluate"]["why"] == "distill failed: lavic distill: error: no more disk [rank 1]"
     # without accounting SLURM forgets; the pipeline does not
-    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
+    set_slurm(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
     assert main(["submit", "status", str(out)]) == 1
     assert "embed, tune, evaluate: cancelled: distill failed: lavic distill: error" in capsys.readouterr().out
 
     assert submit() == 0
-    assert [job["words"][1] for job in jobs(cluster)[9:]] == [f"--job-name=lavic-{name}" for name in ORDER[5:]]
-    assert not any(word.startswith("--dependency") for word in jobs(cluster)[9]["words"])
+    assert [job["args"][1] for job in jobs(cluster)[9:]] == [f"--job-name=lavic-{name}" for name in ORDER[5:]]
+    assert not any(word.startswith("--dependency") for word in jobs(cluster)[9]["args"])
 
 
 def test_a_job_that_slurm_forgot_before_it_was_asked_for(cluster, capsys):
     assert submit() == 0
-    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
+    set_slurm(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
     capsys.readouterr()
     assert main(["submit", "status", "pipeline-mini"]) == 1
     said = capsys.readouterr().out
@@ -232,17 +232,17 @@ def test_a_job_that_slurm_forgot_before_it_was_asked_for(cluster, capsys):
 
 def test_a_silent_controller_queues_nothing_and_status_tells_what_it_knew(cluster, capsys):
     assert submit() == 0
-    book(cluster, mute=True)
+    set_slurm(cluster, mute=True)
     assert submit() == 2
     assert len(jobs(cluster)) == len(ORDER)
     assert main(["submit", "status", "pipeline-mini"]) == 0
     said = capsys.readouterr()
-    assert "as last seen, for now: squeue does not answer" in said.err
+    assert "last known states are used: squeue does not answer" in said.err
     assert "open" not in said.out
 
 
 def test_what_sbatch_would_refuse_queues_nothing(cluster, capsys):
-    book(cluster, refuse="--partition=nix")
+    set_slurm(cluster, refuse="--partition=nix")
     assert submit("--evaluate.partition", "nix") == 2
     assert jobs(cluster) == []
     assert "evaluate: sbatch would refuse: sbatch: error: invalid partition" in capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_what_sbatch_would_refuse_queues_nothing(cluster, capsys):
 def test_a_mistake_is_found_before_the_first_job(cluster, capsys, words, message):
     assert submit(*words) == 2
     assert message in capsys.readouterr().err
-    assert not (cluster / "bin" / "book.json").exists()
+    assert not (cluster / "bin" / "slurm.json").exists()
 
 
 NASTY = "a $(touch pwned) `touch pwned` ; touch pwned & 'x' \"y\" %j * \nz.json"
@@ -274,7 +274,7 @@ def test_names_never_reach_a_shell(cluster):
     shutil.copy(cluster / "mini" / "item2meta_train.json", cluster / NASTY)
     folder = NASTY.replace("\n", "").replace(".json", "")
     assert submit("--out", folder, "--photos.train.items", NASTY, "--conversations.test", f"x y={NASTY}") == 0
-    first, last = jobs(cluster)[0]["words"], jobs(cluster)[-1]["words"]
+    first, last = jobs(cluster)[0]["args"], jobs(cluster)[-1]["args"]
     assert first[first.index("--items") + 1] == str(cluster / NASTY)
     assert first[first.index("--out") + 1] == str(cluster / folder / "shards" / "train")
     assert last[last.index("--test") + 1] == f"x y={cluster / NASTY}"
@@ -288,11 +288,11 @@ def test_names_never_reach_a_shell(cluster):
 
 
 def test_two_submissions_at_once(cluster):
-    from lavic.launch.pipeline.job_registry import held
+    from lavic.launch.pipeline.job_registry import locked
 
-    with held(cluster / "pipeline-mini"):
+    with locked(cluster / "pipeline-mini"):
         assert submit() == 2
-    assert not (cluster / "bin" / "book.json").exists()
+    assert not (cluster / "bin" / "slurm.json").exists()
 
 
 def test_status_of_no_pipeline(tmp_path, capsys):
@@ -309,8 +309,8 @@ def test_the_line_that_says_why(tmp_path):
     assert "DUE TO TIME LIMIT" in last_error(log)
     log.write_text("[n1] lavic tune: error: no such thing\nRuntimeError: rank 1\nsrun: error: n1: exit 2\n")
     assert last_error(log) == "lavic tune: error: no such thing"
-    log.write_text("rank 1 on n2 was ended by SIGKILL\nsrun: error: n2: task 0: exited with exit code 137\nfailed\n")
-    assert last_error(log) == "rank 1 on n2 was ended by SIGKILL"
+    log.write_text("rank 1 on n2 was killed by SIGKILL\nsrun: error: n2: task 0: exited with exit code 137\nfailed\n")
+    assert last_error(log) == "rank 1 on n2 was killed by SIGKILL"
 
 
 def test_a_password_of_mlflow_is_on_no_command_line_and_in_no_file(cluster, monkeypatch, capfd):
@@ -326,10 +326,10 @@ def test_a_password_of_mlflow_is_on_no_command_line_and_in_no_file(cluster, monk
     assert "pw-1234" not in said.out + said.err
     assert "the pipeline's own run is not in MLflow" in said.err
     assert "--tracking.uri env:MLFLOW_TRACKING_URI" in said.out
-    (words,) = (job["words"] for job in jobs(cluster) if "--job-name=lavic-tune" in job["words"])
+    (words,) = (job["args"] for job in jobs(cluster) if "--job-name=lavic-tune" in job["args"])
     assert words[words.index("--tracking.uri") + 1] == "env:MLFLOW_TRACKING_URI"
     files = [path for path in cluster.rglob("*") if path.is_file()]
-    assert {"pipeline.yaml", "jobs.json", "metrics.jsonl", "mlflow.json", "book.json"} <= {path.name for path in files}
+    assert {"pipeline.yaml", "jobs.json", "metrics.jsonl", "mlflow.json", "slurm.json"} <= {path.name for path in files}
     assert not [path for path in files if b"pw-1234" in path.read_bytes()]
 
 

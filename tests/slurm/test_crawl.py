@@ -60,14 +60,14 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
     wait_for(lambda: list(out.glob("*.seal.json")) or job.ended, 240, "a shard")
     assert ray_processes(ray), job.log
     slurm.run("scancel", "--batch", "--signal=USR1", str(job.number))
-    job.wait_until("queued again, restart 1", 120)
+    job.wait_until("requeued: restart 1", 120)
     assert not ray_processes(ray) and not list(ray.iterdir())
     assert not (out / "manifest.json").exists()
     server.delay = 0.0
     job.start_now()
     assert job.wait() == 0, job.log
     assert "2 nodes of Ray" in job.log
-    assert "preflight: 2 nodes well" in job.log
+    assert "preflight: 2 nodes passed" in job.log
     assert not ray_processes(ray)
     assert ShardDataset(out).manifest.outcomes == {"ok": 120}
     assert main(["verify", str(out)]) == 0

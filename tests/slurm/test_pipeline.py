@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,23 +38,41 @@ class Site:
 
     slurm: Slurm
     folder: Path
+    watched: list[str] = field(default_factory=list)
+    """What `lavic submit status --watch` printed while the first pipeline ran, split at each change."""
 
-    def lavic(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`lavic WORDS` in the folder."""
+    @property
+    def env(self) -> dict[str, str]:
         venv = {"LAVIC_VENV": sys.prefix, "LAVIC_PYTHON": sys.executable, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-        env = {**self.slurm.env, **venv, "LAVIC_PREFLIGHT": "0"}
-        words = (sys.executable, "-m", "lavic", *words)
-        return subprocess.run(words, env=env, cwd=self.folder, capture_output=True, text=True, timeout=240)
+        return {**self.slurm.env, **venv, "LAVIC_PREFLIGHT": "0"}
 
-    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def lavic(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """`lavic ARGS` in the folder."""
+        args = (sys.executable, "-m", "lavic", *args)
+        return subprocess.run(args, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=240)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Runs `lavic submit status --watch` beside the block, which ends when the pipeline has ended."""
+        args = (sys.executable, "-m", "lavic", "submit", "status", "a run", "--watch")
+        with subprocess.Popen(args, env=self.env, cwd=self.folder, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield
+                printed, _ = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        assert process.returncode == 0, printed
+        self.watched.extend(re.split(r"^\d{4}-\d\d-\d\d [\d:]+\n", printed, flags=re.M))
+
+    def submit(self, *args: str) -> subprocess.CompletedProcess[str]:
         """`lavic submit` of the miniature with few steps."""
         few = ("--distill.settings", FEW, "--tune.settings", FEW, "--tracking.uri", f"sqlite:///{self.folder}/m.db")
         return self.lavic(
-            "submit", "--config", "pipeline-mini", "--out", "a run", "--photos.valid.items", NASTY, *few, *words
+            "submit", "--config", "pipeline-mini", "--out", "a run", "--photos.valid.items", NASTY, *few, *args
         )
 
     def status(self) -> dict[str, dict[str, str]]:
-        """What `lavic submit status` says, by step."""
+        """The output of `lavic submit status`, by step."""
         done = self.lavic("submit", "status", "a run", "--json")
         return {row["step"]: row for row in map(json.loads, done.stdout.splitlines())}
 
@@ -79,10 +98,11 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         site = Site(slurm, folder)
         done = site.submit()
         assert done.returncode == 0, done.stderr
-        try:
-            wait_for(site.ended, 900, "the pipeline", every=0.5)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{site.logs}") from None
+        with site.watching():
+            try:
+                wait_for(site.ended, 900, "the pipeline", every=0.5)
+            except TimeoutError as error:
+                raise TimeoutError(f"{error}\n{site.logs}") from None
         yield site
 
 
@@ -98,6 +118,15 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(site: Site) -> 
     assert re.findall(r"^\S+ +done$", again.stdout, re.M) and again.stdout.count(" done") == 9
     assert "nothing to submit" in again.stdout and site.ended()
     assert not list(site.folder.rglob("pwned"))
+
+
+def test_the_status_is_watched_until_every_job_has_ended(site: Site) -> None:
+    assert len(site.watched) > 2, "a pipeline takes longer than two queries of the status"
+    states = [re.findall(r"^(\S+)  +(\w+)", table, re.M)[1:] for table in site.watched]
+    assert all(len(steps) == 9 for steps in states), site.watched
+    assert {"running", "waiting"} <= {state for steps in states for _, state in steps}
+    assert {state for _, state in states[-1]} == {"done"}
+    assert re.search(r"^crawl-train +done +\d+ +\d+:\d\d", site.watched[-1], re.M)
 
 
 def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""`sbatch slurm/train.sbatch` on two nodes: to its end, stopped and requeued, and with a rank killed."""
+"""`sbatch slurm/gpu.sbatch` on two nodes: to its end, stopped and requeued, and with a rank killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lavic.launch.cli_args import typed
+from lavic.launch.cli_args import to_args
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Job, Slurm, wait_for
 from tests.train.mini_setup import Ground
@@ -45,7 +45,7 @@ def training(ground: Ground, steps: int) -> dict[str, Any]:
 
 def distill(ground: Ground, out: Path, steps: int) -> list[str]:
     words = ["distill", "--shards", str(ground.photos), "--valid", str(ground.valid), "--out", str(out)]
-    return [*words, *typed(training(ground, steps))]
+    return [*words, *to_args(training(ground, steps))]
 
 
 def steps(out: Path) -> list[int]:
@@ -124,7 +124,7 @@ def whole(slurm: Slurm, site: Path) -> Path:
     (line,) = [line for line in manual() if "distill" in line]
     job = slurm.typed(line, site, **settings())
     assert job.wait() == 0, job.log
-    assert "1 ranks on each of 2 nodes" in job.log
+    assert "1 ranks per node, 2 nodes" in job.log
     return site / "runs" / "distill"
 
 
@@ -136,7 +136,7 @@ def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) ->
     (preflight,) = [line for line in lines if "preflight" in line]
     job = slurm.typed(preflight, site, **settings(LAVIC_PREFLIGHT="200"))
     assert job.wait() == 0, job.log
-    assert "preflight: 2 nodes well; all-reduce in" in job.log
+    assert "preflight: 2 nodes passed; all-reduce in" in job.log
     (demo,) = [line for line in lines if " demo " in line]
     job = slurm.typed(demo.partition("#")[0] + " --help", site, **settings())  # a demo takes minutes
     assert job.wait() == 0, job.log
@@ -149,13 +149,13 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
 ) -> None:
     """By its time limit, by `scontrol requeue`, and by a signal to its steps; queued again each time."""
     cut = tmp_path / "cut"
-    job = slurm.submit(SCRIPTS / "train.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
+    job = slurm.submit(SCRIPTS / "gpu.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
     held = frozen(job, cut)
     # SLURM itself warns the batch script, which asks for that three minutes before the end; it looks twice a minute.
     job.change(TimeLimit=3)
-    job.wait_until("asking the ranks to save and leave")
+    job.wait_until("asking the ranks to save and stop")
     released(held)
-    job.wait_until("queued again, restart 1 of at most 100")
+    job.wait_until("requeued: restart 1 of at most 100")
     assert not (cut / "result.json").exists()
     reached = [steps(cut)[-1]]
 
@@ -170,7 +170,7 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
     held = frozen(job, cut, reached[-1])
     slurm.run("scancel", "--signal=USR1", str(job.number))
     released(held)
-    job.wait_until("queued again, restart 3 of at most 100")
+    job.wait_until("requeued: restart 3 of at most 100")
     reached.append(steps(cut)[-1])
 
     job.start_now()
@@ -188,21 +188,21 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
 def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = distill(ground, out, 2000)
-    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings())
+    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings())
     held = frozen(job, out)
     os.kill(held[1], signal.SIGKILL)
     killed = time.monotonic()
     released(held)
     assert job.wait(60) == 128 + signal.SIGKILL, job.log
     assert time.monotonic() - killed < 60
-    assert "rank 1 on n2 was ended by SIGKILL" in job.log
-    assert "queued again" not in job.log and job.restarts == 0
+    assert "rank 1 on n2 was killed by SIGKILL" in job.log
+    assert "requeued" not in job.log and job.restarts == 0
     assert not (out / "result.json").exists()
     done = whole_checkpoint(out)
 
     # Submitted again, it goes on; then its second node dies, which the first does not notice: the power is gone.
     stop = tmp_path / "stop"
-    again = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
+    again = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
     held = frozen(again, out, done)
     assert f"going on after step {done} of 2000" in again.log
     slurm.lose_node("n2")
@@ -215,7 +215,7 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground
         again.wait_until(f"going on after step {done} of 2000")
         stop.touch()
         assert again.wait() == 75, again.log
-        assert "1 ranks on each of 1 nodes" in again.log and "not queued again while" in again.log
+        assert "1 ranks per node, 1 nodes" in again.log and "not requeued while" in again.log
         assert steps(out)[-1] > done
     finally:
         slurm.start_node("n2")
@@ -227,10 +227,10 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     slurm: Slurm, ground: Ground, tmp_path: Path, launcher: str
 ) -> None:
     words = [*distill(ground, tmp_path / "run", 5), "--shards", "nowhere"]
-    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
+    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
     assert job.wait() == 2, job.log
     assert "nowhere: no such folder of shards" in job.log
-    assert "Traceback" not in job.log and "queued again" not in job.log
+    assert "Traceback" not in job.log and "requeued" not in job.log
     assert job.restarts == 0
 
 
@@ -238,6 +238,6 @@ def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, ground: Ground, who
     """Without torchrun."""
     out = tmp_path / "run"
     words = distill(ground, out, STEPS)
-    job = slurm.submit(SCRIPTS / "train.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
+    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
     assert job.wait() == 0, job.log
     assert adapter(out) == adapter(whole)

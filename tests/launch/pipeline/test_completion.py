@@ -1,4 +1,4 @@
-"""A step is done by what stands in its folder."""
+"""Whether a step is done, and how far it is, by the files in its folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ from PIL import Image
 from lavic.data.descriptions import descriptions_path, write_descriptions
 from lavic.data.manifest import Manifest, digest_manifest
 from lavic.data.tar_shards import Sample
-from lavic.launch.pipeline.completion import is_whole as is_whole_by
+from lavic.launch.pipeline import completion
 from lavic.launch.pipeline.dag import Step
-from lavic.launch.pipeline.digest_cache import Digests
-from lavic.launch.pipeline.progress import progress, remaining
+from lavic.launch.pipeline.digest_cache import DigestCache
+from lavic.launch.pipeline.progress import progress, remaining_seconds
+from lavic.launch.pipeline.settings import Stage
 from lavic.tracking.journal import Journal
 from tests.crawled_sets import write_set
 
 
-def is_whole(of: Step) -> bool:
-    return is_whole_by(of, Digests(of.place.parent))
+def is_complete(step: Step) -> bool:
+    return completion.is_complete(step, DigestCache(step.output.parent))
 
 
-def step(stage: str, place: Path) -> Step:
-    return Step(stage, stage, (), (), place)
+def step(stage: Stage, output: Path) -> Step:
+    folder = str(output)
+    args: dict[Stage, tuple[str, ...]] = {
+        "crawl": ("--items", "items.jsonl", "--out", folder),
+        "verify": (folder.removesuffix(".verified.json"), "--receipt", folder),
+        "describe": ("--shards", folder),
+        "distill": ("--shards", "shards", "--valid", "valid", "--out", folder),
+        "embed": ("--shards", "shards", "--out", folder),
+        "tune": ("--store", "store", "--train", "train.jsonl", "--valid", "valid.jsonl", "--out", folder),
+        "evaluate": ("--bundle", "bundle", "--store", "store", "--test", "test.jsonl", "--out", folder),
+    }
+    return Step(name=stage, stage=stage, output_args=args[stage], output=output)
 
 
 @pytest.fixture
@@ -40,21 +51,21 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_a_set(shards: Path) -> None:
-    assert is_whole(step("crawl", shards))
+    assert is_complete(step("crawl", shards))
     (shards / "photos-train-000001.tar").unlink()
-    assert not is_whole(step("crawl", shards))
-    assert not is_whole(step("crawl", shards.parent / "valid"))
+    assert not is_complete(step("crawl", shards))
+    assert not is_complete(step("crawl", shards.parent / "valid"))
 
 
 def test_a_receipt_of_an_older_set_is_none(shards: Path) -> None:
     receipt = shards.parent / "train.verified.json"
-    assert not is_whole(step("verify", receipt))
+    assert not is_complete(step("verify", receipt))
     receipt.write_text(json.dumps({"manifest": digest_manifest(shards)}))
-    assert is_whole(step("verify", receipt))
+    assert is_complete(step("verify", receipt))
     replace(Manifest.load(shards), plan="another").save()
-    assert not is_whole(step("verify", receipt))
+    assert not is_complete(step("verify", receipt))
     receipt.write_text("{")
-    assert not is_whole(step("verify", receipt))
+    assert not is_complete(step("verify", receipt))
 
 
 def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
@@ -67,26 +78,26 @@ def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
 
     write_descriptions(tars[0], rows("B0_0"))
     write_descriptions(tars[1], rows("B2_0"))
-    assert not is_whole(described), "a photo that nobody described"
+    assert not is_complete(described), "a photo that nobody described"
     descriptions_path(tars[1]).unlink()
     write_descriptions(tars[0], rows("B0_0", "B1_0"))
-    assert not is_whole(described) and progress(described) == "1 of 2 shards"
+    assert not is_complete(described) and progress(described) == "1 of 2 shards"
     write_descriptions(tars[1], rows("B2_0"))
-    assert is_whole(described) and progress(described) == "2 of 2 shards"
+    assert is_complete(described) and progress(described) == "2 of 2 shards"
     later = descriptions_path(tars[0]).stat().st_mtime + 10
     os.utime(tars[0], (later, later))
-    assert is_whole(described), "packed anew, with the same photos"
+    assert is_complete(described), "packed anew, with the same photos"
 
 
 @pytest.mark.parametrize(
     ("stage", "mark"),
     [("distill", "result.json"), ("embed", "manifest.json"), ("tune", "result.json"), ("evaluate", "results.json")],
 )
-def test_the_last_file_of_a_stage(stage: str, mark: str, tmp_path: Path) -> None:
+def test_the_last_file_of_a_stage(stage: Stage, mark: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    assert not is_whole(step(stage, tmp_path))
+    assert not is_complete(step(stage, tmp_path))
     (tmp_path / mark).write_text("{}")
-    assert is_whole(step(stage, tmp_path))
+    assert is_complete(step(stage, tmp_path))
 
 
 def test_progress_is_the_end_of_the_journal(tmp_path: Path) -> None:
@@ -102,7 +113,7 @@ def test_progress_is_the_end_of_the_journal(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2000, "lo')
     assert progress(run) == "step 1999, loss 0.0005, valid_loss 0.25"
-    assert remaining(run) is None
+    assert remaining_seconds(run) is None
 
 
 def test_a_training_that_says_how_many_steps_it_has_is_told_how_long_it_takes(tmp_path: Path) -> None:
@@ -114,7 +125,7 @@ def test_a_training_that_says_how_many_steps_it_has_is_told_how_long_it_takes(tm
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = step("tune", tmp_path)
     assert progress(run) == "step 20 of 1000, loss 1"
-    assert remaining(run) == 2 * 980
+    assert remaining_seconds(run) == 2 * 980
 
 
 def test_what_is_made_shard_by_shard_is_told_how_long_it_takes(tmp_path: Path) -> None:
@@ -124,6 +135,6 @@ def test_what_is_made_shard_by_shard_is_told_how_long_it_takes(tmp_path: Path) -
         part = tmp_path / f"part-{number}.json"
         part.touch()
         os.utime(part, (now - 300 + 100 * number,) * 2)
-    left = remaining(step("embed", tmp_path))
+    left = remaining_seconds(step("embed", tmp_path))
     assert left is not None and 580 < left <= 600
     assert progress(step("embed", tmp_path)) == "4 of 10 parts"

@@ -1,4 +1,4 @@
-"""What a pipeline makes again because its settings or inputs have changed, and what it leaves alone."""
+"""Which results a pipeline makes again after a change of settings or inputs, and which it keeps."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ import yaml
 from lavic.config import load
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.settings import PipelineSettings
-from lavic.launch.pipeline.stale_results import goes_on
-from tests.launch.submitting import (
+from lavic.launch.pipeline.stale_results import updates_in_place
+from lavic.shards.crawl_settings import CrawlSettings
+from tests.launch.mini_pipeline import (
     ORDER,
-    all_done,
-    book,
-    end,
-    finish,
+    complete_jobs,
+    completed_pipeline,
+    end_job,
     jobs,
-    make,
-    photos,
-    queued,
+    make_photos,
+    make_results,
+    set_slurm,
     states,
     status,
     submit,
+    submitted_steps,
 )
 
 OTHER = ("--tune.settings", "{loop: {lr: 0.5}}")
 
 
 def test_another_setting_makes_a_stage_again_and_what_depends_on_it(cluster, capsys):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     assert submit(*OTHER) == 0
-    assert queued(cluster, 10) == ["tune", "evaluate"]
+    assert submitted_steps(cluster, 10) == ["tune", "evaluate"]
     said = capsys.readouterr().out
     assert "loop.lr was " in said and ", is 0.5" in said
     assert (out / "stale" / "tune-1" / "result.json").is_file() and not (out / "runs" / "tune").exists()
     assert (out / "stale" / "evaluate-1" / "results.json").is_file()
     assert states()["tune"] == "waiting"
-    make(out, "tune", "evaluate")
-    finish(cluster, 10)
+    make_results(out, "tune", "evaluate")
+    complete_jobs(cluster, 10)
     assert set(states().values()) == {"done"}
     assert submit(*OTHER) == 0
     assert len(jobs(cluster)) == 11
     # back to what it was: that result is another one's by now
     assert submit() == 0
-    assert queued(cluster, 12) == ["tune", "evaluate"] and (out / "stale" / "tune-2").is_dir()
+    assert submitted_steps(cluster, 12) == ["tune", "evaluate"] and (out / "stale" / "tune-2").is_dir()
 
 
 def test_what_changes_no_result_makes_nothing_again(cluster):
-    all_done(cluster)
+    completed_pipeline(cluster)
     words = [
         "--tune.settings",
         "{loop: {save_every: 7, num_workers: 1}}",
@@ -66,7 +67,7 @@ def test_what_changes_no_result_makes_nothing_again(cluster):
 
 
 def test_an_input_with_other_content_is_noticed_and_a_touched_one_is_not(cluster, capsys):
-    all_done(cluster)
+    completed_pipeline(cluster)
     file = cluster / "mini" / "train.jsonl"
     os.utime(file, (1, 1))
     assert set(states().values()) == {"done"}
@@ -75,12 +76,12 @@ def test_an_input_with_other_content_is_noticed_and_a_touched_one_is_not(cluster
     assert [name for name, row in told.items() if row["state"] == "stale"] == ["tune", "evaluate"]
     assert told["tune"]["why"] == f"{file} has changed" and told["evaluate"]["why"] == "tune is stale"
     assert submit() == 0
-    assert queued(cluster, 10) == ["tune", "evaluate"]
+    assert submitted_steps(cluster, 10) == ["tune", "evaluate"]
     assert "has changed" in capsys.readouterr().out
 
 
 def test_a_setting_that_another_version_did_not_know_makes_nothing_again(cluster):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     file = out / "stages.json"
     body = json.loads(file.read_text())
     settings = body["steps"]["tune"]["made"]["settings"]
@@ -91,7 +92,7 @@ def test_a_setting_that_another_version_did_not_know_makes_nothing_again(cluster
 
 
 def test_keep_accepts_what_is_there(cluster, capsys):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     before = (out / "pipeline.yaml").read_text()
     assert submit(*OTHER, "--keep") == 0
     assert len(jobs(cluster)) == len(ORDER)
@@ -101,53 +102,53 @@ def test_keep_accepts_what_is_there(cluster, capsys):
     assert submit(*OTHER) == 0
     assert len(jobs(cluster)) == len(ORDER), "accepted once is accepted"
     assert submit("--tune.settings", "{loop: {lr: 0.25}}") == 0
-    assert queued(cluster, 10) == ["tune", "evaluate"]
+    assert submitted_steps(cluster, 10) == ["tune", "evaluate"]
 
 
 def test_of_stages_that_are_left_out_the_settings_stay_as_they_ran(cluster):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     assert submit("--distill.settings", "{loop: {lr: 0.5}}", *OTHER, "--only", "distill") == 0
-    assert queued(cluster, 10) == ["distill"]
-    assert status()["embed"]["why"] == "distill is being made again"
+    assert submitted_steps(cluster, 10) == ["distill"]
+    assert status()["embed"]["why"] == "distill is being run again"
     now = load(PipelineSettings, out / "pipeline.yaml")
     assert now.distill.settings == {"loop": {"lr": 0.5}}
-    make(out, "distill")
+    make_results(out, "distill")
     (out / "runs" / "distill" / "bundle" / "bundle.json").write_text('{"adapter": "another"}')
-    finish(cluster, 10)
+    complete_jobs(cluster, 10)
     assert states() | {"distill": "done", "embed": "stale", "tune": "stale", "evaluate": "stale"} == states()
     assert status()["embed"]["why"] == "distill has another result"
 
 
 def test_a_set_that_has_grown_is_noticed_by_those_who_read_it(cluster):
     """A crawl that somebody ran by hand, and described."""
-    out = all_done(cluster)
-    photos(out / "shards" / "train", "TRAIN0", "TRAIN1", "TRAIN2", "TRAIN9")
+    out = completed_pipeline(cluster)
+    make_photos(out / "shards" / "train", "TRAIN0", "TRAIN1", "TRAIN2", "TRAIN9")
     told = status()
     assert [name for name, row in told.items() if row["state"] == "stale"] == ["distill", "embed", "tune", "evaluate"]
     assert "crawl-train has another result" in told["distill"]["why"]
 
 
 def test_another_catalogue_is_crawled_again_and_a_retry_goes_on_with_what_there_is(cluster):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     assert submit("--crawl.settings", "{retry: [timeout]}") == 0
     tried = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
-    assert queued(cluster, 10) == tried, "nothing is trained again before a photo was gained"
+    assert submitted_steps(cluster, 10) == tried, "nothing is trained again before a photo was gained"
     assert (out / "shards" / "train" / "manifest.json").is_file() and not (out / "stale").exists()
-    finish(cluster, 10)
+    complete_jobs(cluster, 10)
     assert submit("--crawl.settings", "{retry: [timeout]}") == 0
     assert len(jobs(cluster)) == 14
 
     (cluster / "mini" / "item2meta_train.json").write_text("{}")
     already = len(jobs(cluster))
     assert submit("--crawl.settings", "{retry: [timeout]}") == 0
-    again = queued(cluster, already + 1)
+    again = submitted_steps(cluster, already + 1)
     assert again == ["crawl-train", "verify-train", "describe-train", "distill", "embed", "tune", "evaluate"]
     assert (out / "stale" / "crawl-train-1" / "manifest.json").is_file()
     assert (out / "shards" / "valid" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize(
-    ("known", "differ", "on"),
+    ("settings", "differences", "in_place"),
     [
         ({}, ["retry was [], is ['timeout']"], True),
         ({}, ["refresh was False, is True"], True),
@@ -156,41 +157,43 @@ def test_another_catalogue_is_crawled_again_and_a_retry_goes_on_with_what_there_
         ({"extend": False}, ["/c/items.jsonl has changed"], False),
     ],
 )
-def test_a_crawl_goes_on_with_its_set_where_its_command_can(known, differ, on):
-    assert goes_on(Step("crawl-train", "crawl", (), (), Path("shards")), known, differ) is on
+def test_a_crawl_updates_its_set_where_its_command_can(settings, differences, in_place):
+    step = Step(name="crawl-train", stage="crawl", output=Path("shards"))
+    chosen = CrawlSettings(items=("items.jsonl",), out="shards", **settings)
+    assert updates_in_place(step, chosen, differences) is in_place
 
 
 def test_another_teacher_describes_again_and_the_old_words_are_kept(cluster):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     assert submit("--describe.settings", "{max_new_tokens: 7}") == 0
-    assert queued(cluster, 10) == ["describe-train", "distill", "embed", "tune", "evaluate"]
+    assert submitted_steps(cluster, 10) == ["describe-train", "distill", "embed", "tune", "evaluate"]
     assert not list((out / "shards" / "train").glob("*.descriptions.jsonl"))
     assert len(list((out / "stale" / "describe-train-1").glob("*.descriptions.jsonl"))) == 2
 
 
-def test_an_unfinished_run_of_other_settings_gives_way(cluster):
+def test_an_unfinished_run_of_other_settings_is_moved_away(cluster):
     """It would refuse to go on."""
     out = cluster / "pipeline-mini"
     assert submit() == 0
-    make(out, *ORDER[:7])
+    make_results(out, *ORDER[:7])
     for number in range(1, 8):
-        end(cluster, number, "COMPLETED")
+        end_job(cluster, number, "COMPLETED")
     (out / "runs" / "tune" / "checkpoints").mkdir(parents=True)
-    end(cluster, 8, "FAILED", "NonZeroExitCode")
+    end_job(cluster, 8, "FAILED", "NonZeroExitCode")
     assert submit() == 0
-    assert queued(cluster, 10) == ["tune", "evaluate"] and (out / "runs" / "tune").is_dir(), "it goes on"
-    end(cluster, 10, "FAILED", "NonZeroExitCode")
+    assert submitted_steps(cluster, 10) == ["tune", "evaluate"] and (out / "runs" / "tune").is_dir(), "it goes on"
+    end_job(cluster, 10, "FAILED", "NonZeroExitCode")
     assert submit(*OTHER) == 0
     assert (out / "stale" / "tune-1" / "checkpoints").is_dir() and not (out / "runs" / "tune").exists()
 
 
 def test_what_was_made_by_hand_is_taken_as_it_is_and_compared_from_then_on(cluster, capsys):
     out = cluster / "pipeline-mini"
-    make(out, *ORDER)
+    make_results(out, *ORDER)
     assert submit() == 0
     assert "nothing to submit" in capsys.readouterr().out
     assert submit(*OTHER) == 0
-    assert queued(cluster, 1) == ["tune", "evaluate"]
+    assert submitted_steps(cluster, 1) == ["tune", "evaluate"]
 
 
 def test_jobs_under_way_are_left_alone_and_their_settings_stay_written_down(cluster, capsys):
@@ -198,14 +201,14 @@ def test_jobs_under_way_are_left_alone_and_their_settings_stay_written_down(clus
     assert submit() == 0
     assert submit(*OTHER) == 0
     assert len(jobs(cluster)) == len(ORDER)
-    assert "tune goes on as job 8, which was submitted before a change (loop.lr was" in capsys.readouterr().err
+    assert "tune continues as job 8, which was submitted before a change (loop.lr was" in capsys.readouterr().err
     assert yaml.safe_load((out / "pipeline.yaml").read_text())["tune"]["settings"] == {}
 
 
 def test_force_makes_a_stage_again_and_what_depends_on_it_but_no_running_one(cluster, capsys):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     assert submit("--force", "embed") == 0
-    assert queued(cluster, 10) == ["embed", "tune", "evaluate"]
+    assert submitted_steps(cluster, 10) == ["embed", "tune", "evaluate"]
     assert (out / "stale" / "embed-1" / "manifest.json").is_file()
     assert submit("--force", "embed") == 2
     said = capsys.readouterr().err
@@ -219,12 +222,12 @@ def test_a_running_job_is_running_whatever_became_of_what_it_came_after(cluster)
     """A retry of the crawl has packed shards anew, with photos that nobody described yet."""
     out = cluster / "pipeline-mini"
     assert submit() == 0
-    make(out, *ORDER[:5])
+    make_results(out, *ORDER[:5])
     for number in range(1, 6):
-        end(cluster, number, "COMPLETED")
+        end_job(cluster, number, "COMPLETED")
     now = jobs(cluster)
     now[5] |= {"state": "RUNNING", "reason": "None", "elapsed": "1:02:03"}
-    book(cluster, jobs=now)
+    set_slurm(cluster, jobs=now)
     next(iter((out / "shards" / "train").glob("*.descriptions.jsonl"))).unlink()
     told = status()
     assert told["describe-train"]["state"] == "failed"
@@ -232,14 +235,14 @@ def test_a_running_job_is_running_whatever_became_of_what_it_came_after(cluster)
 
 
 def test_another_base_model_is_another_input(cluster, tmp_path_factory):
-    all_done(cluster)
+    completed_pipeline(cluster)
     base = tmp_path_factory.mktemp("base")
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(b"x")
     words = ("--tune.settings", json.dumps({"model": {"name": str(base)}}))
     assert submit(*words) == 0
-    make(Path("pipeline-mini"), "tune", "evaluate")
-    finish(cluster)
+    make_results(Path("pipeline-mini"), "tune", "evaluate")
+    complete_jobs(cluster)
     assert set(states().values()) == {"done"}
     (base / "model.safetensors").write_bytes(b"y")
     assert status()["tune"]["why"] == "the base model has changed"
@@ -254,12 +257,12 @@ def test_paths_in_a_stage_mean_the_same_from_any_folder(cluster, monkeypatch, ca
     words = ["--evaluate.config", "evaluate.yaml", "--evaluate.settings", "{train: mini/train.jsonl}"]
     words += ["--tune.settings", "{model: {name: base}}"]
     assert submit(*words) == 0
-    typed = jobs(cluster)[-1]["words"]
+    typed = jobs(cluster)[-1]["args"]
     assert typed[typed.index("--words") + 1] == str(cluster / "words.jsonl")
     assert typed[typed.index("--train") + 1] == str(cluster / "mini" / "train.jsonl")
     out = cluster / "pipeline-mini"
-    make(out, *ORDER)
-    finish(cluster)
+    make_results(out, *ORDER)
+    complete_jobs(cluster)
     monkeypatch.chdir(out)
     assert set(states(out).values()) == {"done"}
     (cluster / "words.jsonl").write_text("{} ")
@@ -273,6 +276,6 @@ def test_paths_in_a_stage_mean_the_same_from_any_folder(cluster, monkeypatch, ca
 
 @pytest.mark.parametrize("broken", [b"{", b"[]", b"\0\xff", b""])
 def test_a_broken_memory_of_jobs_hides_nothing(cluster, broken):
-    out = all_done(cluster)
+    out = completed_pipeline(cluster)
     (out / ".seen.json").write_bytes(broken)
     assert set(states().values()) == {"done"}

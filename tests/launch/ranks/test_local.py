@@ -56,7 +56,7 @@ sys.exit(int(deed))
 
 LAUNCH = """
 import sys
-from lavic.launch import local
+from lavic.launch.ranks import local
 sys.exit(local.run("act", sys.argv[2:], len(sys.argv) - 3, program=[sys.executable, sys.argv[1]]))
 """
 
@@ -129,7 +129,7 @@ def test_a_rank_that_will_not_end_is_killed(act, tmp_path):
 
 def test_a_killed_rank_is_named(act, capfd):
     assert act("wait", "kill") == 128 + signal.SIGKILL
-    assert "rank 1 was ended by SIGKILL" in capfd.readouterr().err
+    assert "rank 1 was killed by SIGKILL" in capfd.readouterr().err
 
 
 def test_ranks_that_stop_together_are_not_hurried(act, tmp_path):
@@ -154,8 +154,8 @@ def test_a_signal_reaches_every_rank_once(tmp_path, number):
 def test_ranks_go_when_the_launcher_is_killed(tmp_path):
     """The ranks are the real command here: `demo` is any command that lives a while, as `mini serve` does."""
     code = (
-        "import sys; from lavic.launch import local\n"
-        "words = [sys.executable, '-c', 'from lavic.launch import local; local._stay_with_launcher();'\n"
+        "import sys; from lavic.launch.ranks import local\n"
+        "words = [sys.executable, '-c', 'from lavic.launch.ranks import local; local._end_with_launcher();'\n"
         '\'import os, sys, time; open(sys.argv[1] + "/pid." + os.environ["RANK"], "w").write(str(os.getpid()));\'\n'
         "'time.sleep(60)']\n"
         "local.run('x', [sys.argv[1]], 2, program=words)\n"
@@ -174,12 +174,12 @@ def test_the_handlers_are_put_back(act):
 
 
 def test_nproc_below_one_is_refused():
-    with pytest.raises(LaunchError, match="at least 1"):
-        local.check(0)
+    with pytest.raises(LaunchError, match="must be at least 1"):
+        local.check_nproc(0)
 
 
 def test_any_nproc_is_allowed_without_gpus():
-    local.check(64)
+    local.check_nproc(64)
 
 
 @pytest.mark.gpu
@@ -187,9 +187,9 @@ def test_any_nproc_is_allowed_without_gpus():
 def test_nproc_beyond_the_gpus_is_refused(monkeypatch):
     monkeypatch.delenv("LAVIC_DEVICE")
     gpus = torch.cuda.device_count()
-    local.check(gpus)
+    local.check_nproc(gpus)
     with pytest.raises(LaunchError, match=f"shows {gpus} GPU"):
-        local.check(gpus + 1)
+        local.check_nproc(gpus + 1)
 
 
 def test_the_ranks_of_a_command_run_it_and_one_of_them_says_what_is_wrong(capfd):

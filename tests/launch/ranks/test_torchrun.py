@@ -23,9 +23,9 @@ from pathlib import Path
 from lavic.distributed.signals import StopRequest
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-deed = sys.argv[2 + int(rank)]
+action = sys.argv[2 + int(rank)]
 (folder / f"begun.{rank}").touch()
-if deed == "stop":
+if action == "stop":
     while not (folder / "warned").exists():
         time.sleep(0.05)  # loading a model, deaf to signals
     with StopRequest() as stop:
@@ -33,11 +33,11 @@ if deed == "stop":
         while not stop.requested and time.monotonic() < until:
             time.sleep(0.05)
     os._exit(75 if stop.requested else 3)
-if deed == "kill":
+if action == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
-if deed == "wait":
+if action == "wait":
     time.sleep(60)
-sys.exit(int(deed))
+sys.exit(int(action))
 """
 
 
@@ -48,12 +48,12 @@ def begin(tmp_path: Path):
     script.write_text(RANK)
     started: list[subprocess.Popen[str]] = []
 
-    def run(*deeds: str) -> subprocess.Popen[str]:
+    def run(*actions: str) -> subprocess.Popen[str]:
         meet = ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-        words = [sys.executable, "-m", "lavic.launch.ranks.torchrun", "--nproc-per-node", str(len(deeds)), *meet]
+        words = [sys.executable, "-m", "lavic.launch.ranks.torchrun", "--nproc-per-node", str(len(actions)), *meet]
         env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07", "OMP_NUM_THREADS": "1"}
         started.append(
-            subprocess.Popen([*words, str(script), str(tmp_path), *deeds], env=env, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([*words, str(script), str(tmp_path), *actions], env=env, stderr=subprocess.PIPE, text=True)
         )
         return started[-1]
 
@@ -86,14 +86,14 @@ def test_a_killed_rank_is_named_with_its_node(begin) -> None:
     process = begin("wait", "kill")
     said = process.communicate(timeout=90)[1]
     assert process.returncode == 128 + signal.SIGKILL
-    assert "lavic: rank 1 on gpu07 was ended by SIGKILL (out of memory?)" in said
+    assert "lavic: rank 1 on gpu07 was killed by SIGKILL (out of memory?)" in said
 
 
 def test_the_exit_code_is_the_rank_s(begin) -> None:
     process = begin("2", "wait")
     said = process.communicate(timeout=90)[1]
     assert process.returncode == 2
-    assert "lavic: rank 0 on gpu07 left with exit code 2" in said
+    assert "lavic: rank 0 on gpu07 exited with code 2" in said
     assert "Traceback" not in said
 
 

@@ -1,4 +1,4 @@
-"""A SLURM that does not answer, or not to this user: no job is queued twice, and none is lost."""
+"""A SLURM that does not answer, or not to this user: no job is submitted twice, and none is lost."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from pathlib import Path
 import pytest
 
 from lavic.cli import main
-from lavic.launch.pipeline.job_registry import held
+from lavic.launch.pipeline.job_registry import locked
 from lavic.launch.slurm import client
 from lavic.launch.submit import logs
 from lavic.launch.submit import status as status_command
-from tests.launch.submitting import ORDER, book, end, jobs, make, queued, states, status, submit
+from tests.launch.mini_pipeline import (
+    ORDER,
+    end_job,
+    jobs,
+    make_results,
+    set_slurm,
+    states,
+    status,
+    submit,
+    submitted_steps,
+)
 
 
 def run_all(cluster: Path, **more: str) -> None:
     """Every job runs."""
-    book(cluster, jobs=[{**job, "state": "RUNNING", "reason": "None", **more} for job in jobs(cluster)])
+    set_slurm(cluster, jobs=[{**job, "state": "RUNNING", "reason": "None", **more} for job in jobs(cluster)])
 
 
 def asked(cluster: Path) -> list[list[str]]:
     """What SLURM was asked, word by word."""
-    file = cluster / "bin" / "asked.jsonl"
+    file = cluster / "bin" / "calls.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -37,21 +47,21 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_sbatch_that_gives_no_answer_and_has_queued_the_job_is_believed_by_the_queue(cluster):
-    book(cluster, sbatch="late")
+    set_slurm(cluster, sbatch="late")
     Path("site.yaml").write_text("slurm: {options: [--comment=project 7]}\n")
     assert submit("--config", "site.yaml", "--only", "crawl") == 0
-    assert queued(cluster, 1) == ["crawl-train", "crawl-valid"]
+    assert submitted_steps(cluster, 1) == ["crawl-train", "crawl-valid"]
     kept = json.loads((cluster / "pipeline-mini" / "jobs.json").read_text())["steps"]
     assert {name: job["id"] for name, job in kept.items()} == {"crawl-train": "1", "crawl-valid": "2"}
     assert kept["crawl-train"]["log"].endswith("crawl-train-1.log")
     # the site's own comment stays
-    words = [word for word in jobs(cluster)[0]["words"] if word.startswith("--comment=")]
+    words = [word for word in jobs(cluster)[0]["args"] if word.startswith("--comment=")]
     assert words[-1].startswith("--comment=project 7 lavic-")
 
 
 def test_an_sbatch_that_hangs_is_given_up_and_its_job_found(cluster, monkeypatch):
-    monkeypatch.setattr(client, "_PATIENCE_S", 5.0)
-    book(cluster, sbatch="hang")
+    monkeypatch.setattr(client, "_TIMEOUT_S", 5.0)
+    set_slurm(cluster, sbatch="hang")
     mark = "lavic-0123"
     words = ["--job-name=x", f"--comment={mark}", "x.sh"]
     assert client.submit(words, mark=mark) == "1"
@@ -60,38 +70,38 @@ def test_an_sbatch_that_hangs_is_given_up_and_its_job_found(cluster, monkeypatch
 
 def test_a_job_that_comes_late_is_not_queued_again(cluster, capsys):
     """Nothing is in the queue when it is asked; the controller takes the job afterwards."""
-    book(cluster, sbatch="lost")
+    set_slurm(cluster, sbatch="lost")
     assert submit() == 2
     said = capsys.readouterr().err
     assert "crawl-train: sbatch: " in said and "looks for that job first" in said
     mark = json.loads((cluster / "pipeline-mini" / "jobs.json").read_text())["steps"]["crawl-train"]["mark"]
-    late = {"words": ["--job-name=lavic-crawl-train", f"--comment={mark}"], "env": {}, "state": "RUNNING", "reason": ""}
-    book(cluster, sbatch="", jobs=[late])
+    late = {"args": ["--job-name=lavic-crawl-train", f"--comment={mark}"], "env": {}, "state": "RUNNING", "reason": ""}
+    set_slurm(cluster, sbatch="", jobs=[late])
     assert states()["crawl-train"] == "running"
     assert submit() == 0
-    assert queued(cluster, 1) == ORDER
+    assert submitted_steps(cluster, 1) == ORDER
 
 
 def test_a_job_that_never_came_is_queued_by_the_next_call(cluster):
-    book(cluster, sbatch="lost")
+    set_slurm(cluster, sbatch="lost")
     assert submit() == 2
-    book(cluster, sbatch="")
+    set_slurm(cluster, sbatch="")
     assert states()["crawl-train"] == "open"
     assert submit() == 0
-    assert queued(cluster, 1) == ORDER
+    assert submitted_steps(cluster, 1) == ORDER
 
 
 def test_an_outage_of_the_accounting_ends_no_job(cluster):
     assert submit() == 0
     run_all(cluster)
     assert set(states().values()) == {"running"}
-    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)], sacct="down")
+    set_slurm(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)], sacct="down")
     assert set(states().values()) == {"running"}
     assert submit() == 0
     assert len(jobs(cluster)) == len(ORDER)
-    book(cluster, sacct="up", jobs=[{**job, "accounted": "RUNNING"} for job in jobs(cluster)])
+    set_slurm(cluster, sacct="up", jobs=[{**job, "accounted": "RUNNING"} for job in jobs(cluster)])
     assert set(states().values()) == {"running"}
-    book(cluster, jobs=[{**job, "accounted": "FAILED"} for job in jobs(cluster)])
+    set_slurm(cluster, jobs=[{**job, "accounted": "FAILED"} for job in jobs(cluster)])
     told = status()
     assert told["crawl-train"]["state"] == "failed" and told["crawl-train"]["exit_code"] == 2
     assert told["crawl-train"]["elapsed"] == "00:10:00"
@@ -106,11 +116,11 @@ def test_another_user_ends_no_job_by_looking(cluster):
         job["owner"] = "alice"
         job["seen"]["state"] = "RUNNING"
     (out / "jobs.json").write_text(json.dumps(body))
-    book(cluster, user="alice")
+    set_slurm(cluster, user="alice")
     assert set(states().values()) == {"running"}
     assert "--user=alice" in asked(cluster)[-1]
     # a site that hides a user's jobs from others
-    book(cluster, user="nobody")
+    set_slurm(cluster, user="nobody")
     assert set(states().values()) == {"running"}
 
 
@@ -119,12 +129,12 @@ def test_status_takes_no_lock_and_leaves_what_submit_wrote(cluster):
     out = cluster / "pipeline-mini"
     run_all(cluster)
     before = (out / "jobs.json").read_bytes()
-    with held(out):
+    with locked(out):
         assert set(states().values()) == {"running"}
     assert (out / "jobs.json").read_bytes() == before
-    end(cluster, 1, "FAILED")
+    end_job(cluster, 1, "FAILED")
     assert states()["crawl-train"] == "failed"
-    book(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
+    set_slurm(cluster, jobs=[{**job, "state": "forgotten"} for job in jobs(cluster)])
     assert states()["crawl-train"] == "failed" and (out / "jobs.json").read_bytes() == before
 
 
@@ -144,11 +154,11 @@ def test_what_failed_is_shown_with_its_exit_code_and_its_last_lines(cluster, cap
     log = cluster / "pipeline-mini" / "logs" / "crawl-train-1.log"
     log.write_text(
         "job 1, start 0, on n1\nlavic crawl: error: of an earlier start\njob 1, start 1, on n2\n"
-        "lavic crawl: error: no such host\nlavic: rank 0 on n2 left with exit code 2\n"
-        "exit code 2: mend what is said above, then submit the same line again\n"
+        "lavic crawl: error: no such host\nlavic: rank 0 on n2 exited with code 2\n"
+        "exit code 2: fix the error above, then submit the same line again\n"
     )
-    book(cluster, jobs=[{**job, "exit": "0:9"} for job in jobs(cluster)])
-    end(cluster, 1, "FAILED", "NonZeroExitCode")
+    set_slurm(cluster, jobs=[{**job, "exit": "0:9"} for job in jobs(cluster)])
+    end_job(cluster, 1, "FAILED", "NonZeroExitCode")
     told = status()["crawl-train"]
     assert told["why"] == "lavic crawl: error: no such host"
     assert told["last_lines"][0].startswith("job 1, start 1") and len(told["last_lines"]) == 4
@@ -156,18 +166,18 @@ def test_what_failed_is_shown_with_its_exit_code_and_its_last_lines(cluster, cap
     assert main(["submit", "status", "pipeline-mini"]) == 1
     said = capsys.readouterr().out
     assert "crawl-train: failed (exit code 137): lavic crawl: error: no such host" in said
-    assert f"{log} ends with:" in said and "  lavic: rank 0 on n2 left with exit code 2" in said
+    assert f"end of {log}:" in said and "  lavic: rank 0 on n2 exited with code 2" in said
 
 
 def test_how_long_a_step_takes_is_shown(cluster, capsys):
     assert submit() == 0
-    make(cluster / "pipeline-mini", *ORDER[:7])
+    make_results(cluster / "pipeline-mini", *ORDER[:7])
     for number in range(1, 8):
-        end(cluster, number, "COMPLETED")
+        end_job(cluster, number, "COMPLETED")
     now = jobs(cluster)
     now[7] |= {"state": "RUNNING", "elapsed": "0:10:00"}
     now[8] |= {"start": "2026-11-29T12:00:00"}
-    book(cluster, jobs=now)
+    set_slurm(cluster, jobs=now)
     run = cluster / "pipeline-mini" / "runs" / "tune"
     run.mkdir(parents=True)
     rows: list[dict] = [{"time": 0.0, "event": "resume", "step": 0, "total": 100}]
@@ -224,7 +234,7 @@ def test_logs_are_followed_until_the_job_has_ended(cluster, capfdbinary):
             time.sleep(0.01)
         with log.open("a") as file:
             file.write("ends\n")
-        end(cluster, 8, "COMPLETED")
+        end_job(cluster, 8, "COMPLETED")
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -239,12 +249,12 @@ def test_waiting_until_all_has_ended(cluster, capsys, how):
         assert submit() == 0
 
     def work() -> None:
-        while not (cluster / "bin" / "book.json").exists() or len(jobs(cluster)) < len(ORDER):
+        while not (cluster / "bin" / "slurm.json").exists() or len(jobs(cluster)) < len(ORDER):
             time.sleep(0.05)
-        make(cluster / "pipeline-mini", *ORDER[:5])
+        make_results(cluster / "pipeline-mini", *ORDER[:5])
         for number in range(1, 6):
-            end(cluster, number, "COMPLETED")
-        end(cluster, 6, "FAILED")
+            end_job(cluster, number, "COMPLETED")
+        end_job(cluster, 6, "FAILED")
 
     thread = threading.Thread(target=work)
     thread.start()

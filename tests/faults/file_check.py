@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 
-def check_parts(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """Every file that a reader would take (names with a dot in front are aside) can be read to its end."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):

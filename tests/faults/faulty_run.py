@@ -25,7 +25,7 @@ from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
 from tests.train.mini_setup import make_ground
 
-KILLED = Path(__file__).with_name("killed.py")
+KILLED = Path(__file__).with_name("self_killing_command.py")
 BLOCK = 4096
 _BIND = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 # A size of 0 would be none: one block is taken by a file that is nobody's.
@@ -94,7 +94,7 @@ class Outcome:
 
 
 @dataclass
-class Trial:
+class FaultyRun:
     """A command in a folder of its own."""
 
     command: Command
@@ -186,7 +186,7 @@ def wait(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, stdout or "", stderr)
 
 
-class Bench:
+class FaultInputs:
     """Inputs, made once, and what each command makes of them undisturbed."""
 
     def __init__(self, folder: Path) -> None:
@@ -204,21 +204,21 @@ class Bench:
     def undisturbed(self, command: Command) -> Undisturbed:
         """What the command does when nothing is in its way."""
         if command.name not in self._undisturbed:
-            trial = self.trial(command, self.folder / "undisturbed" / command.name.replace(" ", "_"))
-            held = trial.blocks()
-            ended, changes = trial.killed(0)
+            run = self.prepare(command, self.folder / "undisturbed" / command.name.replace(" ", "_"))
+            held = run.blocks()
+            ended, changes = run.killed(0)
             assert not ended.errors, ended.stderr
             made = Undisturbed(
                 code=ended.code,
-                stdout=trial.printed(ended),
-                signature=command.signature(trial.folder),
+                stdout=run.printed(ended),
+                signature=command.signature(run.folder),
                 changes=changes,
-                blocks=trial.blocks() - held,
+                blocks=run.blocks() - held,
             )
             self._undisturbed[command.name] = made
         return self._undisturbed[command.name]
 
-    def trial(self, command: Command, folder: Path) -> Trial:
+    def prepare(self, command: Command, folder: Path) -> FaultyRun:
         """The command with inputs of its own, in a folder."""
         shutil.copytree(self.folder / "in", folder / "in")
         (folder / "out").mkdir()
@@ -228,7 +228,7 @@ class Bench:
         kept = {key: value for key, value in os.environ.items() if key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH")}
         env = {**kept, "HOME": str(folder / "home"), "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
         env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-        return Trial(command, folder, env)
+        return FaultyRun(command, folder, env)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`lavic submit` of the miniature on the stand-ins for SLURM's programs, and what has come of its jobs."""
+"""`lavic submit` of `pipeline-mini` on the fake SLURM, its jobs, and the files that they would leave."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def submit(*words: str) -> int:
 
 
 def jobs(cluster: Path) -> list[dict]:
-    return json.loads((cluster / "bin" / "book.json").read_text())["jobs"]
+    return json.loads((cluster / "bin" / "slurm.json").read_text())["jobs"]
 
 
-def book(cluster: Path, **changes) -> None:
-    file = cluster / "bin" / "book.json"
+def set_slurm(cluster: Path, **changes) -> None:
+    file = cluster / "bin" / "slurm.json"
     now = json.loads(file.read_text()) if file.exists() else {"jobs": []}
     file.write_text(json.dumps(now | changes))
 
 
-def end(cluster: Path, number: int, state: str, reason: str = "None") -> None:
-    """What SLURM would do: a job ends so, and if not well those after it are cancelled."""
+def end_job(cluster: Path, number: int, state: str, reason: str = "None") -> None:
+    """As SLURM does: ends a job with a state; if it failed, cancels those after it."""
     now = jobs(cluster)
     now[number - 1] |= {"state": state, "reason": reason}
     if state != "COMPLETED":
         for job in now[number:]:
             job |= {"state": "CANCELLED", "reason": "DependencyNeverSatisfied"}
-    book(cluster, jobs=now)
+    set_slurm(cluster, jobs=now)
 
 
 def status(out: Path | str = "pipeline-mini") -> dict[str, dict]:
-    """What `lavic submit status` says, by step."""
+    """The output of `lavic submit status`, by step."""
     import contextlib
 
     text = io.StringIO()
@@ -59,7 +59,7 @@ def states(out: Path | str = "pipeline-mini") -> dict[str, str]:
     return {name: row["state"] for name, row in status(out).items()}
 
 
-def photos(folder: Path, *ids: str) -> None:
+def make_photos(folder: Path, *ids: str) -> None:
     """A set of photos, verified and described."""
     samples = []
     for id in ids:
@@ -74,11 +74,11 @@ def photos(folder: Path, *ids: str) -> None:
         write_descriptions(folder / shard.name, [{"key": key, **row} for key in data_set.keys_of(number)])
 
 
-def make(out: Path, *names: str) -> None:
-    """What the jobs of these steps would leave."""
+def make_results(out: Path, *names: str) -> None:
+    """Writes the results of steps."""
     for split in ("train", "valid"):
         if f"crawl-{split}" in names:
-            photos(out / "shards" / split, *(f"{split.upper()}{n}" for n in range(3)))
+            make_photos(out / "shards" / split, *(f"{split.upper()}{n}" for n in range(3)))
     for name in ("distill", "tune"):
         if name in names:
             (out / "runs" / name / "bundle").mkdir(parents=True)
@@ -92,25 +92,23 @@ def make(out: Path, *names: str) -> None:
         (out / "evaluation" / "results.json").write_text("{}")
 
 
-def finish(cluster: Path, first: int = 1) -> None:
-    """Every job from a number on has ended well."""
+def complete_jobs(cluster: Path, first: int = 1) -> None:
+    """Ends every job from a number on as COMPLETED."""
     for number in range(first, len(jobs(cluster)) + 1):
-        end(cluster, number, "COMPLETED")
+        end_job(cluster, number, "COMPLETED")
 
 
-def all_done(cluster: Path) -> Path:
-    """The pipeline, submitted and done; its folder."""
+def completed_pipeline(cluster: Path) -> Path:
+    """Submits and completes the pipeline; returns its folder."""
     out = cluster / "pipeline-mini"
     assert submit() == 0
-    make(out, *ORDER)
-    finish(cluster)
+    make_results(out, *ORDER)
+    complete_jobs(cluster)
     assert set(states().values()) == {"done"}
     return out
 
 
-def queued(cluster: Path, first: int) -> list[str]:
-    """Names of the steps that were submitted from a job's number on."""
-    names = [
-        next(word for word in job["words"] if word.startswith("--job-name=")) for job in jobs(cluster)[first - 1 :]
-    ]
+def submitted_steps(cluster: Path, first: int) -> list[str]:
+    """Names of the steps that were submitted, from a job's number on."""
+    names = [next(word for word in job["args"] if word.startswith("--job-name=")) for job in jobs(cluster)[first - 1 :]]
     return [name.removeprefix("--job-name=lavic-") for name in names]

@@ -1,4 +1,6 @@
-"""A command that kills itself at its n-th change of a folder, or counts them: killed.py FOLDER N COUNT-FILE WORDS...
+"""A command that kills itself at its n-th change of a folder, or counts them.
+
+self_killing_command.py FOLDER N COUNT-FILE ARGUMENTS...
 
 Moments between two changes leave the same files behind, so these are all that differ. What a library writes from C or
 Rust is not seen; the rename that puts it in place is.

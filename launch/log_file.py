@@ -1,0 +1,44 @@
+"""The end of a log that is being written: its last lines, and what is added to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TAIL_BYTES = 1 << 16
+"""Read from the end of a file whose last lines are wanted."""
+_PAUSE_S = 0.5
+
+
+def read_tail(path: Path) -> list[bytes]:
+    """The lines in the last `TAIL_BYTES` of a file, the first of them perhaps cut; none where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def follow(path: Path, offset: int, is_active: Callable[[], bool], *, poll_s: float) -> Iterator[bytes]:
+    """What is added to a file after `offset`, until its writer has ended.
+
+    Args:
+        path: The file; it may not exist yet.
+        offset: Bytes to skip.
+        is_active: Whether more may be written.
+        poll_s: Seconds between two calls of `is_active`.
+    """
+    asked, active = time.monotonic(), True
+    while True:
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(offset)
+                yield file.read()
+                offset = file.tell()
+        if not active:
+            return
+        if time.monotonic() - asked >= poll_s:
+            active, asked = is_active(), time.monotonic()  # once it has ended, one more read gets its last lines
+        time.sleep(_PAUSE_S)

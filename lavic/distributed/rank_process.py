@@ -1,0 +1,48 @@
+"""Processes that run ranks, for whoever starts them: their environment, and how they ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+LAUNCHER_PID = "LAVIC_LAUNCHER_PID"
+"""Environment variable with the process that started a rank: the rank ends when that process has ended."""
+
+
+def rank_environment(
+    *, rank: int, world_size: int, local_rank: int, local_world_size: int, node: int, address: str, port: int
+) -> dict[str, str]:
+    """The variables by which torchrun describes a rank.
+
+    Args:
+        rank: Of all ranks.
+        world_size: Number of all ranks.
+        local_rank: Of the ranks on the node.
+        local_world_size: Number of ranks on the node.
+        node: Number of the node.
+        address: Where rank 0 can be reached.
+        port: The rendezvous port on that host.
+    """
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
+        "GROUP_RANK": str(node),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        LAUNCHER_PID: str(os.getpid()),
+    }
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, by its return code: a negative one is the signal that killed it."""
+    if code >= 0:
+        return f"exited with code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+def shell_exit_code(code: int) -> int:
+    """A return code as a shell reports it: 128 + n for a process that signal n killed."""
+    return 128 - code if code < 0 else code
