@@ -75,8 +75,8 @@ class ItemIndex:
         """Reads the columns of a file."""
         self._file, self._lists = file, lists
         # one number at a time comes faster out of a memoryview than out of an array
-        self._hashes, self._rows = memoryview(file["hashes"]), memoryview(file["rows"])
-        self._starts, self._first = memoryview(file["starts"]), memoryview(file["first_rows"])
+        self._hashes, self._rows = file["hashes"].data, file["rows"].data
+        self._starts, self._first = file["starts"].data, file["first_rows"].data
         self._checked = bytearray(len(lists))
         self.find = lru_cache(_RECENT)(self._find)
         """`_find`, of the items that were looked up last at once."""
