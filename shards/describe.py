@@ -90,7 +90,7 @@ def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, que
     try:
         if not Manifest.load(settings.shards).shards:
             return True
-        data = ShardDataset(settings.shards, descriptions=None)
+        data = ShardDataset(settings.shards, descriptions=None, cache=settings.cache)
         for number, shard in enumerate(data.manifest.shards):
             sidecar = descriptions_path(data.manifest.path(shard))
             question = f"describes {shard.sha256}"
