@@ -175,7 +175,7 @@ def test_missing_flags_are_all_named():
             "items: [a]\nfetch:\n  concurency: 3\n",
             "3: unknown key 'fetch.concurency'; did you mean 'fetch.concurrency'?",
         ),
-        ("zzz: 1\n", "1: unknown key 'zzz'; known here: extra, fetch"),
+        ("zzz: 1\n", "1: unknown key 'zzz'; known here: counts, extra, fetch"),
         ("fetch:\n  concurrency: many\n", "2: fetch.concurrency: input should be a valid integer"),
         ("names: no\n", "1: names: should be a list, as [a, b], got False"),
         ("names: [no]\n", "1: names: should be a text; write it in quotes, got [False]"),
