@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.launch.demo import DemoSettings, port, stages
-from lavic.mini.serve import PhotoServer
+from lavic.mini.photo_server import PhotoServer
 
 KEY = "candidates_st"
 COUNTS = ("1", "2", "5")

@@ -13,8 +13,8 @@ from gpu_photos import SIDE
 
 from lavic.model.prompt_encoder import IGNORED, Example, collate
 from lavic.model.tiling import VIEWS
-from lavic.train.distillation.task import PhotoBatch, PhotoSample
-from lavic.train.recommendation.task import ListBatch, ListSample
+from lavic.train.distillation.dataset import PhotoBatch, PhotoSample
+from lavic.train.recommendation.dataset import TuneBatch, TuneSample
 
 ITEMS = 20_000
 """In the store that stage 2 reads."""
@@ -71,12 +71,12 @@ class Lists(Drawn):
     def listed(self, position: int) -> list[int]:
         return random.Random(~position).sample(range(ITEMS), self.candidates)
 
-    def __getitem__(self, position: int) -> ListSample:
+    def __getitem__(self, position: int) -> TuneSample:
         items = torch.cat([self.store[item] for item in self.listed(position)])
-        return ListSample(str(position), self.example(position), items)
+        return TuneSample(str(position), self.example(position), items)
 
-    def collate(self, samples: Sequence[ListSample]) -> ListBatch:
-        return ListBatch(**self.named(samples), items=torch.cat([s.items for s in samples if s.items is not None]))
+    def collate(self, samples: Sequence[TuneSample]) -> TuneBatch:
+        return TuneBatch(**self.named(samples), items=torch.cat([s.items for s in samples if s.items is not None]))
 
     def photos(self, position: int) -> list[object]:
         return [self.jpgs[item % len(self.jpgs)] for item in self.listed(position)]

@@ -19,16 +19,16 @@ from lavic.model.hub import SEVEN_B_CONFIG
 from lavic.model.lora import trainable, wrap
 from lavic.model.tiling import VIEWS, Geometry
 from lavic.model.visual_tokens import cls_tokens
-from lavic.train.activation_checkpointing import arrange
+from lavic.train.activation_checkpointing import configure_layers
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.distillation.task import DistillTask
-from lavic.train.input.data_loader import Feed, prepare
-from lavic.train.measure.flops import Work, counter
-from lavic.train.measure.peak_flops import peak
-from lavic.train.measure.throughput import Meter
+from lavic.train.input.data_loader import TrainDataLoader, prefetch
+from lavic.train.measure.flops import FlopCosts, make_flops_counter
+from lavic.train.measure.peak_flops import peak_flops
+from lavic.train.measure.throughput import ThroughputMeter
 from lavic.train.recommendation.task import TuneTask
-from lavic.train.trainer import take_step
+from lavic.train.train_step import train_step
 
 LORA = LoraSettings()
 LR = 1e-5
@@ -73,7 +73,7 @@ class Bench:
         self.geometry = Geometry(size=vision.image_size, patch=vision.patch_size, mean=mean, std=std)
         self.jpgs = draw_photos()
         self.cut = photo_cut(self.geometry)
-        self.peak = peak(self.device, self.dtype)
+        self.peak = peak_flops(self.device, self.dtype)
 
     def model(self, kind: Kind) -> Any:
         """Random weights, made where they are to be, and an adapter."""
@@ -103,13 +103,13 @@ class Bench:
         if number == 1:
             how = self.tokens(shortest=140, middle=190, longest=400, targets=120)
             data = Photos(self.config, self.jpgs, self.cut, **how)
-            data.overhead = round(Work.of(self.shape, "vision", LORA.r).photo)
+            data.overhead = round(FlopCosts.of(self.shape, "vision", LORA.r).photo)
         else:
             data = Lists(self.config, self.jpgs, **self.tokens(shortest=400, middle=900, longest=2048))
             # stage 2 has no vision tower; the plain loop gets it back
             tower = llava.model.vision_tower.cpu()
             del llava.model.vision_tower
-        arrange(model, loop)
+        configure_layers(model, loop)
         found: dict[str, Any] = {"ours": self.ours(DistillTask(model) if number == 1 else TuneTask(model), data, loop)}
         if not chosen.no_plain and self.world.size == 1:
             if tower is not None:
@@ -129,14 +129,14 @@ class Bench:
         warm, steps = self.chosen.warm, self.chosen.steps
         engine = Engine(task, self.world, loop)
         engine.task.train()  # only then are activations recomputed
-        feed = Feed(data, self.world, loop)
-        with Meter(engine.task, self.world, flops=counter(task), peak=self.peak) as meter:
+        feed = TrainDataLoader(data, self.world, loop)
+        with ThroughputMeter(engine.task, self.world, flops=make_flops_counter(task), peak=self.peak) as meter:
             batches = feed.steps(0, warm + steps)
             for step in range(warm + steps):
                 if step == warm:
                     self.settle()
                     meter.restart()
-                done = take_step(engine, meter.wait(batches), LR, self.world, stream=(step,))
+                done = train_step(engine, meter.wait(batches), LR, self.world, seed=(step,))
             self.settle()
             figures = {**meter.read(), "loss": done.loss}
         engine.close()
@@ -175,7 +175,7 @@ class Bench:
         del model.get_base_model().model.language_model
         model.eval()
         batch, count = self.chosen.embed_batch, self.chosen.embed_batches
-        view = Work.of(self.shape, "vision", LORA.r, training=False).view
+        view = FlopCosts.of(self.shape, "vision", LORA.r, training=False).view
 
         def make(number: int) -> torch.Tensor:
             return torch.stack([self.cut(self.jpgs[(number * batch + i) % PHOTOS]) for i in range(batch)])
@@ -185,7 +185,7 @@ class Bench:
             if name == "plain" and self.chosen.no_plain:
                 continue
             with torch.no_grad():
-                for number, views in enumerate(prepare(make, range(1 + count), workers)):
+                for number, views in enumerate(prefetch(make, range(1 + count), workers)):
                     if number == 1:
                         self.settle()
                         start = time.perf_counter()

@@ -24,9 +24,9 @@ from lavic.model.dims import Shape
 from lavic.model.hub import read_config
 from lavic.model.tiling import VIEWS
 from lavic.shards.crawl import PHOTO_BYTES, SIDECAR_BYTES
-from lavic.train.deepspeed.config import Zero2
-from lavic.train.measure.flops import Work
-from lavic.train.measure.peak_flops import PEAKS
+from lavic.train.deepspeed.config import Zero2Footprint
+from lavic.train.measure.flops import FlopCosts
+from lavic.train.measure.peak_flops import PEAK_FLOPS
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
@@ -46,7 +46,7 @@ class Rate:
     source: str
 
 
-ANCHOR = (81_000, 4.5 * 3600, PEAKS["RTX 4090"])
+ANCHOR = (81_000, 4.5 * 3600, PEAK_FLOPS["RTX 4090"])
 """Samples, seconds and peak of somebody's stage 1 with the released code, on an RTX 4090."""
 
 RATES = {
@@ -64,7 +64,7 @@ RATES = {
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
     "disk": Rate(1.0e9, "bytes a second of a shared disk", "assumed"),
-    "peak": Rate(PEAKS["H100"], "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
+    "peak": Rate(PEAK_FLOPS["H100"], "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
     "train": Rate(
         0.30,
         "of the peak, training",
@@ -103,10 +103,10 @@ def rate(name: str) -> float:
 # -- Arithmetic -------------------------------------------------------------------------------------------------------
 
 
-PLAIN = Work.of(BASE)
+PLAIN = FlopCosts.of(BASE)
 """What it takes to read."""
-STAGE_1 = Work.of(BASE, "vision", RANK)
-STAGE_2 = Work.of(BASE, "language", RANK)
+STAGE_1 = FlopCosts.of(BASE, "vision", RANK)
+STAGE_2 = FlopCosts.of(BASE, "language", RANK)
 
 
 def see_flops() -> float:
@@ -147,10 +147,10 @@ def tune_s() -> float:
     return tune_flops() / (rate("peak") * rate("train"))
 
 
-def zero2(stage: str, gpus: int) -> Zero2:
+def zero2(stage: str, gpus: int) -> Zero2Footprint:
     """What a rank of a training stage holds, sends and saves."""
     kind = KINDS[stage]
-    return Zero2.of(frozen=BASE.loaded(kind), trained=BASE.adapter(kind, RANK), ranks=gpus)
+    return Zero2Footprint.of(frozen=BASE.loaded(kind), trained=BASE.adapter(kind, RANK), ranks=gpus)
 
 
 # -- Tables -----------------------------------------------------------------------------------------------------------

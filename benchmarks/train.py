@@ -44,15 +44,17 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.tiling import VIEWS
-from lavic.train.activation_checkpointing import arrange
+from lavic.train.activation_checkpointing import configure_layers
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.input.data_loader import Feed
-from lavic.train.measure.flops import counter
-from lavic.train.measure.throughput import Meter
-from lavic.train.recommendation.task import TuneData, TuneTask
-from lavic.train.trainer import take_step
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.measure.flops import make_flops_counter
+from lavic.train.measure.throughput import ThroughputMeter
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from lavic.train.train_step import train_step
 
 SIDE = 500
 KEY = "candidates_st"
@@ -106,18 +108,20 @@ class Ours:
         self.data = training_set(stage, folder, self.backbone)
         torch.manual_seed(0)
         model = add_adapter(self.backbone, "vision" if stage == 1 else "language", LORA)
-        arrange(model, loop)
+        configure_layers(model, loop)
         self.engine = Engine(DistillTask(model) if stage == 1 else TuneTask(model), world, loop)
         self.engine.task.train()  # only then are activations recomputed
-        self.feed = Feed(self.data, world, loop)
+        self.feed = TrainDataLoader(self.data, world, loop)
         self.losses: list[float] = []
 
     def round(self, first: int, last: int) -> dict[str, float]:
         """Steps `first` to `last`; the start of the loader's workers is part of it."""
-        with Meter(self.engine.task, self.world, flops=counter(self.engine.task), peak=1.0) as meter:
+        with ThroughputMeter(
+            self.engine.task, self.world, flops=make_flops_counter(self.engine.task), peak=1.0
+        ) as meter:
             batches = self.feed.steps(first, last)
             for step in range(first, last):
-                done = take_step(self.engine, meter.wait(batches), LR, self.world, stream=(step,))
+                done = train_step(self.engine, meter.wait(batches), LR, self.world, seed=(step,))
                 self.losses.append(done.loss)
             figures = meter.read()
         figures["gflop_per_s"] = figures.pop("mfu") / 1e9
@@ -143,7 +147,7 @@ class Released:
     def round(self, first: int, last: int) -> dict[str, float]:
         """Steps `first` to `last`."""
         start = time.perf_counter()
-        micro_batch, _ = self.loop.split(1)
+        micro_batch, _ = self.loop.split_batch(1)
         for step in range(first, last):
             batch = [
                 self.sample(p)
@@ -164,14 +168,14 @@ class Released:
         return example.input_ids, example.labels, [self.photos[self.place[item]].jpg for item in found[2]]
 
 
-def training_set(stage: int, folder: Path, backbone: Backbone) -> DistillData | TuneData:
+def training_set(stage: int, folder: Path, backbone: Backbone) -> DistillDataset | TuneDataset:
     if stage == 1:
         photos = ShardDataset(folder / "photos")
         order = Order(len(photos), 0)
-        return DistillData(photos, backbone.geometry, backbone.encoder, max_length=128, order=order)
+        return DistillDataset(photos, backbone.geometry, backbone.encoder, max_length=128, order=order)
     rows = read_conversations(folder / "rows.jsonl")
     store = ItemStore.open(folder / "store")
-    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=1000, shuffle=True)
+    data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=1000, shuffle=True)
     data.order = Order(len(data), 0)
     return data
 

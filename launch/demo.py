@@ -24,7 +24,7 @@ from pydantic import PositiveInt
 
 from lavic.config import Seed, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError, LavicError
-from lavic.mini.serve import PhotoServer
+from lavic.mini.photo_server import PhotoServer
 from lavic.storage.atomic import atomic_write
 from lavic.tracking.mlflow_store import default_store_uri
 from lavic.tracking.run_metadata import versions

@@ -85,7 +85,7 @@ def _catalog(argv: Sequence[str]) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    from lavic.mini.serve import serve_forever
+    from lavic.mini.photo_server import serve_forever
 
     chosen = parse(ServeSettings, argv, command="mini serve")
     if not chosen.folder.is_dir():
@@ -118,7 +118,7 @@ def _realshape(argv: Sequence[str]) -> int:
 
 
 def _pretrain(argv: Sequence[str]) -> int:
-    from lavic.mini.settings import MiniPretrainSettings
+    from lavic.mini.pretrain_settings import MiniPretrainSettings
 
     chosen = parse(MiniPretrainSettings, argv, command="mini pretrain")
 
@@ -127,7 +127,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     from lavic.data.conversations import read_conversations
     from lavic.data.item_attributes import read_looks
     from lavic.data.shard_dataset import ShardDataset
-    from lavic.mini import architecture, lessons
+    from lavic.mini import architecture, pretrain_data
     from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer
     from lavic.model.config import ModelSettings
@@ -141,15 +141,17 @@ def _pretrain(argv: Sequence[str]) -> int:
     train = ShardDataset(chosen.shards, descriptions="shard")
     looks = read_looks(chosen.looks)
     side = 2 * chosen.architecture.view
-    held_out = lessons.read_photos(held, side)
-    photos = lessons.read_photos(train, side, without=frozenset(held.keys))
+    held_out = pretrain_data.read_photos(held, side)
+    photos = pretrain_data.read_photos(train, side, without=frozenset(held.keys))
     titles = {sample.item_id: sample.title for sample in (train[i] for i in range(len(train)))}
-    listings = lessons.make_listings(read_conversations(chosen.train, candidates=chosen.candidates), looks, titles)
+    listings = pretrain_data.make_listings(
+        read_conversations(chosen.train, candidates=chosen.candidates), looks, titles
+    )
     if not photos or not listings:
         raise DataError(
             f"{chosen.shards}, {chosen.train}: {len(photos)} described photos and {len(listings)} usable lists"
         )
-    tokenizer = make_tokenizer(lessons.everything_read(photos, listings), minimum=chosen.minimum)
+    tokenizer = make_tokenizer(pretrain_data.training_texts(photos, listings), minimum=chosen.minimum)
     torch.manual_seed(chosen.pretrain.seed)
     model = architecture.build(chosen.architecture, tokenizer)
     if chosen.start:
@@ -171,8 +173,8 @@ def _pretrain(argv: Sequence[str]) -> int:
         encoder = Encoder(tokenizer, model.config.image_token_id)
         trainer = Pretrainer(model, encoder, chosen.pretrain, listings, log)
         model.train()
-        trainer.read()
-        trainer.see(photos, held_out)
+        trainer.train_language()
+        trainer.train_vision(photos, held_out)
     architecture.save(model, tokenizer, chosen.out)
     print(f"{chosen.out}: done")
     return 0

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from lavic.config import parse, settings
-from lavic.distributed.context import DistributedContext
-from lavic.errors import DataError
-from lavic.launch.training import command as training_command
-from lavic.launch.training.command import Input, Parts, Run, Stage
+from lavic.launch.training import command, resource_estimate
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.tracking.settings import TrackingSettings
 from lavic.train.config import LoopSettings
-from lavic.train.run_folder import RunFolder, digest_files
-
-if TYPE_CHECKING:
-    from lavic.data.schema import Conversation
-    from lavic.model.bundle import BundleInfo
-    from lavic.model.item_store import ItemStore
-    from lavic.train.evaluation import Score
-    from lavic.train.recommendation.task import TuneData
 
 DESCRIPTION = """Stage 2, recommendation tuning: train the language model to answer a conversation and its candidates
 with the ID of the right one.
@@ -90,146 +77,23 @@ SETTINGS = TuneSettings
 """The command's settings, for `lavic.cli.command_module`."""
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    from lavic.launch.training.tune_stage import TuneStage
+
+    return command.run(TuneStage, resolve(argv), argv)
+
+
 def resolve(argv: Sequence[str] | None) -> TuneSettings:
-    """The settings of a command line."""
+    """The command's settings from its arguments. Raises ConfigError."""
     return parse(TuneSettings, argv, command="tune", description=DESCRIPTION)
 
 
+def estimate(settings: TuneSettings) -> str:
+    """What the run would take on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
+    return str(resource_estimate.estimate("tune", settings, settings.nproc))
+
+
 def is_complete(settings: TuneSettings) -> bool:
-    """Whether the run has reached its end: result.json is written last."""
-    return (settings.out / "result.json").is_file()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return training_command.main(Tune, TuneSettings, argv, description=DESCRIPTION)
-
-
-class Tune(Stage):
-    """Stage 2."""
-
-    command = "tune"
-    free = ("store", "train", "valid")
-    chosen: TuneSettings
-
-    def __init__(self, chosen: TuneSettings, world: DistributedContext) -> None:
-        """Opens the store and reads the conversations.
-
-        Raises:
-            DataError: The store is of another base model, or lacks an item.
-        """
-        from lavic.data.conversations import read_conversations
-        from lavic.model.hub import fingerprint, resolve
-        from lavic.model.item_store import ItemStore
-
-        super().__init__(chosen, world)
-        self.store = ItemStore.open(chosen.store)
-        self.store.check_base(fingerprint(resolve(chosen.model)))  # before 15 GB of the wrong model are read
-        if chosen.tokens == "items":
-            self.store.check_adapter()
-        rows = [read_conversations(file, candidates=chosen.candidates) for file in (chosen.train, chosen.valid)]
-        if chosen.missing == "drop":
-            rows = [stored(each, self.store, chosen.candidates, speak=world.is_main) for each in rows]
-        self.train, self.valid = rows
-
-    def inputs(self) -> Iterator[Input]:
-        """The item store and the conversations."""
-        manifest = self.store.folder / "manifest.json"
-        yield Input(name="item store", path=self.chosen.store, digest=digest_files([manifest]), manifest=manifest)
-        for context, path in (("training", self.chosen.train), ("validation", self.chosen.valid)):
-            yield Input(name=f"{context} set", path=path, digest=digest_files([path]), context=context)
-
-    def load(self, run: Run) -> Parts:
-        """The base model without its vision tower, the store's vision adapter merged in, and a language adapter."""
-        import torch
-
-        from lavic.data.shard_dataset import Order
-        from lavic.model.loading import Backbone
-        from lavic.model.lora import add_adapter, apply_adapter
-        from lavic.train.recommendation.task import TuneData, TuneTask
-
-        chosen = self.chosen
-        backbone = Backbone.load(chosen.model, run.world.device(), vision=False)
-        vision = self._vision()
-        if chosen.tokens == "items":
-            self.store.check_geometry(backbone.geometry)
-        if vision:
-            apply_adapter(backbone, vision, "vision")
-
-        def data(rows: Sequence[Conversation], shuffle: bool) -> TuneData:
-            return TuneData(
-                rows,
-                self.store,
-                backbone.encoder,
-                candidates=chosen.candidates,
-                max_length=chosen.max_length,
-                tokens=chosen.tokens,
-                tokens_per_item=chosen.tokens_per_item,
-                none_share=chosen.none_share,
-                shuffle=shuffle,
-                seed=chosen.loop.seed,
-            )
-
-        train, valid = data(self.train, chosen.shuffle), data(self.valid, False)
-        if not len(train):
-            raise DataError(f"{chosen.train}: no conversation has a target")
-        train.order = Order(len(train), chosen.loop.seed)
-        torch.manual_seed(chosen.loop.seed)
-        model = add_adapter(backbone, "language", chosen.lora)
-        task = TuneTask(model)
-        return Parts(backbone=backbone, model=model, task=task, train=train, valid=valid, vision=vision)
-
-    def save(self, folder: Path, parts: Parts) -> BundleInfo:
-        """The bundle of both adapters."""
-        from lavic.model.bundle import save_bundle
-
-        chosen = self.chosen
-        return save_bundle(
-            folder,
-            parts.backbone,
-            vision=self._vision(),
-            language=parts.model,
-            tokens=chosen.tokens,
-            max_length=chosen.max_length,
-            tokens_per_item=max(chosen.tokens_per_item, default=None),
-            none=chosen.none_share > 0,
-            revision=chosen.model.revision,
-            weights=parts.weights,
-        )
-
-    def validated(self, run: Run, step: int, score: Score, kept: bool) -> None:
-        """Nothing to note besides what the loop notes."""
-
-    def artifacts(self) -> Sequence[str]:
-        """Nothing besides what every stage keeps."""
-        return ()
-
-    def farewell(self, folder: RunFolder) -> str:
-        """What comes next."""
-        words = shlex.join(["lavic", "evaluate", "--bundle", str(folder.bundle), "--store", str(self.chosen.store)])
-        return f"{folder.bundle}: done; next: {words} --test ..."
-
-    def _vision(self) -> Path | None:
-        """The adapter that made the store; nothing for a run that does not look."""
-        return self.store.vision_adapter if self.chosen.tokens == "items" else None
-
-
-def stored(rows: Sequence[Conversation], store: ItemStore, key: str, *, speak: bool) -> list[Conversation]:
-    """The conversations that have a target in the store, less the candidates and targets that it does not hold.
-
-    Raises:
-        DataError: None is left.
-    """
-    kept, gone = [], 0
-    for row in rows:
-        targets = tuple(id for id in row.targets if id in store)
-        listed = tuple(id for id in row.candidates[key] if id in store)
-        gone += len(row.candidates[key]) - len(listed)
-        if targets and len({*listed, *targets}) > 1:
-            kept.append(replace(row, targets=targets, candidates={**row.candidates, key: listed}))
-    file = rows[0].file
-    if not kept:
-        raise DataError(f"{file}: no conversation has a target and another candidate in {store.folder}")
-    if speak and (gone or len(kept) < len(rows)):
-        print(f"{file}: {len(rows) - len(kept)} of {len(rows)} rows and {gone} candidates left out: not in the store")
-    return kept
+    """Whether the run has reached its end."""
+    return command.is_complete(settings.out)

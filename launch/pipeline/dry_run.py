@@ -15,8 +15,8 @@ from lavic.launch.pipeline.dag import Layout, Step
 from lavic.launch.pipeline.mlflow_parent import tracking_args
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.slurm.sbatch_job import SbatchJob, script_folder, status_job, step_job
-from lavic.launch.training.resource_estimate import forecast, photos, targets
-from lavic.train.deepspeed.config import read_json, zero2_config
+from lavic.launch.training.resource_estimate import count_photos, count_targets, estimate
+from lavic.train.deepspeed.config import read_deepspeed_config, zero2_config
 
 PARENT = "PARENT"
 """Stands for the id of the parent run, which does not exist yet."""
@@ -117,7 +117,7 @@ def _rank_lines(job: SbatchJob) -> Iterator[str]:
 def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, settings: Any) -> Iterator[str]:
     ranks, loop = job.resources.nodes * job.resources.ranks_per_node, settings.loop
     batch = loop.global_batch_size
-    micro, accumulation = loop.split(ranks)
+    micro, accumulation = loop.split_batch(ranks)
     parts = (_count(micro, "sample"), _count(accumulation, "micro step"), _count(ranks, "rank"))
     uneven = "" if micro * accumulation * ranks == batch else " (the last micro step is smaller)"
     yield f"effective batch: {batch} = {' x '.join(parts)}{uneven}"
@@ -126,7 +126,7 @@ def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, sett
         yield f"steps: {loop.steps}"
     elif samples:
         epochs = _count(loop.epochs, "epoch")
-        yield f"steps: {loop.total(samples)} = {epochs} of {samples:,} {unit} / {batch}"
+        yield f"steps: {loop.total_steps(samples)} = {epochs} of {samples:,} {unit} / {batch}"
     else:
         yield f"steps: {_count(loop.epochs, 'epoch')} of {unit} / {batch}; the number of {unit} is not known yet"
     half = job.resources.gpus > 0 and settings.model.dtype != "float32"
@@ -135,21 +135,21 @@ def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, sett
         accumulation=accumulation,
         clip=loop.max_grad_norm,
         bf16=half,
-        extra=read_json(settings.deepspeed),
+        extra=read_deepspeed_config(settings.deepspeed),
     )
     yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"
     # its own "steps" line only counts samples that exist already
-    estimate = str(forecast(step.stage, settings, ranks))
-    yield from (line for line in estimate.splitlines() if not line.startswith("steps "))
+    text = str(estimate(step.stage, settings, ranks))
+    yield from (line for line in text.splitlines() if not line.startswith("steps "))
 
 
 def _sample_count(pipeline: PipelineSettings, step: Step, settings: Any) -> tuple[int | None, str]:
     """The number of a training's samples as it counts them, where that is known, and what a sample is."""
     if step.stage == "tune":
         file = pipeline.conversations.train
-        return (targets(settings) if file and file.is_file() else None), "targets"
+        return (count_targets(settings) if file and file.is_file() else None), "targets"
     try:
-        return photos(settings.shards, settings.valid) or _photo_count(pipeline, "train"), "photos"
+        return count_photos(settings.shards, settings.valid) or _photo_count(pipeline, "train"), "photos"
     except DataError:  # a set that is not complete yet
         return _photo_count(pipeline, "train"), "photos"
 

@@ -94,7 +94,7 @@ def resolve_settings(step: Step, pipeline: PipelineSettings) -> Any:
     try:
         settings = command_module(step.stage).resolve(step.args)
         if hasattr(settings, "loop"):
-            settings.loop.split(resources.nodes * resources.ranks_per_node)
+            settings.loop.split_batch(resources.nodes * resources.ranks_per_node)
     except LavicError as error:
         raise ConfigError(f"{step.name}: {error}") from None
     return settings

@@ -1,7 +1,7 @@
-"""The drawn catalogue: products of a kind, a colour and a pattern, and conversations that only their photos answer.
+"""The drawn catalogue: products of a kind, a colour and a pattern, and conversations that only photos can answer.
 
-A title names brand, line and kind. The ten candidates of a conversation share the kind, so a title never tells the
-right one from the others; colour and pattern, which the conversation asks for, are seen in the photo alone.
+A title names brand, line and kind. The ten candidates of a conversation share the kind, so titles never give the
+answer away; the colour and pattern that the conversation asks for are in the photo alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ID_PREFIX = "B0MN"
 REQUESTS = (
     "I want a {colour} {pattern} {kind}. Any ideas?",
     "Looking for a {kind}, {colour} and {pattern} please.",
-    "My old {kind} fell apart. I would love a {pattern} {kind} in {colour}.",
+    "My old {kind} fell valid_rng. I would love a {pattern} {kind} in {colour}.",
     "Can you recommend a {kind}? It should be {pattern} and {colour}.",
 )
 COMMENTS = (
@@ -32,7 +32,7 @@ COMMENTS = (
     "I bought mine last year.",
     "There are so many of them now.",
 )
-"""What other people say before the answer: nothing that helps."""
+"""Comments before the answer; they do not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +56,27 @@ class Product:
         return f"{self.id}_0.jpg"
 
     @property
-    def words(self) -> str:
-        """The look in the two words that a conversation asks for."""
+    def look_words(self) -> str:
+        """Colour and pattern, as a conversation asks for them."""
         return f"{self.colour} {self.pattern}"
 
     @property
     def description(self) -> str:
-        """What a careful describer says of the photo."""
+        """The reference description of the photo."""
         return f"The photo shows a {self.colour} {self.pattern} {self.kind}."
 
 
 def held_out_looks(seed: int, count: int = 24) -> frozenset[tuple[str, str, str]]:
     """The `count` combinations of kind, colour and pattern (of 240) that no training photo shows.
 
-    They belong to the drawn world, not to one catalogue: a base model that was pretrained with `seed` has never
-    seen them either.
+    They are the same for every catalogue: a base model that was pretrained with `seed` has not seen them either.
     """
     looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
     return frozenset(random.Random(seed).sample(looks, count))
 
 
-WORLD_SEED = 77
-"""Chooses the held-out combinations, the same for pretraining and for every demo catalogue."""
+HELD_OUT_SEED = 77
+"""Seed of the held-out combinations, the same for pretraining and for every demo catalogue."""
 
 
 def make_products(count: int, rng: random.Random, looks: list[tuple[str, str, str]]) -> list[Product]:
@@ -128,8 +127,8 @@ def pick_candidates(target: Product, pool: list[Product], rng: random.Random, co
     return chosen
 
 
-def converse(target: Product, rng: random.Random) -> str:
-    """A conversation that asks for the target's look, in the tagged form of the released data."""
+def make_conversation(target: Product, rng: random.Random) -> str:
+    """A conversation that asks for the target's look, with the tags of the released data."""
     request = rng.choice(REQUESTS).format(kind=target.kind, colour=target.colour, pattern=target.pattern)
     comments = rng.sample(COMMENTS, rng.choice((0, 0, 1)))
     return f"<submission>{request}</submission>\n" + "".join(f"<comment>{c}</comment>\n" for c in comments)
@@ -138,7 +137,7 @@ def converse(target: Product, rng: random.Random) -> str:
 def conversation_row(target: Product, pool: list[Product], rng: random.Random) -> dict:
     """One row of the released Reddit-Amazon form."""
     return {
-        "context": converse(target, rng),
+        "context": make_conversation(target, rng),
         "context_items": [],
         "gt": f"This one: https://www.amazon.com/dp/{target.id}",
         "gt_items": [target.id],
@@ -148,7 +147,7 @@ def conversation_row(target: Product, pool: list[Product], rng: random.Random) -
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueSize:
-    """How much `write_catalogue` draws."""
+    """Numbers of items and conversations."""
 
     train_items: int = 1300
     valid_items: int = 120
@@ -175,39 +174,42 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
         What was written, counted.
     """
     rng = random.Random(seed)
-    unseen = held_out_looks(WORLD_SEED)
-    everything = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
-    seen = [look for look in everything if look not in unseen]
+    unseen = held_out_looks(HELD_OUT_SEED)
+    all_looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
+    seen = [look for look in all_looks if look not in unseen]
     counts = (size.train_items, size.heldout_items, size.combination_items)
     products = make_products(counts[0] + counts[1], rng, seen)
     train, heldout = products[: counts[0]], products[counts[0] :]
-    used = {p.id for p in products}
-    combos = [p for p in make_products(2 * counts[2], rng, sorted(unseen)) if p.id not in used][: counts[2]]
-    used |= {p.id for p in combos}
-    # drawn apart: however many there are, training and test stay the same
-    apart = random.Random(f"valid {seed}")
-    valid = [p for p in make_products(2 * size.valid_items, apart, seen) if p.id not in used][: size.valid_items]
+    used_ids = {p.id for p in products}
+    combinations = [p for p in make_products(2 * counts[2], rng, sorted(unseen)) if p.id not in used_ids][: counts[2]]
+    used_ids |= {p.id for p in combinations}
+    # A generator of its own: training and test do not depend on the number of validation items.
+    valid_rng = random.Random(f"valid {seed}")
+    valid = [p for p in make_products(2 * size.valid_items, valid_rng, seen) if p.id not in used_ids][
+        : size.valid_items
+    ]
 
     (out / "images").mkdir(parents=True, exist_ok=True)
     remove_partial_files(out / "images")
-    for p in (*train, *valid, *heldout, *combos):
+    for p in (*train, *valid, *heldout, *combinations):
         photo = io.BytesIO()  # into memory: Pillow does not notice a short write to a file on a full disk
         draw(p.kind, p.colour, p.pattern, p.seed).save(photo, "JPEG", quality=92, subsampling=0)
         with atomic_open(out / "images" / p.photo_name, durable=False) as file:
             file.write(photo.getbuffer())
 
-    held = [*valid, *heldout, *combos]
+    held = [*valid, *heldout, *combinations]
     meta = {p.id: _lavic_meta(p, base_url, described=p not in held) for p in (*train, *held)}
     atomic_write(out / "item2meta_train.json", json.dumps(meta))
     rows: dict[str, list[dict]] = {
         "item2meta_valid": [_lavic_valid(p, base_url) for p in held],
-        "looks": [{"id": p.id, "look": p.words} for p in train],
+        "looks": [{"id": p.id, "look": p.look_words} for p in train],
         "meta_Mini": [_amazon_meta(p, base_url) for p in (*train, *held)],
         "train": [conversation_row(rng.choice(train), train, rng) for _ in range(size.train_conversations)],
-        "valid": [conversation_row(apart.choice(valid), valid, apart) for _ in range(size.valid_conversations)],
+        "valid": [conversation_row(valid_rng.choice(valid), valid, valid_rng) for _ in range(size.valid_conversations)],
         "test": [conversation_row(heldout[i % len(heldout)], heldout, rng) for i in range(size.test_conversations)],
         "test_combinations": [
-            conversation_row(combos[i % len(combos)], [*heldout, *combos], rng) for i in range(size.test_conversations)
+            conversation_row(combinations[i % len(combinations)], [*heldout, *combinations], rng)
+            for i in range(size.test_conversations)
         ],
     }
     for name, lines in rows.items():

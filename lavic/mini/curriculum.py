@@ -1,7 +1,7 @@
-"""What a miniature reads before it sees a photo: text in which answers must be fetched.
+"""The text-only curriculum of the miniature: look-up tasks of rising difficulty.
 
-It stands in for what a large language model already can: to repeat, to look a key up, to find the line of a list that a
-request means. Levels rise when the one below is mastered; without them a model of this size stays at chance.
+It teaches what a large language model can do already: repeat, look a key up, find the line of a list that a request
+refers to. A level opens when the one below is mastered; without levels a model of this size stays at chance.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Level:
     """Longest list."""
     batch: int
     reach: int = 10
-    """How many items may stand between the request and the answer."""
+    """Most items between the request and the answer."""
     more: int = 0
-    """Requests that follow the first answer, each with its own."""
+    """Further requests after the first answer, each with its own answer."""
 
 
 LEVELS = (
@@ -61,40 +61,40 @@ PHOTO_LEVELS = (
     Level(form="photo", most=6, batch=12, more=4),
     Level(form="photo", most=10, batch=12),
 )
-"""Rehearsed while the miniature learns to see: the same lists, with photos in the place of words."""
+"""Used in the second phase: the same lists, with photos in place of words."""
 
 
 @dataclass(frozen=True)
-class Lists:
-    """A batch of look-up lists with m answers, and what supervises the fetch."""
+class LookupBatch:
+    """A batch of look-up tasks with m answers, and the targets of the fetch head."""
 
     batch: Batch
     row: torch.Tensor
-    """int64 [m]: the example an answer stands in."""
+    """int64 [m]: the example that an answer belongs to."""
     answer: torch.Tensor
     """int64 [m]: position of the answer's first token, the ids' common prefix."""
-    wanted: torch.Tensor
+    requested: torch.Tensor
     """float32 [m, vocabulary]: the requested words, as a distribution."""
     far: torch.Tensor
-    """bool [m]: the request stands as far before the answer as the level allows; before the whole list, as in the real
-    prompt, at the later ones."""
+    """bool [m]: whether the request is as far before the answer as the level allows; at the later levels before the
+    whole list, as in the real prompt."""
     photos: tuple[str, ...] = ()
-    """Ids of the items whose photos the image tokens stand for, in reading order."""
+    """Ids of the items whose photos the image tokens are placeholders for, in order."""
     looks: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """float32 [photos, vocabulary]: the words of each photo's look, as a distribution; empty without photos."""
 
 
-def repeat(batch: int, vocabulary: int, reserved: int, generator: torch.Generator) -> Batch:
-    """Random words, twice: the second time they are learnt."""
+def make_repeat_batch(batch: int, vocabulary: int, reserved: int, generator: torch.Generator) -> Batch:
+    """Random words, repeated once; the repetition is the target."""
     length = int(torch.randint(4, 17, (1,), generator=generator))
     order = torch.rand(batch, vocabulary - reserved, generator=generator).argsort(1)[:, :length] + reserved
     ids = torch.cat([torch.ones(batch, 1, dtype=torch.long), order, order], 1)
     labels = ids.clone()
-    labels[:, : length + 2] = IGNORED  # the first word of the second time cannot be known
+    labels[:, : length + 2] = IGNORED  # the first repeated word cannot be predicted
     return Batch(ids, labels, torch.full((batch,), ids.shape[1]))
 
 
-def recall(
+def make_recall_batch(
     batch: int,
     level: int,
     words: Sequence[int],
@@ -102,13 +102,12 @@ def recall(
     id: str,
     encoder: Encoder,
     rng: random.Random,
-) -> Lists:
-    """Keys with values, then the keys again in another order: their values are learnt.
+) -> LookupBatch:
+    """Keys with values, then the keys again in another order: their values are the targets.
 
-    Level 0 is bare, and half its examples put the key before the value, which is repeating by another name: without
-    that bridge a run was seen near chance after two thousand steps. Level 1 mixes forms that grow towards `id: word`,
-    and puts more and more of the real prompt's end between the key and the answer; level 2 has three-token values as
-    ids have.
+    Level 0 is bare, and half its examples put the key before the value, close to plain repetition: without these a run
+    was near chance after two thousand steps. Level 1 mixes forms that approach `id: word`, with parts of the real
+    prompt's end between the key and the answer; level 2 has values of three tokens, like ids.
     """
     colon = encoder.tokenizer("x:", add_special_tokens=False).input_ids[-1]
     prefix = encoder.target(id)[0]
@@ -143,12 +142,12 @@ def recall(
             labels += [IGNORED] * len(ask) + values[j]
         examples.append(Example(ids, labels))
     rows, at, asked = zip(*answers, strict=True)
-    wanted = functional.one_hot(torch.tensor(asked), len(encoder.tokenizer)).float()
+    requested = functional.one_hot(torch.tensor(asked), len(encoder.tokenizer)).float()
     far = torch.ones(len(rows), dtype=torch.bool)
-    return Lists(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), wanted, far)
+    return LookupBatch(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), requested, far)
 
 
-def lists(
+def make_lookup_batch(
     level: Level,
     listings: Sequence[Listing],
     words: Sequence[str],
@@ -157,69 +156,71 @@ def lists(
     rng: random.Random,
     photo_tokens: int = 0,
     near: float = 0.0,
-) -> Lists:
-    """Lists with a request each, most often as far from the answer as the level allows, else nearer.
+) -> LookupBatch:
+    """Lists with one request each, most often as far from the answer as the level allows.
 
-    `near` is the share of lists whose ids are neighbours in `ids` and so begin alike, as those of like products may:
-    such an id is said right only by whoever keeps to the line after its first tokens.
+    `near` is the share of lists whose ids are neighbours in `ids` and so share a prefix, as those of similar products
+    may: such an id is right only if the model stays on its line after the first tokens.
     """
     size = rng.randint(2, level.most)
     examples: list[Example] = []
     answers: list[tuple[int, int, bool]] = []
-    wanted: list[torch.Tensor] = []
+    requested: list[torch.Tensor] = []
     photos: list[str] = []
     looks: list[torch.Tensor] = []
 
     def expect(words: str, row: int, at: int, far: bool) -> None:
-        wanted.append(spread(words, encoder))
+        requested.append(token_distribution(words, encoder))
         answers.append((row, at, far))
 
     for row in range(level.batch):
-        turns, shown, target, seen = _draw(level.form, listings, words, size, rng)
+        turns, shown, target, seen = _sample_candidates(level.form, listings, words, size, rng)
         photos += seen
-        looks += [spread(look, encoder) for _, _, look in shown] if seen else []
+        looks += [token_distribution(look, encoder) for _, _, look in shown] if seen else []
         reach = min(level.reach, len(shown))
         between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
-        # an item has another id in every list: what an id means stands in the list, never in the weights
-        given = _deal(ids, len(shown), near, rng)
-        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(given, shown, strict=True)]
-        example = encoder.example(request_at(turns, candidates, len(shown) - between, photo_tokens), given[target])
+        # An item gets another id in every list: its meaning must be read from the list, not learnt in the weights.
+        item_ids = _sample_ids(ids, len(shown), near, rng)
+        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(item_ids, shown, strict=True)]
+        example = encoder.example(
+            prompt_with_request_at(turns, candidates, len(shown) - between, photo_tokens), item_ids[target]
+        )
         expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
-        times = Counter(look for _, _, look in shown)
-        alone = [i for i, (_, _, look) in enumerate(shown) if i == target or times[look] == 1]
+        look_counts = Counter(look for _, _, look in shown)
+        unambiguous = [i for i, (_, _, look) in enumerate(shown) if i == target or look_counts[look] == 1]
         for _ in range(level.more):
-            again = rng.choice(alone)  # a look that two share has no one right answer
-            request = encoder.prompt(request_at([("seeker", shown[again][2])], []))[2:]
-            answer = encoder.target(given[again])
-            expect(shown[again][2], row, len(example.input_ids) + len(request), True)
+            other = rng.choice(unambiguous)  # a look of two candidates has no single right answer
+            request = encoder.prompt(prompt_with_request_at([("seeker", shown[other][2])], []))[2:]
+            answer = encoder.target(item_ids[other])
+            expect(shown[other][2], row, len(example.input_ids) + len(request), True)
             example.input_ids.extend([*request, *answer])
             example.labels.extend([*[IGNORED] * len(request), *answer])
         examples.append(example)
     rows, at, far = zip(*answers, strict=True)
     batch = collate(examples, encoder.pad)
-    return Lists(
+    return LookupBatch(
         batch,
         torch.tensor(rows),
         torch.tensor(at),
-        torch.stack(wanted),
+        torch.stack(requested),
         torch.tensor(far),
         tuple(photos),
         torch.stack(looks) if looks else torch.empty(0),
     )
 
 
-def spread(words: str, encoder: Encoder) -> torch.Tensor:
-    """The tokens of some words as a distribution, float32 [vocabulary]; all zero where there are none."""
+def token_distribution(words: str, encoder: Encoder) -> torch.Tensor:
+    """The tokens of a text as a distribution, float32 [vocabulary]; all zero for an empty text."""
     counts = torch.zeros(len(encoder.tokenizer))
     for token in encoder.tokenizer(words, add_special_tokens=False).input_ids:
         counts[token] += 1
     return counts / counts.sum().clamp(min=1)
 
 
-def request_at(
+def prompt_with_request_at(
     turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], at: int = 0, photo_tokens: int = 0
 ) -> tuple[Piece, ...]:
-    """The real prompt with the conversation moved before candidate `at`; 0 is the real prompt itself."""
+    """The prompt with the conversation moved before candidate `at`; 0 gives the real prompt."""
     if at == 0:
         return prompts.recommend(turns, candidates, photo_tokens=photo_tokens)
     head = prompts.recommend((), candidates[:at], photo_tokens=photo_tokens)[:-1]
@@ -230,10 +231,10 @@ def request_at(
     return (*head, *asked, *tail)
 
 
-def _draw(
+def _sample_candidates(
     form: str, listings: Sequence[Listing], words: Sequence[str], size: int, rng: random.Random
 ) -> tuple[Sequence[tuple[str, str]], list[tuple[str, str | None, str]], int, list[str]]:
-    """A request, `size` candidates as (title, look, the words that decide), the right one's index, photos to show."""
+    """A request, `size` candidates as (title, look in the prompt, look), the target's index, ids of photos to show."""
     if form == "word":
         keys = rng.sample(words, size)
         target = rng.randrange(size)
@@ -248,12 +249,12 @@ def _draw(
         return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target, []
     titles = [listing.titles[i] for i in chosen]
     if form == "photo":
-        unsaid: list[tuple[str, str | None, str]] = [(t, None, look) for t, look in zip(titles, looks, strict=True)]
-        return listing.turns, unsaid, target, [listing.ids[i] for i in chosen]
+        untold: list[tuple[str, str | None, str]] = [(t, None, look) for t, look in zip(titles, looks, strict=True)]
+        return listing.turns, untold, target, [listing.ids[i] for i in chosen]
     return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []
 
 
-def _deal(ids: Sequence[str], count: int, near: float, rng: random.Random) -> list[str]:
+def _sample_ids(ids: Sequence[str], count: int, near: float, rng: random.Random) -> list[str]:
     window = 3 * count
     if near and rng.random() < near and len(ids) > window:
         start = rng.randrange(len(ids) - window)

@@ -1,8 +1,8 @@
-"""Trains a miniature base model from scratch: first to read, then to see.
+"""Pretrains a miniature base model from scratch: language first, then vision.
 
-What it stands in for: LLaVA-v1.6-Mistral-7B comes with a language model that can look things up and a vision side that
-can describe photos. The miniature learns both here, the first from `curriculum`, the second from photos with their
-descriptions. It is never shown item tokens: no [CLS] output, which stage 1 works on, goes through the projector here.
+LLaVA-v1.6-Mistral-7B comes with a language model that can look things up and a vision side that can describe photos.
+The miniature learns both here, the first from `curriculum`, the second from described photos. It never sees item
+tokens: no [CLS] output, which stage 1 works on, goes through the projector here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from transformers import LlavaNextForConditionalGeneration
 from lavic.errors import DataError
 from lavic.mini import curriculum
 from lavic.mini.architecture import MEAN, STD
-from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, Lists, spread
-from lavic.mini.lessons import Photo, prompt_pieces
-from lavic.mini.settings import PretrainSettings
-from lavic.mini.tokenizer import free_words, pairs
+from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing, LookupBatch, token_distribution
+from lavic.mini.pretrain_data import Photo, prompt_texts
+from lavic.mini.pretrain_settings import PretrainSettings
+from lavic.mini.tokenizer import digit_pair_ids, word_ids
 from lavic.model import prompts
 from lavic.model.prompt_encoder import IGNORED, Batch, Encoder, collate, splice, token_losses
 from lavic.model.tiling import VIEWS, Geometry
@@ -36,81 +36,81 @@ from lavic.model.visual_tokens import all_tokens, cls_tokens, patch_tokens
 
 Log = Callable[[dict], None]
 KEYS = 300
-"""Words that serve as keys, beside those of looks: with thousands, each is met too rarely to be looked up."""
+"""Words that serve as keys, besides those of looks: with thousands, each would occur too rarely."""
 FETCH_LAYER = 2
-"""After this layer of the language model the requested words must be readable where the answer is said."""
+"""The fetch head reads the requested words from the output of this layer of the language model."""
 FETCH_AT = (-1, 0, 1, 2)
-"""Positions, counted from the first token of the answer's id, that this is asked of."""
+"""Positions that it reads at, counted from the first token of the answer's id."""
 
 
 class Pretrainer:
-    """One miniature on its way."""
+    """Both phases of the pretraining of one miniature."""
 
     def __init__(
         self,
         model: LlavaNextForConditionalGeneration,
         encoder: Encoder,
-        chosen: PretrainSettings,
+        settings: PretrainSettings,
         listings: Sequence[Listing],
         log: Log,
     ) -> None:
-        self.model, self.encoder, self.chosen, self.listings, self.log = model, encoder, chosen, listings, log
+        self.model, self.encoder, self.settings, self.listings, self.log = model, encoder, settings, listings, log
         vision: Any = model.config.vision_config
         text: Any = model.config.text_config
         self.geometry = Geometry(size=vision.image_size, patch=vision.patch_size, mean=MEAN, std=STD)
-        self.rng = random.Random(chosen.seed)
-        # words of the prompt itself make poor keys: they stand between every key and its answer
-        own = {t for piece in prompt_pieces() for t in encoder.tokenizer(piece).input_ids}
-        wanted = {t for listing in listings for t in encoder.tokenizer(listing.looks[listing.target]).input_ids}
-        words = [w for w in free_words(encoder.tokenizer) if w not in own]
-        some = random.Random(chosen.seed).sample(words, min(KEYS, len(words)))
-        self.words = [w for w in words if w in wanted or w in some]
+        self.rng = random.Random(settings.seed)
+        # Words of the prompt make poor keys: they occur between every key and its answer.
+        prompt_tokens = {t for piece in prompt_texts() for t in encoder.tokenizer(piece).input_ids}
+        requested = {t for listing in listings for t in encoder.tokenizer(listing.looks[listing.target]).input_ids}
+        words = [w for w in word_ids(encoder.tokenizer) if w not in prompt_tokens]
+        sampled = random.Random(settings.seed).sample(words, min(KEYS, len(words)))
+        self.words = [w for w in words if w in requested or w in sampled]
         if len(self.words) < (fewest := max(level.most for level in LEVELS)):
             raise DataError(
                 f"the tokenizer knows {len(self.words)} words besides the prompt's own; lists of keys need {fewest}: "
                 "lower --minimum, or give more descriptions"
             )
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
-        # thrown away at the end: reads the requested words off the middle of the language model
+        # Discarded after training: predicts the requested words from the middle of the language model.
         self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
-        # thrown away too: reads a photo's title off a view's [CLS]
-        self.title_head = nn.Linear(vision.hidden_size, len(encoder.tokenizer)) if chosen.title_weight else None
+        # Discarded too: predicts a photo's title from a view's [CLS].
+        self.title_head = nn.Linear(vision.hidden_size, len(encoder.tokenizer)) if settings.title_weight else None
         self.ids = sorted({id for listing in listings for id in listing.ids})
         self.started = time.monotonic()
 
-    # reading -----------------------------------------------------------------------------------------------------
+    # language ----------------------------------------------------------------------------------------------------
 
-    def read(self) -> None:
-        """Repeat, recall, then lists of growing length and form; ends when the last level is mastered."""
+    def train_language(self) -> None:
+        """Repeat, recall, then lists of growing length; ends when the last level is mastered."""
         language = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
-        optimizer = _adamw([*language, *self.fetch_head.parameters()], self.chosen)
-        steps = iter(range(self.chosen.read_steps))
-        generator = torch.Generator().manual_seed(self.chosen.seed)
+        optimizer = _adamw([*language, *self.fetch_head.parameters()], self.settings)
+        steps = iter(range(self.settings.read_steps))
+        generator = torch.Generator().manual_seed(self.settings.seed)
         reserved, vocabulary = 7, len(self.encoder.tokenizer)
 
         def repeat() -> tuple[torch.Tensor, float]:
-            return self._answer(curriculum.repeat(128, vocabulary, reserved, generator))
+            return self._language_loss(curriculum.make_repeat_batch(128, vocabulary, reserved, generator))
 
-        self._until_mastered("repeat", steps, repeat, optimizer, self.chosen.read_lr, warmup=40)
-        digits = pairs(self.encoder.tokenizer)
+        self._until_mastered("repeat", steps, repeat, optimizer, self.settings.read_lr, warmup=40)
+        digits = digit_pair_ids(self.encoder.tokenizer)
         for level in range(3):
 
             def recall(level: int = level) -> tuple[torch.Tensor, float]:
-                batch = curriculum.recall(64, level, self.words, digits, self.ids[0], self.encoder, self.rng)
-                return self._fetch(batch)
+                batch = curriculum.make_recall_batch(64, level, self.words, digits, self.ids[0], self.encoder, self.rng)
+                return self._lookup_loss(batch)
 
-            self._until_mastered(f"recall {level}", steps, recall, optimizer, self.chosen.read_lr)
+            self._until_mastered(f"recall {level}", steps, recall, optimizer, self.settings.read_lr)
         for n, _ in enumerate(LEVELS):
 
             def fetch(n: int = n) -> tuple[torch.Tensor, float | None]:
-                # one batch in five goes back to a level already mastered
+                # One batch in five is of a level already mastered.
                 back = n > 0 and self.rng.random() < 0.2
-                loss, right = self._fetch(self._lists(self.rng.randrange(n) if back else n))
+                loss, right = self._lookup_loss(self._lists(self.rng.randrange(n) if back else n))
                 return loss, None if back else right
 
             last = n + 1 == len(LEVELS)
-            mastery = self.chosen.last_mastery if last else self.chosen.mastery
-            self._until_mastered(f"lists {n}", steps, fetch, optimizer, self.chosen.fetch_lr, mastery=mastery)
+            mastery = self.settings.last_mastery if last else self.settings.mastery
+            self._until_mastered(f"lists {n}", steps, fetch, optimizer, self.settings.fetch_lr, mastery=mastery)
 
     def _until_mastered(
         self,
@@ -123,7 +123,7 @@ class Pretrainer:
         mastery: float | None = None,
     ) -> None:
         recent: deque[float] = deque(maxlen=8)
-        mastery = self.chosen.mastery if mastery is None else mastery
+        mastery = self.settings.mastery if mastery is None else mastery
         for step in steps:
             loss, right = attempt()
             _update(loss, optimizer, lr * min(1.0, (step + 1) / max(1, warmup)))
@@ -135,60 +135,61 @@ class Pretrainer:
             if mastered:
                 return
 
-    # seeing ------------------------------------------------------------------------------------------------------
+    # vision ------------------------------------------------------------------------------------------------------
 
-    def see(self, photos: Sequence[Photo], held_out: Sequence[Photo]) -> None:
-        """Descriptions from all photo tokens, with look-up lists between."""
-        chosen = self.chosen
+    def train_vision(self, photos: Sequence[Photo], held_out: Sequence[Photo]) -> None:
+        """Descriptions from all photo tokens, with look-up batches in between."""
+        settings = self.settings
         heads = [head for head in (self.fetch_head, self.title_head) if head]
-        optimizer = _adamw([p for part in (self.model, *heads) for p in part.parameters()], chosen)
+        optimizer = _adamw([p for part in (self.model, *heads) for p in part.parameters()], settings)
         by_id = {photo.id: photo for photo in photos}
         listings = [listing for listing in self.listings if all(id in by_id for id in listing.ids)]
         captions: deque[float] = deque(maxlen=50)
-        fetched: deque[float] = deque(maxlen=12)
-        found: deque[float] = deque(maxlen=8)
+        text_right: deque[float] = deque(maxlen=12)
+        photo_right: deque[float] = deque(maxlen=8)
         level = 0
         levels = [
-            replace(one, more=max(one.more, chosen.compare_more), reach=chosen.compare_reach) for one in PHOTO_LEVELS
+            replace(level, more=max(level.more, settings.compare_more), reach=settings.compare_reach)
+            for level in PHOTO_LEVELS
         ]
-        for step in range(chosen.see_steps):
-            batch = self.rng.choices(photos, k=chosen.batch_size)
-            # no draw where nothing is to be drawn: the packaged base was made before this setting
-            as_items = bool(chosen.describe_as_items) and self.rng.random() < chosen.describe_as_items
-            caption = self.caption_losses(batch, augment=chosen.augment, as_items=as_items).mean()
+        for step in range(settings.see_steps):
+            batch = self.rng.choices(photos, k=settings.batch_size)
+            # No random number where the setting is off: the packaged base was trained before it existed.
+            as_items = bool(settings.describe_as_items) and self.rng.random() < settings.describe_as_items
+            caption = self.caption_losses(batch, augment=settings.augment, as_items=as_items).mean()
             loss = caption
             if self.title_head:
-                loss = loss + chosen.title_weight * self.title_loss(batch, self.title_head)
-            if step % chosen.rehearse_every == 0:
-                rehearsal, right = self._fetch(self._lists(len(LEVELS) - 1))
-                loss = loss + rehearsal
-                fetched.append(right)
-            if listings and step >= chosen.compare_from and (step + 1) % chosen.compare_every == 0:
-                rehearsal, right = self._fetch_photos(levels[level], listings, by_id)
-                loss = loss + rehearsal
-                found.append(right)
-                mastered = len(found) == found.maxlen and np.mean(found) > chosen.compare_mastery
+                loss = loss + settings.title_weight * self.title_loss(batch, self.title_head)
+            if step % settings.rehearse_every == 0:
+                lookup_loss, right = self._lookup_loss(self._lists(len(LEVELS) - 1))
+                loss = loss + lookup_loss
+                text_right.append(right)
+            if listings and step >= settings.compare_from and (step + 1) % settings.compare_every == 0:
+                lookup_loss, right = self._photo_lookup_loss(levels[level], listings, by_id)
+                loss = loss + lookup_loss
+                photo_right.append(right)
+                mastered = len(photo_right) == photo_right.maxlen and np.mean(photo_right) > settings.compare_mastery
                 if mastered and level + 1 < len(levels):
                     level += 1
-                    found.clear()
-            cosine = 0.5 * (1 + math.cos(math.pi * step / chosen.see_steps)) * 0.98 + 0.02
-            _update(loss, optimizer, chosen.see_lr * min(1.0, (step + 1) / 80) * cosine)
+                    photo_right.clear()
+            cosine = 0.5 * (1 + math.cos(math.pi * step / settings.see_steps)) * 0.98 + 0.02
+            _update(loss, optimizer, settings.see_lr * min(1.0, (step + 1) / 80) * cosine)
             captions.append(caption.item())
             if step % 50 == 49:
                 self._record(
                     "see",
                     step + 1,
                     caption=float(np.mean(captions)),
-                    right=float(np.mean(fetched)),
+                    right=float(np.mean(text_right)),
                     photo_level=level,
-                    photo_right=float(np.mean(found or [0.0])),
+                    photo_right=float(np.mean(photo_right or [0.0])),
                 )
-            if held_out and (step % 300 == 299 or step + 1 == chosen.see_steps):
+            if held_out and (step % 300 == 299 or step + 1 == settings.see_steps):
                 self._record("see", step + 1, held_out_perplexity=self.perplexity(held_out))
 
     def caption_losses(self, photos: Sequence[Photo], *, augment: bool = False, as_items: bool = False) -> torch.Tensor:
-        """Losses of every description token, [targets], from all photo tokens or from as many as an item has."""
-        images = self._prepared(photos, augment)
+        """Loss of every description token, [targets], given all photo tokens or as many as an item has."""
+        images = self._prepare(photos, augment)
         if as_items:
             tokens = list(self._as_items(images))
         else:
@@ -201,55 +202,57 @@ class Pretrainer:
         return token_losses(self.model, collate(examples, self.encoder.pad), torch.cat(tokens))
 
     def title_loss(self, photos: Sequence[Photo], head: nn.Linear) -> torch.Tensor:
-        """Cross-entropy of the titles' words, read off each view's [CLS]."""
-        images = self._prepared(photos, self.chosen.augment)
+        """Cross-entropy of the titles' words, predicted from each view's [CLS]."""
+        images = self._prepare(photos, self.settings.augment)
         views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
-        said = head(cls_tokens(self.model, views).flatten(0, 1))
-        wanted = torch.stack([spread(p.title, self.encoder) for p in photos]).repeat_interleave(views.shape[1], 0)
-        return functional.cross_entropy(said, wanted)
+        logits = head(cls_tokens(self.model, views).flatten(0, 1))
+        requested = torch.stack([token_distribution(p.title, self.encoder) for p in photos]).repeat_interleave(
+            views.shape[1], 0
+        )
+        return functional.cross_entropy(logits, requested)
 
-    def _fetch_photos(
+    def _photo_lookup_loss(
         self, level: Level, listings: Sequence[Listing], by_id: dict[str, Photo]
     ) -> tuple[torch.Tensor, float]:
-        """Loss of a batch of lists with photos, each read from its whole view, as LLaVA reads several at once, or from
-        as many tokens as an item has.
+        """Loss of a look-up batch with photos, each given by the patches of its whole view, as LLaVA reads several at
+        once, or by as many tokens as an item has.
 
-        `compare_align` adds how far its tokens are from words.
+        `compare_align` weighs the distance of these tokens from words.
         """
-        as_items, near = self.chosen.compare_as_items, self.chosen.near_ids
+        as_items, near = self.settings.compare_as_items, self.settings.near_ids
         per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
-        lists = curriculum.lists(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
-        images = self._prepared([by_id[id] for id in lists.photos], self.chosen.augment)
+        lists = curriculum.make_lookup_batch(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
+        images = self._prepare([by_id[id] for id in lists.photos], self.settings.augment)
         llava = self.model.model
         if as_items:
             shown = tokens = self._as_items(images)
         else:
             tokens = patch_tokens(self.model, torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images])))
             shown = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
-        loss, right = self._fetch(lists, shown.flatten(0, 1))
-        if self.chosen.compare_align:
-            loss = loss + self.chosen.compare_align * self._strangeness(tokens, lists.looks)
+        loss, right = self._lookup_loss(lists, shown.flatten(0, 1))
+        if self.settings.compare_align:
+            loss = loss + self.settings.compare_align * self._alignment_loss(tokens, lists.looks)
         return loss, right
 
     @torch.no_grad()
     def perplexity(self, photos: Sequence[Photo]) -> float:
-        """Of the descriptions, from all photo tokens."""
+        """Of the descriptions, given all photo tokens."""
         losses = [self.caption_losses(photos[i : i + 64]) for i in range(0, len(photos), 64)]
         return math.exp(torch.cat(losses).mean().item())
 
-    def _prepared(self, photos: Sequence[Photo], augment: bool) -> list[Image]:
-        return [p.prepared(2 * self.geometry.size, self.rng if augment else None) for p in photos]
+    def _prepare(self, photos: Sequence[Photo], augment: bool) -> list[Image]:
+        return [p.prepare(2 * self.geometry.size, self.rng if augment else None) for p in photos]
 
     def _as_items(self, images: Sequence[Image]) -> torch.Tensor:
         """The mean of each view's patches, [photos, 5, d_text]: like item tokens, without a [CLS]."""
         views = torch.from_numpy(np.stack([self.geometry.cut(i) for i in images]))
         return patch_tokens(self.model, views.flatten(0, 1)).mean(1).unflatten(0, (len(images), VIEWS))
 
-    def _strangeness(self, tokens: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
-        """How far photo tokens, [photos, n, d_text], are from the embeddings of the words of their looks.
+    def _alignment_loss(self, tokens: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+        """Distance of photo tokens, [photos, n, d_text], from the embeddings of the words of their looks.
 
         In direction: cross-entropy of naming the look by comparing the tokens' mean with every word. In length: the
-        squared log-ratio: beside tokens much longer than words, what the language model's layers add to them is little.
+        squared log-ratio: the layers of the language model change tokens that are much longer than words too little.
         """
         words = self.model.model.language_model.embed_tokens.weight.detach()
         word, token = (t.square().mean(-1, keepdim=True).sqrt() for t in (words, tokens))
@@ -258,22 +261,22 @@ class Pretrainer:
 
     # shared ------------------------------------------------------------------------------------------------------
 
-    def _lists(self, level: int) -> Lists:
-        near = self.chosen.near_ids
-        return curriculum.lists(
+    def _lists(self, level: int) -> LookupBatch:
+        near = self.settings.near_ids
+        return curriculum.make_lookup_batch(
             LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng, near=near
         )
 
-    def _answer(self, batch: Batch) -> tuple[torch.Tensor, float]:
-        """Language-model loss, and the share of target tokens that would be said."""
+    def _language_loss(self, batch: Batch) -> tuple[torch.Tensor, float]:
+        """Language-model loss, and the share of target tokens that are predicted right."""
         hidden = self._language(batch).last_hidden_state
         learnt = batch.labels[:, 1:] != IGNORED
         logits, labels = self.model.lm_head(hidden[:, :-1][learnt]), batch.labels[:, 1:][learnt]
         right = (logits.argmax(-1) == labels).float().mean().item()
         return functional.cross_entropy(logits, labels), right
 
-    def _fetch(self, lists: Lists, photos: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
-        """Language-model loss and fetch supervision; the share of far requests that are answered right."""
+    def _lookup_loss(self, lists: LookupBatch, photos: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Loss of language model and fetch head, and the share of far requests that are answered right."""
         output = self._language(lists.batch, photos, layers=True)
         labels = lists.batch.labels[:, 1:]
         learnt = labels != IGNORED
@@ -282,13 +285,13 @@ class Pretrainer:
         middle = output.hidden_states[FETCH_LAYER]
         middle = middle * torch.rsqrt(middle.pow(2).mean(-1, keepdim=True) + 1e-5)
         for offset in FETCH_AT:
-            # an answer shorter than the offset has nothing left to say there
+            # An answer may be shorter than the offset.
             at = (lists.answer + offset).clamp(max=learnt.shape[1] - 1)
             here = learnt[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
             guess = self.fetch_head(middle[lists.row, at][here]).log_softmax(-1)
-            share = self.chosen.fetch_weight / len(FETCH_AT)
-            loss = loss - share * (guess * lists.wanted[here]).sum(-1).sum() / len(lists.row)
-        return loss, _answered(learnt, logits.argmax(-1) == labels[learnt], lists.far)
+            share = self.settings.fetch_weight / len(FETCH_AT)
+            loss = loss - share * (guess * lists.requested[here]).sum(-1).sum() / len(lists.row)
+        return loss, _share_right(learnt, logits.argmax(-1) == labels[learnt], lists.far)
 
     def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False) -> Any:
         embeds = splice(self.model, batch.input_ids, photos)
@@ -299,12 +302,12 @@ class Pretrainer:
         self.log({"phase": phase, "step": step, "seconds": round(time.monotonic() - self.started, 1), **rounded})
 
 
-def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:
+def _share_right(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:
     """The share of far requests whose answer is right in every token.
 
     Args:
         learnt: bool [b, length], target positions.
-        right: bool [targets], whether each would be said.
+        right: bool [targets], whether each is predicted right.
         far: bool [answers], in reading order; an answer is a run of target positions.
     """
     begins = learnt.clone()
@@ -314,8 +317,8 @@ def _answered(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> f
     return (wrong[far] == 0).float().mean().item() if far.any() else 0.0
 
 
-def _adamw(parameters: Sequence[nn.Parameter], chosen: PretrainSettings) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=chosen.read_lr, weight_decay=chosen.weight_decay, betas=(0.9, 0.98))
+def _adamw(parameters: Sequence[nn.Parameter], settings: PretrainSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=settings.read_lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
 
 
 def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 SPACE = "▁"
-# An id's letters, with the zeros that pad its number, are one token; the tokens after it tell ids apart.
+# An id's letters, with the zeros that pad its number, are one token; the following tokens distinguish ids.
 _SPLIT = rf"{SPACE}?B0[A-Z]+|{SPACE}?[A-Z]+00+|[0-9]{{2}}|[0-9]|{SPACE}?[^\w{SPACE}]"
 
 
@@ -20,7 +20,7 @@ def make_tokenizer(texts: Iterable[str], *, minimum: int = 1, limit: int = 4000)
     """A word-level tokenizer whose vocabulary is the words of `texts`.
 
     Args:
-        texts: Everything the model is to read.
+        texts: All text of the training data.
         minimum: Words seen less often become `<unk>`.
         limit: Largest vocabulary; the most frequent words stay.
     """
@@ -46,13 +46,13 @@ def make_tokenizer(texts: Iterable[str], *, minimum: int = 1, limit: int = 4000)
     )
 
 
-def free_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of whole words, the keys of the curriculum's first levels."""
+def word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokens that are words: keys of the curriculum's first levels."""
     return sorted(i for word, i in tokenizer.get_vocab().items() if word.startswith(SPACE) and word[1:].isalpha())
 
 
-def pairs(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the hundred two-digit tokens."""
+def digit_pair_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the hundred two-digit tokens."""
     return [token_id(tokenizer, f"{n:02d}") for n in range(100)]
 
 

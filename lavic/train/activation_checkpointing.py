@@ -1,4 +1,4 @@
-"""How the layers of a model run: what they keep for the way back, and whether they are compiled."""
+"""Activation checkpointing and compilation of a model's layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lavic.model.prompt_encoder import core
 from lavic.train.config import LoopSettings
 
 
-def arrange(model: nn.Module, loop: LoopSettings) -> None:
-    """Sets a model's layers up as the settings say, in place; before it is handed to an engine.
+def configure_layers(model: nn.Module, loop: LoopSettings) -> None:
+    """Turns activation checkpointing and compilation on as the settings say, in place; before the engine is made.
 
     Args:
         model: A LlavaNext model with its adapter.
@@ -22,15 +22,15 @@ def arrange(model: nn.Module, loop: LoopSettings) -> None:
         with warnings.catch_warnings():
             # transformers 5.23 renames it; 5.5 has this name alone
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable", category=FutureWarning)
-            # the other kind, reentrant, gives no gradient to a layer whose input wants none: the first with an adapter
+            # Reentrant checkpointing gives no gradient to a layer whose input needs none: the first adapted one.
             llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if loop.compile:
-        for layer in layers(llava):
-            # one by one: all layers share one compiled graph, and lengths change with every batch
+        for layer in transformer_layers(llava):
+            # Each layer by itself: they share one compiled graph, and lengths change with every batch.
             layer.compile(dynamic=True)
 
 
-def layers(llava: nn.Module) -> list[nn.Module]:
-    """The layers of language model and, where it is there, vision tower."""
+def transformer_layers(llava: nn.Module) -> list[nn.Module]:
+    """The layers of the language model and, where it is loaded, of the vision tower."""
     stacks = [module for name, module in llava.named_modules() if name.endswith(".layers")]
     return [layer for stack in stacks for layer in stack.children()]

@@ -1,12 +1,12 @@
-"""Checkpoints: one folder per step, whole or not there.
+"""Checkpoints: one folder per step, complete or absent.
 
     checkpoints/step-000120/state.safetensors   weights and AdamW moments by parameter name, float32
-                            progress.json       where the run stands, and what it belongs to
+                            progress.json       `TrainState`, and the identity of model and data
                             COMPLETE            size and sha256 of the others; written last
 
-Rank 0 writes them, from tensors that were put together over all ranks: this is what DeepSpeed's universal checkpoint
-holds, without its conversion step. So a run goes on with any number of ranks, frozen weights are never in it, and
-nothing is unpickled. A folder is written under another name and renamed when it is on disk.
+Rank 0 writes them, from tensors gathered over all ranks: what DeepSpeed's universal checkpoint holds, without its
+conversion step. A run can therefore resume with any number of ranks, frozen weights are not saved, and nothing is
+unpickled. A folder is written under another name and renamed when it is on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, LavicError
 from lavic.storage.atomic import atomic_folder
 from lavic.storage.file_digest import file_sha256
-from lavic.train.run_folder import write_together
+from lavic.train.run_folder import write_on_rank_0
 
 if TYPE_CHECKING:
     from lavic.train.deepspeed.engine import Engine
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands: with the weights, all that is needed to go on to the same losses.
+class TrainState:
+    """Where a run stands: with weights and moments, all that is needed to resume to the same losses.
 
     The order of samples, their random choices and dropout are functions of the seed and of these numbers.
     """
@@ -57,8 +57,8 @@ class Progress:
     """Steps among those done whose loss or gradient was not finite: they changed no weight."""
 
 
-class Checkpoints:
-    """The checkpoints of one run. Every method is collective."""
+class CheckpointManager:
+    """Saves and loads the checkpoints of one run. Every method is collective."""
 
     def __init__(
         self, folder: Path, world: DistributedContext, *, keep: int = 2, identity: Mapping[str, str] | None = None
@@ -68,61 +68,61 @@ class Checkpoints:
         Args:
             folder: For example RUN/checkpoints, seen by every rank.
             world: The ranks.
-            keep: How many to keep, newest first.
-            identity: What a checkpoint belongs to, such as a digest of the base model; `load` refuses others.
+            keep: How many to keep, the newest ones.
+            identity: Digests of what a checkpoint belongs to, such as the base model; `load` refuses others.
         """
         self.folder = folder
         self.keep = keep
         self.identity = dict(identity or {})
         self._world = world
 
-    def save(self, engine: Engine, progress: Progress) -> Path:
-        """Writes a checkpoint and removes the oldest ones.
+    def save(self, engine: Engine, train_state: TrainState) -> Path:
+        """Writes a checkpoint, then removes the oldest ones.
 
         Returns:
             Its folder.
 
         Raises:
-            LavicError: It could not be written; what was there before still is.
+            LavicError: It could not be written; earlier ones are still there.
         """
-        state = engine.state()
-        target = self.folder / f"step-{progress.step:06d}"
+        tensors = engine.state_dict()
+        target = self.folder / f"step-{train_state.step:06d}"
 
         def write() -> None:
             with atomic_folder(target) as aside:
-                save_file(state, aside / STATE)
-                _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(progress)})
-                _write(aside / COMPLETE, {name: _seal(aside / name) for name in (STATE, PROGRESS)})
+                save_file(tensors, aside / STATE)
+                _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(train_state)})
+                _write(aside / COMPLETE, {name: _checksum(aside / name) for name in (STATE, PROGRESS)})
             self._prune(target)
 
         try:
-            write_together(target, write, self._world)
+            write_on_rank_0(target, write, self._world)
         except LavicError as e:
             last = self.latest()
-            raise LavicError(f"{e}; the last whole checkpoint is {last.name if last else 'none'}") from None
+            raise LavicError(f"{e}; the last complete checkpoint is {last.name if last else 'none'}") from None
         return target
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint. Torn ones (cut off, altered) are named and passed over."""
-        found = None
+        """The newest complete checkpoint. Damaged ones are logged and ignored."""
+        latest = None
         if self._world.is_main:
             for folder in self._folders():
-                if not (harm := torn(folder)):
-                    found = folder
+                if not (damage := find_damage(folder)):
+                    latest = folder
                     break
-                log.warning("%s is not whole (%s): passed over", folder, harm)
-        return self._world.broadcast_object(found)
+                log.warning("%s is damaged (%s): ignored", folder, damage)
+        return self._world.broadcast_object(latest)
 
-    def steps(self) -> int:
-        """Steps done, as the newest whole checkpoint has it."""
+    def latest_step(self) -> int:
+        """Steps done at the newest complete checkpoint; 0 without one."""
         folder = self.latest()
         return _step(folder) if folder else 0
 
-    def load(self, engine: Engine) -> Progress | None:
-        """Puts the newest whole checkpoint into the engine.
+    def load(self, engine: Engine) -> TrainState | None:
+        """Loads the newest complete checkpoint into the engine.
 
         Returns:
-            Where the run stands, or None where there is no whole checkpoint.
+            Where the run stands, or None where there is no complete checkpoint.
 
         Raises:
             ConfigError: The checkpoint belongs to another model, other data or another format.
@@ -132,7 +132,7 @@ class Checkpoints:
             return None
         try:
             record = json.loads((folder / PROGRESS).read_text("utf-8"))
-            state = load_file(folder / STATE)
+            tensors = load_file(folder / STATE)
         except OSError as e:
             raise ConfigError(
                 f"rank {self._world.rank} does not see {folder} ({e.strerror or e}): --out must be on a file system "
@@ -140,23 +140,23 @@ class Checkpoints:
             ) from e
         if (written := record.pop("format")) != FORMAT:
             raise ConfigError(f"{folder} has format {written}, this version reads {FORMAT}: start a new --out")
-        theirs = record.pop("identity")
-        for key in sorted({*theirs, *self.identity}):
-            if theirs.get(key) != self.identity.get(key):
+        saved = record.pop("identity")
+        for key in sorted({*saved, *self.identity}):
+            if saved.get(key) != self.identity.get(key):
                 raise ConfigError(
-                    f"{folder} belongs to another {key} ({theirs.get(key)}, here {self.identity.get(key)}): "
+                    f"{folder} belongs to another {key} ({saved.get(key)}, here {self.identity.get(key)}): "
                     f"restore the {key} it was made with, or start a new --out"
                 )
-        progress = Progress(**record)
-        engine.load(state, steps=progress.step - progress.skipped_steps)
-        return progress
+        train_state = TrainState(**record)
+        engine.load_state_dict(tensors, steps=train_state.step - train_state.skipped_steps)
+        return train_state
 
     def _folders(self) -> list[Path]:
-        found = (folder for folder in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", folder.name))
-        return sorted(found, key=_step, reverse=True)
+        folders = (folder for folder in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", folder.name))
+        return sorted(folders, key=_step, reverse=True)
 
     def _prune(self, newest: Path) -> None:
-        # a later step than the one just written was torn, or the run would have gone on from there
+        # A later step than the one just written is damaged: the run would have resumed from it.
         kept = [folder for folder in self._folders() if _step(folder) <= _step(newest) and (folder / COMPLETE).exists()]
         for folder in (*self._folders(), *self.folder.glob(".step-*")):
             if folder not in kept[: max(1, self.keep)]:
@@ -167,13 +167,13 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def torn(folder: Path) -> str:
-    """What of a checkpoint is not what was written, by the sizes and sha256 in COMPLETE; nothing where all is whole."""
+def find_damage(folder: Path) -> str:
+    """Which files of a checkpoint differ from the sizes and sha256 in COMPLETE; "" where none does."""
     try:
-        seals = json.loads((folder / COMPLETE).read_text("utf-8"))
-        if set(seals) != {STATE, PROGRESS}:
+        checksums = json.loads((folder / COMPLETE).read_text("utf-8"))
+        if set(checksums) != {STATE, PROGRESS}:
             return f"{COMPLETE} lists other files"
-        changed = [name for name, seal in seals.items() if _seal(folder / name) != seal]
+        changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]
         return f"{', '.join(changed)} changed since" if changed else ""
     except OSError as e:
         return f"{Path(e.filename).name if e.filename else folder.name}: {e.strerror}"
@@ -185,5 +185,5 @@ def _write(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
-def _seal(file: Path) -> dict[str, Any]:
+def _checksum(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}

@@ -67,7 +67,7 @@ class LoopSettings:
     """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when ranks wait in vain;
     `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
 
-    def split(self, ranks: int) -> tuple[int, int]:
+    def split_batch(self, ranks: int) -> tuple[int, int]:
         """How a step's batch is cut: samples of one forward pass on one rank, and forward passes.
 
         Raises:
@@ -82,11 +82,11 @@ class LoopSettings:
         micro_batch = min(self.micro_batch or share, share)
         return micro_batch, math.ceil(share / micro_batch)
 
-    def total(self, samples: int) -> int:
+    def total_steps(self, samples: int) -> int:
         """Optimizer steps of a run on a set of `samples`."""
         return self.steps or math.ceil(self.epochs * samples / self.global_batch_size)
 
-    def rate(self, step: int, total: int) -> float:
+    def learning_rate(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 1."""
         warmup = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
         if step <= warmup:

@@ -1,4 +1,4 @@
-"""Validation: the loss per target token over a whole set, the same for any number of ranks."""
+"""Validation: the loss per target token over a set, the same for any number of ranks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import torch
 from torch import nn
 
 from lavic.distributed.context import DistributedContext
-from lavic.distributed.signals import StopRequest
 from lavic.errors import ConfigError
-from lavic.train.input.data_loader import Minibatch, Samples, prepare
-from lavic.train.input.length_bucketing import cut
+from lavic.train.input.data_loader import MicroBatch, TaskDataset, prefetch
+from lavic.train.input.length_bucketing import bucket_by_length
 
-WINDOW = 8
-"""Batches of like lengths that are made together; a loader worker makes one window at a time."""
+WINDOW_BATCHES = 8
+"""Batches of similar lengths that are made together; a data loader worker makes one window at a time."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """How well a task does on a set."""
+class EvalResult:
+    """The loss of a task on a set."""
 
     loss: float
     """Mean negative log-likelihood of a target token, nats."""
@@ -38,65 +37,66 @@ class Score:
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
-class NoTargets(ConfigError):
-    """A set in which nothing can be scored."""
+class NoTargetTokensError(ConfigError):
+    """A set without a target token."""
 
 
 @torch.no_grad()
-def score(
+def evaluate(
     task: nn.Module,
-    samples: Samples[Any],
+    samples: TaskDataset[Any],
     world: DistributedContext,
     *,
-    batch: int,
+    batch_size: int,
     device: torch.device,
-    tokens: int | None = None,
-    workers: int = 0,
-    stop: StopRequest | None = None,
-    at: Callable[[str], None] = lambda place: None,
-) -> Score:
+    max_tokens: int | None = None,
+    num_workers: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+    enter_phase: Callable[[str], None] = lambda phase: None,
+) -> EvalResult:
     """Runs every sample once, without dropout. Collective.
 
     Args:
         task: Gives the loss of each target token of a batch.
         samples: One epoch of it is read: positions 0 to n - 1.
         world: The ranks; each takes every size-th sample.
-        batch: Most samples of one forward pass.
+        batch_size: Most samples of one forward pass.
         device: Where the task is.
-        tokens: Most tokens of one forward pass, padding and photos' worth included; None: any number.
-        workers: Processes that prepare samples ahead; 0 prepares them between the passes.
-        stop: Heeded every few batches: a large set takes longer than a scheduler waits.
-        at: Told where in the set this rank is.
+        max_tokens: Most tokens of one forward pass, padding and photos included; None: any number.
+        num_workers: Processes that prepare samples ahead; 0 prepares them between the passes.
+        check_stop: Called every few batches; may raise Stopped on all ranks.
+        enter_phase: Called with the name of each part of the set when this rank begins it.
 
     Raises:
-        NoTargets: The set has no target token.
-        Stopped: On request.
+        NoTargetTokensError: The set has no target token.
     """
-    stop = stop or StopRequest()
     was_training = task.training
     task.eval()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
-    longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must still agree as often
-    windows = [share[first : first + WINDOW * batch] for first in range(0, longest, WINDOW * batch)]
-    make = partial(_window, samples, windows, batch, tokens)
-    for number, minibatches in enumerate(prepare(make, range(len(windows)), workers)):
-        at(f"window {number + 1}")
-        stop.raise_if_requested(world)
-        for minibatch in minibatches:
-            losses = task(minibatch.to(device))
+    longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must call check_stop as often
+    size = WINDOW_BATCHES * batch_size
+    windows = [share[first : first + size] for first in range(0, longest, size)]
+    make = partial(_make_window, samples, windows, batch_size, max_tokens)
+    for number, batches in enumerate(prefetch(make, range(len(windows)), num_workers)):
+        enter_phase(f"window {number + 1}")
+        check_stop()
+        for batch in batches:
+            losses = task(batch.to(device))
             total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     task.train(was_training)
-    at("the end")
+    enter_phase("the end")
     loss, tokens = world.all_reduce(total).tolist()
     if not tokens:
-        raise NoTargets("the validation set has no target token: it is empty, or no sample of it fits --max-length")
-    return Score(loss / tokens, int(tokens))
+        raise NoTargetTokensError(
+            "the validation set has no target token: it is empty, or no sample of it fits --max-length"
+        )
+    return EvalResult(loss / tokens, int(tokens))
 
 
-def _window(
-    samples: Samples[Any], windows: Sequence[range], batch: int, tokens: int | None, number: int
-) -> list[Minibatch]:
+def _make_window(
+    samples: TaskDataset[Any], windows: Sequence[range], batch_size: int, max_tokens: int | None, number: int
+) -> list[MicroBatch]:
     window = [samples[position] for position in windows[number]]
-    groups = cut([s.length for s in window], tokens=tokens, most=batch, overhead=samples.overhead)
+    groups = bucket_by_length([s.length for s in window], tokens=max_tokens, most=batch_size, overhead=samples.overhead)
     return [samples.collate([window[i] for i in group]) for group in groups]

@@ -1,9 +1,9 @@
-"""A run's folder: whose it is, whether it is done, and that one run at a time writes to it.
+"""The output folder of a training run: its settings, whether it is done, and its lock.
 
 RUN/config.yaml    the settings, resolved
     metrics.jsonl  the journal
     checkpoints/
-    bundle/        what the run is for
+    bundle/        the result
     result.json    written last: the run is done
 """
 
@@ -23,12 +23,10 @@ from lavic.errors import ConfigError, LavicError
 from lavic.storage.atomic import atomic_write, remove_partial_files
 from lavic.storage.output_folder import lock_output_folder
 
+RESULT = "result.json"
+
 FREE = (
-    "cache",
-    "nproc",
-    "out",
     "deepspeed",
-    "tracking",
     "loop.activation_checkpointing",
     "loop.flight_recorder",
     "loop.hang_warn_minutes",
@@ -39,8 +37,11 @@ FREE = (
     "loop.save_every",
     "loop.save_total_limit",
     "model.chat_template",  # where it stands: what it says is part of the prompt version, which is compared
+    "nproc",
+    "out",
+    "tracking",
 )
-"""Keys, or groups of them, that may change when a run goes on: they do not change what is learnt."""
+"""Keys, or groups of them, that may change when a run is resumed: they do not change what is learnt."""
 
 CHANGEABLE = (
     "loop.epochs",
@@ -52,7 +53,7 @@ CHANGEABLE = (
     "loop.steps",
     "loop.warmup",
 )
-"""Keys that may change when a run goes on, although they change what is learnt from then on: noted in the journal."""
+"""Keys that may change when a run is resumed, although they change what is learnt from then on; journalled."""
 
 
 class RunFolder:
@@ -63,25 +64,25 @@ class RunFolder:
         bundle: Where its bundle goes.
         checkpoints: Where its checkpoints go.
         begun: Whether it has a checkpoint, whole or not.
-        changed: Settings of `CHANGEABLE` that are not those of its last start, with the values before and now.
+        changed: Settings of `CHANGEABLE` that differ from those of its last start, with the values before and now.
     """
 
-    def __init__(self, chosen: Any, *, command: str, world: DistributedContext, free: Iterable[str] = ()) -> None:
-        """Opens or makes the folder `chosen.out` and, on rank 0, holds it.
+    def __init__(self, settings: Any, *, command: str, world: DistributedContext, free: Iterable[str] = ()) -> None:
+        """Opens or makes the folder `settings.out` and, on rank 0, locks it.
 
-        Until its first checkpoint a run has nothing to lose, and may be started again with other settings.
+        Before its first checkpoint a run may be started again with other settings.
 
         Args:
-            chosen: The run's settings.
+            settings: The run's settings.
             command: Its name, for messages.
             world: The ranks; rank 0 writes.
-            free: More keys that may change, such as the paths of inputs whose content is compared otherwise.
+            free: More keys that may change, such as the paths of inputs, whose content is compared.
 
         Raises:
-            ConfigError: It holds a run with other settings, a run that is going on, or something else; or its path
-                is not UTF-8.
+            ConfigError: It holds a run with other settings, a run in progress, or something else; or its path is not
+                UTF-8.
         """
-        self.folder: Path = chosen.out
+        self.folder: Path = settings.out
         try:
             str(self.folder.absolute()).encode()
         except UnicodeEncodeError:
@@ -98,48 +99,48 @@ class RunFolder:
         occupied = self.folder.exists() and not _empty(self.folder)
         self.begun = self.done or any(self.checkpoints.glob("step-*"))
         if config.is_file() and self.begun:
-            differ = _differ(load(type(chosen), config), chosen, {*FREE, *free})
-            self.changed = {key: differ.pop(key) for key in CHANGEABLE if key in differ}
-            if differ:
+            changes = _changed_settings(load(type(settings), config), settings, {*FREE, *free})
+            self.changed = {key: changes.pop(key) for key in CHANGEABLE if key in changes}
+            if changes:
+                listed = _format_changes(changes)
                 raise ConfigError(
-                    f"{self.folder} holds a run with other settings: {_listed(differ)}. Use those of {config}, "
-                    "or another --out"
+                    f"{self.folder} holds a run with other settings: {listed}. Use those of {config}, or another --out"
                 )
         elif occupied and not config.is_file():
             raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
         if not self._main:
             return
-        self._held = ExitStack()
-        self._held.enter_context(lock_output_folder(self.folder))
+        self._lock = ExitStack()
+        self._lock.enter_context(lock_output_folder(self.folder))
         remove_partial_files(self.folder)
         if not (config.is_file() and self.begun):
-            atomic_write(config, dump(chosen, command=command))
+            atomic_write(config, dump(settings, command=command))
 
     @property
     def done(self) -> bool:
         """Whether the run has reached its end."""
-        return (self.folder / "result.json").is_file()
+        return (self.folder / RESULT).is_file()
 
     @property
-    def prolonged(self) -> bool:
-        """Whether the run has reached its end, and is now given another."""
+    def extended(self) -> bool:
+        """Whether the run has reached its end, and the settings now ask for more steps."""
         return self.done and not self.changed.keys().isdisjoint(("loop.steps", "loop.epochs"))
 
-    def adopt(self, chosen: Any) -> str:
-        """Goes on with the settings that have changed; the run is not done any more. All ranks must have opened it.
+    def accept_changes(self, settings: Any) -> str:
+        """Writes down the settings that have changed; the run is not done any more. All ranks must have opened it.
 
         Returns:
-            What has changed, in words.
+            What has changed, for the log.
         """
         if self._main:
-            atomic_write(self.folder / "config.yaml", dump(chosen, command=self._command))
-            (self.folder / "result.json").unlink(missing_ok=True)
-        return _listed(self.changed)
+            atomic_write(self.folder / "config.yaml", dump(settings, command=self._command))
+            (self.folder / RESULT).unlink(missing_ok=True)
+        return _format_changes(self.changed)
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Unlocks the folder."""
         if self._main:
-            self._held.close()
+            self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -150,14 +151,14 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: the run is done."""
         if self._main:
-            atomic_write(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+            atomic_write(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
-def write_together(what: Path, write: Callable[[], object], world: DistributedContext) -> None:
-    """Rank 0 writes; where it cannot, every rank leaves with the same line and none waits for another. Collective.
+def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedContext) -> None:
+    """Rank 0 writes; an error of it is raised on every rank, so that none waits for another. Collective.
 
     Raises:
-        LavicError: On all ranks, with what rank 0 met: a full disk comes as OSError or as a library's own error.
+        LavicError: On all ranks, with the error of rank 0: a full disk is an OSError or a library's own error.
     """
     problem = None
     if world.is_main:
@@ -186,7 +187,7 @@ def _empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
-def _differ(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
+def _changed_settings(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
     """Settings that are not the same, each with both values."""
     old, new = flatten(before), flatten(now)
     return {
@@ -196,5 +197,5 @@ def _differ(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
     }
 
 
-def _listed(differ: Mapping[str, Sequence[Any]]) -> str:
-    return "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differ.items())
+def _format_changes(changes: Mapping[str, Sequence[Any]]) -> str:
+    return "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changes.items())

@@ -21,7 +21,7 @@ from lavic.distributed.context import DistributedContext
 from lavic.distributed.failure import show_error_first
 from lavic.distributed.launcher_env import free_port
 from lavic.errors import LavicError
-from lavic.train.input.data_loader import prepare
+from lavic.train.input.data_loader import prefetch
 
 
 def memory() -> None:
@@ -40,14 +40,14 @@ def worker() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    next(prepare(die, [0], 1))
+    next(prefetch(die, [0], 1))
 
 
 def unreadable() -> None:
     def fail(number: int) -> int:
         raise LavicError("shard 7 cannot be read")
 
-    next(prepare(fail, [0], 1))
+    next(prefetch(fail, [0], 1))
 
 
 def disk() -> None:

@@ -16,14 +16,14 @@ import torch
 import yaml
 
 from lavic.mini.drawing import draw
-from lavic.mini.serve import PhotoServer
+from lavic.mini.photo_server import PhotoServer
 from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
-from tests.train.mini_setup import make_ground
+from tests.train.assets import make_assets
 
 KILLED = Path(__file__).with_name("self_killing_command.py")
 BLOCK = 4096
@@ -40,13 +40,13 @@ _SMALL = (
 def make_inputs(folder: Path, server: PhotoServer) -> None:
     """Everything that commands read, into `folder`."""
     folder.mkdir()
-    ground = make_ground(folder)
-    backbone = Backbone.load(ModelSettings(name=str(ground.base)))
+    assets = make_assets(folder)
+    backbone = Backbone.load(ModelSettings(name=str(assets.base)))
     language = add_adapter(backbone, "language", LoraSettings(r=2))
     for name, parameter in language.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    save_bundle(folder / "bundle", backbone, vision=ground.vision, language=language, tokens="items", max_length=512)
+    save_bundle(folder / "bundle", backbone, vision=assets.vision, language=language, tokens="items", max_length=512)
 
     rows = []
     for number in range(6):

@@ -20,7 +20,7 @@ from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Slurm
-from tests.train.mini_setup import KEY, Ground, make_ground
+from tests.train.assets import KEY, Assets, make_assets
 
 pytestmark = pytest.mark.dist
 ENV = {"LAVIC_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -39,24 +39,42 @@ ADAPTER = {"distill": "vision_adapter", "tune": "language_adapter"}
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return make_ground(tmp_path_factory.mktemp("ground"))
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return make_assets(tmp_path_factory.mktemp("assets"))
 
 
-def words(command: str, ground: Ground, out: Path, bundle: Path) -> list[str]:
+def words(command: str, assets: Assets, out: Path, bundle: Path) -> list[str]:
     """A command's words, whose results go to `out`; `bundle`: of the tuned one, for `evaluate`."""
     inputs: dict[str, list[object]] = {
-        "distill": ["--shards", ground.photos, "--valid", ground.valid],
-        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", 400],
-        "embed": ["--shards", ground.photos, "--adapter", ground.vision],
+        "distill": ["--shards", assets.photos, "--valid", assets.valid],
+        "tune": [
+            "--store",
+            assets.store,
+            "--train",
+            assets.rows,
+            "--valid",
+            assets.rows,
+            "--max-length",
+            400,
+        ],
+        "embed": ["--shards", assets.photos, "--adapter", assets.vision],
         "describe": ["--shards", out, "--max-new-tokens", 4],
-        "evaluate": ["--bundle", bundle, "--store", ground.store, "--test", ground.rows, "--candidates", KEY],
+        "evaluate": [
+            "--bundle",
+            bundle,
+            "--store",
+            assets.store,
+            "--test",
+            assets.rows,
+            "--candidates",
+            KEY,
+        ],
     }
-    more = ["--draws", "50", "--arms", "lavic"] if command == "evaluate" else ["--model.name", str(ground.base)]
+    more = ["--draws", "50", "--arms", "lavic"] if command == "evaluate" else ["--model.name", str(assets.base)]
     if command in ADAPTER:
         more += ["--loop.steps", "3", "--loop.global-batch-size", "4", "--loop.lr", "0.01", "--lora.r", "4"]
     if command == "describe":  # writes beside what it reads
-        shutil.copytree(ground.photos, out)
+        shutil.copytree(assets.photos, out)
     else:
         more += ["--out", str(out)]
     return [command, *map(str, inputs[command]), *more]
@@ -116,30 +134,34 @@ def same(command: str, one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What --nproc 2 makes of each command."""
     folder = tmp_path_factory.mktemp("reference")
     for command in (*STAGES, "describe"):
-        by_nproc(words(command, ground, folder / command, folder / "tune" / "bundle"), folder)
+        by_nproc(words(command, assets, folder / command, folder / "tune" / "bundle"), folder)
     return folder
 
 
 @pytest.mark.parametrize("start", [by_torchrun, by_deepspeed], ids=["torchrun", "deepspeed"])
 @pytest.mark.parametrize("command", STAGES)
 def test_the_result_is_the_same(
-    command: str, start: Callable[[list[str], Path], None], ground: Ground, reference: Path, tmp_path: Path
+    command: str,
+    start: Callable[[list[str], Path], None],
+    assets: Assets,
+    reference: Path,
+    tmp_path: Path,
 ) -> None:
-    start(words(command, ground, tmp_path / "out", reference / "tune" / "bundle"), tmp_path)
+    start(words(command, assets, tmp_path / "out", reference / "tune" / "bundle"), tmp_path)
     same(command, tmp_path / "out", reference / command)
 
 
 @pytest.mark.slurm
-def test_it_is_the_same_by_srun(slurm: Slurm, ground: Ground, reference: Path, tmp_path: Path) -> None:
+def test_it_is_the_same_by_srun(slurm: Slurm, assets: Assets, reference: Path, tmp_path: Path) -> None:
     """As docs/slurm.md has it: one task for each rank, and nothing else; here on two nodes."""
     commands = ("tune", "embed", "evaluate", "describe")
     lines = ["#!/bin/bash", "set -e", "export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))"]
     for command in commands:
-        argv = words(command, ground, tmp_path / command, reference / "tune" / "bundle")
+        argv = words(command, assets, tmp_path / command, reference / "tune" / "bundle")
         start = ["srun", "--nodes", "2", "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
         lines.append(shlex.join([*start, sys.executable, "-m", "lavic", *argv]))
     (tmp_path / "job.sh").write_text("\n".join(lines) + "\n")

@@ -33,9 +33,9 @@ def listings(products: list[catalog.Product]) -> list[Listing]:
         listings.append(
             Listing(
                 ids=tuple(p.id for p in listed),
-                turns=(("seeker", f"a {target.words} {target.kind}"),),
+                turns=(("seeker", f"a {target.look_words} {target.kind}"),),
                 titles=tuple(p.title for p in listed),
-                looks=tuple(p.words for p in listed),
+                looks=tuple(p.look_words for p in listed),
                 target=listed.index(target),
             )
         )

@@ -12,7 +12,7 @@ import torch
 from lavic.errors import DataError
 from lavic.mini import catalog
 from lavic.mini.architecture import Architecture, adopt, build
-from lavic.mini.catalog import converse, pick_candidates
+from lavic.mini.catalog import make_conversation, pick_candidates
 from lavic.mini.drawing import draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.config import ModelSettings
@@ -56,8 +56,8 @@ def test_it_finds_the_line_that_words_describe(mini: Backbone, products: list[ca
     right = 0
     for target in rng.sample(products, 40):
         listed = pick_candidates(target, products, rng)
-        candidates = [Candidate(p.id, p.title, p.words) for p in listed]
-        turns = [("seeker", converse(target, rng).split(">")[1].split("<")[0])]
+        candidates = [Candidate(p.id, p.title, p.look_words) for p in listed]
+        turns = [("seeker", make_conversation(target, rng).split(">")[1].split("<")[0])]
         pieces = recommend(turns, candidates, photo_tokens=0)
         answers = [mini.encoder.example(pieces, p.id) for p in listed]
         with torch.no_grad():

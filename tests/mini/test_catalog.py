@@ -15,7 +15,7 @@ from PIL import Image
 from lavic.data.catalog import read_items
 from lavic.data.conversations import read_conversations
 from lavic.mini.catalog import (
-    WORLD_SEED,
+    HELD_OUT_SEED,
     CatalogueSize,
     held_out_looks,
     make_products,
@@ -96,7 +96,7 @@ def test_more_validation_changes_neither_training_nor_test(catalogue: Path, tmp_
 
 
 def test_held_out_combinations_are_shown_by_no_training_photo() -> None:
-    unseen = held_out_looks(WORLD_SEED)
+    unseen = held_out_looks(HELD_OUT_SEED)
     assert len(unseen) == 24
     assert {k for k, _, _ in unseen} <= set(KINDS)
     seen = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS if (k, c, p) not in unseen]

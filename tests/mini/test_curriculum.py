@@ -22,22 +22,24 @@ def test_lists_supervise_what_they_say(
     ids = [p.id for p in products]
     encoder = mini.encoder
     for level in (*LEVELS, *PHOTO_LEVELS):
-        lists = curriculum.lists(level, listings, words, ids, encoder, rng, 3 if level.form == "photo" else 0)
+        lists = curriculum.make_lookup_batch(
+            level, listings, words, ids, encoder, rng, 3 if level.form == "photo" else 0
+        )
         labels = lists.batch.labels
-        assert len(lists.row) == len(lists.answer) == len(lists.wanted) == level.batch * (1 + level.more)
-        torch.testing.assert_close(lists.wanted.sum(1), torch.ones(len(lists.row)))
+        assert len(lists.row) == len(lists.answer) == len(lists.requested) == level.batch * (1 + level.more)
+        torch.testing.assert_close(lists.requested.sum(1), torch.ones(len(lists.row)))
         # an answer begins where its first token is learnt, and the words wanted of it stand in its row
         assert (labels[lists.row, lists.answer] != IGNORED).all()
         assert (labels[lists.row, lists.answer - 1] == IGNORED).all()
-        for row, wanted in zip(lists.row.tolist(), lists.wanted, strict=True):
+        for row, wanted in zip(lists.row.tolist(), lists.requested, strict=True):
             assert set(wanted.nonzero().flatten().tolist()) <= set(lists.batch.input_ids[row].tolist())
         shown = int((lists.batch.input_ids == encoder.image_token_id).sum())
         assert shown == 3 * len(lists.photos)
         assert bool(lists.photos) == (level.form == "photo")
         assert len(lists.looks) == len(lists.photos)
-        said = {id: look for listing in listings for id, look in zip(listing.ids, listing.looks, strict=True)}
+        look_of = {id: look for listing in listings for id, look in zip(listing.ids, listing.looks, strict=True)}
         for id, look in zip(lists.photos, lists.looks, strict=True):
-            tokens = encoder.tokenizer(said[id], add_special_tokens=False).input_ids
+            tokens = encoder.tokenizer(look_of[id], add_special_tokens=False).input_ids
             assert look.nonzero().flatten().tolist() == sorted(tokens) and look.sum() == pytest.approx(1)
 
 
@@ -48,7 +50,9 @@ def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
     def beginnings(near: float) -> float:
         """How many different first two tokens the answers of a list have, on average."""
         level, rng = Level(form="word", most=4, batch=32, more=3), random.Random(3)
-        batches = [curriculum.lists(level, (), words, ids, mini.encoder, rng, near=near).batch for _ in range(8)]
+        batches = [
+            curriculum.make_lookup_batch(level, (), words, ids, mini.encoder, rng, near=near).batch for _ in range(8)
+        ]
         return float(np.mean([len(set(begins)) for batch in batches for begins in starts(batch)]))
 
     def starts(batch: Batch) -> list[list[tuple[int, ...]]]:
@@ -72,7 +76,7 @@ def test_a_request_stands_ahead_of_photos_or_behind_them(
 ) -> None:
     rng = random.Random(0)
     level = Level(form="photo", most=10, batch=400, reach=reach)
-    lists = curriculum.lists(level, listings, [], [p.id for p in products], mini.encoder, rng, 1)
+    lists = curriculum.make_lookup_batch(level, listings, [], [p.id for p in products], mini.encoder, rng, 1)
     texts = [mini.encoder.tokenizer.decode(row) for row in lists.batch.input_ids]
     assert ahead[0] <= np.mean([text.index("Seeker") < text.index("<image>") for text in texts]) <= ahead[1]
     assert behind[0] <= np.mean([text.index("Seeker") > text.rindex("<image>") for text in texts]) <= behind[1]
@@ -89,8 +93,10 @@ def test_a_request_has_one_right_answer(mini: Backbone, products: list[catalog.P
     )
     level = Level(form="photo", most=4, batch=64, more=4)
     for seed in range(8):
-        lists = curriculum.lists(level, [listing], [], [p.id for p in products], mini.encoder, random.Random(seed), 1)
+        lists = curriculum.make_lookup_batch(
+            level, [listing], [], [p.id for p in products], mini.encoder, random.Random(seed), 1
+        )
         for row in range(level.batch):
             shown = lists.looks.view(level.batch, -1, lists.looks.shape[1])[row]
-            for wanted in lists.wanted[lists.row == row]:
+            for wanted in lists.requested[lists.row == row]:
                 assert (shown == wanted).all(1).sum() == 1

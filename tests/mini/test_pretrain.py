@@ -11,23 +11,23 @@ import pytest
 import torch
 
 from lavic.cli import main
-from lavic.mini import catalog, curriculum, lessons
+from lavic.mini import catalog, curriculum, pretrain_data
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.curriculum import PHOTO_LEVELS, Listing
 from lavic.mini.drawing import draw
 from lavic.mini.pretrain import Pretrainer
-from lavic.mini.settings import PretrainSettings
+from lavic.mini.pretrain_settings import PretrainSettings
 from lavic.model.config import ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.visual_tokens import patch_tokens
 
 
 @pytest.fixture
-def photos(products: list[catalog.Product], listings: list[Listing]) -> list[lessons.Photo]:
+def photos(products: list[catalog.Product], listings: list[Listing]) -> list[pretrain_data.Photo]:
     """The photos of all that is listed."""
     wanted = {id for listing in listings for id in listing.ids}
     return [
-        lessons.Photo(p.id, draw(p.kind, p.colour, p.pattern, p.seed), p.title, p.description)
+        pretrain_data.Photo(p.id, draw(p.kind, p.colour, p.pattern, p.seed), p.title, p.description)
         for p in products
         if p.id in wanted
     ]
@@ -49,9 +49,9 @@ def begin(mini: Backbone, listings: list[Listing]) -> Begin:
 
 @pytest.mark.parametrize(("every", "lists"), [(1, 4), (2, 2), (3, 1)])
 def test_lists_with_photos_come_as_often_as_asked(
-    every: int, lists: int, begin: Begin, photos: list[lessons.Photo], monkeypatch: pytest.MonkeyPatch
+    every: int, lists: int, begin: Begin, photos: list[pretrain_data.Photo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = PretrainSettings(see_steps=4, batch=2, compare_from=0, compare_every=every)
+    chosen = PretrainSettings(see_steps=4, batch_size=2, compare_from=0, compare_every=every)
     pretrainer = begin(chosen)
     asked = []
 
@@ -59,20 +59,20 @@ def test_lists_with_photos_come_as_often_as_asked(
         asked.append(1)
         return torch.zeros(()), 0.0
 
-    monkeypatch.setattr(pretrainer, "_fetch_photos", fetch)
-    pretrainer.see(photos, [])
+    monkeypatch.setattr(pretrainer, "_photo_lookup_loss", fetch)
+    pretrainer.train_vision(photos, [])
     assert len(asked) == lists
 
 
-def test_photos_in_lists_are_drawn_towards_their_words(begin: Begin, photos: list[lessons.Photo]) -> None:
+def test_photos_in_lists_are_drawn_towards_their_words(begin: Begin, photos: list[pretrain_data.Photo]) -> None:
     """What the setting adds to the loss of the same lists falls while it is trained, and nothing is added without."""
     pretrainer = begin(PretrainSettings())
     by_id = {photo.id: photo for photo in photos}
 
     def loss(weight: float) -> torch.Tensor:
-        pretrainer.chosen = PretrainSettings(compare_align=weight)
+        pretrainer.settings = PretrainSettings(compare_align=weight)
         pretrainer.rng.seed(3)
-        return pretrainer._fetch_photos(PHOTO_LEVELS[0], pretrainer.listings, by_id)[0]
+        return pretrainer._photo_lookup_loss(PHOTO_LEVELS[0], pretrainer.listings, by_id)[0]
 
     def added() -> float:
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_photos_in_lists_are_drawn_towards_their_words(begin: Begin, photos: lis
     assert 0 < added() < before
 
 
-def test_cls_is_drawn_towards_titles_alone(begin: Begin, photos: list[lessons.Photo]) -> None:
+def test_cls_is_drawn_towards_titles_alone(begin: Begin, photos: list[pretrain_data.Photo]) -> None:
     """The loss falls in training, and neither projector nor language model learns anything from it."""
     pretrainer = begin(PretrainSettings(title_weight=1.0))
     head = pretrainer.title_head
@@ -98,8 +98,8 @@ def test_cls_is_drawn_towards_titles_alone(begin: Begin, photos: list[lessons.Ph
     learning = {name for name, p in pretrainer.model.named_parameters() if p.grad is not None}
     assert learning and all("vision_tower" in name for name in learning)
     before = pretrainer.title_loss(photos, head).item()
-    pretrainer.chosen = PretrainSettings(see_steps=20, batch=4, compare_from=99, title_weight=1.0)
-    pretrainer.see(photos, [])
+    pretrainer.settings = PretrainSettings(see_steps=20, batch_size=4, compare_from=99, title_weight=1.0)
+    pretrainer.train_vision(photos, [])
     assert pretrainer.title_loss(photos, head).item() < before - 0.1
 
 
@@ -108,23 +108,23 @@ def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
     as_items: bool,
     each: int,
     begin: Begin,
-    photos: list[lessons.Photo],
+    photos: list[pretrain_data.Photo],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As an item: one of each view, in the order of an item's views; else the whole view's patches and the newline."""
     pretrainer = begin(PretrainSettings(compare_as_items=as_items))
     shown = []
 
-    def fetch(lists: curriculum.Lists, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def fetch(lists: curriculum.LookupBatch, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
         shown.append((lists, tokens.unflatten(0, (-1, each))))
         return torch.zeros(()), 0.0
 
-    monkeypatch.setattr(pretrainer, "_fetch", fetch)
+    monkeypatch.setattr(pretrainer, "_lookup_loss", fetch)
     by_id = {photo.id: photo for photo in photos}
     with torch.no_grad():
-        pretrainer._fetch_photos(PHOTO_LEVELS[0], pretrainer.listings, by_id)
+        pretrainer._photo_lookup_loss(PHOTO_LEVELS[0], pretrainer.listings, by_id)
         lists, tokens = shown[0]
-        image = by_id[lists.photos[-1]].prepared(2 * pretrainer.geometry.size, None)
+        image = by_id[lists.photos[-1]].prepare(2 * pretrainer.geometry.size, None)
         patches = patch_tokens(pretrainer.model, torch.from_numpy(pretrainer.geometry.cut(image)))
     image_token = pretrainer.model.config.image_token_id
     assert (lists.batch.input_ids == image_token).sum() == each * len(lists.photos)
@@ -134,14 +134,14 @@ def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
 
 @pytest.mark.parametrize(("share", "as_items"), [(0.0, 0), (1.0, 4)])
 def test_descriptions_come_from_item_like_tokens_as_often_as_asked(
-    share: float, as_items: int, begin: Begin, photos: list[lessons.Photo], monkeypatch: pytest.MonkeyPatch
+    share: float, as_items: int, begin: Begin, photos: list[pretrain_data.Photo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = PretrainSettings(see_steps=4, batch=2, compare_from=9, describe_as_items=share)
+    chosen = PretrainSettings(see_steps=4, batch_size=2, compare_from=9, describe_as_items=share)
     pretrainer = begin(chosen)
     asked = []
     real = pretrainer._as_items
     monkeypatch.setattr(pretrainer, "_as_items", lambda images: asked.append(len(images)) or real(images))
-    pretrainer.see(photos, [])
+    pretrainer.train_vision(photos, [])
     assert asked == [2] * as_items
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lavic.mini.realshape.folder import write_folder
 from tests.realshape.stages import Lavic, as_words
-from tests.train.forked_ranks import Forge
+from tests.train.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +32,18 @@ def base(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lavic]:
     """Commands in forked ranks of one thread each."""
-    forge, folder = Forge(), tmp_path_factory.mktemp("logs")
+    fork_server, folder = ForkServer(), tmp_path_factory.mktemp("logs")
 
     def lavic(argv: Sequence[object], *, ranks: int) -> str:
         log = folder / f"{argv[0]}-{len(list(folder.iterdir()))}"
-        started = forge.start(as_words(argv), log, ranks=ranks)
-        codes = forge.wait(started)
+        started = fork_server.start(as_words(argv), log, ranks=ranks)
+        codes = fork_server.wait(started)
         said = "".join(rank.log.read_text() for rank in started)
         assert codes == [0] * ranks, said[-3000:]
         return said
 
     yield lavic
-    forge.close()
+    fork_server.close()
 
 
 @pytest.fixture(scope="session")

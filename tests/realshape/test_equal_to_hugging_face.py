@@ -26,7 +26,7 @@ from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens
 from lavic.recommend.ranker import MAX_NEW_TOKENS
 from lavic.shards.describe import complete_sentences
-from lavic.train.distillation.task import count_tokens
+from lavic.train.distillation.dataset import count_patch_tokens
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
 
@@ -103,7 +103,7 @@ def test_prompts_and_views_are_the_processor_s(run: Run, stock: HuggingFace) -> 
     encoder = Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), model.prompt)
     for item, photo in run.photos.images.items():
         asked = stock.describe(photo, run.photos.titles[item])
-        ids = encoder.prompt(encoder.describe(run.photos.titles[item], count_tokens(geometry, photo.size)))
+        ids = encoder.prompt(encoder.describe(run.photos.titles[item], count_patch_tokens(geometry, photo.size)))
         assert ids == asked["input_ids"][0].tolist()
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
         views = asked["pixel_values"][0][: geometry.count(photo.size)].numpy()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.train.mini_setup import Ground, make_ground
+from tests.train.assets import Assets, make_assets
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return make_ground(tmp_path_factory.mktemp("ground"))
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return make_assets(tmp_path_factory.mktemp("assets"))

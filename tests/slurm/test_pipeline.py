@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lavic.mini.catalog import CatalogueSize, write_catalogue
-from lavic.mini.serve import PhotoServer
+from lavic.mini.photo_server import PhotoServer
 from tests.slurm.slurm_jobs import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]

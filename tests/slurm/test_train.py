@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lavic.launch.cli_args import to_args
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Job, Slurm, wait_for
-from tests.train.mini_setup import Ground
+from tests.train.mini_setup import Assets
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 STEPS = 100
@@ -37,15 +37,15 @@ def settings(**more: str) -> dict[str, str]:
     }
 
 
-def training(ground: Ground, steps: int) -> dict[str, Any]:
+def training(assets: Assets, steps: int) -> dict[str, Any]:
     """Settings of a training that is short."""
     loop = {"steps": steps, "global_batch_size": 4, "lr": 0.01, "save_every": 5}
-    return {"model": {"name": str(ground.base)}, "loop": loop, "lora": {"r": 4}}
+    return {"model": {"name": str(assets.base)}, "loop": loop, "lora": {"r": 4}}
 
 
-def distill(ground: Ground, out: Path, steps: int) -> list[str]:
-    words = ["distill", "--shards", str(ground.photos), "--valid", str(ground.valid), "--out", str(out)]
-    return [*words, *to_args(training(ground, steps))]
+def distill(assets: Assets, out: Path, steps: int) -> list[str]:
+    words = ["distill", "--shards", str(assets.photos), "--valid", str(assets.valid), "--out", str(out)]
+    return [*words, *to_args(training(assets, steps))]
 
 
 def steps(out: Path) -> list[int]:
@@ -107,14 +107,14 @@ def manual() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a clone of ours, with small photos and settings in the place of the real ones."""
     folder = tmp_path_factory.mktemp("a site")
     (folder / "slurm").symlink_to(SCRIPTS)
     (folder / "shards").mkdir()
-    (folder / "shards" / "train").symlink_to(ground.photos)
-    (folder / "shards" / "valid").symlink_to(ground.valid)
-    (folder / "distill-7b-8gpu").write_text(yaml.safe_dump(training(ground, STEPS)))
+    (folder / "shards" / "train").symlink_to(assets.photos)
+    (folder / "shards" / "valid").symlink_to(assets.valid)
+    (folder / "distill-7b-8gpu").write_text(yaml.safe_dump(training(assets, STEPS)))
     return folder
 
 
@@ -145,11 +145,11 @@ def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) ->
 
 
 def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
-    slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path
+    slurm: Slurm, assets: Assets, whole: Path, tmp_path: Path
 ) -> None:
     """By its time limit, by `scontrol requeue`, and by a signal to its steps; queued again each time."""
     cut = tmp_path / "cut"
-    job = slurm.submit(SCRIPTS / "gpu.sbatch", *distill(ground, cut, STEPS), cwd=tmp_path, **settings())
+    job = slurm.submit(SCRIPTS / "gpu.sbatch", *distill(assets, cut, STEPS), cwd=tmp_path, **settings())
     held = frozen(job, cut)
     # SLURM itself warns the batch script, which asks for that three minutes before the end; it looks twice a minute.
     job.change(TimeLimit=3)
@@ -177,7 +177,7 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
     assert job.wait() == 0, job.log
     assert job.restarts == 3
     assert 5 <= reached[0] < reached[1] < reached[2] < STEPS
-    assert all(f"going on after step {step} of {STEPS}" in job.log for step in reached), (reached, job.log)
+    assert all(f"resuming after step {step} of {STEPS}" in job.log for step in reached), (reached, job.log)
     assert steps(cut) == list(range(1, STEPS + 1))
     assert adapter(cut) == adapter(whole)
     for start in range(4):
@@ -185,9 +185,9 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
         assert log and not set(log) - set(job.log.splitlines())
 
 
-def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground: Ground, tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, assets: Assets, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = distill(ground, out, 2000)
+    words = distill(assets, out, 2000)
     job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings())
     held = frozen(job, out)
     os.kill(held[1], signal.SIGKILL)
@@ -204,7 +204,7 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground
     stop = tmp_path / "stop"
     again = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
     held = frozen(again, out, done)
-    assert f"going on after step {done} of 2000" in again.log
+    assert f"resuming after step {done} of 2000" in again.log
     slurm.lose_node("n2")
     try:
         wait_for(lambda: again.restarts == 1 and again.state == "PENDING", 120, "SLURM to queue it again", every=0.3)
@@ -212,7 +212,7 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground
         # On fewer nodes, as docs/slurm.md has it.
         again.change(NumNodes=1, NumTasks=1, NumCPUs=64)
         again.start_now()
-        again.wait_until(f"going on after step {done} of 2000")
+        again.wait_until(f"resuming after step {done} of 2000")
         stop.touch()
         assert again.wait() == 75, again.log
         assert "1 ranks per node, 1 nodes" in again.log and "not requeued while" in again.log
@@ -224,9 +224,9 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, ground
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_wrong_input_is_said_and_nothing_is_requeued(
-    slurm: Slurm, ground: Ground, tmp_path: Path, launcher: str
+    slurm: Slurm, assets: Assets, tmp_path: Path, launcher: str
 ) -> None:
-    words = [*distill(ground, tmp_path / "run", 5), "--shards", "nowhere"]
+    words = [*distill(assets, tmp_path / "run", 5), "--shards", "nowhere"]
     job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
     assert job.wait() == 2, job.log
     assert "nowhere: no such folder of shards" in job.log
@@ -234,10 +234,10 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     assert job.restarts == 0
 
 
-def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, ground: Ground, whole: Path, tmp_path: Path) -> None:
+def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, assets: Assets, whole: Path, tmp_path: Path) -> None:
     """Without torchrun."""
     out = tmp_path / "run"
-    words = distill(ground, out, STEPS)
+    words = distill(assets, out, STEPS)
     job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
     assert job.wait() == 0, job.log
     assert adapter(out) == adapter(whole)

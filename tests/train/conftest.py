@@ -15,8 +15,8 @@ import pytest
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port
 from lavic.tracking.journal import read_journal
-from tests.train.forked_ranks import Forge
-from tests.train.mini_setup import Ground, make_ground
+from tests.train.assets import Assets, make_assets
+from tests.train.fork_server import ForkServer
 
 TOY = Path(__file__).with_name("toy.py")
 EXACT = ("loss", "grad_norm", "lr", "valid_loss")
@@ -47,12 +47,12 @@ class Ranks:
     """The processes of one run."""
 
     processes: list[subprocess.Popen[str]]
-    said: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
 
     def wait(self, timeout: float = 90) -> list[int]:
         """Exit codes, by rank."""
         try:
-            self.said = [process.communicate(timeout=timeout)[1] for process in self.processes]
+            self.stderr = [process.communicate(timeout=timeout)[1] for process in self.processes]
         finally:
             self.kill()
         return [process.returncode for process in self.processes]
@@ -110,12 +110,12 @@ def weights(folder: Path) -> dict[str, list]:
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return make_ground(tmp_path_factory.mktemp("ground"))
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return make_assets(tmp_path_factory.mktemp("assets"))
 
 
 @pytest.fixture(scope="session")
-def forge() -> Iterator[Forge]:
-    forge = Forge()
-    yield forge
-    forge.close()
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()

@@ -79,15 +79,15 @@ class PlainLavic:
     def losses(self, prompt: str, target: str, vectors: torch.Tensor | None) -> torch.Tensor:
         """-log p of each token of the target and of the end-of-sequence token behind it."""
         asked = self.tokenizer(prompt).input_ids
-        said = [*self.tokenizer(target, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        ids = torch.tensor([[*asked, *said]])
+        answer = [*self.tokenizer(target, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        ids = torch.tensor([[*asked, *answer]])
         embeds = self.model.get_input_embeddings()(ids)
         if vectors is not None:
             embeds = embeds.clone()
             embeds[ids == self.model.config.image_token_id] = vectors
         logits = self.model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits[0].double()
         logprobs = logits.log_softmax(-1)
-        return torch.stack([-logprobs[len(asked) + n - 1, token] for n, token in enumerate(said)])
+        return torch.stack([-logprobs[len(asked) + n - 1, token] for n, token in enumerate(answer)])
 
     # --- stage 1 --------------------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class PlainLavic:
             lines += f"{item}: {titles[item]} {self.image_token * len(vectors[-1])}\n"
         seeker = re.findall(r"<submission>(.*?)</submission>", context, re.DOTALL)
         comments = re.findall(r"<comment>(.*?)</comment>", context, re.DOTALL)
-        said = "".join(f"Seeker: {text}\n" for text in seeker) + "".join(f"Comment: {text}\n" for text in comments)
-        prompt = f"[INST] {said}Candidates:\n{lines}Which ID fits? [/INST]"
+        turns = "".join(f"Seeker: {text}\n" for text in seeker) + "".join(f"Comment: {text}\n" for text in comments)
+        prompt = f"[INST] {turns}Candidates:\n{lines}Which ID fits? [/INST]"
         return self.losses(prompt, target, torch.cat(vectors))
 
 
@@ -140,7 +140,7 @@ def read_photos(folder: Path) -> Iterator[tuple[str, str, str, Image.Image]]:
 
 
 def read_choices(file: Path, key: str, seed: int) -> list[tuple[str, list[str], str]]:
-    """(context, list, target) of each target of each row, as the documentation of `TuneData` says it.
+    """(context, list, target) of each target of each row, as the documentation of `TuneDataset` says it.
 
     Other targets leave the list; a target that it lacks takes the place of a candidate, drawn from seed and position.
     """

@@ -14,8 +14,8 @@ from lavic.distributed.context import DistributedContext
 from lavic.model.config import ModelSettings
 from lavic.model.loading import Backbone
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.task import DistillData
-from lavic.train.input.data_loader import Feed
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.input.data_loader import TrainDataLoader
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         note(name, words.folder / f"{name.strip('_')}.log")
     backbone = Backbone.load(ModelSettings(name=words.base))
     photos = ShardDataset(words.shards, cache=CacheSettings(folder=words.folder / "cache"))
-    data = DistillData(
+    data = DistillDataset(
         photos,
         backbone.geometry,
         backbone.encoder,
@@ -41,7 +41,9 @@ def main() -> None:
         table=words.folder / "x.lengths",
     )
     loop = LoopSettings(global_batch_size=8, micro_tokens=words.micro_tokens, num_workers=words.workers)
-    for _ in Feed(data, DistributedContext(rank=words.rank, size=words.size), loop).steps(0, len(photos) // 8):
+    for _ in TrainDataLoader(data, DistributedContext(rank=words.rank, size=words.size), loop).steps(
+        0, len(photos) // 8
+    ):
         pass
 
 

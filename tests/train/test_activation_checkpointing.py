@@ -12,26 +12,28 @@ from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.train.activation_checkpointing import arrange, layers
+from lavic.train.activation_checkpointing import configure_layers, transformer_layers
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 
-def build(ground: Ground, stage: int, loop: LoopSettings) -> tuple[nn.Module, object]:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base)))
+def build(assets: Assets, stage: int, loop: LoopSettings) -> tuple[nn.Module, object]:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base)))
     torch.manual_seed(0)
     model = add_adapter(backbone, "vision" if stage == 1 else "language", LoraSettings(r=2, dropout=0.3))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
-    arrange(model, loop)
+    configure_layers(model, loop)
     if stage == 1:
-        photos = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+        photos = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
         return DistillTask(model), photos.collate([photos[p] for p in range(3)])
-    rows = read_conversations(ground.rows)
-    lists = TuneData(rows, ItemStore.open(ground.store), backbone.encoder, candidates=KEY, max_length=400)
+    rows = read_conversations(assets.rows)
+    lists = TuneDataset(rows, ItemStore.open(assets.store), backbone.encoder, candidates=KEY, max_length=400)
     return TuneTask(model), lists.collate([lists[p] for p in range(3)])
 
 
@@ -39,11 +41,11 @@ def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.T
     """Losses, gradients, and the bytes kept for the way back."""
     kept: dict[int, int] = {}
     held = []  # or memory that is freed meanwhile is given out again, and counted once
-    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
             held.append(tensor)
         return tensor
@@ -58,9 +60,9 @@ def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.T
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_recomputing_changes_nothing_but_memory(ground: Ground, stage: int) -> None:
-    plain = run(*build(ground, stage, LoopSettings()))
-    again = run(*build(ground, stage, LoopSettings(activation_checkpointing=True)))
+def test_recomputing_changes_nothing_but_memory(assets: Assets, stage: int) -> None:
+    plain = run(*build(assets, stage, LoopSettings()))
+    again = run(*build(assets, stage, LoopSettings(activation_checkpointing=True)))
     assert torch.equal(plain[0], again[0])
     assert plain[1].keys() == again[1].keys()
     for name in plain[1]:
@@ -68,12 +70,14 @@ def test_recomputing_changes_nothing_but_memory(ground: Ground, stage: int) -> N
     assert again[2] < plain[2] / 3
 
 
-def test_every_layer_is_found(ground: Ground) -> None:
-    model = Backbone.load(ModelSettings(name=str(ground.base))).model
-    assert [type(layer).__name__ for layer in layers(model)] == ["CLIPEncoderLayer"] * 2 + ["MistralDecoderLayer"] * 2
+def test_every_layer_is_found(assets: Assets) -> None:
+    model = Backbone.load(ModelSettings(name=str(assets.base))).model
+    assert [type(layer).__name__ for layer in transformer_layers(model)] == ["CLIPEncoderLayer"] * 2 + [
+        "MistralDecoderLayer"
+    ] * 2
 
 
-def test_compiled_layers_learn_the_same(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_layers_learn_the_same(assets: Assets, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without generating code, which takes a compiler and a minute: what is traced is what would be compiled."""
     real = torch.compile
     traced = []
@@ -83,8 +87,8 @@ def test_compiled_layers_learn_the_same(ground: Ground, monkeypatch: pytest.Monk
         return real(module, **{**how, "backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", eager)
-    plain = run(*build(ground, 2, LoopSettings()))
-    compiled = run(*build(ground, 2, LoopSettings(compile=True)))
+    plain = run(*build(assets, 2, LoopSettings()))
+    compiled = run(*build(assets, 2, LoopSettings(compile=True)))
     assert len(traced) == 4
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
     for name in plain[1]:

@@ -31,18 +31,19 @@ from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 from lavic.recommend.ranker import RankedList, Ranker, Request
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.distillation.losses import distance, divergence, patch_means
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.recommendation.task import TuneData
-from lavic.train.trainer import take_step
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.losses import patch_distance, patch_means, top_k_divergence
+from lavic.train.distillation.task import DistillTask
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.train_step import train_step
+from tests.train.assets import KEY, Assets
 from tests.train.test_commands import ENV
 
 LORA = LoraSettings(r=2, dropout=0.0)
 
 
-def load(ground: Ground) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(ground.base)))
+def load(assets: Assets) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base)))
 
 
 def awakened(backbone: Backbone, kind: str) -> nn.Module:
@@ -54,13 +55,13 @@ def awakened(backbone: Backbone, kind: str) -> nn.Module:
     return model
 
 
-def photos(ground: Ground, backbone: Backbone, **how) -> DistillData:
-    return DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64, **how)
+def photos(assets: Assets, backbone: Backbone, **how) -> DistillDataset:
+    return DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64, **how)
 
 
-def lists(ground: Ground, backbone: Backbone, **how) -> TuneData:
-    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
-    return TuneData(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
+def lists(assets: Assets, backbone: Backbone, **how) -> TuneDataset:
+    rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
+    return TuneDataset(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
 
 
 # --- the teacher's probabilities ------------------------------------------------------------------------
@@ -74,27 +75,27 @@ def test_the_divergence_is_kullback_and_leibler_s(seed: int, size: int, top_k: i
     whole = functional.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none").sum(
         -1
     )
-    found = divergence(teacher, student, top_k)
+    found = top_k_divergence(teacher, student, top_k)
     assert (found >= -1e-5).all() and (found <= whole + 1e-4).all(), "to tell fewer tokens apart cannot add to it"
     if top_k >= size:
         torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(divergence(teacher, teacher, top_k), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(top_k_divergence(teacher, teacher, top_k), torch.zeros(5), atol=1e-5, rtol=0)
 
 
-def test_training_mixes_words_and_probabilities_and_validation_does_not(ground: Ground) -> None:
-    backbone = load(ground)
+def test_training_mixes_words_and_probabilities_and_validation_does_not(assets: Assets) -> None:
+    backbone = load(assets)
     model = awakened(backbone, "vision")
-    data = photos(ground, backbone, teach=True)
+    data = photos(assets, backbone, teach=True)
     batch = data.collate([data[n] for n in range(6)])
     plain = DistillTask(model)(batch)
     task = DistillTask(model, top_k=7, weight=0.25)
 
-    teacher = load(ground).model  # without any adapter
+    teacher = load(assets).model  # without any adapter
     seen = torch.cat(all_tokens(teacher, batch.views, batch.sizes, batch.grids))
-    theirs = target_logits(teacher, batch.whole, seen)
-    assert torch.equal(target_tokens(batch.whole), target_tokens(batch.text))
+    theirs = target_logits(teacher, batch.teacher_text, seen)
+    assert torch.equal(target_tokens(batch.teacher_text), target_tokens(batch.text))
     ours = target_logits(model, batch.text, project(model, cls_tokens(model, batch.views)))
-    expected = 0.75 * plain + 0.25 * divergence(theirs, ours, 7)
+    expected = 0.75 * plain + 0.25 * top_k_divergence(theirs, ours, 7)
     mixed = task.train()(batch)
     torch.testing.assert_close(mixed, expected)
     assert not torch.allclose(mixed, plain)
@@ -102,66 +103,66 @@ def test_training_mixes_words_and_probabilities_and_validation_does_not(ground: 
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
 
 
-def test_training_draws_tokens_towards_the_patches_of_their_views(ground: Ground) -> None:
+def test_training_draws_tokens_towards_the_patches_of_their_views(assets: Assets) -> None:
     """Also where the student sees fewer views than there are; validation stays the words' loss."""
-    backbone = load(ground)
+    backbone = load(assets)
     model = awakened(backbone, "vision")
-    data = photos(ground, backbone, nested=(1, 2, 5))
+    data = photos(assets, backbone, nested=(1, 2, 5))
     batch = data.collate([data[n] for n in range(8)])
-    assert len({*batch.shown}) > 1 and len({*batch.targets}) > 1
+    assert len({*batch.views_shown}) > 1 and len({*batch.targets}) > 1
     plain = DistillTask(model)(batch)
     task = DistillTask(model, patches=0.3)
 
-    teacher, llava = load(ground).model, model.base_model.model.model
-    seen = torch.cat([views[:n] for views, n in zip(batch.views.split(5), batch.shown, strict=True)])
+    teacher, llava = load(assets).model, model.base_model.model.model
+    seen = torch.cat([views[:n] for views, n in zip(batch.views.split(5), batch.views_shown, strict=True)])
     layers = teacher.model.vision_tower(seen, output_hidden_states=True).hidden_states
     patches = teacher.model.multi_modal_projector(layers[teacher.config.vision_feature_layer][:, 1:]).mean(1)
     torch.testing.assert_close(patch_means(model, seen), patches)
     tokens = llava.multi_modal_projector(cls_tokens(model, seen))
     expected, view, target = plain.clone(), 0, 0
-    for shown, targets in zip(batch.shown, batch.targets, strict=True):
+    for shown, targets in zip(batch.views_shown, batch.targets, strict=True):
         ours, theirs = tokens[view : view + shown], patches[view : view + shown]
         off = (ours - theirs).square().mean(1) / theirs.square().mean(1)  # whatever stands beside it
         expected[target : target + targets] += 0.3 * off.mean()
         view, target = view + shown, target + targets
     torch.testing.assert_close(task.train()(batch), expected)
     torch.testing.assert_close(task.eval()(batch), plain)
-    assert distance(patches, patches).abs().max() == 0
+    assert patch_distance(patches, patches).abs().max() == 0
 
     loop = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-2)
-    before = distance(patches, tokens).mean().item()
+    before = patch_distance(patches, tokens).mean().item()
     for _ in range(10):
         loop.zero_grad()
         task.train()(batch).mean().backward()
         loop.step()
     with torch.no_grad():
-        after = distance(patches, project(model, cls_tokens(model, seen))).mean().item()
+        after = patch_distance(patches, project(model, cls_tokens(model, seen))).mean().item()
     assert after < before
 
 
 def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(
-    ground: Ground, world: DistributedContext
+    assets: Assets, world: DistributedContext
 ) -> None:
     """Against AdamW on the same task; PEFT sets the adapter's weights aside and back in every step."""
     ends = []
     for deepspeed in (True, False):
-        backbone = load(ground)
+        backbone = load(assets)
         model = awakened(backbone, "vision")
-        data, task = photos(ground, backbone, teach=True), DistillTask(model, top_k=5, weight=0.5)
+        data, task = photos(assets, backbone, teach=True), DistillTask(model, top_k=5, weight=0.5)
         loop = LoopSettings(global_batch_size=4, micro_batch=2, max_grad_norm=0.0)
         engine = Engine(task, world, loop) if deepspeed else None
         adam = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
         for step in range(3):
             micros = [data.collate([data[n] for n in (at, at + 1)]) for at in (4 * step, 4 * step + 2)]
             if engine:
-                take_step(engine, micros, 1e-3, world)
+                train_step(engine, micros, 1e-3, world)
             else:
                 adam.zero_grad()
                 losses = torch.cat([task.train()(micro) for micro in micros])
                 losses.mean().backward()
                 adam.step()
         if engine:
-            engine.state()
+            engine.state_dict()
             engine.close()
         ends.append({name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad})
     for name, weight in ends[0].items():
@@ -171,27 +172,27 @@ def test_leaving_the_adapter_out_for_a_moment_does_not_disturb_the_engine(
 # --- fewer tokens per item ------------------------------------------------------------------------------
 
 
-def test_nested_photos_are_shown_by_their_first_views(ground: Ground) -> None:
-    backbone = load(ground)
-    data = photos(ground, backbone, nested=(1, 2, 5), seed=3)
+def test_nested_photos_are_shown_by_their_first_views(assets: Assets) -> None:
+    backbone = load(assets)
+    data = photos(assets, backbone, nested=(1, 2, 5), seed=3)
     samples = [data[n] for n in range(12)]
-    assert {sample.shown for sample in samples} == {1, 2, 5}
-    assert [data[n].shown for n in range(12)] == [sample.shown for sample in samples], "drawn by position"
+    assert {sample.views_shown for sample in samples} == {1, 2, 5}
+    assert [data[n].views_shown for n in range(12)] == [sample.views_shown for sample in samples], "drawn by position"
     for sample in samples:
-        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == sample.shown
+        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == sample.views_shown
         assert len(sample.views) == 5
     with torch.no_grad():
         together = DistillTask(backbone.model)(data.collate(samples))
         alone = []
         for sample in samples:
-            vectors = project(backbone.model, cls_tokens(backbone.model, sample.views[: sample.shown]))
+            vectors = project(backbone.model, cls_tokens(backbone.model, sample.views[: sample.views_shown]))
             alone.append(token_losses(backbone.model, collate([sample.example], 0), vectors))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
-def test_lists_show_the_first_tokens_of_each_item(ground: Ground) -> None:
-    backbone = load(ground)
-    data = lists(ground, backbone, tokens_per_item=(1, 2))
+def test_lists_show_the_first_tokens_of_each_item(assets: Assets) -> None:
+    backbone = load(assets)
+    data = lists(assets, backbone, tokens_per_item=(1, 2))
     counts = set()
     for position in range(16):
         sample = data[position]
@@ -206,20 +207,20 @@ def test_lists_show_the_first_tokens_of_each_item(ground: Ground) -> None:
 
 
 @pytest.fixture
-def bundle(ground: Ground, tmp_path: Path) -> Path:
+def bundle(assets: Assets, tmp_path: Path) -> Path:
     """Tuned on two tokens of each item, with "none of these"."""
-    backbone = load(ground)
+    backbone = load(assets)
     language = awakened(backbone, "language")
-    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=language, tokens_per_item=2, none=True)
+    save_bundle(tmp_path / "bundle", backbone, vision=assets.vision, language=language, tokens_per_item=2, none=True)
     return tmp_path / "bundle"
 
 
 @pytest.mark.parametrize("tokens", [None, 1, 5])
-def test_ranking_is_by_likelihood_with_any_number_of_tokens(ground: Ground, bundle: Path, tokens: int | None) -> None:
-    loaded, store = Bundle.load(bundle), ItemStore.open(ground.store)
+def test_ranking_is_by_likelihood_with_any_number_of_tokens(assets: Assets, bundle: Path, tokens: int | None) -> None:
+    loaded, store = Bundle.load(bundle), ItemStore.open(assets.store)
     assert loaded.info.tokens_per_item == 2 and loaded.info.none
     encoder, model = loaded.backbone.encoder, loaded.backbone.model
-    rows = read_conversations(ground.rows)[:5]
+    rows = read_conversations(assets.rows)[:5]
     ranker = Ranker(loaded, store, tokens_per_item=tokens)
     asked = [Request(conversation=row, candidates=row.candidates[KEY]) for row in rows]
     for row, ranking in zip(rows, ranker.rank(asked), strict=True):
@@ -243,10 +244,10 @@ def test_ranking_is_by_likelihood_with_any_number_of_tokens(ground: Ground, bund
 # --- none of these --------------------------------------------------------------------------------------
 
 
-def test_some_lists_lack_their_target_and_are_as_long_as_the_others(ground: Ground) -> None:
-    backbone = load(ground)
+def test_some_lists_lack_their_target_and_are_as_long_as_the_others(assets: Assets) -> None:
+    backbone = load(assets)
     words = backbone.encoder.tokenizer
-    plain, data = lists(ground, backbone), lists(ground, backbone, none_share=0.4, seed=1)
+    plain, data = lists(assets, backbone), lists(assets, backbone, none_share=0.4, seed=1)
     none = backbone.encoder.target(NONE)
     count, absent = 300, 0
     for position in range(count):
@@ -273,11 +274,11 @@ def ranking(none: float, *probabilities: float) -> RankedList:
     return RankedList(ids=tuple("abc"), probabilities=probabilities, none=none)
 
 
-def test_none_is_judged_by_lists_with_and_without_a_target(ground: Ground, tmp_path: Path) -> None:
-    ids = list(ground.ids[:4])
+def test_none_is_judged_by_lists_with_and_without_a_target(assets: Assets, tmp_path: Path) -> None:
+    ids = list(assets.ids[:4])
     rows = [{"context": "x", "gt_items": [ids[3 * (n < 2)]], KEY: ids[:3]} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    test_set = TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[ItemStore.open(ground.store)])
+    test_set = TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[ItemStore.open(assets.store)])
     metrics = none_of_these_metrics(
         test_set,
         [
@@ -301,31 +302,31 @@ def test_none_is_judged_by_lists_with_and_without_a_target(ground: Ground, tmp_p
 
 
 @pytest.mark.dist
-def test_all_of_it_through_the_commands(ground: Ground, tmp_path: Path) -> None:
+def test_all_of_it_through_the_commands(assets: Assets, tmp_path: Path) -> None:
     def lavic(*argv: str | Path) -> str:
         words = [sys.executable, "-m", "lavic", *map(str, argv)]
         done = subprocess.run(words, env=ENV, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    base = ("--model.name", ground.base)
+    base = ("--model.name", assets.base)
     loop = (*base, "--loop.steps", "4", "--loop.global-batch-size", "8", "--loop.lr", "0.01", "--lora.r", "4")
-    sets = ("--shards", ground.photos, "--valid", ground.valid)
+    sets = ("--shards", assets.photos, "--valid", assets.valid)
     beyond = ("--teacher-top-k", "8", "--teacher-patches", "0.5", "--nested", "1", "2", "5")
     lavic("distill", *sets, *loop, *beyond, "--out", tmp_path / "distill", "--nproc", "2")
     captions = json.loads((tmp_path / "distill" / "captions.json").read_text())
     assert captions.keys() == {"full", "cls_before", "cls_after", *(f"cls_after_{n}" for n in (1, 2, 5))}
     assert captions["cls_after_5"] == captions["cls_after"]
     store = ("--store", tmp_path / "store")
-    lavic("embed", *base, "--shards", ground.photos, "--adapter", tmp_path / "distill", "--out", tmp_path / "store")
-    rows = ("--train", ground.rows, "--valid", ground.rows, "--max-length", "400")
+    lavic("embed", *base, "--shards", assets.photos, "--adapter", tmp_path / "distill", "--out", tmp_path / "store")
+    rows = ("--train", assets.rows, "--valid", assets.rows, "--max-length", "400")
     beyond = ("--tokens-per-item", "1", "2", "--none-share", "0.3")
     lavic("tune", *store, *rows, *loop, *beyond, "--out", tmp_path / "tune")
     info = BundleInfo.read(tmp_path / "tune" / "bundle")
     assert (info.tokens_per_item, info.none) == (2, True)
     tested = ("--bundle", tmp_path / "tune" / "bundle", *store)
-    lavic("evaluate", *tested, "--test", ground.rows, "--tokens-per-item", "1", "--out", tmp_path / "evaluation")
+    lavic("evaluate", *tested, "--test", assets.rows, "--tokens-per-item", "1", "--out", tmp_path / "evaluation")
     (only,) = json.loads((tmp_path / "evaluation" / "results.json").read_text())["sets"].values()
     assert only["none"]["lavic"]["lists_with"] + only["none"]["lavic"]["lists_without"] == 24
-    said = lavic("recommend", *tested, "--conversation", ground.rows, "--tokens-per-item", "1")
+    said = lavic("recommend", *tested, "--conversation", assets.rows, "--tokens-per-item", "1")
     assert said.count("none of these") == 24

@@ -17,15 +17,15 @@ from lavic.model.bundle import FILE, Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import project
 from lavic.tracking.journal import read_journal
-from lavic.train.recommendation.task import TuneData
+from lavic.train.recommendation.dataset import TuneDataset
 from tests.model.chat_bases import KINDS, make_base
-from tests.train.forked_ranks import Forge
-from tests.train.mini_setup import KEY, Ground
+from tests.train.assets import KEY, Assets
+from tests.train.fork_server import ForkServer
 
 
-def run(forge: Forge, log: Path, *argv: object, code: int = 0) -> str:
-    ranks = forge.start([str(word) for word in argv], log)
-    codes, said = forge.wait(ranks), ranks[0].log.read_text()
+def run(fork_server: ForkServer, log: Path, *argv: object, code: int = 0) -> str:
+    ranks = fork_server.start([str(word) for word in argv], log)
+    codes, said = fork_server.wait(ranks), ranks[0].log.read_text()
     ranks[0].log.unlink()
     assert codes == [code], said[-3000:]
     return said
@@ -33,41 +33,43 @@ def run(forge: Forge, log: Path, *argv: object, code: int = 0) -> str:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", ["vicuna", "llama3"])
-def test_stages_speak_the_base_s_own_template(ground: Ground, tmp_path: Path, forge: Forge, name: str) -> None:
+def test_stages_speak_the_base_s_own_template(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer, name: str
+) -> None:
     """The base has no template: one is given in training, and its bundle knows it from then on."""
     base, log, template = make_base(tmp_path / "base", name, template=False), tmp_path / "log", tmp_path / "chat.jinja"
-    shutil.copytree(ground.valid, tmp_path / "photos")
+    shutil.copytree(assets.valid, tmp_path / "photos")
     model = ["--model.name", base]
     describe = ["describe", "--shards", tmp_path / "photos", "--max-new-tokens", 4]
-    said = run(forge, log, *describe, *model, code=2)
+    said = run(fork_server, log, *describe, *model, code=2)
     assert said.count("\n") == 1 and "--model.chat-template FILE" in said
     template.write_text(KINDS[name].template)
     model += ["--model.chat-template", template]
-    run(forge, log, *describe, *model)
+    run(fork_server, log, *describe, *model)
     (shard,) = (tmp_path / "photos").glob("*.tar")
     assert descriptions_path(shard).is_file()
     (row,) = described_by(shard)
 
     loop = ["--loop.steps", 2, "--loop.global-batch-size", 8, "--loop.lr", 0.01]
-    sets = ["--shards", ground.photos, "--valid", ground.valid, "--out", tmp_path / "distill"]
-    run(forge, log, "distill", *sets, *model, *loop)
+    sets = ["--shards", assets.photos, "--valid", assets.valid, "--out", tmp_path / "distill"]
+    run(fork_server, log, "distill", *sets, *model, *loop)
     made = ["--adapter", tmp_path / "distill", "--out", tmp_path / "store"]
-    run(forge, log, "embed", "--shards", ground.photos, *made, *model)
+    run(fork_server, log, "embed", "--shards", assets.photos, *made, *model)
     store = ["--store", tmp_path / "store"]
-    sets = ["--train", ground.rows, "--valid", ground.rows, "--max-length", 1000, "--out", tmp_path / "tune"]
-    run(forge, log, "tune", *store, *sets, *model, *loop)
+    sets = ["--train", assets.rows, "--valid", assets.rows, "--max-length", 1000, "--out", tmp_path / "tune"]
+    run(fork_server, log, "tune", *store, *sets, *model, *loop)
 
     bundle = tmp_path / "tune" / "bundle"
     info = BundleInfo.read(bundle)
     assert info.prompt_version == row["prompt"] == ItemStore.open(tmp_path / "store").manifest.prompt_version
     assert info.prompt_version not in ("1", "1-lavic")
-    check_loss(ground, tmp_path)
+    check_loss(assets, tmp_path)
     template.unlink()  # the bundle needs it no longer
-    ask = ["recommend", "--bundle", bundle, *store, "--conversation", ground.rows, "--json"]
-    ranked = [json.loads(line) for line in run(forge, log, *ask).splitlines() if line.startswith("{")]
+    ask = ["recommend", "--bundle", bundle, *store, "--conversation", assets.rows, "--json"]
+    ranked = [json.loads(line) for line in run(fork_server, log, *ask).splitlines() if line.startswith("{")]
     assert len(ranked) == 24 and all(row["ranking"] for row in ranked)
     out = ["--out", tmp_path / "evaluation", "--arms", "lavic"]
-    run(forge, log, "evaluate", "--bundle", bundle, *store, "--test", ground.rows, *out)
+    run(fork_server, log, "evaluate", "--bundle", bundle, *store, "--test", assets.rows, *out)
 
     text = json.loads((bundle / FILE).read_text())
     (bundle / FILE).write_text(json.dumps({**text, "chat": {**text["chat"], "prefix": "HUMAN: "}}))
@@ -75,12 +77,12 @@ def test_stages_speak_the_base_s_own_template(ground: Ground, tmp_path: Path, fo
         BundleInfo.read(bundle)
 
 
-def check_loss(ground: Ground, folder: Path) -> None:
+def check_loss(assets: Assets, folder: Path) -> None:
     """The last validation loss against the stock forward pass over prompts that `apply_chat_template` makes."""
     bundle = Bundle.load(folder / "tune" / "bundle")
     model, tokenizer = bundle.backbone.model, bundle.backbone.tokenizer
-    store, rows = ItemStore.open(folder / "store"), read_conversations(ground.rows)
-    data = TuneData(rows, store, bundle.backbone.encoder, candidates=KEY, max_length=1000)
+    store, rows = ItemStore.open(folder / "store"), read_conversations(assets.rows)
+    data = TuneDataset(rows, store, bundle.backbone.encoder, candidates=KEY, max_length=1000)
     template, losses = (folder / "chat.jinja").read_text(), []
     for position in range(len(data)):
         row, target, listed, _ = data._at(position)

@@ -1,4 +1,4 @@
-"""Checkpoints that were cut off, altered or belong elsewhere."""
+"""Checkpoints that are cut off, altered or of another run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
-from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, Checkpoints, Progress, torn
+from lavic.train.checkpoint import COMPLETE, PROGRESS, STATE, CheckpointManager, TrainState, find_damage
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
@@ -26,12 +26,14 @@ def engine(world: DistributedContext) -> Engine:
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path, engine: Engine) -> Checkpoints:
+def checkpoints(tmp_path: Path, engine: Engine) -> CheckpointManager:
     """Steps 1 and 2, with weights of all ones and of all twos."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", DistributedContext(), identity={"base model": "a"})
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", DistributedContext(), identity={"base model": "a"})
     for step in (1, 2):
-        engine.load({name: torch.full_like(tensor, step) for name, tensor in engine.state().items()}, steps=step)
-        checkpoints.save(engine, Progress(step=step, samples=8 * step, best_step=step, best_loss=0.5, validated=step))
+        engine.load_state_dict(
+            {name: torch.full_like(tensor, step) for name, tensor in engine.state_dict().items()}, steps=step
+        )
+        checkpoints.save(engine, TrainState(step=step, samples=8 * step, best_step=step, best_loss=0.5, validated=step))
     return checkpoints
 
 
@@ -39,14 +41,14 @@ def holds(engine: Engine, value: float) -> bool:
     return all((p == value).all() for p in engine.parameters.values())
 
 
-def test_the_newest_is_loaded(checkpoints: Checkpoints, engine: Engine) -> None:
+def test_the_newest_is_loaded(checkpoints: CheckpointManager, engine: Engine) -> None:
     progress = checkpoints.load(engine)
-    assert progress == Progress(step=2, samples=16, best_step=2, best_loss=0.5, validated=2)
+    assert progress == TrainState(step=2, samples=16, best_step=2, best_loss=0.5, validated=2)
     assert holds(engine, 2)
 
 
 def test_nothing_there_is_a_fresh_start(tmp_path: Path, engine: Engine) -> None:
-    assert Checkpoints(tmp_path / "none", DistributedContext()).load(engine) is None
+    assert CheckpointManager(tmp_path / "none", DistributedContext()).load(engine) is None
 
 
 def cut(folder: Path, name: str) -> None:
@@ -62,51 +64,51 @@ def flip(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [STATE, PROGRESS, COMPLETE])
 @pytest.mark.parametrize("harm", [cut, flip, lambda folder, name: (folder / name).unlink()])
-def test_a_torn_one_is_passed_over(checkpoints: Checkpoints, engine: Engine, name: str, harm) -> None:
+def test_a_torn_one_is_passed_over(checkpoints: CheckpointManager, engine: Engine, name: str, harm) -> None:
     newest = checkpoints.folder / "step-000002"
-    assert not torn(newest)
+    assert not find_damage(newest)
     if (name, harm) == (COMPLETE, flip):
         (newest / COMPLETE).write_text("[]")  # its last byte is a line end, which says nothing
     else:
         harm(newest, name)
-    assert torn(newest)
+    assert find_damage(newest)
     progress = checkpoints.load(engine)
     assert progress is not None and progress.step == 1
     assert holds(engine, 1)
 
 
-def test_what_a_killed_writer_left_is_neither_read_nor_kept(checkpoints: Checkpoints, engine: Engine) -> None:
+def test_what_a_killed_writer_left_is_neither_read_nor_kept(checkpoints: CheckpointManager, engine: Engine) -> None:
     shutil.copytree(checkpoints.folder / "step-000002", checkpoints.folder / ".step-000003.0123.part")
     assert checkpoints.latest() == checkpoints.folder / "step-000002"
-    checkpoints.save(engine, Progress(step=3, samples=24))
+    checkpoints.save(engine, TrainState(step=3, samples=24))
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000002", "step-000003"]
 
 
-def test_a_torn_one_beyond_the_newest_goes(checkpoints: Checkpoints, engine: Engine) -> None:
+def test_a_torn_one_beyond_the_newest_goes(checkpoints: CheckpointManager, engine: Engine) -> None:
     cut(checkpoints.folder / "step-000002", STATE)
-    checkpoints.save(engine, Progress(step=1, samples=8))
+    checkpoints.save(engine, TrainState(step=1, samples=8))
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000001"]
 
 
-def test_one_of_another_model_is_refused(checkpoints: Checkpoints, engine: Engine) -> None:
-    other = Checkpoints(checkpoints.folder, DistributedContext(), identity={"base model": "b"})
+def test_one_of_another_model_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
+    other = CheckpointManager(checkpoints.folder, DistributedContext(), identity={"base model": "b"})
     with pytest.raises(ConfigError, match=r"step-000002 belongs to another base model \(a, here b\)"):
         other.load(engine)
 
 
-def test_one_of_another_format_is_refused(checkpoints: Checkpoints, engine: Engine) -> None:
+def test_one_of_another_format_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
     import lavic.train.checkpoint as module
 
     folder = checkpoints.folder / "step-000002"
     record = json.loads((folder / PROGRESS).read_text())
     (folder / PROGRESS).write_text(json.dumps({**record, "format": 0}))
-    seals = json.loads((folder / COMPLETE).read_text())
-    (folder / COMPLETE).write_text(json.dumps({**seals, PROGRESS: module._seal(folder / PROGRESS)}))
+    checksums = json.loads((folder / COMPLETE).read_text())
+    (folder / COMPLETE).write_text(json.dumps({**checksums, PROGRESS: module._checksum(folder / PROGRESS)}))
     with pytest.raises(ConfigError, match="format 0"):
         checkpoints.load(engine)
 
 
-def test_frozen_weights_are_not_in_it(checkpoints: Checkpoints, engine: Engine) -> None:
+def test_frozen_weights_are_not_in_it(checkpoints: CheckpointManager, engine: Engine) -> None:
     trained = sum(p.numel() for p in engine.parameters.values())
     size = (checkpoints.folder / "step-000002" / STATE).stat().st_size
     assert 12 * trained < size < 12 * trained + 4000

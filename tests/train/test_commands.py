@@ -20,16 +20,26 @@ from lavic.distributed.context import DistributedContext
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.tracking.journal import read_events, read_journal
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
+def words(command: str, assets: Assets, out: Path, *more: str) -> list[str]:
     inputs = {
-        "distill": ["--shards", ground.photos, "--valid", ground.valid],
-        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
+        "distill": ["--shards", assets.photos, "--valid", assets.valid],
+        "tune": [
+            "--store",
+            assets.store,
+            "--train",
+            assets.rows,
+            "--valid",
+            assets.rows,
+            "--max-length",
+            "400",
+        ],
     }[command]
     loop = [
         "--loop.steps",
@@ -43,7 +53,7 @@ def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
         "--lora.r",
         "4",
     ]
-    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *loop, *more]
+    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *loop, *more]
 
 
 def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -51,9 +61,9 @@ def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.dist
-def test_distill_in_two_processes(ground: Ground, tmp_path: Path) -> None:
+def test_distill_in_two_processes(assets: Assets, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    argv = words("distill", ground, out, "--nproc", "2")
+    argv = words("distill", assets, out, "--nproc", "2")
     run = lavic(*argv)
     assert run.returncode == 0, run.stderr
     captions = json.loads((out / "captions.json").read_text())
@@ -71,45 +81,45 @@ def test_distill_in_two_processes(ground: Ground, tmp_path: Path) -> None:
     assert "done before" in again.stdout
     assert read_journal(out / "metrics.jsonl") == rows
 
-    other = lavic(*words("distill", ground, out, "--loop.seed", "5"))
+    other = lavic(*words("distill", assets, out, "--loop.seed", "5"))
     assert other.returncode == 2
     assert "loop.seed was 0, is 5" in other.stderr
     assert "Traceback" not in other.stderr
 
 
 @pytest.mark.dist
-def test_tune_stopped_by_a_signal_goes_on_to_the_same_end(ground: Ground, tmp_path: Path) -> None:
+def test_tune_stopped_by_a_signal_goes_on_to_the_same_end(assets: Assets, tmp_path: Path) -> None:
     """The launcher gets SIGTERM, as from `timeout` or a scheduler; its two ranks save and leave with 75."""
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    argv = words("tune", ground, cut, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle")
+    cut, uncut = tmp_path / "cut", tmp_path / "whole"
+    argv = words("tune", assets, cut, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle")
     process = subprocess.Popen([sys.executable, "-m", "lavic", *argv], env=ENV, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (cut / "checkpoints/step-000002").exists() and time.monotonic() < until and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, said
-    assert "run the same command again" in said
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, message
+    assert "run the same command again" in message
     assert not (cut / "result.json").exists()
     assert lavic(*argv).returncode == 0
-    assert lavic(*[str(whole) if word == str(cut) else word for word in argv]).returncode == 0
+    assert lavic(*[str(uncut) if word == str(cut) else word for word in argv]).returncode == 0
 
     def curve(folder: Path) -> list[tuple]:
         rows = read_journal(folder / "metrics.jsonl")
         return [(row["step"], row.get("loss"), row.get("grad_norm"), row.get("valid_loss")) for row in rows]
 
-    assert curve(cut) == curve(whole)
+    assert curve(cut) == curve(uncut)
     assert [event["status"] for event in read_events(cut / "metrics.jsonl", "end")] == ["KILLED", "FINISHED"]
-    check_bundle(ground, whole)
+    check_bundle(assets, uncut)
 
 
-def check_bundle(ground: Ground, run: Path) -> None:
+def check_bundle(assets: Assets, run: Path) -> None:
     """The loaded bundle gives the validation loss that training saw: nothing of the adapters was lost."""
     bundle = Bundle.load(run / "bundle")
     assert bundle.info.vision_adapter and bundle.info.language_adapter
-    data = TuneData(
-        read_conversations(ground.rows),
-        ItemStore.open(ground.store),
+    data = TuneDataset(
+        read_conversations(assets.rows),
+        ItemStore.open(assets.store),
         bundle.backbone.encoder,
         candidates=KEY,
         max_length=400,
@@ -121,7 +131,7 @@ def check_bundle(ground: Ground, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (["--loop.lrr", "1"], "loop.lr"),
         (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -132,40 +142,40 @@ def check_bundle(ground: Ground, run: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(
-    ground: Ground,
+    assets: Assets,
     tmp_path: Path,
     change: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     world: DistributedContext,
 ) -> None:
-    assert main(words("tune", ground, tmp_path / "run", *change)) == 2
+    assert main(words("tune", assets, tmp_path / "run", *change)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lavic tune: error: ")
-    assert said in error
+    assert message in error
 
 
 def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
-    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    assets: Assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "other"
-    shutil.copytree(ground.base, base)
+    shutil.copytree(assets.base, base)
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    assert main(words("tune", ground, tmp_path / "run", "--model.name", str(base))) == 2
+    assert main(words("tune", assets, tmp_path / "run", "--model.name", str(base))) == 2
     assert "an item store of another base model" in capsys.readouterr().err
 
 
 def test_items_without_a_photo_are_named_or_left_out(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENV, "MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
-    rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
+    rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     rows[0][KEY][-1] = "GONE000001"
     rows[1]["gt_items"] = ["GONE000002"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = words("tune", ground, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
+    argv = words("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
     refused = lavic(*argv)
     assert refused.returncode == 2
     assert "GONE000001" in refused.stderr
@@ -200,9 +210,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.dist
-def test_a_bundle_that_is_spoilt_while_it_is_written_ends_the_run(ground: Ground, tmp_path: Path) -> None:
+def test_a_bundle_that_is_spoilt_while_it_is_written_ends_the_run(assets: Assets, tmp_path: Path) -> None:
     """That the guards find it is tested by itself: here, that the command asks them."""
-    argv = [sys.executable, "-c", SPOILING, *words("tune", ground, tmp_path / "run")]
+    argv = [sys.executable, "-c", SPOILING, *words("tune", assets, tmp_path / "run")]
     run = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=240)
     assert run.returncode == 1
     assert "bundle" in run.stderr.strip().splitlines()[-1]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
-from lavic.train.input.data_loader import Feed
+from lavic.train.input.data_loader import TrainDataLoader
 from tests.train.toy import ToyData
 
 
 def keys(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]]:
     """The keys of each step, over all ranks."""
-    feeds = [Feed(ToyData(40, 1), DistributedContext(rank=rank, size=size), loop) for rank in range(size)]
+    feeds = [TrainDataLoader(ToyData(40, 1), DistributedContext(rank=rank, size=size), loop) for rank in range(size)]
     steps = [list(feed.steps(first, last)) for feed in feeds]
     for step in range(last - first):
         assert len({len(rank[step]) for rank in steps}) == 1, "ranks must not wait"
@@ -42,16 +42,18 @@ def test_worker_processes_change_nothing() -> None:
     here, there = (
         LoopSettings(global_batch_size=8, micro_batch=3, micro_tokens=20, num_workers=workers) for workers in (0, 2)
     )
-    left, right = (list(Feed(ToyData(40, 1), DistributedContext(), loop).steps(5, 9)) for loop in (here, there))
+    left, right = (
+        list(TrainDataLoader(ToyData(40, 1), DistributedContext(), loop).steps(5, 9)) for loop in (here, there)
+    )
     for a, b in zip(left, right, strict=True):
         assert [m.keys for m in a] == [m.keys for m in b]
         assert all((x.inputs == y.inputs).all() for x, y in zip(a, b, strict=True))
 
 
 def test_like_lengths_share_a_micro_batch() -> None:
-    (micros,) = Feed(ToyData(40, 1), DistributedContext(), LoopSettings(global_batch_size=12, micro_batch=4)).steps(
-        0, 1
-    )
+    (micros,) = TrainDataLoader(
+        ToyData(40, 1), DistributedContext(), LoopSettings(global_batch_size=12, micro_batch=4)
+    ).steps(0, 1)
     lengths = [n for micro in micros for n in micro.targets]
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 3
@@ -61,7 +63,7 @@ def test_a_budget_of_tokens_is_kept_by_every_micro_batch() -> None:
     data = ToyData(40, 1)
     loop = LoopSettings(global_batch_size=12, micro_tokens=21)
     for rank in range(2):
-        for micros in Feed(data, DistributedContext(rank=rank, size=2), loop).steps(0, 5):
+        for micros in TrainDataLoader(data, DistributedContext(rank=rank, size=2), loop).steps(0, 5):
             assert len(micros) > 1
             for micro in micros:
                 assert len(micro.keys) * (max(micro.targets) + data.overhead) <= 21
@@ -69,6 +71,6 @@ def test_a_budget_of_tokens_is_kept_by_every_micro_batch() -> None:
 
 def test_nothing_to_train_on_and_unequal_shares_are_refused() -> None:
     with pytest.raises(ConfigError, match="training set is empty"):
-        Feed(ToyData(0, 1), DistributedContext(), LoopSettings())
+        TrainDataLoader(ToyData(0, 1), DistributedContext(), LoopSettings())
     with pytest.raises(ConfigError, match=r"--loop.global-batch-size 9 cannot be shared by 2 processes"):
-        Feed(ToyData(5, 1), DistributedContext(size=2), LoopSettings(global_batch_size=9))
+        TrainDataLoader(ToyData(5, 1), DistributedContext(size=2), LoopSettings(global_batch_size=9))

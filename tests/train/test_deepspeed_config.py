@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import ConfigError
-from lavic.train.deepspeed.config import BUCKET, Zero2, read_json, zero2_config
+from lavic.train.deepspeed.config import BUCKET_SIZE, Zero2Footprint, read_deepspeed_config, zero2_config
 
 
 def test_the_configuration_is_zero_2_without_surprises() -> None:
@@ -33,7 +33,7 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}',
@@ -50,38 +50,40 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, said):
+def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, message):
     file = tmp_path / "ds.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"--deepspeed .*ds\.json: ") as raised:
-        read_json(file)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+        read_deepspeed_config(file)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_offloading_that_is_switched_off_is_taken(tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"offload_optimizer": {"device": "none"}}}')
-    assert read_json(tmp_path / "ds.json")
+    assert read_deepspeed_config(tmp_path / "ds.json")
 
 
 def test_a_users_json_that_is_none(tmp_path: Path) -> None:
-    assert read_json(None) == {}
+    assert read_deepspeed_config(None) == {}
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "good.json").write_text(json.dumps({"a": 1}))
-    assert read_json(tmp_path / "good.json") == {"a": 1}
+    assert read_deepspeed_config(tmp_path / "good.json") == {"a": 1}
     with pytest.raises(ConfigError, match="not a JSON object"):
-        read_json(tmp_path / "list.json")
+        read_deepspeed_config(tmp_path / "list.json")
     with pytest.raises(ConfigError, match=r"missing.json"):
-        read_json(tmp_path / "missing.json")
+        read_deepspeed_config(tmp_path / "missing.json")
 
 
 def test_gradients_and_optimizer_state_are_shared() -> None:
-    alone, eight = (Zero2.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
+    alone, eight = (Zero2Footprint.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
     assert alone.weights == eight.weights == 2 * 1800
     assert (alone.optimizer, eight.optimizer) == (12 * 800, 12 * 100)
-    made = 2 * (800 + BUCKET) + (2 + 4) * 800
+    made = 2 * (800 + BUCKET_SIZE) + (2 + 4) * 800
     assert (alone.gradients, eight.gradients) == (made + 4 * 800, made + 4 * 100)
     assert (alone.traffic, eight.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
-    three = Zero2.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
+    three = Zero2Footprint.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
     assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro step"
     assert alone.checkpoint == eight.checkpoint == 12 * 800
-    assert Zero2.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, "a rank's part is not less than the largest"
+    assert Zero2Footprint.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, (
+        "a rank's part is not less than the largest"
+    )

@@ -13,7 +13,7 @@ import torch
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
-from lavic.train.deepspeed.config import Zero2
+from lavic.train.deepspeed.config import Zero2Footprint
 from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
@@ -55,8 +55,11 @@ def test_bfloat16_keeps_float32_masters(world: DistributedContext) -> None:
         engine.backward(engine.forward(batch).float().mean())
         engine.step(1e-6)
     trained = sum(p.numel() for p in engine.parameters.values())
-    state = engine.state()
-    assert sum(tensor.nbytes for tensor in state.values()) == Zero2.of(frozen=0, trained=trained, ranks=1).checkpoint
+    state = engine.state_dict()
+    assert (
+        sum(tensor.nbytes for tensor in state.values())
+        == Zero2Footprint.of(frozen=0, trained=trained, ranks=1).checkpoint
+    )
     name = "second.weight"
     assert engine.parameters[name].dtype == torch.bfloat16
     assert state[f"{name}/weight"].dtype == torch.float32
@@ -64,8 +67,8 @@ def test_bfloat16_keeps_float32_masters(world: DistributedContext) -> None:
     torch.testing.assert_close(state[f"{name}/weight"].bfloat16(), engine.parameters[name].detach(), rtol=0, atol=0)
 
     other = Engine(ToyTask().bfloat16(), world, LoopSettings(max_grad_norm=0.0))
-    other.load(state, steps=3)
-    assert all((other.state()[key] == value).all() for key, value in state.items())
+    other.load_state_dict(state, steps=3)
+    assert all((other.state_dict()[key] == value).all() for key, value in state.items())
 
 
 def test_state_goes_into_another_engine_and_back(world: DistributedContext) -> None:
@@ -81,18 +84,18 @@ def test_state_goes_into_another_engine_and_back(world: DistributedContext) -> N
     loop = LoopSettings(max_grad_norm=0.0)
     left = Engine(ToyTask(), world, loop)
     steps(left, 0, 3)
-    state = {name: tensor.clone() for name, tensor in left.state().items()}
+    state = {name: tensor.clone() for name, tensor in left.state_dict().items()}
     assert set(state) == {f"{name}/{part}" for name in left.parameters for part in ("weight", "exp_avg", "exp_avg_sq")}
     assert all(torch.count_nonzero(tensor) for tensor in state.values())
 
     task = ToyTask()
     torch.nn.init.zeros_(task.first.weight)
     right = Engine(task, world, loop)
-    right.load(state, steps=3)
-    for name, tensor in right.state().items():
+    right.load_state_dict(state, steps=3)
+    for name, tensor in right.state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
     assert steps(right, 3, 6) == steps(left, 3, 6)
 
     del state["first.bias/exp_avg"]
     with pytest.raises(ConfigError, match="another model"):
-        right.load(state, steps=3)
+        right.load_state_dict(state, steps=3)

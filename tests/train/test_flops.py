@@ -17,10 +17,12 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import IGNORED, Batch
 from lavic.model.visual_tokens import cls_tokens
-from lavic.train.distillation.task import DistillTask, PhotoBatch
-from lavic.train.measure.flops import Work, counter
+from lavic.train.distillation.dataset import PhotoBatch
+from lavic.train.distillation.task import DistillTask
+from lavic.train.measure.flops import FlopCosts, make_flops_counter
 from lavic.train.measure.peak_flops import listed_peak
-from lavic.train.recommendation.task import ListBatch, TuneTask
+from lavic.train.recommendation.dataset import TuneBatch
+from lavic.train.recommendation.task import TuneTask
 
 SAMPLES, LENGTH, TARGETS, PHOTOS = 3, 70, 4, 2
 
@@ -57,10 +59,10 @@ def photo_batch(backbone: Backbone) -> PhotoBatch:
     return PhotoBatch(**named, text=text(backbone, 1), views=views, **shapes)
 
 
-def list_batch(backbone: Backbone) -> ListBatch:
+def list_batch(backbone: Backbone) -> TuneBatch:
     items = torch.randn(SAMPLES * PHOTOS * 5, backbone.vision_width)
     named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
-    return ListBatch(**named, text=text(backbone, PHOTOS), items=items)
+    return TuneBatch(**named, text=text(backbone, PHOTOS), items=items)
 
 
 def counted(task, batch, *, backward: bool = True) -> int:
@@ -75,7 +77,7 @@ def shape(backbone: Backbone) -> Shape:
     return Shape.of(backbone.model.config.to_dict())
 
 
-def unmasked(work: Work, length: int) -> float:
+def unmasked(work: FlopCosts, length: int) -> float:
     """What plain kernels compute beyond causal attention: every token looks at every token, half of it is masked."""
     return SAMPLES * (length**2 - length * (length + 1) / 2) * work.pair
 
@@ -84,10 +86,10 @@ def test_a_batch_tells_its_own_work(backbone: Backbone) -> None:
     """As the loop asks, with fewer views of one photo, and with the teacher's pass over every patch."""
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     task, batch = DistillTask(model, top_k=4), photo_batch(backbone)
-    batch = replace(batch, shown=(5, 2, 5), text=text(backbone, 1))
+    batch = replace(batch, views_shown=(5, 2, 5), text=text(backbone, 1))
     batch.text.input_ids[1, 4:7] = 1
-    asked = counter(task)
-    work = Work.of(shape(backbone), "vision", 3)
+    asked = make_flops_counter(task)
+    work = FlopCosts.of(shape(backbone), "vision", 3)
     assert asked(batch) == work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=12, photo_tokens=12)
 
     places = 9 + 2 * 3 * (2 * 3 + 1)  # patches of the whole, and of the quarters with a newline for each row
@@ -96,21 +98,21 @@ def test_a_batch_tells_its_own_work(backbone: Backbone) -> None:
     labels = torch.full_like(ids, IGNORED)
     labels[:, -TARGETS:] = 1
     lengths = (LENGTH + places,) * SAMPLES
-    taught = replace(batch, whole=Batch(ids, labels, torch.tensor(lengths)), whole_lengths=lengths)
-    plain = unmasked(work, LENGTH) + unmasked(Work.of(shape(backbone)), LENGTH + places)
+    taught = replace(batch, teacher_text=Batch(ids, labels, torch.tensor(lengths)), teacher_lengths=lengths)
+    plain = unmasked(work, LENGTH) + unmasked(FlopCosts.of(shape(backbone)), LENGTH + places)
     assert counted(task.train(), taught) == pytest.approx(asked(taught) + plain, rel=1e-3)
 
 
 def test_stage_1_beside_the_patches_of_its_views(backbone: Backbone) -> None:
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     task, batch = DistillTask(model, patches=0.5), photo_batch(backbone)
-    plain = unmasked(Work.of(shape(backbone), "vision", 3), LENGTH)
-    assert counter(task)(batch) > 1.05 * counter(DistillTask(model))(batch)
-    assert counted(task.train(), batch) == pytest.approx(counter(task)(batch) + plain, rel=1e-3)
+    plain = unmasked(FlopCosts.of(shape(backbone), "vision", 3), LENGTH)
+    assert make_flops_counter(task)(batch) > 1.05 * make_flops_counter(DistillTask(model))(batch)
+    assert counted(task.train(), batch) == pytest.approx(make_flops_counter(task)(batch) + plain, rel=1e-3)
 
 
 def test_stage_1(backbone: Backbone) -> None:
-    work = Work.of(shape(backbone), "vision", 3)
+    work = FlopCosts.of(shape(backbone), "vision", 3)
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=5 * SAMPLES, photo_tokens=5 * SAMPLES)
     expected += unmasked(work, LENGTH)
@@ -118,24 +120,24 @@ def test_stage_1(backbone: Backbone) -> None:
 
 
 def test_stage_2(backbone: Backbone) -> None:
-    work = Work.of(shape(backbone), "language", 3)
+    work = FlopCosts.of(shape(backbone), "language", 3)
     del backbone.model.model.vision_tower
     model = add_adapter(backbone, "language", LoraSettings(r=3))
     expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, photo_tokens=5 * SAMPLES * PHOTOS)
     task, batch = TuneTask(model), list_batch(backbone)
-    assert counter(task)(batch) == expected
+    assert make_flops_counter(task)(batch) == expected
     assert counted(task, batch) == pytest.approx(expected + unmasked(work, LENGTH), rel=1e-3)
 
 
 def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
     """Frozen and upstream of all that is trained, it is only ever run forward."""
-    work = Work.of(shape(backbone), "language", 3)
+    work = FlopCosts.of(shape(backbone), "language", 3)
     model = add_adapter(backbone, "language", LoraSettings(r=3))
     views = torch.randn(SAMPLES * PHOTOS * 5, 3, backbone.geometry.size, backbone.geometry.size)
     batch = list_batch(backbone)
 
     def task(_: object) -> torch.Tensor:
-        return TuneTask(model)(ListBatch(**{**vars(batch), "items": cls_tokens(model, views)}))
+        return TuneTask(model)(TuneBatch(**{**vars(batch), "items": cls_tokens(model, views)}))
 
     expected = work.flops(
         (LENGTH,) * SAMPLES,
@@ -148,7 +150,7 @@ def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
 
 def test_without_gradients(backbone: Backbone) -> None:
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
-    work = Work.of(shape(backbone), "vision", 3, training=False)
+    work = FlopCosts.of(shape(backbone), "vision", 3, training=False)
     views = photo_batch(backbone).views
     with torch.no_grad():
         seen = counted(lambda v: cls_tokens(model, v), views, backward=False)
@@ -159,12 +161,12 @@ def test_a_trained_language_model_costs_six_per_weight_and_a_frozen_one_four(bac
     """The rule of thumb, where adapters are small and the first layer is one of many."""
     linears = sum(p.numel() for n, p in backbone.model.model.language_model.named_parameters() if p.dim() == 2)
     linears -= backbone.model.get_input_embeddings().weight.numel()
-    assert Work.of(shape(backbone), "vision", 3).token == 4 * linears
-    assert Work.of(shape(backbone)).token == 2 * linears
+    assert FlopCosts.of(shape(backbone), "vision", 3).token == 4 * linears
+    assert FlopCosts.of(shape(backbone)).token == 2 * linears
 
 
 def test_a_token_looks_at_those_before_it_and_at_itself(backbone: Backbone) -> None:
-    work = Work.of(shape(backbone))
+    work = FlopCosts.of(shape(backbone))
     assert work.flops((9,), targets=0) == 9 * work.token + 45 * work.pair
 
 

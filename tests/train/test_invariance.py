@@ -21,11 +21,13 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter
 from lavic.model.prompt_encoder import IGNORED, Batch, core, splice
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.evaluation import score
-from lavic.train.input.data_loader import Feed
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.evaluation import evaluate
+from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 from tests.train.toy import ToyData
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
@@ -34,21 +36,21 @@ drawn = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCh
 
 
 @functools.cache
-def stage(ground: Ground, name: str, views: str = "five") -> tuple[Any, Any]:
+def stage(assets: Assets, name: str, views: str = "five") -> tuple[Any, Any]:
     """A task in evaluation mode, with an adapter that does something, and its data."""
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views))
     if name == "tune":
-        apply_adapter(backbone, ground.vision, "vision")
+        apply_adapter(backbone, assets.vision, "vision")
     model = add_adapter(backbone, "vision" if name == "distill" else "language", LoraSettings(r=2, dropout=0.0))
     torch.manual_seed(1)
     for parameter in (p for p in model.parameters() if p.requires_grad):
         torch.nn.init.normal_(parameter, std=0.05)
     if name == "distill":
-        data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+        data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
         data.order = Order(len(data), 3)
         return DistillTask(model).eval(), data
-    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
-    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400, shuffle=True, seed=3)
+    rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
+    data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=400, shuffle=True, seed=3)
     return TuneTask(model).eval(), data
 
 
@@ -57,20 +59,20 @@ STAGES = [("distill", "five"), ("distill", "lavic"), ("tune", "five")]
 
 def losses(task: Any, data: Any, batches: list[list[int]]) -> dict[int, torch.Tensor]:
     """Losses of each position, whatever batch it was in."""
-    found: dict[int, torch.Tensor] = {}
+    results: dict[int, torch.Tensor] = {}
     for positions in batches:
         batch = data.collate([data[p] for p in positions])
         with torch.no_grad():
             parts = task(batch).split(list(batch.targets))
-        found |= dict(zip(positions, parts, strict=True))
-    return found
+        results |= dict(zip(positions, parts, strict=True))
+    return results
 
 
 @pytest.mark.parametrize(("name", "views"), STAGES)
 @drawn
 @given(draw=st.data())
-def test_batch_size_and_batch_mates_change_nothing(ground: Ground, name: str, views: str, draw: st.DataObject) -> None:
-    task, data = stage(ground, name, views)
+def test_batch_size_and_batch_mates_change_nothing(assets: Assets, name: str, views: str, draw: st.DataObject) -> None:
+    task, data = stage(assets, name, views)
     positions = draw.draw(st.lists(st.integers(0, 3 * len(data)), min_size=2, max_size=9, unique=True))
     size = draw.draw(st.integers(1, len(positions)))
     alone = losses(task, data, [[p] for p in positions])
@@ -82,9 +84,9 @@ def test_batch_size_and_batch_mates_change_nothing(ground: Ground, name: str, vi
 @pytest.mark.parametrize("name", ["distill", "tune"])
 @drawn
 @given(draw=st.data())
-def test_more_padding_on_either_side_changes_nothing(ground: Ground, name: str, draw: st.DataObject) -> None:
+def test_more_padding_on_either_side_changes_nothing(assets: Assets, name: str, draw: st.DataObject) -> None:
     """Right, as batches are padded; left with a mask and positions, as for generation, by the stock forward pass."""
-    task, data = stage(ground, name)
+    task, data = stage(assets, name)
     positions = draw.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5, unique=True))
     right, left = draw.draw(st.integers(0, 20)), draw.draw(st.integers(0, 20))
     batch = data.collate([data[p] for p in positions])
@@ -126,8 +128,8 @@ def test_more_padding_on_either_side_changes_nothing(ground: Ground, name: str, 
 
 @drawn
 @given(counts=st.lists(st.integers(1, 25), min_size=2, max_size=6))
-def test_free_text_does_not_depend_on_batch_mates(ground: Ground, counts: list[int]) -> None:
-    task, data = stage(ground, "tune")
+def test_free_text_does_not_depend_on_batch_mates(assets: Assets, counts: list[int]) -> None:
+    task, data = stage(assets, "tune")
     asked = [data.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in counts]
     together = generate(task.model, data.encoder, asked, None, max_new_tokens=6)
     for prompt, continuation in zip(asked, together, strict=True):
@@ -155,7 +157,9 @@ def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
     held: list[str] = []
     counts = set()
     for rank in range(ranks):
-        (micros,) = Feed(ToyData(samples, 1), DistributedContext(rank=rank, size=ranks), loop).steps(first, first + 1)
+        (micros,) = TrainDataLoader(ToyData(samples, 1), DistributedContext(rank=rank, size=ranks), loop).steps(
+            first, first + 1
+        )
         held += [key for one in micros for key in one.keys]
         counts.add(len(micros))
     assert sorted(held) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
@@ -163,12 +167,14 @@ def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(ground: Ground, workers: int) -> None:
+def test_workers_change_nothing(assets: Assets, workers: int) -> None:
     for name in ("distill", "tune"):
-        _, data = stage(ground, name)
+        _, data = stage(assets, name)
         steps = []
         for count in (0, workers):
-            feed = Feed(data, DistributedContext(), LoopSettings(global_batch_size=6, micro_batch=4, num_workers=count))
+            feed = TrainDataLoader(
+                data, DistributedContext(), LoopSettings(global_batch_size=6, micro_batch=4, num_workers=count)
+            )
             steps.append([micro for micros in feed.steps(0, 3) for micro in micros])
         for one, other in zip(*steps, strict=True):
             assert (one.keys, one.targets, one.tokens) == (other.keys, other.targets, other.tokens)
@@ -178,16 +184,16 @@ def test_workers_change_nothing(ground: Ground, workers: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "views"), STAGES)
-def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(ground: Ground, name: str, views: str) -> None:
-    task, data = stage(ground, name, views)
-    found = []
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(assets: Assets, name: str, views: str) -> None:
+    task, data = stage(assets, name, views)
+    results = []
     for batches in ([list(range(8))], [[p] for p in range(8)], [[7, 0, 3], [1, 2, 6, 5], [4]]):
         task.zero_grad()
         for positions in batches:
             task(data.collate([data[p] for p in positions])).sum().backward()
-        found.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]))
-    for other in found[1:]:
-        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+        results.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]))
+    for other in results[1:]:
+        assert (other - results[0]).norm() < 1e-5 * results[0].norm()
 
 
 class Share(DistributedContext):
@@ -204,19 +210,19 @@ class Share(DistributedContext):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_a_validation_does_not_depend_on_ranks_and_batch(ground: Ground, ranks: int) -> None:
-    task, data = stage(ground, "tune")
-    whole = score(task, data, DistributedContext(), batch=8, device=CPU)
+def test_a_validation_does_not_depend_on_ranks_and_batch(assets: Assets, ranks: int) -> None:
+    task, data = stage(assets, "tune")
+    single = evaluate(task, data, DistributedContext(), batch_size=8, device=CPU)
     Share.noted.clear()
     for rank in range(ranks):
-        score(task, data, Share(rank=rank, size=ranks), batch=3, device=CPU)
+        evaluate(task, data, Share(rank=rank, size=ranks), batch_size=3, device=CPU)
     loss, tokens = torch.stack(Share.noted).sum(0).tolist()
-    assert tokens == whole.tokens
-    assert loss / tokens == pytest.approx(whole.loss, rel=1e-6)
+    assert tokens == single.tokens
+    assert loss / tokens == pytest.approx(single.loss, rel=1e-6)
 
 
-def test_a_mask_of_photo_places_is_filled_in_reading_order(ground: Ground) -> None:
-    task, _ = stage(ground, "tune")
+def test_a_mask_of_photo_places_is_filled_in_reading_order(assets: Assets) -> None:
+    task, _ = stage(assets, "tune")
     model = core(task.model)
     image = model.config.image_token_id
     ids = torch.tensor([[1, image, image, 2, 0], [1, 2, image, 2, image]])

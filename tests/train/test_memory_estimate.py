@@ -15,12 +15,14 @@ from lavic.model.dims import Shape
 from lavic.model.hub import read_config
 from lavic.model.lora import trainable, wrap
 from lavic.model.prompt_encoder import IGNORED, Batch
-from lavic.train.activation_checkpointing import arrange
+from lavic.train.activation_checkpointing import configure_layers
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.task import DistillTask, PhotoBatch
-from lavic.train.measure.memory_estimate import Sample, estimate, kept_bytes
-from lavic.train.recommendation.task import ListBatch, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import PhotoBatch
+from lavic.train.distillation.task import DistillTask
+from lavic.train.measure.memory_estimate import TypicalSample, activation_bytes, estimate_resources
+from lavic.train.recommendation.dataset import TuneBatch
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 SAMPLES, LENGTH, PATCHES = 2, 64, 17
 
@@ -65,11 +67,11 @@ def model(kind: Kind, lora: LoraSettings, config: LlavaNextConfig) -> nn.Module:
 def kept_by_autograd(task: nn.Module, batch: object) -> int:
     kept: dict[int, int] = {}
     held = []  # or memory that is freed meanwhile is given out again, and counted once
-    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
             held.append(tensor)
         return tensor
@@ -82,7 +84,7 @@ def kept_by_autograd(task: nn.Module, batch: object) -> int:
 
 def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_layers: int) -> int:
     made = model(kind, lora, sizes(layers=layers, vision_layers=vision_layers))
-    arrange(made, loop)
+    configure_layers(made, loop)
     photos = 1 if kind == "vision" else 2
     ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
     ids[:, 2 : 2 + 5 * photos] = 5
@@ -96,7 +98,7 @@ def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_
         batch = PhotoBatch(**named, text=text, views=views, **shapes)
         return kept_by_autograd(DistillTask(made), batch)
     items = torch.randn(SAMPLES * 2 * 5, 48, dtype=torch.bfloat16)
-    return kept_by_autograd(TuneTask(made), ListBatch(**named, text=text, items=items))
+    return kept_by_autograd(TuneTask(made), TuneBatch(**named, text=text, items=items))
 
 
 @pytest.mark.parametrize("kind", ["vision", "language"])
@@ -104,12 +106,12 @@ def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_
 def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None:
     """By layer, as the difference that one more layer makes; a CPU's dropout mask is of the input's own type."""
     lora, loop = LoraSettings(r=4, dropout=dropout), LoopSettings()
-    here = run(kind, lora, loop, 3, 3)
-    kept = kept_bytes(Shape.of(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
-    text = (here - run(kind, lora, loop, 2, 3)) / (SAMPLES * LENGTH)
+    base = run(kind, lora, loop, 3, 3)
+    kept = activation_bytes(Shape.of(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
+    text = (base - run(kind, lora, loop, 2, 3)) / (SAMPLES * LENGTH)
     assert text == pytest.approx(kept["language"], rel=0.01)
     if kind == "vision":
-        views = (here - run(kind, lora, loop, 3, 2)) / (SAMPLES * 5 * PATCHES)
+        views = (base - run(kind, lora, loop, 3, 2)) / (SAMPLES * 5 * PATCHES)
         assert views == pytest.approx(kept["vision"], rel=0.01)
 
 
@@ -117,40 +119,40 @@ def test_a_recomputing_layer_keeps_its_input() -> None:
     lora, loop = LoraSettings(r=4), LoopSettings(activation_checkpointing=True)
     more = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
     shapes = [Shape.of(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
-    four, two = (kept_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
+    four, two = (activation_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
     assert more / (SAMPLES * LENGTH) == pytest.approx(four - two, rel=0.02)
 
 
 def test_the_7b_models_stage_2() -> None:
-    found = estimate(
+    estimate = estimate_resources(
         Shape.of(read_config(ModelSettings())),
         "language",
         LoraSettings(),
         LoopSettings(global_batch_size=64, micro_tokens=8192),
         ranks=8,
         max_length=2048,
-        sample=Sample(tokens=900, targets=10, views=0, photo_tokens=50),
+        sample=TypicalSample(tokens=900, targets=10, views=0, photo_tokens=50),
         samples=640,
     )
     query, value, wide = 4096 + 4096, 4096 + 1024, 4096 + 14336
-    assert found.trained == 32 * 8 * (2 * query + 2 * value + 3 * wide)
-    assert found.frozen == pytest.approx(7.263e9, rel=0.0001), "all but the vision tower"
-    assert found.steps == 10
-    assert found.zero.checkpoint == 12 * found.trained
+    assert estimate.trained == 32 * 8 * (2 * query + 2 * value + 3 * wide)
+    assert estimate.frozen == pytest.approx(7.263e9, rel=0.0001), "all but the vision tower"
+    assert estimate.steps == 10
+    assert estimate.zero.checkpoint == 12 * estimate.trained
     # four operations per frozen weight and token
-    assert found.flops == pytest.approx(64 * 900 * 4 * 7.0e9, rel=0.05)
+    assert estimate.flops == pytest.approx(64 * 900 * 4 * 7.0e9, rel=0.05)
 
 
 @pytest.mark.parametrize("command", ["distill", "tune"])
 def test_a_dry_run_reads_no_weights_and_starts_nothing(
-    command: str, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, assets: Assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "base"
     base.mkdir()
-    (base / "config.json").write_bytes((ground.base / "config.json").read_bytes())
+    (base / "config.json").write_bytes((assets.base / "config.json").read_bytes())
     inputs = {
-        "distill": ["--shards", ground.photos, "--valid", ground.valid],
-        "tune": ["--store", "nowhere", "--train", ground.rows, "--valid", "nowhere", "--candidates", KEY],
+        "distill": ["--shards", assets.photos, "--valid", assets.valid],
+        "tune": ["--store", "nowhere", "--train", assets.rows, "--valid", "nowhere", "--candidates", KEY],
     }[command]
     argv = [
         command,
@@ -163,9 +165,9 @@ def test_a_dry_run_reads_no_weights_and_starts_nothing(
         "8",
     ]
     assert main([*argv, "--nproc", "4", "--dry-run"]) == 0
-    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert said["batch"].startswith("8 samples a step, 2 on each of 4 ranks")
-    assert said["steps"].startswith("15, of 24 samples" if command == "distill" else "5, of 35 samples")
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["batch"].startswith("8 samples a step, 2 on each of 4 ranks")
+    assert lines["steps"].startswith("15, of 24 samples" if command == "distill" else "5, of 35 samples")
     assert not (tmp_path / "run").exists()
 
 
@@ -189,9 +191,9 @@ def test_the_7b_configurations_fit_their_gpus(
     argv = [command, "--config", f"{command}-7b-{gpu}", *inputs, "--valid", "c", "--out", str(tmp_path / "run")]
     ranks = {"8gpu": "8", "4x8": "32"}.get(gpu, "1")
     assert main([*argv, "--nproc", ranks, "--dry-run"]) == 0
-    said = dict(
+    lines = dict(
         line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if not line.startswith("per GPU")
     )
-    assert {"weights", "activations", "optimizer", "checkpoint", "batch", "steps"} <= said.keys()
-    parts = [float(said[name].split()[0]) for name in ("weights", "activations", "optimizer", "reserve")]
+    assert {"weights", "activations", "optimizer", "checkpoint", "batch", "steps"} <= lines.keys()
+    parts = [float(lines[name].split()[0]) for name in ("weights", "activations", "optimizer", "reserve")]
     assert 14 < sum(parts) < gib

@@ -23,12 +23,14 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter, save_adapter
 from lavic.shards import embed
 from lavic.shards.embed import EmbedSettings
-from lavic.train.distillation.task import DistillData, DistillTask, TeacherTask
-from lavic.train.recommendation.task import TuneData, TuneTask
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask, TeacherTask
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, PINPOINTS, Assets
 from tests.train.conftest import curve
-from tests.train.mini_setup import KEY, PINPOINTS, Ground
 from tests.train.plain_torch import PlainLavic, adamw_step, read_choices, read_photos
-from tests.train.two_stages import LOOP
+from tests.train.stage_program import LOOP
 
 EXACT = 1e-5
 LORA = LoraSettings(r=2, dropout=0.0)
@@ -60,16 +62,16 @@ def assert_same(model: nn.Module, ours: torch.Tensor, plain: PlainLavic, theirs:
         assert distance(gradient, plain.trained[name].grad) < EXACT, name
 
 
-def released(ground: Ground, folder: Path) -> tuple[Path, Path]:
+def released(assets: Assets, folder: Path) -> tuple[Path, Path]:
     """A vision adapter for the released choice of grids, and the store that `lavic embed` makes with it."""
-    settings = ModelSettings(name=str(ground.base), views="lavic")
+    settings = ModelSettings(name=str(assets.base), views="lavic")
     backbone = Backbone.load(settings)
     model = add_adapter(backbone, "vision", LORA)
     awaken(model)
     save_adapter(model, folder / "vision", backbone, "vision")
-    chosen = EmbedSettings(model=settings, shards=[ground.photos], precision="float32", out=folder / "store")
+    chosen = EmbedSettings(model=settings, shards=[assets.photos], precision="float32", out=folder / "store")
     assert (
-        embed.run(chosen, DistributedContext(), [ShardDataset(ground.photos, descriptions=None)], folder / "vision")
+        embed.run(chosen, DistributedContext(), [ShardDataset(assets.photos, descriptions=None)], folder / "vision")
         == 0
     )
     store = ItemStore.open(folder / "store")
@@ -82,53 +84,53 @@ def described(folder: Path) -> list:
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_stage_1_is_the_plain_method(ground: Ground, tmp_path: Path, views: str) -> None:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
+def test_stage_1_is_the_plain_method(assets: Assets, tmp_path: Path, views: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views))
     model = add_adapter(backbone, "vision", LORA)
     awaken(model)
     save_adapter(model, tmp_path / "adapter", backbone, "vision")
-    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+    data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
     ours = DistillTask(model)(data.collate([data[p] for p in range(len(data))]))
 
-    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+    plain = PlainLavic(assets.base, pinpoints=PINPOINTS if views == "lavic" else None)
     plain.adapt(tmp_path / "adapter", train=True)
-    theirs = torch.cat([plain.student(photo, title, text) for _, title, text, photo in described(ground.photos)])
+    theirs = torch.cat([plain.student(photo, title, text) for _, title, text, photo in described(assets.photos)])
     assert_same(model, ours, plain, theirs)
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_the_teacher_is_the_stock_model(ground: Ground, views: str) -> None:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views))
-    data = DistillData(ShardDataset(ground.valid), backbone.geometry, backbone.encoder, max_length=64, tokens="all")
-    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+def test_the_teacher_is_the_stock_model(assets: Assets, views: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views))
+    data = DistillDataset(ShardDataset(assets.valid), backbone.geometry, backbone.encoder, max_length=64, tokens="all")
+    plain = PlainLavic(assets.base, pinpoints=PINPOINTS if views == "lavic" else None)
     with torch.no_grad():
         ours = TeacherTask(backbone.model)(data.collate([data[p] for p in range(len(data))]))
-        theirs = torch.cat([plain.teacher(photo, title, text) for _, title, text, photo in described(ground.valid)])
+        theirs = torch.cat([plain.teacher(photo, title, text) for _, title, text, photo in described(assets.valid)])
     assert distance(ours, theirs) < EXACT
 
 
 @pytest.mark.parametrize(("views", "seed"), [("five", 0), ("five", 3), ("lavic", 0)])
 def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
-    ground: Ground, tmp_path: Path, seed: int, views: str
+    assets: Assets, tmp_path: Path, seed: int, views: str
 ) -> None:
-    vision, stored = ground.vision, ground.store
+    vision, stored = assets.vision, assets.store
     if views == "lavic":
-        vision, stored = released(ground, tmp_path)
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), views=views), vision=False)
+        vision, stored = released(assets, tmp_path)
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views), vision=False)
     apply_adapter(backbone, vision, "vision")
     model = add_adapter(backbone, "language", LORA)
     awaken(model)
     save_adapter(model, tmp_path / "adapter", backbone, "language")
-    rows, store = read_conversations(ground.rows), ItemStore.open(stored)
-    data = TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400, seed=seed)
+    rows, store = read_conversations(assets.rows), ItemStore.open(stored)
+    data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=400, seed=seed)
     ours = TuneTask(model)(data.collate([data[p] for p in range(len(data))]))
 
-    plain = PlainLavic(ground.base, pinpoints=PINPOINTS if views == "lavic" else None)
+    plain = PlainLavic(assets.base, pinpoints=PINPOINTS if views == "lavic" else None)
     plain.adapt(vision, train=False)
     plain.adapt(tmp_path / "adapter", train=True)
-    photos = {item: (title, photo) for item, title, _, photo in read_photos(ground.photos)}
+    photos = {item: (title, photo) for item, title, _, photo in read_photos(assets.photos)}
     titles, images = ({item: pair[n] for item, pair in photos.items()} for n in (0, 1))
-    samples = read_choices(ground.rows, KEY, seed)
+    samples = read_choices(assets.rows, KEY, seed)
     assert len(samples) == len(data)
     theirs = torch.cat([plain.choice(*sample, titles, images) for sample in samples])
     assert_same(model, ours, plain, theirs)
@@ -138,10 +140,10 @@ def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
 
 
 def start_ranks(count: int, *words: str) -> None:
-    """Runs tests/train/two_stages.py in `count` processes to its end."""
+    """Runs tests/train/stage_program.py in `count` processes to its end."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "tests.train.two_stages", *words]
+    command = [sys.executable, "-m", "tests.train.stage_program", *words]
     root = Path(__file__).parents[2]
     ranks = [
         subprocess.Popen(command, cwd=root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)
@@ -165,26 +167,26 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.dist
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("stage", ["distill", "tune"])
-def test_two_ranks_with_accumulation_update_as_one_plain_process(ground: Ground, tmp_path: Path, stage: str) -> None:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base)))
+def test_two_ranks_with_accumulation_update_as_one_plain_process(assets: Assets, tmp_path: Path, stage: str) -> None:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base)))
     kind = "vision" if stage == "distill" else "language"
     model = add_adapter(backbone, kind, LORA)
     awaken(model)
     save_adapter(model, tmp_path / "adapter", backbone, kind)
-    folder = ground.base.parent
+    folder = assets.base.parent
     start_ranks(2, stage, str(folder), str(tmp_path / "adapter"), str(tmp_path / "run"), "--loop", '{"micro_batch": 2}')
 
-    plain = PlainLavic(ground.base)
+    plain = PlainLavic(assets.base)
     if stage == "distill":
-        samples = list(read_photos(ground.photos))
+        samples = list(read_photos(assets.photos))
 
         def losses(item: str, title: str, text: str, photo) -> torch.Tensor:
             return plain.student(photo, title, text) if text else torch.zeros(0)
 
     else:
-        plain.adapt(ground.vision, train=False)
-        samples = read_choices(ground.rows, KEY, 0)
-        photos = {item: (title, photo) for item, title, _, photo in read_photos(ground.photos)}
+        plain.adapt(assets.vision, train=False)
+        samples = read_choices(assets.rows, KEY, 0)
+        photos = {item: (title, photo) for item, title, _, photo in read_photos(assets.photos)}
         titles, images = ({item: pair[n] for item, pair in photos.items()} for n in (0, 1))
 
         def losses(context: str, listed: list[str], target: str) -> torch.Tensor:

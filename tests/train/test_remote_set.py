@@ -18,7 +18,7 @@ from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.model.bundle import BundleInfo
 from tests.storage.object_store import ObjectStore, object_store
-from tests.train.mini_setup import Ground
+from tests.train.assets import Assets
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("remote_rank.py")
@@ -32,10 +32,10 @@ for argv in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def store(ground: Ground) -> Iterator[ObjectStore]:
-    """With both of the ground's sets: 24 photos in shards of 10, 10 and 4, and 6 to validate with."""
+def store(assets: Assets) -> Iterator[ObjectStore]:
+    """With both of the assets's sets: 24 photos in shards of 10, 10 and 4, and 6 to validate with."""
     with object_store() as store:
-        for folder in (ground.photos, ground.valid):
+        for folder in (assets.photos, assets.valid):
             for file in sorted(folder.iterdir()):
                 store.put(f"{folder.name}/{file.name}", file.read_bytes())
         yield store
@@ -55,9 +55,9 @@ def check_downloads(store: ObjectStore, folder: Path) -> None:
 
 @pytest.mark.parametrize(("micro_tokens", "workers"), [(None, 0), (60, 0), (60, 2)])
 def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
-    ground: Ground, store: ObjectStore, tmp_path: Path, micro_tokens: int | None, workers: int
+    assets: Assets, store: ObjectStore, tmp_path: Path, micro_tokens: int | None, workers: int
 ) -> None:
-    argv = [sys.executable, str(PROGRAM), "--shards", "s3://photos/photos", "--base", str(ground.base)]
+    argv = [sys.executable, str(PROGRAM), "--shards", "s3://photos/photos", "--base", str(assets.base)]
     argv += ["--folder", str(tmp_path), "--size", "2", "--workers", str(workers)]
     argv += ["--micro-tokens", str(micro_tokens)] if micro_tokens else []
     env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -69,13 +69,13 @@ def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
     log = tmp_path / "words.log"
     words = sorted(map(int, log.read_text().split())) if log.exists() else []
     assert words == (list(range(24)) if micro_tokens else []), "and every text once, for the lengths"
-    check_downloads(store, ground.photos)
+    check_downloads(store, assets.photos)
 
 
 def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
-    ground: Ground, store: ObjectStore, tmp_path: Path
+    assets: Assets, store: ObjectStore, tmp_path: Path
 ) -> None:
-    here = ShardDataset(ground.photos)
+    here = ShardDataset(assets.photos)
     first, _, third = (shard.bytes for shard in here.manifest.shards)
     chosen = CacheSettings(folder=tmp_path / "cache", bytes=2 * (first + third) + 10)
     data = ShardDataset("s3://photos/photos", cache=chosen)
@@ -94,8 +94,8 @@ def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
     assert sum(path.stat().st_size for path in chosen.folder.glob("*.tar")) <= chosen.bytes
 
 
-def test_an_order_by_shards_uses_one_up_before_the_next(ground: Ground) -> None:
-    data = ShardDataset(ground.photos)
+def test_an_order_by_shards_uses_one_up_before_the_next(assets: Assets) -> None:
+    data = ShardDataset(assets.photos)
     order = Order(len(data), 3, mix=1, bounds=data.bounds)
     for epoch in range(3):
         indices = order.span(24 * epoch, 24 * epoch + 24)
@@ -109,8 +109,8 @@ def test_an_order_by_shards_uses_one_up_before_the_next(ground: Ground) -> None:
 
 
 @pytest.mark.dist
-def test_every_stage_reads_a_remote_set_through_the_cache(ground: Ground, store: ObjectStore, tmp_path: Path) -> None:
-    model = ["--model.name", str(ground.base)]
+def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store: ObjectStore, tmp_path: Path) -> None:
+    model = ["--model.name", str(assets.base)]
     loop = [
         "--loop.steps",
         "3",
@@ -130,7 +130,7 @@ def test_every_stage_reads_a_remote_set_through_the_cache(ground: Ground, store:
         learn,
         [*learn, "--cache.bytes", "2TB"],  # may change, like all that does not change what is learnt
         [*make, "s3://photos/photos", "--out", str(tmp_path / "store")],
-        [*make, str(ground.photos), "--out", str(tmp_path / "here")],
+        [*make, str(assets.photos), "--out", str(tmp_path / "here")],
         ["describe", *model, "--max-new-tokens", "4", "--shards", "s3://photos/valid"],
     ]
     run = subprocess.run(
@@ -149,7 +149,7 @@ def test_every_stage_reads_a_remote_set_through_the_cache(ground: Ground, store:
     )
     assert made == expected and len(made) == 3
     assert not (tmp_path / "s3:").exists()
-    data, here = ShardDataset("s3://photos/valid"), ShardDataset(ground.valid)
+    data, here = ShardDataset("s3://photos/valid"), ShardDataset(assets.valid)
     assert data[0].jpg == here[0].jpg and data[0].text != here[0].text
-    for folder in (ground.photos, ground.valid):
+    for folder in (assets.photos, assets.valid):
         check_downloads(store, folder)

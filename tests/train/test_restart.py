@@ -17,9 +17,9 @@ import pytest
 
 from lavic.tracking.journal import read_events, read_journal
 from lavic.tracking.mlflow_sync import sync
+from tests.train.assets import Assets
 from tests.train.conftest import curve
-from tests.train.forked_ranks import Forge, Rank
-from tests.train.mini_setup import Ground
+from tests.train.fork_server import ForkServer, Rank
 
 pytestmark = pytest.mark.dist
 
@@ -27,15 +27,15 @@ STEPS, KILLS = 12, 11
 """Steps of a run; kills of each stage."""
 
 
-def words(command: str, ground: Ground, out: Path, *more: str) -> list[str]:
+def words(command: str, assets: Assets, out: Path, *more: str) -> list[str]:
     inputs = {
-        "distill": ["--shards", ground.photos, "--valid", ground.valid, "--loop.num-workers", "1"],
-        "tune": ["--store", ground.store, "--train", ground.rows, "--valid", ground.rows, "--max-length", "400"],
+        "distill": ["--shards", assets.photos, "--valid", assets.valid, "--loop.num-workers", "1"],
+        "tune": ["--store", assets.store, "--train", assets.rows, "--valid", assets.rows, "--max-length", "400"],
     }[command]
     loop = {"steps": STEPS, "global-batch-size": 8, "lr": 0.01, "save-every": 2, "eval-every": 3}
     flags = [word for key, value in loop.items() for word in (f"--loop.{key}", str(value))]
     lora = ("--lora.r", "2", "--lora.dropout", "0.2")
-    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(ground.base), *flags, *lora, *more]
+    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *flags, *lora, *more]
 
 
 def adapters(run: Path) -> dict[str, str]:
@@ -44,21 +44,21 @@ def adapters(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def said(ranks: list[Rank]) -> str:
+def output(ranks: list[Rank]) -> str:
     return "".join(rank.log.read_text() for rank in ranks)[-4000:]
 
 
 @pytest.mark.parametrize(("command", "ranks", "every", "seed"), [("distill", 1, 2, 11), ("tune", 2, 1, 12)])
 def test_sigkill_at_any_moment(
-    command: str, ranks: int, every: int, seed: int, ground: Ground, tmp_path: Path, forge: Forge
+    command: str, ranks: int, every: int, seed: int, assets: Assets, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """Dropout, a loader worker, often a checkpoint; each time one rank is killed, and the others soon after."""
     often = ("--loop.save-every", str(every))
     moments = random.Random(seed)
     whole, log = tmp_path / "whole", tmp_path / "log"
     began = time.monotonic()
-    first = forge.start(words(command, ground, whole, *often), log, ranks=ranks)
-    assert forge.wait(first) == [0] * ranks, said(first)
+    first = fork_server.start(words(command, assets, whole, *often), log, ranks=ranks)
+    assert fork_server.wait(first) == [0] * ranks, output(first)
     length = time.monotonic() - began
 
     kills = resumed = 0
@@ -66,7 +66,7 @@ def test_sigkill_at_any_moment(
     while kills < KILLS or not (cut / "result.json").exists():
         if (cut / "result.json").exists():
             cut = tmp_path / f"cut-{kills}"
-        run = forge.start(words(command, ground, cut, *often), log, ranks=ranks)
+        run = fork_server.start(words(command, assets, cut, *often), log, ranks=ranks)
         if kills < KILLS:
             moment = moments.uniform(0.0, 0.9) * length
             if kills % 3 == 0:  # some must come after a checkpoint, however slow the machine is just now
@@ -83,10 +83,10 @@ def test_sigkill_at_any_moment(
                 print(f"{command}: seed {seed}, kill {kills} after {moment:.2f} of {length:.2f} s")
                 if ranks > 1 and moments.random() < 0.5:
                     time.sleep(0.05)
-                forge.kill(run)  # as a launcher ends those that are left
-                forge.wait(run)
+                fork_server.kill(run)  # as a launcher ends those that are left
+                fork_server.wait(run)
                 continue
-        assert forge.wait(run) == [0] * ranks, said(run)
+        assert fork_server.wait(run) == [0] * ranks, output(run)
         assert curve(cut) == curve(whole)
         assert adapters(cut) == adapters(whole)
         resumed += sum(event["step"] > 0 for event in read_events(cut / "metrics.jsonl", "resume"))
@@ -94,17 +94,17 @@ def test_sigkill_at_any_moment(
     assert [row["step"] for row in curve(whole) if "loss" in row] == list(range(1, STEPS + 1))
 
 
-def test_other_numbers_of_ranks(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_other_numbers_of_ranks(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     """2 -> 1 -> 4 ranks, at the same global batch: the samples of a step are the same, so are the losses."""
     dropout = ("--lora.dropout", "0.0")
     whole, moved, log = tmp_path / "whole", tmp_path / "moved", tmp_path / "log"
-    run = forge.start(words("tune", ground, whole, *dropout), log)
-    assert forge.wait(run) == [0], said(run)
+    run = fork_server.start(words("tune", assets, whole, *dropout), log)
+    assert fork_server.wait(run) == [0], output(run)
     for ranks, step in ((2, 4), (1, 8), (4, STEPS)):
-        run = forge.start(words("tune", ground, moved, *dropout), log, ranks=ranks)
+        run = fork_server.start(words("tune", assets, moved, *dropout), log, ranks=ranks)
         if step < STEPS:
             stop_when(run, lambda step=step: (moved / f"checkpoints/step-{step:06d}").exists(), signal.SIGUSR1)
-        assert forge.wait(run) == [75 if step < STEPS else 0] * ranks, said(run)
+        assert fork_server.wait(run) == [75 if step < STEPS else 0] * ranks, output(run)
     starts = [event["step"] for event in read_events(moved / "metrics.jsonl", "resume")]
     assert starts[0] == 0 and 4 <= starts[1] < 8 <= starts[2] < STEPS, starts
     for there, here in zip(curve(whole), curve(moved), strict=True):
@@ -119,47 +119,51 @@ def stop_when(
     """Sends a signal to the last rank, alone or with its whole group, as soon as a condition holds."""
     until = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < until and not run[-1].gone, said(run)
+        assert time.monotonic() < until and not run[-1].gone, output(run)
         time.sleep(0.002)
     send(run[-1].pid, number)
 
 
-def test_loader_workers_outlive_a_signal_to_the_whole_group(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_loader_workers_outlive_a_signal_to_the_whole_group(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """As Ctrl-C, scancel and a time limit reach a rank: its workers get the signal too, and the step still ends."""
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
-    run = forge.start(words("distill", ground, whole), log)
-    assert forge.wait(run) == [0], said(run)
-    run = forge.start(words("distill", ground, cut), log)
+    run = fork_server.start(words("distill", assets, whole), log)
+    assert fork_server.wait(run) == [0], output(run)
+    run = fork_server.start(words("distill", assets, cut), log)
     stop_when(run, (cut / "checkpoints/step-000002").exists, signal.SIGTERM, os.killpg)
     asked = time.monotonic()
-    assert forge.wait(run) == [75], said(run)
+    assert fork_server.wait(run) == [75], output(run)
     assert time.monotonic() - asked < 60, "a grace period of SLURM's"
-    run = forge.start(words("distill", ground, cut), log)
-    assert forge.wait(run) == [0], said(run)
+    run = fork_server.start(words("distill", assets, cut), log)
+    assert fork_server.wait(run) == [0], output(run)
     assert curve(cut) == curve(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_request_at_the_start_is_75_too(number: int, ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_a_stop_request_at_the_start_is_75_too(
+    number: int, assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """One of two ranks is asked while models are loaded: no step is taken, and the same command begins again."""
     out, log = tmp_path / "run", tmp_path / "log"
-    run = forge.start(words("distill", ground, out), log, ranks=2)
+    run = fork_server.start(words("distill", assets, out), log, ranks=2)
     stop_when(run[:1], (out / ".lock").exists, number)  # rank 0 makes it: it can be asked from then on
-    assert forge.wait(run) == [75, 75], said(run)
+    assert fork_server.wait(run) == [75, 75], output(run)
     assert "lavic distill: stopped on request" in run[0].log.read_text()
-    assert said(run).count("stopped on request") == 1
-    assert "Traceback" not in said(run)
+    assert output(run).count("stopped on request") == 1
+    assert "Traceback" not in output(run)
     assert not read_journal(out / "metrics.jsonl")
     assert [event["status"] for event in read_events(out / "metrics.jsonl", "end")] in ([], ["KILLED"])
 
 
-def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_what_the_teacher_said_is_not_asked_again(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     """Stopped between the teacher's score and the first step; at another length it is scored anew."""
     out, log = tmp_path / "run", tmp_path / "log"
-    run = forge.start(words("distill", ground, out, "--loop.steps", "1"), log)
+    run = fork_server.start(words("distill", assets, out, "--loop.steps", "1"), log)
     stop_when(run, (out / "captions.json").exists, signal.SIGTERM)
-    code = forge.wait(run)
-    assert code in ([75], [0]), said(run)  # one step may be done before the signal is seen
+    code = fork_server.wait(run)
+    assert code in ([75], [0]), output(run)  # one step may be done before the signal is seen
     full = json.loads((out / "captions.json").read_text())["full"]
     (out / "captions.json").write_text(json.dumps({"full": {**full, "perplexity": 4.5}}))
     for folder in ("checkpoints", "bundle"):
@@ -167,8 +171,8 @@ def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path
             if file.is_file():
                 file.unlink()
     (out / "result.json").unlink(missing_ok=True)
-    run = forge.start(words("distill", ground, out, "--loop.steps", "1"), log)
-    assert forge.wait(run) == [0], said(run)
+    run = fork_server.start(words("distill", assets, out, "--loop.steps", "1"), log)
+    assert fork_server.wait(run) == [0], output(run)
     assert json.loads((out / "captions.json").read_text())["full"]["perplexity"] == 4.5
     scored = [event for event in read_events(out / "metrics.jsonl", "captions") if event["arm"] == "full"]
     assert len(scored) == 1
@@ -177,28 +181,30 @@ def test_what_the_teacher_said_is_not_asked_again(ground: Ground, tmp_path: Path
     other.mkdir()
     for name in ("config.yaml", "captions.json"):
         (other / name).write_bytes((out / name).read_bytes())
-    run = forge.start(words("distill", ground, other, "--loop.steps", "1", "--max-length", "300"), log)
-    assert forge.wait(run) == [0], said(run)
+    run = fork_server.start(words("distill", assets, other, "--loop.steps", "1", "--max-length", "300"), log)
+    assert fork_server.wait(run) == [0], output(run)
     assert json.loads((other / "captions.json").read_text())["full"]["perplexity"] != 4.5
 
 
-def test_a_signal_while_validating_saves_the_steps_before(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_a_signal_while_validating_saves_the_steps_before(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """Ten times the rows to validate with: the signal falls into it, the run goes on with the validation."""
     rows = tmp_path / "valid.jsonl"
-    rows.write_text(ground.rows.read_text() * 60)
+    rows.write_text(assets.rows.read_text() * 60)
     out, log = tmp_path / "run", tmp_path / "log"
     more = ("--valid", str(rows), "--loop.steps", "3", "--loop.save-every", "100", "--loop.eval-every", "2")
-    run = forge.start(words("tune", ground, out, *more), log, ranks=2)
+    run = fork_server.start(words("tune", assets, out, *more), log, ranks=2)
 
     def validating() -> bool:
         return any(row["step"] == 2 for row in curve(out)) if (out / "metrics.jsonl").exists() else False
 
     stop_when(run, validating, signal.SIGUSR1)
-    assert forge.wait(run) == [75, 75], said(run)
+    assert fork_server.wait(run) == [75, 75], output(run)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
     assert not any("valid_loss" in row for row in curve(out) if row["step"] == 2)
-    run = forge.start(words("tune", ground, out, *more), log)
-    assert forge.wait(run) == [0], said(run)
+    run = fork_server.start(words("tune", assets, out, *more), log)
+    assert fork_server.wait(run) == [0], output(run)
     assert [row["step"] for row in curve(out) if "valid_loss" in row] == [0, 2, 3]
 
 
@@ -206,18 +212,18 @@ def test_a_signal_while_validating_saves_the_steps_before(ground: Ground, tmp_pa
     ("change", "complaint"),
     [
         ("rows", "belongs to another training set"),
-        ("torn", "step-000002 is not whole (state.safetensors changed since): passed over"),
+        ("torn", "step-000002 is damaged (state.safetensors changed since): ignored"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(
-    change: str, complaint: str, ground: Ground, tmp_path: Path, forge: Forge
+    change: str, complaint: str, assets: Assets, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     out, log, rows = tmp_path / "run", tmp_path / "log", tmp_path / "train.jsonl"
-    rows.write_text(ground.rows.read_text())
-    argv = words("tune", ground, out, "--train", str(rows), "--loop.save-every", "1", "--loop.steps", "40")
-    run = forge.start(argv, log)
+    rows.write_text(assets.rows.read_text())
+    argv = words("tune", assets, out, "--train", str(rows), "--loop.save-every", "1", "--loop.steps", "40")
+    run = fork_server.start(argv, log)
     stop_when(run, (out / "checkpoints/step-000002").exists, signal.SIGTERM)
-    assert forge.wait(run) == [75], said(run)
+    assert fork_server.wait(run) == [75], output(run)
     newest, older = sorted((out / "checkpoints").iterdir(), reverse=True)
     complaint = complaint.replace("step-000002", newest.name)
     if change == "rows":
@@ -226,20 +232,22 @@ def test_what_does_not_fit_is_said_in_one_line(
         with (newest / "state.safetensors").open("r+b") as file:
             file.truncate(100)
     run[0].log.unlink()
-    run = forge.start(argv, log)
+    run = fork_server.start(argv, log)
     if change == "rows":
-        assert forge.wait(run) == [2]
-        (line,) = said(run).strip().splitlines()
+        assert fork_server.wait(run) == [2]
+        (line,) = output(run).strip().splitlines()
         assert line.startswith("lavic tune: error: ") and complaint in line
     else:
         stop_when(run, lambda: len(read_events(out / "metrics.jsonl", "resume")) == 2, signal.SIGTERM)
-        assert forge.wait(run) == [75], said(run)
-        assert complaint in said(run)
+        assert fork_server.wait(run) == [75], output(run)
+        assert complaint in output(run)
         assert read_events(out / "metrics.jsonl", "resume")[-1]["step"] == int(older.name.removeprefix("step-"))
 
 
 @pytest.mark.parametrize("command", ["distill", "tune"])
-def test_a_disk_that_fills_up_is_said_in_one_line(command: str, ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_a_disk_that_fills_up_is_said_in_one_line(
+    command: str, assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """A small file system of its own; whichever file finds it full, what was saved is used once there is room."""
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
@@ -249,26 +257,26 @@ def test_a_disk_that_fills_up_is_said_in_one_line(command: str, ground: Ground, 
     try:
         out = disk / "run"
         argv = words(
-            command, ground, out, "--loop.save-every", "1", "--loop.save-total-limit", "100", "--loop.steps", "40"
+            command, assets, out, "--loop.save-every", "1", "--loop.save-total-limit", "100", "--loop.steps", "40"
         )
-        run = forge.start(argv, log, ranks=2)
-        codes = forge.wait(run, until_one=True)
-        assert 1 in codes, said(run)
-        (line,) = [line for line in said(run).splitlines() if "error: " in line and "[rank" not in line]
+        run = fork_server.start(argv, log, ranks=2)
+        codes = fork_server.wait(run, until_one=True)
+        assert 1 in codes, output(run)
+        (line,) = [line for line in output(run).splitlines() if "error: " in line and "[rank" not in line]
         assert "make room" in line, line
-        assert "Traceback" not in said(run)
+        assert "Traceback" not in output(run)
         whole = sorted(folder.name for folder in (out / "checkpoints").glob("step-*"))
         assert not list((out / "checkpoints").glob(".step*")), "half a checkpoint takes up the room"
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        run = forge.start(argv, log, ranks=2)
-        assert forge.wait(run) == [0, 0], said(run)
+        run = fork_server.start(argv, log, ranks=2)
+        assert fork_server.wait(run) == [0, 0], output(run)
         starts = [event["step"] for event in read_events(out / "metrics.jsonl", "resume")]
         assert starts == [0, int(whole[-1].removeprefix("step-"))]
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_a_dead_tracking_server_changes_nothing(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     """Two ranks, one MLflow run; the adapter is the same to the last byte with MLflow and with a dead one."""
     plain, kept, dead, log = (tmp_path / name for name in ("plain", "runs/kept", "dead", "log"))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -278,9 +286,9 @@ def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, 
         ways = {plain: [], kept: ["--tracking.mlflow", "--tracking.uri", uri]}
         ways[dead] = ["--tracking.mlflow", "--tracking.uri", address]
         for out, more in ways.items():
-            run = forge.start(words("tune", ground, out, *more), log, ranks=2)
-            assert forge.wait(run) == [0, 0], said(run)
-    assert said(run).count("mlflow: ") == 1
+            run = fork_server.start(words("tune", assets, out, *more), log, ranks=2)
+            assert fork_server.wait(run) == [0, 0], output(run)
+    assert output(run).count("mlflow: ") == 1
     assert adapters(plain) == adapters(kept) == adapters(dead)
     assert curve(plain) == curve(kept) == curve(dead)
 
@@ -300,20 +308,22 @@ def test_a_dead_tracking_server_changes_nothing(ground: Ground, tmp_path: Path, 
         assert names == {"item store", "training set", "validation set"}
 
 
-def test_a_finished_run_goes_on_with_another_rate_to_more_steps(ground: Ground, tmp_path: Path, forge: Forge) -> None:
+def test_a_finished_run_goes_on_with_another_rate_to_more_steps(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """As a run whose loss has left the rails: the change is noted, what was learnt before it stays."""
     out, log = tmp_path / "run", tmp_path / "log"
-    argv = words("tune", ground, out, "--loop.steps", "3", "--loop.schedule", "constant", "--loop.warmup", "0")
-    run = forge.start(argv, log, ranks=2)
-    assert forge.wait(run) == [0, 0], said(run)
+    argv = words("tune", assets, out, "--loop.steps", "3", "--loop.schedule", "constant", "--loop.warmup", "0")
+    run = fork_server.start(argv, log, ranks=2)
+    assert fork_server.wait(run) == [0, 0], output(run)
     before = curve(out)
 
     argv += ["--loop.steps", "5", "--loop.lr", "0.02", "--loop.max-grad-norm", "0.5"]
-    run = forge.start(argv, log, ranks=2)
-    assert forge.wait(run) == [0, 0], said(run)
+    run = fork_server.start(argv, log, ranks=2)
+    assert fork_server.wait(run) == [0, 0], output(run)
     assert (
         "from step 4 on: loop.lr was 0.01, is 0.02; loop.max_grad_norm was 1.0, is 0.5; loop.steps was 3, is 5"
-        in said(run)
+        in output(run)
     )
     assert curve(out)[: len(before)] == before
     assert [row["lr"] for row in curve(out) if "lr" in row] == [0.01, 0.01, 0.01, 0.02, 0.02]
@@ -322,7 +332,7 @@ def test_a_finished_run_goes_on_with_another_rate_to_more_steps(ground: Ground, 
     assert event["changed"] == {"loop.max_grad_norm": [1.0, 0.5], "loop.lr": [0.01, 0.02], "loop.steps": [3, 5]}
     assert json.loads((out / "result.json").read_text())["steps"] == 5
 
-    run = forge.start([*argv, "--loop.steps", "4"], log)
-    assert forge.wait(run) == [2], said(run)
-    assert "5 steps are done, and --loop.steps or --loop.epochs now makes 4 in all" in said(run)
+    run = fork_server.start([*argv, "--loop.steps", "4"], log)
+    assert fork_server.wait(run) == [2], output(run)
+    assert "5 steps are done, and --loop.steps or --loop.epochs now makes 4 in all" in output(run)
     assert json.loads((out / "result.json").read_text())["steps"] == 5, "it stays done"

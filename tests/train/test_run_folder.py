@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_another_rate_and_other_steps(tmp_path: Path) -> None
     run.close()
     run = opened(out=out, loop=loop)
     assert run.changed, "a start that ended before it went on changes nothing"
-    assert run.adopt(Chosen(out=out, loop=loop)).startswith(
+    assert run.accept_changes(Chosen(out=out, loop=loop)).startswith(
         "loop.lr was 0.0001, is 0.5; loop.max_grad_norm was 1.0, is 0.0; "
     )
     run.close()
@@ -82,11 +82,11 @@ def test_a_run_that_is_done_goes_on_to_more_steps_alone(tmp_path: Path) -> None:
     run.finish({"steps": 3})
     run.close()
     run = opened(out=out, loop=LoopSettings(lr=0.5))
-    assert run.done and not run.prolonged
+    assert run.done and not run.extended
     run.close()
     run = opened(out=out, loop=LoopSettings(epochs=2.0))
-    assert run.done and run.prolonged
-    run.adopt(Chosen(out=out, loop=LoopSettings(epochs=2.0)))
+    assert run.done and run.extended
+    run.accept_changes(Chosen(out=out, loop=LoopSettings(epochs=2.0)))
     assert not run.done
     run.close()
 

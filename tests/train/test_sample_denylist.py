@@ -13,8 +13,9 @@ from lavic.errors import ConfigError
 from lavic.tracking.journal import read_events, read_journal
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.input.sample_denylist import Skipping, read_keys
-from lavic.train.trainer import Diverged, take_step
+from lavic.train.input.sample_denylist import DenylistDataset, read_denylist
+from lavic.train.nonfinite import NonFiniteError
+from lavic.train.train_step import train_step
 from tests.train.conftest import Start, curve, weights
 from tests.train.toy import ToyBatch, ToyData, ToyTask
 
@@ -57,15 +58,15 @@ def step_of(number: int) -> list[int]:
 def test_a_list_is_read_as_people_write_it(tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     file.write_bytes("\ufeffB01/0\r\n\r\n  B02/1 \r\nB01/0\r\nÄ3".encode())
-    assert read_keys(file) == ("B01/0", "B02/1", "Ä3")
-    assert read_keys(None) == ()
+    assert read_denylist(file) == ("B01/0", "B02/1", "Ä3")
+    assert read_denylist(None) == ()
     with pytest.raises(ConfigError, match=r"--loop.skip-samples .*none.txt: no such file"):
-        read_keys(tmp_path / "none.txt")
+        read_denylist(tmp_path / "none.txt")
 
 
 def test_the_next_sample_takes_the_place() -> None:
     data = ToyData(10, 1)
-    kept = Skipping(data, ["toy-3", "toy-4", "toy-9", "other"])
+    kept = DenylistDataset(data, ["toy-3", "toy-4", "toy-9", "other"])
     read = [kept[p].key for p in range(10)]
     assert read == [kept.key(p) for p in range(10)]
     assert [int(key.removeprefix("toy-")) for key in read] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 10]
@@ -73,22 +74,22 @@ def test_the_next_sample_takes_the_place() -> None:
     assert len(kept) == 10
     assert kept.unknown() == ["other"]
     with pytest.raises(ConfigError, match="names every sample"):
-        Skipping(data, [data.key(p) for p in range(10)]).unknown()
+        DenylistDataset(data, [data.key(p) for p in range(10)]).unknown()
 
 
 @pytest.mark.dist
 def test_a_run_goes_on_without_the_sample_that_ended_it(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 2, LOOP, poison=35)
     assert run.wait() == [1, 1]
-    assert "the loss of toy-35 on rank 1 is not finite" in run.said[0]
-    assert "--loop.skip-samples" in run.said[0]
+    assert "the loss of toy-35 on rank 1 is not finite" in run.stderr[0]
+    assert "--loop.skip-samples" in run.stderr[0]
     bad = tmp_path / "bad.txt"
     bad.write_text("toy-35\ntoy-x\n")
     run = start(tmp_path, 2, {**LOOP, "skip_samples": str(bad)}, poison=35)
     assert run.wait() == [0, 0]
     (event,) = read_events(tmp_path / "metrics.jsonl", "skip_samples")
     assert event["keys"] == ["toy-35", "toy-x"] and event["samples"] == 1
-    assert "1 of 2 keys are not in the training set: toy-x" in run.said[0]
+    assert "1 of 2 keys are not in the training set: toy-x" in run.stderr[0]
     fifth = [p if p != 35 else 36 for p in step_of(4)]
     assert_learnt(tmp_path, plain_weights(LoopSettings(**LOOP), [*map(step_of, range(4)), fifth, step_of(5)]))
 
@@ -118,7 +119,7 @@ def test_a_step_is_left_out_on_all_ranks_and_the_run_is_the_same_however_it_is_s
     rows = {row["step"]: row for row in read_journal(tmp_path / "whole/metrics.jsonl") if "lr" in row}
     assert list(rows) == [1, 2, 3, 4, 5, 6]
     assert rows[3]["skipped_steps"] == 1 and "loss" not in rows[3] and "loss" in rows[4]
-    assert "step 3 is left out (1 of --loop.max-skipped 1): the loss of toy-19 on rank 1" in runs[0].said[0]
+    assert "step 3 is skipped (1 of --loop.max-skipped 1): the loss of toy-19 on rank 1" in runs[0].stderr[0]
 
 
 @pytest.mark.dist
@@ -128,7 +129,7 @@ def test_more_steps_than_allowed_end_the_run(tmp_path: Path, start: Start) -> No
     assert start(tmp_path, 1, loop, poison=3, signal="SIGTERM", at=2).wait() == [75]
     run = start(tmp_path, 1, loop, poison=35)
     assert run.wait() == [1]
-    assert "the loss of toy-35 on rank 0 is not finite" in run.said[0]
+    assert "the loss of toy-35 on rank 0 is not finite" in run.stderr[0]
 
 
 class Cliff(ToyTask):
@@ -156,11 +157,11 @@ def test_a_step_that_was_not_taken_leaves_nothing_behind(task: type[ToyTask], wo
         for pairs in (((1, 2), (3, 4)), ((5, 6), (8, 9)), ((10, 11), (12, 13))):
             micros = [data.collate([data[n] for n in pair]) for pair in pairs]
             if pairs[0] != (5, 6):
-                take_step(engine, micros, 0.01, world)
+                train_step(engine, micros, 0.01, world)
             elif bad:
                 micros[0].inputs[0, 0] = 7.0
-                with pytest.raises(Diverged, match=r"of toy-(5, toy-)?6 on"):
-                    take_step(engine, micros, 0.01, world)
+                with pytest.raises(NonFiniteError, match=r"of toy-(5, toy-)?6 on"):
+                    train_step(engine, micros, 0.01, world)
         engine.close()
         learnt.append([p.tolist() for p in model.parameters()])
     assert learnt[0] == learnt[1]

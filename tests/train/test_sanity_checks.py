@@ -26,14 +26,18 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import WEIGHTS, add_adapter, apply_adapter, copy_adapter
 from lavic.model.prompt_encoder import core
+from lavic.train.bundle_check import check_bundle
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.recommendation.task import TuneData, TuneTask
-from lavic.train.sanity_checks import Guards, blame, check_bundle, checksums
-from lavic.train.trainer import Diverged, take_step
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.nonfinite import NonFiniteError, find_nonfinite_samples
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from lavic.train.sanity_checks import SanityChecks, parameter_checksums
+from lavic.train.train_step import train_step
+from tests.train.assets import KEY, Assets
 from tests.train.conftest import Start
-from tests.train.mini_setup import KEY, Ground
 from tests.train.toy import ToyBatch, ToyData, ToyTask
 
 LORA = LoraSettings(r=2, dropout=0.1)
@@ -44,28 +48,28 @@ def trained(task: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in task.named_parameters() if p.requires_grad}
 
 
-def stage_1(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, DistillTask, DistillData]:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype=dtype))
+def stage_1(assets: Assets, dtype: str = "float32") -> tuple[Backbone, Any, DistillTask, DistillDataset]:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), dtype=dtype))
     torch.manual_seed(3)
     model = add_adapter(backbone, "vision", LORA)
-    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+    data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
     return backbone, model, DistillTask(model), data
 
 
-def stage_2(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, TuneTask, TuneData]:
-    backbone = Backbone.load(ModelSettings(name=str(ground.base), dtype=dtype), vision=False)
-    apply_adapter(backbone, ground.vision, "vision")
+def stage_2(assets: Assets, dtype: str = "float32") -> tuple[Backbone, Any, TuneTask, TuneDataset]:
+    backbone = Backbone.load(ModelSettings(name=str(assets.base), dtype=dtype), vision=False)
+    apply_adapter(backbone, assets.vision, "vision")
     torch.manual_seed(3)
     model = add_adapter(backbone, "language", LORA)
-    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
-    return backbone, model, TuneTask(model), TuneData(rows, store, backbone.encoder, candidates=KEY, max_length=400)
+    rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
+    return backbone, model, TuneTask(model), TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=400)
 
 
 # --- before the first step ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("stage", "freed", "said"),
+    ("stage", "freed", "message"),
     [
         (stage_1, "language_model.layers.0.self_attn.q_proj", "this stage trains LoRA on vision_tower and"),
         (stage_1, "vision_tower.encoder.layers.0.mlp.fc1", "vision_tower and multi_modal_projector alone"),
@@ -74,19 +78,19 @@ def stage_2(ground: Ground, dtype: str = "float32") -> tuple[Backbone, Any, Tune
     ],
 )
 def test_a_weight_of_the_frozen_side_is_refused_before_step_1(
-    ground: Ground, world: DistributedContext, stage: Callable, freed: str, said: str
+    assets: Assets, world: DistributedContext, stage: Callable, freed: str, message: str
 ) -> None:
-    task = stage(ground)[2]
+    task = stage(assets)[2]
     found = [p for name, p in task.named_parameters() if freed in name and "lora_" not in name]
     assert found
     for parameter in found:
         parameter.requires_grad_(True)
-    with pytest.raises(LavicError, match=said):
+    with pytest.raises(LavicError, match=message):
         Engine(task, world, LOOP)
 
 
-def test_each_part_of_the_side_is_trained(ground: Ground, world: DistributedContext) -> None:
-    task = stage_1(ground)[2]
+def test_each_part_of_the_side_is_trained(assets: Assets, world: DistributedContext) -> None:
+    task = stage_1(assets)[2]
     for name, parameter in task.named_parameters():
         if "multi_modal_projector" in name:
             parameter.requires_grad_(False)
@@ -96,7 +100,7 @@ def test_each_part_of_the_side_is_trained(ground: Ground, world: DistributedCont
 
 def test_an_empty_parameter_group_is_refused() -> None:
     task = ToyTask()
-    guards = Guards(task, trained(task), DistributedContext())
+    guards = SanityChecks(task, trained(task), DistributedContext())
     for groups in ([], [{"params": []}], [{"params": list(task.parameters())}, {"params": []}]):
         with pytest.raises(LavicError, match="an empty parameter group"):
             guards.check_start(groups)
@@ -119,13 +123,13 @@ def test_ranks_with_other_frozen_weights_are_refused_before_they_get_those_of_ra
 ) -> None:
     run = start(tmp_path, ranks=2, loop={"steps": 1, "global_batch_size": 4}, odd=True)
     assert set(run.wait()) == {1}
-    assert all("rank 1 holds other frozen weights than rank 0" in text for text in run.said)
+    assert all("rank 1 holds other frozen weights than rank 0" in text for text in run.stderr)
 
 
 def test_what_one_rank_finds_ends_all_of_them() -> None:
     task = ToyTask()
     odd = TwoRanks(other=lambda value: {"first.weight"} if isinstance(value, set) else value)
-    guards = Guards(task, trained(task), odd)
+    guards = SanityChecks(task, trained(task), odd)
     guards.check_start([{"params": list(trained(task).values())}])
     task(ToyData(8, 1).collate([ToyData(8, 1)[3]])).sum().backward()
     with pytest.raises(LavicError, match=r"1 of 4 trainable parameters got no gradient \(first: first.weight\)"):
@@ -150,46 +154,46 @@ def test_a_parameter_that_stops_getting_gradients_is_found_at_the_next_save(worl
     data, task = ToyData(16, 1), Lazy()
     engine = Engine(task, world, LOOP)
     for step in range(3):
-        take_step(engine, [data.collate([data[n] for n in range(4 * step, 4 * step + 4)])], 0.01, world)
-    engine.state()
+        train_step(engine, [data.collate([data[n] for n in range(4 * step, 4 * step + 4)])], 0.01, world)
+    engine.state_dict()
     task.lazy = True
     engine.backward(engine.forward(data.collate([data[3]])).sum())
     engine.step(0.01)
     with pytest.raises(LavicError, match=r"2 of 4 trainable parameters got no gradient \(first: first.bias\)"):
-        engine.state()
+        engine.state_dict()
     engine.close()
 
 
 def test_a_frozen_weight_that_changed_is_found_at_the_next_save(world: DistributedContext) -> None:
     data, task = ToyData(16, 1), ToyTask()
     engine = Engine(task, world, LOOP)
-    take_step(engine, [data.collate([data[3]])], 0.01, world)
-    engine.state()
-    engine.state()  # a second save of the same step finds nothing new
-    take_step(engine, [data.collate([data[4]])], 0.01, world)
+    train_step(engine, [data.collate([data[3]])], 0.01, world)
+    engine.state_dict()
+    engine.state_dict()  # a second save of the same step finds nothing new
+    train_step(engine, [data.collate([data[4]])], 0.01, world)
     with torch.no_grad():
         task.base.weight[0, 0] = torch.nextafter(task.base.weight[0, 0], torch.tensor(9.0))
     with pytest.raises(LavicError, match="weights that should be frozen have changed"):
-        engine.state()
+        engine.state_dict()
     engine.close()
 
 
 def test_checksums_see_every_precision() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         layer = nn.Linear(3, 2).to(dtype).requires_grad_(False)
-        before = checksums(layer)
+        before = parameter_checksums(layer)
         layer.weight[1, 2] += 0.01
-        assert [a == b for a, b in zip(before, checksums(layer), strict=True)] == [False, True]
+        assert [a == b for a, b in zip(before, parameter_checksums(layer), strict=True)] == [False, True]
 
 
-def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: DistributedContext) -> None:
-    _, _, task, data = stage_2(ground)
+def test_an_adapter_that_learnt_nothing_is_not_saved(assets: Assets, world: DistributedContext) -> None:
+    _, _, task, data = stage_2(assets)
     engine = Engine(task, world, LOOP)
-    take_step(engine, [data.collate([data[0]])], 0.0, world)
+    train_step(engine, [data.collate([data[0]])], 0.0, world)
     with pytest.raises(LavicError, match="nothing was learnt in 1 steps: every LoRA B is still zero"):
-        engine.state()
-    take_step(engine, [data.collate([data[0]])], 0.01, world)
-    engine.state()
+        engine.state_dict()
+    train_step(engine, [data.collate([data[0]])], 0.01, world)
+    engine.state_dict()
     engine.close()
 
 
@@ -198,17 +202,17 @@ def test_an_adapter_that_learnt_nothing_is_not_saved(ground: Ground, world: Dist
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2, partial(stage_2, dtype="bfloat16")])
 def test_looking_at_a_bundle_changes_nothing(
-    ground: Ground, tmp_path: Path, world: DistributedContext, stage: Callable
+    assets: Assets, tmp_path: Path, world: DistributedContext, stage: Callable
 ) -> None:
     ends = []
     for look in (False, True):
-        backbone, model, task, data = stage(ground)
-        kind, vision = task.trains, None if stage is stage_1 else ground.vision
+        backbone, model, task, data = stage(assets)
+        kind, vision = task.trains, None if stage is stage_1 else assets.vision
         engine = Engine(task, world, LOOP)
         norms = []
         for step in range(4):
             batch = data.collate([data[n] for n in range(4 * step, 4 * step + 4)])
-            norms.append(take_step(engine, [batch], 0.01, world, stream=(1, step)).norm)
+            norms.append(train_step(engine, [batch], 0.01, world, seed=(1, step)).grad_norm)
             if look:
                 sides = {"vision": model} if kind == "vision" else {"vision": vision, "language": model}
                 save_bundle(tmp_path / "bundle", backbone, **sides)
@@ -222,75 +226,75 @@ def test_looking_at_a_bundle_changes_nothing(
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
-def spoil_weight(bundle: Path, _: Ground) -> None:
+def spoil_weight(bundle: Path, _: Assets) -> None:
     file = bundle / "language_adapter" / WEIGHTS
     state = load_file(file)
     next(iter(state.values()))[0, 0] += 1e-3
     save_file(state, file)
 
 
-def drop_key(bundle: Path, _: Ground) -> None:
+def drop_key(bundle: Path, _: Assets) -> None:
     file = bundle / "language_adapter" / WEIGHTS
     state = load_file(file)
     del state[next(iter(state))]
     save_file(state, file)
 
 
-def change_scale(bundle: Path, _: Ground) -> None:
+def change_scale(bundle: Path, _: Assets) -> None:
     file = bundle / "language_adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 5}))
 
 
-def mix_sides(bundle: Path, _: Ground) -> None:
+def mix_sides(bundle: Path, _: Assets) -> None:
     state = load_file(bundle / "language_adapter" / WEIGHTS)
     file = bundle / "vision_adapter" / WEIGHTS
     save_file({**load_file(file), **dict([next(iter(state.items()))])}, file)
 
 
-def other_vision(bundle: Path, _: Ground) -> None:
+def other_vision(bundle: Path, _: Assets) -> None:
     file = bundle / "vision_adapter" / WEIGHTS
     save_file({name: weight + 0.1 for name, weight in load_file(file).items()}, file)
 
 
-def no_vision(bundle: Path, _: Ground) -> None:
+def no_vision(bundle: Path, _: Assets) -> None:
     (bundle / "vision_adapter" / WEIGHTS).unlink()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (spoil_weight, "was not saved as it was trained"),
         (drop_key, "1 weights are saved or trained, but not both"),
         (change_scale, r"as loaded its loss is \S+, that of the model which was validated"),
         (mix_sides, r"its vision adapter holds \S+language_model"),
-        (other_vision, "its vision adapter is not the one that stage 2 began with"),
-        (no_vision, "its vision adapter is not the one that stage 2 began with"),
+        (other_vision, "its vision adapter is not the one that stage 2 started from"),
+        (no_vision, "its vision adapter is not the one that stage 2 started from"),
     ],
 )
 def test_a_bundle_that_is_not_what_was_trained_is_found(
-    ground: Ground, tmp_path: Path, world: DistributedContext, spoil: Callable, said: str
+    assets: Assets, tmp_path: Path, world: DistributedContext, spoil: Callable, message: str
 ) -> None:
-    backbone, model, task, data = stage_2(ground)
+    backbone, model, task, data = stage_2(assets)
     for name, parameter in trained(task).items():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
-    copy_adapter(ground.vision, tmp_path / "vision")
+    copy_adapter(assets.vision, tmp_path / "vision")
     save_bundle(tmp_path / "bundle", backbone, vision=tmp_path / "vision", language=model)
-    spoil(tmp_path / "bundle", ground)
+    spoil(tmp_path / "bundle", assets)
     before = trained(task).keys()
-    with pytest.raises(LavicError, match=said):
+    with pytest.raises(LavicError, match=message):
         check_bundle(tmp_path / "bundle", model, task, data, world, vision=tmp_path / "vision")
     assert trained(task).keys() == before, "the trained adapter goes on"
 
 
 def test_a_bundle_is_compared_on_samples_from_all_over_the_set(
-    ground: Ground, tmp_path: Path, world: DistributedContext
+    assets: Assets, tmp_path: Path, world: DistributedContext
 ) -> None:
-    backbone, model, task, data = stage_2(ground)
+    backbone, model, task, data = stage_2(assets)
     for name, parameter in trained(task).items():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
-    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=model)
+    save_bundle(tmp_path / "bundle", backbone, vision=assets.vision, language=model)
     read = []
 
     class Many:
@@ -307,18 +311,18 @@ def test_a_bundle_is_compared_on_samples_from_all_over_the_set(
             batch = data.collate(samples)
             return replace(batch, targets=(0,)) if read[-1] % 40 == 0 else batch
 
-    check_bundle(tmp_path / "bundle", model, task, Many(), world, vision=ground.vision)
+    check_bundle(tmp_path / "bundle", model, task, Many(), world, vision=assets.vision)
     assert read[:64] == list(range(0, 640, 10)), "evenly spaced"
     assert read[64:] == [n for n in range(1, 18) if n % 10], "and others in the place of the 16 without a target"
 
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2])
 def test_a_bundle_whose_weights_lost_what_was_learnt_is_refused(
-    ground: Ground, tmp_path: Path, world: DistributedContext, stage: Callable, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, tmp_path: Path, world: DistributedContext, stage: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merged into bfloat16 weights: every number is finite, every key is there, and it is another model."""
-    backbone, model, task, data = stage(ground, "bfloat16")
-    kind, vision = task.trains, None if stage is stage_1 else ground.vision
+    backbone, model, task, data = stage(assets, "bfloat16")
+    kind, vision = task.trains, None if stage is stage_1 else assets.vision
     core(model).lm_head.weight.data *= 100  # random weights say nothing: here each of their digits counts
     for name, parameter in trained(task).items():
         parameter.data = parameter.data.bfloat16()  # as DeepSpeed has it
@@ -353,11 +357,13 @@ def test_a_gradient_that_is_not_finite_names_the_micro_batch_and_spares_the_weig
     data, task = ToyData(16, 1), Steep()
     engine = Engine(task, world, LoopSettings(global_batch_size=4, micro_batch=2))
     micros = [data.collate([data[n] for n in pair]) for pair in ((1, 2), (3, 4))]
-    take_step(engine, micros, 0.01, world)
+    train_step(engine, micros, 0.01, world)
     micros[1].inputs[0, 0] = 7.0
     before = [p.clone() for p in task.parameters()]
-    with pytest.raises(Diverged, match="the gradient of toy-3, toy-4 on rank 0 is not finite: look at these samples"):
-        take_step(engine, micros, 0.01, world)
+    with pytest.raises(
+        NonFiniteError, match="the gradient of toy-3, toy-4 on rank 0 is not finite: look at these samples"
+    ):
+        train_step(engine, micros, 0.01, world)
     assert all(torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
     engine.close()
 
@@ -368,4 +374,4 @@ def test_blame_says_the_rank_of_each_sample() -> None:
     losses = task(micro).detach()
     losses[-1] = float("inf")
     both = TwoRanks(other=lambda keys: ["toy-9"])
-    assert blame(task, [micro], [losses], both) == "toy-3 on rank 0; toy-9 on rank 1"
+    assert find_nonfinite_samples(task, [micro], [losses], both) == "toy-3 on rank 0; toy-9 on rank 1"

@@ -23,26 +23,27 @@ from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import IGNORED
 from lavic.model.visual_tokens import all_tokens
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.task import DistillData, count_tokens
-from lavic.train.input.data_loader import Feed
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset, count_patch_tokens
+from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 
 @pytest.fixture
-def backbone(ground: Ground) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(ground.base)))
+def backbone(assets: Assets) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base)))
 
 
-def distill_data(ground: Ground, backbone: Backbone, **how) -> DistillData:
+def distill_data(assets: Assets, backbone: Backbone, **how) -> DistillDataset:
     how = {"max_length": 64, **how}
-    return DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, **how)
+    return DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, **how)
 
 
-def tune_data(ground: Ground, backbone: Backbone, **how) -> TuneData:
-    rows = read_conversations(ground.rows)
+def tune_data(assets: Assets, backbone: Backbone, **how) -> TuneDataset:
+    rows = read_conversations(assets.rows)
     how = {"candidates": KEY, "max_length": 400, **how}
-    return TuneData(rows, ItemStore.open(ground.store), backbone.encoder, **how)
+    return TuneDataset(rows, ItemStore.open(assets.store), backbone.encoder, **how)
 
 
 def split(example) -> tuple[list[int], list[int]]:
@@ -65,35 +66,35 @@ def awaken(model: nn.Module) -> None:
 def test_patch_tokens_are_counted_without_a_model(backbone: Backbone, size: tuple[int, int]) -> None:
     views = torch.zeros(1, 5, 3, backbone.geometry.size, backbone.geometry.size)
     with torch.no_grad():
-        assert count_tokens(backbone.geometry, size) == len(all_tokens(backbone.model, views, [size])[0])
+        assert count_patch_tokens(backbone.geometry, size) == len(all_tokens(backbone.model, views, [size])[0])
 
 
-def test_photos_without_a_usable_description_weigh_nothing(ground: Ground, backbone: Backbone) -> None:
-    data = distill_data(ground, backbone)
+def test_photos_without_a_usable_description_weigh_nothing(assets: Assets, backbone: Backbone) -> None:
+    data = distill_data(assets, backbone)
     batch = data.collate([data[0], data[len(data) - 1]])
     assert batch.targets[0] > 0
     assert batch.targets[1] == 0
-    short = distill_data(ground, backbone, max_length=20)
+    short = distill_data(assets, backbone, max_length=20)
     targets = [short.collate([short[p]]).targets[0] for p in range(len(short))]
     lengths = [data[p].length - 5 for p in range(len(data))]
     assert 1 < targets.count(0) < len(targets)
     assert [n > 20 for n in lengths[:-1]] == [n == 0 for n in targets[:-1]]
 
 
-def test_every_epoch_holds_each_photo_once_in_another_order(ground: Ground, backbone: Backbone) -> None:
-    data = distill_data(ground, backbone, order=Order(24, 3))
+def test_every_epoch_holds_each_photo_once_in_another_order(assets: Assets, backbone: Backbone) -> None:
+    data = distill_data(assets, backbone, order=Order(24, 3))
     first, second = ([data[p].key for p in range(e * 24, e * 24 + 24)] for e in (0, 1))
-    assert sorted(first) == sorted(second) == sorted(ShardDataset(ground.photos).keys)
+    assert sorted(first) == sorted(second) == sorted(ShardDataset(assets.photos).keys)
     assert first != second
 
 
-def test_lengths_and_keys_are_told_without_making_samples(ground: Ground, backbone: Backbone) -> None:
+def test_lengths_and_keys_are_told_without_making_samples(assets: Assets, backbone: Backbone) -> None:
     """Of both stages: a step is dealt by them, so that a wrong one costs a GPU's memory."""
     for data in (
-        distill_data(ground, backbone, order=Order(24, 3), max_length=30),
-        distill_data(ground, backbone, tokens="all"),
-        tune_data(ground, backbone, shuffle=True),
-        tune_data(ground, backbone, tokens="none"),
+        distill_data(assets, backbone, order=Order(24, 3), max_length=30),
+        distill_data(assets, backbone, tokens="all"),
+        tune_data(assets, backbone, shuffle=True),
+        tune_data(assets, backbone, tokens="none"),
     ):
         told = data.lengths(range(30))
         assert told == [data[p].length for p in range(30)]
@@ -104,7 +105,7 @@ def test_lengths_and_keys_are_told_without_making_samples(ground: Ground, backbo
 # --- stage 2 ----------------------------------------------------------------------------------------
 
 
-def listed(data: TuneData, position: int) -> list[str]:
+def listed(data: TuneDataset, position: int) -> list[str]:
     """The candidates of a sample, read out of its prompt."""
     words = data.encoder.tokenizer.decode(data[position].example.input_ids)
     ids = data.store.ids
@@ -112,8 +113,8 @@ def listed(data: TuneData, position: int) -> list[str]:
     return [id for at, id in found if at >= 0]
 
 
-def test_each_list_has_exactly_one_right_answer(ground: Ground, backbone: Backbone) -> None:
-    data = tune_data(ground, backbone)
+def test_each_list_has_exactly_one_right_answer(assets: Assets, backbone: Backbone) -> None:
+    data = tune_data(assets, backbone)
     before = copy.deepcopy(data.conversations)
     assert len(data) == sum(len(c.targets) for c in data.conversations) > len(data.conversations)
     for position, (row, target) in enumerate(data.pairs):
@@ -132,8 +133,8 @@ def test_each_list_has_exactly_one_right_answer(ground: Ground, backbone: Backbo
     assert data.conversations == before, "conversations must not change: a row is read in every epoch"
 
 
-def test_a_sample_depends_on_seed_and_position_alone(ground: Ground, backbone: Backbone) -> None:
-    one, two, other = (tune_data(ground, backbone, shuffle=True, seed=seed) for seed in (1, 1, 2))
+def test_a_sample_depends_on_seed_and_position_alone(assets: Assets, backbone: Backbone) -> None:
+    one, two, other = (tune_data(assets, backbone, shuffle=True, seed=seed) for seed in (1, 1, 2))
     epoch = len(one)
     backwards = {p: two[p].example for p in reversed(range(2 * epoch))}
     assert all(one[p].example == backwards[p] for p in range(2 * epoch))
@@ -142,27 +143,27 @@ def test_a_sample_depends_on_seed_and_position_alone(ground: Ground, backbone: B
     assert sorted(one[p].key for p in range(epoch)) == sorted(two[p].key for p in range(epoch))
 
 
-def test_shuffled_lists_put_the_answer_everywhere(ground: Ground, backbone: Backbone) -> None:
-    data = tune_data(ground, backbone, shuffle=True)
+def test_shuffled_lists_put_the_answer_everywhere(assets: Assets, backbone: Backbone) -> None:
+    data = tune_data(assets, backbone, shuffle=True)
     data.order = Order(len(data), 0)
     places = [listed(data, p).index(data[p].key.partition(":")[2]) for p in range(300)]
     share = [places.count(place) / 300 for place in range(4)]
     assert min(share) > 0.12, share
 
 
-def test_titles_only_has_no_photo_tokens(ground: Ground, backbone: Backbone) -> None:
+def test_titles_only_has_no_photo_tokens(assets: Assets, backbone: Backbone) -> None:
     model = add_adapter(backbone, "language", LoraSettings(r=2, dropout=0.0))
-    data = tune_data(ground, backbone, tokens="none")
+    data = tune_data(assets, backbone, tokens="none")
     batch = data.collate([data[0], data[1]])
     assert batch.items is None
     assert not (batch.text.input_ids == backbone.model.config.image_token_id).any()
     assert torch.isfinite(TuneTask(model)(batch)).all()
 
 
-def test_batch_mates_change_nothing(ground: Ground, backbone: Backbone) -> None:
+def test_batch_mates_change_nothing(assets: Assets, backbone: Backbone) -> None:
     model = add_adapter(backbone, "language", LoraSettings(r=2, dropout=0.0))
     awaken(model)
-    data, task = tune_data(ground, backbone), TuneTask(model.eval())
+    data, task = tune_data(assets, backbone), TuneTask(model.eval())
     samples = [data[p] for p in range(8)]
     with torch.no_grad():
         together = task(data.collate(samples))
@@ -170,29 +171,29 @@ def test_batch_mates_change_nothing(ground: Ground, backbone: Backbone) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_items_that_are_not_in_the_store_are_named(ground: Ground, backbone: Backbone, tmp_path: Path) -> None:
-    text = ground.rows.read_text().replace(ground.ids[3], "B000NOSUCH")
+def test_items_that_are_not_in_the_store_are_named(assets: Assets, backbone: Backbone, tmp_path: Path) -> None:
+    text = assets.rows.read_text().replace(assets.ids[3], "B000NOSUCH")
     (tmp_path / "rows.jsonl").write_text(text)
     rows = read_conversations(tmp_path / "rows.jsonl")
     how = {"candidates": KEY, "max_length": 400}
     with pytest.raises(DataError, match=r"rows.jsonl:\d+: B000NOSUCH is not in the item store"):
-        TuneData(rows, ItemStore.open(ground.store), backbone.encoder, **how)
+        TuneDataset(rows, ItemStore.open(assets.store), backbone.encoder, **how)
     with pytest.raises(DataError, match=r"rows.jsonl:1: no list 'candidates_x', only candidates_st"):
-        TuneData(rows, ItemStore.open(ground.store), backbone.encoder, **{**how, "candidates": "candidates_x"})
+        TuneDataset(rows, ItemStore.open(assets.store), backbone.encoder, **{**how, "candidates": "candidates_x"})
 
 
 # --- both stages ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", [distill_data, tune_data])
-def test_workers_that_are_not_forked_read_the_same(ground: Ground, backbone: Backbone, stage: Any) -> None:
+def test_workers_that_are_not_forked_read_the_same(assets: Assets, backbone: Backbone, stage: Any) -> None:
     """As on Python 3.14: what a worker is sent does not hold the set or the store."""
-    data = stage(ground, backbone)
+    data = stage(assets, backbone)
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("forkserver", force=True)
     try:
-        loops = [LoopSettings(batch=4, workers=workers) for workers in (0, 1)]
-        steps = [list(Feed(data, DistributedContext(), loop).steps(0, 2)) for loop in loops]
+        loops = [LoopSettings(global_batch_size=4, num_workers=workers) for workers in (0, 1)]
+        steps = [list(TrainDataLoader(data, DistributedContext(), loop).steps(0, 2)) for loop in loops]
     finally:
         multiprocessing.set_start_method(before, force=True)
     for here, there in zip(*steps, strict=True):

@@ -12,7 +12,7 @@ import torch
 
 from lavic.distributed.context import DistributedContext
 from lavic.tracking.journal import read_journal
-from lavic.train.measure.throughput import Meter
+from lavic.train.measure.throughput import ThroughputMeter
 from tests.train.conftest import Start
 from tests.train.toy import ToyBatch, ToyData, ToyTask
 
@@ -35,7 +35,7 @@ def batches(seconds: float) -> Iterator[ToyBatch]:
 
 def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
     task, feed = ToyTask(), batches(0.05)
-    with Meter(task, DistributedContext(), flops=lambda batch: 100.0 * batch.tokens, peak=1e6) as meter:
+    with ThroughputMeter(task, DistributedContext(), flops=lambda batch: 100.0 * batch.tokens, peak=1e6) as meter:
         task(next(feed))  # a validation, say
         meter.restart()
         start = time.perf_counter()
@@ -61,7 +61,7 @@ def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
 
 def test_utilisation_needs_a_peak() -> None:
     task = ToyTask()
-    with Meter(task, DistributedContext(), flops=lambda batch: 1.0, peak=None) as meter:
+    with ThroughputMeter(task, DistributedContext(), flops=lambda batch: 1.0, peak=None) as meter:
         task(next(batches(0)))
         assert "mfu" not in meter.read()
 
@@ -75,7 +75,7 @@ class Others(DistributedContext):
 
 def test_the_slowest_rank_is_told() -> None:
     task = ToyTask()
-    with Meter(task, Others(size=2)) as meter:
+    with ThroughputMeter(task, Others(size=2)) as meter:
         task(meter.wait(batches(0.02)))
         assert meter.read()["rank_spread"] == pytest.approx(1.5)  # over the median of 1 and 3
 

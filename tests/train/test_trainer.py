@@ -13,8 +13,8 @@ from torch import nn
 from lavic.distributed.context import DistributedContext
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.evaluation import score
-from lavic.train.trainer import take_step
+from lavic.train.evaluation import evaluate
+from lavic.train.train_step import train_step
 from tests.train.conftest import Start, curve, weights
 from tests.train.toy import Options, ToyData, ToyTask, train
 
@@ -60,7 +60,7 @@ def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
             total += loss.item()
         losses.append(total)
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, loop.max_grad_norm)))
-        adam.param_groups[0]["lr"] = loop.rate(step + 1, 12)
+        adam.param_groups[0]["lr"] = loop.learning_rate(step + 1, 12)
         adam.step()
         adam.zero_grad()
     return losses, norms, {name: p.tolist() for name, p in task.named_parameters()}
@@ -96,7 +96,7 @@ def test_in_bfloat16_too_ranks_do_not_change_a_step(
     run = start(tmp_path / "two", 2, loop, bf16=True)
     (tmp_path / "one").mkdir()
     train(tmp_path / "one", LoopSettings(**loop), Options(bf16=True), world)
-    assert run.wait() == [0, 0], run.said
+    assert run.wait() == [0, 0], run.stderr
     one, two = gradient(tmp_path / "one"), gradient(tmp_path / "two")
     assert (one - two).norm() < 1e-6 * one.norm()
 
@@ -125,9 +125,9 @@ class Weighed(nn.Module):
 def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 2, {**LOOP, "micro_batch": 2}, poison=8 * 6 + 3)
     assert run.wait() == [1, 1]
-    for said in run.said:
-        assert "the loss of toy-51 on rank 1 is not finite" in said
-        assert "Traceback" not in said
+    for text in run.stderr:
+        assert "the loss of toy-51 on rank 1 is not finite" in text
+        assert "Traceback" not in text
     assert (tmp_path / "checkpoints/step-000004/COMPLETE").exists()
     assert [row["step"] for row in curve(tmp_path) if "loss" in row][-1] == 6
     assert start(tmp_path, 1, LOOP).wait() == [0], "the run cannot go on with mended data"
@@ -136,21 +136,21 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_p
 def test_a_parameter_without_gradient_is_named_before_the_first_step(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 1, LOOP, idle=True)
     assert run.wait() == [1]
-    assert "2 of 6 trainable parameters got no gradient (first: idle.bias)" in run.said[0]
+    assert "2 of 6 trainable parameters got no gradient (first: idle.bias)" in run.stderr[0]
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 2, {**LOOP, "global_batch_size": 7})
     assert run.wait() == [2, 2]
-    assert "--loop.global-batch-size 7 cannot be shared by 2 processes" in run.said[0]
+    assert "--loop.global-batch-size 7 cannot be shared by 2 processes" in run.stderr[0]
 
 
 def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Start) -> None:
     assert start(tmp_path, 1, LOOP, signal="SIGTERM", at=2).wait() == [75]
     run = start(tmp_path, 2, LOOP, no_room=6000)
     assert run.wait() == [1, 1]
-    assert "could not write" in run.said[0]
-    assert "the last whole checkpoint is step-000002" in run.said[0]
+    assert "could not write" in run.stderr[0]
+    assert "the last complete checkpoint is step-000002" in run.stderr[0]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
     assert start(tmp_path, 1, LOOP).wait() == [0]
 
@@ -166,11 +166,11 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> 
 
 def test_a_step_tells_where_it_is(world: DistributedContext) -> None:
     """So that a rank that hangs in a forward pass is behind those that wait for its gradients."""
-    data, places = ToyData(8, 1), []
+    data, phases = ToyData(8, 1), []
     engine = Engine(ToyTask(), world, LoopSettings(global_batch_size=2, micro_batch=1))
-    take_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, at=places.append)
+    train_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, enter_phase=phases.append)
     engine.close()
     passes = [f"{way} {number}" for number in (1, 2) for way in ("forward", "backward")]
-    assert places == ["the count", *passes, "the update"]
-    score(engine.task, data, world, batch=1, device=engine.device, at=places.append)
-    assert places[6:] == ["window 1", "the end"]
+    assert phases == ["the token count", *passes, "the update"]
+    evaluate(engine.task, data, world, batch_size=1, device=engine.device, enter_phase=phases.append)
+    assert phases[6:] == ["window 1", "the end"]

@@ -18,12 +18,21 @@ from torch import nn
 
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.failure import exit_process
+from lavic.distributed.signals import StopRequest
 from lavic.errors import LavicError
 from lavic.tracking.tracker import Tracker
-from lavic.train.checkpoint import Checkpoints
+from lavic.train.callbacks.best_model import BestModel
+from lavic.train.callbacks.callback import Callback
+from lavic.train.callbacks.checkpointer import Checkpointer
+from lavic.train.callbacks.console import ConsoleLogger
+from lavic.train.callbacks.journal import JournalLogger
+from lavic.train.callbacks.stop_on_signal import StopOnSignal
+from lavic.train.callbacks.throughput import ThroughputMonitor
+from lavic.train.checkpoint import CheckpointManager
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.trainer import fit
+from lavic.train.input.sample_denylist import apply_denylist
+from lavic.train.trainer import Trainer
 
 WIDTH, WORDS = 16, 11
 
@@ -146,6 +155,18 @@ class Signalling(Engine):
         super().backward(loss, last=last)
 
 
+def make_callbacks(stop: StopRequest, checkpoints: CheckpointManager, tracker: Tracker) -> list[Callback]:
+    """Those of the commands, less the watchdog and the bundle."""
+    return [
+        StopOnSignal(stop),
+        Checkpointer(checkpoints),
+        BestModel(),
+        JournalLogger(tracker),
+        ConsoleLogger(),
+        ThroughputMonitor(),
+    ]
+
+
 def train(folder: Path, loop: LoopSettings, options: Options, world: DistributedContext) -> None:
     """One run in `folder`, from wherever it stands."""
     if options.no_room and world.is_main:
@@ -159,11 +180,14 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: Distributed
     engine = Signalling(task, world, loop)
     engine.options = options
     tracker = Tracker.open(folder, main=world.is_main)
-    checkpoints = Checkpoints(folder / "checkpoints", world, keep=loop.save_total_limit, identity={"data": "toy"})
-    progress = fit(engine, data, ToyData(13, 2), checkpoints, tracker, loop, world)
+    checkpoints = CheckpointManager(folder / "checkpoints", world, keep=loop.save_total_limit, identity={"data": "toy"})
+    train_set = apply_denylist(data, loop.skip_samples, tracker, world)
+    with StopRequest() as stop:
+        callbacks = make_callbacks(stop, checkpoints, tracker)
+        state = Trainer(engine, train_set, ToyData(13, 2), loop, world, callbacks).fit()
     if world.is_main:
         weights = {name: p.tolist() for name, p in engine.task.named_parameters()}
-        (folder / "end.json").write_text(json.dumps({"best": progress.best_loss, "weights": weights}))
+        (folder / "end.json").write_text(json.dumps({"best": state.best_loss, "weights": weights}))
 
 
 def main() -> int:
@@ -174,7 +198,7 @@ def main() -> int:
     chosen = reader.parse_args()
     loop, world = LoopSettings(**chosen.loop), DistributedContext.from_env()
     try:
-        loop.split(world.size)
+        loop.split_batch(world.size)
         world.init_process_group(timeout_s=60)
         train(chosen.folder, loop, Options(**chosen.options), world)
     except LavicError as e:

@@ -1,4 +1,4 @@
-"""ZeRO-2 on paper: how DeepSpeed is told to split gradients and optimizer state, and what each rank then has."""
+"""The DeepSpeed configuration for ZeRO-2, and what ZeRO-2 costs in memory, traffic and disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lavic.errors import ConfigError
 from lavic.storage.json_text import BadJson, parse_json
 from lavic.storage.text_files import TextFileError, read_text
 
-BUCKET = 50_000_000
-"""Numbers that are reduced, or gathered, at once."""
+BUCKET_SIZE = 50_000_000
+"""Elements that are reduced, or gathered, at once."""
 FP32 = 4
-"""Bytes of a number of the master weights and of Adam's moments, whatever the model has."""
+"""Bytes of an element of the master weights and of Adam's moments, whatever the model's dtype."""
 
-OURS = {
+MANAGED_KEYS = {
     "train_batch_size": "loop.global_batch_size",
     "train_micro_batch_size_per_gpu": "loop.micro_batch",
     "gradient_accumulation_steps": "loop.global_batch_size and loop.micro_batch",
@@ -29,18 +29,18 @@ OURS = {
     "data_types": "model.dtype",
     "communication_data_type": "model.dtype",
 }
-"""Keys of a DeepSpeed JSON that would say a second time what our own settings say, and the setting that says it."""
+"""Keys refused in a user's DeepSpeed JSON, and the lavic settings that they are set from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zero2:
-    """What ZeRO-2 holds on one rank, sends in a step and saves, in bytes; activations aside."""
+class Zero2Footprint:
+    """What ZeRO-2 holds on one rank, sends in a step and saves, in bytes; without activations."""
 
     weights: int
     """Of the frozen base model and the adapter, whole on every rank."""
     gradients: int
-    """All as they are made, the bucket they pass through (DeepSpeed makes it whole), the copies that are summed, this
-    rank's part of the sum."""
+    """The gradients themselves, the bucket that they are reduced through (always of full size), the copies that are
+    summed, and this rank's part of the sum."""
     optimizer: int
     """This rank's part of the master weights and of Adam's two moments."""
     traffic: int
@@ -49,32 +49,32 @@ class Zero2:
     """Master weights and moments of all ranks."""
 
     @classmethod
-    def of(cls, *, frozen: int, trained: int, ranks: int, element: int = 2, micro_steps: int = 1) -> Zero2:
-        """Counts.
+    def of(cls, *, frozen: int, trained: int, ranks: int, element: int = 2, micro_steps: int = 1) -> Zero2Footprint:
+        """Computes the bytes.
 
         Args:
-            frozen: Numbers of the base model.
-            trained: Numbers of the adapter.
+            frozen: Parameters of the base model.
+            trained: Parameters of the adapter.
             ranks: Processes that share gradients and optimizer state.
             element: Bytes of a weight and of its gradient.
             micro_steps: Of a step.
         """
         part = -(-trained // ranks)
-        # a bucket is flattened once more to be summed, and a float32 copy made of gradients that are not
+        # A bucket is flattened once more to be summed, and gradients of another dtype are copied to float32.
         copies = element + (FP32 if element != FP32 else 0)
         return cls(
             weights=element * (frozen + trained),
-            gradients=element * (trained + BUCKET) + copies * min(trained, BUCKET) + FP32 * part,
+            gradients=element * (trained + BUCKET_SIZE) + copies * min(trained, BUCKET_SIZE) + FP32 * part,
             optimizer=3 * FP32 * part,
-            # A ring moves (n - 1) / n of all numbers once for each rank to have its part of the sums or of the new
-            # weights. DeepSpeed sums by all-reduce, which is two such rounds; the weights take a third.
+            # A ring reduce-scatter or all-gather sends (n - 1) / n of all elements. DeepSpeed reduces by all-reduce,
+            # which is two of these; the all-gather of the weights is a third.
             traffic=(2 * FP32 * micro_steps + element) * trained * (ranks - 1) // ranks,
             checkpoint=3 * FP32 * trained,
         )
 
     @property
     def memory(self) -> int:
-        """In all, on one rank."""
+        """Total on one rank."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -83,30 +83,29 @@ def zero2_config(
 ) -> dict[str, Any]:
     """The DeepSpeed configuration of a run.
 
-    One bucket holds every LoRA gradient of a 7B model, so there is nothing to overlap, and overlapping has been the
-    source of wrong gradients in several DeepSpeed releases.
-
-    Of a bfloat16 model, DeepSpeed adds up the gradients of micro steps and ranks in bfloat16 unless it is told not to.
+    One bucket holds every LoRA gradient of a 7B model, so there is nothing to overlap, and `overlap_comm` has caused
+    wrong gradients in several DeepSpeed releases. By default DeepSpeed accumulates and reduces the gradients of a
+    bfloat16 model in bfloat16; here in float32.
 
     Args:
         micro_batch: Samples of one forward pass on one rank.
-        accumulation: Micro steps per optimizer step.
+        accumulation: Micro-steps per optimizer step.
         clip: Largest gradient norm, 0 for no clipping.
         bf16: Train in bfloat16 with float32 master weights and sums of gradients; else float32.
         extra: More keys, from a user's JSON; `zero_optimization` is merged key by key.
 
     Raises:
-        ConfigError: See `check_extra`.
+        ConfigError: See `check_user_config`.
     """
     extra = dict(extra or {})
-    check_extra(extra)
+    check_user_config(extra)
     zero = {
         "stage": 2,
         "overlap_comm": False,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET,
+        "reduce_bucket_size": BUCKET_SIZE,
+        "allgather_bucket_size": BUCKET_SIZE,
         **extra.pop("zero_optimization", {}),
     }
     config: dict[str, Any] = {
@@ -124,15 +123,15 @@ def zero2_config(
     return config
 
 
-def check_extra(extra: Mapping[str, Any]) -> None:
-    """Refuses DeepSpeed settings that are at odds with ours.
+def check_user_config(extra: Mapping[str, Any]) -> None:
+    """Refuses DeepSpeed settings that contradict lavic's own.
 
     Raises:
-        ConfigError: A key of `OURS`, a ZeRO stage other than 2, or offloading.
+        ConfigError: A key of `MANAGED_KEYS`, a ZeRO stage other than 2, or offloading.
     """
-    for key, ours in OURS.items():
+    for key, setting in MANAGED_KEYS.items():
         if key in extra:
-            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it, {ours} says it already")
+            raise ConfigError(f"the DeepSpeed JSON sets {key}: remove it and use {setting}")
     zero = extra.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ConfigError(f"the DeepSpeed JSON sets zero_optimization to {zero!r}: an object is expected")
@@ -146,11 +145,11 @@ def check_extra(extra: Mapping[str, Any]) -> None:
             )
 
 
-def read_json(file: Path | None) -> dict[str, Any]:
-    """A user's DeepSpeed settings, checked; none without a file.
+def read_deepspeed_config(file: Path | None) -> dict[str, Any]:
+    """A user's DeepSpeed settings, checked; empty without a file.
 
     Raises:
-        ConfigError: There is no such file, it holds something else, or what `check_extra` refuses.
+        ConfigError: There is no such file, it holds something else, or what `check_user_config` refuses.
     """
     if file is None:
         return {}
@@ -163,7 +162,7 @@ def read_json(file: Path | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"--deepspeed {file}: not a JSON object")
     try:
-        check_extra(values)
+        check_user_config(values)
     except ConfigError as error:
         raise ConfigError(f"--deepspeed {file}: {error}") from None
     return values

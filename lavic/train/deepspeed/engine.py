@@ -1,4 +1,4 @@
-"""A task under DeepSpeed ZeRO-2: gradients and optimizer state are split over the ranks, weights are whole on each."""
+"""A task under DeepSpeed ZeRO-2: gradients and optimizer state are partitioned over the ranks, weights replicated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, LaunchError
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.config import zero2_config
-from lavic.train.sanity_checks import Guards
+from lavic.train.sanity_checks import SanityChecks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each weight."""
+"""AdamW's state of each weight."""
 
 
 class Engine:
@@ -37,27 +37,27 @@ class Engine:
     def __init__(
         self, task: nn.Module, world: DistributedContext, loop: LoopSettings, *, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Hands the task to DeepSpeed.
+        """Initializes DeepSpeed with the task.
 
         Args:
-            task: Parameters that require a gradient are trained, the others are left alone.
+            task: Parameters that require a gradient are trained.
             world: The ranks, connected.
             loop: Batch, learning rate, weight decay and clipping.
             extra: More keys for DeepSpeed, see `zero2_config`.
 
         Raises:
-            ConfigError: There is nothing to train, or `extra` is at odds with our settings.
+            ConfigError: There is nothing to train, or `extra` contradicts our settings.
             LaunchError: DeepSpeed is not installed.
-            LavicError: What would be trained is not what should be, see `Guards.check_start`.
+            LavicError: The wrong parameters would be trained, see `SanityChecks.check_start`.
         """
         self.task = task
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError(f"{type(task).__name__} has no trainable parameter: do the LoRA targets match the model?")
         self._world = world
-        self._guards = Guards(task, self.parameters, world)
-        self._guards.check_frozen()  # now: DeepSpeed gives every rank the weights of rank 0
-        micro_batch, micro_steps = loop.split(world.size)
+        self._checks = SanityChecks(task, self.parameters, world)
+        self._checks.check_frozen()  # before DeepSpeed broadcasts the weights of rank 0
+        micro_batch, micro_steps = loop.split_batch(world.size)
         config = zero2_config(
             micro_batch=micro_batch,
             accumulation=micro_steps,
@@ -65,15 +65,15 @@ class Engine:
             bf16=any(p.dtype == torch.bfloat16 for p in task.parameters()),
             extra=extra,
         )
-        # One group: DeepSpeed drops empty groups, and a schedule then meets the wrong one (torch >= 2.10 refuses).
+        # One group: DeepSpeed drops empty groups, and a scheduler then updates the wrong one (torch >= 2.10 raises).
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=loop.lr, weight_decay=loop.weight_decay)
         deepspeed = _deepspeed(world.device())
-        self._parts = deepspeed.utils
+        self._utils = deepspeed.utils
         self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
         # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
         self._zero.gradient_average = False
         self.device: torch.device = self._engine.device
-        self._guards.check_start(self._zero.param_groups)
+        self._checks.check_start(self._zero.param_groups)
 
     def forward(self, batch: Any) -> torch.Tensor:
         """The task's output for a batch."""
@@ -90,7 +90,7 @@ class Engine:
         self._engine.backward(loss / self._world.size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clips, updates the weights on every rank and forgets the gradients.
+        """Clips the gradient, updates the weights on every rank and zeroes the gradients.
 
         Returns:
             The gradient's norm before clipping. Where it is not finite no weight was changed.
@@ -98,23 +98,23 @@ class Engine:
         Raises:
             LavicError: At the first step: a trainable parameter got no gradient on some rank.
         """
-        self._guards.before_update()
+        self._checks.before_update()
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """What is trained, in float32: of a bfloat16 model the master weights, which it holds rounded.
+    def full_precision_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights in float32: of a bfloat16 model the master weights.
 
         Returns:
-            On rank 0, on the CPU, by the names of `parameters`; else nothing.
+            On rank 0, on the CPU, by the names of `parameters`; empty on the others.
         """
-        masters = {name: self._parts.safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
+        masters = {name: self._utils.safe_get_full_fp32_param(p) for name, p in self.parameters.items()}
         return {name: master.cpu() for name, master in masters.items()} if self._world.is_main else {}
 
-    def discard(self) -> None:
-        """Forgets the gradients of a step that must not be taken, as DeepSpeed does where they overflow."""
+    def discard_gradients(self) -> None:
+        """Drops the gradients of a step that is skipped, the way DeepSpeed does on overflow."""
         checked = self._zero.check_grad_overflow
         self._zero.check_grad_overflow, self._zero.has_overflow = True, lambda *args, **kwargs: True
         try:
@@ -123,40 +123,40 @@ class Engine:
             self._zero.check_grad_overflow = checked
             del self._zero.has_overflow
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a later `load` needs, whole, whatever the number of ranks.
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that `load_state_dict` needs, unpartitioned.
 
         Returns:
-            On rank 0, float32 on the CPU, by `<parameter>/weight`, `/exp_avg` and `/exp_avg_sq`; else nothing.
+            On rank 0, float32 on the CPU, by `<parameter>/weight`, `/exp_avg` and `/exp_avg_sq`; empty on the others.
 
         Raises:
-            LavicError: What was trained is not worth saving, see `Guards.check_save`.
+            LavicError: A check failed, see `SanityChecks.check_save`.
         """
-        self._guards.check_save()
-        whole: dict[str, torch.Tensor] = {}
+        self._checks.check_save()
+        tensors: dict[str, torch.Tensor] = {}
         for name, p in self.parameters.items():
             parts = {
-                "weight": self._parts.safe_get_full_fp32_param(p),
-                **{key: self._parts.safe_get_full_optimizer_state(p, key) for key in MOMENTS},
+                "weight": self._utils.safe_get_full_fp32_param(p),
+                **{key: self._utils.safe_get_full_optimizer_state(p, key) for key in MOMENTS},
             }
             if self._world.is_main:
-                whole |= {f"{name}/{key}": value.cpu() for key, value in parts.items()}
-        return whole
+                tensors |= {f"{name}/{key}": value.cpu() for key, value in parts.items()}
+        return tensors
 
-    def load(self, state: Mapping[str, torch.Tensor], *, steps: int) -> None:
-        """Takes over what `state` gave, from a run of any number of ranks.
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], *, steps: int) -> None:
+        """Loads a `state_dict` of a run with any number of ranks.
 
         Args:
-            state: Whole, on every rank.
+            state: The same on every rank.
             steps: Optimizer steps behind it: Adam's bias correction needs them.
 
         Raises:
             ConfigError: It belongs to other parameters.
         """
-        wanted = {f"{name}/{key}" for name in self.parameters for key in ("weight", *MOMENTS)}
-        if odd := sorted(wanted ^ set(state)):
+        expected = {f"{name}/{key}" for name in self.parameters for key in ("weight", *MOMENTS)}
+        if unmatched := sorted(expected ^ set(state)):
             raise ConfigError(
-                f"the checkpoint is of another model or other LoRA settings ({odd[0]} and {len(odd)} keys)"
+                f"the checkpoint is of another model or other LoRA settings ({unmatched[0]} and {len(unmatched)} keys)"
             )
         adam = self._zero.optimizer
         for group in adam.param_groups:
@@ -168,14 +168,14 @@ class Engine:
             weight = state[f"{name}/weight"].to(self.device)
             if weight.shape != p.shape:
                 raise ConfigError(f"the checkpoint's {name} is {list(weight.shape)}, this run's {list(p.shape)}")
-            self._parts.safe_set_full_fp32_param(p, weight)
+            self._utils.safe_set_full_fp32_param(p, weight)
             p.data.copy_(weight)
             for key in MOMENTS:
-                self._parts.safe_set_full_optimizer_state(p, state[f"{name}/{key}"].to(self.device), key)
+                self._utils.safe_set_full_optimizer_state(p, state[f"{name}/{key}"].to(self.device), key)
 
     def close(self) -> None:
-        """Takes DeepSpeed's hooks off the task, which can then be saved, merged or given to another engine."""
-        self._guards.close()
+        """Removes DeepSpeed's hooks from the task, which can then be saved, merged or given to another engine."""
+        self._checks.close()
         self._engine.destroy()
 
 

@@ -1,4 +1,4 @@
-"""Stage 1 beyond the released method: the teacher's probabilities and its patches, besides its words."""
+"""More losses of stage 1: the teacher's token probabilities, and its patch tokens."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def teacher_logits(
     sizes: tuple[tuple[int, int], ...],
     grids: tuple[Grid, ...],
 ) -> torch.Tensor:
-    """What the untrained model predicts from every patch token, float32 [targets, vocabulary].
+    """The base model's logits given every patch token, float32 [targets, vocabulary].
 
-    Exact and without a file, at the price of a pass over some 2,900 tokens per photo.
+    Costs a forward pass over some 2,900 tokens per photo.
 
     Args:
-        model: The model in training; its adapter is left out.
-        text: The prompts with a place for every patch token, and the same targets as the student's.
+        model: The model in training; its adapter is disabled.
+        text: The prompts with a placeholder for every patch token, and the student's targets.
         views: Of all photos.
         sizes: Of the photos before cutting.
         grids: Of the photos.
@@ -33,28 +33,29 @@ def teacher_logits(
         return target_logits(model, text, torch.cat(all_tokens(model, views, sizes, grids)))
 
 
-def divergence(teacher: torch.Tensor, student: torch.Tensor, top_k: int) -> torch.Tensor:
+def top_k_divergence(teacher: torch.Tensor, student: torch.Tensor, top_k: int) -> torch.Tensor:
     """Kullback-Leibler divergence of the student from the teacher over the teacher's likeliest tokens, [targets].
 
-    The other tokens count as one more, so that the student cannot put its probability where nobody looks.
+    All other tokens count as one, so that the student is penalized for probability there too.
 
     Args:
         teacher: Logits, [targets, vocabulary].
         student: Logits, the same shape.
-        top_k: Tokens that are told apart; of all of them it is the whole divergence.
+        top_k: Tokens that count by themselves; with all of them it is the exact divergence.
     """
-    theirs, places = teacher.log_softmax(-1).topk(min(top_k, teacher.shape[-1]))
-    ours = student.log_softmax(-1).gather(-1, places)
-    rest, own_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-7) for logs in (theirs, ours))
-    return (theirs.exp() * (theirs - ours)).sum(-1) + rest * (rest / own_rest).log()
+    teacher_logs, tokens = teacher.log_softmax(-1).topk(min(top_k, teacher.shape[-1]))
+    student_logs = student.log_softmax(-1).gather(-1, tokens)
+    teacher_rest, student_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-7) for logs in (teacher_logs, student_logs))
+    listed = (teacher_logs.exp() * (teacher_logs - student_logs)).sum(-1)
+    return listed + teacher_rest * (teacher_rest / student_rest).log()
 
 
 @torch.no_grad()
 def patch_means(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
-    """The mean of the tokens that the untrained model makes of each view's patches.
+    """The mean of the base model's patch tokens of each view.
 
     Args:
-        model: The model in training; its adapter is left out.
+        model: The model in training; its adapter is disabled.
         views: [views, 3, size, size]
 
     Returns:
@@ -64,8 +65,8 @@ def patch_means(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
         return patch_tokens(model, views).float().mean(1)
 
 
-def distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """The squared distance of each token from the teacher's, as a share of the teacher's own mean square, [views].
+def patch_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each token, relative to the mean square of the teacher's, [views].
 
     Args:
         teacher: Tokens, [views, d_text].

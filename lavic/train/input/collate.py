@@ -1,4 +1,4 @@
-"""What the samples and batches of both stages share: prompts, targets, and the order that they are read in."""
+"""What samples and batches of both stages share: prompts and targets, collated."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class Order(Protocol):
 
 
 class TextSample(Protocol):
-    """What a sample of either stage has."""
+    """What the samples of both stages have."""
 
     @property
     def key(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
 
     @property
     def example(self) -> Example:
-        """Its prompt and target in tokens."""
+        """Its tokenized prompt and target."""
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Prompts with their targets, and what every batch of ours can say about itself."""
+    """Prompts with their targets; each stage adds its photos or items."""
 
     keys: tuple[str, ...]
-    """What each sample is called in messages."""
+    """Each sample's name in messages."""
     targets: tuple[int, ...]
     """Target tokens of each sample."""
     lengths: tuple[int, ...]
@@ -66,8 +66,8 @@ class TextBatch:
         return self.text.input_ids.numel()
 
 
-def gather(samples: Sequence[TextSample], encoder: Encoder) -> dict[str, Any]:
-    """The fields of a `TextBatch`, of samples in their order."""
+def collate_text(samples: Sequence[TextSample], encoder: Encoder) -> dict[str, Any]:
+    """The fields of a `TextBatch`."""
     return {
         "keys": tuple(sample.key for sample in samples),
         "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),

@@ -1,4 +1,4 @@
-"""Which samples make a step, and on which rank: from endless positions to micro-batches."""
+"""Loads the micro-batches of each step: which samples, on which rank, and ahead of time in worker processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils.data import DataLoader, Dataset
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.train.config import LoopSettings
-from lavic.train.input.length_bucketing import cut, deal
+from lavic.train.input.length_bucketing import balance_micro_batches, bucket_by_length
 
 
 class Sample(Protocol):
-    """One training example on its way into a batch."""
+    """One example before it is collated."""
 
     @property
     def length(self) -> int:
-        """Tokens: samples of like length share a micro-batch."""
+        """Tokens: samples of similar length share a micro-batch."""
 
 
-class Minibatch(Protocol):
-    """What a task's forward takes."""
+class MicroBatch(Protocol):
+    """The input of a task's forward pass."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -42,7 +42,7 @@ class Minibatch(Protocol):
     def padded(self) -> int:
         """Tokens of all samples, with padding."""
 
-    def to(self, device: torch.device) -> Minibatch:
+    def to(self, device: torch.device) -> MicroBatch:
         """The batch on a device."""
 
 
@@ -50,11 +50,11 @@ S = TypeVar("S", bound=Sample)
 T = TypeVar("T")
 
 
-class Samples(Protocol[S]):
+class TaskDataset(Protocol[S]):
     """A set to train on or to validate with.
 
-    Positions go on after the last sample: position p of a set of n is a sample of epoch p // n. What `samples[p]` gives
-    is a function of p and of the set's seed alone, whichever process asks.
+    Positions are endless: position p of a set of n is a sample of epoch p // n. `dataset[p]` is a function of p and of
+    the set's seed alone, in every process.
     """
 
     def __len__(self) -> int:
@@ -64,29 +64,29 @@ class Samples(Protocol[S]):
         """The sample at a position >= 0."""
 
     def key(self, position: int) -> str:
-        """What the sample at a position is called in messages, without the cost of making it."""
+        """What the sample at a position is called in messages; cheap."""
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
-        """Tokens of the samples at some positions, without the cost of making them."""
+        """Tokens of the samples at some positions; cheap."""
 
     @property
     def overhead(self) -> int:
         """What a sample costs besides its tokens, in tokens."""
 
-    def collate(self, samples: Sequence[S]) -> Minibatch:
+    def collate(self, samples: Sequence[S]) -> MicroBatch:
         """A batch of samples."""
 
 
-class Feed:
+class TrainDataLoader:
     """One rank's share of every step.
 
     Step s (from 0) takes the positions s * batch to (s + 1) * batch - 1: the same samples with any number of ranks, so
-    the whole state of the feed is the step. Without a budget of tokens rank r has every size-th of them, from r. With
-    one the whole step is dealt by length (`batches.deal`), which every rank works out for itself.
+    the step is the loader's whole state. Without `micro_tokens` rank r takes every size-th position, from r. With it
+    the step is distributed by length (`balance_micro_batches`), which every rank computes for itself.
     """
 
-    def __init__(self, samples: Samples[Any], world: DistributedContext, loop: LoopSettings) -> None:
-        """Checks that there is something to share out.
+    def __init__(self, samples: TaskDataset[Any], world: DistributedContext, loop: LoopSettings) -> None:
+        """Checks that the ranks can share a step.
 
         Args:
             samples: What to train on.
@@ -94,7 +94,7 @@ class Feed:
             loop: Batch, micro-batch and workers.
 
         Raises:
-            ConfigError: There is nothing to train on, or ranks would get unequal shares.
+            ConfigError: The training set is empty, or ranks would get unequal shares.
         """
         if not len(samples):
             raise ConfigError("there is nothing to train on: the training set is empty")
@@ -102,81 +102,81 @@ class Feed:
         self.batch = loop.global_batch_size
         self.workers = loop.num_workers
         self.micro_tokens = loop.micro_tokens
-        self.micro_batch, _ = loop.split(world.size)
+        self.micro_batch, _ = loop.split_batch(world.size)
         self._world = world
 
     def positions(self, step: int) -> list[int]:
         """This rank's positions in a step, counted from 0."""
         return [position for group in self._groups(step) for position in group]
 
-    def steps(self, first: int, last: int) -> Iterator[list[Minibatch]]:
+    def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from `first` up to, but not with, `last`."""
-        return prepare(self._step, range(first, last), self.workers)
+        return prefetch(self._step, range(first, last), self.workers)
 
-    def _step(self, step: int) -> list[Minibatch]:
+    def _step(self, step: int) -> list[MicroBatch]:
         groups = [[self.samples[position] for position in group] for group in self._groups(step)]
         if self.micro_tokens is None:
-            # like lengths together: less padding; the loss of a step does not depend on how it is split
+            # Similar lengths together, for less padding: the loss of a step does not depend on how it is split.
             (share,) = groups
-            rows = cut([sample.length for sample in share], most=self.micro_batch)
+            rows = bucket_by_length([sample.length for sample in share], most=self.micro_batch)
             groups = [[share[i] for i in row] for row in rows]
         return [self.samples.collate(group) for group in groups]
 
     def _groups(self, step: int) -> list[list[int]]:
-        """This rank's positions: its micro-batches where there is a budget, else its whole share in one."""
-        places = range(step * self.batch, (step + 1) * self.batch)
+        """This rank's positions: by micro-batch with `micro_tokens`, else its whole share in one group."""
+        positions = range(step * self.batch, (step + 1) * self.batch)
         if self.micro_tokens is None:
-            return [list(places[self._world.rank :: self._world.size])]
-        dealt = deal(
-            self.samples.lengths(places),
+            return [list(positions[self._world.rank :: self._world.size])]
+        by_rank = balance_micro_batches(
+            self.samples.lengths(positions),
             self._world.size,
             tokens=self.micro_tokens,
             most=self.micro_batch,
             overhead=self.samples.overhead,
         )
-        return [[places[i] for i in group] for group in dealt[self._world.rank]]
+        return [[positions[i] for i in group] for group in by_rank[self._world.rank]]
 
 
-def prepare(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
-    """Makes something for each number, in order: here and now, or ahead of time in worker processes."""
-    for made in DataLoader(
-        _Made(make),
+def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+    """Calls `make` for each number, in order: in this process, or ahead of time in worker processes."""
+    for item in DataLoader(
+        _FunctionDataset(make),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_shield if workers else None,
+        collate_fn=_identity,
+        worker_init_fn=_ignore_stop_signals if workers else None,
     ):
-        if isinstance(made, Exception):
-            raise made
-        yield made
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
-class _Made(Dataset[Any]):
-    """A function as torch's loader wants it."""
+class _FunctionDataset(Dataset[Any]):
+    """A function as a map-style dataset."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
 
     def __getitem__(self, number: int) -> Any:
-        """What was made, or the error of ours that kept it from being made.
+        """The function's value, or its error.
 
-        An error that is raised in a worker process comes out of torch's loader with a traceback for its message.
+        An exception raised in a worker process would come out of the DataLoader with a traceback as its message.
         """
         try:
             return self.make(number)
-        except LavicError as error:  # some take more than a message, and could not be unpickled
+        except LavicError as error:  # a subclass may not unpickle from its message alone
             return (DataError if error.exit_code == DataError.exit_code else LavicError)(str(error))
         except OSError as error:
             return error
 
 
-def _unchanged(made: Any) -> Any:
-    return made
+def _identity(item: Any) -> Any:
+    return item
 
 
-def _shield(_: int) -> None:
-    """A stop request goes to the whole process group; workers must live until the step they feed is done."""
+def _ignore_stop_signals(_: int) -> None:
+    """A stop request reaches the whole process group; workers must live until the step that they load is done."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)

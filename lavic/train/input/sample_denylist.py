@@ -1,18 +1,50 @@
-"""A training set without samples that a list names, at the same positions and the same length."""
+"""Leaves out the samples that a file lists, without moving the others."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.storage.text_files import TextFileError, read_lines
-from lavic.train.input.data_loader import Minibatch, Samples
+from lavic.tracking.tracker import Tracker
+from lavic.train.input.data_loader import MicroBatch, TaskDataset
+from lavic.train.nonfinite import first_keys
+
+log = logging.getLogger(__name__)
+_JOURNAL_KEYS = 1000
+"""Most keys that the journal names."""
 
 
-def read_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of a list of samples, one a line; none without a file.
+def apply_denylist(
+    samples: TaskDataset[Any], path: Path | None, tracker: Tracker, world: DistributedContext
+) -> TaskDataset[Any]:
+    """The training set without the samples that a file lists; noted in the journal. Collective.
+
+    Raises:
+        ConfigError: The file cannot be read, or lists every sample.
+    """
+    keys = world.broadcast_object(read_denylist(path))
+    if not keys:
+        return samples
+    remaining = DenylistDataset(samples, keys)
+    unknown = remaining.unknown() if world.is_main else []
+    if unknown:
+        log.warning(
+            "--loop.skip-samples: %d of %d keys are not in the training set: %s",
+            len(unknown),
+            len(keys),
+            first_keys(unknown),
+        )
+    tracker.event("skip_samples", keys=keys[:_JOURNAL_KEYS], samples=len(keys) - len(unknown))
+    return remaining
+
+
+def read_denylist(path: Path | None) -> tuple[str, ...]:
+    """The keys in a file, one a line; empty without a file.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -25,36 +57,36 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
         raise ConfigError(f"--loop.skip-samples {error}") from None
 
 
-class Skipping:
+class DenylistDataset:
     """Gives the next sample in the order in the place of each that is skipped.
 
-    Positions, and with them batches, shares and the order of all other samples, stay as they are, so that a run can go
-    on with another list.
+    Positions, and with them batches, shares and the order of all other samples, stay as they are, so that a run can be
+    resumed with another list.
     """
 
-    def __init__(self, samples: Samples[Any], keys: Collection[str]) -> None:
-        """Describes it.
+    def __init__(self, samples: TaskDataset[Any], keys: Collection[str]) -> None:
+        """Wraps a set.
 
         Args:
-            samples: The whole set.
+            samples: The set.
             keys: Of the samples that are never read.
         """
         self.samples = samples
         self.keys = frozenset(keys)
 
     def unknown(self) -> list[str]:
-        """The keys that no sample of the set has. Looks at the set until it has found them all.
+        """The keys that no sample of the set has; reads keys of the set until all are found.
 
         Raises:
             ConfigError: Every sample is skipped.
         """
-        missing, kept = set(self.keys), False
+        missing, any_left = set(self.keys), False
         for position in range(len(self)):
-            if missing or not kept:
+            if missing or not any_left:
                 key = self.samples.key(position)
                 missing.discard(key)
-                kept = kept or key not in self.keys
-        if not kept:
+                any_left = any_left or key not in self.keys
+        if not any_left:
             raise ConfigError("--loop.skip-samples names every sample of the training set")
         return sorted(missing)
 
@@ -62,26 +94,26 @@ class Skipping:
         return len(self.samples)
 
     def __getitem__(self, position: int) -> Any:
-        return self.samples[self._read_at(position)]
+        return self.samples[self._source_position(position)]
 
     def key(self, position: int) -> str:
-        """As `Samples.key`."""
-        return self.samples.key(self._read_at(position))
+        """See `TaskDataset.key`."""
+        return self.samples.key(self._source_position(position))
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
-        """As `Samples.lengths`."""
-        return self.samples.lengths([self._read_at(position) for position in positions])
+        """See `TaskDataset.lengths`."""
+        return self.samples.lengths([self._source_position(position) for position in positions])
 
     @property
     def overhead(self) -> int:
-        """As `Samples.overhead`."""
+        """See `TaskDataset.overhead`."""
         return self.samples.overhead
 
-    def collate(self, samples: Sequence[Any]) -> Minibatch:
-        """As `Samples.collate`."""
+    def collate(self, samples: Sequence[Any]) -> MicroBatch:
+        """See `TaskDataset.collate`."""
         return self.samples.collate(samples)
 
-    def _read_at(self, position: int) -> int:
+    def _source_position(self, position: int) -> int:
         while self.samples.key(position) in self.keys:
             position += 1
         return position

@@ -1,19 +1,20 @@
-"""How much arithmetic a step needs: behind the utilisation that the journal shows and the estimate of `--dry-run`.
+"""Floating point operations of a step: for the utilisation in the journal and the estimate of `--dry-run`.
 
-A matrix multiplication of T tokens by a weight of n elements takes 2Tn floating point operations forward, 2Tn backward
-for its input and 2Tn backward for the weight. The last is done for weights that are trained (LoRA), never for frozen
-ones; the one before only where something upstream is trained. So
+A matrix multiplication of T tokens by a weight of n elements takes 2Tn operations forward, 2Tn backward for the
+gradient of its input and 2Tn backward for that of the weight. The last is computed for trained weights (LoRA) alone,
+the one before where something upstream is trained. So
 
 * a frozen linear above the first trained one costs 4Tn, below it 2Tn (the query, key and value of a language model's
   first layer in stage 2; the whole vision tower, where it runs in stage 2);
-* LoRA's A (r x in) and B (out x r) cost 6Tn each, A of the very first layer 4Tn: nobody wants its input's gradient;
+* LoRA's A (r x in) and B (out x r) cost 6Tn each, A of the first layer 4Tn: its input needs no gradient;
 * without gradients (`embed`, validation) everything costs 2Tn.
 
-T is what really passes through a part: 5 views of (size / patch)^2 + 1 tokens in the vision tower, 5 per photo in the
-projector, the text without its padding in the language model, the target tokens in its head. A layer's attention costs
-4 d for each pair of a token and one that it looks at, and twice that backward; d is the width of all heads together. In
-the vision tower S tokens make S^2 pairs, in the causal language model S (S + 1) / 2. Norms, activations and rotations
-are left out, as is whatever is computed a second time to save memory: utilisation measures progress, not heat.
+T counts the tokens that pass through a part: 5 views of (size / patch)^2 + 1 tokens in the vision tower, 5 per photo in
+the projector, the text without its padding in the language model, the target tokens in its head. A layer's attention
+costs 4 d for each pair of a token and one that it attends to, and twice that backward; d is the width of all heads
+together. In the vision tower S tokens make S^2 pairs, in the causal language model S (S + 1) / 2. Norms, activation
+functions and rotations are left out, as is recomputation under activation checkpointing: this is model, not hardware,
+FLOPs utilisation.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from lavic.model.tiling import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Operations of one forward pass, and of its backward pass where something is trained, by what makes them."""
+class FlopCosts:
+    """Operations per view, token and target of a forward pass, and of the backward pass where something is trained."""
 
     view: float
     """Of one view in the vision tower."""
@@ -38,13 +39,13 @@ class Work:
     token: float
     """Of one token in the language model, without attention."""
     pair: float
-    """Of one token looking at one token in the language model, over all layers."""
+    """Of one token that attends to one token in the language model, over all layers."""
     target: float
     """Of one target token in the head."""
 
     @classmethod
-    def of(cls, shape: Shape, kind: Kind | None = None, r: int = 0, *, training: bool = True) -> Work:
-        """Counts.
+    def of(cls, shape: Shape, kind: Kind | None = None, r: int = 0, *, training: bool = True) -> FlopCosts:
+        """Counts the operations.
 
         Args:
             shape: Of the model.
@@ -54,19 +55,21 @@ class Work:
         """
         linears = list(shape.linears())
         adapted = ADAPTED[kind] if kind else ()
-        first = min((one.place for one in linears if one.place[0] in adapted), default=None) if training else None
+        first = (
+            min((linear.place for linear in linears if linear.place[0] in adapted), default=None) if training else None
+        )
         token, pair = dict.fromkeys((TOWER, PROJECTOR, LANGUAGE, HEAD), 0.0), {TOWER: 0.0, LANGUAGE: 0.0}
-        for one in linears:
-            part, layer, _ = one.place
-            token[part] += _work(one, r if part in adapted else 0, first)
-            if one.name == "q_proj":
+        for linear in linears:
+            part, layer, _ = linear.place
+            token[part] += _linear_flops(linear, r if part in adapted else 0, first)
+            if linear.name == "q_proj":
                 backward = first is not None and first <= (part, layer, 0)
-                pair[part] += 4 * one.outputs * (3 if backward else 1)
-        # the patches' convolution lies below everything that is trained
-        cut = 2 * shape.patches * shape.patch_numbers * shape.vision_hidden
+                pair[part] += 4 * linear.outputs * (3 if backward else 1)
+        # The patch embedding lies below everything that is trained.
+        patch_embedding = 2 * shape.patches * shape.patch_numbers * shape.vision_hidden
         tokens = shape.patches + 1
         return cls(
-            view=cut + tokens * token[TOWER] + tokens**2 * pair[TOWER],
+            view=patch_embedding + tokens * token[TOWER] + tokens**2 * pair[TOWER],
             photo_token=token[PROJECTOR],
             token=token[LANGUAGE],
             pair=pair[LANGUAGE],
@@ -93,31 +96,31 @@ class Work:
         return VIEWS * (self.view + self.photo_token) / self.token
 
 
-def _work(linear: Linear, rank: int, first: Place | None) -> int:
+def _linear_flops(linear: Linear, rank: int, first: Place | None) -> int:
     """Operations of one linear for one token.
 
     Args:
-        linear: Which.
-        rank: Of its adapter; 0 without.
-        first: The first trained place; None where no gradient is wanted.
+        linear: The linear.
+        rank: Of its adapter; 0 without one.
+        first: The first trained place; None for a forward pass alone.
     """
     size = linear.inputs * linear.outputs
     adapter = rank * (linear.inputs + linear.outputs)
     forward = size + adapter
     if first is None or first > linear.place:
         return 2 * forward
-    wanted = first < linear.place  # whether the input's gradient is
-    backward = wanted * (size + rank * linear.inputs)
+    input_gradient = first < linear.place
+    backward = input_gradient * (size + rank * linear.inputs)
     if rank:
         backward += rank * linear.outputs + adapter
     return 2 * (forward + backward)
 
 
-def counter(task: Any) -> Callable[[Any], float] | None:
-    """What a `Meter` asks of a stage in training: the operations of one batch, its backward pass included.
+def make_flops_counter(task: Any) -> Callable[[Any], float] | None:
+    """A function that counts the operations of one batch in training, forward and backward.
 
     Args:
-        task: A `DistillTask` or a `TuneTask`; for others there is no answer.
+        task: A `DistillTask` or a `TuneTask`; None for others.
     """
     from lavic.model.prompt_encoder import core
 
@@ -126,20 +129,25 @@ def counter(task: Any) -> Callable[[Any], float] | None:
         return None
     shape = Shape.of(core(task.model).config.to_dict())
     (lora,) = task.model.peft_config.values()
-    work, teaching = Work.of(shape, kind, lora.r), Work.of(shape)
+    training, forward_only = FlopCosts.of(shape, kind, lora.r), FlopCosts.of(shape)
 
     def flops(batch: Any) -> float:
         targets = sum(batch.targets)
-        if hasattr(batch, "shown"):
-            seen = sum(batch.shown)
-            total = work.flops(batch.lengths, targets=targets, views=seen, photo_tokens=seen)
-            if batch.whole_lengths:
-                every = len(batch.views)
-                places = every * shape.patches
-                total += teaching.flops(batch.whole_lengths, targets=targets, views=every, photo_tokens=places)
+        if hasattr(batch, "views_shown"):
+            views = sum(batch.views_shown)
+            total = training.flops(batch.lengths, targets=targets, views=views, photo_tokens=views)
+            if batch.teacher_lengths:
+                teacher_views = len(batch.views)
+                total += forward_only.flops(
+                    batch.teacher_lengths,
+                    targets=targets,
+                    views=teacher_views,
+                    photo_tokens=teacher_views * shape.patches,
+                )
             if task.patches:
-                total += teaching.flops((), targets=0, views=seen, photo_tokens=seen * shape.patches)
+                total += forward_only.flops((), targets=0, views=views, photo_tokens=views * shape.patches)
             return total
-        return work.flops(batch.lengths, targets=targets, photo_tokens=0 if batch.items is None else len(batch.items))
+        items = 0 if batch.items is None else len(batch.items)
+        return training.flops(batch.lengths, targets=targets, photo_tokens=items)
 
     return flops

@@ -1,15 +1,15 @@
-"""What a run will take, before it is started: memory of a GPU, bytes of a checkpoint, steps, arithmetic.
+"""Estimates what a run will take: GPU memory, checkpoint size, steps and FLOPs.
 
-Made from the model's shape alone: neither weights nor a GPU nor torch are needed. The bytes that a layer keeps for its
-way back are counted tensor by tensor as the modules of transformers 5 and PEFT keep them under autograd:
+Computed from the model's shape: needs no weights, GPU or torch. The activations that a layer saves for its backward
+pass are counted tensor by tensor, as autograd saves them for the modules of transformers 5 and PEFT:
 
 * an adapted linear: its input after dropout, the dropout's mask (one byte), the output of A;
 * a norm of the language model: its input in float32; one of the vision tower: its input;
 * attention (fused): query, key, value, output, and one float32 per head;
 * the feed-forward part: three tensors of its inner width in the language model, two in the vision tower.
 
-A test compares this with what autograd really keeps. With `loop.activation_checkpointing` each layer keeps its input,
-and one layer at a time the rest.
+A test compares this with what autograd saves. With `loop.activation_checkpointing` each layer saves its input, and one
+layer at a time the rest.
 """
 
 from __future__ import annotations
@@ -20,34 +20,42 @@ from dataclasses import dataclass
 from lavic.model.config import Kind, LoraSettings
 from lavic.model.dims import ADAPTED, LANGUAGE, TOWER, Shape
 from lavic.train.config import LoopSettings
-from lavic.train.deepspeed.config import Zero2
-from lavic.train.measure.flops import Work
-from lavic.train.measure.peak_flops import PEAKS
+from lavic.train.deepspeed.config import Zero2Footprint
+from lavic.train.measure.flops import FlopCosts
+from lavic.train.measure.peak_flops import PEAK_FLOPS
 
-CARDS = {"16 GB": 15.0, "24 GB": 22.0, "40 GB": 39.0, "48 GB": 44.0, "80 GB": 79.0, "141 GB": 139.0, "192 GB": 178.0}
-"""GiB that a card of a size has for a process."""
-RESERVE = 2.0
-"""GiB for CUDA itself, its libraries' workspaces, and holes between tensors."""
-SHARE = 0.4
-"""Of a GPU's peak, for the time of a step."""
+GPU_MEMORY_GIB = {
+    "16 GB": 15.0,
+    "24 GB": 22.0,
+    "40 GB": 39.0,
+    "48 GB": 44.0,
+    "80 GB": 79.0,
+    "141 GB": 139.0,
+    "192 GB": 178.0,
+}
+"""GiB that a process can use on a GPU of that size."""
+RESERVED_GIB = 2.0
+"""GiB for the CUDA context, library workspaces and fragmentation."""
+ASSUMED_MFU = 0.4
+"""Share of a GPU's peak that the time of a step assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A typical training example: what the time of a step is estimated from."""
+class TypicalSample:
+    """A typical training example: the time of a step is estimated from it."""
 
     tokens: int
     targets: int
     views: int
-    """That pass through the vision tower."""
+    """Views that pass through the vision tower."""
     photo_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class ResourceEstimate:
     """What a run will take."""
 
-    zero: Zero2
+    zero: Zero2Footprint
     """What a rank holds, sends and saves."""
     activations: float
     """Bytes of the largest micro step, on one GPU."""
@@ -59,35 +67,35 @@ class Estimate:
     micro_tokens: int
     """Most tokens of a micro step, on one rank."""
     photos: int
-    """Most photos of a micro step in the vision tower, on one rank."""
+    """Most photos of a micro-step in the vision tower, on one rank."""
     micro_steps: int
-    """Of a step with typical samples."""
+    """Micro-steps of a step with typical samples."""
     flops: float
-    """Of a step, over all ranks."""
-    sample: Sample
+    """FLOPs of a step, over all ranks."""
+    sample: TypicalSample
     steps: int | None
-    """Of the run; None where the training set is not there."""
+    """Steps of the run; None where the training set does not exist yet."""
     samples: int | None
-    """In the training set."""
+    """Samples in the training set."""
 
     @property
     def memory(self) -> float:
         """GiB on one GPU."""
-        return (self.zero.memory + self.activations) / 2**30 + RESERVE
+        return (self.zero.memory + self.activations) / 2**30 + RESERVED_GIB
 
     def __str__(self) -> str:
-        card = next((name for name, room in CARDS.items() if self.memory <= room), None)
+        card = next((name for name, usable in GPU_MEMORY_GIB.items() if self.memory <= usable), None)
         fits = f"fits a GPU of {card}" if card else "fits no GPU"
         if self.ranks > 1:
             fits += f", {self.ranks} of them"
         network = [("network", f"{self.zero.traffic / 1e6:9.1f} MB   sent by each rank in a step")]
-        seconds = {name: self.flops / (self.ranks * SHARE * PEAKS[name]) for name in ("A100", "H100")}
+        seconds = {name: self.flops / (self.ranks * ASSUMED_MFU * PEAK_FLOPS[name]) for name in ("A100", "H100")}
         typical = f"{self.sample.tokens} tokens" + (f" and {self.sample.views} views" if self.sample.views else "")
         rows = [
             ("weights", f"{_gib(self.zero.weights)}  {self.frozen / 1e9:.2f} billion frozen, {self.trained:,} trained"),
             ("activations", f"{_gib(self.activations)}  of {self._micro_step()}"),
             ("optimizer", f"{_gib(self.zero.optimizer + self.zero.gradients)}  with gradients and buffers"),
-            ("reserve", f"{_gib(RESERVE * 2**30)}  CUDA and its libraries"),
+            ("reserve", f"{_gib(RESERVED_GIB * 2**30)}  CUDA and its libraries"),
             ("per GPU", f"{_gib(self.memory * 2**30)}  {fits}"),
             ("checkpoint", f"{self.zero.checkpoint / 1e6:9.1f} MB   on disk, each"),
             *(network if self.ranks > 1 else ()),
@@ -102,7 +110,7 @@ class Estimate:
             ),
             (
                 "arithmetic",
-                f"{self.flops / 1e12:.0f} TFLOP a step of samples with {typical}: at {SHARE:.0%} of the peak "
+                f"{self.flops / 1e12:.0f} TFLOP a step of samples with {typical}: at {ASSUMED_MFU:.0%} of the peak "
                 + ", ".join(f"{value:.1f} s on {self.ranks} {name}" for name, value in seconds.items()),
             ),
         ]
@@ -116,7 +124,7 @@ class Estimate:
         return f"a micro step of at most {self.micro_tokens} tokens{photos}"
 
 
-def estimate(
+def estimate_resources(
     shape: Shape,
     kind: Kind,
     lora: LoraSettings,
@@ -124,11 +132,11 @@ def estimate(
     *,
     ranks: int,
     max_length: int,
-    sample: Sample,
+    sample: TypicalSample,
     samples: int | None,
     element: int = 2,
-) -> Estimate:
-    """What training an adapter of `kind` on a model of `shape` will take; without the vision tower in stage 2.
+) -> ResourceEstimate:
+    """What training an adapter will take; stage 2 does not load the vision tower.
 
     Args:
         shape: Of the base model.
@@ -138,25 +146,25 @@ def estimate(
         ranks: Processes, one GPU each.
         max_length: Longest text, tokens.
         sample: A typical one.
-        samples: In the training set; None where it is not there.
-        element: Bytes of a number in weights and activations.
+        samples: Size of the training set; None where it does not exist yet.
+        element: Bytes of an element of weights and activations.
 
     Raises:
         ConfigError: The ranks cannot share the batch.
     """
-    micro_batch, _ = loop.split(ranks)
-    work = Work.of(shape, kind, lora.r)
+    micro_batch, _ = loop.split_batch(ranks)
+    work = FlopCosts.of(shape, kind, lora.r)
     overhead = round(work.photo) if sample.views else 0
     budget = loop.micro_tokens or micro_batch * (max_length + overhead)
     most = min(micro_batch, max(1, budget // (sample.tokens + overhead)))
     photos = most if sample.views else 0
     tokens = min(micro_batch * max_length, max(max_length, budget - photos * overhead))
     trained, frozen = shape.adapter(kind, lora.r), shape.loaded(kind)
-    kept = kept_bytes(shape, kind, lora, loop, element=element)
+    per_token = activation_bytes(shape, kind, lora, loop, element=element)
     micro_steps = -(-loop.global_batch_size // (ranks * most))
-    return Estimate(
-        zero=Zero2.of(frozen=frozen, trained=trained, ranks=ranks, element=element, micro_steps=micro_steps),
-        activations=tokens * kept["language"] + photos * shape.tower_tokens * kept["vision"],
+    return ResourceEstimate(
+        zero=Zero2Footprint.of(frozen=frozen, trained=trained, ranks=ranks, element=element, micro_steps=micro_steps),
+        activations=tokens * per_token["language"] + photos * shape.tower_tokens * per_token["vision"],
         trained=trained,
         frozen=frozen,
         ranks=ranks,
@@ -167,38 +175,38 @@ def estimate(
         flops=loop.global_batch_size
         * work.flops((sample.tokens,), targets=sample.targets, views=sample.views, photo_tokens=sample.photo_tokens),
         sample=sample,
-        steps=loop.total(samples) if samples else None,
+        steps=loop.total_steps(samples) if samples else None,
         samples=samples,
     )
 
 
-def kept_bytes(
+def activation_bytes(
     shape: Shape, kind: Kind, lora: LoraSettings, loop: LoopSettings, *, element: int = 2, mask: int = 1
 ) -> dict[Kind, float]:
-    """Bytes that each token of language model and vision tower keeps for the way back, over all layers.
+    """Bytes that autograd saves for each token of language model and vision tower, over all layers.
 
     Args:
         shape: Of the model.
-        kind: Of its adapter; with one of the language model nothing is kept of the vision tower.
+        kind: Of its adapter; with `language` the vision tower saves nothing.
         lora: The adapter's settings.
-        loop: For `activations`.
-        element: Bytes of a number.
-        mask: Bytes of a dropout mask's entry: 1 on a GPU, `element` on a CPU.
+        loop: For `activation_checkpointing`.
+        element: Bytes of an element.
+        mask: Bytes of an entry of a dropout mask: 1 on a GPU, `element` on a CPU.
     """
     parts: Mapping[Kind, tuple[int, int, int]] = {
         "vision": (TOWER, shape.vision_layers if kind == "vision" else 0, shape.vision_hidden),
         "language": (LANGUAGE, shape.layers, shape.hidden),
     }
-    kept: dict[Kind, float] = {}
+    saved: dict[Kind, float] = {}
     for name, (part, layers, hidden) in parts.items():
         layer = _layer_bytes(shape, part, lora if part in ADAPTED[kind] else None, element, mask) if layers else 0.0
-        kept[name] = layers * element * hidden + layer if loop.activation_checkpointing else layers * layer
-    return kept
+        saved[name] = layers * element * hidden + layer if loop.activation_checkpointing else layers * layer
+    return saved
 
 
 def _layer_bytes(shape: Shape, part: int, lora: LoraSettings | None, element: int, mask: int) -> float:
-    """One layer's for one token; `lora` where the part is adapted."""
-    linears = {one.name: one for one in shape.linears() if one.place[:2] == (part, 0)}
+    """Bytes that one layer saves for one token; `lora` where the part is adapted."""
+    linears = {linear.name: linear for linear in shape.linears() if linear.place[:2] == (part, 0)}
     if part == TOWER:
         hidden, heads, inner = shape.vision_hidden, shape.vision_heads, 2 * shape.vision_mlp
         norms = 2 * element * (hidden + 2)
@@ -208,9 +216,9 @@ def _layer_bytes(shape: Shape, part: int, lora: LoraSettings | None, element: in
     adapters = 0
     if lora:
         dropped = element + mask if lora.dropout else element
-        adapters = sum(one.inputs * dropped + lora.r * element for one in linears.values())
+        adapters = sum(linear.inputs * dropped + lora.r * element for linear in linears.values())
         if not lora.dropout:
-            # linears that read the same tensor keep it once, and attention's output is kept anyway
+            # Linears with the same input save it once, and attention's output is saved anyway.
             shared = ("k_proj", "v_proj", "up_proj", "o_proj", "out_proj")
             adapters -= sum(linears[name].inputs * element for name in shared if name in linears)
     attention = 2 * element * (linears["q_proj"].outputs + linears["k_proj"].outputs) + 4 * heads

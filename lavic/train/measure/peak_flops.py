@@ -1,4 +1,4 @@
-"""How much arithmetic a device can do at most: what utilisation is a share of."""
+"""Peak FLOPs per second of a device: utilisation is a share of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PEAKS = {
+PEAK_FLOPS = {
     "A10": 125e12,
     "A100": 312e12,
     "A10G": 70e12,
@@ -30,13 +30,13 @@ PEAKS = {
     "RTX 4090": 165e12,
     "RTX A6000": 154.8e12,
 }
-"""Floating point operations per second of dense bfloat16 matrix multiplication, by the makers' data sheets."""
+"""Floating point operations per second of dense bfloat16 matrix multiplication, from the vendors' data sheets."""
 
 
-def peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Operations per second that a device can do at most; None for a CPU.
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak operations per second of a device; None for a CPU.
 
-    From the makers' table for bfloat16; else measured, with one large matrix multiplication.
+    From the table for bfloat16; else measured with large matrix multiplications.
     """
     if device.type != "cuda":
         return None
@@ -47,9 +47,9 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def listed_peak(name: str) -> float | None:
-    """The entry of `PEAKS` that a device's name holds as whole words, the longest; None where there is none."""
-    found = [key for key in PEAKS if re.search(rf"\b{key}\b", name)]
-    return PEAKS[max(found, key=len)] if found else None
+    """The entry of `PEAK_FLOPS` for a device's name: the longest that it contains as words; None without one."""
+    names = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", name)]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, *, side: int = 8192, times: int = 10) -> float:

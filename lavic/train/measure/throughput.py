@@ -1,4 +1,4 @@
-"""What a step costs, over all ranks: rates, padding, waiting, memory, stragglers, utilisation."""
+"""Throughput over all ranks: samples and tokens per second, padding, data wait, memory, stragglers, utilisation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 _FIELDS = ("samples", "tokens", "padded", "flops", "wait", "forward", "peak")
 
 
-class Meter:
-    """Measures the passes of a task since the last reading.
+class ThroughputMeter:
+    """Measures the forward passes of a task since the last reading.
 
-    It listens to the task's forward calls: each tells its batch and its time. A forward pass is the part of a step in
-    which a rank waits for no other one, so ranks are compared by the time they take for data and forward passes.
+    Forward hooks record each batch and its time. A forward pass is the part of a step in which a rank waits for no
+    other, so ranks are compared by their time for data and forward passes.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Meter:
         flops: Callable[[Any], float] | None = None,
         peak: float | None = None,
     ) -> None:
-        """Begins to listen.
+        """Registers the hooks.
 
         Args:
-            task: Takes a `Minibatch`; on a GPU or not.
+            task: Takes a `MicroBatch`.
             world: The ranks.
-            flops: Floating point operations of a batch, backward pass included; None leaves utilisation out.
-            peak: Operations per second that one rank's device can do; None, for a CPU, leaves utilisation out.
+            flops: Floating point operations of a batch, forward and backward; None leaves utilisation out.
+            peak: Peak operations per second of one rank's device; None, for a CPU, leaves utilisation out.
         """
         self._world = world
         self._device = next(task.parameters()).device
@@ -50,7 +50,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins anew: what came before, such as validating and saving, does not count."""
+        """Starts measuring anew: what came before, such as a validation or a save, does not count."""
         self._start = time.perf_counter()
         self._sums = dict.fromkeys(_FIELDS, 0.0)
         self._spans: list[tuple[Any, Any]] = []
@@ -58,30 +58,34 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def wait(self, batches: Iterator[T]) -> T:
-        """The next of the batches; the time it takes to come is time spent on data."""
-        asked = time.perf_counter()
+        """The next batch; the time until it comes counts as data wait."""
+        requested = time.perf_counter()
         batch = next(batches)
-        self._sums["wait"] += time.perf_counter() - asked
+        self.add_wait(time.perf_counter() - requested)
         return batch
 
+    def add_wait(self, seconds: float) -> None:
+        """Counts time spent waiting for data."""
+        self._sums["wait"] += seconds
+
     def read(self) -> dict[str, float]:
-        """The figures since the last reading. Collective; begins anew.
+        """The figures since the last reading, then restarts. Collective.
 
         Returns:
             samples_per_s: Over all ranks.
             tokens_per_s: Over all ranks, without padding.
             padding: Share of padding in all tokens.
             data_wait: Share of the time spent waiting for data, mean over the ranks.
-            peak_gib: Most memory on any rank, GiB: allocated on the GPU since the last reading; without one, the
-                process's own since its start.
-            rank_spread: Time for data and forward passes, of the slowest rank over that of the median one.
-            mfu: Share of the devices' peak that went into the model, see `flops`; where there is a peak.
+            peak_gib: Most memory of any rank, GiB: allocated on the GPU since the last reading; on a CPU, the process's
+                peak since its start.
+            rank_spread: Time for data and forward passes of the slowest rank, divided by that of the median rank.
+            mfu: Model FLOPs utilisation, see `flops`; only with a peak.
         """
-        mine = {**self._sums, "peak": self._peak_bytes()}
-        # events have times once the step that they belong to is done: its loss has been read
-        mine["forward"] += sum(self._seconds(*span) for span in self._spans)
+        local = {**self._sums, "peak": self._peak_bytes()}
+        # The events are complete: the step's loss has been read.
+        local["forward"] += sum(self._seconds(*span) for span in self._spans)
         table = torch.zeros(self._world.size, len(_FIELDS), dtype=torch.float64)
-        table[self._world.rank] = torch.tensor([mine[name] for name in _FIELDS], dtype=torch.float64)
+        table[self._world.rank] = torch.tensor([local[name] for name in _FIELDS], dtype=torch.float64)
         by_rank = dict(zip(_FIELDS, self._world.all_reduce(table).T.tolist(), strict=True))
         seconds = time.perf_counter() - self._start
         busy = [wait + forward for wait, forward in zip(by_rank["wait"], by_rank["forward"], strict=True)]
@@ -99,19 +103,23 @@ class Meter:
         self.restart()
         return figures
 
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Removes the hooks from the task."""
         for hook in self._hooks:
             hook.remove()
 
+    def __enter__(self) -> ThroughputMeter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
     def _begin(self, task: nn.Module, batches: tuple[Any, ...]) -> None:
-        self._began = self._now()
+        self._forward_start = self._now()
 
     def _end(self, task: nn.Module, batches: tuple[Any, ...], output: torch.Tensor) -> None:
         (batch,) = batches
-        self._spans.append((self._began, self._now()))
+        self._spans.append((self._forward_start, self._now()))
         self._sums["samples"] += len(batch.keys)
         self._sums["tokens"] += batch.tokens
         self._sums["padded"] += batch.padded

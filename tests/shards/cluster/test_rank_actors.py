@@ -14,14 +14,14 @@ from lavic.cli import main
 from lavic.data.descriptions import read_descriptions
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.shards.cluster.rank_actors import _forwarding
-from tests.train.mini_setup import Ground, make_ground
+from tests.train.assets import Assets, make_assets
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    return make_ground(tmp_path_factory.mktemp("ground"))
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return make_assets(tmp_path_factory.mktemp("assets"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,16 +35,16 @@ def _ray() -> Iterator[None]:
 
 
 def test_describe_and_embed_give_what_one_process_gives(
-    ground: Ground, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    assets: Assets, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["--model.name", str(ground.base)]
-    describe = ["describe", "--shards", str(ground.photos), *base, "--max-new-tokens", "4"]
-    sidecars = [ground.photos / f"photos-train-{n:06d}.tar" for n in range(3)]
-    embed = ["embed", "--shards", str(ground.photos), *base]
+    base = ["--model.name", str(assets.base)]
+    describe = ["describe", "--shards", str(assets.photos), *base, "--max-new-tokens", "4"]
+    sidecars = [assets.photos / f"photos-train-{n:06d}.tar" for n in range(3)]
+    embed = ["embed", "--shards", str(assets.photos), *base]
     said = {}
     for name, more in (("one", []), ("ray", ["--ray.workers", "2"])):
         assert main([*embed, "--out", str(tmp_path / name), *more]) == 0
-        for file in ground.photos.glob("*descriptions*"):
+        for file in assets.photos.glob("*descriptions*"):
             file.unlink()
         assert main([*describe, *more]) == 0
         said[name] = [read_descriptions(shard) for shard in sidecars if shard.exists()]
@@ -56,8 +56,16 @@ def test_describe_and_embed_give_what_one_process_gives(
     assert "24 items" in capfd.readouterr().out
 
 
-def test_a_rank_s_error_comes_back_with_its_code(ground: Ground, tmp_path: Path, capfd) -> None:
-    words = ["embed", "--shards", str(ground.photos), "--model.name", str(tmp_path), "--out", str(tmp_path / "out")]
+def test_a_rank_s_error_comes_back_with_its_code(assets: Assets, tmp_path: Path, capfd) -> None:
+    words = [
+        "embed",
+        "--shards",
+        str(assets.photos),
+        "--model.name",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*words, "--ray.workers", "2"]) == 2
     assert "lavic embed: error:" in capfd.readouterr().out
 

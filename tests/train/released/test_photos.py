@@ -22,9 +22,11 @@ from lavic.model.prompt_encoder import splice
 from lavic.model.visual_tokens import cls_tokens, project
 from lavic.shards.image.normalize import PhotoSettings, to_jpeg
 from lavic.storage.atomic import atomic_open
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 SLIM, SQUARE = (60, 20), (50, 50)
 
@@ -33,16 +35,16 @@ def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
 
 
-def load(ground: Ground, views: str = "five") -> Backbone:
-    return Backbone.load(ModelSettings(name=str(ground.base), views=views))
+def load(assets: Assets, views: str = "five") -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base), views=views))
 
 
 @pytest.fixture
-def uneven(ground: Ground, tmp_path: Path) -> ItemStore:
+def uneven(assets: Assets, tmp_path: Path) -> ItemStore:
     """A store in which items have three, four or five tokens."""
-    backbone = load(ground, "lavic")
+    backbone = load(assets, "lavic")
     (tmp_path / "store").mkdir()
-    items = [{"id": item, "key": f"{item}_0", "title": "Acme mug"} for item in ground.ids]
+    items = [{"id": item, "key": f"{item}_0", "title": "Acme mug"} for item in assets.ids]
     tokens = torch.randn(len(items), 5, backbone.vision_width, generator=torch.Generator().manual_seed(1))
     for n, item in enumerate(items):
         if n % 3:
@@ -53,19 +55,19 @@ def uneven(ground: Ground, tmp_path: Path) -> ItemStore:
 
 
 @pytest.mark.parametrize("size", [SLIM, SQUARE, (20, 60), (7, 300), (1000, 10)])
-def test_b16_every_photo_has_five_views(ground: Ground, size: tuple[int, int]) -> None:
-    assert len(load(ground).geometry.cut(photo(size))) == 5
+def test_b16_every_photo_has_five_views(assets: Assets, size: tuple[int, int]) -> None:
+    assert len(load(assets).geometry.cut(photo(size))) == 5
 
 
-def test_b16_the_released_views_are_to_be_had(ground: Ground) -> None:
-    geometry = load(ground, "lavic").geometry
+def test_b16_the_released_views_are_to_be_had(assets: Assets) -> None:
+    geometry = load(assets, "lavic").geometry
     assert [len(geometry.cut(photo(size))) for size in (SLIM, SQUARE, (20, 20), (20, 30), (90, 20))] == [4, 5, 3, 3, 4]
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_b17_a_photo_s_tokens_do_not_depend_on_its_batch_mates(ground: Ground, views: str) -> None:
-    backbone = load(ground, views)
-    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+def test_b17_a_photo_s_tokens_do_not_depend_on_its_batch_mates(assets: Assets, views: str) -> None:
+    backbone = load(assets, views)
+    data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
     task, samples = DistillTask(backbone.model), [data[n] for n in range(12)]
     counts = {len(sample.views) for sample in samples}
     assert counts == {5} if views == "five" else len(counts) > 1
@@ -77,9 +79,9 @@ def test_b17_a_photo_s_tokens_do_not_depend_on_its_batch_mates(ground: Ground, v
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_b18_each_candidate_s_tokens_stand_behind_its_own_title(ground: Ground, uneven: ItemStore) -> None:
-    backbone = load(ground, "lavic")
-    data = TuneData(read_conversations(ground.rows), uneven, backbone.encoder, candidates=KEY, max_length=400)
+def test_b18_each_candidate_s_tokens_stand_behind_its_own_title(assets: Assets, uneven: ItemStore) -> None:
+    backbone = load(assets, "lavic")
+    data = TuneDataset(read_conversations(assets.rows), uneven, backbone.encoder, candidates=KEY, max_length=400)
     sample = data[0]
     batch = data.collate([sample])
     embeds = splice(backbone.model, batch.text.input_ids, project(backbone.model, batch.items))[0]
@@ -97,12 +99,12 @@ def test_b18_each_candidate_s_tokens_stand_behind_its_own_title(ground: Ground, 
     assert len(set(found)) > 1, "lists of like items would show nothing"
 
 
-def test_b19_lists_of_different_lengths_share_a_batch(ground: Ground, uneven: ItemStore) -> None:
-    backbone = load(ground, "lavic")
-    rows = read_conversations(ground.rows)
+def test_b19_lists_of_different_lengths_share_a_batch(assets: Assets, uneven: ItemStore) -> None:
+    backbone = load(assets, "lavic")
+    rows = read_conversations(assets.rows)
     for n, row in enumerate(rows):
         row.candidates[KEY] = row.candidates[KEY][: 2 + n % 4]
-    data = TuneData(rows, uneven, backbone.encoder, candidates=KEY, max_length=400)
+    data = TuneDataset(rows, uneven, backbone.encoder, candidates=KEY, max_length=400)
     task, samples = TuneTask(backbone.model), [data[n] for n in range(8)]
     with torch.no_grad():
         together = task(data.collate(samples))
@@ -110,9 +112,9 @@ def test_b19_lists_of_different_lengths_share_a_batch(ground: Ground, uneven: It
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(ground: Ground) -> None:
+def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(assets: Assets) -> None:
     """Not a fault but the method: before the closing norm, one layer after the projector's own."""
-    backbone = load(ground)
+    backbone = load(assets)
     views = torch.from_numpy(backbone.geometry.cut(photo(SQUARE)))
     tower = backbone.model.model.vision_tower
     output = tower(views, output_hidden_states=True)
@@ -120,22 +122,22 @@ def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(ground: Gr
     assert not torch.allclose(output.pooler_output, output.hidden_states[-1][:, 0])
 
 
-def test_b21_the_teacher_s_own_probabilities_can_be_matched(ground: Ground) -> None:
+def test_b21_the_teacher_s_own_probabilities_can_be_matched(assets: Assets) -> None:
     """By default its words alone, as released, but written here: `lavic describe`."""
-    backbone = load(ground)
+    backbone = load(assets)
     model = add_adapter(backbone, "vision", LoraSettings(r=2, dropout=0.0))
-    data = DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64, teach=True)
+    data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64, teach=True)
     batch = data.collate([data[n] for n in range(4)])
     words, both = DistillTask(model).train()(batch), DistillTask(model, top_k=8, weight=0.5).train()(batch)
     assert both.shape == words.shape and not torch.allclose(words, both)
 
 
-def test_b22_an_item_without_a_photo_is_refused_or_counted(ground: Ground, tmp_path: Path) -> None:
-    store = ItemStore.open(ground.store)
-    (tmp_path / "rows.jsonl").write_text(ground.rows.read_text().replace(ground.ids[3], "B000NOSUCH"))
+def test_b22_an_item_without_a_photo_is_refused_or_counted(assets: Assets, tmp_path: Path) -> None:
+    store = ItemStore.open(assets.store)
+    (tmp_path / "rows.jsonl").write_text(assets.rows.read_text().replace(assets.ids[3], "B000NOSUCH"))
     rows = read_conversations(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="B000NOSUCH is not in the item store"):
-        TuneData(rows, store, load(ground).encoder, candidates=KEY, max_length=400)
+        TuneDataset(rows, store, load(assets).encoder, candidates=KEY, max_length=400)
     with pytest.raises(DataError, match="candidate B000NOSUCH of 5 is not in the item store"):
         TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store])
     test_set = TestSet.read("t", tmp_path / "rows.jsonl", candidates=KEY, stores=[store], missing="drop")

@@ -25,28 +25,30 @@ from lavic.model.lora import add_adapter
 from lavic.model.prompt_encoder import IGNORED
 from lavic.model.prompts import NONE, Candidate
 from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
-from lavic.train.distillation.task import DistillData, DistillTask
-from lavic.train.evaluation import score
-from lavic.train.recommendation.task import TuneData, TuneTask
-from tests.train.mini_setup import KEY, Ground
+from lavic.train.distillation.dataset import DistillDataset
+from lavic.train.distillation.task import DistillTask
+from lavic.train.evaluation import evaluate
+from lavic.train.recommendation.dataset import TuneDataset
+from lavic.train.recommendation.task import TuneTask
+from tests.train.assets import KEY, Assets
 
 
 @pytest.fixture
-def backbone(ground: Ground) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(ground.base)))
+def backbone(assets: Assets) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base)))
 
 
-def photos(ground: Ground, backbone: Backbone) -> DistillData:
-    return DistillData(ShardDataset(ground.photos), backbone.geometry, backbone.encoder, max_length=64)
+def photos(assets: Assets, backbone: Backbone) -> DistillDataset:
+    return DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
 
 
-def lists(ground: Ground, backbone: Backbone, **how) -> TuneData:
-    rows, store = read_conversations(ground.rows), ItemStore.open(ground.store)
-    return TuneData(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
+def lists(assets: Assets, backbone: Backbone, **how) -> TuneDataset:
+    rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
+    return TuneDataset(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
 
 
-def test_b06_each_row_is_masked_by_its_own_prompt(ground: Ground, backbone: Backbone) -> None:
-    for data in (photos(ground, backbone), lists(ground, backbone)):
+def test_b06_each_row_is_masked_by_its_own_prompt(assets: Assets, backbone: Backbone) -> None:
+    for data in (photos(assets, backbone), lists(assets, backbone)):
         samples = [data[n] for n in range(8)]
         assert len({sample.length for sample in samples}) > 2, "rows of one length would show nothing"
         batch = data.collate(samples).text
@@ -57,8 +59,8 @@ def test_b06_each_row_is_masked_by_its_own_prompt(ground: Ground, backbone: Back
             assert backbone.encoder.image_token_id not in learnt
 
 
-def test_b06_the_loss_of_a_batch_is_that_of_its_rows(ground: Ground, backbone: Backbone) -> None:
-    data, task = photos(ground, backbone), DistillTask(backbone.model)
+def test_b06_the_loss_of_a_batch_is_that_of_its_rows(assets: Assets, backbone: Backbone) -> None:
+    data, task = photos(assets, backbone), DistillTask(backbone.model)
     samples = [data[n] for n in range(8)]
     with torch.no_grad():
         together = task(data.collate(samples))
@@ -66,46 +68,46 @@ def test_b06_the_loss_of_a_batch_is_that_of_its_rows(ground: Ground, backbone: B
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_b07_validation_has_targets(ground: Ground, backbone: Backbone) -> None:
-    data = lists(ground, backbone)
-    result = score(TuneTask(backbone.model), data, DistributedContext(), batch=4, device=torch.device("cpu"))
+def test_b07_validation_has_targets(assets: Assets, backbone: Backbone) -> None:
+    data = lists(assets, backbone)
+    result = evaluate(TuneTask(backbone.model), data, DistributedContext(), batch_size=4, device=torch.device("cpu"))
     assert result.tokens == sum(len(backbone.encoder.target(target)) for _, target in data.pairs)
     assert 0 < result.loss < 100
 
 
-def test_b08_a_prompt_that_is_too_long_keeps_candidates_cue_and_target(ground: Ground, backbone: Backbone) -> None:
+def test_b08_a_prompt_that_is_too_long_keeps_candidates_cue_and_target(assets: Assets, backbone: Backbone) -> None:
     encoder = backbone.encoder
     talk = Conversation(
         id="t", turns=(Turn("seeker", "word " * 900), *[Turn("comment", "Any word") for _ in range(99)])
     )
-    listed = [Candidate(item, "Acme mug") for item in ground.ids[:10]]
-    example = encoder.recommendation(talk, listed, photo_tokens=5, target=ground.ids[3], max_length=400)
+    listed = [Candidate(item, "Acme mug") for item in assets.ids[:10]]
+    example = encoder.recommendation(talk, listed, photo_tokens=5, target=assets.ids[3], max_length=400)
     assert len(example.input_ids) <= 400
     assert example.input_ids.count(encoder.image_token_id) == 50
     learnt = [label for label in example.labels if label != IGNORED]
-    assert learnt == example.input_ids[-len(learnt) :] == encoder.target(ground.ids[3])
+    assert learnt == example.input_ids[-len(learnt) :] == encoder.target(assets.ids[3])
     assert "[/INST]" in encoder.tokenizer.decode(example.input_ids[-len(learnt) - 2 : -len(learnt)])
 
 
-def test_b09_every_target_ends_with_the_end_of_sequence(ground: Ground, backbone: Backbone) -> None:
-    for data in (photos(ground, backbone), lists(ground, backbone)):
+def test_b09_every_target_ends_with_the_end_of_sequence(assets: Assets, backbone: Backbone) -> None:
+    for data in (photos(assets, backbone), lists(assets, backbone)):
         batch = data.collate([data[n] for n in range(6)]).text
         ends = [ids[labels != IGNORED][-1].item() for ids, labels in zip(batch.input_ids, batch.labels, strict=True)]
         assert ends == [backbone.encoder.eos] * 6
 
 
 @pytest.fixture
-def ranker(ground: Ground, backbone: Backbone, tmp_path: Path) -> Ranker:
+def ranker(assets: Assets, backbone: Backbone, tmp_path: Path) -> Ranker:
     language = add_adapter(backbone, "language", LoraSettings(r=2))
-    save_bundle(tmp_path / "bundle", backbone, vision=ground.vision, language=language)
-    return Ranker(Bundle.load(tmp_path / "bundle"), ItemStore.open(ground.store))
+    save_bundle(tmp_path / "bundle", backbone, vision=assets.vision, language=language)
+    return Ranker(Bundle.load(tmp_path / "bundle"), ItemStore.open(assets.store))
 
 
-def test_b10_no_id_is_cut(ground: Ground, ranker: Ranker) -> None:
+def test_b10_no_id_is_cut(assets: Assets, ranker: Ranker) -> None:
     assert MAX_NEW_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens; a word or two may stand before it"
-    row = read_conversations(ground.rows)[0]
-    encoded = ranker.encode(Request(conversation=row, candidates=ground.ids[:4]))
-    assert encoded.targets == [ranker.encoder.target(item) for item in ground.ids[:4]]
+    row = read_conversations(assets.rows)[0]
+    encoded = ranker.encode(Request(conversation=row, candidates=assets.ids[:4]))
+    assert encoded.targets == [ranker.encoder.target(item) for item in assets.ids[:4]]
 
 
 def test_b11_an_id_of_any_form_can_be_the_answer(ranker: Ranker) -> None:
@@ -121,8 +123,8 @@ def test_b12_a_row_with_two_targets_can_be_right() -> None:
     assert values["released_recall_at_1"] == 0.5
 
 
-def test_b13_a_row_is_not_changed_by_being_read(ground: Ground, backbone: Backbone) -> None:
-    data = lists(ground, backbone)
+def test_b13_a_row_is_not_changed_by_being_read(assets: Assets, backbone: Backbone) -> None:
+    data = lists(assets, backbone)
     before = copy.deepcopy(data.conversations)
     several = [n for n, (row, _) in enumerate(data.pairs) if len(before[row].targets) > 1]
     assert several
@@ -134,15 +136,15 @@ def test_b13_a_row_is_not_changed_by_being_read(ground: Ground, backbone: Backbo
     assert data.conversations == before
 
 
-def test_b14_test_lists_get_no_target(ground: Ground, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in ground.rows.read_text().splitlines()]
+def test_b14_test_lists_get_no_target(assets: Assets, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     absent = [n for n, row in enumerate(rows) if not set(row["gt_items"]) & set(row[KEY])]
     assert absent
-    test_set = TestSet.read("t", ground.rows, candidates=KEY, stores=[ItemStore.open(ground.store)])
+    test_set = TestSet.read("t", assets.rows, candidates=KEY, stores=[ItemStore.open(assets.store)])
     assert [list(listed) for listed in test_set.lists] == [row[KEY] for row in rows]
 
 
-def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Backbone) -> None:
+def test_b15_free_text_does_not_depend_on_the_batch(assets: Assets, backbone: Backbone) -> None:
     asked = [backbone.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in (1, 9, 4, 30)]
     together = generate(backbone.model, backbone.encoder, asked, None, max_new_tokens=12)
     alone = [generate(backbone.model, backbone.encoder, [one], None, max_new_tokens=12)[0] for one in asked]
@@ -151,8 +153,8 @@ def test_b15_free_text_does_not_depend_on_the_batch(ground: Ground, backbone: Ba
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_b14_training_can_show_lists_that_hold_nothing_fitting(ground: Ground, backbone: Backbone) -> None:
-    data = lists(ground, backbone, none_share=0.5)
+def test_b14_training_can_show_lists_that_hold_nothing_fitting(assets: Assets, backbone: Backbone) -> None:
+    data = lists(assets, backbone, none_share=0.5)
     none = backbone.encoder.target(NONE)
     learnt = [[label for label in data[n].example.labels if label != IGNORED] for n in range(40)]
     assert 5 < learnt.count(none) < 35

@@ -19,11 +19,11 @@ from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.train.checkpoint import Checkpoints, Progress
+from lavic.train.checkpoint import CheckpointManager, TrainState
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.trainer import take_step
-from tests.train.mini_setup import Ground
+from lavic.train.train_step import train_step
+from tests.train.assets import Assets
 from tests.train.toy import ToyData, ToyTask
 
 ROOT = Path(__file__).parents[3]
@@ -35,12 +35,12 @@ def declared() -> list[Requirement]:
     return [Requirement(line) for line in re.findall(r'"([\w.-]+(?:\[\w+\])?[><=][^"]*)"', text)]
 
 
-def load(ground: Ground, **how) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(ground.base), **how))
+def load(assets: Assets, **how) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base), **how))
 
 
-def test_b01_what_stage_1_writes_is_enough_for_what_comes_after(ground: Ground, tmp_path: Path) -> None:
-    backbone = load(ground)
+def test_b01_what_stage_1_writes_is_enough_for_what_comes_after(assets: Assets, tmp_path: Path) -> None:
+    backbone = load(assets)
     save_bundle(tmp_path / "bundle", backbone, vision=add_adapter(backbone, "vision", LoraSettings(r=2)))
     again = Bundle.load(tmp_path / "bundle", vision=True).backbone
     assert again.geometry == backbone.geometry
@@ -48,13 +48,13 @@ def test_b01_what_stage_1_writes_is_enough_for_what_comes_after(ground: Ground, 
     assert (tmp_path / "bundle" / "tokenizer" / "tokenizer.json").is_file()
 
 
-def test_b02_versions_are_bounded_and_the_parts_are_where_they_are_looked_for(ground: Ground) -> None:
+def test_b02_versions_are_bounded_and_the_parts_are_where_they_are_looked_for(assets: Assets) -> None:
     wanted = [need for need in declared() if need.name in ("transformers", "torch", "peft", "deepspeed")]
     assert {need.name for need in wanted} == {"transformers", "torch", "peft", "deepspeed"}
     for need in wanted:
         assert {">=", "<"} <= {one.operator for one in need.specifier}, f"{need} has no two bounds"
         assert need.specifier.contains(importlib.metadata.version(need.name).partition("+")[0])
-    model = load(ground).model
+    model = load(assets).model
     for part in (model.model.vision_tower, model.model.multi_modal_projector, model.model.language_model):
         assert isinstance(part, torch.nn.Module)
 
@@ -62,8 +62,8 @@ def test_b02_versions_are_bounded_and_the_parts_are_where_they_are_looked_for(gr
 def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: DistributedContext) -> None:
     engine = Engine(ToyTask(), world, LoopSettings(global_batch_size=4))
     data = ToyData(8, 1)
-    take_step(engine, [data.collate([data[n] for n in range(4)])], 0.01, world)
-    folder = Checkpoints(tmp_path, world).save(engine, Progress(step=1, samples=4))
+    train_step(engine, [data.collate([data[n] for n in range(4)])], 0.01, world)
+    folder = CheckpointManager(tmp_path, world).save(engine, TrainState(step=1, samples=4))
     for file in folder.iterdir():
         assert not file.read_bytes().startswith((b"\x80", b"PK")), f"{file.name} is a pickle"
     assert all(tensor.dtype == torch.float32 for tensor in load_file(folder / "state.safetensors").values())
@@ -98,9 +98,9 @@ def test_b04_no_gpu_is_needed_and_no_folder_is_fixed(monkeypatch: pytest.MonkeyP
             assert not re.search(r"""["']\.\./""", file.read_text("utf-8")), f"{file} looks beside the working folder"
 
 
-def test_b05_the_model_is_loaded_as_what_it_is(ground: Ground) -> None:
-    model = load(ground).model
+def test_b05_the_model_is_loaded_as_what_it_is(assets: Assets) -> None:
+    model = load(assets).model
     assert type(model) is LlavaNextForConditionalGeneration
-    stored = load_file(ground.base / "model.safetensors")
+    stored = load_file(assets.base / "model.safetensors")
     (name,) = (key for key in stored if "image_newline" in key)
     torch.testing.assert_close(model.model.image_newline.detach(), stored[name].float())

@@ -30,7 +30,7 @@ PROMPT_WORDS = "Seeker: Comment: Candidates: Which one? Answer with its ID. Titl
 
 
 @dataclass(frozen=True)
-class Ground:
+class Assets:
     """Where everything is."""
 
     base: Path
@@ -71,7 +71,7 @@ def make_photos(count: int, seed: int) -> list[Sample]:
     return photos
 
 
-def make_ground(folder: Path) -> Ground:
+def make_assets(folder: Path) -> Assets:
     photos, valid = make_photos(24, 1), make_photos(6, 2)
     write_set(folder / "photos", photos, photos_per_shard=10)
     write_set(folder / "valid", valid)
@@ -104,10 +104,10 @@ def make_ground(folder: Path) -> Ground:
     for _ in range(24):
         listed = rng.sample(ids, 5)
         targets = rng.choice([[listed[2]], [listed[0], listed[4]], [rng.choice(ids)]])
-        said = " ".join(rng.choices(PROMPT_WORDS.split(), k=rng.randrange(3, 20)))
-        rows.append({"context": f"<submission>{said}</submission>", "gt_items": targets, KEY: listed})
+        request = " ".join(rng.choices(PROMPT_WORDS.split(), k=rng.randrange(3, 20)))
+        rows.append({"context": f"<submission>{request}</submission>", "gt_items": targets, KEY: listed})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Ground(
+    return Assets(
         folder / "base",
         folder / "photos",
         folder / "valid",

@@ -1,4 +1,4 @@
-"""What a miniature is taught from: described photos, and conversations whose candidates are also known in words."""
+"""The data of a miniature's pretraining: described photos, and conversations with every candidate's look in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lavic.model import prompts
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo to learn from."""
+    """A described photo."""
 
     id: str
     """Of its item."""
@@ -24,8 +24,8 @@ class Photo:
     title: str
     description: str
 
-    def prepared(self, side: int, rng: random.Random | None) -> Image.Image:
-        """The photo as it is cut; with `rng`, mirrored and cropped by up to a twelfth."""
+    def prepare(self, side: int, rng: random.Random | None) -> Image.Image:
+        """The photo, or with `rng` a random mirror image and crop of it, by up to a twelfth."""
         if rng is None:
             return self.image
         image = ImageOps.mirror(self.image) if rng.random() < 0.5 else self.image
@@ -35,7 +35,7 @@ class Photo:
 
 
 def read_photos(data: ShardDataset, side: int, without: frozenset[str] = frozenset()) -> list[Photo]:
-    """The described photos of a set, no larger than views of a photo of `side` pixels need.
+    """The described photos of a set, scaled down to what a cut photo of `side` pixels needs.
 
     Args:
         data: The set.
@@ -46,7 +46,7 @@ def read_photos(data: ShardDataset, side: int, without: frozenset[str] = frozens
     for sample in (data[i] for i, key in enumerate(data.keys) if key not in without):
         if sample.text:
             image = sample.image
-            # an eighth more than is shown, for the crops
+            # an eighth more, for the crops
             image.thumbnail((side * 9 // 8, side * 9 // 8))
             photos.append(Photo(sample.item_id, image, sample.title, sample.text))
     return photos
@@ -55,7 +55,7 @@ def read_photos(data: ShardDataset, side: int, without: frozenset[str] = frozens
 def make_listings(
     conversations: Iterable[Conversation], looks: Mapping[str, str], titles: Mapping[str, str]
 ) -> list[Listing]:
-    """The conversations of which every candidate has a title and a look in words."""
+    """The conversations whose candidates all have a title and a look in words."""
     listings = []
     for conversation in conversations:
         for ids in conversation.candidates.values():
@@ -75,8 +75,8 @@ def make_listings(
     return listings
 
 
-def everything_read(photos: Sequence[Photo], listings: Sequence[Listing]) -> Iterator[str]:
-    """All the text that a miniature learns its words from, our own prompts included."""
+def training_texts(photos: Sequence[Photo], listings: Sequence[Listing]) -> Iterator[str]:
+    """All the text that the tokenizer's vocabulary is made from, prompts included."""
     for photo in photos:
         yield photo.title
         yield photo.description
@@ -85,12 +85,12 @@ def everything_read(photos: Sequence[Photo], listings: Sequence[Listing]) -> Ite
         yield from (text for _, text in listing.turns)
         yield from listing.titles
         yield from listing.looks
-    yield from prompt_pieces()
-    # colons and commas meet the words before them only in whole prompts
+    yield from prompt_texts()
+    # Colons and commas follow a word only in whole prompts.
     yield "word: word, word."
 
 
-def prompt_pieces() -> list[str]:
-    """Our own words in the prompts."""
+def prompt_texts() -> list[str]:
+    """The fixed texts of the prompts."""
     listed = prompts.recommend([(role, "") for role in prompts.ROLES], [prompts.Candidate("", "", "")], photo_tokens=0)
     return [piece for piece in (*listed, *prompts.describe("", 0)) if isinstance(piece, str)]

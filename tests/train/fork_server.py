@@ -24,7 +24,7 @@ from lavic.distributed.launcher_env import free_port
 
 READY = (
     *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "peft"),
-    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "trainer", "recommendation.task")),
+    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "recommendation.task", "trainer")),
 )
 """What a rank imports before it begins."""
 
@@ -43,7 +43,7 @@ class Rank:
         return stat.rpartition(")")[2].split()[0] == "Z"
 
 
-class Forge:
+class ForkServer:
     """Starts ranks by forking."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Forge:
             os.kill(rank.pid, 9)
 
     def close(self) -> None:
-        """Ends the forge."""
+        """Ends the fork_server."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         self._process.wait(30)
@@ -105,7 +105,9 @@ class Forge:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"the forge ended with exit code {self._process.wait(30)}; stderr has its last words")
+            raise RuntimeError(
+                f"the fork_server ended with exit code {self._process.wait(30)}; stderr has its last words"
+            )
         return int(answer)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import DataError, LaunchError
-from lavic.mini.serve import PhotoServer
+from lavic.mini.photo_server import PhotoServer
 
 
 def test_serves_a_folder_over_one_connection(tmp_path: Path) -> None:

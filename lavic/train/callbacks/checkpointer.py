@@ -1,0 +1,45 @@
+"""Loads the newest complete checkpoint and saves new ones."""
+
+from __future__ import annotations
+
+from lavic.train.callbacks.callback import Callback
+from lavic.train.checkpoint import CheckpointManager
+from lavic.train.trainer import Trainer
+
+
+class Checkpointer(Callback):
+    """Saves every `loop.save_every` steps, after the last step and on a stop request.
+
+    It comes before the callbacks that look at `trainer.state` in `pre_train`.
+    """
+
+    def __init__(self, checkpoints: CheckpointManager) -> None:
+        """Takes the run's checkpoints."""
+        self._checkpoints = checkpoints
+        self._saved_step = 0
+
+    def pre_train(self, trainer: Trainer) -> None:
+        """Continues from the newest complete checkpoint.
+
+        Raises:
+            ConfigError: It belongs to another model or other data.
+        """
+        trainer.state = self._checkpoints.load(trainer.engine) or trainer.state
+        self._saved_step = trainer.state.step
+
+    def post_step(self, trainer: Trainer) -> None:
+        """Saves where it is due."""
+        step = trainer.state.step
+        if step % trainer.loop.save_every == 0 or step == trainer.total_steps:
+            self._save(trainer)
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Saves the steps since the last checkpoint."""
+        if trainer.state.step > self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.enter_phase(f"the checkpoint after step {trainer.state.step}")
+        path = self._checkpoints.save(trainer.engine, trainer.state)
+        self._saved_step = trainer.state.step
+        trainer.notify("post_checkpoint_saved", path)

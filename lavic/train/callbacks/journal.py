@@ -1,0 +1,37 @@
+"""Writes a run's metrics and events to its journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lavic.tracking.tracker import Tracker
+from lavic.train.callbacks.callback import Callback
+from lavic.train.evaluation import EvalResult
+from lavic.train.nonfinite import NonFiniteError
+from lavic.train.trainer import Trainer
+
+
+class JournalLogger(Callback):
+    """Reports to a tracker; on ranks other than 0 that is the null tracker."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        """Takes a started tracker."""
+        self._tracker = tracker
+
+    def pre_train(self, trainer: Trainer) -> None:
+        """What an earlier start wrote beyond the checkpoint is taken back."""
+        self._tracker.event("resume", step=trainer.state.step, total=trainer.total_steps)
+
+    def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
+        """The validation's loss and perplexity."""
+        self._tracker.log(
+            trainer.state.step, epoch=trainer.epoch, valid_loss=result.loss, valid_perplexity=result.perplexity
+        )
+
+    def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
+        """Which step, and because of which samples."""
+        self._tracker.event("skipped_step", step=trainer.state.step + 1, reason=error.what, samples=error.samples)
+
+    def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """The step's metrics."""
+        self._tracker.log(trainer.state.step, **metrics)

@@ -1,0 +1,174 @@
+"""The data of stage 2: a conversation with a list of candidates and the ID of the right one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from lavic.data.schema import Conversation
+from lavic.errors import DataError
+from lavic.model.item_store import ItemStore
+from lavic.model.prompt_encoder import Encoder, Example
+from lavic.model.prompts import NONE, Candidate
+from lavic.train.input.collate import Order, TextBatch, collate_text
+
+
+@dataclass(frozen=True)
+class TuneSample:
+    """A conversation with its candidates, and the right ID as the target."""
+
+    key: str
+    example: Example
+    items: torch.Tensor | None
+    """Tokens of all candidates from the item store, [tokens, d_vision], in the list's order; None for titles only."""
+
+    @property
+    def length(self) -> int:
+        return len(self.example.input_ids)
+
+
+@dataclass(frozen=True)
+class TuneBatch(TextBatch):
+    """A batch of `TuneDataset`."""
+
+    items: torch.Tensor | None
+    """Of all samples, [tokens, d_vision]"""
+
+    def to(self, device: torch.device) -> TuneBatch:
+        items = None if self.items is None else self.items.to(device, non_blocking=True)
+        return replace(self, text=self.text.to(device), items=items)
+
+
+class TuneDataset:
+    """One sample for each target of each conversation.
+
+    A sample's list has exactly one right answer: other targets of the conversation are removed, and a target that the
+    list lacks replaces a candidate (the released training data has it in .2 to .7 of the rows; test lists are never
+    changed). With "none of these" as an answer, some lists lack the target on purpose. The choices depend on the seed
+    and the position alone.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        store: ItemStore,
+        encoder: Encoder,
+        *,
+        candidates: str,
+        max_length: int,
+        tokens: Literal["items", "none"] = "items",
+        tokens_per_item: Sequence[int] = (),
+        none_share: float = 0.0,
+        shuffle: bool = False,
+        seed: int = 0,
+        order: Order | None = None,
+    ) -> None:
+        """Describes the set.
+
+        Args:
+            conversations: With lists and targets.
+            store: Titles and tokens of every candidate and target.
+            encoder: Of the base model.
+            candidates: Which list, a key of the source such as `candidates_st`.
+            max_length: Longest prompt with its target, tokens; a longer conversation is shortened.
+            tokens: What follows a title: its item tokens, or nothing.
+            tokens_per_item: Show only the first n tokens of each item, n drawn from these for each list; empty: all.
+            none_share: Share of the lists that lack the target, and are answered with "none of these"; above 0 every
+                list offers that answer.
+            shuffle: Show each list in a new order each time.
+            seed: Of the choices.
+            order: Of the samples, over all epochs; None reads them as they stand.
+
+        Raises:
+            DataError: A list is missing, or names an item that is not in the store.
+        """
+        self.conversations = conversations
+        self.store = store
+        self.encoder = encoder
+        self.candidates = candidates
+        self.max_length = max_length
+        self.tokens = tokens
+        self.tokens_per_item = tuple(tokens_per_item)
+        self.none_share = none_share
+        self.shuffle = shuffle
+        self.seed = seed
+        self.order = order
+        self.overhead = 0
+        self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
+        for c in conversations:
+            place = c.place
+            if not c.candidates.get(candidates):
+                raise DataError(f"{place}: no list {candidates!r}, only {', '.join(c.candidates) or 'none'}")
+            for item in (*c.candidates[candidates], *c.targets):
+                if item not in store:
+                    raise DataError(
+                        f"{place}: {item} is not in the item store {store.folder}: embed it, or drop the row"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, position: int) -> TuneSample:
+        row, target, listed, most = self._draw(position)
+        items = self.store.tokens(listed, most) if self.tokens == "items" else None
+        return TuneSample(self.key(position), self._example(row, target, listed, most), items)
+
+    def key(self, position: int) -> str:
+        """See `TaskDataset.key`."""
+        row, target = self._pair(position)
+        return f"{self.conversations[row].id}:{target}"
+
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """See `TaskDataset.lengths`; the item tokens are not read."""
+        return [len(self._example(*self._draw(position)).input_ids) for position in positions]
+
+    def _pair(self, position: int) -> tuple[int, str]:
+        """Row and target of a sample."""
+        return self.pairs[self.order.at(position) if self.order else position % len(self)]
+
+    def _draw(self, position: int) -> tuple[int, str, list[str], int | None]:
+        """Row, target, candidates and most tokens of an item, of a sample."""
+        row, target = self._pair(position)
+        choice = random.Random(f"{self.seed}/{position}")
+        listed = self._list(self.conversations[row], target, choice)
+        return row, target, listed, choice.choice(self.tokens_per_item) if self.tokens_per_item else None
+
+    def _example(self, row: int, target: str, listed: Sequence[str], most: int | None) -> Example:
+        return self.encoder.recommendation(
+            self.conversations[row],
+            [Candidate(item, self.store.title(item)) for item in listed],
+            photo_tokens=[self.store.count(item, most) for item in listed] if self.tokens == "items" else 0,
+            target=target if target in listed else NONE,
+            max_length=self.max_length,
+            none=self.none_share > 0,
+        )
+
+    def collate(self, samples: Sequence[TuneSample]) -> TuneBatch:
+        """A batch of samples."""
+        items = [sample.items for sample in samples if sample.items is not None]
+        return TuneBatch(**collate_text(samples, self.encoder), items=torch.cat(items) if items else None)
+
+    def _list(self, conversation: Conversation, target: str, choice: random.Random) -> list[str]:
+        others = set(conversation.targets) - {target}
+        listed = [item for item in dict.fromkeys(conversation.candidates[self.candidates]) if item not in others]
+        if self.none_share and choice.random() < self.none_share:
+            listed = [item if item != target else self._draw_unlisted(conversation, choice) for item in listed]
+        elif target not in listed:
+            at = choice.randrange(max(1, len(listed)))
+            listed[at : at + 1] = [target]  # replaces a candidate; alone where all were other targets
+        if self.shuffle:
+            choice.shuffle(listed)
+        return listed
+
+    def _draw_unlisted(self, conversation: Conversation, choice: random.Random) -> str:
+        """An item that is neither listed nor a target: it keeps a list without its target as long as the others."""
+        known = {*conversation.candidates[self.candidates], *conversation.targets}
+        if len(known) >= len(self.store):
+            raise DataError(f"{self.store.folder}: has no item besides the candidates of {conversation.id}")
+        while (item := choice.choice(self.store.ids)) in known:
+            pass
+        return item
