@@ -1,4 +1,4 @@
-"""How long, in what steps and how fast to learn."""
+"""Settings of the training loop."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from lavic.errors import ConfigError
 
 @settings
 class LoopSettings:
-    """How long, in what steps and how fast to learn."""
+    """Settings of the training loop."""
 
     epochs: PositiveFloat = 1.0
-    """Times through the training set; rounded up to a whole step."""
+    """Passes over the training set; rounded up to a whole step."""
     steps: PositiveInt | None = None
-    """Optimizer steps, in the place of `epochs`."""
+    """Optimizer steps; overrides `epochs`."""
     global_batch_size: PositiveInt = 32
     """Samples of one optimizer step, over all ranks."""
     micro_batch: PositiveInt | None = None
     """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
     micro_tokens: PositiveInt | None = None
-    """Most tokens of one forward pass on one rank, with padding and a photo's way through the vision tower in tokens.
-    A step is then dealt by length: little padding, ranks with equal work, as many micro steps as that takes. None:
-    `micro_batch` alone counts."""
+    """Most tokens of one forward pass on one rank, with padding and the cost of photos in the vision tower. The samples
+    of a step are then grouped by length: little padding, equal work on each rank, as many micro-steps as needed. None:
+    `micro_batch` alone limits a forward pass."""
     activation_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward pass: a third more work for a tenth of the
     memory. The results are the same."""
     compile: bool = False
-    """Compile the layers with `torch.compile`: a minute at the start, faster steps, other last digits."""
+    """Compile the layers with `torch.compile`: a minute at the start, faster steps, and losses that differ in the last
+    digits."""
     lr: PositiveFloat = 1e-4
-    """Largest learning rate."""
+    """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: down to zero along a cosine, or no change."""
+    """After the warm-up: cosine decay to zero, or constant."""
     warmup: NonNegativeFloat = 0.03
-    """Steps of linear warm-up; below 1 it is their share of all steps."""
+    """Steps of linear warm-up; a number below 1 is their share of all steps."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 disables clipping."""
     eval_every: NonNegativeInt = 0
@@ -50,25 +51,25 @@ class LoopSettings:
     save_total_limit: PositiveInt = 2
     """Checkpoints to keep; older ones are removed."""
     log_every: PositiveInt = 1
-    """Steps between lines of the journal."""
+    """Steps between journal entries."""
     seed: Seed = 0
-    """Of fresh weights, order, choices and dropout."""
+    """Seed of new weights, sample order, random choices and dropout."""
     num_workers: NonNegativeInt = 0
     """Data loader processes per rank; 0 prepares samples in the rank itself, between the steps."""
     skip_samples: Path | None = None
-    """A text file with a sample's key on each line, as errors name them: these are not trained on. The sample after it
-    in the order takes the place of each."""
+    """A text file of sample keys, one a line, as error messages name them: these are not trained on. Each is replaced
+    by the next sample in the order."""
     max_skipped: NonNegativeInt = 0
-    """Steps in the whole run that may be left out because their loss or gradient is not finite; such a step changes no
-    weight. The run ends at one more."""
+    """Steps of the run that may be skipped because their loss or gradient is not finite; a skipped step changes no
+    weight. One more ends the run."""
     hang_warn_minutes: PositiveFloat = 5.0
     """Minutes that ranks wait for another before one of them reports which rank is missing, and where each rank is."""
     flight_recorder: bool = False
-    """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when ranks wait in vain;
+    """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when a collective hangs;
     `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
 
     def split_batch(self, ranks: int) -> tuple[int, int]:
-        """How a step's batch is cut: samples of one forward pass on one rank, and forward passes.
+        """Splits a step's batch: samples of one forward pass on one rank, and number of forward passes.
 
         Raises:
             ConfigError: The ranks would get unequal shares.
@@ -83,7 +84,7 @@ class LoopSettings:
         return micro_batch, math.ceil(share / micro_batch)
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer steps of a run on a set of `samples`."""
+        """Optimizer steps of a run on `samples` training samples."""
         return self.steps or math.ceil(self.epochs * samples / self.global_batch_size)
 
     def learning_rate(self, step: int, total: int) -> float:
