@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lavic.data.conversations import read_conversations
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError, LavicError
-from lavic.launch.tune import Tune, TuneSettings
+from lavic.launch.training.tune_stage import TuneStage
+from lavic.launch.tune import TuneSettings
 from lavic.model import prompts
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
@@ -225,8 +226,8 @@ def test_b33_nor_has_the_command(assets: Assets, tmp_path: Path) -> None:
         out=tmp_path / "run",
         model=ModelSettings(name=str(assets.base)),
     )
-    parts = Tune(chosen, DistributedContext()).load(SimpleNamespace(world=DistributedContext()))
-    assert not hasattr(parts.backbone.model.model, "vision_tower")
+    components = TuneStage(chosen, DistributedContext()).load(SimpleNamespace(world=DistributedContext()))
+    assert not hasattr(components.backbone.model.model, "vision_tower")
 
 
 class Whereabouts(ToyData):
