@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lavic.launch.cli_args import to_args
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Job, Slurm, wait_for
-from tests.train.mini_setup import Assets
+from tests.train.assets import Assets
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 STEPS = 100
