@@ -62,26 +62,26 @@ def parse_references(data: bytes, path: Path) -> list[Reference]:
         DataError: A line is not a reference.
     """
     try:
-        found = [Reference(**json.loads(line)) for line in data.decode().split("\n") if line]
-        for one in found:
-            if not all(isinstance(value, str) for value in (one.key, one.same_as, one.shard, one.text)):
+        references = [Reference(**json.loads(line)) for line in data.decode().split("\n") if line]
+        for row in references:
+            if not all(isinstance(value, str) for value in (row.key, row.same_as, row.shard, row.text)):
                 raise ValueError("a value is not text")
-            if not isinstance(one.meta, dict):
+            if not isinstance(row.meta, dict):
                 raise ValueError("its json member is no object")
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: broken references ({error}); run the crawl of this set again") from None
-    return found
+    return references
 
 
 def read_all_references(folder: Path) -> list[Reference]:
     """The references of a set, shards without a tar included."""
     names = sorted(name for name in sizes(folder) if name.endswith(f".{ENDING}"))
-    return [found for name in names for found in read_references(folder / f"{name.removesuffix(ENDING)}tar")]
+    return [row for name in names for row in read_references(folder / f"{name.removesuffix(ENDING)}tar")]
 
 
 def write_references(shard: Path, references: Iterable[Reference]) -> str:
     """Write a shard's references whole; no file where there is none. Returns the sha256 of the file, or nothing."""
-    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in references)
+    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in references)
     if lines:
         atomic_write(references_path(shard), lines)
         return hashlib.sha256(lines.encode()).hexdigest()

@@ -35,7 +35,7 @@ def read_digests(shard: Path, samples: int) -> list[tuple[str, str]] | None:
     try:
         lines = ledger_path(shard).read_bytes().splitlines()
         stored = [(row["key"], row.get("sha256", "")) for row in map(json.loads, lines) if row["kind"] == "ok"]
-        elsewhere = {one.key for one in read_references(shard)}
+        elsewhere = {reference.key for reference in read_references(shard)}
         rows = [row for row in stored if row[0] not in elsewhere]
     except storage_errors(ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
         return None  # `lavic verify` says what is wrong

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import NamedTuple
 
 from yarl import URL
@@ -85,9 +84,7 @@ class Fetcher:
         await self._limits.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for loading in self._loading_sites.values():
             loading.cancel()
         await self._limits.__aexit__()

@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import IO, Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -33,9 +32,7 @@ class ReorderBuffer(Generic[Result]):
     def __enter__(self) -> ReorderBuffer[Result]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def add(self, number: int, result: Result, size: int) -> None:
