@@ -1,7 +1,7 @@
 # The front door. From a bare clone and a plain Python:
 #
 #   make demo    the whole pipeline in miniature, a few minutes on two cores
-#   make test    everything but what needs a GPU
+#   make test    everything but what needs a GPU; make test-fast, the fast tests of one process
 #
 # PYTHON picks the interpreter, VENV the virtual environment; one that is already active is not touched.
 
@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test test-faults test-lowest test-realshape lint format clean help
+.PHONY: demo test test-fast test-faults test-lowest test-realshape lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -28,6 +28,9 @@ test-faults: $(VENV)/.installed  ## every command under every fault (full disk, 
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
 	$(BIN)/python -m pytest -m "not gpu and not realshape"
+
+test-fast: $(VENV)/.installed  ## run the fast tests of one process: no ranks, no Ray, no SLURM
+	$(BIN)/python -m pytest -m "not gpu and not realshape and not dist and not ray and not slurm and not slow"
 
 test-realshape: $(VENV)/.installed  ## every stage on a model of the 7B model's widths, against Hugging Face code
 	$(BIN)/python -m pytest -m realshape -s tests/realshape

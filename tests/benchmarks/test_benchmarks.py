@@ -18,6 +18,8 @@ from PIL import Image
 
 from lavic.launch.demo import DemoSettings, stages
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 needs_nginx = pytest.mark.skipif(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fashion_catalogue.py"
 VALID, TEST, TWINS = range(1, 12), range(12, 23), {59: 1, 60: 12, 11: 12}
 """Targets of validation and of test among 60 shirts in 13 colours, and the items whose photo is that of a target:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytest.importorskip("simpy", reason="simpy is not installed: pip install '.[dev]'")
 

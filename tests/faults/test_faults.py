@@ -18,6 +18,8 @@ from tests.faults.commands import COMMANDS, Command
 from tests.faults.faulty_run import FaultInputs, FaultyRun, Outcome, wait
 from tests.faults.file_check import check_complete
 
+pytestmark = pytest.mark.slow
+
 # The part in CI has the same moments every time, so that a change is what makes it fail; the whole matrix new ones.
 SEED = int(
     os.environ.get("LAVIC_FAULTS_SEED")

@@ -28,3 +28,10 @@ def cluster(tmp_path, monkeypatch) -> Path:
     for name in ("test", "test_combinations"):
         (tmp_path / "mini" / f"{name}.jsonl").touch()
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that submit a pipeline run a dozen processes of the fake SLURM each."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -17,6 +17,8 @@ from lavic.cli import start_ranks
 from lavic.errors import LaunchError
 from lavic.launch.ranks import local
 
+pytestmark = pytest.mark.slow
+
 TELL = """
 import json, os, sys
 names = [name for name in os.environ if name.endswith("RANK") or name.endswith("WORLD_SIZE") or "MASTER" in name]
