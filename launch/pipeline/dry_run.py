@@ -15,7 +15,7 @@ from lavic.launch.pipeline.dag import Layout, Step
 from lavic.launch.pipeline.mlflow_parent import tracking_args
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.slurm.sbatch_job import SbatchJob, script_folder, status_job, step_job
-from lavic.launch.training.resource_estimate import count_photos, count_targets, estimate
+from lavic.launch.training.resource_estimate import count_photos, count_targets
 from lavic.train.deepspeed.config import read_deepspeed_config, zero2_config
 
 PARENT = "PARENT"
@@ -139,7 +139,7 @@ def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, sett
     )
     yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"
     # its own "steps" line only counts samples that exist already
-    text = str(estimate(step.stage, settings, ranks))
+    text = command_module(step.stage).estimate(replace(settings, nproc=ranks))
     yield from (line for line in text.splitlines() if not line.startswith("steps "))
 
 
