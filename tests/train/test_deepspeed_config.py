@@ -26,7 +26,7 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
     assert config["zero_optimization"]["reduce_bucket_size"] == 7
     assert config["zero_optimization"]["stage"] == 2
     assert config["wall_clock_breakdown"] is True
-    with pytest.raises(ConfigError, match=r"sets gradient_clipping: remove it, loop.max_grad_norm says it"):
+    with pytest.raises(ConfigError, match=r"sets gradient_clipping: remove it and use loop.max_grad_norm"):
         zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"gradient_clipping": 2})
     with pytest.raises(ConfigError, match="stage 3"):
         zero2_config(micro_batch=1, accumulation=1, clip=1.0, bf16=False, extra={"zero_optimization": {"stage": 3}})

@@ -71,5 +71,5 @@ def test_ranks_are_even_and_little_is_padding() -> None:
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 samples cannot be dealt to 4 ranks"):
+    with pytest.raises(ValueError, match="3 samples cannot be shared by 4 ranks"):
         balance_micro_batches([1, 2, 3], 4, tokens=10)
