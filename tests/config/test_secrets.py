@@ -200,6 +200,7 @@ def found(folder: Path, *secrets: str) -> list[str]:
     return [str(path) for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["variable", "file", "python"])
 def test_nothing_that_a_run_leaves_holds_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], way: str

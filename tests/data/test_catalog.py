@@ -172,6 +172,7 @@ PIECES = st.sampled_from([*SYNTAX, *STARTS, *RECORDS]) | st.binary(max_size=3)
 ENDINGS = st.sampled_from(["json", "jsonl", "csv", "txt", "parquet"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(PIECES, max_size=20), ENDINGS)
 def test_any_bytes_under_any_name_are_items_or_named_errors(tmp_path: Path, pieces: list[bytes], ending: str) -> None:
@@ -269,6 +270,7 @@ def test_a_value_that_cannot_be_held_is_one_rejected_record(tmp_path: Path, bad:
     assert [(error.line, error.reason) for error in errors] == [(2, BAD[bad])]
 
 
+@pytest.mark.slow
 def test_a_value_too_deep_that_is_longer_than_a_chunk(tmp_path: Path) -> None:
     deep = '{"details": ' + "[" * 2_000_000 + '"]' + '"' + "]" * 2_000_000 + "}"
     path = links(tmp_path / "a.json", f'{{"A": {deep}, "B": {{"images": []}}}}'.encode())

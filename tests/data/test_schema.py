@@ -208,6 +208,7 @@ JSON = st.recursive(
 META_KEYS = ("parent_asin", "asin", "title", "images", "categories", "features", "description", "details", "image_name")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(META_KEYS) | st.text(max_size=8), JSON, max_size=8), st.none() | st.text())
 def test_any_record_is_an_item_or_a_reason(meta: dict, id: str | None) -> None:

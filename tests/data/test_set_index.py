@@ -121,6 +121,7 @@ def look(data: Without, queue: multiprocessing.Queue) -> None:
     queue.put(([data[n] for n in (0, 7, -1)], data.words(3), shared_memory()))
 
 
+@pytest.mark.slow
 def test_what_a_worker_that_is_not_forked_gets_is_where_the_set_is(
     tmp_path: Path, make_sample: Callable[..., Sample]
 ) -> None:

@@ -157,6 +157,7 @@ def test_sizes_and_card_stand_beside_the_shards(small_set: Manifest) -> None:
     assert Manifest.load(small_set.folder) == small_set
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 3000), st.integers(0, 5), st.integers(0, 3), st.integers(1, 70), st.integers(1, 5))
 def test_an_epoch_is_a_permutation_and_at_walks_it(n: int, seed: int, epoch: int, block: int, mix: int) -> None:
