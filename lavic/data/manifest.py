@@ -27,7 +27,7 @@ EMPTY_TAR = bytes(10240)
 _NAME = re.compile(r"[A-Za-z0-9_]+-[A-Za-z0-9_]+-(\d{6,})\.tar")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
     """One shard of a set."""
 

@@ -18,7 +18,7 @@ from lavic.data.remote_shards import CacheSettings, RemoteShards
 from lavic.data.tar_shards import BLOCK, Sample, member_bytes, parse_sample, parse_words, read_offsets
 from lavic.errors import DataError
 from lavic.storage.index.text_column import TextColumn
-from lavic.storage.open_files import FILES
+from lavic.storage.open_files import FILES, OpenFiles
 from lavic.storage.paths import is_remote, place
 
 T = TypeVar("T")
@@ -190,9 +190,10 @@ class ShardDataset:
             return self._remote.read(shard, start, end)
         return FILES.get((self._owner, shard), lambda: self._path(shard)).read(start, end)
 
-    def __del__(self) -> None:
+    # when the interpreter ends, modules may be gone before this is called
+    def __del__(self, files: OpenFiles = FILES) -> None:
         if owner := getattr(self, "_owner", None):
-            FILES.drop(owner)
+            files.drop(owner)
 
 
 def _kept(cache: OrderedDict[int, T], shard: int, make: Callable[[], T]) -> T:

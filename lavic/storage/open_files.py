@@ -30,9 +30,10 @@ class OpenFile:
         """The bytes between two offsets; fewer where the file ends before."""
         return os.pread(self._number, end - start, start)
 
-    def __del__(self) -> None:
+    # when the interpreter ends, modules may be gone before this is called
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "_number"):
-            os.close(self._number)
+            close(self._number)
 
 
 class OpenFiles:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -70,3 +72,20 @@ def test_a_forked_child_reads_on(tmp_path: Path) -> None:
     if not child:
         os._exit(0 if files.get("file", lambda: tmp_path / "gone").read(0, 9) == b"text" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nothing_is_said_when_the_interpreter_ends(tmp_path: Path) -> None:
+    """Modules are gone then before the last files are closed."""
+    (tmp_path / "file").write_text("text")
+    program = (
+        "import builtins, pathlib, sys, numpy\n"
+        "from lavic.storage.index.array_file import ArrayFile\n"
+        "from lavic.storage.index.shared import write_index\n"
+        "from lavic.storage.open_files import FILES\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def build(writer): writer.column('numbers', '<i8').append(numpy.arange(9))\n"
+        "write_index(folder / 'index', build, kind='k', source='s')\n"
+        "builtins.kept = [ArrayFile(folder / 'index', kind='k', source='s'), FILES.get('f', lambda: folder / 'file')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

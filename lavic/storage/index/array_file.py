@@ -12,7 +12,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,9 +86,10 @@ class ArrayFile:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.path, self.metadata["kind"], self.metadata["source"])
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            os.close(self._file)
+    # when the interpreter ends, modules may be gone before this is called
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "_file"):
+            close(self._file)
 
 
 def _open(path: Path, kind: str, source: str) -> ArrayFile:
