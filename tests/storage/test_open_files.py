@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from lavic.storage import open_files
+from lavic.storage.index import array_file
+from lavic.storage.index.shared import write_index
 from lavic.storage.open_files import OpenFiles
 
 
@@ -74,18 +79,17 @@ def test_a_forked_child_reads_on(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_nothing_is_said_when_the_interpreter_ends(tmp_path: Path) -> None:
-    """Modules are gone then before the last files are closed."""
+def test_files_are_closed_also_when_modules_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter ends: their names are None by then."""
     (tmp_path / "file").write_text("text")
-    program = (
-        "import builtins, pathlib, sys, numpy\n"
-        "from lavic.storage.index.array_file import ArrayFile\n"
-        "from lavic.storage.index.shared import write_index\n"
-        "from lavic.storage.open_files import FILES\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "def build(writer): writer.column('numbers', '<i8').append(numpy.arange(9))\n"
-        "write_index(folder / 'index', build, kind='k', source='s')\n"
-        "builtins.kept = [ArrayFile(folder / 'index', kind='k', source='s'), FILES.get('f', lambda: folder / 'file')]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    write_index(tmp_path / "index", lambda writer: writer.column("n", "<i8").append(np.arange(9)), kind="k", source="s")
+    raised: list[object] = []
+    before = opened()
+    held = [open_files.OpenFile(tmp_path / "file"), array_file.ArrayFile(tmp_path / "index", kind="k", source="s")]
+    assert opened() > before
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", raised.append)
+        for module in (open_files, array_file):
+            patch.setattr(module, "os", None)
+        held.clear()
+    assert not raised and opened() == before
