@@ -47,6 +47,11 @@ LOOKUPS = 20_000
 MANY_SHARDS = 10_000
 GOAL = 64
 """Bytes of an item on a node."""
+TARGET = 48_000_000
+RANKS, WORKERS = 8, 8
+"""Of the node that is computed: ranks, and data workers of each."""
+PARTS = {"photos": "set and plan", "store": "item store"}
+"""What is opened: for `distill` and `embed`, and for `tune` and `evaluate`."""
 WIDTH, VIEWS = 1024, 5
 JPG = bytes(400)
 _TEXT = "A red mug of glazed stoneware with a wide handle, photographed from the side against a plain grey background."
@@ -140,38 +145,49 @@ def make_store(folder: Path, items: int, per_part: int = SHARD) -> None:
 
 
 def hold(folder: Path, warm: Path) -> None:
-    """Opens and reads everything when it is told to, and holds it until it is told to end."""
-    read_everything(warm)  # what is imported late, and whatever else does not depend on the size
-    say({"ready": True})
-    sys.stdin.readline()
-    began = time.monotonic()
-    kept = open_both(folder)
-    opened = time.monotonic() - began
-    said = read_everything(folder, kept)
-    say({"open_s": opened, "sent": len(ForkingPickler.dumps(kept[2:])), "shm": mapped_shm(), **said})
+    """Opens and reads a set, then a store, each when a line comes, and holds both until the next line."""
+    for place in (warm, folder):  # first a small one: for what is imported late and does not depend on the size
+        kept = []
+        for open_part, read in ((open_photos, read_photos), (open_store, read_store)):
+            if place is folder:
+                sys.stdin.readline()
+            began = time.monotonic()
+            part = open_part(place)
+            opened = time.monotonic() - began
+            kept.append(part)
+            took = read(*part)
+            if place is folder:
+                sent = len(ForkingPickler.dumps(part[0]))
+                say({"open_s": opened, "lookup_s": took, "sent": sent, "shm": mapped_shm()})
+        if place is warm:
+            say({"ready": True})
     sys.stdin.readline()
 
 
-def open_both(folder: Path) -> tuple[Any, ...]:
-    """Opens the set, its index, the plan of a store and the store of a folder."""
+def open_photos(folder: Path) -> tuple[Any, ...]:
+    """Opens what `distill` and `embed` do: a set without what is held out, and the photos that a store takes."""
     from lavic.data.index.held_out import Without, held_out
     from lavic.data.shard_dataset import ShardDataset
-    from lavic.model.item_store import ItemStore
     from lavic.shards.store_photos import StorePhotos
 
     data = ShardDataset(folder / "set")
-    photos = StorePhotos.of([data], {}, folder / "store")
-    return data, photos, Without(data, held_out(data, ShardDataset(folder / "valid"))), ItemStore.open(folder / "store")
+    train = Without(data, held_out(data, ShardDataset(folder / "valid")))
+    return train, StorePhotos.of([data], {}, folder / "store")
 
 
-def read_everything(folder: Path, kept: tuple[Any, ...] | None = None) -> dict[str, float]:
-    """Every column from end to end, every shard, and some items by id: what it took."""
-    data, photos, train, store = kept = kept or open_both(folder)
-    for number in range(len(photos)):
-        photos.items(number).sum()
-    index = data.index
-    total = sum(int(column.sum(dtype=np.uint64)) for column in (index.items, index.numbers, index.digests))
-    total += sum(map(len, index.keys)) + int(store.items._file["starts"].sum())
+def open_store(folder: Path) -> tuple[Any, ...]:
+    """Opens what `tune` and `evaluate` do."""
+    from lavic.model.item_store import ItemStore
+
+    return (ItemStore.open(folder / "store"),)
+
+
+def read_photos(train: Any, photos: Any) -> float:
+    """Reads every column from end to end, every shard, and some samples; seconds of one."""
+    data, index = train.data, train.data.index
+    total = sum(int(photos.items(number).sum(dtype=np.uint64)) for number in range(len(photos)))
+    total += sum(int(column.sum(dtype=np.uint64)) for column in (index.items, index.numbers, index.digests))
+    total += sum(map(len, index.keys))
     shards = len(data.manifest.shards)
     readable = int(data.bounds[shards if len(data) <= FEW * shards else min(READABLE, shards)])
     for number, row in enumerate(data.bounds[:-1].tolist()):
@@ -180,17 +196,24 @@ def read_everything(folder: Path, kept: tuple[Any, ...] | None = None) -> dict[s
         else:  # its samples are holes
             data._index(number)
             assert data._text(number, 0, {"key": index.keys[row], "title": ""}, "")
-    for place in range(0, min(len(train), readable - 100), 97):
+    places = range(0, min(len(train), readable - 100), 97)
+    began = time.perf_counter()
+    for place in places:
         train.words(place)
+    assert total > 0
+    return (time.perf_counter() - began) / max(1, len(places))
+
+
+def read_store(store: Any) -> float:
+    """Looks up the titles of some items, then reads what a lookup of all would; seconds of one."""
     choice = random.Random(0)
     wanted = [item_id(choice.randrange(len(store))) for _ in range(min(LOOKUPS, 10 * len(store)))]
     began = time.perf_counter()
-    total += sum(len(store.title(id)) for id in wanted)
-    lookup = (time.perf_counter() - began) / len(wanted)
-    # every page of what a lookup reads, as all items together would
-    total += sum(int(store.items._file[name].sum(dtype=np.uint64)) for name in ("hashes", "rows"))
+    total = sum(len(store.title(id)) for id in wanted)
+    took = (time.perf_counter() - began) / len(wanted)
+    total += sum(int(store.items._file[name].sum(dtype=np.uint64)) for name in ("hashes", "rows", "starts"))
     assert total > 0
-    return {"lookup_s": lookup}
+    return took
 
 
 def say(what: dict[str, Any]) -> None:
@@ -201,8 +224,8 @@ def say(what: dict[str, Any]) -> None:
 # -- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(folder: Path, warm: Path, processes: int) -> dict[str, float]:
-    """What some processes hold that read a set and a store at the same time."""
+def measure(folder: Path, warm: Path, processes: int) -> dict[str, Any]:
+    """What some processes hold that read a set, and then a store, at the same time."""
     import psutil
 
     command = [sys.executable, __file__, "--hold", str(folder), str(warm)]
@@ -212,23 +235,18 @@ def measure(folder: Path, warm: Path, processes: int) -> dict[str, float]:
     try:
         for process in started:
             hear(process)
-        seen = [psutil.Process(process.pid) for process in started]
-        before = [process.memory_full_info() for process in seen]
-        for process in started:
-            tell(process)
-        said = [hear(process) for process in started]
-        after = [process.memory_full_info() for process in seen]
-        files = max(process.num_fds() for process in seen)
-        return {
-            "processes": processes,
-            "node": sum(m.pss for m in after) - sum(m.pss for m in before),
-            "each": max(a.uss - b.uss for a, b in zip(after, before, strict=True)) if processes > 1 else 0,
-            "files": files,
-            "shm": max(answer["shm"] for answer in said),
-            "sent": said[0]["sent"],
-            "open_s": max(answer["open_s"] for answer in said),
-            "lookup_s": sum(answer["lookup_s"] for answer in said) / processes,
-        }
+        watched = [psutil.Process(process.pid) for process in started]
+        row: dict[str, Any] = {"processes": processes}
+        before = sum(process.memory_full_info().pss for process in watched)
+        for part in PARTS:
+            for process in started:
+                tell(process)
+            answers = [hear(process) for process in started]
+            after = sum(process.memory_full_info().pss for process in watched)
+            largest = {name: max(answer[name] for answer in answers) for name in answers[0]}
+            row[part], before = {"node": after - before, **largest}, after
+        row["files"] = max(process.num_fds() for process in watched)
+        return row
     finally:
         for process in started:
             tell(process)
@@ -277,7 +295,8 @@ def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int,
         folder = work / str(items)
         catalogue(folder, items, shard)
         began = time.monotonic()
-        open_both(folder)  # makes the indexes
+        kept = open_photos(folder), open_store(folder)  # makes the indexes
+        del kept
         made = time.monotonic() - began
         rows = [measure(folder, warm, number) for number in processes]
         result["sizes"][str(items)] = {"index_s": made, "measured": rows}
@@ -289,33 +308,64 @@ def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int,
 # -- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def per_item(result: dict[str, Any]) -> dict[int, float]:
+def per_item(result: dict[str, Any], part: str) -> dict[int, float]:
     """Bytes of an item on a node for each number of processes, between the smallest and the largest size."""
     sizes = sorted(result["sizes"], key=int)
     small, large = (result["sizes"][size]["measured"] for size in (sizes[0], sizes[-1]))
     growth = int(sizes[-1]) - int(sizes[0])
-    return {b["processes"]: (b["node"] - a["node"]) / growth for a, b in zip(small, large, strict=True)}
+    return {b["processes"]: (b[part]["node"] - a[part]["node"]) / growth for a, b in zip(small, large, strict=True)}
+
+
+def split(result: dict[str, Any], part: str) -> tuple[float, float]:
+    """Bytes of an item that all processes share, and those in each process."""
+    slopes = per_item(result, part)
+    few, many = min(slopes), max(slopes)
+    each = max(0.0, (slopes[many] - slopes[few]) / (many - few))
+    return slopes[few] - few * each, each
+
+
+def on_node(result: dict[str, Any], part: str) -> float:
+    """Bytes of an item on the node that is computed."""
+    shared, each = split(result, part)
+    return shared + RANKS * (1 + WORKERS) * each
+
+
+def index_s(result: dict[str, Any]) -> float:
+    """Seconds to put an item into the indexes, at the largest size."""
+    largest = max(result["sizes"], key=int)
+    return result["sizes"][largest]["index_s"] / int(largest)
 
 
 def measured_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
-    yield "items", "processes", "on the node", "of an item", "each process of its own", "index made in", "opened in"
+    yield "items", "processes", *(f"{name}, on the node" for name in PARTS.values()), "opened in", "indexes made in"
     for items, size in sorted(result["sizes"].items(), key=lambda entry: int(entry[0])):
         for row in size["measured"]:
-            own = f"{row['each'] / 1e6:.1f} MB" if row["processes"] > 1 else ""
-            share = f"{row['node'] / int(items):.1f} B"
-            times = f"{size['index_s']:.0f} s", f"{row['open_s']:.1f} s"
-            yield f"{int(items):,}", str(row["processes"]), f"{row['node'] / 1e6:.0f} MB", share, own, *times
+            node = [f"{row[part]['node'] / 1e6:.0f} MB" for part in PARTS]
+            opened = " and ".join(f"{row[part]['open_s']:.1f} s" for part in PARTS)
+            yield f"{int(items):,}", str(row["processes"]), *node, opened, f"{size['index_s']:.0f} s"
+
+
+def target_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
+    processes = RANKS * (1 + WORKERS)
+    yield f"bytes of an item, {processes} processes", *PARTS.values()
+    split_up = {part: split(result, part) for part in PARTS}
+    yield "shared by all", *(f"{shared:.1f}" for shared, _ in split_up.values())
+    yield f"in each, shards of {SHARD:,}", *(f"{each:.3f}" for _, each in split_up.values())
+    yield "on the node", *(f"{s:.1f} + {processes} x {e:.3f} = {s + processes * e:.1f}" for s, e in split_up.values())
+    yield "goal", *(str(GOAL) for _ in PARTS)
+    yield f"{TARGET / 1e6:.0f} million items", *(f"{TARGET * on_node(result, part) / 1e9:.1f} GB" for part in PARTS)
 
 
 def files_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
     rows = [row for size in result["sizes"].values() for row in size["measured"]]
     yield "", ""
     yield f"open files of a process, {result['shards']['shards']:,} shards", str(result["shards"]["files"])
-    yield "bytes sent to a data worker that is not forked", f"{max(row['sent'] for row in rows):,}"
-    yield "a title by its item's id, fastest row", f"{1e6 * min(row['lookup_s'] for row in rows):.0f} us"
+    for part, name in PARTS.items():
+        yield f"bytes sent to a data worker that is not forked: {name}", str(max(row[part]["sent"] for row in rows))
+    yield "a title by its item's id, fastest row", f"{1e6 * min(row['store']['lookup_s'] for row in rows):.0f} us"
 
 
-TABLES = {"memory, measured": measured_table, "memory, files": files_table}
+TABLES = {"memory, measured": measured_table, "memory, 48 million": target_table, "memory, files": files_table}
 
 
 def rendered(text: str, result: dict[str, Any]) -> str:

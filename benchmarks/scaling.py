@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import memory
+
 from lavic.config.yaml_file import YamlFile, find_config
 from lavic.model.config import Kind, LoraSettings, ModelSettings
 from lavic.model.dims import Shape
@@ -29,6 +31,7 @@ from lavic.train.measure.flops import FlopCosts
 from lavic.train.measure.peak_flops import PEAK_FLOPS
 
 HERE = Path(__file__).parent
+MEMORY = json.loads(memory.RESULT.read_text("utf-8"))
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
 ITEMS = (100_000, 1_000_000, 10_000_000, 48_000_000)
 BASE = Shape.of(read_config(ModelSettings()))
@@ -57,9 +60,22 @@ RATES = {
     "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the drawn catalogue"),
     "plan": Rate(1014, "bytes of a photo's row in the plan", "measured: five million photos, four an item"),
     "description": Rate(600, "bytes of a description", "assumed: 110 words"),
-    "item": Rate(100, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters"),
-    "key": Rate(69, "bytes of a photo's key in a list in memory", "computed: CPython, `B000000000_0` and a pointer"),
-    "row": Rate(4e-6, "seconds of a core to read a ledger's row", "assumed: Python's json"),
+    "item": Rate(
+        220, "bytes of an item in the store beside its tokens", "assumed: id, key, a title of 70 letters; the index"
+    ),
+    "index": Rate(
+        round(memory.on_node(MEMORY, "photos"), 1),
+        "bytes of a photo of a set in a node's memory",
+        f"measured: {memory.RANKS} ranks with {memory.WORKERS} data workers each",
+    ),
+    "stored": Rate(
+        round(memory.on_node(MEMORY, "store"), 1),
+        "bytes of an item of a store in a node's memory",
+        "measured: the same",
+    ),
+    "row": Rate(
+        float(f"{memory.index_s(MEMORY):.1g}"), "seconds of a core to put an item into the indexes", "measured"
+    ),
     "tries": Rate(1.03, "requests for each photo", "assumed: three of a hundred are asked for once more"),
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
@@ -227,15 +243,16 @@ def memory_table() -> Iterator[Sequence[str]]:
 def limits_table() -> Iterator[Sequence[str]]:
     shards = [f"{math.ceil(n / SHARD):,}" for n in ITEMS]
     flight = HOST_RATES[1] * rate("answer")
-    keys = [size(n * rate("key")) for n in ITEMS]
-    reads = [span(n * (rate("ledger") / rate("disk") + rate("row"))) for n in ITEMS]
+    indexes, stored = ([size(n * rate(name)) for n in ITEMS] for name in ("index", "stored"))
+    made = [span(n * (rate("ledger") / rate("disk") + rate("row"))) for n in ITEMS]
     yield "", *(count(n) for n in ITEMS), "what stops it"
     yield "`crawl`: requests in flight", *([f"{flight:.0f}"] * len(ITEMS)), f"{HOST_RATES[1]} a second to the one host"
     yield "`describe`, `embed`: ranks", *shards, "a rank takes whole shards"
     yield "`distill`: ranks", *([str(BATCH["distill"])] * len(ITEMS)), "each takes a sample of the batch"
     yield "`tune`: ranks", *([str(BATCH["tune"])] * len(ITEMS)), "each takes a sample of the batch"
-    yield "`distill`, `embed`: keys in a rank's memory", *keys, "each rank knows the whole set's"
-    yield "`distill`, `embed`: reading them at the start", *reads, "they stand in the shards' ledgers"
+    yield "`distill`, `embed`: indexes in a node's memory", *indexes, "all its processes share them"
+    yield "`tune`, `evaluate`: indexes in a node's memory", *stored, "all its processes share them"
+    yield "making them, once on a node", *made, "one process reads the shards' ledgers"
 
 
 def simulation_table() -> Iterator[Sequence[str]]:
