@@ -163,7 +163,7 @@ class Released:
             photo = self.photos[data._index(position)]
             example = data._example(photo.title, photo.text, VIEWS)
             return example.input_ids, example.labels, [photo.jpg]
-        found = data._at(position)
+        found = data._draw(position)
         example = data._example(*found)
         return example.input_ids, example.labels, [self.photos[self.place[item]].jpg for item in found[2]]
 

@@ -85,7 +85,7 @@ def check_loss(assets: Assets, folder: Path) -> None:
     data = TuneDataset(rows, store, bundle.backbone.encoder, candidates=KEY, max_length=1000)
     template, losses = (folder / "chat.jinja").read_text(), []
     for position in range(len(data)):
-        row, target, listed, _ = data._at(position)
+        row, target, listed, _ = data._draw(position)
         lines = "".join(f"{item}: {store.title(item)} {'<image>' * 5}\n" for item in listed)
         asked = "".join(f"{turn.role.title()}: {turn.text}\n" for turn in rows[row].turns)
         content = [{"type": "text", "text": f"{asked}Candidates:\n{lines}Which ID fits?"}]
