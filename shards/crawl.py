@@ -41,8 +41,8 @@ from lavic.shards.plan.crawl_plan import Plan, make_plan
 from lavic.shards.plan.dry_run import dry_run
 from lavic.shards.plan.photo_tasks import REJECTED
 from lavic.storage import format_bytes
+from lavic.storage.cache.shard_cache import cache_folder
 from lavic.storage.paths import is_remote, place, sizes, storage_errors
-from lavic.storage.shard_cache import cache_folder
 from lavic.tracking.journal import JOURNAL_FILE
 from lavic.tracking.tracker import Tracker
 

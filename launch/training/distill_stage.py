@@ -115,8 +115,8 @@ class DistillStage(TrainingStage):
 
     def _length_table(self, run: TrainingRun, backbone: Backbone) -> Path:
         """Where the ranks of this machine keep the lengths of the training set's samples."""
+        from lavic.storage.cache.shard_cache import shard_folder
         from lavic.storage.checksummed_json import digest_json
-        from lavic.storage.shard_cache import shard_folder
 
         identity: dict[str, Any] = {}
         if run.world.is_main:

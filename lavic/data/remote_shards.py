@@ -14,9 +14,9 @@ from pydantic import Field, PositiveInt
 from lavic.config import ByteCount, settings
 from lavic.data.manifest import Manifest
 from lavic.errors import LavicError
+from lavic.storage.cache.shard_cache import ShardCache, shard_folder
+from lavic.storage.cache.shard_download import RemoteShard
 from lavic.storage.file_lock import FileLock
-from lavic.storage.shard_cache import ShardCache, shard_folder
-from lavic.storage.shard_download import RemoteShard
 
 log = logging.getLogger(__name__)
 

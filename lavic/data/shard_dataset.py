@@ -17,8 +17,8 @@ from lavic.data.manifest import Manifest
 from lavic.data.remote_shards import CacheSettings, RemoteShards
 from lavic.data.tar_shards import BLOCK, Sample, member_bytes, parse_sample, parse_words, read_offsets
 from lavic.errors import DataError
+from lavic.storage.cache.open_files import FILES, OpenFiles
 from lavic.storage.index.text_column import TextColumn
-from lavic.storage.open_files import FILES, OpenFiles
 from lavic.storage.paths import is_remote, place
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class ShardDataset:
 
         Args:
             folder: Where `manifest.json` stands: a path, or an address such as s3://bucket/prefix, whose shards are
-                copied here when they are first read; see `lavic.storage.shard_cache`.
+                copied here when they are first read; see `lavic.storage.cache.shard_cache`.
             descriptions: Where `Sample.text` comes from: "sidecar" takes the teacher's description where there is one
                 and else the shard's txt member, "shard" the txt member alone, None leaves it empty. A txt member that
                 holds the item's title (`lavic crawl --text title`) describes nothing and counts as empty.

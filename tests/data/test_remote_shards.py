@@ -10,8 +10,8 @@ from lavic.data.manifest import NAME, Manifest
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.errors import DataError
-from lavic.storage import shard_cache
 from lavic.storage.atomic import atomic_write
+from lavic.storage.cache import shard_cache
 from lavic.storage.paths import is_remote, place
 
 

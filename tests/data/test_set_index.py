@@ -78,7 +78,7 @@ def test_a_sidecar_that_is_replaced_while_it_is_in_use(small_set: Manifest, monk
     assert data[3].text == "B000000003_0"
     describe(small_set, 0, data.keys_of(0), "a longer text for {}")
     assert data[4].text == "B000000004_0", "the one that is open"
-    monkeypatch.setattr("lavic.storage.open_files.FILES.most", 1)
+    monkeypatch.setattr("lavic.storage.cache.open_files.FILES.most", 1)
     assert data[14].text == "text 14"  # pushes it out
     assert data[4].text == "a longer text for B000000004_0"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavic.storage import open_files
+from lavic.storage.cache import open_files
+from lavic.storage.cache.open_files import OpenFiles
 from lavic.storage.index import array_file
 from lavic.storage.index.shared import write_index
-from lavic.storage.open_files import OpenFiles
 
 
 def opened() -> int:

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import ConfigError, DataError, LavicError
-from lavic.storage import shard_download
+from lavic.storage.cache import shard_download
+from lavic.storage.cache.shard_cache import ATTEMPTS, ShardCache, shard_folder
+from lavic.storage.cache.shard_download import RemoteShard
 from lavic.storage.paths import place
-from lavic.storage.shard_cache import ATTEMPTS, ShardCache, shard_folder
-from lavic.storage.shard_download import RemoteShard
 from tests.storage.object_store import ObjectStore, object_store
 
 READ = """
 import sys
 from pathlib import Path
-from lavic.storage.shard_cache import ShardCache
-from lavic.storage.shard_download import RemoteShard
+from lavic.storage.cache.shard_cache import ShardCache
+from lavic.storage.cache.shard_download import RemoteShard
 from lavic.storage.paths import place
 folder, limit, sha256, size, *addresses = sys.argv[1:]
 cache = ShardCache(Path(folder), int(limit), backoff_s=0.01)

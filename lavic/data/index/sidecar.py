@@ -12,9 +12,9 @@ import numpy as np
 from lavic.data.descriptions import descriptions_path, parse_description
 from lavic.errors import DataError, first_line
 from lavic.storage.atomic import atomic_open
+from lavic.storage.cache.open_files import FILES, OpenFile
 from lavic.storage.index.shared import shared_file
 from lavic.storage.index.text_hash import hash_text, hash_texts
-from lavic.storage.open_files import FILES, OpenFile
 from lavic.storage.paths import is_remote, storage_errors
 
 _AT_ONCE = 8 << 20

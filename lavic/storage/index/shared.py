@@ -18,10 +18,10 @@ from typing import TypeVar
 
 from lavic.errors import ConfigError, LavicError
 from lavic.storage.atomic import PART, atomic_open
+from lavic.storage.cache.shard_cache import cache_folder
 from lavic.storage.file_lock import FileLock
 from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
 from lavic.storage.output_folder import check_writable, not_writable
-from lavic.storage.shard_cache import cache_folder
 
 T = TypeVar("T")
 ENDING = ".safetensors"

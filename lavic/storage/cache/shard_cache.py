@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lavic.errors import ConfigError, LavicError, first_line
+from lavic.storage.cache.shard_download import RemoteShard, copy_shard
 from lavic.storage.file_lock import FileLock, is_held
-from lavic.storage.shard_download import RemoteShard, copy_shard
 
 ATTEMPTS = 5
 """How often a shard is asked for before its download fails."""

@@ -1,0 +1,1 @@
+"""Copies of remote shards on the local disk, and files that are kept open."""
