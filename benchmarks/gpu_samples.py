@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gpu_photos import SIDE
 
-from lavic.model.prompt_encoder import IGNORED, Example, collate
+from lavic.model.inputs.label_mask import IGNORED, Example, collate
 from lavic.model.tiling import VIEWS
 from lavic.train.distillation.dataset import PhotoBatch, PhotoSample
 from lavic.train.recommendation.dataset import TuneBatch, TuneSample

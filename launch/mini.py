@@ -132,7 +132,7 @@ def _pretrain(argv: Sequence[str]) -> int:
     from lavic.mini.tokenizer import make_tokenizer
     from lavic.model.config import ModelSettings
     from lavic.model.hub import resolve
-    from lavic.model.prompt_encoder import Encoder
+    from lavic.model.inputs.prompt_encoder import Encoder
 
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: already has a model: choose another --out or remove it")

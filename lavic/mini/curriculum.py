@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from lavic.model import prompts
-from lavic.model.prompt_encoder import IGNORED, Batch, Encoder, Example, collate
+from lavic.model.inputs.label_mask import IGNORED, Batch, Example, collate
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.prompts import Candidate, Piece, Text
 
 

@@ -30,7 +30,9 @@ from lavic.mini.pretrain_data import Photo, prompt_texts
 from lavic.mini.pretrain_settings import PretrainSettings
 from lavic.mini.tokenizer import digit_pair_ids, word_ids
 from lavic.model import prompts
-from lavic.model.prompt_encoder import IGNORED, Batch, Encoder, collate, splice, token_losses
+from lavic.model.inputs.label_mask import IGNORED, Batch, collate
+from lavic.model.inputs.prompt_encoder import Encoder
+from lavic.model.inputs.token_loss import splice, token_losses
 from lavic.model.tiling import VIEWS, Geometry
 from lavic.model.visual_tokens import all_tokens, cls_tokens, patch_tokens
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lavic.model.prompt_encoder import Encoder, core, splice
+from lavic.model.inputs.prompt_encoder import Encoder
+from lavic.model.inputs.token_loss import core, splice
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lavic.model.chat_template.template import chat_format, load_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.dims import filled
 from lavic.model.hub import fingerprint, name_of, resolve, tokenizer_digest
-from lavic.model.prompt_encoder import Encoder
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.prompts import ChatFormat
 from lavic.model.tiling import Geometry
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from lavic.model.prompt_encoder import core
+from lavic.model.inputs.token_loss import core
 from lavic.model.tiling import Grid
 
 

@@ -21,8 +21,8 @@ from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
+from lavic.model.inputs.token_loss import core, splice
 from lavic.model.item_store import ItemStore
-from lavic.model.prompt_encoder import core, splice
 from lavic.model.visual_tokens import project
 
 ID_SHAPE = re.compile(r"\bB[A-Z0-9]{9}\b")

@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from lavic.model.prompt_encoder import core
+from lavic.model.inputs.token_loss import core
 from lavic.train.config import LoopSettings
 
 

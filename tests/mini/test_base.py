@@ -17,8 +17,9 @@ from lavic.mini.drawing import draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
 from lavic.model.config import ModelSettings
 from lavic.model.hub import resolve
+from lavic.model.inputs.label_mask import collate
+from lavic.model.inputs.token_loss import token_losses
 from lavic.model.loading import Backbone
-from lavic.model.prompt_encoder import collate, token_losses
 from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 

@@ -10,8 +10,8 @@ import torch
 
 from lavic.mini import catalog, curriculum
 from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
+from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.loading import Backbone
-from lavic.model.prompt_encoder import IGNORED, Batch
 
 
 def test_lists_supervise_what_they_say(

@@ -15,8 +15,8 @@ from lavic.model import prompts
 from lavic.model.chat_template.template import load_tokenizer, prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.hub import resolve
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.loading import Backbone
-from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import MISTRAL, Candidate, ChatFormat, Slot
 from tests.model.chat_bases import KINDS, make_base
 

@@ -14,9 +14,10 @@ from lavic.errors import ConfigError, DataError
 from lavic.model import lora
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.label_mask import Batch, collate
+from lavic.model.inputs.token_loss import core, hidden_states
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter, save_adapter, trainable
-from lavic.model.prompt_encoder import Batch, collate, core, hidden_states
 from lavic.model.visual_tokens import cls_tokens, project
 
 LORA = LoraSettings(r=4, alpha=8, dropout=0.0)

@@ -19,9 +19,9 @@ from lavic.data.schema import Conversation, Turn
 from lavic.data.shard_dataset import ShardDataset
 from lavic.model.chat_template.template import load_tokenizer
 from lavic.model.config import ModelSettings
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone, read_geometry
-from lavic.model.prompt_encoder import Encoder
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens
 from lavic.recommend.ranker import MAX_NEW_TOKENS

@@ -11,8 +11,9 @@ from lavic.data.schema import Conversation, Turn
 from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
+from lavic.model.inputs.label_mask import collate
+from lavic.model.inputs.token_loss import token_losses
 from lavic.model.item_store import ItemStore
-from lavic.model.prompt_encoder import collate, token_losses
 from lavic.model.visual_tokens import project
 from lavic.recommend.ranker import Ranker, Request
 
@@ -113,7 +114,7 @@ def test_free_text_is_the_greedy_path(ground: Ground):
     assert answer.text is not None
     # The first token by the plain way: the most probable one after the prompt.
     encoded = ranker.encode(request)
-    from lavic.model.prompt_encoder import core, splice
+    from lavic.model.inputs.token_loss import core, splice
 
     model = core(bundle.backbone.model)
     with torch.no_grad():

@@ -22,10 +22,11 @@ from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.test_set import TestSet
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.label_mask import collate
+from lavic.model.inputs.token_loss import target_logits, target_tokens, token_losses
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.prompt_encoder import collate, target_logits, target_tokens, token_losses
 from lavic.model.prompts import NONE, Candidate
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 from lavic.recommend.ranker import RankedList, Ranker, Request

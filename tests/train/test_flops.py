@@ -13,9 +13,9 @@ from lavic.mini.architecture import Architecture
 from lavic.mini.tokenizer import make_tokenizer
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.dims import Shape
+from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.prompt_encoder import IGNORED, Batch
 from lavic.model.visual_tokens import cls_tokens
 from lavic.train.distillation.dataset import PhotoBatch
 from lavic.train.distillation.task import DistillTask

@@ -16,10 +16,11 @@ from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
+from lavic.model.inputs.label_mask import IGNORED, Batch
+from lavic.model.inputs.token_loss import core, splice
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter
-from lavic.model.prompt_encoder import IGNORED, Batch, core, splice
 from lavic.train.config import LoopSettings
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask

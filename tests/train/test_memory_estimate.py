@@ -13,8 +13,8 @@ from lavic.cli import main
 from lavic.model.config import Kind, LoraSettings, ModelSettings
 from lavic.model.dims import Shape
 from lavic.model.hub import read_config
+from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.lora import trainable, wrap
-from lavic.model.prompt_encoder import IGNORED, Batch
 from lavic.train.activation_checkpointing import configure_layers
 from lavic.train.config import LoopSettings
 from lavic.train.distillation.dataset import PhotoBatch

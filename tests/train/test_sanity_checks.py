@@ -22,10 +22,10 @@ from lavic.errors import LavicError
 from lavic.model import lora
 from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.token_loss import core
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import WEIGHTS, add_adapter, apply_adapter, copy_adapter
-from lavic.model.prompt_encoder import core
 from lavic.train.bundle_check import check_bundle
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine

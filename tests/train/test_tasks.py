@@ -17,10 +17,10 @@ from lavic.data.shard_dataset import Order, ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.label_mask import IGNORED
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.prompt_encoder import IGNORED
 from lavic.model.visual_tokens import all_tokens
 from lavic.train.config import LoopSettings
 from lavic.train.distillation.dataset import DistillDataset, count_patch_tokens

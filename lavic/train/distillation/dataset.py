@@ -14,7 +14,8 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.errors import DataError
-from lavic.model.prompt_encoder import Batch, Encoder, Example, collate
+from lavic.model.inputs.label_mask import Batch, Example, collate
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.tiling import Geometry, Grid
 from lavic.train.input.collate import Order, TextBatch, collate_text
 from lavic.train.input.length_table import LengthTable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lavic.model.prompt_encoder import Batch, target_logits
+from lavic.model.inputs.label_mask import Batch
+from lavic.model.inputs.token_loss import target_logits
 from lavic.model.tiling import Grid
 from lavic.model.visual_tokens import all_tokens, patch_tokens
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from lavic.model.config import Kind
-from lavic.model.prompt_encoder import target_logits, target_tokens, token_losses
+from lavic.model.inputs.token_loss import target_logits, target_tokens, token_losses
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 from lavic.train.distillation.dataset import PhotoBatch
 from lavic.train.distillation.losses import patch_distance, patch_means, teacher_logits, top_k_divergence

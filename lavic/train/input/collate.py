@@ -8,13 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lavic.model.prompt_encoder import (
-    IGNORED,
-    Batch,
-    Encoder,
-    Example,
-    collate,
-)
+from lavic.model.inputs.label_mask import IGNORED, Batch, Example, collate
+from lavic.model.inputs.prompt_encoder import Encoder
 
 
 class Order(Protocol):

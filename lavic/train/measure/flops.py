@@ -122,7 +122,7 @@ def make_flops_counter(task: Any) -> Callable[[Any], float] | None:
     Args:
         task: A `DistillTask` or a `TuneTask`; None for others.
     """
-    from lavic.model.prompt_encoder import core
+    from lavic.model.inputs.token_loss import core
 
     kind: Kind | None = getattr(task, "trains", None)
     if kind is None:

@@ -11,8 +11,9 @@ import torch
 
 from lavic.data.schema import Conversation
 from lavic.errors import DataError
+from lavic.model.inputs.label_mask import Example
+from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.item_store import ItemStore
-from lavic.model.prompt_encoder import Encoder, Example
 from lavic.model.prompts import NONE, Candidate
 from lavic.train.input.collate import Order, TextBatch, collate_text
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lavic.model.config import Kind
-from lavic.model.prompt_encoder import token_losses
+from lavic.model.inputs.token_loss import token_losses
 from lavic.model.visual_tokens import project
 from lavic.train.recommendation.dataset import TuneBatch
 

@@ -21,10 +21,10 @@ from lavic.launch.tune import TuneSettings
 from lavic.model import prompts
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.token_loss import splice
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import TARGETS, WEIGHTS, add_adapter, apply_adapter, copy_adapter, trainable
-from lavic.model.prompt_encoder import splice
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.evaluation import evaluate

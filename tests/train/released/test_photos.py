@@ -15,10 +15,10 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.evaluation.test_set import TestSet
 from lavic.model.config import LoraSettings, ModelSettings
+from lavic.model.inputs.token_loss import splice
 from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.prompt_encoder import splice
 from lavic.model.visual_tokens import cls_tokens, project
 from lavic.shards.image.normalize import PhotoSettings, to_jpeg
 from lavic.storage.atomic import atomic_open

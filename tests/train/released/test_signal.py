@@ -19,10 +19,10 @@ from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
+from lavic.model.inputs.label_mask import IGNORED
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.prompt_encoder import IGNORED
 from lavic.model.prompts import NONE, Candidate
 from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
 from lavic.train.distillation.dataset import DistillDataset

@@ -11,8 +11,10 @@ from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError
 from lavic.mini.tokenizer import make_tokenizer
 from lavic.model import prompts
+from lavic.model.inputs.label_mask import IGNORED, collate
+from lavic.model.inputs.prompt_encoder import Encoder
+from lavic.model.inputs.token_loss import token_losses
 from lavic.model.loading import Backbone
-from lavic.model.prompt_encoder import IGNORED, Encoder, collate, token_losses
 from lavic.model.prompts import Candidate, Slot, Text
 
 CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN654321", "Nova Urban Mug")]

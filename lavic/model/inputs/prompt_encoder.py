@@ -1,62 +1,22 @@
-"""From prompts to tensors: token ids, label masks, batches, and the loss on target tokens alone."""
+"""From conversations and titles to prompts as token ids, shortened to fit."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from lavic.data.schema import Conversation
 from lavic.errors import ConfigError, DataError
 from lavic.model import prompts
+from lavic.model.inputs.label_mask import Example, masked_example
 from lavic.model.prompts import Piece, Slot, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100
-"""Label of a token that is not learnt."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt, with its target where there is one."""
-
-    input_ids: list[int]
-    labels: list[int]
-    """As long as `input_ids`: the token itself on the target, `IGNORED` on the prompt."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples padded on the right.
-
-    Attention is causal, so no token before the padding sees it: a batch needs no attention mask, and an example's
-    values do not depend on its batch-mates.
-    """
-
-    input_ids: torch.Tensor
-    """int64 [b, length]"""
-    labels: torch.Tensor
-    """int64 [b, length]"""
-    lengths: torch.Tensor
-    """int64 [b], tokens before the padding"""
-
-    @property
-    def targets(self) -> int:
-        """How many tokens are learnt."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
-
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.lengths)))
 
 
 class Encoder:
@@ -146,7 +106,7 @@ class Encoder:
                 f"a prompt of {len(prompt)} tokens and a target of {len(answer)} do not fit into --max-length "
                 f"{max_length}: raise it"
             )
-        return Example([*prompt, *answer], [*[IGNORED] * len(prompt), *answer])
+        return masked_example(prompt, answer)
 
     def recommendation(
         self,
@@ -265,66 +225,3 @@ def _trained_without_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(settings, dict) and settings.get("add_bos_token") is False
-
-
-def collate(examples: Sequence[Example], pad: int) -> Batch:
-    """Pads examples on the right to the longest of them."""
-    longest = max(len(e.input_ids) for e in examples)
-    ids = torch.full((len(examples), longest), pad, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for row, e in enumerate(examples):
-        ids[row, : len(e.input_ids)] = torch.tensor(e.input_ids)
-        labels[row, : len(e.labels)] = torch.tensor(e.labels)
-    return Batch(ids, labels, torch.tensor([len(e.input_ids) for e in examples]))
-
-
-def core(model: nn.Module) -> Any:
-    """The LlavaNext model inside a PEFT wrapper, or the model itself; `Any`, since a module's parts have no types."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
-    """Word embeddings with photo tokens in the place of the image token.
-
-    Args:
-        model: A LlavaNext model, wrapped by PEFT or not.
-        input_ids: int64 [b, length]
-        photos: [n, d_text], one row for each image token of the batch, in reading order; None where there is none.
-
-    Returns:
-        [b, length, d_text]
-    """
-    llava = core(model)
-    words = llava.get_input_embeddings()(input_ids)
-    places = torch.eq(input_ids, llava.config.image_token_id)
-    if photos is None:
-        photos = words.new_zeros((0, words.shape[-1]))
-    if int(places.sum()) != len(photos):
-        raise ValueError(f"{int(places.sum())} image tokens in the batch, {len(photos)} photo vectors")
-    return words.masked_scatter(places.unsqueeze(-1), photos.to(words.dtype))
-
-
-def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
-    """The language model's last hidden states, [b, length, d_text]."""
-    embeds = splice(model, batch.input_ids, photos)
-    return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-
-
-def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
-    """What the model predicts in the place of each target token, float32 [targets, vocabulary], row by row.
-
-    The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
-    """
-    hidden = hidden_states(model, batch, photos)
-    return core(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
-
-
-def target_tokens(batch: Batch) -> torch.Tensor:
-    """The target tokens, int64 [targets], row by row."""
-    labels = batch.labels[:, 1:]
-    return labels[labels != IGNORED]
-
-
-def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
-    """Negative log-likelihood of each target token, float32 [targets], row by row."""
-    return functional.cross_entropy(target_logits(model, batch, photos), target_tokens(batch), reduction="none")

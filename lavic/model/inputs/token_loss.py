@@ -1,0 +1,63 @@
+"""The loss on target tokens: photo tokens spliced into word embeddings, logits at target positions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lavic.model.inputs.label_mask import IGNORED, Batch
+
+
+def core(model: nn.Module) -> Any:
+    """The LlavaNext model inside a PEFT wrapper, or the model itself; `Any`, since a module's parts have no types."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
+    """Word embeddings with photo tokens in the place of the image token.
+
+    Args:
+        model: A LlavaNext model, wrapped by PEFT or not.
+        input_ids: int64 [b, length]
+        photos: [n, d_text], one row for each image token of the batch, in reading order; None where there is none.
+
+    Returns:
+        [b, length, d_text]
+    """
+    llava = core(model)
+    words = llava.get_input_embeddings()(input_ids)
+    places = torch.eq(input_ids, llava.config.image_token_id)
+    if photos is None:
+        photos = words.new_zeros((0, words.shape[-1]))
+    if int(places.sum()) != len(photos):
+        raise ValueError(f"{int(places.sum())} image tokens in the batch, {len(photos)} photo vectors")
+    return words.masked_scatter(places.unsqueeze(-1), photos.to(words.dtype))
+
+
+def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """The language model's last hidden states, [b, length, d_text]."""
+    embeds = splice(model, batch.input_ids, photos)
+    return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+
+
+def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """What the model predicts in the place of each target token, float32 [targets, vocabulary], row by row.
+
+    The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
+    """
+    hidden = hidden_states(model, batch, photos)
+    return core(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
+
+
+def target_tokens(batch: Batch) -> torch.Tensor:
+    """The target tokens, int64 [targets], row by row."""
+    labels = batch.labels[:, 1:]
+    return labels[labels != IGNORED]
+
+
+def token_losses(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
+    """Negative log-likelihood of each target token, float32 [targets], row by row."""
+    return functional.cross_entropy(target_logits(model, batch, photos), target_tokens(batch), reduction="none")
