@@ -95,7 +95,7 @@ class Photos(Drawn):
 
     def collate(self, samples: Sequence[PhotoSample]) -> PhotoBatch:
         count = len(samples)
-        shapes = {"sizes": ((SIDE, SIDE),) * count, "grids": ((2, 2),) * count, "shown": (VIEWS,) * count}
+        shapes = {"sizes": ((SIDE, SIDE),) * count, "grids": ((2, 2),) * count, "views_shown": (VIEWS,) * count}
         return PhotoBatch(**self.named(samples), views=torch.cat([sample.views for sample in samples]), **shapes)
 
     def photos(self, position: int) -> list[object]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,3 +77,14 @@ def test_nothing_to_train_on_and_unequal_shares_are_refused() -> None:
         TrainDataLoader(ToyData(0, 1), DistributedContext(), LoopSettings())
     with pytest.raises(ConfigError, match=r"--loop.global-batch-size 9 cannot be shared by 2 processes"):
         TrainDataLoader(ToyData(5, 1), DistributedContext(size=2), LoopSettings(global_batch_size=9))
+
+
+def test_an_error_outside_of_the_loader_ends_the_process() -> None:
+    """Its workers ignore the SIGTERM that Python sends them at exit before it waits for them."""
+    code = (
+        "from lavic.train.input.data_loader import prefetch\n"
+        "for number in prefetch(abs, range(-1000, 0), 1):\n"
+        "    raise ValueError('a step failed')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and result.stderr.endswith("ValueError: a step failed\n")

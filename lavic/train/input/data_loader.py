@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -139,17 +143,27 @@ class TrainDataLoader:
 
 def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
     """Calls `make` for each number, in order: in this process, or ahead of time in worker processes."""
-    for item in DataLoader(
-        _FunctionDataset(make),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        collate_fn=_identity,
-        worker_init_fn=_ignore_stop_signals if workers else None,
-    ):
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    earlier = set(active_children())
+    items = iter(
+        DataLoader(
+            _FunctionDataset(make),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            collate_fn=_identity,
+            worker_init_fn=_ignore_stop_signals if workers else None,
+        )
+    )
+    # Python joins workers at exit after a SIGTERM, which they ignore: an error elsewhere must not wait for them.
+    kill = partial(_kill, [child for child in active_children() if child not in earlier])
+    atexit.register(kill)
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        atexit.unregister(kill)
 
 
 class _FunctionDataset(Dataset[Any]):
@@ -173,6 +187,11 @@ class _FunctionDataset(Dataset[Any]):
 
 def _identity(item: Any) -> Any:
     return item
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _ignore_stop_signals(_: int) -> None:
