@@ -28,7 +28,7 @@ class CacheSettings:
     folder: Path | None = None
     """Where each machine keeps its copies, best on a disk of its own. None: `shards` in LAVIC_CACHE, else in
     `lavic-<uid>` in SLURM_TMPDIR or TMPDIR, else ~/.cache/lavic/shards."""
-    bytes: ByteCount = Field(default="50GiB", validate_default=True)
+    bytes: ByteCount = Field(default="50GiB", validate_default=True, gt=0)
     """Most bytes of all copies on a machine (`50GiB`, `2TB`); those used longest ago make room. Less where the disk is
     full. A set that fits is downloaded once."""
     downloads: PositiveInt = 4
