@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -70,6 +70,7 @@ def lists(assets: Assets, backbone: Backbone, **how) -> TuneDataset:
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 10**6), size=st.integers(2, 40), top_k=st.integers(1, 60), scale=st.floats(0.1, 8))
+@example(seed=4580, size=2, top_k=1, scale=5.0)  # one token has nearly all of the probability
 def test_the_divergence_is_kullback_and_leibler_s(seed: int, size: int, top_k: int, scale: float) -> None:
     numbers = torch.Generator().manual_seed(seed)
     teacher, student = (scale * torch.randn(5, size, generator=numbers) for _ in range(2))

@@ -44,11 +44,16 @@ def top_k_divergence(teacher: torch.Tensor, student: torch.Tensor, top_k: int) -
         student: Logits, the same shape.
         top_k: Tokens that count by themselves; with all of them it is the exact divergence.
     """
-    teacher_logs, tokens = teacher.log_softmax(-1).topk(min(top_k, teacher.shape[-1]))
-    student_logs = student.log_softmax(-1).gather(-1, tokens)
-    teacher_rest, student_rest = ((1 - logs.exp().sum(-1)).clamp(min=1e-7) for logs in (teacher_logs, student_logs))
-    listed = (teacher_logs.exp() * (teacher_logs - student_logs)).sum(-1)
-    return listed + teacher_rest * (teacher_rest / student_rest).log()
+    teacher_all, student_all = teacher.log_softmax(-1), student.log_softmax(-1)
+    teacher_logs, tokens = teacher_all.topk(min(top_k, teacher.shape[-1]))
+    listed = (teacher_logs.exp() * (teacher_logs - student_all.gather(-1, tokens))).sum(-1)
+    if top_k >= teacher.shape[-1]:
+        return listed
+    # summed up, not 1 minus the listed ones: in float32 nothing would be left of a small rest
+    teacher_rest, student_rest = (
+        logs.scatter(-1, tokens, float("-inf")).logsumexp(-1) for logs in (teacher_all, student_all)
+    )
+    return listed + teacher_rest.exp() * (teacher_rest - student_rest)
 
 
 @torch.no_grad()
