@@ -66,7 +66,7 @@ def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: Fault
     server.delay = 0.0
     job.start_now()
     assert job.wait() == 0, job.log
-    assert "2 nodes of Ray" in job.log
+    assert "2 Ray nodes" in job.log
     assert "preflight: 2 nodes passed" in job.log
     assert not ray_processes(ray)
     assert ShardDataset(out).manifest.outcomes == {"ok": 120}

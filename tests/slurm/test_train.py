@@ -149,7 +149,7 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
 ) -> None:
     """By its time limit, by `scontrol requeue`, and by a signal to its steps; queued again each time."""
     cut = tmp_path / "cut"
-    job = slurm.submit(SCRIPTS / "gpu.sbatch", *distill(assets, cut, STEPS), cwd=tmp_path, **settings())
+    job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *distill(assets, cut, STEPS), cwd=tmp_path, **settings())
     held = frozen(job, cut)
     # SLURM itself warns the batch script, which asks for that three minutes before the end; it looks twice a minute.
     job.change(TimeLimit=3)
@@ -188,7 +188,7 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
 def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, assets: Assets, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = distill(assets, out, 2000)
-    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings())
+    job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings())
     held = frozen(job, out)
     os.kill(held[1], signal.SIGKILL)
     killed = time.monotonic()
@@ -202,7 +202,8 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, assets
 
     # Submitted again, it goes on; then its second node dies, which the first does not notice: the power is gone.
     stop = tmp_path / "stop"
-    again = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_STOP_FILE=str(stop)))
+    variables = settings(LAVIC_STOP_FILE=str(stop))
+    again = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **variables)
     held = frozen(again, out, done)
     assert f"resuming after step {done} of 2000" in again.log
     slurm.lose_node("n2")
@@ -227,7 +228,7 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     slurm: Slurm, assets: Assets, tmp_path: Path, launcher: str
 ) -> None:
     words = [*distill(assets, tmp_path / "run", 5), "--shards", "nowhere"]
-    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
+    job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER=launcher))
     assert job.wait() == 2, job.log
     assert "nowhere: no such folder of shards" in job.log
     assert "Traceback" not in job.log and "requeued" not in job.log
@@ -238,6 +239,6 @@ def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, assets: Assets, who
     """Without torchrun."""
     out = tmp_path / "run"
     words = distill(assets, out, STEPS)
-    job = slurm.submit(SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
+    job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
     assert job.wait() == 0, job.log
     assert adapter(out) == adapter(whole)
