@@ -55,7 +55,7 @@ def photo_batch(backbone: Backbone) -> PhotoBatch:
     size = backbone.geometry.size
     views = torch.randn(SAMPLES * 5, 3, size, size)
     named = {"keys": ("",) * SAMPLES, "targets": (TARGETS,) * SAMPLES, "lengths": (LENGTH,) * SAMPLES}
-    shapes = {"sizes": ((size, size),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "shown": (5,) * SAMPLES}
+    shapes = {"sizes": ((size, size),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "views_shown": (5,) * SAMPLES}
     return PhotoBatch(**named, text=text(backbone, 1), views=views, **shapes)
 
 

@@ -94,7 +94,7 @@ def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_
     text = Batch(ids, labels, torch.full((SAMPLES,), LENGTH))
     if kind == "vision":
         views = torch.randn(SAMPLES * 5, 3, 56, 56)
-        shapes = {"sizes": ((56, 56),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "shown": (5,) * SAMPLES}
+        shapes = {"sizes": ((56, 56),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "views_shown": (5,) * SAMPLES}
         batch = PhotoBatch(**named, text=text, views=views, **shapes)
         return kept_by_autograd(DistillTask(made), batch)
     items = torch.randn(SAMPLES * 2 * 5, 48, dtype=torch.bfloat16)
