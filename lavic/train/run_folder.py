@@ -26,6 +26,7 @@ from lavic.storage.output_folder import lock_output_folder
 RESULT = "result.json"
 
 FREE = (
+    "cache",
     "deepspeed",
     "loop.activation_checkpointing",
     "loop.flight_recorder",
