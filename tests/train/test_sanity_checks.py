@@ -265,7 +265,7 @@ def no_vision(bundle: Path, _: Assets) -> None:
     [
         (spoil_weight, "was not saved as it was trained"),
         (drop_key, "1 weights are saved or trained, but not both"),
-        (change_scale, r"as loaded its loss is \S+, that of the model which was validated"),
+        (change_scale, r"loaded again its loss is \S+, that of the trained model"),
         (mix_sides, r"its vision adapter holds \S+language_model"),
         (other_vision, "its vision adapter is not the one that stage 2 started from"),
         (no_vision, "its vision adapter is not the one that stage 2 started from"),
