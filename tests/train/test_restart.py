@@ -61,10 +61,17 @@ def test_sigkill_at_any_moment(
     assert fork_server.wait(first) == [0] * ranks, output(first)
     length = time.monotonic() - began
 
+    def resumes(cut: Path) -> int:
+        """Compares a finished run with the undisturbed one; how often it resumed from a checkpoint."""
+        assert curve(cut) == curve(whole)
+        assert adapters(cut) == adapters(whole)
+        return sum(event["step"] > 0 for event in read_events(cut / "metrics.jsonl", "resume"))
+
     kills = resumed = 0
     cut = tmp_path / "cut-0"
     while kills < KILLS or not (cut / "result.json").exists():
-        if (cut / "result.json").exists():
+        if (cut / "result.json").exists():  # a kill may come after the last file and before the process has left
+            resumed += resumes(cut)
             cut = tmp_path / f"cut-{kills}"
         run = fork_server.start(words(command, assets, cut, *often), log, ranks=ranks)
         if kills < KILLS:
@@ -87,9 +94,7 @@ def test_sigkill_at_any_moment(
                 fork_server.wait(run)
                 continue
         assert fork_server.wait(run) == [0] * ranks, output(run)
-        assert curve(cut) == curve(whole)
-        assert adapters(cut) == adapters(whole)
-        resumed += sum(event["step"] > 0 for event in read_events(cut / "metrics.jsonl", "resume"))
+    resumed += resumes(cut)
     assert resumed, "no kill came after a checkpoint: the test saw fresh starts only"
     assert [row["step"] for row in curve(whole) if "loss" in row] == list(range(1, STEPS + 1))
 
