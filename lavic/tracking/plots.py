@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavic.storage.atomic import atomic_write
 from lavic.tracking.journal import JOURNAL_FILE, read_events, read_journal
 
 FOLDER = "curves"
@@ -44,7 +46,9 @@ def draw(run_dir: Path) -> list[Path]:
         axes.legend(frameon=False)
         files.append(run_dir / FOLDER / name)
         files[-1].parent.mkdir(exist_ok=True)
-        figure.savefig(files[-1], dpi=120)
+        image = io.BytesIO()  # into memory: Pillow does not notice a short write to a file on a full disk
+        figure.savefig(image, format="png", dpi=120)
+        atomic_write(files[-1], image.getvalue())
 
     def fill_loss(axes: Any) -> None:
         axes.plot(*zip(*losses, strict=True), color="tab:blue", alpha=0.35, linewidth=1, label="each step")
