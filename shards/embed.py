@@ -234,7 +234,7 @@ Entry = tuple["np.ndarray", dict[str, Any]]
 
 
 def _read_ahead(sets: Sequence[ShardDataset], photos: Sequence[Photo]) -> None:
-    """Has the shards of these photos downloaded beside the work, where they are in an object store."""
+    """Downloads the shards of these photos in the background, where they are in an object store."""
     for number, data in enumerate(sets):
         if data.is_remote:
             data.read_ahead(np.array([index for n, index, _ in photos if n == number], np.int64))

@@ -50,7 +50,7 @@ class RemoteShards:
         return self._cache.read(self._shard(number), start, end)
 
     def read_ahead(self, numbers: Iterable[int]) -> None:
-        """Download shards that are needed next, in this order, beside the work; half of the cache at most.
+        """Download shards that are needed next, in this order, in the background; at most half of the cache.
 
         They take the place of those of the call before that are not downloaded yet. What fails is left to the reader.
         """
@@ -111,7 +111,7 @@ class ReadAhead:
                 try:
                     if not self._download(shard):
                         left.append(shard)
-                except LavicError as error:  # whoever reads the shard will say so
+                except LavicError as error:  # the reader of the shard will report it
                     log.debug("not downloaded ahead: %s", error)
                 if self._wanted != shards:
                     break

@@ -96,7 +96,7 @@ class ShardDataset:
         return self._remote is not None
 
     def read_ahead(self, indices: np.ndarray) -> None:
-        """Download the shards of the samples that are read next, in this order, beside the work.
+        """Download the shards of the samples that are read next, in this order, in the background.
 
         Args:
             indices: int64 [n], numbers of samples, those needed first at the beginning.

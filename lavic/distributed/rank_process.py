@@ -1,4 +1,4 @@
-"""Processes that run ranks, for whoever starts them: their environment, and how they ended."""
+"""Processes that run ranks, for their launchers: environment and exit status."""
 
 from __future__ import annotations
 

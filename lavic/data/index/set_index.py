@@ -35,7 +35,7 @@ class SetIndex:
     Attributes:
         source: Digest of the set.
         keys: The key of each sample, in order.
-        items: Of each sample's item id, as it stands in the key: uint64 [samples, 2], see `hash_texts`.
+        items: Of each sample's item id, as in its key: uint64 [samples, 2], see `hash_texts`.
         numbers: Which photo of its item it is: uint32 [samples]
         digests: First half of the hash of its sha256 as received: uint64 [samples]; 0 where no ledger says it.
         duplicate_keys: The key of each duplicate, by their files' names and lines.

@@ -1,4 +1,4 @@
-"""Random weights under the names of the hub's files, written one after the other: no more than one is in memory."""
+"""Random weights under the names of the hub's files, written one at a time to bound memory."""
 
 from __future__ import annotations
 

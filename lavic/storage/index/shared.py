@@ -1,6 +1,6 @@
 """Indexes are made once on a node, from sources that say by their digest whether an index is theirs.
 
-Whoever makes the sources leaves the index beside them. Where there is none, or one of other sources, the first process
+The writer of the sources leaves the index beside them. Where it is missing or stale, the first process
 that needs it makes it in the user's cache folder, and the others wait for it.
 """
 
@@ -37,7 +37,7 @@ Build = Callable[[ArrayWriter], None]
 
 
 def index_name(kind: str, source: str) -> str:
-    """What an index that stands beside its sources is called."""
+    """File name of an index beside its sources."""
     return f"{kind.partition('/')[0]}-{source[:16]}{ENDING}"
 
 
@@ -68,7 +68,7 @@ def shared_index(build: Build, *, kind: str, source: str, owner: str | Path, bes
         kind: What it is an index of, with the version of its columns: `items/1`.
         source: Digest of what it is made from.
         owner: Where the sources stand, for messages; indexes of what stood there before are removed.
-        beside: Folder where whoever made the sources may have left the index.
+        beside: Folder of the sources, where their writer may have left the index.
 
     Raises:
         ConfigError: There is no place to make it in.
