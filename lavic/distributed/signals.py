@@ -63,7 +63,9 @@ class StopRequest:
 
 
 @contextmanager
-def signal_handlers(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signal_handlers(
+    numbers: Sequence[int], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
     """Installs a handler of some signals while the block runs. Only the main thread may."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

@@ -26,6 +26,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from lavic.distributed.signals import signal_handlers
 from lavic.errors import LavicError, first_line
 from lavic.shards.cluster.progress import ShardReports
 from lavic.shards.cluster.worker import Row, ShardJob, deferred_row, make_shard
@@ -44,7 +45,9 @@ _ATTEMPTS = 3
 def prepare() -> None:
     """Start the process that workers are forked from, which loads what they need."""
     multiprocessing.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    # It inherits this: a Ctrl-C while it loads would end in its traceback. The driver handles signals.
+    with signal_handlers([signal.SIGINT], signal.SIG_IGN):
+        forkserver.ensure_running()
 
 
 @contextmanager

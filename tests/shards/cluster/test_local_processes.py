@@ -133,3 +133,16 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, items: Path, server:
     assert crawl.end() == 1
     text = (tmp_path / "log").read_text()
     assert "cannot be written to" in text and "Traceback" not in text
+
+
+def test_a_ctrl_c_while_workers_load_is_the_driver_s_alone() -> None:
+    """The process that workers are forked from ignores it from its start: no traceback of its imports."""
+    code = (
+        "import re, pathlib\n"
+        "from multiprocessing import forkserver\n"
+        "from lavic.shards.cluster.local_processes import prepare\n"
+        "prepare()\n"
+        "status = pathlib.Path(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read_text()\n"
+        "print(int(re.search(r'SigIgn:\\s*(\\w+)', status)[1], 16) >> 1 & 1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
