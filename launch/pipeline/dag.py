@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lavic.config.cli_args import absolute, to_args
 from lavic.config.yaml_file import find_config
 from lavic.errors import ConfigError
-from lavic.launch.cli_args import absolute, to_args
 from lavic.launch.pipeline.settings import (
     BASE_MODEL,
     STAGES,

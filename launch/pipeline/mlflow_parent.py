@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lavic.config import flatten
+from lavic.config.cli_args import to_args
 from lavic.errors import LavicError
-from lavic.launch.cli_args import to_args
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_status import StepStatus

@@ -12,8 +12,8 @@ from typing import Any
 from lavic.data.descriptions import descriptions_path
 from lavic.data.manifest import Manifest
 from lavic.errors import DataError
-from lavic.launch.log_file import TAIL_BYTES, read_tail
 from lavic.launch.pipeline.dag import Step
+from lavic.launch.slurm.log_file import TAIL_BYTES, read_tail
 from lavic.tracking.journal import JOURNAL_FILE, parse_line
 
 _RECENT = 50

@@ -12,10 +12,10 @@ from pydantic import Field, PositiveInt, field_validator
 
 from lavic.cli import command_module
 from lavic.config import parse_values, settings
+from lavic.config.cli_args import absolute, absolute_pattern, to_args
 from lavic.config.loader import value_at
 from lavic.config.schema import Keys, Schema
 from lavic.errors import LavicError
-from lavic.launch.cli_args import absolute, absolute_pattern, to_args
 from lavic.tracking.settings import TrackingSettings
 
 Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune", "evaluate"]

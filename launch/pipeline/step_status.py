@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lavic.launch.log_file import read_tail
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.job_registry import Job
 from lavic.launch.pipeline.step_digest import reads_result_of
 from lavic.launch.slurm.client import NEVER, JobState, job_ids_by_mark, job_states
+from lavic.launch.slurm.log_file import read_tail
 
 State = Literal["done", "stale", "running", "waiting", "failed", "cancelled", "open"]
 """`open`: not submitted yet. `stale`: done, with other settings or inputs than are wanted now."""

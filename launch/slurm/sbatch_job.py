@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from lavic.config.cli_args import absolute
 from lavic.errors import ConfigError
-from lavic.launch.cli_args import absolute
 from lavic.launch.pipeline.dag import Layout, Step
 from lavic.launch.pipeline.settings import PipelineSettings, Stage, StageSettings
 

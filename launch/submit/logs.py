@@ -12,9 +12,9 @@ from pydantic import PositiveInt
 
 from lavic.config import Positional, parse, settings
 from lavic.errors import ConfigError
-from lavic.launch.log_file import follow
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import Job
+from lavic.launch.slurm.log_file import follow
 from lavic.launch.submit.status import POLL_S, flag_trailing_args, last_known_jobs, read_pipeline, select_names
 
 DESCRIPTION = """Prints the end of the log of a step's last job: of the named step, else of the running one, else of the

@@ -16,9 +16,9 @@ import pytest
 import lavic.slurm
 from lavic.cli import main
 from lavic.config import parse
+from lavic.config.cli_args import to_args
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
-from lavic.launch.cli_args import to_args
 from lavic.launch.pipeline.dag import plan_steps, select_steps
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_status import last_error

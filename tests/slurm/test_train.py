@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lavic.launch.cli_args import to_args
+from lavic.config.cli_args import to_args
 from lavic.tracking.journal import read_journal
 from tests.slurm.slurm_jobs import Job, Slurm, wait_for
 from tests.train.assets import Assets
