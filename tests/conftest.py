@@ -13,6 +13,8 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from tests.browser import Browser, chromium
+from tests.browser import missing as missing_browser
 from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
 
@@ -42,6 +44,24 @@ def slurm() -> Iterator[Slurm]:
         go_without(f"SLURM is installed but does not start here: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def chromium_session() -> Iterator[Browser]:
+    """A browser, one for all tests."""
+    if why := missing_browser():
+        go_without(why)
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def browser(chromium_session: Browser) -> Browser:
+    """A browser whose console, requests and cookies are this test's; see `tests.browser.Browser`."""
+    chromium_session.driver.get("about:blank")
+    chromium_session.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    chromium_session.forget()
+    return chromium_session
 
 
 @pytest.fixture(scope="session")
