@@ -14,7 +14,7 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from lavic.distributed.context import DistributedContext
 from lavic.model.config import Kind, LoraSettings
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import SEVEN_B_CONFIG
 from lavic.model.lora import trainable, wrap
 from lavic.model.tiling import VIEWS, Geometry
@@ -67,7 +67,7 @@ class Bench:
         self.device = world.device()
         self.dtype = torch.float32 if chosen.small else torch.bfloat16
         self.config = LlavaNextConfig.from_dict(dict(SMALL_CONFIG if chosen.small else SEVEN_B_CONFIG))
-        self.shape = Shape.of(self.config.to_dict())
+        self.shape = ModelDims.from_config(self.config.to_dict())
         vision = self.config.vision_config
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         self.geometry = Geometry(size=vision.image_size, patch=vision.patch_size, mean=mean, std=std)

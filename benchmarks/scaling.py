@@ -22,7 +22,7 @@ import memory
 
 from lavic.config.yaml_file import YamlFile, find_config
 from lavic.model.config import Kind, LoraSettings, ModelSettings
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import read_config
 from lavic.model.tiling import VIEWS
 from lavic.shards.crawl import PHOTO_BYTES, SIDECAR_BYTES
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 MEMORY = json.loads(memory.RESULT.read_text("utf-8"))
 DOCUMENT = HERE.parent / "docs" / "scaling.md"
 ITEMS = (100_000, 1_000_000, 10_000_000, 48_000_000)
-BASE = Shape.of(read_config(ModelSettings()))
+BASE = ModelDims.from_config(read_config(ModelSettings()))
 KINDS: dict[str, Kind] = {"distill": "vision", "tune": "language"}
 """Training stage -> its adapter."""
 RANK = LoraSettings().r

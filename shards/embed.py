@@ -25,7 +25,7 @@ from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError, LavicError
 from lavic.model.config import ModelSettings
-from lavic.model.dims import known_shape, weights_estimate
+from lavic.model.dims import known_dims, weights_estimate
 from lavic.model.tiling import VIEWS
 from lavic.shards.store_photos import Photo, StorePhotos
 from lavic.shards.store_plan import StorePlan, recorded
@@ -91,7 +91,7 @@ def estimate(settings: EmbedSettings, *, expected: int | None = None) -> str:
         settings: Of the command.
         expected: About how many items there will be, where they are not known.
     """
-    shape = known_shape(settings.model)
+    shape = known_dims(settings.model)
     if shape is None:
         return ""
     element = 4 if settings.precision == "float32" else 2

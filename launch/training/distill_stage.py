@@ -79,7 +79,7 @@ class DistillStage(TrainingStage):
         """The base model with a vision adapter; before that, the teacher's loss on the validation set."""
         import torch
 
-        from lavic.model.dims import Shape
+        from lavic.model.dims import ModelDims
         from lavic.model.loading import Backbone
         from lavic.model.lora import add_adapter
         from lavic.train.distillation.dataset import DistillDataset
@@ -109,7 +109,7 @@ class DistillStage(TrainingStage):
             model, top_k=settings.teacher_top_k, weight=settings.teacher_weight, patches=settings.teacher_patches
         )
         valid = dataset(self.valid)
-        shape = Shape.of(backbone.model.config.to_dict())
+        shape = ModelDims.from_config(backbone.model.config.to_dict())
         train.overhead = valid.overhead = round(FlopCosts.of(shape, "vision", settings.lora.r).photo)
         return StageComponents(backbone=backbone, model=model, task=task, train=train, valid=valid)
 

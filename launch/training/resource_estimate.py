@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import read_config
 from lavic.train.measure.memory_estimate import ResourceEstimate, TypicalSample, estimate_resources
 
@@ -29,7 +29,7 @@ def estimate(command: str, settings: Any, ranks: int) -> ResourceEstimate:
     """
     distill = command == "distill"
     return estimate_resources(
-        Shape.of(read_config(settings.model)),
+        ModelDims.from_config(read_config(settings.model)),
         "vision" if distill else "language",
         settings.lora,
         settings.loop,

@@ -1,7 +1,6 @@
-"""How large a LLaVA-NeXT is: its parameters, its linears, its tokens, from its configuration alone.
+"""Dimensions of a LLaVA-NeXT model: parameter, linear-layer and token counts, computed from its config.json.
 
-Neither weights nor torch are needed, so that a login node can plan a run. The tests compare it with models that are
-built.
+Needs no weights and no torch, so a login node can plan a run. The tests compare the counts with real models.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from lavic.model.tiling import VIEWS
 from lavic.storage import format_bytes
 
 TOWER, PROJECTOR, LANGUAGE, HEAD = range(4)
-"""The parts of a model that hold linears, in the order of a photo's way through them."""
+"""The parts of a model that hold linear layers, in forward order."""
 
 ADAPTED: Mapping[Kind, tuple[int, ...]] = {"vision": (TOWER, PROJECTOR), "language": (LANGUAGE,)}
-"""The parts whose linears an adapter of a kind is put on, as `lavic.model.lora` does."""
+"""The parts whose linear layers an adapter of each kind targets, as in `lavic.model.lora`."""
 
-UNSAID: Mapping[str, Mapping[str, Any]] = {
+CONFIG_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {
         "hidden_size": 768,
         "image_size": 224,
@@ -57,31 +56,31 @@ UNSAID: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 151936,
     },
 }
-"""By model type, what a config.json leaves out since transformers fills it in."""
+"""By model type, the defaults of transformers for keys that a config.json may leave out."""
 
-Place = tuple[int, int, int]
-"""Part, layer, and stage within the layer: what is smaller is upstream."""
+LayerPosition = tuple[int, int, int]
+"""(part, layer, stage within the layer), ordered as in the forward pass."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix of a model's."""
+    """A linear layer of the model."""
 
     name: str
-    place: Place
+    place: LayerPosition
     inputs: int
     outputs: int
     bias: bool = False
 
     @property
     def parameters(self) -> int:
-        """Of the matrix, and of its bias where it has one."""
+        """Number of parameters, bias included."""
         return self.inputs * self.outputs + self.bias * self.outputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A LLaVA-NeXT's widths and depths."""
+class ModelDims:
+    """Widths and depths of a LLaVA-NeXT model."""
 
     hidden: int
     layers: int
@@ -94,24 +93,27 @@ class Shape:
     """Whether query, key and value have a bias."""
     vocabulary: int
     tied: bool
-    """Whether the head is the word embeddings again."""
+    """Whether `lm_head` shares its weight with the word embeddings."""
     vision_hidden: int
     vision_layers: int
     vision_mlp: int
     vision_heads: int
     patches: int
-    """Of one view; its tokens are one more, the [CLS]."""
+    """Patches of one view; the vision tower adds the [CLS] token."""
     patch_numbers: int
-    """Numbers of one patch: channels x height x width."""
+    """Input values of one patch: channels x height x width."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Reads a configuration: a config.json, or all of it as transformers has it.
+    def from_config(cls, config: Mapping[str, Any]) -> ModelDims:
+        """Dimensions from a config.json, or from a complete transformers config as a dict.
 
         Raises:
-            ConfigError: It leaves out what only transformers knows.
+            ConfigError: A key is missing that has no known default.
         """
-        text, vision = filled(config, "text_config", "llama"), filled(config, "vision_config", "clip_vision_model")
+        text, vision = (
+            with_config_defaults(config, "text_config", "llama"),
+            with_config_defaults(config, "vision_config", "clip_vision_model"),
+        )
         try:
             heads, patch = text["num_attention_heads"], vision["patch_size"]
             return cls(
@@ -149,7 +151,7 @@ class Shape:
         return VIEWS * self.patches + 2 * math.isqrt(self.patches)
 
     def linears(self) -> Iterator[Linear]:
-        """Every linear, upstream ones first."""
+        """Every linear layer, in forward order."""
         v, h, d, kv = self.vision_hidden, self.hidden, self.heads * self.head, self.kv_heads * self.head
         for layer in range(self.vision_layers):
             for name in ("q_proj", "k_proj", "v_proj"):
@@ -190,48 +192,48 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return self.tower + self.projector + self.language
 
     def loaded(self, kind: Kind) -> int:
-        """Parameters of what a stage loads to train an adapter of that kind: stage 2 has no vision tower."""
+        """Parameters that a stage loads to train an adapter of this kind; stage 2 loads no vision tower."""
         return self.parameters - (self.tower if kind == "language" else 0)
 
     def adapter(self, kind: Kind, r: int) -> int:
-        """Parameters of a LoRA adapter of rank r: r x (inputs + outputs) for each linear that it is put on."""
-        return r * sum(one.inputs + one.outputs for one in self.linears() if one.place[0] in ADAPTED[kind])
+        """Parameters of a LoRA adapter of rank r: r x (inputs + outputs) for each linear layer it targets."""
+        return r * sum(linear.inputs + linear.outputs for linear in self.linears() if linear.place[0] in ADAPTED[kind])
 
     def store_bytes(self, items: int, element: int = 2) -> int:
-        """Of an item store's vectors: five of the vision tower's width for each item."""
+        """Bytes of an item store's vectors: five per item, each of the vision tower's width."""
         return items * VIEWS * self.vision_hidden * element
 
     def _linear(self, parts: Iterable[int]) -> int:
-        return sum(one.parameters for one in self.linears() if one.place[0] in parts)
+        return sum(linear.parameters for linear in self.linears() if linear.place[0] in parts)
 
 
-def filled(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any]:
-    """A part of a configuration with what transformers would fill in."""
+def with_config_defaults(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any]:
+    """One section of a configuration, with the defaults of transformers for missing keys."""
     part = config.get(name) or {}
     kind = part.get("model_type", usual)
-    return {**UNSAID.get(kind, {}), **part, "model_type": kind}
+    return {**CONFIG_DEFAULTS.get(kind, {}), **part, "model_type": kind}
 
 
-def known_shape(model: ModelSettings) -> Shape | None:
-    """The dimensions of a base model; None where its configuration has not been downloaded yet."""
+def known_dims(model: ModelSettings) -> ModelDims | None:
+    """The dimensions of a base model; None if its config.json has not been downloaded yet."""
     try:
-        return Shape.of(read_config(model))
+        return ModelDims.from_config(read_config(model))
     except ConfigError:
         return None
 
 
-def weights_estimate(model: ModelSettings, parameters: Callable[[Shape], int]) -> str:
-    """A line on the memory of each rank; empty where the model is not known yet.
+def weights_estimate(model: ModelSettings, parameters: Callable[[ModelDims], int]) -> str:
+    """A line on the memory of each rank; empty if the model is not known yet.
 
     Args:
-        model: The base model. Its dtype `auto` counts as on a GPU, 2 bytes a parameter.
+        model: The base model. Its dtype `auto` counts as bfloat16, 2 bytes a parameter.
         parameters: How many of them a rank loads.
     """
-    shape = known_shape(model)
+    shape = known_dims(model)
     if shape is None:
         return ""
     size = parameters(shape) * (4 if model.dtype == "float32" else 2)

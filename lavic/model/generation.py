@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lavic.model.inputs.prompt_encoder import Encoder
-from lavic.model.inputs.token_loss import core, splice
+from lavic.model.inputs.token_loss import splice, unwrap_peft
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def generate(
         photos: [n, d_text], one row for each image token, in reading order.
         max_new_tokens: Where to stop at the latest.
     """
-    device = next(core(model).parameters()).device
+    device = next(unwrap_peft(model).parameters()).device
     longest = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), longest), encoder.pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -48,7 +48,7 @@ def generate(
         mask[row, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     logprobs = _GreedyLogprobs(len(prompts), encoder.eos, device)
-    written = core(model).generate(
+    written = unwrap_peft(model).generate(
         inputs_embeds=splice(model, ids, photos),
         attention_mask=mask,
         max_new_tokens=max_new_tokens,

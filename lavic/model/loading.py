@@ -13,7 +13,7 @@ import torch
 from lavic.errors import ConfigError, first_line
 from lavic.model.chat_template.template import chat_format, load_tokenizer
 from lavic.model.config import ModelSettings
-from lavic.model.dims import filled
+from lavic.model.dims import with_config_defaults
 from lavic.model.hub import fingerprint, name_of, resolve, tokenizer_digest
 from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.prompts import ChatFormat
@@ -163,15 +163,16 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
         ConfigError: The file is missing or cannot be used.
     """
     try:
-        config = filled(json.loads((folder / "config.json").read_text("utf-8")), "vision_config", "clip_vision_model")
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        vision = with_config_defaults(config, "vision_config", "clip_vision_model")
         processor = read_image_processor(folder)
-        size = config["image_size"]
+        size = vision["image_size"]
         pinpoints = processor["image_grid_pinpoints"] if views == "lavic" else [[2 * size, 2 * size]]
         if any(side % size for pinpoint in pinpoints for side in pinpoint):
             raise ValueError(f"image_grid_pinpoints are no multiples of {size}")
         return Geometry(
             size=size,
-            patch=config["patch_size"],
+            patch=vision["patch_size"],
             mean=tuple(processor["image_mean"]),
             std=tuple(processor["image_std"]),
             grids=tuple((height // size, width // size) for height, width in pinpoints),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from lavic.model.inputs.token_loss import core
+from lavic.model.inputs.token_loss import unwrap_peft
 from lavic.model.tiling import Grid
 
 
@@ -25,14 +25,14 @@ def cls_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
     Returns:
         [..., d_vision]
     """
-    tower = core(model).model.vision_tower
+    tower = unwrap_peft(model).model.vision_tower
     hidden = tower(views.reshape(-1, *views.shape[-3:]).to(tower.dtype)).last_hidden_state
     return hidden[:, 0].unflatten(0, views.shape[:-3])
 
 
 def project(model: nn.Module, cls: torch.Tensor) -> torch.Tensor:
     """Item tokens in the language model's space: [..., d_vision] -> [..., d_text]."""
-    projector = core(model).model.multi_modal_projector
+    projector = unwrap_peft(model).model.multi_modal_projector
     return projector(cls.to(projector.linear_1.weight.dtype))
 
 
@@ -46,7 +46,7 @@ def patch_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
     Returns:
         [views, patches, d_text]
     """
-    llava = core(model).model
+    llava = unwrap_peft(model).model
     tower = llava.vision_tower
     output = tower(views.to(tower.dtype), output_hidden_states=True)
     return llava.multi_modal_projector(output.hidden_states[llava.config.vision_feature_layer][:, 1:])
@@ -68,7 +68,7 @@ def all_tokens(
     Returns:
         For each photo [n, d_text]; n depends on its shape alone (2,928 for a square photo and LLaVA-v1.6).
     """
-    llava = core(model).model
+    llava = unwrap_peft(model).model
     config = llava.config
     patches = patch_tokens(model, views.reshape(-1, *views.shape[-3:]))
     grids = grids or [(2, 2)] * len(sizes)

@@ -21,7 +21,7 @@ from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
-from lavic.model.inputs.token_loss import core, splice
+from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import project
 
@@ -201,7 +201,7 @@ class Ranker:
                 sources += [row * width + prompt_end - 1, *range(row * width + start, row * width + end)]
                 labels += target
                 start = end
-        model: Any = core(self.bundle.backbone.model)
+        model: Any = unwrap_peft(self.bundle.backbone.model)
         embeds = splice(model, ids.to(self.device), self._image_features(batch))
         mask = _tree(branch.to(self.device), embeds.dtype)
         hidden = model.model.language_model(

@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from lavic.model.inputs.token_loss import core
+from lavic.model.inputs.token_loss import unwrap_peft
 from lavic.train.config import LoopSettings
 
 
@@ -17,7 +17,7 @@ def configure_layers(model: nn.Module, loop: LoopSettings) -> None:
         model: A LlavaNext model with its adapter.
         loop: `activation_checkpointing` and `compile`.
     """
-    llava = core(model)
+    llava = unwrap_peft(model)
     if loop.activation_checkpointing:
         with warnings.catch_warnings():
             # transformers 5.23 renames it; 5.5 has this name alone

@@ -22,7 +22,7 @@ from lavic.mini.realshape.tokenizer import SPACE, find_model
 from lavic.mini.realshape.weights import entries
 from lavic.model.chat_template.template import load_tokenizer
 from lavic.model.config import ModelSettings
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import SEVEN_B_CONFIG
 from lavic.model.loading import Backbone
 from lavic.model.prompts import MISTRAL
@@ -99,7 +99,7 @@ def test_the_folder_loads_with_every_key_accounted_for(base: Path) -> None:
     loaded: Any = LlavaNextForConditionalGeneration.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
     model, info = loaded
     assert not any(info.values()), info
-    shape = Shape.of(make_config(layers=2, vision_layers=3, narrow=True))
+    shape = ModelDims.from_config(make_config(layers=2, vision_layers=3, narrow=True))
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
     assert len(list(base.glob("model-*-of-00004.safetensors"))) == 4
     backbone = Backbone.load(ModelSettings(name=str(base)))
@@ -111,9 +111,9 @@ def test_all_but_depth_and_weights_is_the_real_model(base: Path) -> None:
     """Widths from the folder's config.json, against what is known of the model on the hub."""
     real = dict(SEVEN_B_CONFIG)
     whole = make_config(layers=32, vision_layers=24, narrow=False)
-    assert Shape.of(whole) == Shape.of(real)
-    assert Shape.of(whole).parameters == 7_566_747_648
-    assert Shape.of(make_config(layers=2, vision_layers=3, narrow=False)).parameters == 758_866_944
+    assert ModelDims.from_config(whole) == ModelDims.from_config(real)
+    assert ModelDims.from_config(whole).parameters == 7_566_747_648
+    assert ModelDims.from_config(make_config(layers=2, vision_layers=3, narrow=False)).parameters == 758_866_944
     config = json.loads((base / "config.json").read_text())
     for key in ("image_grid_pinpoints", "image_token_index", "model_type"):
         assert config[key] == real[key]
@@ -124,7 +124,7 @@ def test_all_but_depth_and_weights_is_the_real_model(base: Path) -> None:
 
 @pytest.mark.parametrize("narrow", [True, False])
 def test_a_deeper_model_is_counted_by_its_names(narrow: bool) -> None:
-    shape = Shape.of(make_config(layers=5, vision_layers=4, narrow=narrow))
+    shape = ModelDims.from_config(make_config(layers=5, vision_layers=4, narrow=narrow))
     sizes = {name: torch.Size(size).numel() for name, size in entries(shape)}
     assert sum(sizes.values()) == shape.parameters
     assert "language_model.model.layers.4.mlp.down_proj.weight" in sizes

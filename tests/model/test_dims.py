@@ -17,7 +17,7 @@ from transformers import (
 
 from lavic.errors import ConfigError
 from lavic.model.config import LoraSettings, ModelSettings
-from lavic.model.dims import UNSAID, Shape
+from lavic.model.dims import CONFIG_DEFAULTS, ModelDims
 from lavic.model.hub import SEVEN_B, read_config
 from lavic.model.lora import trainable, wrap
 
@@ -65,7 +65,7 @@ def count(module: nn.Module) -> int:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_the_models(name: str) -> None:
     config = CONFIGS[name]()
-    shape = Shape.of(config.to_dict())
+    shape = ModelDims.from_config(config.to_dict())
     with torch.device("meta"):
         model = LlavaNextForConditionalGeneration(config).requires_grad_(False)
     assert shape.parameters == count(model)
@@ -84,7 +84,7 @@ def test_it_is_the_models(name: str) -> None:
 
 
 def test_the_7b_model_has_its_known_sizes() -> None:
-    shape = Shape.of(read_config(ModelSettings()))
+    shape = ModelDims.from_config(read_config(ModelSettings()))
     assert shape.parameters == 7_566_747_648
     assert shape.adapter("vision", 8) == 3_645_440 and shape.adapter("language", 8) == 20_971_520
     assert (shape.tower_tokens, shape.photo_tokens) == (2885, 2928)
@@ -101,11 +101,11 @@ def test_what_a_file_leaves_out_is_what_transformers_fills_in(text: type[Pretrai
         "text_config": {"model_type": text.model_type, "num_hidden_layers": 3},
         "vision_config": {"model_type": "clip_vision_model"},
     }
-    assert Shape.of(short) == Shape.of(config.to_dict())
-    assert {text.model_type, "clip_vision_model"} <= set(UNSAID)
+    assert ModelDims.from_config(short) == ModelDims.from_config(config.to_dict())
+    assert {text.model_type, "clip_vision_model"} <= set(CONFIG_DEFAULTS)
 
 
 def test_what_it_cannot_know_is_not_guessed() -> None:
     config = {"text_config": {"model_type": "phi3", "num_hidden_layers": 3}, "vision_config": {}}
     with pytest.raises(ConfigError, match=r"no 'num_attention_heads' for phi3 and clip_vision_model: write it with"):
-        Shape.of(config)
+        ModelDims.from_config(config)

@@ -15,7 +15,7 @@ from lavic.model import lora
 from lavic.model.bundle import Bundle, BundleInfo, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.inputs.label_mask import Batch, collate
-from lavic.model.inputs.token_loss import core, hidden_states
+from lavic.model.inputs.token_loss import hidden_states, unwrap_peft
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter, save_adapter, trainable
 from lavic.model.visual_tokens import cls_tokens, project
@@ -89,7 +89,7 @@ def test_a_bundle_gives_the_in_memory_model_s_logits(base: Path, tmp_path: Path)
     language = add_adapter(second, "language", LORA)
     train_a_little(language)
     batch = a_batch(second)
-    trained = core(language).lm_head(hidden_states(language, batch, None))
+    trained = unwrap_peft(language).lm_head(hidden_states(language, batch, None))
     info = save_bundle(tmp_path / "stage2", second, vision=tmp_path / "stage1" / "vision_adapter", language=language)
 
     bundle = Bundle.load(tmp_path / "stage2")

@@ -114,9 +114,9 @@ def test_free_text_is_the_greedy_path(ground: Ground):
     assert answer.text is not None
     # The first token by the plain way: the most probable one after the prompt.
     encoded = ranker.encode(request)
-    from lavic.model.inputs.token_loss import core, splice
+    from lavic.model.inputs.token_loss import splice, unwrap_peft
 
-    model = core(bundle.backbone.model)
+    model = unwrap_peft(bundle.backbone.model)
     with torch.no_grad():
         embeds = splice(model, torch.tensor([encoded.prompt]), ranker._image_features([encoded]))
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state

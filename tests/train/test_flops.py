@@ -12,7 +12,7 @@ from lavic.mini import architecture
 from lavic.mini.architecture import Architecture
 from lavic.mini.tokenizer import make_tokenizer
 from lavic.model.config import LoraSettings, ModelSettings
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
@@ -73,8 +73,8 @@ def counted(task, batch, *, backward: bool = True) -> int:
     return counter.get_total_flops()
 
 
-def shape(backbone: Backbone) -> Shape:
-    return Shape.of(backbone.model.config.to_dict())
+def shape(backbone: Backbone) -> ModelDims:
+    return ModelDims.from_config(backbone.model.config.to_dict())
 
 
 def unmasked(work: FlopCosts, length: int) -> float:

@@ -17,7 +17,7 @@ from lavic.distributed.context import DistributedContext
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
 from lavic.model.inputs.label_mask import IGNORED, Batch
-from lavic.model.inputs.token_loss import core, splice
+from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, apply_adapter
@@ -101,7 +101,7 @@ def test_more_padding_on_either_side_changes_nothing(assets: Assets, name: str, 
         torch.cat([text.labels, filler(IGNORED, right)], 1),
         text.lengths,
     )
-    model = core(task.model)
+    model = unwrap_peft(task.model)
     with torch.no_grad():
         expected = task(batch)
         torch.testing.assert_close(task(replace(batch, text=wider)), expected, **CLOSE)
@@ -224,7 +224,7 @@ def test_a_validation_does_not_depend_on_ranks_and_batch(assets: Assets, ranks: 
 
 def test_a_mask_of_photo_places_is_filled_in_reading_order(assets: Assets) -> None:
     task, _ = stage(assets, "tune")
-    model = core(task.model)
+    model = unwrap_peft(task.model)
     image = model.config.image_token_id
     ids = torch.tensor([[1, image, image, 2, 0], [1, 2, image, 2, image]])
     vectors = torch.arange(4.0)[:, None].expand(4, model.config.text_config.hidden_size)

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditio
 
 from lavic.cli import main
 from lavic.model.config import Kind, LoraSettings, ModelSettings
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import read_config
 from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.lora import trainable, wrap
@@ -107,7 +107,7 @@ def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None
     """By layer, as the difference that one more layer makes; a CPU's dropout mask is of the input's own type."""
     lora, loop = LoraSettings(r=4, dropout=dropout), LoopSettings()
     base = run(kind, lora, loop, 3, 3)
-    kept = activation_bytes(Shape.of(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
+    kept = activation_bytes(ModelDims.from_config(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
     text = (base - run(kind, lora, loop, 2, 3)) / (SAMPLES * LENGTH)
     assert text == pytest.approx(kept["language"], rel=0.01)
     if kind == "vision":
@@ -118,14 +118,14 @@ def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None
 def test_a_recomputing_layer_keeps_its_input() -> None:
     lora, loop = LoraSettings(r=4), LoopSettings(activation_checkpointing=True)
     more = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
-    shapes = [Shape.of(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
+    shapes = [ModelDims.from_config(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
     four, two = (activation_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
     assert more / (SAMPLES * LENGTH) == pytest.approx(four - two, rel=0.02)
 
 
 def test_the_7b_models_stage_2() -> None:
     estimate = estimate_resources(
-        Shape.of(read_config(ModelSettings())),
+        ModelDims.from_config(read_config(ModelSettings())),
         "language",
         LoraSettings(),
         LoopSettings(global_batch_size=64, micro_tokens=8192),

@@ -22,7 +22,7 @@ from lavic.errors import LavicError
 from lavic.model import lora
 from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
-from lavic.model.inputs.token_loss import core
+from lavic.model.inputs.token_loss import unwrap_peft
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import WEIGHTS, add_adapter, apply_adapter, copy_adapter
@@ -323,7 +323,7 @@ def test_a_bundle_whose_weights_lost_what_was_learnt_is_refused(
     """Merged into bfloat16 weights: every number is finite, every key is there, and it is another model."""
     backbone, model, task, data = stage(assets, "bfloat16")
     kind, vision = task.trains, None if stage is stage_1 else assets.vision
-    core(model).lm_head.weight.data *= 100  # random weights say nothing: here each of their digits counts
+    unwrap_peft(model).lm_head.weight.data *= 100  # random weights say nothing: here each of their digits counts
     for name, parameter in trained(task).items():
         parameter.data = parameter.data.bfloat16()  # as DeepSpeed has it
         if "lora_B" in name:

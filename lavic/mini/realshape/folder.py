@@ -10,7 +10,7 @@ from typing import Any
 
 from lavic.mini.realshape.tokenizer import IMAGE, PIECES, write_tokenizer
 from lavic.mini.realshape.weights import write_weights
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 from lavic.model.hub import SEVEN_B_CONFIG
 from lavic.storage.atomic import atomic_folder
 
@@ -81,7 +81,7 @@ def make_processor(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def write_folder(
     out: Path, tokenizer: Path, *, layers: int, vision_layers: int, narrow: bool, seed: int
-) -> tuple[Shape, int]:
+) -> tuple[ModelDims, int]:
     """Writes the model folder, whole or not at all.
 
     Args:
@@ -99,7 +99,7 @@ def write_folder(
         ConfigError: The tokenizer's file is of another model.
     """
     config = make_config(layers=layers, vision_layers=vision_layers, narrow=narrow)
-    shape = Shape.of(config)
+    shape = ModelDims.from_config(config)
     generation = {"_from_model_config": True, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PIECES + 1}
     files: dict[str, dict[str, Any]] = {
         "config.json": config,

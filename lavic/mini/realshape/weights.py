@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lavic.model.dims import Shape
+from lavic.model.dims import ModelDims
 
 SHARDS = 4
 """Files of the hub's folder."""
@@ -21,7 +21,7 @@ Entry = tuple[str, tuple[int, ...]]
 """A weight's name and shape."""
 
 
-def entries(shape: Shape) -> Iterator[Entry]:
+def entries(shape: ModelDims) -> Iterator[Entry]:
     """Name and shape of every weight, by the names that the hub's files have had since transformers 4.39."""
     yield "image_newline", (shape.hidden,)
     for number, inputs in ((1, shape.vision_hidden), (2, shape.hidden)):
@@ -30,7 +30,7 @@ def entries(shape: Shape) -> Iterator[Entry]:
     yield from _language(shape)
 
 
-def _tower(shape: Shape) -> Iterator[Entry]:
+def _tower(shape: ModelDims) -> Iterator[Entry]:
     width, start = shape.vision_hidden, "vision_tower.vision_model"
     side = math.isqrt(shape.patch_numbers // 3)
     yield f"{start}.embeddings.class_embedding", (width,)
@@ -48,7 +48,7 @@ def _tower(shape: Shape) -> Iterator[Entry]:
         yield from _linear(f"{name}.mlp.fc2", shape.vision_mlp, width, bias=True)
 
 
-def _language(shape: Shape) -> Iterator[Entry]:
+def _language(shape: ModelDims) -> Iterator[Entry]:
     width, start = shape.hidden, "language_model.model"
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
     yield f"{start}.embed_tokens.weight", (shape.vocabulary, width)
@@ -92,7 +92,7 @@ def draw(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     return drawn.mul_(SPREAD).half()
 
 
-def write_weights(shape: Shape, folder: Path, seed: int) -> int:
+def write_weights(shape: ModelDims, folder: Path, seed: int) -> int:
     """Writes the weights, in float16, as four safetensors files with their index.
 
     Returns:

@@ -11,13 +11,13 @@ from torch.nn import functional
 from lavic.model.inputs.label_mask import IGNORED, Batch
 
 
-def core(model: nn.Module) -> Any:
-    """The LlavaNext model inside a PEFT wrapper, or the model itself; `Any`, since a module's parts have no types."""
+def unwrap_peft(model: nn.Module) -> Any:
+    """The LlavaNext model inside a PEFT wrapper, or the model itself. Typed `Any`: submodules have no static types."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
-    """Word embeddings with photo tokens in the place of the image token.
+    """Word embeddings, with each image token replaced by a photo vector.
 
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
@@ -27,7 +27,7 @@ def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | Non
     Returns:
         [b, length, d_text]
     """
-    llava = core(model)
+    llava = unwrap_peft(model)
     words = llava.get_input_embeddings()(input_ids)
     places = torch.eq(input_ids, llava.config.image_token_id)
     if photos is None:
@@ -40,16 +40,16 @@ def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | Non
 def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
     """The language model's last hidden states, [b, length, d_text]."""
     embeds = splice(model, batch.input_ids, photos)
-    return core(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    return unwrap_peft(model).model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
 
 
 def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
-    """What the model predicts in the place of each target token, float32 [targets, vocabulary], row by row.
+    """Logits at each target position, float32 [targets, vocabulary], row by row.
 
-    The head is applied to target positions alone: of a 2,000-token prompt it sees the ten that are learnt.
+    `lm_head` is applied to target positions alone: about ten of a 2,000-token prompt.
     """
     hidden = hidden_states(model, batch, photos)
-    return core(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
+    return unwrap_peft(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()
 
 
 def target_tokens(batch: Batch) -> torch.Tensor:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavic.model.config import Kind
-from lavic.model.dims import ADAPTED, HEAD, LANGUAGE, PROJECTOR, TOWER, Linear, Place, Shape
+from lavic.model.dims import ADAPTED, HEAD, LANGUAGE, PROJECTOR, TOWER, LayerPosition, Linear, ModelDims
 from lavic.model.tiling import VIEWS
 
 
@@ -44,7 +44,7 @@ class FlopCosts:
     """Of one target token in the head."""
 
     @classmethod
-    def of(cls, shape: Shape, kind: Kind | None = None, r: int = 0, *, training: bool = True) -> FlopCosts:
+    def of(cls, shape: ModelDims, kind: Kind | None = None, r: int = 0, *, training: bool = True) -> FlopCosts:
         """Counts the operations.
 
         Args:
@@ -96,7 +96,7 @@ class FlopCosts:
         return VIEWS * (self.view + self.photo_token) / self.token
 
 
-def _linear_flops(linear: Linear, rank: int, first: Place | None) -> int:
+def _linear_flops(linear: Linear, rank: int, first: LayerPosition | None) -> int:
     """Operations of one linear for one token.
 
     Args:
@@ -122,12 +122,12 @@ def make_flops_counter(task: Any) -> Callable[[Any], float] | None:
     Args:
         task: A `DistillTask` or a `TuneTask`; None for others.
     """
-    from lavic.model.inputs.token_loss import core
+    from lavic.model.inputs.token_loss import unwrap_peft
 
     kind: Kind | None = getattr(task, "trains", None)
     if kind is None:
         return None
-    shape = Shape.of(core(task.model).config.to_dict())
+    shape = ModelDims.from_config(unwrap_peft(task.model).config.to_dict())
     (lora,) = task.model.peft_config.values()
     training, forward_only = FlopCosts.of(shape, kind, lora.r), FlopCosts.of(shape)
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lavic.model.config import Kind, LoraSettings
-from lavic.model.dims import ADAPTED, LANGUAGE, TOWER, Shape
+from lavic.model.dims import ADAPTED, LANGUAGE, TOWER, ModelDims
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.config import Zero2Footprint
 from lavic.train.measure.flops import FlopCosts
@@ -125,7 +125,7 @@ class ResourceEstimate:
 
 
 def estimate_resources(
-    shape: Shape,
+    shape: ModelDims,
     kind: Kind,
     lora: LoraSettings,
     loop: LoopSettings,
@@ -181,7 +181,7 @@ def estimate_resources(
 
 
 def activation_bytes(
-    shape: Shape, kind: Kind, lora: LoraSettings, loop: LoopSettings, *, element: int = 2, mask: int = 1
+    shape: ModelDims, kind: Kind, lora: LoraSettings, loop: LoopSettings, *, element: int = 2, mask: int = 1
 ) -> dict[Kind, float]:
     """Bytes that autograd saves for each token of language model and vision tower, over all layers.
 
@@ -204,7 +204,7 @@ def activation_bytes(
     return saved
 
 
-def _layer_bytes(shape: Shape, part: int, lora: LoraSettings | None, element: int, mask: int) -> float:
+def _layer_bytes(shape: ModelDims, part: int, lora: LoraSettings | None, element: int, mask: int) -> float:
     """Bytes that one layer saves for one token; `lora` where the part is adapted."""
     linears = {linear.name: linear for linear in shape.linears() if linear.place[:2] == (part, 0)}
     if part == TOWER:
