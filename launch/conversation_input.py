@@ -28,7 +28,7 @@ def read_candidates(words: Sequence[str], file: Path | None) -> tuple[str, ...]:
         ConfigError: Both are given, or `words` has no id.
         DataError: The file cannot be read, or has no id.
     """
-    ids = tuple(part for word in words for part in re.split(r"[,\s]+", word) if part)
+    ids = tuple(part for word in words for part in _split_ids(word))
     if file is None:
         if words and not ids:
             raise ConfigError("--candidates: no item id in it")
@@ -39,10 +39,15 @@ def read_candidates(words: Sequence[str], file: Path | None) -> tuple[str, ...]:
         text = read_text(file)
     except TextFileError as error:
         raise DataError(f"--candidates-file {error}") from None
-    ids = tuple(line.strip() for line in text.split("\n") if line.strip())
+    ids = tuple(_split_ids(text))
     if not ids:
-        raise DataError(f"--candidates-file {file}: no item id in it; one per line is expected")
+        raise DataError(f"--candidates-file {file}: no item id in it; one per line, or separated by commas")
     return ids
+
+
+def _split_ids(text: str) -> list[str]:
+    """Item ids separated by commas, blanks or line ends."""
+    return [part for part in re.split(r"[,\s]+", text) if part]
 
 
 def read_conversation(source: str, ids: tuple[str, ...], key: str) -> list[Conversation]:

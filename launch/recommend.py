@@ -52,7 +52,7 @@ class RecommendSettings:
     candidates: tuple[str, ...] = ()
     """Item ids to rank, separated by blanks or commas."""
     candidates_file: Path | None = None
-    """A file of item ids to rank, one per line."""
+    """A file of item ids to rank, separated by line ends, blanks or commas."""
     key: str = "candidates_st"
     """Key of the candidate list of a jsonl row, if no candidates are given."""
     missing: Literal["refuse", "drop"] = "refuse"

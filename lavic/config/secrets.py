@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from lavic.errors import ConfigError
+from lavic.storage.text_files import TextFileError, read_text
 
 MASK = "***"
 """Replaces a secret."""
@@ -140,10 +141,10 @@ def reveal(value: str, what: str) -> str:
 
 def _single_word(file: Path, what: str) -> str:
     try:
-        words = file.read_text("utf-8-sig").split()
+        words = read_text(file).split()
         readable_by_others = file.stat().st_mode & 0o077
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not text"
+    except (TextFileError, OSError) as error:
+        why = error.reason if isinstance(error, TextFileError) else error.strerror
         raise ConfigError(f"{what} @{file}: cannot be read ({why})") from None
     if len(words) != 1:
         raise ConfigError(f"{what} @{file}: should contain one word, has {len(words)}")

@@ -164,12 +164,26 @@ def test_a_recorded_setting_is_read_from_where_it_says(tmp_path: Path, monkeypat
     assert TrackingSettings().resolve_uri(tmp_path) == f"http://me:{SECRET}@h:3"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_secret_in_a_file_of_another_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(f"{SECRET}\r\n".encode(encoding))
+    file.chmod(0o600)
+    assert reveal(f"@{file}", "--key") == SECRET
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("env:NOT_THERE", "NOT_THERE is not set"), ("@/not/there", "cannot be read"), ("@{}/two", "one word, has 2")],
+    [
+        ("env:NOT_THERE", "NOT_THERE is not set"),
+        ("@/not/there", "cannot be read"),
+        ("@{}/bytes", "not UTF-8"),
+        ("@{}/two", "one word, has 2"),
+    ],
 )
 def test_a_reference_to_nothing_is_one_line(tmp_path: Path, value: str, expected: str) -> None:
     (tmp_path / "two").write_text("a\nb\n")
+    (tmp_path / "bytes").write_bytes(b"\xe9t\xe9")
     with pytest.raises(ConfigError, match=expected):
         reveal(value.format(tmp_path), "--uri")
 

@@ -57,7 +57,7 @@ def test_a_pipe_and_a_file_of_candidates(
     ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     ids = ItemStore.open(ground.store).ids[:4]
-    (tmp_path / "ids.txt").write_bytes("\r\n".join([*ids, "", ""]).encode("utf-16"))
+    (tmp_path / "ids.txt").write_bytes(("\r\n".join(ids[:2]) + f"\r\n{ids[2]}, {ids[3]}\r\n\r\n").encode("utf-16"))
     rankings = []
     for text in (TALK, json.dumps({"context": TALK, "gt_items": []})):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
