@@ -39,7 +39,7 @@ def shelf(
 
     def photo(item: str) -> bytes | None:
         for data in sets:
-            if (number := data.index.find(store.key(item))) is not None:
+            if (number := data.index.find_stored(store.key(item))) is not None:
                 return data[number].jpg
         return None
 

@@ -15,7 +15,7 @@ from lavic.config import ByteCount, settings
 from lavic.data.manifest import Manifest
 from lavic.errors import LavicError
 from lavic.storage.cache.shard_cache import ShardCache, shard_folder
-from lavic.storage.cache.shard_download import RemoteShard
+from lavic.storage.cache.shard_download import RemoteShard, read_range
 from lavic.storage.file_lock import FileLock
 
 log = logging.getLogger(__name__)
@@ -38,16 +38,27 @@ class CacheSettings:
 class RemoteShards:
     """What `ShardDataset` reads of shards that are not on this machine."""
 
-    def __init__(self, manifest: Manifest, chosen: CacheSettings) -> None:
+    def __init__(self, manifest: Manifest, chosen: CacheSettings, *, copy: bool = True) -> None:
+        """Describes them.
+
+        Args:
+            manifest: Of the set.
+            chosen: Where the copies are.
+            copy: Whether a shard is copied before it is read; else only what is asked for is downloaded.
+        """
         self._manifest = manifest
         self._chosen = chosen
+        self._copy = copy
         self._cache = ShardCache(chosen.folder or shard_folder(), chosen.bytes)
         self._ahead: ReadAhead | None = None
         self._process = os.getpid()
 
     def read(self, number: int, start: int, end: int) -> bytes:
         """Bytes of a shard; see `ShardCache.read`."""
-        return self._cache.read(self._shard(number), start, end)
+        shard = self._shard(number)
+        if self._copy or self._cache.holds(shard):
+            return self._cache.read(shard, start, end)
+        return read_range(shard, start, end)
 
     def read_ahead(self, numbers: Iterable[int]) -> None:
         """Download shards that are needed next, in this order, in the background; at most half of the cache.

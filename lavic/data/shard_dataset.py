@@ -40,6 +40,7 @@ class ShardDataset:
         *,
         descriptions: Literal["sidecar", "shard"] | None = "sidecar",
         cache: CacheSettings | None = None,
+        copy: bool = True,
     ) -> None:
         """Open a set.
 
@@ -50,18 +51,22 @@ class ShardDataset:
                 and else the shard's txt member, "shard" the txt member alone, None leaves it empty. A txt member that
                 holds the item's title (`lavic crawl --text title`) describes nothing and counts as empty.
             cache: Where the copies of a set in an object store are, and how many; None: the defaults.
+            copy: Whether a shard of an object store is copied here before it is read. False downloads single samples,
+                for few of them here and there; a copy that is here already is used.
 
         Raises:
             DataError: The set is empty, not whole, or not what its manifest says.
         """
-        self._open(Manifest.load(folder), descriptions, cache or CacheSettings())
+        self._open(Manifest.load(folder), descriptions, cache or CacheSettings(), copy)
 
-    def _open(self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings) -> None:
+    def _open(
+        self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings, copy: bool
+    ) -> None:
         self.manifest, self.descriptions = manifest, descriptions
         if not self.manifest.shards:
             raise DataError(f"{manifest.folder}: a set without a single photo")
-        self._cache = cache
-        self._remote = RemoteShards(manifest, cache) if is_remote(manifest.folder) else None
+        self._cache, self._copy = cache, copy
+        self._remote = RemoteShards(manifest, cache, copy=copy) if is_remote(manifest.folder) else None
         self._starts = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         self._offsets: OrderedDict[int, np.ndarray] = OrderedDict()
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
@@ -152,7 +157,7 @@ class ShardDataset:
         return rows if rows and (is_remote(path) or self._key(number, 0) == rows[0][0]) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.manifest.folder), self.manifest.digest, self.descriptions, self._cache)
+        return _reopen, (str(self.manifest.folder), self.manifest.digest, self.descriptions, self._cache, self._copy)
 
     def _path(self, shard: int) -> Path:
         """Where a shard's tar stands, for reading what is beside it."""
@@ -206,14 +211,14 @@ def _kept(cache: OrderedDict[int, T], shard: int, make: Callable[[], T]) -> T:
 
 
 def _reopen(
-    folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings
+    folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings, copy: bool
 ) -> ShardDataset:
     """A set in another process; what was checked when it was opened first is not checked again."""
     manifest = Manifest.load(folder, check=False)
     if manifest.digest != digest:
         raise DataError(f"{folder}: the set was changed while it was in use; run the command again")
     data = ShardDataset.__new__(ShardDataset)
-    data._open(manifest, descriptions, cache)
+    data._open(manifest, descriptions, cache, copy)
     return data
 
 

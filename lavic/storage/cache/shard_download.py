@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-from lavic.errors import DataError, first_line
+from lavic.errors import DataError, LavicError, first_line
 from lavic.storage.paths import place
 
 CHUNK = 8 << 20
@@ -62,6 +63,22 @@ def copy_shard(shard: RemoteShard, file: int) -> str:
     if digest.hexdigest() != shard.sha256:
         return "is not the file that the manifest names (its sha256 differs)"
     return ""
+
+
+def read_range(shard: RemoteShard, start: int, end: int) -> bytes:
+    """Bytes of a shard, from `start` up to `end`, straight from the store: nothing says that they are the right ones.
+
+    Raises:
+        DataError: There is no such shard, or it must not be read.
+        LavicError: The store does not answer.
+    """
+    store = cast(Any, place(str(shard.path)))
+    try:
+        return bytes(store.fs.cat_file(store.path, start=start, end=end))
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(f"{shard.path}: cannot be read ({first_line(error)})") from None
+    except Exception as error:  # each store's client has errors of its own
+        raise LavicError(f"{shard.path}: cannot be read ({first_line(error)}): is the store reachable?") from None
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
