@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-_DTYPES = {"U8": "|u1", "U32": "<u4", "U64": "<u8", "I32": "<i4", "I64": "<i8"}
+_DTYPES = {"U8": "|u1", "U32": "<u4", "U64": "<u8", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _BUFFER = 1 << 20
 

@@ -1,0 +1,120 @@
+"""Search by words in an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavic.recommend.retrieval.bm25.build import KIND, VOCABULARY
+from lavic.recommend.retrieval.bm25.words import hash_words, words_of
+from lavic.recommend.retrieval.item_table import open_array_file
+from lavic.recommend.retrieval.manifest import MethodRecord
+
+
+class Bm25Search:
+    """The BM25 scores of an index, mapped; the words of a query select and add them, by bm25s.
+
+    An item without a word of the query has no score: it is never returned.
+    """
+
+    def __init__(self, folder: Path, record: MethodRecord, rank: np.ndarray) -> None:
+        """Opens the files.
+
+        Args:
+            folder: The index.
+            record: Of this method.
+            rank: Place of each row's id in the order of ids.
+
+        Raises:
+            DataError: A file is missing, cut short, or of another index.
+        """
+        words, *parts = record.files
+        self._vocabulary = open_array_file(folder / words.name, VOCABULARY, words.source)["hashes"]
+        self._rank = rank
+        self._words = words_of()
+        self._parts: list[tuple[int, Any]] = []
+        scorer, start = _scorer(), 0
+        for file in parts:
+            arrays = open_array_file(folder / file.name, KIND, file.source)
+            part = copy(scorer)
+            part.scores = {**{name: arrays[name] for name in ("data", "indices", "indptr")}, "num_docs": file.rows}
+            self._parts.append((start, part))
+            start += file.rows
+
+    def search(self, queries: Sequence[str], k: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best rows of each query with their scores, best first: int64 [<= k], float32 [<= k]."""
+        return [self._search(query, most) for query, most in zip(queries, k, strict=True)]
+
+    def score(self, query: str, rows: np.ndarray) -> np.ndarray:
+        """The scores of some rows: float32 [n], 0 where a row has no word of the query."""
+        words = self._word_ids(query)
+        scores = np.zeros(len(rows), np.float32)
+        for start, part in self._parts:
+            inside = np.flatnonzero((rows >= start) & (rows < start + part.scores["num_docs"]))
+            wanted = rows[inside] - start
+            for word in words.tolist() if len(inside) else ():
+                first, end = part.scores["indptr"][word : word + 2]
+                having = part.scores["indices"][first:end]
+                places = np.minimum(np.searchsorted(having, wanted), max(0, end - first - 1))
+                same = having[places] == wanted if end > first else np.zeros(len(wanted), bool)
+                scores[inside[same]] += part.scores["data"][first:end][places[same]]
+        return scores
+
+    def _search(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        words = self._word_ids(query)
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for start, part in self._parts:
+            if len(words):
+                scores = part.get_scores_from_ids(words)
+                rows = best_rows(scores, self._rank[start : start + len(scores)], k)
+                found.append((rows + start, scores[rows]))
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((self._rank[rows], -scores))[:k]
+        return rows[order], scores[order]
+
+    def _word_ids(self, query: str) -> np.ndarray:
+        """The places of the query's words in the vocabulary, in the query's order; unknown words are left out."""
+        if not len(self._vocabulary):
+            return np.zeros(0, np.int32)
+        hashes = hash_words(self._words(query))
+        places = np.minimum(np.searchsorted(self._vocabulary, hashes), len(self._vocabulary) - 1)
+        return places[self._vocabulary[places] == hashes].astype(np.int32)
+
+
+def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
+    """The rows of the `k` highest scores above 0, best first; equal scores in the order of `rank`.
+
+    Args:
+        scores: float32 [n]
+        rank: int32 [n]
+        k: At most how many.
+    """
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > k:
+        values = scores[rows]
+        least = np.partition(values, len(values) - k)[len(values) - k]
+        above, level = rows[values > least], rows[values == least]
+        left = k - len(above)
+        if len(level) > left:
+            level = level[np.argpartition(rank[level], left - 1)[:left]]
+        rows = np.concatenate([above, level])
+    return rows[np.lexsort((rank[rows], -scores[rows]))]
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> Any:
+    """A bm25s scorer without scores, compiled once in a process where numba is installed."""
+    import bm25s
+
+    scorer = bm25s.BM25(backend="auto")
+    if scorer.backend == "numba":
+        scorer.activate_numba_scorer()  # at the first query; bm25s itself leaves it out
+    scorer.nonoccurrence_array = None
+    return scorer

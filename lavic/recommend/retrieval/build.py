@@ -1,0 +1,202 @@
+"""Makes an index, goes on with one, and adds to one.
+
+The manifest is written when the items stand, and again after each method; files of vectors that a stopped build left
+are kept. A larger catalogue (`extend`) leaves the index as it is until all its methods have been made for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lavic.errors import ConfigError, DataError
+from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
+from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord
+from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands
+from lavic.tracking.run_metadata import versions
+
+log = logging.getLogger(__name__)
+
+
+class MethodBuilder(Protocol):
+    """Makes the files of one method."""
+
+    @property
+    def name(self) -> str:
+        """Of the method."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its results depend on."""
+
+    def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
+        """Makes what is missing.
+
+        Args:
+            folder: The index.
+            table: Its items.
+            previous: What stands of the same settings, of a smaller catalogue whose rows are the first of `table`.
+        """
+
+
+@dataclass
+class VectorBuilder:
+    """Makes the vectors of a method from the items' texts, in this process or by what `make` starts."""
+
+    name: str
+    settings: Mapping[str, Any]
+    embed: Callable[[], Callable[[Sequence[str]], np.ndarray]]
+    """Loads a model; returns its function from texts to vectors."""
+    make: Callable[[Path, ItemTable, Sequence[Chunk], MethodRecord | None, VectorBuilder], None] | None = None
+    """Makes chunks elsewhere (on Ray); None makes them here."""
+    chunk_rows: int = CHUNK_ROWS
+
+    def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
+        """See `MethodBuilder`."""
+        chunks = plan_chunks(self.name, self.settings, table, self.chunk_rows)
+        todo = [chunk for chunk in chunks if not stands(folder, chunk)]
+        if todo and self.make is not None:
+            self.make(folder, table, todo, previous, self)
+        elif todo:
+            embed = self.embed()
+            for chunk in todo:
+                make_chunk(folder, chunk, table, embed, previous)
+                log.info("%s: %s, %d of %d items", folder, self.name, chunk.end, len(table))
+        return MethodRecord(kind="vectors", settings=self.settings, files=tuple(chunk.file for chunk in chunks))
+
+
+def prepare_index(
+    folder: Path,
+    rows: Callable[[], Iterable[Row]],
+    *,
+    text: Mapping[str, Any],
+    extend: bool = False,
+    files: Mapping[str, Any] | None = None,
+    counts: Callable[[], Mapping[str, int]] = dict,
+) -> tuple[IndexManifest, IndexManifest | None]:
+    """The items of an index: written at first use, compared with the catalogue later.
+
+    The caller holds the folder's lock.
+
+    Args:
+        folder: The index.
+        rows: Reads the catalogue.
+        text: Settings of the items' texts.
+        extend: Takes a larger catalogue.
+        files: What tells that the catalogue's files are the same as before; then they are not read again.
+        counts: Rows of the catalogue that were left out, by reason, when it has been read.
+
+    Returns:
+        The manifest to add methods to; and, where the catalogue has grown, the one that stands until they are added.
+
+    Raises:
+        DataError: The index is of another catalogue or of other texts.
+    """
+    before = IndexManifest.read(folder) if (folder / FILE).is_file() else None
+    if before is None:
+        if others := [path.name for path in folder.glob("*") if not path.name.startswith(".") and not _is_left(path)]:
+            raise ConfigError(f"{folder}: not an index, but not empty ({others[0]}): use a folder of its own")
+        table, read = write_item_table(folder, rows())
+        manifest = IndexManifest(
+            catalogue=table.digest,
+            items=len(table),
+            table=table.path.name,
+            text=dict(text),
+            counts={**read, **counts()},
+            files=dict(files or {}),
+            versions=versions("lavic", "bm25s", "faiss-cpu", "sentence-transformers"),
+        )
+        manifest.write(folder)
+        return manifest, None
+    if before.text != text:
+        raise DataError(f"{folder}: the index has other texts ({before.text}, now {dict(text)}): use another --index")
+    if files and before.files == files:
+        return before, None
+    old = ItemTable(folder / before.table, before.catalogue)
+    table, read = write_item_table(folder, rows(), old=old if extend else None)
+    counted = {**read, **counts()}
+    if table.digest == before.catalogue:
+        if table.path.name != before.table:
+            table.path.unlink()
+        manifest = replace(before, files=dict(files or {}), counts=counted)
+        manifest.write(folder)
+        return manifest, None
+    if not extend:
+        with suppress(OSError):
+            table.path.unlink()
+        raise DataError(
+            f"{folder}: the index is of another catalogue ({before.items:,} items, now {len(table):,}, or other texts)"
+            ": --extend adds new items to it; else use another --index"
+        )
+    grown = replace(
+        before,
+        catalogue=table.digest,
+        items=len(table),
+        table=table.path.name,
+        counts=counted,
+        files=dict(files or {}),
+        methods={},
+    )
+    return grown, before
+
+
+def add_methods(
+    folder: Path, manifest: IndexManifest, builders: Iterable[MethodBuilder], before: IndexManifest | None = None
+) -> IndexManifest:
+    """Makes the methods that an index lacks.
+
+    Args:
+        folder: The index.
+        manifest: By `prepare_index`.
+        builders: Of the methods that are wanted.
+        before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
+
+    Raises:
+        DataError: The index has a method with other settings, or one that there is no builder for while it grows.
+    """
+    table = ItemTable(folder / manifest.table, manifest.catalogue)
+    chosen = {builder.name: builder for builder in builders}
+    if before is not None and (lost := [name for name in before.methods if name not in chosen]):
+        raise DataError(f"{folder}: the index has `{lost[0]}` too: name it in --methods, so that it grows as well")
+    for name, builder in chosen.items():
+        smaller = before.methods.get(name) if before is not None else None
+        for record in (manifest.methods.get(name), smaller):
+            if record is not None and (changed := _changed(record.settings, builder.settings)):
+                raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
+        if name in manifest.methods:
+            continue
+        record = builder.build(folder, table, smaller)
+        manifest = replace(manifest, methods={**manifest.methods, name: record})
+        if before is None:
+            manifest.write(folder)
+    if before is not None:
+        manifest.write(folder)
+    remove_left(folder, manifest)
+    return manifest
+
+
+def remove_left(folder: Path, manifest: IndexManifest) -> None:
+    """Removes files of earlier builds that the manifest does not name."""
+    names = manifest.file_names()
+    for path in _index_files(folder):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _index_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if not path.name.startswith(".") and _is_left(path))
+
+
+def _is_left(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".faiss")
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names[:3])

@@ -1,0 +1,44 @@
+"""The items that a search returns, and the fusion of several searches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+RANK_CONSTANT = 60
+"""Of reciprocal rank fusion, as in its paper: Cormack, Clarke, Buettcher, SIGIR 2009."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Items with their scores, best first; items of the same score in the order of their ids."""
+
+    ids: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without(self, ids: Collection[str], k: int) -> Hits:
+        """The first `k` of those whose id is not among `ids`."""
+        kept = [pair for pair in zip(self.ids, self.scores, strict=True) if pair[0] not in ids][:k]
+        return Hits([id for id, _ in kept], [score for _, score in kept])
+
+
+def fuse(lists: Mapping[str, Hits], k: int, *, constant: int = RANK_CONSTANT) -> Hits:
+    """Fuses lists by reciprocal rank: an item's score is the sum of 1 / (constant + rank) over the lists that have it.
+
+    Ranks start at 1; a list without the item adds nothing. Sums are exact, so the order of the lists does not matter.
+
+    Args:
+        lists: Hits by method.
+        k: Length of the fused list, at most.
+        constant: Added to every rank.
+    """
+    shares: dict[str, list[float]] = {}
+    for hits in lists.values():
+        for rank, id in enumerate(dict.fromkeys(hits.ids), 1):
+            shares.setdefault(id, []).append(1.0 / (constant + rank))
+    ranked = sorted(((-math.fsum(parts), id) for id, parts in shares.items()))[:k]
+    return Hits([id for _, id in ranked], [-score for score, _ in ranked])

@@ -1,0 +1,228 @@
+"""An index of a catalogue, opened for searching."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lavic.errors import ConfigError
+from lavic.recommend.retrieval.bm25.search import Bm25Search
+from lavic.recommend.retrieval.hits import Hits
+from lavic.recommend.retrieval.item_table import ItemTable
+from lavic.recommend.retrieval.manifest import IndexManifest
+from lavic.recommend.retrieval.query import plain
+from lavic.recommend.retrieval.vectors.chunks import VectorFiles
+from lavic.recommend.retrieval.vectors.search import VectorSearch
+
+
+class TextEncoder(Protocol):
+    """Makes vectors of queries."""
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """float [n, d]"""
+
+
+class RetrievalIndex:
+    """The items of a catalogue, to be searched by several methods.
+
+    Files are mapped: they are in memory once, however many processes search, and little of them in each. Pickled it is
+    its folder.
+
+    Attributes:
+        folder: The index.
+        manifest: What it holds.
+        table: Its items.
+    """
+
+    def __init__(self, folder: Path, manifest: IndexManifest) -> None:
+        """Opens the files of a manifest. See `open`."""
+        self.folder, self.manifest = folder, manifest
+        self.table = ItemTable(folder / manifest.table, manifest.catalogue)
+        self._encoders: dict[str, TextEncoder] = {}
+        self._bm25: dict[str, Bm25Search] = {}
+        self._vectors: dict[str, VectorSearch] = {}
+        for name, record in manifest.methods.items():
+            if record.kind == "bm25":
+                self._bm25[name] = Bm25Search(folder, record, self.table.rank)
+            else:
+                self._vectors[name] = VectorSearch(VectorFiles(folder, record), self.table.rank)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RetrievalIndex:
+        """Opens an index that `lavic retrieve` made.
+
+        Raises:
+            DataError: It is not there, cut short, or damaged.
+        """
+        return cls(Path(folder), IndexManifest.read(Path(folder)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetrievalIndex, (self.folder, self.manifest)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __contains__(self, id: str) -> bool:
+        return self.table.row_of(id) is not None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it has been made for."""
+        return tuple(self.manifest.methods)
+
+    @property
+    def text_methods(self) -> tuple[str, ...]:
+        """Those of them that take a query as text."""
+        return tuple(name for name in self.methods if name in self._bm25 or name in ENCODERS or name in self._encoders)
+
+    def set_encoder(self, method: str, encoder: TextEncoder) -> None:
+        """Uses an encoder for the queries of a method, in place of the one that the index names."""
+        self._encoders[method] = encoder
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        methods: Sequence[str] | None = None,
+        exclude: Sequence[Collection[str]] | None = None,
+    ) -> dict[str, list[Hits]]:
+        """The best items for each query, by each method.
+
+        Lists have no fillers: bm25 returns only items with a word of the query, and an empty query finds nothing.
+
+        Args:
+            queries: Texts, as `query_text` makes them of conversations.
+            k: Items of a list, at most.
+            methods: Some of `text_methods`; by default all.
+            exclude: For each query, ids that its lists must not have.
+
+        Returns:
+            For each method a list for each query.
+
+        Raises:
+            ConfigError: The index has no such method.
+        """
+        chosen = self.text_methods if methods is None else tuple(methods)
+        most = self._lengths(len(queries), k, exclude)
+        results: dict[str, list[Hits]] = {}
+        for method in chosen:
+            if method in self._bm25:
+                rows = self._bm25[method].search([plain(query) for query in queries], most)
+                results[method] = self._hits(rows, k, exclude)
+            else:
+                results[method] = self.search_vectors(method, self.encode(method, queries), k, exclude=exclude)
+        return results
+
+    def search_vectors(
+        self,
+        method: str,
+        vectors: np.ndarray,
+        k: int,
+        *,
+        exclude: Sequence[Collection[str]] | None = None,
+        exact: bool = False,
+    ) -> list[Hits]:
+        """The items whose vectors are the most similar (cosine), for each query.
+
+        Args:
+            method: One that has vectors.
+            vectors: float [queries, width]; one of zeros finds nothing.
+            k: Items of a list, at most.
+            exclude: For each query, ids that its list must not have.
+            exact: Compare with every item, whether or not the index has an approximate search.
+
+        Raises:
+            ConfigError: The index has no such method.
+            DataError: The vectors are of another width, or not finite.
+        """
+        search = self._vector_search(method)
+        most = self._lengths(len(vectors), k, exclude)
+        return self._hits(search.search(vectors, most, exact=exact), k, exclude)
+
+    def score(self, method: str, query: str, ids: Sequence[str]) -> list[float]:
+        """The scores of given items for a query.
+
+        An item that the index does not have has the lowest score there is: 0 for bm25, else -1.
+
+        Raises:
+            ConfigError: The index has no such method.
+        """
+        if method not in self._bm25:
+            (vector,) = self.encode(method, [query])
+            return self.score_vector(method, vector, ids)
+        rows, known = self._rows(ids)
+        return self._filled(self._bm25[method].score(plain(query), rows), known, len(ids), 0.0)
+
+    def score_vector(self, method: str, vector: np.ndarray, ids: Sequence[str]) -> list[float]:
+        """The cosines of given items with a query's vector, [width]; see `score`."""
+        rows, known = self._rows(ids)
+        return self._filled(self._vector_search(method).score(vector, rows), known, len(ids), -1.0)
+
+    def encode(self, method: str, queries: Sequence[str]) -> np.ndarray:
+        """The vectors of queries: float32 [n, width]; of an empty text zeros.
+
+        Raises:
+            ConfigError: The index has no such method, or it takes no text.
+        """
+        width = self._vector_search(method).width
+        if method not in self._encoders:
+            if method not in ENCODERS:
+                raise ConfigError(f"{self.folder}: `{method}` takes vectors, not texts: see search_vectors")
+            self._encoders[method] = ENCODERS[method](self.manifest.methods[method].settings)
+        vectors = np.zeros((len(queries), width), np.float32)
+        if filled := [row for row, query in enumerate(queries) if plain(query).strip()]:
+            vectors[filled] = self._encoders[method].queries([queries[row] for row in filled])
+        return vectors
+
+    def _vector_search(self, method: str) -> VectorSearch:
+        if method not in self._vectors:
+            have = ", ".join(self.methods) or "none"
+            raise ConfigError(
+                f"{self.folder}: the index has no method `{method}`, only {have}; `lavic retrieve` adds one"
+            )
+        return self._vectors[method]
+
+    def _rows(self, ids: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """The rows of those ids that the index has, and their places among the ids."""
+        rows = [self.table.row_of(id) for id in ids]
+        known = [place for place, row in enumerate(rows) if row is not None]
+        return np.array([rows[place] for place in known], np.int64), known
+
+    @staticmethod
+    def _filled(scores: np.ndarray, known: Sequence[int], count: int, least: float) -> list[float]:
+        filled = [least] * count
+        for place, score in zip(known, scores.tolist(), strict=True):
+            filled[place] = score
+        return filled
+
+    @staticmethod
+    def _lengths(count: int, k: int, exclude: Sequence[Collection[str]] | None) -> list[int]:
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, not {k}")
+        if exclude is not None and len(exclude) != count:
+            raise ValueError(f"{len(exclude)} sets of excluded ids for {count} queries")
+        return [k + len(exclude[row]) if exclude is not None else k for row in range(count)]
+
+    def _hits(
+        self, found: Sequence[tuple[np.ndarray, np.ndarray]], k: int, exclude: Sequence[Collection[str]] | None
+    ) -> list[Hits]:
+        return [
+            Hits([self.table.ids[row] for row in rows.tolist()], scores.tolist()).without(
+                exclude[number] if exclude is not None else (), k
+            )
+            for number, (rows, scores) in enumerate(found)
+        ]
+
+
+def _sentence_encoder(recorded: Mapping[str, Any]) -> TextEncoder:
+    from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder
+
+    return SentenceEncoder(recorded)
+
+
+ENCODERS: dict[str, Any] = {"dense": _sentence_encoder}
+"""By method: makes what encodes its queries, from the settings that the index records."""

@@ -1,0 +1,273 @@
+"""The items of an index: ids and texts by row, in one mapped file.
+
+A row keeps its number for good: a larger catalogue adds rows at the end. `rank` is the place of a row's id among all
+ids in order, so that ties are broken by id without reading one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from lavic.errors import DataError
+from lavic.storage.atomic import atomic_open
+from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter, GrowingColumn
+from lavic.storage.index.text_column import TextColumn, TextColumnWriter
+from lavic.storage.index.text_hash import HashSet, hash_text, hash_texts, in_order
+
+KIND = "retrieval-items/1"
+_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An item to be indexed."""
+
+    id: str
+    text: str
+
+
+class ItemTable:
+    """The rows of an index, opened for reading. All arrays are mapped.
+
+    Attributes:
+        ids: By row.
+        rank: int32 [n], the place of each row's id in the order of ids.
+        digest: Of ids and texts, whatever their order.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        """Opens a table.
+
+        Raises:
+            DataError: It is not there, cut short, or another one.
+        """
+        self._file = open_array_file(path, KIND, digest)
+        self.path, self.digest = path, digest
+        self.ids = TextColumn(self._file, "id")
+        self.rank = self._file["rank"]
+        self._starts, self._hashes, self._sorted = self._file["starts"], self._file["hashes"], self._file["sorted"]
+        self._rows = self._file["rows"]
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def texts(self, start: int, end: int) -> list[str]:
+        """The texts of some rows."""
+        if start >= end:
+            return []
+        begin = int(self._starts[start])
+        data = self._file.read("texts", begin, int(self._starts[end]))
+        ends = (self._starts[start : end + 1] - begin).tolist()
+        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+
+    def row_of(self, id: str) -> int | None:
+        """The row of an id; None where the index does not have it."""
+        wanted = hash_text(id)
+        at = int(np.searchsorted(self._sorted, wanted))
+        while at < len(self._sorted) and self._sorted[at] == wanted:
+            if self.ids[row := int(self._rows[at])] == id:
+                return row
+            at += 1
+        return None
+
+    def hashes(self, start: int, end: int) -> np.ndarray:
+        """Hashes of id and text of some rows: uint64 [end - start, 2]."""
+        return self._hashes[start:end]
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        """The items from a row on."""
+        for first in range(start, len(self), _AT_ONCE):
+            end = min(first + _AT_ONCE, len(self))
+            yield from map(Row, self.ids[first:end], self.texts(first, end))
+
+    def __reduce__(self) -> tuple[type[ItemTable], tuple[Path, str]]:
+        return ItemTable, (self.path, self.digest)
+
+
+def write_item_table(
+    folder: Path, rows: Iterable[Row], *, old: ItemTable | None = None
+) -> tuple[ItemTable, dict[str, int]]:
+    """Writes the table of a catalogue.
+
+    Args:
+        folder: The index.
+        rows: Items; of several with one id the first counts.
+        old: A table whose rows stand first, as they are; `rows` must hold all of them.
+
+    Returns:
+        The table, and counts: `rows` read, and rows of an id that was `repeated`.
+
+    Raises:
+        DataError: There is no item, an id is too long, or a row of `old` is missing or has another text.
+        OSError: It cannot be written.
+    """
+    with ArrayWriter(folder) as writer:
+        ids = TextColumnWriter(writer, "id")
+        texts, starts, hashes = (
+            writer.column("texts", "u1"),
+            writer.column("starts", "<u8"),
+            writer.column("hashes", "<u8", 2),
+        )
+        id_hashes, read = writer.scratch("<u8", 2), _Scratch(writer)
+        for some in _pieces(rows):
+            read.append(some)
+        fresh = _fresh(read.id_hashes.mapped(), old)
+        if old is not None:
+            _check_kept(old, read)
+
+        def add(some: Sequence[Row]) -> None:
+            try:
+                ids.append([row.id for row in some])
+            except ValueError as error:
+                raise DataError(f"an item id is {error}; ids have at most 255 bytes") from None
+            data = [row.text.encode("utf-8", "surrogatepass") for row in some]
+            lengths = np.array([len(text) for text in data], "<u8")
+            starts.append(len(texts) + np.cumsum(lengths) - lengths)
+            texts.append(b"".join(data))
+            hashes.append(_row_hashes(some))
+            id_hashes.append(hash_texts(row.id for row in some))
+
+        for some in _pieces(old.rows() if old is not None else ()):
+            add(some)
+        for some in read.pieces(fresh):
+            add(some)
+        count = len(id_hashes)
+        if not count:
+            raise DataError("the catalogue has no item to index")
+        starts.append(np.array([len(texts)]))
+        first = np.ascontiguousarray(id_hashes.mapped()[:, 0])
+        order, by_hash = writer.column("sorted", "<u8"), writer.column("rows", "<u4")
+        for positions in in_order(first):
+            order.append(first[positions])
+            by_hash.append(positions)
+        writer.column("rank", "<i4").append(_ranks(_all_ids(old, read, fresh)))
+        digest = _digest(hashes.mapped())
+        counts = {"rows": len(read), "repeated": len(read) - int(fresh.sum()) - (len(old) if old else 0)}
+        path = folder / f"items-{digest[:16]}.safetensors"
+        with atomic_open(path) as file:
+            writer.put_together(file, {"kind": KIND, "source": digest})
+    table = ItemTable(path, digest)
+    return table, counts
+
+
+def open_array_file(path: Path, kind: str, source: str) -> ArrayFile:
+    """A file of an index.
+
+    Raises:
+        DataError: It is not there, cut short, or another one.
+    """
+    try:
+        return ArrayFile(path, kind=kind, source=source)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing: run the same `lavic retrieve` again to make it") from None
+    except (ArrayFileError, OSError) as error:
+        words = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: {words}: remove this file and run the same `lavic retrieve` again") from None
+
+
+class _Scratch:
+    """Rows as they were read, on the disk."""
+
+    def __init__(self, writer: ArrayWriter) -> None:
+        self._data: GrowingColumn = writer.scratch("u1")
+        self._lengths = writer.scratch("<u4", 2)
+        self.id_hashes = writer.scratch("<u8", 2)
+        self.row_hashes = writer.scratch("<u8", 2)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        encoded = [(row.id.encode("utf-8", "surrogatepass"), row.text.encode("utf-8", "surrogatepass")) for row in rows]
+        self._data.append(b"".join(part for pair in encoded for part in pair))
+        self._lengths.append(np.array([[len(id), len(text)] for id, text in encoded], "<u4"))
+        self.id_hashes.append(hash_texts(row.id for row in rows))
+        self.row_hashes.append(_row_hashes(rows))
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def pieces(self, wanted: np.ndarray) -> Iterator[list[Row]]:
+        """The rows for which `wanted`, bool [n], is true."""
+        data, lengths = self._data.mapped(), self._lengths.mapped()
+        at = 0
+        for first in range(0, len(lengths), _AT_ONCE):
+            some = lengths[first : first + _AT_ONCE].astype(np.int64)
+            block = data[at : at + int(some.sum())].tobytes()
+            at += len(block)
+            rows, place = [], 0
+            for (id, text), keep in zip(some.tolist(), wanted[first : first + _AT_ONCE].tolist(), strict=True):
+                if keep:
+                    middle, end = place + id, place + id + text
+                    rows.append(
+                        Row(
+                            block[place:middle].decode("utf-8", "surrogatepass"),
+                            block[middle:end].decode("utf-8", "surrogatepass"),
+                        )
+                    )
+                place += id + text
+            if rows:
+                yield rows
+
+
+def _pieces(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    some: list[Row] = []
+    for row in rows:
+        some.append(row)
+        if len(some) == _AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _row_hashes(rows: Sequence[Row]) -> np.ndarray:
+    return hash_texts(f"{row.id}\0{row.text}" for row in rows)
+
+
+def _fresh(id_hashes: np.ndarray, old: ItemTable | None) -> np.ndarray:
+    """Which of the rows that were read have an id that is new: neither in the old table nor in a row before."""
+    order = np.lexsort((np.arange(len(id_hashes)), id_hashes[:, 1], id_hashes[:, 0]))
+    ordered = id_hashes[order]
+    first = np.ones(len(order), bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    fresh = np.zeros(len(order), bool)
+    fresh[order] = first
+    if old is not None:
+        fresh &= ~HashSet(hash_texts(old.ids)).holds(id_hashes)
+    return fresh
+
+
+def _check_kept(old: ItemTable, read: _Scratch) -> None:
+    """Refuses a catalogue that lacks a row of the old table."""
+    gone = np.flatnonzero(~HashSet(read.row_hashes.mapped()).holds(old.hashes(0, len(old))))
+    if len(gone):
+        shown = ", ".join(old.ids[int(row)] for row in gone[:3]) + (", ..." if len(gone) > 3 else "")
+        raise DataError(
+            f"{old.path.parent}: --extend adds items, but {len(gone)} of the index are gone from the catalogue or have "
+            f"another text ({shown}): make a new index in another folder"
+        )
+
+
+def _all_ids(old: ItemTable | None, read: _Scratch, fresh: np.ndarray) -> np.ndarray:
+    """The ids of all rows as bytes, [n]."""
+    ids = [id.encode("utf-8", "surrogatepass") for id in (old.ids if old is not None else ())]
+    ids += [row.id.encode("utf-8", "surrogatepass") for rows in read.pieces(fresh) for row in rows]
+    return np.array(ids, "S")
+
+
+def _ranks(ids: np.ndarray) -> np.ndarray:
+    ranks = np.empty(len(ids), "<i4")
+    ranks[np.argsort(ids, kind="stable")] = np.arange(len(ids))
+    return ranks
+
+
+def _digest(hashes: np.ndarray) -> str:
+    """The digest of all rows, whatever their order."""
+    digest = hashlib.sha256(str(len(hashes)).encode())
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    digest.update(np.ascontiguousarray(hashes[order]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""What an index holds, of which catalogue, and how it was made: `manifest.json`, written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lavic.errors import DataError
+from lavic.storage.atomic import atomic_write
+from lavic.storage.checksummed_json import UnknownFormat, dump_checked, load_checked
+
+FILE = "manifest.json"
+FORMAT = "lavic-retrieval/1"
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """A file of an index."""
+
+    name: str
+    rows: int
+    source: str
+    """Digest of what it was made from, which the file holds too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRecord:
+    """A way to search the items."""
+
+    kind: Literal["bm25", "vectors"]
+    settings: Mapping[str, Any]
+    """What the results depend on: an index of other settings is refused."""
+    files: tuple[IndexFile, ...]
+    approximate: Mapping[str, Any] | None = None
+    """Files, settings and measured recall of an approximate search; None where the search is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexManifest:
+    """The manifest."""
+
+    catalogue: str
+    """Digest of the items' ids and texts."""
+    items: int
+    table: str
+    """Name of the file with the items."""
+    text: Mapping[str, Any]
+    """Settings of the items' texts."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the catalogue by what became of them."""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """Size and time of change of the catalogue's files: while they are the same they are not read again."""
+    methods: Mapping[str, MethodRecord] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> IndexManifest:
+        """The manifest of an index.
+
+        Raises:
+            DataError: There is none, or it is damaged or of another version.
+        """
+        path = folder / FILE
+        try:
+            body = load_checked(path.read_bytes(), FORMAT)
+            methods = {
+                name: MethodRecord(**{**record, "files": tuple(IndexFile(**file) for file in record["files"])})
+                for name, record in body.pop("methods").items()
+            }
+            return cls(**body, methods=methods)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{folder}: no retrieval index here: make it with `lavic retrieve --index`") from None
+        except UnknownFormat as error:
+            raise DataError(f"{path}: {error}: make the index in another folder") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{path}: not the manifest of an index ({error}): make the index in another folder"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        """Puts it in place: from now on the index is what it says."""
+        atomic_write(folder / FILE, dump_checked({"format": FORMAT, **asdict(self)}, indent=2))
+
+    def file_names(self) -> set[str]:
+        """The names of all files that it needs."""
+        names = {FILE, self.table}
+        for record in self.methods.values():
+            names |= {file.name for file in record.files}
+            names |= {file["name"] for file in (record.approximate or {}).get("files", ())}
+        return names

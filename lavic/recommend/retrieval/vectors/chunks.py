@@ -1,0 +1,190 @@
+"""The vectors of an index, in files of a fixed number of rows: each is made on its own, by whatever process.
+
+A file says what it was made from (the rows' texts and the settings), so one that stands is kept when a build goes on
+after a stop, and when the catalogue has grown. Vectors have length 1. A row of zeros stands for an item that has no
+vector (no text, no photo): it is never found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavic.errors import DataError
+from lavic.recommend.retrieval.item_table import ItemTable, open_array_file
+from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord
+from lavic.storage.atomic import atomic_open
+from lavic.storage.checksummed_json import digest_json
+from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
+
+KIND = "retrieval-vectors/1"
+CHUNK_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Rows whose vectors are one file."""
+
+    file: IndexFile
+    start: int
+    """First row."""
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.start + self.file.rows
+
+
+def plan_chunks(
+    method: str, settings: Mapping[str, Any], table: ItemTable, chunk_rows: int = CHUNK_ROWS
+) -> list[Chunk]:
+    """The files of a method's vectors.
+
+    Args:
+        method: Name, of which file names are made.
+        settings: Of the method: what the vectors depend on.
+        table: The items.
+        chunk_rows: Rows of a file; the last has fewer.
+    """
+    chunks = []
+    for number, start in enumerate(range(0, len(table), chunk_rows)):
+        hashes = table.hashes(start, min(start + chunk_rows, len(table)))
+        rows = hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()
+        source = digest_json({"method": method, "settings": settings, "rows": rows})
+        name = f"{method}-{number:05d}-{source[:16]}.safetensors"
+        chunks.append(Chunk(file=IndexFile(name, len(hashes), source), start=start))
+    return chunks
+
+
+def stands(folder: Path, chunk: Chunk) -> bool:
+    """Whether a chunk's file is there and whole."""
+    try:
+        ArrayFile(folder / chunk.file.name, kind=KIND, source=chunk.file.source)
+    except (ArrayFileError, OSError):
+        return False
+    return True
+
+
+def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray) -> None:
+    """Writes a chunk's vectors, made to have length 1.
+
+    Args:
+        folder: The index.
+        chunk: Which.
+        vectors: float [rows, d]
+
+    Raises:
+        DataError: A vector has values that are not finite; names its row.
+        ValueError: Their number is not the chunk's.
+        OSError: They cannot be written.
+    """
+    if vectors.ndim != 2 or len(vectors) != chunk.file.rows:
+        raise ValueError(f"vectors of shape {vectors.shape} for {chunk.file.rows} rows")
+    made = unit_rows(vectors, chunk.start, str(folder / chunk.file.name))
+    with ArrayWriter(folder) as writer:
+        writer.column("vectors", "<f4", made.shape[1]).append(made)
+        writer.column("empty", "<i4").append(np.flatnonzero(~made.any(axis=1)))
+        with atomic_open(folder / chunk.file.name) as out:
+            writer.put_together(out, {"kind": KIND, "source": chunk.file.source})
+
+
+def unit_rows(vectors: np.ndarray, first: int, what: str) -> np.ndarray:
+    """Vectors of length 1, float32; rows of zeros stay.
+
+    Raises:
+        DataError: A value is not finite.
+    """
+    values = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        row = first + int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
+        raise DataError(f"{what}: vector {row} has values that are not finite (NaN or infinity)")
+    return (values / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+def kept_prefix(folder: Path, previous: MethodRecord | None, chunk: Chunk) -> np.ndarray:
+    """The vectors of a chunk's first rows that stand in a smaller index of the same settings: float32 [m, d]."""
+    start = 0
+    for file in previous.files if previous else ():
+        if start == chunk.start and file.rows <= chunk.file.rows:
+            return np.asarray(open_array_file(folder / file.name, KIND, file.source)["vectors"])
+        start += file.rows
+    return np.zeros((0, 0), np.float32)
+
+
+def make_chunk(
+    folder: Path,
+    chunk: Chunk,
+    table: ItemTable,
+    embed: Callable[[Sequence[str]], np.ndarray],
+    previous: MethodRecord | None = None,
+) -> None:
+    """Makes a chunk's file from the items' texts; an empty text gets zeros.
+
+    Args:
+        folder: The index.
+        chunk: Which.
+        table: The items.
+        embed: From texts to vectors, float [n, d].
+        previous: Of a smaller index, whose rows stand first in the same order.
+    """
+    kept = kept_prefix(folder, previous, chunk)
+    texts = table.texts(chunk.start + len(kept), chunk.end)
+    # each text once, so that items of the same text have the same vector
+    places: dict[str, int] = {}
+    numbers = [places.setdefault(text, len(places)) if text.strip() else -1 for text in texts]
+    vectors = np.asarray(embed(list(places)), np.float32) if places else np.zeros((0, kept.shape[1] or 1), np.float32)
+    if len(kept) and kept.shape[1] != vectors.shape[1]:  # there was no text among them
+        kept = np.zeros((len(kept), vectors.shape[1]), np.float32)
+    rows = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), np.float32)])[numbers]
+    write_chunk(folder, chunk, np.concatenate([kept, rows]) if len(kept) else rows)
+
+
+class VectorFiles:
+    """The vectors of an index, mapped.
+
+    Attributes:
+        width: Numbers of a vector.
+    """
+
+    def __init__(self, folder: Path, record: MethodRecord) -> None:
+        """Opens the files.
+
+        Raises:
+            DataError: A file is missing, cut short, or of another index.
+        """
+        self._chunks: list[tuple[int, np.ndarray, np.ndarray]] = []
+        start = 0
+        for file in record.files:
+            arrays = open_array_file(folder / file.name, KIND, file.source)
+            self._chunks.append((start, arrays["vectors"], arrays["empty"]))
+            start += file.rows
+        # a chunk without any text has no width
+        self.width = max(vectors.shape[1] for _, vectors, _ in self._chunks)
+        self._starts = np.array([start for start, _, _ in self._chunks])
+
+    def __len__(self) -> int:
+        start, vectors, _ = self._chunks[-1]
+        return start + len(vectors)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """First row, vectors float32 [n, width], and places of the rows without one, of each file."""
+        for start, vectors, empty in self._chunks:
+            if vectors.shape[1] == self.width:
+                yield start, vectors, empty
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some rows: float32 [n, width]."""
+        made = np.zeros((len(rows), self.width), np.float32)
+        chunks = np.searchsorted(self._starts, rows, "right") - 1
+        for number in np.unique(chunks).tolist():
+            start, vectors, _ = self._chunks[number]
+            if vectors.shape[1] == self.width:
+                inside = chunks == number
+                made[inside] = vectors[rows[inside] - start]
+        return made

@@ -1,0 +1,162 @@
+"""Exact search by vectors: products by blocks of rows, and the best of each query kept.
+
+A product of matrices differs in its last bits with their shapes. So all rows that come close to a query's k best are
+kept, and their scores are computed again, one by one and rounded: results depend neither on the other queries nor on
+how the rows are divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lavic.errors import DataError
+from lavic.recommend.retrieval.vectors.approximate import Approximate
+from lavic.recommend.retrieval.vectors.chunks import VectorFiles, unit_rows
+
+DECIMALS = 6
+"""Of a score."""
+_NEAR = 4e-6
+"""How far a product in float32 may be from the score."""
+_QUERIES = 64
+_SAMPLE = 4096
+
+
+class VectorSearch:
+    """Search among the vectors of a method."""
+
+    def __init__(self, files: VectorFiles, rank: np.ndarray, approximate: Approximate | None = None) -> None:
+        """Takes opened files.
+
+        Args:
+            files: The vectors.
+            rank: Place of each row's id in the order of ids.
+            approximate: Finds likely rows; None compares all.
+        """
+        self._files, self._rank, self._approximate = files, rank, approximate
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self._files.width
+
+    def search(
+        self, vectors: np.ndarray, k: Sequence[int], *, exact: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best rows of each query with their scores, best first: int64 [<= k], float64 [<= k].
+
+        Args:
+            vectors: float [queries, width]; a query of zeros finds nothing.
+            k: For each query.
+            exact: Compare all rows, whether or not there is an approximate search.
+
+        Raises:
+            DataError: The vectors have another width, or values that are not finite.
+        """
+        queries = self.checked(vectors)
+        most = np.array(k, np.int64)
+        results: list[tuple[np.ndarray, np.ndarray]] = []
+        for first in range(0, len(queries), _QUERIES):
+            some = slice(first, first + _QUERIES)
+            if self._approximate is not None and not exact:
+                near = self._approximate.near(queries[some], int(most[some].max(initial=0)))
+            else:
+                near = self._near(queries[some], most[some])
+            results += [
+                self._best(query, rows, int(count))
+                for query, rows, count in zip(queries[some], near, most[some], strict=True)
+            ]
+        return results
+
+    def score(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of some rows for a query, [width]: float64 [n]."""
+        return self._scores(self.checked(vector[None])[0], self._files.rows(rows))
+
+    def checked(self, vectors: np.ndarray) -> np.ndarray:
+        """Queries of length 1.
+
+        Raises:
+            DataError: As `search`.
+        """
+        values = np.asarray(vectors, np.float32)
+        if values.ndim != 2 or (len(values) and values.shape[1] != self.width):
+            raise DataError(f"query vectors of shape {values.shape}; the index has vectors of {self.width} numbers")
+        return unit_rows(values, 0, "the queries")
+
+    def _best(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        vectors = self._files.rows(rows)
+        if not query.any():
+            rows, vectors = rows[:0], vectors[:0]
+        scores = self._scores(query, vectors)
+        order = np.lexsort((self._rank[rows], -scores))[:k]
+        return rows[order], scores[order]
+
+    @staticmethod
+    def _scores(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS) + 0.0
+
+    def _near(self, queries: np.ndarray, k: np.ndarray) -> list[np.ndarray]:
+        """The rows among which a query's k best are: int64 [some] for each query."""
+        kept = _Kept(k)
+        for start, vectors, empty in self._files.blocks():
+            scores = queries @ vectors.T
+            scores[:, empty] = -np.inf
+            kept.add(scores, start)
+        return kept.rows()
+
+
+class _Kept:
+    """The rows that come close to the k best of each query, of all blocks so far."""
+
+    def __init__(self, k: np.ndarray) -> None:
+        self._k = k
+        self._least = np.full(len(k), -np.inf, np.float32)
+        """Of each query: what a score must reach."""
+        self._scores = [np.zeros(0, np.float32)]
+        self._rows = [np.zeros(0, np.int64)]
+        self._queries = [np.zeros(0, np.int64)]
+
+    def add(self, scores: np.ndarray, start: int) -> None:
+        """Adds a block of scores, [queries, n], of the rows from `start` on."""
+        if not scores.size:
+            return
+        if not np.isfinite(self._least).all():
+            self._least = np.maximum(self._least, self._sampled(scores))
+        passing = scores >= self._least[:, None]
+        # one index into the flat array: quicker than two of nonzero
+        flat = np.flatnonzero(passing)
+        values = scores.ravel()[flat]
+        flat, values = flat[values > -np.inf], values[values > -np.inf]
+        queries, rows = np.divmod(flat, scores.shape[1])
+        self._scores.append(values)
+        self._rows.append(rows + start)
+        self._queries.append(queries)
+        self._reduce()
+
+    def _sampled(self, scores: np.ndarray) -> np.ndarray:
+        """A bound that some of the scores already reach k times."""
+        some = scores[:, :_SAMPLE]
+        least = np.full(len(scores), -np.inf, np.float32)
+        for k in np.unique(self._k):
+            if 0 < k <= some.shape[1]:
+                mine = self._k == k
+                least[mine] = np.partition(some[mine], some.shape[1] - k, axis=1)[:, some.shape[1] - k]
+        return least - np.float32(_NEAR)
+
+    def _reduce(self) -> None:
+        """Drops what has fallen behind the k best."""
+        scores, rows, queries = (np.concatenate(parts) for parts in (self._scores, self._rows, self._queries))
+        order = np.lexsort((-scores, queries))
+        scores, rows, queries = scores[order], rows[order], queries[order]
+        counts = np.bincount(queries, minlength=len(self._k))
+        first = np.cumsum(counts) - counts
+        full = np.flatnonzero((counts >= self._k) & (self._k > 0))
+        self._least[full] = np.maximum(self._least[full], scores[first[full] + self._k[full] - 1] - np.float32(_NEAR))
+        kept = scores >= self._least[queries]
+        self._scores, self._rows, self._queries = [scores[kept]], [rows[kept]], [queries[kept]]
+
+    def rows(self) -> list[np.ndarray]:
+        """Of each query."""
+        bounds = np.cumsum(np.bincount(self._queries[0], minlength=len(self._k)))[:-1]
+        return np.split(self._rows[0], bounds)

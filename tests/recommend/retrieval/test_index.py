@@ -1,0 +1,259 @@
+"""An index of a catalogue: what it finds, what it refuses, and how it grows."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import pytest
+
+from lavic.errors import ConfigError, DataError
+from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse
+from lavic.recommend.retrieval.bm25.build import Bm25Builder, Bm25Settings
+from lavic.recommend.retrieval.build import VectorBuilder, add_methods, prepare_index
+from lavic.recommend.retrieval.item_table import Row
+
+WORDS = ["lamp", "shirt", "red", "black", "desk", "wool", "soft", "chair", "green", "mask", "glass", "cup"]
+TEXT = {"fields": ["title"]}
+
+
+def drawn_rows(count: int, seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    return [Row(f"B{n:05d}", " ".join(rng.choice(WORDS, rng.integers(1, 6)))) for n in rng.permutation(count)]
+
+
+def embed(texts):
+    """Stands for a model: a vector by the words of a text, plus a little of its own."""
+    return np.array([np.random.default_rng(len(text)).normal(0, 0.1, 16) + count(text) for text in texts])
+
+
+def count(text):
+    return np.array([text.split().count(word) for word in WORDS] + [0.0] * 4)
+
+
+def builders(part_rows=1 << 20, chunk_rows=100):
+    return [
+        Bm25Builder(Bm25Settings(part_rows=part_rows)),
+        VectorBuilder("meaning", {"model": "test"}, lambda: embed, chunk_rows=chunk_rows),
+    ]
+
+
+def make(folder: Path, rows, *, extend=False, **sizes) -> RetrievalIndex:
+    folder.mkdir(exist_ok=True)
+    manifest, before = prepare_index(folder, lambda: rows, text=TEXT, extend=extend)
+    add_methods(folder, manifest, builders(**sizes), before)
+    return RetrievalIndex.open(folder)
+
+
+def everything(index: RetrievalIndex, k: int = 20):
+    vectors = embed(["red shirt", "black desk lamp", "glass cup"])
+    words = index.search(["red shirt", "the black black lamp on the desk", "glass"], k, methods=["bm25"])["bm25"]
+    return words, index.search_vectors("meaning", vectors, k)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> RetrievalIndex:
+    return make(tmp_path_factory.mktemp("index") / "index", drawn_rows(500))
+
+
+def test_bm25_scores_are_those_of_bm25s(index):
+    rows = list(index.table.rows())
+    bare = bm25s.BM25()
+    bare.index(bm25s.tokenize([row.text for row in rows], show_progress=False), show_progress=False)
+    for query in ("red shirt", "black black lamp", "wool"):
+        scores = bare.get_scores(bm25s.tokenize([query], return_ids=False, show_progress=False)[0])
+        (hits,) = index.search([query], 500, methods=["bm25"])["bm25"]
+        expected = {row.id: score for row, score in zip(rows, scores.tolist(), strict=True) if score > 0}
+        assert dict(zip(hits.ids, hits.scores, strict=True)) == pytest.approx(expected, rel=1e-5)
+        assert hits.scores == sorted(hits.scores, reverse=True)
+
+
+def test_vectors_are_compared_by_their_cosine(index):
+    rows = list(index.table.rows())
+    vectors = embed([row.text for row in rows])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = embed(["red shirt", "glass cup"])
+    for query, hits in zip(queries, index.search_vectors("meaning", queries, 30), strict=True):
+        scores = np.round(vectors @ query / np.linalg.norm(query), 5)
+        expected = sorted(zip((-scores).tolist(), [row.id for row in rows], strict=True))[:30]
+        assert np.allclose(hits.scores, [-score for score, _ in expected], atol=2e-5)
+        assert hits.scores == sorted(hits.scores, reverse=True)
+
+
+def test_ties_stand_in_the_order_of_ids(tmp_path):
+    rows = [Row(id, "red shirt") for id in ("m", "c", "x", "a", "k")] + [Row("z", "lamp")]
+    index = make(tmp_path / "index", rows, part_rows=2, chunk_rows=2)
+    assert index.search(["shirt"], 3, methods=["bm25"])["bm25"][0].ids == ["a", "c", "k"]
+    assert index.search_vectors("meaning", embed(["red shirt"]), 4)[0].ids == ["a", "c", "k", "m"]
+
+
+@pytest.mark.parametrize("query", ["", "   ", "the of and", "?!", "zzzz"])
+def test_a_query_without_a_known_word_finds_nothing(index, query):
+    assert index.search([query], 10, methods=["bm25"])["bm25"] == [Hits()]
+
+
+def test_a_list_is_not_filled_up(tmp_path):
+    index = make(tmp_path / "index", [Row("a", "red"), Row("b", "lamp"), Row("c", "red lamp")])
+    assert index.search(["red"], 5, methods=["bm25"])["bm25"][0].ids == ["a", "c"]
+    hits = index.search_vectors("meaning", embed(["red"]), 5)[0]
+    assert sorted(hits.ids) == ["a", "b", "c"]
+
+
+def test_an_item_without_text_is_found_by_none(tmp_path):
+    index = make(tmp_path / "index", [Row("a", "red"), Row("b", ""), Row("c", " ")])
+    assert index.search_vectors("meaning", embed(["red"]), 5)[0].ids == ["a"]
+    only = make(tmp_path / "empty", [Row("b", "")])
+    assert only.search(["red"], 5, methods=["bm25"])["bm25"] == [Hits()]
+
+
+def test_results_do_not_depend_on_the_division_or_order_of_rows(index, tmp_path):
+    rows = drawn_rows(500)
+    expected = everything(index)
+    assert everything(make(tmp_path / "parts", rows, part_rows=7, chunk_rows=3)) == expected
+    assert everything(make(tmp_path / "sorted", sorted(rows, key=lambda row: row.id), part_rows=90)) == expected
+
+
+def test_results_do_not_depend_on_the_other_queries(index):
+    vectors = np.random.default_rng(0).normal(size=(70, 16))
+    together = index.search_vectors("meaning", vectors, 10)
+    assert [index.search_vectors("meaning", vector[None], 10)[0] for vector in vectors] == together
+
+
+def test_excluded_items_are_replaced_by_the_next(index):
+    (full,) = index.search(["red shirt"], 12, methods=["bm25"])["bm25"]
+    (hits,) = index.search(["red shirt"], 10, methods=["bm25"], exclude=[set(full.ids[:2])])["bm25"]
+    assert hits.ids == full.ids[2:]
+    vectors = embed(["red shirt"])
+    (full,) = index.search_vectors("meaning", vectors, 12)
+    (hits,) = index.search_vectors("meaning", vectors, 10, exclude=[{full.ids[0], full.ids[5], "absent"}])
+    assert hits.ids == [id for id in full.ids if id not in (full.ids[0], full.ids[5])]
+
+
+def test_given_items_are_scored_as_in_a_search(index):
+    (hits,) = index.search(["black black lamp"], 50, methods=["bm25"])["bm25"]
+    ids = [*hits.ids[::-1], "absent"]
+    assert index.score("bm25", "black black lamp", ids) == [*hits.scores[::-1], 0.0]
+    vectors = embed(["red shirt"])
+    (hits,) = index.search_vectors("meaning", vectors, 50)
+    assert index.score_vector("meaning", vectors[0], [*hits.ids, "absent"]) == [*hits.scores, -1.0]
+
+
+def test_queries_must_be_vectors_of_numbers(index):
+    with pytest.raises(DataError, match="vector 1 has values that are not finite"):
+        index.search_vectors("meaning", np.array([[1.0] * 16, [np.nan] * 16]), 3)
+    with pytest.raises(DataError, match="vectors of 16 numbers"):
+        index.search_vectors("meaning", np.ones((1, 3)), 3)
+    assert index.search_vectors("meaning", np.zeros((1, 16)), 3) == [Hits()]
+    with pytest.raises(ConfigError, match="no method `dense`, only bm25, meaning"):
+        index.search(["red"], 3, methods=["dense"])
+
+
+def test_items_must_have_vectors_of_numbers(tmp_path):
+    builder = VectorBuilder("meaning", {}, lambda: lambda texts: np.full((len(texts), 4), np.nan))
+    manifest, _ = prepare_index(tmp_path, lambda: [Row("a", "red")], text=TEXT)
+    with pytest.raises(DataError, match="vector 0 has values that are not finite"):
+        add_methods(tmp_path, manifest, [builder])
+
+
+def test_the_first_of_several_rows_counts(tmp_path):
+    index = make(tmp_path / "index", [Row("a", "red"), Row("b", "red"), Row("a", "lamp"), Row("a", "lamp")])
+    assert index.manifest.counts == {"rows": 4, "repeated": 2}
+    assert len(index) == 2
+    assert "a" in index
+    assert "c" not in index
+    assert not index.search(["lamp"], 3, methods=["bm25"])["bm25"][0].ids
+
+
+def test_another_catalogue_is_refused(tmp_path):
+    rows = drawn_rows(20)
+    make(tmp_path / "index", rows)
+    make(tmp_path / "index", rows[::-1])  # the same, in another order
+    before = sorted(path.name for path in (tmp_path / "index").iterdir())
+    with pytest.raises(DataError, match="another catalogue \\(20 items, now 19"):
+        make(tmp_path / "index", rows[1:])
+    with pytest.raises(DataError, match="another catalogue"):
+        make(tmp_path / "index", [Row(rows[0].id, "other"), *rows[1:]])
+    with pytest.raises(DataError, match="other texts"):
+        prepare_index(tmp_path / "index", lambda: rows, text={"fields": ["title", "features"]})
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == before
+
+
+def test_other_settings_are_refused(tmp_path):
+    make(tmp_path / "index", drawn_rows(20))
+    manifest, _ = prepare_index(tmp_path / "index", lambda: drawn_rows(20), text=TEXT)
+    with pytest.raises(DataError, match=r"`bm25` was made with other settings \(k1 was 1.5, is 2.0\)"):
+        add_methods(tmp_path / "index", manifest, [Bm25Builder(Bm25Settings(k1=2.0))])
+
+
+def test_a_grown_index_finds_what_a_new_one_finds(tmp_path):
+    rows = drawn_rows(500)
+    small = make(tmp_path / "grown", rows[:310], chunk_rows=100)
+    found = everything(small)
+    grown = make(tmp_path / "grown", rows[::-1], extend=True, chunk_rows=100)
+    assert everything(small) == found, "an index that is open stays as it was"
+    assert everything(grown) == everything(make(tmp_path / "new", rows, chunk_rows=100))
+    assert grown.manifest.file_names() == {path.name for path in (tmp_path / "grown").iterdir()}
+    with pytest.raises(DataError, match="1 of the index are gone"):
+        make(tmp_path / "grown", rows[1:], extend=True)
+
+
+def test_only_new_items_are_embedded_when_it_grows(tmp_path):
+    rows = drawn_rows(250)
+    make(tmp_path / "index", rows[:150])
+    seen: list[str] = []
+
+    def noting(texts):
+        seen.extend(texts)
+        return embed(texts)
+
+    manifest, before = prepare_index(tmp_path / "index", lambda: rows, text=TEXT, extend=True)
+    chosen = [Bm25Builder(Bm25Settings()), VectorBuilder("meaning", {"model": "test"}, lambda: noting, chunk_rows=100)]
+    add_methods(tmp_path / "index", manifest, chosen, before)
+    assert set(seen) == {row.text for row in rows[150:]}
+
+
+def test_a_damaged_index_is_refused_in_one_line(tmp_path):
+    index = make(tmp_path / "index", drawn_rows(300))
+    for name in sorted(index.manifest.file_names()):
+        path = tmp_path / "index" / name
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(DataError) as error:
+            RetrievalIndex.open(tmp_path / "index")
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        path.unlink()
+        with pytest.raises(DataError):
+            RetrievalIndex.open(tmp_path / "index")
+        path.write_bytes(data)
+    with pytest.raises(DataError, match="no retrieval index here"):
+        RetrievalIndex.open(tmp_path / "absent")
+
+
+def _search(index):
+    return everything(index)
+
+
+@pytest.mark.slow
+def test_processes_share_an_index(index):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(_search, [index] * 4) == [everything(index)] * 4
+
+
+def test_it_is_pickled_as_its_folder(index):
+    assert len(pickle.dumps(index)) < 4000
+    assert everything(pickle.loads(pickle.dumps(index))) == everything(index)
+
+
+def test_fusion_by_reciprocal_rank():
+    lists = {"one": Hits(["X", "a", "Y"], [3.0, 2.0, 1.0]), "two": Hits(["b", "c", "Y"], [3.0, 2.0, 1.0])}
+    fused = fuse(lists, 10)
+    assert fused.ids == ["Y", "X", "b", "a", "c"]
+    assert fused.scores == pytest.approx([2 / 63, 1 / 61, 1 / 61, 1 / 62, 1 / 62])
+    assert fuse(dict(reversed(lists.items())), 10) == fused
+    assert fuse(lists, 2).ids == ["Y", "X"]
+    assert fuse({}, 3) == Hits()
+    assert fuse({"one": Hits(["a", "a", "b"], [1.0, 1.0, 0.5])}, 3).scores == pytest.approx([1 / 61, 1 / 62])
