@@ -44,7 +44,8 @@ HEIF = ["pillow-heif>=0.18,<2"]
 MODEL = ["peft>=0.19,<1", "safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5.5,<6"]
 TRAIN = [*MODEL, "deepspeed>=0.19.4,<0.20", "nvidia-ml-py>=12,<14", "psutil>=5.9,<8"]
 MLFLOW = ["matplotlib>=3.8,<4", "mlflow>=3.10,<4"]
-EVALUATE = ["bm25s>=0.3.6,<0.4"]
+ENDPOINT = ["aiohttp>=3.10.11,<4", "yarl>=1.13,<2"]
+EVALUATE = ["bm25s>=0.3.6,<0.4", *ENDPOINT]
 RETRIEVE = [*EVALUATE, *MODEL, "faiss-cpu>=1.10,<2", "sentence-transformers>=5.2,<7"]
 SERVE = [*MODEL, "fastapi>=0.115,<1", "prometheus-client>=0.20,<1", "uvicorn>=0.32,<1"]
 REDDIT = ["datasketch>=1.6,<3", "ftfy>=6.2,<7", "orjson>=3.10,<4"]
@@ -105,6 +106,7 @@ setup(
         "model": MODEL,
         "train": TRAIN,
         "mlflow": MLFLOW,
+        "endpoint": ENDPOINT,
         "evaluate": EVALUATE,
         "retrieve": RETRIEVE,
         "serve": SERVE,

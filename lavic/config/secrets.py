@@ -139,6 +139,25 @@ def reveal(value: str, what: str) -> str:
     return secret
 
 
+def reveal_key(value: str, what: str) -> str:
+    """An API key: the variable of `env:NAME` or the content of `@FILE`. `redact` knows it from now on.
+
+    Args:
+        value: As it is recorded.
+        what: The setting's name, for messages.
+
+    Raises:
+        ConfigError: It is no reference, there is no such variable or file, or a header cannot hold what it holds.
+    """
+    if not is_reference(value):
+        raise ConfigError(f"{what} should be env:NAME or @FILE, not the key itself")
+    key = reveal(value, what)
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(f"{what} {value}: holds something that is no key")
+    _revealed.update(_spellings(key))
+    return key
+
+
 def _single_word(file: Path, what: str) -> str:
     try:
         words = read_text(file).split()

@@ -1,0 +1,1 @@
+"""Client of OpenAI-compatible servers: chat completions and embeddings, bounded, retried and cached."""

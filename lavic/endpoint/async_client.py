@@ -1,0 +1,177 @@
+"""The client itself: each request is looked up, sent in its turn, retried by kind and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from lavic.config.secrets import redact
+from lavic.endpoint.answer_cache import AnswerCache, request_digest
+from lavic.endpoint.chat import ChatAnswer, ChatRequest, parse_chat, token_counts
+from lavic.endpoint.connection import Connection
+from lavic.endpoint.embeddings import Vector, embedding_body, pack, parse_embeddings, sent_text, unpack
+from lavic.endpoint.faults import FATAL, PAUSING, REFUSED, RETRIED, EndpointError, Fault, backoff_s
+from lavic.endpoint.servers import Server, Servers
+from lavic.endpoint.settings import EndpointSettings
+from lavic.endpoint.usage import Usage
+from lavic.errors import ConfigError
+
+T = TypeVar("T")
+
+_MEND = {
+    "auth": "check {flag}.api-key",
+    "missing": "check {flag}.url and {flag}.model {model}",
+    "quota": "top up the account, and run again",
+    "redirect": "give {flag}.url the address that it redirects to",
+    "tls": "check {flag}.url, or the certificates of this machine (SSL_CERT_FILE)",
+}
+_KEPT = ("text", "finish_reason", "refusal", "prompt_tokens", "completion_tokens")
+
+
+class AsyncEndpoint:
+    """A client for one event loop, which must run when it is made; close it at the end.
+
+    Attributes:
+        usage: What it took so far.
+    """
+
+    def __init__(self, settings: EndpointSettings, flag: str = "--endpoint") -> None:
+        """Raises ConfigError where a setting is missing; `flag` is what the settings are called, for messages."""
+        check_settings(settings, flag)
+        self.usage = Usage(settings.input_price, settings.output_price)
+        self._settings, self._flag = settings, flag
+        self._cache = AnswerCache(settings.cache) if settings.cache else None
+        self._servers = Servers(settings.url, settings.requests_per_minute)
+        self._in_flight = asyncio.Semaphore(settings.concurrency)
+        self._failed_in_row = 0
+        self._connection = Connection(settings, settings.key)
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._connection.close()
+
+    async def chat(self, request: ChatRequest) -> ChatAnswer:
+        """The answer to one question. One that a server refuses, or that fails after all retries, has a `fault`.
+
+        Raises:
+            ConfigError: Every request would fail the same: a wrong key, address or model.
+            EndpointError: Too many requests failed in a row.
+        """
+        body = request.body(self._settings)
+        digest = request_digest("chat", {**body, "attempt": request.attempt})
+        if (answer := self._kept_chat(digest)) is not None:
+            return answer
+        try:
+            answer = await self._send("chat/completions", body, parse_chat)
+        except Fault as fault:
+            return ChatAnswer(fault=fault)
+        self.usage.add(answer.prompt_tokens, answer.completion_tokens, cached=False)
+        if self._cache:
+            self._cache.put(digest, {name: asdict(answer)[name] for name in _KEPT})
+        return answer
+
+    async def embed(self, texts: Sequence[str], first: int = 0) -> list[Vector]:
+        """The float32 vectors of some texts, in one request or, where the server refuses that, in smaller ones.
+
+        Args:
+            texts: At most as many as a server takes.
+            first: The number of the first one, for messages.
+
+        Raises:
+            ConfigError: As `chat`.
+            EndpointError: The server refuses a text, or does not answer.
+        """
+        sent = [sent_text(text) for text in texts]
+        digests = [request_digest("embedding", embedding_body([text], self._settings)) for text in sent]
+        vectors = [self._kept_vector(digest) for digest in digests]
+        wanted = list(dict.fromkeys(sent[n] for n, vector in enumerate(vectors) if vector is None))
+        if wanted:
+            made = dict(zip(wanted, await self._embed_new(wanted, first), strict=True))
+            for n, vector in enumerate(vectors):
+                if vector is None:
+                    vectors[n] = made[sent[n]]
+                    if self._cache:
+                        self._cache.put(digests[n], pack(made[sent[n]]))
+        return [vector for vector in vectors if vector is not None]
+
+    async def _embed_new(self, texts: list[str], first: int) -> list[Vector]:
+        def parse(answer: Any) -> list[Vector]:
+            vectors = parse_embeddings(answer, len(texts), self._settings.dimensions)
+            self.usage.add(token_counts(answer)[0], 0, cached=False)
+            return vectors
+
+        try:
+            return await self._send("embeddings", embedding_body(texts, self._settings), parse)
+        except Fault as fault:
+            if fault.kind == REFUSED and len(texts) > 1:  # too many for the server, or one is too long
+                half = len(texts) // 2
+                return [*await self._embed_new(texts[:half], first), *await self._embed_new(texts[half:], first + half)]
+            which = f"of text {first} ({len(texts[0])} characters)" if len(texts) == 1 else f"of {len(texts)} texts"
+            raise EndpointError(f"{self._flag}: no embedding {which}: {fault.message}") from None
+
+    async def _send(self, path: str, body: dict[str, Any], parse: Callable[[Any], T]) -> T:
+        """The parsed answer to a request, after retries; raises the last Fault."""
+        settings = self._settings
+        data = json.dumps(body).encode()
+        server: Server | None = None
+        for attempt in range(settings.retries + 1):
+            async with self._in_flight:
+                server = await self._servers.next(avoid=server)
+                try:
+                    answer = parse(await self._connection.post(server.url, path, data))
+                except Fault as fault:
+                    last = Fault(fault.kind, f"{_shown_url(server.url)} {fault.message}", fault.wait_s)
+                    self.usage.faults[fault.kind] += 1
+                else:
+                    server.answered()
+                    self._failed_in_row = 0
+                    return answer
+            if last.kind in FATAL:
+                mend = _MEND[last.kind].format(flag=self._flag, model=settings.model)
+                raise ConfigError(f"{last.message}: {mend}")
+            if last.kind not in RETRIED or attempt == settings.retries or (last.wait_s or 0.0) > settings.max_wait_s:
+                break
+            server.pause(last, settings.backoff_s)
+            if last.kind not in PAUSING:
+                await asyncio.sleep(backoff_s(settings.backoff_s, attempt))
+        self.usage.failed[last.kind] += 1
+        self._failed_in_row += 1
+        if self._failed_in_row >= settings.give_up_after:
+            raise EndpointError(f"{self._failed_in_row} requests in a row failed, the last one: {last.message}")
+        raise last
+
+    def _kept_chat(self, digest: str) -> ChatAnswer | None:
+        kept = self._cache.get(digest) if self._cache else None
+        if kept is None:
+            return None
+        try:
+            answer = ChatAnswer(**{name: kept[name] for name in _KEPT}, cached=True)
+        except KeyError:
+            return None
+        self.usage.add(answer.prompt_tokens, answer.completion_tokens, cached=True)
+        return answer
+
+    def _kept_vector(self, digest: str) -> Vector | None:
+        kept = self._cache.get(digest) if self._cache else None
+        vector = unpack(kept) if kept is not None else None
+        if vector is not None:
+            self.usage.add(0, 0, cached=True)
+        return vector
+
+
+def check_settings(settings: EndpointSettings, flag: str) -> None:
+    """Refuses settings without an address or a model.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    missing = [f"{flag}.{name}" for name in ("url", "model") if not getattr(settings, name)]
+    if missing:
+        raise ConfigError(f"missing {' and '.join(missing)}: the address of a server, and the name of its model")
+
+
+def _shown_url(url: str) -> str:
+    return redact(url.partition("?")[0])
