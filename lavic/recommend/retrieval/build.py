@@ -18,7 +18,7 @@ import numpy as np
 from lavic.errors import ConfigError, DataError
 from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord
-from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands
+from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
 from lavic.tracking.run_metadata import versions
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class VectorBuilder:
             for chunk in todo:
                 make_chunk(folder, chunk, table, embed, previous)
                 log.info("%s: %s, %d of %d items", folder, self.name, chunk.end, len(table))
-        return MethodRecord(kind="vectors", settings=self.settings, files=tuple(chunk.file for chunk in chunks))
+        return vectors_record(folder, self.settings, chunks)
 
 
 def prepare_index(

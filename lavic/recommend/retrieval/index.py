@@ -12,10 +12,13 @@ from lavic.errors import ConfigError
 from lavic.recommend.retrieval.bm25.search import Bm25Search
 from lavic.recommend.retrieval.hits import Hits
 from lavic.recommend.retrieval.item_table import ItemTable
-from lavic.recommend.retrieval.manifest import IndexManifest
+from lavic.recommend.retrieval.manifest import IndexManifest, Shard
 from lavic.recommend.retrieval.query import plain
 from lavic.recommend.retrieval.vectors.chunks import VectorFiles
 from lavic.recommend.retrieval.vectors.search import VectorSearch
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Rows of an index with their scores, best first: int64 [n], float [n]."""
 
 
 class TextEncoder(Protocol):
@@ -33,34 +36,40 @@ class RetrievalIndex:
 
     Attributes:
         folder: The index.
+        shard: Which part of its items is searched.
         manifest: What it holds.
         table: Its items.
     """
 
-    def __init__(self, folder: Path, manifest: IndexManifest) -> None:
+    def __init__(self, folder: Path, manifest: IndexManifest, shard: Shard = (0, 1)) -> None:
         """Opens the files of a manifest. See `open`."""
-        self.folder, self.manifest = folder, manifest
+        self.folder, self.manifest, self.shard = folder, manifest, shard
         self.table = ItemTable(folder / manifest.table, manifest.catalogue)
         self._encoders: dict[str, TextEncoder] = {}
         self._bm25: dict[str, Bm25Search] = {}
         self._vectors: dict[str, VectorSearch] = {}
         for name, record in manifest.methods.items():
             if record.kind == "bm25":
-                self._bm25[name] = Bm25Search(folder, record, self.table.rank)
+                self._bm25[name] = Bm25Search(folder, record, self.table.rank, shard)
             else:
-                self._vectors[name] = VectorSearch(VectorFiles(folder, record), self.table.rank)
+                self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank)
 
     @classmethod
-    def open(cls, folder: str | Path) -> RetrievalIndex:
+    def open(cls, folder: str | Path, *, shard: Shard = (0, 1)) -> RetrievalIndex:
         """Opens an index that `lavic retrieve` made.
+
+        Args:
+            folder: The index.
+            shard: Search one part of its items only, such as (2, 8): the third of eight; `merge` puts their results
+                together.
 
         Raises:
             DataError: It is not there, cut short, or damaged.
         """
-        return cls(Path(folder), IndexManifest.read(Path(folder)))
+        return cls(Path(folder), IndexManifest.read(Path(folder)), shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RetrievalIndex, (self.folder, self.manifest)
+        return RetrievalIndex, (self.folder, self.manifest, self.shard)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -107,14 +116,11 @@ class RetrievalIndex:
             ConfigError: The index has no such method.
         """
         chosen = self.text_methods if methods is None else tuple(methods)
-        most = self._lengths(len(queries), k, exclude)
+        most = lengths(len(queries), k, exclude)
         results: dict[str, list[Hits]] = {}
         for method in chosen:
-            if method in self._bm25:
-                rows = self._bm25[method].search([plain(query) for query in queries], most)
-                results[method] = self._hits(rows, k, exclude)
-            else:
-                results[method] = self.search_vectors(method, self.encode(method, queries), k, exclude=exclude)
+            asked = queries if method in self._bm25 else self.encode(method, queries)
+            results[method] = self.hits(self.search_rows(method, asked, most), k, exclude)
         return results
 
     def search_vectors(
@@ -139,9 +145,49 @@ class RetrievalIndex:
             ConfigError: The index has no such method.
             DataError: The vectors are of another width, or not finite.
         """
-        search = self._vector_search(method)
-        most = self._lengths(len(vectors), k, exclude)
-        return self._hits(search.search(vectors, most, exact=exact), k, exclude)
+        most = lengths(len(vectors), k, exclude)
+        return self.hits(self.search_rows(method, vectors, most, exact=exact), k, exclude)
+
+    def search_rows(
+        self, method: str, queries: Sequence[str] | np.ndarray, k: Sequence[int], *, exact: bool = False
+    ) -> list[Rows]:
+        """The best rows of each query with their scores, best first; `hits` makes ids of them.
+
+        Args:
+            method: Of the index.
+            queries: Texts for bm25, else vectors, float [queries, width].
+            k: Rows of each query, at most.
+            exact: As for `search_vectors`.
+
+        Raises:
+            ConfigError: The index has no such method.
+            DataError: The vectors are of another width, or not finite.
+        """
+        if method in self._bm25:
+            return self._bm25[method].search([plain(str(query)) for query in queries], k)
+        return self._vector_search(method).search(np.asarray(queries), k, exact=exact)
+
+    def merge(self, parts: Sequence[Rows], k: int) -> Rows:
+        """The best rows of what was found in several shards, for one query."""
+        rows = np.concatenate([rows for rows, _ in parts])
+        scores = np.concatenate([scores for _, scores in parts])
+        order = np.lexsort((self.table.rank[rows], -scores))[:k]
+        return rows[order], scores[order]
+
+    def hits(self, found: Sequence[Rows], k: int, exclude: Sequence[Collection[str]] | None = None) -> list[Hits]:
+        """Rows as ids, without those that are excluded.
+
+        Args:
+            found: For each query, by `search_rows`.
+            k: Items of a list, at most.
+            exclude: For each query, ids that its list must not have.
+        """
+        return [
+            Hits([self.table.ids[row] for row in rows.tolist()], scores.tolist()).without(
+                exclude[number] if exclude is not None else (), k
+            )
+            for number, (rows, scores) in enumerate(found)
+        ]
 
     def score(self, method: str, query: str, ids: Sequence[str]) -> list[float]:
         """The scores of given items for a query.
@@ -199,23 +245,18 @@ class RetrievalIndex:
             filled[place] = score
         return filled
 
-    @staticmethod
-    def _lengths(count: int, k: int, exclude: Sequence[Collection[str]] | None) -> list[int]:
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, not {k}")
-        if exclude is not None and len(exclude) != count:
-            raise ValueError(f"{len(exclude)} sets of excluded ids for {count} queries")
-        return [k + len(exclude[row]) if exclude is not None else k for row in range(count)]
 
-    def _hits(
-        self, found: Sequence[tuple[np.ndarray, np.ndarray]], k: int, exclude: Sequence[Collection[str]] | None
-    ) -> list[Hits]:
-        return [
-            Hits([self.table.ids[row] for row in rows.tolist()], scores.tolist()).without(
-                exclude[number] if exclude is not None else (), k
-            )
-            for number, (rows, scores) in enumerate(found)
-        ]
+def lengths(count: int, k: int, exclude: Sequence[Collection[str]] | None) -> list[int]:
+    """How many rows to look for, so that `k` are left for each query without those that are excluded.
+
+    Raises:
+        ConfigError: `k` is below 1.
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, not {k}")
+    if exclude is not None and len(exclude) != count:
+        raise ValueError(f"{len(exclude)} sets of excluded ids for {count} queries")
+    return [k + len(exclude[row]) if exclude is not None else k for row in range(count)]
 
 
 def _sentence_encoder(recorded: Mapping[str, Any]) -> TextEncoder:

@@ -23,6 +23,12 @@ class IndexFile:
     rows: int
     source: str
     """Digest of what it was made from, which the file holds too."""
+    rows_from_items: bool = True
+    """False for a file that is about all items."""
+
+
+Shard = tuple[int, int]
+"""Which part of an index, of how many: (0, 1) is all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,20 @@ class MethodRecord:
     settings: Mapping[str, Any]
     """What the results depend on: an index of other settings is refused."""
     files: tuple[IndexFile, ...]
+    width: int = 0
+    """Numbers of a vector."""
     approximate: Mapping[str, Any] | None = None
     """Files, settings and measured recall of an approximate search; None where the search is exact."""
+
+    def rows_of(self, shard: Shard = (0, 1)) -> list[tuple[int, IndexFile]]:
+        """The files with rows that are in a shard, each with its first row."""
+        placed, start = [], 0
+        for file in self.files:
+            if file.rows_from_items:
+                placed.append((start, file))
+                start += file.rows
+        part, parts = shard
+        return placed[part * len(placed) // parts : (part + 1) * len(placed) // parts]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,18 @@ def test_results_do_not_depend_on_the_other_queries(index):
     assert [index.search_vectors("meaning", vector[None], 10)[0] for vector in vectors] == together
 
 
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_results_do_not_depend_on_shards(tmp_path, count):
+    index = make(tmp_path / "index", drawn_rows(300), part_rows=60, chunk_rows=40)
+    queries, vectors = ["red shirt", "the lamp", ""], embed(["red shirt", "glass cup"])
+    shards = [RetrievalIndex.open(index.folder, shard=(number, count)) for number in range(count)]
+    for method, asked in (("bm25", queries), ("meaning", vectors)):
+        expected = index.hits(index.search_rows(method, asked, [7] * len(asked)), 7)
+        parts = [shard.search_rows(method, asked, [7] * len(asked)) for shard in shards]
+        merged = [index.merge(some, 7) for some in zip(*parts, strict=True)]
+        assert index.hits(merged, 7) == expected
+
+
 def test_excluded_items_are_replaced_by_the_next(index):
     (full,) = index.search(["red shirt"], 12, methods=["bm25"])["bm25"]
     (hits,) = index.search(["red shirt"], 10, methods=["bm25"], exclude=[set(full.ids[:2])])["bm25"]
@@ -234,13 +246,13 @@ def test_a_damaged_index_is_refused_in_one_line(tmp_path):
 
 
 def _search(index):
-    return everything(index)
+    return index.search_vectors("meaning", embed(["red shirt", "glass cup"]), 20)
 
 
 @pytest.mark.slow
 def test_processes_share_an_index(index):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert pool.map(_search, [index] * 4) == [everything(index)] * 4
+        assert pool.map(_search, [index] * 4) == [_search(index)] * 4
 
 
 def test_it_is_pickled_as_its_folder(index):

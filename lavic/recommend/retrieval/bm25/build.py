@@ -63,7 +63,7 @@ class Bm25Builder:
             vocabulary, frequency = _vocabulary(parts)
             idf = np.log1p((len(table) - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
             mean = sum(int(part.lengths.sum()) for part in parts) / len(table) or 1.0
-            words = IndexFile(f"bm25-words-{source[:16]}.safetensors", len(vocabulary), source)
+            words = IndexFile(f"bm25-words-{source[:16]}.safetensors", len(vocabulary), source, False)
             _write(folder, words, VOCABULARY, hashes=vocabulary)
             files = [words]
             for number, part in enumerate(parts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from lavic.recommend.retrieval.bm25.build import KIND, VOCABULARY
 from lavic.recommend.retrieval.bm25.words import hash_words, words_of
 from lavic.recommend.retrieval.item_table import open_array_file
-from lavic.recommend.retrieval.manifest import MethodRecord
+from lavic.recommend.retrieval.manifest import MethodRecord, Shard
 
 
 class Bm25Search:
@@ -22,29 +23,26 @@ class Bm25Search:
     An item without a word of the query has no score: it is never returned.
     """
 
-    def __init__(self, folder: Path, record: MethodRecord, rank: np.ndarray) -> None:
+    def __init__(self, folder: Path, record: MethodRecord, rank: np.ndarray, shard: Shard = (0, 1)) -> None:
         """Opens the files.
 
         Args:
             folder: The index.
             record: Of this method.
             rank: Place of each row's id in the order of ids.
+            shard: Which part of the index to search.
 
         Raises:
             DataError: A file is missing, cut short, or of another index.
         """
-        words, *parts = record.files
+        (words,) = (file for file in record.files if not file.rows_from_items)
         self._vocabulary = open_array_file(folder / words.name, VOCABULARY, words.source)["hashes"]
         self._rank = rank
         self._words = words_of()
-        self._parts: list[tuple[int, Any]] = []
-        scorer, start = _scorer(), 0
-        for file in parts:
+        self._parts: list[tuple[int, _Scores]] = []
+        for start, file in record.rows_of(shard):
             arrays = open_array_file(folder / file.name, KIND, file.source)
-            part = copy(scorer)
-            part.scores = {**{name: arrays[name] for name in ("data", "indices", "indptr")}, "num_docs": file.rows}
-            self._parts.append((start, part))
-            start += file.rows
+            self._parts.append((start, _Scores(arrays["data"], arrays["indices"], arrays["indptr"], file.rows)))
 
     def search(self, queries: Sequence[str], k: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The best rows of each query with their scores, best first: int64 [<= k], float32 [<= k]."""
@@ -55,14 +53,10 @@ class Bm25Search:
         words = self._word_ids(query)
         scores = np.zeros(len(rows), np.float32)
         for start, part in self._parts:
-            inside = np.flatnonzero((rows >= start) & (rows < start + part.scores["num_docs"]))
-            wanted = rows[inside] - start
+            inside = np.flatnonzero((rows >= start) & (rows < start + part.rows))
             for word in words.tolist() if len(inside) else ():
-                first, end = part.scores["indptr"][word : word + 2]
-                having = part.scores["indices"][first:end]
-                places = np.minimum(np.searchsorted(having, wanted), max(0, end - first - 1))
-                same = having[places] == wanted if end > first else np.zeros(len(wanted), bool)
-                scores[inside[same]] += part.scores["data"][first:end][places[same]]
+                places, values = part.of_word(word, rows[inside] - start)
+                scores[inside[places]] += values
         return scores
 
     def _search(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +64,7 @@ class Bm25Search:
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for start, part in self._parts:
             if len(words):
-                scores = part.get_scores_from_ids(words)
+                scores = part.of_query(words)
                 rows = best_rows(scores, self._rank[start : start + len(scores)], k)
                 found.append((rows + start, scores[rows]))
         if not found:
@@ -106,6 +100,33 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
             level = level[np.argpartition(rank[level], left - 1)[:left]]
         rows = np.concatenate([above, level])
     return rows[np.lexsort((rank[rows], -scores[rows]))]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of a range of rows, by word."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    rows: int
+
+    def of_query(self, words: np.ndarray) -> np.ndarray:
+        """The scores of all rows for the words of a query: float32 [rows]."""
+        scorer = copy(_scorer())
+        scorer.scores = {"data": self.data, "indices": self.indices, "indptr": self.indptr, "num_docs": self.rows}
+        scores: np.ndarray = scorer.get_scores_from_ids(words)
+        return scores
+
+    def of_word(self, word: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places of those rows that have a word, and their scores for it."""
+        start, end = self.indptr[word : word + 2]
+        having = self.indices[start:end]
+        if not len(having):
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        at = np.minimum(np.searchsorted(having, rows), len(having) - 1)
+        places = np.flatnonzero(having[at] == rows)
+        return places, self.data[start:end][at[places]]
 
 
 @lru_cache(maxsize=1)

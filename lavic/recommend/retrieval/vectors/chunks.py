@@ -17,7 +17,7 @@ import numpy as np
 
 from lavic.errors import DataError
 from lavic.recommend.retrieval.item_table import ItemTable, open_array_file
-from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord
+from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord, Shard
 from lavic.storage.atomic import atomic_open
 from lavic.storage.checksummed_json import digest_json
 from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
@@ -145,6 +145,15 @@ def make_chunk(
     write_chunk(folder, chunk, np.concatenate([kept, rows]) if len(kept) else rows)
 
 
+def vectors_record(folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk]) -> MethodRecord:
+    """The record of a method whose chunks all stand."""
+    files = tuple(chunk.file for chunk in chunks)
+    # a chunk whose items all have no text has no width
+    opened = (open_array_file(folder / file.name, KIND, file.source)["vectors"] for file in files)
+    width = max(vectors.shape[1] for vectors in opened)
+    return MethodRecord(kind="vectors", settings=settings, files=files, width=width)
+
+
 class VectorFiles:
     """The vectors of an index, mapped.
 
@@ -152,25 +161,26 @@ class VectorFiles:
         width: Numbers of a vector.
     """
 
-    def __init__(self, folder: Path, record: MethodRecord) -> None:
+    def __init__(self, folder: Path, record: MethodRecord, shard: Shard = (0, 1)) -> None:
         """Opens the files.
+
+        Args:
+            folder: The index.
+            record: Of the method.
+            shard: Which part of the index.
 
         Raises:
             DataError: A file is missing, cut short, or of another index.
         """
         self._chunks: list[tuple[int, np.ndarray, np.ndarray]] = []
-        start = 0
-        for file in record.files:
+        for start, file in record.rows_of(shard):
             arrays = open_array_file(folder / file.name, KIND, file.source)
             self._chunks.append((start, arrays["vectors"], arrays["empty"]))
-            start += file.rows
-        # a chunk without any text has no width
-        self.width = max(vectors.shape[1] for _, vectors, _ in self._chunks)
+        self.width = record.width
         self._starts = np.array([start for start, _, _ in self._chunks])
 
     def __len__(self) -> int:
-        start, vectors, _ = self._chunks[-1]
-        return start + len(vectors)
+        return sum(len(vectors) for _, vectors, _ in self._chunks)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """First row, vectors float32 [n, width], and places of the rows without one, of each file."""

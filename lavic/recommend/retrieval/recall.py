@@ -1,0 +1,66 @@
+"""How many of the targets are in the lists, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lavic.data.schema import Conversation
+from lavic.metrics.ranking_metrics import Ratio
+from lavic.metrics.statistics import Bootstrap, Interval, connected_clusters
+
+CUTS = (1, 10, 50, 100)
+"""Lengths of lists at which recall is computed."""
+
+
+def recall(
+    conversations: Sequence[Conversation],
+    lists: Mapping[str, Sequence[Sequence[str]]],
+    *,
+    cuts: Sequence[int] = CUTS,
+    draws: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval]]:
+    """Share of a conversation's targets in the first k of its list, averaged over the conversations with a target.
+
+    Intervals are of a bootstrap over clusters of conversations that share a submission or a target.
+
+    Args:
+        conversations: All of a file.
+        lists: For each method a list of ids for each conversation.
+        cuts: Values of k.
+        draws: Resamples.
+        level: Of the intervals.
+        seed: Of the resamples.
+
+    Returns:
+        For each method `recall_at_<k>`; nothing if no conversation has a target.
+    """
+    scored = [row for row, conversation in enumerate(conversations) if conversation.targets]
+    if not scored:
+        return {}
+    keys = [
+        {
+            ("submission", " ".join(conversations[row].turns[0].text.lower().split()))
+            if conversations[row].turns
+            else row
+        }
+        | {("target", id) for id in conversations[row].targets}
+        for row in scored
+    ]
+    bootstrap = Bootstrap(connected_clusters(keys), draws=draws, level=level, seed=seed)
+    ones = np.ones(len(scored))
+    ratios = {
+        (method, k): Ratio(np.array([_share(conversations[row].targets, ids[row][:k]) for row in scored]), ones)
+        for method, ids in lists.items()
+        for k in cuts
+    }
+    intervals = bootstrap.intervals(ratios)
+    return {method: {f"recall_at_{k}": intervals[method, k] for k in cuts} for method in lists}
+
+
+def _share(targets: Sequence[str], ids: Sequence[str]) -> float:
+    wanted = set(targets)
+    return len(wanted & set(ids)) / len(wanted)
