@@ -14,7 +14,9 @@ from lavic.errors import ConfigError, DataError
 from lavic.storage.json_text import BadJson, parse_json
 from lavic.storage.text_files import TextFileError, decode_text, read_text
 
-NO_CANDIDATES = "give the items to rank: --candidates ID ..., or --candidates-file FILE"
+NO_CANDIDATES = (
+    "give the items to rank: --candidates ID ..., or --candidates-file FILE; or search the whole catalogue: --index DIR"
+)
 
 _ROW = re.compile(r'[\s\[]*\{\s*"(context|context_items|gt|gt_items|candidates\w*)"\s*:')
 """The start of a row in the released format, complete or not."""
@@ -50,13 +52,16 @@ def _split_ids(text: str) -> list[str]:
     return [part for part in re.split(r"[,\s]+", text) if part]
 
 
-def read_conversation(source: str, ids: tuple[str, ...], key: str) -> list[Conversation]:
+def read_conversation(
+    source: str, ids: tuple[str, ...], key: str, *, candidates_needed: bool = True
+) -> list[Conversation]:
     """The conversations of a file, of standard input or of a text, each with its candidate list under `key`.
 
     Args:
         source: The value of `--conversation`.
         ids: Candidates of every conversation; empty: each conversation's own list.
         key: Key of the list.
+        candidates_needed: False takes conversations without a list too.
 
     Raises:
         ConfigError: A text has no candidates.
@@ -66,9 +71,9 @@ def read_conversation(source: str, ids: tuple[str, ...], key: str) -> list[Conve
     if not text.strip():
         raise DataError(f"{name}: empty; write what you are looking for")
     if _is_json(name, text):
-        rows = parse_conversations(text, name=name, candidates=None if ids else key)
+        rows = parse_conversations(text, name=name, candidates=key if candidates_needed and not ids else None)
         return [replace(row, candidates={key: ids}) if ids else row for row in rows]
-    if not ids:
+    if candidates_needed and not ids:
         raise ConfigError(NO_CANDIDATES)
     return [Conversation(id=Path(name).stem, turns=turns_of(text), candidates={key: ids}, file=name)]
 

@@ -1,4 +1,4 @@
-"""`lavic recommend`: ranks candidates for a conversation, with titles and probabilities."""
+"""`lavic recommend`: the products that fit a conversation, with titles and probabilities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,18 +14,19 @@ from pydantic import PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.schema import Conversation, Turn
-from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError
 from lavic.launch.conversation_input import NO_CANDIDATES, read_candidates, read_conversation
 from lavic.model.config import BaseModelSettings
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranker import RankedList, Ranker
+    from lavic.recommend.recommender import Recommendation, Recommender
 
-DESCRIPTION = """Rank candidates for a conversation by the probability that the model answers with them. Photos are read
-as the item tokens of the store: neither photos nor the vision tower are loaded.
+DESCRIPTION = """Rank candidates for a conversation by the probability that the model answers with them. The candidates
+are given, or searched for in the whole catalogue with a retrieval index. Photos are read as the item tokens of the
+store: neither photos nor the vision tower are loaded.
 
+  lavic recommend --bundle runs/tune/bundle --store store --index index --conversation "a black lamp"
   lavic recommend --bundle runs/tune/bundle --store store --conversation talk.txt --candidates B07GL3RKRN B09B161799
   lavic recommend --bundle runs/tune/bundle --store store --conversation "a black lamp" --candidates-file ids.txt
   lavic recommend --bundle runs/tune/bundle --store store --conversation test.jsonl --json > ranked.jsonl
@@ -36,6 +37,9 @@ Without --conversation, in a terminal, the command asks for one."""
 BAR_WIDTH = 24
 """Characters of the bar of probability 1."""
 
+SHOWN = 10
+"""Items shown of those that were searched for."""
+
 
 @settings
 class RecommendSettings:
@@ -45,6 +49,11 @@ class RecommendSettings:
     """The bundle that `lavic tune` made: RUN/bundle."""
     store: Path
     """The item store that it was tuned on, from `lavic embed`."""
+    index: Path | None = None
+    """The retrieval index of the catalogue, from `lavic retrieve`: where no candidates are given, they are searched for
+    in it, also for the rows of a jsonl file."""
+    retrieved: PositiveInt = 50
+    """Number of candidates to search for."""
     conversation: str | None = None
     """A file, - for standard input, or text ("a black lamp"). A file holds plain text (one conversation, with optional
     `<submission>` and `<comment>` tags) or jsonl in the released format (every row is ranked). Default: standard input,
@@ -54,11 +63,12 @@ class RecommendSettings:
     candidates_file: Path | None = None
     """A file of item ids to rank, separated by line ends, blanks or commas."""
     key: str = "candidates_st"
-    """Key of the candidate list of a jsonl row, if no candidates are given."""
+    """Key of the candidate list of a jsonl row, if neither candidates nor an index are given."""
     missing: Literal["refuse", "drop"] = "refuse"
     """A candidate that is not in the store is an error, or is dropped from its list and counted."""
     top: PositiveInt | None = None
-    """Print only the best candidates, at most this many."""
+    """Print only the best candidates, at most this many. Default: 10 of those that were searched for, all that were
+    given."""
     json: bool = False
     """One JSON object per conversation instead of a table."""
     tokens_per_item: PositiveInt | None = None
@@ -73,22 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(RecommendSettings, argv, command="recommend", description=DESCRIPTION)
     candidates = read_candidates(chosen.candidates, chosen.candidates_file)
+    searched = chosen.index is not None and not candidates
     interactive = chosen.conversation is None and sys.stdin.isatty()
+    lists = {chosen.key: candidates}
     if interactive:
-        if not candidates:
+        if not candidates and not searched:
             raise ConfigError(NO_CANDIDATES)
-        conversations = [Conversation(id="typed", turns=(), candidates={chosen.key: candidates})]
+        conversations = [Conversation(id="typed", turns=(), candidates=lists)]
     else:
         source = "-" if chosen.conversation is None else chosen.conversation
-        conversations = read_conversation(source, candidates, chosen.key)
+        conversations = read_conversation(source, candidates, chosen.key, candidates_needed=not searched)
     store = _open_store(chosen)
-    conversations = _check_candidates(conversations, chosen, store)
-    ranker = _load(chosen, store)
-    if not interactive:
-        _print_rankings(chosen, ranker, conversations)
-        return 0
-    for conversation in _prompt(conversations[0].candidates[chosen.key], chosen.key):
-        _print_rankings(chosen, ranker, [conversation])
+    if not searched:
+        conversations = _check_candidates(conversations, chosen, store)
+        lists = conversations[0].candidates
+    recommender = _load(chosen)
+    if interactive:
+        for conversation in _prompt(lists):
+            _print_answers(chosen, recommender, [conversation], searched)
+    else:
+        _print_answers(chosen, recommender, conversations, searched)
     return 0
 
 
@@ -140,57 +154,68 @@ def _open_store(chosen: RecommendSettings) -> ItemStore:
     return store
 
 
-def _load(chosen: RecommendSettings, store: ItemStore) -> Ranker:
-    from lavic.model.bundle import Bundle
-    from lavic.recommend.ranker import Ranker
+def _load(chosen: RecommendSettings) -> Recommender:
+    from lavic.recommend.recommender import Recommender
 
-    bundle = Bundle.load(
-        chosen.bundle, DistributedContext.from_env().device(), dtype=chosen.dtype, base=chosen.model.name
+    return Recommender.load(
+        chosen.bundle,
+        chosen.store,
+        chosen.index,
+        dtype=chosen.dtype,
+        base=chosen.model.name,
+        tokens_per_item=chosen.tokens_per_item,
+        retrieved=chosen.retrieved,
     )
-    return Ranker(bundle, store, tokens_per_item=chosen.tokens_per_item)
 
 
-def _print_rankings(chosen: RecommendSettings, ranker: Ranker, conversations: Sequence[Conversation]) -> None:
-    from lavic.recommend.ranker import Request
+def _print_answers(
+    chosen: RecommendSettings, recommender: Recommender, conversations: Sequence[Conversation], searched: bool
+) -> None:
+    """Answers the conversations and prints a JSON row or a table for each."""
+    from lavic.recommend.recommender import Query, Recommendation
 
-    requests = [Request(conversation=each, candidates=each.candidates[chosen.key]) for each in conversations]
-    for conversation, ranking in zip(conversations, ranker.rank(requests), strict=True):
+    listed = [None if searched else each.candidates[chosen.key] for each in conversations]
+    asked = [
+        Query(conversation=each, candidates=ids, k=chosen.top or (SHOWN if ids is None else len(ids)))
+        for each, ids in zip(conversations, listed, strict=True)
+        if ids is None or ids
+    ]
+    answers = iter(recommender.recommend_batch(asked))
+    for conversation, ids in zip(conversations, listed, strict=True):
+        empty = Recommendation(items=(), candidates=0)
+        answer = next(answers) if ids is None or ids else empty
         if chosen.json:
-            print(json.dumps(_as_json(conversation, ranking, ranker, chosen.top), ensure_ascii=False))
+            print(json.dumps(_as_json(conversation, answer), ensure_ascii=False))
         else:
             if len(conversations) > 1:
                 print(f"{conversation.id}: {_shorten(conversation.turns[0].text if conversation.turns else '')}")
-            print(_table(conversation, ranking, ranker, chosen.top))
+            print(_table(conversation, answer))
 
 
-def _as_json(conversation: Conversation, ranking: RankedList, ranker: Ranker, top: int | None) -> dict[str, Any]:
-    rows = list(zip(ranking.ids, ranking.probabilities, ranking.logprobs, strict=True))[:top]
+def _as_json(conversation: Conversation, answer: Recommendation) -> dict[str, Any]:
     return {
         "id": conversation.id,
-        **({} if ranking.none is None else {"none": ranking.none}),
-        "ranking": [
-            {"id": item, "title": ranker.store.title(item), "probability": p, "logprob": logprob}
-            for item, p, logprob in rows
-        ],
+        **({} if answer.none is None else {"none": answer.none}),
+        "ranking": [asdict(item) for item in answer],
     }
 
 
-def _table(conversation: Conversation, ranking: RankedList, ranker: Ranker, top: int | None) -> str:
-    """A line per candidate, with a bar in a terminal. Known targets are marked."""
-    if not ranking.ids:
+def _table(conversation: Conversation, answer: Recommendation) -> str:
+    """A line per item, with a bar in a terminal. Known targets are marked."""
+    if not answer:
         return "     no candidates\n"
     lines = []
-    width = max(len(item) for item in ranking.ids)
-    for rank, (item, p) in enumerate(list(zip(ranking.ids, ranking.probabilities, strict=True))[:top], 1):
-        bar = f"{'█' * round(p * BAR_WIDTH):<{BAR_WIDTH}}  " if sys.stdout.isatty() else ""
-        mark = "  <- target" if item in conversation.targets else ""
-        lines.append(f"{rank:>3}  {p:>6.1%}  {bar}{item:<{width}}  {_shorten(ranker.store.title(item))}{mark}")
-    if ranking.none is not None:
-        lines.append(f"     {ranking.none:>6.1%}  none of these")
+    width = max(len(item.id) for item in answer)
+    for rank, item in enumerate(answer, 1):
+        bar = f"{'█' * round(item.probability * BAR_WIDTH):<{BAR_WIDTH}}  " if sys.stdout.isatty() else ""
+        mark = "  <- target" if item.id in conversation.targets else ""
+        lines.append(f"{rank:>3}  {item.probability:>6.1%}  {bar}{item.id:<{width}}  {_shorten(item.title)}{mark}")
+    if answer.none is not None:
+        lines.append(f"     {answer.none:>6.1%}  none of these")
     return "\n".join([*lines, ""])
 
 
-def _prompt(candidates: tuple[str, ...], key: str) -> Iterator[Conversation]:
+def _prompt(lists: dict[str, tuple[str, ...]]) -> Iterator[Conversation]:
     """Reads a conversation line by line and yields it after each line; an empty line starts a new one."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (line editing and history for `input`)
@@ -206,7 +231,7 @@ def _prompt(candidates: tuple[str, ...], key: str) -> Iterator[Conversation]:
             turns = []
             continue
         turns.append(Turn("comment" if turns else "seeker", line))
-        yield Conversation(id="typed", turns=tuple(turns), candidates={key: candidates}, file="typed")
+        yield Conversation(id="typed", turns=tuple(turns), candidates=lists, file="typed")
 
 
 def _shorten(text: str, width: int = 72) -> str:

@@ -112,6 +112,7 @@ class TuneStage(TrainingStage):
             max_length=settings.max_length,
             tokens_per_item=max(settings.tokens_per_item, default=None),
             none=settings.none_share > 0,
+            list_size=max(len(set(row.candidates[settings.candidates])) for row in self.train),
             revision=settings.model.revision,
             weights=components.weights,
         )

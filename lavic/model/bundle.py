@@ -59,6 +59,8 @@ class BundleInfo:
     """Item tokens shown of each candidate, its first ones; None: all of them."""
     none: bool = False
     """Whether every list ends with "none of these", which is an answer too."""
+    list_size: int | None = None
+    """Candidates of the longest training list; None in bundles that were made before it was recorded."""
     prompt_version: str = prompts.VERSION
     chat: dict[str, str | None] | None = None
     """Tags around the prompts (`ChatFormat`); None: those of LLaVA-v1.6-Mistral, or none in the style `lavic`."""
@@ -235,6 +237,7 @@ def save_bundle(
     max_length: int = 2048,
     tokens_per_item: int | None = None,
     none: bool = False,
+    list_size: int | None = None,
     revision: str | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> BundleInfo:
@@ -249,6 +252,7 @@ def save_bundle(
         max_length: Longest prompt, tokens.
         tokens_per_item: Item tokens shown of each candidate; None: all of them.
         none: Whether the lists ended with "none of these".
+        list_size: Candidates of the longest training list.
         revision: Of the base model.
         weights: Of the trained model in full precision, see `save_adapter`.
     """
@@ -272,6 +276,7 @@ def save_bundle(
             max_length=max_length,
             tokens_per_item=tokens_per_item,
             none=none,
+            list_size=list_size,
             prompt_version=backbone.encoder.version,
             chat=None if backbone.encoder.version in PLAIN else asdict(backbone.encoder.chat),
             tokenizer=backbone.tokenizer_digest,

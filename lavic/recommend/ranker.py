@@ -122,8 +122,17 @@ class Ranker:
         Raises:
             DataError: A candidate is not in the store, or a list exceeds the model's maximum length.
         """
-        encoded = [self.encode(request) for request in requests]
-        rankings: list[RankedList] = [RankedList(ids=())] * len(requests)
+        return self.rank_encoded([self.encode(request) for request in requests], decode=decode, progress=progress)
+
+    def rank_encoded(
+        self,
+        encoded: Sequence[EncodedRequest],
+        *,
+        decode: Literal["likelihood", "generate"] = "likelihood",
+        progress: Callable[[int], None] | None = None,
+    ) -> list[RankedList]:
+        """As `rank`, of requests that `encode` has checked."""
+        rankings: list[RankedList] = [RankedList(ids=())] * len(encoded)
         batches = self._batches(encoded) if decode == "likelihood" else ([row] for row in range(len(encoded)))
         for rows in batches:
             batch = [encoded[row] for row in rows]

@@ -1,0 +1,76 @@
+"""Candidates for a conversation from the whole catalogue, with the scores of the methods that found them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lavic.data.schema import Conversation
+from lavic.model.item_store import ItemStore
+from lavic.recommend.retrieval import RetrievalIndex, fuse, query_text
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Retrieval method -> item id -> score."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The list to rank for one conversation."""
+
+    ids: tuple[str, ...]
+    scores: Scores = field(default_factory=dict)
+
+
+class CandidateSearch:
+    """Searches a catalogue's index for items that a store holds too.
+
+    Args:
+        index: Of the catalogue.
+        store: Items that it does not hold cannot be ranked, and are left out.
+    """
+
+    def __init__(self, index: RetrievalIndex, store: ItemStore) -> None:
+        self.index, self.store = index, store
+
+    @classmethod
+    def open(cls, folder: Path, store: ItemStore) -> CandidateSearch:
+        """Opens an index.
+
+        Raises:
+            DataError: It is not whole.
+        """
+        return cls(RetrievalIndex.open(folder), store)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The index's search methods."""
+        return self.index.methods
+
+    def search(
+        self, conversations: Sequence[Conversation], count: int, exclude: Sequence[Collection[str]]
+    ) -> list[Candidates]:
+        """At most `count` candidates of each conversation, in the order of their fused ranks.
+
+        Args:
+            conversations: What is asked.
+            count: Length of each list.
+            exclude: Of each conversation, items that are left out.
+        """
+        if not conversations:
+            return []
+        queries = [query_text(conversation) for conversation in conversations]
+        by_method = self.index.search(queries, count, exclude=exclude)
+        results = []
+        for row in range(len(queries)):
+            lists = {method: hits[row] for method, hits in by_method.items()}
+            fused = fuse(lists, count * len(lists)).ids
+            ids = tuple(item for item in fused if item in self.store)[:count]
+            scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
+            results.append(Candidates(ids, scores))
+        return results
+
+    def score(self, conversation: Conversation, ids: Sequence[str]) -> Scores:
+        """The scores of given candidates by every method."""
+        query = query_text(conversation)
+        return {method: dict(zip(ids, self.index.score(method, query, ids), strict=True)) for method in self.methods}

@@ -1,0 +1,304 @@
+"""The recommender: a conversation in, products out. One object for programs, the command line and the server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from lavic.data.schema import Conversation
+from lavic.distributed.context import DistributedContext
+from lavic.errors import ConfigError, DataError, LavicError
+from lavic.model.bundle import Bundle, BundleInfo
+from lavic.model.item_store import ItemStore
+from lavic.recommend.conversation_forms import ConversationForm, to_conversation
+from lavic.recommend.ranker import EncodedRequest, RankedList, Ranker, Request
+from lavic.recommend.tournament import Tournament
+
+if TYPE_CHECKING:
+    import torch
+
+    from lavic.recommend.candidates import CandidateSearch, Scores
+
+LIST_SIZE = 10
+"""Candidates of a list in the released data: assumed of bundles that do not record it."""
+RETRIEVED = 50
+"""Candidates that are retrieved for a conversation and ranked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What `recommend` is asked."""
+
+    conversation: ConversationForm
+    candidates: Sequence[str] | None = None
+    """Item ids to rank; None: retrieved from the whole catalogue."""
+    k: int = 10
+    """Most items of the answer."""
+    exclude: Collection[str] = ()
+    """Item ids that are not recommended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommendedItem:
+    """One recommended product."""
+
+    id: str
+    title: str
+    probability: float
+    """That the model names it, among all candidates of the list."""
+    logprob: float
+    """Log-probability (natural) of its id behind the prompt that it was last ranked in."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Retrieval method -> its score, of the methods that found the item (with given candidates: of all methods)."""
+    photo: str = ""
+    """Key of its photo in the shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(Sequence[RecommendedItem]):
+    """The answer to a query: its items, best first."""
+
+    items: tuple[RecommendedItem, ...]
+    candidates: int
+    """How many items were ranked."""
+    none: float | None = None
+    """Probability of "none of these", if the bundle was tuned with this answer."""
+
+    @overload
+    def __getitem__(self, index: int) -> RecommendedItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RecommendedItem, ...]: ...
+    def __getitem__(self, index: int | slice) -> RecommendedItem | tuple[RecommendedItem, ...]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[RecommendedItem]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True)
+class CheckedQuery:
+    """A query whose conversation is read and whose candidates are in the store."""
+
+    conversation: Conversation
+    candidates: tuple[str, ...] | None
+    k: int
+    exclude: frozenset[str]
+
+
+@dataclass
+class _Job:
+    """A query on its way through retrieval and ranking."""
+
+    query: CheckedQuery
+    tournament: Tournament
+    scores: Scores
+
+
+class Recommender:
+    """Recommends items of a store for conversations. One model in memory; safe to call from several threads.
+
+    A list that is longer than those the bundle was tuned on is ranked in groups, see `lavic.recommend.tournament`.
+
+    Args:
+        ranker: The model and its item store.
+        search: Finds candidates; None: every query must name its own.
+        retrieved: Candidates retrieved for a query.
+        list_size: Most candidates of one prompt; None: of the bundle's training lists.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        search: CandidateSearch | None = None,
+        *,
+        retrieved: int = RETRIEVED,
+        list_size: int | None = None,
+    ) -> None:
+        self.ranker, self.search, self.retrieved = ranker, search, retrieved
+        self.store = ranker.store
+        self.list_size = max(2, list_size or ranker.bundle.info.list_size or LIST_SIZE)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        store: str | Path,
+        index: str | Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        base: str | None = None,
+        tokens_per_item: int | None = None,
+        retrieved: int = RETRIEVED,
+    ) -> Recommender:
+        """Loads everything that recommending needs.
+
+        Args:
+            bundle: The bundle that `lavic tune` made: RUN/bundle.
+            store: The item store that it was tuned on, from `lavic embed`.
+            index: The retrieval index of the catalogue, from `lavic retrieve`.
+            device: Of the model; None: the GPU if there is one.
+            dtype: Of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU.
+            base: Folder or Hugging Face name of the base model, where it is not the recorded one.
+            tokens_per_item: Item tokens per candidate, the first ones; None: as in tuning.
+            retrieved: Candidates retrieved for a query that names none.
+
+        Raises:
+            ConfigError: It is a stage-1 bundle, or the base model is not found.
+            DataError: A folder is not whole, or they do not belong together.
+        """
+        bundle, opened = Path(bundle), ItemStore.open(store)
+        info = BundleInfo.read(bundle)
+        info.check_store(opened)
+        if info.language_adapter is None:
+            raise ConfigError(f"--bundle {bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
+        search = None
+        if index is not None:
+            from lavic.recommend.candidates import CandidateSearch
+
+            search = CandidateSearch.open(Path(index), opened)
+        device = DistributedContext.from_env().device() if device is None else device
+        ranker = Ranker(Bundle.load(bundle, device, dtype=dtype, base=base), opened, tokens_per_item=tokens_per_item)
+        return cls(ranker, search, retrieved=retrieved)
+
+    def recommend(
+        self,
+        conversation: ConversationForm,
+        candidates: Sequence[str] | None = None,
+        k: int = 10,
+        *,
+        exclude: Collection[str] = (),
+    ) -> Recommendation:
+        """Recommends for one conversation.
+
+        Args:
+            conversation: Text, a list of turns, or chat messages (`role`, `content`).
+            candidates: Item ids to rank; None: retrieved from the whole catalogue.
+            k: Most items of the answer.
+            exclude: Item ids that are not recommended.
+
+        Raises:
+            ConfigError: No candidates are given, and there is no retrieval index.
+            DataError: The conversation cannot be read, or a candidate is not in the store.
+        """
+        query = Query(conversation=conversation, candidates=candidates, k=k, exclude=exclude)
+        return self.recommend_batch([query])[0]
+
+    def recommend_batch(self, queries: Sequence[Query | ConversationForm]) -> list[Recommendation]:
+        """Recommends for many conversations, in order; several share one forward pass.
+
+        Answers do not depend on the batch: in float32, probabilities agree to 1e-5.
+
+        Raises:
+            ConfigError, DataError: As `recommend`, of the first query that fails.
+        """
+        asked = [query if isinstance(query, Query) else Query(conversation=query) for query in queries]
+        answers = self.answer([self.check(query) for query in asked])
+        for answer in answers:
+            if isinstance(answer, LavicError):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Recommendation)]
+
+    def check(self, query: Query) -> CheckedQuery:
+        """Reads a query's conversation and looks its candidates up; needs neither model nor lock.
+
+        Raises:
+            ConfigError: No candidates are given, and there is no retrieval index.
+            DataError: The conversation cannot be read, or a candidate is not in the store.
+        """
+        if query.k < 1:
+            raise DataError(f"k: {query.k}; ask for one item at least")
+        conversation = to_conversation(query.conversation)
+        exclude = frozenset(query.exclude)
+        if query.candidates is None:
+            if self.search is None:
+                raise ConfigError(
+                    "candidates: none given, and there is no retrieval index to find them with: name item ids, or make "
+                    "an index with `lavic retrieve` and give it as --index"
+                )
+            return CheckedQuery(conversation, None, query.k, exclude)
+        listed = tuple(dict.fromkeys(query.candidates))
+        if not listed:
+            raise DataError("candidates: an empty list; name item ids, or leave it out to search the whole catalogue")
+        if missing := [item for item in listed if item not in self.store]:
+            raise DataError(f"candidates: {not_in_store(missing, self.store)}")
+        return CheckedQuery(conversation, tuple(item for item in listed if item not in exclude), query.k, exclude)
+
+    def answer(self, queries: Sequence[CheckedQuery]) -> list[Recommendation | LavicError]:
+        """Answers checked queries, in order. A query that cannot be answered has its error, the others their answers.
+
+        Each round of all lists is one call of the ranker, which makes as few forward passes of it as fit.
+        """
+        with self._lock:
+            jobs = self._start(queries)
+            results: list[Recommendation | LavicError | None] = [None] * len(jobs)
+            running = list(range(len(jobs)))
+            while running := [row for row in running if results[row] is None and jobs[row].tournament.groups]:
+                encoded: list[EncodedRequest] = []
+                counts: dict[int, int] = {}
+                for row in running:
+                    try:
+                        groups = [self._encode(jobs[row], group) for group in jobs[row].tournament.groups]
+                    except LavicError as error:
+                        results[row] = error
+                    else:
+                        counts[row] = len(groups)
+                        encoded += groups
+                rankings = iter(self.ranker.rank_encoded(encoded))
+                for row, count in counts.items():
+                    jobs[row].tournament.advance([next(rankings) for _ in range(count)])
+        return [result or self._result(job) for job, result in zip(jobs, results, strict=True)]
+
+    def _encode(self, job: _Job, group: tuple[str, ...]) -> EncodedRequest:
+        return self.ranker.encode(Request(conversation=job.query.conversation, candidates=group))
+
+    def _start(self, queries: Sequence[CheckedQuery]) -> list[_Job]:
+        """Each query with its candidates and their scores."""
+        searched = [query for query in queries if query.candidates is None]
+        found = iter(())
+        if self.search is not None:
+            conversations, excluded = [q.conversation for q in searched], [q.exclude for q in searched]
+            found = iter(self.search.search(conversations, self.retrieved, excluded))
+        jobs = []
+        for query in queries:
+            if query.candidates is None:  # `check` refuses it where there is no index
+                candidates = next(found)
+                ids, scores = candidates.ids, candidates.scores
+            else:
+                ids = query.candidates
+                scores = self.search.score(query.conversation, ids) if self.search and ids else {}
+            jobs.append(_Job(query, Tournament(ids, self.list_size), scores))
+        return jobs
+
+    def _result(self, job: _Job) -> Recommendation:
+        ranking: RankedList = job.tournament.ranking
+        rows = list(zip(ranking.ids, ranking.probabilities, ranking.logprobs, strict=True))
+        items = tuple(
+            RecommendedItem(
+                id=item,
+                title=self.store.title(item),
+                probability=probability,
+                logprob=logprob,
+                scores={method: scores[item] for method, scores in job.scores.items() if item in scores},
+                photo=self.store.key(item),
+            )
+            for item, probability, logprob in rows[: job.query.k]
+        )
+        return Recommendation(items=items, candidates=len(rows), none=ranking.none)
+
+
+def not_in_store(missing: Sequence[str], store: ItemStore) -> str:
+    """An error message with a hint."""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if missing[0].upper() in store:
+        hint = f"did you mean {missing[0].upper()}?"
+    else:
+        hint = "embed its photo first, or drop it from the list"
+    return f"{missing[0]}{more} is not in the item store: {hint}"

@@ -1,0 +1,183 @@
+"""The recommender as a program uses it: forms of a conversation, batches, long lists, threads."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import lavic
+from lavic.data.schema import Conversation, Turn
+from lavic.errors import ConfigError, DataError, LavicError
+from lavic.recommend.conversation_forms import to_conversation
+from lavic.recommend.ranker import Request
+from lavic.recommend.recommender import Query, Recommender
+
+from .conftest import KEY, Ground
+
+TALK = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
+
+
+@pytest.fixture(scope="module")
+def recommender(ground: Ground) -> Recommender:
+    return lavic.Recommender.load(ground.bundle, ground.store)
+
+
+def queries(ground: Ground, count: int, size: int = 10) -> list[Query]:
+    return [Query(conversation=c, candidates=c.candidates[KEY][:size]) for c in ground.conversations[:count]]
+
+
+def test_importing_the_package_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import lavic; lavic.__version__; print('fine')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "fine\n"
+
+
+def test_an_answer(ground: Ground, recommender: Recommender):
+    conversation = ground.conversations[0]
+    listed = conversation.candidates[KEY]
+    (ranking,) = recommender.ranker.rank([Request(conversation=conversation, candidates=listed)])
+    answer = recommender.recommend(conversation, listed, k=3)
+    assert [item.id for item in answer] == list(ranking.ids[:3]) and answer.candidates == 10
+    for item, probability, logprob in zip(answer, ranking.probabilities, ranking.logprobs, strict=False):
+        assert item.probability == pytest.approx(probability, abs=1e-9) and item.logprob == logprob
+        assert item.title == f"Acme mug {item.id[-2:]}" and item.photo == f"{item.id}_0" and item.scores == {}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TALK,
+        ["I want a red striped mug", "Any ideas?"],
+        [Turn("seeker", "I want a red striped mug"), Turn("comment", "Any ideas?")],
+        [
+            {"role": "system", "content": "You are a shop assistant."},
+            {"role": "user", "content": "I want a red striped mug"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Any ideas?"}]},
+        ],
+        [{"role": "user", "content": "I want a red striped mug"}, {"role": "user", "content": "Any ideas?"}],
+    ],
+)
+def test_forms_of_one_conversation(form):
+    expected = (Turn("seeker", "I want a red striped mug"), Turn("comment", "Any ideas?"))
+    assert to_conversation(form).turns == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("", "conversation: empty"),
+        ([], "conversation: empty"),
+        ([" "], "conversation: empty"),
+        ([{"role": "assistant", "content": "How can I help?"}], "no message of a user"),
+        ([{"role": "robot", "content": "a"}], r"conversation\[0\]: role 'robot'"),
+        (["a lamp", 7], r"conversation\[1\]: int"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], r"conversation\[0\]: a part of `content` is not text"),
+        ([{"role": "user", "content": 3}], r"conversation\[0\]: `content` is neither"),
+        (7, "conversation: int"),
+    ],
+)
+def test_forms_that_are_refused(form, message: str):
+    with pytest.raises(DataError, match=message):
+        to_conversation(form)
+
+
+def test_half_a_surrogate_pair_does_not_reach_the_tokenizer(recommender: Recommender):
+    ids = recommender.store.ids[:2]
+    assert len(recommender.recommend("a \ud83d mug", ids)) == 2
+    assert len(recommender.recommend([{"role": "user", "content": "a \ud83d mug"}], ids)) == 2
+
+
+def test_answers_do_not_depend_on_the_batch(ground: Ground, recommender: Recommender):
+    asked = queries(ground, 12) + queries(ground, 12, size=3)
+    together = recommender.recommend_batch(asked)
+    for query, answer in zip(asked, together, strict=True):
+        alone = recommender.recommend(query.conversation, query.candidates)
+        assert [item.id for item in alone] == [item.id for item in answer]
+        for one, other in zip(alone, answer, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+
+
+def test_a_list_longer_than_those_of_training(ground: Ground, recommender: Recommender):
+    listed = recommender.store.ids[:35]
+    answer = recommender.recommend(TALK, listed, k=50)
+    assert sorted(item.id for item in answer) == sorted(listed) and answer.candidates == 35
+    probabilities = [item.probability for item in answer]
+    assert math.fsum(probabilities) == pytest.approx(1) and probabilities == sorted(probabilities, reverse=True)
+    # 35 in groups of 10: four groups, of which two each go on; the best eight are in the order of one prompt of them.
+    last = [item.id for item in answer if item.id in _last_group(recommender, listed)]
+    (ranking,) = recommender.ranker.rank(
+        [Request(conversation=to_conversation(TALK), candidates=_last_group(recommender, listed))]
+    )
+    assert last == list(ranking.ids) and len(last) == 8
+
+
+def _last_group(recommender: Recommender, listed: list[str]) -> tuple[str, ...]:
+    conversation = to_conversation(TALK)
+    groups = [tuple(listed[first::4]) for first in range(4)]
+    rankings = recommender.ranker.rank([Request(conversation=conversation, candidates=group) for group in groups])
+    return tuple(ranking.ids[place] for place in range(2) for ranking in rankings)
+
+
+def test_a_query_that_fails_leaves_the_others_alone(ground: Ground, recommender: Recommender, monkeypatch):
+    """A list with too long a prompt is only known when it is tokenized."""
+    asked = queries(ground, 3)
+    listed = {item for query in asked for item in query.candidates or ()}
+    others = [item for item in recommender.store.ids if item not in listed]
+    asked[1] = Query(conversation=TALK, candidates=others[:10])
+    title = recommender.store.title
+    monkeypatch.setattr(
+        type(recommender.store),
+        "title",
+        lambda self, id: "mug " * 400 if id == others[0] else title(id),
+    )
+    answers = recommender.answer([recommender.check(query) for query in asked])
+    assert isinstance(answers[1], DataError) and "10 candidates alone need" in str(answers[1])
+    assert [isinstance(answer, LavicError) for answer in answers] == [False, True, False]
+    with pytest.raises(DataError, match="candidates alone need"):
+        recommender.recommend_batch(asked)
+
+
+def test_what_cannot_be_answered(ground: Ground, recommender: Recommender):
+    item = recommender.store.ids[0]
+    with pytest.raises(ConfigError, match="no retrieval index"):
+        recommender.recommend("a mug")
+    with pytest.raises(DataError, match="candidates: B0NOWHERE0 is not in the item store"):
+        recommender.recommend("a mug", ["B0NOWHERE0", item])
+    with pytest.raises(DataError, match=f"did you mean {item}"):
+        recommender.recommend("a mug", [item.lower()])
+    with pytest.raises(DataError, match="candidates: an empty list"):
+        recommender.recommend("a mug", [])
+    with pytest.raises(DataError, match="k: 0"):
+        recommender.recommend("a mug", [item], k=0)
+
+
+def test_excluded_and_repeated_candidates(recommender: Recommender):
+    first, second, third = recommender.store.ids[:3]
+    answer = recommender.recommend("a mug", [first, second, second, third], exclude=[third])
+    assert sorted(item.id for item in answer) == sorted([first, second])
+    assert len(recommender.recommend("a mug", [first], exclude=[first])) == 0
+
+
+def test_threads(ground: Ground, recommender: Recommender):
+    asked = queries(ground, 16)
+    expected = [[item.id for item in answer] for answer in recommender.recommend_batch(asked)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda query: recommender.recommend(query.conversation, query.candidates), asked * 2))
+    assert [[item.id for item in answer] for answer in answers] == expected * 2
+
+
+def test_a_row_without_a_request_is_ranked(recommender: Recommender):
+    """`lavic recommend` ranks rows of files whose text is empty, as `lavic evaluate` does."""
+    empty = Conversation(id="row", turns=())
+    assert len(recommender.recommend(empty, recommender.store.ids[:4])) == 4
+
+
+def test_the_size_of_training_lists_is_read_from_the_bundle(ground: Ground, recommender: Recommender):
+    assert recommender.list_size == 10
+    assert Recommender(recommender.ranker, list_size=4).list_size == 4
+    listed = recommender.store.ids[:12]
+    small = Recommender(recommender.ranker, list_size=4).recommend("a mug", listed, k=12)
+    assert sorted(item.id for item in small) == sorted(listed)

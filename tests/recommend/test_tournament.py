@@ -1,0 +1,79 @@
+"""Long lists in groups: which prompts are made, and what comes of their results."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from lavic.recommend.ranker import RankedList
+from lavic.recommend.tournament import Tournament
+
+
+def run(weights: dict[str, float], size: int) -> tuple[Tournament, list[list[tuple[str, ...]]]]:
+    """A tournament judged by a scorer for which Luce's axiom holds."""
+    tournament, rounds = Tournament(list(weights), size), []
+    while tournament.groups:
+        rounds.append(tournament.groups)
+        rankings = []
+        for group in tournament.groups:
+            ids = sorted(group, key=lambda item: -weights[item])
+            total = sum(weights[item] for item in ids)
+            rankings.append(RankedList(ids=tuple(ids), logprobs=tuple(math.log(weights[item] / total) for item in ids)))
+        tournament.advance(rankings)
+    return tournament, rounds
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 10), (10, 10), (11, 10), (20, 10), (95, 10), (101, 10), (7, 2)])
+def test_a_scorer_that_holds_to_the_axiom_gets_its_distribution_back(count: int, size: int):
+    rng = random.Random(count)
+    weights = {f"i{number}": rng.expovariate(1) + 1e-9 for number in range(count)}
+    tournament, rounds = run(weights, size)
+    ranking = tournament.ranking
+    assert list(ranking.ids) == sorted(weights, key=lambda item: -weights[item])
+    total = sum(weights.values())
+    assert ranking.probabilities == pytest.approx([weights[item] / total for item in ranking.ids])
+    assert all(len(group) <= size for groups in rounds for group in groups)
+    assert sorted(item for group in rounds[0] for item in group) == sorted(weights)
+    assert len(rounds[-1]) == 1 and tournament.prompts == sum(map(len, rounds))
+
+
+def test_groups_differ_by_one_at_most_and_neighbours_are_apart():
+    groups = Tournament([f"i{number}" for number in range(23)], 10).groups
+    assert sorted(map(len, groups)) == [7, 8, 8]
+    assert groups[0][:2] == ("i0", "i3")
+
+
+def test_the_prompts_of_a_hundred_candidates():
+    weights = {f"i{number}": 1.0 + number for number in range(100)}
+    assert [len(groups) for groups in run(weights, 10)[1]] == [10, 1]
+    weights = {f"i{number}": 1.0 + number for number in range(1000)}
+    assert [len(groups) for groups in run(weights, 10)[1]] == [100, 10, 1]
+
+
+def test_one_group_keeps_the_ranking_as_it_is():
+    tournament = Tournament(["a", "b", "c"], 10)
+    tournament.advance([RankedList(ids=("c", "a", "b"), logprobs=(-1.0, -2.0, -2.0), none=0.25)])
+    assert not tournament.groups and tournament.ranking.ids == ("c", "a", "b")
+    assert tournament.ranking.logprobs == (-1.0, -2.0, -2.0) and tournament.ranking.none == 0.25
+
+
+def test_probabilities_too_small_for_a_float_stay_in_order():
+    weights = {f"i{number}": number for number in range(30)}
+    tournament = Tournament(list(weights), 10)
+    while tournament.groups:
+        tournament.advance(
+            [
+                RankedList(
+                    ids=tuple(sorted(group, key=lambda item: -weights[item])),
+                    logprobs=tuple(sorted((1000.0 * weights[item] - 90000 for item in group), reverse=True)),
+                )
+                for group in tournament.groups
+            ]
+        )
+    assert tournament.ranking.ids == tuple(f"i{number}" for number in reversed(range(30)))
+
+
+def test_an_empty_list_is_over_at_once():
+    assert not Tournament([], 10).groups and Tournament([], 10).ranking.ids == ()
