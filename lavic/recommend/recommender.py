@@ -6,7 +6,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lavic.data.schema import Conversation
 from lavic.distributed.context import DistributedContext
@@ -110,6 +110,7 @@ class Recommender:
         search: Finds candidates; None: every query must name its own.
         retrieved: Candidates retrieved for a query.
         list_size: Most candidates of one prompt; None: of the bundle's training lists.
+        lock: Held while the model computes; recommenders that share a model share it.
     """
 
     def __init__(
@@ -119,11 +120,12 @@ class Recommender:
         *,
         retrieved: int = RETRIEVED,
         list_size: int | None = None,
+        lock: threading.Lock | None = None,
     ) -> None:
         self.ranker, self.search, self.retrieved = ranker, search, retrieved
         self.store = ranker.store
         self.list_size = max(2, list_size or ranker.bundle.info.list_size or LIST_SIZE)
-        self._lock = threading.Lock()
+        self._lock = lock or threading.Lock()
 
     @classmethod
     def load(
@@ -159,14 +161,31 @@ class Recommender:
         info.check_store(opened)
         if info.language_adapter is None:
             raise ConfigError(f"--bundle {bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
-        search = None
-        if index is not None:
-            from lavic.recommend.candidates import CandidateSearch
-
-            search = CandidateSearch.open(Path(index), opened)
+        search = _open_search(index, opened)
         device = DistributedContext.from_env().device() if device is None else device
         ranker = Ranker(Bundle.load(bundle, device, dtype=dtype, base=base), opened, tokens_per_item=tokens_per_item)
         return cls(ranker, search, retrieved=retrieved)
+
+    def reloaded(
+        self, bundle: str | Path, store: str | Path, index: str | Path | None = None, **options: Any
+    ) -> Recommender:
+        """A recommender of what is in the folders now, with this one's model where the bundle is the same.
+
+        Args:
+            bundle, store, index, options: As for `load`.
+
+        Raises:
+            ConfigError, DataError: As `load`. This recommender is not changed.
+        """
+        bundle = Path(bundle)
+        info = BundleInfo.read(bundle)
+        if info != self.ranker.bundle.info:
+            return Recommender.load(bundle, store, index, **options)
+        info.check_adapters(bundle)
+        opened = ItemStore.open(store)
+        ranker = Ranker(self.ranker.bundle, opened, tokens_per_item=options.get("tokens_per_item"))
+        search = _open_search(index, opened)
+        return Recommender(ranker, search, retrieved=options.get("retrieved", RETRIEVED), lock=self._lock)
 
     def recommend(
         self,
@@ -231,6 +250,11 @@ class Recommender:
             raise DataError(f"candidates: {not_in_store(missing, self.store)}")
         return CheckedQuery(conversation, tuple(item for item in listed if item not in exclude), query.k, exclude)
 
+    def prompts(self, query: CheckedQuery) -> int:
+        """About how many prompts a query takes: more than one if its list is ranked in groups."""
+        count = self.retrieved if query.candidates is None else len(query.candidates)
+        return 1 if count <= self.list_size else -(-count // (self.list_size - 1))
+
     def answer(self, queries: Sequence[CheckedQuery]) -> list[Recommendation | LavicError]:
         """Answers checked queries, in order. A query that cannot be answered has its error, the others their answers.
 
@@ -292,6 +316,14 @@ class Recommender:
             for item, probability, logprob in rows[: job.query.k]
         )
         return Recommendation(items=items, candidates=len(rows), none=ranking.none)
+
+
+def _open_search(index: str | Path | None, store: ItemStore) -> CandidateSearch | None:
+    if index is None:
+        return None
+    from lavic.recommend.candidates import CandidateSearch
+
+    return CandidateSearch.open(Path(index), store)
 
 
 def not_in_store(missing: Sequence[str], store: ItemStore) -> str:
