@@ -44,8 +44,8 @@ class CandidateSearch:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The index's search methods."""
-        return self.index.methods
+        """The index's methods that search by text."""
+        return self.index.text_methods
 
     def search(
         self, conversations: Sequence[Conversation], count: int, exclude: Sequence[Collection[str]]
@@ -71,6 +71,6 @@ class CandidateSearch:
         return results
 
     def score(self, conversation: Conversation, ids: Sequence[str]) -> Scores:
-        """The scores of given candidates by every method."""
+        """The scores of given candidates by every method that searches by text."""
         query = query_text(conversation)
         return {method: dict(zip(ids, self.index.score(method, query, ids), strict=True)) for method in self.methods}

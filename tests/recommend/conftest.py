@@ -16,9 +16,12 @@ from lavic.mini import architecture
 from lavic.mini.tokenizer import make_tokenizer
 from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
-from lavic.model.item_store import write_manifest, write_part
+from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, save_adapter
+from lavic.recommend.retrieval.bm25.build import Bm25Builder, Bm25Settings
+from lavic.recommend.retrieval.build import add_methods, prepare_index
+from lavic.recommend.retrieval.item_table import Row
 
 KEY = "candidates_st"
 WORDS = "I want a red blue green striped plain dotted mug shoe bag . ? Any ideas one please Acme Nova Candidates"
@@ -91,3 +94,15 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     write_rows(folder / "test.jsonl", make_rows(ids, 24, seed=5))
     conversations = read_conversations(folder / "test.jsonl", candidates=KEY)
     return Ground(folder / "bundle", folder / "titles", folder / "store", folder / "test.jsonl", conversations)
+
+
+@pytest.fixture(scope="session")
+def index(ground: Ground) -> Path:
+    """A retrieval index by words: of the store's items, and of two that the store does not hold."""
+    store = ItemStore.open(ground.store)
+    rows = [Row(item, store.title(item)) for item in store.ids] + [Row(f"B0NOSTORE{n}", "Acme mug 00") for n in (1, 2)]
+    folder = ground.store.with_name("index")
+    folder.mkdir()
+    manifest, before = prepare_index(folder, lambda: rows, text={"fields": ["title"]})
+    add_methods(folder, manifest, [Bm25Builder(Bm25Settings())], before)
+    return folder

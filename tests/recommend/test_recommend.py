@@ -112,6 +112,18 @@ def test_words_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path:
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def test_without_candidates_the_whole_catalogue_is_searched(ground: Ground, index: Path, capsys):
+    given = words(ground, "--index", index, "--json")
+    assert recommend.main([*given, "--conversation", "an acme mug"]) == 0
+    ranking = json.loads(capsys.readouterr().out)["ranking"]
+    assert len(ranking) == 10 and all(item["scores"]["bm25"] > 0 for item in ranking)
+    assert recommend.main([*given, "--conversation", str(ground.test), "--top", "4", "--retrieved", "12"]) == 0
+    rows = [json.loads(line)["ranking"] for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == len(ground.conversations) and {len(row) for row in rows} == {4}
+    with pytest.raises(DataError, match="nowhere"):
+        recommend.main(words(ground, "--index", "nowhere", "--conversation", "a mug"))
+
+
 @pytest.mark.parametrize("text", ["{brand} mug, red please", "{", '{"a": 1} is not what I want', "[red] mug"])
 def test_prose_that_begins_like_json_is_prose(ground: Ground, tmp_path: Path, capsys, text: str):
     ids = ItemStore.open(ground.store).ids[:3]

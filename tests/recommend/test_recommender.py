@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +161,51 @@ def test_excluded_and_repeated_candidates(recommender: Recommender):
     answer = recommender.recommend("a mug", [first, second, second, third], exclude=[third])
     assert sorted(item.id for item in answer) == sorted([first, second])
     assert len(recommender.recommend("a mug", [first], exclude=[first])) == 0
+
+
+@pytest.fixture(scope="module")
+def searching(ground: Ground, recommender: Recommender, index: Path) -> Recommender:
+    return recommender.reloaded(ground.bundle, ground.store, index, retrieved=25)
+
+
+def test_candidates_from_the_whole_catalogue(searching: Recommender):
+    number = searching.store.ids[7][-2:]
+    answer = searching.recommend(f"an acme mug with {number}")
+    assert len(answer) == 10 and answer.candidates == 25
+    for item in answer:
+        assert item.id in searching.store and set(item.scores) == {"bm25"} and item.scores["bm25"] > 0
+    (hits,) = searching.search.index.search([f"an acme mug with {number}"], 100)["bm25"]
+    expected = [item for item in hits.ids if item in searching.store][:25]
+    whole = searching.recommend(f"an acme mug with {number}", k=100)
+    assert sorted(item.id for item in whole) == sorted(expected)
+    (again,) = searching.recommend_batch([Query(conversation=f"an acme mug with {number}")])
+    assert [item.id for item in again] == [item.id for item in answer]
+
+
+def test_searched_and_named_candidates_in_one_batch(searching: Recommender):
+    named = searching.store.ids[:3]
+    asked = [
+        Query(conversation="mug"),
+        Query(conversation="mug", candidates=named),
+        Query(conversation="xyzzy"),
+        Query(conversation="mug", exclude=[item.id for item in searching.recommend("mug", k=1)]),
+    ]
+    first, second, nothing, other = searching.recommend_batch(asked)
+    assert [item.id for item in first] == [item.id for item in searching.recommend("mug")]
+    assert sorted(item.id for item in second) == sorted(named)
+    assert all(item.scores["bm25"] > 0 for item in second)
+    assert len(nothing) == 0 and nothing.candidates == 0
+    assert first[0].id not in {item.id for item in other} and len(other) == 10
+
+
+def test_a_reload_keeps_the_model_and_takes_the_store(ground: Ground, recommender: Recommender, tmp_path: Path):
+    shutil.copytree(ground.store, tmp_path / "store")
+    again = recommender.reloaded(ground.bundle, tmp_path / "store")
+    assert again.ranker.bundle is recommender.ranker.bundle and again.store.folder == tmp_path / "store"
+    other = recommender.reloaded(ground.titles_only, ground.store)
+    assert other.ranker.bundle is not recommender.ranker.bundle
+    with pytest.raises(DataError, match="no such item store"):
+        recommender.reloaded(ground.bundle, tmp_path / "nowhere")
 
 
 def test_threads(ground: Ground, recommender: Recommender):
