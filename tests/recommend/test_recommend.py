@@ -119,7 +119,7 @@ def test_without_candidates_the_whole_catalogue_is_searched(ground: Ground, inde
     assert len(ranking) == 10 and all(item["scores"]["bm25"] > 0 for item in ranking)
     assert recommend.main([*given, "--conversation", str(ground.test), "--top", "4", "--retrieved", "12"]) == 0
     rows = [json.loads(line)["ranking"] for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == len(ground.conversations) and {len(row) for row in rows} == {4}
+    assert len(rows) == len(ground.conversations) and max(map(len, rows)) == 4
     with pytest.raises(DataError, match="nowhere"):
         recommend.main(words(ground, "--index", "nowhere", "--conversation", "a mug"))
 
