@@ -22,11 +22,12 @@ from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
-from lavic.evaluation.baselines import list_order, popularity
+from lavic.evaluation.baselines import list_order, popularity, repeat_last
 from lavic.evaluation.controls import Decode, rank_test_sets
 from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.test_set import ClusterBy, TestSet
+from lavic.evaluation.text_arms import rank_bm25, rank_dense
 from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings, ModelSettings
@@ -39,17 +40,20 @@ from lavic.tracking.tracker import Tracker
 from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranker import RankedList
+    from lavic.recommend.ranked_list import RankedList
 
-    Rankings = Mapping[str, Mapping[str, Sequence[RankedList]]]
-    """Test set -> arm -> a ranking per conversation."""
+    Rankings = dict[str, dict[str, Sequence[RankedList | None]]]
+    """Test set -> arm -> a ranking per conversation, None where the arm has none."""
 
 DESCRIPTION = """Evaluate a tuned bundle on held-out conversations, beside controls that each lack one of its inputs
-(tokens shuffled between candidates, the model before stage 2), baselines (list order, random) and other bundles.
+(tokens shuffled between candidates, the model before stage 2), baselines (list order, random) and other bundles; or,
+without a bundle, the baselines and upper bounds of any file in the released format.
 
   lavic evaluate --bundle runs/tune/bundle --store store --test test.jsonl --out evaluation
   lavic evaluate --bundle runs/tune/bundle --store store --test items=test.jsonl combinations=test_combinations.jsonl \\
       --compare text_only=runs/titles/bundle --shards shards --runs runs/distill runs/tune --out evaluation
+  lavic evaluate --test test.jsonl --candidates candidates_st --items item2meta_train.json --train train.jsonl \\
+      --arms random list_order popularity repeat_last bm25 dense --out baselines
 
 Writes OUT/results.json (all metrics, with intervals over clusters of dependent conversations, paired differences and
 exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the results as a page)."""
@@ -65,9 +69,9 @@ FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model
 class EvaluateSettings:
     """Evaluate a tuned bundle beside its controls and baselines."""
 
-    bundle: Path
-    """The bundle that `lavic tune` made: RUN/bundle."""
-    store: Path
+    bundle: Path | None = None
+    """The bundle that `lavic tune` made: RUN/bundle. Arms that use no model need none."""
+    store: Path | None = None
     """The item store that it was tuned on, from `lavic embed`."""
     test: tuple[str, ...]
     """Conversation files, each FILE or NAME=FILE; the first is the main test set."""
@@ -75,9 +79,10 @@ class EvaluateSettings:
     """Folder for results.json, predictions.jsonl and report.html."""
     compare: tuple[str, ...] = ()
     """Other bundles to compare with, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
-    arms: tuple[ArmName, ...] = ("lavic", "shuffled", "before_tuning", "list_order", "random")
-    """The model of --bundle, its controls and baselines. `popularity` needs --train, `words` and `words_before_tuning`
-    need --words."""
+    arms: tuple[ArmName, ...] = ()
+    """The model of --bundle, its controls and baselines; by default lavic, shuffled, before_tuning, list_order and
+    random, without a bundle list_order and random. `popularity` needs --train, `bm25` and `dense` need --items, `words`
+    and `words_before_tuning` need --words."""
     candidates: str = "candidates_st"
     """Key of the candidate list to rank."""
     missing: Literal["refuse", "drop"] = "refuse"
@@ -89,6 +94,10 @@ class EvaluateSettings:
     """Number of item tokens per candidate, the first ones; by default as in tuning."""
     train: Path | None = None
     """Training conversations, for the popularity baseline."""
+    items: tuple[str, ...] = ()
+    """Catalogue files with the candidates' titles and texts, for the baselines `bm25` and `dense`."""
+    dense_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Sentence encoder of the baseline `dense`: a folder or a name on Hugging Face."""
     words: Path | None = None
     """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
     shards: tuple[Path, ...] = ()
@@ -145,7 +154,7 @@ def is_complete(settings: EvaluateSettings) -> bool:
 def estimate(settings: EvaluateSettings) -> str:
     """What a rank loads, as text; empty where the bundle is not there yet and no base model is named."""
     name = settings.model.name
-    if name is None and (settings.bundle / "bundle.json").is_file():
+    if name is None and settings.bundle is not None and (settings.bundle / "bundle.json").is_file():
         from lavic.model.bundle import BundleInfo
 
         name = BundleInfo.read(settings.bundle).base
@@ -196,11 +205,12 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         for test_set in setup.test_sets:
             tracker.dataset(test_set.name, test_set.sha256, test_set.file, context="evaluation")
         if world.is_main:
-            manifest = chosen.store / "manifest.json"
-            tracker.dataset("item store", digest_files([manifest]), chosen.store, manifest=manifest)
+            if chosen.store is not None:
+                manifest = chosen.store / "manifest.json"
+                tracker.dataset("item store", digest_files([manifest]), chosen.store, manifest=manifest)
             if setup.target_counts is not None and chosen.train is not None:
                 tracker.dataset("training set", digest_files([chosen.train]), chosen.train, context="popularity")
-        rankings = rank_test_sets(
+        rankings: Rankings = rank_test_sets(
             setup.arms,
             setup.test_sets,
             world,
@@ -211,6 +221,9 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         )
         if not world.is_main:
             return 0
+        for test_set in setup.test_sets:
+            for arm in setup.text_arms:
+                rankings[test_set.name][arm] = rank_text_arm(arm, test_set, setup, chosen)
         # results.json is written last: with it, all three files are of one evaluation
         (chosen.out / RESULTS).unlink(missing_ok=True)
         _write_predictions(chosen.out / "predictions.jsonl", setup.test_sets, rankings)
@@ -220,7 +233,8 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         atomic_write(chosen.out / RESULTS, json.dumps(results, indent=2) + "\n")
         for name, test_set in results["sets"].items():
             for arm, metrics in test_set["arms"].items():
-                tracker.log(0, **{f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()})
+                values = {f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()}
+                tracker.log(0, **{key: value for key, value in values.items() if value is not None})
         for file in (RESULTS, "report.html"):
             tracker.artifact(chosen.out / file)
     print(results_table(results))
@@ -228,23 +242,31 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
     return 0
 
 
+def rank_text_arm(arm: str, test_set: TestSet, setup: EvaluationSetup, chosen: EvaluateSettings) -> list[RankedList]:
+    """The rankings of an arm that needs no bundle."""
+    if arm == "bm25":
+        return rank_bm25(test_set, setup.items)
+    if arm == "dense":
+        return rank_dense(test_set, setup.items, chosen.dense_model)
+    if arm == "popularity":
+        return [popularity(listed, setup.target_counts or {}) for listed in test_set.lists]
+    if arm == "repeat_last":
+        pairs = zip(test_set.conversations, test_set.lists, strict=True)
+        return [repeat_last(listed, conversation.context_items) for conversation, listed in pairs]
+    return [list_order(listed) for listed in test_set.lists]
+
+
 def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: Rankings) -> dict[str, Any]:
-    """The content of `results.json`; its `hit_rate` is that of the main test set."""
+    """The content of `results.json`; its `ceiling`, `arms` and `hit_rate` are those of the main test set."""
     sets: dict[str, Any] = {}
-    main = setup.arms[0].name
+    main = setup.main
     for test_set in setup.test_sets:
         by_arm = rankings[test_set.name]
-        ids = {arm: [ranking.ids for ranking in ranked] for arm, ranked in by_arm.items()}
-        if setup.target_counts is not None:
-            counts = setup.target_counts
-            ids["popularity"] = [popularity(listed, counts, seed=chosen.seed) for listed in test_set.lists]
-        if "list_order" in chosen.arms:
-            ids["list_order"] = [list_order(listed) for listed in test_set.lists]
         sets[test_set.name] = assess(
             test_set,
-            ids,
+            {arm: by_arm[arm] for arm in setup.names if arm in by_arm},
             main=main,
-            random=RANDOM in chosen.arms,
+            random=RANDOM in setup.names,
             cluster=chosen.cluster,
             draws=chosen.draws,
             level=chosen.level,
@@ -254,16 +276,22 @@ def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: 
         if known := {arm: metrics for arm, metrics in none.items() if metrics is not None}:
             sets[test_set.name]["none"] = known
     first = setup.test_sets[0].name
+    arms = {
+        arm: {
+            metric: {key: interval[key] for key in ("value", "low", "high", "n")}
+            for metric, interval in metrics.items()
+        }
+        for arm, metrics in sets[first]["arms"].items()
+    }
     return {
-        "hit_rate": {
-            arm: {key: metrics["hit_rate"][key] for key in ("value", "low", "high", "n")}
-            for arm, metrics in sets[first]["arms"].items()
-        },
+        "ceiling": {kind: interval["value"] for kind, interval in sets[first]["ceiling"].items()},
+        "arms": arms,
+        "hit_rate": {arm: metrics["hit_rate"] for arm, metrics in arms.items()},
         "main": main,
         "main_set": first,
-        "arms": setup.labels,
+        "labels": setup.labels,
         "sets": sets,
-        "base": setup.info.base,
+        "base": setup.info.base if setup.info else None,
         "settings": flatten(chosen),
         "versions": versions("lavic", "torch", "transformers"),
     }
@@ -274,6 +302,8 @@ def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Ranki
         for test_set in test_sets:
             for arm, ranked in rankings[test_set.name].items():
                 for conversation, listed, ranking in zip(test_set.conversations, test_set.lists, ranked, strict=True):
+                    if ranking is None:
+                        continue
                     line = {
                         "set": test_set.name,
                         "arm": arm,
@@ -283,7 +313,8 @@ def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Ranki
                         "ranking": ranking.ids,
                         "logprobs": [round(value, 6) for value in ranking.logprobs],
                         "probabilities": [round(value, 8) for value in ranking.probabilities],
-                        **({} if ranking.text is None else {"text": ranking.text}),
+                        **({"scores": list(ranking.scores)} if ranking.scores else {}),
+                        **({} if ranking.text is None else {"text": ranking.text, "answer": ranking.answer}),
                         **({} if ranking.none is None else {"none": round(ranking.none, 8)}),
                     }
                     file.write(to_utf8(json.dumps(line, ensure_ascii=False)) + b"\n")
@@ -298,21 +329,19 @@ def _write_report(
     from lavic.evaluation.report.blocks import Report
     from lavic.evaluation.report.page import write_report
 
-    test_set, main = setup.test_sets[0], setup.arms[0]
+    test_set, main = setup.test_sets[0], setup.main
     by_arm = rankings[test_set.name]
-    gallery = report_sections.gallery(
-        test_set,
-        by_arm[main.name],
-        title=setup.store.title,
-        photo=setup.photo,
-        others={
-            setup.labels[arm]["label"]: [ranking.ids for ranking in ranked]
-            for arm, ranked in by_arm.items()
-            if arm != main.name
-        },
-        count=chosen.gallery,
-        seed=chosen.seed,
-    )
+    gallery = None
+    if setup.store is not None:
+        gallery = report_sections.gallery(
+            test_set,
+            by_arm.get(main, ()),
+            title=setup.store.title,
+            photo=setup.photo,
+            others={setup.labels[arm]["label"]: ranked for arm, ranked in by_arm.items() if arm != main},
+            count=chosen.gallery,
+            seed=chosen.seed,
+        )
     sections = [
         report_sections.summary(results, *setup.training.numbers),
         *report_sections.test_set_sections(results),
@@ -321,15 +350,16 @@ def _write_report(
         report_sections.method(results),
     ]
     facts = {
-        "Base model": setup.info.base,
-        "Bundle": str(chosen.bundle),
-        "Item store": f"{chosen.store} ({len(setup.store):,} items)",
+        **({"Base model": setup.info.base, "Bundle": str(chosen.bundle)} if setup.info else {}),
+        **({"Item store": f"{chosen.store} ({len(setup.store):,} items)"} if setup.store else {}),
         "Conversations": ", ".join(str(test_set.file) for test_set in setup.test_sets),
         "Created": f"{time.strftime('%Y-%m-%d %H:%M')}, lavic {__version__}",
     }
-    lead = (
-        "The tuned model, its controls and baselines rank the candidate lists of held-out conversations. Each control "
-        "lacks one of the model's inputs: if a control scores as high, the model does not use that input."
-    )
+    lead = "Baselines without a model rank the candidate lists of held-out conversations."
+    if setup.arms:
+        lead = (
+            "The tuned model, its controls and baselines rank the candidate lists of held-out conversations. Each "
+            "control lacks one of the model's inputs: if a control scores as high, the model does not use that input."
+        )
     report = Report(title=chosen.title, lead=lead, facts=facts, sections=tuple(sections))
     write_report(report, chosen.out / "report.html")

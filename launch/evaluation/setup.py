@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lavic.data.conversations import read_conversations
 from lavic.data.item_attributes import read_looks
+from lavic.data.schema import Item
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.baselines import count_targets
 from lavic.evaluation.controls import Arm
 from lavic.evaluation.report.sections import readable
 from lavic.evaluation.test_set import TestSet
+from lavic.evaluation.text_arms import read_candidate_items
 from lavic.launch.evaluation.report_inputs import TrainingSections, read_runs, shelf
 
 if TYPE_CHECKING:
@@ -24,9 +26,25 @@ if TYPE_CHECKING:
     from lavic.model.bundle import BundleInfo
     from lavic.model.item_store import ItemStore
 
-ArmName = Literal[
-    "lavic", "shuffled", "before_tuning", "words", "words_before_tuning", "popularity", "list_order", "random"
-]
+ModelArm = Literal["lavic", "shuffled", "before_tuning", "words", "words_before_tuning"]
+"""An arm that ranks with the model of --bundle."""
+TextArm = Literal["bm25", "dense", "popularity", "repeat_last", "list_order", "random"]
+"""An arm that needs no bundle."""
+ArmName = ModelArm | TextArm
+
+DEFAULT_ARMS: tuple[ArmName, ...] = ("lavic", "shuffled", "before_tuning", "list_order", "random")
+"""With a bundle."""
+DEFAULT_TEXT_ARMS: tuple[ArmName, ...] = ("list_order", "random")
+"""Without one."""
+
+NEEDS: Mapping[str, str] = {
+    "popularity": "train",
+    "words": "words",
+    "words_before_tuning": "words",
+    "bm25": "items",
+    "dense": "items",
+}
+"""Arm -> the setting that it needs."""
 
 LABELS: Mapping[str, tuple[str, str]] = {
     "lavic": ("LaViC", "five tokens of each photo"),
@@ -35,7 +53,10 @@ LABELS: Mapping[str, tuple[str, str]] = {
     "before_tuning": ("Before stage 2", "the same tokens, the base language model"),
     "words": ("Photos as text", "a description instead of the tokens"),
     "words_before_tuning": ("Photos as text, before stage 2", "the base language model"),
+    "bm25": ("BM25", "words of the conversation in the candidate's catalogue text"),
+    "dense": ("Dense", "similarity of the conversation and the candidate's catalogue text"),
     "popularity": ("Popularity", "the most frequent training target first"),
+    "repeat_last": ("Repeat", "the item that the conversation named last first"),
     "list_order": ("List order", "always the first candidate"),
     RANDOM: ("Random order", "exact expectation and interval"),
 }
@@ -50,11 +71,18 @@ class EvaluationSetup:
     """The checked inputs of an evaluation."""
 
     test_sets: list[TestSet]
+    names: tuple[str, ...]
+    """All arms by name, in the order of the results."""
     arms: list[Arm]
+    """Those of them that rank with a bundle."""
     labels: dict[str, dict[str, str]]
     """Arm -> label and note."""
-    info: BundleInfo
-    store: ItemStore
+    info: BundleInfo | None
+    """The main bundle; None without one."""
+    store: ItemStore | None
+    """Its item store."""
+    items: Mapping[str, Item]
+    """The catalogue's records of the candidates, from --items."""
     target_counts: Counter[str] | None
     """How often each item is a training target; None without the popularity baseline."""
     photo: Callable[[str], bytes | None]
@@ -70,24 +98,99 @@ class EvaluationSetup:
             ConfigError: A setting is missing or wrong.
             DataError: An input cannot be read, or inputs do not belong together.
         """
+        names = _arm_names(chosen)
+        for name in names:
+            if (flag := NEEDS.get(name)) and not getattr(chosen, flag):
+                raise ConfigError(f"--arms {name} needs --{flag} FILE")
+        words = read_looks(chosen.words) if chosen.words else None
+        bundles = _Bundles.open(chosen, names, words) if chosen.bundle else None
+        arms = bundles.arms if bundles else []
+        # First the models, in the order in which they are ranked; then the others, as they were named.
+        text = tuple(name for name in names if name in get_args(TextArm))
+        ordered = (*(arm.name for arm in arms), *text)
+        if not ordered:
+            raise ConfigError("--arms: name at least one arm")
+        labels: dict[str, dict[str, str]] = {
+            name: dict(zip(("label", "note"), LABELS[name], strict=True)) for name in ordered if name in LABELS
+        }
+        labels |= bundles.labels if bundles else {}
+        stores = list({arm.store.folder: arm.store for arm in arms}.values())
+        test_sets = _read_test_sets(chosen, stores)
+        if words is not None and {"words", "words_before_tuning"} & set(names):
+            _check_words(words, chosen.words, test_sets)
+        target_counts = None
+        if chosen.train and "popularity" in names:
+            target_counts = count_targets(c.targets for c in read_conversations(chosen.train))
+        store = bundles.store if bundles else None
+        return cls(
+            test_sets=test_sets,
+            names=ordered,
+            arms=arms,
+            labels={name: labels[name] for name in ordered},
+            info=bundles.info if bundles else None,
+            store=store,
+            items=read_candidate_items(chosen.items, test_sets) if chosen.items else {},
+            target_counts=target_counts,
+            photo=shelf(chosen.shards, store, chosen.cache) if store else lambda _: None,
+            training=read_runs([named(text) for text in chosen.runs]),
+        )
+
+    @property
+    def main(self) -> str:
+        """The arm that the others are compared with: the first, and the random one only where it is alone."""
+        return next((name for name in self.names if name != RANDOM), RANDOM)
+
+    @property
+    def text_arms(self) -> tuple[str, ...]:
+        """The arms that need no bundle and rank; the random one is computed."""
+        return tuple(name for name in self.names if name in get_args(TextArm) and name != RANDOM)
+
+
+def _arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:
+    """The arms that the settings name, each once.
+
+    Raises:
+        ConfigError: Arms need a bundle and there is none, or the bundle has no store.
+    """
+    if chosen.bundle is not None and chosen.store is None:
+        raise ConfigError("--bundle needs --store STORE, the item store that it was tuned on")
+    names = chosen.arms or (DEFAULT_ARMS if chosen.bundle else DEFAULT_TEXT_ARMS)
+    if chosen.bundle is None:
+        needy = [f"--arms {name}" for name in names if name in get_args(ModelArm)]
+        needy += [f"--compare {text}" for text in chosen.compare]
+        needy += ["--shards"] * bool(chosen.shards)
+        if needy:
+            raise ConfigError(f"{needy[0]} needs --bundle and --store")
+    return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bundles:
+    """The arms that rank with bundles."""
+
+    arms: list[Arm]
+    labels: dict[str, dict[str, str]]
+    info: BundleInfo
+    store: ItemStore
+
+    @classmethod
+    def open(cls, chosen: EvaluateSettings, names: Sequence[str], words: Mapping[str, str] | None) -> _Bundles:
+        """Opens the main bundle and those of --compare."""
         from lavic.model.bundle import BundleInfo
         from lavic.model.item_store import ItemStore
 
+        assert chosen.bundle is not None and chosen.store is not None
         info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
         info.check_store(store)
         base = chosen.model.name
         info.check_adapters(chosen.bundle)
         info.base_model(chosen.bundle, base)
-        names = [arm for arm in chosen.arms if arm != "shuffled" or info.tokens == "items"]
-        for name, flag in (("popularity", "train"), ("words", "words"), ("words_before_tuning", "words")):
-            if name in names and getattr(chosen, flag) is None:
-                raise ConfigError(f"--arms {name} needs --{flag} FILE")
+        names = [arm for arm in names if arm != "shuffled" or info.tokens == "items"]
         if info.language_adapter is None and {"lavic", "shuffled"} & set(names):
             raise ConfigError(
                 f"--bundle {chosen.bundle}: a stage-1 bundle, it holds no language adapter: run `lavic tune` first, or "
                 "evaluate without one: --arms before_tuning random"
             )
-        words = read_looks(chosen.words) if chosen.words else None
         first = Arm(name="lavic", bundle=chosen.bundle, store=store, base=base, tokens_per_item=chosen.tokens_per_item)
         variants = {
             "lavic": first,
@@ -98,48 +201,41 @@ class EvaluationSetup:
         }
         # Arms with the same weights are consecutive, so that each model is loaded once.
         arms = [arm for name, arm in variants.items() if name in names]
-        labels: dict[str, dict[str, str]] = {
-            name: {"label": label, "note": note} for name, (label, note) in LABELS.items() if name in names
-        }
-        if info.tokens == "none" and "lavic" in labels:
+        labels: dict[str, dict[str, str]] = {}
+        if info.tokens == "none" and "lavic" in names:
             labels["lavic"] = dict(zip(("label", "note"), LABELS["titles"], strict=True))
+        taken = {arm.name for arm in arms}
         for text in chosen.compare:
-            other, note = _read_compare(text, first, info, taken=labels)
+            other, note = _read_compare(text, first, info, taken=taken)
             arms.append(other)
+            taken.add(other.name)
             labels[other.name] = {"label": COMPARED.get(other.name, readable(other.name)), "note": note}
-        if not arms:
-            raise ConfigError("--arms: name at least one that uses the model, such as lavic")
-        stores = list({arm.store.folder: arm.store for arm in arms}.values())
-        test_sets: dict[str, TestSet] = {}
-        for text in chosen.test:
-            name, file = named(text)
-            if name in test_sets:
-                raise ConfigError(f"--test {text}: two files have the name {name}: give them names, NAME=FILE")
-            test_sets[name] = TestSet.read(
-                name,
-                Path(file),
-                candidates=chosen.candidates,
-                stores=stores,
-                missing=chosen.missing,
-                limit=chosen.limit,
-            )
-        if not test_sets:
-            raise ConfigError("--test: name at least one conversation file")
-        if words is not None and {"words", "words_before_tuning"} & set(names):
-            _check_words(words, chosen.words, test_sets.values())
-        target_counts = None
-        if chosen.train and "popularity" in names:
-            target_counts = count_targets(c.targets for c in read_conversations(chosen.train))
-        return cls(
-            test_sets=list(test_sets.values()),
-            arms=arms,
-            labels=labels,
-            info=info,
-            store=store,
-            target_counts=target_counts,
-            photo=shelf(chosen.shards, store, chosen.cache),
-            training=read_runs([named(text) for text in chosen.runs]),
+        return cls(arms=arms, labels=labels, info=info, store=store)
+
+
+def _read_test_sets(chosen: EvaluateSettings, stores: Sequence[ItemStore]) -> list[TestSet]:
+    """The test files, the main one first.
+
+    Raises:
+        ConfigError: Two have one name.
+        DataError: One cannot be read.
+    """
+    test_sets: dict[str, TestSet] = {}
+    for text in chosen.test:
+        name, file = named(text)
+        if name in test_sets:
+            raise ConfigError(f"--test {text}: two files have the name {name}: give them names, NAME=FILE")
+        test_sets[name] = TestSet.read(
+            name,
+            Path(file),
+            candidates=chosen.candidates,
+            stores=stores,
+            missing=chosen.missing,
+            limit=chosen.limit,
         )
+    if not test_sets:
+        raise ConfigError("--test: name at least one conversation file")
+    return list(test_sets.values())
 
 
 def named(text: str) -> tuple[str, str]:
@@ -156,7 +252,7 @@ def named(text: str) -> tuple[str, str]:
     return Path(text).stem, text
 
 
-def _read_compare(text: str, main: Arm, main_info: BundleInfo, *, taken: Mapping[str, Any]) -> tuple[Arm, str]:
+def _read_compare(text: str, main: Arm, main_info: BundleInfo, *, taken: Collection[str]) -> tuple[Arm, str]:
     """NAME=BUNDLE[@STORE] as an arm, with a note that describes it."""
     from lavic.model.bundle import BundleInfo
     from lavic.model.item_store import ItemStore

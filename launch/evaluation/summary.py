@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
     """What an evaluation would rank."""
     models = len({(arm.bundle, arm.language) for arm in setup.arms})
-    lines = [
-        f"base model  {setup.info.base}",
-        f"item store  {chosen.store}, {len(setup.store):,} items",
-        f"arms        {', '.join(setup.labels)}; {models} models, loaded one after the other",
-    ]
+    lines = []
+    if setup.info is not None and setup.store is not None:
+        lines += [f"base model  {setup.info.base}", f"item store  {chosen.store}, {len(setup.store):,} items"]
+    if setup.items:
+        lines.append(f"catalogue   {len(setup.items):,} of the candidates")
+    lines.append(
+        f"arms        {', '.join(setup.names)}" + f"; {models} models, loaded one after the other" * (models > 0)
+    )
     for test_set in setup.test_sets:
         lists = [len(candidates) for candidates in test_set.lists]
         size = f"{min(lists)} to {max(lists)}" if min(lists) < max(lists) else f"{lists[0]}"
@@ -34,11 +37,12 @@ def _left_out(counts: Mapping[str, int]) -> str:
 def results_table(results: Mapping[str, Any]) -> str:
     """Hit rates with intervals, MRR and NDCG of every test set."""
     lines = []
-    width = max(len(arm) for arm in results["arms"])
+    width = max(len(arm) for arm in results["labels"])
     for name, test_set in results["sets"].items():
         lines.append(
             f"\n{name}: {test_set['conversations']} conversations, {test_set['clusters']} clusters, "
-            f"upper bound {test_set['ceiling']['value']:.3f}{_left_out(test_set['left_out'])}"
+            f"upper bound {test_set['ceiling']['row']['value']:.3f} (micro {test_set['ceiling']['micro']['value']:.3f})"
+            f"{_left_out(test_set['left_out'])}"
         )
         lines.append(f"  {'arm':<{width}}  HitRatio@1  [{results['settings']['level']:.0%} interval]     MRR  NDCG@10")
         for arm, metrics in test_set["arms"].items():
@@ -53,7 +57,9 @@ def results_table(results: Mapping[str, Any]) -> str:
                 f'  {arm:<{width}}  answers "none of these" for {absent} of {none["lists_without"]} lists without a '
                 f"target and {present} of {none['lists_with']} with one"
             )
-    if results["settings"]["decode"] == "generate":
+        for arm, count in test_set.get("missing", {}).items():
+            lines.append(f"  {arm:<{width}}  has no ranking for {count:,} conversations, which count as misses")
+    if results["base"] and results["settings"]["decode"] == "generate":
         lines.append(
             "\n--decode generate gives one item and no ranking of the others: MRR and NDCG count that one item"
         )

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from lavic.errors import DataError
 from lavic.evaluation.baselines import random_intervals
 from lavic.evaluation.test_set import ClusterBy, TestSet
-from lavic.metrics.ranking_metrics import Ratio, compute_metrics, expected_random, judge, oracle_hit_rate
-from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar
+from lavic.metrics.ranking_metrics import (
+    BINS,
+    Ratio,
+    Relevance,
+    ceilings,
+    compute_metrics,
+    confidence_bins,
+    expected_random,
+    judge,
+)
+from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar, permutation_test
+from lavic.recommend.ranked_list import RankedList
 
 RANDOM = "random"
 """The baseline that is computed, not run."""
 
+COMPARED_METRICS = ("hit_rate", "mrr", "ndcg_at_10")
+"""Metrics of which the main arm's differences are tested."""
+
 
 def assess(
     test_set: TestSet,
-    rankings: Mapping[str, Sequence[Sequence[str]]],
+    rankings: Mapping[str, Sequence[RankedList | None]],
     *,
     main: str,
     random: bool = True,
@@ -32,53 +45,123 @@ def assess(
 
     Args:
         test_set: The conversations.
-        rankings: Arm -> ranked ids of each conversation. An arm is the main model, a control or a baseline.
+        rankings: Arm -> a ranking of each conversation, None where the arm has none: a miss. An arm is a model, a
+            control, a baseline or another system.
         main: The arm that the others are compared with.
         random: Whether to add the random baseline.
         cluster: Which conversations are resampled together.
         draws, level, seed: Of the bootstrap.
 
     Returns:
-        `arms`: arm -> metric -> value, low, high, n; `against`: arm -> the paired difference in hit rate (main minus
-        arm), the numbers of conversations that only one of the two got right, McNemar's exact p and its adjustment by
-        Holm; `ceiling`: the upper bound of the hit rate on these lists; and what the test set holds.
+        `arms`: arm -> metric -> value, low, high, n; `ceiling`: the best `row` and `micro` scores on these lists;
+        `against`: arm -> the main arm compared with it (see `compare_arms`); `calibration`: arm -> its reliability by
+        bin; `missing`: arm -> conversations without a ranking, where there are any; and what the test set holds.
+
+    Raises:
+        DataError: An arm has no ranking at all: it did not run.
     """
-    bootstrap = Bootstrap(test_set.clusters(cluster), draws=draws, level=level, seed=seed)
-    metrics: dict[str, dict[str, Ratio]] = {
-        arm: compute_metrics(judge(test_set.predictions(ids))) for arm, ids in rankings.items()
-    }
+    clusters = test_set.clusters(cluster)
+    bootstrap = Bootstrap(clusters, draws=draws, level=level, seed=seed)
+    judged = {arm: judge(test_set.predictions(rows)) for arm, rows in check_arms(rankings).items()}
+    metrics: dict[str, dict[str, Ratio]] = {arm: compute_metrics(relevance) for arm, relevance in judged.items()}
     intervals: dict[str, dict[str, Interval]] = {arm: bootstrap.intervals(ratios) for arm, ratios in metrics.items()}
-    unranked = test_set.predictions([()] * len(test_set))
+    unranked = test_set.predictions([None] * len(test_set))
     if random:
-        metrics[RANDOM] = expected_random(judge(unranked))
+        metrics[RANDOM] = expected_random(unranked)
         intervals[RANDOM] = random_intervals(unranked, level=level, seed=seed)
-    ceiling = bootstrap.intervals({"ceiling": oracle_hit_rate(judge(unranked))})["ceiling"]
+    missing = {arm: count for arm, rows in rankings.items() if (count := sum(row is None for row in rows))}
+    calibration = {arm: bins for arm, relevance in judged.items() if (bins := reliability(relevance))}
     return {
         "file": str(test_set.file),
         "sha256": test_set.sha256,
         "conversations": len(test_set),
+        "targets": sum(len(conversation.targets) for conversation in test_set.conversations),
         "left_out": test_set.left_out,
         "list_length": float(np.mean([len(candidates) for candidates in test_set.lists])),
         "clusters": bootstrap.count,
         "clustered_by": cluster,
-        "ceiling": ceiling.as_dict(),
-        "arms": {
-            arm: {name: interval.as_dict() for name, interval in arm_intervals.items()}
-            for arm, arm_intervals in intervals.items()
-        },
-        "against": _comparisons(metrics, main, bootstrap) if main in metrics else {},
+        "ceiling": _as_dicts(bootstrap.intervals(ceilings(judge(unranked)))),
+        "arms": {arm: _as_dicts(arm_intervals) for arm, arm_intervals in intervals.items()},
+        **({"missing": missing} if missing else {}),
+        **({"calibration": calibration} if calibration else {}),
+        "against": compare_arms(metrics, main, bootstrap) if main in metrics else {},
     }
 
 
-def _comparisons(metrics: Mapping[str, Mapping[str, Ratio]], main: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The main arm compared with each other one, on the same conversations."""
-    hits = metrics[main]["hit_rate"]
+def check_arms(rankings: Mapping[str, Sequence[RankedList | None]]) -> Mapping[str, Sequence[RankedList | None]]:
+    """Refuses an arm without a single ranking: it did not run, and a score of 0 would say that it is bad.
+
+    Raises:
+        DataError: There is such an arm.
+    """
+    for arm, rows in rankings.items():
+        if all(row is None for row in rows):
+            raise DataError(f"the arm {arm} has no ranking for any of the {len(rows):,} conversations: it did not run")
+    return rankings
+
+
+def reliability(judged: Relevance) -> list[dict[str, float | int]]:
+    """Confidence and hit rate by bin of confidence; empty bins are left out.
+
+    Returns:
+        For each bin `low` and `high` (of the confidence), `n` (conversations), their mean `confidence` and `hit_rate`.
+    """
+    rated = np.flatnonzero(~np.isnan(judged.confidence))
+    confidence, hits = judged.confidence[rated], judged.relevance[rated, 0]
+    bins = confidence_bins(confidence)
+    return [
+        {
+            "low": number / BINS,
+            "high": (number + 1) / BINS,
+            "n": int((bins == number).sum()),
+            "confidence": float(confidence[bins == number].mean()),
+            "hit_rate": float(hits[bins == number].mean()),
+        }
+        for number in np.unique(bins).tolist()
+    ]
+
+
+def compare_arms(metrics: Mapping[str, Mapping[str, Ratio]], main: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The main arm compared with each other one, on the same conversations.
+
+    Returns:
+        Arm -> `difference` of the hit rate (main minus arm) with its interval; `first_only` and `second_only`, the
+        conversations that only one of the two certainly got right; `test`, `p` and `p_holm`, adjusted for the number of
+        arms; `metrics`: the same for the other metrics of `COMPARED_METRICS`. The test of the hit rate is McNemar's
+        exact one, or the paired permutation test where ties make hits uncertain; ranked metrics have the permutation
+        test. The random baseline, an expectation, has a difference and no test.
+    """
     rows: dict[str, dict[str, Any]] = {}
+    tests: dict[str, dict[str, float]] = {name: {} for name in COMPARED_METRICS}
     for arm in (arm for arm in metrics if arm != main):
-        other = metrics[arm]["hit_rate"]
-        rows[arm] = {"difference": bootstrap.differences({"hit_rate": hits}, {"hit_rate": other})["hit_rate"].as_dict()}
-        if arm != RANDOM:  # an expectation has no hits to pair
-            rows[arm] |= asdict(mcnemar(hits.numerator, other.numerator))
-    for arm, p in holm({arm: row["p"] for arm, row in rows.items() if "p" in row}).items():
-        rows[arm]["p_holm"] = p
-    return rows
+        first, second = ({name: metrics[side][name] for name in COMPARED_METRICS} for side in (main, arm))
+        differences = _as_dicts(bootstrap.differences(first, second))
+        row: dict[str, Any] = {name: {"difference": differences[name]} for name in COMPARED_METRICS}
+        if RANDOM not in (arm, main):
+            for name in COMPARED_METRICS:
+                row[name] |= _test(first[name], second[name], bootstrap, exact=name == "hit_rate")
+                tests[name][arm] = row[name]["p"]
+        rows[arm] = row
+    for name, p_values in tests.items():
+        for arm, p in holm(p_values).items():
+            rows[arm][name]["p_holm"] = p
+    return {
+        arm: {**row["hit_rate"], "metrics": {name: row[name] for name in COMPARED_METRICS[1:]}}
+        for arm, row in rows.items()
+    }
+
+
+def _test(first: Ratio, second: Ratio, bootstrap: Bootstrap, *, exact: bool) -> dict[str, Any]:
+    if exact:
+        paired = mcnemar(first.numerator, second.numerator)
+        counts = {"first_only": paired.first_only, "second_only": paired.second_only}
+        if all(np.isin(ratio.numerator, (0.0, 1.0)).all() for ratio in (first, second)):
+            return {**counts, "test": "mcnemar", "p": paired.p}
+    else:
+        counts = {}
+    p = permutation_test(first, second, bootstrap.clusters, draws=bootstrap.draws, seed=bootstrap.seed)
+    return {**counts, "test": "permutation", "p": p}
+
+
+def _as_dicts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
+    return {name: interval.as_dict() for name, interval in intervals.items()}

@@ -15,7 +15,8 @@ from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranker import RankedList, Ranker, Request
+    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranker import Ranker, Request
 
 Decode = Literal["likelihood", "generate"]
 
@@ -48,7 +49,7 @@ def rank_test_sets(
     tokens_per_batch: int = 8192,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
-) -> dict[str, dict[str, list[RankedList]]]:
+) -> dict[str, dict[str, Sequence[RankedList | None]]]:
     """Ranks every test set with every arm. Collective: each rank takes every size-th conversation.
 
     Consecutive arms with the same weights share one loaded model; only one model is in memory at a time.
@@ -68,10 +69,13 @@ def rank_test_sets(
     Raises:
         DataError: A bundle or a store cannot be used, or they do not belong together.
     """
+    rankings: dict[str, dict[str, Sequence[RankedList | None]]] = {test_set.name: {} for test_set in test_sets}
+    if not arms:
+        return rankings
+
     from lavic.model.bundle import Bundle
     from lavic.recommend.ranker import Ranker
 
-    rankings: dict[str, dict[str, list[RankedList]]] = {test_set.name: {} for test_set in test_sets}
     for (folder, base, language), members in groupby(arms, key=lambda arm: (arm.bundle, arm.base, arm.language)):
         bundle = Bundle.load(folder, world.device(), language=language, dtype=dtype, base=base)
         for arm in members:

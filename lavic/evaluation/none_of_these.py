@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranker import RankedList
+    from lavic.recommend.ranked_list import RankedList
 
 
-def none_of_these_metrics(test_set: TestSet, rankings: Sequence[RankedList]) -> dict[str, float | int | None] | None:
+def none_of_these_metrics(
+    test_set: TestSet, rankings: Sequence[RankedList | None]
+) -> dict[str, float | int | None] | None:
     """How often a model answers "none of these" for lists with and without a target.
 
     Returns:
@@ -20,10 +22,11 @@ def none_of_these_metrics(test_set: TestSet, rankings: Sequence[RankedList]) -> 
         the probability that a list without a target gets more probability of "none" than one with (ties half). A share
         of no lists is None. None for a model without this answer.
     """
-    if any(ranking.none is None for ranking in rankings):
+    if any(ranking is None or ranking.none is None for ranking in rankings):
         return None
+    known = [ranking for ranking in rankings if ranking is not None]
     groups: dict[bool, list[tuple[float, bool]]] = {True: [], False: []}
-    for conversation, candidates, ranking in zip(test_set.conversations, test_set.lists, rankings, strict=True):
+    for conversation, candidates, ranking in zip(test_set.conversations, test_set.lists, known, strict=True):
         none = ranking.none or 0.0
         answered_none = none > (1 - none) * max(ranking.probabilities, default=0.0)  # normalized without "none"
         groups[bool(set(conversation.targets) & set(candidates))].append((none, answered_none))

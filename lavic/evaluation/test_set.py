@@ -17,6 +17,7 @@ from lavic.data.schema import Conversation
 from lavic.errors import DataError
 from lavic.metrics.ranking_metrics import Prediction
 from lavic.metrics.statistics import connected_clusters
+from lavic.recommend.ranked_list import RankedList
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
@@ -51,7 +52,7 @@ class TestSet:
         file: Path,
         *,
         candidates: str,
-        stores: Sequence[ItemStore],
+        stores: Sequence[ItemStore] = (),
         missing: Literal["refuse", "drop"] = "refuse",
         limit: int | None = None,
     ) -> TestSet:
@@ -61,7 +62,8 @@ class TestSet:
             name: Its name in the results.
             file: A jsonl file in the released format.
             candidates: Key of the list, such as `candidates_st`.
-            stores: Item stores that must each hold every candidate, since all models rank the same lists.
+            stores: Item stores that must each hold every candidate, since all models rank the same lists; none where no
+                arm needs one.
             missing: What to do with a candidate that is not in a store: refuse the file, or drop it from its list. A
                 target that is dropped still counts as a target. A list that loses other items becomes easier, for all
                 models alike.
@@ -101,11 +103,20 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.conversations)
 
-    def predictions(self, rankings: Sequence[Sequence[str]]) -> list[Prediction]:
-        """Predictions from rankings: ids, best first, one ranking per conversation."""
+    def predictions(self, rankings: Sequence[RankedList | None]) -> list[Prediction]:
+        """Predictions from rankings, one per conversation; None, a conversation without a ranking, is a miss."""
         return [
-            Prediction(targets=conversation.targets, candidates=listed, ranking=tuple(ids))
-            for conversation, listed, ids in zip(self.conversations, self.lists, rankings, strict=True)
+            Prediction(
+                targets=conversation.targets,
+                candidates=listed,
+                ranking=ranking.ids,
+                scores=ranking.scores or ranking.logprobs,
+                confidence=ranking.probabilities[0] if ranking.probabilities else None,
+                answer=None if ranking.text is None else (ranking.answer,) if ranking.answer else (),
+            )
+            for conversation, listed, ranking in zip(
+                self.conversations, self.lists, (ranking or RankedList(ids=()) for ranking in rankings), strict=True
+            )
         ]
 
     def clusters(self, by: ClusterBy = "both") -> NDArray[np.int64]:

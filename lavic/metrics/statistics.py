@@ -7,7 +7,7 @@ many times. Rows that share either are resampled together.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -31,9 +31,13 @@ class Interval:
     clusters: int | None = None
     """Number of independent clusters of conversations; None where it does not apply."""
 
-    def as_dict(self) -> dict[str, float | int]:
-        """The form of `results.json`: value, low, high, n, and clusters where known."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The form of `results.json`: value, low, high, n, and clusters where known.
+
+        None for what has no value: a metric of which no conversation is part.
+        """
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in known.items()}
 
 
 def connected_clusters(keys: Sequence[Iterable[Hashable]]) -> NDArray[np.int64]:
@@ -99,7 +103,9 @@ class Bootstrap:
         for column, (key, ratio) in enumerate(metrics.items()):
             low, high = self._percentiles(values[:, column])
             bound = ((1 - self.level) / 2) ** (1 / self.count)
-            if ratio.denominator.any() and not ratio.numerator.any():
+            if ratio.bins is not None:
+                pass  # a sum of gaps: no binomial bound holds
+            elif ratio.denominator.any() and not ratio.numerator.any():
                 low, high = 0.0, 1 - bound
             elif ratio.denominator.any() and np.array_equal(ratio.numerator, ratio.denominator):
                 low, high = bound, 1.0
@@ -121,19 +127,33 @@ class Bootstrap:
 
     def _resample(self, metrics: Mapping[Key, Ratio]) -> Floats:
         """[draws, metrics] the value of each metric in each resample."""
-        columns = [ratio.numerator for ratio in metrics.values()] + [ratio.denominator for ratio in metrics.values()]
+        columns: list[Floats] = []
+        owner: list[int] = []
+        for number, ratio in enumerate(metrics.values()):
+            columns += ratio.parts
+            owner += [number] * len(ratio.parts)
+        width = len(columns)
+        columns += [ratio.denominator for ratio in metrics.values()]
+        binned = np.array([ratio.bins is not None for ratio in metrics.values()])[owner]
+        starts = np.searchsorted(owner, np.arange(len(metrics)))
         sums = np.stack([np.bincount(self.clusters, column, self.count) for column in columns], axis=1)
+        values: list[Floats] = []
+        for weights in self._weights():
+            drawn = weights @ sums
+            numerators = np.add.reduceat(np.where(binned, np.abs(drawn[:, :width]), drawn[:, :width]), starts, axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values.append(numerators / drawn[:, width:])
+        return np.concatenate(values)
+
+    def _weights(self) -> Iterator[Floats]:
+        """[draws, clusters] how often each resample has each cluster, in chunks of bounded memory."""
         rng = np.random.default_rng(self.seed)
         chunk = max(1, 4_000_000 // self.count)
-        parts: list[Floats] = []
         for start in range(0, self.draws, chunk):
             rows = min(chunk, self.draws - start)
             drawn = rng.integers(0, self.count, (rows, self.count)) + self.count * np.arange(rows)[:, None]
-            weights = np.bincount(drawn.ravel(), minlength=rows * self.count).reshape(rows, self.count)
-            parts.append(weights.astype(np.float64) @ sums)
-        numerators, denominators = np.split(np.concatenate(parts), 2, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return numerators / denominators
+            counts = np.bincount(drawn.ravel(), minlength=rows * self.count)
+            yield counts.reshape(rows, self.count).astype(np.float64)
 
     def _percentiles(self, values: Floats) -> tuple[float, float]:
         # A resample without a conversation that counts (no target in any list) has no value.
@@ -163,13 +183,48 @@ def mcnemar(first: Sequence[bool] | Floats, second: Sequence[bool] | Floats) -> 
     Args:
         first, second: [n] hit or miss of each model, in the same order.
     """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    a, b = np.asarray(first) == 1, np.asarray(second) == 1
     if a.shape != b.shape:
         raise ValueError(f"the models have {a.size} and {b.size} conversations: a paired test needs the same ones")
     first_only, second_only = int((a & ~b).sum()), int((~a & b).sum())
     n, least = first_only + second_only, min(first_only, second_only)
     tail = sum(math.comb(n, wins) for wins in range(least + 1))
     return McNemar(first_only=first_only, second_only=second_only, p=min(1.0, 2 * tail / 2**n))
+
+
+def permutation_test(
+    first: Ratio, second: Ratio, clusters: NDArray[np.int64], *, draws: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p of the paired permutation test: under the null the two models are exchangeable in each cluster.
+
+    All 2^c exchanges are tried where there are at most `draws` of them, else random ones; then the observed one counts
+    as one of the draws, so that p is never 0.
+
+    Args:
+        first, second: A metric of two models on the same conversations, with equal denominators.
+        clusters: [n] cluster number of each conversation.
+        draws: Number of random exchanges.
+        seed: Seed of the exchanges.
+
+    Raises:
+        ValueError: The two have other conversations.
+    """
+    if not np.array_equal(first.denominator, second.denominator):
+        raise ValueError("a paired test needs the same conversations")
+    sums = np.bincount(_numbers(clusters.tolist()), first.numerator - second.numerator)
+    sums = sums[np.abs(sums) > 1e-12]
+    observed = abs(float(sums.sum())) - 1e-9
+    if not len(sums):
+        return 1.0
+    if 2 ** len(sums) <= draws:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
+        return float((np.abs(signs @ sums) >= observed).mean())
+    rng = np.random.default_rng(seed)
+    chunk, extreme = max(1, 4_000_000 // len(sums)), 0
+    for start in range(0, draws, chunk):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(chunk, draws - start), len(sums)))
+        extreme += int((np.abs(signs @ sums) >= observed).sum())
+    return (extreme + 1) / (draws + 1)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

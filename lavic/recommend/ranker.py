@@ -24,9 +24,7 @@ from lavic.model.generation import generate
 from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import project
-
-ID_SHAPE = re.compile(r"\bB[A-Z0-9]{9}\b")
-"""An item id, as the released scripts look for in generated text."""
+from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
 
 MAX_NEW_TOKENS = 16
 """Maximum length of a generated answer, in tokens: an id and a word or two before it."""
@@ -43,22 +41,6 @@ class Request:
     """Candidate -> the item whose tokens follow its title; None: its own. For the shuffled control."""
     texts: Mapping[str, str] | None = None
     """Candidate -> text that replaces its tokens. For the control that reads the photo as text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankedList:
-    """The model's output for a request."""
-
-    ids: tuple[str, ...]
-    """Best first. All candidates when ranking; the generated id, or none, when generating."""
-    logprobs: tuple[float, ...] = ()
-    """Log-probability (natural) of each id with the end-of-sequence token."""
-    probabilities: tuple[float, ...] = ()
-    """The probabilities, normalized over the list."""
-    text: str | None = None
-    """The generated text."""
-    none: float | None = None
-    """Probability of "none of these", normalized together with the list, if the bundle was tuned with this answer."""
 
 
 @dataclass(frozen=True)
@@ -232,9 +214,10 @@ class Ranker:
         )
         answer = self._parse_id(output.text, request.candidates)
         none = (float(answer is None and prompts.NONE in output.text.lower())) if self.bundle.info.none else None
+        released = released_answer(output.text)
         if answer is None:
-            return RankedList(ids=(), text=output.text, none=none)
-        return RankedList(ids=(answer,), logprobs=(output.logprob,), text=output.text, none=none)
+            return RankedList(ids=(), text=output.text, answer=released, none=none)
+        return RankedList(ids=(answer,), logprobs=(output.logprob,), text=output.text, answer=released, none=none)
 
     def _parse_id(self, text: str, candidates: Sequence[str]) -> str | None:
         """The first word of a text that is a candidate, another item, or has the shape of an id."""

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from lavic.evaluation.baselines import count_targets, list_order, popularity, random_intervals
+from lavic.evaluation.baselines import count_targets, list_order, popularity, random_intervals, repeat_last
 from lavic.metrics.ranking_metrics import Prediction, compute_metrics, expected_random, judge
 
 
@@ -19,7 +19,7 @@ def test_expectation_is_the_mean_over_all_orders(targets: str, candidates: str):
         for order in permutations(candidates)
     ]
     means = {name: terms.value for name, terms in compute_metrics(judge(orders)).items()}
-    expected = {name: terms.value for name, terms in expected_random(judge(orders[:1])).items()}
+    expected = {name: terms.value for name, terms in expected_random(orders[:1]).items()}
     assert expected == pytest.approx(means, nan_ok=True)
 
 
@@ -44,9 +44,14 @@ def test_lists_of_unequal_length():
     assert (got["hit_rate"].low, got["hit_rate"].high) == (0.5, 1.0)
 
 
-def test_popularity_counts_and_ignores_the_order_of_the_list():
+def test_popularity_counts_and_leaves_equals_tied():
     counts = count_targets([["c"], ["c", "b"], ["z"]])
-    assert popularity(["a", "b", "c"], counts) == ("c", "b", "a")
-    firsts = {popularity([f"x{i}", f"y{i}"], counts)[0][0] for i in range(40)}
-    assert firsts == {"x", "y"}
-    assert list_order(["b", "a", "b"]) == ("b", "a")
+    ranked = popularity(["a", "b", "c", "d"], counts)
+    assert (ranked.ids, ranked.scores) == (("c", "b", "a", "d"), (2.0, 1.0, 0.0, 0.0))
+    assert list_order(["b", "a", "b"]).ids == ("b", "a")
+
+
+def test_the_last_named_item_comes_first_and_the_rest_is_tied():
+    ranked = repeat_last(["a", "b", "c", "d"], ["b", "c", "b", "z"])
+    assert (ranked.ids, ranked.scores) == (("b", "c", "a", "d"), (3.0, 2.0, 0.0, 0.0))
+    assert set(repeat_last(["a", "b"], []).scores) == {0.0}

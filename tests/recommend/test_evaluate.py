@@ -61,7 +61,11 @@ def test_results_hold_every_arm_of_every_set(done: Path):
     assert list(scores["sets"]) == ["items", "other"]
     assert scores["sets"]["other"]["arms"]["lavic"]["hit_rate"]["n"] == 7
     assert scores["hit_rate"]["random"]["value"] == pytest.approx(0.1)
-    assert scores["sets"]["items"]["ceiling"]["value"] == 1.0
+    assert scores["sets"]["items"]["ceiling"]["row"]["value"] == 1.0
+    assert scores["ceiling"] == {"row": 1.0, "micro": 1.0}
+    assert set(scores["arms"]) == set(scores["labels"]) == arms
+    for metrics in scores["arms"].values():
+        assert all(set(interval) == {"value", "low", "high", "n"} for interval in metrics.values())
     assert set(scores["sets"]["items"]["against"]) == arms - {"lavic"}
 
 
@@ -74,7 +78,7 @@ def test_the_same_bundle_under_another_name_differs_in_nothing(done: Path):
 
 def test_predictions_give_the_results_again(done: Path, ground: Ground):
     lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == (24 + 7) * 6
+    assert len(lines) == (24 + 7) * 8
     shuffled = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
     hit_rate = sum(line["ranking"][0] in line["targets"] for line in shuffled) / len(shuffled)
     assert hit_rate == pytest.approx(results(done)["hit_rate"]["shuffled"]["value"])
@@ -228,7 +232,10 @@ class TestRefusals:
             ({"candidates": "candidates_xx"}, "no candidate list `candidates_xx`; it has: candidates_st"),
             ({"test": "nowhere.jsonl"}, "no such conversation file"),
             ({"arms": "popularity"}, "--arms popularity needs --train FILE"),
-            ({"arms": "random"}, "name at least one that uses the model"),
+            ({"arms": "bm25"}, "--arms bm25 needs --items FILE"),
+            ({"bundle": None, "arms": "lavic"}, "--arms lavic needs --bundle and --store"),
+            ({"bundle": None, "compare": "other=nowhere"}, "--compare other=nowhere needs --bundle and --store"),
+            ({"store": None}, "--bundle needs --store STORE"),
             ({"compare": "nothing"}, "expected NAME=BUNDLE"),
             ({"compare": "lavic=somewhere"}, "the name lavic is in use"),
             ({"compare": "other=nowhere"}, "not a bundle"),

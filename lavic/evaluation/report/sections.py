@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.report.blocks import (
     Bar,
     Bars,
@@ -27,13 +26,13 @@ from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import HELP, LABELS
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranker import RankedList
+    from lavic.recommend.ranked_list import RankedList
 
 TONES = ("main", "second", "third", "muted")
 TABLE_METRICS = (
     "hit_rate",
     "hit_rate_in_list",
-    "released_recall_at_1",
+    "recall_micro",
     "recall_at_3",
     "mrr",
     "ndcg_at_10",
@@ -51,7 +50,7 @@ MAX_TILES = 10
 def summary(results: Mapping[str, Any], *more: Number) -> Section:
     """The main model's hit rate beside the best control's, then what the caller adds."""
     test_set = results["sets"][results["main_set"]]
-    main, names = results["main"], results["arms"]
+    main, names = results["main"], results["labels"]
     hit_rates = {arm: metrics["hit_rate"] for arm, metrics in test_set["arms"].items()}
     controls = [arm for arm in hit_rates if arm not in (main, *REFERENCES)]
     numbers = [_number(hit_rates[main], f"HitRatio@1, {names[main]['label']}", "main")]
@@ -62,8 +61,8 @@ def summary(results: Mapping[str, Any], *more: Number) -> Section:
     for name, other in results["sets"].items():
         if name != results["main_set"]:
             numbers.append(_number(other["arms"][main]["hit_rate"], f"on {readable(name).lower()}"))
-    if test_set["ceiling"]["value"] < 1:
-        numbers.append(_number(test_set["ceiling"], "upper bound: lists that contain a target"))
+    if test_set["ceiling"]["row"]["value"] < 1:
+        numbers.append(_number(test_set["ceiling"]["row"], "upper bound: lists that contain a target"))
     lead = f"{test_set['conversations']:,} conversations, {test_set['list_length']:.3g} candidates each on average."
     return Section(title="Summary", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
 
@@ -136,11 +135,11 @@ def training(
 
 def gallery(
     test_set: TestSet,
-    rankings: Sequence[RankedList],
+    rankings: Sequence[RankedList | None],
     *,
     title: Callable[[str], str],
     photo: Callable[[str], bytes | None],
-    others: Mapping[str, Sequence[Sequence[str]]],
+    others: Mapping[str, Sequence[RankedList | None]],
     count: int = 24,
     seed: int = 0,
 ) -> Section | None:
@@ -148,18 +147,19 @@ def gallery(
 
     Args:
         test_set: The conversations.
-        rankings: The main model's ranking of each conversation.
+        rankings: The main model's ranking of each conversation; one without probabilities is not shown.
         title: The title of an item.
         photo: The encoded photo of an item, or None.
-        others: Label of another model -> its ranked ids of each conversation.
+        others: Label of another model -> its ranking of each conversation.
         count: Maximum number of examples.
         seed: Seed of the sample.
 
     Returns:
         None if there is nothing to show.
     """
-    rows = [row for row, ranking in enumerate(rankings) if ranking.ids and ranking.probabilities]
-    hit = {row: rankings[row].ids[0] in test_set.conversations[row].targets for row in rows}
+    shown = {row: ranking for row, ranking in enumerate(rankings) if ranking and ranking.ids and ranking.probabilities}
+    rows = list(shown)
+    hit = {row: ranking.ids[0] in test_set.conversations[row].targets for row, ranking in shown.items()}
     rng = random.Random(seed)
     pools = [[row for row in rows if hit[row] is kind] for kind in (False, True)]
     for pool in pools:
@@ -171,7 +171,7 @@ def gallery(
     rng.shuffle(sample)
     if not sample:
         return None
-    cases = tuple(_case(test_set, row, rankings[row], title, photo, others) for row in sample)
+    cases = tuple(_case(test_set, row, shown[row], title, photo, others) for row in sample)
     hits = sum(hit.values())
     lead = (
         f"{len(sample)} of {len(rows):,} conversations, sampled from {hits:,} hits and {len(rows) - hits:,} misses in "
@@ -194,7 +194,9 @@ def method(results: Mapping[str, Any]) -> Section:
         "generate": "The model generates text greedily; the first ID in it is the answer.",
     }[settings["decode"]]
     paragraphs = (
-        scoring,
+        *([scoring] if results["base"] else []),
+        "Candidates with equal scores have no order: every metric is its expectation over the orders of tied "
+        "candidates. A conversation without a ranking is a miss and stays in the denominator.",
         f"Intervals are {settings['level']:.0%} percentile bootstrap intervals of {settings['draws']:,} resamples; "
         f"{dependence}. The value of the random baseline is its exact expectation, and its interval the range of the "
         "scores of random orders of these lists.",
@@ -212,9 +214,9 @@ def readable(name: str) -> str:
 
 
 def _test_set(name: str, results: Mapping[str, Any]) -> Section:
-    test_set, labels, main = results["sets"][name], results["arms"], results["main"]
+    test_set, labels, main = results["sets"][name], results["labels"], results["main"]
     rows, cells = [], []
-    best = test_set["ceiling"]["value"]
+    best = test_set["ceiling"]["row"]["value"]
     columns = [metric for metric in TABLE_METRICS if metric != "hit_rate_in_list" or best < 1]
     for arm, metrics in test_set["arms"].items():
         hit_rate = metrics["hit_rate"]
@@ -252,13 +254,13 @@ def _test_set(name: str, results: Mapping[str, Any]) -> Section:
 def _comparisons(comparisons: Mapping[str, Any], labels: Mapping[str, Any], main: str) -> Table:
     rows = []
     for arm, row in comparisons.items():
-        counts = (f"{row['first_only']:,}", f"{row['second_only']:,}") if arm != RANDOM else ("", "")
+        counts = (f"{row['first_only']:,}", f"{row['second_only']:,}") if "p" in row else ("", "")
         rows.append((labels[arm]["label"], _cell(row["difference"], sign="+"), *counts, _p(row.get("p_holm"))))
-    columns = (f"{main} vs.", "Difference", f"only {main} right", "only the other right", "McNemar p")
+    columns = (f"{main} vs.", "Difference", f"only {main} right", "only the other right", "p")
     return Table(
         columns=columns,
         rows=tuple(rows),
-        hints={"McNemar p": "exact, two-sided, adjusted for multiple comparisons (Holm)"},
+        hints={"p": "McNemar's exact test, or a permutation test where ties are scored; two-sided, adjusted (Holm)"},
     )
 
 
@@ -274,7 +276,7 @@ def _case(
     ranking: RankedList,
     title: Callable[[str], str],
     photo: Callable[[str], bytes | None],
-    others: Mapping[str, Sequence[Sequence[str]]],
+    others: Mapping[str, Sequence[RankedList | None]],
 ) -> Case:
     conversation = test_set.conversations[row]
     targets = set(conversation.targets)
@@ -287,7 +289,10 @@ def _case(
             Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)
             for item, p in shown
         ),
-        others={name: bool(ids[row]) and ids[row][0] in targets for name, ids in others.items()},
+        others={
+            name: (other := ranked[row]) is not None and bool(other.ids) and other.ids[0] in targets
+            for name, ranked in others.items()
+        },
     )
 
 
@@ -298,6 +303,8 @@ def _number(interval: Mapping[str, float], label: str, tone: str = "") -> Number
 
 def _cell(interval: Mapping[str, float], sign: str = "") -> str:
     dash = " to " if sign else " – "
+    if interval["value"] is None:
+        return "\u2013"
     text = f"{interval['value']:{sign}.3f}\n{interval['low']:{sign}.3f}{dash}{interval['high']:{sign}.3f}"
     return text.replace("-", "−")
 

@@ -120,7 +120,7 @@ def test_b12_a_row_with_two_targets_can_be_right() -> None:
     row = Prediction(targets=("a", "b"), candidates=("a", "b", "c"), ranking=("a", "c", "b"))
     values = {name: terms.value for name, terms in compute_metrics(judge([row])).items()}
     assert values["hit_rate"] == 1.0
-    assert values["released_recall_at_1"] == 0.5
+    assert values["recall_micro"] == 0.5
 
 
 def test_b13_a_row_is_not_changed_by_being_read(assets: Assets, backbone: Backbone) -> None:
