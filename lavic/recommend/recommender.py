@@ -14,7 +14,8 @@ from lavic.errors import ConfigError, DataError, LavicError
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.conversation_forms import ConversationForm, to_conversation
-from lavic.recommend.ranker import EncodedRequest, RankedList, Ranker, Request
+from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranker import EncodedRequest, Ranker, Request
 from lavic.recommend.tournament import Tournament
 
 if TYPE_CHECKING:
