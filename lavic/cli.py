@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
     "evaluate": ("lavic.launch.evaluate", "metrics, controls, confidence intervals, and a report"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
+    "serve": ("lavic.launch.serve", "the recommender over HTTP: a page, an API, an OpenAI-compatible chat"),
     "submit": (
         "lavic.launch.submit.command",
         "the pipeline as SLURM jobs with dependencies; also 'submit status', 'submit logs', 'submit cancel'",

@@ -1,0 +1,217 @@
+"""The HTTP API of a recommender, as a FastAPI app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+
+from lavic import __version__
+from lavic.recommend.recommender import Query
+from lavic.recommend.serving import chat
+from lavic.recommend.serving.api_page import POLICY, api_page
+from lavic.recommend.serving.errors import ApiError, add_error_handlers
+from lavic.recommend.serving.guard import Guard, GuardSettings
+from lavic.recommend.serving.schemas import (
+    ChatRequest,
+    ErrorResponse,
+    Item,
+    Message,
+    RecommendRequest,
+    RecommendResponse,
+    recommend_response,
+)
+from lavic.recommend.serving.service import Service, check_limits
+
+T = TypeVar("T")
+
+DESCRIPTION = (
+    "Products for a conversation, with the probability that the model gives each. Every error has the form "
+    '{"error": {"message", "type", "param", "code"}}.'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """What an app allows."""
+
+    turns: int = 200
+    """Most turns of a conversation."""
+    candidates: int = 1000
+    """Most candidates of a request, and most excluded items."""
+    k: int = 100
+    """Most items of an answer."""
+    cors: tuple[str, ...] = ()
+    """Origins of other sites whose pages may ask."""
+    guard: GuardSettings = field(default_factory=GuardSettings)
+
+
+def create_app(
+    settings: AppSettings,
+    start: Callable[[], Coroutine[Any, Any, Service]],
+    stop: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
+    metrics: Any = None,
+) -> FastAPI:
+    """The app.
+
+    Args:
+        settings: What it allows.
+        start: Makes the service, in the event loop of the server.
+        stop: Ends it.
+        metrics: `Metrics` of the server.
+    """
+    from lavic.recommend.serving.metrics import Metrics
+
+    metrics = metrics or Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = await start()
+        service.ready = True
+        try:
+            yield
+        finally:
+            service.ready = False
+            if stop is not None:
+                await stop(service)
+
+    app = FastAPI(
+        title="LaViC",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+    )
+    add_error_handlers(app)
+    _add_probes(app, metrics)
+    _add_items(app)
+    _add_recommend(app, settings)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    app.add_middleware(Guard, settings=settings.guard, metrics=metrics)
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service | None = getattr(request.app.state, "service", None)
+    if service is None or not service.ready:
+        raise ApiError(503, "the server is not ready", headers={"Retry-After": "1"})
+    return service
+
+
+def _add_probes(app: FastAPI, metrics: Any) -> None:
+    @app.get("/healthz", tags=["probes"])
+    async def alive() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["probes"])
+    async def ready(request: Request) -> dict[str, Any]:
+        """Whether requests are answered; 503 before the start and while the server shuts down."""
+        bundle, store = _service(request).current.names
+        return {"status": "ready", "bundle": bundle, "store": store}
+
+    @app.get("/metrics", tags=["probes"], response_class=Response)
+    async def measured() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(metrics.render(), media_type=metrics.content_type)
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
+
+
+def _add_items(app: FastAPI) -> None:
+    @app.get("/v1/items/{id}", tags=["items"])
+    def item(request: Request, id: str) -> Item:
+        """An item of the catalogue by its id."""
+        served = _service(request).current
+        store = served.recommender.store
+        if id not in store:
+            raise ApiError(404, "no item has this id", param="id")
+        return Item(id=id, title=store.title(id), photo=served.photo(id))
+
+    @app.get("/photos/{id}", tags=["items"], response_class=Response)
+    def photo(request: Request, id: str) -> Response:
+        """The photo that an item's tokens were made of."""
+        photos = _service(request).current.photos
+        if photos is None or (found := photos.get(id)) is None:
+            raise ApiError(404, "no item with this id has a photo here", param="id")
+        headers = {"ETag": found.etag, "Cache-Control": "private, max-age=3600"}
+        if request.headers.get("if-none-match") == found.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.data, media_type=found.media_type, headers=headers)
+
+
+def _add_recommend(app: FastAPI, settings: AppSettings) -> None:
+    async def ask(request: Request, query: Query) -> RecommendResponse:
+        service = _service(request)
+        check_limits(query, turns=settings.turns, candidates=settings.candidates, k=settings.k)
+        served, answer = await until_gone(request, service.answer(query))
+        return recommend_response(answer, [served.photo(item.id) for item in answer])
+
+    @app.post("/v1/recommend", tags=["recommend"])
+    async def recommend(request: Request, body: RecommendRequest) -> RecommendResponse:
+        """Items for a conversation, best first: of the given candidates, or of the whole catalogue."""
+        query = Query(conversation=_form(body.conversation), candidates=body.candidates, k=body.k, exclude=body.exclude)
+        return await ask(request, query)
+
+    @app.post("/v1/chat/completions", tags=["OpenAI"], response_model=None)
+    async def complete(request: Request, body: ChatRequest) -> Response:
+        """The same for clients of the OpenAI chat API: an answer in words, and the items under `lavic`."""
+        query = Query(conversation=_form(body.messages), candidates=body.candidates, k=body.k, exclude=body.exclude)
+        answer = await ask(request, query)
+        # Pictures in a chat are fetched without a token.
+        base_url = None if settings.guard.token else str(request.base_url).rstrip("/")
+        if body.stream:
+            events = chat.chunks(answer, body.model, base_url)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return JSONResponse(chat.completion(answer, body.model, base_url))
+
+    @app.get("/v1/models", tags=["OpenAI"])
+    async def models() -> dict[str, Any]:
+        """The one model, for clients that look for it."""
+        return {"object": "list", "data": [{"id": "lavic", "object": "model", "created": 0, "owned_by": "lavic"}]}
+
+
+def _form(conversation: str | list[Message | str] | list[Message]) -> Any:
+    """A conversation as the recommender takes it."""
+    if isinstance(conversation, str):
+        return conversation
+    return [turn if isinstance(turn, str) else turn.model_dump() for turn in conversation]
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits work, and cancels it when the client closes its connection.
+
+    Raises:
+        ApiError: 499, which nobody reads: the client has left.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "the client has left")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,202 @@
+"""Dynamic batching: requests that wait together are answered by one call of the recommender."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from lavic.errors import LavicError
+from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
+from lavic.recommend.serving.errors import ApiError, from_lavic_error
+from lavic.recommend.serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_FIRST_GUESS_S = 0.05
+"""Seconds of a request, before the first was answered."""
+_SMOOTHING = 0.1
+"""Share of the last batch in the running mean of a request's seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """How requests are put together."""
+
+    batch_size: int = 64
+    """Most prompts of a batch; a list that is ranked in groups counts as several. One request is always taken."""
+    batch_ms: float = 5.0
+    """Longest time that a request waits for others while the model is idle, milliseconds."""
+    queue: int = 256
+    """Most requests that wait; further ones are answered with 429."""
+    deadline: float = 30.0
+    """Seconds after which a request is answered with 503."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request that waits for its answer."""
+
+    recommender: Recommender
+    """The one that was served when the request came."""
+    query: CheckedQuery
+    answer: asyncio.Future[Recommendation] = field(repr=False)
+
+
+class Batcher:
+    """Answers queries in batches, in a thread of its own, first come, first served.
+
+    While a batch is computed, requests gather for the next one. What has passed its deadline, or whose client has left,
+    is taken out before it costs anything.
+    """
+
+    def __init__(self, settings: BatchSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lavic-model")
+        self._task: asyncio.Task[None] | None = None
+        self._request_s = _FIRST_GUESS_S
+
+    def start(self) -> None:
+        """Begins to answer; called in the event loop."""
+        self._task = asyncio.create_task(self._run(), name="lavic-batcher")
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are answered."""
+        return self._task is not None and not self._task.done()
+
+    async def stop(self) -> None:
+        """Ends; what still waits is answered with 503."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.answer.done():
+                waiting.answer.set_exception(ApiError(503, "the server shuts down"))
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, recommender: Recommender, query: CheckedQuery) -> Recommendation:
+        """The answer to one query. Cancelled, it is taken out of the queue.
+
+        Raises:
+            ApiError: 429, too many wait; 503, the deadline has passed; 422, it cannot be answered; 500, it failed.
+        """
+        settings = self.settings
+        if len(self._waiting) >= settings.queue:
+            self.metrics.dropped.labels("queue_full").inc()
+            raise ApiError(
+                429, f"{settings.queue} requests wait already; try again later", headers={"Retry-After": self._retry()}
+            )
+        waiting = _Waiting(recommender, query, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self.metrics.waiting.set(len(self._waiting))
+        self._arrived.set()
+        try:
+            await asyncio.wait({waiting.answer}, timeout=settings.deadline)
+            if waiting.answer.done():
+                return waiting.answer.result()
+            self.metrics.dropped.labels("deadline").inc()
+            raise ApiError(
+                503,
+                f"not answered within {settings.deadline:g} s; try again later",
+                headers={"Retry-After": self._retry()},
+            )
+        except asyncio.CancelledError:
+            self.metrics.dropped.labels("client_left").inc()
+            raise
+        finally:
+            waiting.answer.cancel()
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiting)
+            self.metrics.waiting.set(len(self._waiting))
+
+    def _retry(self) -> str:
+        """Seconds until what waits now should be answered, for the header Retry-After."""
+        return str(max(1, math.ceil(len(self._waiting) * self._request_s)))
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._gather()
+            if batch := self._take():
+                began = time.perf_counter()
+                answers = await loop.run_in_executor(self._thread, _answer, batch)
+                seconds = time.perf_counter() - began
+                self.metrics.batch_size.observe(len(batch))
+                self.metrics.batch_seconds.observe(seconds)
+                self._request_s += _SMOOTHING * (seconds / len(batch) - self._request_s)
+                for waiting, answer in zip(batch, answers, strict=True):
+                    if waiting.answer.done():  # cancelled: its client has left, or its deadline has passed
+                        continue
+                    if isinstance(answer, Exception):
+                        waiting.answer.set_exception(answer)
+                    else:
+                        waiting.answer.set_result(answer)
+
+    async def _gather(self) -> None:
+        """Waits for more requests, for at most `batch_ms`, or until a batch is full."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settings.batch_ms / 1000
+        while (left := until - loop.time()) > 0 and self._prompts() < self.settings.batch_size:
+            self._arrived.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _prompts(self) -> int:
+        return sum(waiting.recommender.prompts(waiting.query) for waiting in self._waiting)
+
+    def _take(self) -> list[_Waiting]:
+        """The requests of the next batch, in the order in which they came; all of one recommender."""
+        batch: list[_Waiting] = []
+        prompts = 0
+        while self._waiting:
+            waiting = self._waiting[0]
+            if waiting.answer.done():
+                self._waiting.popleft()
+                continue
+            prompts += waiting.recommender.prompts(waiting.query)
+            if batch and (prompts > self.settings.batch_size or waiting.recommender is not batch[0].recommender):
+                break
+            batch.append(self._waiting.popleft())
+        self.metrics.waiting.set(len(self._waiting))
+        return batch
+
+
+def _answer(batch: Sequence[_Waiting]) -> list[Recommendation | ApiError]:
+    """Answers a batch; if it fails as a whole, each request by itself, so that one does not spoil the others'."""
+    recommender, queries = batch[0].recommender, [waiting.query for waiting in batch]
+    return answer_each(recommender, queries)
+
+
+def answer_each(recommender: Recommender, queries: Sequence[CheckedQuery]) -> list[Recommendation | ApiError]:
+    """The answer, or the error answer, to each query.
+
+    Args:
+        recommender: Answers them.
+        queries: By its `check`.
+    """
+    try:
+        answers = recommender.answer(queries)
+    except Exception as error:
+        if len(queries) > 1:
+            log.warning("a batch of %d requests failed (%s); each is tried by itself", len(queries), error)
+            return [answer for query in queries for answer in answer_each(recommender, [query])]
+        if isinstance(error, LavicError):
+            log.error("a request failed: %s", error)
+            return [ApiError(503, "the item store or index cannot be read; the server's log says why")]
+        log.exception("a request failed")
+        return [ApiError(500, "the server failed; its log says why")]
+    return [from_lavic_error(answer) if isinstance(answer, LavicError) else answer for answer in answers]

@@ -1,0 +1,105 @@
+"""The one form of every error that the server answers, which clients of the OpenAI API read too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lavic.errors import LavicError
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    429: "overloaded",
+    499: "client_closed_request",
+    500: "internal_error",
+    503: "unavailable",
+}
+
+
+class ApiError(Exception):
+    """An error answer.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and what to do, one line.
+        param: The part of the request that is wrong, as `candidates`.
+        headers: Of the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return error_body(self.status, self.message, self.param)
+
+    @property
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """`{"error": {"message", "type", "param", "code"}}`"""
+    kind = "invalid_request_error" if status < 500 and status not in (429, 499) else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": _CODES.get(status, str(status))}}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes an app answer every error in this form."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        return error.response
+
+    @app.exception_handler(LavicError)
+    async def lavic_error(request: Request, error: LavicError) -> JSONResponse:
+        return from_lavic_error(error).response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Neither the input nor a context is repeated: they may be large, or numbers that JSON does not have.
+        first = error.errors()[0]
+        keys = [str(part) for part in first["loc"] if part != "body"]
+        param = ".".join(keys) or None
+        if first["type"] == "json_invalid":
+            return ApiError(400, "the body is not JSON").response
+        message = f"{param or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        return ApiError(422, message, param=param).response
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # Starlette logs the traceback; clients learn nothing of it.
+        return ApiError(500, "the server failed; its log says why").response
+
+
+def from_lavic_error(error: LavicError) -> ApiError:
+    """A refusal of the recommender as an answer: what it says begins with the part of the request that is wrong."""
+    message = str(error)
+    head, colon, _ = message.partition(":")
+    param = head if colon and head.partition("[")[0] in ("conversation", "candidates", "k", "exclude") else None
+    return ApiError(422, message, param=param)

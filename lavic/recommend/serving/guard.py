@@ -1,0 +1,187 @@
+"""What stands before the routes: size and time of a body, the token, the host name, and headers of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lavic.recommend.serving.errors import ApiError
+from lavic.recommend.serving.metrics import Metrics
+
+OPEN = ("/healthz", "/readyz")
+"""Paths that probes ask without a token."""
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'")
+"""Of answers that are not pages; a page brings its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings:
+    """Limits of a request."""
+
+    body: int = 1 << 20
+    """Most bytes of a body."""
+    body_seconds: float = 10.0
+    """Longest time in which a body arrives."""
+    token: str | None = None
+    """What clients must show; None: nothing."""
+    hosts: tuple[str, ...] | None = None
+    """Names under which the server is asked; None: any. Keeps web pages from reaching a local server under a name of
+    their own."""
+
+
+class Guard:
+    """An ASGI middleware. Answers what it refuses itself, in the form of all errors."""
+
+    def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 0
+        began = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = _with_headers(message.get("headers", []))
+            await send(message)
+
+        try:
+            self._check_head(scope)
+            body = await self._read(scope, receive)
+            began = time.perf_counter()
+        except ApiError as error:
+            # The rest of the body is not read, so the connection cannot be used again.
+            error.headers.setdefault("Connection", "close")
+            await error.response(scope, receive, counted)
+        except _ClientLeft:
+            return
+        else:
+            await self.app(scope, _Replay(body, receive), counted)
+        finally:
+            route = getattr(scope.get("route"), "path", None) or "other"
+            self.metrics.requests.labels(route, status or 499).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    def _check_head(self, scope: Scope) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if self.settings.hosts is not None and _host(headers.get(b"host", b"")) not in self.settings.hosts:
+            raise ApiError(403, "this server is not asked under that name; see --hosts")
+        token = self.settings.token
+        if token and scope["path"] not in OPEN and not _shows(headers.get(b"authorization", b""), token):
+            raise ApiError(
+                401,
+                "a token is needed: send it as Authorization: Bearer TOKEN",
+                headers={"WWW-Authenticate": 'Basic realm="lavic", charset="UTF-8"'},
+            )
+        if scope["method"] == "POST":
+            kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if kind != b"application/json":
+                # A form of another web page can be sent with any type but this.
+                raise ApiError(415, "send the body with Content-Type: application/json")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self.settings.body:
+            raise self._too_large()
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body."""
+        chunks: list[bytes] = []
+        size = 0
+        until = asyncio.get_running_loop().time() + self.settings.body_seconds
+        while True:
+            try:
+                left = until - asyncio.get_running_loop().time()
+                message = await asyncio.wait_for(receive(), max(left, 0.0))
+            except asyncio.TimeoutError:
+                raise ApiError(408, f"the body did not arrive within {self.settings.body_seconds:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise _ClientLeft
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self.settings.body:
+                raise self._too_large()
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self.settings.body} bytes")
+
+
+class _ClientLeft(Exception):
+    """The connection was closed before the body was whole."""
+
+
+class _Replay:
+    """Gives the app the body that was read, and then what the server says."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self.body: bytes | None = body
+        self.receive = receive
+
+    async def __call__(self) -> Any:
+        if self.body is not None:
+            body, self.body = self.body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await self.receive()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def local_names(more: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names under which a server on loopback is asked."""
+    return ("localhost", "127.0.0.1", "::1", *(name.lower() for name in more))
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header, without the port."""
+    try:
+        return (urlsplit(f"//{header.decode('ascii')}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _shows(header: bytes, token: str) -> bool:
+    """Whether an Authorization header has the token: as Bearer, or as the password of Basic, which browsers ask for."""
+    scheme, _, value = header.partition(b" ")
+    shown = value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            shown = base64.b64decode(shown, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            shown = b""
+    elif scheme.lower() != b"bearer":
+        shown = b""
+    return hmac.compare_digest(shown, token.encode())
+
+
+def _with_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    names = {name.lower() for name, _ in headers}
+    return [*headers, *(pair for pair in (*HEADERS, POLICY) if pair[0] not in names)]

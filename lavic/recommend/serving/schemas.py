@@ -1,0 +1,113 @@
+"""Requests and answers of the HTTP API, as its OpenAPI page describes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lavic.recommend.recommender import Recommendation, RecommendedItem
+
+EXAMPLE = {"conversation": "a warm hat for winter, not too bright", "k": 3}
+
+
+class Message(BaseModel):
+    """A chat message. Keys besides these are ignored."""
+
+    role: str
+    """user, assistant or system; messages of system are left out."""
+    content: str | list[dict[str, Any]] | None = None
+    """Text, or parts of type `text`."""
+
+
+class RecommendRequest(BaseModel):
+    """What to recommend for."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+
+    conversation: str | list[Message | str]
+    """Text, a list of turns (the first is the seeker's), or chat messages."""
+    candidates: list[str] | None = None
+    """Item ids to rank; without them the whole catalogue is searched."""
+    k: int = Field(default=10, ge=1)
+    """Most items of the answer."""
+    exclude: list[str] = []
+    """Item ids not to recommend, such as those that were disliked."""
+
+
+class ChatRequest(BaseModel):
+    """A request of the OpenAI chat API. Sampling settings and other keys are ignored: there is nothing to sample."""
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "a warm hat"}]}]}
+    )
+
+    messages: list[Message] = Field(min_length=1)
+    model: str = "lavic"
+    """Any name; the answer repeats it."""
+    stream: bool = False
+    candidates: list[str] | None = None
+    """Item ids to rank, as in /v1/recommend."""
+    k: int = Field(default=10, ge=1)
+    """Most items of the answer."""
+    exclude: list[str] = []
+    """Item ids not to recommend."""
+
+
+class Item(BaseModel):
+    """An item of the catalogue."""
+
+    id: str
+    title: str
+    photo: str | None
+    """Path of its photo on this server; null where it has none."""
+
+
+class ScoredItem(Item):
+    """A recommended item."""
+
+    probability: float
+    """That the model names it, among all candidates."""
+    scores: dict[str, float]
+    """Retrieval method -> its score, of the methods that found the item."""
+
+
+class RecommendResponse(BaseModel):
+    """The recommended items, best first."""
+
+    items: list[ScoredItem]
+    candidates: int
+    """How many items were ranked."""
+    none: float | None = None
+    """Probability of "none of these", of bundles that were tuned with this answer."""
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorDetail
+
+
+def scored_item(item: RecommendedItem, photo: str | None) -> ScoredItem:
+    """A recommended item as the API answers it."""
+    return ScoredItem(id=item.id, title=item.title, photo=photo, probability=item.probability, scores=dict(item.scores))
+
+
+def recommend_response(answer: Recommendation, photos: list[str | None]) -> RecommendResponse:
+    """An answer of the recommender as the API answers it.
+
+    Args:
+        answer: Of the recommender.
+        photos: Path of each item's photo.
+    """
+    items = [scored_item(item, photo) for item, photo in zip(answer, photos, strict=True)]
+    return RecommendResponse(items=items, candidates=answer.candidates, none=answer.none)

@@ -1,0 +1,138 @@
+"""Runs the app on uvicorn: signals, slow clients, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from lavic.errors import LaunchError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+HEADER_SECONDS = 10.0
+"""Longest time in which the head of a request arrives."""
+CONNECTIONS = 1024
+"""Most connections; further ones are answered with 503 by uvicorn itself."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address, before anything large is loaded.
+
+    Raises:
+        LaunchError: The address is not this machine's, or in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        server = socket.socket(family, kind, protocol)
+        try:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(address)
+        except OSError:
+            server.close()
+            raise
+    except OSError as error:
+        raise LaunchError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from None
+    return server
+
+
+def run(
+    app: FastAPI, server: socket.socket, *, grace: float, reload: Callable[[], Any], ready: Callable[[], None]
+) -> None:
+    """Serves until SIGTERM or SIGINT: then no connection is taken any more, and what runs is answered.
+
+    Args:
+        app: What to serve.
+        server: The socket, see `listen`.
+        grace: Seconds for requests that run when the signal comes.
+        reload: Called in the event loop on SIGHUP; makes an awaitable.
+        ready: Called when requests are taken.
+    """
+    config = uvicorn.Config(
+        app,
+        http=_protocol(),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_keep_alive=15,
+        backlog=CONNECTIONS,
+        ws="none",
+        proxy_headers=False,
+    )
+    _Server(config, reload, ready).run(sockets=[server])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our signals: ends with 0 on SIGTERM and takes up what is new on SIGHUP."""
+
+    def __init__(self, config: uvicorn.Config, reload: Callable[[], Any], ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._reload, self._ready = reload, ready
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own would end the process by the signal again once everything is answered.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+        yield
+
+    def _begin_reload(self) -> None:
+        task = asyncio.ensure_future(self._reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()
+
+
+def _protocol() -> Any:
+    """uvicorn's HTTP protocol, with a time limit for the head of a request."""
+    base: Any
+    if importlib.util.find_spec("httptools"):
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
+    else:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as base
+
+    class TimedProtocol(base):  # type: ignore[misc]
+        """Closes connections on which the head of a request does not arrive in time."""
+
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._disarm()  # the head is there; the app limits the time of the body
+            elif self._timer is None:
+                self._arm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def _arm(self) -> None:
+            self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.transport.close)
+
+        def _disarm(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return TimedProtocol

@@ -1,0 +1,152 @@
+"""The HTTP API of a running server."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from lavic.recommend.recommender import Query, Recommender
+
+from ..conftest import KEY, Ground
+from .conftest import Server
+
+TALK = [{"role": "user", "content": "an acme mug, red"}, {"role": "assistant", "content": "Striped or plain?"}]
+
+
+@pytest.fixture(scope="module")
+def recommender(ground: Ground, index) -> Recommender:
+    return Recommender.load(ground.bundle, ground.store, index, retrieved=20)
+
+
+def test_named_candidates(ground: Ground, client: httpx.Client, recommender: Recommender):
+    listed = list(ground.conversations[0].candidates[KEY])
+    answer = client.post("/v1/recommend", json={"conversation": "a red mug", "candidates": listed, "k": 4})
+    assert answer.status_code == 200
+    expected = recommender.recommend("a red mug", listed, k=4)
+    items = answer.json()["items"]
+    assert [item["id"] for item in items] == [item.id for item in expected]
+    for item, other in zip(items, expected, strict=True):
+        assert item["probability"] == pytest.approx(other.probability, abs=1e-5)
+        assert item["title"] == other.title and item["photo"] is None and set(item["scores"]) == {"bm25"}
+    assert answer.json()["candidates"] == 10
+
+
+def test_the_whole_catalogue(client: httpx.Client, recommender: Recommender):
+    expected = [item.id for item in recommender.recommend(TALK)]
+    for conversation in (TALK, ["an acme mug, red", "Striped or plain?"]):
+        answer = client.post("/v1/recommend", json={"conversation": conversation})
+        assert [item["id"] for item in answer.json()["items"]] == expected
+    excluded = client.post("/v1/recommend", json={"conversation": TALK, "exclude": expected[:2]}).json()["items"]
+    assert not {item["id"] for item in excluded} & set(expected[:2])
+
+
+def test_answers_of_requests_that_share_batches(ground: Ground, server: Server, recommender: Recommender):
+    asked = [Query(conversation=c.turns[0].text, candidates=c.candidates[KEY]) for c in ground.conversations]
+    expected = [recommender.recommend(query.conversation, query.candidates) for query in asked]
+
+    def ask(query: Query) -> list[dict]:
+        with server.client() as client:
+            body = {"conversation": query.conversation, "candidates": list(query.candidates)}
+            return client.post("/v1/recommend", json=body).json()["items"]
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, asked))
+    for answer, alone in zip(answers, expected, strict=True):
+        assert [item["id"] for item in answer] == [item.id for item in alone]
+        assert [item["probability"] for item in answer] == pytest.approx([i.probability for i in alone], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 422, "conversation"),
+        ({"conversation": ""}, 422, "conversation"),
+        ({"conversation": []}, 422, "conversation"),
+        ({"conversation": 7}, 422, "conversation.str"),
+        ({"conversation": "a", "candidates": []}, 422, "candidates"),
+        ({"conversation": "a", "candidates": ["B0NOWHERE0"]}, 422, "candidates"),
+        ({"conversation": "a", "candidates": [1]}, 422, "candidates.0"),
+        ({"conversation": "a", "k": 0}, 422, "k"),
+        ({"conversation": "a", "k": 101}, 422, "k"),
+        ({"conversation": "a", "colour": "red"}, 422, "colour"),
+        ({"conversation": [{"role": "robot", "content": "a"}]}, 422, "conversation[0]"),
+        ({"conversation": ["a"] * 201}, 422, "conversation"),
+        ({"conversation": "a", "candidates": ["x"] * 1001}, 422, "candidates"),
+        ("[" * 100_000, 400, None),
+        ('{"conversation": "a"', 400, None),
+        (b"\xff\xfe", 400, None),
+        ('{"conversation": "a", "k": 1e400}', 422, "k"),
+        ("[1, 2]", 422, None),
+    ],
+)
+def test_what_is_malformed_or_unknown_is_refused_in_one_form(client: httpx.Client, body, status: int, param):
+    data = json.dumps(body) if isinstance(body, dict) else body
+    answer = client.post("/v1/recommend", content=data, headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"] and len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/recommend", 405),
+        ("GET", "/v1/items/B0NOWHERE0", 404),
+        ("GET", "/photos/B0NOWHERE0", 404),
+        ("GET", "/photos/..%2f..%2fetc%2fpasswd", 404),
+    ],
+)
+def test_unknown_paths(client: httpx.Client, method: str, path: str, status: int):
+    answer = client.request(method, path)
+    assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_no_json_by_its_type(client: httpx.Client):
+    answer = client.post("/v1/recommend", content='{"conversation": "a"}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415 and answer.json()["error"]["code"] == "unsupported_media_type"
+
+
+def test_an_item(ground: Ground, client: httpx.Client, recommender: Recommender):
+    item = recommender.store.ids[3]
+    answer = client.get(f"/v1/items/{item}")
+    assert answer.json() == {"id": item, "title": recommender.store.title(item), "photo": None}
+    assert answer.headers["x-content-type-options"] == "nosniff" and "default-src 'none'" in str(answer.headers)
+
+
+def test_chat_completions(client: httpx.Client, recommender: Recommender):
+    body = {"model": "any", "messages": TALK, "temperature": 0.7, "k": 3}
+    answer = client.post("/v1/chat/completions", json=body).json()
+    expected = recommender.recommend(TALK, k=3)
+    (choice,) = answer["choices"]
+    assert answer["object"] == "chat.completion" and answer["model"] == "any" and choice["finish_reason"] == "stop"
+    assert [item["id"] for item in choice["message"]["lavic"]["items"]] == [item.id for item in expected]
+    for rank, item in enumerate(expected, 1):
+        assert f"{rank}. **{item.title}** ({item.id})" in choice["message"]["content"]
+
+    with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    deltas = [json.loads(event)["choices"][0] for event in events[:-1]]
+    assert "".join(choice["delta"].get("content", "") for choice in deltas) == choice["message"]["content"]
+    assert deltas[-1]["finish_reason"] == "stop" and deltas[-1]["delta"]["lavic"] == choice["message"]["lavic"]
+    assert client.get("/v1/models").json()["data"][0]["id"] == "lavic"
+    assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 422
+
+
+def test_probes_metrics_and_the_api_page(client: httpx.Client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    client.post("/v1/recommend", json={"conversation": "a mug"})
+    text = client.get("/metrics").text
+    assert 'lavic_requests_total{route="/v1/recommend",status="200"}' in text
+    assert "lavic_batch_seconds_bucket" in text and "lavic_waiting_requests 0.0" in text
+    page = client.get("/docs")
+    assert "/v1/chat/completions" in page.text and "script-src" not in page.headers["content-security-policy"]
+    assert "<script" not in page.text and "http://" not in page.text
+    assert client.get("/openapi.json").json()["paths"]["/v1/recommend"]["post"]
