@@ -98,6 +98,7 @@ setup(
         "lavic.slurm": ["*.md", "*.sbatch", "*.sh"],
         "lavic.evaluation.report": ["*.css"],
         "lavic.mini": ["*.md", "base/*"],
+        "lavic.recommend.serving.page": ["*.css", "*.html", "*.js", "*.svg"],
     },
     install_requires=CORE,
     extras_require={

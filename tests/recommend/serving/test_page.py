@@ -1,0 +1,352 @@
+"""The page in a real browser: typing, clicking, by keyboard alone, and with a server in trouble."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fastapi import Response
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.browser import Browser
+from tests.recommend.serving.drawn_shop import Shop, make_shop, running
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = (
+    "<script>window.hacked = 1</script>",
+    '<img src=x onerror="window.hacked = 2">',
+    '"><svg onload="window.hacked = 3">',
+    "javascript:window.hacked=4",
+    "</button></template><h1>not a heading</h1>",
+    "&lt;b&gt; stays as it is &amp;amp;",
+    "{{7*7}} ${7*7} %s",
+    "x" * 5000,
+    "\u202eright to left \u0000 and a NUL",
+    "😀 " * 200,
+)
+CONTRAST = """
+const channel = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+const color = (text) => text.match(/[\\d.]+/g).map(Number);
+const below = (node) => {
+  for (let at = node; at; at = at.parentElement) {
+    const found = color(getComputedStyle(at).backgroundColor);
+    if (found.length < 4 || found[3] === 1) return found;
+  }
+};
+const poor = [];
+for (const node of document.querySelectorAll("body *")) {
+  const words = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+  if (!words || !node.checkVisibility({ visibilityProperty: true })) continue;
+  if (node.closest(".quiet, script, noscript")) continue;
+  const [a, b] = [light(color(getComputedStyle(node).color)), light(below(node))].sort((x, y) => y - x);
+  if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(`${node.outerHTML.slice(0, 80)}: ${(a + 0.05) / (b + 0.05)}`);
+}
+return poor;
+"""
+
+
+class Reader:
+    """Somebody who looks at the page."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser, self.url = browser, url
+
+    def all(self, css: str) -> list[WebElement]:
+        return self.browser.driver.find_elements("css selector", css)
+
+    def texts(self, css: str) -> list[str]:
+        return [element.text for element in self.all(css)]
+
+    def until(self, condition) -> None:
+        WebDriverWait(self.browser.driver, 60, poll_frequency=0.05).until(lambda _: condition())
+
+    def say(self, text: str) -> None:
+        """Types a message and waits for the answer."""
+        turns = len(self.all(".turn"))
+        self.all("#request")[0].send_keys(text, Keys.ENTER)
+        self.until(lambda: len(self.all(".turn")) == turns + 1)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until nothing is under way."""
+        self.until(lambda: not self.all("[aria-busy]"))
+
+    def click(self, css: str) -> None:
+        self.browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.all(css)[0])
+        self.all(css)[0].click()
+        self.settle()
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self.browser.driver).send_keys(*keys).perform()
+
+    @property
+    def focused(self) -> WebElement:
+        return self.browser.driver.switch_to.active_element
+
+    def photos_loaded(self) -> int:
+        script = "return [...document.querySelectorAll('#cards img')].filter(i => i.complete && i.naturalWidth).length"
+        return self.browser.driver.execute_script(script)
+
+    def check(self) -> None:
+        """Nothing went wrong, nothing was loaded from elsewhere, and the page fits its window."""
+        assert self.browser.errors() == []
+        here = urlsplit(self.url).netloc
+        requests = [url for url in self.browser.requests() if not url.startswith("blob:")]
+        assert requests and all(urlsplit(url).netloc == here for url in requests), requests
+        assert self.browser.overflow() <= 0
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return make_shop(tmp_path_factory.mktemp("shop") / "set")
+
+
+@pytest.fixture(scope="module")
+def url(shop: Shop) -> Iterator[str]:
+    with running(shop.app()) as address:
+        yield address
+
+
+@pytest.fixture
+def reader(browser: Browser, shop: Shop, url: str) -> Reader:
+    shop.asked.clear()
+    shop.answers.clear()
+    browser.open(url)
+    return Reader(browser, url)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_ask_see_ten_products_go_on_like_and_dislike(browser, shop, url, width, scheme):
+    browser.open(url, width=width, scheme=scheme)
+    reader = Reader(browser, url)
+    shop.asked.clear()
+    reader.say("a red striped mug")
+    assert len(reader.all(".card")) == 10
+    reader.until(lambda: reader.photos_loaded() == 10)
+    titles = reader.texts(".card .title")
+    assert all(titles) and reader.texts("#status") == [f"10 products, the best: {titles[0]}"]
+    assert all(text.endswith("%") for text in reader.texts(".card b"))
+    assert reader.texts(".card:first-child .methods li") == ["bm25", "tokens"]
+    assert "what the photo shows" in reader.texts("#legend")[0]
+    assert browser.driver.execute_script(CONTRAST) == []
+
+    reader.say("plain would be fine too")
+    first = reader.all(".card")[0].get_attribute("data-id")
+    title = reader.texts(".card .title")[0]
+    reader.click(".card:first-child .dislike")
+    assert reader.texts(".turn.dislike") == [f"Not this: {title}"]
+    shown = [card.get_attribute("data-id") for card in reader.all(".card")]
+    assert first not in shown and len(shown) == 10
+    liked = reader.texts(".card .title")[2]
+    reader.click(".card:nth-child(3) .like")
+    pressed = [button.get_attribute("aria-pressed") for button in reader.all(".card.liked .like")]
+    assert pressed == ["true"] and reader.texts(".turn.like") == [f"Like: {liked}"]
+    said = [turn["content"] for turn in shop.asked[-1]["conversation"]]
+    assert said == ["a red striped mug", "plain would be fine too", f"Not the {title}.", f"I like the {liked}."]
+    assert {turn["role"] for turn in shop.asked[-1]["conversation"]} == {"user"}
+    assert (shop.asked[-1]["k"], shop.asked[-1]["exclude"]) == (10, [first])
+
+    reader.click(".card.liked .like")  # again: taken back
+    reader.click(".turn.dislike .remove")
+    assert len(reader.all(".turn")) == 2 and len(shop.asked[-1]["conversation"]) == 2
+    assert browser.driver.execute_script(CONTRAST) == []
+    reader.check()
+    reader.click("#restart")
+    assert not reader.all(".turn") and not reader.all(".card")
+    assert browser.driver.execute_script(CONTRAST) == []
+    reader.check()
+
+
+def test_by_keyboard_alone(reader, shop):
+    assert reader.focused.get_attribute("id") == "request"
+    reader.press("a mug")
+    ActionChains(reader.browser.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    reader.press("in blue", Keys.ENTER)
+    reader.until(lambda: len(reader.all(".card:not(.blank)")) == 10)
+    assert shop.asked[-1]["conversation"][0]["content"] == "a mug\nin blue"
+    assert reader.focused.get_attribute("id") == "request"
+    reader.press("striped", Keys.TAB, Keys.ENTER)  # to the button
+    reader.until(lambda: len(reader.all(".turn")) == 2)
+    reader.settle()
+
+    seen = []
+    for _ in range(40):
+        reader.press(Keys.TAB)
+        focused = reader.focused
+        seen.append(focused.get_attribute("aria-label") or focused.text)
+        assert focused.value_of_css_property("outline-style") != "none" or focused.get_attribute("id") == "request"
+        if "like" in (focused.get_attribute("class") or "").split():
+            break
+    title = reader.texts(".card .title")[0]
+    assert seen[-2:] == [title, f"Like: {title}"]
+    item = reader.all(".card")[0].get_attribute("data-id")
+    reader.press(Keys.SPACE)
+    reader.until(lambda: len(reader.all(".turn")) == 3)
+    reader.settle()
+    assert reader.focused.get_attribute("aria-pressed") == "true", "the focus was lost"
+    reader.press(Keys.TAB, Keys.ENTER)  # dislike: its card goes away, so the focus goes to the products
+    reader.until(lambda: reader.all(".turn.dislike"))
+    reader.settle()
+    assert item not in [card.get_attribute("data-id") for card in reader.all(".card")]
+    assert reader.focused.get_attribute("id") == "results-name"
+    reader.press(Keys.TAB, Keys.ENTER)
+    reader.until(lambda: reader.all("dialog[open]"))
+    assert reader.texts("#detail-title") == reader.texts(".card:first-child .title")
+    reader.press(Keys.ESCAPE)
+    reader.until(lambda: not reader.all("dialog[open]"))
+    assert "title" in reader.focused.get_attribute("class")
+    reader.check()
+
+
+def test_what_a_screen_reader_is_given(reader):
+    reader.say("a red mug")
+    tree = reader.browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    seen = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node.get("ignored")]
+    roles = [role for role, _ in seen]
+    unnamed = [role for role, name in seen if role in ("button", "textbox", "link", "region", "list") and not name]
+    assert unnamed == []
+    assert ("textbox", "Your request") in seen and ("region", "Products") in seen and ("status", "") in seen
+    assert roles.count("heading") >= 12 and "main" in roles and "banner" in roles and "contentinfo" in roles
+    status = next(element for element in reader.all("[role=status]"))
+    assert status.text.startswith("10 products")
+
+
+def test_titles_full_of_markup_stay_text(browser, tmp_path):
+    shop = make_shop(tmp_path / "set", HOSTILE, count=len(HOSTILE))
+    with running(shop.app()) as url:
+        browser.open(url)
+        reader = Reader(browser, url)
+        before = len(reader.all("h1, h2, script, b, svg, iframe"))
+        reader.say("<script>window.hacked = 9</script> <b>a hat</b>")
+        assert len(reader.all(".card")) == len(HOSTILE)
+        shown = browser.driver.execute_script(
+            "return [...document.querySelectorAll('.card .title')].map(title => title.textContent)"
+        )
+        assert sorted(shown) == sorted(HOSTILE)
+        for _ in HOSTILE:  # through turns, labels, the dialog
+            reader.click(".card:first-child .title")
+            reader.press(Keys.ESCAPE)
+            reader.click(".card:first-child .dislike")
+        assert reader.texts("#nothing") != [""]
+        assert len(reader.all(".turn")) == len(HOSTILE) + 1
+        assert browser.driver.execute_script("return window.hacked ?? null") is None
+        after = len(reader.all("h1, h2, script, b, svg, iframe")) - len(reader.all(".turn .remove svg"))
+        assert after == before
+        reader.check()
+
+
+def test_the_policy_stops_what_would_get_in(reader):
+    driver = reader.browser.driver
+    thrown, hacked = driver.execute_async_script("""
+        const done = arguments[0];
+        const missing = new Set(["img-src", "style-src-attr", "connect-src", "require-trusted-types-for"]);
+        const sinks = [
+            () => { document.body.innerHTML = "<b>markup</b>"; },
+            () => { document.createElement("script").text = "window.hacked = 1"; },
+            () => { document.createElement("script").src = "https://localhost:9/page.js"; },
+            () => { document.body.setAttribute("onclick", "window.hacked = 3"); },
+        ];
+        const thrown = sinks.map((sink) => { try { sink(); return ""; } catch (error) { return error.name; } });
+        addEventListener("securitypolicyviolation", (event) => {
+            missing.delete(event.effectiveDirective);
+            if (!missing.size) done([thrown, window.hacked ?? null]);
+        });
+        const image = new Image(), script = document.createElement("script");
+        image.src = "http://localhost:9/photo.jpg";
+        script.append("window.hacked = 2");
+        document.body.append(image, script);
+        document.body.setAttribute("style", "color: red");
+        fetch("http://localhost:9/").catch(() => {});
+    """)
+    assert hacked is None and thrown == ["TypeError"] * 4
+
+
+def test_a_busy_server_is_asked_again(reader, shop):
+    shop.answers += [Response("{}", 429, {"Retry-After": "1"}), Response("{}", 503, {"Retry-After": "1"})]
+    reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
+    reader.until(lambda: "busy" in reader.texts("#problem-text")[0])
+    reader.until(lambda: len(reader.all(".card:not(.blank)")) == 10)
+    assert len(shop.asked) == 3 and not reader.all("#problem")[0].is_displayed()
+
+
+def test_a_server_that_stays_busy_is_left_to_the_reader(reader, shop):
+    shop.answers += [Response("{}", 503, {"Retry-After": "1"}) for _ in range(3)]
+    reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
+    reader.until(lambda: len(shop.asked) == 3 and reader.all("#problem")[0].is_displayed())
+    reader.settle()
+    assert reader.texts("#problem-text") == ["The server could not answer in time."]
+    assert reader.texts("#countdown") == [""] and not reader.all(".card")
+    reader.click("#retry")
+    reader.until(lambda: len(reader.all(".card:not(.blank)")) == 10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (Response(json.dumps({"error": {"message": "too <b>long</b>"}}), 422), "too <b>long</b>"),
+        (Response("<html>Bad gateway</html>", 502), "The server answered with an error (502)."),
+        (None, "The server does not answer. Is it running?"),
+    ],
+    ids=["refused", "proxy", "gone"],
+)
+def test_an_error_is_shown_and_can_be_tried_again(reader, shop, answer, shown):
+    if answer is None:
+        reader.browser.driver.execute_cdp_cmd("Network.enable", {})
+        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        reader.browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    else:
+        shop.answers.append(answer)
+    reader.say("a hat")
+    assert reader.texts("#problem-text") == [shown] and reader.texts("#status") == [""]
+    if answer is None:
+        online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        reader.browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", online)
+    reader.click("#retry")
+    assert len(reader.all(".card")) == 10 and not reader.all("#problem")[0].is_displayed()
+
+
+def test_no_product_and_no_photo(reader, shop):
+    shop.answers.append(Response(json.dumps({"items": []})))
+    reader.say("a spaceship")
+    assert reader.texts("#nothing") == ["No product fits. Say it in other words, or say more."]
+    some = {"id": "gone", "title": "", "probability": 1e-5, "photo": "/photos/gone"}
+    shop.answers.append(Response(json.dumps({"items": [some, {**some, "id": "none", "photo": None}]})))
+    reader.say("a boat")
+    reader.until(lambda: reader.texts(".missing") == ["No photo", "No photo"])
+    assert reader.texts(".card .title") == ["gone", "none"] and reader.texts(".card b") == ["< 0.1 %"] * 2
+
+
+def test_a_new_message_replaces_the_one_under_way(reader, shop):
+    shop.hold.clear()
+    try:
+        reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
+        reader.until(lambda: len(shop.asked) == 1)
+        assert len(reader.all(".card.blank")) == 10 and reader.texts("#status") == ["Looking…"]
+        shop.answers.append(Response(json.dumps({"items": []})))  # the first answer, which nobody waits for
+        reader.all("#request")[0].send_keys("a red hat", Keys.ENTER)
+        reader.until(lambda: len(shop.asked) == 2)
+    finally:
+        shop.hold.set()
+    reader.until(lambda: reader.all(".card:not(.blank)") or reader.all("#nothing")[0].is_displayed())
+    assert len(shop.asked[1]["conversation"]) == 2
+
+
+def test_every_file_of_the_page_has_its_policy(url):
+    with httpx.Client(base_url=url) as client:
+        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+            answer = client.get(path)
+            policy = answer.headers["Content-Security-Policy"]
+            assert answer.headers["Content-Type"].startswith(kind) and "unsafe" not in policy and "*" not in policy
+            assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+            again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["Content-Security-Policy"] == policy
+        assert client.get("/page.html").status_code == client.get("/page/page.html").status_code == 404
