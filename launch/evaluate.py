@@ -32,6 +32,8 @@ from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings, ModelSettings
 from lavic.model.dims import weights_estimate
+from lavic.recommend.retrieval.catalogue import TextSettings
+from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.storage.atomic import atomic_open, atomic_write, to_utf8
 from lavic.storage.output_folder import lock_output_folder
 from lavic.tracking.run_metadata import versions
@@ -96,8 +98,10 @@ class EvaluateSettings:
     """Training conversations, for the popularity baseline."""
     items: tuple[str, ...] = ()
     """Catalogue files with the candidates' titles and texts, for the baselines `bm25` and `dense`."""
-    dense_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Sentence encoder of the baseline `dense`: a folder or a name on Hugging Face."""
+    text: TextSettings = TextSettings()
+    """The candidates' texts."""
+    dense: DenseSettings = DenseSettings()
+    """The sentence encoder of the baseline `dense`."""
     words: Path | None = None
     """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
     shards: tuple[Path, ...] = ()
@@ -245,9 +249,9 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
 def rank_text_arm(arm: str, test_set: TestSet, setup: EvaluationSetup, chosen: EvaluateSettings) -> list[RankedList]:
     """The rankings of an arm that needs no bundle."""
     if arm == "bm25":
-        return rank_bm25(test_set, setup.items)
+        return rank_bm25(test_set, setup.texts)
     if arm == "dense":
-        return rank_dense(test_set, setup.items, chosen.dense_model)
+        return rank_dense(test_set, setup.texts, chosen.dense)
     if arm == "popularity":
         return [popularity(listed, setup.target_counts or {}) for listed in test_set.lists]
     if arm == "repeat_last":

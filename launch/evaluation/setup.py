@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lavic.data.conversations import read_conversations
 from lavic.data.item_attributes import read_looks
-from lavic.data.schema import Item
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.baselines import count_targets
 from lavic.evaluation.controls import Arm
 from lavic.evaluation.report.sections import readable
 from lavic.evaluation.test_set import TestSet
-from lavic.evaluation.text_arms import read_candidate_items
+from lavic.evaluation.text_arms import read_candidate_texts
 from lavic.launch.evaluation.report_inputs import TrainingSections, read_runs, shelf
 
 if TYPE_CHECKING:
@@ -81,8 +80,8 @@ class EvaluationSetup:
     """The main bundle; None without one."""
     store: ItemStore | None
     """Its item store."""
-    items: Mapping[str, Item]
-    """The catalogue's records of the candidates, from --items."""
+    texts: Mapping[str, str]
+    """The catalogue's texts of the candidates, from --items."""
     target_counts: Counter[str] | None
     """How often each item is a training target; None without the popularity baseline."""
     photo: Callable[[str], bytes | None]
@@ -129,7 +128,7 @@ class EvaluationSetup:
             labels={name: labels[name] for name in ordered},
             info=bundles.info if bundles else None,
             store=store,
-            items=read_candidate_items(chosen.items, test_sets) if chosen.items else {},
+            texts=read_candidate_texts(chosen.items, test_sets, chosen.text.fields) if chosen.items else {},
             target_counts=target_counts,
             photo=shelf(chosen.shards, store, chosen.cache) if store else lambda _: None,
             training=read_runs([named(text) for text in chosen.runs]),

@@ -16,8 +16,9 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
     lines = []
     if setup.info is not None and setup.store is not None:
         lines += [f"base model  {setup.info.base}", f"item store  {chosen.store}, {len(setup.store):,} items"]
-    if setup.items:
-        lines.append(f"catalogue   {len(setup.items):,} of the candidates")
+    if setup.texts:
+        listed = {item for test_set in setup.test_sets for candidates in test_set.lists for item in candidates}
+        lines.append(f"catalogue   texts of {len(setup.texts):,} of the {len(listed):,} candidates")
     lines.append(
         f"arms        {', '.join(setup.names)}" + f"; {models} models, loaded one after the other" * (models > 0)
     )

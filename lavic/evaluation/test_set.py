@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -110,7 +111,7 @@ class TestSet:
                 targets=conversation.targets,
                 candidates=listed,
                 ranking=ranking.ids,
-                scores=ranking.scores or ranking.logprobs,
+                scores=_scores(ranking),
                 confidence=ranking.probabilities[0] if ranking.probabilities else None,
                 answer=None if ranking.text is None else (ranking.answer,) if ranking.answer else (),
             )
@@ -143,6 +144,14 @@ class TestSet:
             other = rng.randrange(index)
             items[index], items[other] = items[other], items[index]
         return dict(zip(self.lists[row], items, strict=True))
+
+
+def _scores(ranking: RankedList) -> tuple[float, ...]:
+    """What a ranking is sorted by: its scores, else log-probabilities, else, of a list in groups, probabilities."""
+    logprobs = ranking.logprobs
+    if not ranking.scores and any(before < after for before, after in pairwise(logprobs)):
+        return ranking.probabilities
+    return ranking.scores or logprobs
 
 
 def _not_in_store(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStore]) -> str:

@@ -2,79 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lavic.data.catalog import read_items
-from lavic.data.schema import Conversation, Item
-from lavic.errors import ConfigError, DataError, LaunchError, first_line
+from lavic.errors import DataError, LaunchError
 from lavic.evaluation.baselines import by_score
 from lavic.evaluation.test_set import TestSet
 from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.retrieval.bm25.words import words_of
+from lavic.recommend.retrieval.catalogue import Field, item_text
+from lavic.recommend.retrieval.query import plain, query_text
+from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings, SentenceEncoder, dense_settings
 
-MAX_ITEM_CHARACTERS = 20_000
-"""Of an item's text; what is behind is not read."""
-CHARACTERS_PER_TOKEN = 4
-"""About; a query is shortened to what the encoder reads, from its oldest turns."""
 
-
-def read_candidate_items(paths: Sequence[str | Path], test_sets: Iterable[TestSet]) -> dict[str, Item]:
-    """The catalogue's records of all candidates of the test sets.
+def read_candidate_texts(
+    paths: Sequence[str | Path], test_sets: Iterable[TestSet], fields: Sequence[Field]
+) -> dict[str, str]:
+    """The catalogue's texts of the candidates of test sets; a candidate without text is not in it.
 
     Args:
         paths: Catalogue files, as `read_items` takes them.
         test_sets: Whose candidates are wanted.
+        fields: What a text is made of (see `item_text`).
 
     Raises:
-        DataError: A file cannot be read, or holds none of the candidates.
+        DataError: A file cannot be read, or has the text of no candidate.
     """
     wanted = {item for test_set in test_sets for listed in test_set.lists for item in listed}
-    items = {item.id: item for item in read_items(paths) if item.id in wanted}
-    if not items:
+    texts = {item.id: _readable(item_text(item, fields)) for item in read_items(paths) if item.id in wanted}
+    texts = {item: text for item, text in texts.items() if text.strip()}
+    if not texts:
         names = ", ".join(map(str, paths))
-        raise DataError(
-            f"{names}: none of the {len(wanted):,} candidates is in the catalogue: name the one they are of"
-        )
-    return items
-
-
-def item_text(item: Item) -> str:
-    """What the catalogue says about an item: title, categories, features, description."""
-    parts = (item.title, *item.categories, *item.features, *item.description)
-    return _readable(" ".join(part for part in parts if part))[:MAX_ITEM_CHARACTERS]
-
-
-def query_text(conversation: Conversation, characters: int | None = None) -> str:
-    """The turns of a conversation, without its oldest ones where they are too long.
-
-    Args:
-        conversation: The conversation.
-        characters: How many to keep at most, the last ones; of a longer last turn its beginning.
-    """
-    kept: list[str] = []
-    left = characters
-    for turn in reversed(conversation.turns):
-        text = _readable(turn.text)
-        if left is not None:
-            if kept and len(text) > left:
-                break
-            text = text[:left]
-            left = max(0, left - len(text) - 1)
-        kept.append(text)
-    return "\n".join(reversed(kept))
+        raise DataError(f"{names}: the text of none of the {len(wanted):,} candidates is in it: name another catalogue")
+    return texts
 
 
 def _readable(text: str) -> str:
-    """Text without what no encoder takes: halves of surrogate pairs and zero bytes."""
-    return text.encode("utf-8", "replace").decode().replace("\0", " ")
+    """Text without halves of surrogate pairs, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
-def rank_bm25(test_set: TestSet, items: Mapping[str, Item]) -> list[RankedList]:
-    """BM25 of the whole conversation and each candidate's text; candidates that share no word with it are tied.
+def rank_bm25(test_set: TestSet, texts: Mapping[str, str]) -> list[RankedList]:
+    """BM25 of the conversation and each candidate's text; candidates that share no word with it are tied.
 
     Word frequencies are those of all candidates of the test set.
+
+    Args:
+        test_set: The lists.
+        texts: By item. A candidate without one is tied with those that share no word with the conversation.
 
     Raises:
         LaunchError: bm25s is not installed.
@@ -83,76 +61,52 @@ def rank_bm25(test_set: TestSet, items: Mapping[str, Item]) -> list[RankedList]:
         import bm25s
     except ImportError:
         raise LaunchError("bm25s is not installed: pip install 'lavic[evaluate]'") from None
-
-    def words(texts: list[str]) -> list[list[str]]:
-        return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
-
-    ids = [item for item in _distinct(test_set.lists) if item in items]
-    tokens = words([item_text(items[item]) for item in ids])
-    filled = [row for row, row_tokens in enumerate(tokens) if row_tokens]
-    if not filled:
+    words = words_of()
+    documents = {item: words(texts[item]) for item in _distinct(test_set.lists) if item in texts}
+    documents = {item: document for item, document in documents.items() if document}
+    if not documents:
         return [by_score(listed, {}) for listed in test_set.lists]
     index = bm25s.BM25()
-    index.index([tokens[row] for row in filled], show_progress=False)
-    place = {ids[row]: number for number, row in enumerate(filled)}
-    known = frozenset(token for row in filled for token in tokens[row])
+    index.index(list(documents.values()), show_progress=False)
+    place = {item: row for row, item in enumerate(documents)}
+    known = frozenset(word for document in documents.values() for word in document)
 
-    def scores(conversation: Conversation, listed: Sequence[str]) -> dict[str, float]:
-        (query,) = words([query_text(conversation)])
-        query = [token for token in query if token in known]
-        if not query:
-            return {}
-        values = index.get_scores(query)
-        # An item without text has no word in common either: 0, as one that has others.
-        return {item: float(values[place[item]]) if item in place else 0.0 for item in listed}
+    def scores(row: int) -> dict[str, float]:
+        query = [word for word in words(plain(query_text(test_set.conversations[row]))) if word in known]
+        values = index.get_scores(query) if query else np.zeros(len(place))
+        return {item: float(values[place[item]]) if item in place else 0.0 for item in test_set.lists[row]}
 
-    return _rank(test_set, scores)
+    return [by_score(listed, scores(row)) for row, listed in enumerate(test_set.lists)]
 
 
-def rank_dense(test_set: TestSet, items: Mapping[str, Item], model: str, *, batch_size: int = 32) -> list[RankedList]:
+def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings) -> list[RankedList]:
     """Cosine similarity of the conversation and each candidate's text, by a sentence encoder.
 
     Args:
         test_set: The lists.
-        items: The catalogue's records; candidates without one are tied behind the others.
-        model: Folder or Hugging Face name of a sentence-transformers model.
-        batch_size: Texts per forward pass.
+        texts: By item. Candidates without one are tied behind the others.
+        dense: The encoder.
 
     Raises:
         ConfigError: The model cannot be loaded.
         LaunchError: sentence-transformers is not installed.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise LaunchError("sentence-transformers is not installed: pip install 'lavic[retrieve]'") from None
-    try:
-        encoder = SentenceTransformer(model)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"--dense-model {model}: cannot be loaded ({first_line(error)})") from None
-
-    def encode(texts: list[str]) -> np.ndarray:
-        return np.asarray(
-            encoder.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
-        )
-
-    ids = [item for item in _distinct(test_set.lists) if item in items]
-    vectors = encode([item_text(items[item]) for item in ids]) if ids else np.zeros((0, 1))
+    ids = [item for item in _distinct(test_set.lists) if item in texts]
+    if not ids:
+        return [by_score(listed, {}) for listed in test_set.lists]
+    encoder = SentenceEncoder(dense_settings(dense), batch_size=dense.batch_size)
+    vectors = _unit(encoder.documents([texts[item] for item in ids]))
+    queries = _unit(encoder.queries([_readable(query_text(conversation)) for conversation in test_set.conversations]))
     place = {item: row for row, item in enumerate(ids)}
-    limit = CHARACTERS_PER_TOKEN * (encoder.max_seq_length or 512)
-    queries = encode([query_text(conversation, limit) for conversation in test_set.conversations])
-    rows = iter(queries)
-
-    def scores(_: Conversation, listed: Sequence[str]) -> dict[str, float]:
-        query = next(rows)
-        return {item: float(vectors[place[item]] @ query) for item in listed if item in place}
-
-    return _rank(test_set, scores)
+    return [
+        by_score(listed, {item: float(vectors[place[item]] @ query) for item in listed if item in place})
+        for listed, query in zip(test_set.lists, queries, strict=True)
+    ]
 
 
-def _rank(test_set: TestSet, scores: Callable[[Conversation, Sequence[str]], Mapping[str, float]]) -> list[RankedList]:
-    pairs = zip(test_set.conversations, test_set.lists, strict=True)
-    return [by_score(listed, scores(conversation, listed)) for conversation, listed in pairs]
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """[n, d] rows of length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _distinct(lists: Iterable[Collection[str]]) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lavic.metrics.ranking_metrics import Ratio
-from lavic.metrics.statistics import Bootstrap, connected_clusters, holm, mcnemar
+from lavic.metrics.ranking_metrics import Ratio, calibration_error
+from lavic.metrics.statistics import Bootstrap, connected_clusters, holm, mcnemar, permutation_test
 
 
 def hits(values: np.ndarray) -> dict[str, Ratio]:
@@ -100,3 +100,54 @@ def test_holm():
     adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03})
     assert list(adjusted) == ["a", "b", "c"]
     assert adjusted == {"a": pytest.approx(0.06), "b": pytest.approx(0.03), "c": pytest.approx(0.06)}
+
+
+def test_mcnemar_of_equal_counts_and_of_none_is_one():
+    assert mcnemar([True] * 3 + [False] * 3, [False] * 3 + [True] * 3).p == 1.0
+    assert mcnemar([True, True], [True, True]).p == 1.0
+
+
+def ratio(values: list[float]) -> Ratio:
+    return Ratio(np.array(values), np.ones(len(values)))
+
+
+def test_permutation_test_is_exact_where_it_can_be():
+    # Three equal gains: of the 8 exchanges, the observed one and its mirror are as extreme.
+    first, second = ratio([1.0, 0.5, 0.5, 0.25]), ratio([0.5, 0.0, 0.0, 0.25])
+    assert permutation_test(first, second, np.arange(4)) == pytest.approx(2 / 8)
+    assert permutation_test(second, first, np.arange(4)) == pytest.approx(2 / 8)
+    # As one cluster they are one observation.
+    assert permutation_test(first, second, np.zeros(4, dtype=int)) == 1.0
+    assert permutation_test(first, first, np.arange(4)) == 1.0
+    with pytest.raises(ValueError, match="same conversations"):
+        permutation_test(first, Ratio(first.numerator, np.array([1.0, 1, 1, 0])), np.arange(4))
+
+
+def test_permutation_test_by_draws_agrees_with_the_exact_one():
+    rng = np.random.default_rng(0)
+    first, second = ratio(rng.random(12).tolist()), ratio((rng.random(12) * 0.6).tolist())
+    exact = permutation_test(first, second, np.arange(12), draws=2**12)
+    drawn = permutation_test(first, second, np.arange(12), draws=2**12 - 1)
+    assert drawn == pytest.approx(exact, abs=0.03)
+    assert permutation_test(ratio([1.0] * 40), ratio([0.0] * 40), np.arange(40), draws=999) == 1 / 1000
+
+
+def test_a_true_null_over_dependent_conversations_is_rejected_as_often_as_it_should():
+    # 30 threads of 10 conversations that go one way together. Conversations on their own would be rejected far more
+    # often.
+    rng, rejected, naive, trials = np.random.default_rng(1), 0, 0, 200
+    clusters = np.repeat(np.arange(30), 10)
+    for trial in range(trials):
+        gain = np.repeat(rng.normal(size=30), 10) + 0.3 * rng.normal(size=300)
+        pair = ratio(gain.tolist()), ratio([0.0] * 300)
+        rejected += permutation_test(*pair, clusters, draws=200, seed=trial) <= 0.05
+        naive += permutation_test(*pair, np.arange(300), draws=200, seed=trial) <= 0.05
+    assert rejected / trials < 0.11
+    assert naive / trials > 0.3
+
+
+def test_calibration_error_is_resampled_by_bins():
+    hits, confidence = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.9, 0.95, 0.2, 0.25])
+    interval = Bootstrap(np.arange(4), draws=500).intervals({"ece": calibration_error(hits, confidence)})["ece"]
+    assert interval.value == pytest.approx((abs(0.9 - 1 + 0.95) + abs(0.2 - 1 + 0.25)) / 4)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
