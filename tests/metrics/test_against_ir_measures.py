@@ -117,7 +117,7 @@ def test_calibration_error_by_hand():
             targets=("a" if hit else "b",), candidates=("a", "b"), ranking=("a", "b"), confidence=confidence
         )
 
-    # Bin .9-1: confidence .95 and hit rate .5 of 2 conversations; bin .3-.4: confidence .345 and hit rate 0 of 2.
+    # Bin .9-1: confidence .95 and hit rate .5 of 2 conversations; bin .3-.4: confidence .35 and hit rate 0 of 2.
     answers = [rated(0.9, True), rated(1.0, False), rated(0.3, False), rated(0.39999, False)]
-    assert metrics(answers)["ece"] == pytest.approx((2 * 0.45 + 2 * 0.344995) / 4)
+    assert metrics(answers)["ece"] == pytest.approx((2 * 0.45 + 2 * 0.349995) / 4)
     assert metrics([rated(1.0, True)])["ece"] == 0.0
