@@ -52,6 +52,9 @@ class ServeSettings:
     """Further names under which a server without a token may be asked, besides localhost."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may ask, as https://shop.example.org. Default: none."""
+    record: Path | None = None
+    """Append conversations, likes and dislikes to this file, in the released form, to train with. Default: nothing is
+    kept. The page says so to whoever uses it."""
     retrieved: PositiveInt = 50
     """Candidates that are searched for, for a request that names none."""
     batch_size: PositiveInt = 64
@@ -157,6 +160,7 @@ def sources(chosen: ServeSettings) -> Sources:
 
 def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket) -> None:
     """Loads everything, then serves until a signal."""
+    from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app
     from lavic.recommend.serving.batcher import Batcher, BatchSettings
     from lavic.recommend.serving.metrics import Metrics
@@ -164,6 +168,7 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
     from lavic.recommend.serving.service import Service
 
     metrics = Metrics()
+    record = None if chosen.record is None else ConversationRecord(chosen.record)
     origin = sources(chosen)
     served = origin.load()
     batch = BatchSettings(
@@ -182,7 +187,7 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
     async def stop(service: Service) -> None:
         await batchers[0].stop()
 
-    app = create_app(app_settings, start, stop, metrics)
+    app = create_app(app_settings, start, stop, metrics, record)
     host, port = server.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     run(

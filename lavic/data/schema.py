@@ -26,6 +26,7 @@ ITEM_KEYS = frozenset(_ITEM_KEYS.split())
 """Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
 
 _OPENING_TAG = re.compile(r"<(submission|comment)>")
+_ANY_TAG = re.compile(r"</?(?:submission|comment)>")
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
 _AMAZON_PHOTO = re.compile(
     r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
@@ -249,6 +250,21 @@ def turns_of(context: str) -> tuple[Turn, ...]:
     return tuple(
         Turn("seeker" if tag == "submission" else "comment", text.strip()) for tag, text in turns if text.strip()
     )
+
+
+def context_of(turns: Sequence[Turn]) -> str:
+    """The `context` of some turns: `turns_of` reads the same turns from it.
+
+    A tag within a turn gets a blank behind its `<`, so that it ends or begins no turn.
+    """
+    tags = {"seeker": "submission", "comment": "comment"}
+    return "".join(
+        f"<{tags[turn.role]}>{_ANY_TAG.sub(_loosened, turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns
+    )
+
+
+def _loosened(tag: re.Match[str]) -> str:
+    return f"< {tag[0][1:]}"
 
 
 def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,14 +14,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
 from lavic import __version__
+from lavic.errors import LavicError
+from lavic.recommend.conversation_forms import to_conversation
+from lavic.recommend.conversation_record import ConversationRecord
 from lavic.recommend.recommender import Query
 from lavic.recommend.serving import chat
 from lavic.recommend.serving.api_page import POLICY, api_page
 from lavic.recommend.serving.errors import ApiError, add_error_handlers
 from lavic.recommend.serving.guard import Guard, GuardSettings
+from lavic.recommend.serving.page.routes import page_router
 from lavic.recommend.serving.schemas import (
     ChatRequest,
     ErrorResponse,
+    FeedbackRequest,
     Item,
     Message,
     RecommendRequest,
@@ -30,6 +36,7 @@ from lavic.recommend.serving.schemas import (
 from lavic.recommend.serving.service import Service, check_limits
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Products for a conversation, with the probability that the model gives each. Every error has the form "
@@ -57,6 +64,7 @@ def create_app(
     start: Callable[[], Coroutine[Any, Any, Service]],
     stop: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
     metrics: Any = None,
+    record: ConversationRecord | None = None,
 ) -> FastAPI:
     """The app.
 
@@ -65,6 +73,7 @@ def create_app(
         start: Makes the service, in the event loop of the server.
         stop: Ends it.
         metrics: `Metrics` of the server.
+        record: Where conversations and likes are kept; None: they are not.
     """
     from lavic.recommend.serving.metrics import Metrics
 
@@ -93,7 +102,10 @@ def create_app(
     add_error_handlers(app)
     _add_probes(app, metrics)
     _add_items(app)
-    _add_recommend(app, settings)
+    _add_recommend(app, settings, record)
+    if record is not None:
+        _add_feedback(app, settings, record)
+    app.include_router(page_router(records=record is not None))
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -135,7 +147,8 @@ def _add_probes(app: FastAPI, metrics: Any) -> None:
 
 
 def _add_items(app: FastAPI) -> None:
-    @app.get("/v1/items/{id}", tags=["items"])
+    # `:path`, because an id may hold a slash, which arrives here decoded. No id is ever part of a file's path.
+    @app.get("/v1/items/{id:path}", tags=["items"])
     def item(request: Request, id: str) -> Item:
         """An item of the catalogue by its id."""
         served = _service(request).current
@@ -144,23 +157,30 @@ def _add_items(app: FastAPI) -> None:
             raise ApiError(404, "no item has this id", param="id")
         return Item(id=id, title=store.title(id), photo=served.photo(id))
 
-    @app.get("/photos/{id}", tags=["items"], response_class=Response)
+    @app.get("/photos/{id:path}", tags=["items"], response_class=Response)
     def photo(request: Request, id: str) -> Response:
         """The photo that an item's tokens were made of."""
         photos = _service(request).current.photos
-        if photos is None or (found := photos.get(id)) is None:
+        try:
+            found = photos.get(id) if photos else None
+        except LavicError as error:
+            log.warning("%s", error)  # it names a folder, which is not for clients
+            raise ApiError(503, "the photo cannot be read now", headers={"Retry-After": "10"}) from None
+        if found is None:
             raise ApiError(404, "no item with this id has a photo here", param="id")
-        headers = {"ETag": found.etag, "Cache-Control": "private, max-age=3600"}
-        if request.headers.get("if-none-match") == found.etag:
+        headers = {"ETag": found.etag, "Cache-Control": "private, max-age=300"}
+        if found.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(found.data, media_type=found.media_type, headers=headers)
 
 
-def _add_recommend(app: FastAPI, settings: AppSettings) -> None:
+def _add_recommend(app: FastAPI, settings: AppSettings, record: ConversationRecord | None) -> None:
     async def ask(request: Request, query: Query) -> RecommendResponse:
         service = _service(request)
         check_limits(query, turns=settings.turns, candidates=settings.candidates, k=settings.k)
         served, answer = await until_gone(request, service.answer(query))
+        if record is not None:
+            await asyncio.to_thread(_keep, record, query, [item.id for item in answer])
         return recommend_response(answer, [served.photo(item.id) for item in answer])
 
     @app.post("/v1/recommend", tags=["recommend"])
@@ -185,6 +205,31 @@ def _add_recommend(app: FastAPI, settings: AppSettings) -> None:
     async def models() -> dict[str, Any]:
         """The one model, for clients that look for it."""
         return {"object": "list", "data": [{"id": "lavic", "object": "model", "created": 0, "owned_by": "lavic"}]}
+
+
+def _keep(record: ConversationRecord, query: Query, shown: Sequence[str]) -> None:
+    """Keeps an answered conversation; where that fails the answer goes out all the same."""
+    try:
+        record.add_answer(to_conversation(query.conversation).turns, shown)
+    except LavicError as error:
+        log.error("not recorded: %s", error)
+
+
+def _add_feedback(app: FastAPI, settings: AppSettings, record: ConversationRecord) -> None:
+    @app.post("/v1/feedback", tags=["recommend"], status_code=204)
+    def feedback(request: Request, body: FeedbackRequest) -> None:
+        """Keeps a like or dislike, to train with. Only on a server that records (`--record`)."""
+        store = _service(request).current.recommender.store
+        query = Query(conversation=_form(body.conversation), candidates=body.candidates)
+        check_limits(query, turns=settings.turns, candidates=settings.candidates, k=settings.k)
+        if unknown := [item for item in (body.item, *body.candidates) if item not in store]:
+            raise ApiError(422, f"no item has the id {unknown[0][:100]!r}", param="item")
+        turns = to_conversation(query.conversation).turns
+        try:
+            record.add_vote(turns, body.candidates, body.item, liked=body.liked)
+        except LavicError as error:
+            log.error("not recorded: %s", error)
+            raise ApiError(503, "it cannot be recorded now", headers={"Retry-After": "10"}) from None
 
 
 def _form(conversation: str | list[Message | str] | list[Message]) -> Any:

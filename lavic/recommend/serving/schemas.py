@@ -35,6 +35,20 @@ class RecommendRequest(BaseModel):
     """Item ids not to recommend, such as those that were disliked."""
 
 
+class FeedbackRequest(BaseModel):
+    """What somebody thinks of an item that was shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    conversation: str | list[Message | str]
+    """As it was when the item was shown."""
+    candidates: list[str]
+    """Item ids that were shown, best first."""
+    item: str
+    """The one that was liked or not."""
+    liked: bool
+
+
 class ChatRequest(BaseModel):
     """A request of the OpenAI chat API. Sampling settings and other keys are ignored: there is nothing to sample."""
 

@@ -99,7 +99,7 @@ class Reader:
         """Nothing went wrong, nothing was loaded from elsewhere, and the page fits its window."""
         assert self.browser.errors() == []
         here = urlsplit(self.url).netloc
-        requests = [url for url in self.browser.requests() if not url.startswith("blob:")]
+        requests = self.browser.requests()
         assert requests and all(urlsplit(url).netloc == here for url in requests), requests
         assert self.browser.overflow() <= 0
 

@@ -16,12 +16,10 @@ const SAID = { text: "", like: "Like:", dislike: "Not this:" };
 const $ = (id) => document.getElementById(id);
 const turns = []; // {kind: "text" | "like" | "dislike", text, id, title}, the oldest first
 let items = []; // the last answer
-let settings = { version: "", records: false, token: false };
-let token = ""; // kept in this page alone
+let settings = { version: "", records: false };
 let waiting = null; // the AbortController of the request that is under way
 let timer = 0;
 let attempts = 0;
-let photoUrls = []; // blob: addresses of the photos that are shown
 
 /** What the model reads of a turn. */
 function content(turn) {
@@ -38,13 +36,11 @@ function voteOn(id) {
   return turns.find((turn) => turn.kind !== "text" && turn.id === id);
 }
 
-/** An answer of the server as JSON. Throws an Error with `status`, `wait` (seconds) and words for the reader. */
+/** An answer of the server. Throws an Error with `status`, `wait` (seconds) and words for the reader. */
 async function call(path, options = {}) {
   let response;
-  const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${token}`;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw Object.assign(new Error("The server does not answer. Is it running?"), { status: 0 });
@@ -60,7 +56,7 @@ async function call(path, options = {}) {
 async function reason(response) {
   if (response.status === 429) return "The server is busy.";
   if (response.status === 503) return "The server could not answer in time.";
-  if (response.status === 401) return "This server needs a token.";
+  if (response.status === 401) return "This server asks for a token. Load the page again to enter it.";
   let body = null;
   try {
     body = await response.json();
@@ -123,13 +119,7 @@ function showProblem(error) {
   $("status").textContent = "";
   $("problem-text").textContent = error.message ?? String(error);
   $("problem").hidden = false;
-  $("unlock").hidden = error.status !== 401;
-  $("retry").hidden = error.status === 401;
-  if (error.status === 401) {
-    token = "";
-    $("token").value = "";
-    $("token").focus();
-  } else if ((error.status === 429 || error.status === 503) && ++attempts < ATTEMPTS) {
+  if ((error.status === 429 || error.status === 503) && ++attempts < ATTEMPTS) {
     countDown(error.wait);
   } else {
     attempts = 0;
@@ -174,8 +164,6 @@ function showItems() {
     ? { id: document.activeElement.closest(".card")?.dataset.id, name: document.activeElement.className }
     : null;
   const disliked = turns.filter((turn) => turn.kind === "dislike").length;
-  photoUrls.forEach((url) => URL.revokeObjectURL(url));
-  photoUrls = [];
   $("cards").replaceChildren(...items.map(card));
   $("nothing").hidden = items.length > 0;
   $("hidden-note").hidden = disliked === 0;
@@ -250,17 +238,7 @@ function showPhoto(place, item) {
   image.decoding = "async";
   image.addEventListener("error", missing);
   place.replaceChildren(image);
-  const path = item.photo.slice(1); // relative, so that the page also works below another path
-  if (token) loadPhoto(image, path).catch(missing);
-  else image.src = path;
-}
-
-/** An <img> sends no token: the photo is fetched with it. */
-async function loadPhoto(image, path) {
-  const response = await call(path);
-  const url = URL.createObjectURL(await response.blob());
-  photoUrls.push(url);
-  image.src = url;
+  image.src = item.photo.slice(1); // relative, so that the page also works below another path
 }
 
 /** A like or dislike is a turn; the same again takes it back. */
@@ -366,7 +344,6 @@ async function start() {
   }
   $("version").textContent = `LaViC ${settings.version}`.trim();
   $("recorded").hidden = !settings.records;
-  $("unlock").hidden = !settings.token;
 }
 
 $("ask").addEventListener("submit", (event) => {
@@ -384,13 +361,6 @@ $("request").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("ask").requestSubmit();
-});
-$("unlock").addEventListener("submit", (event) => {
-  event.preventDefault();
-  token = $("token").value.trim();
-  $("unlock").hidden = true;
-  if (turns.length) ask();
-  else $("request").focus();
 });
 $("retry").addEventListener("click", () => {
   attempts = 0;

@@ -14,7 +14,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' blob:",  # blob: photos that were fetched with a token
+        "img-src 'self'",
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
@@ -31,16 +31,13 @@ FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """Path -> (file of the package, its media type). No part of a request becomes a path."""
-OPEN = (*FILES, "/page.json")
-"""Paths that a reader without a token may ask: nothing of it is data."""
 
 
-def page_router(*, records: bool = False, token: bool = False) -> APIRouter:
+def page_router(*, records: bool = False) -> APIRouter:
     """The page at `/`.
 
     Args:
         records: Whether the server keeps conversations: the page says so to its reader.
-        token: Whether the server asks for one: so does the page.
     """
     router = APIRouter(include_in_schema=False)
     folder = files("lavic.recommend.serving.page")
@@ -49,7 +46,7 @@ def page_router(*, records: bool = False, token: bool = False) -> APIRouter:
 
     @router.get("/page.json")
     def page_settings() -> dict[str, str | bool]:
-        return {"version": __version__, "records": records, "token": token}
+        return {"version": __version__, "records": records}
 
     return router
 
