@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +21,12 @@ from lavic import __version__
 from lavic.config import Seed, flatten, parse, settings
 from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
+from lavic.endpoint.client import Endpoint
+from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
 from lavic.evaluation.baselines import list_order, popularity, repeat_last
+from lavic.evaluation.chat import ChatArm, ChatSettings, run_chat
 from lavic.evaluation.controls import Decode, rank_test_sets
 from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.report import sections as report_sections
@@ -63,7 +67,10 @@ exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the resu
 
 RESULTS = "results.json"
 """Of OUT: written last."""
-FREE = ("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.", "cache.")
+FREE = (
+    *("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.", "cache."),
+    *(f"chat.{name}" for name in NO_EFFECT),
+)
 """Settings, or groups of them, that do not change the results."""
 
 
@@ -83,8 +90,8 @@ class EvaluateSettings:
     """Other bundles to compare with, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
     arms: tuple[ArmName, ...] = ()
     """The model of --bundle, its controls and baselines; by default lavic, shuffled, before_tuning, list_order and
-    random, without a bundle list_order and random. `popularity` needs --train, `bm25` and `dense` need --items, `words`
-    and `words_before_tuning` need --words."""
+    random, without a bundle list_order and random. `popularity` needs --train, `bm25`, `dense` and `chat` need --items,
+    `chat` also --chat.url and --chat.model, `words` and `words_before_tuning` need --words."""
     candidates: str = "candidates_st"
     """Key of the candidate list to rank."""
     missing: Literal["refuse", "drop"] = "refuse"
@@ -97,11 +104,13 @@ class EvaluateSettings:
     train: Path | None = None
     """Training conversations, for the popularity baseline."""
     items: tuple[str, ...] = ()
-    """Catalogue files with the candidates' titles and texts, for the baselines `bm25` and `dense`."""
+    """Catalogue files with the candidates' titles and texts, for the arms `bm25`, `dense` and `chat`."""
     text: TextSettings = TextSettings()
-    """The candidates' texts."""
+    """The candidates' texts, for these arms."""
     dense: DenseSettings = DenseSettings()
     """The sentence encoder of the baseline `dense`."""
+    chat: ChatSettings = ChatSettings()
+    """The model of the arm `chat`."""
     words: Path | None = None
     """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
     shards: tuple[Path, ...] = ()
@@ -225,6 +234,11 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         )
         if not world.is_main:
             return 0
+        chat = None
+        if "chat" in setup.names:
+            chat = ask_chat_model(chosen, setup)
+            for name, rows in chat.rankings.items():
+                rankings[name]["chat"] = rows
         for test_set in setup.test_sets:
             for arm in setup.text_arms:
                 rankings[test_set.name][arm] = rank_text_arm(arm, test_set, setup, chosen)
@@ -232,6 +246,8 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         (chosen.out / RESULTS).unlink(missing_ok=True)
         _write_predictions(chosen.out / "predictions.jsonl", setup.test_sets, rankings)
         results = compute_results(chosen, setup, rankings)
+        if chat is not None:
+            results["chat"] = chat.as_dict(setup.test_sets)
         results["seconds"] = round(time.monotonic() - start, 2)
         _write_report(chosen, setup, rankings, results)
         atomic_write(chosen.out / RESULTS, json.dumps(results, indent=2) + "\n")
@@ -244,6 +260,13 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
     print(results_table(results))
     print(f"\n{chosen.out / 'report.html'}")
     return 0
+
+
+def ask_chat_model(chosen: EvaluateSettings, setup: EvaluationSetup) -> ChatArm:
+    """The answers of the arm `chat`; they are kept in --chat.cache, by default OUT/answers."""
+    settings = replace(chosen.chat, cache=chosen.chat.cache or chosen.out / "answers")
+    with Endpoint(settings, "--chat") as endpoint:
+        return run_chat(setup.test_sets, settings, endpoint, lambda item: setup.texts.get(item, ""), setup.photo)
 
 
 def rank_text_arm(arm: str, test_set: TestSet, setup: EvaluationSetup, chosen: EvaluateSettings) -> list[RankedList]:

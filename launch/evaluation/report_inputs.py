@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
+from lavic.data.tar_shards import sample_key
 from lavic.errors import DataError
 from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.report.blocks import Number, Section
@@ -18,18 +19,20 @@ from lavic.tracking.journal import read_journal
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
 
+_FIRST_PHOTOS = 10
+"""Of an item, among which its first one in a set is looked for; the others could not be fetched."""
 STAGES = {1: "Stage 1: descriptions from five tokens", 2: "Stage 2: the right candidate's ID"}
 """Titles of the charts."""
 
 
 def shelf(
-    folders: Sequence[Path], store: ItemStore, cache: CacheSettings | None = None
+    folders: Sequence[Path], store: ItemStore | None, cache: CacheSettings | None = None
 ) -> Callable[[str], bytes | None]:
-    """Item -> its photo as stored in the shards, or None; the photo that its tokens were made of.
+    """Item -> its photo as stored in the shards, or None: the photo that its tokens were made of, else its first one.
 
     Args:
         folders: Of sets of shards, paths or addresses.
-        store: Says which photo is an item's.
+        store: Says which photo is an item's; None: the first of the catalogue that is in a set.
         cache: Where copies of a set in an object store are.
 
     Raises:
@@ -38,9 +41,11 @@ def shelf(
     sets = [ShardDataset(folder, descriptions=None, cache=cache) for folder in folders]
 
     def photo(item: str) -> bytes | None:
-        for data in sets:
-            if (number := data.index.find_stored(store.key(item))) is not None:
-                return data[number].jpg
+        keys = [store.key(item)] if store else [sample_key(item, n) for n in range(_FIRST_PHOTOS)]
+        for key in keys:
+            for data in sets:
+                if (number := data.index.find_stored(key)) is not None:
+                    return data[number].jpg
         return None
 
     return photo

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lavic.data.conversations import read_conversations
 from lavic.data.item_attributes import read_looks
+from lavic.endpoint.settings import require_endpoint
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.baselines import count_targets
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 ModelArm = Literal["lavic", "shuffled", "before_tuning", "words", "words_before_tuning"]
 """An arm that ranks with the model of --bundle."""
-TextArm = Literal["bm25", "dense", "popularity", "repeat_last", "list_order", "random"]
+TextArm = Literal["chat", "bm25", "dense", "popularity", "repeat_last", "list_order", "random"]
 """An arm that needs no bundle."""
 ArmName = ModelArm | TextArm
 
@@ -42,6 +43,7 @@ NEEDS: Mapping[str, str] = {
     "words_before_tuning": "words",
     "bm25": "items",
     "dense": "items",
+    "chat": "items",
 }
 """Arm -> the setting that it needs."""
 
@@ -54,6 +56,7 @@ LABELS: Mapping[str, tuple[str, str]] = {
     "words_before_tuning": ("Photos as text, before stage 2", "the base language model"),
     "bm25": ("BM25", "words of the conversation in the candidate's catalogue text"),
     "dense": ("Dense", "similarity of the conversation and the candidate's catalogue text"),
+    "chat": ("Chat model", "a model behind an endpoint picks one candidate by its title"),
     "popularity": ("Popularity", "the most frequent training target first"),
     "repeat_last": ("Repeat", "the item that the conversation named last first"),
     "list_order": ("List order", "always the first candidate"),
@@ -101,6 +104,10 @@ class EvaluationSetup:
         for name in names:
             if (flag := NEEDS.get(name)) and not getattr(chosen, flag):
                 raise ConfigError(f"--arms {name} needs --{flag} FILE")
+        if "chat" in names:
+            require_endpoint(chosen.chat, "--chat")
+            if chosen.chat.photos and not chosen.shards:
+                raise ConfigError("--chat.photos needs --shards, the sets with the candidates' photos")
         words = read_looks(chosen.words) if chosen.words else None
         bundles = _Bundles.open(chosen, names, words) if chosen.bundle else None
         arms = bundles.arms if bundles else []
@@ -113,6 +120,9 @@ class EvaluationSetup:
             name: dict(zip(("label", "note"), LABELS[name], strict=True)) for name in ordered if name in LABELS
         }
         labels |= bundles.labels if bundles else {}
+        if "chat" in labels:
+            shown = "title and photo" if chosen.chat.photos else "title"
+            labels["chat"]["note"] = f"{chosen.chat.model} picks one candidate by its {shown}"
         stores = list({arm.store.folder: arm.store for arm in arms}.values())
         test_sets = _read_test_sets(chosen, stores)
         if words is not None and {"words", "words_before_tuning"} & set(names):
@@ -130,7 +140,7 @@ class EvaluationSetup:
             store=store,
             texts=read_candidate_texts(chosen.items, test_sets, chosen.text.fields) if chosen.items else {},
             target_counts=target_counts,
-            photo=shelf(chosen.shards, store, chosen.cache) if store else lambda _: None,
+            photo=shelf(chosen.shards, store, chosen.cache),
             training=read_runs([named(text) for text in chosen.runs]),
         )
 
@@ -141,8 +151,8 @@ class EvaluationSetup:
 
     @property
     def text_arms(self) -> tuple[str, ...]:
-        """The arms that need no bundle and rank; the random one is computed."""
-        return tuple(name for name in self.names if name in get_args(TextArm) and name != RANDOM)
+        """The arms that rank without a model; the random one is computed, and an endpoint answers for `chat`."""
+        return tuple(name for name in self.names if name in get_args(TextArm) and name not in (RANDOM, "chat"))
 
 
 def _arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:
@@ -157,7 +167,7 @@ def _arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:
     if chosen.bundle is None:
         needy = [f"--arms {name}" for name in names if name in get_args(ModelArm)]
         needy += [f"--compare {text}" for text in chosen.compare]
-        needy += ["--shards"] * bool(chosen.shards)
+        needy += ["--shards"] * bool(chosen.shards and not chosen.chat.photos)
         if needy:
             raise ConfigError(f"{needy[0]} needs --bundle and --store")
     return tuple(dict.fromkeys(names))

@@ -16,6 +16,9 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
     lines = []
     if setup.info is not None and setup.store is not None:
         lines += [f"base model  {setup.info.base}", f"item store  {chosen.store}, {len(setup.store):,} items"]
+    if "chat" in setup.names:
+        questions = sum(bool(listed) for test_set in setup.test_sets for listed in test_set.lists)
+        lines.append(f"chat model  {chosen.chat.model}, at most {questions:,} questions")
     if setup.texts:
         listed = {item for test_set in setup.test_sets for candidates in test_set.lists for item in candidates}
         lines.append(f"catalogue   texts of {len(setup.texts):,} of the {len(listed):,} candidates")
@@ -29,6 +32,21 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
         lines.append(f"{test_set.name:<12}{len(test_set):,} conversations, {size} candidates each{left_out}")
     rankings = sum(len(test_set) for test_set in setup.test_sets) * len(setup.arms)
     return "\n".join([*lines, f"rankings    {rankings:,} by a model; results would be written to {chosen.out}"])
+
+
+def _chat_line(chat: Mapping[str, Any]) -> str:
+    """What the chat model answered, and what that took."""
+    usage, cached = chat["usage"], chat["usage"]["cached"]
+    parts = []
+    for name, counts in chat["sets"].items():
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts["answers"].items())
+        parts.append(f"{name}: {kinds}, HitRatio@1 by the released rule {counts['released_rule']['hit_rate']:.3f}")
+    tokens = f"{usage['prompt_tokens']:,} + {usage['completion_tokens']:,} tokens"
+    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
+    return (
+        f"{chat['model']}: {'; '.join(parts)}; {usage['requests']:,} answers took {tokens}{cost}, "
+        f"{cached['requests']:,} were kept from before"
+    )
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
@@ -60,6 +78,8 @@ def results_table(results: Mapping[str, Any]) -> str:
             )
         for arm, count in test_set.get("missing", {}).items():
             lines.append(f"  {arm:<{width}}  has no ranking for {count:,} conversations, which count as misses")
+    if chat := results.get("chat"):
+        lines += ["", _chat_line(chat)]
     if results["base"] and results["settings"]["decode"] == "generate":
         lines.append(
             "\n--decode generate gives one item and no ranking of the others: MRR and NDCG count that one item"

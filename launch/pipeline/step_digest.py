@@ -17,6 +17,7 @@ from lavic.config import flatten
 from lavic.data.catalog import find_files
 from lavic.data.descriptions import descriptions_path
 from lavic.data.manifest import NAME, Manifest
+from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import DataError, LavicError
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
@@ -36,7 +37,7 @@ _IRRELEVANT_IN: dict[Stage, tuple[str, ...]] = {
     "distill": FREE,
     "embed": ("batch_size", "num_workers"),
     "tune": FREE,
-    "evaluate": ("overwrite", "tokens_per_batch"),
+    "evaluate": ("overwrite", "tokens_per_batch", *(f"chat.{name}" for name in NO_EFFECT)),
 }
 """Settings that change how a command works and not its result."""
 _PATHS: dict[Stage, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from lavic.endpoint.connection import Connection
 from lavic.endpoint.embeddings import Vector, embedding_body, pack, parse_embeddings, sent_text, unpack
 from lavic.endpoint.faults import FATAL, PAUSING, REFUSED, RETRIED, EndpointError, Fault, backoff_s
 from lavic.endpoint.servers import Server, Servers
-from lavic.endpoint.settings import EndpointSettings
+from lavic.endpoint.settings import EndpointSettings, require_endpoint
 from lavic.endpoint.usage import Usage
 from lavic.errors import ConfigError
 
@@ -40,7 +40,7 @@ class AsyncEndpoint:
 
     def __init__(self, settings: EndpointSettings, flag: str = "--endpoint") -> None:
         """Raises ConfigError where a setting is missing; `flag` is what the settings are called, for messages."""
-        check_settings(settings, flag)
+        require_endpoint(settings, flag)
         self.usage = Usage(settings.input_price, settings.output_price)
         self._settings, self._flag = settings, flag
         self._cache = AnswerCache(settings.cache) if settings.cache else None
@@ -160,17 +160,6 @@ class AsyncEndpoint:
         if vector is not None:
             self.usage.add(0, 0, cached=True)
         return vector
-
-
-def check_settings(settings: EndpointSettings, flag: str) -> None:
-    """Refuses settings without an address or a model.
-
-    Raises:
-        ConfigError: One is missing.
-    """
-    missing = [f"{flag}.{name}" for name in ("url", "model") if not getattr(settings, name)]
-    if missing:
-        raise ConfigError(f"missing {' and '.join(missing)}: the address of a server, and the name of its model")
 
 
 def _shown_url(url: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+_ASK_S = 0.2
+"""How often it is asked whether to stop."""
 _AHEAD = 4
 """Requests begun for each that may be in flight: a slow answer does not hold up the others, which wait behind it."""
 
@@ -72,16 +74,22 @@ class Endpoint:
         """Tokens, cost and faults so far."""
         return self._client.usage
 
-    def chat(self, requests: Iterable[ChatRequest]) -> Iterator[ChatAnswer]:
+    def chat(
+        self, requests: Iterable[ChatRequest], *, stopped: Callable[[], bool] | None = None
+    ) -> Iterator[ChatAnswer]:
         """The answers to some questions, in their order.
 
         The questions are drawn as the answers come, so that any number of them, with photos, fit into memory.
+
+        Args:
+            requests: The questions.
+            stopped: Asked while an answer is awaited; the answers end when it is true.
 
         Raises:
             ConfigError: Every request would fail the same: a wrong key, address or model.
             EndpointError: Too many requests failed in a row. A single one that failed has a `fault`.
         """
-        return self._in_order(requests, self._client.chat)
+        return self._in_order(requests, self._client.chat, stopped)
 
     def embed(self, texts: Sequence[str]) -> Vector:
         """The embeddings of some texts, float32 [n, d]; [0, 0] for no text. An empty text is sent as one space.
@@ -136,15 +144,27 @@ class Endpoint:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _in_order(self, items: Iterable[T], run: Callable[[T], Coroutine[Any, Any, R]]) -> Iterator[R]:
+    def _in_order(
+        self,
+        items: Iterable[T],
+        run: Callable[[T], Coroutine[Any, Any, R]],
+        stopped: Callable[[], bool] | None = None,
+    ) -> Iterator[R]:
         pending: deque[Future[R]] = deque()
+        remaining = iter(items)
         try:
-            for item in items:
-                pending.append(self._submit(run(item)))
-                if len(pending) >= _AHEAD * self.settings.concurrency:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            while True:
+                for item in islice(remaining, _AHEAD * self.settings.concurrency - len(pending)):
+                    pending.append(self._submit(run(item)))
+                if not pending:
+                    return
+                while stopped is not None:
+                    if stopped():
+                        return
+                    if wait([pending[0]], timeout=_ASK_S).done:
+                        break
+                yield pending[0].result()
+                pending.popleft()
         finally:
             for future in pending:
                 future.cancel()

@@ -11,7 +11,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from lavic.config import Reference, settings
 from lavic.config.secrets import is_reference, reveal_key
+from lavic.errors import ConfigError
 
+NO_EFFECT = (
+    *("url", "api_key", "concurrency", "requests_per_minute", "timeout_s", "retries", "backoff_s", "max_wait_s"),
+    *("give_up_after", "input_price", "output_price", "cache", "batch_size", "proxy"),
+)
+"""Settings that change how a model is asked, and not what it answers."""
 _PATHS = re.compile(r"/(?:chat/completions|completions|embeddings|models)/*$")
 
 
@@ -79,6 +85,21 @@ class EndpointSettings:
     def identity(self) -> dict[str, Any]:
         """What an answer depends on besides its request: for digests of results."""
         return {"model": self.model, "extra": self.extra, "dimensions": self.dimensions}
+
+
+def require_endpoint(settings: EndpointSettings, flag: str) -> None:
+    """Refuses settings without an address or a model.
+
+    Args:
+        settings: Of an endpoint.
+        flag: What they are called on the command line.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    missing = [f"{flag}.{name}" for name in ("url", "model") if not getattr(settings, name)]
+    if missing:
+        raise ConfigError(f"missing {' and '.join(missing)}: the address of a server, and the name of its model")
 
 
 def base_url(text: str) -> str:

@@ -1,0 +1,224 @@
+"""The arm `chat`: any chat model behind an OpenAI-compatible server picks one candidate of each list."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from lavic.config import settings
+from lavic.data.schema import Conversation
+from lavic.endpoint.chat import ChatAnswer, ChatRequest, Photo
+from lavic.endpoint.client import Endpoint
+from lavic.endpoint.faults import EndpointError
+from lavic.endpoint.settings import EndpointSettings
+from lavic.evaluation.test_set import TestSet
+from lavic.metrics.ranking_metrics import compute_metrics, judge
+from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
+
+PROMPT_VERSION = "chat-1"
+"""Of the words below."""
+_SYSTEM = "You recommend products. You answer with the ID of one product and nothing else."
+_ROLES = {"seeker": "Seeker", "comment": "Comment"}
+_ASKED = "\nWhich product of the list fits the conversation best? Answer with its ID and nothing else."
+_MAX_TITLE = 500
+_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
+_REPORTED = ("hit_rate", "hit_rate_in_list", "recall_micro", "valid_ratio")
+
+
+@settings
+class ChatSettings(EndpointSettings):
+    """The arm `chat`: a chat model behind OpenAI-compatible servers."""
+
+    photos: bool = False
+    """Show it the candidates' photos, from --shards, and not their titles alone."""
+    max_tokens: PositiveInt = 64
+    """Longest answer; a model that thinks first needs more."""
+    temperature: NonNegativeFloat | None = 0.0
+    """Of its sampling; none: the server's default."""
+    max_characters: PositiveInt = 20_000
+    """Of a conversation: a longer one loses its oldest turns."""
+
+
+@dataclass
+class ChatArm:
+    """What the arm answered, and what that took.
+
+    Attributes:
+        rankings: Test set -> the answer of each conversation: one id or none; None where the server gave no answer,
+            which is a miss.
+        answers: Test set -> how many answers were of each kind (see `parse_answer`).
+        model: The model's name.
+        usage: Tokens, cost and faults.
+    """
+
+    rankings: dict[str, list[RankedList | None]] = field(default_factory=dict)
+    answers: dict[str, Counter[str]] = field(default_factory=dict)
+    model: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self, test_sets: Sequence[TestSet]) -> dict[str, Any]:
+        """For the results: the scores by the released rule, the kinds of answers, tokens and cost."""
+        return {
+            "model": self.model,
+            "prompt": PROMPT_VERSION,
+            "usage": dict(self.usage),
+            "sets": {
+                test_set.name: {
+                    "answers": dict(sorted(self.answers[test_set.name].items())),
+                    "released_rule": _by_released_rule(test_set, self.rankings[test_set.name]),
+                }
+                for test_set in test_sets
+            },
+        }
+
+
+def run_chat(
+    test_sets: Sequence[TestSet],
+    chosen: ChatSettings,
+    endpoint: Endpoint,
+    title: Callable[[str], str],
+    photo: Callable[[str], bytes | None],
+) -> ChatArm:
+    """Asks the model about every list that has candidates.
+
+    Args:
+        test_sets: The lists.
+        chosen: Settings of the arm.
+        endpoint: The model.
+        title: Item -> its title or other text, empty where it has none.
+        photo: Item -> its encoded photo; asked only with `chosen.photos`.
+
+    Raises:
+        ConfigError: Key, address or model are wrong.
+        EndpointError: The servers do not answer, or refuse every question.
+    """
+    arm = ChatArm()
+    for test_set in test_sets:
+        pairs = list(zip(test_set.conversations, test_set.lists, strict=True))
+        asked = [(conversation, listed) for conversation, listed in pairs if listed]
+        answers = endpoint.chat(_questions(asked, chosen, title, photo))
+        rankings: list[RankedList | None] = []
+        counts: Counter[str] = Counter()
+        fault = None
+        for _, listed in pairs:
+            if not listed:
+                rankings.append(RankedList(ids=()))
+                counts["empty_list"] += 1
+                continue
+            answer = next(answers)
+            ranking, kind = _ranking(answer, listed)
+            rankings.append(ranking)
+            counts[kind] += 1
+            fault = fault or answer.fault
+        if fault is not None and counts["failed"] == len(asked):
+            raise EndpointError(f"--chat.model {chosen.model}: none of {len(asked):,} questions: {fault.message}")
+        arm.rankings[test_set.name], arm.answers[test_set.name] = rankings, counts
+    arm.model, arm.usage = chosen.model, endpoint.usage.as_dict()
+    return arm
+
+
+def chat_question(
+    conversation: Conversation,
+    candidates: Sequence[str],
+    title: Callable[[str], str],
+    photo: Callable[[str], bytes | None] | None = None,
+    *,
+    max_characters: int = 20_000,
+) -> list[str | Photo]:
+    """The message of one list: the conversation, then each candidate's ID and title, and its photo if there is one."""
+    parts: list[str | Photo] = [f"Conversation:\n{_turns(conversation, max_characters)}\n\nProducts:\n"]
+    for item in candidates:
+        words = " ".join(title(item).split())[:_MAX_TITLE] or "(no title)"
+        parts.append(f"{item}: {words}\n")
+        if photo is not None and (data := photo(item)) is not None:
+            parts.append(Photo(data))
+    return [*parts, _ASKED]
+
+
+def parse_answer(text: str, candidates: Collection[str]) -> tuple[tuple[str, ...], str]:
+    """The item that an answer names, and the kind of the answer.
+
+    The released rule takes the first word that has the shape of an ID. Here an answer is one ID: a text that names
+    several different ones, as one that repeats the list does, has not answered. What stands between <think> tags is
+    left out, and letters of an ID may be in lower case.
+
+    Returns:
+        ids: The ID in a tuple, empty for none.
+        kind: `listed` (one candidate), `unlisted` (one ID that is not in the list), `several`, `no_id`, or `empty`.
+    """
+    text = _THOUGHTS.sub(" ", text)
+    if not text.strip():
+        return (), "empty"
+    upper = {item.upper(): item for item in candidates}
+    named: dict[str, None] = {}
+    for word in _WORD.findall(text):
+        for form in (word, word.strip("_-")):
+            if item := form if form in candidates else upper.get(form.upper()):
+                named[item] = None
+                break
+        else:
+            if ID_SHAPE.fullmatch(word.strip("_-")):
+                named[word.strip("_-")] = None
+    ids = tuple(named)
+    if len(ids) == 1:
+        return ids, "listed" if ids[0] in candidates else "unlisted"
+    return (), "several" if ids else "no_id"
+
+
+def _questions(
+    asked: Sequence[tuple[Conversation, Sequence[str]]],
+    chosen: ChatSettings,
+    title: Callable[[str], str],
+    photo: Callable[[str], bytes | None],
+) -> Iterator[ChatRequest]:
+    for conversation, listed in asked:
+        yield ChatRequest(
+            parts=chat_question(
+                conversation,
+                listed,
+                title,
+                photo if chosen.photos else None,
+                max_characters=chosen.max_characters,
+            ),
+            system=_SYSTEM,
+            max_tokens=chosen.max_tokens,
+            temperature=chosen.temperature,
+        )
+
+
+def _ranking(answer: ChatAnswer, listed: Sequence[str]) -> tuple[RankedList | None, str]:
+    if answer.fault is not None:
+        return None, "failed"
+    ids, kind = parse_answer(answer.text, listed)
+    if answer.refusal or answer.finish_reason == "content_filter":
+        kind = "refused"
+    elif not ids and answer.finish_reason == "length":
+        kind = "cut"
+    return RankedList(ids=ids, text=answer.text, answer=released_answer(answer.text)), kind
+
+
+def _turns(conversation: Conversation, max_characters: int) -> str:
+    """The turns, without the oldest ones where they are too long; of a longer last turn its beginning."""
+    kept: list[str] = []
+    left = max_characters
+    for turn in reversed(conversation.turns):
+        lines = turn.text.strip().splitlines()
+        text = f"{_ROLES[turn.role]}: " + "\n  ".join(lines)  # indented: no line of a turn looks like one of the list
+        if kept and len(text) > left:
+            break
+        kept.append(text[:left])
+        left -= len(text)
+    return "\n".join(reversed(kept))
+
+
+def _by_released_rule(test_set: TestSet, rankings: Sequence[RankedList | None]) -> Mapping[str, float]:
+    """The scores of the IDs that the released scripts would have read."""
+    read = [None if row is None else RankedList(ids=(row.answer,) if row.answer else ()) for row in rankings]
+    metrics = compute_metrics(judge(test_set.predictions(read)))
+    return {name: metrics[name].value for name in _REPORTED}
