@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic.config import parse, settings
 from lavic.launch.training import command, resource_estimate
@@ -60,8 +60,12 @@ class TuneSettings:
     """The adapter."""
     loop: LoopSettings = LoopSettings(epochs=1.0, global_batch_size=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
-    select: Literal["best", "last"] = "best"
-    """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
+    select: Literal["best", "hit_rate", "last"] = "best"
+    """Which adapter goes into the bundle: that of the lowest validation loss (best), that of the highest HitRatio@1 on
+    validation lists (hit_rate; of equal ones the lowest loss), or the last. `--loop.patience` goes by the same."""
+    ranked_lists: NonNegativeInt = 200
+    """Validation lists that are ranked at each validation for HitRatio@1, beside the loss: evenly spread over those of
+    the file that hold a target, and as they stand there. 0: none."""
     deepspeed: Path | None = None
     """A JSON file with more DeepSpeed settings."""
     tracking: TrackingSettings = TrackingSettings()

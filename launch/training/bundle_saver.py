@@ -11,7 +11,7 @@ from lavic.train.trainer import Trainer
 
 
 class BundleSaver(Callback):
-    """Saves the adapter of the lowest validation loss, or the last one; it comes after `BestModel`."""
+    """Saves the adapter of the best validation, or the last one; it comes after `BestModel`."""
 
     def __init__(self, stage: TrainingStage, run: TrainingRun) -> None:
         """Takes a run whose components are loaded."""
@@ -24,8 +24,8 @@ class BundleSaver(Callback):
             LavicError: The bundle cannot be written, or differs from the model.
         """
         stage, run, state = self._stage, self._run, trainer.state
-        chosen_step = state.best_step if stage.settings.select == "best" else trainer.total_steps
-        chosen = state.step > 0 and state.step == chosen_step
+        chosen = trainer.done if stage.settings.select == "last" else state.step == state.best_step
+        chosen &= state.step > 0
         if chosen:
             trainer.enter_phase(f"the bundle after step {state.step}")
             components, bundle = run.components, run.folder.bundle

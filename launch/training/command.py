@@ -130,18 +130,22 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
             HangWatchdogCallback(run.watchdog),
             StopOnSignal(run.stop),
             Checkpointer(checkpoints),
-            BestModel(),
+            BestModel(stage.selecting_score),
             JournalLogger(tracker),
             ConsoleLogger(),
             BundleSaver(stage, run),
             ThroughputMonitor(),
         ],
+        components.scorer,
     )
     state = trainer.fit()
     run.watchdog.mark("the end")
     if untouched(components.model):
         raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr too small?")
-    _finish(stage, run, steps=state.step, best_step=state.best_step, best_loss=state.best_loss)
+    best = {"best_step": state.best_step, "best_loss": state.best_loss}
+    if stage.selecting_score is not None:
+        best[f"best_{stage.selecting_score}"] = state.best_score
+    _finish(stage, run, steps=state.step, **best)
 
 
 def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lavic.model.bundle import BundleInfo
     from lavic.model.loading import Backbone
-    from lavic.train.evaluation import EvalResult
+    from lavic.train.evaluation import EvalResult, Scorer
     from lavic.train.input.data_loader import TaskDataset
 
 
@@ -52,6 +52,8 @@ class StageComponents:
     valid: TaskDataset[Any]
     vision: Path | None = None
     """Of stage 2: the vision adapter that made the item store."""
+    scorer: Scorer | None = None
+    """Scores the model at each validation, beside its loss."""
     weights: Mapping[str, torch.Tensor] | None = None
     """The trained weights in full precision, on rank 0, when a bundle is saved; see `Engine.full_precision_weights`."""
 
@@ -77,6 +79,11 @@ class TrainingStage(ABC):
 
     def __init__(self, settings: Any, world: DistributedContext) -> None:
         self.settings = settings
+
+    @property
+    def selecting_score(self) -> str | None:
+        """Name of the score of `StageComponents.scorer` that selects the adapter; None: the loss does."""
+        return None
 
     @abstractmethod
     def inputs(self) -> Iterator[StageInput]:

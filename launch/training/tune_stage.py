@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lavic.distributed.context import DistributedContext
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
+from lavic.launch.training.hit_rate import HIT_RATE, HitRateScorer, listed_subset
 from lavic.launch.training.stage import StageComponents, StageInput, TrainingRun, TrainingStage
 from lavic.train.run_folder import RunFolder, digest_files
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from lavic.launch.tune import TuneSettings
     from lavic.model.bundle import BundleInfo
     from lavic.model.item_store import ItemStore
+    from lavic.model.loading import Backbone
     from lavic.train.recommendation.dataset import TuneDataset
+
+TOKENS_PER_BATCH = 8192
+"""Most tokens of a batch of lists that are ranked, where `loop.micro_tokens` does not say."""
 
 
 class TuneStage(TrainingStage):
@@ -33,6 +38,7 @@ class TuneStage(TrainingStage):
 
         Raises:
             DataError: The store is of another base model, or lacks an item.
+            ConfigError: The hit rate is to select, and there is no list to measure it on.
         """
         from lavic.data.conversations import read_conversations
         from lavic.model import hub
@@ -47,6 +53,15 @@ class TuneStage(TrainingStage):
         if settings.missing == "drop":
             rows = [drop_missing_items(part, self.store, settings.candidates, verbose=world.is_main) for part in rows]
         self.train, self.valid = rows
+        self.ranked = listed_subset(self.valid, settings.candidates, settings.ranked_lists)
+        if settings.select == "hit_rate" and not self.ranked:
+            why = "--ranked-lists is 0" if not settings.ranked_lists else f"no list of {settings.valid} holds a target"
+            raise ConfigError(f"--select hit_rate: {why}, so there is no hit rate to select by")
+
+    @property
+    def selecting_score(self) -> str | None:
+        """The hit rate, where `select` says so."""
+        return HIT_RATE if self.settings.select == "hit_rate" else None
 
     def inputs(self) -> Iterator[StageInput]:
         """The item store and the conversations."""
@@ -96,26 +111,49 @@ class TuneStage(TrainingStage):
         torch.manual_seed(settings.loop.seed)
         model = add_adapter(backbone, "language", settings.lora)
         task = TuneTask(model)
-        return StageComponents(backbone=backbone, model=model, task=task, train=train, valid=valid, vision=vision)
+        scorer = self._scorer(backbone, run.world) if self.ranked else None
+        return StageComponents(
+            backbone=backbone, model=model, task=task, train=train, valid=valid, vision=vision, scorer=scorer
+        )
+
+    def _scorer(self, backbone: Backbone, world: DistributedContext) -> HitRateScorer:
+        """Ranks the validation lists with the model in training."""
+        from lavic.model.bundle import Bundle, BundleInfo
+        from lavic.recommend.ranker import Ranker
+
+        settings = self.settings
+        # the adapter in training is in the backbone's layers: the ranker sees it as it is at the time
+        info = BundleInfo.of(
+            backbone, vision_adapter=self.store.manifest.vision_adapter, language_adapter=None, **self._shown()
+        )
+        bundle = Bundle(backbone, info)
+        ranker = Ranker(bundle, self.store, tokens_per_batch=settings.loop.micro_tokens or TOKENS_PER_BATCH)
+        return HitRateScorer(ranker, self.ranked, settings.candidates, world)
 
     def save_bundle(self, folder: Path, components: StageComponents) -> BundleInfo:
         """The bundle of both adapters."""
         from lavic.model.bundle import save_bundle
 
-        settings = self.settings
         return save_bundle(
             folder,
             components.backbone,
             vision=self._vision(),
             language=components.model,
-            tokens=settings.tokens,
-            max_length=settings.max_length,
-            tokens_per_item=max(settings.tokens_per_item, default=None),
-            none=settings.none_share > 0,
-            list_size=max(len(set(row.candidates[settings.candidates])) for row in self.train),
-            revision=settings.model.revision,
+            revision=self.settings.model.revision,
             weights=components.weights,
+            **self._shown(),
         )
+
+    def _shown(self) -> dict[str, Any]:
+        """What a bundle records of how lists are shown."""
+        settings = self.settings
+        return {
+            "tokens": settings.tokens,
+            "max_length": settings.max_length,
+            "tokens_per_item": max(settings.tokens_per_item, default=None),
+            "none": settings.none_share > 0,
+            "list_size": max(len(set(row.candidates[settings.candidates])) for row in self.train),
+        }
 
     def completion_message(self, folder: RunFolder) -> str:
         """The next command."""

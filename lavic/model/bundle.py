@@ -69,6 +69,39 @@ class BundleInfo:
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        *,
+        vision_adapter: str | None,
+        language_adapter: str | None,
+        tokens: Tokens = "items",
+        max_length: int = 2048,
+        tokens_per_item: int | None = None,
+        none: bool = False,
+        list_size: int | None = None,
+        revision: str | None = None,
+    ) -> BundleInfo:
+        """Describes a bundle of a loaded base model and adapters of these digests; for the rest see the fields."""
+        return cls(
+            base=backbone.name,
+            revision=revision,
+            fingerprint=backbone.fingerprint,
+            geometry=backbone.geometry.as_dict(),
+            vision_adapter=vision_adapter,
+            language_adapter=language_adapter,
+            tokens=tokens,
+            max_length=max_length,
+            tokens_per_item=tokens_per_item,
+            none=none,
+            list_size=list_size,
+            prompt_version=backbone.encoder.version,
+            chat=None if backbone.encoder.version in PLAIN else asdict(backbone.encoder.chat),
+            tokenizer=backbone.tokenizer_digest,
+            versions=versions("lavic", "torch", "transformers", "peft"),
+        )
+
+    @classmethod
     def read(cls, folder: Path) -> BundleInfo:
         """Reads `bundle.json`.
 
@@ -265,11 +298,8 @@ def save_bundle(
         if language is not None:
             lora.save_adapter(language, aside / "language_adapter", backbone, "language", weights)
         backbone.tokenizer.save_pretrained(str(aside / "tokenizer"))
-        info = BundleInfo(
-            base=backbone.name,
-            revision=revision,
-            fingerprint=backbone.fingerprint,
-            geometry=backbone.geometry.as_dict(),
+        info = BundleInfo.of(
+            backbone,
             vision_adapter=lora.digest(aside / "vision_adapter") if vision is not None else None,
             language_adapter=lora.digest(aside / "language_adapter") if language is not None else None,
             tokens=tokens,
@@ -277,10 +307,7 @@ def save_bundle(
             tokens_per_item=tokens_per_item,
             none=none,
             list_size=list_size,
-            prompt_version=backbone.encoder.version,
-            chat=None if backbone.encoder.version in PLAIN else asdict(backbone.encoder.chat),
-            tokenizer=backbone.tokenizer_digest,
-            versions=versions("lavic", "torch", "transformers", "peft"),
+            revision=revision,
         )
         atomic_write(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
     return info

@@ -168,7 +168,7 @@ class Ranker:
         if batch:
             yield batch
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a model that caches tensors in such a pass can't be trained on afterwards
     def _score(self, batch: Sequence[EncodedRequest]) -> list[RankedList]:
         """One forward pass: each prompt is followed by the ids of its candidates."""
         width = max(request.length for request in batch)

@@ -48,9 +48,13 @@ class TrainState:
     samples: int = 0
     """Global samples seen: the data position, whatever the number of ranks."""
     best_step: int | None = None
-    """Step of the lowest validation loss so far."""
+    """Step of the best validation so far: of the lowest loss, or the highest score."""
     best_loss: float | None = None
-    """That loss, nats per target token."""
+    """The validation loss of that step, nats per target token."""
+    best_score: float | None = None
+    """The score of that step, where a score selects."""
+    validations_since_best: int = 0
+    """Validations since then, for `loop.patience`."""
     validated: int = -1
     """Step of the last validation."""
     skipped_steps: int = 0

@@ -46,6 +46,9 @@ class LoopSettings:
     """Largest gradient norm; 0 disables clipping."""
     eval_every: NonNegativeInt = 0
     """Steps between validations; 0 validates before the first step and after the last."""
+    patience: NonNegativeInt = 0
+    """Validations in a row that bring nothing better, by what `select` goes by, after which training ends early; 0
+    trains to the end. Needs `eval_every`."""
     save_every: PositiveInt = 100
     """Steps between checkpoints; one is written after the last step and on a stop request too."""
     save_total_limit: PositiveInt = 2
@@ -72,8 +75,13 @@ class LoopSettings:
         """Splits a step's batch: samples of one forward pass on one rank, and number of forward passes.
 
         Raises:
-            ConfigError: The ranks would get unequal shares.
+            ConfigError: The ranks would get unequal shares, or `patience` lacks `eval_every`.
         """
+        if self.patience and not self.eval_every:
+            raise ConfigError(
+                f"--loop.patience {self.patience} counts validations, and without --loop.eval-every there is only the "
+                "last: give both"
+            )
         if self.global_batch_size % ranks:
             raise ConfigError(
                 f"--loop.global-batch-size {self.global_batch_size} cannot be shared by {ranks} processes: use a "

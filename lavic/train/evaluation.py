@@ -1,12 +1,13 @@
-"""Validation: the loss per target token over a set, the same for any number of ranks."""
+"""Validation: the loss per target token over a set, the same for any number of ranks, and what a scorer adds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class EvalResult:
     """Mean negative log-likelihood of a target token, nats."""
     tokens: int
     """Target tokens it is the mean of."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What the run's scorer measured, by name; of each, more is better."""
 
     @property
     def perplexity(self) -> float:
@@ -37,11 +40,25 @@ class EvalResult:
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
+class Scorer(Protocol):
+    """Scores the model in training by what it is for, beside its loss; handed to the trainer by the command."""
+
+    def __call__(self, check_stop: Callable[[], None]) -> Mapping[str, float]:
+        """Measures. Collective: every rank gets the same values.
+
+        Args:
+            check_stop: To be called every few seconds, as often on every rank; may raise Stopped on all ranks.
+
+        Returns:
+            Name -> value; of each, more is better. The names never change in a run.
+        """
+        ...
+
+
 class NoTargetTokensError(ConfigError):
     """A set without a target token."""
 
 
-@torch.no_grad()
 def evaluate(
     task: nn.Module,
     samples: TaskDataset[Any],
@@ -70,21 +87,19 @@ def evaluate(
     Raises:
         NoTargetTokensError: The set has no target token.
     """
-    was_training = task.training
-    task.eval()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
     longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must call check_stop as often
     size = WINDOW_BATCHES * batch_size
     windows = [share[first : first + size] for first in range(0, longest, size)]
     make = partial(_make_window, samples, windows, batch_size, max_tokens)
-    for number, batches in enumerate(prefetch(make, range(len(windows)), num_workers)):
-        enter_phase(f"window {number + 1}")
-        check_stop()
-        for batch in batches:
-            losses = task(batch.to(device))
-            total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
-    task.train(was_training)
+    with inference(task):
+        for number, batches in enumerate(prefetch(make, range(len(windows)), num_workers)):
+            enter_phase(f"window {number + 1}")
+            check_stop()
+            for batch in batches:
+                losses = task(batch.to(device))
+                total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     enter_phase("the end")
     loss, tokens = world.all_reduce(total).tolist()
     if not tokens:
@@ -92,6 +107,18 @@ def evaluate(
             "the validation set has no target token: it is empty, or no sample of it fits --max-length"
         )
     return EvalResult(loss / tokens, int(tokens))
+
+
+@contextmanager
+def inference(task: nn.Module) -> Iterator[None]:
+    """A block without dropout and without gradients; the task is as before after it."""
+    was_training = task.training
+    task.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        task.train(was_training)
 
 
 def _make_window(

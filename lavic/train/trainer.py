@@ -12,7 +12,7 @@ from lavic.train.callbacks.callback import Callback
 from lavic.train.checkpoint import TrainState
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.evaluation import evaluate
+from lavic.train.evaluation import Scorer, evaluate, inference
 from lavic.train.input.data_loader import MicroBatch, TaskDataset, TrainDataLoader
 from lavic.train.nonfinite import NonFiniteError
 from lavic.train.train_step import train_step
@@ -41,6 +41,7 @@ class Trainer:
         loop: LoopSettings,
         world: DistributedContext,
         callbacks: Sequence[Callback] = (),
+        scorer: Scorer | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -51,6 +52,7 @@ class Trainer:
             loop: The settings.
             world: The ranks.
             callbacks: Called in this order, see `Callback`; as many on every rank.
+            scorer: Scores the model at each validation, beside its loss.
 
         Raises:
             ConfigError: The training set is empty, or the ranks cannot share a batch.
@@ -61,15 +63,21 @@ class Trainer:
         self.stop_requested = False
         self._feed, self._valid = TrainDataLoader(train, world, loop), valid
         self._samples_per_epoch = len(train)
-        self._callbacks = tuple(callbacks)
+        self._callbacks, self._scorer = tuple(callbacks), scorer
 
     @property
     def epoch(self) -> float:
         """Epochs done."""
         return self.state.samples / self._samples_per_epoch
 
+    @property
+    def done(self) -> bool:
+        """Whether the last step is done, or `loop.patience` validations brought nothing better."""
+        state, patience = self.state, self.loop.patience
+        return state.step >= self.total_steps or 0 < patience <= state.validations_since_best
+
     def fit(self) -> TrainState:
-        """Trains to the end. Collective.
+        """Trains to the end, or until validations bring nothing better for too long. Collective.
 
         Returns:
             Where the run stands: at the end.
@@ -86,7 +94,7 @@ class Trainer:
             while True:
                 if self._eval_due():
                     self._evaluate()
-                if self.state.step >= self.total_steps:
+                if self.done:
                     return self.state
                 self._step(batches)
         finally:
@@ -109,6 +117,10 @@ class Trainer:
     def _evaluate(self) -> None:
         step = self.state.step
         self.notify("pre_eval")
+
+        def check_stop() -> None:
+            self.notify("pre_eval_batch")
+
         try:
             result = evaluate(
                 self.engine.task,
@@ -118,9 +130,13 @@ class Trainer:
                 device=self.engine.device,
                 max_tokens=self.loop.micro_tokens,
                 num_workers=self.loop.num_workers,
-                check_stop=lambda: self.notify("pre_eval_batch"),
+                check_stop=check_stop,
                 enter_phase=lambda phase: self.enter_phase(f"{phase} of the validation after step {step}"),
             )
+            if self._scorer is not None:
+                self.enter_phase(f"the scores of the validation after step {step}")
+                with inference(self.engine.task):
+                    result = replace(result, scores=self._scorer(check_stop))
         except Stopped:
             self.notify("on_stop")
             raise

@@ -19,7 +19,7 @@ from tests.train.assets import Assets, make_assets
 from tests.train.fork_server import ForkServer
 
 TOY = Path(__file__).with_name("toy.py")
-EXACT = ("loss", "grad_norm", "lr", "valid_loss")
+EXACT = ("loss", "grad_norm", "lr", "valid_loss", "valid_hit_rate")
 """What a resumed run must repeat to every digit."""
 
 

@@ -30,8 +30,16 @@ class ConsoleLogger(Callback):
             self._write(trainer, f"resuming after step {step} of {total}")
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """The validation's perplexity."""
-        self._write(trainer, f"step {trainer.state.step}: validation perplexity {result.perplexity:.4f}")
+        """The validation's perplexity and scores; and that the run ends early, where it does."""
+        state = trainer.state
+        scores = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.scores.items())
+        self._write(trainer, f"step {state.step}: validation perplexity {result.perplexity:.4f}{scores}")
+        if trainer.done and state.step < trainer.total_steps:
+            self._write(
+                trainer,
+                f"step {state.step}: no better validation since step {state.best_step} (--loop.patience "
+                f"{trainer.loop.patience}): training ends early",
+            )
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
         """Which step, and because of which samples."""

@@ -23,10 +23,14 @@ class JournalLogger(Callback):
         self._tracker.event("resume", step=trainer.state.step, total=trainer.total_steps)
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """The validation's loss and perplexity."""
+        """The validation's loss, perplexity and scores; and that the run ends early, where it does."""
+        state = trainer.state
+        scores = {f"valid_{name}": value for name, value in result.scores.items()}
         self._tracker.log(
-            trainer.state.step, epoch=trainer.epoch, valid_loss=result.loss, valid_perplexity=result.perplexity
+            state.step, epoch=trainer.epoch, valid_loss=result.loss, valid_perplexity=result.perplexity, **scores
         )
+        if trainer.done and state.step < trainer.total_steps:
+            self._tracker.event("early_stop", step=state.step, best_step=state.best_step)
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
         """Which step, and because of which samples."""
