@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "distill": ("lavic.launch.distill", "stage 1: train the vision side to describe a photo from five tokens"),
     "embed": ("lavic.shards.embed", "compute the item tokens of a catalogue"),
+    "tune-retriever": (
+        "lavic.launch.tune_retriever",
+        "train the two-tower head that searches the catalogue by photos and titles",
+    ),
     "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
     "evaluate": ("lavic.launch.evaluate", "metrics, controls, confidence intervals, and a report"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),

@@ -77,7 +77,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_understood(path, capsys):
     first = path.read_text("utf-8").partition("\n")[0]
-    named = re.match(r"# lavic ([a-z]+(?: [a-z]+)?)", first)
+    named = re.match(r"# lavic ([a-z-]+(?: [a-z]+)?)", first)
     assert named, "the first line says which command the file is for: '# lavic COMMAND'"
     words = named[1].split()
     assert words[0] in COMMANDS

@@ -20,9 +20,9 @@ State = Literal["done", "stale", "running", "waiting", "failed", "cancelled", "o
 _START = re.compile(r"\bjob \d+, start \d+, on ")
 """The first line of each start of a job in its log, which holds all starts."""
 _CAUSES = (
-    re.compile(r"(lavic( [a-z]+)?: )?rank \d+( on \S+)? was killed by .+"),
-    re.compile(r"lavic( [a-z]+)*: error: .+|preflight: \d+ of \d+ nodes? failed.*"),
-    re.compile(r"(lavic( [a-z]+)?: )?rank \d+( on \S+)? exited with .+"),
+    re.compile(r"(lavic( [a-z-]+)?: )?rank \d+( on \S+)? was killed by .+"),
+    re.compile(r"lavic( [a-z-]+)*: error: .+|preflight: \d+ of \d+ nodes? failed.*"),
+    re.compile(r"(lavic( [a-z-]+)?: )?rank \d+( on \S+)? exited with .+"),
     re.compile(r".*(\berror\b|\bError\b|Exception|CANCELLED|TIME LIMIT|Killed|\boom\b).*", re.I),
     re.compile(r".*\S.*"),
 )

@@ -56,7 +56,7 @@ class YamlFile:
             if keys in lines:
                 raise ConfigError(f"{path}:{line}: '{'.'.join(keys)}' is given twice")
             lines[keys] = line
-        named = re.match(r"#\s*lavic ((?:[a-z]+ ?)+)", text)
+        named = re.match(r"#\s*lavic ((?:[a-z]+(?:-[a-z]+)* ?)+)", text)
         return YamlFile(path, values, lines, named.group(1).strip() if named else "")
 
 

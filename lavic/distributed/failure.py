@@ -58,6 +58,7 @@ _LESS_MEMORY = {
     "describe": "lower --batch-size",
     "embed": "lower --batch-size",
     "evaluate": "lower --tokens-per-batch",
+    "tune-retriever": "lower --tokens-per-batch or --max-length",
 }
 """Command -> how to make it use less memory."""
 _NO_MEMORY = re.compile(

@@ -1,0 +1,81 @@
+"""What `lavic tune-retriever` reads: the item store, and the conversations whose targets it holds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lavic.data.conversations import read_conversations
+from lavic.errors import DataError
+
+if TYPE_CHECKING:
+    from lavic.data.schema import Conversation
+    from lavic.launch.tune_retriever import TuneRetrieverSettings
+    from lavic.model.item_store import ItemStore
+
+
+class RetrieverData:
+    """What a run reads."""
+
+    def __init__(
+        self, store: ItemStore, train: list[Conversation], valid: list[Conversation], items: list[str]
+    ) -> None:
+        """Holds store and conversations; `items`: those that are searched in validation, targets first."""
+        self.store, self.train, self.valid, self.items = store, train, valid, items
+
+    @classmethod
+    def read(cls, settings: TuneRetrieverSettings, *, verbose: bool) -> RetrieverData:
+        """Opens the store and reads the conversations.
+
+        Raises:
+            DataError: The store is of another base model or lacks a target, or there is nothing to train on.
+        """
+        from lavic.model import hub
+        from lavic.model.item_store import ItemStore
+
+        store = ItemStore.open(settings.store)
+        store.check_base(hub.fingerprint(hub.resolve(settings.model)))
+        if settings.tokens == "items":
+            store.check_adapter()
+        train, valid = (
+            _with_targets(read_conversations(file), store, drop=settings.missing == "drop", verbose=verbose)
+            for file in (settings.train, settings.valid)
+        )
+        targets = dict.fromkeys(id for row in (*train, *valid) for id in row.targets)
+        others = settings.valid_items - len(targets)
+        if len(store) <= settings.valid_items:
+            targets |= dict.fromkeys(store.ids)
+        elif others > 0:
+            rows = random.Random(settings.head.seed).sample(range(len(store)), settings.valid_items)
+            drawn = (id for id in (store.ids[row] for row in sorted(rows)) if id not in targets)
+            targets |= dict.fromkeys(id for id, _ in zip(drawn, range(others), strict=False))
+        return cls(store, train, valid, list(targets))
+
+
+def _with_targets(rows: Sequence[Conversation], store: ItemStore, *, drop: bool, verbose: bool) -> list[Conversation]:
+    """The conversations with a target, and of their targets those that the store holds.
+
+    Raises:
+        DataError: The store lacks one and `drop` is false, or none is left.
+    """
+    kept, missing = [], 0
+    for row in rows:
+        targets = tuple(id for id in row.targets if id in store)
+        if len(targets) < len(row.targets):
+            if not drop:
+                id = next(id for id in row.targets if id not in store)
+                raise DataError(
+                    f"{row.place}: {id} is not in the item store {store.folder}: embed its photo, or use --missing drop"
+                )
+            missing += len(row.targets) - len(targets)
+        if targets:
+            kept.append(replace(row, targets=targets))
+    if not kept:
+        raise DataError(f"{rows[0].file}: no conversation has a target in {store.folder}")
+    if verbose and (missing or len(kept) < len(rows)):
+        print(
+            f"{rows[0].file}: {len(rows) - len(kept)} of {len(rows)} rows left out; {missing} targets not in the store"
+        )
+    return kept

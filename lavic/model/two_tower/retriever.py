@@ -1,0 +1,188 @@
+"""A trained two-tower retriever: a bundle without language adapter, and the heads beside it.
+
+BUNDLE/bundle.json, vision_adapter/, tokenizer/   as of `lavic.model.bundle`
+BUNDLE/retriever/head.safetensors      trained on all conversations
+                 fold-0.safetensors    trained on all but those of a fold, and so on
+                 submissions.npy       hashes of the requests that were trained on
+                 retriever.json        written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lavic.data.schema import Conversation
+from lavic.errors import DataError, first_line
+from lavic.model.bundle import Bundle
+from lavic.model.item_store import ItemStore
+from lavic.model.two_tower.features import FeatureExtractor
+from lavic.model.two_tower.folds import FINAL, fold_of
+from lavic.model.two_tower.head import load_head
+from lavic.storage.checksummed_json import digest_json
+from lavic.storage.file_digest import file_sha256
+
+FOLDER, FILE = "retriever", "retriever.json"
+HEAD, SUBMISSIONS = "head.safetensors", "submissions.npy"
+FORMAT = 1
+
+
+def head_file(fold: int) -> str:
+    """Name of a head's file: that of the head trained without a fold, or with `FINAL` on everything."""
+    return HEAD if fold == FINAL else f"fold-{fold}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverInfo:
+    """`retriever.json`."""
+
+    query_features: int
+    """Width of a conversation's features."""
+    item_features: int
+    """Width of an item's features."""
+    dim: int
+    """Width of the vectors."""
+    hidden: int
+    """Width of the projections' hidden layers; 0: linear."""
+    folds: int
+    """Number of heads that were trained without a fold of the conversations."""
+    max_length: int
+    """Longest conversation, tokens."""
+    sha256: dict[str, str]
+    """Of the other files."""
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Tells retrievers apart: of the heads and all else that their vectors depend on beside the base model."""
+        return digest_json(asdict(self))
+
+    @classmethod
+    def read(cls, bundle: Path) -> RetrieverInfo:
+        """Reads `retriever.json` and compares the files with it.
+
+        Raises:
+            DataError: There is no whole retriever.
+        """
+        path = bundle / FOLDER / FILE
+        if not path.is_file():
+            raise DataError(f"{bundle}: no retriever (no {FOLDER}/{FILE}): train it with `lavic tune-retriever`")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: train it again")
+            info = cls(**raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a retriever's description ({first_line(error)})") from None
+        for name, digest in info.sha256.items():
+            file = bundle / FOLDER / name
+            if not file.is_file() or file_sha256(file) != digest:
+                raise DataError(f"{file}: missing or changed since training: copy the bundle again from its run")
+        return info
+
+
+def find_retriever(folder: Path) -> Path:
+    """The bundle of a retriever: the folder itself, or that of a run.
+
+    Raises:
+        DataError: There is none.
+    """
+    for bundle in (folder / "bundle", folder):
+        if (bundle / FOLDER / FILE).is_file():
+            return bundle
+    raise DataError(f"{folder}: no retriever here (no bundle/{FOLDER}): run `lavic tune-retriever` to its end")
+
+
+class Retriever:
+    """A retriever with its base model: turns conversations and items into vectors of one space."""
+
+    def __init__(self, bundle: Bundle, folder: Path, info: RetrieverInfo) -> None:
+        """Reads the heads of a bundle.
+
+        Args:
+            bundle: Its base model and vision adapter, loaded.
+            folder: Of the bundle.
+            info: Of the retriever.
+
+        Raises:
+            DataError: A head cannot be read.
+        """
+        self.bundle, self.info = bundle, info
+        self.features = FeatureExtractor(bundle.backbone, tokens=bundle.info.tokens, max_length=info.max_length)
+        sizes = {"dim": info.dim, "hidden": info.hidden}
+        sizes |= {"query_features": info.query_features, "item_features": info.item_features}
+        self.heads = {
+            fold: load_head(folder / FOLDER / head_file(fold), **sizes) for fold in (FINAL, *range(info.folds))
+        }
+        self._submissions = np.load(folder / FOLDER / SUBMISSIONS, allow_pickle=False)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        base: str | None = None,
+    ) -> Retriever:
+        """Loads a retriever and its base model.
+
+        Args:
+            folder: A run of `lavic tune-retriever`, or its bundle.
+            device: Where the base model goes; the heads stay on the CPU.
+            dtype: Of the base model's weights.
+            base: Folder or Hugging Face name of the base model, where it is not the recorded one.
+
+        Raises:
+            ConfigError: The base model is not found.
+            DataError: The retriever is not whole, or the base model is another one.
+        """
+        bundle = find_retriever(folder)
+        info = RetrieverInfo.read(bundle)
+        return cls(Bundle.load(bundle, device, dtype=dtype, base=base), bundle, info)
+
+    def check_store(self, store: ItemStore) -> None:
+        """Refuses a store whose tokens this retriever was not trained on.
+
+        Raises:
+            DataError: One line.
+        """
+        self.bundle.check_store(store)
+
+    def folds(self, conversations: Sequence[Conversation]) -> list[int]:
+        """The head for each conversation: the one not trained on its request, `FINAL` where none was."""
+        return [fold_of(conversation, self._submissions, self.info.folds) for conversation in conversations]
+
+    @torch.inference_mode()
+    def embed_queries(self, conversations: Sequence[Conversation], folds: Sequence[int] | None = None) -> torch.Tensor:
+        """Vectors of conversations, float32 [n, dim], to be compared with items of the same head.
+
+        Args:
+            conversations: Any number.
+            folds: The head of each; None: as `folds` says.
+        """
+        chosen = self.folds(conversations) if folds is None else folds
+        features = self.features.queries(conversations)
+        vectors = torch.zeros(len(conversations), self.info.dim)
+        for fold in set(chosen):
+            rows = [row for row, other in enumerate(chosen) if other == fold]
+            vectors[rows] = self.heads[fold].query(features[rows])
+        return vectors
+
+    @torch.inference_mode()
+    def embed_items(self, store: ItemStore, ids: Sequence[str], folds: Sequence[int] = (FINAL,)) -> torch.Tensor:
+        """Vectors of items by some heads, float32 [heads, n, dim].
+
+        Args:
+            store: Checked with `check_store`.
+            ids: Any number.
+            folds: Which heads.
+        """
+        features = self.features.items(store, ids)
+        return torch.stack([self.heads[fold].item(features) for fold in folds])

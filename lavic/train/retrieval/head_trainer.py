@@ -1,0 +1,191 @@
+"""Trains a retriever's head on cached features, in one process: the base model takes no part, and a step needs every
+negative of its batch in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lavic.model.two_tower.head import TwoTowerHead
+from lavic.train.retrieval.contrastive_loss import contrastive_loss
+from lavic.train.retrieval.pairs import Pairs
+from lavic.train.retrieval.settings import HeadSettings
+
+CUTOFFS = (1, 10, 50, 100)
+"""Ranks at which recall is measured."""
+SELECT_AT = 10
+"""The cutoff whose recall chooses how long to train."""
+_LARGEST_SCALE = 100.0
+"""Of one over the temperature, as in CLIP."""
+_QUERIES = 256
+"""Conversations that are compared with all items at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of conversations or items, and what a head is validated on."""
+
+    queries: torch.Tensor
+    """[conversations, width]"""
+    items: torch.Tensor
+    """[items, width]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead:
+    """A head and how it got there."""
+
+    head: TwoTowerHead
+    step: int
+    """Steps that it was trained for."""
+    recall: dict[int, float]
+    """Share of the validation targets found among the first so many items; empty without validation."""
+
+
+class HeadTrainer:
+    """Trains heads with the same settings on parts of the same pairs."""
+
+    def __init__(
+        self,
+        settings: HeadSettings,
+        features: Features,
+        *,
+        device: torch.device | str = "cpu",
+        log: Callable[..., None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Takes over the features.
+
+        Args:
+            settings: Of the head.
+            features: Of training conversations and all items.
+            device: Where to train.
+            log: Called with a step and numbers, after each epoch.
+            stop: Asked after each step; a true answer ends the training.
+        """
+        self.settings, self.features, self.device = settings, features, torch.device(device)
+        self._log, self._stop = log or (lambda step, **numbers: None), stop
+
+    def train(
+        self,
+        pairs: Pairs,
+        *,
+        seed: str = "",
+        validate: Callable[[TwoTowerHead], dict[int, float]] | None = None,
+        last_step: int | None = None,
+    ) -> TrainedHead | None:
+        """Trains one head.
+
+        Args:
+            pairs: To learn.
+            seed: Added to the settings' seed: tells the heads of one run apart.
+            validate: Recall of a head by cutoff, measured after each epoch; the best one by recall@10 is kept.
+            last_step: Stop there and keep that head, for one that is not validated.
+
+        Returns:
+            The head, on the CPU; None after a request to stop.
+        """
+        settings = self.settings
+        total = settings.total_steps(len(pairs))
+        epoch_steps = max(1, -(-len(pairs) // settings.batch_size))
+        best: TrainedHead | None = None
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(_number(f"{settings.seed}/{seed}"))
+            head = self._fresh(pairs).to(self.device)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+            order = torch.Generator().manual_seed(_number(f"{settings.seed}/{seed}/order"))
+            queue = torch.empty(0, dtype=torch.long)
+            sum_of_losses, losses = torch.zeros((), device=self.device), 0
+            for step in range(1, (last_step or total) + 1):
+                while len(queue) < min(settings.batch_size, len(pairs)):
+                    queue = torch.cat([queue, torch.randperm(len(pairs), generator=order)])
+                batch, queue = queue[: settings.batch_size], queue[settings.batch_size :]
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate(step, total)
+                loss = self._loss(head.train(), pairs, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                sum_of_losses, losses = sum_of_losses + loss.detach(), losses + 1
+                if self._stop():
+                    return None
+                if step % epoch_steps and step != (last_step or total):
+                    continue
+                numbers = {"loss": float(sum_of_losses) / losses, "lr": settings.learning_rate(step, total)}
+                sum_of_losses, losses = torch.zeros((), device=self.device), 0
+                recall = validate(head.eval()) if validate else {}
+                self._log(step, **numbers, **{f"recall_{cutoff}": value for cutoff, value in recall.items()})
+                if best is None or not recall or recall[SELECT_AT] > best.recall[SELECT_AT]:
+                    best = TrainedHead(head=self._copy(head), step=step, recall=recall)
+        return best
+
+    def _fresh(self, pairs: Pairs) -> TwoTowerHead:
+        """A head with fresh weights that standardizes the features of some pairs."""
+        settings, features = self.settings, self.features
+        head = TwoTowerHead(
+            features.queries.shape[1],
+            features.items.shape[1],
+            dim=settings.dim,
+            hidden=settings.hidden,
+            dropout=settings.dropout,
+            temperature=settings.temperature,
+        )
+        head.query.standardize(features.queries[pairs.query.unique()])
+        head.item.standardize(features.items)
+        return head
+
+    def _copy(self, head: TwoTowerHead) -> TwoTowerHead:
+        settings, features = self.settings, self.features
+        copy = TwoTowerHead(
+            features.queries.shape[1], features.items.shape[1], dim=settings.dim, hidden=settings.hidden
+        )
+        copy.load_state_dict({name: value.detach().cpu().clone() for name, value in head.state_dict().items()})
+        return copy.requires_grad_(False).eval()
+
+    def _loss(self, head: TwoTowerHead, pairs: Pairs, batch: torch.Tensor) -> torch.Tensor:
+        queries = head.query(self.features.queries[pairs.query[batch]].to(self.device))
+        items = head.item(self.features.items[pairs.item[batch]].to(self.device))
+        scale = head.log_scale.exp().clamp(max=_LARGEST_SCALE)
+        right = pairs.right_answers(batch).to(self.device)
+        return contrastive_loss(queries, items, scale, right, symmetric=self.settings.symmetric)
+
+
+@torch.inference_mode()
+def recall_at(
+    head: TwoTowerHead, queries: torch.Tensor, items: torch.Tensor, pairs: Pairs, cutoffs: tuple[int, ...] = CUTOFFS
+) -> dict[int, float]:
+    """The share of targets among the first k items of all, by k.
+
+    An item as near as the target counts as before it by half: a head that tells nothing apart is at chance.
+
+    Args:
+        head: In evaluation mode.
+        queries: Features of the conversations.
+        items: Features of all items that are searched.
+        pairs: Conversations and targets; a conversation's other targets are not counted as wrong.
+        cutoffs: The numbers k.
+    """
+    device = head.log_scale.device
+    vectors = torch.cat([head.item(part.to(device)) for part in items.split(8192)])
+    answers = head.query(queries.to(device))
+    found = torch.zeros(len(cutoffs), dtype=torch.float64)
+    for start in range(0, len(pairs), _QUERIES):
+        query, item = pairs.query[start : start + _QUERIES], pairs.item[start : start + _QUERIES]
+        scores = answers[query.to(device)] @ vectors.T
+        own = scores.gather(1, item.to(device)[:, None])
+        before = (scores > own).sum(1).double()
+        before += ((scores == own).sum(1).double() - 1) / 2
+        for row, number in enumerate(query.tolist()):
+            others = torch.tensor(sorted(pairs.targets[number] - {int(item[row])}), device=device, dtype=torch.long)
+            before[row] -= (scores[row, others] > own[row]).sum()
+        found += torch.stack([(before < cutoff).sum().double().cpu() for cutoff in cutoffs])
+    return {cutoff: float(value) / len(pairs) for cutoff, value in zip(cutoffs, found, strict=True)}
+
+
+def _number(text: str) -> int:
+    """A seed of text."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
