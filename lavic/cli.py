@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lavic.shards.describe",
         "describe each photo from all its tokens, with the model (stage 1's teacher)",
     ),
+    "reddit": (
+        "lavic.shards.reddit",
+        "conversations from Reddit dumps and an Amazon catalogue; 'reddit rebuild' from ids",
+    ),
     "distill": ("lavic.launch.distill", "stage 1: train the vision side to describe a photo from five tokens"),
     "embed": ("lavic.shards.embed", "compute the item tokens of a catalogue"),
     "tune-retriever": (

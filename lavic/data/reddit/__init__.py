@@ -1,0 +1,1 @@
+"""Conversations from dumps of Reddit and a catalogue of Amazon's items."""

@@ -1,0 +1,72 @@
+"""Text of posts, as a model is to read it: mojibake and entities mended, names of users and links removed."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Collection
+
+import ftfy
+
+_CONFIG = ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC")
+_MARKDOWN = re.compile(
+    r"!?\[([^\[\]\n]*)\]\(\s*<?(?:https?:|www\.|/)[^\s)>]*>?(?:\s+\"[^\"\n]*\")?\s*\)", re.IGNORECASE
+)
+"""A markdown link: its text is kept, unless that is a link too."""
+_LINK = re.compile(
+    r"<?(?:https?:\\?/\\?/|www\.)[^\s<>\]]*>?|\b(?:smile\.|m\.)?(?:amazon\.(?:com?\.)?[a-z]{2,3}|amzn\.[a-z]{2,4}|a\.co|geni\.us)/[^\s<>\])]*",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"(?<![\w/])/?\bu/[A-Za-z0-9_-]{2,24}|(?<!\S)@[A-Za-z0-9_-]{3,24}\b")
+_TELLING = re.compile(r"[A-Za-z0-9_-]{4,}")
+_QUOTE = re.compile(r"^[ \t]*(?:>|&gt;)(?!!)[^\n]*$", re.MULTILINE)
+"""A line that quotes; `>!` begins a spoiler instead."""
+_ESCAPED = re.compile(r"\\([_*~#>^()\[\]|.!+-])")
+_SPACES = re.compile(r"[ \t\f\v]+")
+_LINES = re.compile(r" ?\n(?: ?\n)+ ?")
+_TAG = re.compile(r"</?(?:submission|comment)>", re.IGNORECASE)
+
+USER = "[user]"
+"""Stands for the name of a user."""
+
+
+def mend(text: str) -> str:
+    """A text without mojibake, HTML entities, control characters and broken surrogates."""
+    # Entities first: mojibake may be written in them; twice, since some dumps escaped twice.
+    for _ in range(2):
+        if "&" not in text:
+            break
+        text = html.unescape(text)
+    return ftfy.fix_text(text, _CONFIG)
+
+
+def target_text(text: str, users: Collection[str] = ()) -> str:
+    """The text of a comment that recommends, with its links.
+
+    Args:
+        text: As the dump has it.
+        users: Names of those who take part.
+    """
+    return _TAG.sub("", _without_users(mend(text), users)).strip()
+
+
+def context_text(text: str, users: Collection[str] = ()) -> str:
+    """The text of a turn before it, without links; arguments as for `target_text`."""
+    text = _MARKDOWN.sub(lambda match: "" if _LINK.search(match[1]) else match[1], mend(text))
+    text = _ESCAPED.sub(r"\1", _without_users(_LINK.sub("", text), users))
+    text = _LINES.sub("\n\n", _SPACES.sub(" ", _TAG.sub("", text)))
+    return text.strip()
+
+
+def without_quotes(text: str) -> str:
+    """A text without the lines that quote another post."""
+    return _QUOTE.sub("", text)
+
+
+def _without_users(text: str, users: Collection[str]) -> str:
+    text = _USER.sub(USER, text)
+    for name in sorted(users):
+        # A name of letters alone may be a word of the language.
+        if _TELLING.fullmatch(name) and not name.isalpha() and name in text:
+            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", USER, text)
+    return text

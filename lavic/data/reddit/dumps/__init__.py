@@ -1,0 +1,1 @@
+"""Reading dumps of Reddit: compressed files of one JSON object per line."""

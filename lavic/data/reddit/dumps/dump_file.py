@@ -1,0 +1,95 @@
+"""The bytes of a dump, in pieces of complete lines.
+
+Dumps are frames of zstd with windows of up to 2 GiB, one or several in a file. Files that are not compressed, or
+otherwise, are read too; the content decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+from lavic.data.reddit.dumps.post import read_object
+from lavic.errors import DataError, first_line
+from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
+from lavic.storage.text_files import MAX_LINE_BYTES, TextFileError, open_text_file
+
+Kind = Literal["comments", "submissions"]
+
+_PIECE = 512 << 10
+"""Bytes of a piece, about: it stays in the processor's cache while it is searched."""
+_LOOKED_AT = 100
+"""Lines from the start of a file by which its kind is told."""
+
+
+def read_pieces(path: str | Path) -> Iterator[bytes]:
+    """The content of a dump in pieces that end with a line, the last one maybe without a line end.
+
+    Args:
+        path: A path, or a URI that fsspec knows.
+
+    Raises:
+        DataError: The file is missing, truncated or corrupt, or a line has more than `MAX_LINE_BYTES`.
+    """
+    with _open(path) as file:
+        rest: list[bytes] = []
+        size = 0
+        while data := file.read(_PIECE):
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield b"".join((*rest, data[:end]))
+                rest, size = [data[end:]], len(data) - end
+                continue
+            rest.append(data)
+            size += len(data)
+            if size > MAX_LINE_BYTES:
+                raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES >> 20} MiB; is this a dump of Reddit?")
+        if size:
+            yield b"".join(rest)
+
+
+def dump_kind(path: str | Path) -> Kind:
+    """What a dump holds, by its first lines, whatever its name.
+
+    Raises:
+        DataError: It cannot be read, or holds neither comments nor submissions.
+    """
+    for piece in read_pieces(path):
+        for line in piece.split(b"\n")[:_LOOKED_AT]:
+            row = read_object(line)
+            if row is not None and "link_id" in row:
+                return "comments"
+            if row is not None and "title" in row:
+                return "submissions"
+        break
+    raise DataError(f"{path}: neither comments nor submissions of Reddit; expected one JSON object per line")
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[BinaryIO]:
+    """A dump's bytes. Local zstd files skip the layers that other texts need."""
+    if not (isinstance(path, str) and "://" in path):
+        try:
+            with Path(path).open("rb") as file:
+                kind = compression_of(file.read(HEAD))
+                if kind == "zstd":
+                    file.seek(0)
+                    stream = Decompressed(file, kind)
+                    yield cast(BinaryIO, stream)
+                    if stream.trailing:
+                        raise CorruptData(f"{stream.trailing} bytes after the end of the last frame")
+                    return
+        except FileNotFoundError:
+            raise TextFileError(path, 0, "no such file") from None
+        except CorruptData as error:
+            raise TextFileError(
+                path, 0, f"the compressed data is corrupt ({first_line(error)}); download or copy the file again"
+            ) from None
+        except OSError as error:
+            raise TextFileError(path, 0, f"cannot be read ({error.strerror or first_line(error)})") from None
+    with open_text_file(path) as text:
+        yield cast(BinaryIO, text)
+        if text.trailing:
+            raise TextFileError(path, 0, "bytes after the end of the compressed data; download the file again")

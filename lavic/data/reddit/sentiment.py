@@ -1,0 +1,52 @@
+"""Whether a comment speaks against what it links to: a small list of words, for the sentences at the link.
+
+It finds warnings ("do not buy this", "fell apart in a week"), no finer tone; what it takes for a warning is counted.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NEGATIVE = """avoid awful bad broke broken burned burnt cheaply counterfeit crap crappy defective disappointed
+disappointing disgusting disliked fail failed fails fake faulty flimsy garbage hate hated horrible ineffective
+irritated irritating junk knockoff lousy mediocre misleading nasty overpriced painful peeled pointless poor poorly
+regret regretted returned ripoff rubbish ruined scam stinks sucked sucks terrible trash unsafe unusable useless waste
+wasted worse worst worthless"""
+_POSITIVE = """adore affordable amazing awesome beautiful best better brilliant comfortable decent effective excellent
+fantastic favorite favourite fine gentle good great helped helpful helps highly holy impressed incredible like liked
+likes love loved lovely loves nice perfect perfectly quality recommend recommended recommends reliable satisfied solid
+sturdy superb swear sweet terrific wonderful worked works worth"""
+_NEGATIONS = """no not never none nothing hardly barely without isn't wasn't aren't don't doesn't didn't won't wouldn't
+can't cannot couldn't shouldn't haven't hasn't isnt wasnt dont doesnt didnt wont wouldnt cant couldnt shouldnt"""
+_WEIGHTS = {**dict.fromkeys(_NEGATIVE.split(), -1), **dict.fromkeys(_POSITIVE.split(), 1)}
+_NEGATE = frozenset(_NEGATIONS.split())
+_REACH = 3
+"""Words that a negation reaches."""
+_WARNING = re.compile(
+    r"\b(?:do\s*n[o']?t|dont|never|wouldn'?t|would not|shouldn'?t)\s+(?:ever\s+)?"
+    r"(?:buy|get|order|use|recommend|bother|waste|purchase|touch|trust)\b"
+    r"|\bstay(?:ed)? (?:far )?away from\b|\bwaste of (?:money|time)\b|\bfell apart\b|\bsteer clear\b"
+    r"|\bsent (?:it|them) back\b",
+    re.IGNORECASE,
+)
+_WARNING_WEIGHT = -2
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+
+
+def sentiment(text: str) -> int:
+    """Positive words less negative ones, negations turned, and two off for each warning.
+
+    Args:
+        text: Without links, whose words say nothing.
+    """
+    plain = text.lower().replace("’", "'")
+    total = _WARNING_WEIGHT * len(_WARNING.findall(plain))
+    since = _REACH
+    for word in _WORD.findall(_WARNING.sub(" ", plain)):
+        if word in _NEGATE:
+            since = 0
+            continue
+        weight = _WEIGHTS.get(word, 0)
+        total += -weight if since < _REACH else weight
+        since += 1
+    return total

@@ -1,0 +1,259 @@
+"""`lavic reddit`: conversations from Reddit dumps and an Amazon catalogue.
+
+lavic reddit --dumps dumps/R[CS]_*.zst --items meta_*.jsonl.gz --reviews reviews/*.jsonl.gz --out conversations
+lavic reddit rebuild --manifest shared/ --dumps dumps/R[CS]_*.zst --out conversations
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lavic.config import parse
+from lavic.data.reddit.card import card_html, card_markdown
+from lavic.data.reddit.funnel import BROKEN, COMMENTS, NOTES, POSTS
+from lavic.data.reddit.item_table import ItemTable
+from lavic.data.reddit.set_writer import write_set
+from lavic.data.reddit.splits import NAMES, split_submissions
+from lavic.distributed.ray_session import RaySettings
+from lavic.distributed.signals import signal_handlers
+from lavic.errors import ConfigError, DataError, Stopped
+from lavic.shards.cluster.tasks import prepare
+from lavic.shards.reddit_build import steps
+from lavic.shards.reddit_build.pipeline import Pipeline, merge_wanted, parts_of, sum_counts
+from lavic.shards.reddit_build.rebuild import rebuild
+from lavic.shards.reddit_build.short_links import resolve_links
+from lavic.shards.reddit_build.steps import PartTask, submissions_of, threads_step
+from lavic.shards.reddit_build.work_folder import WorkFolder, digest_of, input_files
+from lavic.shards.reddit_settings import Executor, RebuildSettings, RedditSettings
+from lavic.storage import format_bytes
+from lavic.storage.atomic import atomic_write
+from lavic.storage.output_folder import lock_output_folder
+from lavic.storage.paths import place, storage_errors
+from lavic.storage.text_files import read_lines
+
+DESCRIPTION = """Make conversations from dumps of Reddit and a catalogue of Amazon's items.
+
+A comment that links to an item of the catalogue, by somebody else than the asker, is a recommendation: its conversation
+is the submission and the comments on the way to it. OUT gets train.jsonl, valid.jsonl and test.jsonl in the released
+form, the ids of each (`<split>.ids.jsonl`, without text), card.md and card.html, inputs.json with the files it was
+made of, and funnel.json with every count, written last. Then `lavic retrieve` adds candidates.
+
+The dumps are read twice: for the submissions with links, then for the posts of these. The posts are kept in buckets by
+submission, and one part of the buckets is in a worker's memory at a time. The same command goes on after a crash, with
+the files and parts that were not done; the set's bytes do not depend on workers, on restarts, or on how the rows are
+spread over files. Posts that were deleted or removed are not used. Short links are counted, and resolved only with
+--short-links.resolve.
+
+`lavic reddit rebuild --manifest DIR --dumps FILES --out DIR` makes a set again from its ids.
+"""
+
+log = logging.getLogger(__name__)
+
+SETTINGS = RedditSettings
+"""The command's settings, for `lavic.cli.command_module`."""
+
+FUNNEL, INPUTS = "funnel.json", "inputs.json"
+MAX_LOCAL_BYTES = 8 << 30
+"""Local processes read so much in about the time after which several nodes pay."""
+
+
+def resolve(argv: Sequence[str]) -> RedditSettings:
+    """The settings of a command line."""
+    return parse(RedditSettings, argv, command="reddit", description=DESCRIPTION)
+
+
+def is_complete(settings: RedditSettings) -> bool:
+    """Whether the set is there: its funnel is written last."""
+    return (settings.out / FUNNEL).is_file()
+
+
+def estimate(settings: RedditSettings) -> str:
+    """How much will be read, as text; empty where the dumps are not there yet."""
+    try:
+        size = sum(place(path).stat().st_size for path in input_files(settings.dumps, "dump"))
+    except DataError:
+        return ""
+    return f"bytes: {format_bytes(size)} of dumps, read twice"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    if argv[:1] == ["rebuild"]:
+        again = parse(RebuildSettings, argv[1:], command="reddit rebuild")
+        with _stop_on_signal(), lock_output_folder(again.out):
+            _prepare(again.executor, again.ray)
+            dumps = input_files(again.dumps, "dump")
+            counts = rebuild(again, dumps, on_ray=uses_ray(again.executor, again.ray, dumps))
+        print(f"{again.out}: {counts['same']:,} of {counts['rows']:,} conversations as they were", end="")
+        print(f"; {counts['changed']:,} whose text has changed; {counts['missing']:,} that are not there any more")
+        return 0
+    settings = resolve(argv)
+    with _stop_on_signal(), lock_output_folder(settings.out):
+        funnel = build(settings)
+    rows = {name: held["rows"] for name, held in funnel["splits"].items()}
+    print(f"{settings.out}: {sum(rows.values()):,} conversations (", end="")
+    print(", ".join(f"{name} {count:,}" for name, count in rows.items()) + f"); see {settings.out / 'card.md'}")
+    return 0
+
+
+def build(settings: RedditSettings) -> dict[str, Any]:
+    """Makes the set of the settings, or what is missing of it; returns its counts.
+
+    Raises:
+        ConfigError: OUT holds a set of other settings or files.
+        DataError: A file cannot be read, or no conversation is in the dumps.
+    """
+    dumps, items = input_files(settings.dumps, "dump"), input_files(settings.items, "catalogue file")
+    reviews = input_files(settings.reviews, "review file") if settings.reviews else {}
+    bots = frozenset(line.strip().lower() for _, line in read_lines(settings.bots)) if settings.bots else frozenset()
+    plan = {
+        "dumps": sorted(dumps.values()),
+        "items": sorted(items.values()),
+        "reviews": sorted(reviews.values()),
+        "labels": asdict(settings.labels),
+        "split": asdict(settings.split),
+        "bots": sorted(bots),
+        "short_links": settings.short_links.resolve,
+    }
+    if funnel := _complete(settings.out, digest_of(plan)):
+        log.info("%s is complete already", settings.out)
+        return funnel
+    _prepare(settings.executor, settings.ray)
+    work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
+    pipeline = Pipeline(work, settings.ray, on_ray=uses_ray(settings.executor, settings.ray, dumps))
+    table, catalogue = pipeline.catalogue(items, reviews)
+    scans, scanned = pipeline.scan(dumps, table, short=settings.short_links.resolve)
+    hits, resolved = [task.out for task in scans], None
+    notes: dict[str, int] = {}
+    if settings.short_links.resolve:
+        found = [scanned[str(task.out)]["short"] for task in scans]
+        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, found, ItemTable(table))
+        hits.append(more)
+    wanted = merge_wanted(work.path / "wanted", hits)
+    kinds = {task.path: scanned[str(task.out)]["kind"] for task in scans}
+    gathered, collected = pipeline.gather(kinds, dumps, wanted)
+    spools = tuple(gathered)
+    tasks = [
+        PartTask(
+            first=first,
+            end=end,
+            out=work.file("threads", f"{first:04}-{end:04}"),
+            spools=spools,
+            table=table,
+            labels=settings.labels,
+            bots=bots,
+            resolved=resolved,
+        )
+        for first, end in parts_of(spools, settings.bucket_bytes)
+    ]
+    counts = sum_counts(pipeline.run(threads_step, tasks, "making conversations", "parts").values())
+    if not counts["kept"]:
+        raise DataError(f"no conversation is left: {_reasons(counts, sum_counts(scanned.values()))}")
+    submissions = [submissions_of(task.out) for task in tasks]
+    splits = split_submissions(submissions, settings.split)
+    held = write_set(settings.out, [task.out for task in tasks], submissions, splits.parts, ItemTable(table))
+    funnel = {
+        "catalogue": dict(sorted(catalogue.items())),
+        "lines": dict(sorted(sum_counts(scanned.values()).items())),
+        "posts": {**{name: counts[name] for name in POSTS}, **{name: collected[name] for name in BROKEN}},
+        "comments": {name: counts[name] for name in COMMENTS},
+        "notes": {**{name: counts[name] for name in NOTES}, **notes},
+        "duplicates": {"groups": splits.groups, "grouped": splits.grouped, "moved": splits.moved},
+        **held,
+        "settings": {**_flat("labels", asdict(settings.labels)), **_flat("split", asdict(settings.split))},
+    }
+    _warn(funnel)
+    files = {"dumps": list(dumps), "items": list(items), "reviews": list(reviews)}
+    atomic_write(settings.out / INPUTS, json.dumps({"plan": digest_of(plan), **files}, indent=2) + "\n")
+    atomic_write(settings.out / "card.md", card_markdown(funnel))
+    atomic_write(settings.out / "card.html", card_html(funnel))
+    atomic_write(settings.out / FUNNEL, json.dumps(funnel, indent=2) + "\n")
+    if not settings.keep_work:
+        work.remove()
+    return funnel
+
+
+def uses_ray(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> bool:
+    """Whether the steps run on Ray: by the settings, else if Ray is running or the dumps are large."""
+    if executor != "auto":
+        return executor == "ray"
+    if ray.address or ray.nodes > 1 or os.environ.get("RAY_ADDRESS"):
+        return True
+    running = sys.modules.get("ray")
+    if running and running.is_initialized():
+        return True
+    return sum(place(path).stat().st_size for path in dumps) > MAX_LOCAL_BYTES
+
+
+def _prepare(executor: Executor, ray: RaySettings) -> None:
+    """Starts the process that local workers are forked from."""
+    if executor != "ray" and not ray.address:
+        prepare(steps.__name__)
+
+
+def _complete(out: Path, plan: str) -> dict[str, Any] | None:
+    """The counts of a set that is complete; None where there is none."""
+    if not (out / FUNNEL).exists():
+        return None
+    try:
+        funnel: dict[str, Any] = json.loads((out / FUNNEL).read_text("utf-8"))
+        made_of = json.loads((out / INPUTS).read_text("utf-8"))["plan"]
+    except storage_errors(ValueError, KeyError):
+        made_of, funnel = "", {}
+    if made_of != plan:
+        raise ConfigError(f"{out}: holds a set of other files or settings; use another folder, or remove it")
+    return funnel
+
+
+def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _reasons(counts: Counter[str], lines: Counter[str]) -> str:
+    """The most frequent reasons for which nothing was kept."""
+    if counts["linking"]:
+        dropped = {
+            COMMENTS[name]: counts[name] for name in COMMENTS if name not in ("linking", "kept") and counts[name]
+        }
+        return f"of {counts['linking']:,} comments that link to an item " + ", ".join(
+            f"{count:,} {words}" for words, count in sorted(dropped.items(), key=lambda entry: -entry[1])
+        )
+    return (
+        f"of {lines['lines']:,} lines none is a comment that links to an item of the catalogue "
+        f"({lines['item_not_in_catalogue']:,} link to other items)"
+    )
+
+
+def _warn(funnel: Mapping[str, Any]) -> None:
+    empty = [name for name in NAMES if not funnel["splits"][name]["rows"]]
+    if empty:
+        log.warning("no conversation in %s: see --split.valid-share, --split.test-share and the days", ", ".join(empty))
+    broken = funnel["catalogue"].get("broken_records", 0)
+    if broken:
+        log.warning("%d broken records of the catalogue were left out", broken)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[None]:
+    """Ends the work at a scheduler's signal; what is done is kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped on request; finished files and parts are kept; run the same command again to continue")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with signal_handlers([signal.SIGUSR1], stop):
+        yield
