@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lavic.launch.tune_retriever",
         "train the two-tower head that searches the catalogue by photos and titles",
     ),
+    "retrieve": ("lavic.shards.retrieve", "candidate lists from a whole catalogue, for every conversation"),
     "tune": ("lavic.launch.tune", "stage 2: train the language model to pick the right candidate"),
     "evaluate": ("lavic.launch.evaluate", "metrics, controls, confidence intervals, and a report"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),

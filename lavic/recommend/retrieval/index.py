@@ -217,7 +217,7 @@ class RetrievalIndex:
         width = self._vector_search(method).width
         if method not in self._encoders:
             if method not in ENCODERS:
-                raise ConfigError(f"{self.folder}: `{method}` takes vectors, not texts: see search_vectors")
+                raise ConfigError(f"{self.folder}: `{method}` needs an encoder (set_encoder), or search_vectors")
             self._encoders[method] = ENCODERS[method](self.manifest.methods[method].settings)
         vectors = np.zeros((len(queries), width), np.float32)
         if filled := [row for row, query in enumerate(queries) if plain(query).strip()]:

@@ -41,15 +41,7 @@ def recall(
     scored = [row for row, conversation in enumerate(conversations) if conversation.targets]
     if not scored:
         return {}
-    keys = [
-        {
-            ("submission", " ".join(conversations[row].turns[0].text.lower().split()))
-            if conversations[row].turns
-            else row
-        }
-        | {("target", id) for id in conversations[row].targets}
-        for row in scored
-    ]
+    keys = [_keys(conversations[row]) for row in scored]
     bootstrap = Bootstrap(connected_clusters(keys), draws=draws, level=level, seed=seed)
     ones = np.ones(len(scored))
     ratios = {
@@ -59,6 +51,13 @@ def recall(
     }
     intervals = bootstrap.intervals(ratios)
     return {method: {f"recall_at_{k}": intervals[method, k] for k in cuts} for method in lists}
+
+
+def _keys(conversation: Conversation) -> set[tuple[str, str]]:
+    """What makes conversations dependent."""
+    first = conversation.turns[0].text if conversation.turns else ""
+    submission = {("submission", " ".join(first.lower().split()))} if first else set()
+    return submission | {("target", id) for id in conversation.targets}
 
 
 def _share(targets: Sequence[str], ids: Sequence[str]) -> float:

@@ -67,8 +67,10 @@ class SentenceEncoder:
             )
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise LaunchError(f"searching by meaning needs pip install 'lavic[retrieve]' ({error})") from None
+        disable_progress_bar()
         self._model: Any = SentenceTransformer(str(folder), device=device, local_files_only=True)
         self._model.eval()
         if recorded["max_tokens"]:

@@ -1,0 +1,128 @@
+"""The work of a search over many conversations: blocks of queries, which any worker encodes and searches.
+
+Which queries share a block depends on their texts alone, so that no result depends on the workers, on the order of the
+conversations, or on how the index is divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lavic.recommend.retrieval import Hits, RetrievalIndex
+from lavic.recommend.retrieval.index import Rows, lengths
+from lavic.shards.retrieval.methods import encoder
+from lavic.shards.retrieval.settings import RetrieveSettings
+
+BLOCK = 256
+"""Queries of a block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Queries that are encoded and searched together."""
+
+    number: int
+    texts: tuple[str, ...]
+    most: tuple[int, ...]
+    """Rows to find for each query."""
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By method, where it has vectors: float32 [queries, width]."""
+
+
+Found = tuple[int, dict[str, list[Rows]]]
+"""Number of a block, and for each method what was found for its queries."""
+
+
+class Encoder:
+    """Makes the vectors of blocks, in one process."""
+
+    def __init__(self, chosen: RetrieveSettings) -> None:
+        """Opens the index and loads the methods' models."""
+        self.index = RetrievalIndex.open(chosen.index)
+        self._methods = [name for name in chosen.methods if self.index.manifest.methods[name].kind == "vectors"]
+        for name in self._methods:
+            self.index.set_encoder(name, encoder(name, chosen, self.index.manifest))
+
+    def __call__(self, block: Block) -> Block:
+        return replace(block, vectors={name: self.index.encode(name, block.texts) for name in self._methods})
+
+
+class Searcher:
+    """Searches a part of an index for the queries of blocks."""
+
+    def __init__(self, chosen: RetrieveSettings, number: int, count: int) -> None:
+        """Opens a part of the index.
+
+        Args:
+            chosen: Of the search.
+            number: Which part.
+            count: Of how many.
+        """
+        self.settings = chosen
+        self.index = RetrievalIndex.open(chosen.index, shard=(number, count))
+
+    def __call__(self, block: Block) -> Found:
+        return block.number, {
+            name: self.index.search_rows(name, block.vectors.get(name, block.texts), block.most)
+            for name in self.settings.methods
+        }
+
+
+Run = Callable[[RetrieveSettings, Sequence[Block], int], Iterable[Found]]
+"""Encodes and searches blocks in each part of an index, of so many; yields what each part found, in any order."""
+
+
+def run_here(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[Found]:
+    """Searches in this process."""
+    encode = Encoder(chosen)
+    searchers = [Searcher(chosen, number, parts) for number in range(parts)]
+    for block in blocks:
+        encoded = encode(block)
+        for searcher in searchers:
+            yield searcher(encoded)
+
+
+def search_all(
+    chosen: RetrieveSettings,
+    queries: Sequence[str],
+    exclude: Sequence[Collection[str]],
+    *,
+    parts: int = 1,
+    run: Run = run_here,
+    done: Callable[[int], None] = lambda count: None,
+) -> dict[str, list[Hits]]:
+    """The lists of all queries, by method.
+
+    Args:
+        chosen: Of the search.
+        queries: Texts.
+        exclude: For each query, ids that its lists must not have.
+        parts: Of the index, which are searched apart.
+        run: Where the work is done.
+        done: Called with the number of queries of each block that is done.
+    """
+    k = chosen.k
+    most = lengths(len(queries), k, exclude)
+    order = sorted(range(len(queries)), key=lambda row: (queries[row], most[row]))
+    rows_of = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    blocks = [
+        Block(number=number, texts=tuple(queries[row] for row in rows), most=tuple(most[row] for row in rows))
+        for number, rows in enumerate(rows_of)
+    ]
+    index = RetrievalIndex.open(chosen.index)
+    waiting: dict[int, list[dict[str, list[Rows]]]] = {}
+    lists: dict[str, list[Hits]] = {name: [Hits()] * len(queries) for name in chosen.methods}
+    for number, found in run(chosen, blocks, parts):
+        waiting.setdefault(number, []).append(found)
+        if len(waiting[number]) < parts:
+            continue
+        several = waiting.pop(number)
+        for name in chosen.methods:
+            for place, row in enumerate(rows_of[number]):
+                best = index.merge([part[name][place] for part in several], most[row])
+                (lists[name][row],) = index.hits([best], k, [exclude[row]])
+        done(len(rows_of[number]))
+    return lists

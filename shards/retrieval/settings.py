@@ -1,0 +1,91 @@
+"""Settings of `lavic retrieve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, StringConstraints
+
+from lavic.config import Seed, settings
+from lavic.distributed.ray_session import RaySettings
+from lavic.endpoint.settings import EndpointSettings
+from lavic.recommend.retrieval.bm25.build import Bm25Settings
+from lavic.recommend.retrieval.catalogue import TextSettings
+from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
+from lavic.tracking.settings import TrackingSettings
+
+MethodName = Literal["bm25", "dense", "endpoint"]
+
+
+@settings
+class RetrieveSettings:
+    """Find candidates in a whole catalogue for every conversation."""
+
+    items: tuple[str, ...] = ()
+    """The catalogue: files, globs and URIs, as for `lavic crawl`. An index that stands can be used without them."""
+    conversations: tuple[str, ...]
+    """Conversation files in the released form."""
+    out: Path
+    """A file ending in .jsonl for one conversation file, or a folder."""
+    index: Path
+    """Folder of the index; made at first use, refused if it is of another catalogue or of other settings."""
+    key: Annotated[str, StringConstraints(pattern=r"^candidates\w*$")] = "candidates_fused"
+    """Key of the new list in every row; its scores stand under `scores...`."""
+    methods: tuple[MethodName, ...] = ("bm25",)
+    """How to search; lists of several methods are fused by reciprocal rank."""
+    k: PositiveInt = 100
+    """Items of a list, at most."""
+    store: Path | None = None
+    """An item store: only items that it holds are indexed."""
+    exclude_mentioned: bool = True
+    """Leave out the items that the conversation has already named (`context_items`)."""
+    extend: bool = False
+    """Add new items of a catalogue that has grown to the index."""
+    text: TextSettings = TextSettings()
+    """The items' texts."""
+    bm25: Bm25Settings = Bm25Settings()
+    """Search by words."""
+    dense: DenseSettings = DenseSettings()
+    """Search by meaning."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """Search by embeddings of an OpenAI-compatible server."""
+    max_characters: PositiveInt = 24_000
+    """Longest text that is sent to the server; its model may allow fewer tokens. A query keeps its last turn."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
+    draws: PositiveInt = 10_000
+    """Number of bootstrap resamples."""
+    seed: Seed = 0
+    """Seed of the resamples."""
+    executor: Literal["auto", "ray", "local"] = "auto"
+    """Where to embed and search: on Ray, or in this process. `auto`: on Ray if a cluster or workers are named."""
+    index_parts: PositiveInt = 1
+    """On Ray: workers map one of so many parts of the index, for one that is larger than a machine's memory. The result
+    does not depend on it."""
+    ray: RaySettings = RaySettings()
+    """The Ray cluster."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where the results are recorded besides OUT."""
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the work is done on Ray."""
+        if self.executor != "auto":
+            return self.executor == "ray"
+        if self.ray.address or self.ray.nodes > 1 or self.ray.workers or os.environ.get("RAY_ADDRESS"):
+            return True
+        ray = sys.modules.get("ray")
+        return bool(ray and ray.is_initialized())
+
+    @property
+    def folder(self) -> Path:
+        """Where results and runs go: OUT, or a folder beside a file OUT."""
+        return self.out.with_suffix(".retrieve") if self.is_file else self.out
+
+    @property
+    def is_file(self) -> bool:
+        """Whether OUT is a file."""
+        return self.out.suffix == ".jsonl" and not self.out.is_dir()

@@ -1,0 +1,115 @@
+"""Texts to vectors, by a real model and by a server: what is cut of a long text, and what is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lavic.data.schema import Conversation, Turn
+from lavic.endpoint.settings import EndpointSettings
+from lavic.errors import ConfigError
+from lavic.recommend.retrieval import query_text
+from lavic.recommend.retrieval.query import plain, shorten
+from lavic.recommend.retrieval.vectors.endpoint_encoder import EndpointEncoder
+from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings, SentenceEncoder, dense_settings
+from tests.endpoint.openai_server import openai_server
+
+FILLER = "I have been looking for a while and nothing in the shops was quite right for the room. " * 40
+
+
+def conversation(*texts: str) -> Conversation:
+    turns = [Turn("comment" if place else "seeker", text) for place, text in enumerate(texts)]
+    return Conversation(id="c-0", turns=tuple(turns))
+
+
+@pytest.fixture(scope="module")
+def encoder(sentence_model) -> SentenceEncoder:
+    return SentenceEncoder(dense_settings(DenseSettings(model=str(sentence_model))), device="cpu")
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ("I need something for my desk", FILLER, FILLER, "{}"),
+        (FILLER, "{}"),
+        (FILLER + "{}",),
+        ("short", FILLER + "{}"),
+    ],
+)
+def test_long_threads_that_differ_in_their_last_turn_differ(encoder, turns):
+    queries = [
+        query_text(conversation(*(turn.format(last) for turn in turns)))
+        for last in ("a black lamp made of glass", "warm woollen socks for hiking", "warm woollen socks for hiking")
+    ]
+    lamp, socks, same = encoder.queries(queries)
+    assert cosine(lamp, socks) < 0.97
+    assert cosine(socks, same) > 0.999
+
+
+def test_a_long_thread_keeps_its_request(encoder):
+    asked = ["a black lamp made of glass", "warm woollen socks for hiking"]
+    lamp, socks = encoder.queries([query_text(conversation(text, FILLER, FILLER, "any ideas?")) for text in asked])
+    assert cosine(lamp, socks) < 0.97
+
+
+def test_a_short_query_is_the_plain_text(encoder):
+    short = conversation("a black lamp", "of glass?")
+    assert plain(query_text(short)) == "a black lamp\nof glass?"
+    made = encoder.queries([query_text(short)])[0]
+    assert cosine(made, encoder.documents(["a black lamp\nof glass?"])[0]) > 0.999
+
+
+def test_a_vector_does_not_depend_on_the_others(encoder):
+    texts = ["a lamp", FILLER, "woollen socks"]
+    together = encoder.documents(texts)
+    for text, vector in zip(texts, together, strict=True):
+        assert np.allclose(encoder.documents([text])[0], vector, atol=1e-5)
+
+
+def test_another_model_is_refused(sentence_model):
+    recorded = dense_settings(DenseSettings(model=str(sentence_model)))
+    with pytest.raises(ConfigError, match="another version of this model"):
+        SentenceEncoder({**recorded, "fingerprint": "0" * 16})
+    with pytest.raises(ConfigError, match=r"--dense.model"):
+        dense_settings(DenseSettings(model="/absent"))
+
+
+def cut_words(text: str, limit: int, middle: bool) -> tuple[str, int]:
+    words = text.split()
+    if len(words) > limit:
+        head = limit // 2 if middle else limit
+        words = words[:head] + words[len(words) - (limit - head) :]
+    return " ".join(words), len(words)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (99, "a b c\nd e f\ng h i\nj k l m"),
+        (10, "a b c\ng h i\nj k l m"),
+        (8, "a b c\ng\nj k l m"),
+        (5, "a\nj k l m"),
+        (4, "j k l m"),
+        (2, "j m"),
+        (1, "m"),
+    ],
+)
+def test_what_is_kept_of_a_query(limit, kept):
+    query = query_text(conversation("a b c", "d e f", "g h i", "j k l m"))
+    assert shorten(query, limit, cut_words) == kept
+
+
+def test_a_server_gets_the_last_turn_too():
+    with openai_server() as server:
+        chosen = EndpointSettings(url=(server.url,), model="m")
+        encoder = EndpointEncoder(chosen, 100)
+        encoder.queries([query_text(conversation("a lamp", FILLER, f"{FILLER} of glass")), ""])
+        encoder.documents([FILLER])
+        sent = [text for body in server.bodies for text in body["input"]]
+        encoder.close()
+    assert sent[0].endswith("of glass")
+    assert all(len(text) <= 100 for text in sent)

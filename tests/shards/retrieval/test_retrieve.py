@@ -1,0 +1,212 @@
+"""`lavic retrieve`, from a catalogue and conversations to lists, runs and recall."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lavic.cli import main
+from lavic.distributed.ray_session import RaySettings, ray_session
+from lavic.recommend.retrieval import RetrievalIndex
+from tests.endpoint.openai_server import openai_server
+
+KINDS = ["lamp", "shirt", "mug", "chair", "bag", "shoe", "clock", "hat"]
+LOOKS = ["red", "green", "black", "striped", "dotted", "wooden", "glass", "woollen"]
+
+
+def write_lines(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def title(number: int) -> str:
+    return f"{LOOKS[number % 8]} {KINDS[number // 8 % 8]} of maker {number // 64}"
+
+
+def catalogue(folder: Path, count: int = 128) -> Path:
+    rows = [{"parent_asin": f"B{number:04d}", "title": title(number)} for number in range(count)]
+    return write_lines(folder / "meta.jsonl", rows)
+
+
+def conversations(path: Path, count: int = 40, seed: int = 0) -> Path:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        number = rng.randrange(128)
+        mentioned = (number + 1) % 128
+        context = f"<submission>I want a {title(number)}</submission><comment>Like the {title(mentioned)}?</comment>"
+        row = {"context": context, "context_items": [f"B{mentioned:04d}"], "gt_items": [f"B{number:04d}"]}
+        rows.append({**row, "gt": "kept as it is", "candidates_st": ["B0001", "B0002"]})
+    return write_lines(path, rows)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    items, test = catalogue(tmp_path), conversations(tmp_path / "test.jsonl")
+    return ["retrieve", "--items", f"{items}", "--conversations", f"{test}", "--index", f"{tmp_path / 'index'}"]
+
+
+def test_lists_stand_beside_what_the_rows_had(tmp_path, words, capsys):
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--k", "20", "--draws", "200"]) == 0
+    before, after = read(tmp_path / "test.jsonl"), read(tmp_path / "lists.jsonl")
+    for old, new in zip(before, after, strict=True):
+        ids, scores = new.pop("candidates_fused"), new.pop("scores_fused")
+        assert new == old
+        assert len(ids) == len(set(ids)) == len(scores) <= 20
+        assert scores == sorted(scores, reverse=True)
+        assert old["context_items"][0] not in ids
+    found = results(tmp_path / "lists.retrieve")["sets"]["test"]
+    assert found["counts"] == {"conversations": 40, "mentioned_items": 40, "targets": 40, "empty_lists": 0}
+    hits = [
+        old["gt_items"][0] in new["candidates_fused"][:10]
+        for old, new in zip(before, read(tmp_path / "lists.jsonl"), strict=True)
+    ]
+    recall = found["methods"]["bm25"]["recall_at_10"]
+    assert recall["value"] == pytest.approx(sum(hits) / 40)
+    assert recall["low"] <= recall["value"] <= recall["high"]
+    assert recall["value"] > 0.8
+    assert "recall@10" in capsys.readouterr().out
+
+
+def test_a_run_has_falling_scores_and_the_same_items(tmp_path, words):
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--k", "20", "--draws", "200"]) == 0
+    lists = {f"test-{n}": row["candidates_fused"] for n, row in enumerate(read(tmp_path / "lists.jsonl"))}
+    run: dict[str, list[str]] = {}
+    last = {}
+    for line in (tmp_path / "lists.retrieve" / "test.bm25.run").read_text().splitlines():
+        query, _, item, rank, score, _ = line.split()
+        run.setdefault(query, []).append(item)
+        assert int(rank) == len(run[query])
+        assert float(score) < last.get(query, float("inf"))
+        last[query] = float(score)
+    assert run == lists
+
+
+def test_a_folder_takes_several_files_and_never_gets_a_target_added(tmp_path, words):
+    valid = conversations(tmp_path / "valid.jsonl", seed=1)
+    rows = read(valid)
+    write_lines(
+        valid, [{**row, "gt_items": ["B0000", "absent"], "context": "<submission>zzz</submission>"} for row in rows]
+    )
+    where = words.index("--conversations")
+    words.insert(where + 1, f"{valid}")
+    assert main([*words, "--out", f"{tmp_path / 'out'}", "--draws", "200"]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {"valid.jsonl", "test.jsonl", "metrics.jsonl"}
+    assert all(row["candidates_fused"] == [] for row in read(tmp_path / "out" / "valid.jsonl"))
+    counts = results(tmp_path / "out")["sets"]["valid"]["counts"]
+    assert counts["targets_unknown"] == 40
+    assert counts["empty_lists"] == 40
+
+
+def test_mentioned_items_stay_if_it_is_asked_for(tmp_path, words):
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--no-exclude-mentioned", "--draws", "200"]) == 0
+    rows = read(tmp_path / "lists.jsonl")
+    assert all(row["context_items"][0] in row["candidates_fused"] for row in rows)
+
+
+def test_rows_of_the_catalogue_are_counted_by_reason(tmp_path, words):
+    with (tmp_path / "meta.jsonl").open("a") as file:
+        file.write(
+            '{"parent_asin": "B0001", "title": "again"}\n{"title": "no id"}\n{broken\n'
+            '{"parent_asin": "B9", "title": ""}\n'
+        )
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]) == 0
+    counts = results(tmp_path / "lists.retrieve")["index"]["counts"]
+    assert counts == {"rows": 130, "repeated": 1, "unreadable": 2, "no_text": 1}
+
+
+def test_the_same_command_again_reads_the_index_only(tmp_path, words, monkeypatch):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    first = (tmp_path / "lists.jsonl").read_bytes()
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
+    assert main([*words, *out]) == 0
+    assert (tmp_path / "lists.jsonl").read_bytes() == first
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()} == times
+    without = [word for word in words if word not in ("--items", f"{tmp_path / 'meta.jsonl'}")]
+    assert main([*without, *out]) == 0
+    assert (tmp_path / "lists.jsonl").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--bm25.k1", "2"], "`bm25` was made with other settings"),
+        (["--text.fields", "title", "features"], "the index has other texts"),
+        (["--key", "list"], "--key"),
+        (["--k", "0"], "--k"),
+        (["--store", "absent"], "not a whole item store"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path, words, capsys, more, message):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    capsys.readouterr()
+    assert main([*words, *out, *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_input_is_not_overwritten(tmp_path, words, capsys):
+    assert main([*words, "--out", f"{tmp_path / 'test.jsonl'}"]) == 2
+    assert "is an input too" in capsys.readouterr().err
+
+
+def test_a_catalogue_that_changed_is_refused_and_one_that_grew_extends(tmp_path, words, capsys):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    catalogue(tmp_path, 160)
+    assert main([*words, *out]) == 2
+    assert "another catalogue (128 items, now 160" in capsys.readouterr().err
+    assert main([*words, *out, "--extend"]) == 0
+    assert len(RetrievalIndex.open(tmp_path / "index")) == 160
+    lists = (tmp_path / "lists.jsonl").read_bytes()
+    words[words.index("--index") + 1] = f"{tmp_path / 'new'}"
+    assert main([*words, *out]) == 0
+    assert (tmp_path / "lists.jsonl").read_bytes() == lists
+    catalogue(tmp_path, 100)
+    assert main([*words, *out, "--extend"]) == 2
+    assert "60 of the index are gone" in capsys.readouterr().err
+
+
+def test_lists_by_a_server_that_is_asked_once(tmp_path, words):
+    with openai_server() as server:
+        ask = ["--methods", "bm25", "endpoint", "--endpoint.url", server.url, "--endpoint.model", "m"]
+        ask += ["--endpoint.cache", f"{tmp_path / 'cache'}", "--draws", "200"]
+        assert main([*words, *ask, "--out", f"{tmp_path / 'lists.jsonl'}"]) == 0
+        asked = server.requests
+        assert asked
+        assert main([*words, *ask, "--out", f"{tmp_path / 'again.jsonl'}"]) == 0
+        assert server.requests == asked
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "lists.jsonl").read_bytes()
+    methods = results(tmp_path / "lists.retrieve")["sets"]["test"]["methods"]
+    assert list(methods) == ["bm25", "endpoint", "fused"]
+    row = read(tmp_path / "lists.jsonl")[0]
+    assert row["scores_fused"][0] <= 2 / 61
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_finds_what_one_process_finds(tmp_path, words, sentence_model):
+    words += ["--methods", "bm25", "dense", "--dense.model", f"{sentence_model}", "--draws", "200"]
+    assert main([*words, "--out", f"{tmp_path / 'here.jsonl'}", "--executor", "local"]) == 0
+    index = sorted(path.name for path in (tmp_path / "index").iterdir())
+    words[words.index("--index") + 1] = f"{tmp_path / 'index2'}"
+    with ray_session(RaySettings(cpus=2)):
+        for parts in ("1", "2"):
+            ray = ["--ray.workers", "1", "--index-parts", parts]
+            assert main([*words, "--out", f"{tmp_path / 'there.jsonl'}", *ray]) == 0
+            assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "index2").iterdir()) == index
