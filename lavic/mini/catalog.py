@@ -23,7 +23,7 @@ ID_PREFIX = "B0MN"
 REQUESTS = (
     "I want a {colour} {pattern} {kind}. Any ideas?",
     "Looking for a {kind}, {colour} and {pattern} please.",
-    "My old {kind} fell valid_rng. I would love a {pattern} {kind} in {colour}.",
+    "My old {kind} fell apart. I would love a {pattern} {kind} in {colour}.",
     "Can you recommend a {kind}? It should be {pattern} and {colour}.",
 )
 COMMENTS = (
