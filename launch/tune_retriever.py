@@ -26,7 +26,7 @@ items of a batch as negatives. The same command goes on after any stop.
 
   lavic tune-retriever --store store --train train.jsonl --valid valid.jsonl --out runs/retriever
 
-Writes OUT/bundle (for `lavic retrieve --methods tokens --retriever OUT`) and OUT/metrics.jsonl."""
+Writes OUT/bundle (for `lavic retrieve --methods tokens --tokens.retriever OUT`) and OUT/metrics.jsonl."""
 
 
 @settings

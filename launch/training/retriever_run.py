@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Sequence
@@ -209,38 +208,25 @@ class RetrieverRun:
 
     def _finish(self, trained: TrainedHead) -> None:
         """Puts the heads into the bundle and ends the run. On rank 0."""
-        import shutil
-
-        import numpy as np
-
         from lavic.model.two_tower.folds import FINAL, submission_hashes
-        from lavic.model.two_tower.retriever import FILE, FOLDER, SUBMISSIONS, RetrieverInfo, head_file
-        from lavic.storage.atomic import atomic_folder, atomic_write
-        from lavic.storage.file_digest import file_sha256
+        from lavic.model.two_tower.retriever import head_file, save_retriever
 
-        settings, bundle = self.settings, self.folder.bundle
-        head = settings.head
-        with atomic_folder(bundle / FOLDER) as aside:
-            for fold in (FINAL, *range(head.folds)):
-                shutil.copyfile(self.folder.folder / "heads" / head_file(fold), aside / head_file(fold))
-            np.save(aside / SUBMISSIONS, submission_hashes(self.data.train))
-            info = RetrieverInfo(
-                query_features=trained.head.query.mean.shape[0],
-                item_features=trained.head.item.mean.shape[0],
-                dim=head.dim,
-                hidden=head.hidden,
-                folds=head.folds,
-                max_length=settings.max_length,
-                sha256={file.name: file_sha256(file) for file in sorted(aside.iterdir())},
-            )
-            atomic_write(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
+        settings, bundle, head = self.settings, self.folder.bundle, self.settings.head
+        info = save_retriever(
+            bundle,
+            {fold: self.folder.folder / "heads" / head_file(fold) for fold in (FINAL, *range(head.folds))},
+            submission_hashes(self.data.train),
+            dim=head.dim,
+            hidden=head.hidden,
+            max_length=settings.max_length,
+        )
         self.tracker.tag({"retriever": info.digest[:16]})
         for name in ("config.yaml", "bundle"):
             self.tracker.artifact(self.folder.folder / name)
         recall = {f"recall_{cutoff}": value for cutoff, value in trained.recall.items()}
         result = {"command": COMMAND, "best_step": trained.step, "items": len(self.data.items), **recall}
         self.folder.finish(result)
-        following = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--retriever", str(settings.out)])
+        following = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--tokens.retriever", str(settings.out)])
         print(f"{bundle}: done, {_recall_text(trained)}; next: {following} --store {settings.store} ...")
 
 

@@ -91,7 +91,11 @@ class FeatureExtractor:
         encoder = self.backbone.encoder
         chat = encoder.chat
         prefix, suffix = (chat.prefix, chat.suffix) if encoder.style == "inst" else ("", "")
-        turns = [prompts.turn(turn.role, turn.text, encoder.style) for turn in conversation.turns]
+        # by their place: a query that is searched for is turns of text alone
+        turns = [
+            prompts.turn("comment" if place else "seeker", turn.text, encoder.style)
+            for place, turn in enumerate(conversation.turns)
+        ]
         ids = encoder.prompt((prefix, *(piece for turn in turns for piece in turn), suffix))
         if len(ids) <= self.max_length:
             return ids

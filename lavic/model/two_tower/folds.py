@@ -18,8 +18,8 @@ FINAL = -1
 
 
 def submission_hash(conversation: Conversation) -> int:
-    """A 64-bit hash of the seeker's request: rows of one submission belong into one fold."""
-    text = conversation.turns[0].text if conversation.turns else ""
+    """A 64-bit hash of the seeker's request, whatever its case and blanks: rows of one submission share a fold."""
+    text = " ".join(conversation.turns[0].text.lower().split()) if conversation.turns else ""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

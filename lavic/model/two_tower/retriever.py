@@ -10,13 +10,15 @@ BUNDLE/retriever/head.safetensors      trained on all conversations
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from lavic.data.schema import Conversation
 from lavic.errors import DataError, first_line
@@ -25,6 +27,7 @@ from lavic.model.item_store import ItemStore
 from lavic.model.two_tower.features import FeatureExtractor
 from lavic.model.two_tower.folds import FINAL, fold_of
 from lavic.model.two_tower.head import load_head
+from lavic.storage.atomic import atomic_folder
 from lavic.storage.checksummed_json import digest_json
 from lavic.storage.file_digest import file_sha256
 
@@ -85,6 +88,37 @@ class RetrieverInfo:
             if not file.is_file() or file_sha256(file) != digest:
                 raise DataError(f"{file}: missing or changed since training: copy the bundle again from its run")
         return info
+
+
+def save_retriever(
+    bundle: Path, heads: Mapping[int, Path], submissions: np.ndarray, *, dim: int, hidden: int, max_length: int
+) -> RetrieverInfo:
+    """Puts a retriever into a bundle, whole or not at all.
+
+    Args:
+        bundle: Of the base model and vision adapter that the features are made with.
+        heads: Files by fold, `FINAL` among them.
+        submissions: `submission_hashes` of the training conversations.
+        dim: Width of the vectors.
+        hidden: Width of the projections' hidden layers.
+        max_length: Longest conversation, tokens.
+    """
+    state = load_file(heads[FINAL])
+    with atomic_folder(bundle / FOLDER) as aside:
+        for fold, file in heads.items():
+            shutil.copyfile(file, aside / head_file(fold))
+        np.save(aside / SUBMISSIONS, submissions)
+        info = RetrieverInfo(
+            query_features=len(state["query.mean"]),
+            item_features=len(state["item.mean"]),
+            dim=dim,
+            hidden=hidden,
+            folds=len(heads) - 1,
+            max_length=max_length,
+            sha256={file.name: file_sha256(file) for file in sorted(aside.iterdir())},
+        )
+        (aside / FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    return info
 
 
 def find_retriever(folder: Path) -> Path:

@@ -265,5 +265,11 @@ def _sentence_encoder(recorded: Mapping[str, Any]) -> TextEncoder:
     return SentenceEncoder(recorded)
 
 
-ENCODERS: dict[str, Any] = {"dense": _sentence_encoder}
+def _two_tower_encoder(recorded: Mapping[str, Any]) -> TextEncoder:
+    from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder
+
+    return TwoTowerEncoder(recorded)
+
+
+ENCODERS: dict[str, Any] = {"dense": _sentence_encoder, "tokens": _two_tower_encoder}
 """By method: makes what encodes its queries, from the settings that the index records."""

@@ -1,0 +1,245 @@
+"""Search by item tokens: the vectors of a two-tower retriever, for items of a store and for queries.
+
+A retriever has one head for new conversations and others, each of which was trained without a fold of the training
+conversations. An item's vector holds the vectors of all heads side by side; a query's is zero but for the part of its
+own head, so one inner product compares a training conversation by a head that has not seen it. Scores are cosines
+divided by the root of the number of heads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from pydantic import PositiveInt
+
+from lavic.config import settings
+from lavic.data.schema import Conversation, Turn
+from lavic.errors import ConfigError, DataError
+from lavic.recommend.retrieval.item_table import ItemTable
+from lavic.recommend.retrieval.manifest import MethodRecord
+from lavic.recommend.retrieval.query import TURN_END
+from lavic.recommend.retrieval.vectors.chunks import (
+    CHUNK_ROWS,
+    Chunk,
+    kept_prefix,
+    plan_chunks,
+    stands,
+    vectors_record,
+    write_chunk,
+)
+
+if TYPE_CHECKING:
+    from lavic.model.item_store import ItemStore
+
+NAME = "tokens"
+_ITEMS = 1024
+"""Items that are embedded at a time."""
+
+log = logging.getLogger(__name__)
+
+
+@settings
+class TokensSettings:
+    """Search by item tokens and titles."""
+
+    retriever: Path | None = None
+    """Run of `lavic tune-retriever`, or its bundle."""
+    folds: bool = True
+    """Keep the items' vectors of every head, so that lists for the retriever's own training conversations are made by
+    heads that have not seen them. Without it the vectors are smaller by the number of heads, and these lists are too
+    good: for an index that answers new conversations alone."""
+    tokens_per_batch: PositiveInt = 8192
+    """Tokens of a forward pass of the base model, padding included."""
+
+
+def tokens_settings(chosen: TokensSettings) -> dict[str, Any]:
+    """What the vectors depend on, as an index records it; no model is loaded.
+
+    Raises:
+        ConfigError: No retriever is named.
+        DataError: It is not whole.
+    """
+    from lavic.model.bundle import BundleInfo
+    from lavic.model.two_tower.retriever import RetrieverInfo, find_retriever
+
+    if chosen.retriever is None:
+        raise ConfigError("--methods tokens needs --tokens.retriever, the run of `lavic tune-retriever`")
+    folder = find_retriever(chosen.retriever)
+    info, base = RetrieverInfo.read(folder), BundleInfo.read(folder)
+    return {
+        "bundle": str(folder.absolute()),
+        "retriever": info.digest,
+        "base": base.fingerprint,
+        "vision_adapter": base.vision_adapter,
+        "heads": 1 + (info.folds if chosen.folds else 0),
+    }
+
+
+class TwoTowerEncoder:
+    """A retriever, loaded."""
+
+    def __init__(self, recorded: Mapping[str, Any], *, tokens_per_batch: int = 8192) -> None:
+        """Loads the base model and the heads.
+
+        Args:
+            recorded: By `tokens_settings`.
+            tokens_per_batch: Of a forward pass.
+
+        Raises:
+            ConfigError: The base model is not found.
+            DataError: The retriever is not there, or is not the one that the index was made with.
+        """
+        from lavic.distributed.context import DistributedContext
+        from lavic.model.two_tower.folds import FINAL
+        from lavic.model.two_tower.retriever import Retriever
+
+        folder = Path(recorded["bundle"])
+        self._retriever = Retriever.load(folder, DistributedContext.from_env().device())
+        if (now := self._retriever.info.digest) != recorded["retriever"]:
+            raise DataError(
+                f"{folder}: the index was made with another retriever ({recorded['retriever'][:12]}, now {now[:12]})"
+            )
+        self._retriever.features.tokens_per_batch = tokens_per_batch
+        self._heads = [FINAL, *range(recorded["heads"] - 1)]
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of queries (see `query_text`): float32 [n, heads x dim]."""
+        conversations = [_conversation(text) for text in texts]
+        folds = self._retriever.folds(conversations)
+        if missing := sum(fold not in self._heads for fold in folds):
+            log.warning(
+                "%d queries are conversations that the retriever was trained on, and the index has no heads that have "
+                "not seen them: their lists are better than those of new conversations",
+                missing,
+            )
+            folds = [fold if fold in self._heads else self._heads[0] for fold in folds]
+        vectors = self._retriever.embed_queries(conversations, folds).numpy()
+        placed = np.zeros((len(texts), len(self._heads), vectors.shape[1]), np.float32)
+        placed[np.arange(len(texts)), [self._heads.index(fold) for fold in folds]] = vectors
+        return placed.reshape(len(texts), -1)
+
+    def items(self, store: ItemStore, ids: Sequence[str]) -> np.ndarray:
+        """Vectors of items: float32 [n, heads x dim]; zeros for one that the store does not hold.
+
+        Raises:
+            DataError: The retriever was not trained on tokens of this store's making.
+        """
+        self._retriever.check_store(store)
+        rows = [row for row, id in enumerate(ids) if id in store]
+        vectors = np.zeros((len(ids), len(self._heads), self._retriever.info.dim), np.float32)
+        for start in range(0, len(rows), _ITEMS):
+            some = rows[start : start + _ITEMS]
+            embedded = self._retriever.embed_items(store, [ids[row] for row in some], self._heads)
+            vectors[some] = embedded.transpose(0, 1).numpy()
+        return vectors.reshape(len(ids), -1)
+
+
+def _conversation(query: str) -> Conversation:
+    turns = [text for text in query.split(TURN_END) if text.strip()]
+    return Conversation(id="", turns=tuple(Turn("comment" if n else "seeker", text) for n, text in enumerate(turns)))
+
+
+class MakeTokens(Protocol):
+    """Makes chunks wherever it is done; `done` is called with the number of items of each."""
+
+    def __call__(
+        self,
+        table: ItemTable,
+        chunks: Sequence[Chunk],
+        previous: MethodRecord | None,
+        recorded: Mapping[str, Any],
+        store: Path,
+        done: Callable[[int], None],
+    ) -> None: ...
+
+
+class TokensBuilder:
+    """Makes the vectors of an index's items from the item store; see `MethodBuilder`."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        recorded: Mapping[str, Any],
+        store: Path | None,
+        *,
+        tokens_per_batch: int = 8192,
+        make: MakeTokens | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        """Describes the work.
+
+        Args:
+            recorded: By `tokens_settings`.
+            store: The item store; needed only if something is to be made.
+            tokens_per_batch: Of a forward pass.
+            make: Makes chunks elsewhere (on Ray); None makes them here.
+            chunk_rows: Rows of a file.
+        """
+        self.settings = recorded
+        self._store, self._tokens_per_batch, self._make, self._chunk_rows = store, tokens_per_batch, make, chunk_rows
+
+    def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
+        """See `MethodBuilder`.
+
+        Raises:
+            ConfigError: No store is named.
+        """
+        from lavic.tracking.progress import progress_bar
+
+        chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows)
+        todo = [chunk for chunk in chunks if not stands(folder, chunk)]
+        if todo and self._store is None:
+            raise ConfigError("--methods tokens needs --store, the item store with the items' tokens")
+        if todo and self._store is not None:
+            left = sum(chunk.file.rows for chunk in todo)
+            with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
+                make = self._make or self._make_here
+                make(table, todo, previous, self.settings, self._store, bar.update)
+        return vectors_record(folder, self.settings, chunks)
+
+    def _make_here(
+        self,
+        table: ItemTable,
+        chunks: Sequence[Chunk],
+        previous: MethodRecord | None,
+        recorded: Mapping[str, Any],
+        store: Path,
+        done: Callable[[int], None],
+    ) -> None:
+        worker = TokenChunks(table, recorded, store, previous, tokens_per_batch=self._tokens_per_batch)
+        for chunk in chunks:
+            worker.make(chunk)
+            done(chunk.file.rows)
+
+
+class TokenChunks:
+    """Makes files of item vectors, in one process."""
+
+    def __init__(
+        self,
+        table: ItemTable,
+        recorded: Mapping[str, Any],
+        store: Path,
+        previous: MethodRecord | None,
+        *,
+        tokens_per_batch: int = 8192,
+    ) -> None:
+        """Loads the retriever and opens the store. The arguments are those of `TokensBuilder.build`."""
+        from lavic.model.item_store import ItemStore
+
+        self._table, self._previous = table, previous
+        self._encoder = TwoTowerEncoder(recorded, tokens_per_batch=tokens_per_batch)
+        self._store = ItemStore.open(store)
+
+    def make(self, chunk: Chunk) -> None:
+        """Makes a chunk's file."""
+        folder = self._table.path.parent
+        kept = kept_prefix(folder, self._previous, chunk)
+        ids = [self._table.ids[row] for row in range(chunk.start + len(kept), chunk.end)]
+        vectors = self._encoder.items(self._store, ids)
+        write_chunk(folder, chunk, np.concatenate([kept, vectors]) if len(kept) else vectors)

@@ -1,0 +1,125 @@
+"""The method `tokens` of an index: vectors by a retriever, with a head for each training conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lavic.errors import ConfigError, DataError
+from lavic.model.bundle import save_bundle
+from lavic.model.config import ModelSettings
+from lavic.model.item_store import ItemStore
+from lavic.model.loading import Backbone
+from lavic.model.two_tower.features import FeatureExtractor
+from lavic.model.two_tower.folds import FINAL, submission_hashes
+from lavic.model.two_tower.head import TwoTowerHead, save_head
+from lavic.model.two_tower.retriever import Retriever, save_retriever
+from lavic.recommend.retrieval import RetrievalIndex, query_text
+from lavic.recommend.retrieval.build import add_methods, prepare_index
+from lavic.recommend.retrieval.item_table import Row
+from lavic.recommend.retrieval.vectors.two_tower import TokensBuilder, TokensSettings, tokens_settings
+from tests.recommend.conftest import Ground
+
+FOLDS = 2
+
+
+@pytest.fixture(scope="module")
+def retriever(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retriever with random heads, trained on the first twelve conversations so to speak."""
+    folder = tmp_path_factory.mktemp("retriever")
+    backbone = Backbone.load(ModelSettings(name=str(ground.store.parent / "base")), vision=False)
+    widths = FeatureExtractor(backbone)
+    files = {}
+    for fold in (FINAL, *range(FOLDS)):
+        torch.manual_seed(fold + 5)
+        head = TwoTowerHead(widths.query_width, widths.item_width, dim=8, hidden=6)
+        files[fold] = folder / f"{fold}.safetensors"
+        save_head(head, files[fold], {})
+    save_bundle(folder / "bundle", backbone, vision=ground.store / "vision_adapter")
+    hashes = submission_hashes(ground.conversations[:12])
+    save_retriever(folder / "bundle", files, hashes, dim=8, hidden=6, max_length=200)
+    return folder
+
+
+def make_index(folder: Path, ids: list[str], retriever: Path, store: Path, *, folds: bool = True, **more) -> None:
+    recorded = tokens_settings(TokensSettings(retriever=retriever, folds=folds))
+    folder.mkdir(exist_ok=True)
+    manifest, before = prepare_index(folder, lambda: [Row(id, "") for id in ids], text={}, **more)
+    add_methods(folder, manifest, [TokensBuilder(recorded, store, chunk_rows=16)], before)
+
+
+def test_each_conversation_is_searched_for_by_its_own_head(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    store, rows = ItemStore.open(ground.store), ground.conversations
+    ids = [*store.ids, "B0ELSEWHERE"]
+    make_index(tmp_path / "index", ids, retriever, ground.store)
+    index = RetrievalIndex.open(tmp_path / "index")
+    assert index.methods == index.text_methods == ("tokens",)
+    lists = index.search([query_text(row) for row in rows], 100)["tokens"]
+
+    loaded = Retriever.load(retriever)
+    folds = loaded.folds(rows)
+    assert set(folds) == {FINAL, 0, 1} and folds[12:].count(FINAL) == 12
+    for row, fold, hits in zip(rows, folds, lists, strict=True):
+        scores = (
+            loaded.embed_items(store, list(store.ids), [fold])[0] @ loaded.embed_queries([row], [fold])[0]
+        ).numpy()
+        expected = [store.ids[n] for n in np.argsort(-scores)]
+        assert hits.ids[:10] == expected[:10]
+        assert set(hits.ids) == set(store.ids)  # an item without tokens is never found
+        np.testing.assert_allclose(hits.scores, np.sort(scores)[::-1] / 3**0.5, atol=1e-5)
+    targets = [row.targets for row in rows]
+    assert all(
+        not set(hits.ids) & set(left)
+        for hits, left in zip(
+            index.search_vectors(
+                "tokens", index.encode("tokens", [query_text(row) for row in rows]), 20, exclude=targets
+            ),
+            targets,
+            strict=True,
+        )
+    )
+    assert not index.search([""], 5)["tokens"][0].ids
+
+
+def test_an_index_without_the_other_heads_says_what_its_lists_are(
+    ground: Ground, retriever: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ItemStore.open(ground.store)
+    make_index(tmp_path / "index", list(store.ids), retriever, ground.store, folds=False)
+    index = RetrievalIndex.open(tmp_path / "index")
+    assert index.manifest.methods["tokens"].width == 8
+    queries = [query_text(row) for row in ground.conversations]
+    index.search(queries[12:], 5)
+    assert not caplog.records
+    index.search(queries, 5)
+    assert "12 queries are conversations that the retriever was trained on" in caplog.text
+
+
+def test_a_larger_catalogue_keeps_its_vectors_and_another_retriever_is_refused(
+    ground: Ground, retriever: Path, tmp_path: Path
+) -> None:
+    ids, index = list(ItemStore.open(ground.store).ids), tmp_path / "index"
+    make_index(index, ids[:40], retriever, ground.store)
+    before = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
+    assert len(before) == 3
+    make_index(index, ids, retriever, ground.store, extend=True)
+    after = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
+    assert len(after) == 4 and len(before.keys() & after.keys()) == 2
+    make_index(tmp_path / "fresh", ids, retriever, ground.store)
+    query = [query_text(ground.conversations[0])]
+    grown, fresh = (RetrievalIndex.open(folder).search(query, 60) for folder in (index, tmp_path / "fresh"))
+    assert grown == fresh
+
+    recorded = tokens_settings(TokensSettings(retriever=retriever))
+    manifest, _ = prepare_index(index, lambda: [Row(id, "") for id in ids], text={})
+    with pytest.raises(DataError, match="`tokens` was made with other settings"):
+        add_methods(index, manifest, [TokensBuilder({**recorded, "retriever": "another"}, ground.store)])
+    with pytest.raises(ConfigError, match=r"--tokens\.retriever"):
+        tokens_settings(TokensSettings())
+    (tmp_path / "more").mkdir()
+    manifest, _ = prepare_index(tmp_path / "more", lambda: [Row(ids[0], "")], text={})
+    with pytest.raises(ConfigError, match="--store"):
+        add_methods(tmp_path / "more", manifest, [TokensBuilder(recorded, None)])
