@@ -14,9 +14,10 @@ from lavic.errors import ConfigError, DataError
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.storage.output_folder import lock_output_folder
 
-USAGE = """usage: lavic mini catalog|serve|pretrain|realshape [--key value ...]
+USAGE = """usage: lavic mini catalog|dump|serve|pretrain|realshape [--key value ...]
 
   catalog    draw products, their metadata and conversations into a folder
+  dump       write the conversations of a drawn catalogue as a Reddit dump, for 'lavic reddit'
   serve      serve a folder's photos over HTTP
   pretrain   train a miniature base model from scratch on a set of shards
   realshape  make a model folder that is LLaVA-v1.6-Mistral-7B in all but depth and weights
@@ -52,6 +53,27 @@ class CatalogSettings:
 
 
 @settings
+class DumpSettings:
+    """Write the conversations of a drawn catalogue as a Reddit dump: a month of submissions and of comments per split.
+
+    `lavic reddit --split.valid-from 2024-02-01 --split.test-from 2024-03-01` splits it by item again.
+    """
+
+    catalog: Path
+    """Folder of `lavic mini catalog`."""
+    out: Path
+    """Folder for RS_2024-01.zst, RC_2024-01.zst and so on."""
+    seed: Seed = 0
+    """Seed of the text around the requests."""
+    train: PositiveInt | None = None
+    """Threads of January, from the first training conversations; by default all."""
+    valid: PositiveInt | None = None
+    """Threads of February, from the validation conversations."""
+    test: PositiveInt | None = None
+    """Threads of March, from the test conversations."""
+
+
+@settings
 class ServeSettings:
     """Serve a folder's photos over HTTP, until Ctrl-C."""
 
@@ -69,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
-    parts = {"catalog": _catalog, "serve": _serve, "pretrain": _pretrain, "realshape": _realshape}
+    parts = {"catalog": _catalog, "dump": _dump, "serve": _serve, "pretrain": _pretrain, "realshape": _realshape}
     if args[0] not in parts:
         raise ConfigError(f"unknown part '{args[0]}'; choose one of {', '.join(parts)}")
     return parts[args[0]](args[1:])
@@ -81,6 +103,17 @@ def _catalog(argv: Sequence[str]) -> int:
     with lock_output_folder(chosen.out):
         counts = write_catalogue(chosen.out, base_url=chosen.base_url, size=CatalogueSize(**sizes), seed=chosen.seed)
     print(f"{chosen.out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    return 0
+
+
+def _dump(argv: Sequence[str]) -> int:
+    from lavic.mini.reddit_dump import MONTHS, write_reddit_dump
+
+    chosen = parse(DumpSettings, argv, command="mini dump")
+    limits = {split: limit for split in MONTHS if (limit := getattr(chosen, split))}
+    with lock_output_folder(chosen.out):
+        threads = write_reddit_dump(chosen.catalog, chosen.out, seed=chosen.seed, limits=limits)
+    print(f"{chosen.out}: {threads} threads in {2 * len(MONTHS)} files")
     return 0
 
 

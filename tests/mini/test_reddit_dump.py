@@ -1,0 +1,44 @@
+"""The drawn Reddit dump: `lavic reddit` makes the drawn conversations of it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lavic.cli import main
+from lavic.data.conversations import read_conversations
+from lavic.mini.reddit_dump import TEST_FROM, VALID_FROM
+
+
+def test_the_conversations_come_back_split_by_item(tmp_path: Path) -> None:
+    data, dumps, out = tmp_path / "data", tmp_path / "dumps", tmp_path / "conversations"
+    sizes = ["--train-items", "40", "--valid-items", "20", "--heldout-items", "20", "--combination-items", "10"]
+    counts = {"train": 60, "valid": 20, "test": 20}
+    rows = [word for split, count in counts.items() for word in (f"--{split}-conversations", str(count))]
+    assert main(["mini", "catalog", "--out", str(data), *sizes, *rows]) == 0
+    assert main(["mini", "dump", "--catalog", str(data), "--out", str(dumps), "--test", "15"]) == 0
+    days = ["--split.valid-from", VALID_FROM, "--split.test-from", TEST_FROM]
+    inputs = ["--dumps", str(dumps / "*.zst"), "--items", str(data / "meta_Mini.jsonl"), "--out", str(out)]
+    assert main(["reddit", *inputs, *days, "--executor", "local"]) == 0
+    for split, count in {**counts, "test": 15}.items():
+        drawn = read_conversations(data / f"{split}.jsonl")[:count]
+        built = read_conversations(out / f"{split}.jsonl")
+        assert [row.targets for row in built] == [row.targets for row in drawn]
+        for ours, theirs in zip(built, drawn, strict=True):
+            assert ours.turns[0].text.startswith(theirs.turns[0].text)
+            assert ours.turns[1:] == theirs.turns[1:]
+    funnel = json.loads((out / "funnel.json").read_text())
+    assert sum(split["rows"] for split in funnel["splits"].values()) == 95
+
+
+def test_the_dump_is_the_same_every_time(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    sizes = [f"--{name}-items" for name in ("train", "valid", "heldout", "combination")]
+    rows = [f"--{name}-conversations" for name in ("train", "valid", "test")]
+    words = [word for flag in (*sizes, *rows) for word in (flag, "10")]
+    assert main(["mini", "catalog", "--out", str(data), *words]) == 0
+    for name in ("a", "b"):
+        assert main(["mini", "dump", "--catalog", str(data), "--out", str(tmp_path / name)]) == 0
+    files = sorted(path.name for path in (tmp_path / "a").glob("*.zst"))
+    assert len(files) == 6
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
