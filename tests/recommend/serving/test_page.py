@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from fastapi import Response
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import Browser
 from tests.recommend.serving.drawn_shop import Shop, make_shop, running
+from tests.recommend.serving.page_reader import HOSTILE, Reader
 
 pytestmark = pytest.mark.slow
 
-HOSTILE = (
-    "<script>window.hacked = 1</script>",
-    '<img src=x onerror="window.hacked = 2">',
-    '"><svg onload="window.hacked = 3">',
-    "javascript:window.hacked=4",
-    "</button></template><h1>not a heading</h1>",
-    "&lt;b&gt; stays as it is &amp;amp;",
-    "{{7*7}} ${7*7} %s",
-    "x" * 5000,
-    "\u202eright to left \u0000 and a NUL",
-    "😀 " * 200,
-)
 CONTRAST = """
 const channel = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
 const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
@@ -51,57 +37,6 @@ for (const node of document.querySelectorAll("body *")) {
 }
 return poor;
 """
-
-
-class Reader:
-    """Somebody who looks at the page."""
-
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.browser, self.url = browser, url
-
-    def all(self, css: str) -> list[WebElement]:
-        return self.browser.driver.find_elements("css selector", css)
-
-    def texts(self, css: str) -> list[str]:
-        return [element.text for element in self.all(css)]
-
-    def until(self, condition) -> None:
-        WebDriverWait(self.browser.driver, 60, poll_frequency=0.05).until(lambda _: condition())
-
-    def say(self, text: str) -> None:
-        """Types a message and waits for the answer."""
-        turns = len(self.all(".turn"))
-        self.all("#request")[0].send_keys(text, Keys.ENTER)
-        self.until(lambda: len(self.all(".turn")) == turns + 1)
-        self.settle()
-
-    def settle(self) -> None:
-        """Waits until nothing is under way."""
-        self.until(lambda: not self.all("[aria-busy]"))
-
-    def click(self, css: str) -> None:
-        self.browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.all(css)[0])
-        self.all(css)[0].click()
-        self.settle()
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.browser.driver).send_keys(*keys).perform()
-
-    @property
-    def focused(self) -> WebElement:
-        return self.browser.driver.switch_to.active_element
-
-    def photos_loaded(self) -> int:
-        script = "return [...document.querySelectorAll('#cards img')].filter(i => i.complete && i.naturalWidth).length"
-        return self.browser.driver.execute_script(script)
-
-    def check(self) -> None:
-        """Nothing went wrong, nothing was loaded from elsewhere, and the page fits its window."""
-        assert self.browser.errors() == []
-        here = urlsplit(self.url).netloc
-        requests = self.browser.requests()
-        assert requests and all(urlsplit(url).netloc == here for url in requests), requests
-        assert self.browser.overflow() <= 0
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +85,7 @@ def test_ask_see_ten_products_go_on_like_and_dislike(browser, shop, url, width, 
     pressed = [button.get_attribute("aria-pressed") for button in reader.all(".card.liked .like")]
     assert pressed == ["true"] and reader.texts(".turn.like") == [f"Like: {liked}"]
     said = [turn["content"] for turn in shop.asked[-1]["conversation"]]
-    assert said == ["a red striped mug", "plain would be fine too", f"Not the {title}.", f"I like the {liked}."]
+    assert said == ["a red striped mug", "plain would be fine too", "Not that one, please.", f"I like the {liked}."]
     assert {turn["role"] for turn in shop.asked[-1]["conversation"]} == {"user"}
     assert (shop.asked[-1]["k"], shop.asked[-1]["exclude"]) == (10, [first])
 

@@ -13,6 +13,8 @@ const METHODS = {
 };
 const SAID = { text: "", like: "Like:", dislike: "Not this:" };
 
+const HERE = location.origin + location.pathname; // an address with a password in it is refused by fetch()
+
 const $ = (id) => document.getElementById(id);
 const turns = []; // {kind: "text" | "like" | "dislike", text, id, title}, the oldest first
 let items = []; // the last answer
@@ -21,11 +23,10 @@ let waiting = null; // the AbortController of the request that is under way
 let timer = 0;
 let attempts = 0;
 
-/** What the model reads of a turn. */
+/** What the server reads of a turn. A dislike is without the title, whose words would find more of the same. */
 function content(turn) {
-  const name = (turn.title || turn.id || "").slice(0, LONGEST_TITLE);
-  if (turn.kind === "like") return `I like the ${name}.`;
-  return turn.kind === "dislike" ? `Not the ${name}.` : turn.text;
+  if (turn.kind === "like") return `I like the ${(turn.title || turn.id).slice(0, LONGEST_TITLE)}.`;
+  return turn.kind === "dislike" ? "Not that one, please." : turn.text;
 }
 
 function messages(some = turns) {
@@ -40,7 +41,7 @@ function voteOn(id) {
 async function call(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(new URL(path, HERE), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw Object.assign(new Error("The server does not answer. Is it running?"), { status: 0 });
