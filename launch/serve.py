@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt
-
-from lavic.config import ByteCount, Reference, parse, settings
-from lavic.config.secrets import reveal
-from lavic.errors import ConfigError, LaunchError
-from lavic.model.config import BaseModelSettings
+from lavic.config import parse
+from lavic.errors import LaunchError
+from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
 
 if TYPE_CHECKING:
     from lavic.recommend.serving.app import AppSettings
-    from lavic.recommend.serving.service import Sources
 
 DESCRIPTION = """Serve recommendations over HTTP: a page to try it at /, POST /v1/recommend for programs, and
 POST /v1/chat/completions for chat front ends. /docs describes every route.
@@ -24,63 +19,10 @@ POST /v1/chat/completions for chat front ends. /docs describes every route.
   lavic serve --bundle runs/tune/bundle --store store --index index --shards shards/train
   curl localhost:8000/v1/recommend -H 'Content-Type: application/json' -d '{"conversation": "a warm hat", "k": 3}'
   LAVIC_SERVE_TOKEN=... lavic serve ... --host 0.0.0.0 --token env:LAVIC_SERVE_TOKEN
+  lavic serve ... --ray --scale.replicas 4 --scale.gpus 1
 
 The server listens on this machine alone. On any other address clients must show a token. SIGHUP takes up what is new
 in bundle, store, index and shards without a dropped request; SIGTERM answers what runs and ends."""
-
-
-@settings
-class ServeSettings:
-    """The recommender over HTTP."""
-
-    bundle: Path
-    """The bundle that `lavic tune` made: RUN/bundle."""
-    store: Path
-    """The item store that it was tuned on, from `lavic embed`."""
-    index: Path | None = None
-    """The retrieval index of the catalogue, from `lavic retrieve`. Without it, requests must name candidates."""
-    shards: tuple[str, ...] = ()
-    """Sets of shards with the items' photos, from `lavic crawl`. Without them, answers have no photos."""
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port to listen on; 0: any that is free, which is printed."""
-    token: Annotated[str | None, Reference] = None
-    """What clients must show, as `Authorization: Bearer TOKEN` or as the password that a browser asks for: env:NAME or
-    @FILE. Needed on any address but loopback."""
-    hosts: tuple[str, ...] = ()
-    """Further names under which a server without a token may be asked, besides localhost."""
-    cors: tuple[str, ...] = ()
-    """Origins of other sites whose pages may ask, as https://shop.example.org. Default: none."""
-    record: Path | None = None
-    """Append conversations, likes and dislikes to this file, in the released form, to train with. Default: nothing is
-    kept. The page says so to whoever uses it."""
-    retrieved: PositiveInt = 50
-    """Candidates that are searched for, for a request that names none."""
-    batch_size: PositiveInt = 64
-    """Most prompts that are answered together; a list that is ranked in groups counts as several."""
-    batch_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    """Longest time that a request waits for others while the model is idle, milliseconds."""
-    queue: PositiveInt = 256
-    """Most requests that wait; further ones are answered with 429."""
-    deadline: PositiveFloat = 30.0
-    """Seconds after which a request is answered with 503."""
-    max_body: ByteCount = Field(default="1MiB", validate_default=True, gt=0)
-    """Largest body of a request."""
-    body_seconds: PositiveFloat = 10.0
-    """Longest time in which the body of a request arrives."""
-    max_turns: PositiveInt = 200
-    """Most turns of a conversation."""
-    max_candidates: PositiveInt = 1000
-    """Most candidates of a request."""
-    max_k: PositiveInt = 100
-    """Most items of an answer."""
-    tokens_per_item: PositiveInt | None = None
-    """Number of item tokens per candidate, the first ones; by default as in tuning."""
-    model: BaseModelSettings = BaseModelSettings()
-    """The base model of --bundle."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
 
 
 SETTINGS = ServeSettings
@@ -92,77 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     token = None if chosen.token is None else read_token(chosen.token)
     try:
         from lavic.recommend.serving.server import listen
+
+        if chosen.ray:
+            from lavic.recommend.serving import ray_app
     except ModuleNotFoundError as error:
-        raise LaunchError(f"{error.name} is not installed: pip install 'lavic[serve]'") from None
+        extra = "serve-ray" if error.name == "ray" else "serve"
+        raise LaunchError(f"{error.name} is not installed: pip install 'lavic[{extra}]'") from None
     app_settings = allowed(chosen, token)
+    if chosen.ray:
+        ray_app.run(chosen)
+        return 0
     with listen(chosen.host, chosen.port) as server:
         serve(chosen, app_settings, server)
     return 0
-
-
-def allowed(chosen: ServeSettings, token: str | None) -> AppSettings:
-    """What the app allows.
-
-    Raises:
-        ConfigError: The address needs a token.
-    """
-    from lavic.recommend.serving.app import AppSettings
-    from lavic.recommend.serving.guard import GuardSettings, is_loopback, local_names
-
-    if token is None and not is_loopback(chosen.host):
-        raise ConfigError(
-            f"--host {chosen.host}: other machines can reach this address: give a token with --token env:NAME or "
-            "--token @FILE"
-        )
-    return AppSettings(
-        turns=chosen.max_turns,
-        candidates=chosen.max_candidates,
-        k=chosen.max_k,
-        cors=chosen.cors,
-        guard=GuardSettings(
-            body=chosen.max_body,
-            body_seconds=chosen.body_seconds,
-            token=token,
-            hosts=None if token else local_names(chosen.hosts),
-        ),
-    )
-
-
-def read_token(reference: str) -> str:
-    """The token that a setting refers to.
-
-    Raises:
-        ConfigError: It stands on the command line itself, or is too short to be one.
-    """
-    if not reference.startswith(("env:", "@")):
-        raise ConfigError("--token: never the token itself: use --token env:NAME or --token @FILE")
-    token = reveal(reference, "--token")
-    if len(token) < 16:
-        raise ConfigError(f"--token {reference}: shorter than 16 characters; make one with `openssl rand -hex 32`")
-    return token
-
-
-def sources(chosen: ServeSettings) -> Sources:
-    """Where everything is loaded from."""
-    from lavic.recommend.serving.service import Sources
-
-    return Sources(
-        bundle=chosen.bundle,
-        store=chosen.store,
-        index=chosen.index,
-        shards=chosen.shards,
-        retrieved=chosen.retrieved,
-        dtype=chosen.dtype,
-        base=chosen.model.name,
-        tokens_per_item=chosen.tokens_per_item,
-    )
 
 
 def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket) -> None:
     """Loads everything, then serves until a signal."""
     from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app
-    from lavic.recommend.serving.batcher import Batcher, BatchSettings
+    from lavic.recommend.serving.batcher import Batcher
     from lavic.recommend.serving.metrics import Metrics
     from lavic.recommend.serving.server import run
     from lavic.recommend.serving.service import Service
@@ -171,14 +62,11 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
     record = None if chosen.record is None else ConversationRecord(chosen.record)
     origin = sources(chosen)
     served = origin.load()
-    batch = BatchSettings(
-        batch_size=chosen.batch_size, batch_ms=chosen.batch_ms, queue=chosen.queue, deadline=chosen.deadline
-    )
     services: list[Service] = []
     batchers: list[Batcher] = []
 
     async def start() -> Service:
-        batcher = Batcher(batch, metrics)
+        batcher = Batcher(batches(chosen), metrics)
         batcher.start()
         batchers.append(batcher)
         services.append(Service(served, batcher.answer, metrics, origin.load))

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("lavic.launch.evaluate", "metrics, controls, confidence intervals, and a report"),
     "recommend": ("lavic.launch.recommend", "rank candidates for a conversation: a file, '-', or typed"),
     "serve": ("lavic.launch.serve", "the recommender over HTTP: a page, an API, an OpenAI-compatible chat"),
+    "register": ("lavic.launch.register", "a bundle as a model in MLflow's registry"),
     "submit": (
         "lavic.launch.submit.command",
         "the pipeline as SLURM jobs with dependencies; also 'submit status', 'submit logs', 'submit cancel'",

@@ -30,6 +30,10 @@ class DataError(LavicError, RuntimeError):
     exit_code = 2
 
 
+class ChangedFileError(DataError):
+    """A file was cut short, removed or changed while it was in use."""
+
+
 class LaunchError(LavicError, RuntimeError):
     """This machine cannot run the command: too few GPUs, a package that is not installed."""
 

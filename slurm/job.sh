@@ -150,7 +150,8 @@ run_once() {
 }
 
 run_on_ray() {
-  local name log address folder=$RAY_TMPDIR/ray-$SLURM_JOB_ID others=$((SLURM_JOB_NUM_NODES - 1)) ray=()
+  local name log address folder=$RAY_TMPDIR/ray-$SLURM_JOB_ID others=$((SLURM_JOB_NUM_NODES - 1)) ray=() nodes=ray.nodes
+  if [[ $1 == serve ]]; then nodes=scale.nodes; fi
   preflight ray "$@"
   # Whoever connects to Ray's port can run programs as this user: only the nodes of this job have the token.
   export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
@@ -173,7 +174,7 @@ run_on_ray() {
     ray+=("$step_pid")
   fi
   start_step job --nodes=1 --ntasks=1 --nodelist="$first_node" --cpus-per-task="$cpus" -- \
-    "$LAVIC_PYTHON" -m lavic "$@" --ray.nodes "$SLURM_JOB_NUM_NODES"
+    "$LAVIC_PYTHON" -m lavic "$@" "--$nodes" "$SLURM_JOB_NUM_NODES"
   wait_for_step job
   # killed: nothing in it is needed any more, and a shutdown takes half a minute on each node
   say "stopping Ray"

@@ -21,7 +21,8 @@ from lavic.launch.pipeline.settings import Stage
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 RAY = [path for path in FILES if path.read_text("utf-8").startswith("# ray up\n")]
-CONFIGS = [path for path in FILES if path not in RAY]
+DEPLOYED = [path for path in FILES if path.read_text("utf-8").startswith("# serve deploy\n")]
+CONFIGS = [path for path in FILES if path not in (*RAY, *DEPLOYED)]
 
 
 def settings_classes() -> Iterator[type]:
@@ -106,6 +107,20 @@ def test_a_cluster_file_is_one_that_ray_up_takes(path):
     starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=lambda path: path.stem)
+def test_an_application_file_is_one_that_serve_deploy_takes(path):
+    schema = pytest.importorskip("ray.serve.schema")
+    from lavic.recommend.serve_settings import ServeSettings
+    from lavic.recommend.serving.guard import is_loopback
+
+    values = yaml.safe_load(path.read_text("utf-8"))
+    (application,) = schema.ServeDeploySchema.model_validate(values).applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    chosen = ServeSettings(**application.args)
+    assert chosen.host == values["http_options"]["host"] and (chosen.token or is_loopback(chosen.host))
 
 
 @pytest.mark.parametrize("command", get_args(Stage))

@@ -65,7 +65,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         return
     try:
         if address:
-            _join(address, settings.nodes)
+            join_cluster(address, settings.nodes)
         else:
             ray.init(
                 address="local",
@@ -90,8 +90,13 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _join(address: str, nodes: int) -> None:
-    """Connects to a cluster; waits for one that is to have several nodes, which may just be starting."""
+def join_cluster(address: str, nodes: int) -> None:
+    """Connects to a cluster; waits for one that is to have several nodes, which may just be starting.
+
+    Raises:
+        ConnectionError: There is no cluster.
+        TimeoutError: Nodes are missing.
+    """
     import ray
 
     until = time.monotonic() + (_CLUSTER_START_S if nodes > 1 else 0)

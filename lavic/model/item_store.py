@@ -7,14 +7,14 @@ STORE/items-<digest>.safetensors  the index of the lists, made from them anew wh
 STORE/manifest.json               names the parts, written last: a store without it is not whole
 
 Files are mapped when a store is opened, so one that is open outlives their removal when the store grows. A mapped file
-is in memory once, whatever the number of processes, and takes no open file.
+is in memory once, whatever the number of processes, and takes no open file. What serves for days reads them instead
+(`mapped=False`): a mapped file that is cut short ends the process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,16 +23,18 @@ from typing import Any
 import torch
 
 from lavic.data.index.item_index import Item, ItemIds, ItemIndex, list_path, write_item_index
-from lavic.errors import DataError, first_line
+from lavic.errors import DataError
 from lavic.model import lora, prompts
 from lavic.model.loading import Backbone
 from lavic.model.tiling import Geometry
+from lavic.model.token_file import MappedTokens, ReadTokens
 from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.checksummed_json import digest_json
 from lavic.tracking.run_metadata import versions
 
 FORMAT = 1
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+MOST_OPEN = 512
+"""Parts that are read rather than mapped, each an open file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,17 +101,26 @@ class StoreManifest:
 class ItemStore:
     """A whole store, opened for reading. Rows are read when they are asked for."""
 
-    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+    def __init__(self, folder: Path, manifest: StoreManifest, *, mapped: bool = True) -> None:
         self.folder, self.manifest = folder, manifest
-        self._tensors = [
-            _map_tokens(folder / f"tokens-{part.name}.safetensors", part, manifest) for part in manifest.parts
+        kind = MappedTokens if mapped or len(manifest.parts) > MOST_OPEN else ReadTokens
+        self._files = [
+            kind(folder / f"tokens-{part.name}.safetensors", (part.items, manifest.views, manifest.width))
+            for part in manifest.parts
         ]
         self._checked = bytearray(len(manifest.parts))
         self.items = ItemIndex.open(folder, manifest.parts)
+        if not mapped:
+            self.items.copy_to_memory()
 
     @classmethod
-    def open(cls, folder: str | Path) -> ItemStore:
+    def open(cls, folder: str | Path, *, mapped: bool = True) -> ItemStore:
         """Opens a store.
+
+        Args:
+            folder: The store.
+            mapped: False reads its files rather than maps them, and keeps 20 bytes an item in memory. A store of more
+                than `MOST_OPEN` parts is mapped all the same.
 
         Raises:
             DataError: It is not there, not whole, or not what its manifest says.
@@ -117,7 +128,7 @@ class ItemStore:
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such item store: make it with `lavic embed`")
-        return cls(folder, StoreManifest.read(folder))
+        return cls(folder, StoreManifest.read(folder), mapped=mapped)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.folder, self.manifest.digest)
@@ -147,14 +158,13 @@ class ItemStore:
         for number in {number for number, _ in places.values()}:
             if not self._checked[number]:
                 self._check(number)
-        return torch.stack([self._tensors[number][row] for number, row in (places[id] for id in ids)])
+        return torch.stack([self._files[number][row] for number, row in (places[id] for id in ids)])
 
     def _check(self, number: int) -> None:
         """Compares a part with its digest when it is first read: to open a large store stays quick."""
         part = self.manifest.parts[number]
         path = self.folder / f"tokens-{part.name}.safetensors"
-        file = torch.tensor([], dtype=torch.uint8).set_(self._tensors[number].untyped_storage())
-        digest = hashlib.sha256(file.numpy().data).hexdigest()
+        digest = self._files[number].digest()
         if digest != part.sha256:
             raise DataError(
                 f"{path}: sha256 {digest[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
@@ -282,32 +292,3 @@ def _reopen(folder: Path, digest: str) -> ItemStore:
     if store.manifest.digest != digest:
         raise DataError(f"{folder}: the item store was changed while it was in use; run the command again")
     return store
-
-
-def _map_tokens(path: Path, part: Part, manifest: StoreManifest) -> torch.Tensor:
-    """Maps a tokens file into memory without reading it; its storage is the file with what stands before the tokens.
-
-    torch closes the file once it is mapped, unlike `mmap`: a large store has thousands.
-    """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header_bytes = int.from_bytes(file.read(8), "little")
-            text = file.read(header_bytes) if header_bytes < size else b""
-    except OSError as e:
-        raise DataError(f"{path}: {e}") from e
-    try:
-        header = json.loads(text)["tokens"]
-        shape, dtype = tuple(header["shape"]), DTYPES[header["dtype"]]
-        start, end = header["data_offsets"]
-        whole = size == 8 + header_bytes + end and not start
-    except (KeyError, ValueError, TypeError) as e:
-        raise DataError(f"{path}: not a tokens file ({e})") from e
-    expected = (part.items, manifest.views, manifest.width)
-    if not whole or shape != expected:
-        raise DataError(f"{path}: {shape} in {size} bytes, the manifest says {expected}")
-    try:
-        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    except RuntimeError as e:
-        raise DataError(f"{path}: cannot be mapped ({first_line(e)})") from None
-    return mapped[8 + header_bytes :].view(dtype).view(shape)

@@ -21,7 +21,7 @@ from lavic.recommend.tournament import Tournament
 if TYPE_CHECKING:
     import torch
 
-    from lavic.recommend.candidates import CandidateSearch, Scores
+    from lavic.recommend.candidates import Candidates, CandidateSearch, Scores
 
 LIST_SIZE = 10
 """Candidates of a list in the released data: assumed of bundles that do not record it."""
@@ -157,7 +157,7 @@ class Recommender:
             ConfigError: It is a stage-1 bundle, or the base model is not found.
             DataError: A folder is not whole, or they do not belong together.
         """
-        bundle, opened = Path(bundle), ItemStore.open(store)
+        bundle, opened = Path(bundle), ItemStore.open(store, mapped=False)
         info = BundleInfo.read(bundle)
         info.check_store(opened)
         if info.language_adapter is None:
@@ -183,7 +183,7 @@ class Recommender:
         if info != self.ranker.bundle.info:
             return Recommender.load(bundle, store, index, **options)
         info.check_adapters(bundle)
-        opened = ItemStore.open(store)
+        opened = ItemStore.open(store, mapped=False)
         ranker = Ranker(self.ranker.bundle, opened, tokens_per_item=options.get("tokens_per_item"))
         search = _open_search(index, opened)
         return Recommender(ranker, search, retrieved=options.get("retrieved", RETRIEVED), lock=self._lock)
@@ -287,7 +287,7 @@ class Recommender:
     def _start(self, queries: Sequence[CheckedQuery]) -> list[_Job]:
         """Each query with its candidates and their scores."""
         searched = [query for query in queries if query.candidates is None]
-        found = iter(())
+        found: Iterator[Candidates] = iter(())
         if self.search is not None:
             conversations, excluded = [q.conversation for q in searched], [q.exclude for q in searched]
             found = iter(self.search.search(conversations, self.retrieved, excluded))

@@ -18,7 +18,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from lavic.errors import DataError, first_line
+from lavic.errors import ChangedFileError, DataError, first_line
 from lavic.storage.checksummed_json import digest_json
 from lavic.storage.index.array_file import ArrayFile, ArrayWriter
 from lavic.storage.index.shared import Build, index_name, shared_index, write_index
@@ -110,6 +110,11 @@ class ItemIndex:
             return None
         return cls.open(folder, lists)
 
+    def copy_to_memory(self) -> None:
+        """Copies what is mapped, 20 bytes an item: a file that is cut short while it is mapped ends the process."""
+        names = ("hashes", "rows", "starts", "first_rows")
+        self._hashes, self._rows, self._starts, self._first = (self._file[name].copy().data for name in names)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -136,7 +141,10 @@ class ItemIndex:
         number = self.list_of(row)
         if not self._checked[number]:
             self._check(number)
-        values = json.loads(self._file.read("lines", self._starts[row], self._starts[row + 1]).decode())
+        try:
+            values = json.loads(self._file.read("lines", self._starts[row], self._starts[row + 1]).decode())
+        except ValueError:
+            raise ChangedFileError(f"{self._file.path}: damaged: remove this file, and it is made again") from None
         return Item(row, values["id"], values["key"], values["title"], values.get("views"))
 
     def list_of(self, row: int) -> int:
@@ -153,7 +161,7 @@ class ItemIndex:
         start, end = (self._starts[self._first[n]] for n in (number, number + 1))
         wanted = self._lists[number].items_sha256
         if wanted and hashlib.sha256(self._file.read("lines", start, end)).hexdigest() != wanted:
-            raise DataError(f"{self._file.path}: damaged: remove this file, and it is made again")
+            raise ChangedFileError(f"{self._file.path}: damaged: remove this file, and it is made again")
         self._checked[number] = True
 
     @property

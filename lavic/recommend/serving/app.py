@@ -33,7 +33,7 @@ from lavic.recommend.serving.schemas import (
     RecommendResponse,
     recommend_response,
 )
-from lavic.recommend.serving.service import Service, check_limits
+from lavic.recommend.serving.service import Limits, Service, check_limits
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -48,12 +48,7 @@ DESCRIPTION = (
 class AppSettings:
     """What an app allows."""
 
-    turns: int = 200
-    """Most turns of a conversation."""
-    candidates: int = 1000
-    """Most candidates of a request, and most excluded items."""
-    k: int = 100
-    """Most items of an answer."""
+    limits: Limits = field(default_factory=Limits)
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may ask."""
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -177,7 +172,7 @@ def _add_items(app: FastAPI) -> None:
 def _add_recommend(app: FastAPI, settings: AppSettings, record: ConversationRecord | None) -> None:
     async def ask(request: Request, query: Query) -> RecommendResponse:
         service = _service(request)
-        check_limits(query, turns=settings.turns, candidates=settings.candidates, k=settings.k)
+        check_limits(query, settings.limits)
         served, answer = await until_gone(request, service.answer(query))
         if record is not None:
             await asyncio.to_thread(_keep, record, query, [item.id for item in answer])
@@ -221,7 +216,7 @@ def _add_feedback(app: FastAPI, settings: AppSettings, record: ConversationRecor
         """Keeps a like or dislike, to train with. Only on a server that records (`--record`)."""
         store = _service(request).current.recommender.store
         query = Query(conversation=_form(body.conversation), candidates=body.candidates)
-        check_limits(query, turns=settings.turns, candidates=settings.candidates, k=settings.k)
+        check_limits(query, settings.limits)
         if unknown := [item for item in (body.item, *body.candidates) if item not in store]:
             raise ApiError(422, f"no item has the id {unknown[0][:100]!r}", param="item")
         turns = to_conversation(query.conversation).turns

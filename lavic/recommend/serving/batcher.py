@@ -94,9 +94,7 @@ class Batcher:
         settings = self.settings
         if len(self._waiting) >= settings.queue:
             self.metrics.dropped.labels("queue_full").inc()
-            raise ApiError(
-                429, f"{settings.queue} requests wait already; try again later", headers={"Retry-After": self._retry()}
-            )
+            raise too_many(settings, self._retry())
         waiting = _Waiting(recommender, query, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self.metrics.waiting.set(len(self._waiting))
@@ -106,11 +104,7 @@ class Batcher:
             if waiting.answer.done():
                 return waiting.answer.result()
             self.metrics.dropped.labels("deadline").inc()
-            raise ApiError(
-                503,
-                f"not answered within {settings.deadline:g} s; try again later",
-                headers={"Retry-After": self._retry()},
-            )
+            raise late(settings, self._retry())
         except asyncio.CancelledError:
             self.metrics.dropped.labels("client_left").inc()
             raise
@@ -120,9 +114,9 @@ class Batcher:
                 self._waiting.remove(waiting)
             self.metrics.waiting.set(len(self._waiting))
 
-    def _retry(self) -> str:
-        """Seconds until what waits now should be answered, for the header Retry-After."""
-        return str(max(1, math.ceil(len(self._waiting) * self._request_s)))
+    def _retry(self) -> int:
+        """Seconds until what waits now should be answered."""
+        return max(1, math.ceil(len(self._waiting) * self._request_s))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -173,6 +167,18 @@ class Batcher:
             batch.append(self._waiting.popleft())
         self.metrics.waiting.set(len(self._waiting))
         return batch
+
+
+def too_many(settings: BatchSettings, seconds: int) -> ApiError:
+    """The answer to a request that finds the queue full; `seconds` is when to come back."""
+    message = f"{settings.queue} requests wait already; try again later"
+    return ApiError(429, message, headers={"Retry-After": str(seconds)})
+
+
+def late(settings: BatchSettings, seconds: int) -> ApiError:
+    """The answer to a request whose deadline has passed; `seconds` is when to come back."""
+    message = f"not answered within {settings.deadline:g} s; try again later"
+    return ApiError(503, message, headers={"Retry-After": str(seconds)})
 
 
 def _answer(batch: Sequence[_Waiting]) -> list[Recommendation | ApiError]:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from lavic.errors import LavicError
+from lavic.errors import ChangedFileError, LavicError
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def from_lavic_error(error: LavicError) -> ApiError:
     """A refusal of the recommender as an answer: what it says begins with the part of the request that is wrong."""
+    if isinstance(error, ChangedFileError):
+        log.error("%s", error)
+        return ApiError(503, "an item store's or index's file was changed; the server's log says which")
     message = str(error)
     head, colon, _ = message.partition(":")
     param = head if colon and head.partition("[")[0] in ("conversation", "candidates", "k", "exclude") else None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lavic.recommend.recommender import Recommendation, RecommendedItem
 
-EXAMPLE = {"conversation": "a warm hat for winter, not too bright", "k": 3}
+EXAMPLE: dict[str, Any] = {"conversation": "a warm hat for winter, not too bright", "k": 3}
 
 
 class Message(BaseModel):

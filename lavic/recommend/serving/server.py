@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.importer import import_from_string
 
 from lavic.errors import LaunchError
 
@@ -46,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
 def run(
     app: FastAPI, server: socket.socket, *, grace: float, reload: Callable[[], Any], ready: Callable[[], None]
 ) -> None:
-    """Serves until SIGTERM or SIGINT: then no connection is taken any more, and what runs is answered.
+    """Serves until SIGTERM, SIGINT or SIGUSR1 (SLURM's warning); then answers what runs and takes nothing new.
 
     Args:
         app: What to serve.
@@ -83,7 +84,7 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # uvicorn's own would end the process by the signal again once everything is answered.
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
         yield
@@ -101,13 +102,10 @@ class _Server(uvicorn.Server):
 
 def _protocol() -> Any:
     """uvicorn's HTTP protocol, with a time limit for the head of a request."""
-    base: Any
-    if importlib.util.find_spec("httptools"):
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
-    else:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as base
+    name = "httptools_impl:HttpToolsProtocol" if importlib.util.find_spec("httptools") else "h11_impl:H11Protocol"
+    base: Any = import_from_string(f"uvicorn.protocols.http.{name}")
 
-    class TimedProtocol(base):  # type: ignore[misc]
+    class TimedProtocol(base):
         """Closes connections on which the head of a request does not arrive in time."""
 
         _timer: asyncio.TimerHandle | None = None

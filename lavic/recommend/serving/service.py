@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from lavic.errors import DataError
 from lavic.recommend.recommender import CheckedQuery, Query, Recommendation, Recommender
@@ -28,7 +28,7 @@ class Sources:
     """Sets of shards with the photos."""
     retrieved: int = 50
     """Candidates retrieved for a request that names none."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     base: str | None = None
     """The base model, where it is not the recorded one."""
     tokens_per_item: int | None = None
@@ -137,18 +137,43 @@ class Service:
         log.info("serving bundle %s, store %s (%d items)", bundle, store, len(self.current.recommender.store))
 
 
-def check_limits(query: Query, *, turns: int, candidates: int, k: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of a request."""
+
+    turns: int = 200
+    """Most turns of a conversation."""
+    characters: int = 50_000
+    """Most characters of a conversation."""
+    candidates: int = 1000
+    """Most candidates, and most excluded items."""
+    k: int = 100
+    """Most items of an answer."""
+
+
+def check_limits(query: Query, limits: Limits) -> None:
     """Refuses a query that is larger than the server allows.
 
     Raises:
         DataError: Names the part.
     """
-    length = len(query.conversation) if isinstance(query.conversation, Sequence) else 0
-    for part, size, most in (
-        ("conversation", 0 if isinstance(query.conversation, str) else length, turns),
-        ("candidates", len(query.candidates or ()), candidates),
-        ("exclude", len(query.exclude), candidates),
-        ("k", query.k, k),
+    form = query.conversation
+    turns = 0 if isinstance(form, str) or not isinstance(form, Sequence) else len(form)
+    for part, what, size, most in (
+        ("conversation", "turns", turns, limits.turns),
+        ("candidates", "items", len(query.candidates or ()), limits.candidates),
+        ("exclude", "items", len(query.exclude), limits.candidates),
+        ("k", "items", query.k, limits.k),
+        ("conversation", "characters", _characters(form), limits.characters),
     ):
         if size > most:
-            raise DataError(f"{part}: {size}, the server takes {most} at most")
+            raise DataError(f"{part}: {size} {what}, the server takes {most} at most")
+
+
+def _characters(form: Any) -> int:
+    """Of all words in a conversation's form."""
+    if isinstance(form, str):
+        return len(form)
+    if isinstance(form, Mapping):
+        return sum(map(_characters, form.values()))
+    return sum(map(_characters, form)) if isinstance(form, (list, tuple)) else 0

@@ -1,0 +1,171 @@
+"""Settings of `lavic serve`, and what the parts of the server take of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from lavic.config import ByteCount, Reference, settings
+from lavic.config.secrets import reveal
+from lavic.errors import ConfigError
+from lavic.model.config import BaseModelSettings
+
+if TYPE_CHECKING:
+    from lavic.recommend.serving.app import AppSettings
+    from lavic.recommend.serving.batcher import BatchSettings
+    from lavic.recommend.serving.service import Sources
+
+
+@settings
+class ReplicaSettings:
+    """Replicas on Ray Serve."""
+
+    replicas: PositiveInt = 1
+    """Replicas at first, and at least."""
+    max_replicas: PositiveInt | None = None
+    """Replicas at most: more of them as more requests run. Default: as many as `replicas`."""
+    target_requests: PositiveInt = 32
+    """Requests that run in a replica before another one is started."""
+    cpus: NonNegativeFloat = 1.0
+    """CPUs of a replica."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs of a replica."""
+    nodes: PositiveInt = 1
+    """Nodes of the cluster to wait for; those of a batch job join one after the other."""
+    address: str | None = None
+    """A running Ray cluster, as `auto` or HOST:PORT; by default RAY_ADDRESS, else Ray is started on this machine."""
+
+
+@settings
+class ServeSettings:
+    """The recommender over HTTP."""
+
+    bundle: Path
+    """The bundle that `lavic tune` made: RUN/bundle."""
+    store: Path
+    """The item store that it was tuned on, from `lavic embed`."""
+    index: Path | None = None
+    """The retrieval index of the catalogue, from `lavic retrieve`. Without it, requests must name candidates."""
+    shards: tuple[str, ...] = ()
+    """Sets of shards with the items' photos, from `lavic crawl`. Without them, answers have no photos."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0: any that is free, which is printed."""
+    token: Annotated[str | None, Reference] = None
+    """What clients must show, as `Authorization: Bearer TOKEN` or as the password that a browser asks for: env:NAME or
+    @FILE. Needed on any address but loopback."""
+    hosts: tuple[str, ...] = ()
+    """Further names under which a server without a token may be asked, besides localhost."""
+    cors: tuple[str, ...] = ()
+    """Origins of other sites whose pages may ask, as https://shop.example.org. Default: none."""
+    record: Path | None = None
+    """Append conversations, likes and dislikes to this file, in the released form, to train with. Default: nothing is
+    kept. The page says so to whoever uses it."""
+    retrieved: PositiveInt = 50
+    """Candidates that are searched for, for a request that names none."""
+    batch_size: PositiveInt = 64
+    """Most prompts that are answered together; a list that is ranked in groups counts as several."""
+    batch_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    """Longest time that a request waits for others while the model is idle, milliseconds."""
+    queue: PositiveInt = 256
+    """Most requests that wait; further ones are answered with 429."""
+    deadline: PositiveFloat = 30.0
+    """Seconds after which a request is answered with 503."""
+    max_body: ByteCount = Field(default="1MiB", validate_default=True, gt=0)
+    """Largest body of a request."""
+    body_seconds: PositiveFloat = 10.0
+    """Longest time in which the body of a request arrives."""
+    max_characters: PositiveInt = 50_000
+    """Most characters of a conversation."""
+    max_turns: PositiveInt = 200
+    """Most turns of a conversation."""
+    max_candidates: PositiveInt = 1000
+    """Most candidates of a request."""
+    max_k: PositiveInt = 100
+    """Most items of an answer."""
+    tokens_per_item: PositiveInt | None = None
+    """Number of item tokens per candidate, the first ones; by default as in tuning."""
+    model: BaseModelSettings = BaseModelSettings()
+    """The base model of --bundle."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    ray: bool = False
+    """Serve on Ray Serve, in replicas, on one machine or a cluster."""
+    scale: ReplicaSettings = ReplicaSettings()
+    """Of --ray."""
+
+
+def allowed(chosen: ServeSettings, token: str | None) -> AppSettings:
+    """What the app allows.
+
+    Raises:
+        ConfigError: The address needs a token.
+    """
+    from lavic.recommend.serving.app import AppSettings
+    from lavic.recommend.serving.guard import GuardSettings, is_loopback, local_names
+    from lavic.recommend.serving.service import Limits
+
+    if chosen.ray and chosen.record is not None:
+        raise ConfigError("--record: not with --ray, whose replicas would write to one file: serve without --ray")
+    if token is None and not is_loopback(chosen.host):
+        raise ConfigError(
+            f"--host {chosen.host}: other machines can reach this address: give a token with --token env:NAME or "
+            "--token @FILE"
+        )
+    return AppSettings(
+        limits=Limits(
+            turns=chosen.max_turns,
+            characters=chosen.max_characters,
+            candidates=chosen.max_candidates,
+            k=chosen.max_k,
+        ),
+        cors=chosen.cors,
+        guard=GuardSettings(
+            body=chosen.max_body,
+            body_seconds=chosen.body_seconds,
+            token=token,
+            hosts=None if token else local_names(chosen.hosts),
+        ),
+    )
+
+
+def read_token(reference: str) -> str:
+    """The token that a setting refers to.
+
+    Raises:
+        ConfigError: It stands on the command line itself, or is too short to be one.
+    """
+    if not reference.startswith(("env:", "@")):
+        raise ConfigError("--token: never the token itself: use --token env:NAME or --token @FILE")
+    token = reveal(reference, "--token")
+    if len(token) < 16:
+        raise ConfigError(f"--token {reference}: shorter than 16 characters; make one with `openssl rand -hex 32`")
+    return token
+
+
+def sources(chosen: ServeSettings) -> Sources:
+    """Where everything is loaded from."""
+    from lavic.recommend.serving.service import Sources
+
+    return Sources(
+        bundle=chosen.bundle,
+        store=chosen.store,
+        index=chosen.index,
+        shards=chosen.shards,
+        retrieved=chosen.retrieved,
+        dtype=chosen.dtype,
+        base=chosen.model.name,
+        tokens_per_item=chosen.tokens_per_item,
+    )
+
+
+def batches(chosen: ServeSettings) -> BatchSettings:
+    """How requests are put together."""
+    from lavic.recommend.serving.batcher import BatchSettings
+
+    return BatchSettings(
+        batch_size=chosen.batch_size, batch_ms=chosen.batch_ms, queue=chosen.queue, deadline=chosen.deadline
+    )

@@ -1,0 +1,228 @@
+"""The server on Ray Serve: the same app and recommender as a deployment of several replicas, on one machine or many.
+
+`app` is what a file for `serve deploy` names; `configs/serve-ray.yaml` is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+
+from lavic.distributed.ray_session import join_cluster
+from lavic.errors import LaunchError, first_line
+from lavic.model.bundle import BundleInfo
+from lavic.model.item_store import ItemStore
+from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
+from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
+from lavic.recommend.serving.app import create_app
+from lavic.recommend.serving.batcher import BatchSettings, answer_each, late, too_many
+from lavic.recommend.serving.errors import ApiError
+from lavic.recommend.serving.metrics import Metrics
+from lavic.recommend.serving.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+NAME = "lavic"
+"""Of the application."""
+_GRACE_S = 5.0
+"""Seconds that Ray waits for an answer beyond the app's own deadline."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A query in a batch of Ray's."""
+
+    recommender: Recommender
+    query: CheckedQuery
+    left: bool = False
+    """Whether its client has left, or its deadline has passed."""
+
+
+class RayBatches:
+    """Answers queries in the batches that Ray Serve makes of them.
+
+    A cancelled request is marked rather than cancelled: cancelling one of a batch's futures would leave Ray's batch
+    waiting for it.
+    """
+
+    def __init__(self, settings: BatchSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self._waiting = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lavic-model")
+        self._batch: Any = serve.batch(
+            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_ms / 1000
+        )(self._answer)
+
+    async def answer(self, recommender: Recommender, query: CheckedQuery) -> Recommendation:
+        """The answer to one query.
+
+        Raises:
+            ApiError: As `Batcher.answer`.
+        """
+        if self._waiting >= self.settings.queue:
+            self.metrics.dropped.labels("queue_full").inc()
+            raise too_many(self.settings, 1)
+        asked = _Asked(recommender, query)
+        self._waiting += 1
+        self.metrics.waiting.set(self._waiting)
+        task = asyncio.ensure_future(self._batch(asked))
+        task.add_done_callback(self._one_less)
+        try:
+            await asyncio.wait({task}, timeout=self.settings.deadline)
+            if not task.done():
+                self.metrics.dropped.labels("deadline").inc()
+                raise late(self.settings, 1)
+            answer: Recommendation | ApiError = task.result()
+        except asyncio.CancelledError:
+            self.metrics.dropped.labels("client_left").inc()
+            raise
+        finally:
+            asked.left = True
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    def _one_less(self, task: asyncio.Future[Any]) -> None:
+        self._waiting -= 1
+        self.metrics.waiting.set(self._waiting)
+        if not task.cancelled():
+            task.exception()  # nobody else may ask for it
+
+    async def _answer(self, batch: list[_Asked]) -> list[Recommendation | ApiError]:
+        queries = [asked.query for asked in batch if not asked.left]
+        answers: list[Recommendation | ApiError] = []
+        if queries:
+            loop = asyncio.get_running_loop()
+            answers = await loop.run_in_executor(self._thread, answer_each, batch[0].recommender, queries)
+        self.metrics.batch_size.observe(len(queries))
+        by_query = dict(zip(map(id, queries), answers, strict=True))
+        left = ApiError(499, "the client has left")
+        return [by_query.get(id(asked.query), left) for asked in batch]
+
+
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """The application, as `serve deploy` builds it from a file's `args`.
+
+    Args:
+        args: Settings of `lavic serve`. `host` and `port` are Ray's own, in the file's `http_options`; everything else
+            counts. Paths must be the same on every node. A token is a reference that each replica resolves for itself.
+    """
+    return application(ServeSettings(**args))
+
+
+def application(chosen: ServeSettings, generation: int = 0) -> serve.Application:
+    """The deployment of the settings.
+
+    Args:
+        chosen: Settings.
+        generation: Another number makes Ray replace the replicas one after the other.
+    """
+
+    def build() -> FastAPI:
+        return replica_app(chosen)
+
+    scale = chosen.scale
+    most = scale.max_replicas or scale.replicas
+    size: dict[str, Any] = {"num_replicas": scale.replicas}
+    if most > scale.replicas:
+        limits = {"min_replicas": scale.replicas, "initial_replicas": scale.replicas, "max_replicas": most}
+        size = {"autoscaling_config": {**limits, "target_ongoing_requests": scale.target_requests}}
+    deployment = serve.deployment(
+        name="Recommender",
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        max_ongoing_requests=chosen.queue + chosen.batch_size,
+        graceful_shutdown_timeout_s=chosen.deadline,
+        **size,
+    )(serve.ingress(build)())
+    bound: serve.Application = deployment.bind(generation)
+    return bound
+
+
+def replica_app(chosen: ServeSettings) -> FastAPI:
+    """The app of one replica, which loads the recommender when it starts."""
+    metrics = Metrics()
+    token = None if chosen.token is None else read_token(chosen.token)
+
+    async def start() -> Service:
+        served = await asyncio.get_running_loop().run_in_executor(None, sources(chosen).load)
+        answers = RayBatches(batches(chosen), metrics)
+        return Service(served, answers.answer, metrics)
+
+    return create_app(allowed(chosen, token), start, metrics=metrics)
+
+
+def run(chosen: ServeSettings) -> None:
+    """Serves until SIGTERM, SIGINT or SIGUSR1; SIGHUP replaces the replicas one after the other.
+
+    Raises:
+        ConfigError, DataError: Bundle and store are not there or do not belong together.
+        LaunchError: Ray or a replica does not start.
+    """
+    BundleInfo.read(chosen.bundle).check_store(ItemStore.open(chosen.store))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = chosen.scale.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            join_cluster(address, chosen.scale.nodes)
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:  # Ray raises various types
+        raise LaunchError(f"cannot start or reach Ray at {address or 'this machine'} ({first_line(error)})") from None
+    try:
+        _serve(chosen, local=not address)
+    finally:
+        ray.shutdown()
+
+
+def _serve(chosen: ServeSettings, *, local: bool) -> None:
+    port = chosen.port or _free_port(chosen.host)
+    wake, stop, again = threading.Event(), threading.Event(), threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        (again if number == signal.SIGHUP else stop).set()
+        wake.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    options = {"host": chosen.host, "port": port, "request_timeout_s": chosen.deadline + _GRACE_S}
+    serve.start(proxy_location="EveryNode", http_options=options, logging_config={"log_level": "WARNING"})
+    generation = 0
+    try:
+        _deploy(chosen, generation)
+        print(f"serving on http://{chosen.host}:{port}", flush=True)
+        while not stop.is_set():
+            wake.wait()
+            wake.clear()
+            if again.is_set():
+                again.clear()
+                generation += 1
+                _deploy(chosen, generation)
+                print("replicas replaced", flush=True)
+    finally:
+        if local:
+            serve.shutdown()
+        else:
+            serve.delete(NAME)
+
+
+def _deploy(chosen: ServeSettings, generation: int) -> None:
+    try:
+        serve.run(application(chosen, generation), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise LaunchError(f"a replica does not start: {first_line(error)}; see `ray logs` and `serve status`") from None
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])

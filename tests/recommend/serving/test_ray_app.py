@@ -1,0 +1,62 @@
+"""The server on Ray Serve: replicas, and one that is killed."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from lavic.recommend.recommender import Recommender
+
+from ..conftest import KEY, Ground
+from .conftest import serve
+
+pytest.importorskip("ray.serve")
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path):
+    words = ("--bundle", ground.bundle, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
+    bodies = [
+        {"conversation": c.turns[0].text, "candidates": list(c.candidates[KEY])} for c in ground.conversations[:8]
+    ]
+    recommender = Recommender.load(ground.bundle, ground.store, index, retrieved=20)
+    with (
+        serve(*words, "--scale.replicas", 2, "--scale.cpus", 0.5, env={"RAY_ADDRESS": ""}) as server,
+        server.client() as client,
+    ):
+
+        def send(body: dict) -> httpx.Response:
+            with server.client() as other:
+                return other.post("/v1/recommend", json=body)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(send, bodies))
+        for body, answer in zip(bodies, answers, strict=True):
+            alone = recommender.recommend(body["conversation"], body["candidates"])
+            items = answer.json()["items"]
+            assert [item["id"] for item in items] == [item.id for item in alone]
+            assert [item["probability"] for item in items] == pytest.approx([i.probability for i in alone], abs=1e-5)
+        malformed = client.post("/v1/recommend", json={"conversation": ""})
+        assert malformed.status_code == 422 and malformed.json()["error"]["param"] == "conversation"
+        chat = {"messages": [{"role": "user", "content": "an acme mug"}], "stream": True, "k": 2}
+        lines = client.post("/v1/chat/completions", json=chat).text.split("\n\n")
+        assert lines[-2] == "data: [DONE]" and json.loads(lines[0].removeprefix("data: "))["choices"]
+
+        replicas = [
+            process
+            for process in psutil.Process(server.process.pid).children(recursive=True)
+            if "ServeReplica" in " ".join(process.cmdline())
+        ]
+        assert len(replicas) == 2
+        with ThreadPoolExecutor(8) as pool:
+            sent = [pool.submit(send, body) for body in bodies * 3]
+            replicas[0].kill()
+            statuses = {answer.result().status_code for answer in sent}
+        assert statuses <= {200, 500, 503} and 200 in statuses
+        assert [send(body).status_code for body in bodies] == [200] * len(bodies)
+        assert server.stop() == 0

@@ -1,0 +1,100 @@
+"""The recommender as an MLflow model, asked through `mlflow models serve`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lavic.cli import main
+from lavic.model.bundle import BundleInfo
+from lavic.model.item_store import ItemStore
+from lavic.recommend.recommender import Recommender
+
+from .conftest import Ground
+
+mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A registered model, of a run folder that MLflow does not know."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copytree(ground.bundle, folder / "tune" / "bundle")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    words = ("--bundle", folder / "tune" / "bundle", "--store", ground.store, "--index", index, "--uri", uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow leaves artifacts beside it
+        assert main(["register", *map(str, words), "--name", "shop"]) == 0
+        yield uri
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+
+
+def test_a_model_of_code_and_artifacts(ground: Ground, registered: str):
+    client = mlflow.MlflowClient(registered)
+    version = client.get_model_version("shop", "1")
+    info = BundleInfo.read(ground.bundle)
+    assert version.tags["lavic.language_adapter"] == info.language_adapter
+    assert version.tags["lavic.store"] == ItemStore.open(ground.store).manifest.digest
+    assert client.get_run(version.run_id).data.tags["lavic.fingerprint"] == info.fingerprint
+    mlflow.set_tracking_uri(registered)
+    files = [path for path in Path(mlflow.artifacts.download_artifacts("models:/shop/1")).rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"lavic_model.py", "bundle.json", "manifest.json", "input_example.json"} <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".joblib", ".bin"))]
+    logged = mlflow.models.get_model_info("models:/shop/1")
+    assert "conversation" in logged.signature.inputs.input_names() and logged.signature.params.params[0].name == "k"
+
+
+@pytest.mark.slow
+def test_a_real_request(ground: Ground, index: Path, registered: str):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", "models:/shop/1"]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": registered, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    words = ["-h", "127.0.0.1", "-p", str(port), "--workers", "1"]
+    process = subprocess.Popen([*command, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+            until = time.monotonic() + 180
+            while True:
+                try:
+                    if client.get("/ping").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                assert process.poll() is None and time.monotonic() < until, "mlflow models serve does not start"
+                time.sleep(0.2)
+            recommender = Recommender.load(ground.bundle, ground.store, index)
+            listed = recommender.store.ids[:6]
+            rows = [{"conversation": "a red mug", "candidates": listed}, {"conversation": "an acme mug"}]
+            answer = client.post("/invocations", json={"dataframe_records": rows, "params": {"k": 4}})
+            assert answer.status_code == 200, answer.text
+            first, second = answer.json()["predictions"]
+            assert [item["id"] for item in first["items"]] == [
+                item.id for item in recommender.recommend("a red mug", listed, k=4)
+            ]
+            assert [item["id"] for item in second["items"]] == [
+                item.id for item in recommender.recommend("an acme mug", k=4)
+            ]
+            messages = [{"role": "user", "content": "a red mug"}]
+            chat = client.post("/invocations", json={"inputs": [{"messages": messages, "candidates": listed}]})
+            assert [item["id"] for item in chat.json()["predictions"][0]["items"]][:4] == [
+                item["id"] for item in first["items"]
+            ]
+            bare = client.post("/invocations", json=[{"conversation": "a red mug"}])
+            assert bare.status_code == 400 and "dataframe_records" in bare.text
+            wrong = client.post("/invocations", json={"inputs": [{"conversation": "a", "candidates": ["B0NOWHERE0"]}]})
+            assert wrong.status_code == 400 and "B0NOWHERE0 is not in the item store" in wrong.text
+    finally:
+        process.terminate()
+        process.wait(60)
