@@ -50,13 +50,14 @@ class RecommenderModel(PythonModel):
             base=artifacts.get("base") or settings.get("base"),
         )
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    # MLflow reads type hints of this method as the model's signature.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answers each row: `{"items": [{"id", "title", "probability", "scores"}], "candidates", "none"}`.
 
         Args:
             context: Of MLflow.
             model_input: A DataFrame with the columns `conversation` (text) or `messages` (a list of `role` and
-                `content`), and optionally `candidates` (a list of item ids; without it the catalogue is searched).
+                `content`), and optionally `candidates` (a list of item ids; where it is empty the catalogue is searched).
             params: `k`, most items of an answer.
 
         Raises:
@@ -234,7 +235,7 @@ def _conversation(row: Mapping[str, Any]) -> Any:
 
 
 def _list(value: Any) -> list[Any] | None:
-    """A list of a DataFrame's cell, which may be an array; None where the cell is empty."""
+    """A list of a DataFrame's cell, which may be an array; None where the cell or the list is empty."""
     if value is None or isinstance(value, float):
         return None
-    return list(value)
+    return list(value) or None

@@ -76,7 +76,10 @@ def test_a_real_request(ground: Ground, index: Path, registered: str):
                 time.sleep(0.2)
             recommender = Recommender.load(ground.bundle, ground.store, index)
             listed = recommender.store.ids[:6]
-            rows = [{"conversation": "a red mug", "candidates": listed}, {"conversation": "an acme mug"}]
+            rows = [
+                {"conversation": "a red mug", "candidates": listed},
+                {"conversation": "an acme mug", "candidates": []},
+            ]
             answer = client.post("/invocations", json={"dataframe_records": rows, "params": {"k": 4}})
             assert answer.status_code == 200, answer.text
             first, second = answer.json()["predictions"]
