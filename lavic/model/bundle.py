@@ -227,6 +227,7 @@ class Bundle:
         *,
         vision: bool = False,
         language: bool = True,
+        merge: bool = True,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         base: str | None = None,
     ) -> Bundle:
@@ -237,6 +238,7 @@ class Bundle:
             device: Where to.
             vision: Load the vision tower too; ready item tokens need only the projector.
             language: False leaves the language adapter out: the model before stage 2.
+            merge: False keeps the language adapter beside the weights, where `lora.adapter_off` can leave it out.
             dtype: Of the weights.
             base: Folder or Hugging Face name of the base model, where it is not the recorded one.
 
@@ -252,7 +254,7 @@ class Bundle:
         if info.vision_adapter:
             lora.apply_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:
-            lora.apply_adapter(backbone, folder / "language_adapter", "language")
+            lora.apply_adapter(backbone, folder / "language_adapter", "language", merge=merge)
         return cls(backbone, info)
 
     def check_store(self, store: ItemStore) -> None:

@@ -166,17 +166,38 @@ class AdaptedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        self.enabled = True
+        """Whether the addition takes part; see `adapter_off`."""
         # parameters, so that whatever looks at frozen weights looks at these too
         self.down = nn.Parameter(a.to(linear.weight), requires_grad=False)
         self.up = nn.Parameter(b.to(linear.weight), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., inputs] -> [..., outputs], in the order in which PEFT computes it."""
+        if not self.enabled:
+            return super().forward(input)
         added = functional.linear(functional.linear(input, self.down), self.up)
         return super().forward(input) + added * self.scale
 
 
-def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Linear:
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Computes without the adapters that stand beside their linears (`merge=False`); for one thread at a time.
+
+    Args:
+        model: The part of a model whose adapters are left out.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float, *, merge: bool = True) -> nn.Linear:
     """A linear with an adapter: merged where its weights have room for that, else beside it.
 
     Args:
@@ -184,9 +205,10 @@ def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -
         a: float32 [r, inputs]
         b: float32 [outputs, r]
         scale: Of the addition.
+        merge: False always leaves it beside, where `adapter_off` can leave it out.
     """
     weight = linear.weight.detach()
-    if weight.dtype == torch.float32:
+    if merge and weight.dtype == torch.float32:
         delta = b @ a * scale
         merged = weight + delta
         if torch.linalg.vector_norm(merged - weight - delta) <= MERGED * torch.linalg.vector_norm(delta):
@@ -196,8 +218,8 @@ def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -
     return AdaptedLinear(linear, a, b, scale)
 
 
-def apply_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
-    """Loads an adapter into a base model, in place, every key accounted for; see `adapted`.
+def apply_adapter(backbone: Backbone, folder: Path, kind: Kind, *, merge: bool = True) -> None:
+    """Loads an adapter into a base model, in place, every key accounted for; see `adapted`, also for `merge`.
 
     A backbone without vision tower takes the projector's part of a vision adapter.
 
@@ -205,16 +227,17 @@ def apply_adapter(backbone: Backbone, folder: Path, kind: Kind) -> None:
         DataError: It is not a whole adapter of this kind for this base model.
     """
     check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
-    backbone.model = install(backbone.model, folder)
+    backbone.model = install(backbone.model, folder, merge=merge)
 
 
 @torch.no_grad()
-def install(model: Any, folder: Path) -> Any:
+def install(model: Any, folder: Path, *, merge: bool = True) -> Any:
     """Loads an adapter folder into a LlavaNext model, whatever base it says it is for.
 
     Args:
         model: The model; its linears are replaced, their weights are not changed.
         folder: Of the adapter.
+        merge: See `adapted`.
 
     Returns:
         The model, frozen and in evaluation mode.
@@ -249,7 +272,7 @@ def install(model: Any, folder: Path) -> Any:
     model = wrapped.unload()
     for name, layer in layers.items():
         a, b = (pair["default"].weight.float() for pair in (layer.lora_A, layer.lora_B))
-        model.set_submodule(name, adapted(layer.base_layer, a, b, layer.scaling["default"]))
+        model.set_submodule(name, adapted(layer.base_layer, a, b, layer.scaling["default"], merge=merge))
     return model.requires_grad_(False).eval()
 
 

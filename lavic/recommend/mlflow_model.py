@@ -57,7 +57,7 @@ class RecommenderModel(PythonModel):
         Args:
             context: Of MLflow.
             model_input: A DataFrame with the columns `conversation` (text) or `messages` (a list of `role` and
-                `content`), and optionally `candidates` (a list of item ids; where it is empty the catalogue is searched).
+                `content`), and optionally `candidates` (item ids; where there are none the catalogue is searched).
             params: `k`, most items of an answer.
 
         Raises:

@@ -97,7 +97,14 @@ def test_a_bundle_gives_the_in_memory_model_s_logits(base: Path, tmp_path: Path)
     torch.testing.assert_close(loaded, trained, rtol=1e-4, atol=1e-4)
     assert bundle.info == info == BundleInfo.read(tmp_path / "stage2")
     before = Bundle.load(tmp_path / "stage2", language=False).backbone.model
-    assert (before.lm_head(hidden_states(before, batch, None)) - trained).abs().max() > 0.01
+    untuned = before.lm_head(hidden_states(before, batch, None))
+    assert (untuned - trained).abs().max() > 0.01
+
+    beside = Bundle.load(tmp_path / "stage2", merge=False).backbone.model
+    for _ in range(2):
+        torch.testing.assert_close(beside.lm_head(hidden_states(beside, batch, None)), trained, rtol=1e-4, atol=1e-4)
+        with lora.adapter_off(beside.model.language_model):
+            torch.testing.assert_close(beside.lm_head(hidden_states(beside, batch, None)), untuned)
 
 
 @pytest.mark.parametrize("kind", ["vision", "language"])

@@ -1,0 +1,325 @@
+"""How fast is the recommender, as an object and over HTTP?
+
+    lavic demo --out demo
+    python benchmarks/serve.py demo --json serve.json
+
+On the demo's bundle, store and test conversations:
+
+  one      one request against the released way: the vision tower over 50 views, then greedy generation
+  batch    the object with batches of 64 against one request at a time
+  groups   lists of 50 candidates in one prompt, and in groups of ten: time, hit rate, MRR
+  http     clients that ask one after the other over HTTP, 1, 8 and 64 of them: requests/s, p50, p99
+  ray      the same on Ray Serve
+  overload four times the requests that the server can answer, for two minutes: statuses, latest answer, memory
+
+Bars: one >= 8x, batch >= 2x, overload: 200, 429 and 503 alone, no answer after the deadline, memory flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import platform
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from PIL import Image
+
+from lavic.data.conversations import read_conversations
+from lavic.data.schema import Conversation
+from lavic.data.shard_dataset import ShardDataset
+from lavic.model.bundle import Bundle
+from lavic.model.generation import generate
+from lavic.model.item_store import ItemStore
+from lavic.model.visual_tokens import cls_tokens, project
+from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
+from lavic.recommend.recommender import Query, Recommender
+
+KEY = "candidates_st"
+LONG = 50
+PARTS = ("one", "batch", "groups", "http", "ray", "overload")
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Demo:
+    """What a demo left: bundle, store, shards, test conversations."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle, self.store = folder / "runs" / "tune" / "bundle", folder / "store"
+        self.shards = folder / "shards" / "train"
+        self.conversations = read_conversations(folder / "catalog" / "test.jsonl", candidates=KEY)
+        self.recommender = Recommender.load(self.bundle, self.store)
+
+    def queries(self, count: int) -> list[Query]:
+        rows = [self.conversations[number % len(self.conversations)] for number in range(count)]
+        return [Query(conversation=row, candidates=row.candidates[KEY]) for row in rows]
+
+
+class ReleasedWay:
+    """What the released script does for a request: every view of every candidate through the tower, then generation."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.bundle = Bundle.load(demo.bundle, vision=True)
+        self.store = ItemStore.open(demo.store)
+        self.ranker = Ranker(self.bundle, self.store)
+        data = ShardDataset(demo.shards, descriptions=None)
+        self.jpgs: dict[str, bytes] = {}
+        for item in {item for row in demo.conversations for item in row.candidates[KEY]}:
+            self.jpgs[item] = data[data.index.find_stored(self.store.key(item))].jpg
+
+    @torch.inference_mode()
+    def answer(self, row: Conversation) -> str:
+        backbone = self.bundle.backbone
+        items = row.candidates[KEY]
+        photos = [Image.open(io.BytesIO(self.jpgs[item])).convert("RGB") for item in items]
+        views = torch.stack([torch.as_tensor(backbone.geometry.cut(photo)) for photo in photos])
+        tokens = project(backbone.model, cls_tokens(backbone.model, views)).flatten(0, 1)
+        prompt = self.ranker.encode(Request(conversation=row, candidates=items)).prompt
+        (written,) = generate(backbone.model, backbone.encoder, [prompt], tokens, max_new_tokens=MAX_NEW_TOKENS)
+        return written.text
+
+
+def one(demo: Demo) -> dict[str, Any]:
+    released = ReleasedWay(demo)
+    times: dict[str, list[float]] = {"released": [], "lavic": []}
+    for number, row in enumerate(demo.conversations[:40]):
+        released_s = seconds(lambda row=row: released.answer(row))
+        ours_s = seconds(lambda row=row: demo.recommender.recommend(row, row.candidates[KEY]))
+        if number >= 5:  # the first ones warm up
+            times["released"].append(released_s)
+            times["lavic"].append(ours_s)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"seconds": medians, "ratio": medians["released"] / medians["lavic"]}
+
+
+def batch(demo: Demo) -> dict[str, Any]:
+    queries = demo.queries(256)
+    demo.recommender.recommend_batch(queries[:64])
+    alone, together = [], []
+    for start in range(0, 256, 64):
+        part = queries[start : start + 64]
+        alone.append(seconds(lambda part=part: [demo.recommender.recommend_batch([query]) for query in part]) / 64)
+        together.append(seconds(lambda part=part: demo.recommender.recommend_batch(part)) / 64)
+    figures = {"one_at_a_time": statistics.median(alone), "batches_of_64": statistics.median(together)}
+    return {"seconds_a_request": figures, "ratio": figures["one_at_a_time"] / figures["batches_of_64"]}
+
+
+def groups(demo: Demo, count: int = 200) -> dict[str, Any]:
+    """The target among 49 others of the catalogue, in a random order."""
+    rng, every = random.Random(0), list(demo.recommender.store.ids)
+    queries, targets = [], []
+    for row in demo.conversations[:count]:
+        (target, *_) = row.targets
+        others = [item for item in rng.sample(every, LONG + 5) if item not in row.targets][: LONG - 1]
+        listed = [target, *others]
+        rng.shuffle(listed)
+        queries.append(Query(conversation=row, candidates=listed, k=LONG))
+        targets.append(target)
+    result = {}
+    ranker = demo.recommender.ranker
+    for name, size in (("one_prompt", LONG), ("groups_of_10", 10), ("groups_of_25", 25)):
+        recommender = Recommender(ranker, list_size=size)
+        answers: list[Any] = []
+        spent = seconds(lambda r=recommender, a=answers: a.extend(r.recommend_batch(queries)))
+        ranks = [[item.id for item in a].index(target) + 1 for a, target in zip(answers, targets, strict=True)]
+        result[name] = {
+            "seconds_a_request": spent / len(queries),
+            "hit_rate": sum(rank == 1 for rank in ranks) / len(ranks),
+            "hit_rate_at_10": sum(rank <= 10 for rank in ranks) / len(ranks),
+            "mrr": statistics.fmean(1 / rank for rank in ranks),
+        }
+    return {"requests": len(queries), "candidates": LONG, **result}
+
+
+@contextmanager
+def server(demo: Demo, *words: object) -> Iterator[tuple[int, psutil.Process]]:
+    command = [sys.executable, "-m", "lavic", "serve", "--bundle", demo.bundle, "--store", demo.store, "--port", 0]
+    env = {**os.environ, "RAY_ADDRESS": "", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(list(map(str, [*command, *words])), stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert process.stdout is not None
+        port = next(
+            int(match[1]) for line in process.stdout if (match := re.search(r"serving on http://.*:(\d+)", line))
+        )
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+class Client:
+    """A connection that asks one request after the other."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: bytes) -> int:
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self.streams
+        head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", answer)
+        if length is None:  # Ray's proxy may send chunks
+            while (size := int((await reader.readline()).strip() or b"0", 16)) > 0:
+                await reader.readexactly(size + 2)
+            await reader.readline()
+        else:
+            await reader.readexactly(int(length[1]))
+        return int(answer.split(b" ", 2)[1])
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+def bodies(demo: Demo) -> list[bytes]:
+    return [
+        json.dumps({"conversation": row.turns[0].text, "candidates": list(row.candidates[KEY])}).encode()
+        for row in demo.conversations
+    ]
+
+
+async def closed_loop(port: int, asked: list[bytes], clients: int, duration: float) -> dict[str, Any]:
+    times: list[float] = []
+    statuses: Counter[int] = Counter()
+    until = time.perf_counter() + duration
+
+    async def run(number: int) -> None:
+        client, rng = Client(port), random.Random(number)
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            statuses[await client.ask(rng.choice(asked))] += 1
+            times.append(time.perf_counter() - began)
+        client.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(run(number) for number in range(clients)))
+    spent = time.perf_counter() - began
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "requests_s": len(times) / spent,
+        "p50_ms": 1000 * statistics.median(times),
+        "p99_ms": 1000 * cuts[98],
+        "statuses": dict(statuses),
+    }
+
+
+def http(demo: Demo, duration: float, *words: object) -> dict[str, Any]:
+    with server(demo, *words) as (port, _):
+        asyncio.run(closed_loop(port, bodies(demo), 8, 2))  # warm
+        return {str(n): asyncio.run(closed_loop(port, bodies(demo), n, duration)) for n in (1, 8, 64)}
+
+
+async def open_loop(port: int, asked: list[bytes], rate: float, duration: float) -> dict[str, Any]:
+    statuses: Counter[str] = Counter()
+    times: list[float] = []
+    idle: list[Client] = []
+    tasks: set[asyncio.Task[None]] = set()
+    rng = random.Random(0)
+
+    async def send() -> None:
+        client = idle.pop() if idle else Client(port)
+        began = time.perf_counter()
+        try:
+            status = str(await client.ask(rng.choice(asked)))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            status = type(error).__name__
+            client.close()
+        times.append(time.perf_counter() - began)
+        statuses[status] += 1
+        idle.append(client)
+
+    began = time.perf_counter()
+    number = 0
+    while (now := time.perf_counter() - began) < duration:
+        while number < now * rate:
+            task = asyncio.create_task(send())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*tasks)
+    for client in idle:
+        client.close()
+    cuts = statistics.quantiles(times, n=1000)
+    return {
+        "statuses": dict(statuses),
+        "offered_s": number / duration,
+        "latest_s": max(times),
+        "p50_s": statistics.median(times),
+        "p999_s": cuts[998],
+    }
+
+
+def overload(demo: Demo, duration: float, deadline: float = 2.0) -> dict[str, Any]:
+    with server(demo, "--deadline", deadline, "--queue", 512) as (port, process):
+        asyncio.run(closed_loop(port, bodies(demo), 64, 3))
+        capacity = asyncio.run(closed_loop(port, bodies(demo), 64, 5))["requests_s"]
+        asyncio.run(open_loop(port, bodies(demo), 4 * capacity, duration / 8))
+        before = process.memory_info().rss
+        result = asyncio.run(open_loop(port, bodies(demo), 4 * capacity, duration))
+        after = process.memory_info().rss
+        again = asyncio.run(closed_loop(port, bodies(demo), 8, 3))
+    return {
+        "capacity_s": capacity,
+        "deadline_s": deadline,
+        **result,
+        "memory_mb": {"before": before / 1e6, "after": after / 1e6},
+        "afterwards": again,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=10, help="of each closed loop")
+    parser.add_argument("--overload-seconds", type=float, default=120)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    demo = Demo(chosen.demo)
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        "one": lambda: one(demo),
+        "batch": lambda: batch(demo),
+        "groups": lambda: groups(demo),
+        "http": lambda: http(demo, chosen.seconds),
+        "ray": lambda: http(demo, chosen.seconds, "--ray"),
+        "overload": lambda: overload(demo, chosen.overload_seconds),
+    }
+    results: dict[str, Any] = {
+        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    for part in chosen.parts:
+        results[part] = runs[part]()
+        print(part, json.dumps(results[part], indent=2), flush=True)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
