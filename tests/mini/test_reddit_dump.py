@@ -23,10 +23,11 @@ def test_the_conversations_come_back_split_by_item(tmp_path: Path) -> None:
     for split, count in {**counts, "test": 15}.items():
         drawn = read_conversations(data / f"{split}.jsonl")[:count]
         built = read_conversations(out / f"{split}.jsonl")
-        assert [row.targets for row in built] == [row.targets for row in drawn]
-        for ours, theirs in zip(built, drawn, strict=True):
-            assert ours.turns[0].text.startswith(theirs.turns[0].text)
-            assert ours.turns[1:] == theirs.turns[1:]
+        # The text of the asker's other products follows the request.
+        shortened = [(row.targets, row.turns[0].text.partition(" I have the ")[0], row.turns[1:]) for row in built]
+        assert sorted(shortened, key=str) == sorted(
+            ((row.targets, row.turns[0].text, row.turns[1:]) for row in drawn), key=str
+        )
     funnel = json.loads((out / "funnel.json").read_text())
     assert sum(split["rows"] for split in funnel["splits"].values()) == 95
 
