@@ -42,6 +42,8 @@ class TestSet:
     """Those with a target."""
     lists: tuple[tuple[str, ...], ...]
     """The candidates of each, without repeats, in the file's order."""
+    other_ids: frozenset[str] = frozenset()
+    """Ids of the file's conversations that are not here, without a target or behind a limit."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Counts of what is not ranked: conversations without a target, candidates that are not in the store, and empty
     lists, which count as misses."""
@@ -73,7 +75,8 @@ class TestSet:
         Raises:
             DataError: The file cannot be read or has nothing to score.
         """
-        rows = read_conversations(file, candidates=candidates)[:limit]
+        every = read_conversations(file, candidates=candidates)
+        rows = every[:limit]
         scored = tuple(row for row in rows if row.targets)
         if not scored:
             raise DataError(
@@ -98,6 +101,7 @@ class TestSet:
             sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
             conversations=scored,
             lists=tuple(lists),
+            other_ids=frozenset(row.id for row in every) - {row.id for row in scored},
             left_out={kind: count for kind, count in left_out.items() if count},
         )
 

@@ -1,0 +1,158 @@
+"""The rankings of other systems, from their files: TREC runs, and answers in the released format."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lavic.data.schema import conversation_from_row
+from lavic.data.sources.json_records import json_records
+from lavic.errors import ConfigError, DataError
+from lavic.evaluation.test_set import TestSet
+from lavic.metrics.trec_files import read_run
+from lavic.recommend.ranked_list import RankedList, released_answer
+from lavic.storage.text_files import TextFile, read_text
+
+RECOMMENDED, RESPONSE = "recommended", "response"
+"""Beginnings of the released keys: the item that was recommended, and the generated text."""
+
+
+def read_other_run(file: Path, test_set: TestSet, key: str | None = None) -> list[RankedList | None]:
+    """A system's ranking of each conversation, None where its file has none.
+
+    Args:
+        file: A TREC run, whose queries are conversations by id (`test-0`) or by number of their row (`0`); or rows of
+            the released format with `recommended_*` (an id, a list of ids, or nothing) or `response_*` (a text, of
+            which the released rule reads the id).
+        test_set: The conversations.
+        key: The key to read, where rows of the released format have several.
+
+    Raises:
+        ConfigError: `key` is needed, or is not there.
+        DataError: The file cannot be read, or is of other conversations.
+    """
+    text = read_text(file)
+    if text.lstrip()[:1] in ("{", "["):
+        return _released(file, text, test_set, key)
+    if key is not None:
+        raise ConfigError(f"{file}@{key}: a TREC run has no keys: leave @{key} out")
+    return _trec(file, test_set)
+
+
+def _trec(file: Path, test_set: TestSet) -> list[RankedList | None]:
+    run = read_run(file)
+    names = [(conversation.id, str(conversation.row)) for conversation in test_set.conversations]
+    known = {name for pair in names for name in pair} | test_set.other_ids
+    if unknown := [query for query in run if query not in known]:
+        raise DataError(
+            f"{file}: the query {unknown[0]}{_more(unknown)} is no conversation of {test_set.file}: queries are ids, such as "
+            f"{names[0][0]}, or numbers of rows from 0"
+        )
+    rankings: list[RankedList | None] = []
+    for id, row in names:
+        ranked = run.get(id, run.get(row))
+        if ranked is None:
+            rankings.append(None)
+            continue
+        rankings.append(RankedList(ids=tuple(item for item, _ in ranked), scores=tuple(score for _, score in ranked)))
+    return rankings
+
+
+def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list[RankedList | None]:
+    source = TextFile(io.BytesIO(text.encode("utf-8", "surrogatepass")), str(file))
+    records = list(json_records(str(file), source, None, is_json=file.suffix == ".json", keyed=False))
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        if not isinstance(record.value, dict):
+            raise DataError(f"{file}:{record.line}: not an object with one conversation's answer")
+        rows.append(record.value)
+    recommended, response = _keys(file, rows, key)
+    answers = [
+        _answer(file, record.line, row, recommended, response) for record, row in zip(records, rows, strict=True)
+    ]
+    if not all("context" in row and "gt_items" in row for row in rows):
+        return _in_order(file, answers, test_set)
+    # By content: a file may lack conversations. Conversations of equal content are taken in their order.
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, conversation in reversed(list(enumerate(test_set.conversations))):
+        places[_content(conversation.turns, conversation.targets)].append(place)
+    rankings: list[RankedList | None] = [None] * len(test_set)
+    strangers = []
+    for record, row, answer in zip(records, rows, answers, strict=True):
+        try:
+            conversation = conversation_from_row(row, id="", index=0, file=str(file), line=record.line)
+        except ValueError as error:
+            raise DataError(f"{file}:{record.line}: {error}") from None
+        if waiting := places[_content(conversation.turns, conversation.targets)]:
+            rankings[waiting.pop()] = answer
+        elif conversation.targets:
+            strangers.append(record.line)
+    if len(strangers) == len(rows):
+        raise DataError(f"{file}: none of its {len(rows):,} rows is a conversation of {test_set.file}")
+    if strangers and not test_set.other_ids:
+        raise DataError(f"{file}:{strangers[0]}: this row{_more(strangers)} is no conversation of {test_set.file}")
+    return rankings
+
+
+def _in_order(file: Path, answers: Sequence[RankedList | None], test_set: TestSet) -> list[RankedList | None]:
+    """Answers without their conversations, which must be those of the test file, row by row."""
+    total = len(test_set) + len(test_set.other_ids)
+    if len(answers) != total:
+        raise DataError(
+            f"{file}: {len(answers):,} rows without `context` and `gt_items` for the {total:,} conversations of "
+            f"{test_set.file}: add these keys, so that an answer's conversation is known"
+        )
+    return [answers[conversation.row] for conversation in test_set.conversations]
+
+
+def _keys(file: Path, rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[str | None, str | None]:
+    """The keys of the recommended item and of the text."""
+    present = dict.fromkeys(name for row in rows for name in row if name.startswith((RECOMMENDED, RESPONSE)))
+    if key is not None:
+        suffix = key.removeprefix(RECOMMENDED).removeprefix(RESPONSE)
+        chosen = [name for name in present if name in (key, f"{RECOMMENDED}{suffix}", f"{RESPONSE}{suffix}")]
+        if key not in present:
+            raise ConfigError(f"{file}@{key}: no row has this key; there are: {', '.join(present) or 'none'}")
+    else:
+        chosen = list(present)
+    recommended = [name for name in chosen if name.startswith(RECOMMENDED)]
+    response = [name for name in chosen if name.startswith(RESPONSE)]
+    if not chosen:
+        raise DataError(f"{file}: neither a TREC run nor rows with `recommended_*` or `response_*`")
+    if len(recommended) > 1 or len(response) > 1:
+        raise ConfigError(f"{file}: rows have {', '.join(chosen)}: choose one with FILE@KEY")
+    return next(iter(recommended), None), next(iter(response), None)
+
+
+def _answer(
+    file: Path, line: int, row: Mapping[str, Any], recommended: str | None, response: str | None
+) -> RankedList | None:
+    """One row's answer; None where it has neither of the keys."""
+    if not any(name in row for name in (recommended, response) if name):
+        return None
+    text = row.get(response) if response else None
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{file}:{line}: `{response}` is not a text")
+    if recommended is None:
+        answer = released_answer(text or "")
+        ids: tuple[str, ...] = (answer,) if answer else ()
+    else:
+        value = row.get(recommended)
+        items = value if isinstance(value, list) else [value]
+        if not all(item is None or isinstance(item, str) for item in items):
+            raise DataError(f"{file}:{line}: `{recommended}` is not an item id or a list of them")
+        ids = tuple(dict.fromkeys(item.strip() for item in items if item and item.strip()))
+        answer = next(iter(ids), None)
+    return RankedList(ids=ids, text=" ".join(ids) if text is None else text, answer=answer)
+
+
+def _content(turns: Sequence[Any], targets: Sequence[str]) -> str:
+    return json.dumps([[turn.text for turn in turns], list(targets)])
+
+
+def _more(values: Sequence[object]) -> str:
+    return f" and {len(values) - 1:,} more" if len(values) > 1 else ""
