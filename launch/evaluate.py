@@ -29,21 +29,23 @@ from lavic.evaluation.baselines import list_order, popularity, repeat_last
 from lavic.evaluation.chat import ChatArm, ChatSettings, run_chat
 from lavic.evaluation.controls import Decode, rank_test_sets
 from lavic.evaluation.none_of_these import none_of_these_metrics
+from lavic.evaluation.predictions import FILE, write_predictions
 from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.test_set import ClusterBy, TestSet
 from lavic.evaluation.text_arms import rank_bm25, rank_dense
+from lavic.launch.evaluation.exchange_files import write_exchange_files
+from lavic.launch.evaluation.lineage import lineage, record_lineage
 from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings, ModelSettings
 from lavic.model.dims import weights_estimate
 from lavic.recommend.retrieval.catalogue import TextSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
-from lavic.storage.atomic import atomic_open, atomic_write, to_utf8
+from lavic.storage.atomic import atomic_write
 from lavic.storage.output_folder import lock_output_folder
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.settings import TrackingSettings
 from lavic.tracking.tracker import Tracker
-from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:
     from lavic.recommend.ranked_list import RankedList
@@ -61,8 +63,13 @@ without a bundle, the baselines and upper bounds of any file in the released for
   lavic evaluate --test test.jsonl --candidates candidates_st --items item2meta_train.json --train train.jsonl \\
       --arms random list_order popularity repeat_last bm25 dense --out baselines
 
+  lavic evaluate --test test.jsonl --run theirs=answers.jsonl ours=ranking.run --out others
+  lavic evaluate compare evaluation-a evaluation-b
+
 Writes OUT/results.json (all metrics, with intervals over clusters of dependent conversations, paired differences and
-exact tests), OUT/predictions.jsonl (all rankings) and OUT/report.html (the results as a page)."""
+exact tests), OUT/predictions.jsonl (all rankings), OUT/report.html (the results as a page), OUT/trec/ and OUT/beir/
+(runs, qrels and the test set in the forms of TREC and BEIR). 'lavic evaluate compare --help' explains the comparison of
+finished evaluations."""
 
 
 RESULTS = "results.json"
@@ -88,6 +95,9 @@ class EvaluateSettings:
     """Folder for results.json, predictions.jsonl and report.html."""
     compare: tuple[str, ...] = ()
     """Other bundles to compare with, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
+    run: tuple[str, ...] = ()
+    """Rankings of other systems, each NAME=FILE: a TREC run, or rows of the released format with `recommended_*` or
+    `response_*`, of which FILE@KEY chooses one. NAME@SET=FILE: of another test set than the main one."""
     arms: tuple[ArmName, ...] = ()
     """The model of --bundle, its controls and baselines; by default lavic, shuffled, before_tuning, list_order and
     random, without a bundle list_order and random. `popularity` needs --train, `bm25`, `dense` and `chat` need --items,
@@ -178,6 +188,10 @@ def estimate(settings: EvaluateSettings) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
+    if argv and argv[0] == "compare":
+        from lavic.launch.evaluation import compare
+
+        return compare.main(argv[1:])
     chosen = resolve(argv)
     world = DistributedContext.from_env()
     if chosen.dry_run:
@@ -215,14 +229,9 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
     node = world.node_rank if world.local_rank == 0 else None
     with Tracker.open(chosen.out, chosen.tracking, main=world.is_main, node=node) as tracker:
         tracker.start("evaluate", flatten(chosen))
-        for test_set in setup.test_sets:
-            tracker.dataset(test_set.name, test_set.sha256, test_set.file, context="evaluation")
         if world.is_main:
-            if chosen.store is not None:
-                manifest = chosen.store / "manifest.json"
-                tracker.dataset("item store", digest_files([manifest]), chosen.store, manifest=manifest)
-            if setup.target_counts is not None and chosen.train is not None:
-                tracker.dataset("training set", digest_files([chosen.train]), chosen.train, context="popularity")
+            made_from = lineage(setup)
+            record_lineage(tracker, chosen, setup, made_from)
         rankings: Rankings = rank_test_sets(
             setup.arms,
             setup.test_sets,
@@ -240,14 +249,19 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
             for name, rows in chat.rankings.items():
                 rankings[name]["chat"] = rows
         for test_set in setup.test_sets:
+            for name, other in setup.runs.items():
+                if other.test_set == test_set.name:
+                    rankings[test_set.name][name] = other.rankings
             for arm in setup.text_arms:
                 rankings[test_set.name][arm] = rank_text_arm(arm, test_set, setup, chosen)
         # results.json is written last: with it, all three files are of one evaluation
         (chosen.out / RESULTS).unlink(missing_ok=True)
-        _write_predictions(chosen.out / "predictions.jsonl", setup.test_sets, rankings)
+        write_predictions(chosen.out / FILE, setup.test_sets, rankings, chosen.cluster)
+        write_exchange_files(chosen.out, setup.test_sets, rankings, title=setup.title, text=setup.text)
         results = compute_results(chosen, setup, rankings)
         if chat is not None:
             results["chat"] = chat.as_dict(setup.test_sets)
+        results["lineage"] = made_from
         results["seconds"] = round(time.monotonic() - start, 2)
         _write_report(chosen, setup, rankings, results)
         atomic_write(chosen.out / RESULTS, json.dumps(results, indent=2) + "\n")
@@ -322,29 +336,6 @@ def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: 
         "settings": flatten(chosen),
         "versions": versions("lavic", "torch", "transformers"),
     }
-
-
-def _write_predictions(path: Path, test_sets: Sequence[TestSet], rankings: Rankings) -> None:
-    with atomic_open(path) as file:
-        for test_set in test_sets:
-            for arm, ranked in rankings[test_set.name].items():
-                for conversation, listed, ranking in zip(test_set.conversations, test_set.lists, ranked, strict=True):
-                    if ranking is None:
-                        continue
-                    line = {
-                        "set": test_set.name,
-                        "arm": arm,
-                        "id": conversation.id,
-                        "targets": conversation.targets,
-                        "candidates": listed,
-                        "ranking": ranking.ids,
-                        "logprobs": [round(value, 6) for value in ranking.logprobs],
-                        "probabilities": [round(value, 8) for value in ranking.probabilities],
-                        **({"scores": list(ranking.scores)} if ranking.scores else {}),
-                        **({} if ranking.text is None else {"text": ranking.text, "answer": ranking.answer}),
-                        **({} if ranking.none is None else {"none": round(ranking.none, 8)}),
-                    }
-                    file.write(to_utf8(json.dumps(line, ensure_ascii=False)) + b"\n")
 
 
 def _write_report(

@@ -219,7 +219,7 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
         ]
         kept = sum(world.all_gather_object(kept))
         if world.is_main:
-            write_manifest(chosen.out, backbone, adapter, parts)
+            write_manifest(chosen.out, backbone, adapter, parts, shards=[data.manifest.digest for data in sets])
             plan.sweep(parts)
             items, seconds = sum(p.items for p in parts), time.monotonic() - started
             print(

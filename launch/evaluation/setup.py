@@ -16,6 +16,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.baselines import count_targets
 from lavic.evaluation.controls import Arm
+from lavic.evaluation.other_runs import read_other_run
 from lavic.evaluation.report.sections import readable
 from lavic.evaluation.test_set import TestSet
 from lavic.evaluation.text_arms import read_candidate_texts
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lavic.launch.evaluate import EvaluateSettings
     from lavic.model.bundle import BundleInfo
     from lavic.model.item_store import ItemStore
+    from lavic.recommend.ranked_list import RankedList
 
 ModelArm = Literal["lavic", "shuffled", "before_tuning", "words", "words_before_tuning"]
 """An arm that ranks with the model of --bundle."""
@@ -69,6 +71,16 @@ COMPARED: Mapping[str, str] = {"text_only": "Titles only", "undistilled": "Witho
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherRun:
+    """Another system's file, from --run."""
+
+    test_set: str
+    file: Path
+    rankings: list[RankedList | None]
+    """Of each conversation of the test set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSetup:
     """The checked inputs of an evaluation."""
 
@@ -79,6 +91,8 @@ class EvaluationSetup:
     """Those of them that rank with a bundle."""
     labels: dict[str, dict[str, str]]
     """Arm -> label and note."""
+    runs: dict[str, OtherRun]
+    """The arms that are read from files."""
     info: BundleInfo | None
     """The main bundle; None without one."""
     store: ItemStore | None
@@ -113,7 +127,8 @@ class EvaluationSetup:
         arms = bundles.arms if bundles else []
         # First the models, in the order in which they are ranked; then the others, as they were named.
         text = tuple(name for name in names if name in get_args(TextArm))
-        ordered = (*(arm.name for arm in arms), *text)
+        files = _run_files(chosen, {*(arm.name for arm in arms), *LABELS})
+        ordered = (*(arm.name for arm in arms), *files, *text)
         if not ordered:
             raise ConfigError("--arms: name at least one arm")
         labels: dict[str, dict[str, str]] = {
@@ -123,8 +138,12 @@ class EvaluationSetup:
         if "chat" in labels:
             shown = "title and photo" if chosen.chat.photos else "title"
             labels["chat"]["note"] = f"{chosen.chat.model} picks one candidate by its {shown}"
+        labels |= {
+            name: {"label": readable(name), "note": f"rankings of {file.name}"} for name, (_, file, _) in files.items()
+        }
         stores = list({arm.store.folder: arm.store for arm in arms}.values())
         test_sets = _read_test_sets(chosen, stores)
+        by_name = {test_set.name: test_set for test_set in test_sets}
         if words is not None and {"words", "words_before_tuning"} & set(names):
             _check_words(words, chosen.words, test_sets)
         target_counts = None
@@ -136,6 +155,10 @@ class EvaluationSetup:
             names=ordered,
             arms=arms,
             labels={name: labels[name] for name in ordered},
+            runs={
+                name: OtherRun(test_set=test_set, file=file, rankings=read_other_run(file, by_name[test_set], key))
+                for name, (test_set, file, key) in files.items()
+            },
             info=bundles.info if bundles else None,
             store=store,
             texts=read_candidate_texts(chosen.items, test_sets, chosen.text.fields) if chosen.items else {},
@@ -147,12 +170,46 @@ class EvaluationSetup:
     @property
     def main(self) -> str:
         """The arm that the others are compared with: the first, and the random one only where it is alone."""
-        return next((name for name in self.names if name != RANDOM), RANDOM)
+        first = self.test_sets[0].name
+        elsewhere = {name for name, run in self.runs.items() if run.test_set != first}
+        return next((name for name in self.names if name not in (RANDOM, *elsewhere)), RANDOM)
+
+    def title(self, item: str) -> str:
+        """The title of an item as the store has it, or empty."""
+        return self.store.title(item) if self.store is not None and item in self.store else ""
+
+    def text(self, item: str) -> str:
+        """The catalogue's text of an item, or empty."""
+        return self.texts.get(item, "")
 
     @property
     def text_arms(self) -> tuple[str, ...]:
         """The arms that rank without a model; the random one is computed, and an endpoint answers for `chat`."""
         return tuple(name for name in self.names if name in get_args(TextArm) and name not in (RANDOM, "chat"))
+
+
+def _run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tuple[str, Path, str | None]]:
+    """Test set, file and key of each --run, NAME=FILE[@KEY] or NAME@SET=FILE[@KEY], by name.
+
+    Raises:
+        ConfigError: A setting is not of this form, or a name is in use.
+    """
+    sets = [named(text)[0] for text in chosen.test]
+    runs: dict[str, tuple[str, Path, str | None]] = {}
+    for text in chosen.run:
+        name, equals, path = text.partition("=")
+        name, _, test_set = name.partition("@")
+        if not equals or not path or not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(f"--run {text}: expected NAME=FILE, NAME of letters, digits, - and _")
+        if name in taken or name in runs:
+            raise ConfigError(f"--run {text}: the name {name} is in use: choose another")
+        if test_set and test_set not in sets:
+            raise ConfigError(f"--run {text}: no test set {test_set}; there are: {', '.join(sets)}")
+        file, at, key = path.rpartition("@")
+        if not at or Path(path).is_file():
+            file, key = path, ""
+        runs[name] = (test_set or next(iter(sets), ""), Path(file), key or None)
+    return runs
 
 
 def _arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:

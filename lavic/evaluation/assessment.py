@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lavic.metrics.ranking_metrics import (
     expected_random,
     judge,
 )
-from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar, permutation_test
+from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar, mean_ratio, permutation_test
 from lavic.recommend.ranked_list import RankedList
 
 RANDOM = "random"
@@ -80,11 +80,13 @@ def assess(
         "list_length": float(np.mean([len(candidates) for candidates in test_set.lists])),
         "clusters": bootstrap.count,
         "clustered_by": cluster,
-        "ceiling": _as_dicts(bootstrap.intervals(ceilings(judge(unranked)))),
-        "arms": {arm: _as_dicts(arm_intervals) for arm, arm_intervals in intervals.items()},
+        "ceiling": as_dicts(bootstrap.intervals(ceilings(judge(unranked)))),
+        "arms": {arm: as_dicts(arm_intervals) for arm, arm_intervals in intervals.items()},
         **({"missing": missing} if missing else {}),
         **({"calibration": calibration} if calibration else {}),
-        "against": compare_arms(metrics, main, bootstrap) if main in metrics else {},
+        "against": compare_arms({arm: [ratios] for arm, ratios in metrics.items()}, main, bootstrap, untested={RANDOM})
+        if main in metrics
+        else {},
     }
 
 
@@ -121,25 +123,34 @@ def reliability(judged: Relevance) -> list[dict[str, float | int]]:
     ]
 
 
-def compare_arms(metrics: Mapping[str, Mapping[str, Ratio]], main: str, bootstrap: Bootstrap) -> dict[str, Any]:
+def compare_arms(
+    metrics: Mapping[str, Sequence[Mapping[str, Ratio]]], main: str, bootstrap: Bootstrap, *, untested: Collection[str]
+) -> dict[str, Any]:
     """The main arm compared with each other one, on the same conversations.
+
+    Args:
+        metrics: Arm -> its metrics, of each of its seeds.
+        main: The arm that the others are compared with.
+        bootstrap: Of the conversations.
+        untested: Arms that are expectations: they have a difference and no test.
 
     Returns:
         Arm -> `difference` of the hit rate (main minus arm) with its interval; `first_only` and `second_only`, the
         conversations that only one of the two certainly got right; `test`, `p` and `p_holm`, adjusted for the number of
         arms; `metrics`: the same for the other metrics of `COMPARED_METRICS`. The test of the hit rate is McNemar's
-        exact one, or the paired permutation test where ties make hits uncertain; ranked metrics have the permutation
-        test. The random baseline, an expectation, has a difference and no test.
+        exact one, or the paired permutation test over clusters where ties or several seeds make hits uncertain; ranked
+        metrics have the permutation test.
     """
     rows: dict[str, dict[str, Any]] = {}
     tests: dict[str, dict[str, float]] = {name: {} for name in COMPARED_METRICS}
     for arm in (arm for arm in metrics if arm != main):
-        first, second = ({name: metrics[side][name] for name in COMPARED_METRICS} for side in (main, arm))
-        differences = _as_dicts(bootstrap.differences(first, second))
+        sides = [[{name: seed[name] for name in COMPARED_METRICS} for seed in metrics[side]] for side in (main, arm)]
+        differences = as_dicts(bootstrap.pooled_differences(*sides))
         row: dict[str, Any] = {name: {"difference": differences[name]} for name in COMPARED_METRICS}
-        if RANDOM not in (arm, main):
+        if not {arm, main} & set(untested):
             for name in COMPARED_METRICS:
-                row[name] |= _test(first[name], second[name], bootstrap, exact=name == "hit_rate")
+                first, second = (mean_ratio([seed[name] for seed in side]) for side in sides)
+                row[name] |= _test(first, second, bootstrap, exact=name == "hit_rate")
                 tests[name][arm] = row[name]["p"]
         rows[arm] = row
     for name, p_values in tests.items():
@@ -152,16 +163,16 @@ def compare_arms(metrics: Mapping[str, Mapping[str, Ratio]], main: str, bootstra
 
 
 def _test(first: Ratio, second: Ratio, bootstrap: Bootstrap, *, exact: bool) -> dict[str, Any]:
+    counts: dict[str, int] = {}
     if exact:
         paired = mcnemar(first.numerator, second.numerator)
         counts = {"first_only": paired.first_only, "second_only": paired.second_only}
         if all(np.isin(ratio.numerator, (0.0, 1.0)).all() for ratio in (first, second)):
             return {**counts, "test": "mcnemar", "p": paired.p}
-    else:
-        counts = {}
     p = permutation_test(first, second, bootstrap.clusters, draws=bootstrap.draws, seed=bootstrap.seed)
     return {**counts, "test": "permutation", "p": p}
 
 
-def _as_dicts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
+def as_dicts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
+    """Intervals in the form of `results.json`."""
     return {name: interval.as_dict() for name, interval in intervals.items()}

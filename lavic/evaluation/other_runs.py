@@ -49,8 +49,8 @@ def _trec(file: Path, test_set: TestSet) -> list[RankedList | None]:
     known = {name for pair in names for name in pair} | test_set.other_ids
     if unknown := [query for query in run if query not in known]:
         raise DataError(
-            f"{file}: the query {unknown[0]}{_more(unknown)} is no conversation of {test_set.file}: queries are ids, such as "
-            f"{names[0][0]}, or numbers of rows from 0"
+            f"{file}: the query {unknown[0]}{_more(unknown)} is no conversation of {test_set.file}: queries are ids "
+            f"such as {names[0][0]}, or numbers of rows from 0"
         )
     rankings: list[RankedList | None] = []
     for id, row in names:

@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation
 from lavic.errors import DataError
+from lavic.evaluation.predictions import prediction
 from lavic.metrics.ranking_metrics import Prediction
 from lavic.metrics.statistics import connected_clusters
 from lavic.recommend.ranked_list import RankedList
@@ -110,19 +110,7 @@ class TestSet:
 
     def predictions(self, rankings: Sequence[RankedList | None]) -> list[Prediction]:
         """Predictions from rankings, one per conversation; None, a conversation without a ranking, is a miss."""
-        return [
-            Prediction(
-                targets=conversation.targets,
-                candidates=listed,
-                ranking=ranking.ids,
-                scores=_scores(ranking),
-                confidence=ranking.probabilities[0] if ranking.probabilities else None,
-                answer=None if ranking.text is None else (ranking.answer,) if ranking.answer else (),
-            )
-            for conversation, listed, ranking in zip(
-                self.conversations, self.lists, (ranking or RankedList(ids=()) for ranking in rankings), strict=True
-            )
-        ]
+        return [prediction(c.targets, *row) for c, *row in zip(self.conversations, self.lists, rankings, strict=True)]
 
     def clusters(self, by: ClusterBy = "both") -> NDArray[np.int64]:
         """[n] cluster number of each conversation, for the bootstrap."""
@@ -148,14 +136,6 @@ class TestSet:
             other = rng.randrange(index)
             items[index], items[other] = items[other], items[index]
         return dict(zip(self.lists[row], items, strict=True))
-
-
-def _scores(ranking: RankedList) -> tuple[float, ...]:
-    """What a ranking is sorted by: its scores, else log-probabilities, else, of a list in groups, probabilities."""
-    logprobs = ranking.logprobs
-    if not ranking.scores and any(before < after for before, after in pairwise(logprobs)):
-        return ranking.probabilities
-    return ranking.scores or logprobs
 
 
 def _not_in_store(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStore]) -> str:

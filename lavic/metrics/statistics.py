@@ -98,28 +98,59 @@ class Bootstrap:
         Where all conversations have the same outcome, resamples do not vary; there the exact binomial bound over
         clusters is given, so that 1.0 has an interval too.
         """
-        values = self._resample(metrics)
+        return self.pooled([metrics])
+
+    def pooled(self, seeds: Sequence[Mapping[Key, Ratio]]) -> dict[Key, Interval]:
+        """As `intervals`, of several seeds of one model on the same conversations.
+
+        The value is the mean of the seeds' values. Each resample draws clusters and, of these, seeds.
+
+        Args:
+            seeds: The metrics of each seed; those that all have are given.
+        """
+        keys = _shared(seeds)
+        values = self._resample_seeds(seeds, keys, stream=0)
         intervals: dict[Key, Interval] = {}
-        for column, (key, ratio) in enumerate(metrics.items()):
+        for column, key in enumerate(keys):
+            ratios = [metrics[key] for metrics in seeds]
             low, high = self._percentiles(values[:, column])
             bound = ((1 - self.level) / 2) ** (1 / self.count)
-            if ratio.bins is not None:
+            if any(ratio.bins is not None for ratio in ratios):
                 pass  # a sum of gaps: no binomial bound holds
-            elif ratio.denominator.any() and not ratio.numerator.any():
+            elif ratios[0].denominator.any() and not any(ratio.numerator.any() for ratio in ratios):
                 low, high = 0.0, 1 - bound
-            elif ratio.denominator.any() and np.array_equal(ratio.numerator, ratio.denominator):
+            elif ratios[0].denominator.any() and all(np.array_equal(r.numerator, r.denominator) for r in ratios):
                 low, high = bound, 1.0
-            intervals[key] = self._interval(ratio.value, low, high, ratio)
+            intervals[key] = self._interval(_mean(ratios), low, high, ratios[0])
         return intervals
 
     def differences(self, first: Mapping[Key, Ratio], second: Mapping[Key, Ratio]) -> dict[Key, Interval]:
         """`first - second` for each metric that both have; both are resampled with the same clusters."""
-        shared = [key for key in first if key in second]
-        values = self._resample({k: first[k] for k in shared}) - self._resample({k: second[k] for k in shared})
-        return {
-            key: self._interval(first[key].value - second[key].value, *self._percentiles(values[:, column]), first[key])
-            for column, key in enumerate(shared)
-        }
+        return self.pooled_differences([first], [second])
+
+    def pooled_differences(
+        self, first: Sequence[Mapping[Key, Ratio]], second: Sequence[Mapping[Key, Ratio]]
+    ) -> dict[Key, Interval]:
+        """As `differences`, of the means of the seeds of two models; seeds are resampled on their own."""
+        keys = _shared([*first, *second])
+        values = self._resample_seeds(first, keys, stream=1) - self._resample_seeds(second, keys, stream=2)
+        intervals: dict[Key, Interval] = {}
+        for column, key in enumerate(keys):
+            ratios, others = [metrics[key] for metrics in first], [metrics[key] for metrics in second]
+            value = _mean(ratios) - _mean(others)
+            intervals[key] = self._interval(value, *self._percentiles(values[:, column]), ratios[0])
+        return intervals
+
+    def _resample_seeds(self, seeds: Sequence[Mapping[Key, Ratio]], keys: Sequence[Key], *, stream: int) -> Floats:
+        """[draws, metrics] the mean over drawn seeds of each metric in each resample."""
+        values = [self._resample({key: metrics[key] for key in keys}) for metrics in seeds]
+        if len(values) == 1:
+            return values[0]
+        drawn = np.random.default_rng((self.seed, stream)).integers(0, len(seeds), (self.draws, len(seeds)))
+        return sum(
+            ((drawn == number).mean(axis=1)[:, None] * table for number, table in enumerate(values)),
+            start=np.zeros_like(values[0]),
+        )
 
     def _interval(self, value: float, low: float, high: float, ratio: Ratio) -> Interval:
         n = int(np.count_nonzero(ratio.denominator))
@@ -163,6 +194,19 @@ class Bootstrap:
         tail = (1 - self.level) / 2
         low, high = np.quantile(values, (tail, 1 - tail))
         return float(low), float(high)
+
+
+def _shared(seeds: Sequence[Mapping[Key, Ratio]]) -> list[Key]:
+    return [key for key in seeds[0] if all(key in metrics for metrics in seeds)]
+
+
+def _mean(ratios: Sequence[Ratio]) -> float:
+    return sum(ratio.value for ratio in ratios) / len(ratios)
+
+
+def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
+    """The mean over seeds of a metric without bins, conversation by conversation."""
+    return Ratio(np.mean([ratio.numerator for ratio in ratios], axis=0), ratios[0].denominator)
 
 
 @dataclass(frozen=True, kw_only=True)

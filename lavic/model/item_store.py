@@ -64,6 +64,8 @@ class StoreManifest:
     width: int
     """d_vision"""
     parts: tuple[Part, ...]
+    shards: tuple[str, ...] = ()
+    """Digests of the sets of shards whose photos these are; empty in stores that were made before it was recorded."""
     prompt_version: str = prompts.VERSION
     """Of the words that the vision adapter was trained with."""
     dtype: str = ""
@@ -90,6 +92,7 @@ class StoreManifest:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["format"] != FORMAT:
                 raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: run `lavic embed` again")
+            raw["shards"] = tuple(raw.get("shards", ()))
             raw["parts"] = tuple(Part(**part) for part in raw["parts"])
             manifest = cls(**raw)
             _ = manifest.views
@@ -266,8 +269,10 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
     )
 
 
-def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part]) -> StoreManifest:
-    """Copies the adapter, makes the index and then the store whole."""
+def write_manifest(
+    folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part], *, shards: Sequence[str] = ()
+) -> StoreManifest:
+    """Copies the adapter, makes the index and then the store whole; `shards`: digests of the sets of its photos."""
     if adapter is not None:
         lora.copy_adapter(adapter, folder / "vision_adapter")
     manifest = StoreManifest(
@@ -277,6 +282,7 @@ def write_manifest(folder: Path, backbone: Backbone, adapter: Path | None, parts
         geometry=backbone.geometry.as_dict(),
         width=backbone.vision_width,
         parts=tuple(parts),
+        shards=tuple(shards),
         prompt_version=backbone.encoder.version,
         dtype=str(backbone.model.dtype).removeprefix("torch."),
         versions=versions("lavic", "torch", "transformers"),

@@ -59,7 +59,7 @@ def summary(results: Mapping[str, Any], *more: Number) -> Section:
         numbers.append(_number(hit_rates[best], f"best control: {names[best]['label']}", "muted"))
     numbers += [_number(hit_rates[arm], names[arm]["label"]) for arm in REFERENCES if arm in hit_rates]
     for name, other in results["sets"].items():
-        if name != results["main_set"]:
+        if name != results["main_set"] and main in other["arms"]:
             numbers.append(_number(other["arms"][main]["hit_rate"], f"on {readable(name).lower()}"))
     if test_set["ceiling"]["row"]["value"] < 1:
         numbers.append(_number(test_set["ceiling"]["row"], "upper bound: lists that contain a target"))

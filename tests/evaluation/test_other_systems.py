@@ -1,0 +1,259 @@
+"""Other systems' files, the files for other programs, and finished evaluations compared."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import pytest
+from ir_measures import RR, P, nDCG
+
+from lavic.errors import ConfigError, DataError
+from lavic.launch import evaluate
+from lavic.metrics.trec_files import plain, read_run, token, write_run
+
+KEY = "candidates_st"
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Conversations over lists of eight; every second thread has two of them, and every third target is not listed."""
+    rng = random.Random(seed)
+    made = []
+    for number in range(count):
+        listed = [f"B{item:09}" for item in rng.sample(range(500), 8)]
+        target = listed[rng.randrange(8)] if number % 3 else "B999999999"
+        context = f"<submission>thread {number // 2 if number % 4 < 2 else number}</submission>"
+        context += f"<comment>row {number}</comment>"
+        made.append({"context": context, "context_items": [], "gt_items": [target], KEY: listed})
+    return made
+
+
+def write(path: Path, made: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return path
+
+
+def run(out: Path, test: Path, *words: object) -> dict[str, Any]:
+    args = ["--test", test, "--out", out, "--draws", "300", *words]
+    assert evaluate.main([str(word) for word in args]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def scorer(seed: int, skill: float) -> Any:
+    """A made-up system: the score of an item for a row."""
+
+    def score(row: dict[str, Any], item: str) -> float:
+        return random.Random(f"{seed}{row['context']}{item}").random() + skill * (item in row["gt_items"])
+
+    return score
+
+
+def trec(path: Path, made: list[dict[str, Any]], score: Any, query: str = "t-{}") -> Path:
+    lines = []
+    for number, row in enumerate(made):
+        lines += [f"{query.format(number)} Q0 {item} 0 {score(row, item)!r} x" for item in row[KEY]]
+    random.Random(0).shuffle(lines)  # neither the order of lines nor the column of ranks says anything
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_a_trec_run_scores_as_ir_measures_scores_it(tmp_path: Path):
+    made = rows(60)
+    test = write(tmp_path / "t.jsonl", made)
+    ours = trec(tmp_path / "a.run", made, scorer(1, 0.3))
+    rows_only = trec(tmp_path / "b.run", made, scorer(1, 0.3), query="{}")
+    results = run(tmp_path / "out", test, "--run", f"sys={ours}", f"by_row={rows_only}", "--arms", "random")
+    qrels = [ir_measures.Qrel(f"t-{n}", row["gt_items"][0], 1) for n, row in enumerate(made)]
+    scored = list(ir_measures.read_trec_run(str(ours)))
+    expected = ir_measures.calc_aggregate([P @ 1, RR, nDCG @ 10], qrels, scored)
+    got = results["arms"]["sys"]
+    assert got["hit_rate"]["value"] == pytest.approx(expected[P @ 1])
+    assert got["mrr"]["value"] == pytest.approx(expected[RR])
+    assert got["ndcg_at_10"]["value"] == pytest.approx(expected[nDCG @ 10])
+    assert results["arms"]["by_row"] == got
+    assert results["main"] == "sys"
+    assert results["lineage"]["runs"]["sys"]["file"] == str(ours)
+
+    # What is written beside the results gives the same numbers again.
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "trec" / "t.qrels")))
+    written = list(ir_measures.read_trec_run(str(tmp_path / "out" / "trec" / "t-sys.run")))
+    assert ir_measures.calc_aggregate([P @ 1, RR, nDCG @ 10], qrels, written) == pytest.approx(expected)
+
+
+def test_written_scores_fall_strictly_whatever_they_were(tmp_path: Path):
+    ids = [f"i{n}" for n in range(6)]
+    scores = (3.0, 1 + 1e-12, 1.0, 1.0, 1.0, -1e30)
+    write_run(tmp_path / "x.run", [("q 1", ids, scores), ("q2", ids, ())], tag="a tag")
+    for docs in ({}, {}):
+        for line in (tmp_path / "x.run").read_text().splitlines():
+            query, _, item, rank, score, tag = line.split()
+            docs.setdefault(query, []).append((int(rank), float(score), item))
+            assert tag == "a%20tag"
+    assert list(docs) == ["q%201", "q2"]
+    for ranked in docs.values():
+        assert [rank for rank, _, _ in ranked] == [1, 2, 3, 4, 5, 6]
+        assert all(a[1] > b[1] for a, b in pairwise(ranked))
+    assert [item for _, _, item in docs["q2"]] == ids
+    assert docs["q%201"][0][2] == "i0" and docs["q%201"][5][2] == "i5"
+    assert set(read_run(tmp_path / "x.run")) == {"q 1", "q2"}
+
+
+@pytest.mark.parametrize("text", ["plain", "a b", "100%", "%41", "é\t\n", "\ud83d", "", "\u2028"])
+def test_any_id_is_one_word_and_comes_back(text: str):
+    word = token(text)
+    assert len(word.split()) == 1 and word.isascii()
+    assert plain(word) == text
+
+
+def test_beir_files_are_one_test_set(tmp_path: Path):
+    made = rows(5)
+    run(tmp_path / "out", write(tmp_path / "t.jsonl", made))
+    folder = tmp_path / "out" / "beir" / "t"
+    corpus = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    head, *qrels = [line.split("\t") for line in (folder / "qrels" / "test.tsv").read_text().splitlines()]
+    assert head == ["query-id", "corpus-id", "score"]
+    assert {query["_id"] for query in queries} == {query for query, _, _ in qrels} == {f"t-{n}" for n in range(5)}
+    assert "row 3" in queries[3]["text"]
+    assert {item for row in made for item in (*row[KEY], *row["gt_items"])} == {item["_id"] for item in corpus}
+
+
+def test_released_answers(tmp_path: Path):
+    made = rows(6)
+    targets = [row["gt_items"][0] for row in made]
+    answers = [
+        {**made[1], "recommended_st": targets[1], "response_st": f"{targets[1]} is right"},
+        {**made[0], "recommended_st": "B999999999", "response_st": "B999999999"},  # a target that was not listed
+        {**made[4], "recommended_st": None, "response_st": "I like them all"},
+        {**made[2], "recommended_st": made[2][KEY][0], "response_st": made[2][KEY][0]},
+        {**made[5], "recommended_st": "", "response_st": f"The best: {targets[5]}A0"},  # no ASIN: \b, as released
+    ]  # made[3] is missing
+    made[2]["gt_items"] = answers[3]["gt_items"] = ["B888888888"]
+    test = write(tmp_path / "t.jsonl", made)
+    results = run(tmp_path / "out", test, "--run", f"theirs={write(tmp_path / 'a.jsonl', answers)}")
+    got = {name: value["value"] for name, value in results["arms"]["theirs"].items()}
+    assert got["hit_rate"] == pytest.approx(2 / 6)
+    assert got["recall_micro"] == pytest.approx(2 / 6)
+    assert got["valid_ratio"] == got["valid_ratio_raw"] == pytest.approx(2 / 6)
+    assert results["sets"]["t"]["missing"] == {"theirs": 1}
+
+    # Of a response alone the released rule reads the id.
+    texts = [{k: v for k, v in answer.items() if k != "recommended_st"} for answer in answers]
+    again = run(tmp_path / "texts", test, "--run", f"theirs={write(tmp_path / 'b.jsonl', texts)}")
+    assert again["arms"]["theirs"] == results["arms"]["theirs"]
+    # Without the conversations rows are taken in order, and must be as many.
+    bare = [{"recommended_x": target} for target in targets]
+    ordered = run(tmp_path / "bare", test, "--run", f"theirs={write(tmp_path / 'c.jsonl', bare)}")
+    assert ordered["arms"]["theirs"]["hit_rate"]["value"] == pytest.approx(5 / 6)
+    with pytest.raises(DataError, match=r"5 rows without `context` and `gt_items` for the 6 conversations"):
+        run(tmp_path / "few", test, "--run", f"theirs={write(tmp_path / 'd.jsonl', bare[:5])}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("t-0 Q0 a 1 0.5", r"x:1: 5 columns where a TREC run has 6"),
+        ("t-0 Q0 a 1 high x", r"x:1: the score 'high' is not a number"),
+        ("t-0 Q0 a 1 nan x", r"x:1: the score 'nan' is not a number"),
+        ("t-0 Q0 a 1 2 x\nt-0 Q0 a 2 1 x", r"x:2: a is there twice for the query t-0"),
+        ("q7 Q0 a 1 2 x\nq8 Q0 a 1 2 x", r"the query q7 and 1 more is no conversation of .*such as t-0"),
+        ("", r"x: no line in it"),
+        ('{"context": "z", "gt_items": ["a"], "recommended_a": "a"}', r"none of its 1 rows is a conversation of"),
+        ('{"context": "z", "gt_items": ["a"]}', r"neither a TREC run nor rows with"),
+        ('{"recommended_a": 5}\n', r"x:1: `recommended_a` is not an item id"),
+        ("[1]", r"x:1: not an object"),
+    ],
+)
+def test_a_file_that_is_no_run_is_refused(tmp_path: Path, content: str, message: str):
+    test = write(tmp_path / "t.jsonl", rows(2))
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "out", test, "--run", f"theirs={tmp_path / 'x'}")
+
+
+def test_keys_and_names_that_are_not_clear_are_refused(tmp_path: Path):
+    made = rows(2)
+    test = write(tmp_path / "t.jsonl", made)
+    both = write(tmp_path / "x.jsonl", [{**row, "recommended_a": row[KEY][0], "recommended_b": None} for row in made])
+    with pytest.raises(ConfigError, match="choose one with FILE@KEY"):
+        run(tmp_path / "out", test, "--run", f"x={both}")
+    results = run(tmp_path / "out", test, "--run", f"x={both}@recommended_a")
+    assert results["arms"]["x"]["valid_ratio"]["value"] == 1.0
+    for words, message in (
+        (f"random={both}", "in use"),
+        ("x", "expected NAME=FILE"),
+        (f"x@no={both}", "no test set no"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path / "out", test, "--run", words)
+
+
+def compared(*words: object, out: Path) -> dict[str, Any]:
+    assert evaluate.main(["compare", *map(str, words), "--out", str(out), "--draws", "300"]) == 0
+    return json.loads((out / "comparison.json").read_text())
+
+
+def test_folders_alone_give_the_results_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = rows(60)
+    test = write(tmp_path / "t.jsonl", made)
+    good, bad = trec(tmp_path / "a.run", made, scorer(1, 0.4)), trec(tmp_path / "b.run", made, scorer(2, 0.0))
+    both = run(tmp_path / "both", test, "--run", f"good={good}", f"bad={bad}")
+    run(tmp_path / "a", test, "--run", f"x={good}", "--seed", "3")
+    run(tmp_path / "b", test, "--run", f"y={bad}", "--arms", "list_order")
+    test.unlink()
+    got = compared(
+        f"good={tmp_path / 'a'}", f"bad={tmp_path / 'b'}", f"any={tmp_path / 'a'}@random", out=tmp_path / "c"
+    )
+    for name in ("good", "bad"):
+        metrics = got["systems"][name]["metrics"]
+        for metric, interval in both["arms"][name].items():
+            assert {key: metrics[metric][key] for key in interval} == pytest.approx(interval, abs=1e-12)
+    ours, theirs = got["against"]["bad"], both["sets"]["t"]["against"]["bad"]
+    assert ours["p"] == theirs["p"] and ours["difference"] == theirs["difference"]
+    assert got["systems"]["any"]["metrics"]["hit_rate"]["value"] == both["arms"]["random"]["hit_rate"]["value"]
+    assert "p" not in got["against"]["any"]
+    assert "good minus it" in capsys.readouterr().out
+
+
+def test_seeds_are_pooled_and_never_count_as_conversations(tmp_path: Path):
+    made = rows(80)
+    test = write(tmp_path / "t.jsonl", made)
+    for seed in range(3):
+        run(tmp_path / f"s{seed}", test, "--run", f"x={trec(tmp_path / 'x.run', made, scorer(seed, 0.3))}")
+    words = [f"x={tmp_path / f's{seed}'}" for seed in range(3)]
+    single = compared(words[0], f"base={tmp_path / 's0'}@list_order", out=tmp_path / "1")
+    pooled = compared(*words, f"base={tmp_path / 's0'}@list_order", out=tmp_path / "3")
+    copies = compared(*words[:1] * 3, f"base={tmp_path / 's0'}@list_order", out=tmp_path / "same")
+    values = [json.loads((tmp_path / f"s{s}" / "results.json").read_text())["hit_rate"]["x"]["value"] for s in range(3)]
+    got = pooled["systems"]["x"]
+    assert got["seeds"] == 3
+    assert got["metrics"]["hit_rate"]["value"] == pytest.approx(sum(values) / 3)
+    assert got["metrics"]["hit_rate"]["n"] == 80
+    assert got["spread"]["hit_rate"] > 0
+    assert pooled["against"]["base"]["test"] == "permutation"
+    # Three copies of a seed say what it says alone: interval and p are not narrower by a factor of three.
+    a, b = (results["systems"]["x"]["metrics"]["hit_rate"] for results in (single, copies))
+    assert (b["low"], b["high"]) == pytest.approx((a["low"], a["high"]))
+    assert copies["systems"]["x"]["spread"]["hit_rate"] == pytest.approx(0, abs=1e-12)
+
+
+def test_evaluations_of_other_conversations_are_refused(tmp_path: Path):
+    made = rows(6)
+    run(tmp_path / "a", write(tmp_path / "t.jsonl", made))
+    run(tmp_path / "b", tmp_path / "t.jsonl", "--limit", "4")
+    made[0]["gt_items"] = ["B777777777"]
+    run(tmp_path / "c", write(tmp_path / "t.jsonl", made))
+    with pytest.raises(DataError, match=r"/a: has conversations that .*/b has not: t-4, t-5"):
+        compared(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
+    with pytest.raises(DataError, match="other targets of the conversation t-0"):
+        compared(tmp_path / "a", tmp_path / "c", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="at least two"):
+        compared(tmp_path / "a", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="no arm lavic on t; it has: list_order, random"):
+        compared(tmp_path / "a", f"{tmp_path / 'a'}@lavic", out=tmp_path / "out")
+    with pytest.raises(DataError, match="not a finished evaluation"):
+        compared(tmp_path / "a", tmp_path, out=tmp_path / "out")
