@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,19 +21,15 @@ from typing import Any
 
 from lavic.config import parse
 from lavic.data.reddit.card import card_html, card_markdown
-from lavic.data.reddit.funnel import BROKEN, COMMENTS, NOTES, POSTS
-from lavic.data.reddit.item_table import ItemTable
-from lavic.data.reddit.set_writer import write_set
-from lavic.data.reddit.splits import NAMES, split_submissions
-from lavic.distributed.ray_session import RaySettings
+from lavic.data.reddit.splits import NAMES
+from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.distributed.signals import signal_handlers
 from lavic.errors import ConfigError, DataError, Stopped
 from lavic.shards.cluster.tasks import prepare
 from lavic.shards.reddit_build import steps
-from lavic.shards.reddit_build.pipeline import Pipeline, merge_wanted, parts_of, sum_counts
+from lavic.shards.reddit_build.build_set import build_set
+from lavic.shards.reddit_build.pipeline import Pipeline
 from lavic.shards.reddit_build.rebuild import rebuild
-from lavic.shards.reddit_build.short_links import resolve_links
-from lavic.shards.reddit_build.steps import PartTask, submissions_of, threads_step
 from lavic.shards.reddit_build.work_folder import WorkFolder, digest_of, input_files
 from lavic.shards.reddit_settings import Executor, RebuildSettings, RedditSettings
 from lavic.storage import format_bytes
@@ -93,9 +88,9 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["rebuild"]:
         again = parse(RebuildSettings, argv[1:], command="reddit rebuild")
         with _stop_on_signal(), lock_output_folder(again.out):
-            _prepare(again.executor, again.ray)
             dumps = input_files(again.dumps, "dump")
-            counts = rebuild(again, dumps, on_ray=uses_ray(again.executor, again.ray, dumps))
+            with _workers(again.executor, again.ray, dumps) as on_ray:
+                counts = rebuild(again, dumps, on_ray=on_ray)
         print(f"{again.out}: {counts['same']:,} of {counts['rows']:,} conversations as they were", end="")
         print(f"; {counts['changed']:,} whose text has changed; {counts['missing']:,} that are not there any more")
         return 0
@@ -130,56 +125,16 @@ def build(settings: RedditSettings) -> dict[str, Any]:
     if funnel := _complete(settings.out, digest_of(plan)):
         log.info("%s is complete already", settings.out)
         return funnel
-    _prepare(settings.executor, settings.ray)
     work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
-    pipeline = Pipeline(work, settings.ray, on_ray=uses_ray(settings.executor, settings.ray, dumps))
-    table, catalogue = pipeline.catalogue(items, reviews)
-    scans, scanned = pipeline.scan(dumps, table, short=settings.short_links.resolve)
-    hits, resolved = [task.out for task in scans], None
-    notes: dict[str, int] = {}
-    if settings.short_links.resolve:
-        found = [scanned[str(task.out)]["short"] for task in scans]
-        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, found, ItemTable(table))
-        hits.append(more)
-    wanted = merge_wanted(work.path / "wanted", hits)
-    kinds = {task.path: scanned[str(task.out)]["kind"] for task in scans}
-    gathered, collected = pipeline.gather(kinds, dumps, wanted)
-    spools = tuple(gathered)
-    tasks = [
-        PartTask(
-            first=first,
-            end=end,
-            out=work.file("threads", f"{first:04}-{end:04}"),
-            spools=spools,
-            table=table,
-            labels=settings.labels,
-            bots=bots,
-            resolved=resolved,
-        )
-        for first, end in parts_of(spools, settings.bucket_bytes)
-    ]
-    counts = sum_counts(pipeline.run(threads_step, tasks, "making conversations", "parts").values())
-    if not counts["kept"]:
-        raise DataError(f"no conversation is left: {_reasons(counts, sum_counts(scanned.values()))}")
-    submissions = [submissions_of(task.out) for task in tasks]
-    splits = split_submissions(submissions, settings.split)
-    held = write_set(settings.out, [task.out for task in tasks], submissions, splits.parts, ItemTable(table))
-    funnel = {
-        "catalogue": dict(sorted(catalogue.items())),
-        "lines": dict(sorted(sum_counts(scanned.values()).items())),
-        "posts": {**{name: counts[name] for name in POSTS}, **{name: collected[name] for name in BROKEN}},
-        "comments": {name: counts[name] for name in COMMENTS},
-        "notes": {**{name: counts[name] for name in NOTES}, **notes},
-        "duplicates": {"groups": splits.groups, "grouped": splits.grouped, "moved": splits.moved},
-        **held,
-        "settings": {**_flat("labels", asdict(settings.labels)), **_flat("split", asdict(settings.split))},
-    }
-    _warn(funnel)
+    with _workers(settings.executor, settings.ray, dumps) as on_ray:
+        pipeline = Pipeline(work, settings.ray, on_ray=on_ray)
+        funnel = build_set(settings, pipeline, dumps=dumps, items=items, reviews=reviews, bots=bots)
     files = {"dumps": list(dumps), "items": list(items), "reviews": list(reviews)}
     atomic_write(settings.out / INPUTS, json.dumps({"plan": digest_of(plan), **files}, indent=2) + "\n")
     atomic_write(settings.out / "card.md", card_markdown(funnel))
     atomic_write(settings.out / "card.html", card_html(funnel))
     atomic_write(settings.out / FUNNEL, json.dumps(funnel, indent=2) + "\n")
+    _warn(funnel)
     if not settings.keep_work:
         work.remove()
     return funnel
@@ -197,10 +152,15 @@ def uses_ray(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> 
     return sum(place(path).stat().st_size for path in dumps) > MAX_LOCAL_BYTES
 
 
-def _prepare(executor: Executor, ray: RaySettings) -> None:
-    """Starts the process that local workers are forked from."""
-    if executor != "ray" and not ray.address:
-        prepare(steps.__name__)
+@contextmanager
+def _workers(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> Iterator[bool]:
+    """Starts what the steps run on; yields whether that is Ray."""
+    if uses_ray(executor, ray, dumps):
+        with ray_session(ray):
+            yield True
+        return
+    prepare(steps.__name__)
+    yield False
 
 
 def _complete(out: Path, plan: str) -> dict[str, Any] | None:
@@ -215,25 +175,6 @@ def _complete(out: Path, plan: str) -> dict[str, Any] | None:
     if made_of != plan:
         raise ConfigError(f"{out}: holds a set of other files or settings; use another folder, or remove it")
     return funnel
-
-
-def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for key, value in values.items()}
-
-
-def _reasons(counts: Counter[str], lines: Counter[str]) -> str:
-    """The most frequent reasons for which nothing was kept."""
-    if counts["linking"]:
-        dropped = {
-            COMMENTS[name]: counts[name] for name in COMMENTS if name not in ("linking", "kept") and counts[name]
-        }
-        return f"of {counts['linking']:,} comments that link to an item " + ", ".join(
-            f"{count:,} {words}" for words, count in sorted(dropped.items(), key=lambda entry: -entry[1])
-        )
-    return (
-        f"of {lines['lines']:,} lines none is a comment that links to an item of the catalogue "
-        f"({lines['item_not_in_catalogue']:,} link to other items)"
-    )
 
 
 def _warn(funnel: Mapping[str, Any]) -> None:

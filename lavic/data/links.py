@@ -26,7 +26,7 @@ _HOST = re.compile(
     r"\.?(?::\d+)?(?![\w-]|\.[a-z0-9])",
     re.IGNORECASE,
 )
-_NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
+NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
 """What every link has, in any encoding of its target."""
 _SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 _SHORT_PATH = re.compile(r"/(?:d/)?[A-Za-z0-9_-]{5,}")
@@ -96,9 +96,9 @@ def short_links(text: str) -> list[str]:
 def _parts(text: str) -> list[str]:
     """Decoded pieces of a text that may hold links to Amazon."""
     parts: list[str] = []
-    if _NAMED.search(text):
+    if NAMED.search(text):
         for word in text.split():
-            if _NAMED.search(word):
+            if NAMED.search(word):
                 parts += map(_decoded, _EDGE.split(_ESCAPED.sub(r"\1", html.unescape(word))))
     return parts
 

@@ -35,7 +35,7 @@ class Pipeline:
     """The steps on files, whose results stand in the work folder."""
 
     def __init__(self, work: WorkFolder, ray: RaySettings, *, on_ray: bool) -> None:
-        """Runs steps in a work folder.
+        """Runs steps in a work folder, within a `ray_session` of the caller's where they run on Ray.
 
         Args:
             work: Where their results stand.

@@ -57,7 +57,10 @@ def resolve_links(
     Returns:
         A JSON file of the links that lead to an item, a table of the submissions that hold those, and counts.
     """
-    resolved, hits = work.path / "short_links.json", work.path / "short_links.table"
+    resolved, hits, counted = (work.path / f"short_links.{kind}" for kind in ("json", "table", "counts.json"))
+    if counted.exists():
+        # What another run has learned since is for another set: the steps after this one may have begun.
+        return resolved, hits, json.loads(counted.read_text("utf-8"))
     urls = sorted({url for links in found for url in links})
     resolver = Resolver(settings, settings.cache or out / CACHE)
     with progress_bar(len(urls), "links", "resolving short links") as bar:
@@ -74,6 +77,7 @@ def resolve_links(
         "short_links_not_resolved": unknown,
         "short_links_to_items": len(known),
     }
+    atomic_write(counted, json.dumps(counts))
     return resolved, hits, counts
 
 

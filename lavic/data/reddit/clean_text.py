@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
 import ftfy
 
@@ -30,6 +31,7 @@ USER = "[user]"
 """Stands for the name of a user."""
 
 
+@lru_cache(maxsize=1 << 12)
 def mend(text: str) -> str:
     """A text without mojibake, HTML entities, control characters and broken surrogates."""
     # Entities first: mojibake may be written in them; twice, since some dumps escaped twice.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from lavic.data.links import Link, find_links, short_links
+from lavic.data.links import NAMED, Link, find_links, short_links
 from lavic.data.reddit.bots import is_bot
 from lavic.data.reddit.clean_text import context_text, target_text, without_quotes
 from lavic.data.reddit.dumps.id_table import key_of
@@ -79,6 +79,8 @@ class Threads:
     """The item of each short link that was resolved."""
     counts: Counter[str] = field(default_factory=Counter)
     """Comments by reason, posts and notes, see `funnel`."""
+    _linked: tuple[dict[int, list[_Target]], dict[int, list[_Target]]] = field(default_factory=lambda: ({}, {}))
+    """The items that submissions and comments link to."""
 
     def examples(self) -> Iterator[Example]:
         """The conversations, by the key of their submission, then by time."""
@@ -120,6 +122,11 @@ class Threads:
 
     def _targets(self, post: Post) -> list[_Target]:
         """The items of the catalogue that a post links to, in order, once each."""
+        if post.id not in self._linked[post.is_comment]:
+            self._linked[post.is_comment][post.id] = self._read_targets(post) if NAMED.search(post.text) else []
+        return self._linked[post.is_comment][post.id]
+
+    def _read_targets(self, post: Post) -> list[_Target]:
         targets: dict[str, _Target] = {}
         unquoted = set(without_quotes(post.text).split("\n"))
         for line in post.text.split("\n"):

@@ -87,8 +87,10 @@ def write_reviews(path: Path, variants: Mapping[str, str]) -> Path:
     return path
 
 
-def drawn_posts(threads: int, comments: int, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Submissions and comments of many threads, one in three with links to items."""
+def drawn_posts(
+    threads: int, comments: int, seed: int = 0, *, one_in: int = 3
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Submissions and comments of many threads, one in `one_in` with links to items."""
     draw = random.Random(seed)
     words = WORDS.split()
     titles, bodies = [], []
@@ -101,7 +103,7 @@ def drawn_posts(threads: int, comments: int, seed: int = 0) -> tuple[list[dict[s
             id = id_of(50_000_000 + n * comments + k)
             parent = f"t1_{draw.choice(ids)}" if ids and draw.random() < 0.6 else f"t3_{link}"
             body = " ".join(draw.choices(words, k=draw.randint(4, 30)))
-            if n % 3 == 0 and draw.random() < 0.2:
+            if n % one_in == 0 and draw.random() < 0.2:
                 body += f" try {dp(draw.choice(ITEMS))} é"
             author = f"user{draw.randrange(500)}"
             bodies.append(comment(id, link, parent, body, author=author, created_utc=start + 60 * k + 60))

@@ -1,0 +1,103 @@
+"""Makes the set of `lavic reddit`: the steps on files and parts, then the splits and the files of the set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lavic.data.reddit.funnel import BROKEN, COMMENTS, NOTES, POSTS
+from lavic.data.reddit.item_table import ItemTable
+from lavic.data.reddit.set_writer import write_set
+from lavic.data.reddit.splits import split_submissions
+from lavic.errors import DataError
+from lavic.shards.reddit_build.pipeline import Pipeline, merge_wanted, parts_of, sum_counts
+from lavic.shards.reddit_build.short_links import resolve_links
+from lavic.shards.reddit_build.steps import PartTask, submissions_of, threads_step
+from lavic.shards.reddit_settings import RedditSettings
+
+
+def build_set(
+    settings: RedditSettings,
+    pipeline: Pipeline,
+    *,
+    dumps: dict[str, str],
+    items: dict[str, str],
+    reviews: dict[str, str],
+    bots: frozenset[str],
+) -> dict[str, Any]:
+    """Writes the conversations and their ids; returns the counts of the funnel.
+
+    Args:
+        settings: Of the set.
+        pipeline: Runs the steps.
+        dumps: Names of the files' results by path, see `input_files`; so `items` and `reviews`.
+        items: Of the catalogue.
+        reviews: Of its variants.
+        bots: Accounts of programs, in lower case.
+
+    Raises:
+        DataError: A file cannot be read, or no conversation is in the dumps.
+    """
+    work = pipeline.work
+    table, catalogue = pipeline.catalogue(items, reviews)
+    scans, scanned = pipeline.scan(dumps, table, short=settings.short_links.resolve)
+    hits, resolved = [task.out for task in scans], None
+    notes: dict[str, int] = {}
+    if settings.short_links.resolve:
+        found = [scanned[str(task.out)]["short"] for task in scans]
+        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, found, ItemTable(table))
+        hits.append(more)
+    wanted = merge_wanted(work.path / "wanted", hits)
+    kinds = {task.path: scanned[str(task.out)]["kind"] for task in scans}
+    gathered, collected = pipeline.gather(kinds, dumps, wanted)
+    spools = tuple(gathered)
+    tasks = [
+        PartTask(
+            first=first,
+            end=end,
+            out=work.file("threads", f"{first:04}-{end:04}"),
+            spools=spools,
+            table=table,
+            labels=settings.labels,
+            bots=bots,
+            resolved=resolved,
+        )
+        for first, end in parts_of(spools, settings.bucket_bytes)
+    ]
+    counts = sum_counts(pipeline.run(threads_step, tasks, "making conversations", "parts").values())
+    if not counts["kept"]:
+        raise DataError(f"no conversation is left: {_reasons(counts, sum_counts(scanned.values()))}")
+    submissions = [submissions_of(task.out) for task in tasks]
+    splits = split_submissions(submissions, settings.split)
+    held = write_set(settings.out, [task.out for task in tasks], submissions, splits.parts, ItemTable(table))
+    return {
+        "catalogue": dict(sorted(catalogue.items())),
+        "lines": dict(sorted(sum_counts(scanned.values()).items())),
+        "posts": {**{name: counts[name] for name in POSTS}, **{name: collected[name] for name in BROKEN}},
+        "comments": {name: counts[name] for name in COMMENTS},
+        "notes": {**{name: counts[name] for name in NOTES}, **notes},
+        "duplicates": {"groups": splits.groups, "grouped": splits.grouped, "moved": splits.moved},
+        **held,
+        "settings": {**_flat("labels", asdict(settings.labels)), **_flat("split", asdict(settings.split))},
+    }
+
+
+def _flat(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _reasons(counts: Counter[str], lines: Counter[str]) -> str:
+    """The most frequent reasons for which nothing was kept."""
+    if counts["linking"]:
+        dropped = {
+            COMMENTS[name]: counts[name] for name in COMMENTS if name not in ("linking", "kept") and counts[name]
+        }
+        return f"of {counts['linking']:,} comments that link to an item " + ", ".join(
+            f"{count:,} {words}" for words, count in sorted(dropped.items(), key=lambda entry: -entry[1])
+        )
+    return (
+        f"of {lines['lines']:,} lines none is a comment that links to an item of the catalogue "
+        f"({lines['item_not_in_catalogue']:,} link to other items)"
+    )
