@@ -10,7 +10,8 @@ from lavic.data.schema import Conversation
 from lavic.distributed.context import DistributedContext
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranker import RankedList, Ranker
+    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranker import Ranker
 
 HIT_RATE = "hit_rate"
 """Name of the score."""

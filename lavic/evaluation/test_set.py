@@ -110,7 +110,10 @@ class TestSet:
 
     def predictions(self, rankings: Sequence[RankedList | None]) -> list[Prediction]:
         """Predictions from rankings, one per conversation; None, a conversation without a ranking, is a miss."""
-        return [prediction(c.targets, *row) for c, *row in zip(self.conversations, self.lists, rankings, strict=True)]
+        return [
+            prediction(conversation.targets, listed, ranking)
+            for conversation, listed, ranking in zip(self.conversations, self.lists, rankings, strict=True)
+        ]
 
     def clusters(self, by: ClusterBy = "both") -> NDArray[np.int64]:
         """[n] cluster number of each conversation, for the bootstrap."""

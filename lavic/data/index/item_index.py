@@ -118,8 +118,8 @@ class ItemIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, id: str) -> bool:
-        return self.find(id) is not None
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and self.find(id) is not None
 
     def _find(self, id: str) -> Item | None:
         """An item by its id, the last where there are several; None where the store does not hold it."""

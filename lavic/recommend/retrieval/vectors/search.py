@@ -147,7 +147,7 @@ class _Kept:
     def _reduce(self) -> None:
         """Drops what has fallen behind the k best."""
         scores, rows, queries = (np.concatenate(parts) for parts in (self._scores, self._rows, self._queries))
-        order = np.lexsort((-scores, queries))
+        order = np.lexsort((np.negative(scores), queries))
         scores, rows, queries = scores[order], rows[order], queries[order]
         counts = np.bincount(queries, minlength=len(self._k))
         first = np.cumsum(counts) - counts
