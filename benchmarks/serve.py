@@ -7,7 +7,7 @@ On the demo's bundle, store and test conversations:
 
   one      one request against the released way: the vision tower over 50 views, then greedy generation
   batch    the object with batches of 64 against one request at a time
-  groups   lists of 50 candidates in one prompt, and in groups of ten: time, hit rate, MRR
+  groups   lists of 30 candidates in one prompt and in groups of ten, and of 100: time, hit rate, MRR
   http     clients that ask one after the other over HTTP, 1, 8 and 64 of them: requests/s, p50, p99
   ray      the same on Ray Serve
   overload four times the requests that the server can answer, for two minutes: statuses, latest answer, memory
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import platform
@@ -38,20 +37,22 @@ from typing import Any
 
 import psutil
 import torch
-from PIL import Image
+from plain import stock_cut
 
 from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation
 from lavic.data.shard_dataset import ShardDataset
 from lavic.model.bundle import Bundle
-from lavic.model.generation import generate
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import cls_tokens, project
-from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
+from lavic.recommend.ranker import Ranker, Request
 from lavic.recommend.recommender import Query, Recommender
 
 KEY = "candidates_st"
-LONG = 50
+LONG, LONGER = 30, 100
+"""Candidates: as many as fit into one prompt of the miniature, and more."""
+NEW_TOKENS = 10
+"""Of a generated answer, as in the released script."""
 PARTS = ("one", "batch", "groups", "http", "ray", "overload")
 
 
@@ -76,12 +77,19 @@ class Demo:
 
 
 class ReleasedWay:
-    """What the released script does for a request: every view of every candidate through the tower, then generation."""
+    """What the released script does for a request.
+
+    Each photo is prepared by the stock processor, each of its views goes through the vision tower, each vector is put
+    into the prompt by a write of its own, and the answer is generated greedily.
+    """
 
     def __init__(self, demo: Demo) -> None:
         self.bundle = Bundle.load(demo.bundle, vision=True)
         self.store = ItemStore.open(demo.store)
         self.ranker = Ranker(self.bundle, self.store)
+        geometry = self.bundle.backbone.geometry
+        pinpoints = [[2 * geometry.size, 2 * geometry.size]]
+        self.cut = stock_cut(geometry.size, geometry.mean, geometry.std, pinpoints)
         data = ShardDataset(demo.shards, descriptions=None)
         self.jpgs: dict[str, bytes] = {}
         for item in {item for row in demo.conversations for item in row.candidates[KEY]}:
@@ -91,12 +99,22 @@ class ReleasedWay:
     def answer(self, row: Conversation) -> str:
         backbone = self.bundle.backbone
         items = row.candidates[KEY]
-        photos = [Image.open(io.BytesIO(self.jpgs[item])).convert("RGB") for item in items]
-        views = torch.stack([torch.as_tensor(backbone.geometry.cut(photo)) for photo in photos])
-        tokens = project(backbone.model, cls_tokens(backbone.model, views)).flatten(0, 1)
-        prompt = self.ranker.encode(Request(conversation=row, candidates=items)).prompt
-        (written,) = generate(backbone.model, backbone.encoder, [prompt], tokens, max_new_tokens=MAX_NEW_TOKENS)
-        return written.text
+        views = torch.cat([self.cut(self.jpgs[item]) for item in items])
+        tokens = project(backbone.model, torch.cat([cls_tokens(backbone.model, view[None]) for view in views]))
+        ids = torch.tensor([self.ranker.encode(Request(conversation=row, candidates=items)).prompt])
+        embeds = backbone.model.get_input_embeddings()(ids)
+        places = (ids[0] == backbone.encoder.image_token_id).nonzero()[:, 0]
+        for number in range(len(places)):
+            embeds[0, places[number].item()] = tokens[number]
+        written = backbone.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=backbone.encoder.pad,
+            eos_token_id=backbone.encoder.eos,
+        )
+        return str(backbone.tokenizer.decode(written[0], skip_special_tokens=True))
 
 
 def one(demo: Demo) -> dict[str, Any]:
@@ -124,23 +142,28 @@ def batch(demo: Demo) -> dict[str, Any]:
     return {"seconds_a_request": figures, "ratio": figures["one_at_a_time"] / figures["batches_of_64"]}
 
 
-def groups(demo: Demo, count: int = 200) -> dict[str, Any]:
-    """The target among 49 others of the catalogue, in a random order."""
+def long_lists(demo: Demo, count: int, size: int) -> tuple[list[Query], list[str]]:
+    """Lists with the target among others of the catalogue, in a random order; and the targets."""
     rng, every = random.Random(0), list(demo.recommender.store.ids)
     queries, targets = [], []
     for row in demo.conversations[:count]:
         (target, *_) = row.targets
-        others = [item for item in rng.sample(every, LONG + 5) if item not in row.targets][: LONG - 1]
+        others = [item for item in rng.sample(every, size + 5) if item not in row.targets][: size - 1]
         listed = [target, *others]
         rng.shuffle(listed)
-        queries.append(Query(conversation=row, candidates=listed, k=LONG))
+        queries.append(Query(conversation=row, candidates=listed, k=size))
         targets.append(target)
+    return queries, targets
+
+
+def groups(demo: Demo, count: int = 200) -> dict[str, Any]:
     result = {}
-    ranker = demo.recommender.ranker
-    for name, size in (("one_prompt", LONG), ("groups_of_10", 10), ("groups_of_25", 25)):
-        recommender = Recommender(ranker, list_size=size)
+    cases = (("30 in one prompt", LONG, LONG), ("30 in groups of 10", LONG, 10), ("100 in groups of 10", LONGER, 10))
+    for name, length, size in cases:
+        queries, targets = long_lists(demo, count, length)
+        recommender = Recommender(demo.recommender.ranker, list_size=size)
         answers: list[Any] = []
-        spent = seconds(lambda r=recommender, a=answers: a.extend(r.recommend_batch(queries)))
+        spent = seconds(lambda r=recommender, a=answers, q=queries: a.extend(r.recommend_batch(q)))
         ranks = [[item.id for item in a].index(target) + 1 for a, target in zip(answers, targets, strict=True)]
         result[name] = {
             "seconds_a_request": spent / len(queries),
@@ -148,7 +171,7 @@ def groups(demo: Demo, count: int = 200) -> dict[str, Any]:
             "hit_rate_at_10": sum(rank <= 10 for rank in ranks) / len(ranks),
             "mrr": statistics.fmean(1 / rank for rank in ranks),
         }
-    return {"requests": len(queries), "candidates": LONG, **result}
+    return {"requests": count, **result}
 
 
 @contextmanager

@@ -101,14 +101,14 @@ def create_app(
     if record is not None:
         _add_feedback(app, settings, record)
     app.include_router(page_router(records=record is not None))
-    if settings.cors:
+    app.add_middleware(Guard, settings=settings.guard, metrics=metrics)
+    if settings.cors:  # outermost: a browser asks beforehand without a token
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    app.add_middleware(Guard, settings=settings.guard, metrics=metrics)
     return app
 
 
