@@ -218,6 +218,8 @@ class Bundle:
 
     backbone: Backbone
     info: BundleInfo
+    merged: bool = True
+    """Whether the language adapter may be merged into the weights; if not, `lora.adapter_off` leaves it out."""
 
     @classmethod
     def load(
@@ -255,7 +257,7 @@ class Bundle:
             lora.apply_adapter(backbone, folder / "vision_adapter", "vision")
         if info.language_adapter and language:
             lora.apply_adapter(backbone, folder / "language_adapter", "language", merge=merge)
-        return cls(backbone, info)
+        return cls(backbone, info, merge)
 
     def check_store(self, store: ItemStore) -> None:
         """Refuses a store whose tokens this bundle was not trained on; see `BundleInfo.check_store`."""

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lavic.data.schema import Conversation
+from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
+from lavic.model.lora import adapter_off
 from lavic.recommend.retrieval import RetrievalIndex, fuse, query_text
+from lavic.recommend.retrieval.index import TextEncoder
+from lavic.recommend.retrieval.vectors.two_tower import NAME as TOKENS
+from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder
 
 Scores = Mapping[str, Mapping[str, float]]
 """Retrieval method -> item id -> score."""
@@ -43,6 +51,22 @@ class CandidateSearch:
         return cls(RetrievalIndex.open(folder), store)
 
     @property
+    def needs_model(self) -> bool:
+        """Whether queries are embedded by the base model, which `share_model` gives it."""
+        return TOKENS in self.index.methods
+
+    def share_model(self, bundle: Bundle) -> None:
+        """Embeds queries with a recommender's model, its language adapter left out, rather than load another one.
+
+        Args:
+            bundle: Loaded with `merge=False`; a retriever of another base model loads its own.
+        """
+        recorded = self.index.manifest.methods[TOKENS].settings
+        base = BundleInfo.read(Path(recorded["bundle"]))
+        if (base.fingerprint, base.prompt_version) == (bundle.info.fingerprint, bundle.info.prompt_version):
+            self.index.set_encoder(TOKENS, _WithoutAdapter(TwoTowerEncoder(recorded, model=bundle), bundle))
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """The index's methods that search by text."""
         return self.index.text_methods
@@ -74,3 +98,16 @@ class CandidateSearch:
         """The scores of given candidates by every method that searches by text."""
         query = query_text(conversation)
         return {method: dict(zip(ids, self.index.score(method, query, ids), strict=True)) for method in self.methods}
+
+
+class _WithoutAdapter:
+    """Encodes queries while a model's language adapter is left out."""
+
+    def __init__(self, encoder: TextEncoder, bundle: Bundle) -> None:
+        self.encoder, self.bundle = encoder, bundle
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """As `TextEncoder`."""
+        model: Any = self.bundle.backbone.model
+        with adapter_off(model.model.language_model):
+            return self.encoder.queries(texts)

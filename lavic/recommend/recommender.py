@@ -164,7 +164,11 @@ class Recommender:
             raise ConfigError(f"--bundle {bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
         search = _open_search(index, opened)
         device = DistributedContext.from_env().device() if device is None else device
-        ranker = Ranker(Bundle.load(bundle, device, dtype=dtype, base=base), opened, tokens_per_item=tokens_per_item)
+        shared = search is not None and search.needs_model
+        loaded = Bundle.load(bundle, device, dtype=dtype, base=base, merge=not shared)
+        if search is not None and shared:
+            search.share_model(loaded)
+        ranker = Ranker(loaded, opened, tokens_per_item=tokens_per_item)
         return cls(ranker, search, retrieved=retrieved)
 
     def reloaded(
@@ -178,14 +182,17 @@ class Recommender:
         Raises:
             ConfigError, DataError: As `load`. This recommender is not changed.
         """
-        bundle = Path(bundle)
-        info = BundleInfo.read(bundle)
-        if info != self.ranker.bundle.info:
+        bundle, model = Path(bundle), self.ranker.bundle
+        info, opened = BundleInfo.read(bundle), ItemStore.open(store, mapped=False)
+        info.check_store(opened)
+        search = _open_search(index, opened)
+        shared = search is not None and search.needs_model
+        if info != model.info or (shared and model.merged):
             return Recommender.load(bundle, store, index, **options)
         info.check_adapters(bundle)
-        opened = ItemStore.open(store, mapped=False)
-        ranker = Ranker(self.ranker.bundle, opened, tokens_per_item=options.get("tokens_per_item"))
-        search = _open_search(index, opened)
+        if search is not None and shared:
+            search.share_model(model)
+        ranker = Ranker(model, opened, tokens_per_item=options.get("tokens_per_item"))
         return Recommender(ranker, search, retrieved=options.get("retrieved", RETRIEVED), lock=self._lock)
 
     def recommend(

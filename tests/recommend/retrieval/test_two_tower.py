@@ -17,6 +17,7 @@ from lavic.model.two_tower.features import FeatureExtractor
 from lavic.model.two_tower.folds import FINAL, submission_hashes
 from lavic.model.two_tower.head import TwoTowerHead, save_head
 from lavic.model.two_tower.retriever import Retriever, save_retriever
+from lavic.recommend.recommender import Recommender
 from lavic.recommend.retrieval import RetrievalIndex, query_text
 from lavic.recommend.retrieval.build import add_methods, prepare_index
 from lavic.recommend.retrieval.item_table import Row
@@ -123,3 +124,24 @@ def test_a_larger_catalogue_keeps_its_vectors_and_another_retriever_is_refused(
     manifest, _ = prepare_index(tmp_path / "more", lambda: [Row(ids[0], "")], text={})
     with pytest.raises(ConfigError, match="--store"):
         add_methods(tmp_path / "more", manifest, [TokensBuilder(recorded, None)])
+
+
+def test_the_recommender_embeds_queries_with_its_own_model(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    """One model in memory, its language adapter left out for the query, and back for the ranking."""
+    store = ItemStore.open(ground.store)
+    make_index(tmp_path / "index", list(store.ids), retriever, ground.store)
+    recommender = Recommender.load(ground.bundle, ground.store, tmp_path / "index", retrieved=10)
+    assert not recommender.ranker.bundle.merged
+    queries = [query_text(row) for row in ground.conversations]
+    expected = RetrievalIndex.open(tmp_path / "index").search(queries, 10)["tokens"]
+    merged = Recommender.load(ground.bundle, ground.store)
+    for _ in range(2):
+        answers = recommender.recommend_batch(list(ground.conversations))
+        for row, answer, hits in zip(ground.conversations, answers, expected, strict=True):
+            assert sorted(item.id for item in answer) == sorted(hits.ids)
+            scores = {item.id: item.scores["tokens"] for item in answer}
+            assert [scores[id] for id in hits.ids] == pytest.approx(hits.scores, abs=1e-5)
+            alone = merged.recommend(row, hits.ids)
+            assert [item.probability for item in answer] == pytest.approx([i.probability for i in alone], abs=1e-5)
+    again = recommender.reloaded(ground.bundle, ground.store, tmp_path / "index")
+    assert again.ranker.bundle is recommender.ranker.bundle

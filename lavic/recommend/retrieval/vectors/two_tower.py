@@ -33,6 +33,7 @@ from lavic.recommend.retrieval.vectors.chunks import (
 )
 
 if TYPE_CHECKING:
+    from lavic.model.bundle import Bundle
     from lavic.model.item_store import ItemStore
 
 NAME = "tokens"
@@ -82,12 +83,15 @@ def tokens_settings(chosen: TokensSettings) -> dict[str, Any]:
 class TwoTowerEncoder:
     """A retriever, loaded."""
 
-    def __init__(self, recorded: Mapping[str, Any], *, tokens_per_batch: int = 8192) -> None:
+    def __init__(
+        self, recorded: Mapping[str, Any], *, tokens_per_batch: int = 8192, model: Bundle | None = None
+    ) -> None:
         """Loads the base model and the heads.
 
         Args:
             recorded: By `tokens_settings`.
             tokens_per_batch: Of a forward pass.
+            model: The base model, where it is loaded already; for queries alone.
 
         Raises:
             ConfigError: The base model is not found.
@@ -95,10 +99,13 @@ class TwoTowerEncoder:
         """
         from lavic.distributed.context import DistributedContext
         from lavic.model.two_tower.folds import FINAL
-        from lavic.model.two_tower.retriever import Retriever
+        from lavic.model.two_tower.retriever import Retriever, RetrieverInfo
 
         folder = Path(recorded["bundle"])
-        self._retriever = Retriever.load(folder, DistributedContext.from_env().device())
+        if model is None:
+            self._retriever = Retriever.load(folder, DistributedContext.from_env().device())
+        else:
+            self._retriever = Retriever(model, folder, RetrieverInfo.read(folder))
         if (now := self._retriever.info.digest) != recorded["retriever"]:
             raise DataError(
                 f"{folder}: the index was made with another retriever ({recorded['retriever'][:12]}, now {now[:12]})"
