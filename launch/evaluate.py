@@ -104,6 +104,8 @@ class EvaluateSettings:
     `chat` also --chat.url and --chat.model, `words` and `words_before_tuning` need --words."""
     candidates: str = "candidates_st"
     """Key of the candidate list to rank."""
+    top: PositiveInt | None = None
+    """Rank only the first so many of each list, such as 10 of the 100 that `lavic retrieve` finds; by default all."""
     missing: Literal["refuse", "drop"] = "refuse"
     """A candidate that is not in the store is an error, or is dropped from its list and counted."""
     decode: Decode = "likelihood"

@@ -39,6 +39,8 @@ class TuneSettings:
     """The run's folder."""
     candidates: str = "candidates_st"
     """Which list of a conversation, a key of the jsonl."""
+    top: PositiveInt | None = None
+    """Show only the first so many of each list, such as 10 of the 100 that `lavic retrieve` finds; by default all."""
     tokens: Literal["items", "none"] = "items"
     """What stands behind a candidate's title: its item tokens, or nothing (the titles-only control)."""
     tokens_per_item: tuple[PositiveInt, ...] = ()

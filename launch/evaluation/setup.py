@@ -298,6 +298,7 @@ def _read_test_sets(chosen: EvaluateSettings, stores: Sequence[ItemStore]) -> li
             stores=stores,
             missing=chosen.missing,
             limit=chosen.limit,
+            top=chosen.top,
         )
     if not test_sets:
         raise ConfigError("--test: name at least one conversation file")

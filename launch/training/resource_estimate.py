@@ -63,7 +63,7 @@ def count_targets(settings: TuneSettings) -> int | None:
 
     if not settings.train.exists():
         return None
-    rows = read_conversations(settings.train, candidates=settings.candidates)
+    rows = read_conversations(settings.train, candidates=settings.candidates, top=settings.top)
     if settings.missing == "drop" and (items := ItemIndex.of_store(settings.store)):
         rows = [
             replace(row, targets=tuple(id for id in row.targets if id in items))

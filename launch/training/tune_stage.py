@@ -49,7 +49,10 @@ class TuneStage(TrainingStage):
         self.store.check_base(hub.fingerprint(hub.resolve(settings.model)))  # before 15 GB of the wrong model are read
         if settings.tokens == "items":
             self.store.check_adapter()
-        rows = [read_conversations(file, candidates=settings.candidates) for file in (settings.train, settings.valid)]
+        rows = [
+            read_conversations(file, candidates=settings.candidates, top=settings.top)
+            for file in (settings.train, settings.valid)
+        ]
         if settings.missing == "drop":
             rows = [drop_missing_items(part, self.store, settings.candidates, verbose=world.is_main) for part in rows]
         self.train, self.valid = rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from lavic.data.schema import Conversation, conversation_from_row
@@ -13,12 +14,15 @@ from lavic.storage.json_text import json_type
 from lavic.storage.text_files import TextFile, read_text
 
 
-def read_conversations(path: str | Path, *, candidates: str | None = None) -> list[Conversation]:
+def read_conversations(
+    path: str | Path, *, candidates: str | None = None, top: int | None = None
+) -> list[Conversation]:
     """Read a conversation file whole, in its order.
 
     Args:
         path: Rows with `context`, `context_items`, `gt_items` and any number of `candidates_*` lists.
         candidates: A candidate list that every conversation must have, as `candidates_st`; None asks for none.
+        top: Of that list keep the first so many different items.
 
     Raises:
         DataError: The file is missing or empty, a row is not a conversation, or the named list is not in it.
@@ -26,7 +30,10 @@ def read_conversations(path: str | Path, *, candidates: str | None = None) -> li
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such conversation file")
-    return parse_conversations(read_text(path), name=str(path), candidates=candidates)
+    conversations = parse_conversations(read_text(path), name=str(path), candidates=candidates)
+    if candidates is None or top is None:
+        return conversations
+    return [_shortened(conversation, candidates, top) for conversation in conversations]
 
 
 def parse_conversations(text: str, *, name: str, candidates: str | None = None) -> list[Conversation]:
@@ -50,6 +57,12 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
             present = ", ".join(conversation.candidates) or "none"
             raise DataError(f"{conversation.place}: no candidate list `{candidates}`; it has: {present}")
     return conversations
+
+
+def _shortened(conversation: Conversation, key: str, top: int) -> Conversation:
+    """A conversation with the first items of a list; a target behind them is not kept."""
+    first = tuple(dict.fromkeys(conversation.candidates[key]))[:top]
+    return replace(conversation, candidates={**conversation.candidates, key: first})
 
 
 def _conversation(record: Record, index: int) -> Conversation:

@@ -58,6 +58,7 @@ class TestSet:
         stores: Sequence[ItemStore] = (),
         missing: Literal["refuse", "drop"] = "refuse",
         limit: int | None = None,
+        top: int | None = None,
     ) -> TestSet:
         """Reads a conversation file and checks its candidate lists against item stores.
 
@@ -71,11 +72,12 @@ class TestSet:
                 target that is dropped still counts as a target. A list that loses other items becomes easier, for all
                 models alike.
             limit: Read only this many conversations.
+            top: Rank only the first so many items of each list.
 
         Raises:
             DataError: The file cannot be read or has nothing to score.
         """
-        every = read_conversations(file, candidates=candidates)
+        every = read_conversations(file, candidates=candidates, top=top)
         rows = every[:limit]
         scored = tuple(row for row in rows if row.targets)
         if not scored:

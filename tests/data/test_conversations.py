@@ -94,3 +94,13 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_conversations(tmp_path / "latin.jsonl")
+
+
+def test_the_first_of_a_longer_list(tmp_path: Path) -> None:
+    row = ROW | {"candidates_long": ["B5", "B5", "B3", "B9", "B1"], "candidates_other": ["B7", "B8", "B9"]}
+    path = write(tmp_path / "test.jsonl", json.dumps(row))
+    (first,) = read_conversations(path, candidates="candidates_long", top=3)
+    assert first.candidates["candidates_long"] == ("B5", "B3", "B9"), "different items; no target is put in"
+    assert first.candidates["candidates_other"] == ("B7", "B8", "B9")
+    (every,) = read_conversations(path, candidates="candidates_long", top=99)
+    assert every.candidates["candidates_long"] == ("B5", "B3", "B9", "B1")

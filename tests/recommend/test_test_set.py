@@ -100,3 +100,12 @@ def test_a_list_of_one_stays(ground: Ground, tmp_path: Path):
     rows[0][KEY] = rows[0][KEY][:1]
     test_set = read(ground, tmp_path / "t.jsonl", rows)
     assert test_set.derangement(0, seed=0) == {rows[0][KEY][0]: rows[0][KEY][0]}
+
+
+def test_top_ranks_the_first_of_each_list(ground: Ground) -> None:
+    every, first = (
+        TestSet.read("t", ground.test, candidates=KEY, stores=[ItemStore.open(ground.store)], top=top)
+        for top in (None, 3)
+    )
+    assert first.lists == tuple(listed[:3] for listed in every.lists)
+    assert [row.targets for row in first.conversations] == [row.targets for row in every.conversations]
