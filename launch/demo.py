@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from lavic.config import Seed, dump, flatten, load, parse, settings
 from lavic.errors import ConfigError, LavicError
@@ -34,7 +34,9 @@ DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six 
 
 It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
 HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. The result to
-look for: the right one of ten items is found with the photos' five tokens, and at chance level without them."""
+look for: the right one of ten items is found with the photos' five tokens, and at chance level without them.
+
+With --serve it ends in `lavic serve` on the drawn catalogue: a page to type requests in, until Ctrl-C."""
 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
 """Their versions are in the summary."""
@@ -43,6 +45,9 @@ _SMALL_CATALOGUE = (
     *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
 )
 _GRACE_S = 30.0
+SEARCHED = 200
+"""Candidates of a request to the demo's server: titles do not tell colour and pattern, so that words alone find too
+many."""
 
 
 @settings
@@ -57,6 +62,10 @@ class DemoSettings:
     """Number of processes of the training stages."""
     small: bool = False
     """A few steps of everything, to check that every part runs here; the results mean nothing."""
+    serve: bool = False
+    """Serve the result at the end, with a page to try it, until Ctrl-C."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port of --serve; 0: any that is free."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(summary))
     print(f"\nreport:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
     print(f"journal: mlflow ui --backend-store-uri {shlex.quote(default_store_uri(out))}")
-    return 0
+    return _serve(chosen) if chosen.serve else 0
 
 
 def _check_folder(chosen: DemoSettings) -> None:
@@ -172,6 +181,28 @@ def _recommend(out: Path) -> tuple[str, ...]:
     )
     bundle = str(out / "runs" / "tune" / "bundle")
     return ("recommend", "--bundle", bundle, "--store", str(out / "store"), "--conversation", str(example))
+
+
+def _serve(chosen: DemoSettings) -> int:
+    """Becomes `lavic serve` on the demo's catalogue; signals reach it directly."""
+    out = chosen.out
+    _run(_index(out))
+    argv = (
+        *("serve", "--config", "serve-mini", "--bundle", str(out / "runs" / "tune" / "bundle")),
+        *("--store", str(out / "store"), "--index", str(out / "index"), "--shards", str(out / "shards" / "train")),
+        *("--retrieved", str(SEARCHED), "--port", str(chosen.port)),
+    )
+    print(f"\n$ lavic {shlex.join(argv)}", flush=True)
+    os.execv(sys.executable, [sys.executable, "-m", "lavic", *argv])
+
+
+def _index(out: Path) -> Stage:
+    """`lavic retrieve`, for its index; the same command again is quick."""
+    catalog = out / "catalog"
+    items = (str(catalog / "item2meta_train.json"), str(catalog / "item2meta_valid.jsonl"))
+    lists = ("--conversations", str(catalog / "test.jsonl"), "--out", str(out / "lists"))
+    index = ("--store", str(out / "store"), "--index", str(out / "index"))
+    return Stage("retrieve", ("retrieve", "--config", "retrieve-mini", "--items", *items, *index, *lists))
 
 
 def port(catalog: Path) -> int:

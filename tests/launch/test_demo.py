@@ -4,16 +4,46 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 
 def demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), *more]
     return subprocess.run(words, capture_output=True, text=True, timeout=900, env={**os.environ, "NO_COLOR": "1"})
+
+
+def check_server(out: Path) -> None:
+    """The same demo with --serve finds everything done and ends in a server with a page, products and photos."""
+    words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), "--serve", "--port", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"serving on (http://127\.0\.0\.1:\d+)$", line):
+                break
+        assert found, "".join(lines)[-3000:]
+        with httpx.Client(base_url=found[1], timeout=120, trust_env=False) as client:
+            assert "What are you looking for?" in client.get("/").text
+            answer = client.post("/v1/recommend", json={"conversation": "a red striped mug"})
+            items = answer.json()["items"]
+            assert len(items) == 10 and {item["title"].split()[-1] for item in items} == {"Mug"}
+            for item in items:
+                photo = client.get(item["photo"])
+                assert photo.headers["Content-Type"] == "image/jpeg" and photo.content[:3] == b"\xff\xd8\xff"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.dist
@@ -48,8 +78,7 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
 
     bundle = tmp_path / "demo" / "runs" / "tune" / "bundle" / "bundle.json"
     made = bundle.stat().st_mtime_ns
-    second = demo(tmp_path / "demo")
-    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    check_server(tmp_path / "demo")
     assert bundle.stat().st_mtime_ns == made
     other = demo(tmp_path / "demo", "--seed", "1")
     assert other.returncode == 2 and "a demo that was started with --seed 0 --small" in other.stderr
