@@ -27,7 +27,8 @@ from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
 from lavic.evaluation.baselines import list_order, popularity, repeat_last
 from lavic.evaluation.chat import ChatArm, ChatSettings, run_chat
-from lavic.evaluation.controls import Decode, rank_test_sets
+from lavic.evaluation.model_arms.arms import Decode, ModelRankings, rank_test_sets
+from lavic.evaluation.model_arms.list_orders import order_bias
 from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.predictions import FILE, write_predictions
 from lavic.evaluation.report import sections as report_sections
@@ -99,9 +100,10 @@ class EvaluateSettings:
     """Rankings of other systems, each NAME=FILE: a TREC run, or rows of the released format with `recommended_*` or
     `response_*`, of which FILE@KEY chooses one. NAME@SET=FILE: of another test set than the main one."""
     arms: tuple[ArmName, ...] = ()
-    """The model of --bundle, its controls and baselines; by default lavic, shuffled, before_tuning, list_order and
-    random, without a bundle list_order and random. `popularity` needs --train, `bm25`, `dense` and `chat` need --items,
-    `chat` also --chat.url and --chat.model, `words` and `words_before_tuning` need --words."""
+    """The model of --bundle, its controls and baselines; by default lavic, shuffled, blank, noise, before_tuning,
+    list_order and random, without a bundle list_order and random. `popularity` needs --train, `bm25`, `dense` and
+    `chat` need --items, `chat` also --chat.url and --chat.model, `words` and `words_before_tuning` need --words or
+    --shards with descriptions, `base_photos` needs --shards."""
     candidates: str = "candidates_st"
     """Key of the candidate list to rank."""
     top: PositiveInt | None = None
@@ -111,6 +113,14 @@ class EvaluateSettings:
     decode: Decode = "likelihood"
     """`likelihood` ranks the whole list by the probability of each ID; `generate` generates text and parses the ID from
     it, as the released scripts do, which gives one item and no ranking."""
+    orders: PositiveInt = 1
+    """Number of orders in which a model ranks each list, the file's and random ones; of several, results and report say
+    how much the answers depend on the order."""
+    average_orders: bool = False
+    """Score the mean of a candidate's probabilities over these orders, instead of those in the file's order."""
+    photo_context: PositiveInt | None = None
+    """Longest prompt of the arm `base_photos`, tokens; by default, and at most, the base model's context. A list whose
+    photos do not fit is ranked in groups, whose winners meet again."""
     tokens_per_item: PositiveInt | None = None
     """Number of item tokens per candidate, the first ones; by default as in tuning."""
     train: Path | None = None
@@ -124,9 +134,9 @@ class EvaluateSettings:
     chat: ChatSettings = ChatSettings()
     """The model of the arm `chat`."""
     words: Path | None = None
-    """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}."""
+    """Photos as text, for the `words` arms: a jsonl file of {"id", "look"}; by default the descriptions of --shards."""
     shards: tuple[Path, ...] = ()
-    """Sets of shards with the candidates' photos, for the report's gallery."""
+    """Sets of shards with the candidates' photos, for the report's gallery, `base_photos` and the `words` arms."""
     cache: CacheSettings = CacheSettings()
     """Copies of shards, where `shards` are in an object store."""
     runs: tuple[str, ...] = ()
@@ -195,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return compare.main(argv[1:])
     chosen = resolve(argv)
+    if chosen.average_orders and (chosen.orders == 1 or chosen.decode == "generate"):
+        why = "--orders N, at least 2" if chosen.orders == 1 else "--decode likelihood, which gives probabilities"
+        raise ConfigError(f"--average-orders needs {why}")
     world = DistributedContext.from_env()
     if chosen.dry_run:
         print(f"{dry_run_text(chosen, EvaluationSetup.prepare(chosen))}\n{estimate(chosen)}".rstrip())
@@ -234,7 +247,7 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         if world.is_main:
             made_from = lineage(setup)
             record_lineage(tracker, chosen, setup, made_from)
-        rankings: Rankings = rank_test_sets(
+        ranked = rank_test_sets(
             setup.arms,
             setup.test_sets,
             world,
@@ -242,9 +255,12 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
             tokens_per_batch=chosen.tokens_per_batch,
             dtype=chosen.dtype,
             seed=chosen.seed,
+            orders=chosen.orders,
+            averaged=chosen.average_orders,
         )
         if not world.is_main:
             return 0
+        rankings: Rankings = ranked.rankings
         chat = None
         if "chat" in setup.names:
             chat = ask_chat_model(chosen, setup)
@@ -261,6 +277,7 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         write_predictions(chosen.out / FILE, setup.test_sets, rankings, chosen.cluster)
         write_exchange_files(chosen.out, setup.test_sets, rankings, title=setup.title, text=setup.text)
         results = compute_results(chosen, setup, rankings)
+        add_model_arms(results, chosen, setup, ranked)
         if chat is not None:
             results["chat"] = chat.as_dict(setup.test_sets)
         results["lineage"] = made_from
@@ -276,6 +293,19 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
     print(results_table(results))
     print(f"\n{chosen.out / 'report.html'}")
     return 0
+
+
+def add_model_arms(
+    results: dict[str, Any], chosen: EvaluateSettings, setup: EvaluationSetup, ranked: ModelRankings
+) -> None:
+    """Adds what the order of the lists does, by test set and arm, and how lists were ranked in groups."""
+    for test_set in setup.test_sets:
+        if by_arm := ranked.orders[test_set.name]:
+            results["sets"][test_set.name]["order"] = {
+                arm: order_bias(test_set, lists, chosen.seed) for arm, lists in by_arm.items()
+            }
+    if ranked.groups:
+        results["groups"] = ranked.groups
 
 
 def ask_chat_model(chosen: EvaluateSettings, setup: EvaluationSetup) -> ChatArm:

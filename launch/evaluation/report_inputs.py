@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,30 @@ def shelf(
         return None
 
     return photo
+
+
+def described(
+    folders: Sequence[Path], store: ItemStore, items: Iterable[str], cache: CacheSettings | None = None
+) -> dict[str, str]:
+    """Item -> the description of the photo that its tokens were made of; an item without one is not in it.
+
+    Args:
+        folders: Of sets of shards, paths or addresses.
+        store: Says which photo is an item's.
+        items: Those that are wanted; in the store.
+        cache: Where copies of a set in an object store are.
+
+    Raises:
+        DataError: A folder is not a whole set of shards.
+    """
+    sets = [ShardDataset(folder, cache=cache) for folder in folders]
+    texts = {}
+    for item in items:
+        for data in sets:
+            if (number := data.index.find_stored(store.key(item))) is not None and (text := data[number].text.strip()):
+                texts[item] = " ".join(text.split())
+                break
+    return texts
 
 
 @dataclass

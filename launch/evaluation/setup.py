@@ -15,12 +15,12 @@ from lavic.endpoint.settings import require_endpoint
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.baselines import count_targets
-from lavic.evaluation.controls import Arm
+from lavic.evaluation.model_arms.arms import Arm
 from lavic.evaluation.other_runs import read_other_run
 from lavic.evaluation.report.sections import readable
 from lavic.evaluation.test_set import TestSet
 from lavic.evaluation.text_arms import read_candidate_texts
-from lavic.launch.evaluation.report_inputs import TrainingSections, read_runs, shelf
+from lavic.launch.evaluation.report_inputs import TrainingSections, described, read_runs, shelf
 
 if TYPE_CHECKING:
     from lavic.launch.evaluate import EvaluateSettings
@@ -28,21 +28,32 @@ if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
     from lavic.recommend.ranked_list import RankedList
 
-ModelArm = Literal["lavic", "shuffled", "before_tuning", "words", "words_before_tuning"]
-"""An arm that ranks with the model of --bundle."""
+ModelArm = Literal[
+    "lavic",
+    "shuffled",
+    "blank",
+    "noise",
+    "words",
+    "before_tuning",
+    "base_titles",
+    "words_before_tuning",
+    "base_photos",
+]
+"""An arm that ranks with the model of --bundle, or with its base model."""
+CONTROLS: tuple[ModelArm, ...] = ("shuffled", "blank", "noise")
+"""The tuned model, shown tokens that tell nothing of the candidate that they stand behind."""
 TextArm = Literal["chat", "bm25", "dense", "popularity", "repeat_last", "list_order", "random"]
 """An arm that needs no bundle."""
 ArmName = ModelArm | TextArm
 
-DEFAULT_ARMS: tuple[ArmName, ...] = ("lavic", "shuffled", "before_tuning", "list_order", "random")
+DEFAULT_ARMS: tuple[ArmName, ...] = ("lavic", *CONTROLS, "before_tuning", "list_order", "random")
 """With a bundle."""
 DEFAULT_TEXT_ARMS: tuple[ArmName, ...] = ("list_order", "random")
 """Without one."""
 
 NEEDS: Mapping[str, str] = {
     "popularity": "train",
-    "words": "words",
-    "words_before_tuning": "words",
+    "base_photos": "shards",
     "bm25": "items",
     "dense": "items",
     "chat": "items",
@@ -53,7 +64,11 @@ LABELS: Mapping[str, tuple[str, str]] = {
     "lavic": ("LaViC", "five tokens of each photo"),
     "titles": ("Titles only", "tuned without photo tokens"),
     "shuffled": ("Tokens shuffled", "each candidate has the tokens of another photo"),
+    "blank": ("Tokens blank", "each candidate has the mean tokens of all candidates"),
+    "noise": ("Tokens noise", "each candidate has random tokens of the same mean and spread"),
     "before_tuning": ("Before stage 2", "the same tokens, the base language model"),
+    "base_titles": ("Base model, titles", "the base language model without tokens"),
+    "base_photos": ("Base model, photos", "all image tokens of each photo, no adapter"),
     "words": ("Photos as text", "a description instead of the tokens"),
     "words_before_tuning": ("Photos as text, before stage 2", "the base language model"),
     "bm25": ("BM25", "words of the conversation in the candidate's catalogue text"),
@@ -65,6 +80,9 @@ LABELS: Mapping[str, tuple[str, str]] = {
     RANDOM: ("Random order", "exact expectation and interval"),
 }
 """Arm -> its label and a note."""
+
+WORDS = frozenset({"words", "words_before_tuning"})
+"""Arms that read the photos as text."""
 
 COMPARED: Mapping[str, str] = {"text_only": "Titles only", "undistilled": "Without stage 1"}
 """Labels of common names of --compare; other names are their own labels."""
@@ -122,8 +140,7 @@ class EvaluationSetup:
             require_endpoint(chosen.chat, "--chat")
             if chosen.chat.photos and not chosen.shards:
                 raise ConfigError("--chat.photos needs --shards, the sets with the candidates' photos")
-        words = read_looks(chosen.words) if chosen.words else None
-        bundles = _Bundles.open(chosen, names, words) if chosen.bundle else None
+        bundles = _Bundles.open(chosen, names) if chosen.bundle else None
         arms = bundles.arms if bundles else []
         # First the models, in the order in which they are ranked; then the others, as they were named.
         text = tuple(name for name in names if name in get_args(TextArm))
@@ -144,12 +161,17 @@ class EvaluationSetup:
         stores = list({arm.store.folder: arm.store for arm in arms}.values())
         test_sets = _read_test_sets(chosen, stores)
         by_name = {test_set.name: test_set for test_set in test_sets}
-        if words is not None and {"words", "words_before_tuning"} & set(names):
-            _check_words(words, chosen.words, test_sets)
+        store = bundles.store if bundles else None
+        if store is not None and WORDS & set(names):
+            words = _read_words(chosen, store, test_sets)
+            arms = [replace(arm, texts=words) if arm.name in WORDS else arm for arm in arms]
+        photo = shelf(chosen.shards, store, chosen.cache)
+        if any(arm.shown == "photos" for arm in arms):
+            _check_photos(photo, test_sets)
+            arms = [replace(arm, photo=photo) if arm.shown == "photos" else arm for arm in arms]
         target_counts = None
         if chosen.train and "popularity" in names:
             target_counts = count_targets(c.targets for c in read_conversations(chosen.train))
-        store = bundles.store if bundles else None
         return cls(
             test_sets=test_sets,
             names=ordered,
@@ -163,7 +185,7 @@ class EvaluationSetup:
             store=store,
             texts=read_candidate_texts(chosen.items, test_sets, chosen.text.fields) if chosen.items else {},
             target_counts=target_counts,
-            photo=shelf(chosen.shards, store, chosen.cache),
+            photo=photo,
             training=read_runs([named(text) for text in chosen.runs]),
         )
 
@@ -240,7 +262,7 @@ class _Bundles:
     store: ItemStore
 
     @classmethod
-    def open(cls, chosen: EvaluateSettings, names: Sequence[str], words: Mapping[str, str] | None) -> _Bundles:
+    def open(cls, chosen: EvaluateSettings, names: Sequence[str]) -> _Bundles:
         """Opens the main bundle and those of --compare."""
         from lavic.model.bundle import BundleInfo
         from lavic.model.item_store import ItemStore
@@ -251,8 +273,8 @@ class _Bundles:
         base = chosen.model.name
         info.check_adapters(chosen.bundle)
         info.base_model(chosen.bundle, base)
-        names = [arm for arm in names if arm != "shuffled" or info.tokens == "items"]
-        if info.language_adapter is None and {"lavic", "shuffled"} & set(names):
+        names = [arm for arm in names if arm not in CONTROLS or info.tokens == "items"]
+        if info.language_adapter is None and {"lavic", *CONTROLS} & set(names):
             raise ConfigError(
                 f"--bundle {chosen.bundle}: a stage-1 bundle, it holds no language adapter: run `lavic tune` first, or "
                 "evaluate without one: --arms before_tuning random"
@@ -260,10 +282,16 @@ class _Bundles:
         first = Arm(name="lavic", bundle=chosen.bundle, store=store, base=base, tokens_per_item=chosen.tokens_per_item)
         variants = {
             "lavic": first,
-            "shuffled": replace(first, name="shuffled", shuffled=True),
-            "words": replace(first, name="words", words=words),
+            "shuffled": replace(first, name="shuffled", shown="shuffled"),
+            "blank": replace(first, name="blank", shown="blank"),
+            "noise": replace(first, name="noise", shown="noise"),
+            "words": replace(first, name="words", shown="text"),
             "before_tuning": replace(first, name="before_tuning", language=False),
-            "words_before_tuning": replace(first, name="words_before_tuning", language=False, words=words),
+            "base_titles": replace(first, name="base_titles", language=False, shown="text"),
+            "words_before_tuning": replace(first, name="words_before_tuning", language=False, shown="text"),
+            "base_photos": replace(
+                first, name="base_photos", language=False, shown="photos", context=chosen.photo_context
+            ),
         }
         # Arms with the same weights are consecutive, so that each model is loaded once.
         arms = [arm for name, arm in variants.items() if name in names]
@@ -347,12 +375,40 @@ def _read_compare(text: str, main: Arm, main_info: BundleInfo, *, taken: Collect
     return Arm(name=name, bundle=Path(folder), store=store, base=base), note
 
 
-def _check_words(words: Mapping[str, str], path: Path | None, test_sets: Iterable[TestSet]) -> None:
-    """Refuses a file without the text of a listed target."""
+def _read_words(chosen: EvaluateSettings, store: ItemStore, test_sets: Iterable[TestSet]) -> dict[str, str]:
+    """Photos as text: those of --words, else the descriptions beside --shards.
+
+    Raises:
+        ConfigError: There is neither.
+        DataError: A listed target has no text.
+    """
+    items = {item for test_set in test_sets for listed in test_set.lists for item in listed}
+    if chosen.words is not None:
+        words, place, missing = read_looks(chosen.words), str(chosen.words), "look"
+    elif chosen.shards:
+        words = described(chosen.shards, store, items, chosen.cache)
+        place, missing = ", ".join(map(str, chosen.shards)), "description"
+    else:
+        raise ConfigError("--arms words needs --words FILE, or --shards with the descriptions of `lavic describe`")
     for test_set in test_sets:
         for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True):
             if absent := [item for item in conversation.targets if item in listed and item not in words]:
                 raise DataError(
-                    f"{path}: no look of {absent[0]}, the target of {conversation.place}: add the looks of all "
-                    "candidates, or omit the arms `words` and `words_before_tuning`"
+                    f"{place}: no {missing} of {absent[0]}, the target of {conversation.place}: add the {missing}s of "
+                    "all candidates, or omit the arms `words` and `words_before_tuning`"
                 )
+    return words
+
+
+def _check_photos(photo: Callable[[str], bytes | None], test_sets: Iterable[TestSet]) -> None:
+    """Refuses a list with a candidate whose photo is in no set, before a model is loaded."""
+    known: set[str] = set()
+    for test_set in test_sets:
+        for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True):
+            for item in listed:
+                if item not in known and photo(item) is None:
+                    raise DataError(
+                        f"{conversation.place}: no photo of the candidate {item} is in --shards: name the sets that "
+                        "the store was made of, or omit the arm `base_photos`"
+                    )
+                known.add(item)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
     """What an evaluation would rank."""
-    models = len({(arm.bundle, arm.language) for arm in setup.arms})
+    models = len({arm.weights for arm in setup.arms})
     lines = []
     if setup.info is not None and setup.store is not None:
         lines += [f"base model  {setup.info.base}", f"item store  {chosen.store}, {len(setup.store):,} items"]
@@ -30,7 +30,7 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
         size = f"{min(lists)} to {max(lists)}" if min(lists) < max(lists) else f"{lists[0]}"
         left_out = _left_out(test_set.left_out)
         lines.append(f"{test_set.name:<12}{len(test_set):,} conversations, {size} candidates each{left_out}")
-    rankings = sum(len(test_set) for test_set in setup.test_sets) * len(setup.arms)
+    rankings = sum(len(test_set) for test_set in setup.test_sets) * len(setup.arms) * chosen.orders
     return "\n".join([*lines, f"rankings    {rankings:,} by a model; results would be written to {chosen.out}"])
 
 

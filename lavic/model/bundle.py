@@ -230,6 +230,7 @@ class Bundle:
         vision: bool = False,
         language: bool = True,
         merge: bool = True,
+        adapted: bool = True,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         base: str | None = None,
     ) -> Bundle:
@@ -241,6 +242,7 @@ class Bundle:
             vision: Load the vision tower too; ready item tokens need only the projector.
             language: False leaves the language adapter out: the model before stage 2.
             merge: False keeps the language adapter beside the weights, where `lora.adapter_off` can leave it out.
+            adapted: False leaves both adapters out: the base model.
             dtype: Of the weights.
             base: Folder or Hugging Face name of the base model, where it is not the recorded one.
 
@@ -253,9 +255,9 @@ class Bundle:
         info.check_adapters(folder)
         model = replace(info.base_model(folder, base), dtype=dtype)
         backbone = Backbone.load(model, device, vision=vision, chat=info.chat_format)
-        if info.vision_adapter:
+        if info.vision_adapter and adapted:
             lora.apply_adapter(backbone, folder / "vision_adapter", "vision")
-        if info.language_adapter and language:
+        if info.language_adapter and language and adapted:
             lora.apply_adapter(backbone, folder / "language_adapter", "language", merge=merge)
         return cls(backbone, info, merge)
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.model.inputs.token_loss import unwrap_peft
-from lavic.model.tiling import Grid
+from lavic.model.tiling import Geometry, Grid
 
 
 def cls_tokens(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
@@ -84,3 +84,18 @@ def all_tokens(
         lines = torch.cat([grid, ends], dim=2).flatten(1).T
         packed.append(torch.cat([photo[0], lines]))
     return packed
+
+
+def count_patch_tokens(geometry: Geometry, size: tuple[int, int]) -> int:
+    """How many patch tokens `all_tokens` gives for a photo of (width, height) `size`."""
+    side = geometry.size // geometry.patch
+    width, height = size
+    rows, columns = geometry.grid(size)
+    grid = unpad_image(torch.empty(1, rows * side, columns * side, device="meta"), (height, width))
+    return side**2 + grid.shape[1] * (grid.shape[2] + 1)
+
+
+def most_patch_tokens(geometry: Geometry) -> int:
+    """The most patch tokens that `all_tokens` gives for a photo of any shape."""
+    side = geometry.size // geometry.patch
+    return side**2 + max(rows * side * (columns * side + 1) for rows, columns in geometry.grids)

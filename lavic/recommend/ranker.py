@@ -23,8 +23,8 @@ from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
 from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
-from lavic.model.visual_tokens import project
 from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
+from lavic.recommend.token_source import StoredTokens, TokenSource
 
 MAX_NEW_TOKENS = 16
 """Maximum length of a generated answer, in tokens: an id and a word or two before it."""
@@ -67,6 +67,8 @@ class Ranker:
         store: Titles and item tokens of every candidate.
         tokens_per_batch: Maximum tokens of a batch, padding included. Results do not depend on it.
         tokens_per_item: Number of item tokens per candidate (the first ones); None: as in tuning.
+        tokens: Shown behind the titles instead of the store's, whether the bundle was tuned with item tokens or not.
+        max_length: Longest prompt, tokens; None: as in tuning.
 
     Raises:
         DataError: The store was not made for this bundle.
@@ -79,9 +81,15 @@ class Ranker:
         *,
         tokens_per_batch: int = 8192,
         tokens_per_item: int | None = None,
+        tokens: TokenSource | None = None,
+        max_length: int | None = None,
     ) -> None:
         bundle.check_store(store)
         self.tokens_per_item = tokens_per_item or bundle.info.tokens_per_item
+        self.max_length = max_length or bundle.info.max_length
+        self.tokens = tokens
+        if tokens is None and bundle.info.tokens == "items":
+            self.tokens = StoredTokens(bundle.backbone.model, store, self.tokens_per_item)
         self.bundle, self.store, self.tokens_per_batch = bundle, store, tokens_per_batch
         self.encoder = bundle.backbone.encoder
         self.device = bundle.backbone.device
@@ -137,18 +145,15 @@ class Ranker:
                 f"in the item store {self.store.folder}: embed its photo, or remove it from the list"
             )
         texts, tokens_of = request.texts or {}, request.tokens_of or {}
-        with_tokens = request.texts is None and self.bundle.info.tokens == "items"
+        shown = self.tokens if request.texts is None else None
         listed = [prompts.Candidate(item, self.store.title(item), texts.get(item)) for item in candidates]
         none = self.bundle.info.none
         targets = [self.encoder.target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
         prompt = self.encoder.recommendation(
             conversation,
             listed,
-            photo_tokens=[
-                self.store.count(tokens_of.get(item, item), self.tokens_per_item) if with_tokens else 0
-                for item in candidates
-            ],
-            max_length=self.bundle.info.max_length,
+            photo_tokens=[shown.count(tokens_of.get(item, item)) if shown else 0 for item in candidates],
+            max_length=self.max_length,
             reserve=max((len(target) for target in targets), default=0),
             none=none,
         )
@@ -228,7 +233,7 @@ class Ranker:
 
     def _image_features(self, batch: Sequence[EncodedRequest]) -> torch.Tensor | None:
         """[n, d_text] projected item tokens for all image tokens of the batch, in order."""
-        if self.bundle.info.tokens == "none":
+        if self.tokens is None:
             return None
         items = [
             (encoded.request.tokens_of or {}).get(item, item)
@@ -239,9 +244,7 @@ class Ranker:
         if not items:
             return None
         distinct = list(dict.fromkeys(items))  # an item of several lists is projected once
-        tokens = project(self.bundle.backbone.model, self.store.tokens(distinct, self.tokens_per_item).to(self.device))
-        counts = [self.store.count(item, self.tokens_per_item) for item in distinct]
-        rows = dict(zip(distinct, tokens.split(counts), strict=True))
+        rows = dict(zip(distinct, self.tokens.features(distinct), strict=True))
         return torch.cat([rows[item] for item in items])
 
 

@@ -149,7 +149,7 @@ def test_a_dry_run_checks_the_inputs_and_writes_nothing(ground: Ground, tmp_path
     text = capsys.readouterr().out
     assert f"odd         {len(rows) - 1} conversations, " in text
     assert "left out: 1 conversations without target; left out: 1 candidates not in store" in text
-    assert f"rankings    {3 * (len(rows) - 1)} by a model" in text  # lavic, shuffled and before_tuning
+    assert f"rankings    {5 * (len(rows) - 1)} by a model" in text  # lavic, three controls, before_tuning
     with pytest.raises(DataError, match=r"odd\.jsonl:1: candidate B0NOWHERE0 of 11 is not in the item store"):
         evaluate.main([*map(str, words), "--test", str(tmp_path / "odd.jsonl")])
     assert not (tmp_path / "out").exists()

@@ -21,9 +21,9 @@ from lavic.model.inputs.label_mask import IGNORED
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
-from lavic.model.visual_tokens import all_tokens
+from lavic.model.visual_tokens import all_tokens, count_patch_tokens
 from lavic.train.config import LoopSettings
-from lavic.train.distillation.dataset import DistillDataset, count_patch_tokens
+from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.input.data_loader import TrainDataLoader
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from lavic.errors import DataError
 from lavic.model.inputs.label_mask import Batch, Example, collate
 from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.tiling import Geometry, Grid
+from lavic.model.visual_tokens import count_patch_tokens
 from lavic.train.input.collate import Order, TextBatch, collate_text
 from lavic.train.input.length_table import LengthTable
 
@@ -65,15 +65,6 @@ class PhotoBatch(TextBatch):
         teacher_text = None if self.teacher_text is None else self.teacher_text.to(device)
         views = self.views.to(device, non_blocking=True)
         return replace(self, text=self.text.to(device), views=views, teacher_text=teacher_text)
-
-
-def count_patch_tokens(geometry: Geometry, size: tuple[int, int]) -> int:
-    """How many patch tokens `all_tokens` gives for a photo of (width, height) `size`."""
-    side = geometry.size // geometry.patch
-    width, height = size
-    rows, columns = geometry.grid(size)
-    grid = unpad_image(torch.empty(1, rows * side, columns * side, device="meta"), (height, width))
-    return side**2 + grid.shape[1] * (grid.shape[2] + 1)
 
 
 class DistillDataset:

@@ -1,0 +1,49 @@
+"""What stands behind a candidate's title in a prompt: where a ranker gets each candidate's tokens from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from lavic.model.item_store import ItemStore
+from lavic.model.visual_tokens import project
+
+
+class TokenSource(Protocol):
+    """Tokens of items for prompts."""
+
+    def count(self, item: str) -> int:
+        """Tokens of an item."""
+        ...
+
+    def features(self, items: Sequence[str]) -> list[torch.Tensor]:
+        """The tokens of distinct items in the language model's space, each [count, d_text]."""
+        ...
+
+
+class StoredTokens:
+    """The item tokens of a store, projected.
+
+    Args:
+        model: A LlavaNext model, wrapped by PEFT or not.
+        store: Holds the items.
+        most: Number of tokens per item, the first ones; None: all.
+    """
+
+    def __init__(self, model: nn.Module, store: ItemStore, most: int | None = None) -> None:
+        self.model, self.store, self.most = model, store, most
+
+    def count(self, item: str) -> int:
+        return self.store.count(item, self.most)
+
+    def raw(self, items: Sequence[str]) -> torch.Tensor:
+        """The tokens of items before the projector, one after the other, [tokens, d_vision]."""
+        return self.store.tokens(items, self.most)
+
+    def features(self, items: Sequence[str]) -> list[torch.Tensor]:
+        device = next(self.model.parameters()).device
+        projected = project(self.model, self.raw(items).to(device))
+        return list(projected.split([self.count(item) for item in items]))
