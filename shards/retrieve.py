@@ -22,6 +22,7 @@ from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, prep
 from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest
 from lavic.recommend.retrieval.recall import recall
+from lavic.recommend.retrieval.vectors.approximate import searches_as
 from lavic.shards.retrieval.methods import builders
 from lavic.shards.retrieval.output import count_targets, recall_table, write_conversations, write_run
 from lavic.shards.retrieval.search_work import Run, run_here, search_all
@@ -186,7 +187,7 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
                 counts=rows.counts,
             )
         _print_index(chosen.index, manifest)
-        return add_methods(chosen.index, manifest, builders(chosen, make), before)
+        return add_methods(chosen.index, manifest, builders(chosen, make), before, approximate=chosen.approximate)
 
 
 def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
@@ -198,7 +199,9 @@ def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
         manifest.text == as_recorded(flatten(chosen.text)) and manifest.files == files_state(chosen.items, chosen.store)
     )
     made = all(
-        builder.name in manifest.methods and manifest.methods[builder.name].settings == as_recorded(builder.settings)
+        (record := manifest.methods.get(builder.name)) is not None
+        and record.settings == as_recorded(builder.settings)
+        and (record.kind == "bm25" or searches_as(record, chosen.approximate))
         for builder in builders(chosen)
     )
     return manifest if same and manifest.files and made else None

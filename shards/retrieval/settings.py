@@ -14,6 +14,7 @@ from lavic.distributed.ray_session import RaySettings
 from lavic.endpoint.settings import EndpointSettings
 from lavic.recommend.retrieval.bm25.build import Bm25Settings
 from lavic.recommend.retrieval.catalogue import TextSettings
+from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.tracking.settings import TrackingSettings
 
@@ -52,6 +53,8 @@ class RetrieveSettings:
     """Search by meaning."""
     endpoint: EndpointSettings = EndpointSettings()
     """Search by embeddings of an OpenAI-compatible server."""
+    approximate: ApproximateSettings = ApproximateSettings()
+    """Approximate search among vectors, for large catalogues."""
     max_characters: PositiveInt = 24_000
     """Longest text that is sent to the server; its model may allow fewer tokens. A query keeps its last turn."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -18,6 +18,7 @@ import numpy as np
 from lavic.errors import ConfigError, DataError
 from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord
+from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, with_approximate
 from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
 from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
@@ -165,7 +166,12 @@ def prepare_index(
 
 
 def add_methods(
-    folder: Path, manifest: IndexManifest, builders: Iterable[MethodBuilder], before: IndexManifest | None = None
+    folder: Path,
+    manifest: IndexManifest,
+    builders: Iterable[MethodBuilder],
+    before: IndexManifest | None = None,
+    *,
+    approximate: ApproximateSettings | None = None,
 ) -> IndexManifest:
     """Makes the methods that an index lacks.
 
@@ -174,6 +180,7 @@ def add_methods(
         manifest: By `prepare_index`.
         builders: Of the methods that are wanted.
         before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
+        approximate: How to search among vectors; None leaves that as it stands.
 
     Raises:
         DataError: The index has a method with other settings, or one that there is no builder for while it grows.
@@ -187,9 +194,12 @@ def add_methods(
         for record in (manifest.methods.get(name), smaller):
             if record is not None and (changed := _changed(record.settings, builder.settings)):
                 raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
-        if name in manifest.methods:
+        standing = manifest.methods.get(name)
+        record = standing or builder.build(folder, table, smaller)
+        if approximate is not None and record.kind == "vectors":
+            record = with_approximate(folder, record, approximate, table.rank)
+        if record == standing:
             continue
-        record = builder.build(folder, table, smaller)
         manifest = replace(manifest, methods={**manifest.methods, name: record})
         if before is None:
             manifest.write(folder)

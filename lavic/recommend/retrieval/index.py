@@ -14,6 +14,7 @@ from lavic.recommend.retrieval.hits import Hits
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import IndexManifest, Shard
 from lavic.recommend.retrieval.query import plain
+from lavic.recommend.retrieval.vectors.approximate import Approximate
 from lavic.recommend.retrieval.vectors.chunks import VectorFiles
 from lavic.recommend.retrieval.vectors.search import VectorSearch
 
@@ -52,7 +53,8 @@ class RetrievalIndex:
             if record.kind == "bm25":
                 self._bm25[name] = Bm25Search(folder, record, self.table.rank, shard)
             else:
-                self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank)
+                near = Approximate(folder, record.approximate, shard) if record.approximate else None
+                self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank, near)
 
     @classmethod
     def open(cls, folder: str | Path, *, shard: Shard = (0, 1)) -> RetrievalIndex:

@@ -1,14 +1,195 @@
-"""Approximate search by FAISS."""
+"""Approximate search by FAISS, measured against the exact one when it is made.
+
+FAISS proposes rows, with vectors that it keeps in its own, smaller form; their scores are computed again from the
+vectors. Its files are mapped.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, PositiveInt
+
+from lavic.config import flatten, settings
+from lavic.errors import ConfigError, DataError, LaunchError, first_line
+from lavic.recommend.retrieval.manifest import MethodRecord, Shard
+from lavic.recommend.retrieval.vectors.chunks import VectorFiles
+from lavic.storage.atomic import atomic_open
+from lavic.storage.checksummed_json import digest_json
+
+AUTO = "auto"
+_SAMPLE = 128
+"""Items whose vectors are the queries that recall is measured with."""
+_TRAINING = 100
+"""Vectors for each list of an inverted file, at most, that its centres are made from."""
 
 
-class Approximate(Protocol):
+@settings
+class ApproximateSettings:
+    """Approximate search among vectors."""
+
+    index: str | None = None
+    """None searches exactly. `auto` for an inverted file of a size that fits the catalogue, or an index in the words of
+    FAISS's index_factory, such as IVF4096,SQ8 or HNSW32,SQ8."""
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of the exact search's items to be found: the smallest effort (nprobe, efSearch) that reaches it with a
+    sample of the items as queries is chosen and recorded with what it reached."""
+    k: PositiveInt = 100
+    """Length of the lists that recall is measured with."""
+    part_rows: PositiveInt = 1 << 20
+    """Items of a file."""
+
+
+def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSettings, rank: np.ndarray) -> MethodRecord:
+    """A method's record with the approximate search that is wanted; it is made if it does not stand.
+
+    Args:
+        folder: The index.
+        record: Of a method with vectors, all of whose files stand.
+        chosen: What is wanted.
+        rank: Place of each row's id in the order of ids.
+
+    Raises:
+        ConfigError: FAISS does not know such an index.
+        LaunchError: It is not installed.
+    """
+    if searches_as(record, chosen):
+        return record
+    if chosen.index is None:
+        return replace(record, approximate=None)
+    recorded = flatten(chosen)
+    vectors = VectorFiles(folder, record)
+    source = digest_json({"files": [file.source for file in record.files], "settings": recorded})
+    files = []
+    for number, start in enumerate(range(0, len(vectors), chosen.part_rows)):
+        rows = min(chosen.part_rows, len(vectors) - start)
+        path = folder / f"{record.files[0].name.partition('-')[0]}-near-{number:05d}-{source[:16]}.faiss"
+        if not path.is_file():
+            _write(path, vectors, start, rows, chosen.index)
+        files.append({"name": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
+    made = {"settings": recorded, "files": files, "effort": 1}
+    return replace(record, approximate={**made, **_measure(folder, vectors, made, chosen, rank)})
+
+
+def searches_as(record: MethodRecord, chosen: ApproximateSettings) -> bool:
+    """Whether a method is already searched as it is wanted."""
+    if record.approximate is None or chosen.index is None:
+        return record.approximate is None and chosen.index is None
+    return bool(record.approximate["settings"] == flatten(chosen))
+
+
+class Approximate:
     """Finds rows that are likely among the best of a query."""
+
+    def __init__(self, folder: Path, made: Mapping[str, Any], shard: Shard = (0, 1)) -> None:
+        """Maps the files.
+
+        Args:
+            folder: The index.
+            made: Of a method's record.
+            shard: Which part of the index.
+
+        Raises:
+            DataError: A file is missing or cut short.
+        """
+        part, parts = shard
+        count = len(made["files"])
+        self._indexes = [
+            (file["start"], _open(folder / file["name"], file["bytes"]))
+            for file in made["files"][part * count // parts : (part + 1) * count // parts]
+        ]
+        self.effort = int(made["effort"])
 
     def near(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """Rows among which most of the k best are: int64 [some] for each query, [queries, width]."""
+        faiss = _faiss()
+        most = k + k // 2 + 10  # some of them have changed places: FAISS's scores are of shortened numbers
+        found = [np.zeros((len(queries), 0), np.int64)]
+        for start, index in self._indexes:
+            if _is_inverted(index):
+                faiss.extract_index_ivf(index).nprobe = self.effort
+            elif hasattr(index, "hnsw"):
+                index.hnsw.efSearch = max(self.effort, most)
+            _, rows = index.search(np.ascontiguousarray(queries), min(most, index.ntotal))
+            found.append(np.where(rows >= 0, rows + start, -1))
+        rows = np.concatenate(found, axis=1)
+        return [some[some >= 0] for some in rows]
+
+
+def _write(path: Path, vectors: VectorFiles, start: int, rows: int, name: str) -> None:
+    faiss = _faiss()
+    lists = max(1, min(int(4 * rows**0.5), rows // 39))  # 39: FAISS's own least
+    words = f"IVF{lists},SQ8" if name == AUTO else name
+    try:
+        index = faiss.index_factory(vectors.width, words, faiss.METRIC_INNER_PRODUCT)
+        count = min(rows, _TRAINING * _lists(index, lists))
+        index.train(vectors.rows(start + np.arange(count) * rows // count))
+        for first in range(start, start + rows, 1 << 16):
+            index.add(vectors.rows(np.arange(first, min(first + (1 << 16), start + rows))))
+    except RuntimeError as error:
+        raise ConfigError(f"--approximate.index {name}: {first_line(error)}") from None
+    with atomic_open(path) as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def _lists(index: Any, default: int) -> int:
+    return int(_faiss().extract_index_ivf(index).nlist) if _is_inverted(index) else default
+
+
+def _is_inverted(index: Any) -> bool:
+    return _faiss().try_extract_index_ivf(index) is not None
+
+
+def _open(path: Path, size: int) -> Any:
+    faiss = _faiss()
+    try:
+        if path.stat().st_size != size:
+            raise DataError(f"{path}: cut short: remove this file and run the same `lavic retrieve` again")
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+        index = faiss.read_index(str(path), flags)
+        return index if _is_inverted(index) else faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing: run the same `lavic retrieve` again to make it") from None
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def _measure(
+    folder: Path, vectors: VectorFiles, made: Mapping[str, Any], chosen: ApproximateSettings, rank: np.ndarray
+) -> dict[str, Any]:
+    """The smallest effort that reaches the wanted recall, and what each reached."""
+    from lavic.recommend.retrieval.vectors.search import VectorSearch
+
+    queries = vectors.rows(np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(np.int64))
+    k = [chosen.k] * len(queries)
+    exact = VectorSearch(vectors, rank).search(queries, k)
+    approximate = Approximate(folder, made)
+    reached: dict[str, float] = {}
+    effort = 1
+    while True:
+        approximate.effort = effort
+        rows = VectorSearch(vectors, rank, approximate).search(queries, k)
+        reached[str(effort)] = round(_recall(exact, rows), 4)
+        if reached[str(effort)] >= chosen.recall or effort >= 1 << 14:
+            break
+        effort *= 2
+    return {"effort": effort, "recall": reached[str(effort)], "recall_by_effort": reached, "k": chosen.k}
+
+
+def _recall(exact: Sequence[tuple[np.ndarray, np.ndarray]], other: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of the exact search's rows that the other found."""
+    wanted = sum(len(rows) for rows, _ in exact)
+    same = sum(len(np.intersect1d(a, b)) for (a, _), (b, _) in zip(exact, other, strict=True))
+    return same / wanted if wanted else 1.0
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise LaunchError(f"approximate search needs pip install 'lavic[retrieve]' ({error})") from None
+    return faiss

@@ -167,15 +167,20 @@ class VectorFiles:
         Args:
             folder: The index.
             record: Of the method.
-            shard: Which part of the index.
+            shard: Which part of the index `blocks` yields.
 
         Raises:
             DataError: A file is missing, cut short, or of another index.
         """
         self._chunks: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for start, file in record.rows_of(shard):
+        for start, file in record.rows_of():
             arrays = open_array_file(folder / file.name, KIND, file.source)
             self._chunks.append((start, arrays["vectors"], arrays["empty"]))
+        first = record.rows_of(shard)
+        self._shard = range(len(self._chunks))
+        if shard != (0, 1):
+            places = {start: place for place, (start, _, _) in enumerate(self._chunks)}
+            self._shard = range(places[first[0][0]], places[first[-1][0]] + 1) if first else range(0)
         self.width = record.width
         self._starts = np.array([start for start, _, _ in self._chunks])
 
@@ -184,7 +189,8 @@ class VectorFiles:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """First row, vectors float32 [n, width], and places of the rows without one, of each file."""
-        for start, vectors, empty in self._chunks:
+        for place in self._shard:
+            start, vectors, empty = self._chunks[place]
             if vectors.shape[1] == self.width:
                 yield start, vectors, empty
 
