@@ -110,6 +110,8 @@ preflight() {
 
 run_ranks() {
   local ranks=$RANKS_PER_NODE
+  # A task of an array: each reads files of its own.
+  if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then set -- "${@//@TASK@/$SLURM_ARRAY_TASK_ID}"; fi
   preflight ranks "$@"
   case ${1:-} in
     preflight) finish 0 ;;

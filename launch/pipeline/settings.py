@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, PositiveInt, field_validator
 
 from lavic.cli import command_module
-from lavic.config import parse_values, settings
+from lavic.config import Seed, parse_values, settings
 from lavic.config.cli_args import absolute, absolute_pattern, to_args
 from lavic.config.loader import value_at
 from lavic.config.schema import Keys, Schema
@@ -104,6 +104,20 @@ class StageSettings:
 
 
 @settings
+class SweepSettings:
+    """Stage 2 and evaluation once for each category, candidate list and seed; the other stages once."""
+
+    categories: tuple[str, ...] = ()
+    """Each stands for `{category}` in the files of `conversations`."""
+    candidates: tuple[str, ...] = ()
+    """Keys of the candidate lists, such as [candidates_st, candidates_gpt_large]."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Seeds of stage 2."""
+    at_once: PositiveInt | None = None
+    """Most tasks of an array that run at once; by default as many as SLURM starts."""
+
+
+@settings
 class SlurmSettings:
     """SLURM settings of all jobs."""
 
@@ -145,6 +159,8 @@ class PipelineSettings:
     """`lavic tune`."""
     evaluate: StageSettings = StageSettings(gpus=8, cpus=64, time="12:00:00")
     """`lavic evaluate`."""
+    sweep: SweepSettings = SweepSettings()
+    """Stage 2 and evaluation as arrays, for several categories, candidate lists and seeds."""
     slurm: SlurmSettings = SlurmSettings()
     """SLURM settings of all jobs."""
     tracking: TrackingSettings = TrackingSettings()

@@ -169,6 +169,21 @@ def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     return {**forgotten, **accounted, **queued}
 
 
+def task_states(ids: Iterable[str]) -> dict[str, JobState]:
+    """The states of tasks of arrays, by id as `123_4`; without those that SLURM has forgotten.
+
+    Raises:
+        LaunchError: There is no SLURM here, or it does not answer.
+    """
+    wanted = set(ids)
+    states: dict[str, JobState] = {}
+    for line in _squeue(current_user(), "%i|%T|%M|%l|%S|%r", "--array"):
+        id, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
+        if id in wanted:
+            states[id] = JobState(state, _value(reason), _value(elapsed), _value(limit), _value(start))
+    return states
+
+
 def cancel(ids: Sequence[str]) -> None:
     """Cancels jobs, running or waiting.
 
@@ -180,9 +195,9 @@ def cancel(ids: Sequence[str]) -> None:
         raise LaunchError(f"scancel: {_error_summary(done)}")
 
 
-def _squeue(owner: str, fields: str) -> list[str]:
+def _squeue(owner: str, fields: str, *options: str) -> list[str]:
     """Lines on all jobs of a user: squeue fails without an answer when one of several given ids is forgotten."""
-    done = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={fields}"])
+    done = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={fields}", *options])
     if done.returncode:
         raise LaunchError(f"squeue does not answer: {_error_summary(done)}")
     return done.stdout.splitlines()

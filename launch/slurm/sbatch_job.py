@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,23 @@ def step_job(step: Step, pipeline: PipelineSettings, more_args: Sequence[str] = 
     """
     command = (step.stage, *step.args, *more_args)
     return _job(step.name, SCRIPTS[step.stage], command, getattr(pipeline, step.stage), pipeline)
+
+
+def array_job(stage: Stage, args: Sequence[str], pipeline: PipelineSettings, indexes: Sequence[int]) -> SbatchJob:
+    """An array of jobs of one stage.
+
+    Args:
+        stage: Its stage.
+        args: The arguments after `lavic STAGE`.
+        pipeline: Its pipeline's settings.
+        indexes: Of its tasks.
+    """
+    job = _job(stage, SCRIPTS[stage], (stage, *args), getattr(pipeline, stage), pipeline)
+    limit = f"%{pipeline.sweep.at_once}" if pipeline.sweep.at_once else ""
+    logs = str(job.logs).replace("%", "%%")
+    options = [option for option in job.options if not option.startswith("--output=")]
+    array = (f"--array={','.join(map(str, indexes))}{limit}", f"--output={logs}/{stage}-%A_%a.log")
+    return replace(job, options=(*array, *options))
 
 
 def status_job(pipeline: PipelineSettings) -> SbatchJob:

@@ -11,7 +11,7 @@ from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import locked, read_jobs, write_jobs, write_states
 from lavic.launch.pipeline.step_status import refresh_jobs
 from lavic.launch.slurm import client
-from lavic.launch.submit.status import flag_trailing_args, read_pipeline, select_names
+from lavic.launch.submit.status import flag_trailing_args, read_pipeline, select_names, sweep_tasks
 
 DESCRIPTION = """Cancels the jobs of a pipeline, or those of the named steps or stages; SLURM also cancels the jobs that
 depend on them. Results that are done are kept; `lavic submit` with the same settings continues from there.
@@ -46,8 +46,13 @@ def main(argv: Sequence[str]) -> int:
         jobs = refresh_jobs(jobs)
         write_states(out, jobs)
         write_jobs(out, jobs)
+        tasks = [] if chosen.steps else sweep_tasks(out)
+        waiting = [task for task in tasks if task.state in ("running", "waiting")]
+        if waiting:
+            client.cancel([task.job for task in waiting])
+            print(f"{len(waiting)} tasks of the sweep: cancelled")
     for name, job in active.items():
         print(f"{name:<16}job {job.id}: cancelled")
-    if not active:
+    if not active and not waiting:
         print(f"{out}: no job to cancel")
     return 0

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from lavic.config import dump, load, parse
 from lavic.errors import ConfigError, LaunchError, LavicError
+from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Layout, Step, plan_steps, select_steps
+from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, locked, read_jobs, write_jobs, write_states
 from lavic.launch.pipeline.mlflow_parent import open_parent, tracking_args
 from lavic.launch.pipeline.pipeline_status import PipelineStatus, pipeline_status, resolve_settings
@@ -29,6 +31,8 @@ from lavic.launch.pipeline.step_digest import (
 from lavic.launch.pipeline.step_status import StepStatus, refresh_jobs
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import SbatchJob, status_job, step_job
+from lavic.launch.sweep.arrays import prepare, stage_job, submit_arrays
+from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep, SweepStage, is_sweep, plan_cells
 from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
@@ -45,6 +49,11 @@ is everything that depends on it; --keep accepts it as it is.
   lavic submit status /shared/amazon --watch
   lavic submit logs /shared/amazon distill -f
   lavic submit cancel /shared/amazon
+  lavic submit --config reproduce-lavic --out /shared/lavic
+  lavic submit table /shared/lavic
+
+With `sweep`, tune and evaluate run once for each category, candidate list and seed, as SLURM arrays; `table` puts their
+results into one table.
 
 A stage that fails cancels the later ones; `status` shows why. `slurm/env.sh` has the settings of your site."""
 
@@ -54,13 +63,20 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     args = list(argv or ())
+    if args[:1] == ["table"]:
+        from lavic.launch.sweep import table
+
+        return table.main(args[1:])
     if args[:1] and args[0] in ("status", "cancel", "logs"):
         from lavic.launch.submit import cancel, logs, status
 
         return {"status": status, "cancel": cancel, "logs": logs}[args[0]].main(args[1:])
     pipeline = with_absolute_paths(parse(PipelineSettings, args, command="submit", description=DESCRIPTION))
+    whole, swept = pipeline, swept_stages(pipeline)
+    if is_sweep(pipeline):
+        pipeline = without_sweep_stages(pipeline)
     steps = plan_steps(pipeline)
-    selected = select_steps(steps, pipeline)
+    selected = select_steps(steps, pipeline) if pipeline.only or not whole.only else []
     settings = {step.name: resolve_settings(step, pipeline) for step in selected}
     if pipeline.dry_run:
         from lavic.launch.pipeline.dry_run import dry_run_text
@@ -69,15 +85,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing := missing_inputs(selected, {}):
             print("\n== missing inputs: nothing is submitted until they exist")
             print("\n".join(f"  {line}" for line in missing))
+        if swept:
+            print(f"\n{sweep_text(whole, swept)}")
         return 0
     out = Layout(pipeline.out).out
     with locked(out):
-        _submit(pipeline, steps, selected, settings)
+        if selected:
+            _submit(pipeline, steps, selected, settings)
+        if swept:
+            _submit_sweep(whole, steps, swept)
     if pipeline.wait:
         from lavic.launch.submit.status import show
 
         return show(out, watch=True)
     return 0
+
+
+def _submit_sweep(pipeline: PipelineSettings, steps: Sequence[Step], stages: Sequence[SweepStage]) -> None:
+    """Submits the arrays of a sweep behind the jobs of the other stages."""
+    layout = Layout(pipeline.out)
+    jobs = refresh_jobs(read_jobs(layout.out))
+    active = [job.id for name, job in jobs.items() if job.seen.active and name != "status"]
+    if not active and not is_complete(next(step for step in steps if step.stage == "embed"), DigestCache(layout.out)):
+        raise ConfigError(f"a sweep needs the item store, which is not done ({layout.store}): submit its stages too")
+    shared = without_sweep_stages(pipeline)
+    parent = open_parent(shared)
+    sweep, digests = prepare(pipeline, Sweep.read(layout.out), parent)
+    if not (layout.out / "pipeline.yaml").is_file():
+        atomic_write(layout.out / "pipeline.yaml", dump(shared, command="submit"))
+    before = len(sweep.arrays)
+    sweep = submit_arrays(pipeline, sweep, digests, stages, active)
+    if len(sweep.arrays) == before:
+        print(f"{layout.out}: no cell to submit")
+    print(f"then: lavic submit table {shlex.quote(str(layout.out))}")
+
+
+def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
+    """The stages to submit as arrays.
+
+    Raises:
+        ConfigError: A setting does not go with a sweep.
+    """
+    if not is_sweep(pipeline):
+        return []
+    plan_cells(pipeline)
+    for stage in SWEEP_STAGES:
+        if stage in pipeline.force:
+            raise ConfigError(f"--force {stage}: a sweep's cells are made again when their folders are removed")
+    if pipeline.from_ in SWEEP_STAGES:
+        raise ConfigError(f"--from {pipeline.from_}: use --only, which a sweep's stages know")
+    wanted = pipeline.only or pipeline.stages
+    return [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
+
+
+def without_sweep_stages(pipeline: PipelineSettings) -> PipelineSettings:
+    """The pipeline with the stages that run once."""
+    stages, only = (
+        tuple(stage for stage in names if stage not in SWEEP_STAGES) for names in (pipeline.stages, pipeline.only)
+    )
+    return replace(pipeline, stages=stages, only=only)
+
+
+def sweep_text(pipeline: PipelineSettings, stages: Sequence[SweepStage]) -> str:
+    """The arrays that a dry run would submit."""
+    cells = plan_cells(pipeline)
+    blocks = [f"== sweep of {len(cells)} cells: {', '.join(cell.name for cell in cells)}"]
+    for stage in stages:
+        job = stage_job(pipeline, stage, range(len(cells)))
+        blocks.append(f"== {stage}, a task for each cell\n  sbatch {shlex.join(job.args())}")
+    return "\n\n".join(blocks)
 
 
 def _submit(

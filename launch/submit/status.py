@@ -7,8 +7,9 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from lavic.launch.pipeline.progress import progress, remaining_seconds
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_digest import read_records
 from lavic.launch.pipeline.step_status import StepStatus, exit_code, last_lines, refresh_jobs
+from lavic.launch.sweep.arrays import TaskStatus, task_statuses
+from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep
 
 DESCRIPTION = """Shows the status of a pipeline that `lavic submit` started: state, job, progress, run time and log of
 each step, and why a step failed, was cancelled or is stale.
@@ -102,18 +105,44 @@ def show(out: Path, *, as_json: bool = False, watch: bool = False) -> int:
     """
     shown = ""
     while True:
-        rows = collect_rows(out)
-        text = "\n".join(json.dumps(row.as_dict()) for row in rows) if as_json else table(rows)
+        rows, tasks = collect_rows(out), sweep_tasks(out)
+        lines = [json.dumps(row.as_dict()) for row in rows] if as_json else [table(rows)]
+        lines += (
+            [json.dumps({"step": f"{task.stage}-{task.cell}", **asdict(task)}) for task in tasks]
+            if as_json
+            else sweep_lines(tasks)
+        )
+        text = "\n".join(lines)
         if text != shown:
             if shown and not as_json:
                 # a terminal shows the current status only, a log every change
                 print("\033[H\033[2J" if sys.stdout.isatty() else f"\n{time.strftime('%F %T')}")
             print(text, flush=True)
             shown = text
-        states = {row.status.state for row in rows}
+        states = {row.status.state for row in rows} | {task.state for task in tasks}
         if not watch or not states & {"running", "waiting"}:
             return int(bool(states & {"failed", "cancelled"}))
         time.sleep(POLL_S)
+
+
+def sweep_tasks(out: Path) -> list[TaskStatus]:
+    """The status of a sweep's cells; none without a sweep."""
+    sweep = Sweep.read(Layout(out).out)
+    return task_statuses(out, sweep) if sweep.arrays else []
+
+
+def sweep_lines(tasks: Sequence[TaskStatus]) -> list[str]:
+    """The status of a sweep's cells as text: counts by stage, and each that is neither done nor waiting."""
+    lines = []
+    for stage in SWEEP_STAGES:
+        counts = Counter(task.state for task in tasks if task.stage == stage)
+        if counts:
+            lines.append(f"{stage}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    for task in tasks:
+        if task.state in ("running", "failed"):
+            why = f": {task.why}" if task.why else ""
+            lines.append(f"  {task.stage} {task.cell}  {task.state}  {task.job}  {task.log}{why}")
+    return lines
 
 
 def read_pipeline(out: Path) -> tuple[PipelineSettings, list[Step]]:

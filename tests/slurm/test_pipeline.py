@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,49 @@ def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:
     assert parent.info.status == "FINISHED"
     assert {"crawl-train", "crawl-valid", "distill", "tune", "evaluate"} <= runs.keys()
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+
+
+def test_a_sweep_of_three_categories_is_two_arrays_and_one_table(site: Site) -> None:
+    """Stage 1 and the store are there: stage 2 and evaluation run once for each category, as tasks of arrays."""
+    for part in ("shards", "store"):
+        shutil.copytree(site.folder / "a run" / part, site.folder / "swept" / part)
+    shutil.copytree(site.folder / "a run" / "runs" / "distill", site.folder / "swept" / "runs" / "distill")
+    for number, category in enumerate(("mugs", "shoes", "bags")):
+        (site.folder / "mini" / category).mkdir()
+        for name in ("train", "valid", "test"):
+            rows = (site.folder / "mini" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+            (site.folder / "mini" / category / f"{name}.jsonl").write_text("".join(rows[number::3]))
+    words = ["--out", "swept", "--tracking.no-mlflow", "--sweep.categories", "mugs", "shoes", "bags"]
+    words += ["--sweep.candidates", "candidates_st", "--conversations.test", "mini/{category}/test.jsonl"]
+    words += [f"--conversations.{name}=mini/{{category}}/{name}.jsonl" for name in ("train", "valid")]
+    words += ["--evaluate.settings", "{draws: 200, arms: [lavic, list_order, random]}", "--tune.nodes", "1"]
+    done = site.submit(*words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^tune +array (\d+) of 3 tasks\nevaluate +array \d+ of 3 tasks, each after its task of \1$", done.stdout, re.M
+    )
+    try:
+        wait_for(site.ended, 600, "the sweep", every=0.5)
+    finally:
+        logs = [file.read_text(errors="replace")[-1500:] for file in (site.folder / "swept" / "logs").glob("*.log")]
+    rows = [json.loads(line) for line in site.lavic("submit", "status", "swept", "--json").stdout.splitlines()]
+    cells = {row["step"]: row["state"] for row in rows if "cell" in row}
+    assert cells == {
+        f"{stage}-{name}-st-0": "done" for stage in ("tune", "evaluate") for name in ("mugs", "shoes", "bags")
+    }, logs
+
+    again = site.submit(*words)
+    assert "no cell to submit" in again.stdout and site.ended()
+    assert site.lavic("submit", "table", "swept").returncode == 0
+    table = json.loads((site.folder / "swept" / "table.json").read_text())
+    assert not table["missing"]
+    values = {(row["category"], row["arm"]): row for row in table["rows"]}
+    for arm in ("lavic", "list_order", "random"):
+        parts = [values[category, arm] for category in ("mugs", "shoes", "bags")]
+        total = sum(part["conversations"] for part in parts)
+        hits = sum(part["metrics"]["hit_rate"]["value"] * part["conversations"] for part in parts)
+        assert values["all", arm]["conversations"] == total == 8
+        assert values["all", arm]["metrics"]["hit_rate"]["value"] == pytest.approx(hits / total)
 
 
 def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_why(site: Site) -> None:

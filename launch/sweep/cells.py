@@ -1,0 +1,241 @@
+"""The cells of a sweep: each trains and evaluates one category with one candidate list and one seed.
+
+OUT/runs/tune/<cell>            stage 2
+OUT/evaluation/<cell>           its evaluation
+OUT/sweep/<stage>/<index>.yaml  the settings of a cell's task
+OUT/sweep.json                  the cells with their index, and the arrays that were submitted
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lavic.cli import command_module
+from lavic.config.cli_args import absolute, to_args
+from lavic.config.yaml_file import find_config
+from lavic.errors import ConfigError, DataError, LavicError
+from lavic.launch.pipeline.dag import Layout
+from lavic.launch.pipeline.settings import PipelineSettings, named_test
+from lavic.storage.atomic import atomic_write
+from lavic.storage.checksummed_json import digest_json
+
+SweepStage = Literal["tune", "evaluate"]
+SWEEP_STAGES: tuple[SweepStage, ...] = ("tune", "evaluate")
+"""The stages that run once for each cell; the others run once."""
+FILE = "sweep.json"
+TASK = "@TASK@"
+"""In a job's arguments: the index of the array's task (see slurm/job.sh)."""
+CATEGORY = "{category}"
+"""In the paths of `conversations`: the cell's category."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One of the runs that a sweep makes."""
+
+    category: str
+    """Empty where the sweep has no categories."""
+    candidates: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folders: `all_beauty-st-0`."""
+        parts = (self.category, self.candidates.removeprefix("candidates_"), str(self.seed))
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """An array of jobs that was submitted."""
+
+    stage: SweepStage
+    id: str
+    indexes: tuple[int, ...]
+    """Of the cells."""
+    log: str
+    """Of a task, with %a for its index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is known of a sweep: `sweep.json`."""
+
+    cells: dict[str, int] = field(default_factory=dict)
+    """Name -> index, which a cell keeps for good."""
+    parts: dict[str, Cell] = field(default_factory=dict)
+    """Name -> its category, candidate list and seed."""
+    arrays: list[Array] = field(default_factory=list)
+    """In the order of their submission."""
+    made: dict[str, str] = field(default_factory=dict)
+    """`stage/cell` -> digest of the settings with which it was submitted last."""
+
+    @classmethod
+    def read(cls, out: Path) -> Sweep:
+        """Reads a pipeline's sweep; an empty one where there is none.
+
+        Raises:
+            DataError: The file is broken.
+        """
+        path = out / FILE
+        if not path.is_file():
+            return cls()
+        try:
+            body = json.loads(path.read_text("utf-8"))
+            return cls(
+                cells={name: int(index) for name, index in body["cells"].items()},
+                parts={name: Cell(**parts) for name, parts in body["parts"].items()},
+                arrays=[Array(**{**array, "indexes": tuple(array["indexes"])}) for array in body["arrays"]],
+                made=dict(body["made"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: broken ({error}); remove it once none of its jobs is left in the queue") from None
+
+    def write(self, out: Path) -> None:
+        """Writes it."""
+        atomic_write(out / FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def is_sweep(pipeline: PipelineSettings) -> bool:
+    """Whether stage 2 and evaluation run once for each cell."""
+    return bool(pipeline.sweep.categories or pipeline.sweep.candidates)
+
+
+def plan_cells(pipeline: PipelineSettings) -> list[Cell]:
+    """All cells of a sweep.
+
+    Raises:
+        ConfigError: Its settings do not fit the files.
+    """
+    sweep, files = pipeline.sweep, pipeline.conversations
+    if not sweep.candidates:
+        raise ConfigError("sweep.candidates: name the keys of the candidate lists, such as [candidates_st]")
+    if not sweep.seeds:
+        raise ConfigError("sweep.seeds: name at least one seed")
+    for name in (*sweep.categories, *sweep.candidates):
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"sweep: {name!r} is not a name: use letters, digits, - and _")
+    given = {"train": files.train, "valid": files.valid, "test": " ".join(files.test) or None}
+    for key, file in given.items():
+        if file is None:
+            raise ConfigError(f"conversations.{key} is missing: set it to the file of each category")
+        if sweep.categories and CATEGORY not in str(file):
+            raise ConfigError(f"conversations.{key}: a sweep of categories needs {CATEGORY} in it, for their files")
+    cells = [
+        Cell(category=category, candidates=key, seed=seed)
+        for category, key, seed in product(sweep.categories or ("",), sweep.candidates, dict.fromkeys(sweep.seeds))
+    ]
+    if len({cell.name for cell in cells}) < len(cells):
+        raise ConfigError("sweep: two cells have one name: remove repeated categories or candidate lists")
+    return cells
+
+
+def cell_output(out: Path, stage: SweepStage, name: str) -> Path:
+    """The folder of a cell's result."""
+    layout = Layout(out)
+    return {"tune": layout.tune, "evaluate": layout.evaluation}[stage] / name
+
+
+def cell_settings(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> dict[str, Any]:
+    """What a cell sets of its command's settings."""
+    layout, files = Layout(pipeline.out), pipeline.conversations
+
+    def file(path: object) -> str:
+        return str(path).replace(CATEGORY, cell.category)
+
+    if stage == "tune":
+        return {
+            "store": str(layout.store),
+            "train": file(files.train),
+            "valid": file(files.valid),
+            "out": str(cell_output(layout.out, "tune", cell.name)),
+            "candidates": cell.candidates,
+            "loop": {"seed": cell.seed},
+        }
+    tests = [named_test(file(text)) for text in files.test]
+    return {
+        "bundle": str(cell_output(layout.out, "tune", cell.name) / "bundle"),
+        "store": str(layout.store),
+        "test": [f"{name}={path}" if name else str(path) for name, path in tests],
+        "runs": [str(cell_output(layout.out, "tune", cell.name))],
+        "shards": [str(layout.shards("train"))],
+        "out": str(cell_output(layout.out, "evaluate", cell.name)),
+        "candidates": cell.candidates,
+    }
+
+
+def cell_inputs(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> list[Path]:
+    """The conversation files that a cell reads."""
+    values = cell_settings(pipeline, stage, cell)
+    if stage == "tune":
+        return [Path(values["train"]), Path(values["valid"])]
+    return [named_test(text)[1] for text in values["test"]]
+
+
+def settings_file(out: Path, stage: SweepStage, index: int | str) -> Path:
+    """Where the settings of a cell's task are."""
+    return Layout(out).out / "sweep" / stage / f"{index}.yaml"
+
+
+def task_args(pipeline: PipelineSettings, stage: SweepStage, index: int | str = TASK) -> list[str]:
+    """The arguments of a task after `lavic STAGE`: the stage's yaml file, the cell's, the user's settings."""
+    chosen = getattr(pipeline, stage)
+    taken = {"tune": {"store", "train", "valid", "out", "candidates"}}.get(
+        stage, {"bundle", "store", "test", "runs", "shards", "out", "candidates"}
+    )
+    for key, value in chosen.settings.items():
+        if key.replace("-", "_") in taken or (key == "loop" and isinstance(value, Mapping) and "seed" in value):
+            raise ConfigError(f"{stage}.settings.{key}: the sweep fills that in; remove it")
+    args: list[str] = []
+    if chosen.config:
+        file = find_config(chosen.config)
+        args = ["--config", str(absolute(file)) if Path(chosen.config).is_file() else chosen.config]
+    return [*args, "--config", str(settings_file(pipeline.out, stage, index)), *to_args(chosen.settings)]
+
+
+def write_settings(
+    pipeline: PipelineSettings, stage: SweepStage, cell: Cell, index: int, tracking: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """Writes a cell's settings, and checks all settings of its command.
+
+    Returns:
+        The command's settings, and a digest of what they were made from.
+
+    Raises:
+        ConfigError: A setting is wrong; names the cell.
+    """
+    values = cell_settings(pipeline, stage, cell)
+    path = settings_file(pipeline.out, stage, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# lavic {stage}\n# {cell.name}\n"
+    atomic_write(path, head + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
+    args = task_args(pipeline, stage, index)
+    try:
+        settings = command_module(stage).resolve(args)
+        if hasattr(settings, "loop"):
+            resources = getattr(pipeline, stage)
+            settings.loop.split_batch(resources.nodes * resources.ranks_per_node)
+    except LavicError as error:
+        raise ConfigError(f"{stage} of {cell.name}: {error}") from None
+    config = getattr(pipeline, stage).config
+    return settings, digest_json(
+        {"values": values, "settings": getattr(pipeline, stage).settings, "config": config and _text(config)}
+    )
+
+
+def _text(config: str) -> str:
+    return Path(find_config(config)).read_text("utf-8")
+
+
+def is_complete(out: Path, stage: SweepStage, name: str) -> bool:
+    """Whether a cell's result is there."""
+    folder = cell_output(out, stage, name)
+    return (folder / {"tune": "result.json", "evaluate": "results.json"}[stage]).is_file()
