@@ -1,70 +1,114 @@
-"""`lavic describe`: the teacher's description of every photo of a set, from all its tokens, in a sidecar per shard.
+"""`lavic describe`: the teacher's description of every photo of a set, in a sidecar per shard.
 
-Rank r of n takes every n-th shard. A shard with a sidecar is skipped, so the same command continues after any stop.
+The teacher is the base model in this process, which sees all tokens of a photo, or a model behind OpenAI-compatible
+servers. Rank r of n takes every n-th shard. A shard with a sidecar is skipped, and what is written of one that is not
+finished is kept beside it, so the same command continues after any stop.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from lavic.config import parse, settings
-from lavic.data.descriptions import FIELDS, described_by, descriptions_path, read_descriptions, write_descriptions
+from lavic.config import Seed, parse, settings
+from lavic.data.descriptions import described_by, descriptions_path, read_descriptions
 from lavic.data.manifest import Manifest
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.ray_session import RaySettings
 from lavic.distributed.signals import StopRequest
-from lavic.errors import DataError, Stopped
+from lavic.endpoint.client import Endpoint
+from lavic.endpoint.settings import EndpointSettings, require_endpoint
+from lavic.errors import DataError
 from lavic.model import hub
 from lavic.model.chat_template.template import prompt_version
 from lavic.model.config import ModelSettings
 from lavic.model.dims import weights_estimate
+from lavic.shards.teacher.description_page import write_page
+from lavic.shards.teacher.endpoint_teacher import EndpointTeacher, endpoint_origin
+from lavic.shards.teacher.local_teacher import LocalTeacher
+from lavic.shards.teacher.question import OURS, Question, read_question
+from lavic.shards.teacher.sampling import Sampling
+from lavic.shards.teacher.shard_work import CATALOGUE, describe_shard
+from lavic.shards.teacher.tally import Tally
+from lavic.shards.teacher.teacher import Teacher
 from lavic.storage.output_folder import lock_output_folder
 
-if TYPE_CHECKING:
-    from lavic.data.tar_shards import Sample
-    from lavic.model.loading import Backbone
+DESCRIPTION = """Describe every photo of a set of shards, for stage 1: with the uncompressed base model in this process,
+or with a model behind one or many OpenAI-compatible servers.
 
-CATALOGUE = "catalogue"
-"""Takes the place of the model if the text is the catalogue's."""
+  lavic describe --config describe-7b --shards shards/train --nproc 8
+  lavic describe --shards shards/train --endpoint.url http://node1:8000/v1 http://node2:8000/v1 \\
+      --endpoint.model llava-hf/llava-v1.6-mistral-7b-hf --endpoint.concurrency 64 --page descriptions.html
+
+Writes a sidecar beside each shard. A text that is empty, loops, repeats the title or refuses is written once more, and
+flagged if that does not help. The same command continues after any stop."""
+
 _NAMES = {
     "weights": "the weights",
     "prompt": "prompt version",
     "views": "--model.views",
     "dtype": "--model.dtype",
     "max_new_tokens": "--max-new-tokens",
+    "sampling": "the sampling",
 }
 """What a description depends on, as messages name it."""
 
 
 @settings
 class DescribeSettings:
-    """Describe every photo of a set of shards with the uncompressed base model (stage 1's teacher)."""
+    """Describe every photo of a set of shards with the teacher of stage 1."""
 
     model: ModelSettings = ModelSettings()
-    """The teacher."""
+    """The teacher, where no endpoint is named."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """The teacher behind servers: with --endpoint.url and --endpoint.model no model is loaded here."""
     shards: Path
     """Folder of a set, made by `lavic crawl`."""
     batch_size: PositiveInt = 8
-    """Photos described at once."""
+    """Photos described at once by a model in this process; an endpoint has --endpoint.concurrency."""
     max_new_tokens: PositiveInt = 128
     """Longest description. One that is cut ends with its last complete sentence."""
+    prompt_file: Path | None = None
+    """Text file with the question; {title} in it stands for the item's title. By default the words of --model.prompt,
+    for an endpoint ours."""
+    temperature: NonNegativeFloat = 0.0
+    """0 takes the likeliest word each time."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Draw among the likeliest words that together have this probability."""
+    seed: Seed = 0
+    """Of the draws."""
+    flagged: Literal["empty", "keep"] = "empty"
+    """What the sidecar holds for a text that is still no use after its second try: nothing, so that stage 1 leaves the
+    photo out, or the text. Its row says what is wrong with it."""
     keep: Literal["none", "catalogue"] = "none"
     """`catalogue`: photos that the catalogue describes keep that text; only the others are described."""
+    page: Path | None = None
+    """Write an HTML page of examples with their photos, flagged ones first, and the counts of the whole set."""
+    examples: NonNegativeInt = 48
+    """Photos on that page."""
     nproc: PositiveInt = 1
     """Processes on this machine; ignored inside torchrun or srun."""
     cache: CacheSettings = CacheSettings()
     """Copies of shards, where `shards` is in an object store."""
     ray: RaySettings = RaySettings()
     """With --ray.workers N: N processes on a Ray cluster, one per GPU, instead of `nproc`."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How words are drawn."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+
+    @property
+    def has_endpoint(self) -> bool:
+        """Whether the teacher is behind servers."""
+        return bool(self.endpoint.url or self.endpoint.model)
 
 
 SETTINGS = DescribeSettings
@@ -77,7 +121,7 @@ Cached = Callable[[Path, str, Callable[[], bool]], bool]
 
 def resolve(argv: Sequence[str] | None) -> DescribeSettings:
     """The settings of a command line."""
-    return parse(DescribeSettings, argv, command="describe")
+    return parse(DescribeSettings, argv, command="describe", description=DESCRIPTION)
 
 
 def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, question, answer: answer()) -> bool:
@@ -108,12 +152,17 @@ def _describes_all(data: ShardDataset, number: int) -> bool:
 
 def estimate(settings: DescribeSettings) -> str:
     """What a rank loads, as text."""
+    if settings.has_endpoint:
+        servers = len(settings.endpoint.url)
+        return f"no model is loaded: {settings.endpoint.model} answers on {servers} server{'s' * (servers != 1)}"
     return weights_estimate(settings.model, lambda shape: shape.parameters)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = resolve(argv)
+    if chosen.has_endpoint:
+        require_endpoint(chosen.endpoint, "--endpoint")
     world = DistributedContext.from_env()
     if chosen.nproc > 1 and world.size == 1:
         from lavic.cli import start_ranks
@@ -139,33 +188,76 @@ def run(chosen: DescribeSettings, world: DistributedContext) -> int:
 def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: DistributedContext) -> int:
     shards = data.manifest.shards
     mine = range(world.rank, len(shards), world.size)
-    folder = hub.resolve(chosen.model)
-    wanted = {
-        "weights": hub.fingerprint(folder),
-        "prompt": prompt_version(chosen.model, folder),
-        "views": chosen.model.views,
-        "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
-        "max_new_tokens": str(chosen.max_new_tokens),
-    }
+    question = read_question(chosen.prompt_file) if chosen.prompt_file else None
+    wanted = _origin(chosen, question)
     todo = [n for n in mine if not _described(data, n, chosen, wanted)]
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
         )
+    tally = Tally()
     if todo:
-        from lavic.model.loading import Backbone
-
-        with StopRequest() as stop:
-            backbone = Backbone.load(chosen.model, world.device())
+        with StopRequest() as stop, _teacher(chosen, world, wanted, question, tally) as teacher:
             for at, n in enumerate(todo):
                 data.read_ahead(data.bounds[todo[at : at + 3]])
-                _describe_shard(data, n, backbone, chosen, stop)
-    return 0
+                describe_shard(
+                    data,
+                    n,
+                    teacher,
+                    tally,
+                    keep_catalogue=chosen.keep == "catalogue",
+                    keep_flagged=chosen.flagged == "keep",
+                    stopped=lambda: stop.requested,
+                )
+        print(tally.summary(), flush=True)
+    if chosen.page is not None and world.is_main:
+        write_page(chosen.page, data, chosen.examples, tally if todo else None)
+        print(chosen.page)
+    return tally.exit_code
 
 
-def _bounds(data: ShardDataset, number: int) -> range:
-    start = sum(s.samples for s in data.manifest.shards[:number])
-    return range(start, start + data.manifest.shards[number].samples)
+def _origin(chosen: DescribeSettings, question: Question | None) -> dict[str, str]:
+    """What the descriptions will depend on; an empty value is known once the model is loaded."""
+    if chosen.has_endpoint:
+        return endpoint_origin(chosen.endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
+    folder = hub.resolve(chosen.model)
+    return {
+        "model": "",
+        "weights": hub.fingerprint(folder),
+        "prompt": question.version if question else prompt_version(chosen.model, folder),
+        "views": chosen.model.views,
+        "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
+        "max_new_tokens": str(chosen.max_new_tokens),
+        "sampling": chosen.sampling.text,
+    }
+
+
+@contextmanager
+def _teacher(
+    chosen: DescribeSettings,
+    world: DistributedContext,
+    origin: Mapping[str, str],
+    question: Question | None,
+    tally: Tally,
+) -> Iterator[Teacher]:
+    if chosen.has_endpoint:
+        with ExitStack() as stack:
+            endpoint = stack.enter_context(Endpoint(chosen.endpoint))
+            tally.usage = endpoint.usage
+            yield EndpointTeacher(endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
+        return
+    from lavic.model.loading import Backbone
+
+    backbone = Backbone.load(chosen.model, world.device())
+    dtype = str(backbone.model.dtype).removeprefix("torch.")
+    yield LocalTeacher(
+        backbone,
+        {**origin, "model": backbone.name, "dtype": dtype},
+        batch_size=chosen.batch_size,
+        max_new_tokens=chosen.max_new_tokens,
+        sampling=chosen.sampling,
+        question=question,
+    )
 
 
 def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted: Mapping[str, str]) -> bool:
@@ -189,9 +281,9 @@ def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted
             )
         # A model that was moved or renamed has the same fingerprint.
         differ = [
-            f"{_NAMES[name]} {origin[name]}, not {value}"
-            for name, value in wanted.items()
-            if value and origin[name] and origin[name] != value
+            f"{name} {origin[field]}, not {value}"
+            for field, name in _NAMES.items()
+            if (value := wanted[field]) and origin[field] and origin[field] != value
         ]
         if differ:
             raise DataError(
@@ -199,57 +291,3 @@ def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted
                 "remove it to describe again"
             )
     return True
-
-
-def _describe_shard(
-    data: ShardDataset, number: int, backbone: Backbone, chosen: DescribeSettings, stop: StopRequest
-) -> None:
-    started = time.monotonic()
-    shard = data.manifest.path(data.manifest.shards[number])
-    indices = list(_bounds(data, number))
-    rows = []
-    dtype = str(backbone.model.dtype).removeprefix("torch.")
-    how = (backbone.encoder.version, chosen.model.views, dtype, str(chosen.max_new_tokens))
-    for at in range(0, len(indices), chosen.batch_size):
-        if stop.requested:  # no rank waits for another: each leaves as it is
-            raise Stopped("stopped on request; complete shards are kept; run the same command again to continue")
-        samples = [data[i] for i in indices[at : at + chosen.batch_size]]
-        missing = [s for s in samples if not (chosen.keep == "catalogue" and s.text)]
-        texts = dict(zip((s.key for s in missing), describe(backbone, missing, chosen.max_new_tokens), strict=True))
-        for s in samples:
-            who = (backbone.name, backbone.fingerprint) if s.key in texts else (CATALOGUE, "")
-            values = (s.key, texts.get(s.key, s.text), *who, *how)
-            rows.append(dict(zip(FIELDS, values, strict=True)))
-    write_descriptions(shard, rows)
-    seconds = time.monotonic() - started
-    print(f"{shard.name}: {len(rows)} descriptions, {len(rows) / seconds:.1f} photos/s", flush=True)
-
-
-def describe(backbone: Backbone, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-    """A description of each sample, from all its photo tokens."""
-    import numpy as np
-    import torch
-
-    from lavic.model.generation import generate
-    from lavic.model.visual_tokens import all_tokens
-
-    if not samples:
-        return []
-    images = [s.image for s in samples]
-    geometry, encoder, sizes = backbone.geometry, backbone.encoder, [image.size for image in images]
-    views = torch.from_numpy(np.concatenate([geometry.cut(image) for image in images])).to(backbone.device)
-    with torch.no_grad():
-        tokens = all_tokens(backbone.model, views, sizes, [geometry.grid(size) for size in sizes])
-    questions = [
-        encoder.prompt(encoder.describe(sample.title, len(photo)))
-        for sample, photo in zip(samples, tokens, strict=True)
-    ]
-    written = generate(backbone.model, encoder, questions, torch.cat(tokens), max_new_tokens=max_new_tokens)
-    return [complete_sentences(continuation.text) for continuation in written]
-
-
-def complete_sentences(text: str) -> str:
-    """The text up to the end of its last complete sentence; all of it if there is none."""
-    text = " ".join(text.split())
-    end = max(text.rfind(mark) for mark in ".!?")
-    return text[: end + 1] if end > 0 else text

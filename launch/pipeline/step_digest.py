@@ -33,7 +33,7 @@ _IRRELEVANT = ("out", "tracking", "nproc", "ray", "dry_run", "cache")
 """Settings that change no command's result."""
 _IRRELEVANT_IN: dict[Stage, tuple[str, ...]] = {
     "crawl": ("fetch", "extend", "executor", "max_rejected", "min_success"),
-    "describe": ("batch_size",),
+    "describe": ("batch_size", "page", "examples", *(f"endpoint.{name}" for name in NO_EFFECT)),
     "distill": FREE,
     "embed": ("batch_size", "num_workers"),
     "tune": FREE,

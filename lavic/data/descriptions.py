@@ -10,10 +10,13 @@ from lavic.data.tar_shards import beside
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 
-FIELDS = ("key", "text", "model", "weights", "prompt", "views", "dtype", "max_new_tokens")
-"""Of a row: sample, its description, the model that wrote it, that model's fingerprint, the version of its prompt, how
-the photo was cut (`five` or `lavic`), the precision of the model, the longest description that it was allowed."""
-DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": ""}
+ORIGIN = ("model", "weights", "prompt", "views", "dtype", "max_new_tokens", "sampling")
+"""What a description depends on: the model that wrote it, that model's fingerprint, the version of its prompt, how the
+photo was cut (`five` or `lavic`; `whole` for an endpoint), the precision of the model, the longest description that it
+was allowed, how its words were drawn."""
+FIELDS = ("key", "text", *ORIGIN, "flag")
+"""Of a row: sample, its description, `ORIGIN`, and what is wrong with the description, empty for nothing."""
+DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": "", "sampling": "greedy", "flag": ""}
 """Of fields that rows written before them lack; empty: not known."""
 
 
@@ -28,16 +31,21 @@ def read_descriptions(shard: Path) -> dict[str, str]:
     Raises:
         DataError: A line is not a description.
     """
-    return {row["key"]: row["text"] for row in _rows(shard)}
+    return {row["key"]: row["text"] for row in read_rows(shard)}
 
 
 def described_by(shard: Path) -> list[dict[str, str]]:
-    """What wrote a shard's sidecar: the fields of `FIELDS` besides key and text, each combination once, sorted."""
-    found = {tuple(row[name] for name in FIELDS[2:]) for row in _rows(shard)}
-    return [dict(zip(FIELDS[2:], values, strict=True)) for values in sorted(found)]
+    """What wrote a shard's sidecar: the fields of `ORIGIN`, each combination once, sorted."""
+    origins = {tuple(row[name] for name in ORIGIN) for row in read_rows(shard)}
+    return [dict(zip(ORIGIN, values, strict=True)) for values in sorted(origins)]
 
 
-def _rows(shard: Path) -> Iterator[dict[str, str]]:
+def read_rows(shard: Path) -> Iterator[dict[str, str]]:
+    """The rows of a shard's sidecar with all fields; none where the shard has no sidecar.
+
+    Raises:
+        DataError: A line is not a description.
+    """
     path = descriptions_path(shard)
     if not path.exists():
         return

@@ -29,8 +29,11 @@ def generate(
     photos: torch.Tensor | None,
     *,
     max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    seed: int = 0,
 ) -> list[Continuation]:
-    """The likeliest continuation of each prompt, token by token (greedy), up to the end-of-sequence token.
+    """The continuation of each prompt up to the end-of-sequence token; by default the likeliest one, token by token.
 
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
@@ -38,6 +41,10 @@ def generate(
         prompts: Token ids; of any lengths, padded on the left here.
         photos: [n, d_text], one row for each image token, in reading order.
         max_new_tokens: Where to stop at the latest.
+        temperature: Above 0, tokens are drawn: the same ones for the same batch and seed. `logprob` stays that of the
+            likeliest tokens.
+        top_p: Draw among the likeliest tokens that together have this probability.
+        seed: Of the draws.
     """
     device = next(unwrap_peft(model).parameters()).device
     longest = max(len(p) for p in prompts)
@@ -48,18 +55,22 @@ def generate(
         mask[row, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     logprobs = _GreedyLogprobs(len(prompts), encoder.eos, device)
-    written = unwrap_peft(model).generate(
-        inputs_embeds=splice(model, ids, photos),
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        eos_token_id=encoder.eos,
-        pad_token_id=encoder.pad,
-        logits_processor=[logprobs],
-    )
+    draws = temperature > 0
+    sampling = {"do_sample": draws, "temperature": temperature or None, "top_p": top_p if draws else None}
+    with torch.random.fork_rng(enabled=draws):
+        if draws:
+            torch.manual_seed(seed)
+        written = unwrap_peft(model).generate(
+            inputs_embeds=splice(model, ids, photos),
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            **sampling,
+            **({"top_k": 0} if draws else {}),  # the library's own default is 50
+            eos_token_id=encoder.eos,
+            pad_token_id=encoder.pad,
+            logits_processor=[logprobs],
+        )
     texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
     return [Continuation(text.strip(), logprob) for text, logprob in zip(texts, logprobs.sums.tolist(), strict=True)]
 

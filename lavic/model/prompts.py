@@ -102,8 +102,29 @@ def style_of(version: str) -> Style | None:
     return "inst" if re.fullmatch(rf"{VERSION}(-[0-9a-f]{{8}})?", version) else None
 
 
-def describe(title: str, photo_tokens: int, style: Style = "inst", chat: ChatFormat = MISTRAL) -> tuple[Piece, ...]:
-    """Asks for a description of one photo, which in `inst` stands before the words as in LLaVA's own training."""
+def describe(
+    title: str,
+    photo_tokens: int,
+    style: Style = "inst",
+    chat: ChatFormat = MISTRAL,
+    words: Sequence[str] | None = None,
+) -> tuple[Piece, ...]:
+    """Asks for a description of one photo, which in `inst` stands before the words as in LLaVA's own training.
+
+    Args:
+        title: Of the item.
+        photo_tokens: Tokens of the photo.
+        style: Of the words.
+        chat: Tags of the base model, which only `inst` has.
+        words: A question of the user's in place of ours, cut where the title stands.
+    """
+    if words is not None:
+        question: list[Piece] = []
+        for part in words:
+            question += [Text(title), part] if question else [part]
+        if style == "lavic":
+            return *question, "\nPhoto: ", Slot(photo_tokens), "\nAssistant:"
+        return chat.photo_prefix, Slot(photo_tokens), chat.photo_suffix, *question, chat.suffix
     if style == "lavic":
         task = "Describe how the product on the photo looks, in detail and without repeating its title."
         return f"{task}\nTitle: ", Text(title), "\nPhoto: ", Slot(photo_tokens), "\nAssistant:"

@@ -50,7 +50,7 @@ def say_back(body: dict[str, Any]) -> Any:
 
 
 Fault = tuple[int, dict[str, str], bytes] | str
-"""(status, headers, body); or `close` (no answer), `cut` (half of a right answer), `hang` (until `release`)."""
+"""(status, headers, body); or "" (none), `close` (no answer), `cut` (half of an answer), `hang` (until `release`)."""
 
 
 class OpenAiServer:

@@ -25,7 +25,7 @@ from lavic.model.loading import Backbone, read_geometry
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens, count_patch_tokens
 from lavic.recommend.ranker import MAX_NEW_TOKENS
-from lavic.shards.describe import complete_sentences
+from lavic.shards.teacher.text_check import complete_sentences
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
 

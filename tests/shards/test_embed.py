@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone, read_geometry
 from lavic.model.lora import add_adapter, save_adapter, trainable
 from lavic.model.visual_tokens import cls_tokens
-from lavic.shards.describe import complete_sentences
+from lavic.shards.teacher.text_check import complete_sentences
 from tests.crawled_sets import write_set
 from tests.model.conftest import make_base
 
@@ -179,14 +180,58 @@ def test_a_describe_that_is_warned_stops_and_goes_on(shards: Path, warned_after:
     undisturbed = written()
     for name in undisturbed:
         (shards / name).unlink()
-    warned_after("lavic.shards.describe.describe")
+    warned_after("lavic.shards.teacher.local_teacher.describe")
     assert main(words) == 75
     assert not written()
-    warned_after("lavic.shards.describe.write_descriptions")
+    warned_after("lavic.shards.teacher.shard_work.write_descriptions")
     assert main(words) == 75
     assert len(written()) == 1
     assert main(words) == 0
     assert written() == undisturbed
+
+
+def test_useless_texts_of_the_model_are_drawn_once_more(
+    few: Path, capsys: pytest.CaptureFixture[str], warned_after: Callable[[str], None]
+) -> None:
+    """Sentences as titles, which it has never seen, make the miniature loop."""
+    said = ["The photo shows a red plain lamp.", "The photo shows a blue striped shoe."]
+    said += ["The photo shows a green dotted shoe.", "The photo shows a yellow checked hat."]
+    titled = [
+        Sample.of(item_id=s.item_id, n=9, jpg=s.jpg, title=title, width=96, height=96)
+        for title, s in zip(said, (photo(n) for n in range(4)), strict=True)
+    ]
+    folder = few.parent / "titled"
+    write_set(folder, titled)
+    words = ["describe", "--config", "describe-mini", "--shards", str(folder), "--batch-size", "2"]
+    capsys.readouterr()
+    assert main(words) == 0
+    (shard,) = (ShardDataset(folder).manifest.path(entry) for entry in ShardDataset(folder).manifest.shards)
+    undisturbed = descriptions_path(shard).read_bytes()
+    rows = read_rows(shard)
+    out = capsys.readouterr().out
+    again = re.search(r"Written twice +(\d+)", out)
+    assert again and int(again[1]) >= max(1, sum(row["flag"] != "" for row in rows))
+    assert all((row["text"] == "") == (row["flag"] != "") for row in rows)
+    descriptions_path(shard).unlink()
+    warned_after("lavic.shards.teacher.local_teacher.describe")
+    assert main(words) == 75
+    assert main(words) == 0
+    assert descriptions_path(shard).read_bytes() == undisturbed, "draws do not depend on interruptions"
+    descriptions_path(shard).unlink()
+    assert main([*words, "--temperature", "3", "--seed", "5"]) == 0
+    drawn = descriptions_path(shard).read_bytes()
+    descriptions_path(shard).unlink()
+    assert main([*words, "--temperature", "3", "--seed", "5"]) == 0
+    assert descriptions_path(shard).read_bytes() == drawn != undisturbed
+
+
+def test_a_question_of_the_users_is_asked(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("What colour is {title}?")
+    words = ["describe", "--model.name", "mini", "--shards", str(few), "--max-new-tokens", "4"]
+    assert main([*words, "--prompt-file", str(tmp_path / "q.txt")]) == 0
+    (shard,) = (ShardDataset(few).manifest.path(entry) for entry in ShardDataset(few).manifest.shards)
+    assert all(row["prompt"].startswith("question-") for row in read_rows(shard))
+    assert main(words) == 2, "asked with other words"
 
 
 def test_descriptions_of_another_models_weights_are_refused(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

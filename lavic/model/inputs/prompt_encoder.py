@@ -66,9 +66,9 @@ class Encoder:
             assert begins and ids.count(self._bos) == self._bos_count, "one beginning-of-sequence token, at the start"
         return ids
 
-    def describe(self, title: str, photo_tokens: int) -> tuple[Piece, ...]:
+    def describe(self, title: str, photo_tokens: int, words: Sequence[str] | None = None) -> tuple[Piece, ...]:
         """Asks for a description of one photo; see `prompts.describe`."""
-        return prompts.describe(title, photo_tokens, self.style, self.chat)
+        return prompts.describe(title, photo_tokens, self.style, self.chat, words)
 
     def render(self, pieces: Sequence[Piece]) -> str:
         """The prompt as one string; a slot is its image token, repeated."""
