@@ -23,18 +23,22 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveInt
 
 from lavic.config import Seed, dump, flatten, load, parse, settings
+from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, LavicError
+from lavic.metrics.trec_files import read_run
+from lavic.mini.look_recall import chance, look_recall, read_looks
 from lavic.mini.photo_server import PhotoServer
 from lavic.storage.atomic import atomic_write
 from lavic.tracking.mlflow_store import default_store_uri
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.tracker import Tracker
 
-DESCRIPTION = """Run the whole pipeline in miniature on this machine: about six minutes on two CPU cores.
+DESCRIPTION = """Run the whole pipeline in miniature on this machine: about seven minutes on two CPU cores.
 
 It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
 HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. The result to
-look for: the right one of ten items is found with the photos' five tokens, and at chance level without them.
+look for: the right one of ten items is found with the photos' five tokens, and at chance level without them. The whole
+catalogue is searched too, by words and by item tokens: words are at chance about the looks that were asked for.
 
 With --serve it ends in `lavic serve` on the drawn catalogue: a page to type requests in, until Ctrl-C."""
 
@@ -44,10 +48,11 @@ _SMALL_CATALOGUE = (
     *("--train-items", "150", "--valid-items", "120", "--heldout-items", "120", "--combination-items", "120"),
     *("--train-conversations", "96", "--valid-conversations", "8", "--test-conversations", "8"),
 )
+_TEST_SETS = {"test": "held_out_items", "test_combinations": "held_out_combinations"}
+"""Conversation files that the whole catalogue is searched for, and their names in the summary."""
 _GRACE_S = 30.0
 SEARCHED = 200
-"""Candidates of a request to the demo's server: titles do not tell colour and pattern, so that words alone find too
-many."""
+"""Candidates of a request to the demo's server: many items look alike."""
 
 
 @settings
@@ -150,6 +155,20 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
     yield Stage("embed", (*embed, "--adapter", str(runs / "distill"), "--out", str(out / "store")))
     yield Stage("embed", (*embed, "--out", str(out / "store_undistilled")))
 
+    retriever = ("tune-retriever", "--config", "tune-retriever-mini", "--store", str(out / "store"))
+    few = ("--head.epochs", "1") if chosen.small else ()
+    conversations = ("--train", lists["train"], "--valid", lists["valid"], "--head.seed", str(chosen.seed))
+    yield Stage("tune_retriever", (*retriever, *conversations, "--out", str(runs / "retriever"), *few))
+    yield Stage(
+        "retrieve",
+        (
+            *("retrieve", "--items", str(catalog / "item2meta_train.json"), "--store", str(out / "store")),
+            *("--conversations", *(lists[name] for name in _TEST_SETS), "--index", str(out / "index")),
+            *("--methods", "bm25", "tokens", "--tokens.retriever", str(runs / "retriever"), "--draws", "1000"),
+            *("--out", str(out / "retrieval")),
+        ),
+    )
+
     tune = ("tune", "--config", "tune-mini", "--train", lists["train"], "--valid", lists["valid"], *seed, *steps)
     yield Stage("tune", (*tune, "--store", str(out / "store"), "--out", str(runs / "tune"), *ranks))
     # the two controls are tuned in the same way, in parallel with one process each: half the start-up time
@@ -186,7 +205,6 @@ def _recommend(out: Path) -> tuple[str, ...]:
 def _serve(chosen: DemoSettings) -> int:
     """Becomes `lavic serve` on the demo's catalogue; signals reach it directly."""
     out = chosen.out
-    _run(_index(out))
     argv = (
         *("serve", "--config", "serve-mini", "--bundle", str(out / "runs" / "tune" / "bundle")),
         *("--store", str(out / "store"), "--index", str(out / "index"), "--shards", str(out / "shards" / "train")),
@@ -194,15 +212,6 @@ def _serve(chosen: DemoSettings) -> int:
     )
     print(f"\n$ lavic {shlex.join(argv)}", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "lavic", *argv])
-
-
-def _index(out: Path) -> Stage:
-    """`lavic retrieve`, for its index; the same command again is quick."""
-    catalog = out / "catalog"
-    items = (str(catalog / "item2meta_train.json"), str(catalog / "item2meta_valid.jsonl"))
-    lists = ("--conversations", str(catalog / "test.jsonl"), "--out", str(out / "lists"))
-    index = ("--store", str(out / "store"), "--index", str(out / "index"))
-    return Stage("retrieve", ("retrieve", "--config", "retrieve-mini", "--items", *items, *index, *lists))
 
 
 def port(catalog: Path) -> int:
@@ -268,9 +277,31 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
             f"hit_rate_{name}": {arm: metrics["hit_rate"] for arm, metrics in results["sets"][name]["arms"].items()}
             for name in others
         },
+        "full_catalogue": full_catalogue(out),
         "seconds": dict(seconds),
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
+
+
+def full_catalogue(out: Path) -> dict[str, Any]:
+    """Recall and look@k of each way to search the whole catalogue, by test set.
+
+    Args:
+        out: Folder with `catalog` and `retrieval`.
+    """
+    results = json.loads((out / "retrieval" / "results.json").read_text())
+    looks = read_looks(out / "catalog")
+    summary: dict[str, Any] = {"items": results["index"]["items"]}
+    for name, shown in _TEST_SETS.items():
+        conversations = read_conversations(out / "catalog" / f"{name}.jsonl")
+        targets = [conversation.targets[0] for conversation in conversations]
+        rows: dict[str, Any] = {"chance": chance(targets, looks)}
+        for method, recall in results["sets"][name]["methods"].items():
+            run = read_run(out / "retrieval" / f"{name}.{method}.run")
+            lists = [[id for id, _ in run.get(conversation.id, ())] for conversation in conversations]
+            rows[method] = {key: value["value"] for key, value in recall.items()} | look_recall(lists, targets, looks)
+        summary[shown] = rows
+    return summary
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -289,8 +320,21 @@ def table(summary: Mapping[str, Any]) -> str:
     for arm, hit in summary["hit_rate"].items():
         row = (hit, *(hits.get(arm) for hits in sets.values()))
         lines.append(f"  {arm:<34}" + "".join(f"{_interval(value):>24}" for value in row))
+    lines += list(_full_catalogue_lines(summary["full_catalogue"]))
     lines += ["", "seconds: " + ", ".join(f"{name} {value:g}" for name, value in summary["seconds"].items())]
     return "\n".join(lines)
+
+
+def _full_catalogue_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    columns = ("recall_at_1", "recall_at_10", "recall_at_50", "look_at_1", "look_at_10")
+    heads = "".join(f"{column.replace('_at_', '@'):>11}" for column in columns)
+    for name in _TEST_SETS.values():
+        yield ""
+        yield f"{'all ' + format(summary['items'], ',') + ' items, ' + name.replace('_', ' '):<44}{heads}"
+        for method, values in summary[name].items():
+            shown = {"chance": "random item of the kind"}.get(method, method)
+            cells = (f"{values[column]:11.3f}" if column in values else " " * 11 for column in columns)
+            yield f"  {shown:<42}{''.join(cells)}"
 
 
 def _interval(hit: dict | None) -> str:

@@ -4,6 +4,8 @@ OUT/pipeline.yaml      the settings, resolved
     shards/train       photos of the catalogue; shards/valid: those that validate stage 1
     runs/distill       stage 1
     store              item tokens
+    runs/retriever     the retriever of item tokens
+    retrieval          conversations with candidate lists; retrieval/index: what they are searched with
     runs/tune          stage 2
     evaluation         results and report
     logs               output of the jobs
@@ -26,16 +28,18 @@ from lavic.config.yaml_file import find_config
 from lavic.errors import ConfigError
 from lavic.launch.pipeline.settings import (
     BASE_MODEL,
+    RETRIEVAL,
     STAGES,
     PipelineSettings,
     Stage,
     StageSettings,
     named_paths,
     named_test,
+    stage_settings,
 )
 
-_OPTIONAL = frozenset({"verify", "describe"})
-"""Stages whose results no other stage requires."""
+_OPTIONAL = frozenset({"verify", "describe", *RETRIEVAL})
+"""Stages without which the others read something else."""
 _NOT_GIVEN = "not-given"
 """An input of a stage that is not run: its settings must still be valid, to ask whether its result is complete."""
 
@@ -74,6 +78,8 @@ class Layout:
         self.store = self.out / "store"
         self.runs = self.out / "runs"
         self.distill = self.runs / "distill"
+        self.retriever = self.runs / "retriever"
+        self.retrieval = self.out / "retrieval"
         self.tune = self.runs / "tune"
         self.evaluation = self.out / "evaluation"
         self.logs = self.out / "logs"
@@ -103,7 +109,7 @@ def plan_steps(pipeline: PipelineSettings, *, find_configs: bool = True) -> list
         if template.stage not in pipeline.stages and template.stage in _OPTIONAL:
             continue
         planned = {step.name for step in steps}
-        stage_settings = getattr(pipeline, template.stage)
+        chosen = stage_settings(pipeline, template.stage)
         output_args = (*template.positional, *to_args(template.filled_in))
         steps.append(
             Step(
@@ -111,7 +117,7 @@ def plan_steps(pipeline: PipelineSettings, *, find_configs: bool = True) -> list
                 stage=template.stage,
                 args=(
                     *template.positional,
-                    *_stage_args(template.stage, stage_settings, template.filled_in, find_configs=find_configs),
+                    *_stage_args(template.stage, chosen, template.filled_in, find_configs=find_configs),
                 ),
                 output_args=output_args,
                 needs=tuple(need for need in template.needs if need in planned),
@@ -120,7 +126,7 @@ def plan_steps(pipeline: PipelineSettings, *, find_configs: bool = True) -> list
                     *(str(file) for file in template.inputs if "://" not in str(file)),
                     *(
                         str(absolute(path))
-                        for keys, path in named_paths(template.stage, stage_settings)
+                        for keys, path in named_paths(template.stage, chosen)
                         if find_configs and keys != BASE_MODEL
                     ),
                 ),
@@ -197,18 +203,57 @@ def _templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template
         output=layout.store,
         needs=("distill", *photo_steps),
     )
+    yield from _conversation_templates(pipeline, layout)
+
+
+def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template]:
+    """The steps that read conversations."""
+    train = layout.shards("train")
     files = {"train": pipeline.conversations.train, "valid": pipeline.conversations.valid}
     given = {key: file for key, file in files.items() if file}
-    for key in files.keys() - given.keys():
-        _require(pipeline, "tune", f"conversations.{key}")
+    tests = [named_test(text) for text in pipeline.conversations.test]
+    for stage in ("tune-retriever", "retrieve", "tune"):
+        for key in files.keys() - given.keys():
+            _require(pipeline, stage, f"conversations.{key}")
     yield _Template(
-        stage="tune",
-        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, "out": layout.tune},
-        output=layout.tune,
+        stage="tune-retriever",
+        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, "out": layout.retriever},
+        output=layout.retriever,
         needs=("embed",),
         inputs=tuple(given.values()),
     )
-    tests = [named_test(text) for text in pipeline.conversations.test]
+    read = tuple(dict.fromkeys([*given.values(), *(file for _, file in tests)]))
+    retriever = {"tokens.retriever": layout.retriever} if "tune-retriever" in pipeline.stages else {}
+    photos = (*pipeline.photos.train.items, *pipeline.photos.valid.items)
+    if not photos:
+        _require(pipeline, "retrieve", "photos.train.items")
+    yield _Template(
+        stage="retrieve",
+        filled_in={
+            "items": tuple(dict.fromkeys(photos)) or (_NOT_GIVEN,),
+            "conversations": read or (_NOT_GIVEN,),
+            "out": layout.retrieval,
+            "index": layout.retrieval / "index",
+            "store": layout.store,
+            **retriever,
+        },
+        output=layout.retrieval,
+        needs=("tune-retriever", "embed"),
+        inputs=(*photos, *read),
+    )
+    listed: dict[str, Any] = {}
+    if "retrieve" in pipeline.stages:  # the same conversations, with the lists that it makes
+        given = {key: _with_lists(file, layout) for key, file in given.items()}
+        tests = [(name, _with_lists(file, layout)) for name, file in tests]
+        listed = {"candidates": pipeline.retrieve.settings.get("key", "candidates_fused")}
+    from_outside = () if listed else tuple(given.values())
+    yield _Template(
+        stage="tune",
+        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, **listed, "out": layout.tune},
+        output=layout.tune,
+        needs=("retrieve", "embed"),
+        inputs=from_outside,
+    )
     if not tests:
         _require(pipeline, "evaluate", "conversations.test")
     yield _Template(
@@ -219,12 +264,18 @@ def _templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template
             "test": [f"{name}={file}" if name else str(file) for name, file in tests] or [_NOT_GIVEN],
             "shards": [train],
             "runs": [layout.distill, layout.tune],
+            **listed,
             "out": layout.evaluation,
         },
         output=layout.evaluation,
-        needs=("tune", "embed"),
-        inputs=tuple(file for _, file in tests),
+        needs=("tune", "retrieve", "embed"),
+        inputs=() if listed else tuple(file for _, file in tests),
     )
+
+
+def _with_lists(file: Path, layout: Layout) -> Path:
+    """Where `lavic retrieve` writes a conversation file."""
+    return layout.retrieval / f"{file.name.partition('.')[0]}.jsonl"
 
 
 def _require(pipeline: PipelineSettings, stage: Stage, key: str) -> None:

@@ -21,7 +21,7 @@ from lavic.train.deepspeed.config import read_deepspeed_config, zero2_config
 PARENT = "PARENT"
 """Stands for the id of the parent run, which does not exist yet."""
 
-RANKED = ("describe", "distill", "embed", "tune", "evaluate")
+RANKED = ("describe", "distill", "embed", "tune-retriever", "tune", "evaluate")
 """Stages that run as ranks."""
 
 
@@ -74,7 +74,7 @@ def _estimate_lines(
     if step.stage in ("distill", "tune"):
         yield from _training_lines(pipeline, step, job, settings[step.name])
         return
-    if step.stage in ("crawl", "embed"):
+    if step.stage in ("crawl", "embed", "retrieve"):
         split = step.name.rpartition("-")[2] if step.stage == "crawl" else "train"
         expected = _photo_count(pipeline, split)
         yield from command.estimate(chosen, expected=expected).splitlines()

@@ -13,7 +13,7 @@ from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, read_used
-from lavic.launch.pipeline.settings import PipelineSettings, StageSettings
+from lavic.launch.pipeline.settings import PipelineSettings, stage_settings
 from lavic.launch.pipeline.step_digest import (
     StepInputs,
     StepRecord,
@@ -90,7 +90,7 @@ def resolve_settings(step: Step, pipeline: PipelineSettings) -> Any:
     Raises:
         ConfigError: They are wrong, or its ranks cannot share a batch; names the step.
     """
-    resources: StageSettings = getattr(pipeline, step.stage)
+    resources = stage_settings(pipeline, step.stage)
     try:
         settings = command_module(step.stage).resolve(step.args)
         if hasattr(settings, "loop"):

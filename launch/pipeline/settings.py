@@ -18,8 +18,10 @@ from lavic.config.schema import Keys, Schema
 from lavic.errors import LavicError
 from lavic.tracking.settings import TrackingSettings
 
-Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune", "evaluate"]
+Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune-retriever", "retrieve", "tune", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+RETRIEVAL: tuple[Stage, ...] = ("tune-retriever", "retrieve")
+"""Stages that a pipeline has only where it names them: without, conversations come with their candidate lists."""
 
 BASE_MODEL = ("model", "name")
 """A setting of a stage that is a path only where it names a folder."""
@@ -139,8 +141,9 @@ class PipelineSettings:
 
     out: Path
     """Folder for everything, on a file system that all nodes share."""
-    stages: tuple[Stage, ...] = STAGES
-    """The stages of the pipeline."""
+    stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage not in RETRIEVAL)
+    """The stages of the pipeline. With `retrieve`, candidates are searched for in the whole catalogue; with
+    `tune-retriever` also by photos."""
     photos: PhotosSettings = PhotosSettings()
     """The catalogue."""
     conversations: ConversationSettings = ConversationSettings()
@@ -155,6 +158,10 @@ class PipelineSettings:
     """`lavic distill`."""
     embed: StageSettings = StageSettings(gpus=8, cpus=64)
     """`lavic embed`."""
+    tune_retriever: StageSettings = StageSettings(gpus=8, cpus=64, time="12:00:00")
+    """`lavic tune-retriever`."""
+    retrieve: StageSettings = StageSettings(gpus=1, cpus=16, time="12:00:00")
+    """`lavic retrieve`, of all conversations: one process, or on several nodes Ray."""
     tune: StageSettings = StageSettings(gpus=8, cpus=64)
     """`lavic tune`."""
     evaluate: StageSettings = StageSettings(gpus=8, cpus=64, time="12:00:00")
@@ -179,6 +186,22 @@ class PipelineSettings:
     """Watch the status until every job has ended; exit code 1 if a step failed."""
 
 
+def stage_settings(pipeline: PipelineSettings, stage: Stage) -> StageSettings:
+    """The settings of a stage."""
+    settings: StageSettings = getattr(pipeline, field_of(stage))
+    return settings
+
+
+def stage_of(step_name: str) -> str:
+    """The stage of a step: its name, less the set of photos that it is for."""
+    return step_name if step_name in STAGES else step_name.rpartition("-")[0]
+
+
+def field_of(stage: Stage) -> str:
+    """The name of a stage among the pipeline's settings."""
+    return stage.replace("-", "_")
+
+
 def with_absolute_paths(pipeline: PipelineSettings) -> PipelineSettings:
     """The settings with absolute paths, also in the stages' settings and of what their yaml files name."""
 
@@ -191,7 +214,9 @@ def with_absolute_paths(pipeline: PipelineSettings) -> PipelineSettings:
     conversations = pipeline.conversations
     tests = (named_test(text) for text in conversations.test)
     test = tuple(f"{name}={path}" if name else str(path) for name, path in tests)
-    stages: dict[str, Any] = {stage: _stage_with_absolute_paths(stage, getattr(pipeline, stage)) for stage in STAGES}
+    stages: dict[str, Any] = {
+        field_of(stage): _stage_with_absolute_paths(stage, stage_settings(pipeline, stage)) for stage in STAGES
+    }
     return replace(
         pipeline,
         out=absolute(pipeline.out),

@@ -21,7 +21,7 @@ from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import DataError, LavicError
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
-from lavic.launch.pipeline.settings import Stage
+from lavic.launch.pipeline.settings import Stage, stage_of
 from lavic.model.config import BaseModelSettings, ModelSettings
 from lavic.model.hub import fingerprint, resolve
 from lavic.storage.atomic import atomic_write
@@ -36,6 +36,11 @@ _IRRELEVANT_IN: dict[Stage, tuple[str, ...]] = {
     "describe": ("batch_size", "page", "examples", *(f"endpoint.{name}" for name in NO_EFFECT)),
     "distill": FREE,
     "embed": ("batch_size", "num_workers"),
+    "tune-retriever": ("tokens_per_batch", "model.chat_template"),
+    "retrieve": (
+        *("executor", "index_parts", "dense.batch_size", "tokens.tokens_per_batch"),
+        *(f"endpoint.{name}" for name in NO_EFFECT),
+    ),
     "tune": FREE,
     "evaluate": ("overwrite", "tokens_per_batch", *(f"chat.{name}" for name in NO_EFFECT)),
 }
@@ -46,6 +51,8 @@ _PATHS: dict[Stage, tuple[str, ...]] = {
     "describe": ("shards",),
     "distill": ("shards", "valid"),
     "embed": ("shards", "adapter"),
+    "tune-retriever": ("store", "train", "valid"),
+    "retrieve": ("items", "conversations", "index", "store", "tokens.retriever"),
     "tune": ("store", "train", "valid"),
     "evaluate": ("bundle", "store", "test", "shards", "runs"),
 }
@@ -53,8 +60,10 @@ _PATHS: dict[Stage, tuple[str, ...]] = {
 _READS: dict[Stage, tuple[Stage, ...]] = {
     "distill": ("crawl", "describe"),
     "embed": ("crawl", "distill"),
-    "tune": ("embed",),
-    "evaluate": ("embed", "tune"),
+    "tune-retriever": ("embed",),
+    "retrieve": ("embed", "tune-retriever"),
+    "tune": ("embed", "retrieve"),
+    "evaluate": ("embed", "retrieve", "tune"),
 }
 """Stages whose results a stage reads. `verify` and `describe` compare their set with its manifest themselves."""
 
@@ -160,7 +169,7 @@ def current_inputs(step: Step, settings: Any, cache: DigestCache, results: Mappi
 
 def reads_result_of(step: Step, name: str) -> bool:
     """Whether a step reads the result of the step called `name`."""
-    return name.partition("-")[0] in _READS.get(step.stage, ())
+    return stage_of(name) in _READS.get(step.stage, ())
 
 
 def result_digest(step: Step, cache: DigestCache) -> str:
@@ -176,6 +185,10 @@ def result_digest(step: Step, cache: DigestCache) -> str:
         return ""
     if step.stage in ("distill", "tune"):
         return cache.digest(step.output / "bundle" / "bundle.json")
+    if step.stage == "tune-retriever":
+        return cache.digest(step.output / "bundle" / "retriever" / "retriever.json")
+    if step.stage == "retrieve":
+        return _combined(cache.digest(file) for file in sorted(step.output.glob("*.jsonl")))
     return cache.digest(step.output / NAME) if step.stage == "embed" else ""
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from lavic.config.cli_args import absolute
 from lavic.errors import ConfigError
 from lavic.launch.pipeline.dag import Layout, Step
-from lavic.launch.pipeline.settings import PipelineSettings, Stage, StageSettings
+from lavic.launch.pipeline.settings import PipelineSettings, Stage, StageSettings, stage_settings
 
 SCRIPTS: dict[Stage, str] = {
     "crawl": "crawl.sbatch",
@@ -21,10 +21,12 @@ SCRIPTS: dict[Stage, str] = {
     "describe": "gpu.sbatch",
     "distill": "gpu.sbatch",
     "embed": "gpu.sbatch",
+    "tune-retriever": "gpu.sbatch",
+    "retrieve": "cpu.sbatch",
     "tune": "gpu.sbatch",
     "evaluate": "gpu.sbatch",
 }
-"""The batch script of each stage."""
+"""The batch script of each stage; `retrieve` on several nodes takes that of `crawl`, which starts Ray."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def step_job(step: Step, pipeline: PipelineSettings, more_args: Sequence[str] = 
         more_args: Further arguments for the command.
     """
     command = (step.stage, *step.args, *more_args)
-    return _job(step.name, SCRIPTS[step.stage], command, getattr(pipeline, step.stage), pipeline)
+    resources = stage_settings(pipeline, step.stage)
+    on_ray = step.stage == "retrieve" and resources.nodes > 1
+    script = SCRIPTS["crawl" if on_ray else step.stage]
+    return _job(step.name, script, command, resources, pipeline)
 
 
 def array_job(stage: Stage, args: Sequence[str], pipeline: PipelineSettings, indexes: Sequence[int]) -> SbatchJob:

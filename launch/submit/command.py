@@ -19,7 +19,14 @@ from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, locked, read_jobs, write_jobs, write_states
 from lavic.launch.pipeline.mlflow_parent import open_parent, tracking_args
 from lavic.launch.pipeline.pipeline_status import PipelineStatus, pipeline_status, resolve_settings
-from lavic.launch.pipeline.settings import PipelineSettings, with_absolute_paths
+from lavic.launch.pipeline.settings import (
+    RETRIEVAL,
+    PipelineSettings,
+    field_of,
+    stage_of,
+    stage_settings,
+    with_absolute_paths,
+)
 from lavic.launch.pipeline.stale_results import move_to_stale, updates_in_place
 from lavic.launch.pipeline.step_digest import (
     StepRecord,
@@ -36,7 +43,7 @@ from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep, SweepStage, is_sweep, 
 from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
-tune, evaluate.
+tune-retriever, retrieve (both where `stages` names them), tune, evaluate.
 
 One yaml file has the stages, their settings and the resources of their jobs; the pipeline fills in the folders between
 them, all below OUT. Every setting of every stage is checked before the first job is queued. The same command again
@@ -129,6 +136,11 @@ def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
     if not is_sweep(pipeline):
         return []
     plan_cells(pipeline)
+    if retrieval := [stage for stage in RETRIEVAL if stage in pipeline.stages]:
+        raise ConfigError(
+            f"stages: {retrieval[0]} does not go with a sweep, whose cells read the lists of the conversations: "
+            "make them first with `lavic retrieve`"
+        )
     for stage in SWEEP_STAGES:
         if stage in pipeline.force:
             raise ConfigError(f"--force {stage}: a sweep's cells are made again when their folders are removed")
@@ -283,8 +295,9 @@ def _recorded_settings(
         before = load(PipelineSettings, layout.out / "pipeline.yaml")
     except (LavicError, OSError):
         return pipeline
-    recorded = {name.partition("-")[0] for name in records}
-    return replace(pipeline, **{stage: getattr(before, stage) for stage in not_submitted if stage in recorded})
+    recorded = {stage_of(name) for name in records}
+    kept = {field_of(stage): stage_settings(before, stage) for stage in not_submitted if stage in recorded}
+    return replace(pipeline, **kept)
 
 
 def missing_inputs(to_submit: Sequence[Step], statuses: Mapping[str, StepStatus]) -> list[str]:

@@ -10,6 +10,7 @@ from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.manifest import IndexManifest
 from lavic.recommend.retrieval.vectors.endpoint_encoder import EndpointEncoder, endpoint_settings
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder, dense_settings
+from lavic.recommend.retrieval.vectors.two_tower import TokensBuilder, TwoTowerEncoder, tokens_settings
 from lavic.shards.retrieval.settings import RetrieveSettings
 
 
@@ -58,14 +59,24 @@ def _endpoint(chosen: RetrieveSettings, make: Make | None) -> MethodBuilder:
     )
 
 
+def _tokens(chosen: RetrieveSettings, make: Make | None) -> MethodBuilder:
+    return TokensBuilder(
+        tokens_settings(chosen.tokens), chosen.store, tokens_per_batch=chosen.tokens.tokens_per_batch, make=make
+    )
+
+
 _BUILDERS: dict[str, Callable[[RetrieveSettings, Make | None], MethodBuilder]] = {
     "bm25": _bm25,
     "dense": _dense,
     "endpoint": _endpoint,
+    "tokens": _tokens,
 }
 _ENCODERS: dict[str, Callable[[RetrieveSettings, IndexManifest], TextEncoder]] = {
     "dense": lambda chosen, manifest: SentenceEncoder(
         manifest.methods["dense"].settings, batch_size=chosen.dense.batch_size
     ),
     "endpoint": lambda chosen, manifest: EndpointEncoder(chosen.endpoint, chosen.max_characters),
+    "tokens": lambda chosen, manifest: TwoTowerEncoder(
+        manifest.methods["tokens"].settings, tokens_per_batch=chosen.tokens.tokens_per_batch
+    ),
 }

@@ -14,6 +14,7 @@ from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import Chunk, make_chunk
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder
+from lavic.recommend.retrieval.vectors.two_tower import TokenChunks
 from lavic.shards.retrieval.search_work import Block, Encoder, Found, Searcher
 from lavic.shards.retrieval.settings import RetrieveSettings
 
@@ -36,6 +37,23 @@ class EmbedChunks:
         return {"rows": chunk.file.rows, "error": ""}
 
 
+class EmbedTokens:
+    """Makes files of the vectors of item tokens: an actor that loads the retriever once."""
+
+    def __init__(
+        self, table: ItemTable, settings: dict[str, Any], store: Path, previous: MethodRecord | None, batch: int
+    ) -> None:
+        self._worker = TokenChunks(table, settings, store, previous, batch)
+
+    def __call__(self, row: Row) -> Row:
+        chunk: Chunk = pickle.loads(row["data"])
+        try:
+            self._worker.make(chunk)
+        except (LavicError, OSError) as error:
+            return {"rows": 0, "error": first_line(error)}
+        return {"rows": chunk.file.rows, "error": ""}
+
+
 def embed_on_ray(chosen: RetrieveSettings) -> Make:
     """What embeds on a Ray cluster: one actor for each GPU, else for each CPU."""
 
@@ -47,9 +65,13 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
         settings: Mapping[str, Any],
         done: Callable[[int], None],
     ) -> None:
-        arguments = (table, dict(settings), chosen.dense.batch_size, previous)
+        actor: tuple[type, tuple[Any, ...], bool]
+        if "retriever" in settings:
+            actor = (EmbedTokens, (table, dict(settings), chosen.store, previous, chosen.tokens.tokens_per_batch), True)
+        else:
+            actor = (EmbedChunks, (table, dict(settings), chosen.dense.batch_size, previous), True)
         rows = [{"data": pickle.dumps(chunk)} for chunk in chunks]
-        for row in _map(rows, [(EmbedChunks, arguments, True)], chosen.ray):
+        for row in _map(rows, [actor], chosen.ray):
             if row["error"]:
                 raise LavicError(f"{folder}: {row['error']}; run the same command again to go on")
             done(row["rows"])
@@ -82,7 +104,7 @@ class SearchBlocks:
 def search_on_ray(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[Found]:
     """Encodes and searches blocks on a Ray cluster; for `search_all`."""
     rows = [{"data": pickle.dumps(block)} for block in blocks]
-    encode = (EncodeBlocks, (chosen,), "dense" in chosen.methods)
+    encode = (EncodeBlocks, (chosen,), bool({"dense", "tokens"} & {*chosen.methods}))
     if parts == 1:
         found = _map(rows, [encode, (SearchBlocks, (chosen, 0, 1), False)], chosen.ray)
         yield from (pickle.loads(row["data"]) for row in found)

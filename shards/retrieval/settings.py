@@ -16,9 +16,10 @@ from lavic.recommend.retrieval.bm25.build import Bm25Settings
 from lavic.recommend.retrieval.catalogue import TextSettings
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
+from lavic.recommend.retrieval.vectors.two_tower import TokensSettings
 from lavic.tracking.settings import TrackingSettings
 
-MethodName = Literal["bm25", "dense", "endpoint"]
+MethodName = Literal["bm25", "dense", "endpoint", "tokens"]
 
 
 @settings
@@ -55,6 +56,8 @@ class RetrieveSettings:
     """Search by embeddings of an OpenAI-compatible server."""
     approximate: ApproximateSettings = ApproximateSettings()
     """Approximate search among vectors, for large catalogues."""
+    tokens: TokensSettings = TokensSettings()
+    """Search by item tokens and titles, with a retriever of `lavic tune-retriever`; needs `store`."""
     max_characters: PositiveInt = 24_000
     """Longest text that is sent to the server; its model may allow fewer tokens. A query keeps its last turn."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95

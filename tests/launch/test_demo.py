@@ -57,6 +57,11 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     assert arms <= set(summary["hit_rate"]) and arms <= set(summary["hit_rate_held_out_combinations"])
     for hit in summary["hit_rate"].values():
         assert hit["low"] <= hit["value"] <= hit["high"] and hit["n"] == 8
+    for searched in ("held_out_items", "held_out_combinations"):
+        rows = summary["full_catalogue"][searched]
+        assert set(rows) == {"chance", "bm25", "tokens", "fused"} and "recall_at_100" in rows["tokens"]
+        assert all(0 <= value <= 1 for row in rows.values() for value in row.values())
+    assert "random item of the kind" in first.stdout
     assert {"crawl", "describe", "distill", "embed", "tune", "evaluate", "total"} <= set(summary["seconds"])
     # captions: the packaged base model reads photos, and six steps do not yet teach five tokens
     full, before = summary["captions"]["full"], summary["captions"]["cls_before"]
@@ -69,7 +74,9 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     experiment = client.get_experiment_by_name("demo")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert {"runs/distill", "runs/tune", "evaluation"} <= {run.info.run_name for run in runs}
+    assert {"runs/distill", "runs/retriever", "runs/tune", "evaluation", "retrieval"} <= {
+        run.info.run_name for run in runs
+    }
     assert {run.info.status for run in runs} == {"FINISHED"}
     (parent,) = (run.info.run_id for run in runs if run.data.tags["lavic.command"] == "demo")
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id != parent} == {parent}

@@ -20,8 +20,11 @@ from lavic.config.cli_args import to_args
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
 from lavic.launch.pipeline.dag import plan_steps, select_steps
-from lavic.launch.pipeline.settings import PipelineSettings
+from lavic.launch.pipeline.pipeline_status import resolve_settings
+from lavic.launch.pipeline.settings import STAGES, PipelineSettings, stage_of
+from lavic.launch.pipeline.step_digest import reads_result_of
 from lavic.launch.pipeline.step_status import last_error
+from lavic.launch.slurm.sbatch_job import step_job
 from lavic.launch.submit.command import missing_inputs
 from tests.crawled_sets import write_set
 from tests.launch.mini_pipeline import ORDER, end_job, jobs, make_photos, set_slurm, submit
@@ -39,13 +42,23 @@ def pipeline(**more) -> PipelineSettings:
 # -- The dry run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pipeline-mini", "pipeline-7b"])
-def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
+RETRIEVING = ["--stages", *STAGES]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "more"),
+    [
+        ("pipeline-mini", "pipeline-mini", []),
+        ("pipeline-7b", "pipeline-7b", []),
+        ("pipeline-mini-retrieve", "pipeline-mini", ["--from", "embed", *RETRIEVING]),
+    ],
+)
+def test_the_dry_run_is_as_it_was(name, config, more, tmp_path, monkeypatch, capsys):
     """`LAVIC_GOLDEN=write` writes the files anew: then read their difference."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAVIC_VENV", "/venv")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert main(["submit", "--config", name, "--dry-run"]) == 0
+    assert main(["submit", "--config", config, "--dry-run", *more]) == 0
     said = capsys.readouterr().out
     scripts = Path(next(iter(lavic.slurm.__path__)))
     for script in (*scripts.glob("*.sbatch"), *scripts.glob("*.sh")):
@@ -56,7 +69,7 @@ def test_the_dry_run_is_as_it_was(name, tmp_path, monkeypatch, capsys):
     if os.environ.get("LAVIC_GOLDEN") == "write":
         golden.write_text(neutral)
     assert neutral == golden.read_text()
-    assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == 5
+    assert neutral.count("(the file)") == len(set(re.findall(r"^== SLURM/.+$", neutral, re.M))) == (4 if more else 5)
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
 
 
@@ -129,6 +142,55 @@ def test_every_step_follows_what_it_reads():
         "tune": ("embed",),
         "evaluate": ("tune",),
     }
+
+
+def test_with_retrieval_the_later_stages_read_the_lists_that_it_makes():
+    conversations = {"train": "t.jsonl.gz", "valid": "v.jsonl", "test": ["main=e.jsonl"]}
+    chosen = {"settings": {"methods": ["bm25", "tokens"], "key": "candidates_all"}}
+    steps = {
+        step.name: step for step in plan_steps(pipeline(stages=STAGES, conversations=conversations, retrieve=chosen))
+    }
+    assert steps["tune-retriever"].needs == ("embed",) and steps["retrieve"].needs == ("tune-retriever",)
+    assert steps["tune"].needs == ("retrieve",) and steps["evaluate"].needs == ("tune",)
+    out = str(Path("out").absolute())
+    retrieve = resolve_settings(steps["retrieve"], pipeline(retrieve=chosen))
+    assert [Path(path).name for path in retrieve.conversations] == ["t.jsonl.gz", "v.jsonl", "e.jsonl"]
+    assert (str(retrieve.tokens.retriever), str(retrieve.store)) == (f"{out}/runs/retriever", f"{out}/store")
+    tune = resolve_settings(steps["tune"], pipeline())
+    lists = f"{out}/retrieval"
+    assert (str(tune.train), str(tune.valid), tune.candidates) == (
+        f"{lists}/t.jsonl",
+        f"{lists}/v.jsonl",
+        "candidates_all",
+    )
+    evaluate = resolve_settings(steps["evaluate"], pipeline())
+    assert (list(evaluate.test), evaluate.candidates) == ([f"main={lists}/e.jsonl"], "candidates_all")
+    assert steps["tune"].inputs == steps["evaluate"].inputs == ()  # nothing of theirs must be there beforehand
+    assert {"a.json", "b.jsonl"} <= {*steps["retrieve"].inputs}
+
+    words_alone = [stage for stage in STAGES if stage != "tune-retriever"]
+    (step,) = (step for step in plan_steps(pipeline(stages=words_alone)) if step.name == "retrieve")
+    assert step.needs == ("embed",) and "--tokens.retriever" not in step.args
+
+
+def test_a_step_is_of_the_stage_that_its_name_begins_with():
+    names = ["crawl-train", "tune-retriever", "tune", "embed"]
+    assert [stage_of(name) for name in names] == ["crawl", "tune-retriever", "tune", "embed"]
+    (tune,) = (step for step in plan_steps(pipeline(stages=STAGES)) if step.name == "tune")
+    assert reads_result_of(tune, "retrieve") and not reads_result_of(tune, "tune-retriever")
+
+
+def test_retrieval_and_a_sweep_do_not_go_together(cluster, capsys):
+    words = ["--sweep.candidates", "candidates_st", "--stages", *STAGES]
+    assert submit("--dry-run", *words) == 2
+    assert "tune-retriever does not go with a sweep" in capsys.readouterr().err
+
+
+def test_retrieval_on_several_nodes_runs_on_ray():
+    for nodes, script in ((1, "cpu.sbatch"), (3, "crawl.sbatch")):
+        chosen = pipeline(stages=STAGES, retrieve={"nodes": nodes})
+        (step,) = (step for step in plan_steps(chosen) if step.name == "retrieve")
+        assert step_job(step, chosen).script.name == script
 
 
 def test_without_the_stages_that_only_add_the_others_wait_for_the_crawl():

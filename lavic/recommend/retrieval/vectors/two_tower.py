@@ -9,9 +9,9 @@ divided by the root of the number of heads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import PositiveInt
@@ -19,6 +19,7 @@ from pydantic import PositiveInt
 from lavic.config import settings
 from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError
+from lavic.recommend.retrieval.build import Make
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.query import TURN_END
@@ -31,6 +32,7 @@ from lavic.recommend.retrieval.vectors.chunks import (
     vectors_record,
     write_chunk,
 )
+from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.bundle import Bundle
@@ -150,20 +152,6 @@ def _conversation(query: str) -> Conversation:
     return Conversation(id="", turns=tuple(Turn("comment" if n else "seeker", text) for n, text in enumerate(turns)))
 
 
-class MakeTokens(Protocol):
-    """Makes chunks wherever it is done; `done` is called with the number of items of each."""
-
-    def __call__(
-        self,
-        table: ItemTable,
-        chunks: Sequence[Chunk],
-        previous: MethodRecord | None,
-        recorded: Mapping[str, Any],
-        store: Path,
-        done: Callable[[int], None],
-    ) -> None: ...
-
-
 class TokensBuilder:
     """Makes the vectors of an index's items from the item store; see `MethodBuilder`."""
 
@@ -175,7 +163,7 @@ class TokensBuilder:
         store: Path | None,
         *,
         tokens_per_batch: int = 8192,
-        make: MakeTokens | None = None,
+        make: Make | None = None,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         """Describes the work.
@@ -196,8 +184,6 @@ class TokensBuilder:
         Raises:
             ConfigError: No store is named.
         """
-        from lavic.tracking.progress import progress_bar
-
         chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows)
         todo = [chunk for chunk in chunks if not stands(folder, chunk)]
         if todo and self._store is None:
@@ -205,23 +191,14 @@ class TokensBuilder:
         if todo and self._store is not None:
             left = sum(chunk.file.rows for chunk in todo)
             with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
-                make = self._make or self._make_here
-                make(table, todo, previous, self.settings, self._store, bar.update)
+                if self._make is not None:
+                    self._make(folder, table, todo, previous, self.settings, bar.update)
+                else:
+                    worker = TokenChunks(table, self.settings, self._store, previous, self._tokens_per_batch)
+                    for chunk in todo:
+                        worker.make(chunk)
+                        bar.update(chunk.file.rows)
         return vectors_record(folder, self.settings, chunks)
-
-    def _make_here(
-        self,
-        table: ItemTable,
-        chunks: Sequence[Chunk],
-        previous: MethodRecord | None,
-        recorded: Mapping[str, Any],
-        store: Path,
-        done: Callable[[int], None],
-    ) -> None:
-        worker = TokenChunks(table, recorded, store, previous, tokens_per_batch=self._tokens_per_batch)
-        for chunk in chunks:
-            worker.make(chunk)
-            done(chunk.file.rows)
 
 
 class TokenChunks:
@@ -233,8 +210,7 @@ class TokenChunks:
         recorded: Mapping[str, Any],
         store: Path,
         previous: MethodRecord | None,
-        *,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int,
     ) -> None:
         """Loads the retriever and opens the store. The arguments are those of `TokensBuilder.build`."""
         from lavic.model.item_store import ItemStore

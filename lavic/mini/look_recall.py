@@ -1,0 +1,85 @@
+"""Whether lists from the drawn catalogue have the look that a conversation asks for.
+
+Many drawn items look alike: no search can tell the right one from its doubles. look@k counts a list as right if one of
+its first k items has the kind, colour and pattern of the target.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lavic.errors import DataError
+
+CUTS = (1, 10)
+"""Lengths of lists at which looks are counted."""
+
+Look = tuple[str, str, str]
+"""Colour, pattern, kind."""
+
+_DESCRIPTION = re.compile(r"The photo shows a (\w+) (\w+) (\w+)\.")
+
+
+def read_looks(catalogue: Path) -> dict[str, Look]:
+    """The look of every item of a drawn catalogue, by id.
+
+    Args:
+        catalogue: Folder of `lavic mini catalog`.
+
+    Raises:
+        DataError: It is not one.
+    """
+    try:
+        meta = json.loads((catalogue / "item2meta_train.json").read_text("utf-8"))
+        texts = {id: text for id, row in meta.items() for text in row["image_descriptions_llava_cleaned"].values()}
+        for line in (catalogue / "item2meta_valid.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            texts[row["image_name"].rpartition("_")[0]] = row["image_description_llava_cleaned"]
+        looks = {id: match.groups() for id, text in texts.items() if (match := _DESCRIPTION.fullmatch(text))}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{catalogue}: not a drawn catalogue ({error})") from None
+    if len(looks) < len(meta):
+        raise DataError(f"{catalogue}: {len(meta) - len(looks)} items are not described as drawn")
+    return looks  # type: ignore[return-value]
+
+
+def look_recall(
+    lists: Sequence[Sequence[str]], targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS
+) -> dict[str, float]:
+    """The share of lists with the look of the target among their first k items: `look_at_<k>`.
+
+    Args:
+        lists: Ids, best first, of each conversation.
+        targets: Of each conversation.
+        looks: Of each item.
+        cuts: The numbers k.
+    """
+    return {
+        f"look_at_{cut}": sum(
+            any(looks[id] == looks[target] for id in ids[:cut]) for ids, target in zip(lists, targets, strict=True)
+        )
+        / len(targets)
+        for cut in cuts
+    }
+
+
+def chance(targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS) -> dict[str, float]:
+    """look@k of lists that are right about the kind, which titles name, and random in all else.
+
+    Args:
+        targets: Of each conversation.
+        looks: Of each item of the catalogue.
+        cuts: The numbers k.
+    """
+    kinds, alike = Counter(look[2] for look in looks.values()), Counter(looks.values())
+
+    def without(target: str, cut: int) -> float:
+        """The probability that none of `cut` items of the kind has the look."""
+        kind, count = kinds[looks[target][2]], alike[looks[target]]
+        return math.comb(kind - count, cut) / math.comb(kind, cut) if cut <= kind else 0.0
+
+    return {f"look_at_{cut}": 1 - sum(without(target, cut) for target in targets) / len(targets) for cut in cuts}
