@@ -24,7 +24,7 @@ from lavic.storage.checksummed_json import digest_json
 AUTO = "auto"
 _SAMPLE = 128
 """Items whose vectors are the queries that recall is measured with."""
-_TRAINING = 100
+_TRAINING = 64
 """Vectors for each list of an inverted file, at most, that its centres are made from."""
 
 
@@ -122,7 +122,7 @@ class Approximate:
 
 def _write(path: Path, vectors: VectorFiles, start: int, rows: int, name: str) -> None:
     faiss = _faiss()
-    lists = max(1, min(int(4 * rows**0.5), rows // 39))  # 39: FAISS's own least
+    lists = max(1, min(int(2 * rows**0.5), rows // 39))  # 39: FAISS's own least
     words = f"IVF{lists},SQ8" if name == AUTO else name
     try:
         index = faiss.index_factory(vectors.width, words, faiss.METRIC_INNER_PRODUCT)
