@@ -57,6 +57,16 @@
 # Ranks per node: one per GPU, or one.
 : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-1}}"
 
+# -- Model servers of describe.sbatch ---------------------------------------------------------------------------------
+
+# How a server is started; the model and its port are added.
+: "${SERVE_COMMAND:=vllm serve}"
+: "${SERVE_FLAGS:=--data-parallel-size ${SLURM_GPUS_ON_NODE:-1}}"
+: "${SERVE_PORT:=$((RDZV_PORT + 1))}"
+
+# Seconds that it may take to load the model.
+: "${SERVE_STARTUP:=1800}"
+
 # -- Stopping and continuing ------------------------------------------------------------------------------------------
 
 # How often a job that stopped with a checkpoint (exit code 75) may requeue itself.

@@ -4,6 +4,7 @@
 #   run_ranks COMMAND ...   one rank per GPU on every node; with `preflight`, only the check of the nodes
 #   run_once COMMAND ...    one process on the first node
 #   run_on_ray COMMAND ...  a Ray cluster on all nodes, and one process on the first
+#   run_with_servers ...    a server of SERVE_MODEL on every node, and one process on the first
 #
 # Each ends the script with the command's exit code, or requeues the job.
 set -euo pipefail
@@ -185,6 +186,36 @@ run_on_ray() {
   start_step clean --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- \
     rm -rf "$folder"
   wait "$step_pid" || true
+  finish "$code"
+}
+
+# A server of SERVE_MODEL with all GPUs of its node on every node. Only this job has their key.
+run_with_servers() {
+  local node log urls=() more=() server_pid
+  if [[ -z ${SERVE_MODEL:-} ]]; then
+    say "SERVE_MODEL is not set: name the model to serve, such as llava-hf/llava-v1.6-mistral-7b-hf" >&2
+    finish 2
+  fi
+  preflight cpu "$@"
+  VLLM_API_KEY=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
+  export VLLM_API_KEY
+  log=$LAVIC_LOGS/$SLURM_JOB_ID-$restart-servers.log
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    urls+=("http://$(address_of "$node"):$SERVE_PORT/v1")
+  done
+  read -ra more <<<"$SERVE_COMMAND $SERVE_MODEL --host 0.0.0.0 --port $SERVE_PORT $SERVE_FLAGS"
+  say "$SERVE_MODEL on $SLURM_JOB_NUM_NODES nodes, port $SERVE_PORT; their log is $log"
+  start_step servers --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    --cpus-per-task="$cpus" -- "${more[@]}" >>"$log" 2>&1
+  server_pid=$step_pid
+  say "lavic $*"
+  start_step job --nodes=1 --ntasks=1 --nodelist="$first_node" --cpus-per-task="$cpus" -- \
+    "$LAVIC_PYTHON" -m lavic "$@" --endpoint.url "${urls[@]}" --endpoint.model "$SERVE_MODEL" \
+    --endpoint.api-key env:VLLM_API_KEY --endpoint.startup-s "$SERVE_STARTUP"
+  wait_for_step job
+  say "stopping the servers"
+  signal_step KILL servers
+  wait "$server_pid" || true
   finish "$code"
 }
 

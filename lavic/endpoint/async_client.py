@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ _MEND = {
     "redirect": "give {flag}.url the address that it redirects to",
     "tls": "check {flag}.url, or the certificates of this machine (SSL_CERT_FILE)",
 }
+_POLL_S = 0.5
 _KEPT = ("text", "finish_reason", "refusal", "prompt_tokens", "completion_tokens")
 
 
@@ -52,6 +54,23 @@ class AsyncEndpoint:
     async def close(self) -> None:
         """Closes its connections."""
         await self._connection.close()
+
+    async def wait_until_ready(self) -> None:
+        """Waits until every server answers.
+
+        Raises:
+            EndpointError: One does not within `startup_s`.
+        """
+        until = time.monotonic() + self._settings.startup_s
+        waiting = list(self._settings.url)
+        while waiting := [url for url in waiting if not await self._connection.is_up(url)]:
+            if time.monotonic() >= until:
+                names = ", ".join(map(_shown_url, waiting[:3]))
+                raise EndpointError(
+                    f"{len(waiting)} of {len(self._settings.url)} servers do not answer within "
+                    f"{self._flag}.startup-s {self._settings.startup_s:g}: {names}"
+                )
+            await asyncio.sleep(_POLL_S)
 
     async def chat(self, request: ChatRequest) -> ChatAnswer:
         """The answer to one question. One that a server refuses, or that fails after all retries, has a `fault`.

@@ -47,6 +47,7 @@ class Endpoint:
 
     Raises:
         ConfigError: A setting is missing, or the key's variable or file.
+        EndpointError: A server does not answer within `startup_s`.
         LaunchError: aiohttp is not installed.
     """
 
@@ -68,6 +69,12 @@ class Endpoint:
         except BaseException:
             self._stop()
             raise
+        if settings.startup_s:
+            try:
+                self._submit(self._client.wait_until_ready()).result()
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def usage(self) -> Usage:

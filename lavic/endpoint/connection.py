@@ -16,6 +16,7 @@ from lavic.endpoint.settings import EndpointSettings
 _MOST_BYTES = 256 << 20
 _MOST_ERROR_BYTES = 64 << 10
 _CONNECT_S = 30.0
+_READY_S = 10.0
 
 
 class Connection:
@@ -42,6 +43,17 @@ class Connection:
     async def close(self) -> None:
         """Closes them."""
         await self._session.close()
+
+    async def is_up(self, base: str) -> bool:
+        """Whether a server answers at all; one that says it is not ready does not."""
+        url = URL(base)
+        models = url.with_path(f"{url.path.rstrip('/')}/models").with_query(url.query)
+        timeout = aiohttp.ClientTimeout(total=_READY_S)
+        try:
+            async with self._session.get(models, allow_redirects=False, timeout=timeout) as response:
+                return int(response.status) < 500
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            return False
 
     async def post(self, base: str, path: str, body: bytes) -> Any:
         """The JSON of the answer.

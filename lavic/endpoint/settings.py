@@ -14,8 +14,8 @@ from lavic.config.secrets import is_reference, reveal_key
 from lavic.errors import ConfigError
 
 NO_EFFECT = (
-    *("url", "api_key", "concurrency", "requests_per_minute", "timeout_s", "retries", "backoff_s", "max_wait_s"),
-    *("give_up_after", "input_price", "output_price", "cache", "batch_size", "proxy"),
+    *("url", "api_key", "concurrency", "requests_per_minute", "timeout_s", "startup_s", "retries", "backoff_s"),
+    *("max_wait_s", "give_up_after", "input_price", "output_price", "cache", "batch_size", "proxy"),
 )
 """Settings that change how a model is asked, and not what it answers."""
 _PATHS = re.compile(r"/(?:chat/completions|completions|embeddings|models)/*$")
@@ -37,6 +37,8 @@ class EndpointSettings:
     """Most requests a minute, of each process, retries included; none: no limit."""
     timeout_s: PositiveFloat = 300.0
     """Seconds for one complete answer."""
+    startup_s: NonNegativeFloat = 0.0
+    """Seconds to wait at the start until every server answers, for those that still load their model."""
     retries: NonNegativeInt = 5
     """Further tries of a request after a fault that may pass: 429, 408, 5xx, no or a broken connection, a timeout, an
     answer that is not JSON or lacks what it should hold."""

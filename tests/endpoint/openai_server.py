@@ -54,7 +54,7 @@ Fault = tuple[int, dict[str, str], bytes] | str
 
 
 class OpenAiServer:
-    """Takes requests on a free port of loopback.
+    """Takes requests, by default on a free port of loopback.
 
     Attributes:
         chat: The answer to a chat request: an object for JSON, bytes as they are.
@@ -64,7 +64,7 @@ class OpenAiServer:
         headers: Of these.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.chat: Callable[[dict[str, Any]], Any] = say_back
         self.embeddings: Callable[[list[str]], Any] = embeddings_body
         self.faults: deque[Fault] = deque()
@@ -76,6 +76,8 @@ class OpenAiServer:
         """Lets hanging requests go."""
         self.hanging = threading.Semaphore(0)
         """Released by each request that begins to hang."""
+        self.loading = 0
+        """How many times it will say that it is not ready."""
         self._in_flight = 0
         self._lock = threading.Lock()
         outer = self
@@ -98,6 +100,13 @@ class OpenAiServer:
                 finally:
                     with outer._lock:
                         outer._in_flight -= 1
+
+            def do_GET(self) -> None:
+                with outer._lock:
+                    outer.paths[self.path] += 1
+                    status = 503 if outer.loading else 200
+                    outer.loading -= bool(outer.loading)
+                self._send(status, {"Content-Type": "application/json"}, b'{"object": "list", "data": []}')
 
             def _answer(self, body: dict[str, Any], fault: Fault | None) -> None:
                 if fault == "close":
@@ -137,7 +146,7 @@ class OpenAiServer:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Clients that hang up are what some tests are about."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server((host, port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

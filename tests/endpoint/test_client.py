@@ -397,3 +397,12 @@ def test_a_refusal_is_told(connect, server):
     server.chat = lambda _: body
     (answer,) = connect().chat([ask("x")])
     assert (answer.text, answer.refusal) == ("", "I cannot")
+
+
+def test_servers_that_still_load_are_waited_for(connect, server):
+    server.loading = 2
+    with openai_server() as second:
+        client = connect(url=(server.url, second.url), startup_s=60.0)
+        assert server.paths["/v1/models"] == 3 and next(client.chat([ask("x")])).fault is None
+    with pytest.raises(EndpointError, match=r"1 of 2 servers do not answer within --endpoint.startup-s 0.1: http"):
+        connect(url=(server.url, second.url), startup_s=0.1)

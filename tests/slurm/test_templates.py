@@ -23,7 +23,7 @@ def options(script: Path) -> dict[str, str]:
 
 def test_there_are_as_few_as_the_resources_allow():
     names = {script.stem for script in SCRIPTS}
-    assert names == {"cpu", "crawl", "gpu", "serve"}
+    assert names == {"cpu", "crawl", "describe", "gpu", "serve"}
 
 
 @pytest.mark.parametrize("script", ALL, ids=lambda path: path.name)
