@@ -39,7 +39,15 @@ from lavic.launch.pipeline.step_status import StepStatus, refresh_jobs
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import SbatchJob, status_job, step_job
 from lavic.launch.sweep.arrays import prepare, stage_job, submit_arrays
-from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep, SweepStage, is_sweep, plan_cells
+from lavic.launch.sweep.cells import (
+    SWEEP_STAGES,
+    Sweep,
+    SweepStage,
+    check_cell,
+    is_sweep,
+    missing_files,
+    plan_cells,
+)
 from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
@@ -94,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(f"  {line}" for line in missing))
         if swept:
             print(f"\n{sweep_text(whole, swept)}")
+            print("\n".join(f"  {line}" for line in missing_files(whole, swept)))
         return 0
+    if missing := missing_files(whole, swept):
+        raise ConfigError(missing[0] + (f"; {len(missing) - 1} more" if len(missing) > 1 else ""))
     out = Layout(pipeline.out).out
     with locked(out):
         if selected:
@@ -135,7 +146,6 @@ def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
     """
     if not is_sweep(pipeline):
         return []
-    plan_cells(pipeline)
     if retrieval := [stage for stage in RETRIEVAL if stage in pipeline.stages]:
         raise ConfigError(
             f"stages: {retrieval[0]} does not go with a sweep, whose cells read the lists of the conversations: "
@@ -147,7 +157,11 @@ def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
     if pipeline.from_ in SWEEP_STAGES:
         raise ConfigError(f"--from {pipeline.from_}: use --only, which a sweep's stages know")
     wanted = pipeline.only or pipeline.stages
-    return [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
+    stages = [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
+    for cell in plan_cells(pipeline):
+        for stage in stages:
+            check_cell(pipeline, stage, cell)
+    return stages
 
 
 def without_sweep_stages(pipeline: PipelineSettings) -> PipelineSettings:

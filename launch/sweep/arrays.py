@@ -23,7 +23,6 @@ from lavic.launch.sweep.cells import (
     Cell,
     Sweep,
     SweepStage,
-    cell_inputs,
     is_complete,
     plan_cells,
     task_args,
@@ -89,7 +88,7 @@ def _status(
 
 
 def prepare(pipeline: PipelineSettings, sweep: Sweep, parent: str) -> tuple[Sweep, dict[str, str]]:
-    """Numbers the cells, writes the settings of their tasks and checks them.
+    """Numbers the cells and writes the settings of their tasks.
 
     Args:
         pipeline: Its settings.
@@ -98,20 +97,14 @@ def prepare(pipeline: PipelineSettings, sweep: Sweep, parent: str) -> tuple[Swee
 
     Returns:
         The sweep with all cells, and `stage/cell` -> digest of the settings.
-
-    Raises:
-        ConfigError: A setting is wrong, or a file is missing.
     """
     cells, parts, digests = dict(sweep.cells), dict(sweep.parts), {}
     for cell in plan_cells(pipeline):
         index = cells.setdefault(cell.name, len(cells))
         parts[cell.name] = cell
         for stage in SWEEP_STAGES:
-            for file in cell_inputs(pipeline, stage, cell):
-                if not file.is_file():
-                    raise ConfigError(f"{stage} of {cell.name} reads {file}: no such file")
             tracking = _tracking(pipeline, stage, cell, parent)
-            _, digests[f"{stage}/{cell.name}"] = write_settings(pipeline, stage, cell, index, tracking)
+            digests[f"{stage}/{cell.name}"] = write_settings(pipeline, stage, cell, index, tracking)
     return replace(sweep, cells=cells, parts=parts), digests
 
 

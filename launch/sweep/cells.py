@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -201,23 +201,16 @@ def task_args(pipeline: PipelineSettings, stage: SweepStage, index: int | str = 
     return [*args, "--config", str(settings_file(pipeline.out, stage, index)), *to_args(chosen.settings)]
 
 
-def write_settings(
-    pipeline: PipelineSettings, stage: SweepStage, cell: Cell, index: int, tracking: Mapping[str, Any]
-) -> tuple[Any, str]:
-    """Writes a cell's settings, and checks all settings of its command.
-
-    Returns:
-        The command's settings, and a digest of what they were made from.
+def check_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> None:
+    """Checks all settings of a cell's command.
 
     Raises:
-        ConfigError: A setting is wrong; names the cell.
+        ConfigError: One is wrong; names the cell.
     """
     values = cell_settings(pipeline, stage, cell)
-    path = settings_file(pipeline.out, stage, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# lavic {stage}\n# {cell.name}\n"
-    atomic_write(path, head + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
-    args = task_args(pipeline, stage, index)
+    args = [*task_args(pipeline, stage), *to_args(values)]
+    place = args.index(str(settings_file(pipeline.out, stage, TASK)))
+    del args[place - 1 : place + 1]  # the file is not there yet: its values are given instead
     try:
         settings = command_module(stage).resolve(args)
         if hasattr(settings, "loop"):
@@ -225,10 +218,31 @@ def write_settings(
             settings.loop.split_batch(resources.nodes * resources.ranks_per_node)
     except LavicError as error:
         raise ConfigError(f"{stage} of {cell.name}: {error}") from None
-    config = getattr(pipeline, stage).config
-    return settings, digest_json(
-        {"values": values, "settings": getattr(pipeline, stage).settings, "config": config and _text(config)}
-    )
+
+
+def missing_files(pipeline: PipelineSettings, stages: Iterable[SweepStage]) -> list[str]:
+    """Conversation files of cells that are missing: a line for each."""
+    return [
+        f"{stage} of {cell.name} reads {file}: no such file"
+        for stage in stages
+        for cell in plan_cells(pipeline)
+        for file in cell_inputs(pipeline, stage, cell)
+        if not file.is_file()
+    ]
+
+
+def write_settings(
+    pipeline: PipelineSettings, stage: SweepStage, cell: Cell, index: int, tracking: Mapping[str, Any]
+) -> str:
+    """Writes a cell's settings; returns a digest of what they were made from."""
+    values = cell_settings(pipeline, stage, cell)
+    path = settings_file(pipeline.out, stage, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# lavic {stage}\n# {cell.name}\n"
+    atomic_write(path, head + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
+    chosen = getattr(pipeline, stage)
+    config = chosen.config and _text(chosen.config)
+    return digest_json({"values": values, "settings": chosen.settings, "config": config})
 
 
 def _text(config: str) -> str:

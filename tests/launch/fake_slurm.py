@@ -75,7 +75,10 @@ def squeue(state: dict, args: list[str]) -> int:
         comment = [arg.partition("=")[2] for arg in job["args"] if arg.startswith("--comment=")]
         values = {"i": number, "T": job["state"], "r": job["reason"], "k": (comment or ["(null)"])[-1]}
         values |= {"M": job.get("elapsed", "0:00"), "l": "1:00:00", "S": job.get("start", "N/A")}
-        print("|".join(str(values[field[1]]) for field in form.split("|")))
+        array = next((arg.partition("=")[2] for arg in job["args"] if arg.startswith("--array=")), "")
+        ids = [f"{number}_{task}" for task in array.partition("%")[0].split(",")] if array else [number]
+        for id in ids if "--array" in args else [f"{number}_[{array}]" if array else number]:
+            print("|".join(str({**values, "i": id}[field[1]]) for field in form.split("|")))
     return 0
 
 

@@ -1,0 +1,172 @@
+"""A sweep on the fake SLURM: its arrays, what is submitted again, what is refused, and the table of its results."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lavic.cli import main
+from lavic.launch import evaluate
+from tests.launch.mini_pipeline import jobs, make_results, set_slurm, submit
+
+CATEGORIES = ("mugs", "bags")
+KEY = "candidates_st"
+
+
+def write_files(folder: Path) -> None:
+    """Conversation files of each category."""
+    rng = random.Random(0)
+    for category in CATEGORIES:
+        (folder / "data" / category).mkdir(parents=True)
+        rows = []
+        for number in range(12 if category == "mugs" else 8):
+            listed = [f"{category}{item}" for item in rng.sample(range(50), 5)]
+            text = f"<submission>{category} {number}</submission>"
+            rows.append({"context": text, "context_items": [], "gt_items": [rng.choice(listed)], KEY: listed})
+        for name in ("train", "valid", "test"):
+            file = folder / "data" / category / f"{name}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sweep(*words: str) -> int:
+    """Submits a sweep; a flag in `words` replaces the one here."""
+    flags = {f"--conversations.{name}": [f"data/{{category}}/{name}.jsonl"] for name in ("train", "valid", "test")}
+    flags |= {"--sweep.categories": [*CATEGORIES], "--sweep.candidates": [KEY]}
+    more = [word for flag, values in flags.items() if flag not in words for word in (flag, *values)]
+    return submit("--stages", "embed", "tune", "evaluate", *more, *words)
+
+
+@pytest.fixture
+def out(cluster: Path) -> Path:
+    """A pipeline's folder with a store, beside the files of two categories."""
+    write_files(cluster)
+    make_results(cluster / "pipeline-mini", "crawl-train", "crawl-valid", "distill", "embed")
+    return cluster / "pipeline-mini"
+
+
+def arrays(cluster: Path) -> list[dict[str, str]]:
+    """The options of each job that is an array, by name."""
+    options = [
+        dict(arg[2:].split("=", 1) for arg in job["args"] if arg.startswith("--") and "=" in arg)
+        for job in jobs(cluster)
+    ]
+    return [each for each in options if "array" in each]
+
+
+def test_cells_are_tasks_of_two_arrays(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep("--sweep.seeds", "3", "4", "--sweep.at-once", "2") == 0
+    tune, evaluation = arrays(cluster)
+    assert tune["array"] == evaluation["array"] == "0,1,2,3%2"
+    assert tune["output"] == f"{out}/logs/tune-%A_%a.log"
+    assert evaluation["dependency"] == "aftercorr:1" and "dependency" not in tune
+    (command, *_) = [job["args"] for job in jobs(cluster)]
+    assert command[command.index("tune") :][:3] == ["tune", "--config", "tune-mini"]
+    assert f"{out}/sweep/tune/@TASK@.yaml" in command
+    cells = [yaml.safe_load((out / "sweep" / "tune" / f"{index}.yaml").read_text()) for index in range(4)]
+    assert [cell["loop"]["seed"] for cell in cells] == [3, 4, 3, 4]
+    assert {Path(cell["out"]).name for cell in cells} == {f"{c}-st-{s}" for c in CATEGORIES for s in (3, 4)}
+    assert all(
+        cell["train"] == f"{cluster}/data/{Path(cell['out']).name.partition('-')[0]}/train.jsonl" for cell in cells
+    )
+    assert yaml.safe_load((out / "sweep" / "evaluate" / "0.yaml").read_text())["bundle"] == f"{cells[0]['out']}/bundle"
+    assert "tune            array 1 of 4 tasks" in capsys.readouterr().out
+
+    # All are in the queue: nothing is submitted twice.
+    assert sweep("--sweep.seeds", "3", "4") == 0
+    assert len(arrays(cluster)) == 2 and "no cell to submit" in capsys.readouterr().out
+
+
+def finish(out: Path, *cells: str, seed: int = 0) -> None:
+    """Results of some cells: stage 2, and an evaluation of a made-up system."""
+    for cell in cells:
+        (out / "runs" / "tune" / cell).mkdir(parents=True)
+        (out / "runs" / "tune" / cell / "result.json").write_text("{}")
+        test = out.parent / "data" / cell.partition("-")[0] / "test.jsonl"
+        rng = random.Random(f"{cell}{seed}")
+        answers = [{"recommended": rng.choice(json.loads(line)[KEY])} for line in test.read_text().splitlines()]
+        (out.parent / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+        words = ["--test", test, "--run", f"lavic_x={out.parent / 'answers.jsonl'}", "--draws", "100"]
+        assert evaluate.main([*map(str, words), "--out", str(out / "evaluation" / cell)]) == 0
+
+
+def test_the_cells_that_failed_are_submitted_again_and_new_ones_added(cluster: Path, out: Path):
+    assert sweep() == 0
+    finish(out, "mugs-st-0")
+    ended = [{**job, "state": "FAILED", "reason": "NonZeroExitCode"} for job in jobs(cluster)]
+    set_slurm(cluster, jobs=ended)
+    assert main(["submit", "status", str(out)]) == 1
+    assert sweep("--sweep.seeds", "0", "1") == 0
+    tune, evaluation = arrays(cluster)[2:]
+    assert tune["array"] == evaluation["array"] == "1,2,3"  # a cell keeps its index
+    assert evaluation["dependency"] == "aftercorr:3"
+
+
+def test_evaluations_alone_need_their_stage_2(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep("--only", "evaluate") == 2
+    assert "evaluate of mugs-st-0 needs its stage 2, which is not done" in capsys.readouterr().err
+    for cell in ("mugs-st-0", "bags-st-0"):
+        (out / "runs" / "tune" / cell).mkdir(parents=True)
+        (out / "runs" / "tune" / cell / "result.json").write_text("{}")
+    assert sweep("--only", "evaluate") == 0
+    (evaluation,) = arrays(cluster)
+    assert evaluation["array"] == "0,1" and "dependency" not in evaluation
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sweep.categories mugs hats", "tune of hats-st-0 reads"),
+        ("--sweep.categories mugs mugs", "two cells have one name"),
+        ("--sweep.categories ../x", "'../x' is not a name"),
+        ("--conversations.train data/train.jsonl", "conversations.train: a sweep of categories needs {category}"),
+        ("--force tune", "--force tune: a sweep's cells are made again"),
+        ("--tune.settings {candidates: x}", "tune.settings.candidates: the sweep fills that in"),
+        ("--tune.settings {max_length: no}", "tune of mugs-st-0: "),
+    ],
+)
+def test_settings_that_do_not_go_with_a_sweep(
+    cluster: Path, out: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    flag, _, value = words.partition(" ")
+    assert sweep(flag, *([value] if value.startswith("{") else value.split())) == 2
+    assert message in capsys.readouterr().err
+    assert not (cluster / "bin" / "slurm.json").exists()  # nothing was submitted
+
+
+def test_the_dry_run_shows_the_arrays_and_submits_nothing(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep("--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "== sweep of 2 cells: mugs-st-0, bags-st-0" in text
+    assert "--array=0,1" in text and not (out / "sweep.json").exists()
+
+
+def test_the_table_pools_seeds_and_categories(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    seeds = ("--sweep.seeds", "0", "1", "2")
+    assert sweep(*seeds) == 0
+    assert main(["submit", "table", str(out)]) == 2
+    assert "none of the 6 cells is evaluated yet" in capsys.readouterr().err
+    for seed in range(3):
+        finish(out, f"mugs-st-{seed}", *([f"bags-st-{seed}"] if seed < 2 else []), seed=seed)
+    assert main(["submit", "table", str(out), "--draws", "100"]) == 0
+    assert "Not evaluated yet: bags-st-2." in capsys.readouterr().out
+    table = json.loads((out / "table.json").read_text())
+    assert table["missing"] == ["bags-st-2"]
+    rows = {(row["category"], row["arm"]): row for row in table["rows"]}
+
+    def value(category: str, seed: int) -> float:
+        results = json.loads((out / "evaluation" / f"{category}-st-{seed}" / "results.json").read_text())
+        return results["hit_rate"]["lavic_x"]["value"]
+
+    mugs, together = rows["mugs", "lavic_x"], rows["all", "lavic_x"]
+    assert (mugs["seeds"], mugs["conversations"]) == (3, 12)
+    assert mugs["metrics"]["hit_rate"]["value"] == pytest.approx(sum(value("mugs", seed) for seed in range(3)) / 3)
+    # All categories: their conversations as one set, by the two seeds that both have.
+    assert (together["seeds"], together["conversations"]) == (2, 20)
+    expected = sum(12 * value("mugs", seed) + 8 * value("bags", seed) for seed in range(2)) / 40
+    assert together["metrics"]["hit_rate"]["value"] == pytest.approx(expected)
+    assert rows["all", "random"]["metrics"]["hit_rate"]["value"] == pytest.approx(0.2)
+    assert "| all | st | lavic_x | 2 | 20 | 1.000 |" in (out / "table.md").read_text()
