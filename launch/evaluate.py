@@ -31,6 +31,7 @@ from lavic.evaluation.model_arms.arms import Decode, ModelRankings, rank_test_se
 from lavic.evaluation.model_arms.list_orders import order_bias
 from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.evaluation.predictions import FILE, write_predictions
+from lavic.evaluation.report import findings
 from lavic.evaluation.report import sections as report_sections
 from lavic.evaluation.test_set import ClusterBy, TestSet
 from lavic.evaluation.text_arms import rank_bm25, rank_dense
@@ -75,6 +76,8 @@ finished evaluations."""
 
 RESULTS = "results.json"
 """Of OUT: written last."""
+FINDINGS = (findings.controls, findings.order_bias, findings.calibration, findings.groups)
+"""Sections of the report that not every evaluation has."""
 FREE = (
     *("nproc", "dry_run", "overwrite", "tokens_per_batch", "tracking.", "model.", "cache."),
     *(f"chat.{name}" for name in NO_EFFECT),
@@ -290,6 +293,8 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
                 tracker.log(0, **{key: value for key, value in values.items() if value is not None})
         for file in (RESULTS, "report.html"):
             tracker.artifact(chosen.out / file)
+    if warning := findings.first_line(results):
+        print(f"{warning}\n")
     print(results_table(results))
     print(f"\n{chosen.out / 'report.html'}")
     return 0
@@ -395,6 +400,7 @@ def _write_report(
     sections = [
         report_sections.summary(results, *setup.training.numbers),
         *report_sections.test_set_sections(results),
+        *filter(None, (part(results) for part in FINDINGS)),
         *setup.training.sections,
         *([gallery] if gallery else []),
         report_sections.method(results),
@@ -411,5 +417,6 @@ def _write_report(
             "The tuned model, its controls and baselines rank the candidate lists of held-out conversations. Each "
             "control lacks one of the model's inputs: if a control scores as high, the model does not use that input."
         )
-    report = Report(title=chosen.title, lead=lead, facts=facts, sections=tuple(sections))
+    warning = findings.first_line(results)
+    report = Report(title=chosen.title, lead=lead, warning=warning, facts=facts, sections=tuple(sections))
     write_report(report, chosen.out / "report.html")

@@ -45,7 +45,11 @@ class Browser:
         # a blank page between two visits, so that the same address with another #fragment is loaded anew
         self.driver.get("about:blank")
         self.resize(width, height)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        # without motion: an element that is scrolled to is there at once
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.forget()
         self.driver.get(page.absolute().as_uri() if isinstance(page, Path) else page)

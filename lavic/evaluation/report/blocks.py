@@ -86,6 +86,26 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Answers of similar confidence."""
+
+    confidence: float
+    """Their mean probability."""
+    hit_rate: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A plot of hit rate over confidence."""
+
+    name: str
+    bins: tuple[ReliabilityBin, ...]
+    tone: str = "main"
+    """main, second, third or muted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """An item of a case's list."""
 
@@ -108,6 +128,8 @@ class Case:
     others: Mapping[str, bool] = field(default_factory=dict)
     """Other models -> whether their first item is a target."""
     name: str = ""
+    anchor: str = ""
+    """The part of the case's address behind #, the same in every report on the file; empty: it has none."""
 
     @property
     def right(self) -> bool:
@@ -117,12 +139,12 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Cases, filtered by the reader: all, right or wrong."""
+    """Cases, filtered by the reader: all, right or wrong, and won or lost against another model."""
 
     cases: tuple[Case, ...]
 
 
-Block = Numbers | Text | Table | Bars | Curves | Gallery
+Block = Numbers | Text | Table | Bars | Curves | Reliability | Gallery
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +162,8 @@ class Report:
 
     title: str
     lead: str = ""
+    warning: str = ""
+    """Above everything else."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Facts under the title: model, files, versions, time."""
     sections: tuple[Section, ...] = ()

@@ -161,6 +161,44 @@ def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequen
     )
 
 
+def reliability(bins: Sequence[tuple[float, float, int]], *, name: str, tone: str) -> str:
+    """Hit rate over confidence, beside the diagonal of a calibrated model.
+
+    Args:
+        bins: (mean confidence, hit rate, number of answers), by ascending confidence; the area of a dot is its number.
+        name: Of the model.
+        tone: Color by role, as in `Series`.
+    """
+    side, margin = 300, 44
+    size = side + margin + 16
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        return f"{margin + side * x:.1f}", f"{12 + side * (1 - y):.1f}"
+
+    parts = []
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        x, y = place(tick, tick)
+        parts.append(f'<path class="grid" d="M{margin} {y}h{side}M{x} 12v{side}"/>')
+        parts.append(f'<text class="tick" x="{margin - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
+        parts.append(f'<text class="tick" x="{x}" y="{side + 30}" text-anchor="middle">{tick:.1f}</text>')
+    (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
+    parts.append(f'<path class="level" d="M{x0} {y0}L{x1} {y1}"/>')
+    points = [place(confidence, rate) for confidence, rate, _ in bins]
+    parts.append(f'<path class="line {tone}" d="M{"L".join(" ".join(point) for point in points)}"/>')
+    largest = max(count for _, _, count in bins)
+    for (x, y), (confidence, rate, count) in zip(points, bins, strict=True):
+        tip = f"{count:,} answers of confidence {confidence:.3f}: {rate:.3f} are right"
+        radius = 3 + 9 * math.sqrt(count / largest)
+        circle = f'<circle class="dot {tone}" cx="{x}" cy="{y}" r="{radius:.1f}">'
+        parts.append(f"{circle}<title>{tip}</title></circle>")
+    parts.append(f'<text class="name" x="{margin + side / 2}" y="{side + 52}" text-anchor="middle">confidence</text>')
+    label = escape(f"Hit rate of {name} by confidence")
+    return (
+        f'<figure class="reliability"><figcaption>{escape(name)}: hit rate by confidence</figcaption>'
+        f'<svg viewBox="0 0 {size} {side + 60}" role="img" aria-label="{label}">{"".join(parts)}</svg></figure>'
+    )
+
+
 def spread_out(heights: Sequence[float], gap: float = 17.0) -> list[float]:
     """Moves labels apart, in order, so that none overlap and all stay on the chart."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,12 +20,13 @@ from lavic.evaluation.report.blocks import (
     Curves,
     Gallery,
     Numbers,
+    Reliability,
     Report,
     Section,
     Table,
     Text,
 )
-from lavic.evaluation.report.charts import curves, interval_bar, short, ticks
+from lavic.evaluation.report.charts import curves, interval_bar, reliability, short, ticks
 from lavic.storage.atomic import atomic_write
 
 THUMBNAIL = 192
@@ -40,7 +43,10 @@ def write_report(report: Report, path: Path) -> Path:
 def render(report: Report) -> str:
     """The page as one string."""
     style = files("lavic.evaluation.report").joinpath("report.css").read_text("utf-8")
-    links = [tag("a", escape(part.title), href=f"#part-{n}") for n, part in enumerate(report.sections, 1)]
+    anchors = _anchors([part.title for part in report.sections])
+    links = [
+        tag("a", escape(part.title), href=f"#{anchor}") for anchor, part in zip(anchors, report.sections, strict=True)
+    ]
     facts = [tag("div", tag("dt", escape(key)), tag("dd", escape(value))) for key, value in report.facts.items()]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -49,13 +55,14 @@ def render(report: Report) -> str:
     body = (
         tag(
             "header",
+            tag("p", escape(report.warning), class_="warning", role="alert") if report.warning else "",
             tag("p", "LaViC", class_="brand"),
             tag("h1", escape(report.title)),
             tag("p", escape(report.lead), class_="lead") if report.lead else "",
             tag("dl", *facts, class_="facts") if facts else "",
         ),
         tag("nav", *links) if len(links) > 1 else "",
-        tag("main", *(_section(n, part) for n, part in enumerate(report.sections, 1))),
+        tag("main", *(_section(n, *pair) for n, pair in enumerate(zip(report.sections, anchors, strict=True), 1))),
     )
     page = tag(
         "html",
@@ -72,10 +79,26 @@ def tag(name: str, *children: str, **attributes: str) -> str:
     return f"<{name}{written}>{''.join(children)}</{name}>"
 
 
-def _section(index: int, part: Section) -> str:
+def _anchors(titles: Sequence[str]) -> list[str]:
+    """Addresses of sections inside the page, from their titles: they stay when other sections come or go."""
+    anchors: list[str] = []
+    for title in titles:
+        anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        while anchor in anchors:
+            anchor += "-"
+        anchors.append(anchor)
+    return anchors
+
+
+def _permalink(anchor: str) -> str:
+    """A link of an element to itself."""
+    return tag("a", "#", class_="permalink", href=f"#{anchor}", title="Link to this place")
+
+
+def _section(index: int, part: Section, anchor: str) -> str:
     lead = tag("p", escape(part.lead), class_="lead") if part.lead else ""
     blocks = (_block(block, f"{index}-{n}") for n, block in enumerate(part.blocks))
-    return tag("section", tag("h2", escape(part.title)), lead, *blocks, id=f"part-{index}")
+    return tag("section", tag("h2", escape(part.title), _permalink(anchor)), lead, *blocks, id=anchor)
 
 
 def _block(block: Block, key: str) -> str:
@@ -90,6 +113,9 @@ def _block(block: Block, key: str) -> str:
             return _bars(block)
         case Curves():
             return curves(block.series, x_name=block.x_name, y_name=block.y_name, levels=block.levels)
+        case Reliability():
+            bins = [(row.confidence, row.hit_rate, row.count) for row in block.bins]
+            return reliability(bins, name=block.name, tone=block.tone)
         case Gallery():
             return _gallery(block, key)
 
@@ -154,22 +180,54 @@ def _bars(block: Bars) -> str:
 
 
 def _gallery(block: Gallery, key: str) -> str:
-    """Cases filtered by three radio buttons; the style sheet hides the others, without scripts."""
-    right = sum(case.right for case in block.cases)
-    choices = (
-        ("all", "All", len(block.cases)),
-        ("right", "Right", right),
-        ("wrong", "Wrong", len(block.cases) - right),
+    """Cases filtered by radio buttons, without scripts: a rule for each button hides the cases that it leaves out."""
+    names = list(dict.fromkeys(name for case in block.cases for name in case.others))
+    choices: list[tuple[str, str, int]] = [("all", "All", len(block.cases))]
+    choices += [(kind, kind.capitalize(), sum(_kind(case) == kind for case in block.cases)) for kind in _KINDS]
+    rows = [("", choices)]
+    for number, name in enumerate(names):
+        counts = [sum(kind in _outcomes(case, names) for case in block.cases) for kind in _against(number)]
+        pair = zip(_against(number), ("won", "lost"), counts, strict=True)
+        rows.append((f"Against {name}:", [(value, label, count) for value, label, count in pair]))
+    inputs, lines, rules = [], [], []
+    for title, options in rows:
+        labels = []
+        for value, label, count in options:
+            button = f"show-{key}-{value}"
+            checked = " checked" if value == "all" else ""
+            inputs.append(f'<input type="radio" name="show-{key}" id="{button}"{checked}>')
+            labels.append(tag("label", f"{label} <b>{count}</b>", for_=button))
+            rules.append(f'#{button}:checked ~ .filters [for="{button}"] {{ {_CHOSEN} }}')
+            rules.append(f'#{button}:focus-visible ~ .filters [for="{button}"] {{ {_FOCUSED} }}')
+            if value != "all":
+                rules.append(f"#{button}:checked ~ .cases > :not(.{value}) {{ display: none; }}")
+        lines.append(tag("div", tag("span", escape(title)) if title else "", *labels, class_="filter"))
+    cases = tag("div", *(_case(case, names) for case in block.cases), class_="cases")
+    return tag(
+        "div", tag("style", "\n".join(rules)), *inputs, tag("div", *lines, class_="filters"), cases, class_="gallery"
     )
-    controls = "".join(
-        f'<input type="radio" name="show-{key}" id="show-{key}-{value}" class="show-{value}"'
-        f"{' checked' if value == 'all' else ''}>" + tag("label", f"{name} <b>{count}</b>", for_=f"show-{key}-{value}")
-        for value, name, count in choices
-    )
-    return tag("div", controls, tag("div", *map(_case, block.cases), class_="cases"), class_="gallery")
 
 
-def _case(case: Case) -> str:
+_KINDS = ("right", "wrong")
+_CHOSEN = "background: var(--ink); border-color: var(--ink); color: var(--paper);"
+_FOCUSED = "outline: 2px solid var(--main); outline-offset: 2px;"
+
+
+def _kind(case: Case) -> str:
+    return "right" if case.right else "wrong"
+
+
+def _against(number: int) -> tuple[str, str]:
+    """Classes of cases that were won and lost against a model, by its number."""
+    return f"won-{number}", f"lost-{number}"
+
+
+def _outcomes(case: Case, names: Sequence[str]) -> set[str]:
+    """Against which models a case was won (only the main model is right) or lost (only the other one is)."""
+    return {_against(names.index(name))[right] for name, right in case.others.items() if right != case.right}
+
+
+def _case(case: Case, names: Sequence[str]) -> str:
     turns = [tag("div", tag("span", role), tag("p", escape(text)), class_=f"turn {role}") for role, text in case.turns]
     others = [
         tag("li", f"{'✓' if right else '✗'} {escape(name)}", class_="good" if right else "bad")
@@ -177,9 +235,11 @@ def _case(case: Case) -> str:
     ]
     asked = tag("div", *turns, tag("ul", *others, class_="others") if others else "", class_="asked")
     tiles = tag("ol", *(_tile(candidate, rank) for rank, candidate in enumerate(case.candidates, 1)), class_="tiles")
-    kind = "right" if case.right else "wrong"
-    name = tag("small", escape(case.name)) if case.name else ""
-    return tag("article", tag("h3", escape(verdict(case)), name), asked, tiles, class_=f"case {kind}")
+    kind = " ".join(["case", _kind(case), *sorted(_outcomes(case, names))])
+    link = _permalink(case.anchor) if case.anchor else ""
+    name = tag("small", escape(case.name), link) if case.name or link else ""
+    heading = tag("h3", escape(verdict(case)), name)
+    return tag("article", heading, asked, tiles, class_=kind, id=case.anchor)
 
 
 def verdict(case: Case) -> str:

@@ -284,6 +284,7 @@ def _case(
     shown = [pair for index, pair in enumerate(scored) if index < MAX_TILES or pair[0] in targets]
     return Case(
         name=f"{test_set.file.name}:{conversation.line}",
+        anchor=f"row-{conversation.line}",
         turns=tuple((turn.role, turn.text) for turn in conversation.turns),
         candidates=tuple(
             Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)
