@@ -47,7 +47,7 @@ class DistillStage(TrainingStage):
         from lavic.model import hub
 
         super().__init__(settings, world)
-        hub.resolve(settings.model)
+        hub.fingerprint(hub.resolve(settings.model))  # before OUT is made, a folder without a whole model is refused
         self.valid = ShardDataset(settings.valid, cache=settings.cache)
         photos = ShardDataset(settings.shards, cache=settings.cache)
         self.train = Without(photos, held_out(photos, self.valid))

@@ -123,7 +123,8 @@ def fingerprint(folder: Path) -> str:
     """A digest of a model folder: its config, and size, header, first and last bytes of each weight file.
 
     Raises:
-        ConfigError: It is no model folder, or its weights are pickled.
+        ConfigError: It is no model folder, its weights are pickled, or a weight file is cut short.
+        OSError: A weight file cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -137,6 +138,7 @@ def fingerprint(folder: Path) -> str:
     if not files:
         raise ConfigError(f"{folder}: no .safetensors weights; convert the model first (pickled weights are not read)")
     for file in files:
+        check_weights(file)
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
@@ -144,6 +146,26 @@ def fingerprint(folder: Path) -> str:
             stream.seek(max(0, size - _FINGERPRINT_SAMPLE))
             digest.update(stream.read())
     return digest.hexdigest()[:16]
+
+
+def check_weights(file: Path) -> None:
+    """Refuses a .safetensors file that is cut short, by its header: 8 bytes of its length, JSON, then the tensors.
+
+    Raises:
+        ConfigError: One line.
+        OSError: It cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= size else b""
+    try:
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+        raise ConfigError(f"{file}: not a .safetensors file, or cut short: copy or download it again") from None
+    if 8 + length + end != size:
+        raise ConfigError(f"{file}: {size:,} bytes, {8 + length + end:,} by its header: copy or download it again")
 
 
 def tokenizer_digest(folder: Path) -> str:

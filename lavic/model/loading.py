@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from lavic.errors import ConfigError, first_line
 from lavic.model.chat_template.template import chat_format, load_tokenizer
@@ -92,7 +93,7 @@ class Backbone:
                 device_map={"": str(device)},
                 output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError) as e:
+        except (OSError, ValueError, ImportError, SafetensorError) as e:
             raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
         weights, info = loaded
         if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing

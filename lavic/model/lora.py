@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lavic.errors import DataError, first_line
+from lavic.errors import ConfigError, DataError, first_line
 from lavic.model.config import Kind, LoraSettings
+from lavic.model.hub import check_weights
 from lavic.model.loading import Backbone
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[
         )
     if kind == "vision" and geometry and note.get("geometry", geometry) != geometry:
         raise DataError(f"{folder}: trained on photos cut otherwise: use the --model.views of its training")
+    try:
+        check_weights(folder / WEIGHTS)
+    except (ConfigError, OSError) as error:
+        raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)})") from None
 
 
 def read_note(folder: Path) -> dict[str, Any]:

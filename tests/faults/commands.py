@@ -174,7 +174,7 @@ COMMANDS = {
                 *("tune", "--store", f"{at}/in/store", "--train", f"{at}/in/rows.jsonl", "--max-length", "400"),
                 *("--valid", f"{at}/in/rows.jsonl", "--out", f"{at}/out/run", "--model.name", f"{at}/in/base", *LOOP),
             ],
-            reads=("in/store/*.safetensors", "in/rows.jsonl", "in/store/manifest.json"),
+            reads=("in/store/tokens-*.safetensors", "in/rows.jsonl", "in/store/manifest.json"),
         ),
         Command(
             name="evaluate",
@@ -189,7 +189,7 @@ COMMANDS = {
             name="recommend",
             group="model",
             words=lambda at: ["recommend", *_store(at), "--conversation", f"{at}/in/rows.jsonl", "--json"],
-            reads=("in/rows.jsonl", "in/bundle/bundle.json", "in/store/*.safetensors"),
+            reads=("in/rows.jsonl", "in/bundle/bundle.json", "in/store/tokens-*.safetensors"),
             prints=True,
         ),
         Command(

@@ -143,7 +143,7 @@ def _opened(path: Path, kind: str, source: str) -> ArrayFile | None:
     except FileNotFoundError:
         return None
     except (ArrayFileError, OSError) as error:
-        log.warning("%s; the index is made anew in %s", error, cache_folder())
+        log.warning("%s; the index is made anew in the cache folder", error)
         return None
     with suppress(OSError):
         if time.time() - path.stat().st_mtime > _DAY_S:
@@ -157,8 +157,9 @@ def _folder() -> Path:
     Raises:
         ConfigError: Neither can be written to.
     """
-    cache = cache_folder() / "indexes"
-    with suppress(OSError):
+    cache: Path | None = None
+    with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        cache = cache_folder() / "indexes"
         cache.mkdir(parents=True, exist_ok=True)
         check_writable(cache)
         return cache
@@ -168,7 +169,9 @@ def _folder() -> Path:
         if temporary.lstat().st_uid == os.getuid():  # anybody may have made it
             check_writable(temporary)
             return temporary
-    raise ConfigError(f"{cache}: cannot be written to: set LAVIC_CACHE to a folder for the indexes of large sets")
+    raise ConfigError(
+        f"{cache or temporary}: cannot be written to: set LAVIC_CACHE to a folder for the indexes of large sets"
+    )
 
 
 def _make_room(folder: Path, path: Path) -> None:
