@@ -26,7 +26,7 @@ from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import RANDOM, assess
 from lavic.evaluation.baselines import list_order, popularity, repeat_last
-from lavic.evaluation.chat import ChatArm, ChatSettings, run_chat
+from lavic.evaluation.chat import ChatArm, ChatSettings, chat_section, run_chat
 from lavic.evaluation.model_arms.arms import Decode, ModelRankings, rank_test_sets
 from lavic.evaluation.model_arms.list_orders import order_bias
 from lavic.evaluation.none_of_these import none_of_these_metrics
@@ -401,6 +401,7 @@ def _write_report(
         report_sections.summary(results, *setup.training.numbers),
         *report_sections.test_set_sections(results),
         *filter(None, (part(results) for part in FINDINGS)),
+        *([chat_section(results["chat"])] if "chat" in results else []),
         *setup.training.sections,
         *([gallery] if gallery else []),
         report_sections.method(results),

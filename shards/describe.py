@@ -8,7 +8,7 @@ finished is kept beside it, so the same command continues after any stop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -197,7 +197,7 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
         )
     tally = Tally()
     if todo:
-        with StopRequest() as stop, _teacher(chosen, world, wanted, question, tally) as teacher:
+        with StopRequest() as stop, _teacher(chosen, world, wanted, question, tally, stop) as teacher:
             for at, n in enumerate(todo):
                 data.read_ahead(data.bounds[todo[at : at + 3]])
                 describe_shard(
@@ -239,10 +239,10 @@ def _teacher(
     origin: Mapping[str, str],
     question: Question | None,
     tally: Tally,
+    stop: StopRequest,
 ) -> Iterator[Teacher]:
     if chosen.has_endpoint:
-        with ExitStack() as stack:
-            endpoint = stack.enter_context(Endpoint(chosen.endpoint))
+        with Endpoint(chosen.endpoint, stopped=lambda: stop.requested) as endpoint:
             tally.usage = endpoint.usage
             yield EndpointTeacher(endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
         return

@@ -17,7 +17,7 @@ from lavic.endpoint.chat import ChatAnswer, ChatRequest
 from lavic.endpoint.embeddings import Vector
 from lavic.endpoint.settings import EndpointSettings
 from lavic.endpoint.usage import Usage
-from lavic.errors import LaunchError
+from lavic.errors import LaunchError, Stopped
 
 if TYPE_CHECKING:
     from lavic.endpoint.async_client import AsyncEndpoint
@@ -44,14 +44,18 @@ class Endpoint:
     Args:
         settings: Which servers, which model, how fast.
         flag: What the settings are called on the command line, for messages.
+        stopped: Asked while servers are awaited that still load.
 
     Raises:
+        Stopped: It was true.
         ConfigError: A setting is missing, or the key's variable or file.
         EndpointError: A server does not answer within `startup_s`.
         LaunchError: aiohttp is not installed.
     """
 
-    def __init__(self, settings: EndpointSettings, flag: str = "--endpoint") -> None:
+    def __init__(
+        self, settings: EndpointSettings, flag: str = "--endpoint", *, stopped: Callable[[], bool] | None = None
+    ) -> None:
         try:
             from lavic.endpoint.async_client import AsyncEndpoint
         except ModuleNotFoundError as error:
@@ -71,7 +75,11 @@ class Endpoint:
             raise
         if settings.startup_s:
             try:
-                self._submit(self._client.wait_until_ready()).result()
+                ready = self._submit(self._client.wait_until_ready())
+                while not wait([ready], timeout=_ASK_S).done:
+                    if stopped is not None and stopped():
+                        raise Stopped("stopped on request, before the servers answered; run the same command again")
+                ready.result()
             except BaseException:
                 self.close()
                 raise

@@ -16,6 +16,7 @@ from lavic.endpoint.chat import ChatAnswer, ChatRequest, Photo
 from lavic.endpoint.client import Endpoint
 from lavic.endpoint.faults import EndpointError
 from lavic.endpoint.settings import EndpointSettings
+from lavic.evaluation.report.blocks import Section, Table
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import compute_metrics, judge
 from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
@@ -76,6 +77,37 @@ class ChatArm:
                 for test_set in test_sets
             },
         }
+
+
+def chat_section(chat: Mapping[str, Any]) -> Section:
+    """The report's part on the arm: how its answers were read, and what they took.
+
+    Args:
+        chat: Of `ChatArm.as_dict`.
+    """
+    usage, cached = chat["usage"], chat["usage"]["cached"]
+    rows = [
+        (
+            name,
+            ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in about["answers"].items()),
+            f"{about['released_rule']['hit_rate']:.3f}",
+            f"{about['released_rule']['valid_ratio']:.3f}",
+        )
+        for name, about in chat["sets"].items()
+    ]
+    took = f"{usage['requests']:,} answers took {usage['prompt_tokens']:,} + {usage['completion_tokens']:,} tokens"
+    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
+    return Section(
+        title="Chat model",
+        lead=f"{chat['model']} was asked for one ID. {took}{cost}; {cached['requests']:,} were kept from before.",
+        blocks=(
+            Table(
+                columns=("Test set", "Answers", "HitRatio@1, released rule", "ValidRatio, released rule"),
+                rows=tuple(rows),
+                hints={"Answers": "an answer that names several IDs, or none, is a miss"},
+            ),
+        ),
+    )
 
 
 def run_chat(

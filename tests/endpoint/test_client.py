@@ -406,3 +406,13 @@ def test_servers_that_still_load_are_waited_for(connect, server):
         assert server.paths["/v1/models"] == 3 and next(client.chat([ask("x")])).fault is None
     with pytest.raises(EndpointError, match=r"1 of 2 servers do not answer within --endpoint.startup-s 0.1: http"):
         connect(url=(server.url, second.url), startup_s=0.1)
+
+
+def test_proxies_of_the_environment_are_used_where_asked_for(connect, server, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    there = "http://models.invalid/v1"
+    (answer,) = connect(url=(there,), proxy="env").chat([ask("x")])
+    assert answer.text == "you said: x" and server.paths == {f"{there}/chat/completions": 1}
+    (answer,) = connect(url=(there,), retries=0).chat([ask("x")])
+    assert answer.fault.kind == "connect" and server.requests == 1

@@ -122,6 +122,8 @@ def test_scores_kinds_tokens_and_cost(evaluate, server, capsys):
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (600, 30)
     assert usage["cost"] == pytest.approx((600 * 2.5 + 30 * 10) / 1e6)
     assert "6 answers took 600 + 30 tokens, cost 0.0018" in capsys.readouterr().out
+    report = (Path(results["settings"]["out"]) / "report.html").read_text()
+    assert "drawn was asked for one ID. 6 answers took 600 + 30 tokens" in report and "1 no id" in report
     read = [("B000000000",), ("B000000001",), ("B0ZZZZZZZZ",), ("B000000000",), (), ()]
     again = [Prediction(targets=(IDS[0],), candidates=tuple(IDS[:10]), ranking=ids) for ids in read]
     assert about["released_rule"]["valid_ratio"] == compute_metrics(judge(again))["valid_ratio"].value
@@ -155,7 +157,7 @@ def test_a_question_without_an_answer_is_a_miss(evaluate, server, capsys):
     assert results["sets"]["test"]["missing"] == {"chat": 2}
     assert "chat        has no ranking for 2 conversations" in capsys.readouterr().out
     predicted = [json.loads(line) for line in (Path(results["settings"]["out"]) / "predictions.jsonl").open()]
-    assert sum(line["arm"] == "chat" for line in predicted) == 2
+    assert sum(line["arm"] == "chat" and bool(line["ranking"]) for line in predicted) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -239,3 +241,31 @@ def test_a_stop_request_is_heard_while_an_answer_is_awaited(photos, server, word
     server.release.set()
     assert main(words()) == 0
     assert [row["text"] for shard in sidecars(photos) for row in shard] == [expected(n) for n in range(30)]
+
+
+def test_a_stop_request_is_heard_while_servers_load(photos, server, words):
+    server.loading = 10**9
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lavic", *words("--endpoint.startup-s", 1000)], stderr=subprocess.PIPE, text=True
+    )
+    while not server.paths["/v1/models"]:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGUSR1)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 75 and "before the servers answered" in error and not server.requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_the_page_in_a_browser(photos, server, words, tmp_path, browser, width, scheme):
+    long = "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(5))
+    evil = f"</p><script>document.title='taken'</script><img src=//192.0.2.1/x onerror=alert(1)> {long}"
+    server.chat = lambda body: chat_body(evil if colour_in(body) == "1-0" else "")
+    page = tmp_path / "page.html"
+    assert main(words("--page", page)) == 0
+    browser.open(page, width=width, scheme=scheme)
+    assert browser.driver.title == "Descriptions" and browser.overflow() == 0
+    assert not browser.errors() and len(browser.requests()) == 1
+    shown = browser.driver.find_elements("css selector", "article img")
+    assert len(shown) == 17 and all(image.get_property("naturalWidth") == 16 for image in shown)
