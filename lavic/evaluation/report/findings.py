@@ -103,7 +103,7 @@ def calibration(results: Mapping[str, Any]) -> Section | None:
     bins, labels, main = test_set.get("calibration", {}), results["labels"], results["main"]
     if not bins:
         return None
-    arms = sorted(bins, key=lambda arm: arm != main)
+    arms = sorted(bins, key=lambda arm: (arm != main, arm in CONTROLS))
     cells = []
     for arm in arms:
         ece, hits = test_set["arms"][arm]["ece"], test_set["arms"][arm]["hit_rate"]
