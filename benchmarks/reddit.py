@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lavic.data.reddit.dumps.post import id_of
+
 LINKING, NAMING = 300, 100
 THREAD = 8
 """Comments of a thread."""
@@ -29,7 +31,7 @@ TEXT = (
     "were when we there can an your which their said if do will each about how up out them then she many some so these "
     "would other into has more her two like him see time could no make than first been its who now people my made over "
     "did down only way find use may water long little very after words called just where most know razor blade soap "
-    "cream brush shave skin dry oily horizon zone size prize lazy crazy dozen"
+    "cream brush shave skin dry oily size prize"
 )
 WORDS = TEXT.split()
 
@@ -45,14 +47,14 @@ def comment_lines(count: int, seed: int = 0, first: int = 0) -> Iterator[bytes]:
             body += f" https://www.amazon.com/dp/B0{draw.randrange(1000):08d}"
         elif n % NAMING == 0:
             body += " I bought it on Amazon."
-        link, id = f"{10_000_000 + n // THREAD:x}", f"{900_000_000 + n:x}"
+        link, id = id_of(1_000_000_000 + n // THREAD), id_of(60_000_000_000 + n)
         row = {
             "all_awardings": [],
             "approved_at_utc": None,
             "associated_award": None,
             "author": f"user{draw.randrange(1_000_000)}",
             "author_flair_richtext": [],
-            "author_fullname": f"t2_{draw.randrange(1 << 30):x}",
+            "author_fullname": f"t2_{id_of(draw.randrange(1 << 36))}",
             "body": body,
             "can_gild": False,
             "collapsed_reason_code": None,
@@ -68,7 +70,7 @@ def comment_lines(count: int, seed: int = 0, first: int = 0) -> Iterator[bytes]:
             "mod_reports": [],
             "name": f"t1_{id}",
             "parent_id": f"t3_{link}",
-            "permalink": f"/r/wicked_edge/comments/{link}/a_question_about_razors/{id}/",
+            "permalink": f"/r/wicked_edge/comments/{link}/a_question_about_shaving/{id}/",
             "retrieved_on": 1_700_200_000 + n,
             "score": draw.randrange(1, 50),
             "send_replies": True,
@@ -245,7 +247,7 @@ def write_submissions(path: Path, comments: int) -> None:
     with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
         for n in range(comments // THREAD + 1):
             row = {
-                "id": f"{10_000_000 + n:x}",
+                "id": id_of(1_000_000_000 + n),
                 "title": " ".join(draw.choices(WORDS, k=8)),
                 "selftext": " ".join(draw.choices(WORDS, k=30)),
                 "author": f"asker{n}",

@@ -28,6 +28,7 @@ _HOST = re.compile(
 )
 NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
 """What every link has, in any encoding of its target."""
+_SPACE = re.compile(r"\s")
 _SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 _SHORT_PATH = re.compile(r"/(?:d/)?[A-Za-z0-9_-]{5,}")
 
@@ -96,10 +97,16 @@ def short_links(text: str) -> list[str]:
 def _parts(text: str) -> list[str]:
     """Decoded pieces of a text that may hold links to Amazon."""
     parts: list[str] = []
-    if NAMED.search(text):
-        for word in text.split():
-            if NAMED.search(word):
-                parts += map(_decoded, _EDGE.split(_ESCAPED.sub(r"\1", html.unescape(word))))
+    end = 0
+    for name in NAMED.finditer(text):
+        if name.start() < end:
+            continue
+        start = name.start()
+        while start > end and not text[start - 1].isspace():
+            start -= 1
+        space = _SPACE.search(text, name.end())
+        end = space.start() if space else len(text)
+        parts += map(_decoded, _EDGE.split(_ESCAPED.sub(r"\1", html.unescape(text[start:end]))))
     return parts
 
 

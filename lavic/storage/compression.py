@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 from lavic.errors import first_line
 
-_INPUT = 16 << 10
-_OUTPUT = 1 << 20
+_INPUT = 64 << 10
+_OUTPUT = 256 << 10
 HEAD = 16
 """Bytes from the start of a file that `compression_of` needs."""
 

@@ -6,6 +6,7 @@ otherwise, are read too; the content decides.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from lavic.storage.text_files import MAX_LINE_BYTES, TextFileError, open_text_fi
 
 Kind = Literal["comments", "submissions"]
 
-_PIECE = 512 << 10
+_PIECE = 256 << 10
 """Bytes of a piece, about: it stays in the processor's cache while it is searched."""
 _LOOKED_AT = 100
 """Lines from the start of a file by which its kind is told."""
@@ -34,20 +35,27 @@ def read_pieces(path: str | Path) -> Iterator[bytes]:
         DataError: The file is missing, truncated or corrupt, or a line has more than `MAX_LINE_BYTES`.
     """
     with _open(path) as file:
-        rest: list[bytes] = []
-        size = 0
-        while data := file.read(_PIECE):
-            end = data.rfind(b"\n") + 1
+        buffer = bytearray(2 * _PIECE)
+        held = 0
+        while count := _read_into(file, buffer, held):
+            end = buffer.rfind(b"\n", held, held + count) + 1
+            held += count
             if end:
-                yield b"".join((*rest, data[:end]))
-                rest, size = [data[end:]], len(data) - end
-                continue
-            rest.append(data)
-            size += len(data)
-            if size > MAX_LINE_BYTES:
+                yield bytes(memoryview(buffer)[:end])
+                buffer[: held - end] = buffer[end:held]
+                held -= end
+            elif held > MAX_LINE_BYTES:
                 raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES >> 20} MiB; is this a dump of Reddit?")
-        if size:
-            yield b"".join(rest)
+            if len(buffer) - held < _PIECE:
+                buffer.extend(bytes(len(buffer)))
+        if held:
+            yield bytes(memoryview(buffer)[:held])
+
+
+def _read_into(file: BinaryIO, buffer: bytearray, start: int) -> int:
+    """Reads into a buffer from a place on; returns how many bytes, 0 at the end."""
+    with memoryview(buffer) as view:
+        return cast(io.RawIOBase, file).readinto(view[start : start + _PIECE]) or 0
 
 
 def dump_kind(path: str | Path) -> Kind:

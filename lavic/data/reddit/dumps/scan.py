@@ -5,9 +5,9 @@ A line is parsed only where its bytes may hold a link to Amazon, which few do.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,51 @@ from lavic.data.reddit.dumps.id_table import write_table
 from lavic.data.reddit.dumps.post import BadPost, post_from_row, read_object
 from lavic.data.reddit.item_table import ItemTable
 
-# Each starts with a rare letter, which C's memchr looks for: several times faster than a pattern of the names.
-_RARE = (re.compile(rb"z[oO]?[nN]"), re.compile(rb"Z[oO]?[nN]"), re.compile(rb"\.[cC][oO](?=[/\\%])"))
-_NAMED = re.compile(rb"am(?:azon|zn)|a\.co[/\\%]", re.IGNORECASE)
-"""What every link has in its JSON, with slashes escaped or not, within a redirect or not."""
+_LINE_END = ord("\n")
+_LOWER = 32
+"""The bit that makes an ASCII letter small."""
+_ROUND = 16
+"""Pieces of sizes that agree but for so many bits share their room."""
+_AFTER_SHORT = (b"/", b"\\", b"%")
 
 
 def lines_that_may_link(piece: bytes) -> Iterator[bytes]:
     """The lines of a piece that name Amazon or its short links, once each, in their order."""
     end = 0
-    for rare in sorted(match.start() for pattern in _RARE for match in pattern.finditer(piece)):
-        # It is the fourth letter of `amazon`, the third of `amzn`, or the dot of `a.co`.
-        if rare >= end and any(_NAMED.match(piece, rare - n) for n in (3, 2, 1) if rare >= n):
-            begin = piece.rfind(b"\n", 0, rare) + 1
-            end = piece.find(b"\n", rare) + 1 or len(piece)
+    for place in sorted(_names(piece)):
+        if place >= end:
+            begin = piece.rfind(b"\n", 0, place) + 1
+            end = piece.find(b"\n", place) + 1 or len(piece)
             yield piece[begin:end]
+
+
+def _names(piece: bytes) -> Iterator[int]:
+    """Where `amazon`, `amzn` or `a.co` with a slash stand, in letters of either size.
+
+    Every link has one of these in its JSON, with slashes escaped or not, within a redirect or not. The rare letters of
+    the names are compared with all bytes at once, which is several times faster than a search for the names.
+    """
+    text = np.frombuffer(piece, np.uint8)
+    lower, chosen = (room[: len(text)] for room in _room(-(-len(text) >> _ROUND) << _ROUND))
+    np.bitwise_or(text, _LOWER, out=lower)
+    z = np.flatnonzero(np.equal(lower, ord("z"), out=chosen))
+    before = lower[z - 1]
+    for place in z[(before == ord("a")) | (before == ord("m"))].tolist():
+        near = piece[max(place - 3, 0) : place + 3].lower()
+        if near == b"amazon" or b"amzn" in near:
+            yield place
+    dots = np.flatnonzero(np.equal(lower, ord("."), out=chosen))
+    dots = dots[dots + 1 < len(text)]
+    for place in dots[lower[dots + 1] == ord("c")].tolist():
+        near = piece[max(place - 1, 0) : place + 4].lower()
+        if near[:-1] == b"a.co" and near[-1:] in _AFTER_SHORT:
+            yield place
+
+
+@lru_cache(maxsize=4)
+def _room(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays for a piece of this size, which pieces of one size share: fresh memory would cost more than the search."""
+    return np.empty(size, np.uint8), np.empty(size, np.bool_)
 
 
 def scan_dump(
@@ -56,7 +86,8 @@ def scan_dump(
     found: set[int] = set()
     unresolved: dict[str, list[int]] = {}
     for piece in read_pieces(path):
-        counts["lines"] += piece.count(b"\n") + (not piece.endswith(b"\n"))
+        counts["lines"] += int(np.count_nonzero(np.frombuffer(piece, np.uint8) == _LINE_END))
+        counts["lines"] += not piece.endswith(b"\n")
         for line in lines_that_may_link(piece):
             counts[_scan_line(line, items, found, unresolved if short else None)] += 1
     counts["without_a_link"] = counts["lines"] - sum(n for kind, n in counts.items() if kind != "lines")
@@ -76,7 +107,7 @@ def _scan_line(line: bytes, items: ItemTable, found: set[int], unresolved: dict[
     if not post.is_comment:
         return "submission"
     linked = asins(post.text)
-    urls = short_links(post.text)
+    urls = short_links(post.text) if unresolved is not None or not linked else []
     if unresolved is not None:
         for url in urls:
             unresolved.setdefault(url, []).append(post.submission)
