@@ -28,6 +28,7 @@ _HOST = re.compile(
 )
 NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
 """What every link has, in any encoding of its target."""
+_SHORT_NAMED = re.compile(r"amzn|\ba\.co\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s")
 _SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 _SHORT_PATH = re.compile(r"/(?:d/)?[A-Za-z0-9_-]{5,}")
@@ -85,7 +86,7 @@ def find_links(text: str) -> list[Link]:
 def short_links(text: str) -> list[str]:
     """Links of a text whose item only a request can tell, as `https://amzn.to/3HR4q7E`, in its order, once each."""
     urls: dict[str, None] = {}
-    for part in _parts(text):
+    for part in _parts(text) if _SHORT_NAMED.search(text) else ():
         for host, target in _targets(part):
             path = _SHORT_PATH.match(target)
             if path and (host["short"] or (host["app"] and path[0].startswith("/d/") and not _link(target, ""))):
