@@ -17,6 +17,7 @@ from lavic.data.schema import Conversation
 from lavic.data.sources.json_records import json_records
 from lavic.distributed.ray_session import ray_session
 from lavic.errors import ConfigError, DataError
+from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
 from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, prepare_index
 from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
@@ -24,7 +25,7 @@ from lavic.recommend.retrieval.manifest import FILE, IndexManifest
 from lavic.recommend.retrieval.recall import recall
 from lavic.recommend.retrieval.vectors.approximate import searches_as
 from lavic.shards.retrieval.methods import builders
-from lavic.shards.retrieval.output import count_targets, recall_table, write_conversations, write_run
+from lavic.shards.retrieval.output import count_targets, falling, recall_table, write_conversations
 from lavic.shards.retrieval.search_work import Run, run_here, search_all
 from lavic.shards.retrieval.settings import RetrieveSettings
 from lavic.storage.atomic import atomic_write
@@ -235,7 +236,12 @@ def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker:
             write_conversations(each.out, each.rows, final, chosen.key)
             shown = {**lists, **({FUSED: final} if len(lists) > 1 else {})}
             for name, hits in shown.items():
-                write_run(chosen.folder / f"{each.name}.{name}.run", each.conversations, hits, f"lavic-{name}")
+                rows = zip(each.conversations, hits, strict=True)
+                write_run(
+                    chosen.folder / f"{each.name}.{name}.run",
+                    ((conversation.id, list_.ids, falling(list_.scores)) for conversation, list_ in rows),
+                    tag=f"lavic-{name}",
+                )
             targets = {id for conversation in each.conversations for id in conversation.targets}
             tables[each.name] = recall(
                 each.conversations,

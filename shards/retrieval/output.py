@@ -1,8 +1,9 @@
-"""What `lavic retrieve` writes: conversations with lists, TREC runs, results."""
+"""What `lavic retrieve` writes: conversations with lists, counts, recall."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,6 @@ from lavic.data.schema import Conversation
 from lavic.metrics.statistics import Interval
 from lavic.recommend.retrieval import Hits
 from lavic.storage.atomic import atomic_open, to_utf8
-
-SMALLEST_STEP = 1e-6
-"""Between two scores of a TREC run: evaluators order by score and ignore the ranks."""
 
 
 def scores_key(key: str) -> str:
@@ -31,14 +29,12 @@ def write_conversations(path: Path, rows: Sequence[Mapping[str, Any]], lists: Se
             file.write(to_utf8(json.dumps(line, ensure_ascii=False)) + b"\n")
 
 
-def write_run(path: Path, conversations: Sequence[Conversation], lists: Sequence[Hits], tag: str) -> None:
-    """Writes lists as a TREC run, with scores that fall from rank to rank."""
-    with atomic_open(path) as file:
-        for conversation, hits in zip(conversations, lists, strict=True):
-            last = float("inf")
-            for rank, (id, score) in enumerate(zip(hits.ids, hits.scores, strict=True), 1):
-                last = min(score, last - SMALLEST_STEP)
-                file.write(to_utf8(f"{conversation.id} Q0 {id} {rank} {last:.6f} {tag}\n"))
+def falling(scores: Sequence[float]) -> list[float]:
+    """Scores of a list that stands in its order: of equal ones each is a little lower than the one before."""
+    made: list[float] = []
+    for score in scores:
+        made.append(min(score, math.nextafter(made[-1], -math.inf)) if made else score)
+    return made
 
 
 def count_targets(

@@ -109,6 +109,16 @@ def test_a_folder_takes_several_files_and_never_gets_a_target_added(tmp_path, wo
     assert counts["empty_lists"] == 40
 
 
+def test_lists_do_not_depend_on_the_order_of_conversations_or_items(tmp_path, words):
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]) == 0
+    expected = read(tmp_path / "lists.jsonl")
+    for name in ("test.jsonl", "meta.jsonl"):
+        write_lines(tmp_path / name, read(tmp_path / name)[::-1])
+    words[words.index("--index") + 1] = f"{tmp_path / 'other'}"
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]) == 0
+    assert read(tmp_path / "lists.jsonl") == expected[::-1]
+
+
 def test_mentioned_items_stay_if_it_is_asked_for(tmp_path, words):
     assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--no-exclude-mentioned", "--draws", "200"]) == 0
     rows = read(tmp_path / "lists.jsonl")
