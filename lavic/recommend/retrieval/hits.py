@@ -22,6 +22,8 @@ class Hits:
 
     def without(self, ids: Collection[str], k: int) -> Hits:
         """The first `k` of those whose id is not among `ids`."""
+        if not ids:
+            return Hits(self.ids[:k], self.scores[:k])
         kept = [pair for pair in zip(self.ids, self.scores, strict=True) if pair[0] not in ids][:k]
         return Hits([id for id, _ in kept], [score for _, score in kept])
 

@@ -185,9 +185,7 @@ class RetrievalIndex:
             exclude: For each query, ids that its list must not have.
         """
         return [
-            Hits([self.table.ids[row] for row in rows.tolist()], scores.tolist()).without(
-                exclude[number] if exclude is not None else (), k
-            )
+            Hits(self.table.ids_of(rows), scores.tolist()).without(exclude[number] if exclude is not None else (), k)
             for number, (rows, scores) in enumerate(found)
         ]
 

@@ -20,7 +20,9 @@ from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWrite
 from lavic.storage.index.text_column import TextColumn, TextColumnWriter
 from lavic.storage.index.text_hash import HashSet, hash_text, hash_texts, in_order
 
-KIND = "retrieval-items/1"
+KIND = "retrieval-items/2"
+_FIXED = 32
+"""Bytes of an id, up to which ids are kept in a second column of one width: many are read at once there."""
 _AT_ONCE = 8192
 
 
@@ -53,6 +55,9 @@ class ItemTable:
         self.rank = self._file["rank"]
         self._starts, self._hashes, self._sorted = self._file["starts"], self._file["hashes"], self._file["sorted"]
         self._rows = self._file["rows"]
+        self._fixed: np.ndarray | None = None
+        if "fixed" in self._file:
+            self._fixed = self._file["fixed"]
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -65,6 +70,13 @@ class ItemTable:
         data = self._file.read("texts", begin, int(self._starts[end]))
         ends = (self._starts[start : end + 1] - begin).tolist()
         return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows, int64 [n]."""
+        if self._fixed is None:
+            return [self.ids[row] for row in rows.tolist()]
+        data = self._fixed[rows].view(f"S{self._fixed.shape[1]}")[:, 0]
+        return [id.decode("utf-8", "surrogatepass") for id in data.tolist()]
 
     def row_of(self, id: str) -> int | None:
         """The row of an id; None where the index does not have it."""
@@ -146,7 +158,12 @@ def write_item_table(
         for positions in in_order(first):
             order.append(first[positions])
             by_hash.append(positions)
-        writer.column("rank", "<i4").append(_ranks(_all_ids(old, read, fresh)))
+        all_ids = _all_ids(old, read, fresh)
+        writer.column("rank", "<i4").append(_ranks(all_ids))
+        # numpy takes zero bytes at the end for filling
+        if all_ids.itemsize <= _FIXED and np.array_equal(np.strings.str_len(all_ids), ids.lengths()):
+            fixed = writer.column("fixed", "u1", all_ids.itemsize)
+            fixed.append(all_ids.view("u1").reshape(len(all_ids), -1))
         digest = _digest(hashes.mapped())
         counts = {"rows": len(read), "repeated": len(read) - int(fresh.sum()) - (len(old) if old else 0)}
         path = folder / f"items-{digest[:16]}.safetensors"

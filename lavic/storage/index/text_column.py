@@ -77,6 +77,10 @@ class TextColumnWriter:
         self._lengths = writer.column(f"{name}.lengths", "u1")
         self._starts = writer.column(f"{name}.starts", "<u8")
 
+    def lengths(self) -> np.ndarray:
+        """Bytes of each text so far: uint8 [n]."""
+        return self._lengths.mapped()
+
     def append(self, texts: Sequence[str]) -> None:
         """Adds texts.
 

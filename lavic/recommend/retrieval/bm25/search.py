@@ -16,6 +16,9 @@ from lavic.recommend.retrieval.bm25.words import hash_words, words_of
 from lavic.recommend.retrieval.item_table import open_array_file
 from lavic.recommend.retrieval.manifest import MethodRecord, Shard
 
+_BLOCKS = 8
+"""Blocks of rows for each hit, of which the best are compared first."""
+
 
 class Bm25Search:
     """The BM25 scores of an index, mapped; the words of a query select and add them, by bm25s.
@@ -90,7 +93,7 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
         rank: int32 [n]
         k: At most how many.
     """
-    rows = np.flatnonzero(scores > 0)
+    rows = np.flatnonzero(scores >= _reached(scores, k))
     if len(rows) > k:
         values = scores[rows]
         least = np.partition(values, len(values) - k)[len(values) - k]
@@ -100,6 +103,17 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
             level = level[np.argpartition(rank[level], left - 1)[:left]]
         rows = np.concatenate([above, level])
     return rows[np.lexsort((rank[rows], -scores[rows]))]
+
+
+def _reached(scores: np.ndarray, k: int) -> np.float32:
+    """A score above 0 that at least k rows reach, as high as is quickly seen: the k-th best of the maxima of blocks."""
+    size = len(scores) // (_BLOCKS * k)
+    least = np.float32(0)
+    if size > 1:
+        # a block takes every so many-th row: the maximum of long rows is quicker than that of many short ones
+        most = scores[: len(scores) // size * size].reshape(size, -1).max(axis=0)
+        least = np.partition(most, len(most) - k)[len(most) - k]
+    return max(least, np.nextafter(np.float32(0), np.float32(1)))
 
 
 @dataclass(frozen=True)
