@@ -59,7 +59,10 @@ def write_page(path: Path, data: ShardDataset, count: int, tally: Tally | None) 
     facts = {
         "Photos": f"{len(data):,}, {sum(flags.values()):,} described",
         "Flagged": ", ".join(f"{n:,} {flag}" for flag, n in sorted(flags.items()) if flag) or "none",
-        "Written by": "; ".join(" ".join(filter(None, origin)) for origin in sorted(origins)),
+        "Written by": "; ".join(
+            ", ".join(f"{name} {value}" for name, value in zip(ORIGIN, origin, strict=True) if value)
+            for origin in sorted(origins)
+        ),
         **(tally.lines() if tally else {}),
     }
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
