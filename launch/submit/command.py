@@ -310,7 +310,7 @@ def _recorded_settings(
     except (LavicError, OSError):
         return pipeline
     recorded = {stage_of(name) for name in records}
-    kept = {field_of(stage): stage_settings(before, stage) for stage in not_submitted if stage in recorded}
+    kept: dict[str, Any] = {field_of(stage): stage_settings(before, stage) for stage in not_submitted if stage in recorded}
     return replace(pipeline, **kept)
 
 

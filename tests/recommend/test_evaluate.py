@@ -129,6 +129,21 @@ def test_journal_names_the_data(done: Path, ground: Ground):
     assert datasets["items"]["path"] == str(ground.test)
 
 
+def test_results_and_journal_name_what_they_were_made_from(done: Path, ground: Ground):
+    """The digests are those that the runs which made the adapters record."""
+    info = json.loads((ground.bundle / "bundle.json").read_text())
+    made_from = results(done)["lineage"]
+    assert made_from["bundles"]["lavic"]["language_adapter"] == info["language_adapter"]
+    assert made_from["bundles"]["before_tuning"]["language_adapter"] is None
+    assert made_from["bundles"]["text_only"]["folder"] == str(ground.titles_only)
+    (store,) = made_from["stores"].values()
+    assert store["vision_adapter"] == info["vision_adapter"]
+    assert made_from["conversations"]["items"]["sha256"] == hashlib.sha256(ground.test.read_bytes()).hexdigest()
+    (tags,) = [event["tags"] for event in read_events(done / "metrics.jsonl", "tags")]
+    assert tags["adapter.language"] == info["language_adapter"] and tags["adapter.vision"] == info["vision_adapter"]
+    assert tags["digest.item store"] == store["digest"]
+
+
 def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
     words = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]

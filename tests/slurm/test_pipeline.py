@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -11,9 +12,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lavic.data.manifest import digest_manifest
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.photo_server import PhotoServer
 from tests.slurm.slurm_jobs import Slurm, wait_for
@@ -141,6 +144,37 @@ def test_the_stages_stand_under_one_run_in_mlflow(site: Site) -> None:
     assert parent.info.status == "FINISHED"
     assert {"crawl-train", "crawl-valid", "distill", "tune", "evaluate"} <= runs.keys()
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+
+
+def test_a_result_leads_back_to_shards_store_adapters_conversations_and_commit(site: Site) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{site.folder}/m.db")
+    experiment = client.get_experiment_by_name("lavic-mini")
+    assert experiment is not None
+
+    def find(**tags: str) -> Any:
+        clauses = [f"tags.`{name.replace('__', ' ').replace('_', '.')}` = '{value}'" for name, value in tags.items()]
+        (run,) = client.search_runs([experiment.experiment_id], " and ".join(clauses))
+        return run
+
+    out = site.folder / "a run"
+    evaluation = find(lavic_command="evaluate")
+    tags = evaluation.data.tags
+    tune = find(lavic_command="tune", adapter_language=tags["adapter.language"])
+    distill = find(lavic_command="distill", adapter_vision=tags["adapter.vision"])
+    assert (tune.data.tags["mlflow.runName"], distill.data.tags["mlflow.runName"]) == ("tune", "distill")
+    digests = {entry.dataset.name: entry.dataset.digest for entry in evaluation.inputs.dataset_inputs}
+    read = {entry.dataset.name: entry.dataset.digest for entry in tune.inputs.dataset_inputs}
+    assert digests["item store"] == read["item store"] == tags["digest.item store"]
+    test = hashlib.sha256((site.folder / "mini" / "test.jsonl").read_bytes()).hexdigest()
+    assert test.startswith(digests["held_out_items"])
+    shards = [digest_manifest(out / "shards" / split)[:16] for split in ("train", "valid")]
+    assert tags["digest.shards"] == ",".join(shards)
+    results = json.loads((out / "evaluation" / "results.json").read_text())["lineage"]
+    assert results["bundles"]["lavic"]["language_adapter"] == tags["adapter.language"]
+    assert results["conversations"]["held_out_items"]["sha256"] == test
+    assert results["commit"] == tags.get("mlflow.source.git.commit")
 
 
 def test_a_sweep_of_three_categories_is_two_arrays_and_one_table(site: Site) -> None:
