@@ -310,7 +310,8 @@ def _recorded_settings(
     except (LavicError, OSError):
         return pipeline
     recorded = {stage_of(name) for name in records}
-    kept: dict[str, Any] = {field_of(stage): stage_settings(before, stage) for stage in not_submitted if stage in recorded}
+    stages = [stage for stage in not_submitted if stage in recorded]
+    kept: dict[str, Any] = {field_of(stage): stage_settings(before, stage) for stage in stages}
     return replace(pipeline, **kept)
 
 
