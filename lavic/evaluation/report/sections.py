@@ -40,8 +40,8 @@ TABLE_METRICS = (
 )
 """Metrics in the tables; `results.json` has all."""
 
-REFERENCES = ("words", "words_before_tuning")
-"""Arms that read the photos as text: not controls, but references for what text would reach."""
+REFERENCES = ("words", "words_before_tuning", "base_photos")
+"""Arms that get the photos in another form: not controls, but references for what words or all image tokens reach."""
 
 MAX_TILES = 10
 """Candidates shown of a case, and any target behind them."""
