@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lavic.cli import main
+from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.errors import ConfigError, DataError
 from lavic.model.bundle import save_bundle
 from lavic.model.config import ModelSettings
@@ -22,6 +26,8 @@ from lavic.recommend.retrieval import RetrievalIndex, query_text
 from lavic.recommend.retrieval.build import add_methods, prepare_index
 from lavic.recommend.retrieval.item_table import Row
 from lavic.recommend.retrieval.vectors.two_tower import TokensBuilder, TokensSettings, tokens_settings
+from lavic.shards.retrieval import ray_work
+from lavic.shards.retrieval.settings import RetrieveSettings
 from tests.recommend.conftest import Ground
 
 FOLDS = 2
@@ -145,3 +151,73 @@ def test_the_recommender_embeds_queries_with_its_own_model(ground: Ground, retri
             assert [item.probability for item in answer] == pytest.approx([i.probability for i in alone], abs=1e-5)
     again = recommender.reloaded(ground.bundle, ground.store, tmp_path / "index")
     assert again.ranker.bundle is recommender.ranker.bundle
+
+
+def write_catalogue(folder: Path, store: ItemStore) -> Path:
+    rows = [{"parent_asin": id, "title": store.title(id)} for id in store.ids]
+    path = folder / "meta.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def lists_of(path: Path) -> list[list[str]]:
+    return [json.loads(line)["candidates_fused"] for line in path.read_text("utf-8").splitlines()]
+
+
+def retrieve(ground: Ground, retriever: Path, folder: Path, out: str, *more: str) -> list[list[str]]:
+    """`lavic retrieve`, with the index in `folder`; returns its lists."""
+    words = ["--items", folder / "meta.jsonl", "--store", ground.store, "--conversations", ground.test]
+    words += ["--index", folder / f"index-{out}", "--out", folder / f"{out}.jsonl", "--tokens.retriever", retriever]
+    assert main(["retrieve", *map(str, words), "--methods", "tokens", "--k", "12", "--draws", "100", *more]) == 0
+    return lists_of(folder / f"{out}.jsonl")
+
+
+def test_the_command_makes_index_and_lists(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    write_catalogue(tmp_path, ItemStore.open(ground.store))
+    lists = retrieve(ground, retriever, tmp_path, "lists")
+    index = RetrievalIndex.open(tmp_path / "index-lists")
+    excluded = [row.context_items for row in ground.conversations]
+    queries = [query_text(row) for row in ground.conversations]
+    found = index.search(queries, 12, exclude=excluded)["tokens"]
+    assert lists == [hits.ids for hits in found]
+    before = {path: path.read_bytes() for path in (tmp_path / "index-lists").iterdir() if path.is_file()}
+    assert retrieve(ground, retriever, tmp_path, "lists") == lists
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_actors_make_the_same_files(
+    ground: Ground, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actors of a Ray job, one after the other in this process."""
+    ids = list(ItemStore.open(ground.store).ids)
+    make_index(tmp_path / "here", ids, retriever, ground.store)
+
+    def in_this_process(rows, stages, settings):
+        ((actor, arguments, wants_gpu),) = stages
+        assert wants_gpu
+        return map(actor(*pickle.loads(pickle.dumps(arguments))), rows)
+
+    monkeypatch.setattr(ray_work, "_map", in_this_process)
+    chosen = RetrieveSettings(conversations=("c",), out=tmp_path, index=tmp_path / "there", store=ground.store)
+    recorded = tokens_settings(TokensSettings(retriever=retriever))
+    (tmp_path / "there").mkdir()
+    manifest, _ = prepare_index(tmp_path / "there", lambda: [Row(id, "") for id in ids], text={})
+    builder = TokensBuilder(recorded, ground.store, make=ray_work.embed_on_ray(chosen), chunk_rows=16)
+    add_methods(tmp_path / "there", manifest, [builder])
+    here, there = (sorted((tmp_path / name).glob("tokens-*")) for name in ("here", "there"))
+    assert len(here) == 4 and [path.name for path in here] == [path.name for path in there]
+    queries = [query_text(row) for row in ground.conversations]
+    found = [RetrievalIndex.open(tmp_path / name).search(queries, 60) for name in ("here", "there")]
+    assert found[0] == found[1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_makes_the_same_index_and_lists(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    write_catalogue(tmp_path, ItemStore.open(ground.store))
+    here = retrieve(ground, retriever, tmp_path, "here", "--executor", "local")
+    with ray_session(RaySettings(cpus=2)):
+        there = retrieve(ground, retriever, tmp_path, "there", "--ray.workers", "1", "--index-parts", "2")
+    assert there == here
+    files = [sorted(path.name for path in (tmp_path / f"index-{name}").glob("tokens-*")) for name in ("here", "there")]
+    assert files[0] == files[1] != []
