@@ -22,6 +22,7 @@ from lavic.launch.pipeline.pipeline_status import PipelineStatus, pipeline_statu
 from lavic.launch.pipeline.settings import (
     RETRIEVAL,
     PipelineSettings,
+    Stage,
     field_of,
     stage_of,
     stage_settings,
@@ -301,7 +302,7 @@ def _check_active(
 
 
 def _recorded_settings(
-    pipeline: PipelineSettings, layout: Layout, not_submitted: Collection[str], records: Mapping[str, StepRecord]
+    pipeline: PipelineSettings, layout: Layout, not_submitted: Collection[Stage], records: Mapping[str, StepRecord]
 ) -> PipelineSettings:
     """The settings for pipeline.yaml; stages that are not submitted now keep the settings that they ran with."""
     pipeline = replace(pipeline, only=(), from_=None, force=(), keep=False, wait=False)
