@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lavic.config import settings
-from lavic.config.schema import ByteCount
+from lavic.config import ByteCount, settings
 from lavic.data.reddit.settings import LabelSettings, SplitSettings
 from lavic.distributed.ray_session import RaySettings
 
@@ -56,7 +55,7 @@ class RedditSettings:
     """File of more accounts of programs, one name on each line."""
     short_links: ShortLinkSettings = ShortLinkSettings()
     """Short links."""
-    bucket_bytes: ByteCount = 32 << 20
+    bucket_bytes: ByteCount = Field(default="32MiB", validate_default=True, gt=0)
     """Bytes of posts that a worker holds at a time; in memory they take several times as much. The set does not
     depend on it."""
     keep_work: bool = False
@@ -85,7 +84,7 @@ class RebuildSettings:
     """Dumps that hold its posts."""
     out: Path
     """Folder for the set."""
-    bucket_bytes: ByteCount = 32 << 20
+    bucket_bytes: ByteCount = Field(default="32MiB", validate_default=True, gt=0)
     """Bytes of posts that a worker holds at a time."""
     keep_work: bool = False
     """Keep OUT/work when the set is complete."""
