@@ -127,7 +127,11 @@ class Batcher:
             await self._gather()
             if batch := self._take():
                 began = time.perf_counter()
-                answers = await loop.run_in_executor(self._thread, _answer, batch)
+                try:
+                    answers = await loop.run_in_executor(self._thread, _answer, batch)
+                except Exception:  # the next batch must be answered all the same
+                    log.exception("a batch of %d requests failed", len(batch))
+                    answers = [ApiError(500, "the server failed; its log says why") for _ in batch]
                 seconds = time.perf_counter() - began
                 self.metrics.batch_size.observe(len(batch))
                 self.metrics.batch_seconds.observe(seconds)
