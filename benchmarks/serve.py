@@ -156,7 +156,7 @@ def long_lists(demo: Demo, count: int, size: int) -> tuple[list[Query], list[str
     return queries, targets
 
 
-def groups(demo: Demo, count: int = 200) -> dict[str, Any]:
+def groups(demo: Demo, count: int) -> dict[str, Any]:
     result = {}
     cases = (("30 in one prompt", LONG, LONG), ("30 in groups of 10", LONG, 10), ("100 in groups of 10", LONGER, 10))
     for name, length, size in cases:
@@ -320,6 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rows", type=int, default=200, help="conversations of `groups`")
     parser.add_argument("--seconds", type=float, default=10, help="of each closed loop")
     parser.add_argument("--overload-seconds", type=float, default=120)
     parser.add_argument("--json", type=Path)
@@ -328,7 +329,7 @@ def main() -> None:
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "one": lambda: one(demo),
         "batch": lambda: batch(demo),
-        "groups": lambda: groups(demo),
+        "groups": lambda: groups(demo, chosen.rows),
         "http": lambda: http(demo, chosen.seconds),
         "ray": lambda: http(demo, chosen.seconds, "--ray"),
         "overload": lambda: overload(demo, chosen.overload_seconds),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,8 @@ from lavic.model.item_store import ItemStore
 from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
 from lavic.recommend.token_source import StoredTokens, TokenSource
 
+_TARGETS = 1 << 16
+"""Items whose ids are kept as tokens."""
 MAX_NEW_TOKENS = 16
 """Maximum length of a generated answer, in tokens: an id and a word or two before it."""
 
@@ -92,6 +95,7 @@ class Ranker:
             self.tokens = StoredTokens(bundle.backbone.model, store, self.tokens_per_item)
         self.bundle, self.store, self.tokens_per_batch = bundle, store, tokens_per_batch
         self.encoder = bundle.backbone.encoder
+        self._target = lru_cache(_TARGETS)(self.encoder.target)  # an item is in many lists
         self.device = bundle.backbone.device
 
     def rank(
@@ -148,7 +152,7 @@ class Ranker:
         shown = self.tokens if request.texts is None else None
         listed = [prompts.Candidate(item, self.store.title(item), texts.get(item)) for item in candidates]
         none = self.bundle.info.none
-        targets = [self.encoder.target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
+        targets = [self._target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
         prompt = self.encoder.recommendation(
             conversation,
             listed,
