@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 
 _FIRST_GUESS_S = 0.05
 """Seconds of a request, before the first was answered."""
-_SMOOTHING = 0.1
+_MOST_OF_DEADLINE = 0.8
+"""Share of the deadline that a request may be expected to wait when it is taken into the queue."""
+_BATCH_OF_DEADLINE = 0.25
+"""Share of the deadline that a batch may be expected to take."""
+_SMOOTHING = 0.2
 """Share of the last batch in the running mean of a request's seconds."""
 
 
@@ -46,6 +50,8 @@ class _Waiting:
     recommender: Recommender
     """The one that was served when the request came."""
     query: CheckedQuery
+    until: float
+    """Its deadline, of the event loop's clock."""
     answer: asyncio.Future[Recommendation] = field(repr=False)
 
 
@@ -63,6 +69,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lavic-model")
         self._task: asyncio.Task[None] | None = None
         self._request_s = _FIRST_GUESS_S
+        self._running = 0
+        """Requests of the batch that is computed now."""
 
     def start(self) -> None:
         """Begins to answer; called in the event loop."""
@@ -91,11 +99,11 @@ class Batcher:
         Raises:
             ApiError: 429, too many wait; 503, the deadline has passed; 422, it cannot be answered; 500, it failed.
         """
-        settings = self.settings
-        if len(self._waiting) >= settings.queue:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        if len(self._waiting) >= settings.queue or self._too_late():
             self.metrics.dropped.labels("queue_full").inc()
             raise too_many(settings, self._retry())
-        waiting = _Waiting(recommender, query, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(recommender, query, loop.time() + settings.deadline, loop.create_future())
         self._waiting.append(waiting)
         self.metrics.waiting.set(len(self._waiting))
         self._arrived.set()
@@ -114,6 +122,11 @@ class Batcher:
                 self._waiting.remove(waiting)
             self.metrics.waiting.set(len(self._waiting))
 
+    def _too_late(self) -> bool:
+        """Whether a request that comes now is expected to be answered too late: it would only delay the others."""
+        ahead = len(self._waiting) + self._running
+        return ahead > 0 and (ahead + 1) * self._request_s > _MOST_OF_DEADLINE * self.settings.deadline
+
     def _retry(self) -> int:
         """Seconds until what waits now should be answered."""
         return max(1, math.ceil(len(self._waiting) * self._request_s))
@@ -126,13 +139,13 @@ class Batcher:
                 await self._arrived.wait()
             await self._gather()
             if batch := self._take():
-                began = time.perf_counter()
+                began, self._running = time.perf_counter(), len(batch)
                 try:
                     answers = await loop.run_in_executor(self._thread, _answer, batch)
                 except Exception:  # the next batch must be answered all the same
                     log.exception("a batch of %d requests failed", len(batch))
                     answers = [ApiError(500, "the server failed; its log says why") for _ in batch]
-                seconds = time.perf_counter() - began
+                seconds, self._running = time.perf_counter() - began, 0
                 self.metrics.batch_size.observe(len(batch))
                 self.metrics.batch_seconds.observe(seconds)
                 self._request_s += _SMOOTHING * (seconds / len(batch) - self._request_s)
@@ -160,9 +173,17 @@ class Batcher:
         """The requests of the next batch, in the order in which they came; all of one recommender."""
         batch: list[_Waiting] = []
         prompts = 0
+        now = asyncio.get_running_loop().time()
         while self._waiting:
             waiting = self._waiting[0]
+            expected = (len(batch) + 1) * self._request_s
             if waiting.answer.done():
+                self._waiting.popleft()
+                continue
+            if batch and expected > _BATCH_OF_DEADLINE * self.settings.deadline:
+                break
+            if now + self._request_s > waiting.until and len(self._waiting) > 1:
+                # It would be computed for nobody; its deadline answers it.
                 self._waiting.popleft()
                 continue
             prompts += waiting.recommender.prompts(waiting.query)

@@ -60,6 +60,7 @@ def run(
         app,
         http=_protocol(),
         log_config=None,
+        log_level="error",  # not a line for each connection that is refused
         access_log=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,
