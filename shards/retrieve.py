@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,9 @@ class Input:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = resolve(argv)
+    if chosen.uses_ray:  # workers run in other folders
+        store = chosen.store.absolute() if chosen.store else None
+        chosen = replace(chosen, index=chosen.index.absolute(), store=store)
     inputs = read_inputs(chosen)
     started = time.monotonic()
     with ExitStack() as stack:

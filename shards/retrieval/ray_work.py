@@ -142,4 +142,7 @@ def _map(rows: Sequence[Row], stages: Sequence[tuple[type, tuple[Any, ...], bool
             num_cpus=1 if cpus >= len(stages) else cpus / len(stages),
             num_gpus=1 if gpu else None,
         )
-    yield from data.iter_rows()
+    try:
+        yield from data.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise LavicError(f"the job on Ray failed ({first_line(error)}); run the same command again to go on") from None

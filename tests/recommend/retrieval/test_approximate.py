@@ -57,6 +57,15 @@ def test_few_items_are_all_found_once(tmp_path):
     assert sorted(hits.ids) == ["B00000", "B00001", "B00002"]
 
 
+def test_items_without_a_vector_are_not_proposed(tmp_path):
+    rows = [Row(f"B{n}", "text" if n % 2 else "") for n in range(200)]
+    manifest, _ = prepare_index(tmp_path, lambda: rows, text={})
+    builder = VectorBuilder("meaning", {}, lambda: lambda texts: np.ones((len(texts), 8)))
+    add_methods(tmp_path, manifest, [builder], approximate=ApproximateSettings(index="IVF2,Flat"))
+    (hits,) = RetrievalIndex.open(tmp_path).search_vectors("meaning", -np.ones((1, 8)), 150)
+    assert hits.ids == sorted(row.id for row in rows if row.text)
+
+
 def test_shards_find_what_the_index_finds(tmp_path):
     index = make(tmp_path, ApproximateSettings(index="auto", k=20, part_rows=700))
     queries = clustered(5, 2)

@@ -86,8 +86,9 @@ class VectorSearch:
 
     def _best(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         vectors = self._files.rows(rows)
-        if not query.any():
-            rows, vectors = rows[:0], vectors[:0]
+        # FAISS proposes rows without a vector too
+        kept = vectors.any(axis=1) & query.any()
+        rows, vectors = rows[kept], vectors[kept]
         scores = self._scores(query, vectors)
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
