@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from lavic.recommend.retrieval.bm25.words import hash_words, words_of
 from lavic.recommend.retrieval.item_table import open_array_file
 from lavic.recommend.retrieval.manifest import MethodRecord, Shard
 
+_RECENT = 1 << 15
+"""Words whose places are kept."""
 _BLOCKS = 8
 """Blocks of rows for each hit, of which the best are compared first."""
 
@@ -42,6 +44,7 @@ class Bm25Search:
         self._vocabulary = open_array_file(folder / words.name, VOCABULARY, words.source)["hashes"]
         self._rank = rank
         self._words = words_of()
+        self._place = lru_cache(_RECENT)(self._find)
         self._parts: list[tuple[int, _Scores]] = []
         for start, file in record.rows_of(shard):
             arrays = open_array_file(folder / file.name, KIND, file.source)
@@ -78,11 +81,14 @@ class Bm25Search:
 
     def _word_ids(self, query: str) -> np.ndarray:
         """The places of the query's words in the vocabulary, in the query's order; unknown words are left out."""
-        if not len(self._vocabulary):
-            return np.zeros(0, np.int32)
-        hashes = hash_words(self._words(query))
-        places = np.minimum(np.searchsorted(self._vocabulary, hashes), len(self._vocabulary) - 1)
-        return places[self._vocabulary[places] == hashes].astype(np.int32)
+        places = map(self._place, self._words(query))
+        return np.array([place for place in places if place >= 0], np.int32)
+
+    def _find(self, word: str) -> int:
+        """The place of a word in the vocabulary; -1 if no item has it."""
+        (hash_,) = hash_words([word])
+        place = int(np.searchsorted(self._vocabulary, hash_))
+        return place if place < len(self._vocabulary) and self._vocabulary[place] == hash_ else -1
 
 
 def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
@@ -127,10 +133,14 @@ class _Scores:
 
     def of_query(self, words: np.ndarray) -> np.ndarray:
         """The scores of all rows for the words of a query: float32 [rows]."""
+        scores: np.ndarray = self._scorer.get_scores_from_ids(words)
+        return scores
+
+    @cached_property
+    def _scorer(self) -> Any:
         scorer = copy(_scorer())
         scorer.scores = {"data": self.data, "indices": self.indices, "indptr": self.indptr, "num_docs": self.rows}
-        scores: np.ndarray = scorer.get_scores_from_ids(words)
-        return scores
+        return scorer
 
     def of_word(self, word: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of those rows that have a word, and their scores for it."""
