@@ -197,10 +197,10 @@ class VectorFiles:
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some rows: float32 [n, width]."""
         made = np.zeros((len(rows), self.width), np.float32)
-        chunks = np.searchsorted(self._starts, rows, "right") - 1
-        for number in np.unique(chunks).tolist():
-            start, vectors, _ = self._chunks[number]
-            if vectors.shape[1] == self.width:
-                inside = chunks == number
-                made[inside] = vectors[rows[inside] - start]
+        order = np.argsort(rows, kind="stable")
+        bounds = [*np.searchsorted(rows[order], self._starts).tolist(), len(rows)]
+        for (start, vectors, _), first, end in zip(self._chunks, bounds, bounds[1:], strict=False):
+            if first < end and vectors.shape[1] == self.width:
+                places = order[first:end]
+                made[places] = vectors[rows[places] - start]
         return made

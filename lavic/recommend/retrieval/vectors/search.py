@@ -20,6 +20,8 @@ DECIMALS = 6
 _NEAR = 4e-6
 """How far a product in float32 may be from the score."""
 _QUERIES = 64
+_RESCORED = 16
+"""Queries whose rows are read at once."""
 _SAMPLE = 4096
 
 
@@ -63,10 +65,14 @@ class VectorSearch:
                 near = self._approximate.near(queries[some], int(most[some].max(initial=0)))
             else:
                 near = self._near(queries[some], most[some])
-            results += [
-                self._best(query, rows, int(count))
-                for query, rows, count in zip(queries[some], near, most[some], strict=True)
-            ]
+            for few in range(0, len(near), _RESCORED):
+                found = near[few : few + _RESCORED]
+                # read at once: a query's rows are in as many files as there are
+                vectors = np.split(
+                    self._files.rows(np.concatenate(found)), np.cumsum([len(rows) for rows in found])[:-1]
+                )
+                for place, (rows, values) in enumerate(zip(found, vectors, strict=True), first + few):
+                    results.append(self._best(queries[place], rows, values, int(most[place])))
         return results
 
     def score(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -84,11 +90,11 @@ class VectorSearch:
             raise DataError(f"query vectors of shape {values.shape}; the index has vectors of {self.width} numbers")
         return unit_rows(values, 0, "the queries")
 
-    def _best(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        vectors = self._files.rows(rows)
+    def _best(self, query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         # FAISS proposes rows without a vector too
         kept = vectors.any(axis=1) & query.any()
-        rows, vectors = rows[kept], vectors[kept]
+        if not kept.all():
+            rows, vectors = rows[kept], vectors[kept]
         scores = self._scores(query, vectors)
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
