@@ -18,6 +18,8 @@ from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.vectors.two_tower import NAME as TOKENS
 from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder
 
+FUSED_DEPTH = 200
+"""Items of each method's list, at least, where several are fused."""
 Scores = Mapping[str, Mapping[str, float]]
 """Retrieval method -> item id -> score."""
 
@@ -84,11 +86,13 @@ class CandidateSearch:
         if not conversations:
             return []
         queries = [query_text(conversation) for conversation in conversations]
-        by_method = self.index.search(queries, count, exclude=exclude)
+        # Only a deep list shows that an item which leads one of them is far down in another.
+        depth = max(count, FUSED_DEPTH) if len(self.index.methods) > 1 else count
+        by_method = self.index.search(queries, depth, exclude=exclude)
         results = []
         for row in range(len(queries)):
             lists = {method: hits[row] for method, hits in by_method.items()}
-            fused = fuse(lists, count * len(lists)).ids
+            fused = fuse(lists, depth * len(lists)).ids
             ids = tuple(item for item in fused if item in self.store)[:count]
             scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
             results.append(Candidates(ids, scores))
