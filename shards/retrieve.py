@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.config import flatten, parse
+from lavic.data.catalog import check_readable
 from lavic.data.conversations import read_conversations
 from lavic.data.index.item_index import ItemIndex
 from lavic.data.schema import Conversation
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = replace(chosen, index=chosen.index.absolute(), store=store)
     inputs = read_inputs(chosen)
     started = time.monotonic()
+    check_readable(chosen.items)
     with ExitStack() as stack:
         stack.enter_context(lock_output_folder(chosen.folder))
         make, run = _executor(chosen, stack)

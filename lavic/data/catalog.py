@@ -79,6 +79,17 @@ def find_files(paths: Sequence[str | Path]) -> list[str]:
     return list(found)
 
 
+def check_readable(paths: Sequence[str | Path]) -> None:
+    """Opens each file that paths, globs and URIs stand for.
+
+    Raises:
+        DataError: One is missing or cannot be read.
+    """
+    for path in find_files(paths):
+        with open_text_file(path):
+            pass
+
+
 def _matching(path: str) -> list[str]:
     """The files that a glob stands for, sorted; the folders of it that are there stand for themselves."""
     parts = Path(path).parts

@@ -71,6 +71,8 @@ def input_files(patterns: Sequence[str], what: str) -> dict[str, str]:
     for path in paths:
         try:
             status = place(path).stat()
+            with place(path).open("rb") as file:  # before OUT is made, what cannot be read is refused
+                file.read(1)
         except storage_errors() as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
         identity = f"{path} {status.st_size} {getattr(status, 'st_mtime_ns', '')}"

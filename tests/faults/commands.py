@@ -140,6 +140,37 @@ COMMANDS = {
             reads=("in/catalog.yaml",),
         ),
         Command(
+            name="reddit",
+            group="set",
+            words=lambda at: [
+                *("reddit", "--dumps", f"{at}/in/RS.zst", f"{at}/in/RC.zst", "--items", f"{at}/in/items.jsonl"),
+                *("--out", f"{at}/out/conversations", "--executor", "local", "--ray.workers", "1"),
+            ],
+            reads=("in/RC.zst", "in/items.jsonl"),
+            tells={("input cut", "in/items.jsonl"): (0, "conversations")},
+        ),
+        Command(
+            name="retrieve",
+            group="set",
+            words=lambda at: [
+                *("retrieve", "--items", f"{at}/in/titles.jsonl", "--conversations", f"{at}/in/rows.jsonl"),
+                *("--out", f"{at}/out/lists", "--index", f"{at}/out/index", "--draws", "50", "--k", "5"),
+                *("--tracking.system-every", "0"),
+            ],
+            reads=("in/rows.jsonl", "in/titles.jsonl"),
+            tells={("input cut", "in/titles.jsonl"): (0, "not JSON")},
+        ),
+        Command(
+            name="evaluate without a model",
+            group="set",
+            words=lambda at: [
+                *("evaluate", "--test", f"{at}/in/rows.jsonl", "--arms", "random", "list_order", "bm25"),
+                *("--items", f"{at}/in/titles.jsonl", "--out", f"{at}/out/evaluation", "--draws", "50"),
+                *("--tracking.system-every", "0"),
+            ],
+            reads=("in/rows.jsonl", "in/titles.jsonl"),
+        ),
+        Command(
             name="describe",
             group="model",
             words=lambda at: [

@@ -21,6 +21,7 @@ from lavic.model.bundle import save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
+from lavic.storage.compression import zstd_module
 from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
 from tests.train.assets import make_assets
@@ -59,6 +60,22 @@ def make_inputs(folder: Path, server: PhotoServer) -> None:
             }
         )
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    conversations = [json.loads(line) for line in (folder / "rows.jsonl").read_text("utf-8").splitlines()]
+    listed = sorted({item for row in conversations for item in row["candidates_st"]})
+    titles = ({"parent_asin": item, "title": f"Mug {item}", "images": []} for item in listed)
+    (folder / "titles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in titles))
+
+    posts = [{"id": "s1", "title": "Which mug?", "selftext": "A red mug, please.", "author": "asker"}]
+    posts[0] |= {"created_utc": 1_700_000_000, "score": 3, "subreddit": "mugs"}
+    for number in range(3):
+        links = {"id": f"c{number}", "link_id": "t3_s1", "parent_id": "t3_s1", "author": f"helper_{number}"}
+        body = f"Take https://www.amazon.com/dp/B{number:09d}"
+        posts.append({**posts[0], **links, "body": body, "created_utc": 1_700_000_100 + number})
+        del posts[-1]["title"]
+    for name, part in (("RS", posts[:1]), ("RC", posts[1:])):
+        dump = "".join(json.dumps(post) + "\n" for post in part).encode()
+        (folder / f"{name}.zst").write_bytes(zstd_module().compress(dump))
 
     size = dict(zip((word.strip("-").replace("-", "_") for word in MINI[::2]), map(int, MINI[1::2]), strict=True))
     (folder / "catalog.yaml").write_text("# lavic mini catalog\n" + yaml.safe_dump(size))

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from lavic.data.conversations import read_conversations
 from lavic.data.manifest import digest_manifest
 from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.photo_server import PhotoServer
+from lavic.mini.reddit_dump import TEST_FROM, VALID_FROM
 from tests.slurm.slurm_jobs import Slurm, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ray]
@@ -218,6 +221,56 @@ def test_a_sweep_of_three_categories_is_two_arrays_and_one_table(site: Site) -> 
         hits = sum(part["metrics"]["hit_rate"]["value"] * part["conversations"] for part in parts)
         assert values["all", arm]["conversations"] == total == 8
         assert values["all", arm]["metrics"]["hit_rate"]["value"] == pytest.approx(hits / total)
+
+
+def test_from_a_reddit_dump_to_an_answer_over_http(site: Site) -> None:
+    """Conversations are made from a dump, candidates searched for in the whole catalogue; the result is served."""
+    for part in ("shards", "store"):
+        shutil.copytree(site.folder / "a run" / part, site.folder / "raw" / part)
+    shutil.copytree(site.folder / "a run" / "runs" / "distill", site.folder / "raw" / "runs" / "distill")
+    dump = site.lavic("mini", "dump", "--catalog", "mini", "--out", "dumps")
+    assert dump.returncode == 0, dump.stderr
+    days = ("--split.valid-from", VALID_FROM, "--split.test-from", TEST_FROM)
+    made = site.lavic(
+        *("reddit", "--dumps", "dumps/*.zst", "--items", "mini/meta_Mini.jsonl"),
+        *("--out", "conversations", "--executor", "local", *days),
+    )
+    assert made.returncode == 0, made.stderr
+    files = {name: f"conversations/{name}.jsonl" for name in ("train", "valid", "test")}
+    done = site.submit(
+        *("--out", "raw", "--stages", "tune-retriever", "retrieve", "tune", "evaluate"),
+        *(word for name, file in files.items() for word in (f"--conversations.{name}", file)),
+        *("--tune-retriever.settings", "{head: {epochs: 1}}", "--tune.nodes", "1"),
+        *("--evaluate.settings", "{draws: 200, arms: [lavic, list_order, random]}"),
+    )
+    assert done.returncode == 0, done.stderr
+    wait_for(site.ended, 600, "the pipeline", every=0.5)
+    states = [json.loads(line) for line in site.lavic("submit", "status", "raw", "--json").stdout.splitlines()]
+    logs = [file.read_text(errors="replace")[-1500:] for file in (site.folder / "raw" / "logs").glob("*.log")]
+    assert [row["state"] for row in states] == ["done"] * 4, logs
+    rows = read_conversations(site.folder / "raw" / "retrieval" / "test.jsonl", candidates="candidates_fused")
+    assert len(rows) == SIZE.test_conversations
+    assert all(len(row.candidates["candidates_fused"]) == 10 for row in rows)
+
+    raw = site.folder / "raw"
+    words = [sys.executable, "-m", "lavic", "serve", "--port", "0", "--bundle", str(raw / "runs" / "tune" / "bundle")]
+    words += ["--store", str(raw / "store"), "--index", str(raw / "retrieval" / "index")]
+    words += ["--shards", str(raw / "shards" / "train")]
+    with subprocess.Popen(words, env=site.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            assert server.stdout is not None
+            lines: list[str] = []
+            while not (match := re.search(r"http://127\.0\.0\.1:\d+", lines[-1] if lines else "")):
+                lines.append(server.stdout.readline())
+                assert lines[-1], "".join(lines)
+            with httpx.Client(base_url=match[0], timeout=120) as client:
+                answer = client.post("/v1/recommend", json={"conversation": "a red mug, please", "k": 3}).json()
+                assert len(answer["items"]) == 3, answer
+                assert all(item["title"] for item in answer["items"])
+                assert client.get(answer["items"][0]["photo"]).headers["content-type"] == "image/jpeg"
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
 
 
 def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_why(site: Site) -> None:
