@@ -71,6 +71,9 @@ def _outcome(function: Callable[[Any], Any], task: Any) -> tuple[Any, str, bool]
         return function(task), "", False
     except LavicError as error:
         return None, str(error), True
+    except OSError as error:  # a full disk, a file that is gone
+        place = f"{error.filename}: " if error.filename else ""
+        return None, f"{place}{error.strerror or error}; run the same command again when that is mended", False
     except Exception:
         return None, f"a worker failed\n{traceback.format_exc()}", False
 

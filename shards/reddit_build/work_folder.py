@@ -18,7 +18,7 @@ from lavic.storage.paths import place, storage_errors
 log = logging.getLogger(__name__)
 
 FOLDER = "work"
-_PLAN = "plan.json"
+_PLAN = "plan.digest"
 
 
 class WorkFolder:

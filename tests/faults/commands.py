@@ -26,7 +26,7 @@ EVALUATE = ["--arms", "lavic", "list_order", "--draws", "50", "--limit", "4", "-
 MINI = ["--train-items", "10", "--valid-items", "3", "--heldout-items", "10", "--combination-items", "10"]
 MINI += ["--train-conversations", "4", "--valid-conversations", "2", "--test-conversations", "2"]
 FETCH = ["--fetch.allow-private", "--fetch.host-rate", "0", "--executor", "local", "--ray.workers", "1"]
-VOLATILE = {"began", "checksum", "ledger_sha256", "ended", "seconds", "settings", "crawl", "versions"}
+VOLATILE = {"began", "checksum", "ledger_sha256", "ended", "seconds", "settings", "crawl", "versions", "plan"}
 """Keys of JSON files that hold times and paths."""
 
 
@@ -49,6 +49,8 @@ class Command:
     tells: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     """Where an input that is spoilt is no error of the command: by fault and input its exit code, and a word of what it
     says."""
+    keeps_work: bool = False
+    """Whether OUT/work stays after an error in an input: the steps that were done, for the next run."""
     prints: bool = False
     """Whether its result is what it prints."""
     result: Callable[[Path], dict[str, object]] | None = None
@@ -148,6 +150,7 @@ COMMANDS = {
             ],
             reads=("in/RC.zst", "in/items.jsonl"),
             tells={("input cut", "in/items.jsonl"): (0, "conversations")},
+            keeps_work=True,
         ),
         Command(
             name="retrieve",
@@ -158,7 +161,7 @@ COMMANDS = {
                 *("--tracking.system-every", "0"),
             ],
             reads=("in/rows.jsonl", "in/titles.jsonl"),
-            tells={("input cut", "in/titles.jsonl"): (0, "not JSON")},
+            tells={("input cut", "in/titles.jsonl"): (0, "items of")},
         ),
         Command(
             name="evaluate without a model",
@@ -169,6 +172,7 @@ COMMANDS = {
                 *("--tracking.system-every", "0"),
             ],
             reads=("in/rows.jsonl", "in/titles.jsonl"),
+            tells={("input cut", "in/titles.jsonl"): (0, "report.html")},  # cut between two lines: fewer texts
         ),
         Command(
             name="describe",

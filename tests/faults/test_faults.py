@@ -91,7 +91,9 @@ def spoilt(run: FaultyRun, ended: Outcome, fault: str, name: str) -> None:
         assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
         return
     refused(run, ended, code)
-    if not run.command.copies:
+    if run.command.keeps_work and fault == "input cut":
+        assert {path.name for folder in run.out.iterdir() for path in folder.iterdir()} <= {"work", ".lock"}
+    elif not run.command.copies:
         assert not list(run.out.iterdir())
 
 
