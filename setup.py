@@ -61,6 +61,7 @@ DEV = [
     "moto[server]>=5.1,<6",
     "mypy>=2.0,<3",
     "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
     "ray[default,serve]>=2.54,<3",
     "ruff>=0.17,<0.18",
     "selenium>=4.25,<5",

@@ -22,6 +22,13 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("no-deadline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`make test`) the tests of a file share one, and so do all that use the SLURM."""
+    for item in items:
+        group = "slurm" if "slurm" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the tests' own, for the commands that they start too."""
