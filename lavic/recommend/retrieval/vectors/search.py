@@ -68,10 +68,10 @@ class VectorSearch:
             for few in range(0, len(near), _RESCORED):
                 found = near[few : few + _RESCORED]
                 # read at once: a query's rows are in as many files as there are
-                vectors = np.split(
+                blocks = np.split(
                     self._files.rows(np.concatenate(found)), np.cumsum([len(rows) for rows in found])[:-1]
                 )
-                for place, (rows, values) in enumerate(zip(found, vectors, strict=True), first + few):
+                for place, (rows, values) in enumerate(zip(found, blocks, strict=True), first + few):
                     results.append(self._best(queries[place], rows, values, int(most[place])))
         return results
 
