@@ -277,7 +277,7 @@ class Recommender:
                 counts: dict[int, int] = {}
                 for row in running:
                     try:
-                        groups = [self._encode(jobs[row], group) for group in jobs[row].tournament.groups]
+                        groups = self._encode(jobs[row])
                     except LavicError as error:
                         results[row] = error
                     else:
@@ -288,8 +288,18 @@ class Recommender:
                     jobs[row].tournament.advance([next(rankings) for _ in range(count)])
         return [result or self._result(job) for job, result in zip(jobs, results, strict=True)]
 
-    def _encode(self, job: _Job, group: tuple[str, ...]) -> EncodedRequest:
-        return self.ranker.encode(Request(conversation=job.query.conversation, candidates=group))
+    def _encode(self, job: _Job) -> list[EncodedRequest]:
+        """The prompts of a job's groups. Retrieved candidates whose prompt is too long meet in smaller groups: whoever
+        asked did not choose them."""
+        while True:
+            try:
+                return [
+                    self.ranker.encode(Request(conversation=job.query.conversation, candidates=group))
+                    for group in job.tournament.groups
+                ]
+            except LavicError:
+                if job.query.candidates is not None or not job.tournament.halve():
+                    raise
 
     def _start(self, queries: Sequence[CheckedQuery]) -> list[_Job]:
         """Each query with its candidates and their scores."""

@@ -58,6 +58,16 @@ class Tournament:
         best = [ids[place] for place in range(places) for ids in each if place < len(ids)]
         self.groups = self._deal(best) if best else []
 
+    def halve(self) -> bool:
+        """Deals the candidates of `groups` to groups of half the size; False where they cannot be smaller."""
+        if self.size <= 2:
+            return False
+        longest = max(map(len, self.groups))
+        ids = [group[place] for place in range(longest) for group in self.groups if place < len(group)]
+        self.size = max(2, min(self.size, longest) // 2)
+        self.groups = self._deal(ids)
+        return True
+
     @property
     def ranking(self) -> RankedList:
         """The whole list, best first. `logprobs` are of the group that a candidate was last ranked in."""

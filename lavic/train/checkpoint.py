@@ -54,7 +54,7 @@ class TrainState:
     best_score: float | None = None
     """The score of that step, where a score selects."""
     validations_since_best: int = 0
-    """Validations since then, for `loop.patience`."""
+    """Validations since then, for `loop.early_stopping_patience`."""
     validated: int = -1
     """Step of the last validation."""
     skipped_steps: int = 0

@@ -46,7 +46,7 @@ class LoopSettings:
     """Largest gradient norm; 0 disables clipping."""
     eval_every: NonNegativeInt = 0
     """Steps between validations; 0 validates before the first step and after the last."""
-    patience: NonNegativeInt = 0
+    early_stopping_patience: NonNegativeInt = 0
     """Validations in a row that bring nothing better, by what `select` goes by, after which training ends early; 0
     trains to the end. Needs `eval_every`."""
     save_every: PositiveInt = 100
@@ -75,12 +75,12 @@ class LoopSettings:
         """Splits a step's batch: samples of one forward pass on one rank, and number of forward passes.
 
         Raises:
-            ConfigError: The ranks would get unequal shares, or `patience` lacks `eval_every`.
+            ConfigError: The ranks would get unequal shares, or `early_stopping_patience` lacks `eval_every`.
         """
-        if self.patience and not self.eval_every:
+        if self.early_stopping_patience and not self.eval_every:
             raise ConfigError(
-                f"--loop.patience {self.patience} counts validations, and without --loop.eval-every there is only the "
-                "last: give both"
+                f"--loop.early-stopping-patience {self.early_stopping_patience} counts validations, and without "
+                "--loop.eval-every there is only the one after the last step: set --loop.eval-every N"
             )
         if self.global_batch_size % ranks:
             raise ConfigError(

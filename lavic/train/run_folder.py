@@ -49,7 +49,7 @@ CHANGEABLE = (
     "loop.lr",
     "loop.max_grad_norm",
     "loop.max_skipped",
-    "loop.patience",
+    "loop.early_stopping_patience",
     "loop.schedule",
     "loop.skip_samples",
     "loop.steps",
@@ -126,7 +126,9 @@ class RunFolder:
     @property
     def extended(self) -> bool:
         """Whether the run has reached its end, and the settings now ask for more steps or more patience."""
-        return self.done and not self.changed.keys().isdisjoint(("loop.steps", "loop.epochs", "loop.patience"))
+        return self.done and not self.changed.keys().isdisjoint(
+            ("loop.steps", "loop.epochs", "loop.early_stopping_patience")
+        )
 
     def accept_changes(self, settings: Any) -> str:
         """Writes down the settings that have changed; the run is not done any more. All ranks must have opened it.

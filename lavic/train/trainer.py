@@ -72,8 +72,8 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step is done, or `loop.patience` validations brought nothing better."""
-        state, patience = self.state, self.loop.patience
+        """Whether the last step is done, or `loop.early_stopping_patience` validations brought nothing better."""
+        state, patience = self.state, self.loop.early_stopping_patience
         return state.step >= self.total_steps or 0 < patience <= state.validations_since_best
 
     def fit(self) -> TrainState:

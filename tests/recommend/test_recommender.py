@@ -8,12 +8,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import lavic
 from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError, LavicError
+from lavic.recommend.candidates import Candidates
 from lavic.recommend.conversation_forms import to_conversation
 from lavic.recommend.ranker import Request
 from lavic.recommend.recommender import Query, Recommender
@@ -140,6 +142,28 @@ def test_a_query_that_fails_leaves_the_others_alone(ground: Ground, recommender:
     assert [isinstance(answer, LavicError) for answer in answers] == [False, True, False]
     with pytest.raises(DataError, match="candidates alone need"):
         recommender.recommend_batch(asked)
+
+
+def test_retrieved_candidates_with_long_titles_meet_in_smaller_groups(
+    ground: Ground, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever asks has not chosen them; only a list that was named is refused."""
+    long = recommender.store.ids[:6]
+    title = recommender.store.title
+    limit = recommender.ranker.bundle.info.max_length
+    monkeypatch.setattr(
+        type(recommender.store), "title", lambda self, id: "mug " * (limit // 4) if id in long else title(id)
+    )
+    found = Candidates(ids=tuple(long), scores={"bm25": dict.fromkeys(long, 1.0)})
+    search = SimpleNamespace(
+        search=lambda conversations, count, excluded: [found for _ in conversations], score=lambda conversation, ids: {}
+    )
+    searching = Recommender(recommender.ranker, search, retrieved=6)  # type: ignore[arg-type]
+    answer = searching.recommend("a mug", k=6)
+    assert sorted(item.id for item in answer) == sorted(long)
+    assert math.fsum(item.probability for item in answer) == pytest.approx(1)
+    with pytest.raises(DataError, match="candidates alone need"):
+        searching.recommend("a mug", long)
 
 
 def test_what_cannot_be_answered(ground: Ground, recommender: Recommender):

@@ -77,3 +77,21 @@ def test_probabilities_too_small_for_a_float_stay_in_order():
 
 def test_an_empty_list_is_over_at_once():
     assert not Tournament([], 10).groups and Tournament([], 10).ranking.ids == ()
+
+
+def test_a_list_is_dealt_to_smaller_groups_where_a_prompt_is_too_long():
+    weights = {f"i{number}": 1.0 + number for number in range(10)}
+    tournament = Tournament(list(weights), 10)
+    while max(map(len, tournament.groups)) > 3:
+        assert tournament.halve()
+    assert sorted(item for group in tournament.groups for item in group) == sorted(weights)
+    while tournament.groups:
+        assert max(map(len, tournament.groups)) <= 3
+        rankings = []
+        for group in tournament.groups:
+            ids = sorted(group, key=lambda item: -weights[item])
+            total = sum(weights[item] for item in ids)
+            rankings.append(RankedList(ids=tuple(ids), logprobs=tuple(math.log(weights[item] / total) for item in ids)))
+        tournament.advance(rankings)
+    assert tournament.ranking.probabilities == pytest.approx([number / 55 for number in range(10, 0, -1)])
+    assert not Tournament(["a", "b"], 2).halve()

@@ -53,7 +53,9 @@ class Rates:
 
 def toy_run(folder: Path, world: DistributedContext, score: str | None, *more: Callback, patience: int = 0) -> Trainer:
     """Eight steps of the toy, each with a validation."""
-    loop = LoopSettings(steps=8, global_batch_size=8, lr=0.01, eval_every=1, save_every=2, patience=patience)
+    loop = LoopSettings(
+        steps=8, global_batch_size=8, lr=0.01, eval_every=1, save_every=2, early_stopping_patience=patience
+    )
     tracker, checkpoints = Tracker.open(folder), CheckpointManager(folder / "checkpoints", world)
     callbacks = make_callbacks(StopRequest(), checkpoints, tracker)
     callbacks = [BestModel(score) if isinstance(callback, BestModel) else callback for callback in callbacks]
@@ -85,7 +87,7 @@ def test_training_ends_early_where_nothing_better_comes(
 ) -> None:
     state = toy_run(tmp_path / "rate", world, "rate", patience=2).fit()
     assert (state.step, state.best_step) == (6, 4)
-    assert "step 6: no better validation since step 4 (--loop.patience 2)" in capsys.readouterr().err
+    assert "step 6: no better validation since step 4 (--loop.early-stopping-patience 2)" in capsys.readouterr().err
     (event,) = read_events(tmp_path / "rate/metrics.jsonl", "early_stop")
     assert (event["step"], event["best_step"]) == (6, 4)
     assert toy_run(tmp_path / "loss", world, None, patience=2).fit().step == 8
@@ -111,8 +113,8 @@ def test_a_stopped_run_counts_on(tmp_path: Path, world: DistributedContext, step
 
 
 def test_patience_needs_validations() -> None:
-    with pytest.raises(ConfigError, match=r"--loop\.patience 3 counts validations"):
-        LoopSettings(patience=3).split_batch(1)
+    with pytest.raises(ConfigError, match=r"--loop\.early-stopping-patience 3 counts validations"):
+        LoopSettings(early_stopping_patience=3).split_batch(1)
 
 
 def test_a_tie_for_first_place_is_scored_by_expectation() -> None:
@@ -187,7 +189,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.dist
 def test_the_command_goes_by_the_hit_rate(assets: Assets, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", SCRIPTED, *words(assets, tmp_path / "run", "--loop.patience", "3")]
+    argv = [sys.executable, "-c", SCRIPTED, *words(assets, tmp_path / "run", "--loop.early-stopping-patience", "3")]
     env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr

@@ -37,8 +37,8 @@ class ConsoleLogger(Callback):
         if trainer.done and state.step < trainer.total_steps:
             self._write(
                 trainer,
-                f"step {state.step}: no better validation since step {state.best_step} (--loop.patience "
-                f"{trainer.loop.patience}): training ends early",
+                f"step {state.step}: no better validation since step {state.best_step} (--loop.early-stopping-patience "
+                f"{trainer.loop.early_stopping_patience}): training ends early",
             )
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
