@@ -64,8 +64,8 @@ class TuneSettings:
     """The training loop."""
     select: Literal["best", "hit_rate", "last"] = "best"
     """Which adapter goes into the bundle: that of the lowest validation loss (best), that of the highest HitRatio@1 on
-    validation lists (hit_rate; of equal ones the lowest loss), or the last. `--loop.early-stopping-patience` goes by the
-    same."""
+    validation lists (hit_rate; of equal ones the lowest loss), or the last. `--loop.early-stopping-patience` goes by
+    the same."""
     ranked_lists: NonNegativeInt = 200
     """Validation lists that are ranked at each validation for HitRatio@1, beside the loss: evenly spread over those of
     the file that hold a target, and as they stand there. 0: none."""
