@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
     systems: dict[str, list[compare.Seed]] = {}
     for text in chosen.evaluations:
         name, seed = _read(text, chosen.test)
+        if name == text and name in systems:
+            raise ConfigError(f"{text}: given twice: folders are seeds of one system where they have one NAME=")
         systems.setdefault(name, []).append(seed)
     if sum(map(len, systems.values())) < 2:
         raise ConfigError("name at least two evaluations to compare")

@@ -46,7 +46,9 @@ def read_other_run(file: Path, test_set: TestSet, key: str | None = None) -> lis
 def _trec(file: Path, test_set: TestSet) -> list[RankedList | None]:
     run = read_run(file)
     names = [(conversation.id, str(conversation.row)) for conversation in test_set.conversations]
-    known = {name for pair in names for name in pair} | test_set.other_ids
+    total = len(test_set) + len(test_set.other_ids)
+    known = {conversation.id for conversation in test_set.conversations} | test_set.other_ids
+    known |= {str(row) for row in range(total)}
     if unknown := [query for query in run if query not in known]:
         raise DataError(
             f"{file}: the query {unknown[0]}{_more(unknown)} is no conversation of {test_set.file}: queries are ids "
@@ -54,6 +56,8 @@ def _trec(file: Path, test_set: TestSet) -> list[RankedList | None]:
         )
     rankings: list[RankedList | None] = []
     for id, row in names:
+        if id in run and row in run:
+            raise DataError(f"{file}: the queries {id} and {row} are one conversation: leave one of them out")
         ranked = run.get(id, run.get(row))
         if ranked is None:
             rankings.append(None)

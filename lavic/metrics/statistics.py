@@ -29,7 +29,7 @@ class Interval:
     n: int
     """Number of conversations."""
     clusters: int | None = None
-    """Number of independent clusters of conversations; None where it does not apply."""
+    """Number of independent clusters of these conversations; None where it does not apply."""
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The form of `results.json`: value, low, high, n, and clusters where known.
@@ -114,7 +114,8 @@ class Bootstrap:
         for column, key in enumerate(keys):
             ratios = [metrics[key] for metrics in seeds]
             low, high = self._percentiles(values[:, column])
-            bound = ((1 - self.level) / 2) ** (1 / self.count)
+            # Clusters without a conversation that counts, such as lists without a target, tell nothing.
+            bound = ((1 - self.level) / 2) ** (1 / max(1, self._clusters(ratios[0])))
             if any(ratio.bins is not None for ratio in ratios):
                 pass  # a sum of gaps: no binomial bound holds
             elif ratios[0].denominator.any() and not any(ratio.numerator.any() for ratio in ratios):
@@ -154,7 +155,11 @@ class Bootstrap:
 
     def _interval(self, value: float, low: float, high: float, ratio: Ratio) -> Interval:
         n = int(np.count_nonzero(ratio.denominator))
-        return Interval(value=value, low=low, high=high, n=n, clusters=self.count)
+        return Interval(value=value, low=low, high=high, n=n, clusters=self._clusters(ratio))
+
+    def _clusters(self, ratio: Ratio) -> int:
+        """Number of clusters with a conversation in the denominator."""
+        return len(np.unique(self.clusters[ratio.denominator > 0]))
 
     def _resample(self, metrics: Mapping[Key, Ratio]) -> Floats:
         """[draws, metrics] the value of each metric in each resample."""
@@ -232,7 +237,10 @@ def mcnemar(first: Sequence[bool] | Floats, second: Sequence[bool] | Floats) -> 
         raise ValueError(f"the models have {a.size} and {b.size} conversations: a paired test needs the same ones")
     first_only, second_only = int((a & ~b).sum()), int((~a & b).sum())
     n, least = first_only + second_only, min(first_only, second_only)
-    tail = sum(math.comb(n, wins) for wins in range(least + 1))
+    tail, ways = 0, 1  # ways: C(n, wins)
+    for wins in range(least + 1):
+        tail += ways
+        ways = ways * (n - wins) // (wins + 1)
     return McNemar(first_only=first_only, second_only=second_only, p=min(1.0, 2 * tail / 2**n))
 
 

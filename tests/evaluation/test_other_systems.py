@@ -192,6 +192,21 @@ def test_keys_and_names_that_are_not_clear_are_refused(tmp_path: Path):
             run(tmp_path / "out", test, "--run", words)
 
 
+def test_a_run_may_have_queries_that_are_not_scored(tmp_path: Path):
+    made = rows(6)
+    made[1]["gt_items"] = []
+    test = write(tmp_path / "t.jsonl", made)
+    ranked = trec(tmp_path / "x.run", made, scorer(0, 9.0), query="{}")
+    results = run(tmp_path / "out", test, "--run", f"x={ranked}", "--limit", "4")
+    assert results["arms"]["x"]["hit_rate_in_list"] | {"low": 0, "high": 0} == {"value": 1, "low": 0, "high": 0, "n": 1}
+    ranked.write_text(ranked.read_text() + "\n6 Q0 B000000001 1 1.0 x\n")
+    with pytest.raises(DataError, match="the query 6 is no conversation"):
+        run(tmp_path / "out", test, "--run", f"x={ranked}")
+    ranked.write_text("t-2 Q0 B000000001 1 1.0 x\n2 Q0 B000000001 1 1.0 x\n")
+    with pytest.raises(DataError, match="t-2 and 2 are one conversation"):
+        run(tmp_path / "out", test, "--run", f"x={ranked}")
+
+
 def compared(*words: object, out: Path) -> dict[str, Any]:
     assert evaluate.main(["compare", *map(str, words), "--out", str(out), "--draws", "300"]) == 0
     return json.loads((out / "comparison.json").read_text())
@@ -253,6 +268,8 @@ def test_evaluations_of_other_conversations_are_refused(tmp_path: Path):
         compared(tmp_path / "a", tmp_path / "c", out=tmp_path / "out")
     with pytest.raises(ConfigError, match="at least two"):
         compared(tmp_path / "a", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="given twice"):
+        compared(tmp_path / "a", tmp_path / "a", out=tmp_path / "out")
     with pytest.raises(ConfigError, match="no arm lavic on t; it has: list_order, random"):
         compared(tmp_path / "a", f"{tmp_path / 'a'}@lavic", out=tmp_path / "out")
     with pytest.raises(DataError, match="not a finished evaluation"):

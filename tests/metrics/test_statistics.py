@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,9 @@ def test_rows_that_do_not_count_are_left_out():
     terms = {"none": Ratio(np.zeros(5), np.zeros(5)), "some": Ratio(np.array([1.0, 0, 0, 0, 0]), np.eye(5)[0])}
     got = Bootstrap(np.arange(5)).intervals(terms)
     assert np.isnan([got["none"].value, got["none"].low, got["none"].high]).all()
-    assert (got["some"].value, got["some"].n) == (1.0, 1)
+    assert (got["some"].value, got["some"].n, got["some"].clusters) == (1.0, 1, 1)
+    # One conversation that counts is one piece of evidence, however many others there are.
+    assert (got["some"].low, got["some"].high) == (pytest.approx(0.025), 1.0)
 
 
 def test_differences_are_paired():
@@ -92,6 +96,8 @@ def test_mcnemar_exact():
     assert test.p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
     assert mcnemar([True, False], [True, False]).p == 1.0
     assert mcnemar([True] * 3000, [False] * 3000).p == pytest.approx(0.0, abs=1e-300)
+    many = mcnemar([True] * 10_100 + [False] * 9_900, [False] * 10_100 + [True] * 9_900)
+    assert many.p == pytest.approx(math.erfc((200 - 1) / math.sqrt(2 * 20_000)), rel=1e-3)  # the normal approximation
     with pytest.raises(ValueError, match="same ones"):
         mcnemar([True], [True, False])
 
