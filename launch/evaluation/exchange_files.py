@@ -15,6 +15,7 @@ from lavic.metrics.beir_files import write_beir
 from lavic.metrics.trec_files import write_qrels, write_run
 from lavic.recommend.ranked_list import RankedList
 from lavic.recommend.retrieval.query import plain, query_text
+from lavic.storage.atomic import remove_partial_files
 
 
 def write_exchange_files(
@@ -36,7 +37,10 @@ def write_exchange_files(
     """
     folder = out / "trec"
     folder.mkdir(exist_ok=True)
+    remove_partial_files(folder)  # the lock of OUT does it for OUT itself
     for test_set in test_sets:
+        for beir in (out / "beir" / test_set.name, out / "beir" / test_set.name / "qrels"):
+            remove_partial_files(beir)
         ids = [conversation.id for conversation in test_set.conversations]
         targets = {conversation.id: conversation.targets for conversation in test_set.conversations}
         write_qrels(folder / f"{test_set.name}.qrels", targets.items())

@@ -234,17 +234,23 @@ def test_a_running_job_is_running_whatever_became_of_what_it_came_after(cluster)
     assert told["distill"]["state"] == "running" and told["distill"]["elapsed"] == "1:02:03"
 
 
+def weights(name: str) -> bytes:
+    """A .safetensors file without tensors."""
+    header = json.dumps({"__metadata__": {"name": name}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 def test_another_base_model_is_another_input(cluster, tmp_path_factory):
     completed_pipeline(cluster)
     base = tmp_path_factory.mktemp("base")
     (base / "config.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(b"x")
+    (base / "model.safetensors").write_bytes(weights("x"))
     words = ("--tune.settings", json.dumps({"model": {"name": str(base)}}))
     assert submit(*words) == 0
     make_results(Path("pipeline-mini"), "tune", "evaluate")
     complete_jobs(cluster)
     assert set(states().values()) == {"done"}
-    (base / "model.safetensors").write_bytes(b"y")
+    (base / "model.safetensors").write_bytes(weights("y"))
     assert status()["tune"]["why"] == "the base model has changed"
 
 
@@ -253,7 +259,7 @@ def test_paths_in_a_stage_mean_the_same_from_any_folder(cluster, monkeypatch, ca
     (cluster / "words.jsonl").write_text("{}")
     (cluster / "base").mkdir()
     (cluster / "base" / "config.json").write_text('{"model_type": "llava_next"}')
-    (cluster / "base" / "model.safetensors").write_bytes(b"x")
+    (cluster / "base" / "model.safetensors").write_bytes(weights("x"))
     words = ["--evaluate.config", "evaluate.yaml", "--evaluate.settings", "{train: mini/train.jsonl}"]
     words += ["--tune.settings", "{model: {name: base}}"]
     assert submit(*words) == 0
