@@ -72,7 +72,7 @@ class RayBatches:
         """
         if self._waiting >= self.settings.queue:
             self.metrics.dropped.labels("queue_full").inc()
-            raise too_many(self.settings, 1)
+            raise too_many(1)
         asked = _Asked(recommender, query)
         self._waiting += 1
         self.metrics.waiting.set(self._waiting)

@@ -1,0 +1,246 @@
+"""Overload of the batcher: a recommender that answers when the test lets it, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from lavic.errors import LavicError
+from lavic.recommend.serving.batcher import Batcher, BatchSettings
+from lavic.recommend.serving.errors import ApiError
+from lavic.recommend.serving.metrics import Metrics
+
+DEADLINE = 1000.0
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be moved on."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+class GatedRecommender:
+    """Answers a query with itself; each batch waits until the test opens the gate."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.gate = threading.Semaphore(0)
+        self.batches: list[list[Any]] = []
+        """All that was computed."""
+        self.fails = fails
+        """Whether batches of several queries fail."""
+
+    def prompts(self, query: Any) -> int:
+        return int(query) if isinstance(query, int) else 1
+
+    def answer(self, queries: list[Any]) -> list[Any]:
+        self.batches.append(list(queries))
+        self.gate.acquire()
+        if self.fails and len(queries) > 1:
+            raise LavicError("the batch fails")
+        return list(queries)
+
+
+class Server:
+    """A batcher, and clients that ask it."""
+
+    def __init__(self, recommender: GatedRecommender, **settings: Any) -> None:
+        self.recommender: Any = recommender
+        self.batcher = Batcher(BatchSettings(batch_ms=0.0, **{"deadline": DEADLINE, **settings}), Metrics())
+        self.batcher.start()
+
+    def ask(self, query: Any) -> asyncio.Task[Any]:
+        return asyncio.ensure_future(self.batcher.answer(self.recommender, query))
+
+    async def begun(self, batches: int) -> None:
+        """Waits until the model computes its n-th batch."""
+        while len(self.recommender.batches) < batches:
+            await asyncio.sleep(0)
+
+    async def idle(self) -> None:
+        """Waits until nothing is computed."""
+        while self.batcher._running:
+            await asyncio.sleep(0)
+
+    async def warm(self) -> None:
+        """Answers a first query, after which batches have several."""
+        self.recommender.gate.release()
+        await self.ask("first")
+        self.batcher._prompt_s = 1.0
+
+
+def status(task: asyncio.Task[Any]) -> int:
+    error = task.exception()
+    if error is None:
+        return 200
+    assert isinstance(error, ApiError)
+    return error.status
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    loop = Loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(test, 10 * DEADLINE))
+    finally:
+        loop.close()
+
+
+def test_what_comes_while_the_model_computes_waits_or_is_refused_at_once():
+    async def test() -> None:
+        server = Server(GatedRecommender(), queue=4)
+        first = server.ask("a")
+        await server.begun(1)
+        clients = [server.ask("b") for _ in range(40)]
+        refused = clients[4:]
+        await asyncio.wait(refused)  # the model computes yet: the event loop does not wait for it
+        assert {status(task) for task in refused} == {429} and not any(task.done() for task in (first, *clients[:4]))
+        server.recommender.gate.release(2)
+        await asyncio.wait({first, *clients[:4]})
+        assert {status(task) for task in (first, *clients[:4])} == {200}
+        assert server.recommender.batches == [["a"], ["b"] * 4]
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_at_the_deadline_all_are_refused_and_none_of_them_is_computed():
+    async def test() -> None:
+        server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        running = server.ask("running")
+        await server.begun(1)
+        clients = [server.ask("waits") for _ in range(50)]
+        await asyncio.sleep(0)
+        loop.ahead = DEADLINE
+        await asyncio.wait({running, *clients})  # though the model has not answered
+        assert {status(task) for task in (running, *clients)} == {503}
+        meanwhile = server.ask("meanwhile")
+        await asyncio.wait({meanwhile})
+        assert status(meanwhile) == 429  # the batch is far overdue
+        server.recommender.gate.release(2)
+        await server.idle()
+        again = server.ask("again")  # an idle server tries, however slow the last batch was
+        await asyncio.wait({again})
+        assert status(again) == 200 and server.recommender.batches == [["running"], ["again"]]
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_an_answer_that_comes_after_the_deadline_is_a_refusal():
+    async def test() -> None:
+        server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        late = server.ask("late")
+        await server.begun(1)
+        loop.ahead = DEADLINE
+        server.recommender.gate.release()
+        await asyncio.wait({late})
+        assert status(late) == 503
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_a_request_counts_by_its_prompts():
+    """Of requests of 300 prompts of a second each two are taken; those of one prompt are taken beside them."""
+
+    async def test() -> None:
+        server = Server(GatedRecommender(), batch_size=64)
+        await server.warm()
+        clients = [server.ask(300) for _ in range(5)] + [server.ask("short")]
+        await server.begun(2)
+        await asyncio.wait(clients[2:5])
+        assert [status(task) for task in clients[2:5]] == [429] * 3
+        server.recommender.gate.release(3)
+        await asyncio.wait({*clients[:2], clients[5]})
+        assert [status(clients[row]) for row in (0, 1, 5)] == [200] * 3
+        assert server.recommender.batches[1:] == [[300], [300], ["short"]]
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_a_batch_is_kept_within_a_share_of_the_deadline():
+    async def test() -> None:
+        server = Server(GatedRecommender(), batch_size=1000, queue=1000)
+        await server.warm()
+        clients = [server.ask("short") for _ in range(400)]
+        await server.begun(2)
+        assert len(server.recommender.batches[1]) == DEADLINE / 4
+        server.recommender.gate.release(len(clients))
+        await asyncio.wait(clients)
+        assert {status(task) for task in clients} == {200}
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_what_is_expected_to_be_late_is_not_computed():
+    """The batch before took far longer than expected; who cannot be answered in time is refused when it ends."""
+
+    async def test() -> None:
+        server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        await server.warm()
+        running = server.ask("running")
+        await server.begun(2)
+        long, short = server.ask(200), server.ask("short")
+        await asyncio.sleep(0)
+        loop.ahead = 0.9 * DEADLINE
+        server.batcher._measure = lambda prompt_s: None  # type: ignore[method-assign]
+        server.recommender.gate.release(2)
+        await asyncio.wait({running, long, short})
+        assert (status(running), status(long), status(short)) == (200, 503, 200)
+        assert server.recommender.batches == [["first"], ["running"], ["short"]]
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_a_client_that_leaves_does_not_hold_up_its_batch():
+    async def test() -> None:
+        server = Server(GatedRecommender())
+        await server.warm()
+        left, stays = server.ask("left"), server.ask("stays")
+        await server.begun(2)
+        left.cancel()
+        await asyncio.wait({left})
+        assert left.cancelled()
+        server.recommender.gate.release(2)
+        await asyncio.wait({stays, again := server.ask("again")})
+        assert status(stays) == status(again) == 200
+        await server.batcher.stop()
+
+    run(test())
+
+
+def test_nothing_is_tried_again_for_a_client_that_has_left():
+    async def test() -> None:
+        server = Server(GatedRecommender(fails=True))
+        await server.warm()
+        clients = [server.ask("left"), server.ask("stays")]
+        await server.begun(2)
+        clients[0].cancel()
+        await asyncio.wait({clients[0]})
+        server.recommender.gate.release(3)
+        await asyncio.wait({clients[1]})
+        assert status(clients[1]) == 200
+        assert server.recommender.batches == [["first"], ["left", "stays"], ["stays"]]
+        await server.batcher.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("measured, mean", [((10.0,), 10.0), ((1.0, 3.0), 2.0), ((2.0, 1.0), 1.8)])
+def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[float, ...], mean: float):
+    batcher = Batcher(BatchSettings(), Metrics())
+    for prompt_s in measured:
+        batcher._measure(prompt_s)
+    assert batcher._prompt_s == pytest.approx(mean)
