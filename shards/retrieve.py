@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from lavic.data.index.item_index import ItemIndex
 from lavic.data.schema import Conversation
 from lavic.data.sources.json_records import json_records
 from lavic.distributed.ray_session import ray_session
-from lavic.errors import ConfigError, DataError
+from lavic.errors import ConfigError, DataError, LavicError
 from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
 from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, prepare_index
 from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
-from lavic.recommend.retrieval.manifest import FILE, IndexManifest
+from lavic.recommend.retrieval.item_table import ItemTable
+from lavic.recommend.retrieval.manifest import FILE, PLACES, IndexManifest, identity
 from lavic.recommend.retrieval.recall import recall
 from lavic.recommend.retrieval.vectors.approximate import searches_as
-from lavic.shards.retrieval.methods import builders
+from lavic.shards.retrieval.methods import builders, recorded_builder
 from lavic.shards.retrieval.output import count_targets, falling, recall_table, write_conversations
 from lavic.shards.retrieval.search_work import Run, run_here, search_all
 from lavic.shards.retrieval.settings import RetrieveSettings
@@ -58,7 +59,10 @@ SETTINGS = RetrieveSettings
 
 def resolve(argv: Sequence[str] | None) -> RetrieveSettings:
     """The settings of a command line."""
-    return parse(RetrieveSettings, argv, command="retrieve", description=DESCRIPTION)
+    chosen = parse(RetrieveSettings, argv, command="retrieve", description=DESCRIPTION)
+    if chosen.weights and len(chosen.weights) != len(chosen.methods):
+        raise ConfigError(f"--weights: {len(chosen.weights)} for {len(chosen.methods)} methods: give one for each")
+    return chosen
 
 
 def is_complete(settings: RetrieveSettings) -> bool:
@@ -97,9 +101,8 @@ class Input:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = resolve(argv)
-    if chosen.uses_ray:  # workers run in other folders
-        store = chosen.store.absolute() if chosen.store else None
-        chosen = replace(chosen, index=chosen.index.absolute(), store=store)
+    if chosen.uses_ray:
+        chosen = chosen.for_workers()
     inputs = read_inputs(chosen)
     started = time.monotonic()
     check_readable(chosen.items)
@@ -145,6 +148,8 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
     paths = [Path(path) for path in chosen.conversations]
     if not paths:
         raise ConfigError("--conversations: name at least one file")
+    if chosen.out.suffix in (".json", ".gz", ".zst") and not chosen.out.is_dir():
+        raise ConfigError(f"--out {chosen.out}: a file of lists ends in .jsonl; for a folder use another name")
     if chosen.is_file and len(paths) > 1:
         raise ConfigError(f"--out {chosen.out}: a file holds one conversation file, not {len(paths)}: name a folder")
     outs = [chosen.out] if chosen.is_file else [chosen.out / f"{_stem(path)}.jsonl" for path in paths]
@@ -155,8 +160,9 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
         if out.exists() and path.exists() and out.samefile(path):
             raise ConfigError(f"--out {out}: is an input too: use another one")
         conversations = read_conversations(path)
+        is_json = path.suffix == ".json"
         with open_text_file(str(path)) as file:
-            rows = [record.value for record in json_records(str(path), file, None, is_json=path.suffix == ".json")]
+            rows = [record.value for record in json_records(str(path), file, None, is_json=is_json, keyed=False)]
         inputs.append(Input(name=_stem(path), path=path, out=out, conversations=conversations, rows=rows))
     return inputs
 
@@ -176,11 +182,13 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
         raise DataError(f"--store {chosen.store}: not a whole item store (no manifest.json): run `lavic embed` again")
     if (standing := _standing(chosen)) is not None:
         _print_index(chosen.index, standing)
+        _check_store(chosen)
+        _note_places(chosen, standing)
         return standing
     with lock_output_folder(chosen.index):
         if not chosen.items:
-            manifest = IndexManifest.read(chosen.index)
-            before = None
+            manifest, before = IndexManifest.read(chosen.index), None
+            _check_store(chosen)
         else:
             store = ItemIndex.of_store(chosen.store) if chosen.store else None
             rows = CatalogueRows(chosen.items, chosen.text, store)
@@ -193,7 +201,14 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
                 counts=rows.counts,
             )
         _print_index(chosen.index, manifest)
-        return add_methods(chosen.index, manifest, builders(chosen, make), before, approximate=chosen.approximate)
+        others = [
+            recorded_builder(name, record, chosen, make)
+            for name, record in (before.methods if before is not None else {}).items()
+            if name not in chosen.methods
+        ]
+        return add_methods(
+            chosen.index, manifest, builders(chosen, make), before, approximate=chosen.approximate, others=others
+        )
 
 
 def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
@@ -202,15 +217,49 @@ def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
         return None
     manifest = IndexManifest.read(chosen.index)
     same = not chosen.items or (
-        manifest.text == as_recorded(flatten(chosen.text)) and manifest.files == files_state(chosen.items, chosen.store)
+        manifest.text == as_recorded(flatten(chosen.text))
+        and bool(manifest.files)  # a catalogue that is elsewhere is read to tell
+        and manifest.files == files_state(chosen.items, chosen.store)
     )
     made = all(
         (record := manifest.methods.get(builder.name)) is not None
-        and record.settings == as_recorded(builder.settings)
+        and identity(record.settings) == identity(as_recorded(builder.settings))
         and (record.kind == "bm25" or searches_as(record, chosen.approximate))
         for builder in builders(chosen)
     )
-    return manifest if same and manifest.files and made else None
+    return manifest if same and made else None
+
+
+def _note_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
+    """Records where models lie now that are no longer where they were; not if the index cannot be written now."""
+    moved = {
+        builder.name: replace(record, settings=as_recorded(builder.settings))
+        for builder in builders(chosen)
+        if (record := manifest.methods[builder.name]).settings != as_recorded(builder.settings)
+        and not all(Path(str(record.settings[name])).exists() for name in PLACES if name in record.settings)
+    }
+    if moved:
+        with suppress(LavicError, OSError), lock_output_folder(chosen.index, timeout_s=0.0):
+            replace(manifest, methods={**manifest.methods, **moved}).write(chosen.index)
+
+
+def _check_store(chosen: RetrieveSettings) -> None:
+    """Refuses an index with items that the store does not hold, where there is no catalogue to make another one of.
+
+    Raises:
+        DataError: One line.
+    """
+    manifest = IndexManifest.read(chosen.index)
+    if chosen.store is None or chosen.items or (store := ItemIndex.of_store(chosen.store)) is None:
+        return
+    if all(manifest.files.get(path) == state for path, state in files_state((), chosen.store).items()):
+        return  # it was made of this store's items
+    table = ItemTable(chosen.index / manifest.table, manifest.catalogue)
+    if lacking := sum(id not in store for id in table.ids):
+        raise DataError(
+            f"--store {chosen.store}: lacks {lacking:,} of the {manifest.items:,} items of the index {chosen.index}: "
+            "name the catalogue too (--items) and another --index, or leave --store out"
+        )
 
 
 def _print_index(folder: Path, manifest: IndexManifest) -> None:
@@ -274,7 +323,11 @@ def _final(lists: Mapping[str, Sequence[Hits]], chosen: RetrieveSettings) -> lis
     """The lists that the conversations get: of the one method, or fused."""
     if len(lists) == 1:
         return list(next(iter(lists.values())))
-    return [fuse(dict(zip(lists, hits, strict=True)), chosen.k) for hits in zip(*lists.values(), strict=True)]
+    weights = dict(zip(chosen.methods, chosen.weights, strict=True)) if chosen.weights else None
+    return [
+        fuse(dict(zip(lists, hits, strict=True)), chosen.k, weights=weights)
+        for hits in zip(*lists.values(), strict=True)
+    ]
 
 
 def _record(each: Input, counts: Mapping[str, int], table: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:

@@ -64,10 +64,12 @@ def count_targets(settings: TuneSettings) -> int | None:
     if not settings.train.exists():
         return None
     rows = read_conversations(settings.train, candidates=settings.candidates, top=settings.top)
+    rows = [row for row in rows if row.candidates[settings.candidates]]
     if settings.missing == "drop" and (items := ItemIndex.of_store(settings.store)):
         rows = [
             replace(row, targets=tuple(id for id in row.targets if id in items))
             for row in rows
             if sum(id in items for id in {*row.targets, *row.candidates[settings.candidates]}) > 1
+            and any(id in items for id in row.candidates[settings.candidates])
         ]
     return sum(len(set(row.targets)) for row in rows)

@@ -53,6 +53,7 @@ class TuneStage(TrainingStage):
             read_conversations(file, candidates=settings.candidates, top=settings.top)
             for file in (settings.train, settings.valid)
         ]
+        rows = [drop_empty_lists(part, settings.candidates, verbose=world.is_main) for part in rows]
         if settings.missing == "drop":
             rows = [drop_missing_items(part, self.store, settings.candidates, verbose=world.is_main) for part in rows]
         self.train, self.valid = rows
@@ -168,6 +169,21 @@ class TuneStage(TrainingStage):
         return self.store.vision_adapter if self.settings.tokens == "items" else None
 
 
+def drop_empty_lists(rows: Sequence[Conversation], key: str, *, verbose: bool) -> list[Conversation]:
+    """The conversations whose list has an item: a search may find none, and a target alone teaches nothing.
+
+    Raises:
+        DataError: None is left.
+    """
+    kept = [row for row in rows if row.candidates[key]]
+    file = rows[0].file
+    if not kept:
+        raise DataError(f"{file}: every list `{key}` is empty")
+    if verbose and len(kept) < len(rows):
+        print(f"{file}: {len(rows) - len(kept)} of {len(rows)} rows left out: their list `{key}` is empty")
+    return kept
+
+
 def drop_missing_items(
     rows: Sequence[Conversation], store: ItemStore, key: str, *, verbose: bool
 ) -> list[Conversation]:
@@ -181,7 +197,7 @@ def drop_missing_items(
         targets = tuple(id for id in row.targets if id in store)
         listed = tuple(id for id in row.candidates[key] if id in store)
         dropped += len(row.candidates[key]) - len(listed)
-        if targets and len({*listed, *targets}) > 1:
+        if targets and listed and len({*listed, *targets}) > 1:
             kept.append(replace(row, targets=targets, candidates={**row.candidates, key: listed}))
     file = rows[0].file
     if not kept:

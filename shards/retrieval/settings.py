@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
 
 from lavic.config import Seed, settings
 from lavic.distributed.ray_session import RaySettings
@@ -38,6 +39,8 @@ class RetrieveSettings:
     """Key of the new list in every row; its scores stand under `scores...`."""
     methods: tuple[MethodName, ...] = ("bm25",)
     """How to search; lists of several methods are fused by reciprocal rank."""
+    weights: tuple[PositiveFloat, ...] = ()
+    """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     k: PositiveInt = 100
     """Items of a list, at most."""
     store: Path | None = None
@@ -85,6 +88,18 @@ class RetrieveSettings:
             return True
         ray = sys.modules.get("ray")
         return bool(ray and ray.is_initialized())
+
+    def for_workers(self) -> RetrieveSettings:
+        """The same with absolute paths: workers run in other folders."""
+        dense, tokens, endpoint = self.dense, self.tokens, self.endpoint
+        if (folder := Path(dense.model).expanduser()).is_dir():
+            dense = replace(dense, model=str(folder.absolute()))
+        if tokens.retriever is not None:
+            tokens = replace(tokens, retriever=tokens.retriever.absolute())
+        if endpoint.cache is not None:
+            endpoint = replace(endpoint, cache=endpoint.cache.absolute())
+        store = self.store.absolute() if self.store else None
+        return replace(self, index=self.index.absolute(), store=store, dense=dense, tokens=tokens, endpoint=endpoint)
 
     @property
     def folder(self) -> Path:

@@ -188,6 +188,21 @@ def test_items_without_a_photo_are_named_or_left_out(
     assert "env:MLFLOW_TRACKING_URI" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+def test_rows_whose_list_is_empty_are_left_out(assets: Assets, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
+    rows[0][KEY] = []
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = words("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(file), "--valid", str(file))
+    run = lavic(*argv)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count(f"{file}: 1 of {len(rows)} rows left out: their list `{KEY}` is empty") == 2
+    file.write_text("".join(json.dumps({**row, KEY: []}) + "\n" for row in rows))
+    refused = lavic(*argv)
+    assert refused.returncode == 2
+    assert f"{file}: every list `{KEY}` is empty" in refused.stderr
+
+
 SPOILING = """
 import sys
 from safetensors.torch import load_file, save_file

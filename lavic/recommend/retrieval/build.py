@@ -17,7 +17,7 @@ import numpy as np
 
 from lavic.errors import ConfigError, DataError
 from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
-from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord
+from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord, identity
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, with_approximate
 from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
 from lavic.tracking.progress import progress_bar
@@ -172,6 +172,7 @@ def add_methods(
     before: IndexManifest | None = None,
     *,
     approximate: ApproximateSettings | None = None,
+    others: Iterable[MethodBuilder] = (),
 ) -> IndexManifest:
     """Makes the methods that an index lacks.
 
@@ -181,12 +182,14 @@ def add_methods(
         builders: Of the methods that are wanted.
         before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
         approximate: How to search among vectors; None leaves that as it stands.
+        others: Of the methods that a growing index has besides; they are searched as before.
 
     Raises:
         DataError: The index has a method with other settings, or one that there is no builder for while it grows.
     """
     table = ItemTable(folder / manifest.table, manifest.catalogue)
-    chosen = {builder.name: builder for builder in builders}
+    wanted = {builder.name: builder for builder in builders}
+    chosen = {**{builder.name: builder for builder in others}, **wanted}
     if before is not None and (lost := [name for name in before.methods if name not in chosen]):
         raise DataError(f"{folder}: the index has `{lost[0]}` too: name it in --methods, so that it grows as well")
     for name, builder in chosen.items():
@@ -196,8 +199,9 @@ def add_methods(
                 raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
         standing = manifest.methods.get(name)
         record = standing or builder.build(folder, table, smaller)
-        if approximate is not None and record.kind == "vectors":
-            record = with_approximate(folder, record, approximate, table.rank)
+        near = approximate if name in wanted else _approximate_settings(smaller)
+        if near is not None and record.kind == "vectors":
+            record = with_approximate(folder, record, near, table.rank)
         if record == standing:
             continue
         manifest = replace(manifest, methods={**manifest.methods, name: record})
@@ -207,6 +211,11 @@ def add_methods(
         manifest.write(folder)
     remove_left(folder, manifest)
     return manifest
+
+
+def _approximate_settings(record: MethodRecord | None) -> ApproximateSettings | None:
+    """How a method is searched, where that is not exactly."""
+    return ApproximateSettings(**record.approximate["settings"]) if record is not None and record.approximate else None
 
 
 def remove_left(folder: Path, manifest: IndexManifest) -> None:
@@ -232,6 +241,6 @@ def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    now = as_recorded(now)
+    before, now = identity(before), identity(as_recorded(now))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names[:3])

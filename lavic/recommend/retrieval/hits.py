@@ -28,7 +28,9 @@ class Hits:
         return Hits([id for id, _ in kept], [score for _, score in kept])
 
 
-def fuse(lists: Mapping[str, Hits], k: int, *, constant: int = RANK_CONSTANT) -> Hits:
+def fuse(
+    lists: Mapping[str, Hits], k: int, *, constant: int = RANK_CONSTANT, weights: Mapping[str, float] | None = None
+) -> Hits:
     """Fuses lists by reciprocal rank: an item's score is the sum of 1 / (constant + rank) over the lists that have it.
 
     Ranks start at 1; a list without the item adds nothing. Sums are exact, so the order of the lists does not matter.
@@ -37,10 +39,12 @@ def fuse(lists: Mapping[str, Hits], k: int, *, constant: int = RANK_CONSTANT) ->
         lists: Hits by method.
         k: Length of the fused list, at most.
         constant: Added to every rank.
+        weights: By method: what its share of the sum is multiplied by, 1 where nothing is said.
     """
     shares: dict[str, list[float]] = {}
-    for hits in lists.values():
+    for method, hits in lists.items():
+        weight = (weights or {}).get(method, 1.0)
         for rank, id in enumerate(dict.fromkeys(hits.ids), 1):
-            shares.setdefault(id, []).append(1.0 / (constant + rank))
+            shares.setdefault(id, []).append(weight / (constant + rank))
     ranked = sorted(((-math.fsum(parts), id) for id, parts in shares.items()))[:k]
     return Hits([id for _, id in ranked], [-score for score, _ in ranked])

@@ -27,6 +27,16 @@ class IndexFile:
     """False for a file that is about all items."""
 
 
+PLACES = {"bundle": "retriever", "model": "fingerprint"}
+"""Settings that say where a model lies, each with the setting that tells which one it is: where that is recorded, two
+places are the same setting."""
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a method's settings that its vectors depend on: a model that was moved or copied is the same one."""
+    return {name: value for name, value in settings.items() if PLACES.get(name) not in settings}
+
+
 Shard = tuple[int, int]
 """Which part of an index, of how many: (0, 1) is all of it."""
 
@@ -37,7 +47,7 @@ class MethodRecord:
 
     kind: Literal["bm25", "vectors"]
     settings: Mapping[str, Any]
-    """What the results depend on: an index of other settings is refused."""
+    """What the results depend on (see `identity`): an index of other settings is refused."""
     files: tuple[IndexFile, ...]
     width: int = 0
     """Numbers of a vector."""

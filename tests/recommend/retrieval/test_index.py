@@ -267,5 +267,6 @@ def test_fusion_by_reciprocal_rank():
     assert fused.scores == pytest.approx([2 / 63, 1 / 61, 1 / 61, 1 / 62, 1 / 62])
     assert fuse(dict(reversed(lists.items())), 10) == fused
     assert fuse(lists, 2).ids == ["Y", "X"]
+    assert fuse(lists, 10, weights={"two": 2.0}).ids == ["Y", "b", "c", "X", "a"]
     assert fuse({}, 3) == Hits()
     assert fuse({"one": Hits(["a", "a", "b"], [1.0, 1.0, 0.5])}, 3).scores == pytest.approx([1 / 61, 1 / 62])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,24 @@ def test_the_command_makes_index_and_lists(ground: Ground, retriever: Path, tmp_
     before = {path: path.read_bytes() for path in (tmp_path / "index-lists").iterdir() if path.is_file()}
     assert retrieve(ground, retriever, tmp_path, "lists") == lists
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_retriever_that_was_moved_is_the_same_one(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    write_catalogue(tmp_path, ItemStore.open(ground.store))
+    here = tmp_path / "here"
+    shutil.copytree(retriever / "bundle", here / "bundle")
+    lists = retrieve(ground, here, tmp_path, "lists")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "index-lists").glob("*.safetensors")}
+    there = here.rename(tmp_path / "there")
+    assert retrieve(ground, there, tmp_path, "lists") == lists
+    assert {path: path.stat().st_mtime_ns for path in files} == files, "nothing was made again"
+    # the index now names the new place, for programs that are not told
+    index = RetrievalIndex.open(tmp_path / "index-lists")
+    assert index.manifest.methods["tokens"].settings["bundle"] == str(there / "bundle")
+    assert index.search([query_text(ground.conversations[0])], 3)["tokens"][0].ids
+    # while it still stands there, a copy elsewhere changes nothing
+    assert retrieve(ground, retriever, tmp_path, "lists") == lists
+    assert RetrievalIndex.open(tmp_path / "index-lists").manifest == index.manifest
 
 
 def test_actors_make_the_same_files(

@@ -11,6 +11,7 @@ import pytest
 from lavic.cli import main
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.recommend.retrieval import RetrievalIndex
+from lavic.storage.output_folder import lock_output_folder
 from tests.endpoint.openai_server import openai_server
 
 KINDS = ["lamp", "shirt", "mug", "chair", "bag", "shoe", "clock", "hat"]
@@ -205,6 +206,77 @@ def test_lists_by_a_server_that_is_asked_once(tmp_path, words):
     assert list(methods) == ["bm25", "endpoint", "fused"]
     row = read(tmp_path / "lists.jsonl")[0]
     assert row["scores_fused"][0] <= 2 / 61
+
+
+def test_what_the_index_has_besides_grows_too(tmp_path, words, capsys):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    with openai_server() as server:
+        served = ["--endpoint.url", server.url, "--endpoint.model", "m"]
+        assert main([*words, *out, *served, "--methods", "endpoint", "--approximate.index", "Flat"]) == 0
+        assert main([*words, *out, "--bm25.k1", "2"]) == 0
+        before = RetrievalIndex.open(tmp_path / "index").manifest.methods
+        catalogue(tmp_path, 160)
+        capsys.readouterr()
+        grow = [*words, *out, "--extend", "--bm25.k1", "2"]
+        assert main(grow) == 2
+        assert "the index has `endpoint` too: name its --endpoint.url" in capsys.readouterr().err
+        assert main([*grow, *served]) == 0
+    index = RetrievalIndex.open(tmp_path / "index")
+    assert set(index.methods) == {"bm25", "endpoint"} and len(index) == 160
+    after = index.manifest.methods
+    assert {name: record.settings for name, record in after.items()} == {n: r.settings for n, r in before.items()}
+    assert after["endpoint"].approximate["settings"] == before["endpoint"].approximate["settings"]
+    assert sum(file.rows for file in after["endpoint"].files) == 160
+
+
+def item_store(folder: Path, numbers: range) -> Path:
+    """What of an item store tells its items."""
+    folder.mkdir(exist_ok=True)
+    write_lines(folder / "items-00.jsonl", [{"id": f"B{n:04d}", "key": f"{n}", "title": title(n)} for n in numbers])
+    (folder / "manifest.json").write_text(json.dumps({"parts": [{"name": "00", "items": len(numbers)}]}))
+    return folder
+
+
+def test_an_index_without_its_catalogue_has_no_items_that_the_store_lacks(tmp_path, words, capsys):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    rest = [word for word in words if word not in (words[1], words[2])]
+    assert main([*rest, *out, "--store", f"{item_store(tmp_path / 'more', range(200))}"]) == 0
+    capsys.readouterr()
+    assert main([*rest, *out, "--store", f"{item_store(tmp_path / 'fewer', range(100))}"]) == 2
+    assert "lacks 28 of the 128 items of the index" in capsys.readouterr().err
+
+
+def test_an_index_of_a_catalogue_that_lies_elsewhere_is_read_by_several(tmp_path, words):
+    words[2] = (tmp_path / "meta.jsonl").as_uri()
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    assert not RetrievalIndex.open(tmp_path / "index").manifest.files
+    rest = [word for word in words if word not in (words[1], words[2])]
+    with lock_output_folder(tmp_path / "index"):
+        assert main([*rest, *out]) == 0
+
+
+def test_methods_count_by_their_weights(tmp_path, words, capsys):
+    with openai_server() as server:
+        words += ["--methods", "bm25", "endpoint", "--endpoint.url", server.url, "--endpoint.model", "m"]
+        words += ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+        assert main([*words, "--weights", "1", "1e-9"]) == 0
+        assert main([*words, "--weights", "1"]) == 2
+    assert "--weights: 1 for 2 methods" in capsys.readouterr().err
+    runs = {name: {} for name in ("bm25", "fused")}
+    for name, lists in runs.items():
+        for line in (tmp_path / "lists.retrieve" / f"test.{name}.run").read_text().splitlines():
+            lists.setdefault(line.split()[0], []).append(line.split()[2])
+    for query, ids in runs["bm25"].items():
+        assert runs["fused"][query][: len(ids)] == ids
+
+
+@pytest.mark.parametrize("name", ["lists.json", "lists.jsonl.gz"])
+def test_a_file_of_lists_ends_in_jsonl(tmp_path, words, capsys, name):
+    assert main([*words, "--out", f"{tmp_path / name}"]) == 2
+    assert "a file of lists ends in .jsonl" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.ray

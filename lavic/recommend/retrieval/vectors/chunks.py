@@ -17,7 +17,7 @@ import numpy as np
 
 from lavic.errors import DataError
 from lavic.recommend.retrieval.item_table import ItemTable, open_array_file
-from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord, Shard
+from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord, Shard, identity
 from lavic.storage.atomic import atomic_open
 from lavic.storage.checksummed_json import digest_json
 from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
@@ -55,7 +55,7 @@ def plan_chunks(
     for number, start in enumerate(range(0, len(table), chunk_rows)):
         hashes = table.hashes(start, min(start + chunk_rows, len(table)))
         rows = hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()
-        source = digest_json({"method": method, "settings": settings, "rows": rows})
+        source = digest_json({"method": method, "settings": identity(settings), "rows": rows})
         name = f"{method}-{number:05d}-{source[:16]}.safetensors"
         chunks.append(Chunk(file=IndexFile(name, len(hashes), source), start=start))
     return chunks

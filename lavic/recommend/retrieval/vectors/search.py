@@ -8,12 +8,15 @@ how the rows are divided.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lavic.errors import DataError
-from lavic.recommend.retrieval.vectors.approximate import Approximate
 from lavic.recommend.retrieval.vectors.chunks import VectorFiles, unit_rows
+
+if TYPE_CHECKING:
+    from lavic.recommend.retrieval.vectors.approximate import Approximate
 
 DECIMALS = 6
 """Of a score."""
