@@ -323,7 +323,7 @@ def _final(lists: Mapping[str, Sequence[Hits]], chosen: RetrieveSettings) -> lis
     """The lists that the conversations get: of the one method, or fused."""
     if len(lists) == 1:
         return list(next(iter(lists.values())))
-    weights = dict(zip(chosen.methods, chosen.weights, strict=True)) if chosen.weights else None
+    weights: dict[str, float] = dict(zip(chosen.methods, chosen.weights, strict=True)) if chosen.weights else {}
     return [
         fuse(dict(zip(lists, hits, strict=True)), chosen.k, weights=weights)
         for hits in zip(*lists.values(), strict=True)
