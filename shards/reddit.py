@@ -21,6 +21,7 @@ from typing import Any
 
 from lavic.config import parse
 from lavic.data.reddit.card import card_html, card_markdown
+from lavic.data.reddit.dumps.dump_check import check_dump
 from lavic.data.reddit.splits import NAMES
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.distributed.signals import signal_handlers
@@ -125,6 +126,8 @@ def build(settings: RedditSettings) -> dict[str, Any]:
     if funnel := _complete(settings.out, digest_of(plan)):
         log.info("%s is complete already", settings.out)
         return funnel
+    for path in dumps:
+        check_dump(path)
     work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
     with _workers(settings.executor, settings.ray, dumps) as on_ray:
         pipeline = Pipeline(work, settings.ray, on_ray=on_ray)

@@ -50,8 +50,7 @@ def build_set(
         resolved, more, notes = resolve_links(settings.short_links, settings.out, work, found, ItemTable(table))
         hits.append(more)
     wanted = merge_wanted(work.path / "wanted", hits)
-    kinds = {task.path: scanned[str(task.out)]["kind"] for task in scans}
-    gathered, collected = pipeline.gather(kinds, dumps, wanted)
+    gathered, collected = pipeline.gather(dumps, wanted)
     spools = tuple(gathered)
     tasks = [
         PartTask(

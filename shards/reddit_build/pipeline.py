@@ -80,11 +80,11 @@ class Pipeline:
         ]
         return tasks, self.run(scan_step, tasks, "searching links")
 
-    def gather(self, kinds: dict[str, str], keys: dict[str, str], wanted: Path) -> tuple[list[Path], Counter[str]]:
+    def gather(self, dumps: dict[str, str], wanted: Path) -> tuple[list[Path], Counter[str]]:
         """The posts of the wanted submissions: the files that hold them, and counts."""
         tasks = [
-            FileTask(path=path, out=self.work.file("gather", keys[path]), kind=kind, table=wanted)
-            for path, kind in kinds.items()
+            FileTask(path=path, out=self.work.file("gather", key), kind="dump", table=wanted)
+            for path, key in dumps.items()
         ]
         results = self.run(gather_step, tasks, "collecting threads")
         return [task.out for task in tasks], sum_counts(results.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lavic.data.reddit.dumps.dump_file import dump_kind
+from lavic.data.reddit.dumps.dump_check import check_dump
 from lavic.data.reddit.dumps.gather import read_buckets
 from lavic.data.reddit.dumps.id_table import bucket_of, write_table
 from lavic.data.reddit.dumps.post import GONE
@@ -57,13 +57,15 @@ def rebuild(settings: RebuildSettings, dumps: dict[str, str], *, on_ray: bool) -
     for file in files:
         if not file.is_file():
             raise DataError(f"{file}: no such file; --manifest is a folder with <split>.ids.jsonl of each split")
+    for path in dumps:
+        check_dump(path)
     plan: dict[str, Any] = {"dumps": sorted(dumps.values()), "manifest": [file_sha256(file) for file in files]}
     work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
     ids = {entry.submission for name in NAMES for entry in read_entries(settings.manifest, name)}
     wanted = work.path / "wanted"
     write_table(wanted, np.fromiter(ids, np.uint64, len(ids)))
     pipeline = Pipeline(work, settings.ray, on_ray=on_ray)
-    gathered, _ = pipeline.gather({path: dump_kind(path) for path in dumps}, dumps, wanted)
+    gathered, _ = pipeline.gather(dumps, wanted)
     spools = tuple(gathered)
     tasks = [
         RebuildTask(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from lavic.data.reddit.clean_text import context_text
-from lavic.data.reddit.dumps.dump_file import dump_kind
 from lavic.data.reddit.dumps.gather import gather_dump, read_buckets
 from lavic.data.reddit.dumps.id_table import Table
 from lavic.data.reddit.dumps.scan import scan_dump
@@ -31,7 +30,7 @@ class FileTask:
     out: Path
     """File to write; its counts stand beside it."""
     kind: str
-    """`items` or `reviews`; of a dump what it holds."""
+    """`items`, `reviews` or `dump`."""
     table: Path | None = None
     """Folder of the catalogue, or the table of wanted submissions."""
     short: bool = False
@@ -73,16 +72,14 @@ def catalogue_step(task: FileTask) -> dict[str, Any]:
 def scan_step(task: FileTask) -> dict[str, Any]:
     """Finds the submissions of a dump with links to items."""
     assert task.table is not None
-    kind = dump_kind(task.path)
     counts, unresolved = scan_dump(task.path, task.out, ItemTable(task.table), short=task.short)
-    return counted(task.out, {"kind": kind, "counts": counts, "short": unresolved})
+    return counted(task.out, {"counts": counts, "short": unresolved})
 
 
 def gather_step(task: FileTask) -> dict[str, Any]:
     """Collects the posts of the wanted submissions from a dump."""
-    assert task.table is not None and task.kind in ("comments", "submissions")
-    wanted = Table(task.table)
-    counts = gather_dump(task.path, "comments" if task.kind == "comments" else "submissions", wanted, task.out)
+    assert task.table is not None
+    counts = gather_dump(task.path, Table(task.table), task.out)
     return counted(task.out, {"counts": counts})
 
 

@@ -102,6 +102,15 @@ def test_the_set_is_the_same_however_the_rows_are_spread(tmp_path: Path) -> None
     assert not (tmp_path / "a" / "work").exists()
 
 
+def test_the_set_is_the_same_from_dumps_of_both_kinds(small: tuple, tmp_path: Path) -> None:
+    folder, _, made = small
+    submissions, comments = drawn_posts(200, 20)
+    rows = [*submissions[::2], *comments[:3000], *submissions[1::2], *comments[3000:]]
+    (tmp_path / "all.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(words(folder, [tmp_path / "all.json"], tmp_path / "out", "--ray.workers", "1")) == 0
+    assert bytes_of(tmp_path / "out") == made
+
+
 @pytest.mark.ray
 def test_the_set_is_the_same_on_ray(small: tuple, tmp_path: Path) -> None:
     folder, dumps, made = small
@@ -157,6 +166,21 @@ def test_a_truncated_dump_is_named(small: tuple, tmp_path: Path, capsys: pytest.
     (tmp_path / "RC_cut.zst").write_bytes(dumps[1].read_bytes()[:-2000])
     assert main(words(folder, [dumps[0], tmp_path / "RC_cut.zst"], tmp_path / "out")) == 2
     assert "RC_cut.zst: the compressed data is corrupt (the file is truncated)" in capsys.readouterr().err
+
+
+def test_what_is_no_dump_is_refused_before_the_work(
+    small: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder, dumps, _ = small
+    manifest = str(folder / "out")
+    more = [str(folder / "meta.jsonl"), "--out", str(tmp_path / "b"), "--executor", "local"]
+    for command in (
+        words(folder, [*dumps, folder / "meta.jsonl"], tmp_path / "a"),
+        ["reddit", "rebuild", "--manifest", manifest, "--dumps", *map(str, dumps), *more],
+    ):
+        assert main(command) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "meta.jsonl: neither comments nor submissions" in line
 
 
 def test_nothing_to_keep_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

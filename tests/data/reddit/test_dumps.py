@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavic.data.reddit.dumps import dump_file
+from lavic.data.reddit.dumps.dump_check import check_dump
 from lavic.data.reddit.dumps.dump_file import dump_kind, read_pieces
 from lavic.data.reddit.dumps.gather import gather_dump, read_buckets
 from lavic.data.reddit.dumps.id_table import BUCKETS, Table, bucket_of, merge_tables, write_table
@@ -220,7 +221,7 @@ def test_the_posts_of_wanted_submissions_are_gathered_by_bucket(
     for part in range(2):
         spools.append(tmp_path / f"spool{part}")
         path = write_dump(tmp_path / f"{part}.zst", rows[part::2])
-        assert gather_dump(str(path), "comments", wanted, spools[-1]) == {"comments": 25}
+        assert gather_dump(str(path), wanted, spools[-1]) == {"comments": 25}
     posts = list(read_buckets(spools, 0, BUCKETS))
     assert sorted(post.id for post in posts) == sorted(
         number_of(row["id"]) for row in rows if row["link_id"][3:] in links[:10]
@@ -233,9 +234,32 @@ def test_a_submission_is_gathered_by_its_own_id(tmp_path: Path) -> None:
     write_table(tmp_path / "wanted", np.array([number_of("s1")], np.uint64))
     other = submission("s2", "t", crosspost_parent_list=[{"id": "s1", "title": "t"}], crosspost_parent="t3_s1")
     path = write_dump(tmp_path / "a.zst", [submission("s1", "first"), other])
-    assert gather_dump(str(path), "submissions", Table(tmp_path / "wanted"), tmp_path / "spool") == {"submissions": 1}
+    assert gather_dump(str(path), Table(tmp_path / "wanted"), tmp_path / "spool") == {"submissions": 1}
     [post] = read_buckets([tmp_path / "spool"], 0, BUCKETS)
     assert post.title == "first" and post_from_row(other).crosspost == number_of("s1")
+
+
+def test_a_dump_may_hold_comments_and_submissions(tmp_path: Path) -> None:
+    """Also a comment whose id is that of a wanted submission, which is another post."""
+    write_table(tmp_path / "wanted", np.array([number_of("s1"), number_of("s2")], np.uint64))
+    rows = [comment("c1", "s1", "t3_s1", "a"), submission("s1", "t"), comment("s2", "s9", "t3_s9", "b")]
+    rows += [submission("s3", "t"), submission("s2", "t"), comment("c2", "s2", "t3_s2", "c")]
+    path = write_dump(tmp_path / "a.zst", rows)
+    counts = gather_dump(str(path), Table(tmp_path / "wanted"), tmp_path / "spool")
+    assert counts == {"comments": 2, "submissions": 2}
+    posts = {(post.is_comment, id_of(post.id)) for post in read_buckets([tmp_path / "spool"], 0, BUCKETS)}
+    assert posts == {(True, "c1"), (True, "c2"), (False, "s1"), (False, "s2")}
+
+
+def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
+    check_dump(write_dump(tmp_path / "odd_name", [b"broken\n", submission("s1", "t")]))
+    check_dump(write_dump(tmp_path / "RS.zst", [comment("a1", "s1", "t3_s1", "x")]))
+    with pytest.raises(DataError, match=r"meta\.jsonl: neither comments nor submissions"):
+        check_dump(write_items(tmp_path / "meta.jsonl"))
+    for path in (tmp_path / "nothing", write_dump(tmp_path / "a.zst", [])):
+        path.touch()
+        with pytest.raises(DataError, match="is empty"):
+            check_dump(path)
 
 
 @settings(max_examples=10)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lavic.data.reddit.dumps.dump_file import Kind, read_pieces
+from lavic.data.reddit.dumps.dump_file import read_pieces
 from lavic.data.reddit.dumps.id_table import BUCKETS, Table, bucket_of
 from lavic.data.reddit.dumps.post import BadPost, Post, pack_post, post_from_row, read_object, unpack_post
 from lavic.storage.atomic import atomic_open
@@ -21,22 +21,19 @@ from lavic.storage.atomic import atomic_open
 RUN_BYTES = 32 << 20
 """Bytes of posts that are held before they are written."""
 
-_IDS = {
-    "comments": re.compile(rb'"link_id"\s*:\s*"t3_([0-9a-z]{1,13})"'),
-    # Objects within a submission have ids too; which is its own, the parser tells.
-    "submissions": re.compile(rb'"id"\s*:\s*"([0-9a-z]{1,13})"'),
-}
+_SUBMISSION_OF_COMMENT = re.compile(rb'"link_id"\s*:\s*"t3_([0-9a-z]{1,13})"')
+# Objects within a submission have ids too, and so have comments; which is a submission's, the parser tells.
+_ID = re.compile(rb'"id"\s*:\s*"([0-9a-z]{1,13})"')
 _WIDTH = 13
 _DIGIT = np.zeros(256, np.uint64)
 _DIGIT[list(b"0123456789abcdefghijklmnopqrstuvwxyz")] = np.arange(36)
 
 
-def gather_dump(path: str, kind: Kind, wanted: Table, spool: Path) -> dict[str, int]:
+def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
     """Writes the posts of a dump that belong to the wanted submissions; returns counts of them.
 
     Args:
-        path: Of the dump.
-        kind: What it holds.
+        path: Of the dump; it may hold comments, submissions, or both.
         wanted: Submissions.
         spool: File to write; its index, written last, stands beside it.
 
@@ -61,7 +58,7 @@ def gather_dump(path: str, kind: Kind, wanted: Table, spool: Path) -> dict[str, 
             held.clear()
 
         for piece in read_pieces(path):
-            for line in _wanted_lines(piece, kind, wanted):
+            for line in _wanted_lines(piece, wanted):
                 post = _post(line, counts)
                 if post is None or not wanted.contains(np.array([post.submission], np.uint64))[0]:
                     continue
@@ -101,8 +98,11 @@ def index_of(spool: Path) -> Path:
     return spool.with_name(f"{spool.name}.index")
 
 
-def _wanted_lines(piece: bytes, kind: Kind, wanted: Table) -> Iterator[bytes]:
-    matches = list(_IDS[kind].finditer(piece))
+def _wanted_lines(piece: bytes, wanted: Table) -> Iterator[bytes]:
+    """The lines of a piece that may be posts of these submissions, once each, in their order."""
+    matches = list(_SUBMISSION_OF_COMMENT.finditer(piece))
+    if len(matches) < piece.count(b"\n") + (not piece.endswith(b"\n")):  # not all of them are comments
+        matches = sorted([*matches, *_ID.finditer(piece)], key=lambda match: match.start())
     if not matches:
         return
     end = 0
