@@ -22,7 +22,7 @@ _EDGE = re.compile(r'[<>"|]|\]\(|\)\[|\)\s*,')
 
 _SUFFIX = r"(?:com?\.[a-z]{2}|com|[a-z]{2})"
 _HOST = re.compile(
-    rf"(?<![\w@-])(?:(?P<store>amazon\.{_SUFFIX})|(?P<app>amzn\.(?:com|asia))|(?P<short>amzn\.(?:to|eu|in)|a\.co))"
+    rf"(?<![a-z0-9_@-])(?:(?P<store>amazon\.{_SUFFIX})|(?P<app>amzn\.(?:com|asia))|(?P<short>amzn\.(?:to|eu|in)|a\.co))"
     r"\.?(?::\d+)?(?![\w-]|\.[a-z0-9])",
     re.IGNORECASE,
 )

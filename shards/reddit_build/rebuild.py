@@ -14,7 +14,7 @@ import numpy as np
 from lavic.data.reddit.dumps.dump_check import check_dump
 from lavic.data.reddit.dumps.gather import read_buckets
 from lavic.data.reddit.dumps.id_table import bucket_of, write_table
-from lavic.data.reddit.dumps.post import GONE
+from lavic.data.reddit.dumps.post import is_gone
 from lavic.data.reddit.id_manifest import Entry, digest_of_row, read_entries, row_line
 from lavic.data.reddit.item_table import ItemTable
 from lavic.data.reddit.settings import LabelSettings
@@ -127,7 +127,7 @@ def _row(entry: Entry, threads: Threads) -> dict[str, Any] | None:
     path = [threads.comments.get(turn) for turn in entry.turns]
     comment = threads.comments.get(entry.comment)
     posts = [post for post in (submission, *path, comment) if post is not None and not post.gone]
-    if len(posts) != len(path) + 2 or posts[0].title.strip() in GONE:
+    if len(posts) != len(path) + 2 or is_gone(posts[0].title):
         return None
     conversation = render_conversation(posts[0], posts[1:-1], posts[-1])
     if conversation is None:

@@ -18,6 +18,7 @@ A, B = "B097CMQVF4", "B079N83MSD"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "reddit_amazon" / "all_beauty"
 
 LINKS = {
+    "behind letters of another script": f"アマゾンamazon.co.jp/dp/{A}",
     "dp": f"https://www.amazon.com/dp/{A}",
     "dp behind a title": f"https://www.amazon.com/Some-Title-2-Pack/dp/{A}/ref=sr_1_3?keywords=dp",
     "dp/product": f"https://www.amazon.com/dp/product/{A}/ref=x",

@@ -111,6 +111,17 @@ def test_the_set_is_the_same_from_dumps_of_both_kinds(small: tuple, tmp_path: Pa
     assert bytes_of(tmp_path / "out") == made
 
 
+def test_hostile_names_stay_text_in_the_card(tmp_path: Path) -> None:
+    folder = catalogue(tmp_path)
+    name = "<script>alert(1)</script>|a\n| b"
+    posts = [submission("s1", "Which soap?"), comment("c1", "s1", "t3_s1", dp(ITEMS[1]))]
+    dump = write_dump(tmp_path / "a.zst", [{**post, "subreddit": name} for post in posts])
+    assert main(words(folder, [dump], tmp_path / "out", "--ray.workers", "1")) == 0
+    for card in ("card.md", "card.html"):
+        assert "<script" not in (tmp_path / "out" / card).read_text("utf-8")
+    assert "\n| &lt;script>alert(1)&lt;/script>\\|a \\| b | " in (tmp_path / "out" / "card.md").read_text("utf-8")
+
+
 @pytest.mark.ray
 def test_the_set_is_the_same_on_ray(small: tuple, tmp_path: Path) -> None:
     folder, dumps, made = small

@@ -44,13 +44,18 @@ def card_markdown(funnel: Mapping[str, Any]) -> str:
     """The card as markdown."""
     blocks = ["# Conversations from Reddit with items of Amazon", _lead(funnel)]
     for block in _blocks(funnel):
-        blocks.append(f"## {block.title}")
+        blocks.append(f"## {_plain(block.title)}")
         if isinstance(block, _List):
-            blocks.append("\n".join(f"- {line}" for line in block.lines))
+            blocks.append("\n".join(f"- {_plain(line)}" for line in block.lines))
             continue
         lines = [block.head, tuple("---" if n == 0 else "--:" for n in range(len(block.head))), *block.rows]
-        blocks.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+        blocks.append("\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without HTML and new cells of a table."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
 
 
 def card_html(funnel: Mapping[str, Any]) -> str:

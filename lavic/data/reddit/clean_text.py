@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 import ftfy
@@ -15,10 +15,16 @@ _MARKDOWN = re.compile(
 )
 """A markdown link: its text is kept, unless that is a link too."""
 _LINK = re.compile(
-    r"<?(?:https?:\\?/\\?/|www\.)[^\s<>\]]*>?|\b(?:smile\.|m\.)?(?:amazon\.(?:com?\.)?[a-z]{2,3}|amzn\.[a-z]{2,4}|a\.co|geni\.us)/[^\s<>\])]*",
+    r"<?(?:https?:\\?/\\?/|www\.)[^\s<>\]]*>?|(?<![a-z0-9_])(?:smile\.|m\.)?(?:amazon\.(?:com?\.)?[a-z]{2,3}|amzn\.[a-z]{2,4}|a\.co|geni\.us)/[^\s<>\])]*",
     re.IGNORECASE,
 )
-_USER = re.compile(r"(?<![\w/])/?\bu/[A-Za-z0-9_-]{2,24}|(?<!\S)@[A-Za-z0-9_-]{3,24}\b")
+_USER = re.compile(
+    r"(?:(?<![\w/])(?:/user|/?\bu)|(?<=reddit\.com/)u(?:ser)?)/(?:\\?[A-Za-z0-9_-]){2,24}"
+    r"|(?<!\S)@(?:\\?[A-Za-z0-9_-]){3,24}(?!\w)",
+    re.IGNORECASE,
+)
+"""Reddit's editor escapes the `_` of a name."""
+_NAME = re.compile(r"(?:\\?[\w-]){4,}")
 _TELLING = re.compile(r"[A-Za-z0-9_-]{4,}")
 _QUOTE = re.compile(r"^[ \t]*(?:>|&gt;)(?!!)[^\n]*$", re.MULTILINE)
 """A line that quotes; `>!` begins a spoiler instead."""
@@ -42,7 +48,7 @@ def mend(text: str) -> str:
     return ftfy.fix_text(text, _CONFIG)
 
 
-def target_text(text: str, users: Collection[str] = ()) -> str:
+def target_text(text: str, users: AbstractSet[str] = frozenset()) -> str:
     """The text of a comment that recommends, with its links.
 
     Args:
@@ -52,7 +58,7 @@ def target_text(text: str, users: Collection[str] = ()) -> str:
     return _TAG.sub("", _without_users(mend(text), users)).strip()
 
 
-def context_text(text: str, users: Collection[str] = ()) -> str:
+def context_text(text: str, users: AbstractSet[str] = frozenset()) -> str:
     """The text of a turn before it, without links; arguments as for `target_text`."""
     text = _MARKDOWN.sub(lambda match: "" if _LINK.search(match[1]) else match[1], mend(text))
     text = _ESCAPED.sub(r"\1", _without_users(_LINK.sub("", text), users))
@@ -65,10 +71,10 @@ def without_quotes(text: str) -> str:
     return _QUOTE.sub("", text)
 
 
-def _without_users(text: str, users: Collection[str]) -> str:
-    text = _USER.sub(USER, text)
-    for name in sorted(users):
+def _without_users(text: str, users: AbstractSet[str]) -> str:
+    def hidden(match: re.Match[str]) -> str:
+        name = match[0].replace("\\", "")
         # A name of letters alone may be a word of the language.
-        if _TELLING.fullmatch(name) and not name.isalpha() and name in text:
-            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", USER, text)
-    return text
+        return USER if name in users and _TELLING.fullmatch(name) and not name.isalpha() else match[0]
+
+    return _NAME.sub(hidden, _USER.sub(USER, text))

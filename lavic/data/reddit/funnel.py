@@ -9,7 +9,7 @@ LINES = {
     "neither_comment_nor_submission": "lines with neither `link_id` nor `title`",
     "no_id": "posts without an id of Reddit's",
     "no_submission_id": "comments without `link_id`",
-    "no_time": "posts without `created_utc`",
+    "no_time": "posts without a time in `created_utc`",
     "submission": "submissions that name Amazon",
     "name_without_a_link": "comments that name Amazon without a link to an item",
     "short_link_only": "comments whose only links are short ones, which were not resolved",

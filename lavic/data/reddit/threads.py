@@ -12,7 +12,7 @@ from lavic.data.links import NAMED, Link, find_links, short_links
 from lavic.data.reddit.bots import is_bot
 from lavic.data.reddit.clean_text import context_text, target_text, without_quotes
 from lavic.data.reddit.dumps.id_table import key_of
-from lavic.data.reddit.dumps.post import GONE, NO_PARENT, Post
+from lavic.data.reddit.dumps.post import NO_PARENT, Post, is_gone
 from lavic.data.reddit.item_table import ItemTable
 from lavic.data.reddit.sentiment import sentiment
 from lavic.data.reddit.settings import LabelSettings
@@ -123,13 +123,14 @@ class Threads:
     def _targets(self, post: Post) -> list[_Target]:
         """The items of the catalogue that a post links to, in order, once each."""
         if post.id not in self._linked[post.is_comment]:
-            self._linked[post.is_comment][post.id] = self._read_targets(post) if NAMED.search(post.text) else []
+            text = "\n".join(part for part in (post.title, post.text, post.link) if part)
+            self._linked[post.is_comment][post.id] = self._read_targets(text) if NAMED.search(text) else []
         return self._linked[post.is_comment][post.id]
 
-    def _read_targets(self, post: Post) -> list[_Target]:
+    def _read_targets(self, text: str) -> list[_Target]:
         targets: dict[str, _Target] = {}
-        unquoted = set(without_quotes(post.text).split("\n"))
-        for line in post.text.split("\n"):
+        unquoted = set(without_quotes(text).split("\n"))
+        for line in text.split("\n"):
             links = find_links(line)
             for url in short_links(line) if self.resolved else ():
                 if asin := self.resolved.get(url):
@@ -146,7 +147,7 @@ class Threads:
         targets = self._recommended(comment, submission)
         if submission is None:
             raise Dropped("submission_missing")
-        if submission.gone or submission.title.strip() in GONE:
+        if submission.gone or is_gone(submission.title):
             raise Dropped("submission_gone")
         path = self._path(comment)
         named = list(dict.fromkeys(t.item for post in (submission, *path) for t in self._targets(post)))
@@ -174,14 +175,14 @@ class Threads:
             raise Dropped(comment.gone)
         if not comment.author:
             raise Dropped("author_missing")
-        if comment.author in GONE and labels.deleted_authors == "drop":
+        if is_gone(comment.author) and labels.deleted_authors == "drop":
             raise Dropped("author_deleted")
         if comment.official or is_bot(comment, self.bots):
             raise Dropped("bot")
         targets = [target for target in self._targets(comment) if not target.quoted]
         if not targets:
             raise Dropped("quoted_links")
-        if submission is not None and comment.author == submission.author and comment.author not in GONE:
+        if submission is not None and comment.author == submission.author and not is_gone(comment.author):
             raise Dropped("asker")
         if labels.min_score is not None and comment.score is not None and comment.score < labels.min_score:
             raise Dropped("score")
@@ -208,8 +209,8 @@ class Threads:
             elif is_bot(post, self.bots):
                 self._lacks("bot_context")
             else:
-                path.insert(0, post)
-        return path
+                path.append(post)
+        return path[::-1]
 
     def _lacks(self, reason: str) -> None:
         if self.labels.incomplete == "drop":
@@ -253,7 +254,9 @@ def render_conversation(submission: Post, path: Sequence[Post], comment: Post) -
 @lru_cache(maxsize=1 << 14)
 def author_hash(name: str) -> str:
     """16 hex digits for an account; empty for one that is gone."""
-    return "" if name in ("", *GONE) else hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    if not name or is_gone(name):
+        return ""
+    return hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _latest(versions: Sequence[Post]) -> Post:

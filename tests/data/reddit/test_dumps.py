@@ -107,6 +107,9 @@ def test_odd_fields() -> None:
         ({"link_id": ""}, "no_submission_id"),
         ({"created_utc": None}, "no_time"),
         ({"created_utc": "soon"}, "no_time"),
+        ({"created_utc": 1_700_000_000_000}, "no_time"),
+        ({"created_utc": -1}, "no_time"),
+        ({"created_utc": 10**30}, "no_time"),
     ],
 )
 def test_a_row_that_is_no_post_says_why(change: dict, reason: str) -> None:
@@ -120,6 +123,10 @@ def test_a_row_that_is_no_post_says_why(change: dict, reason: str) -> None:
         ({}, ""),
         ({"body": "[deleted]"}, "deleted"),
         ({"body": "[removed]"}, "removed"),
+        ({"body": "[ Removed by Reddit in response to a copyright notice. ]"}, "removed"),
+        ({"body": "[ Removed by moderator ]"}, "removed"),
+        ({"body": " [deleted by user] "}, "deleted"),
+        ({"body": "[removed the cap](https://x.y) first"}, ""),
         ({"_meta": {"was_deleted_later": True}}, "deleted_later"),
         ({"_meta": {"was_initially_deleted": True}}, "restored"),
         ({"_meta": {"removal_type": "deleted"}}, "deleted"),

@@ -73,6 +73,11 @@ DROPPED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "the asker's": ("asker", [ASKED, MIDDLE, {**ANSWER, "author": "asker"}]),
     "low score": ("score", [ASKED, MIDDLE, {**ANSWER, "score": 0}]),
     "in the submission": ("in_context", [{**ASKED, "selftext": f"Not {dp(ITEMS[1])}"}, MIDDLE, ANSWER]),
+    "in the title": ("in_context", [{**ASKED, "title": f"Is {dp(ITEMS[1])} any good?"}, MIDDLE, ANSWER]),
+    "what a link post links to": (
+        "in_context",
+        [{**ASKED, "selftext": "", "is_self": False, "url": dp(ITEMS[1])}, MIDDLE, ANSWER],
+    ),
     "in a comment above": ("in_context", [ASKED, {**MIDDLE, "body": dp(ITEMS[1])}, ANSWER]),
     "a variant above": (
         "in_context",
@@ -82,6 +87,7 @@ DROPPED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "warning": ("sentiment", [ASKED, MIDDLE, {**ANSWER, "body": f"Don't buy this garbage: {dp(ITEMS[1])}"}]),
     "no submission": ("submission_missing", [MIDDLE, ANSWER]),
     "deleted submission": ("submission_gone", [{**ASKED, "selftext": "[deleted]"}, MIDDLE, ANSWER]),
+    "title removed": ("submission_gone", [{**ASKED, "title": "[ Removed by moderator ]"}, MIDDLE, ANSWER]),
     "deleted title": ("submission_gone", [{**ASKED, "title": "[deleted by user]"}, MIDDLE, ANSWER]),
     "no parent": ("parent_missing", [ASKED, ANSWER]),
     "no parent id": ("parent_missing", [ASKED, MIDDLE, {**ANSWER, "parent_id": None}]),
@@ -143,6 +149,38 @@ def test_several_targets_and_what_is_left_out_of_them(items: ItemTable) -> None:
     assert example.gt_items == (ITEMS[1], ITEMS[0]) and example.context_items == (ITEMS[3],)
     left_out = {name: counts[name] for name in ("items_quoted", "items_in_context", "items_against", "variants")}
     assert left_out == {"items_quoted": 1, "items_in_context": 1, "items_against": 1, "variants": 1}
+
+
+def test_names_are_removed_as_the_editor_escapes_them(items: ItemTable) -> None:
+    asked = {
+        **ASKED,
+        "selftext": r"u/some\_one\_else and bob\_12 and reddit.com/u/third_1 say user/password, not bob_123",
+    }
+    answer = {**ANSWER, "author": "bob_12", "body": rf"see https://www.reddit.com/user/x\_y/ {dp(ITEMS[1])} -bob\_12"}
+    [example], _ = made(items, asked, MIDDLE, answer)
+    text = "[user] and [user] and reddit.com/[user] say user/password, not bob_123"
+    assert f"{text}</submission>" in example.context
+    assert example.gt == f"see https://www.reddit.com/[user]/ {dp(ITEMS[1])} -bob\\_12"
+
+
+def test_a_link_in_a_text_without_spaces_is_cut(items: ItemTable) -> None:
+    asked = {**ASKED, "selftext": f"アマゾンamazon.co.jp/dp/{ITEMS[3]} ですか"}
+    [example], _ = made(items, asked, MIDDLE, ANSWER)
+    assert example.context_items == (ITEMS[3],) and ITEMS[3] not in example.context
+
+
+def test_a_path_of_ten_thousand_comments(items: ItemTable) -> None:
+    """Each by another account, whose names are looked for in every one of the texts."""
+    ids = [id_of(50_000 + n) for n in range(10_000)]
+    parents = ["t3_s1", *(f"t1_{id}" for id in ids)]
+    above = [
+        comment(id, "s1", parent, f"no {n}", author=f"name_{n}")
+        for n, (id, parent) in enumerate(zip(ids, parents, strict=False))
+    ]
+    answer = {**ANSWER, "parent_id": parents[-1], "body": f"name_7, {dp(ITEMS[1])}"}
+    [example], _ = made(items, ASKED, *above, answer)
+    assert len(example.turns) == 10_000 and example.context.endswith("<comment>no 9999</comment>\n")
+    assert example.gt == f"[user], {dp(ITEMS[1])}"
 
 
 def test_resolved_short_links_are_targets(items: ItemTable) -> None:

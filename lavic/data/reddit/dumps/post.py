@@ -6,14 +6,16 @@ Formats: Pushshift (to 2023-03) and Arctic Shift (since then), monthly and per s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import orjson
 
-GONE = ("[deleted]", "[removed]", "[ Removed by Reddit ]", "[deleted by user]")
-"""What stands in the place of a text, or of an author, that is not public any more."""
+_GONE = re.compile(r"\s*\[\s*(?:deleted|removed)(?: by\b[^\[\]\n]{0,100})?\s*\]\s*", re.IGNORECASE)
+_END_TIME = 4_102_444_800
+"""The year 2100; a time in milliseconds is later."""
 
 NO_PARENT = -1
 """Of a comment whose `parent_id` is missing or cannot be read."""
@@ -44,6 +46,8 @@ class Post:
     """Upvotes less downvotes, as of the retrieval; None where it is not known."""
     subreddit: str
     title: str
+    link: str
+    """What a submission without a text links to; empty for others."""
     text: str
     gone: str
     """Why the text may not be used: `deleted`, `removed`, `deleted_later`, `restored`; or empty."""
@@ -86,7 +90,9 @@ def post_from_row(row: Mapping[str, Any]) -> Post:
     try:
         created = int(float(row["created_utc"]))
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise BadPost("no_time") from None
+        created = 0
+    if not 0 < created < _END_TIME:
+        raise BadPost("no_time")
     text = _text(row.get("body" if is_comment else "selftext"))
     return Post(
         id=id,
@@ -98,12 +104,18 @@ def post_from_row(row: Mapping[str, Any]) -> Post:
         score=_whole(row.get("score")),
         subreddit=_text(row.get("subreddit")),
         title="" if is_comment else _text(row.get("title")),
+        link="" if is_comment or row.get("is_self") else _text(row.get("url")),
         text=text,
         gone=_gone(row, text),
         official=row.get("distinguished") in ("moderator", "admin"),
         crosspost=0 if is_comment else _number(row.get("crosspost_parent")),
         retrieved=_retrieved(row),
     )
+
+
+def is_gone(text: str) -> bool:
+    """Whether a text, title or author is what Reddit puts in the place of one, as `[deleted]`."""
+    return _GONE.fullmatch(text) is not None
 
 
 def pack_post(post: Post) -> bytes:
@@ -178,8 +190,8 @@ def _gone(row: Mapping[str, Any], text: str) -> str:
         return "restored"
     if meta.get("was_deleted_later"):
         return "deleted_later"
-    if text.strip() in GONE:
-        return "removed" if "emoved" in text else "deleted"
+    if is_gone(text):
+        return "removed" if "removed" in text.lower() else "deleted"
     return kind if removed else ""
 
 
