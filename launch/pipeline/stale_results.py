@@ -35,17 +35,32 @@ def move_to_stale(step: Step, layout: Layout) -> Path | None:
     if step.stage == "verify":
         step.output.unlink(missing_ok=True)
         return None
-    old = sorted(step.output.glob("*.descriptions.jsonl")) if step.stage == "describe" else [step.output]
-    old = [path for path in old if path.exists()]
+    if step.stage != "describe":
+        return move_aside(step.output, layout, step.name)
+    old = sorted(step.output.glob("*.descriptions.jsonl"))
     if not old:
         return None
-    numbered = (layout.stale / f"{step.name}-{number}" for number in count(1))
-    target = next(path for path in numbered if not path.exists())
-    if step.stage == "describe":
-        target.mkdir(parents=True)
-        for path in old:
-            path.rename(target / path.name)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        step.output.rename(target)
+    target = _new_folder(layout, step.name)
+    target.mkdir(parents=True)
+    for path in old:
+        path.rename(target / path.name)
     return target
+
+
+def move_aside(folder: Path, layout: Layout, name: str) -> Path | None:
+    """Moves a folder to OUT/stale, under a name with a number.
+
+    Returns:
+        Where it is now; None where there is no such folder.
+    """
+    if not folder.exists():
+        return None
+    target = _new_folder(layout, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(target)
+    return target
+
+
+def _new_folder(layout: Layout, name: str) -> Path:
+    numbered = (layout.stale / f"{name}-{number}" for number in count(1))
+    return next(path for path in numbered if not path.exists())

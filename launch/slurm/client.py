@@ -133,9 +133,10 @@ def job_ids_by_mark(marks: Iterable[str]) -> dict[str, str]:
     rows = [line.split("|", 1) for line in _squeue(current_user(), "%i|%k")]
     since = time.strftime("%Y-%m-%d", time.localtime(time.time() - 7 * 86400))
     # comments are in the accounting where the site stores them (AccountingStoreFlags=job_comment)
-    accounted, _ = _sacct(f"--starttime={since}", "--format=JobIDRaw,Comment%200")
+    accounted, _ = _sacct(f"--starttime={since}", "--format=JobID,Comment%200")
     rows += [line.split("|", 1) for line in accounted]
-    return {mark: row[0] for mark in wanted for row in rows if len(row) == 2 and mark in row[1]}
+    # of an array the id of the whole: its tasks are 123_4 or 123_[5-9%2]
+    return {mark: row[0].partition("_")[0] for mark in wanted for row in rows if len(row) == 2 and mark in row[1]}
 
 
 def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
@@ -169,15 +170,19 @@ def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     return {**forgotten, **accounted, **queued}
 
 
-def task_states(ids: Iterable[str]) -> dict[str, JobState]:
+def task_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     """The states of tasks of arrays, by id as `123_4`; without those that SLURM has forgotten.
+
+    Args:
+        ids: Of the tasks.
+        owner: Name of the user who submitted them; by default this one.
 
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.
     """
     wanted = set(ids)
     states: dict[str, JobState] = {}
-    for line in _squeue(current_user(), "%i|%T|%M|%l|%S|%r", "--array"):
+    for line in _squeue(owner or current_user(), "%i|%T|%M|%l|%S|%r", "--array"):
         id, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
         if id in wanted:
             states[id] = JobState(state, _value(reason), _value(elapsed), _value(limit), _value(start))

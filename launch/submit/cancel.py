@@ -11,12 +11,14 @@ from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import locked, read_jobs, write_jobs, write_states
 from lavic.launch.pipeline.step_status import refresh_jobs
 from lavic.launch.slurm import client
-from lavic.launch.submit.status import flag_trailing_args, read_pipeline, select_names, sweep_tasks
+from lavic.launch.submit.status import flag_trailing_args, read_pipeline, select_names, select_tasks, sweep_tasks
 
 DESCRIPTION = """Cancels the jobs of a pipeline, or those of the named steps or stages; SLURM also cancels the jobs that
-depend on them. Results that are done are kept; `lavic submit` with the same settings continues from there.
+depend on them. Results that are done are kept; `lavic submit` with the same settings continues from there. Of a sweep a
+name is a cell, a stage, or both.
 
   lavic submit cancel /shared/amazon
+  lavic submit cancel /shared/lavic tune-all_beauty-st-0
   lavic submit cancel /shared/amazon tune evaluate"""
 
 
@@ -27,16 +29,18 @@ class Settings:
     out: Annotated[Path, Positional]
     """The pipeline's folder."""
     steps: tuple[str, ...] = ()
-    """Steps or stages, also without the flag after OUT; by default all."""
+    """Steps or stages, or cells of a sweep, also without the flag after OUT; by default all."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
     chosen = parse(Settings, flag_trailing_args(argv, "--steps"), command="submit cancel", description=DESCRIPTION)
     _, steps = read_pipeline(chosen.out)
-    names = select_names(steps, chosen.steps)
     out = Layout(chosen.out).out
     with locked(out):
+        tasks = sweep_tasks(out, ask=False)
+        others = [name for name in chosen.steps if not select_tasks(tasks, [name])]
+        names = select_names(steps, others) if others else []
         jobs = refresh_jobs(read_jobs(out))
         if not chosen.steps:
             names = list(jobs)  # with the status job, which is no step
@@ -46,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
         jobs = refresh_jobs(jobs)
         write_states(out, jobs)
         write_jobs(out, jobs)
-        tasks = [] if chosen.steps else sweep_tasks(out)
-        waiting = [task for task in tasks if task.state in ("running", "waiting")]
+        chosen_tasks = select_tasks(sweep_tasks(out), chosen.steps)
+        waiting = [task for task in chosen_tasks if task.state in ("running", "waiting")]
         if waiting:
             client.cancel([task.job for task in waiting])
             print(f"{len(waiting)} tasks of the sweep: cancelled")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lavic.config import dump, load, parse
+from lavic.data.manifest import NAME
 from lavic.errors import ConfigError, LaunchError, LavicError
 from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Layout, Step, plan_steps, select_steps
@@ -39,16 +40,18 @@ from lavic.launch.pipeline.step_digest import (
 from lavic.launch.pipeline.step_status import StepStatus, refresh_jobs
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import SbatchJob, status_job, step_job
-from lavic.launch.sweep.arrays import prepare, stage_job, submit_arrays
+from lavic.launch.sweep.arrays import jobs_to_submit, numbered, stage_job, submit_arrays, task_statuses, with_ids
 from lavic.launch.sweep.cells import (
     SWEEP_STAGES,
     Sweep,
     SweepStage,
-    check_cell,
     is_sweep,
     missing_files,
     plan_cells,
+    resolve_cell,
+    wanted_inputs,
 )
+from lavic.launch.sweep.remade_cells import move_remade, remade_cells, with_kept
 from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
@@ -128,13 +131,27 @@ def _submit_sweep(pipeline: PipelineSettings, steps: Sequence[Step], stages: Seq
     if not active and not is_complete(next(step for step in steps if step.stage == "embed"), DigestCache(layout.out)):
         raise ConfigError(f"a sweep needs the item store, which is not done ({layout.store}): submit its stages too")
     shared = without_sweep_stages(pipeline)
-    parent = open_parent(shared)
-    sweep, digests = prepare(pipeline, Sweep.read(layout.out), parent)
+    sweep = numbered(pipeline, with_ids(Sweep.read(layout.out)))
     if not (layout.out / "pipeline.yaml").is_file():
         atomic_write(layout.out / "pipeline.yaml", dump(shared, command="submit"))
-    before = len(sweep.arrays)
-    sweep = submit_arrays(pipeline, sweep, digests, stages, active)
-    if len(sweep.arrays) == before:
+    statuses = {(row.stage, row.cell): row for row in task_statuses(layout.out, sweep)}
+    cache = DigestCache(layout.out)
+    store = "" if active else cache.digest(layout.store / NAME)
+    wanted = {
+        f"{stage}/{cell.name}": wanted_inputs(pipeline, stage, cell, cache, {"embed": store} if store else {})
+        for cell in plan_cells(pipeline)
+        for stage in SWEEP_STAGES
+    }
+    cache.save()
+    done = [key for row in statuses.values() if row.state == "done" and (key := f"{row.stage}/{row.cell}") in wanted]
+    sweep = with_kept(sweep, wanted, done, keep=pipeline.keep)
+    remade = remade_cells(pipeline, sweep, wanted, stages, statuses)
+    plan = list(jobs_to_submit(pipeline, sweep, statuses, stages, remade))
+    move_remade(pipeline, remade)
+    sweep.write(layout.out)
+    if plan:
+        submit_arrays(pipeline, sweep, wanted, plan, active, open_parent(shared))
+    else:
         print(f"{layout.out}: no cell to submit")
     print(f"then: lavic submit table {shlex.quote(str(layout.out))}")
 
@@ -153,24 +170,25 @@ def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
             "make them first with `lavic retrieve`"
         )
     for stage in SWEEP_STAGES:
-        if stage in pipeline.force:
-            raise ConfigError(f"--force {stage}: a sweep's cells are made again when their folders are removed")
+        if stage in pipeline.force and stage not in pipeline.stages:
+            raise ConfigError(f"--force {stage}: not in this pipeline's stages ({', '.join(pipeline.stages)})")
     if pipeline.from_ in SWEEP_STAGES:
         raise ConfigError(f"--from {pipeline.from_}: use --only, which a sweep's stages know")
     wanted = pipeline.only or pipeline.stages
     stages = [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
     for cell in plan_cells(pipeline):
         for stage in stages:
-            check_cell(pipeline, stage, cell)
+            resolve_cell(pipeline, stage, cell)
     return stages
 
 
 def without_sweep_stages(pipeline: PipelineSettings) -> PipelineSettings:
     """The pipeline with the stages that run once."""
-    stages, only = (
-        tuple(stage for stage in names if stage not in SWEEP_STAGES) for names in (pipeline.stages, pipeline.only)
+    stages, only, force = (
+        tuple(stage for stage in names if stage not in SWEEP_STAGES)
+        for names in (pipeline.stages, pipeline.only, pipeline.force)
     )
-    return replace(pipeline, stages=stages, only=only)
+    return replace(pipeline, stages=stages, only=only, force=force)
 
 
 def sweep_text(pipeline: PipelineSettings, stages: Sequence[SweepStage]) -> str:

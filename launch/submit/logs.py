@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -11,17 +12,31 @@ from typing import Annotated
 from pydantic import PositiveInt
 
 from lavic.config import Positional, parse, settings
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, LaunchError
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.job_registry import Job
+from lavic.launch.slurm.client import JobState
 from lavic.launch.slurm.log_file import follow
-from lavic.launch.submit.status import POLL_S, flag_trailing_args, last_known_jobs, read_pipeline, select_names
+from lavic.launch.submit.status import (
+    POLL_S,
+    flag_trailing_args,
+    last_known_jobs,
+    read_pipeline,
+    select_names,
+    select_tasks,
+    sweep_tasks,
+)
+from lavic.launch.sweep.arrays import TaskStatus
 
 DESCRIPTION = """Prints the end of the log of a step's last job: of the named step, else of the running one, else of the
-one that wrote last.
+one that wrote last. Of a sweep a name is a cell, a stage, or both.
 
   lavic submit logs /shared/amazon
-  lavic submit logs /shared/amazon distill -f"""
+  lavic submit logs /shared/amazon distill -f
+  lavic submit logs /shared/lavic tune-all_beauty-st-0"""
+
+
+log = logging.getLogger(__name__)
 
 
 @settings
@@ -31,7 +46,7 @@ class Settings:
     out: Annotated[Path, Positional]
     """The pipeline's folder."""
     step: str | None = None
-    """A step or stage, also without the flag after OUT."""
+    """A step or stage, or a cell of a sweep, also without the flag after OUT."""
     lines: PositiveInt = 40
     """Number of lines, counted from the end."""
     follow: bool = False
@@ -44,19 +59,22 @@ def main(argv: Sequence[str]) -> int:
     args = [*flag_trailing_args(args, "--step"), *(["--follow"] if "-f" in argv else [])]
     chosen = parse(Settings, args, command="submit logs", description=DESCRIPTION)
     _, steps = read_pipeline(chosen.out)
-    names = select_names(steps, (chosen.step,) if chosen.step else ())
     out = Layout(chosen.out).out
-    job = _select_job({name: job for name, job in last_known_jobs(out).items() if name in names})
+    given = (chosen.step,) if chosen.step else ()
+    tasks = select_tasks(_tasks(out), given)
+    names = [] if given and tasks else select_names(steps, given)
+    jobs = {name: job for name, job in last_known_jobs(out).items() if name in names}
+    job = _select_job(jobs | {f"{task.stage}-{task.cell}": _task_job(task) for task in tasks if task.job})
     if job is None:
         raise ConfigError(f"{chosen.step or out}: no job has been submitted")
-    log = Path(job.log)
-    print(f"== {log}", file=sys.stderr)
-    if not log.is_file() and not chosen.follow:
+    file = Path(job.log)
+    print(f"== {file}", file=sys.stderr)
+    if not file.is_file() and not chosen.follow:
         print(f"no log yet: job {job.id} is {job.seen.state}", file=sys.stderr)
         return 0
-    end = _print_tail(log, chosen.lines)
+    end = _print_tail(file, chosen.lines)
     if chosen.follow:
-        for data in follow(log, end, lambda: _is_active(out, job.id), poll_s=POLL_S):
+        for data in follow(file, end, lambda: _is_active(out, job.id), poll_s=POLL_S):
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
     return 0
@@ -86,4 +104,19 @@ def _print_tail(log: Path, count: int) -> int:
 
 
 def _is_active(out: Path, id: str) -> bool:
-    return any(job.id == id and job.seen.active for job in last_known_jobs(out).values())
+    jobs = [*last_known_jobs(out).values(), *map(_task_job, _tasks(out))]
+    return any(job.id == id and job.seen.active for job in jobs)
+
+
+def _tasks(out: Path) -> list[TaskStatus]:
+    """A sweep's tasks; where SLURM does not answer, as if all had ended."""
+    try:
+        return sweep_tasks(out)
+    except LaunchError as error:
+        log.warning("states of the sweep's tasks are not known: %s", error)
+        return sweep_tasks(out, ask=False)
+
+
+def _task_job(task: TaskStatus) -> Job:
+    state = {"done": "COMPLETED", "running": "RUNNING", "waiting": "PENDING"}.get(task.state, "FAILED")
+    return Job(id=task.job, mark="", owner="", after=(), log=task.log, submitted=0.0, seen=JobState(state))

@@ -125,10 +125,15 @@ def show(out: Path, *, as_json: bool = False, watch: bool = False) -> int:
         time.sleep(POLL_S)
 
 
-def sweep_tasks(out: Path) -> list[TaskStatus]:
-    """The status of a sweep's cells; none without a sweep."""
+def sweep_tasks(out: Path, *, ask: bool = True) -> list[TaskStatus]:
+    """The status of a sweep's cells; none without a sweep. Without `ask`, SLURM is not asked which still run."""
     sweep = Sweep.read(Layout(out).out)
-    return task_statuses(out, sweep) if sweep.arrays else []
+    return task_statuses(out, sweep, ask=ask) if sweep.arrays else []
+
+
+def select_tasks(tasks: Sequence[TaskStatus], names: Sequence[str]) -> list[TaskStatus]:
+    """The tasks that are given by stage, by cell, or by both as `tune-all_beauty-st-0`; all where none is given."""
+    return [task for task in tasks if not names or {task.stage, task.cell, f"{task.stage}-{task.cell}"} & set(names)]
 
 
 def sweep_lines(tasks: Sequence[TaskStatus]) -> list[str]:

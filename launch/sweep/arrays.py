@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, LaunchError
 from lavic.launch.pipeline.dag import Layout
 from lavic.launch.pipeline.mlflow_parent import tracking_uri
 from lavic.launch.pipeline.settings import PipelineSettings
+from lavic.launch.pipeline.step_digest import StepInputs
 from lavic.launch.pipeline.step_status import last_error
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import SbatchJob, array_job
@@ -28,8 +28,6 @@ from lavic.launch.sweep.cells import (
     task_args,
     write_settings,
 )
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,31 +44,47 @@ class TaskStatus:
     """Why it failed."""
 
 
-def task_statuses(out: Path, sweep: Sweep) -> list[TaskStatus]:
+def task_statuses(out: Path, sweep: Sweep, *, ask: bool = True) -> list[TaskStatus]:
     """The status of every cell, stage 2 first.
+
+    Args:
+        out: The pipeline's folder.
+        sweep: What is known of it.
+        ask: Whether to ask SLURM; else a task without a result counts as ended.
 
     Raises:
         LaunchError: SLURM does not answer.
     """
     out = Layout(out).out
-    tasks = {
-        (array.stage, index): (f"{array.id}_{index}", array.log.replace("%a", str(index)))
-        for array in sweep.arrays
-        for index in array.indexes
-    }
-    unfinished = [
-        tasks[stage, index][0]
-        for stage in SWEEP_STAGES
-        for name, index in sweep.cells.items()
-        if (stage, index) in tasks and not is_complete(out, stage, name)
-    ]
-    states = client.task_states(unfinished) if unfinished else {}
+    arrays = (with_ids(sweep) if ask else sweep).arrays
+    tasks = {(array.stage, index): array for array in arrays for index in array.indexes}
+    unfinished: dict[str, list[str]] = defaultdict(list)
+    for stage in SWEEP_STAGES:
+        for name, index in sweep.cells.items():
+            if (stage, index) in tasks and not is_complete(out, stage, name):
+                array = tasks[stage, index]
+                unfinished[array.owner].append(f"{array.id}_{index}")
+    states: dict[str, client.JobState] = {}
+    for owner, ids in unfinished.items() if ask else ():
+        states |= client.task_states(ids, owner)
     rows = []
     for stage in SWEEP_STAGES:
         for name, index in sweep.cells.items():
-            job, log_file = tasks.get((stage, index), ("", ""))
+            task = tasks.get((stage, index))
+            job, log_file = (f"{task.id}_{index}", task.log(out, index)) if task else ("", "")
             rows.append(_status(stage, name, job, log_file, is_complete(out, stage, name), states.get(job)))
     return rows
+
+
+def with_ids(sweep: Sweep) -> Sweep:
+    """The sweep with the ids of arrays for which sbatch gave no answer, without those that are not in the queue.
+
+    Raises:
+        LaunchError: SLURM does not answer.
+    """
+    ids = client.job_ids_by_mark(array.mark for array in sweep.arrays if not array.id)
+    known = [replace(array, id=array.id or ids.get(array.mark, "")) for array in sweep.arrays]
+    return replace(sweep, arrays=[array for array in known if array.id])
 
 
 def _status(
@@ -87,25 +101,13 @@ def _status(
     return TaskStatus(stage=stage, cell=cell, state="failed", job=job, log=log_file, why=why)
 
 
-def prepare(pipeline: PipelineSettings, sweep: Sweep, parent: str) -> tuple[Sweep, dict[str, str]]:
-    """Numbers the cells and writes the settings of their tasks.
-
-    Args:
-        pipeline: Its settings.
-        sweep: What is known of it.
-        parent: Id of the pipeline's MLflow run, or "".
-
-    Returns:
-        The sweep with all cells, and `stage/cell` -> digest of the settings.
-    """
-    cells, parts, digests = dict(sweep.cells), dict(sweep.parts), {}
+def numbered(pipeline: PipelineSettings, sweep: Sweep) -> Sweep:
+    """The sweep with all cells that the settings name; each new one gets the next index."""
+    cells, parts = dict(sweep.cells), dict(sweep.parts)
     for cell in plan_cells(pipeline):
-        index = cells.setdefault(cell.name, len(cells))
+        cells.setdefault(cell.name, len(cells))
         parts[cell.name] = cell
-        for stage in SWEEP_STAGES:
-            tracking = _tracking(pipeline, stage, cell, parent)
-            digests[f"{stage}/{cell.name}"] = write_settings(pipeline, stage, cell, index, tracking)
-    return replace(sweep, cells=cells, parts=parts), digests
+    return replace(sweep, cells=cells, parts=parts)
 
 
 def _tracking(pipeline: PipelineSettings, stage: SweepStage, cell: Cell, parent: str) -> dict[str, Any]:
@@ -118,30 +120,39 @@ def _tracking(pipeline: PipelineSettings, stage: SweepStage, cell: Cell, parent:
 
 
 def jobs_to_submit(
-    pipeline: PipelineSettings, sweep: Sweep, digests: Mapping[str, str], stages: Sequence[SweepStage]
+    pipeline: PipelineSettings,
+    sweep: Sweep,
+    statuses: Mapping[tuple[SweepStage, str], TaskStatus],
+    stages: Collection[SweepStage],
+    remade: Collection[tuple[SweepStage, str]],
 ) -> Iterator[tuple[SweepStage, list[int], str]]:
     """The arrays to submit: stage, indexes, and the array of stage 2 that they wait for; `new` for the one before.
 
+    Args:
+        pipeline: Its settings.
+        sweep: What is known of it.
+        statuses: Of all cells.
+        stages: The stages to submit.
+        remade: Cells that start from scratch, whatever their status is.
+
     Raises:
-        LaunchError: SLURM does not answer.
+        ConfigError: An evaluation has no stage 2.
     """
     wanted = {cell.name for cell in plan_cells(pipeline)}
-    statuses = {(row.stage, row.cell): row for row in task_statuses(pipeline.out, sweep)}
-    for key, digest in digests.items():
-        stage, _, name = key.partition("/")
-        is_done = statuses[stage, name].state == "done"  # type: ignore[index]
-        if is_done and sweep.made.get(key, digest) != digest:
-            log.warning("%s of %s was made with other settings: to make it again, remove its folder", stage, name)
+
+    def is_open(stage: SweepStage, name: str) -> bool:
+        return (stage, name) in remade or statuses[stage, name].state in ("open", "failed")
+
     tuned: list[int] = []
     if "tune" in stages:
-        tuned = [sweep.cells[name] for name in sweep.cells if name in wanted and _is_open(statuses["tune", name])]
+        tuned = [sweep.cells[name] for name in sweep.cells if name in wanted and is_open("tune", name)]
         if tuned:
             yield "tune", tuned, ""
     if "evaluate" not in stages:
         return
     groups: dict[str, list[int]] = defaultdict(list)
     for name, index in sweep.cells.items():
-        if name not in wanted or not _is_open(statuses["evaluate", name]):
+        if name not in wanted or not is_open("evaluate", name):
             continue
         before = statuses["tune", name]
         if index in tuned:
@@ -156,25 +167,23 @@ def jobs_to_submit(
         yield "evaluate", indexes, after
 
 
-def _is_open(status: TaskStatus) -> bool:
-    return status.state in ("open", "failed")
-
-
 def submit_arrays(
     pipeline: PipelineSettings,
     sweep: Sweep,
-    digests: Mapping[str, str],
-    stages: Sequence[SweepStage],
+    wanted: Mapping[str, StepInputs],
+    plan: Sequence[tuple[SweepStage, list[int], str]],
     after: Sequence[str],
+    parent: str = "",
 ) -> Sweep:
-    """Submits what is neither done nor in the queue; the same call again submits the rest.
+    """Submits arrays. Each is registered before sbatch runs: if that gives no answer, the next call looks for it.
 
     Args:
         pipeline: Its settings.
-        sweep: From `prepare`.
-        digests: From `prepare`.
-        stages: The stages to submit.
+        sweep: What is known of it, with all cells.
+        wanted: `stage/cell` -> what it is made from.
+        plan: From `jobs_to_submit`.
         after: Ids of the jobs of earlier stages that have not ended.
+        parent: Id of the pipeline's MLflow run, or "".
 
     Raises:
         LaunchError: SLURM refuses or does not answer.
@@ -182,18 +191,30 @@ def submit_arrays(
     out = Layout(pipeline.out).out
     Layout(out).logs.mkdir(parents=True, exist_ok=True)
     names = {index: name for name, index in sweep.cells.items()}
-    sweep.write(out)
     tune_id = ""
-    for stage, indexes, waits_for in list(jobs_to_submit(pipeline, sweep, digests, stages)):
+    for stage, indexes, waits_for in plan:
+        before = tune_id if waits_for == "new" else waits_for
+        for index in indexes:  # not of tasks in the queue, which read theirs when they start
+            cell = sweep.parts[names[index]]
+            write_settings(pipeline, stage, cell, index, _tracking(pipeline, stage, cell, parent))
+        made = {f"{stage}/{names[index]}": wanted[f"{stage}/{names[index]}"] for index in indexes}
+        mark, owner = f"lavic-{uuid.uuid4().hex[:12]}", client.current_user()
+        array = Array(stage=stage, id="", mark=mark, owner=owner, indexes=tuple(indexes))
+        registered = replace(sweep, arrays=[*sweep.arrays, array], made={**sweep.made, **made})
+        registered.write(out)
         job = stage_job(pipeline, stage, indexes)
-        id = _submit(job, after, tune_id if waits_for == "new" else waits_for)
-        if stage == "tune":
-            tune_id = id
-        array = Array(stage=stage, id=id, indexes=tuple(indexes), log=str(job.logs / f"{stage}-{id}_%a.log"))
-        made = {f"{stage}/{names[index]}": digests[f"{stage}/{names[index]}"] for index in indexes}
-        sweep = replace(sweep, arrays=[*sweep.arrays, array], made={**sweep.made, **made})
+        rerun = "arrays that were queued before it remain queued: run the same command again"
+        try:
+            id = client.submit([*_dependency(after, before), *job.args(mark=mark)], job.env, mark=mark)
+        except client.NoAnswer as error:
+            raise LaunchError(f"{stage}: {error}; {rerun}, which looks for that array first") from None
+        except LaunchError as error:
+            sweep.write(out)
+            raise LaunchError(f"{stage}: {error}; {rerun}") from None
+        sweep = replace(registered, arrays=[*sweep.arrays, replace(array, id=id)])
         sweep.write(out)
-        waiting = f", each after its task of {tune_id if waits_for == 'new' else waits_for}" if waits_for else ""
+        tune_id = id if stage == "tune" else tune_id
+        waiting = f", each after its task of {before}" if before else ""
         print(f"{stage:<16}array {id} of {len(indexes)} tasks{waiting}", flush=True)
     return sweep
 
@@ -203,10 +224,8 @@ def stage_job(pipeline: PipelineSettings, stage: SweepStage, indexes: Sequence[i
     return array_job(stage, task_args(pipeline, stage), pipeline, indexes)
 
 
-def _submit(job: SbatchJob, after: Sequence[str], corresponding: str) -> str:
+def _dependency(after: Sequence[str], corresponding: str) -> list[str]:
+    """The option for an array that waits for jobs, and task by task for another array."""
     kinds = [f"afterok:{':'.join(after)}"] if after else []
     kinds += [f"aftercorr:{corresponding}"] if corresponding else []
-    dependency = [f"--dependency={','.join(kinds)}"] if kinds else []
-    mark = f"lavic-{uuid.uuid4().hex[:12]}"
-    args = job.args(mark=mark)
-    return client.submit([*dependency, *args], job.env, mark=mark)
+    return [f"--dependency={','.join(kinds)}"] if kinds else []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,11 @@ from lavic.cli import command_module
 from lavic.config.cli_args import absolute, to_args
 from lavic.config.yaml_file import find_config
 from lavic.errors import ConfigError, DataError, LavicError
-from lavic.launch.pipeline.dag import Layout
+from lavic.launch.pipeline.dag import Layout, Step
+from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.settings import PipelineSettings, named_test
+from lavic.launch.pipeline.step_digest import StepInputs, current_inputs
 from lavic.storage.atomic import atomic_write
-from lavic.storage.checksummed_json import digest_json
 
 SweepStage = Literal["tune", "evaluate"]
 SWEEP_STAGES: tuple[SweepStage, ...] = ("tune", "evaluate")
@@ -59,10 +60,17 @@ class Array:
 
     stage: SweepStage
     id: str
+    """Empty while it is not known whether sbatch has queued it."""
+    mark: str
+    """A unique text in the jobs' comment."""
+    owner: str
+    """The user who submitted it."""
     indexes: tuple[int, ...]
     """Of the cells."""
-    log: str
-    """Of a task, with %a for its index."""
+
+    def log(self, out: Path, index: int) -> str:
+        """The log file of a task."""
+        return str(Layout(out).logs / f"{self.stage}-{self.id}_{index}.log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +83,8 @@ class Sweep:
     """Name -> its category, candidate list and seed."""
     arrays: list[Array] = field(default_factory=list)
     """In the order of their submission."""
-    made: dict[str, str] = field(default_factory=dict)
-    """`stage/cell` -> digest of the settings with which it was submitted last."""
+    made: dict[str, StepInputs] = field(default_factory=dict)
+    """`stage/cell` -> what it was made from, as it was submitted last."""
 
     @classmethod
     def read(cls, out: Path) -> Sweep:
@@ -94,7 +102,7 @@ class Sweep:
                 cells={name: int(index) for name, index in body["cells"].items()},
                 parts={name: Cell(**parts) for name, parts in body["parts"].items()},
                 arrays=[Array(**{**array, "indexes": tuple(array["indexes"])}) for array in body["arrays"]],
-                made=dict(body["made"]),
+                made={key: StepInputs(**inputs) for key, inputs in body["made"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: broken ({error}); remove it once none of its jobs is left in the queue") from None
@@ -201,8 +209,8 @@ def task_args(pipeline: PipelineSettings, stage: SweepStage, index: int | str = 
     return [*args, "--config", str(settings_file(pipeline.out, stage, index)), *to_args(chosen.settings)]
 
 
-def check_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> None:
-    """Checks all settings of a cell's command.
+def resolve_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> Any:
+    """All settings of a cell's command.
 
     Raises:
         ConfigError: One is wrong; names the cell.
@@ -218,6 +226,7 @@ def check_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> Non
             settings.loop.split_batch(resources.nodes * resources.ranks_per_node)
     except LavicError as error:
         raise ConfigError(f"{stage} of {cell.name}: {error}") from None
+    return settings
 
 
 def missing_files(pipeline: PipelineSettings, stages: Iterable[SweepStage]) -> list[str]:
@@ -233,20 +242,34 @@ def missing_files(pipeline: PipelineSettings, stages: Iterable[SweepStage]) -> l
 
 def write_settings(
     pipeline: PipelineSettings, stage: SweepStage, cell: Cell, index: int, tracking: Mapping[str, Any]
-) -> str:
-    """Writes a cell's settings; returns a digest of what they were made from."""
+) -> None:
+    """Writes the settings of a cell's task."""
     values = cell_settings(pipeline, stage, cell)
     path = settings_file(pipeline.out, stage, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     head = f"# lavic {stage}\n# {cell.name}\n"
     atomic_write(path, head + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
-    chosen = getattr(pipeline, stage)
-    config = chosen.config and _text(chosen.config)
-    return digest_json({"values": values, "settings": chosen.settings, "config": config})
 
 
-def _text(config: str) -> str:
-    return Path(find_config(config)).read_text("utf-8")
+def wanted_inputs(
+    pipeline: PipelineSettings, stage: SweepStage, cell: Cell, cache: DigestCache, results: Mapping[str, str]
+) -> StepInputs:
+    """What a cell's result would be made from now.
+
+    Args:
+        pipeline: Its settings.
+        stage, cell: Which one.
+        cache: Digests of files.
+        results: Digest of the item store, as `embed`, where it is done.
+    """
+    step = Step(
+        name=f"{stage}-{cell.name}",
+        stage=stage,
+        output=cell_output(pipeline.out, stage, cell.name),
+        inputs=tuple(map(str, cell_inputs(pipeline, stage, cell))),
+    )
+    inputs = current_inputs(step, resolve_cell(pipeline, stage, cell), cache, results)
+    return replace(inputs, settings=json.loads(json.dumps(inputs.settings, default=str)))  # as they are read again
 
 
 def is_complete(out: Path, stage: SweepStage, name: str) -> bool:

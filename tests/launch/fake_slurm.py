@@ -32,7 +32,9 @@ def main(name: str, args: list[str]) -> int:
         return squeue(state, args)
     if name == "scancel":
         for arg in args:
-            state["jobs"][int(arg) - 1] |= {"state": "CANCELLED", "reason": "None"}
+            number, _, task = arg.partition("_")
+            job = state["jobs"][int(number) - 1]
+            (job.setdefault("tasks", {}).setdefault(task, {}) if task else job).update(state="CANCELLED", reason="None")
         write(state)
         return 0
     if name == "scontrol":
@@ -78,7 +80,9 @@ def squeue(state: dict, args: list[str]) -> int:
         array = next((arg.partition("=")[2] for arg in job["args"] if arg.startswith("--array=")), "")
         ids = [f"{number}_{task}" for task in array.partition("%")[0].split(",")] if array else [number]
         for id in ids if "--array" in args else [f"{number}_[{array}]" if array else number]:
-            print("|".join(str({**values, "i": id}[field[1]]) for field in form.split("|")))
+            task = job.get("tasks", {}).get(str(id).partition("_")[2], {})
+            now = {**values, "i": id, "T": task.get("state", values["T"]), "r": task.get("reason", values["r"])}
+            print("|".join(str(now[field[1]]) for field in form.split("|")))
     return 0
 
 

@@ -116,6 +116,92 @@ def test_evaluations_alone_need_their_stage_2(cluster: Path, out: Path, capsys: 
     assert evaluation["array"] == "0,1" and "dependency" not in evaluation
 
 
+def end(cluster: Path, *, state: str = "COMPLETED") -> None:
+    """Ends all jobs."""
+    set_slurm(cluster, jobs=[{**job, "state": state, "reason": "None"} for job in jobs(cluster)])
+
+
+def test_cells_of_other_settings_are_moved_and_made_again(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep() == 0
+    finish(out, "mugs-st-0", "bags-st-0")
+    end(cluster)
+    # What has no effect on the result, and --keep, leave it.
+    assert sweep("--tune.settings", "{loop: {num_workers: 1}}") == 0
+    assert sweep("--tune.settings", "{loop: {lr: 0.5}}", "--keep") == 0
+    assert len(arrays(cluster)) == 2
+    with (cluster / "data" / "mugs" / "train.jsonl").open("a") as file:
+        file.write("\n")
+    capsys.readouterr()
+    assert sweep("--tune.settings", "{loop: {lr: 0.5}}") == 0
+    text = capsys.readouterr().out
+    assert "mugs-st-0 is made again" in text and "mugs/train.jsonl has changed" in text and "bags-st-0" not in text
+    tune, evaluation = arrays(cluster)[2:]
+    assert tune["array"] == evaluation["array"] == "0" and evaluation["dependency"] == "aftercorr:3"
+    assert (out / "stale" / "tune-mugs-st-0-1" / "result.json").is_file()
+    assert (out / "stale" / "evaluate-mugs-st-0-1" / "results.json").is_file()
+    assert not (out / "runs" / "tune" / "mugs-st-0").exists()
+    # A change while it waits is said; the evaluation of the other cell alone is made again.
+    assert (
+        sweep("--tune.settings", "{loop: {lr: 0.7}}", "--only", "evaluate", "--evaluate.settings", "{orders: 2}") == 0
+    )
+    said = capsys.readouterr().err
+    assert "tune of mugs-st-0 continues as it was submitted, before a change: loop.lr was 0.5, is 0.7" in said
+    assert "tune of bags-st-0 was made with other settings or files: loop.lr" in said
+    assert [each["array"] for each in arrays(cluster)[4:]] == ["1"]
+
+
+def test_a_new_item_store_makes_its_cells_again(cluster: Path, out: Path):
+    assert sweep() == 0
+    finish(out, "mugs-st-0", "bags-st-0")
+    end(cluster)
+    (out / "store" / "manifest.json").write_text('{"new": 1}')
+    assert sweep("--only", "tune", "evaluate") == 0
+    assert [each["array"] for each in arrays(cluster)[2:]] == ["0,1", "0,1"]
+
+
+def test_forced_stages_run_again(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep() == 0
+    assert sweep("--force", "tune") == 2
+    assert "tune of mugs-st-0 is waiting (1_0) and would be made again" in capsys.readouterr().err
+    finish(out, "mugs-st-0", "bags-st-0")
+    end(cluster)
+    assert sweep("--force", "evaluate") == 0
+    (evaluation,) = arrays(cluster)[2:]
+    assert evaluation["array"] == "0,1" and "dependency" not in evaluation
+    assert (out / "runs" / "tune" / "mugs-st-0").exists() and not (out / "evaluation" / "mugs-st-0").exists()
+
+
+@pytest.mark.parametrize("known", ["at once", "later"])
+def test_an_array_without_an_answer_is_looked_for_and_never_doubled(
+    cluster: Path, out: Path, known: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("lavic.launch.slurm.client._PAUSE_S", 0)
+    set_slurm(cluster, sbatch="late", user="" if known == "at once" else "nobody")  # queued, and not shown yet
+    if known == "later":
+        assert sweep() == 2
+        assert "run the same command again, which looks for that array first" in capsys.readouterr().err
+        set_slurm(cluster, sbatch="", user="")
+    assert sweep() == 0
+    tune, evaluation = arrays(cluster)
+    assert (tune["array"], evaluation["array"]) == ("0,1", "0,1")
+    assert evaluation["dependency"] == "aftercorr:1"
+
+
+def test_logs_and_cancel_know_cells(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep() == 0
+    (out / "logs" / "tune-1_1.log").write_text("step 1\nstep 2\n")
+    capsys.readouterr()
+    for words in (["tune-bags-st-0"], ["tune"], []):
+        assert main(["submit", "logs", str(out), *words]) == 0
+        assert capsys.readouterr().out == "step 1\nstep 2\n"
+    assert main(["submit", "logs", str(out), "tune-hats-st-0"]) == 2
+    assert "tune-hats-st-0: no step or stage" in capsys.readouterr().err
+    assert main(["submit", "cancel", str(out), "bags-st-0"]) == 0
+    assert "2 tasks of the sweep: cancelled" in capsys.readouterr().out
+    assert sweep() == 0  # the cancelled ones alone
+    assert [each["array"] for each in arrays(cluster)[2:]] == ["1", "1"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -123,7 +209,7 @@ def test_evaluations_alone_need_their_stage_2(cluster: Path, out: Path, capsys: 
         ("--sweep.categories mugs mugs", "two cells have one name"),
         ("--sweep.categories ../x", "'../x' is not a name"),
         ("--conversations.train data/train.jsonl", "conversations.train: a sweep of categories needs {category}"),
-        ("--force tune", "--force tune: a sweep's cells are made again"),
+        ("--force crawl", "--force crawl: not in this pipeline's stages"),
         ("--tune.settings {candidates: x}", "tune.settings.candidates: the sweep fills that in"),
         ("--tune.settings {max_length: no}", "tune of mugs-st-0: "),
     ],

@@ -1,0 +1,90 @@
+"""Cells whose results were made with other settings or files than now: moved to OUT/stale and made again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from lavic.errors import ConfigError
+from lavic.launch.pipeline.dag import Layout
+from lavic.launch.pipeline.settings import PipelineSettings
+from lavic.launch.pipeline.stale_results import move_aside
+from lavic.launch.pipeline.step_digest import StepInputs
+from lavic.launch.sweep.arrays import TaskStatus
+from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep, SweepStage, cell_output, plan_cells
+
+log = logging.getLogger(__name__)
+Remade = dict[tuple[SweepStage, str], str]
+"""Stage and cell -> why it is made again."""
+
+
+def remade_cells(
+    pipeline: PipelineSettings,
+    sweep: Sweep,
+    wanted: Mapping[str, StepInputs],
+    stages: Collection[SweepStage],
+    statuses: Mapping[tuple[SweepStage, str], TaskStatus],
+) -> Remade:
+    """The cells that start from scratch. An evaluation does where its stage 2 does.
+
+    Args:
+        pipeline: Its settings, with --force and --keep.
+        sweep: What is known of it.
+        wanted: `stage/cell` -> what it would be made from now.
+        stages: Those that are submitted.
+        statuses: Of all cells.
+
+    Raises:
+        ConfigError: One of them is running or waiting, and --force names it or its stage 2 is made again.
+    """
+    remade: Remade = {}
+    for cell in plan_cells(pipeline):
+        for stage in SWEEP_STAGES:
+            key, status = f"{stage}/{cell.name}", statuses[stage, cell.name]
+            is_active = status.state in ("running", "waiting")
+            before = sweep.made.get(key)
+            changes = "; ".join(before.differences(wanted[key])) if before and not pipeline.keep else ""
+            after = stage == "evaluate" and ("tune", cell.name) in remade
+            forced = stage in stages and stage in pipeline.force
+            if is_active and (after or forced):
+                raise ConfigError(
+                    f"{stage} of {cell.name} is {status.state} ({status.job}) and would be made again: "
+                    f"`lavic submit cancel {pipeline.out} {stage}-{cell.name}`, or wait until it has ended"
+                )
+            if after or forced:
+                remade[stage, cell.name] = "its stage 2 is made again" if after else "--force"
+            elif changes and is_active:
+                log.warning("%s of %s continues as it was submitted, before a change: %s", stage, cell.name, changes)
+            elif changes and stage in stages:
+                remade[stage, cell.name] = changes
+            elif changes:
+                log.warning("%s of %s was made with other settings or files: %s", stage, cell.name, changes)
+    return remade
+
+
+def move_remade(pipeline: PipelineSettings, remade: Remade) -> None:
+    """Moves what there is of the results of cells to OUT/stale."""
+    layout = Layout(pipeline.out)
+    for (stage, cell), why in remade.items():
+        if moved := move_aside(cell_output(layout.out, stage, cell), layout, f"{stage}-{cell}"):
+            print(f"{stage:<16}{cell} is made again ({why}); the old result is now in {moved}", flush=True)
+
+
+def with_kept(sweep: Sweep, wanted: Mapping[str, StepInputs], done: Sequence[str], *, keep: bool) -> Sweep:
+    """The sweep with what finished cells were made from, where it is not known, or where --keep accepts them.
+
+    Args:
+        sweep: What is known of it.
+        wanted: `stage/cell` -> what it would be made from now.
+        done: The `stage/cell` of finished cells.
+        keep: Whether they are accepted as they are.
+    """
+    made = dict(sweep.made)
+    for key in done:
+        before = made.get(key)
+        if before is None or keep:
+            made[key] = wanted[key]
+        elif not before.results:
+            made[key] = replace(before, results=wanted[key].results)
+    return replace(sweep, made=made)
