@@ -84,6 +84,8 @@ class Run:
     photos: Photos
     descriptions: dict[str, str]
     """By item."""
+    flags: dict[str, str]
+    """By item: what is wrong with its description, or empty."""
     recommended: list[dict[str, Any]]
 
     @property
@@ -109,13 +111,15 @@ def run_stages(
     model = ["--model.name", base, "--model.dtype", dtype]
     # a rate at which two steps change what the model says
     loop = ["--loop.steps", 2, "--loop.global-batch-size", 2, "--loop.lr", 0.01, "--loop.num-workers", 0]
-    descriptions = {}
+    descriptions: dict[str, str] = {}
+    flags: dict[str, str] = {}
     for place in (photos.train, photos.valid):
-        how = ["--batch-size", 1, "--max-new-tokens", NEW_TOKENS]
+        how = ["--batch-size", 1, "--max-new-tokens", NEW_TOKENS, "--flagged", "keep"]
         lavic(["describe", "--config", f"describe-{suffix}", *model, "--shards", place, *how], ranks=ranks)
         for sidecar in sorted(place.glob("*.descriptions.jsonl")):
-            rows = map(json.loads, sidecar.read_text("utf-8").splitlines())
-            descriptions |= {row["key"].rpartition("_")[0]: row["text"] for row in rows}
+            for row in map(json.loads, sidecar.read_text("utf-8").splitlines()):
+                item = row["key"].rpartition("_")[0]
+                descriptions[item], flags[item] = row["text"], row["flag"]
     sets = ["--shards", photos.train, "--valid", photos.valid, "--out", folder / "distill"]
     lavic(["distill", "--config", f"distill-{sized}", *model, *sets, *loop], ranks=ranks)
     sets = ["--shards", photos.train, photos.valid, "--adapter", folder / "distill", "--out", folder / "store"]
@@ -135,6 +139,7 @@ def run_stages(
         folder=folder,
         photos=photos,
         descriptions=descriptions,
+        flags=flags,
         recommended=[json.loads(line) for line in said.splitlines() if line.startswith("{")],
     )
 

@@ -25,7 +25,7 @@ from lavic.model.loading import Backbone, read_geometry
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens, count_patch_tokens
 from lavic.recommend.ranker import MAX_NEW_TOKENS
-from lavic.shards.teacher.text_check import complete_sentences
+from lavic.shards.teacher.text_check import check_text, complete_sentences
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
 
@@ -139,9 +139,11 @@ def test_all_tokens_of_a_photo_are_the_stock_model_s(run: Run, stock: HuggingFac
 
 
 def test_the_teacher_writes_what_the_stock_model_writes(run: Run, stock: HuggingFace) -> None:
+    """A text of no use is drawn once more: what the model wrote first is in the set only where that did not help."""
     for item in run.photos.held_out:
-        written = stock.described(run.photos.images[item], run.photos.titles[item], NEW_TOKENS)
-        assert run.descriptions[item] == complete_sentences(written.strip())
+        written = stock.described(run.photos.images[item], run.photos.titles[item], NEW_TOKENS).strip()
+        if run.flags[item] or not check_text(written, run.photos.titles[item]):
+            assert run.descriptions[item] == complete_sentences(written)
 
 
 def test_stage_1_scores_as_the_stock_model_does(run: Run, stock: HuggingFace, distilled: HuggingFace) -> None:
