@@ -100,7 +100,7 @@ def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path
         [json.loads(line)["ranking"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
         for name in ("marked", "plain")
     ]
-    assert rankings[0] == rankings[1] and len(rankings[0]) == 2
+    assert rankings[0] == rankings[1] and len(rankings[0]) == 4, "two arms on two conversations"
 
 
 @pytest.mark.parametrize(
