@@ -12,7 +12,7 @@ from typing import Any
 
 from lavic.config import flatten, parse
 from lavic.data.catalog import check_readable
-from lavic.data.conversations import read_conversations
+from lavic.data.conversations import read_conversations, set_names
 from lavic.data.index.item_index import ItemIndex
 from lavic.data.schema import Conversation
 from lavic.data.sources.json_records import json_records
@@ -152,24 +152,22 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
         raise ConfigError(f"--out {chosen.out}: a file of lists ends in .jsonl; for a folder use another name")
     if chosen.is_file and len(paths) > 1:
         raise ConfigError(f"--out {chosen.out}: a file holds one conversation file, not {len(paths)}: name a folder")
-    outs = [chosen.out] if chosen.is_file else [chosen.out / f"{_stem(path)}.jsonl" for path in paths]
+    names = set_names(paths)
+    outs = [chosen.out] if chosen.is_file else [chosen.out / f"{name}.jsonl" for name in names]
     if len(set(outs)) < len(outs):
-        raise ConfigError("--conversations: two files have the same name: give each its own --out")
+        raise ConfigError(
+            "--conversations: two files have the same name, and their folders too: give each its own --out"
+        )
     inputs = []
-    for path, out in zip(paths, outs, strict=True):
+    for name, path, out in zip(names, paths, outs, strict=True):
         if out.exists() and path.exists() and out.samefile(path):
             raise ConfigError(f"--out {out}: is an input too: use another one")
         conversations = read_conversations(path)
         is_json = path.suffix == ".json"
         with open_text_file(str(path)) as file:
             rows = [record.value for record in json_records(str(path), file, None, is_json=is_json, keyed=False)]
-        inputs.append(Input(name=_stem(path), path=path, out=out, conversations=conversations, rows=rows))
+        inputs.append(Input(name=name, path=path, out=out, conversations=conversations, rows=rows))
     return inputs
-
-
-def _stem(path: Path) -> str:
-    """`data/test.jsonl.gz` -> `test`."""
-    return path.name.partition(".")[0] or path.name
 
 
 def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManifest:

@@ -25,6 +25,7 @@ from typing import Any
 
 from lavic.config.cli_args import absolute, to_args
 from lavic.config.yaml_file import find_config
+from lavic.data.conversations import set_names
 from lavic.errors import ConfigError
 from lavic.launch.pipeline.settings import (
     BASE_MODEL,
@@ -243,8 +244,11 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
     )
     listed: dict[str, Any] = {}
     if "retrieve" in pipeline.stages:  # the same conversations, with the lists that it makes
-        given = {key: _with_lists(file, layout) for key, file in given.items()}
-        tests = [(name, _with_lists(file, layout)) for name, file in tests]
+        if len({*(names := set_names(read))}) < len(read):
+            raise ConfigError("conversations: two files have the same name, and their folders too: rename one of them")
+        with_lists = {file: layout.retrieval / f"{name}.jsonl" for file, name in zip(read, names, strict=True)}
+        given = {key: with_lists[file] for key, file in given.items()}
+        tests = [(name, with_lists[file]) for name, file in tests]
         listed = {"candidates": pipeline.retrieve.settings.get("key", "candidates_fused")}
     from_outside = () if listed else tuple(given.values())
     yield _Template(
@@ -271,11 +275,6 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
         needs=("tune", "retrieve", "embed"),
         inputs=() if listed else tuple(file for _, file in tests),
     )
-
-
-def _with_lists(file: Path, layout: Layout) -> Path:
-    """Where `lavic retrieve` writes a conversation file."""
-    return layout.retrieval / f"{file.name.partition('.')[0]}.jsonl"
 
 
 def _require(pipeline: PipelineSettings, stage: Stage, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
             present = ", ".join(conversation.candidates) or "none"
             raise DataError(f"{conversation.place}: no candidate list `{candidates}`; it has: {present}")
     return conversations
+
+
+def set_names(paths: Sequence[str | Path]) -> list[str]:
+    """What conversation files are called, for files that are made from them.
+
+    A file's name up to its first dot: `test` for `data/test.jsonl.gz`; where several have that name, with the folder
+    before it: `home-test` for `home/test.jsonl`.
+    """
+    stems = [Path(path).name.partition(".")[0] or Path(path).name for path in paths]
+    return [
+        f"{Path(path).absolute().parent.name}-{stem}" if stems.count(stem) > 1 else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
 
 
 def _shortened(conversation: Conversation, key: str, top: int) -> Conversation:

@@ -17,6 +17,7 @@ import lavic.slurm
 from lavic.cli import main
 from lavic.config import parse
 from lavic.config.cli_args import to_args
+from lavic.data.conversations import set_names
 from lavic.data.manifest import digest_manifest
 from lavic.errors import ConfigError
 from lavic.launch.pipeline.dag import plan_steps, select_steps
@@ -142,6 +143,20 @@ def test_every_step_follows_what_it_reads():
         "tune": ("embed",),
         "evaluate": ("tune",),
     }
+
+
+def test_conversation_files_of_the_same_name_get_lists_of_their_own():
+    tests = ["home=home/test.jsonl", "beauty=beauty/test.jsonl"]
+    conversations = {"train": "t.jsonl", "valid": "v.jsonl", "test": tests}
+    steps = {step.name: step for step in plan_steps(pipeline(stages=STAGES, conversations=conversations))}
+    lists = Path("out").absolute() / "retrieval"
+    evaluate = resolve_settings(steps["evaluate"], pipeline())
+    assert list(evaluate.test) == [f"home={lists}/home-test.jsonl", f"beauty={lists}/beauty-test.jsonl"]
+    retrieve = resolve_settings(steps["retrieve"], pipeline())
+    assert set_names(retrieve.conversations) == ["t", "v", "home-test", "beauty-test"]
+    twins = {**conversations, "test": ["a=1/home/test.jsonl", "b=2/home/test.jsonl"]}
+    with pytest.raises(ConfigError, match="two files have the same name"):
+        plan_steps(pipeline(stages=STAGES, conversations=twins))
 
 
 def test_with_retrieval_the_later_stages_read_the_lists_that_it_makes():

@@ -110,6 +110,23 @@ def test_a_folder_takes_several_files_and_never_gets_a_target_added(tmp_path, wo
     assert counts["empty_lists"] == 40
 
 
+def test_files_of_the_same_name_in_two_folders_are_told_apart(tmp_path, words, capsys):
+    files = []
+    for seed, domain in enumerate(("home", "beauty")):
+        (tmp_path / domain).mkdir()
+        files.append(conversations(tmp_path / domain / "test.jsonl", count=20, seed=seed))
+    where = words.index("--conversations")
+    words[where + 1 : where + 2] = map(str, files)
+    assert main([*words, "--out", f"{tmp_path / 'out'}", "--draws", "200"]) == 0
+    assert list(results(tmp_path / "out")["sets"]) == ["home-test", "beauty-test"]
+    for file in files:
+        rows = read(tmp_path / "out" / f"{file.parent.name}-test.jsonl")
+        assert [row["gt_items"] for row in rows] == [row["gt_items"] for row in read(file)]
+    words[where + 1] = words[where + 2]
+    assert main([*words, "--out", f"{tmp_path / 'out'}"]) == 2
+    assert "two files have the same name" in capsys.readouterr().err
+
+
 def test_lists_do_not_depend_on_the_order_of_conversations_or_items(tmp_path, words):
     assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]) == 0
     expected = read(tmp_path / "lists.jsonl")
