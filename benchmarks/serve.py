@@ -198,6 +198,8 @@ class Client:
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, body: bytes) -> int:
+        if self.streams is not None and self.streams[0].at_eof():  # closed by the server while it was idle
+            self.close()
         if self.streams is None:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
@@ -211,6 +213,8 @@ class Client:
             await reader.readline()
         else:
             await reader.readexactly(int(length[1]))
+        if b"connection: close" in answer.lower():
+            self.close()
         return int(answer.split(b" ", 2)[1])
 
     def close(self) -> None:

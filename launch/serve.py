@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(ServeSettings, argv, command="serve", description=DESCRIPTION)
     token = None if chosen.token is None else read_token(chosen.token)
     try:
-        from lavic.recommend.serving.server import listen
+        from lavic.recommend.serving.server import hangups_kept, listen
 
         if chosen.ray:
             from lavic.recommend.serving import ray_app
@@ -41,16 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = "serve-ray" if error.name == "ray" else "serve"
         raise LaunchError(f"{error.name} is not installed: pip install 'lavic[{extra}]'") from None
     app_settings = allowed(chosen, token)
-    if chosen.ray:
-        ray_app.run(chosen)
-        return 0
-    with listen(chosen.host, chosen.port) as server:
-        serve(chosen, app_settings, server)
+    with hangups_kept() as hangup:
+        if chosen.ray:
+            ray_app.run(chosen)
+            return 0
+        with listen(chosen.host, chosen.port) as server:
+            serve(chosen, app_settings, server, hangup)
     return 0
 
 
-def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket) -> None:
-    """Loads everything, then serves until a signal."""
+def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket, hangup: threading.Event) -> None:
+    """Loads everything, then serves until a signal.
+
+    Args:
+        chosen: Settings.
+        app_settings: What the app allows.
+        server: The socket.
+        hangup: Set if SIGHUP came while everything was loaded; then it is loaded again.
+    """
     from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app
     from lavic.recommend.serving.batcher import Batcher
@@ -84,4 +93,5 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
         grace=chosen.deadline,
         reload=lambda: services[0].reload(),
         ready=lambda: print(f"serving on http://{shown}:{port}", flush=True),
+        hangup=hangup,
     )

@@ -52,6 +52,14 @@ class CandidateSearch:
         """
         return cls(RetrievalIndex.open(folder), store)
 
+    def check_files(self) -> None:
+        """Refuses an index of which a file was cut while it is served.
+
+        Raises:
+            ChangedFileError: Names the file.
+        """
+        self.index.check_files()
+
     @property
     def needs_model(self) -> bool:
         """Whether queries are embedded by the base model, which `share_model` gives it."""

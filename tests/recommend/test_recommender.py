@@ -156,7 +156,9 @@ def test_retrieved_candidates_with_long_titles_meet_in_smaller_groups(
     )
     found = Candidates(ids=tuple(long), scores={"bm25": dict.fromkeys(long, 1.0)})
     search = SimpleNamespace(
-        search=lambda conversations, count, excluded: [found for _ in conversations], score=lambda conversation, ids: {}
+        search=lambda conversations, count, excluded: [found for _ in conversations],
+        score=lambda conversation, ids: {},
+        check_files=lambda: None,
     )
     searching = Recommender(recommender.ranker, search, retrieved=6)  # type: ignore[arg-type]
     answer = searching.recommend("a mug", k=6)

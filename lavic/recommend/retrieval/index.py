@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from lavic.errors import ConfigError
+from lavic.errors import ChangedFileError, ConfigError
 from lavic.recommend.retrieval.bm25.search import Bm25Search
 from lavic.recommend.retrieval.hits import Hits
 from lavic.recommend.retrieval.item_table import ItemTable
-from lavic.recommend.retrieval.manifest import IndexManifest, Shard
+from lavic.recommend.retrieval.manifest import FILE, IndexManifest, Shard
 from lavic.recommend.retrieval.query import plain
 from lavic.recommend.retrieval.vectors.approximate import Approximate
 from lavic.recommend.retrieval.vectors.chunks import VectorFiles
@@ -56,6 +57,13 @@ class RetrievalIndex:
                 near = Approximate(folder, record.approximate, shard) if record.approximate else None
                 self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank, near)
 
+        self._files: dict[Path, tuple[int, int]] = {}
+        """Number and size of each file as it was mapped."""
+        for name in manifest.file_names() - {FILE}:
+            with suppress(FileNotFoundError):  # of another shard, or replaced since
+                state = (folder / name).stat()
+                self._files[folder / name] = state.st_ino, state.st_size
+
     @classmethod
     def open(cls, folder: str | Path, *, shard: Shard = (0, 1)) -> RetrievalIndex:
         """Opens an index that `lavic retrieve` made.
@@ -92,6 +100,24 @@ class RetrievalIndex:
     def set_encoder(self, method: str, encoder: TextEncoder) -> None:
         """Uses an encoder for the queries of a method, in place of the one that the index names."""
         self._encoders[method] = encoder
+
+    def check_files(self) -> None:
+        """Refuses an index of which a file was cut while it is mapped: to read what is gone would end the process.
+
+        A file that was removed or replaced stays as it was for those who have mapped it.
+
+        Raises:
+            ChangedFileError: Names the file.
+        """
+        for path, (number, size) in self._files.items():
+            try:
+                now = path.stat()
+            except OSError:
+                continue
+            if now.st_ino == number and now.st_size < size:
+                raise ChangedFileError(
+                    f"{path}: cut short while it was in use: remove this file and run the same `lavic retrieve` again"
+                )
 
     def search(
         self,

@@ -38,6 +38,8 @@ class GuardSettings:
     """Most bytes of a body."""
     body_seconds: float = 10.0
     """Longest time in which a body arrives."""
+    requests: int = 1024
+    """Most requests at a time, those included whose body arrives; further ones are answered with 503."""
     token: str | None = None
     """What clients must show; None: nothing."""
     hosts: tuple[str, ...] | None = None
@@ -50,12 +52,14 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         status = 0
+        self._running += 1
         began = time.perf_counter()
 
         async def counted(message: Message) -> None:
@@ -78,12 +82,15 @@ class Guard:
         else:
             await self.app(scope, _Replay(body, receive), counted)
         finally:
+            self._running -= 1
             route = getattr(scope.get("route"), "path", None) or "other"
             self.metrics.requests.labels(route, status or 499).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
     def _check_head(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        if self._running > self.settings.requests and scope["path"] not in OPEN:
+            raise ApiError(503, "too many requests at a time; try again later", headers={"Retry-After": "1"})
         if self.settings.hosts is not None and _host(headers.get(b"host", b"")) not in self.settings.hosts:
             raise ApiError(403, "this server is not asked under that name; see --hosts")
         token = self.settings.token

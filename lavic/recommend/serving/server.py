@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
 HEADER_SECONDS = 10.0
 """Longest time in which the head of a request arrives."""
-CONNECTIONS = 1024
-"""Most connections; further ones are answered with 503 by uvicorn itself."""
+BACKLOG = 1024
+"""Connections that wait in the kernel until they are accepted."""
+_OTHER_FILES = 0.25
+"""Share of the open files that a process may have which is kept for others than connections."""
+_FILES = 1 << 16
+"""Open files that a process asks for, if the system allows so many."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,8 +50,25 @@ def listen(host: str, port: int) -> socket.socket:
     return server
 
 
+@contextlib.contextmanager
+def hangups_kept() -> Iterator[threading.Event]:
+    """Keeps SIGHUP from ending the process while everything loads; the event says whether one came."""
+    came = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda number, frame: came.set())
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+
+
 def run(
-    app: FastAPI, server: socket.socket, *, grace: float, reload: Callable[[], Any], ready: Callable[[], None]
+    app: FastAPI,
+    server: socket.socket,
+    *,
+    grace: float,
+    reload: Callable[[], Any],
+    ready: Callable[[], None],
+    hangup: threading.Event | None = None,
 ) -> None:
     """Serves until SIGTERM, SIGINT or SIGUSR1 (SLURM's warning); then answers what runs and takes nothing new.
 
@@ -55,30 +78,33 @@ def run(
         grace: Seconds for requests that run when the signal comes.
         reload: Called in the event loop on SIGHUP; makes an awaitable.
         ready: Called when requests are taken.
+        hangup: Set if SIGHUP came before, see `hangups_kept`: then `reload` is called at once.
     """
+    connections = round((1 - _OTHER_FILES) * raise_file_limit())
     config = uvicorn.Config(
         app,
-        http=_protocol(),
+        http=_protocol(connections),
         log_config=None,
         log_level="error",  # not a line for each connection that is refused
         access_log=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=max(1, round(grace)),
         timeout_keep_alive=15,
-        backlog=CONNECTIONS,
+        backlog=BACKLOG,
         ws="none",
         proxy_headers=False,
     )
-    _Server(config, reload, ready).run(sockets=[server])
+    _Server(config, reload, ready, hangup or threading.Event()).run(sockets=[server])
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals: ends with 0 on SIGTERM and takes up what is new on SIGHUP."""
 
-    def __init__(self, config: uvicorn.Config, reload: Callable[[], Any], ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, reload: Callable[[], Any], ready: Callable[[], None], hangup: threading.Event
+    ) -> None:
         super().__init__(config)
-        self._reload, self._ready = reload, ready
+        self._reload, self._ready, self._hangup = reload, ready, hangup
         self._tasks: set[asyncio.Future[Any]] = set()
 
     @contextlib.contextmanager
@@ -91,6 +117,9 @@ class _Server(uvicorn.Server):
         yield
 
     def _begin_reload(self) -> None:
+        if not self.started:
+            self._hangup.set()
+            return
         task = asyncio.ensure_future(self._reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -99,10 +128,31 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             self._ready()
+            if self._hangup.is_set():
+                self._begin_reload()
 
 
-def _protocol() -> Any:
-    """uvicorn's HTTP protocol, with a time limit for the head of a request."""
+def raise_file_limit() -> int:
+    """Lets the process open more files, as far as the system allows it; returns how many.
+
+    Each connection is an open file. A process that may not open another one neither accepts connections nor reads
+    shards.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _FILES:
+        return _FILES
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _protocol(connections: int) -> Any:
+    """uvicorn's HTTP protocol, with a time limit for the head of a request.
+
+    Args:
+        connections: Most of them; further ones are closed.
+    """
     name = "httptools_impl:HttpToolsProtocol" if importlib.util.find_spec("httptools") else "h11_impl:H11Protocol"
     base: Any = import_from_string(f"uvicorn.protocols.http.{name}")
 
@@ -113,7 +163,10 @@ def _protocol() -> Any:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self._arm()
+            if len(self.connections) > connections:
+                transport.abort()
+            else:
+                self._arm()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

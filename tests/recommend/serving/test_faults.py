@@ -122,8 +122,8 @@ def test_large_bodies(slow_batches: Server, declared: bool):
     data = b'{"conversation": "' + b"a" * 10_000_000 + b'"}'
 
     def pieces():
-        for start in range(0, len(data), 1 << 16):
-            yield data[start : start + (1 << 16)]
+        for first in range(0, len(data), 1 << 16):
+            yield data[first : first + (1 << 16)]
 
     head = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     kind = f"Content-Length: {len(data)}\r\n\r\n" if declared else "Transfer-Encoding: chunked\r\n\r\n"
@@ -246,3 +246,24 @@ def test_what_is_late_is_refused(ground: Ground):
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
         assert client.get("/healthz").status_code == 200
         assert metric(client, 'lavic_dropped_requests_total{cause="deadline"}') == 1
+
+
+def test_the_index_is_cut_while_it_is_served(ground: Ground, index: Path, tmp_path: Path):
+    """Requests are refused, the process lives, and a whole index is taken up."""
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    words = ("--bundle", ground.bundle, "--store", ground.store, "--index", copy, "--retrieved", 10)
+    with serve(*words) as server, server.client() as client:
+        first = client.post("/v1/recommend", json={"conversation": "a mug"})
+        assert first.status_code == 200
+        for path in copy.glob("*.safetensors"):
+            os.truncate(path, 0)
+        for body in ({"conversation": "a mug"}, asked(ground, 0)):
+            answer = client.post("/v1/recommend", json=body)
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
+        copy.rename(tmp_path / "cut")
+        shutil.copytree(index, copy)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("serving bundle", 2)
+        assert client.post("/v1/recommend", json={"conversation": "a mug"}).json() == first.json()
+        assert server.stop() == 0
