@@ -19,7 +19,10 @@ _SENTENCE = re.compile(r"[^.!?\n]+")
 _CHARACTERS = re.compile(r"(.{4,60}?)\1{5,}", re.DOTALL)
 _MOST_CHARACTERS = 20_000
 _REFUSAL = re.compile(
-    r"\W*(?:(?:i['’]?m|i am) (?:very )?sorry\b|sorry,? (?:but )?i\b|i apologi[sz]e\b|as an ai\b"
+    r"\W*(?:(?:i['’]?m|i am) (?:very )?sorry\b|sorry,? (?:but )?i\b|i apologi[sz]e\b|(?:my )?apologies\b|as an ai\b"
+    r"|(?:it (?:seems|appears|looks like) (?:that )?)?(?:there (?:is|was) )?no (?:image|photo|picture)s?\b"
+    r"(?: \w+){0,2} (?:provided|attached|included|available|uploaded)\b"
+    r"|i (?:do not|don['’]t) (?:have the ability|see (?:any|an|the) (?:image|photo|picture))\b"
     r"|(?:unfortunately,? )?i(?:['’]m| am)? (?:can ?not|can['’]t|unable to|not able to|won['’]t)\b)",
     re.IGNORECASE,
 )

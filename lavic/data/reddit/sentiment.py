@@ -21,7 +21,7 @@ can't cannot couldn't shouldn't haven't hasn't isnt wasnt dont doesnt didnt wont
 _WEIGHTS = {**dict.fromkeys(_NEGATIVE.split(), -1), **dict.fromkeys(_POSITIVE.split(), 1)}
 _NEGATE = frozenset(_NEGATIONS.split())
 _REACH = 3
-"""Words that a negation reaches."""
+"""Words that a negation reaches, within its clause."""
 _WARNING = re.compile(
     r"\b(?:do\s*n[o']?t|dont|never|wouldn'?t|would not|shouldn'?t)\s+(?:ever\s+)?"
     r"(?:buy|get|order|use|recommend|bother|waste|purchase|touch|trust)\b"
@@ -29,20 +29,29 @@ _WARNING = re.compile(
     r"|\bsent (?:it|them) back\b",
     re.IGNORECASE,
 )
-_WARNING_WEIGHT = -2
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+_PRAISE = re.compile(
+    r"\b(?:can'?t|can ?not|couldn'?t|could not)\s+(?:be (?:happier|better)|go wrong|live without"
+    r"|(?:recommend|praise|say)\b(?: [a-z]+){0,4} (?:enough|more))\b"
+)
+"""Negations that praise."""
+_WARNING_WEIGHT, _PRAISE_WEIGHT = -2, 2
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[.,;:!?\n]")
 
 
 def sentiment(text: str) -> int:
-    """Positive words less negative ones, negations turned, and two off for each warning.
+    """Positive words less negative ones, negations turned; two off for each warning, two more for praise by negation.
 
     Args:
         text: Without links, whose words say nothing.
     """
-    plain = text.lower().replace("’", "'")
-    total = _WARNING_WEIGHT * len(_WARNING.findall(plain))
+    plain = text.lower().replace("’", "'").replace("not only", " ")
+    plain, praises = _PRAISE.subn(" ", plain)
+    total = _WARNING_WEIGHT * len(_WARNING.findall(plain)) + _PRAISE_WEIGHT * praises
     since = _REACH
     for word in _WORD.findall(_WARNING.sub(" ", plain)):
+        if not word[0].isalpha():
+            since = _REACH
+            continue
         if word in _NEGATE:
             since = 0
             continue

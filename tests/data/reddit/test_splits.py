@@ -90,6 +90,11 @@ def test_similarity_decides() -> None:
         ("not bad at all", 1),
         ("I don\u2019t regret buying it", 1),
         ("This one: ", 0),
+        ("Can\u2019t recommend this one enough", 1),
+        ("I couldn't be happier with it", 1),
+        ("No issues, love it", 1),
+        ("Not only bad but worse", -1),
+        ("I can't recommend it", -1),
     ],
 )
 def test_sentiment(text: str, sign: int) -> None:
