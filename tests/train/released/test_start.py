@@ -72,9 +72,10 @@ def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: Dist
 
 def test_b04_everything_that_is_imported_is_declared() -> None:
     called = {"pil": "pillow", "yaml": "pyyaml", "upath": "universal_pathlib", "pynvml": "nvidia-ml-py"}
-    called |= {"pillow_heif": "pillow-heif", "backports": "backports.zstd"}
+    called |= {"pillow_heif": "pillow-heif", "backports": "backports.zstd", "faiss": "faiss-cpu"}
+    called |= {"prometheus_client": "prometheus-client", "sentence_transformers": "sentence-transformers"}
     comes_with = {"huggingface_hub": "transformers", "tokenizers": "transformers", "yarl": "aiohttp"}
-    comes_with |= {"sqlalchemy": "mlflow"}
+    comes_with |= {"sqlalchemy": "mlflow", "starlette": "fastapi"}
     found = set()
     for part in ("lavic", "launch", "shards"):
         for file in (ROOT / part).rglob("*.py"):
