@@ -36,7 +36,7 @@ class Server:
         return int(self.url.rpartition(":")[2])
 
     def client(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=600, trust_env=False, **options)
 
     def wait_for(self, text: str, count: int = 1) -> str:
         """The line with a text, when it has been logged so many times."""
@@ -46,7 +46,7 @@ class Server:
             return matching[count - 1] if len(matching) >= count else None
 
         with self.changed:
-            assert self.changed.wait_for(lambda: line() or self.process.poll() is not None, 120), self.lines
+            assert self.changed.wait_for(lambda: line() or self.process.poll() is not None, 600), self.lines
             shown = line()
         assert shown, self.lines
         return shown
@@ -54,7 +54,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(120)
+        return self.process.wait(300)
 
 
 @contextlib.contextmanager
