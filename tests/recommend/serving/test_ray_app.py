@@ -50,7 +50,7 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path):
         replicas = [
             process
             for process in psutil.Process(server.process.pid).children(recursive=True)
-            if "serve_replica" in " ".join(process.cmdline()).lower()
+            if "servereplica" in " ".join(process.cmdline()).replace("_", "").lower()
         ]
         assert len(replicas) == 2
         with ThreadPoolExecutor(8) as pool:
