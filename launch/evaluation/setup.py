@@ -41,7 +41,7 @@ ModelArm = Literal[
 ]
 """An arm that ranks with the model of --bundle, or with its base model."""
 CONTROLS: tuple[ModelArm, ...] = ("shuffled", "blank", "noise")
-"""The tuned model, shown tokens that tell nothing of the candidate that they stand behind."""
+"""The tuned model with item tokens that carry no information about their candidate."""
 TextArm = Literal["chat", "bm25", "dense", "popularity", "repeat_last", "list_order", "random"]
 """An arm that needs no bundle."""
 ArmName = ModelArm | TextArm

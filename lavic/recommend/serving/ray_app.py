@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import ray
 from ray import serve
 
 from lavic.distributed.ray_session import join_cluster
-from lavic.errors import LaunchError, first_line
+from lavic.errors import LaunchError, LavicError, first_line
 from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
@@ -32,6 +33,8 @@ from lavic.recommend.serving.service import Service
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
 
 NAME = "lavic"
 """Of the application."""
@@ -169,7 +172,7 @@ def run(chosen: ServeSettings) -> None:
         ConfigError, DataError: Bundle and store are not there or do not belong together.
         LaunchError: Ray or a replica does not start.
     """
-    BundleInfo.read(chosen.bundle).check_store(ItemStore.open(chosen.store))
+    _check(chosen)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = chosen.scale.address or os.environ.get("RAY_ADDRESS")
     try:
@@ -196,7 +199,10 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, on_signal)
     options = {"host": chosen.host, "port": port, "request_timeout_s": chosen.deadline + _GRACE_S}
-    serve.start(proxy_location="EveryNode", http_options=options, logging_config={"log_level": "WARNING"})
+    try:
+        serve.start(proxy_location="EveryNode", http_options=options, logging_config={"log_level": "WARNING"})
+    except Exception as error:  # Ray raises various types
+        raise LaunchError(f"Ray Serve does not start on {chosen.host}:{port} ({first_line(error)})") from None
     generation = 0
     try:
         _deploy(chosen, generation)
@@ -206,6 +212,11 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
             wake.clear()
             if again.is_set():
                 again.clear()
+                try:
+                    _check(chosen)  # Ray would stop a replica before the new one fails to load
+                except LavicError as error:
+                    log.error("not taken up: %s; the server goes on with what it has", error)
+                    continue
                 generation += 1
                 _deploy(chosen, generation)
                 print("replicas replaced", flush=True)
@@ -216,10 +227,17 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
             serve.delete(NAME)
 
 
+def _check(chosen: ServeSettings) -> None:
+    """Refuses a bundle and a store that are not whole or do not belong together; loads no model."""
+    info = BundleInfo.read(chosen.bundle)
+    info.check_adapters(chosen.bundle)
+    info.check_store(ItemStore.open(chosen.store))
+
+
 def _deploy(chosen: ServeSettings, generation: int) -> None:
     try:
         serve.run(application(chosen, generation), name=NAME, route_prefix="/")
-    except RuntimeError as error:
+    except Exception as error:  # Ray raises various types
         raise LaunchError(f"a replica does not start: {first_line(error)}; see `ray logs` and `serve status`") from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +21,10 @@ pytest.importorskip("ray.serve")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path):
-    words = ("--bundle", ground.bundle, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
+def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path: Path):
+    copied = tmp_path / "bundle"
+    shutil.copytree(ground.bundle, copied)
+    words = ("--bundle", copied, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
     bodies = [
         {"conversation": c.turns[0].text, "candidates": list(c.candidates[KEY])} for c in ground.conversations[:8]
     ]
@@ -59,4 +63,11 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path):
             statuses = {answer.result().status_code for answer in sent}
         assert statuses <= {200, 500, 503} and 200 in statuses
         assert [send(body).status_code for body in bodies] == [200] * len(bodies)
+
+        description = copied / "bundle.json"
+        kept = description.read_text("utf-8")
+        description.write_text(kept[: len(kept) // 2], "utf-8")
+        server.process.send_signal(signal.SIGHUP)
+        assert str(description) in server.wait_for("not taken up")
+        assert send(bodies[0]).status_code == 200
         assert server.stop() == 0

@@ -22,7 +22,7 @@ Kind = Literal["comments", "submissions"]
 _PIECE = 256 << 10
 """Bytes of a piece, about: it stays in the processor's cache while it is searched."""
 _LOOKED_AT = 100
-"""Lines from the start of a file by which its kind is told."""
+"""Lines at the start of a file from which its kind is detected."""
 
 
 def read_pieces(path: str | Path) -> Iterator[bytes]:

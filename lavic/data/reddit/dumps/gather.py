@@ -35,7 +35,7 @@ def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
     Args:
         path: Of the dump; it may hold comments, submissions, or both.
         wanted: Submissions.
-        spool: File to write; its index, written last, stands beside it.
+        spool: File to write. Its index is written last, in the same folder.
 
     Raises:
         DataError: The dump cannot be read.

@@ -45,7 +45,7 @@ def write_table(path: Path, numbers: np.ndarray, values: np.ndarray | None = Non
     """Writes numbers, each with a value, as a table; pairs that occur twice are written once.
 
     Args:
-        path: Of the keys, written last; the values stand beside it.
+        path: File of the keys, written last. The values are in a second file in the same folder.
         numbers: uint64 [n].
         values: uint64 [n]; none for a set of numbers.
     """
