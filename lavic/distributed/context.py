@@ -165,6 +165,8 @@ class DistributedContext:
     def process_group(self, timeout_s: float = 600) -> Iterator[None]:
         """A process group for the length of a block, which every rank leaves when all have reached its end.
 
+        A group that this process was in before stays open: it is the caller's.
+
         A launcher ends the other ranks soon after one has exited, with or without an error: rank 0 must have closed its
         files by then. That holds for a stop on request too, on which all ranks agree.
 
@@ -175,6 +177,9 @@ class DistributedContext:
         Args:
             timeout_s: See `init_process_group`.
         """
+        if self.is_initialized:
+            yield
+            return
         self.init_process_group(timeout_s)
         try:
             yield

@@ -155,18 +155,47 @@ def test_the_cpu_can_be_forced(monkeypatch):
 
 
 @pytest.mark.dist
-def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was(monkeypatch):
-    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
-    before = dict(os.environ)
-    for _ in range(2):
-        world = DistributedContext()
+def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was():
+    run_alone("""
+before = dict(os.environ)
+for _ in range(2):
+    world = DistributedContext()
+    world.init_process_group()
+    world.init_process_group()
+    assert world.is_initialized
+    assert os.environ["LOCAL_RANK"] == "0" and os.environ["MASTER_PORT"] == "0"
+    world.destroy_process_group()
+    assert not world.is_initialized
+    assert dict(os.environ) == before
+""")
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("end", ["pass", "raise Stopped", "raise ValueError"])
+def test_a_block_leaves_the_group_that_it_joined_and_no_other(end):
+    run_alone(f"""
+world = DistributedContext()
+for joined in (False, True):
+    if joined:
         world.init_process_group()
-        world.init_process_group()
+    with suppress(Stopped, ValueError), world.process_group():
         assert world.is_initialized
-        assert os.environ["LOCAL_RANK"] == "0" and os.environ["MASTER_PORT"] == "0"
-        world.destroy_process_group()
-        assert not world.is_initialized
-        assert dict(os.environ) == before
+        {end}
+    assert world.is_initialized == joined
+""")
+
+
+def run_alone(lines: str) -> None:
+    """Runs lines in a process of its own: other tests share the group of this one."""
+    head = """
+import os
+from contextlib import suppress
+from lavic.distributed.context import DistributedContext
+from lavic.errors import Stopped
+"""
+    env = {**os.environ, "LAVIC_DEVICE": "cpu"}
+    done = subprocess.run([sys.executable, "-c", head + lines], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.dist
@@ -300,6 +329,7 @@ def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, monkeypa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # other tests may have left one open
     for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LAVIC_DEVICE", raising=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lavic.distributed.context import DistributedContext
-from lavic.distributed.launcher_env import free_port
+from lavic.distributed.launcher_env import free_port, restore_launcher_env
 from lavic.tracking.journal import read_journal
 from tests.train.assets import Assets, make_assets
 from tests.train.fork_server import ForkServer
@@ -24,22 +24,26 @@ EXACT = ("loss", "grad_norm", "lr", "valid_loss", "valid_hit_rate")
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[DistributedContext]:
-    """A world of one in this process, for all tests: DeepSpeed keeps hold of the first group it sees."""
-    world = DistributedContext()
-    world.init_process_group()
-    yield world
-    world.destroy_process_group()
+def process_group() -> Iterator[dict[str, str]]:
+    """A process group of one rank, for all tests: DeepSpeed keeps hold of the first group it sees.
+
+    Returns the variables that DeepSpeed reads, which the processes that other tests start must not inherit.
+    """
+    before = dict(os.environ)
+    DistributedContext().init_process_group()
+    names = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    restore_launcher_env()
+    yield names
+    DistributedContext().destroy_process_group()
 
 
-@pytest.fixture(autouse=True)
-def _the_world_stays_open() -> Iterator[None]:
-    """A test that runs a command to its end in this process closes the world, and the tests after it would fail."""
-    before = DistributedContext().is_initialized
-    yield
-    assert DistributedContext().is_initialized or not before, (
-        "this test closed the world that others share: start a process for it"
-    )
+@pytest.fixture(scope="module")
+def world(process_group: dict[str, str]) -> Iterator[DistributedContext]:
+    """The only rank of its process group."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in process_group.items():
+            patch.setenv(name, value)
+        yield DistributedContext()
 
 
 @dataclass
