@@ -137,12 +137,18 @@ def test_a_world_of_one_needs_no_start():
     assert world.is_main
 
 
-def test_a_world_of_several_refuses_to_talk_before_start():
+@pytest.fixture
+def no_group(monkeypatch):
+    """Hides the group that other tests may have left open in this process."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+
+
+def test_a_world_of_several_refuses_to_talk_before_start(no_group):
     with pytest.raises(RuntimeError, match="call init_process_group"):
         DistributedContext(size=2).barrier()
 
 
-def test_a_world_of_several_without_an_address_says_how_to_start(monkeypatch):
+def test_a_world_of_several_without_an_address_says_how_to_start(no_group, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(LaunchError, match="torchrun or --nproc"):
@@ -191,7 +197,7 @@ def run_alone(lines: str) -> None:
 import os
 from contextlib import suppress
 from lavic.distributed.context import DistributedContext
-from lavic.errors import Stopped
+from lavic.errors import LaunchError, Stopped
 """
     env = {**os.environ, "LAVIC_DEVICE": "cpu"}
     done = subprocess.run([sys.executable, "-c", head + lines], env=env, capture_output=True, text=True)
@@ -220,12 +226,20 @@ def test_two_processes_talk(tmp_path, monkeypatch):
 
 @pytest.mark.dist
 def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
-    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with pytest.raises(LaunchError, match="rank 0 of 2 could not connect to the other ranks"):
-        DistributedContext(size=2).init_process_group(timeout_s=2)
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }.items():
+        monkeypatch.setenv(name, value)
+    run_alone("""
+try:
+    DistributedContext(size=2).init_process_group(timeout_s=2)
+except LaunchError as error:
+    assert "rank 0 of 2 could not connect to the other ranks" in str(error), error
+else:
+    raise AssertionError("it connected to nobody")
+""")
 
 
 ALONE = """
@@ -323,13 +337,12 @@ def test_more_ranks_than_gpus_are_refused(env, visible):
 
 
 @pytest.mark.parametrize("env", [task(6), exported(6)])
-def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, monkeypatch):
+def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, no_group, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # other tests may have left one open
     for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LAVIC_DEVICE", raising=False)
