@@ -110,6 +110,11 @@ class DescribeSettings:
         """Whether the teacher is behind servers."""
         return bool(self.endpoint.url or self.endpoint.model)
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a model is loaded here."""
+        return not self.has_endpoint
+
 
 SETTINGS = DescribeSettings
 """The command's settings, for `lavic.cli.command_module`."""

@@ -36,7 +36,8 @@ def dry_run_text(pipeline: PipelineSettings, steps: Sequence[Step], settings: Ma
     blocks, scripts = [], []
     names = [step.name for step in steps]
     for step in steps:
-        job = step_job(step, pipeline, tracking_args(step.name, settings[step.name], pipeline, PARENT))
+        chosen = settings[step.name]
+        job = step_job(step, pipeline, chosen, tracking_args(step.name, chosen, pipeline, PARENT))
         after = [need for need in step.needs if need in names]
         head = f"== {step.name}" + (f", after {' and '.join(after)}" if after else "")
         args = job.args([f"<{name}>" for name in after])

@@ -74,7 +74,8 @@ class StageSettings:
     nodes: PositiveInt = 1
     """Number of nodes."""
     gpus: int = Field(default=0, ge=0)
-    """GPUs per node."""
+    """GPUs per node. `describe` with an endpoint and `retrieve` without `dense` and `tokens` load no model: they get
+    none."""
     ranks: PositiveInt | None = None
     """Processes per node; by default one per GPU, or one."""
     cpus: PositiveInt = 1

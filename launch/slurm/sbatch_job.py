@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lavic.config.cli_args import absolute
 from lavic.errors import ConfigError
@@ -65,16 +65,19 @@ class SbatchJob:
         return self.logs / f"{self.name}-{id}.log"
 
 
-def step_job(step: Step, pipeline: PipelineSettings, more_args: Sequence[str] = ()) -> SbatchJob:
+def step_job(step: Step, pipeline: PipelineSettings, settings: Any, more_args: Sequence[str] = ()) -> SbatchJob:
     """The job of a step.
 
     Args:
         step: The step.
         pipeline: Its pipeline's settings.
+        settings: Of its command: without a model to load, the job asks for no GPU.
         more_args: Further arguments for the command.
     """
     command = (step.stage, *step.args, *more_args)
     resources = stage_settings(pipeline, step.stage)
+    if not getattr(settings, "needs_gpu", True):
+        resources = replace(resources, gpus=0)
     on_ray = step.stage == "retrieve" and resources.nodes > 1
     script = SCRIPTS["crawl" if on_ray else step.stage]
     return _job(step.name, script, command, resources, pipeline)

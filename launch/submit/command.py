@@ -214,7 +214,7 @@ def _submit(
         raise ConfigError("; ".join(missing))
     for step in to_submit:
         try:
-            if why := client.test_submit(step_job(step, pipeline).args()):
+            if why := client.test_submit(step_job(step, pipeline, settings[step.name]).args()):
                 log.warning("%s cannot start now, it will wait: %s", step.name, why)
         except LaunchError as error:
             raise LaunchError(f"{step.name}: {error}") from None
@@ -240,7 +240,7 @@ def _submit(
         results = {other: digest for other, digest in wanted.results.items() if other not in new_names}
         records[name] = StepRecord(made=replace(wanted, results=results))
         write_records(layout.out, records)
-        sbatch_job = step_job(step, pipeline, tracking_args(name, settings[name], pipeline, parent))
+        sbatch_job = step_job(step, pipeline, settings[name], tracking_args(name, settings[name], pipeline, parent))
         job = _submit_job(sbatch_job, _dependencies(step, steps, before.steps, jobs, to_submit), jobs, layout.out)
         after = f", after {' and '.join(job.after)}" if job.after else ""
         was = f" (was {status.state}: {status.why})" if had_job or status.state == "stale" else ""

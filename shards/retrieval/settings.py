@@ -80,6 +80,11 @@ class RetrieveSettings:
     """Where the results are recorded besides OUT."""
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether a model may be loaded here: an index that is extended may have more methods."""
+        return self.extend or not {"dense", "tokens"}.isdisjoint(self.methods)
+
+    @property
     def uses_ray(self) -> bool:
         """Whether the work is done on Ray."""
         if self.executor != "auto":

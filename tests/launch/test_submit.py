@@ -205,7 +205,25 @@ def test_retrieval_on_several_nodes_runs_on_ray():
     for nodes, script in ((1, "cpu.sbatch"), (3, "crawl.sbatch")):
         chosen = pipeline(stages=STAGES, retrieve={"nodes": nodes})
         (step,) = (step for step in plan_steps(chosen) if step.name == "retrieve")
-        assert step_job(step, chosen).script.name == script
+        assert step_job(step, chosen, resolve_settings(step, chosen)).script.name == script
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "gpus"),
+    [
+        ("describe", {}, 8),
+        ("describe", {"endpoint": {"url": ["http://a:1"], "model": "m"}}, 0),
+        ("retrieve", {"methods": ["bm25", "dense"]}, 8),
+        ("retrieve", {"methods": ["bm25", "endpoint"], "endpoint": {"url": ["http://a:1"], "model": "m"}}, 0),
+        ("distill", {}, 8),
+    ],
+)
+def test_a_step_that_loads_no_model_asks_for_no_gpu(stage, settings, gpus):
+    chosen = pipeline(stages=STAGES, **{stage: {"settings": settings, "gpus": 8, "nodes": 2}})
+    step = next(step for step in plan_steps(chosen) if step.stage == stage)
+    job = step_job(step, chosen, resolve_settings(step, chosen))
+    assert f"--gpus-per-node={gpus}" in job.args()
+    assert job.resources.ranks_per_node == (gpus or 1)
 
 
 def test_without_the_stages_that_only_add_the_others_wait_for_the_crawl():
