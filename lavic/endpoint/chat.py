@@ -12,6 +12,10 @@ from lavic.endpoint.faults import Fault
 from lavic.endpoint.settings import EndpointSettings
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_THOUGHTS = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)", re.DOTALL)
+"""What reasoning models write before they answer, where the server leaves it in the text."""
+_END_OF_THOUGHTS = re.compile(r"\A.*(?:</think(?:ing)?>|\[/THINK\])", re.DOTALL)
+"""Some templates put the opening tag into the prompt."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ChatAnswer:
     """The answer to one question, or why there is none."""
 
     text: str = ""
-    """Empty if there is none, or if the model wrote nothing."""
+    """Without its thoughts; empty if there is none, or if the model wrote nothing else."""
     finish_reason: str = ""
     """`stop`, `length` (cut at the longest answer), `content_filter`, or what else the server says."""
     refusal: str = ""
@@ -98,7 +102,7 @@ def parse_chat(answer: Any) -> ChatAnswer:
         raise Fault("shape", "answers JSON without choices[0].message.content") from None
     prompt, completion = token_counts(answer)
     return ChatAnswer(
-        text=clean(text or ""),
+        text=without_thoughts(clean(text or "")),
         finish_reason=finish,
         refusal=clean(refusal or ""),
         prompt_tokens=prompt,
@@ -119,6 +123,12 @@ def token_counts(answer: Any) -> tuple[int, int]:
 def clean(text: str) -> str:
     """The text without lone surrogates, which are no characters and which servers refuse."""
     return _SURROGATE.sub("\ufffd", text)
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without what a reasoning model has written before it; empty where it only thinks."""
+    answer = _END_OF_THOUGHTS.sub("", _THOUGHTS.sub("", text))
+    return text if answer == text else answer.strip()
 
 
 def _content(part: str | Photo) -> dict[str, Any]:

@@ -27,7 +27,6 @@ _SYSTEM = "You recommend products. You answer with the ID of one product and not
 _ROLES = {"seeker": "Seeker", "comment": "Comment"}
 _ASKED = "\nWhich product of the list fits the conversation best? Answer with its ID and nothing else."
 _MAX_TITLE = 500
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 _REPORTED = ("hit_rate", "hit_rate_in_list", "recall_micro", "valid_ratio")
 
@@ -177,14 +176,12 @@ def parse_answer(text: str, candidates: Collection[str]) -> tuple[tuple[str, ...
     """The item that an answer names, and the kind of the answer.
 
     The released rule takes the first word that has the shape of an ID. Here an answer is one ID: a text that names
-    several different ones, as one that repeats the list does, has not answered. What stands between <think> tags is
-    left out, and letters of an ID may be in lower case.
+    several different ones, as one that repeats the list does, has not answered. Letters of an ID may be in lower case.
 
     Returns:
         ids: The ID in a tuple, empty for none.
         kind: `listed` (one candidate), `unlisted` (one ID that is not in the list), `several`, `no_id`, or `empty`.
     """
-    text = _THOUGHTS.sub(" ", text)
     if not text.strip():
         return (), "empty"
     upper = {item.upper(): item for item in candidates}

@@ -399,6 +399,26 @@ def test_a_refusal_is_told(connect, server):
     assert (answer.text, answer.refusal) == ("", "I cannot")
 
 
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("<think>\nA mug? A cup.\n</think>\n\nA cup.\n", "A cup."),
+        ("A mug? A cup.\n</think>\n\nA cup.", "A cup."),  # the prompt has the opening tag
+        ("<think>It never ends", ""),
+        ("<think></think>", ""),
+        ("<think>a</think>One. <think>b</think>Two.", "One. Two."),
+        ("<think>The tags <think> and </think> hide it.</think>A cup.", "A cup."),
+        ("[THINK]A mug?[/THINK]A cup.", "A cup."),
+        ("<thinking>A mug?</thinking> A cup.", "A cup."),
+        (" A cup, <i>I think</i>.\n", " A cup, <i>I think</i>.\n"),
+        ([{"type": "text", "text": "<think>A mug?"}, {"type": "text", "text": "</think>A cup."}], "A cup."),
+    ],
+)
+def test_thoughts_are_no_answer(connect, server, said, text):
+    server.chat = lambda body: chat_body(said)
+    assert [answer.text for answer in connect().chat([ask("?")])] == [text]
+
+
 def test_servers_that_still_load_are_waited_for(connect, server):
     server.loading = 2
     with openai_server() as second:

@@ -73,7 +73,6 @@ def listed_in(body: dict[str, Any]) -> list[str]:
         ("B000000002", ("B000000002",), "listed"),
         ("**B000000002**.", ("B000000002",), "listed"),
         ("I take _B000000002_, since b000000002 fits", ("B000000002",), "listed"),
-        ("<think>B000000001? B000000003?</think>\nB000000002", ("B000000002",), "listed"),
         ("B0000000029", (), "no_id"),
         ("B0ZZZZZZZZ", ("B0ZZZZZZZZ",), "unlisted"),
         ("B000000002, or else B000000001", (), "several"),
@@ -81,7 +80,6 @@ def listed_in(body: dict[str, Any]) -> list[str]:
         ("B000000002 and B0ZZZZZZZZ", (), "several"),
         ("<!doctype html><p>Sign in</p>", (), "no_id"),
         ("", (), "empty"),
-        ("<think>it never ends B000000002", (), "empty"),
     ],
 )
 def test_an_answer_is_one_id(text, ids, kind):
@@ -100,11 +98,11 @@ def test_a_repeated_prompt_is_no_answer(tmp_path):
 
 def test_scores_kinds_tokens_and_cost(evaluate, server, capsys):
     answers = {
-        "right": "B000000000",
+        "right": "<think>B000000001? B000000002?</think>\nB000000000",
         "wrong": "The best is B000000001!",
         "unlisted": "B0ZZZZZZZZ",
         "ten": "\n".join(IDS[:10]),
-        "nothing": "",
+        "nothing": "<think>B000000000, or not",
         "html": "<html><body>busy</body></html>",
     }
     server.chat = lambda body: chat_body(answers[re.search(r"Seeker: (\w+)", question(body))[1]], 100, 5)

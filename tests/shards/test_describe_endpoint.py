@@ -184,6 +184,19 @@ def test_useless_texts_are_asked_for_once_more_and_flagged(photos, server, words
     assert sidecars(photos)[0][1 + 1]["text"] == bad["2-0"]
 
 
+def test_thoughts_are_no_description(photos, server, words, capsys):
+    def answer(body):
+        said = "" if colour_in(body) == "0-0" else f"</think>\n\nA mug in the colour {colour_in(body)}. It has a handle."
+        return chat_body(f"<think>\nThe user wants a text. I see a mug.{said}")
+
+    server.chat = answer
+    assert main(words()) == 0
+    rows = [row for shard in sidecars(photos) for row in shard]
+    assert (rows[0]["text"], rows[0]["flag"]) == ("", "empty")
+    assert [row["text"] for row in rows[1:]] == [expected(n) for n in range(1, 30)]
+    assert "Flagged        1 empty" in capsys.readouterr().out
+
+
 def test_photos_without_an_answer_are_asked_for_by_the_next_run(photos, server, words, capsys):
     def answer(body):
         return (503, {}, b"busy") if colour_in(body) in ("3-0", "4-0") else describe_colour(body)
