@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from lavic.data.reddit.funnel import BROKEN, COMMENTS, NOTES, POSTS
@@ -12,9 +13,9 @@ from lavic.data.reddit.item_table import ItemTable
 from lavic.data.reddit.set_writer import write_set
 from lavic.data.reddit.splits import split_submissions
 from lavic.errors import DataError
-from lavic.shards.reddit_build.pipeline import Pipeline, merge_wanted, parts_of, sum_counts
+from lavic.shards.reddit_build.pipeline import Pipeline, merge_wanted, sum_counts
 from lavic.shards.reddit_build.short_links import resolve_links
-from lavic.shards.reddit_build.steps import PartTask, submissions_of, threads_step
+from lavic.shards.reddit_build.steps import ThreadsTask, submissions_of, threads_step
 from lavic.shards.reddit_settings import RedditSettings
 
 
@@ -51,26 +52,13 @@ def build_set(
         hits.append(more)
     wanted = merge_wanted(work.path / "wanted", hits)
     gathered, collected = pipeline.gather(dumps, wanted)
-    spools = tuple(gathered)
-    tasks = [
-        PartTask(
-            first=first,
-            end=end,
-            out=work.file("threads", f"{first:04}-{end:04}"),
-            spools=spools,
-            table=table,
-            labels=settings.labels,
-            bots=bots,
-            resolved=resolved,
-        )
-        for first, end in parts_of(spools, settings.bucket_bytes)
-    ]
-    counts = sum_counts(pipeline.run(threads_step, tasks, "making conversations", "parts").values())
+    task = partial(ThreadsTask, table=table, labels=settings.labels, bots=bots, resolved=resolved)
+    parts, counts = pipeline.make(threads_step, task, gathered, settings.bucket_bytes)
     if not counts["kept"]:
         raise DataError(f"no conversation is left: {_reasons(counts, sum_counts(scanned.values()))}")
-    submissions = [submissions_of(task.out) for task in tasks]
+    submissions = [submissions_of(part) for part in parts]
     splits = split_submissions(submissions, settings.split)
-    held = write_set(settings.out, [task.out for task in tasks], submissions, splits.parts, ItemTable(table))
+    held = write_set(settings.out, parts, submissions, splits.parts, ItemTable(table))
     return {
         "catalogue": dict(sorted(catalogue.items())),
         "lines": dict(sorted(sum_counts(scanned.values()).items())),

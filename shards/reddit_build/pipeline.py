@@ -17,6 +17,7 @@ from lavic.distributed.ray_session import RaySettings
 from lavic.shards.cluster.tasks import run_tasks
 from lavic.shards.reddit_build.steps import (
     FileTask,
+    PartTask,
     catalogue_step,
     gather_step,
     is_done,
@@ -88,6 +89,28 @@ class Pipeline:
         ]
         results = self.run(gather_step, tasks, "collecting threads")
         return [task.out for task in tasks], sum_counts(results.values())
+
+    def make(
+        self,
+        function: Callable[[Any], Any],
+        task: Callable[..., PartTask],
+        spools: Sequence[Path],
+        bucket_bytes: int,
+    ) -> tuple[list[Path], Counter[str]]:
+        """The conversations of all buckets: the files that hold them, and counts.
+
+        Args:
+            function: A step on some buckets.
+            task: Its task, but for the fields of `PartTask`.
+            spools: The posts.
+            bucket_bytes: As many are read at a time, at most.
+        """
+        tasks = [
+            task(first=first, end=end, out=self.work.file("threads", f"{first:04}-{end:04}"), spools=tuple(spools))
+            for first, end in parts_of(spools, bucket_bytes)
+        ]
+        results = self.run(function, tasks, "making conversations", "parts")
+        return [part.out for part in tasks], sum_counts(results.values())
 
 
 def merge_wanted(path: Path, tables: Sequence[Path]) -> Path:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from lavic.data.reddit.settings import LabelSettings
 from lavic.data.reddit.splits import NAMES
 from lavic.data.reddit.threads import Threads, render_conversation
 from lavic.errors import ConfigError, DataError
-from lavic.shards.reddit_build.pipeline import Pipeline, parts_of
-from lavic.shards.reddit_build.steps import counted
+from lavic.shards.reddit_build.pipeline import Pipeline
+from lavic.shards.reddit_build.steps import PartTask, counted
 from lavic.shards.reddit_build.work_folder import WorkFolder
 from lavic.shards.reddit_settings import RebuildSettings
 from lavic.storage.atomic import atomic_open, atomic_write
@@ -33,14 +34,9 @@ REPORT = "rebuild.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RebuildTask:
-    """Some buckets of a manifest."""
+class RebuildTask(PartTask):
+    """Some buckets of a manifest; the rows are written with their split and number."""
 
-    first: int
-    end: int
-    out: Path
-    """Rows to write: split, number and row."""
-    spools: tuple[Path, ...]
     manifest: Path
 
 
@@ -66,23 +62,12 @@ def rebuild(settings: RebuildSettings, dumps: dict[str, str], *, on_ray: bool) -
     write_table(wanted, np.fromiter(ids, np.uint64, len(ids)))
     pipeline = Pipeline(work, settings.ray, on_ray=on_ray)
     gathered, _ = pipeline.gather(dumps, wanted)
-    spools = tuple(gathered)
-    tasks = [
-        RebuildTask(
-            first=first,
-            end=end,
-            out=work.file("threads", f"{first:04}-{end:04}"),
-            spools=spools,
-            manifest=settings.manifest,
-        )
-        for first, end in parts_of(spools, settings.bucket_bytes)
-    ]
-    results = pipeline.run(rebuild_step, tasks, "making conversations", "parts").values()
-    counts = {kind: sum(result["counts"][kind] for result in results) for kind in ("same", "changed", "missing")}
-    counts["rows"] = sum(counts.values())
+    task = partial(RebuildTask, manifest=settings.manifest)
+    parts, found = pipeline.make(rebuild_step, task, gathered, settings.bucket_bytes)
+    counts = {**found, "rows": found.total()}
     if counts["rows"] == counts["missing"]:
         raise DataError("none of the conversations is in the dumps; are these the right months and subreddits?")
-    _write(settings.out, [task.out for task in tasks])
+    _write(settings.out, parts)
     atomic_write(settings.out / REPORT, json.dumps(counts, indent=2) + "\n")
     if not settings.keep_work:
         work.remove()

@@ -44,8 +44,15 @@ class PartTask:
     first: int
     end: int
     out: Path
-    """Conversations to write; submissions and counts stand beside them."""
+    """Conversations to write; their counts stand beside them."""
     spools: tuple[Path, ...]
+    """The posts of all dumps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadsTask(PartTask):
+    """Some buckets to make conversations of; their submissions are written too."""
+
     table: Path
     labels: LabelSettings
     bots: frozenset[str]
@@ -83,7 +90,7 @@ def gather_step(task: FileTask) -> dict[str, Any]:
     return counted(task.out, {"counts": counts})
 
 
-def threads_step(task: PartTask) -> dict[str, Any]:
+def threads_step(task: ThreadsTask) -> dict[str, Any]:
     """Makes the conversations of some buckets."""
     resolved = json.loads(task.resolved.read_text("utf-8")) if task.resolved else {}
     threads = Threads(

@@ -186,7 +186,8 @@ def test_useless_texts_are_asked_for_once_more_and_flagged(photos, server, words
 
 def test_thoughts_are_no_description(photos, server, words, capsys):
     def answer(body):
-        said = "" if colour_in(body) == "0-0" else f"</think>\n\nA mug in the colour {colour_in(body)}. It has a handle."
+        colour = colour_in(body)
+        said = "" if colour == "0-0" else f"</think>\n\nA mug in the colour {colour}. It has a handle."
         return chat_body(f"<think>\nThe user wants a text. I see a mug.{said}")
 
     server.chat = answer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lavic.data.reddit.dumps import dump_file
 from lavic.data.reddit.dumps.dump_check import check_dump
-from lavic.data.reddit.dumps.dump_file import dump_kind, read_pieces
+from lavic.data.reddit.dumps.dump_file import read_pieces
 from lavic.data.reddit.dumps.gather import gather_dump, read_buckets
 from lavic.data.reddit.dumps.id_table import BUCKETS, Table, bucket_of, merge_tables, write_table
 from lavic.data.reddit.dumps.post import BadPost, id_of, number_of, pack_post, post_from_row, read_object, unpack_post
@@ -81,13 +81,6 @@ def test_other_forms_of_compression_and_none_are_read(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(line)
     (tmp_path / "packed").write_bytes(gzip.compress(line))
     assert text_of(tmp_path / "plain") == text_of(tmp_path / "packed") == line
-
-
-def test_the_content_tells_the_kind(tmp_path: Path) -> None:
-    assert dump_kind(write_dump(tmp_path / "RS_x.zst", [b"broken\n", comment("a1", "s1", "t3_s1", "x")])) == "comments"
-    assert dump_kind(write_dump(tmp_path / "RC_x.zst", [submission("s1", "t")])) == "submissions"
-    with pytest.raises(DataError, match="neither comments nor submissions"):
-        dump_kind(write_dump(tmp_path / "c.zst", [{"some": "row"}]))
 
 
 def test_odd_fields() -> None:

@@ -10,19 +10,14 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
-from lavic.data.reddit.dumps.post import read_object
 from lavic.errors import DataError, first_line
 from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
 from lavic.storage.text_files import MAX_LINE_BYTES, TextFileError, open_text_file
 
-Kind = Literal["comments", "submissions"]
-
 _PIECE = 256 << 10
 """Bytes of a piece, about: it stays in the processor's cache while it is searched."""
-_LOOKED_AT = 100
-"""Lines at the start of a file from which its kind is detected."""
 
 
 def read_pieces(path: str | Path) -> Iterator[bytes]:
@@ -56,23 +51,6 @@ def _read_into(file: BinaryIO, buffer: bytearray, start: int) -> int:
     """Reads into a buffer from a place on; returns how many bytes, 0 at the end."""
     with memoryview(buffer) as view:
         return cast(io.RawIOBase, file).readinto(view[start : start + _PIECE]) or 0
-
-
-def dump_kind(path: str | Path) -> Kind:
-    """What a dump holds, by its first lines, whatever its name.
-
-    Raises:
-        DataError: It cannot be read, or holds neither comments nor submissions.
-    """
-    for piece in read_pieces(path):
-        for line in piece.split(b"\n")[:_LOOKED_AT]:
-            row = read_object(line)
-            if row is not None and "link_id" in row:
-                return "comments"
-            if row is not None and "title" in row:
-                return "submissions"
-        break
-    raise DataError(f"{path}: neither comments nor submissions of Reddit; expected one JSON object per line")
 
 
 @contextmanager
