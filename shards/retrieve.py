@@ -20,7 +20,7 @@ from lavic.distributed.ray_session import ray_session
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
-from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, prepare_index
+from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, out_of_date, prepare_index
 from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import FILE, PLACES, IndexManifest, identity
@@ -222,6 +222,7 @@ def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
     made = all(
         (record := manifest.methods.get(builder.name)) is not None
         and identity(record.settings) == identity(as_recorded(builder.settings))
+        and not out_of_date(record, builder)
         and (record.kind == "bm25" or searches_as(record, chosen.approximate))
         for builder in builders(chosen)
     )

@@ -79,6 +79,11 @@ class StoreManifest:
         return digest_json(asdict(self))
 
     @property
+    def part_digests(self) -> tuple[str, ...]:
+        """Of the tokens and items of each part, 16 digits."""
+        return tuple(digest_json({"tokens": part.sha256, "items": part.items_sha256})[:16] for part in self.parts)
+
+    @property
     def views(self) -> int:
         """Rows kept for each item."""
         return int(self.geometry["views"])  # type: ignore[call-overload]

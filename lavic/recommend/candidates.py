@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from lavic.data.schema import Conversation
+from lavic.errors import DataError
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.model.lora import adapter_off
 from lavic.recommend.retrieval import RetrievalIndex, fuse, query_text
 from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.vectors.two_tower import NAME as TOKENS
-from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder
+from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, check_retriever
 
 FUSED_DEPTH = 200
 """Items of each method's list, at least, where several are fused."""
@@ -45,12 +46,26 @@ class CandidateSearch:
 
     @classmethod
     def open(cls, folder: Path, store: ItemStore) -> CandidateSearch:
-        """Opens an index.
+        """Opens an index; no model is loaded.
 
         Raises:
-            DataError: It is not whole.
+            DataError: It is not whole, or its `tokens` were made from other item tokens or by another retriever.
         """
-        return cls(RetrievalIndex.open(folder), store)
+        search = cls(RetrievalIndex.open(folder), store)
+        search._check_tokens()
+        return search
+
+    def _check_tokens(self) -> None:
+        record = self.index.manifest.methods.get(TOKENS)
+        if record is None:
+            return
+        check_retriever(record.settings)
+        if gone := set(record.parts).difference(self.store.manifest.part_digests):
+            raise DataError(
+                f"{self.index.folder}: items of {self.store.folder} were embedded again ({len(gone)} of its parts) "
+                "since the vectors of `tokens` were made: run the `lavic retrieve` that made the index again, with "
+                f"--store {self.store.folder}: it makes what has changed"
+            )
 
     def check_files(self) -> None:
         """Refuses an index of which a file was cut while it is served.
@@ -62,19 +77,27 @@ class CandidateSearch:
 
     @property
     def needs_model(self) -> bool:
-        """Whether queries are embedded by the base model, which `share_model` gives it."""
+        """Whether queries are embedded by the base model, see `load_encoders`."""
         return TOKENS in self.index.methods
 
-    def share_model(self, bundle: Bundle) -> None:
-        """Embeds queries with a recommender's model, its language adapter left out, rather than load another one.
+    def load_encoders(self, bundle: Bundle | None = None) -> None:
+        """Loads what embeds queries: now, so that a model that is missing or is another one shows at the start.
 
         Args:
-            bundle: Loaded with `merge=False`; a retriever of another base model loads its own.
+            bundle: A recommender's model, loaded with `merge=False`: it embeds the queries of `tokens`, its language
+                adapter left out, unless the retriever has another base model.
+
+        Raises:
+            ConfigError, DataError: A model is not there, or not the one that the index was made with.
+            LaunchError: What it needs is not installed.
         """
-        recorded = self.index.manifest.methods[TOKENS].settings
-        base = BundleInfo.read(Path(recorded["bundle"]))
-        if (base.fingerprint, base.prompt_version) == (bundle.info.fingerprint, bundle.info.prompt_version):
-            self.index.set_encoder(TOKENS, _WithoutAdapter(TwoTowerEncoder(recorded, model=bundle), bundle))
+        if bundle is not None and self.needs_model:
+            recorded = self.index.manifest.methods[TOKENS].settings
+            base = BundleInfo.read(Path(recorded["bundle"]))
+            if (base.fingerprint, base.prompt_version) == (bundle.info.fingerprint, bundle.info.prompt_version):
+                self.index.set_encoder(TOKENS, _WithoutAdapter(TwoTowerEncoder(recorded, model=bundle), bundle))
+        for method in self.methods:
+            self.index.load_encoder(method)
 
     @property
     def methods(self) -> tuple[str, ...]:

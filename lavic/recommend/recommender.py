@@ -166,8 +166,8 @@ class Recommender:
         device = DistributedContext.from_env().device() if device is None else device
         shared = search is not None and search.needs_model
         loaded = Bundle.load(bundle, device, dtype=dtype, base=base, merge=not shared)
-        if search is not None and shared:
-            search.share_model(loaded)
+        if search is not None:
+            search.load_encoders(loaded if shared else None)
         ranker = Ranker(loaded, opened, tokens_per_item=tokens_per_item)
         return cls(ranker, search, retrieved=retrieved)
 
@@ -190,8 +190,8 @@ class Recommender:
         if info != model.info or (shared and model.merged):
             return Recommender.load(bundle, store, index, **options)
         info.check_adapters(bundle)
-        if search is not None and shared:
-            search.share_model(model)
+        if search is not None:
+            search.load_encoders(model if shared else None)
         ranker = Ranker(model, opened, tokens_per_item=options.get("tokens_per_item"))
         return Recommender(ranker, search, retrieved=options.get("retrieved", RETRIEVED), lock=self._lock)
 

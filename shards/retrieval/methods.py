@@ -12,7 +12,8 @@ from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.manifest import IndexManifest, MethodRecord
 from lavic.recommend.retrieval.vectors.endpoint_encoder import EndpointEncoder, endpoint_settings
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder, dense_settings
-from lavic.recommend.retrieval.vectors.two_tower import TokensBuilder, TwoTowerEncoder, tokens_settings
+from lavic.recommend.retrieval.vectors.tokens_builder import TokensBuilder
+from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, tokens_settings
 from lavic.shards.retrieval.settings import RetrieveSettings
 
 

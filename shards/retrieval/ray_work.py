@@ -14,7 +14,7 @@ from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import Chunk, make_chunk
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder
-from lavic.recommend.retrieval.vectors.two_tower import TokenChunks
+from lavic.recommend.retrieval.vectors.tokens_builder import TokenChunks
 from lavic.shards.retrieval.search_work import Block, Encoder, Found, Searcher
 from lavic.shards.retrieval.settings import RetrieveSettings
 

@@ -35,13 +35,18 @@ class MethodBuilder(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What its results depend on."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `MethodRecord`; empty for a method that reads no store, or where none is named."""
+
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """Makes what is missing.
 
         Args:
             folder: The index.
             table: Its items.
-            previous: What stands of the same settings, of a smaller catalogue whose rows are the first of `table`.
+            previous: What stands of the same settings: of a smaller catalogue whose rows are the first of `table`, or
+                of another state of the item store.
         """
 
 
@@ -71,6 +76,7 @@ class VectorBuilder:
     make: Make | None = None
     """Makes chunks elsewhere (on Ray); None makes them here."""
     chunk_rows: int = CHUNK_ROWS
+    parts: tuple[str, ...] = ()
 
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """See `MethodBuilder`."""
@@ -198,7 +204,10 @@ def add_methods(
             if record is not None and (changed := _changed(record.settings, builder.settings)):
                 raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
         standing = manifest.methods.get(name)
-        record = standing or builder.build(folder, table, smaller)
+        if standing is None or out_of_date(standing, builder):
+            record = builder.build(folder, table, standing or smaller)
+        else:
+            record = standing
         near = approximate if name in wanted else _approximate_settings(smaller)
         if near is not None and record.kind == "vectors":
             record = with_approximate(folder, record, near, table.rank)
@@ -211,6 +220,11 @@ def add_methods(
         manifest.write(folder)
     remove_left(folder, manifest)
     return manifest
+
+
+def out_of_date(record: MethodRecord, builder: MethodBuilder) -> bool:
+    """Whether items of the builder's store were embedded since a method was made."""
+    return bool(builder.parts) and record.parts != builder.parts
 
 
 def _approximate_settings(record: MethodRecord | None) -> ApproximateSettings | None:

@@ -87,12 +87,13 @@ def files_state(paths: Sequence[str | Path], store: Path | None) -> dict[str, An
     """What tells that a catalogue's local files, and the store's list of items, are the same as before.
 
     Returns:
-        Size and time of change by path; empty if a file is elsewhere.
+        Size and times of change by path (of content, and of the file itself, which a copy with the old time changes
+        too); empty if a file is elsewhere.
     """
     state: dict[str, Any] = {}
     for path in [*find_files(paths), *([str(store / "manifest.json")] if store else [])]:
         if "://" in path:
             return {}
         status = Path(path).stat()
-        state[str(Path(path).absolute())] = [status.st_size, status.st_mtime_ns]
+        state[str(Path(path).absolute())] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return state

@@ -241,14 +241,24 @@ class RetrievalIndex:
             ConfigError: The index has no such method, or it takes no text.
         """
         width = self._vector_search(method).width
-        if method not in self._encoders:
-            if method not in ENCODERS:
-                raise ConfigError(f"{self.folder}: `{method}` needs an encoder (set_encoder), or search_vectors")
-            self._encoders[method] = ENCODERS[method](self.manifest.methods[method].settings)
+        self.load_encoder(method)
         vectors = np.zeros((len(queries), width), np.float32)
         if filled := [row for row, query in enumerate(queries) if plain(query).strip()]:
             vectors[filled] = self._encoders[method].queries([queries[row] for row in filled])
         return vectors
+
+    def load_encoder(self, method: str) -> None:
+        """Loads what makes vectors of a method's queries, if it needs one and has none yet.
+
+        Raises:
+            ConfigError: It takes no text, or its model is not there or is another one.
+            DataError: Its retriever is not there or is another one.
+        """
+        if method in self._bm25 or method in self._encoders:
+            return
+        if method not in ENCODERS:
+            raise ConfigError(f"{self.folder}: `{method}` needs an encoder (set_encoder), or search_vectors")
+        self._encoders[method] = ENCODERS[method](self.manifest.methods[method].settings)
 
     def _vector_search(self, method: str) -> VectorSearch:
         if method not in self._vectors:

@@ -51,6 +51,9 @@ class MethodRecord:
     files: tuple[IndexFile, ...]
     width: int = 0
     """Numbers of a vector."""
+    parts: tuple[str, ...] = ()
+    """Digests of the item store's parts, of a method that reads them: when items are embedded again its vectors are out
+    of date. Empty where that is not known."""
     approximate: Mapping[str, Any] | None = None
     """Files, settings and measured recall of an approximate search; None where the search is exact."""
 
@@ -79,7 +82,7 @@ class IndexManifest:
     counts: Mapping[str, int] = field(default_factory=dict)
     """Rows of the catalogue by what became of them."""
     files: Mapping[str, Any] = field(default_factory=dict)
-    """Size and time of change of the catalogue's files: while they are the same they are not read again."""
+    """Size and times of change of the catalogue's files: while they are the same they are not read again."""
     methods: Mapping[str, MethodRecord] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,7 +97,13 @@ class IndexManifest:
         try:
             body = load_checked(path.read_bytes(), FORMAT)
             methods = {
-                name: MethodRecord(**{**record, "files": tuple(IndexFile(**file) for file in record["files"])})
+                name: MethodRecord(
+                    **{
+                        **record,
+                        "files": tuple(IndexFile(**file) for file in record["files"]),
+                        "parts": tuple(record.get("parts", ())),
+                    }
+                )
                 for name, record in body.pop("methods").items()
             }
             return cls(**body, methods=methods)

@@ -23,6 +23,7 @@ from lavic.distributed.ray_session import join_cluster
 from lavic.errors import LaunchError, LavicError, first_line
 from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
+from lavic.recommend.candidates import CandidateSearch
 from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
 from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
 from lavic.recommend.serving.app import create_app
@@ -169,7 +170,7 @@ def run(chosen: ServeSettings) -> None:
     """Serves until SIGTERM, SIGINT or SIGUSR1; SIGHUP replaces the replicas one after the other.
 
     Raises:
-        ConfigError, DataError: Bundle and store are not there or do not belong together.
+        ConfigError, DataError: Bundle, store and index are not there or do not belong together.
         LaunchError: Ray or a replica does not start.
     """
     _check(chosen)
@@ -228,10 +229,12 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
 
 
 def _check(chosen: ServeSettings) -> None:
-    """Refuses a bundle and a store that are not whole or do not belong together; loads no model."""
-    info = BundleInfo.read(chosen.bundle)
+    """Refuses a bundle, a store and an index that are not whole or do not belong together; loads no model."""
+    info, store = BundleInfo.read(chosen.bundle), ItemStore.open(chosen.store)
     info.check_adapters(chosen.bundle)
-    info.check_store(ItemStore.open(chosen.store))
+    info.check_store(store)
+    if chosen.index is not None:
+        CandidateSearch.open(chosen.index, store)
 
 
 def _deploy(chosen: ServeSettings, generation: int) -> None:

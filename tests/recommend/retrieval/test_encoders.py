@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,17 @@ def test_another_model_is_refused(sentence_model):
         SentenceEncoder({**recorded, "fingerprint": "0" * 16})
     with pytest.raises(ConfigError, match=r"--dense.model"):
         dense_settings(DenseSettings(model="/absent"))
+
+
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "tokenizer.json", "config_sentence_transformers.json"])
+def test_a_model_that_pools_or_reads_otherwise_is_another_one(sentence_model, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(sentence_model, folder)
+    recorded = dense_settings(DenseSettings(model=str(folder)))
+    assert {**recorded, "model": ""} == {**dense_settings(DenseSettings(model=str(sentence_model))), "model": ""}
+    (folder / name).write_text(f"{(folder / name).read_text('utf-8')} ", "utf-8")
+    with pytest.raises(ConfigError, match=r"another version of this model \(modules .*make another index"):
+        SentenceEncoder(recorded)
 
 
 def cut_words(text: str, limit: int, middle: bool) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.errors import ConfigError, DataError
 from lavic.model.bundle import save_bundle
 from lavic.model.config import ModelSettings
-from lavic.model.item_store import ItemStore
+from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
 from lavic.model.two_tower.features import FeatureExtractor
 from lavic.model.two_tower.folds import FINAL, submission_hashes
@@ -24,9 +25,11 @@ from lavic.model.two_tower.head import TwoTowerHead, save_head
 from lavic.model.two_tower.retriever import Retriever, save_retriever
 from lavic.recommend.recommender import Recommender
 from lavic.recommend.retrieval import RetrievalIndex, query_text
-from lavic.recommend.retrieval.build import add_methods, prepare_index
+from lavic.recommend.retrieval.build import VectorBuilder, add_methods, prepare_index
 from lavic.recommend.retrieval.item_table import Row
-from lavic.recommend.retrieval.vectors.two_tower import TokensBuilder, TokensSettings, tokens_settings
+from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings, dense_settings
+from lavic.recommend.retrieval.vectors.tokens_builder import TokensBuilder
+from lavic.recommend.retrieval.vectors.two_tower import TokensSettings, TwoTowerEncoder, tokens_settings
 from lavic.shards.retrieval import ray_work
 from lavic.shards.retrieval.settings import RetrieveSettings
 from tests.recommend.conftest import Ground
@@ -131,6 +134,126 @@ def test_a_larger_catalogue_keeps_its_vectors_and_another_retriever_is_refused(
     manifest, _ = prepare_index(tmp_path / "more", lambda: [Row(ids[0], "")], text={})
     with pytest.raises(ConfigError, match="--store"):
         add_methods(tmp_path / "more", manifest, [TokensBuilder(recorded, None)])
+
+
+class Embedded(list):
+    """The items that are given to the retriever, as they come."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        embed = TwoTowerEncoder.items
+
+        def items(encoder: TwoTowerEncoder, store: ItemStore, ids: Sequence[str]) -> np.ndarray:
+            self.extend(ids)
+            return embed(encoder, store, ids)
+
+        monkeypatch.setattr(TwoTowerEncoder, "items", items)
+
+
+def embed_again(ground: Ground, folder: Path, counts: Sequence[int], changed: Collection[str]) -> Path:
+    """The ground's store in parts of these sizes, with other tokens of the items named."""
+    old = ItemStore.open(ground.store)
+    shutil.copytree(ground.store / "vision_adapter", folder / "vision_adapter", dirs_exist_ok=True)
+    backbone = Backbone.load(ModelSettings(name=str(ground.store.parent / "base")), vision=False)
+    parts, start = [], 0
+    for number, count in enumerate(counts):
+        ids = list(old.ids)[start : start + count]
+        tokens = old.lookup(ids).clone()
+        tokens[[row for row, id in enumerate(ids) if id in changed]] *= -1
+        items = [{"id": id, "key": old.key(id), "title": old.title(id)} for id in ids]
+        parts.append(write_part(folder, f"{number:05d}", items, tokens))
+        start += count
+    write_manifest(folder, backbone, ground.store / "vision_adapter", parts)
+    return folder
+
+
+def test_an_index_of_items_that_were_embedded_again(
+    ground: Ground, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused where it is served, and where it is made again only the rows of changed parts are."""
+    ids = list(ItemStore.open(ground.store).ids)
+    store = embed_again(ground, tmp_path / "store", (30, 20), ())
+    make_index(tmp_path / "index", ids[:50], retriever, store)
+    Recommender.load(ground.bundle, store, tmp_path / "index")
+
+    embedded = Embedded(monkeypatch)
+    embed_again(ground, store, (30, 20), ids[35:40])
+    with pytest.raises(DataError, match=r"were embedded again \(1 of its parts\).*run the `lavic retrieve`") as refusal:
+        Recommender.load(ground.bundle, store, tmp_path / "index")
+    assert "\n" not in str(refusal.value) and str(store) in str(refusal.value)
+    make_index(tmp_path / "index", ids[:50], retriever, store)
+    assert embedded == ids[30:50], "the rows of the part that has changed"
+    make_index(tmp_path / "fresh", ids[:50], retriever, store)
+    query = [query_text(ground.conversations[0])]
+    made, fresh = (RetrievalIndex.open(tmp_path / name).search(query, 60) for name in ("index", "fresh"))
+    assert made == fresh
+    assert len(list((tmp_path / "index").glob("tokens-*"))) == 4, "what is out of date is removed"
+    Recommender.load(ground.bundle, store, tmp_path / "index")
+
+
+def test_a_store_that_has_grown_leaves_an_index_as_it_is(
+    ground: Ground, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list(ItemStore.open(ground.store).ids)
+    store = embed_again(ground, tmp_path / "store", (30, 20), ())
+    make_index(tmp_path / "index", ids[:50], retriever, store)
+    before = {path: path.read_bytes() for path in (tmp_path / "index").glob("tokens-*")}
+    embed_again(ground, store, (30, 20, 10), ())
+    embedded = Embedded(monkeypatch)
+    Recommender.load(ground.bundle, store, tmp_path / "index")
+    make_index(tmp_path / "index", ids[:50], retriever, store)
+    assert embedded == [] and {path: path.read_bytes() for path in before} == before
+    make_index(tmp_path / "index", ids, retriever, store, extend=True)
+    assert embedded == ids[50:]
+
+
+def test_a_growing_index_takes_new_tokens_of_old_items(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+    ids = list(ItemStore.open(ground.store).ids)
+    store = embed_again(ground, tmp_path / "store", (30, 30), ())
+    make_index(tmp_path / "index", ids[:40], retriever, store)
+    embed_again(ground, store, (30, 30), ids[10:20])
+    make_index(tmp_path / "index", ids, retriever, store, extend=True)
+    make_index(tmp_path / "fresh", ids, retriever, store)
+    query = [query_text(ground.conversations[0])]
+    made, fresh = (RetrievalIndex.open(tmp_path / name).search(query, 60) for name in ("index", "fresh"))
+    assert made == fresh
+
+
+def test_an_index_of_another_retriever_or_model_is_refused_when_it_is_loaded(
+    ground: Ground, retriever: Path, tmp_path: Path, sentence_model: Path
+) -> None:
+    """Not when the first request comes."""
+    shutil.copytree(retriever / "bundle", tmp_path / "retriever")
+    ids, index = list(ItemStore.open(ground.store).ids), tmp_path / "index"
+    make_index(index, ids, tmp_path / "retriever", ground.store)
+    info = json.loads((tmp_path / "retriever" / "bundle.json").read_text("utf-8"))
+    (tmp_path / "retriever" / "bundle.json").write_text(json.dumps({**info, "vision_adapter": None}), "utf-8")
+    with pytest.raises(DataError, match=r"another retriever \(vision_adapter .*put that one back"):
+        Recommender.load(ground.bundle, ground.store, index)
+
+    model, index = tmp_path / "model", tmp_path / "dense"
+    shutil.copytree(sentence_model, model)
+    builder = VectorBuilder("dense", dense_settings(DenseSettings(model=str(model))), lambda: np.ones_like)
+    index.mkdir()
+    manifest, _ = prepare_index(index, lambda: [Row(id, "") for id in ids], text={})
+    add_methods(index, manifest, [builder])
+    Recommender.load(ground.bundle, ground.store, index)
+    (model / "1_Pooling" / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(ConfigError, match="another version of this model"):
+        Recommender.load(ground.bundle, ground.store, index)
+
+
+def test_the_command_takes_up_a_store_that_was_embedded_again(
+    ground: Ground, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = embed_again(ground, tmp_path / "store", (30, 30), ())
+    write_catalogue(tmp_path, ItemStore.open(store))
+    again = Ground(ground.bundle, ground.titles_only, store, ground.test, ground.conversations)
+    before = retrieve(again, retriever, tmp_path, "lists")
+    embed_again(ground, store, (30, 30), list(ItemStore.open(store).ids)[30:])
+    embedded = Embedded(monkeypatch)
+    lists = retrieve(again, retriever, tmp_path, "lists")
+    assert len(embedded) == 30 and lists != before
+    assert lists == retrieve(again, retriever, tmp_path, "fresh")
 
 
 def test_the_recommender_embeds_queries_with_its_own_model(ground: Ground, retriever: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -207,6 +208,18 @@ def test_a_catalogue_that_changed_is_refused_and_one_that_grew_extends(tmp_path,
     catalogue(tmp_path, 100)
     assert main([*words, *out, "--extend"]) == 2
     assert "60 of the index are gone" in capsys.readouterr().err
+
+
+def test_a_catalogue_that_was_replaced_with_its_old_time_is_noticed(tmp_path, words, capsys):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*words, *out]) == 0
+    items = tmp_path / "meta.jsonl"
+    times, text = items.stat(), items.read_text("utf-8")
+    items.write_text(text.replace("red lamp", "tan lamp"), "utf-8")
+    os.utime(items, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert items.stat().st_size == times.st_size
+    assert main([*words, *out]) == 2
+    assert "another catalogue" in capsys.readouterr().err
 
 
 def test_lists_by_a_server_that_is_asked_once(tmp_path, words):

@@ -42,6 +42,7 @@ class Bm25Builder:
     """Makes the part of an index that searches by words."""
 
     name = "bm25"
+    parts: tuple[str, ...] = ()
 
     def __init__(self, chosen: Bm25Settings) -> None:
         self.settings: dict[str, Any] = {"k1": chosen.k1, "b": chosen.b, "part_rows": chosen.part_rows}

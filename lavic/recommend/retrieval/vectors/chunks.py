@@ -41,7 +41,11 @@ class Chunk:
 
 
 def plan_chunks(
-    method: str, settings: Mapping[str, Any], table: ItemTable, chunk_rows: int = CHUNK_ROWS
+    method: str,
+    settings: Mapping[str, Any],
+    table: ItemTable,
+    chunk_rows: int = CHUNK_ROWS,
+    sources: np.ndarray | None = None,
 ) -> list[Chunk]:
     """The files of a method's vectors.
 
@@ -50,15 +54,27 @@ def plan_chunks(
         settings: Of the method: what the vectors depend on.
         table: The items.
         chunk_rows: Rows of a file; the last has fewer.
+        sources: What each row's vector is made from besides its text: uint64 [n].
     """
     chunks = []
     for number, start in enumerate(range(0, len(table), chunk_rows)):
-        hashes = table.hashes(start, min(start + chunk_rows, len(table)))
-        rows = hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()
-        source = digest_json({"method": method, "settings": identity(settings), "rows": rows})
+        end = min(start + chunk_rows, len(table))
+        source = chunk_source(method, settings, table, start, end, sources[start:end] if sources is not None else None)
         name = f"{method}-{number:05d}-{source[:16]}.safetensors"
-        chunks.append(Chunk(file=IndexFile(name, len(hashes), source), start=start))
+        chunks.append(Chunk(file=IndexFile(name, end - start, source), start=start))
     return chunks
+
+
+def chunk_source(
+    method: str, settings: Mapping[str, Any], table: ItemTable, start: int, end: int, sources: np.ndarray | None = None
+) -> str:
+    """Digest of what a file is made from: settings and rows of the table; see `plan_chunks`."""
+    made_from = {"method": method, "settings": identity(settings), "rows": _sha256(table.hashes(start, end))}
+    return digest_json(made_from if sources is None else {**made_from, "sources": _sha256(sources)})
+
+
+def _sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def stands(folder: Path, chunk: Chunk) -> bool:
@@ -70,13 +86,14 @@ def stands(folder: Path, chunk: Chunk) -> bool:
     return True
 
 
-def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray) -> None:
+def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray, sources: np.ndarray | None = None) -> None:
     """Writes a chunk's vectors, made to have length 1.
 
     Args:
         folder: The index.
         chunk: Which.
         vectors: float [rows, d]
+        sources: As for `plan_chunks`, of the chunk's rows; kept beside the vectors.
 
     Raises:
         DataError: A vector has values that are not finite; names its row.
@@ -89,6 +106,8 @@ def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray) -> None:
     with ArrayWriter(folder) as writer:
         writer.column("vectors", "<f4", made.shape[1]).append(made)
         writer.column("empty", "<i4").append(np.flatnonzero(~made.any(axis=1)))
+        if sources is not None:
+            writer.column("sources", "<u8").append(sources)
         with atomic_open(folder / chunk.file.name) as out:
             writer.put_together(out, {"kind": KIND, "source": chunk.file.source})
 
@@ -107,14 +126,14 @@ def unit_rows(vectors: np.ndarray, first: int, what: str) -> np.ndarray:
     return (values / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
-def kept_prefix(folder: Path, previous: MethodRecord | None, chunk: Chunk) -> np.ndarray:
-    """The vectors of a chunk's first rows that stand in a smaller index of the same settings: float32 [m, d]."""
+def previous_arrays(folder: Path, previous: MethodRecord | None, chunk: Chunk) -> ArrayFile | None:
+    """The file of a chunk's first rows in the index as it was before, of the same settings."""
     start = 0
     for file in previous.files if previous else ():
         if start == chunk.start and file.rows <= chunk.file.rows:
-            return np.asarray(open_array_file(folder / file.name, KIND, file.source)["vectors"])
+            return open_array_file(folder / file.name, KIND, file.source)
         start += file.rows
-    return np.zeros((0, 0), np.float32)
+    return None
 
 
 def make_chunk(
@@ -133,7 +152,8 @@ def make_chunk(
         embed: From texts to vectors, float [n, d].
         previous: Of a smaller index, whose rows stand first in the same order.
     """
-    kept = kept_prefix(folder, previous, chunk)
+    old = previous_arrays(folder, previous, chunk)
+    kept = np.asarray(old["vectors"]) if old is not None else np.zeros((0, 0), np.float32)
     texts = table.texts(chunk.start + len(kept), chunk.end)
     # each text once, so that items of the same text have the same vector
     places: dict[str, int] = {}
@@ -145,13 +165,15 @@ def make_chunk(
     write_chunk(folder, chunk, np.concatenate([kept, rows]) if len(kept) else rows)
 
 
-def vectors_record(folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk]) -> MethodRecord:
-    """The record of a method whose chunks all stand."""
+def vectors_record(
+    folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], parts: tuple[str, ...] = ()
+) -> MethodRecord:
+    """The record of a method whose chunks all stand; for `parts` see `MethodRecord`."""
     files = tuple(chunk.file for chunk in chunks)
     # a chunk whose items all have no text has no width
     opened = (open_array_file(folder / file.name, KIND, file.source)["vectors"] for file in files)
     width = max(vectors.shape[1] for vectors in opened)
-    return MethodRecord(kind="vectors", settings=settings, files=files, width=width)
+    return MethodRecord(kind="vectors", settings=settings, files=files, width=width, parts=parts)
 
 
 class VectorFiles:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from lavic.errors import ConfigError, LaunchError, first_line
 from lavic.recommend.retrieval.query import shorten
 
 _QUERY_ROWS = 32
+_FILES = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "tokenizer_config.json"),
+    *("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
+)
+"""What vectors depend on besides config and weights: the tokenizer, the longest text, the prompts."""
 
 
 @settings
@@ -35,11 +42,9 @@ def dense_settings(chosen: DenseSettings) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such model.
     """
-    from lavic.model.hub import fingerprint
-
     folder = _folder(chosen.model)
     name = str(folder.absolute()) if Path(chosen.model).expanduser().is_dir() else chosen.model
-    return {"model": name, "fingerprint": fingerprint(folder), "max_tokens": chosen.max_tokens}
+    return {"model": name, **_digests(folder), "max_tokens": chosen.max_tokens}
 
 
 class SentenceEncoder:
@@ -57,14 +62,13 @@ class SentenceEncoder:
             ConfigError: The model is not there, or is not the one that the index was made with.
             LaunchError: sentence-transformers is not installed.
         """
-        from lavic.model.hub import fingerprint
-
         folder = _folder(recorded["model"])
-        if (now := fingerprint(folder)) != recorded["fingerprint"]:
-            raise ConfigError(
-                f"{recorded['model']}: the index was made with another version of this model (fingerprint "
-                f"{recorded['fingerprint']}, now {now})"
-            )
+        for name, digest in _digests(folder).items():
+            if digest != recorded[name]:
+                raise ConfigError(
+                    f"{recorded['model']}: the index was made with another version of this model ({name} "
+                    f"{recorded[name]}, now {digest}): put that one back, or make another index with this one"
+                )
         try:
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
@@ -106,6 +110,20 @@ class SentenceEncoder:
         if tail:
             words = f"{words} {text[places[len(places) - tail][0] :]}"
         return words.strip(), limit
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """What tells a model from others: of config and weights, and of all else that vectors depend on."""
+    from lavic.model.hub import fingerprint
+
+    digest = hashlib.sha256()
+    modules = folder / "modules.json"
+    parts = [part["path"] for part in json.loads(modules.read_bytes())] if modules.is_file() else []
+    inner = [path for part in parts if part for path in sorted((folder / part).rglob("*"))]
+    for path in [*(folder / name for name in _FILES), *inner]:
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode() + path.read_bytes())
+    return {"fingerprint": fingerprint(folder), "modules": digest.hexdigest()[:16]}
 
 
 def _folder(model: str) -> Path:

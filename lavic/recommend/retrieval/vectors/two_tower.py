@@ -1,4 +1,4 @@
-"""Search by item tokens: the vectors of a two-tower retriever, for items of a store and for queries.
+"""Search by item tokens: a two-tower retriever's vectors of items and queries.
 
 A retriever has one head for new conversations and others, each of which was trained without a fold of the training
 conversations. An item's vector holds the vectors of all heads side by side; a query's is zero but for the part of its
@@ -19,24 +19,12 @@ from pydantic import PositiveInt
 from lavic.config import settings
 from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError
-from lavic.recommend.retrieval.build import Make
-from lavic.recommend.retrieval.item_table import ItemTable
-from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.query import TURN_END
-from lavic.recommend.retrieval.vectors.chunks import (
-    CHUNK_ROWS,
-    Chunk,
-    kept_prefix,
-    plan_chunks,
-    stands,
-    vectors_record,
-    write_chunk,
-)
-from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.bundle import Bundle
     from lavic.model.item_store import ItemStore
+    from lavic.model.two_tower.retriever import RetrieverInfo
 
 NAME = "tokens"
 _ITEMS = 1024
@@ -66,20 +54,44 @@ def tokens_settings(chosen: TokensSettings) -> dict[str, Any]:
         ConfigError: No retriever is named.
         DataError: It is not whole.
     """
-    from lavic.model.bundle import BundleInfo
     from lavic.model.two_tower.retriever import RetrieverInfo, find_retriever
 
     if chosen.retriever is None:
         raise ConfigError("--methods tokens needs --tokens.retriever, the run of `lavic tune-retriever`")
     folder = find_retriever(chosen.retriever)
-    info, base = RetrieverInfo.read(folder), BundleInfo.read(folder)
-    return {
-        "bundle": str(folder.absolute()),
-        "retriever": info.digest,
-        "base": base.fingerprint,
-        "vision_adapter": base.vision_adapter,
-        "heads": 1 + (info.folds if chosen.folds else 0),
-    }
+    info = RetrieverInfo.read(folder)
+    heads = 1 + (info.folds if chosen.folds else 0)
+    return {"bundle": str(folder.absolute()), **_digests(folder, info), "heads": heads}
+
+
+def _digests(folder: Path, info: RetrieverInfo) -> dict[str, Any]:
+    """What tells a retriever's bundle from others."""
+    from lavic.model.bundle import BundleInfo
+
+    base = BundleInfo.read(folder)
+    return {"retriever": info.digest, "base": base.fingerprint, "vision_adapter": base.vision_adapter}
+
+
+def check_retriever(recorded: Mapping[str, Any]) -> RetrieverInfo:
+    """Refuses a retriever that is not the one that an index was made with; no model is loaded.
+
+    Args:
+        recorded: By `tokens_settings`.
+
+    Raises:
+        DataError: One line.
+    """
+    from lavic.model.two_tower.retriever import RetrieverInfo
+
+    folder = Path(recorded["bundle"])
+    info = RetrieverInfo.read(folder)
+    for name, digest in _digests(folder, info).items():
+        if digest != recorded[name]:
+            raise DataError(
+                f"{folder}: the index was made with another retriever ({name} {str(recorded[name])[:12]}, now "
+                f"{str(digest)[:12]}): put that one back, or make another index with this one"
+            )
+    return info
 
 
 class TwoTowerEncoder:
@@ -101,19 +113,20 @@ class TwoTowerEncoder:
         """
         from lavic.distributed.context import DistributedContext
         from lavic.model.two_tower.folds import FINAL
-        from lavic.model.two_tower.retriever import Retriever, RetrieverInfo
+        from lavic.model.two_tower.retriever import Retriever
 
-        folder = Path(recorded["bundle"])
+        folder, info = Path(recorded["bundle"]), check_retriever(recorded)
         if model is None:
             self._retriever = Retriever.load(folder, DistributedContext.from_env().device())
         else:
-            self._retriever = Retriever(model, folder, RetrieverInfo.read(folder))
-        if (now := self._retriever.info.digest) != recorded["retriever"]:
-            raise DataError(
-                f"{folder}: the index was made with another retriever ({recorded['retriever'][:12]}, now {now[:12]})"
-            )
+            self._retriever = Retriever(model, folder, info)
         self._retriever.features.tokens_per_batch = tokens_per_batch
         self._heads = [FINAL, *range(recorded["heads"] - 1)]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return len(self._heads) * self._retriever.info.dim
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of queries (see `query_text`): float32 [n, heads x dim]."""
@@ -150,79 +163,3 @@ class TwoTowerEncoder:
 def _conversation(query: str) -> Conversation:
     turns = [text for text in query.split(TURN_END) if text.strip()]
     return Conversation(id="", turns=tuple(Turn("comment" if n else "seeker", text) for n, text in enumerate(turns)))
-
-
-class TokensBuilder:
-    """Makes the vectors of an index's items from the item store; see `MethodBuilder`."""
-
-    name = NAME
-
-    def __init__(
-        self,
-        recorded: Mapping[str, Any],
-        store: Path | None,
-        *,
-        tokens_per_batch: int = 8192,
-        make: Make | None = None,
-        chunk_rows: int = CHUNK_ROWS,
-    ) -> None:
-        """Describes the work.
-
-        Args:
-            recorded: By `tokens_settings`.
-            store: The item store; needed only if something is to be made.
-            tokens_per_batch: Of a forward pass.
-            make: Makes chunks elsewhere (on Ray); None makes them here.
-            chunk_rows: Rows of a file.
-        """
-        self.settings = recorded
-        self._store, self._tokens_per_batch, self._make, self._chunk_rows = store, tokens_per_batch, make, chunk_rows
-
-    def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
-        """See `MethodBuilder`.
-
-        Raises:
-            ConfigError: No store is named.
-        """
-        chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows)
-        todo = [chunk for chunk in chunks if not stands(folder, chunk)]
-        if todo and self._store is None:
-            raise ConfigError("--methods tokens needs --store, the item store with the items' tokens")
-        if todo and self._store is not None:
-            left = sum(chunk.file.rows for chunk in todo)
-            with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
-                if self._make is not None:
-                    self._make(folder, table, todo, previous, self.settings, bar.update)
-                else:
-                    worker = TokenChunks(table, self.settings, self._store, previous, self._tokens_per_batch)
-                    for chunk in todo:
-                        worker.make(chunk)
-                        bar.update(chunk.file.rows)
-        return vectors_record(folder, self.settings, chunks)
-
-
-class TokenChunks:
-    """Makes files of item vectors, in one process."""
-
-    def __init__(
-        self,
-        table: ItemTable,
-        recorded: Mapping[str, Any],
-        store: Path,
-        previous: MethodRecord | None,
-        tokens_per_batch: int,
-    ) -> None:
-        """Loads the retriever and opens the store. The arguments are those of `TokensBuilder.build`."""
-        from lavic.model.item_store import ItemStore
-
-        self._table, self._previous = table, previous
-        self._encoder = TwoTowerEncoder(recorded, tokens_per_batch=tokens_per_batch)
-        self._store = ItemStore.open(store)
-
-    def make(self, chunk: Chunk) -> None:
-        """Makes a chunk's file."""
-        folder = self._table.path.parent
-        kept = kept_prefix(folder, self._previous, chunk)
-        ids = [self._table.ids[row] for row in range(chunk.start + len(kept), chunk.end)]
-        vectors = self._encoder.items(self._store, ids)
-        write_chunk(folder, chunk, np.concatenate([kept, vectors]) if len(kept) else vectors)
