@@ -166,12 +166,12 @@ def hold(folder: Path, warm: Path) -> None:
 
 def open_photos(folder: Path) -> tuple[Any, ...]:
     """Opens what `distill` and `embed` do: a set without what is held out, and the photos that a store takes."""
-    from lavic.data.index.held_out import Without, held_out
+    from lavic.data.index.held_out import FilteredDataset, held_out
     from lavic.data.shard_dataset import ShardDataset
     from lavic.shards.store_photos import StorePhotos
 
     data = ShardDataset(folder / "set")
-    train = Without(data, held_out(data, ShardDataset(folder / "valid")))
+    train = FilteredDataset(data, held_out(data, ShardDataset(folder / "valid")))
     return train, StorePhotos.of([data], {}, folder / "store")
 
 

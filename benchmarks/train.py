@@ -34,7 +34,7 @@ from plain import Plain, stock_cut
 
 from lavic.data.conversations import read_conversations
 from lavic.data.manifest import Manifest, shard_name
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import Sample, ShardWriter
 from lavic.distributed.context import DistributedContext
 from lavic.mini.catalog import Product, conversation_row, make_products
@@ -50,6 +50,7 @@ from lavic.train.deepspeed.engine import Engine
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask
 from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.input.shuffle_order import ShuffleOrder
 from lavic.train.measure.flops import make_flops_counter
 from lavic.train.measure.throughput import ThroughputMeter
 from lavic.train.recommendation.dataset import TuneDataset
@@ -171,12 +172,12 @@ class Released:
 def training_set(stage: int, folder: Path, backbone: Backbone) -> DistillDataset | TuneDataset:
     if stage == 1:
         photos = ShardDataset(folder / "photos")
-        order = Order(len(photos), 0)
+        order = ShuffleOrder(len(photos), 0)
         return DistillDataset(photos, backbone.geometry, backbone.encoder, max_length=128, order=order)
     rows = read_conversations(folder / "rows.jsonl")
     store = ItemStore.open(folder / "store")
     data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=1000, shuffle=True)
-    data.order = Order(len(data), 0)
+    data.order = ShuffleOrder(len(data), 0)
     return data
 
 

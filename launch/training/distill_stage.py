@@ -18,13 +18,14 @@ from lavic.train.run_folder import RunFolder, digest_files
 if TYPE_CHECKING:
     from torch import nn
 
-    from lavic.data.index.held_out import Without
-    from lavic.data.shard_dataset import Order, ShardDataset
+    from lavic.data.index.held_out import FilteredDataset
+    from lavic.data.shard_dataset import ShardDataset
     from lavic.launch.distill import DistillSettings
     from lavic.model.bundle import BundleInfo
     from lavic.model.loading import Backbone
     from lavic.train.distillation.dataset import DistillDataset
     from lavic.train.evaluation import EvalResult
+    from lavic.train.input.shuffle_order import ShuffleOrder
 
 CAPTIONS = "captions.json"
 
@@ -42,7 +43,7 @@ class DistillStage(TrainingStage):
         Raises:
             DataError: One is incomplete, or no photo is left to train on.
         """
-        from lavic.data.index.held_out import Without, held_out
+        from lavic.data.index.held_out import FilteredDataset, held_out
         from lavic.data.shard_dataset import ShardDataset
         from lavic.model import hub
 
@@ -50,7 +51,7 @@ class DistillStage(TrainingStage):
         hub.fingerprint(hub.resolve(settings.model))  # before OUT is made, a folder without a whole model is refused
         self.valid = ShardDataset(settings.valid, cache=settings.cache)
         photos = ShardDataset(settings.shards, cache=settings.cache)
-        self.train = Without(photos, held_out(photos, self.valid))
+        self.train = FilteredDataset(photos, held_out(photos, self.valid))
         if not len(self.train):
             raise DataError(
                 f"{settings.shards}: every photo is in {settings.valid} too, or of an item that it holds: nothing is "
@@ -89,7 +90,7 @@ class DistillStage(TrainingStage):
         settings = self.settings
         backbone = Backbone.load(settings.model, run.world.device())
 
-        def dataset(shards: ShardDataset | Without, **options: Any) -> DistillDataset:
+        def dataset(shards: ShardDataset | FilteredDataset, **options: Any) -> DistillDataset:
             options = {"max_length": settings.max_length, **options}
             return DistillDataset(shards, backbone.geometry, backbone.encoder, **options)
 
@@ -129,13 +130,13 @@ class DistillStage(TrainingStage):
         folder = self.settings.cache.folder or shard_folder().parent
         return folder / "lengths" / f"{digest_json(run.world.broadcast_object(identity))[:32]}.lengths"
 
-    def _order(self) -> Order:
-        from lavic.data.shard_dataset import Order
+    def _order(self) -> ShuffleOrder:
+        from lavic.train.input.shuffle_order import ShuffleOrder
 
         size, seed = len(self.train), self.settings.loop.seed
         if self.settings.shuffle == "shards":
-            return Order(size, seed, mix=8, bounds=self.train.bounds)
-        return Order(size, seed)
+            return ShuffleOrder(size, seed, mix=8, bounds=self.train.bounds)
+        return ShuffleOrder(size, seed)
 
     def save_bundle(self, folder: Path, components: StageComponents) -> BundleInfo:
         """The bundle of the vision adapter."""
@@ -220,7 +221,7 @@ class DistillStage(TrainingStage):
 
 
 @cache
-def _digest(data: ShardDataset | Without) -> str:
+def _digest(data: ShardDataset | FilteredDataset) -> str:
     """Digest of the training data: the shards, and the descriptions beside them."""
     from lavic.data.descriptions import descriptions_path
     from lavic.storage.checksummed_json import digest_json

@@ -80,9 +80,9 @@ class TuneStage(TrainingStage):
         """The base model without its vision tower, the store's vision adapter merged in, and a language adapter."""
         import torch
 
-        from lavic.data.shard_dataset import Order
         from lavic.model.loading import Backbone
         from lavic.model.lora import add_adapter, apply_adapter
+        from lavic.train.input.shuffle_order import ShuffleOrder
         from lavic.train.recommendation.dataset import TuneDataset
         from lavic.train.recommendation.task import TuneTask
 
@@ -111,7 +111,7 @@ class TuneStage(TrainingStage):
         train, valid = dataset(self.train, settings.shuffle), dataset(self.valid, False)
         if not len(train):
             raise DataError(f"{settings.train}: no conversation has a target")
-        train.order = Order(len(train), settings.loop.seed)
+        train.order = ShuffleOrder(len(train), settings.loop.seed)
         torch.manual_seed(settings.loop.seed)
         model = add_adapter(backbone, "language", settings.lora)
         task = TuneTask(model)

@@ -1,4 +1,4 @@
-"""Items of a catalogue, streamed from any of the forms it comes in."""
+"""Items of a catalogue, streamed from files in any supported format."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def read_items(
     sizes: Sequence[ImageSize] = SIZES,
     columns: Mapping[str, str] | None = None,
 ) -> Iterator[Item]:
-    """Read items in the order of the files, never holding more than one record and one chunk of text.
+    """Reads items in the order of the files; holds one record and one chunk of text at a time.
 
     Args:
-        paths: Files, globs (sorted) and URIs that fsspec knows (`s3://...`), each one of: LaViC `item2meta_train.json`
-            ({id: meta}), `item2meta_valid.jsonl`, Amazon Reviews 2023 `meta_*.jsonl`, a JSON list; parquet; with
-            `columns` csv, tsv and lists of links (.txt) too. Text may be packed (gzip, bzip2, xz, zstd) and in UTF-16;
-            the content decides.
+        paths: Files, globs (sorted) and URIs that fsspec knows (`s3://...`) in one of the formats: LaViC
+            `item2meta_train.json` ({id: meta}), `item2meta_valid.jsonl`, Amazon Reviews 2023 `meta_*.jsonl`, a JSON
+            list; parquet; with `columns` also csv, tsv and lists of links (.txt). Text may be compressed (gzip, bzip2,
+            xz, zstd) or UTF-16, which is detected by content.
         errors: Called with every record that cannot be read, which is then skipped; by default the first one is raised.
-        sizes: Which link of a photo to take, the first that is there.
-        columns: For files with a link in each row: the name of the column by what it holds (`id`, `url`, `title`,
-            `text`). See `items_of_links`.
+        sizes: Sizes of a photo by preference: the first that is linked is used.
+        columns: For files with a link in each row: the column of each field (`id`, `url`, `title`, `text`). See
+            `items_of_links`.
 
     Raises:
         DataError: A file is missing or, without `errors`, a record cannot be read; the message names file and line.
@@ -55,14 +55,14 @@ def read_items(
 
 
 def find_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files that paths, globs and URIs stand for, in their order, each once.
+    """The distinct files of paths, globs and URIs, in order.
 
-    A file that has the name is taken before the name is read as a glob, so `[2023] raw/meta.jsonl` is found.
+    A name is a glob only if there is no file of that name, so `[2023] raw/meta.jsonl` works.
 
     Raises:
-        DataError: A path or glob has no file.
+        DataError: A path or glob matches no file.
     """
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for path in map(str, paths):
         if not path.strip():
             raise DataError("an empty path among the catalogue files")
@@ -71,16 +71,16 @@ def find_files(paths: Sequence[str | Path]) -> list[str]:
         elif Path(path).is_file():
             files = [path]
         else:
-            files = _matching(path)
+            files = _glob(path)
         if not files:
             kind = "is a folder: name its files, as DIR/*.jsonl" if Path(path).is_dir() else "no such catalogue file"
             raise DataError(f"{path}: {kind}")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        unique.update(dict.fromkeys(files))
+    return list(unique)
 
 
 def check_readable(paths: Sequence[str | Path]) -> None:
-    """Opens each file that paths, globs and URIs stand for.
+    """Opens each file of `find_files`.
 
     Raises:
         DataError: One is missing or cannot be read.
@@ -90,8 +90,8 @@ def check_readable(paths: Sequence[str | Path]) -> None:
             pass
 
 
-def _matching(path: str) -> list[str]:
-    """The files that a glob stands for, sorted; the folders of it that are there stand for themselves."""
+def _glob(path: str) -> list[str]:
+    """The files that a glob matches, sorted; its leading folders that exist are taken literally."""
     parts = Path(path).parts
     count = next((n for n in range(len(parts), 0, -1) if Path(*parts[:n]).exists()), 0)
     folder, pattern = Path(*parts[:count]), "/".join(parts[count:])
@@ -116,18 +116,18 @@ def _records(path: str, errors: OnError | None, columns: Mapping[str, str]) -> I
     name = path.lower()
     for ending in _PACKED:
         name = name.removesuffix(ending)
-    wanted = list(dict.fromkeys(columns.values()))
+    names = list(dict.fromkeys(columns.values()))
     if name.endswith(PARQUET):
-        yield from parquet_records(path, wanted)
+        yield from parquet_records(path, names)
         return
     with open_text_file(path) as file:
         head = file.peek()[:5]
-        # The four letters may begin a text; a number that no text has follows them in the format.
+        # A text may start with the magic number too; in parquet a control character follows it.
         if head.startswith(_PARQUET_MAGIC) and head[4:] < b"\x20":
-            yield from parquet_records(path, wanted)
+            yield from parquet_records(path, names)
             return
         if name.endswith(CSV):
-            yield from csv_records(path, file, errors, wanted)
+            yield from csv_records(path, file, errors, names)
         elif name.endswith(LIST) and not head.lstrip().startswith((b"{", b"[")):
             if set(columns) != {"url"}:
                 raise DataError(f"{path}: a list of links is read with --columns url=url, and without other columns")

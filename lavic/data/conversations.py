@@ -1,4 +1,4 @@
-"""Conversations in the released jsonl form, one per line, or as a list of JSON."""
+"""Conversations in the released format: jsonl, or a JSON list."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lavic.storage.text_files import TextFile, read_text
 def read_conversations(
     path: str | Path, *, candidates: str | None = None, top: int | None = None
 ) -> list[Conversation]:
-    """Read a conversation file whole, in its order.
+    """Reads all conversations of a file, in order.
 
     Args:
-        path: Rows with `context`, `context_items`, `gt_items` and any number of `candidates_*` lists.
-        candidates: A candidate list that every conversation must have, as `candidates_st`; None asks for none.
-        top: Of that list keep the first so many different items.
+        path: A file of rows with `context`, `context_items`, `gt_items` and any number of `candidates_*` lists.
+        candidates: A candidate list that every conversation must have, such as `candidates_st`; None requires none.
+        top: Truncates that list to its first `top` distinct items.
 
     Raises:
         DataError: The file is missing or empty, a row is not a conversation, or the named list is not in it.
@@ -41,8 +41,8 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
     """Conversations from text, such as that of standard input.
 
     Args:
-        text: As a conversation file holds it.
-        name: What messages and the conversations call their source.
+        text: The content of a conversation file.
+        name: Of the source, for messages and the conversations' ids.
         candidates: As for `read_conversations`.
 
     Raises:
@@ -61,10 +61,10 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
 
 
 def set_names(paths: Sequence[str | Path]) -> list[str]:
-    """What conversation files are called, for files that are made from them.
+    """Names of conversation files, for output files.
 
-    A file's name up to its first dot: `test` for `data/test.jsonl.gz`; where several have that name, with the folder
-    before it: `home-test` for `home/test.jsonl`.
+    A file's name up to its first dot: `test` for `data/test.jsonl.gz`; if several files share it, with the folder:
+    `home-test` for `home/test.jsonl`.
     """
     stems = [Path(path).name.partition(".")[0] or Path(path).name for path in paths]
     return [
@@ -74,7 +74,7 @@ def set_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _shortened(conversation: Conversation, key: str, top: int) -> Conversation:
-    """A conversation with the first items of a list; a target behind them is not kept."""
+    """A conversation with a truncated candidate list, which may lose its target."""
     first = tuple(dict.fromkeys(conversation.candidates[key]))[:top]
     return replace(conversation, candidates={**conversation.candidates, key: first})
 

@@ -1,4 +1,4 @@
-"""Teacher descriptions: one sidecar per shard, joined to its samples by key."""
+"""The teacher's descriptions: one sidecar per shard, joined to its samples by key."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 
 ORIGIN = ("model", "weights", "prompt", "views", "dtype", "max_new_tokens", "sampling")
-"""What a description depends on: the model that wrote it, that model's fingerprint, the version of its prompt, how the
-photo was cut (`five` or `lavic`; `whole` for an endpoint), the precision of the model, the longest description that it
-was allowed, how its words were drawn."""
+"""What a description depends on: the model, the fingerprint of its weights, the version of its prompt, the tiling of
+the photo (`five` or `lavic`; `whole` for an endpoint), the model's precision, the maximum length, the sampling."""
 FIELDS = ("key", "text", *ORIGIN, "flag")
-"""Of a row: sample, its description, `ORIGIN`, and what is wrong with the description, empty for nothing."""
+"""Fields of a row: the sample's key, its description, `ORIGIN`, and what is wrong with the description, or ""."""
 DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": "", "sampling": "greedy", "flag": ""}
-"""Of fields that rows written before them lack; empty: not known."""
+"""Values of fields that rows of older versions lack; "" if unknown."""
 
 
 def descriptions_path(shard: Path) -> Path:
-    """Where a shard's descriptions stand: `x-000000.tar` -> `x-000000.descriptions.jsonl`."""
+    """The path of a shard's descriptions: `x-000000.tar` -> `x-000000.descriptions.jsonl`."""
     return beside(shard, "descriptions.jsonl")
 
 
 def read_descriptions(shard: Path) -> dict[str, str]:
-    """Text by sample key; empty where the shard has no sidecar.
+    """Text by sample key; empty without a sidecar.
 
     Raises:
         DataError: A line is not a description.
@@ -35,13 +34,13 @@ def read_descriptions(shard: Path) -> dict[str, str]:
 
 
 def described_by(shard: Path) -> list[dict[str, str]]:
-    """What wrote a shard's sidecar: the fields of `ORIGIN`, each combination once, sorted."""
+    """The distinct values of `ORIGIN` in a shard's sidecar, sorted."""
     origins = {tuple(row[name] for name in ORIGIN) for row in read_rows(shard)}
     return [dict(zip(ORIGIN, values, strict=True)) for values in sorted(origins)]
 
 
 def read_rows(shard: Path) -> Iterator[dict[str, str]]:
-    """The rows of a shard's sidecar with all fields; none where the shard has no sidecar.
+    """The rows of a shard's sidecar with all fields; none without a sidecar.
 
     Raises:
         DataError: A line is not a description.
@@ -58,7 +57,7 @@ def parse_description(line: bytes, path: Path, number: int) -> dict[str, str]:
     """One line of a sidecar: all fields of `FIELDS`.
 
     Raises:
-        DataError: It is not a description; `path` and `number` say where.
+        DataError: It is not a description; the message names `path` and the line `number`.
     """
     try:
         row = {**DEFAULTS, **json.loads(line)}
@@ -68,7 +67,7 @@ def parse_description(line: bytes, path: Path, number: int) -> dict[str, str]:
 
 
 def write_descriptions(shard: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write a shard's sidecar whole; each row has the fields of `FIELDS`, or not those of `DEFAULTS`."""
+    """Writes a shard's sidecar; each row has the fields of `FIELDS`, except perhaps those of `DEFAULTS`."""
     lines = []
     for row in ({**DEFAULTS, **row} for row in rows):
         assert set(row) == set(FIELDS), f"a description has the fields {FIELDS}, not {tuple(row)}"

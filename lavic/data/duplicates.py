@@ -1,4 +1,7 @@
-"""Photos that a set does not store again, since another photo of it has the same bytes: one sidecar per shard."""
+"""Duplicates: photos that a set does not store, because another of its photos has the same bytes.
+
+One sidecar per shard refers to the stored photos.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +15,36 @@ from typing import Any
 from lavic.data.tar_shards import Sample, beside
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
-from lavic.storage.paths import sizes
 
 ENDING = "references.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A photo whose bytes stand under another key."""
+    """A photo whose bytes are stored under another key."""
 
     key: str
     same_as: str
     """Key of the sample with the bytes."""
     shard: str
-    """Name of the tar that holds it."""
+    """Name of that sample's tar."""
     meta: dict[str, Any]
-    """What would be the json member."""
+    """The photo's json member."""
     text: str
-    """What would be the txt member."""
+    """The photo's txt member."""
 
     def sample(self, stored: Sample) -> Sample:
-        """The photo as a sample, from the one that has its bytes."""
+        """The photo as a sample, with the bytes of the stored one."""
         return Sample(key=self.key, item_id=self.meta["item_id"], jpg=stored.jpg, meta=self.meta, text=self.text)
 
 
 def references_path(shard: Path) -> Path:
-    """Where a shard's references stand: `x-000000.tar` -> `x-000000.references.jsonl`."""
+    """The path of a shard's references: `x-000000.tar` -> `x-000000.references.jsonl`."""
     return beside(shard, ENDING)
 
 
 def read_references(shard: Path) -> list[Reference]:
-    """The references of a shard; none where it has no such sidecar.
+    """The references of a shard; none without a sidecar.
 
     Raises:
         DataError: A line is not a reference.
@@ -56,7 +58,7 @@ def read_references(shard: Path) -> list[Reference]:
 
 
 def parse_references(data: bytes, path: Path) -> list[Reference]:
-    """The references in the bytes of a sidecar, which is at `path`.
+    """The references in the content of a sidecar; `path` is for messages.
 
     Raises:
         DataError: A line is not a reference.
@@ -67,20 +69,14 @@ def parse_references(data: bytes, path: Path) -> list[Reference]:
             if not all(isinstance(value, str) for value in (row.key, row.same_as, row.shard, row.text)):
                 raise ValueError("a value is not text")
             if not isinstance(row.meta, dict):
-                raise ValueError("its json member is no object")
+                raise ValueError("its json member is not an object")
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: broken references ({error}); run the crawl of this set again") from None
     return references
 
 
-def read_all_references(folder: Path) -> list[Reference]:
-    """The references of a set, shards without a tar included."""
-    names = sorted(name for name in sizes(folder) if name.endswith(f".{ENDING}"))
-    return [row for name in names for row in read_references(folder / f"{name.removesuffix(ENDING)}tar")]
-
-
 def write_references(shard: Path, references: Iterable[Reference]) -> str:
-    """Write a shard's references whole; no file where there is none. Returns the sha256 of the file, or nothing."""
+    """Writes a shard's references, or removes the file if there are none. Returns the file's sha256, or ""."""
     lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in references)
     if lines:
         atomic_write(references_path(shard), lines)

@@ -1,4 +1,4 @@
-"""What items look like in a few words: a file of them, for lists that words answer instead of photos."""
+"""A file with a short description of each item's look, for controls that rank by text instead of photos."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lavic.storage.text_files import read_lines
 
 
 def read_looks(path: Path) -> dict[str, str]:
-    """Item id -> its look in words, from lines of `{"id": ..., "look": ...}`.
+    """Item id -> the text of its look, from lines of `{"id": ..., "look": ...}`.
 
     Raises:
-        DataError: The file cannot be read, or a line is something else; names it.
+        DataError: The file cannot be read, or a line has another form; names the line.
     """
     looks = {}
     for number, line in read_lines(path):

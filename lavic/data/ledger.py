@@ -1,4 +1,4 @@
-"""What a shard's ledger tells those who only read: which photos are in the shard, without a look at each of them."""
+"""A shard's ledger as readers need it: which photos are in the shard, without reading the tar."""
 
 from __future__ import annotations
 
@@ -12,31 +12,25 @@ from lavic.storage.paths import storage_errors
 
 
 def ledger_path(shard: Path) -> Path:
-    """Where a shard's ledger stands: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
+    """The path of a shard's ledger: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
     return beside(shard, "ledger.jsonl")
 
 
-def read_keys(shard: Path, samples: int) -> list[str] | None:
-    """The keys of a shard's samples in order, by its ledger; see `read_digests`."""
-    rows = read_digests(shard, samples)
-    return None if rows is None else [key for key, _ in rows]
-
-
 def read_digests(shard: Path, samples: int) -> list[tuple[str, str]] | None:
-    """Key of each of a shard's samples and sha256 of the photo as it was received, in order, by its ledger.
+    """The key of each of a shard's samples and the sha256 of the photo as received, in order, from its ledger.
 
     Args:
-        shard: Where its tar stands.
-        samples: How many it holds.
+        shard: Its tar.
+        samples: Number of its samples.
 
     Returns:
-        The pairs; None where there is no ledger, or it does not tell of so many.
+        The pairs; None if the ledger is missing or broken, or has another number of stored photos.
     """
     try:
         lines = ledger_path(shard).read_bytes().splitlines()
-        stored = [(row["key"], row.get("sha256", "")) for row in map(json.loads, lines) if row["kind"] == "ok"]
-        elsewhere = {reference.key for reference in read_references(shard)}
-        rows = [row for row in stored if row[0] not in elsewhere]
+        received = [(row["key"], row.get("sha256", "")) for row in map(json.loads, lines) if row["kind"] == "ok"]
+        duplicates = {reference.key for reference in read_references(shard)}
+        stored = [row for row in received if row[0] not in duplicates]
     except storage_errors(ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
-        return None  # `lavic verify` says what is wrong
-    return rows if len(rows) == samples else None
+        return None  # `lavic verify` reports what is wrong
+    return stored if len(stored) == samples else None

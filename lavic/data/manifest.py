@@ -1,4 +1,4 @@
-"""The manifest of a set of shards: written last, so that a set which has one is whole."""
+"""The manifest of a set of shards. It is written last: a set with a manifest is complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = "README.md"
 """The dataset card, by which `datasets.load_dataset(FOLDER)` finds the shards."""
 CARD_MARK = "Written by `lavic crawl`."
 EMPTY_TAR = bytes(10240)
-"""A tar without a member. It stands for a shard without a photo, so that a range of names has no gap."""
+"""A tar without members. It replaces a shard without photos, so that the names have no gap."""
 _NAME = re.compile(r"[A-Za-z0-9_]+-[A-Za-z0-9_]+-(\d{6,})\.tar")
 
 
@@ -39,46 +39,46 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a set consists of."""
+    """The content of a set."""
 
     folder: Path
     set: str
     split: str
     shards: tuple[ShardEntry, ...]
-    """The shards that hold a sample, in the order of their names."""
+    """The shards with samples, sorted by name."""
     empty: tuple[str, ...] = ()
-    """Names of the tars without a sample (see `EMPTY_TAR`), in their order."""
+    """Names of the tars without samples (see `EMPTY_TAR`), sorted."""
     plan: str = ""
-    """Digest of the plan that the set was made from: equal digests, equal shards."""
+    """Digest of the plan of the set; equal plans give equal shards."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
-    """What became of the planned photos: number by kind, failures too."""
+    """Number of planned photos by outcome, including failures."""
     references: int = 0
-    """Photos that are not stored again, since another has the same bytes; see `lavic.data.duplicates`."""
+    """Number of photos that are not stored because another has the same bytes; see `lavic.data.duplicates`."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages that made it; they stand outside the digest."""
+    """Versions of the packages that wrote it; not part of the digest."""
 
     @property
     def samples(self) -> int:
-        """Photos in the set."""
+        """Number of photos in the set."""
         return sum(shard.samples for shard in self.shards)
 
     def path(self, shard: ShardEntry) -> Path:
-        """Where a shard's tar stands."""
+        """The path of a shard's tar."""
         return self.folder / shard.name
 
     @property
     def digest(self) -> str:
-        """Of everything in the set, since the manifest holds every shard's; not of the packages that made it."""
+        """Digest of the set's content: of the manifest without the versions of packages."""
         return digest_json({name: value for name, value in self._body().items() if name != "versions"})
 
     def save(self) -> None:
-        """Write `sizes.json`, the dataset card and, last, the manifest."""
+        """Writes `sizes.json`, the dataset card and, last, the manifest."""
         atomic_write(self.folder / SIZES, self.sizes_text())
         atomic_write(self.folder / CARD, card(self.set, [self]))
         atomic_write(self.folder / NAME, dump_checked(self._body(), indent=1))
 
     def sizes_text(self) -> str:
-        """What `sizes.json` holds: every tar, those without a sample too."""
+        """The content of `sizes.json`: every tar, including those without samples."""
         counts = {**{shard.name: shard.samples for shard in self.shards}, **dict.fromkeys(self.empty, 0)}
         return json.dumps(dict(sorted(counts.items())), indent=1) + "\n"
 
@@ -89,14 +89,14 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | Path, *, check: bool = True) -> Manifest:
-        """Read a set's manifest.
+        """Reads a set's manifest.
 
         Args:
-            folder: Where it stands: a path, or an address such as s3://bucket/prefix.
-            check: Also see that every shard is there with its size.
+            folder: Of the set: a path, or a URI such as s3://bucket/prefix.
+            check: Whether to check that every shard exists and has its size.
 
         Raises:
-            DataError: There is no whole set in the folder.
+            DataError: The folder has no complete set.
         """
         folder = place(folder)
         path = folder / NAME
@@ -108,7 +108,7 @@ class Manifest:
             if not folder.is_dir():
                 raise DataError(f"{folder}: no such folder of shards") from None
             raise DataError(
-                f"{folder}: no {NAME}, so not a whole set; if a crawl stopped, run the same command again"
+                f"{folder}: no {NAME}, so the set is not complete; if a crawl stopped, run the same command again"
             ) from None
         try:
             body = load_checked(data, FORMAT)
@@ -120,19 +120,19 @@ class Manifest:
         except UnknownFormat as error:
             raise DataError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: broken manifest ({error}); run the same crawl again to write it anew") from None
+            raise DataError(f"{path}: broken manifest ({error}); run the same crawl again to rewrite it") from None
         if samples != manifest.samples:
-            raise DataError(f"{path}: broken manifest (says {samples} samples, its shards hold {manifest.samples})")
-        found = sizes(folder) if check else {}
+            raise DataError(f"{path}: broken manifest ({samples} samples, but its shards have {manifest.samples})")
+        actual = sizes(folder) if check else {}
         for shard in manifest.shards if check else ():
-            size = found.get(shard.name)
+            size = actual.get(shard.name)
             if size != shard.bytes:
-                what = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-                raise DataError(f"{manifest.path(shard)} {what}; `lavic verify {folder}` lists every difference")
+                problem = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise DataError(f"{manifest.path(shard)} {problem}; `lavic verify {folder}` lists every difference")
         return manifest
 
     def _check_types(self) -> None:
-        """Raises ValueError where a value cannot be right, above all a name that would lead out of the folder."""
+        """Raises ValueError for an invalid value, such as a name that points outside the folder."""
         for name in (*(shard.name for shard in self.shards), *self.empty):
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of a shard")
@@ -146,10 +146,10 @@ class Manifest:
 
 
 def digest_manifest(folder: Path) -> str:
-    """See `Manifest.digest`.
+    """The `Manifest.digest` of a folder.
 
     Raises:
-        DataError: There is no manifest, or a broken one.
+        DataError: The manifest is missing or broken.
     """
     return Manifest.load(folder, check=False).digest
 
@@ -160,17 +160,17 @@ def shard_name(set: str, split: str, number: int) -> str:
 
 
 def card(title: str, sets: Sequence[Manifest], folder: Path | None = None) -> str:
-    """The few lines by which `datasets.load_dataset(FOLDER)` finds the shards and leaves the rest alone.
+    """The dataset card: `datasets.load_dataset(FOLDER)` finds the shards by its header and ignores other files.
 
     Args:
         title: Its heading.
         sets: One for each split.
-        folder: Where the card stands, if not beside the shards.
+        folder: Of the card, if it is not the folder of the shards.
     """
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for manifest in sets:
         inner = "" if folder is None else f"{manifest.folder.name}/"
-        # Quoted: `2023` and `no` are a number and a truth value in yaml.
+        # Quoted: `2023` and `no` are a number and a boolean in yaml.
         lines += [f"  - split: {json.dumps(manifest.split)}", "    path:"]
         lines += [f"    - {json.dumps(inner + pattern)}" for pattern in _patterns(manifest)]
     lines += ["---", f"# {title}", ""]
@@ -188,7 +188,7 @@ check them with `lavic verify FOLDER`.
 
 
 def _patterns(manifest: Manifest) -> Iterator[str]:
-    """Globs of the tars from the first one with a sample on: `datasets` learns the columns from the first of them."""
+    """Globs of the tars, from the first one with samples on: `datasets` infers the columns from the first tar."""
     first = manifest.shards[0].name if manifest.shards else ""
     if not any((len(name), name) < (len(first), first) for name in manifest.empty):
         yield "*.tar"
@@ -196,10 +196,10 @@ def _patterns(manifest: Manifest) -> Iterator[str]:
     digits = first[first.rindex("-") + 1 : -len(".tar")]
     stem = first[: -len(digits) - len(".tar")]
     patterns = [first]
-    for at in reversed(range(len(digits))):
-        if digits[at] != "9":
-            patterns.append(f"{stem}{digits[:at]}[{int(digits[at]) + 1}-9]{'[0-9]' * (len(digits) - at - 1)}.tar")
+    for n in reversed(range(len(digits))):
+        if digits[n] != "9":
+            patterns.append(f"{stem}{digits[:n]}[{int(digits[n]) + 1}-9]{'[0-9]' * (len(digits) - n - 1)}.tar")
     patterns.append(f"{stem}[1-9]{'[0-9]' * len(digits)}.tar")
-    # A pattern that no file has is an error to `datasets`.
+    # `datasets` fails on a pattern without files.
     names = [*(shard.name for shard in manifest.shards), *manifest.empty]
     yield from (pattern for pattern in patterns if fnmatch.filter(names, pattern))

@@ -1,4 +1,4 @@
-"""The shards of a set in an object store, read through the cache of this machine and downloaded ahead of their use."""
+"""Reads the shards of a set in an object store through the local cache, with prefetching."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ log = logging.getLogger(__name__)
 
 @settings
 class CacheSettings:
-    """Copies of shards that are in an object store; sets in folders are read where they are."""
+    """The local cache of shards in an object store; local sets are read without it."""
 
     folder: Path | None = None
-    """Where each machine keeps its copies, best on a disk of its own. None: `shards` in LAVIC_CACHE, else in
-    `lavic-<uid>` in SLURM_TMPDIR or TMPDIR, else ~/.cache/lavic/shards."""
+    """Folder of each machine's copies, best on a local disk. None: `shards` in LAVIC_CACHE, else in `lavic-<uid>` in
+    SLURM_TMPDIR or TMPDIR, else ~/.cache/lavic/shards."""
     bytes: ByteCount = Field(default="50GiB", validate_default=True, gt=0)
-    """Most bytes of all copies on a machine (`50GiB`, `2TB`); those used longest ago make room. Less where the disk is
-    full. A set that fits is downloaded once."""
+    """Maximum size of all copies on a machine (`50GiB`, `2TB`), less if the disk is full; the least recently used are
+    removed. A set that fits is downloaded once."""
     downloads: PositiveInt = 4
-    """Most downloads ahead of use at the same time on a machine."""
+    """Maximum number of parallel prefetches on a machine."""
 
 
 class RemoteShards:
-    """What `ShardDataset` reads of shards that are not on this machine."""
+    """Reads bytes of the shards of a set in an object store."""
 
-    def __init__(self, manifest: Manifest, chosen: CacheSettings, *, copy: bool = True) -> None:
-        """Describes them.
+    def __init__(self, manifest: Manifest, settings: CacheSettings, *, copy: bool = True) -> None:
+        """Opens no connection yet.
 
         Args:
             manifest: Of the set.
-            chosen: Where the copies are.
-            copy: Whether a shard is copied before it is read; else only what is asked for is downloaded.
+            settings: Of the cache.
+            copy: Whether a shard is copied before it is read; otherwise only the requested bytes are downloaded.
         """
         self._manifest = manifest
-        self._chosen = chosen
+        self._settings = settings
         self._copy = copy
-        self._cache = ShardCache(chosen.folder or shard_folder(), chosen.bytes)
+        self._cache = ShardCache(settings.folder or shard_folder(), settings.bytes)
         self._ahead: ReadAhead | None = None
         self._process = os.getpid()
 
@@ -61,21 +61,21 @@ class RemoteShards:
         return read_range(shard, start, end)
 
     def read_ahead(self, numbers: Iterable[int]) -> None:
-        """Download shards that are needed next, in this order, in the background; at most half of the cache.
+        """Prefetches shards in the background, in this order, up to half of the cache.
 
-        They take the place of those of the call before that are not downloaded yet. What fails is left to the reader.
+        They replace those of the previous call that are not downloaded yet. The reader reports a failure.
         """
-        wanted: list[RemoteShard] = []
-        room = self._cache.limit // 2
+        shards: list[RemoteShard] = []
+        bytes_left = self._cache.limit // 2
         for number in numbers:
             shard = self._shard(number)
-            room -= shard.bytes
-            if room < 0:
+            bytes_left -= shard.bytes
+            if bytes_left < 0:
                 break
-            wanted.append(shard)
-        if self._ahead is None or self._process != os.getpid():  # a thread does not come along into a forked worker
-            self._ahead, self._process = ReadAhead(self._cache, self._chosen.downloads), os.getpid()
-        self._ahead.want(wanted)
+            shards.append(shard)
+        if self._ahead is None or self._process != os.getpid():  # a forked worker does not inherit the thread
+            self._ahead, self._process = ReadAhead(self._cache, self._settings.downloads), os.getpid()
+        self._ahead.request(shards)
 
     def _shard(self, number: int) -> RemoteShard:
         entry = self._manifest.shards[number]
@@ -83,29 +83,29 @@ class RemoteShards:
 
 
 class ReadAhead:
-    """A thread that downloads shards before they are needed.
+    """A thread that downloads shards before they are read.
 
-    Each process that reads has one. They want the same shards, so each takes one that no other is at, and no more than
-    `downloads` of them are busy on a machine.
+    Each reading process has one. Processes of a node read the same shards, so each downloads one that no other is
+    downloading, and at most `downloads` run at a time on a machine.
     """
 
     def __init__(self, cache: ShardCache, downloads: int) -> None:
-        """Describe it; the thread starts when something is wanted.
+        """The thread starts with the first request.
 
         Args:
-            cache: Where to put them.
-            downloads: Most at the same time, over all processes that share the cache.
+            cache: Of the copies.
+            downloads: Maximum at a time, over all processes that share the cache.
         """
         self._cache = cache
         self._slots = [cache.folder / f".ahead-{number}.lock" for number in range(downloads)]
-        self._wanted: list[RemoteShard] = []
+        self._requested: list[RemoteShard] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def want(self, shards: Sequence[RemoteShard]) -> None:
-        """Download these next, the first one first, and nothing else."""
+    def request(self, shards: Sequence[RemoteShard]) -> None:
+        """Downloads these shards, in order, instead of those of earlier requests."""
         with self._changed:
-            self._wanted = list(shards)
+            self._requested = list(shards)
             self._changed.notify()
         if self._thread is None and shards:
             self._thread = threading.Thread(target=self._run, name="shards ahead", daemon=True)
@@ -114,37 +114,37 @@ class ReadAhead:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._wanted:
+                while not self._requested:
                     self._changed.wait()
-                shards = list(self._wanted)
-            left = []
+                shards = list(self._requested)
+            remaining = []
             for shard in shards:
                 try:
                     if not self._download(shard):
-                        left.append(shard)
+                        remaining.append(shard)
                 except LavicError as error:  # the reader of the shard will report it
-                    log.debug("not downloaded ahead: %s", error)
-                if self._wanted != shards:
+                    log.debug("prefetch failed: %s", error)
+                if self._requested != shards:
                     break
             with self._changed:
-                if self._wanted == shards:
-                    self._wanted = left
-                    if left:  # others are at them
+                if self._requested == shards:
+                    self._requested = remaining
+                    if remaining:  # other processes are downloading them
                         self._changed.wait(1.0)
 
     def _download(self, shard: RemoteShard) -> bool:
-        """Whether a shard is there now."""
+        """Downloads a shard; returns whether the cache has it now."""
         if self._cache.holds(shard):
             return True
         with ExitStack() as stack:
             for path in self._slots:
                 slot = stack.enter_context(FileLock(path))
-                if _take(slot):
+                if _acquire(slot):
                     return self._cache.fetch(shard, wait=False)
             return False
 
 
-def _take(slot: FileLock) -> bool:
+def _acquire(slot: FileLock) -> bool:
     try:
         slot.path.parent.mkdir(parents=True, exist_ok=True)
         return slot.acquire()

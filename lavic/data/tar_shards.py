@@ -1,8 +1,8 @@
-"""The tar contract: what a sample is, how a shard is written, and how one sample is read back by its offset.
+"""The format of a shard: its samples, and how they are written to a tar and read by offset.
 
 A shard is a USTAR file that webdataset, Hugging Face `datasets`, Ray and open_clip read unchanged. A sample is three
 adjacent members, `<key>.jpg`, `<key>.json`, `<key>.txt`. Equal samples give equal bytes: times and owners are zero.
-Beside it stands `<shard>.tar.idx`: little-endian uint64, the offset of every sample and the end of the last.
+`<shard>.tar.idx` is beside it: little-endian uint64, the offset of every sample and the end of the last.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ META: dict[str, type] = {
     "sha256": str,
     "source_sha256": str,
 }
-"""Keys and types of every sample's json member, in their order: loaders that infer a schema see one from any sample.
+"""Keys and types of every sample's json member, in this order, so that loaders infer the same schema from any sample.
 
-`categories` is joined with " > "; `details` is one JSON object with the catalogue's free-form fields; `width` and
-`height` are pixels; `sha256` is that of the jpg member, `source_sha256` that of the bytes the server sent.
+`categories` is joined with " > "; `details` is a JSON object with the catalogue's free-form fields; `width` and
+`height` are pixels; `sha256` is of the jpg member, `source_sha256` of the bytes that the server sent.
 """
 
 MEMBERS = ("jpg", "json", "txt")
 _SCHEMA = (*META, *META.values())
 BLOCK, _RECORD = 512, 10240
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""Made once: `json.dumps` with options makes an encoder for every photo."""
+"""A single encoder: `json.dumps` with options creates one at each call."""
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -63,7 +63,7 @@ def sample_key(item_id: str, n: int) -> str:
     """`<item_id>_<n>`, always `[A-Za-z0-9_-]+` and short enough for a USTAR name.
 
     An id with other characters (loaders split names at the first dot; ids must never become paths), or a very long one,
-    is replaced by its safe part and a digest of the whole; the json member keeps the id as it is.
+    is replaced by its safe part and a digest of the id; the json member has the unchanged id.
     """
     if not _SAFE.fullmatch(item_id):
         digest = hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -73,12 +73,12 @@ def sample_key(item_id: str, n: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One photo with what is known of it."""
+    """One photo with its metadata."""
 
     key: str
     item_id: str
     jpg: bytes
-    """A whole JPEG, upright, RGB or grey."""
+    """A JPEG file, upright, RGB or grey."""
     meta: dict[str, Any]
     """The json member, see `META`."""
     text: str = ""
@@ -101,7 +101,7 @@ class Sample:
         source_sha256: str = "",
         sha256: str = "",
     ) -> Sample:
-        """Make a sample whose json member has every key of `META`; `sha256` where that of `jpg` is known already."""
+        """Makes a sample whose json member has every key of `META`; `sha256` of `jpg` if it is known already."""
         key, sha256 = sample_key(item_id, n), sha256 or hashlib.sha256(jpg).hexdigest()
         values = (key, item_id, n, title, url, categories, details, width, height, sha256, source_sha256 or sha256)
         return cls(key=key, item_id=item_id, jpg=jpg, meta=dict(zip(META, values, strict=True)), text=text)
@@ -120,9 +120,9 @@ class Sample:
 
 
 class ShardWriter:
-    """Writes one shard aside and puts it, then its index, in place when the block ends without an error.
+    """Writes a shard and its index atomically, when the block ends without an error.
 
-    A shard without a sample is not written, and an older one in its place is removed.
+    A shard without a sample is not written, and an older one of its name is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,9 +138,9 @@ class ShardWriter:
         return self
 
     def add(self, sample: Sample) -> None:
-        """Append one sample."""
-        found = (*sample.meta, *map(type, sample.meta.values()))
-        assert found == _SCHEMA, f"{sample.key}: json member is not as META says: {found}"
+        """Appends one sample."""
+        schema = (*sample.meta, *map(type, sample.meta.values()))
+        assert schema == _SCHEMA, f"{sample.key}: the json member does not match META: {schema}"
         self._offsets.append(self.bytes)
         meta = _to_json(sample.meta)
         parts: list[bytes] = []
@@ -178,13 +178,13 @@ class ShardWriter:
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """What `tarfile` makes of a member with this name and size and no time or owner, at a tenth of the time."""
+    """The header by `tarfile` of a member with this name and size and no time or owner, in a tenth of the time."""
     assert len(name) <= 100, f"{name!r} is too long for a USTAR name"
     octal = b"%011o" % size
     header = bytearray(_EMPTY)
     header[: len(name)] = name
     header[124:135] = octal
-    # The checksum counts its own field as blanks and digits of the size in place of zeros.
+    # The checksum counts its own field as blanks.
     header[148:154] = b"%06o" % (_EMPTY_SUM + sum(name) + sum(octal) - 11 * ord("0"))
     return bytes(header)
 
@@ -194,12 +194,12 @@ _EMPTY_SUM = int(_EMPTY[148:154], 8)
 
 
 def index_path(shard: Path) -> Path:
-    """Where a shard's index stands."""
+    """The path of a shard's index."""
     return shard.with_name(shard.name + ".idx")
 
 
 def pack_offsets(offsets: Sequence[int]) -> bytes:
-    """An index, from the offsets of a shard's samples and the end of the last."""
+    """The content of an index, from the offsets of a shard's samples and the end of the last."""
     return struct.pack(f"<{len(offsets)}Q", *offsets)
 
 
@@ -207,80 +207,80 @@ def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
     """The offsets of a shard's samples and the end of the last: uint64 [samples + 1].
 
     Args:
-        shard: Where its tar stands.
-        samples: How many it holds.
-        size: Bytes of the tar: what an index may point at.
+        shard: Its tar.
+        samples: Number of its samples.
+        size: Bytes of the tar.
 
     Raises:
-        DataError: There is no index, or it is not that of such a tar.
+        DataError: The index is missing, or does not fit the tar.
     """
     path = index_path(shard)
-    more = f"`lavic verify {shard.parent}` lists every difference"
+    hint = f"`lavic verify {shard.parent}` lists every difference"
     try:
         with path.open("rb") as file:
             data = file.read(8 * (samples + 1) + 1)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; {more}") from None
+        raise DataError(f"{path} is missing; {hint}") from None
     except storage_errors() as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); {more}") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); {hint}") from None
     offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
-    rises = len(data) == 8 * (samples + 1) and offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
-    if not rises or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < _RECORD:
-        raise DataError(f"{path} does not belong to its shard; {more}")
+    increasing = len(data) == 8 * (samples + 1) and offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
+    if not increasing or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < _RECORD:
+        raise DataError(f"{path} does not belong to its shard; {hint}")
     return offsets
 
 
 def beside(shard: Path, ending: str) -> Path:
-    """A file about a shard: `x-000000.tar`, `ledger.jsonl` -> `x-000000.ledger.jsonl`."""
+    """The path of a shard's sidecar: `x-000000.tar`, `ledger.jsonl` -> `x-000000.ledger.jsonl`."""
     return shard.with_name(f"{shard.name.removesuffix('.tar')}.{ending}")
 
 
-def parse_sample(data: bytes, place: str) -> Sample:
-    """Read one sample from the bytes between two offsets of the index.
+def parse_sample(data: bytes, where: str) -> Sample:
+    """Parses the bytes between two offsets of the index.
 
     Raises:
-        DataError: The bytes are not three members of one key; `place` says where.
+        DataError: They are not the three members of one key; the message starts with `where`.
     """
-    parts = dict(_members(data, place))
+    parts = dict(_members(data, where))
     keys = {name.partition(".")[0] for name in parts}
     if len(keys) != 1 or tuple(name.partition(".")[2] for name in parts) != MEMBERS:
-        raise DataError(f"{place}: expected one sample of {', '.join(MEMBERS)}, found {', '.join(parts) or 'nothing'}")
+        raise DataError(f"{where}: expected one sample of {', '.join(MEMBERS)}, got {', '.join(parts) or 'nothing'}")
     jpg, meta_bytes, text = parts.values()
     try:
         meta = json.loads(meta_bytes)
         return Sample(key=keys.pop(), item_id=meta["item_id"], jpg=jpg, meta=meta, text=text.decode())
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place}: broken json or txt member ({error})") from None
+        raise DataError(f"{where}: broken json or txt member ({error})") from None
 
 
-def member_bytes(header: bytes, place: str) -> int:
-    """How many bytes a member takes in a tar, its header and filling included.
+def member_bytes(header: bytes, where: str) -> int:
+    """Bytes of a member in a tar, with its header and padding.
 
     Raises:
         DataError: This is not the header of a member.
     """
-    size = _parse_header(header, place).size
+    size = _parse_header(header, where).size
     return BLOCK + size + -size % BLOCK
 
 
-def parse_words(data: bytes, place: str) -> tuple[dict[str, Any], str]:
-    """Reads what follows a photo: the json member, and the txt member.
+def parse_metadata(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+    """Parses the json and the txt member of a sample, which follow its jpg member.
 
     Raises:
         DataError: The bytes are something else.
     """
     try:
-        (_, meta), (_, text) = _members(data, place)
+        (_, meta), (_, text) = _members(data, where)
         return json.loads(meta), text.decode()
     except ValueError as error:
-        raise DataError(f"{place}: broken json or txt member ({error})") from None
+        raise DataError(f"{where}: broken json or txt member ({error})") from None
 
 
 def read_samples(shard: Path) -> Iterator[Sample]:
-    """Read a shard from end to end without its index.
+    """Reads a shard sequentially, without its index.
 
     Raises:
-        DataError: The file is missing, cut short, or holds something else than samples.
+        DataError: The file is missing, truncated, or contains something other than samples.
     """
     try:
         with shard.open("rb") as file:
@@ -291,70 +291,70 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         raise DataError(f"{shard}: cannot be read ({error})") from None
 
 
-def iter_samples(read: Callable[[int], bytes], size: int, place: str) -> Iterator[Sample]:
+def iter_samples(read: Callable[[int], bytes], size: int, where: str) -> Iterator[Sample]:
     """The samples of a tar.
 
     Args:
-        read: Reads so many bytes of it; what follows the last sample is left to the caller.
+        read: Reads so many bytes; the bytes after the last sample are not read.
         size: Bytes of the tar.
-        place: Its path, for messages.
+        where: Its path, for messages.
 
     Raises:
-        DataError: It is cut short, or holds something else than samples.
+        DataError: It is truncated, or contains something other than samples.
     """
-    at = 0
+    end = 0
     while True:
-        start, parts = at, b""
+        start, parts = end, b""
         for _ in MEMBERS:
             header = read(BLOCK)
             if not parts and len(header) in (0, BLOCK) and not header.strip(b"\0"):
                 return
-            at += member_bytes(header, f"{place} at byte {start}")
-            if at > size:
-                raise DataError(f"{place} at byte {start}: a member is cut short")
-            parts += header + read(at - start - len(parts) - BLOCK)
-        yield parse_sample(parts, f"{place} at byte {start}")
+            end += member_bytes(header, f"{where} at byte {start}")
+            if end > size:
+                raise DataError(f"{where} at byte {start}: a member is truncated")
+            parts += header + read(end - start - len(parts) - BLOCK)
+        yield parse_sample(parts, f"{where} at byte {start}")
 
 
-def sample_ranges(file: BinaryIO, place: str) -> Iterator[tuple[str, int, int]]:
-    """Key, start and end of every sample of a tar, by the headers alone.
+def sample_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
+    """Key, start and end of every sample of a tar, from the headers alone.
 
     Raises:
-        DataError: It is cut short, or holds something else than samples.
+        DataError: It is truncated, or contains something other than samples.
     """
     size = file.seek(0, os.SEEK_END)
-    at = 0
-    while at < size:
-        start, key = at, ""
+    end = 0
+    while end < size:
+        start, key = end, ""
         for _ in MEMBERS:
-            file.seek(at)
+            file.seek(end)
             header = file.read(BLOCK)
             if not key and not header.strip(b"\0"):
                 return
-            member = _parse_header(header, f"{place} at byte {start}")
-            at += BLOCK + member.size + -member.size % BLOCK
-            if at > size:
-                raise DataError(f"{place} at byte {start}: a member is cut short")
+            member = _parse_header(header, f"{where} at byte {start}")
+            end += BLOCK + member.size + -member.size % BLOCK
+            if end > size:
+                raise DataError(f"{where} at byte {start}: a member is truncated")
             key = member.name.partition(".")[0]
-        yield key, start, at
+        yield key, start, end
 
 
-def _members(data: bytes, place: str) -> Iterator[tuple[str, bytes]]:
-    at = 0
-    while at < len(data):
-        member = _parse_header(data[at : at + BLOCK], place)
-        body = data[at + BLOCK : at + BLOCK + member.size]
+def _members(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
+    start = 0
+    while start < len(data):
+        member = _parse_header(data[start : start + BLOCK], where)
+        body = data[start + BLOCK : start + BLOCK + member.size]
         if len(body) != member.size:
-            raise DataError(f"{place}: member {member.name} is cut short; `lavic verify` says more")
+            raise DataError(f"{where}: member {member.name} is truncated; `lavic verify` shows more")
         yield member.name, body
-        at += BLOCK + member.size + -member.size % BLOCK
+        start += BLOCK + member.size + -member.size % BLOCK
 
 
-def _parse_header(header: bytes, place: str) -> tarfile.TarInfo:
+def _parse_header(header: bytes, where: str) -> tarfile.TarInfo:
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         if member.size < 0:
             raise ValueError("a negative size")
     except (tarfile.HeaderError, ValueError) as error:
-        raise DataError(f"{place}: broken tar header ({error}); `lavic verify` says more") from None
+        raise DataError(f"{where}: broken tar header ({error}); `lavic verify` shows more") from None
     return member

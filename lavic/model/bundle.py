@@ -1,8 +1,8 @@
-"""The bundle: everything that recommending needs besides base model and item store.
+"""The bundle: everything that a recommender needs besides the base model and the item store.
 
-BUNDLE/vision_adapter/     stage 1 (absent where stage 2 was trained on the plain base model's tokens)
-BUNDLE/language_adapter/   stage 2 (absent after stage 1 alone)
-BUNDLE/tokenizer/          as trained with
+BUNDLE/vision_adapter/     of stage 1 (absent if stage 2 was trained on the plain base model's tokens)
+BUNDLE/language_adapter/   of stage 2 (absent after stage 1 alone)
+BUNDLE/tokenizer/          used in training
 BUNDLE/bundle.json         written last
 """
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
 
 Tokens = Literal["items", "none"]
-"""What stands behind a candidate's title: its item tokens, or nothing."""
+"""What follows a candidate's title: its item tokens, or nothing."""
 
 FILE = "bundle.json"
 PLAIN = {prompts.version_of("inst"), prompts.version_of("lavic")}
-"""Prompt versions that say which tags stand around the prompts."""
+"""Prompt versions that imply the tags around the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +56,16 @@ class BundleInfo:
     max_length: int = 2048
     """Longest prompt, tokens."""
     tokens_per_item: int | None = None
-    """Item tokens shown of each candidate, its first ones; None: all of them."""
+    """How many item tokens of each candidate are used, the first ones; None: all."""
     none: bool = False
-    """Whether every list ends with "none of these", which is an answer too."""
+    """Whether every list ends with "none of these" as a possible answer."""
     list_size: int | None = None
-    """Candidates of the longest training list; None in bundles that were made before it was recorded."""
+    """Candidates of the longest training list; None in bundles of older versions."""
     prompt_version: str = prompts.VERSION
     chat: dict[str, str | None] | None = None
     """Tags around the prompts (`ChatFormat`); None: those of LLaVA-v1.6-Mistral, or none in the style `lavic`."""
     tokenizer: str | None = None
-    """Digest of the base model's tokenizer; None in bundles that were made before it was recorded."""
+    """Digest of the base model's tokenizer; None in bundles of older versions."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -82,7 +82,7 @@ class BundleInfo:
         list_size: int | None = None,
         revision: str | None = None,
     ) -> BundleInfo:
-        """Describes a bundle of a loaded base model and adapters of these digests; for the rest see the fields."""
+        """The description of a bundle with a loaded base model and adapters with these digests; see the fields."""
         return cls(
             base=backbone.name,
             revision=revision,
@@ -106,7 +106,7 @@ class BundleInfo:
         """Reads `bundle.json`.
 
         Raises:
-            DataError: There is none, or of another prompt version.
+            DataError: It is missing, or of another prompt version.
         """
         path = folder / FILE
         if not path.is_file():
@@ -118,9 +118,9 @@ class BundleInfo:
             style = prompts.style_of(info.prompt_version)
             damaged = style is not None and prompts.version_of(style, info.chat_format) != info.prompt_version
         except (TypeError, ValueError, OSError) as e:
-            raise DataError(f"{path}: not a bundle's description ({first_line(e)})") from e
+            raise DataError(f"{path}: not the description of a bundle ({first_line(e)})") from e
         if damaged:
-            raise DataError(f"{path}: its chat tags are not those of its prompt version: copy the bundle again")
+            raise DataError(f"{path}: its chat tags do not match its prompt version: copy the bundle again")
         if prompts.style_of(info.prompt_version) is None:
             raise DataError(
                 f"{path}: trained with prompt version {info.prompt_version}, this lavic has {prompts.VERSION}: "
@@ -134,14 +134,14 @@ class BundleInfo:
         return prompts.MISTRAL if self.chat is None else ChatFormat(**self.chat)  # type: ignore[arg-type]
 
     def check_adapters(self, folder: Path, kinds: Sequence[Kind] = ("vision", "language")) -> None:
-        """Refuses a bundle whose adapter files are not those that were saved.
+        """Compares the adapters with their digests.
 
         Args:
             folder: The bundle.
-            kinds: The adapters to look at.
+            kinds: The adapters to check.
 
         Raises:
-            DataError: One line that names the adapter.
+            DataError: An adapter has changed; names it.
         """
         digests = {"vision": self.vision_adapter, "language": self.language_adapter}
         for kind in kinds:
@@ -152,21 +152,21 @@ class BundleInfo:
                         f"{folder / name}: {FILE} records no such adapter: remove it, or copy the bundle again"
                     )
                 continue
-            if (found := lora.digest(folder / name)) != saved:
+            if (digest := lora.digest(folder / name)) != saved:
                 raise DataError(
-                    f"{folder / name}: its digest is {found}, {FILE} records {saved}: the files were changed, cut "
-                    "short or taken from another run; copy the bundle again from its run"
+                    f"{folder / name}: its digest is {digest}, {FILE} records {saved}: the files were changed, "
+                    "truncated or taken from another run; copy the bundle again from its run"
                 )
 
     def base_model(self, folder: Path, name: str | None = None) -> ModelSettings:
-        """The base model that the bundle was trained on, found and compared by its fingerprint; nothing is loaded.
+        """Finds the base model that the bundle was trained on and compares its fingerprint; does not load it.
 
         Args:
             folder: The bundle.
-            name: Folder or Hugging Face name of the base model, where it is not the recorded one.
+            name: Folder or Hugging Face name of the base model, if it is not the recorded one.
 
         Raises:
-            ConfigError: There is no such model.
+            ConfigError: The model is not found.
             DataError: It is another model.
         """
         model = ModelSettings(
@@ -177,33 +177,33 @@ class BundleInfo:
         )
         try:
             source = resolve(model)
-            found = fingerprint(source)
+            actual = fingerprint(source)
         except ConfigError as error:
-            hint = "" if name else "; name the folder where it is now with --model.name"
+            hint = "" if name else "; if it was moved, give its folder with --model.name"
             raise ConfigError(f"{folder}: its base model {model.name}: {error}{hint}") from None
-        if found != self.fingerprint:
+        if actual != self.fingerprint:
             raise DataError(
                 f"{folder}: trained on the base model {self.base} with fingerprint {self.fingerprint}; {model.name} "
-                f"has {found}: name the right one with --model.name"
+                f"has {actual}: give the right model with --model.name"
             )
-        if self.tokenizer and (found := tokenizer_digest(source)) != self.tokenizer:
+        if self.tokenizer and (actual := tokenizer_digest(source)) != self.tokenizer:
             raise DataError(
-                f"{folder}: trained with another tokenizer ({self.tokenizer}) than {model.name} has ({found}): restore "
-                "the base model's tokenizer files, or name the right base with --model.name"
+                f"{folder}: trained with another tokenizer ({self.tokenizer}) than {model.name} has ({actual}): "
+                "restore the base model's tokenizer files, or give the right model with --model.name"
             )
         return model
 
     def check_store(self, store: ItemStore) -> None:
-        """Refuses a store whose tokens this bundle was not trained on; no model need be loaded for that.
+        """Refuses a store whose tokens do not match the bundle's training. No model needs to be loaded.
 
         Raises:
-            DataError: One line.
+            DataError: It does not match.
         """
         store.check_base(self.fingerprint)
         if self.tokens == "items" and store.manifest.geometry != self.geometry:
             raise DataError(
-                f"{store.folder}: an item store of photos cut otherwise than the bundle's: run `lavic embed` with the "
-                "--model.views of its training"
+                f"{store.folder}: an item store with other views of the photos than the bundle's: run `lavic embed` "
+                "with the --model.views of its training"
             )
         if self.tokens == "items" and store.manifest.vision_adapter != self.vision_adapter:
             raise DataError(
@@ -214,12 +214,12 @@ class BundleInfo:
 
 @dataclass
 class Bundle:
-    """A loaded bundle: the base model with the adapters in it."""
+    """A loaded bundle: the base model with its adapters."""
 
     backbone: Backbone
     info: BundleInfo
     merged: bool = True
-    """Whether the language adapter may be merged into the weights; if not, `lora.adapter_off` leaves it out."""
+    """Whether the language adapter may be merged into the weights; if not, `lora.adapter_off` can disable it."""
 
     @classmethod
     def load(
@@ -238,18 +238,17 @@ class Bundle:
 
         Args:
             folder: A bundle.
-            device: Where to.
-            vision: Load the vision tower too; ready item tokens need only the projector.
-            language: False leaves the language adapter out: the model before stage 2.
-            merge: False keeps the language adapter beside the weights, where `lora.adapter_off` can leave it out.
-            adapted: False leaves both adapters out: the base model.
+            device: Of the model.
+            vision: Whether to load the vision tower; item tokens need only the projector.
+            language: Whether to apply the language adapter; False gives the model before stage 2.
+            merge: False keeps the language adapter separate, so that `lora.adapter_off` can disable it.
+            adapted: False applies no adapter: the base model.
             dtype: Of the weights.
-            base: Folder or Hugging Face name of the base model, where it is not the recorded one.
+            base: Folder or Hugging Face name of the base model, if it is not the recorded one.
 
         Raises:
             ConfigError: The base model is not found.
-            DataError: The bundle is not whole, an adapter is not the one it was saved with, or the base model is not
-                the one it was trained on.
+            DataError: The bundle is incomplete, an adapter has changed, or the base model is another one.
         """
         info = BundleInfo.read(folder)
         info.check_adapters(folder)
@@ -262,7 +261,7 @@ class Bundle:
         return cls(backbone, info, merge)
 
     def check_store(self, store: ItemStore) -> None:
-        """Refuses a store whose tokens this bundle was not trained on; see `BundleInfo.check_store`."""
+        """See `BundleInfo.check_store`."""
         self.info.check_store(store)
 
 
@@ -280,16 +279,16 @@ def save_bundle(
     revision: str | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> BundleInfo:
-    """Writes a bundle, whole or not at all.
+    """Writes a bundle, atomically.
 
     Args:
-        folder: Where to; an older bundle there is replaced.
-        backbone: The base model that the adapters are for.
+        folder: The bundle; an older one is replaced.
+        backbone: The base model of the adapters.
         vision: The trained stage-1 model, or the folder of its adapter, or None for the plain base model's tokens.
         language: The trained stage-2 model.
-        tokens: What stood behind the titles in training.
+        tokens: What followed the titles in training.
         max_length: Longest prompt, tokens.
-        tokens_per_item: Item tokens shown of each candidate; None: all of them.
+        tokens_per_item: How many item tokens of each candidate were used; None: all.
         none: Whether the lists ended with "none of these".
         list_size: Candidates of the longest training list.
         revision: Of the base model.

@@ -1,4 +1,4 @@
-"""Settings of the base model and its adapters; apart from what loads them, so that `--help` needs no torch."""
+"""Settings of the base model and its adapters, in a module without torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from pydantic import Field, PositiveInt
 from lavic.config import settings
 
 Kind = Literal["vision", "language"]
-"""What an adapter is put on: vision tower and projector (stage 1), or the language model (stage 2)."""
+"""What an adapter targets: vision tower and projector (stage 1), or the language model (stage 2)."""
 
 
 @settings
 class ModelSettings:
-    """Which base model, and how it is held."""
+    """The base model."""
 
     name: str = "llava-hf/llava-v1.6-mistral-7b-hf"
-    """A Hugging Face name, a folder, or `mini` for the miniature that is part of this package."""
+    """A Hugging Face name, a folder, or `mini` for the miniature in this package."""
     revision: str | None = None
     """Commit or branch of the Hugging Face repository."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     views: Literal["five", "lavic"] = "five"
-    """How a photo is cut. `five`: the photo and its four quarters, whatever its shape; `lavic`: as the released
-    code does, by the model's own choice of grids: slim photos get three or four views."""
+    """Views of a photo. `five`: the photo and its four quarters, whatever its shape; `lavic`: as in the released code,
+    the grid that the model's processor chooses: slim photos get three or four views."""
     prompt: Literal["inst", "lavic"] = "inst"
-    """How the model is asked. `inst`: as the base model was trained, in the tags of its chat template and with the
-    photo before the words; `lavic`: in the released code's order, plain text that ends in `Assistant:`."""
+    """Prompt format. `inst`: that of the base model's training, with its chat template and the photo before the text;
+    `lavic`: that of the released code, plain text that ends in `Assistant:`."""
     chat_template: Path | None = None
-    """A chat template (Jinja) in the place of the base model's own, for a base model that has none."""
+    """A chat template (Jinja) instead of the base model's own, for a base model without one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
 
 
 @settings
 class BaseModelSettings:
-    """Where the base model of a bundle is found."""
+    """The base model of a bundle."""
 
     name: str | None = None
-    """A folder, or a Hugging Face name, where the base model has been moved or renamed since training. Its fingerprint
-    must be the one that the bundle records. By default the recorded name."""
+    """A folder or a Hugging Face name, if the base model was moved or renamed after training. Its fingerprint must be
+    that in the bundle. Default: the name in the bundle."""
 
 
 @settings

@@ -17,7 +17,7 @@ from lavic.model.tiling import VIEWS
 from lavic.storage import format_bytes
 
 TOWER, PROJECTOR, LANGUAGE, HEAD = range(4)
-"""The parts of a model that hold linear layers, in forward order."""
+"""The parts of a model with linear layers, in forward order."""
 
 ADAPTED: Mapping[Kind, tuple[int, ...]] = {"vision": (TOWER, PROJECTOR), "language": (LANGUAGE,)}
 """The parts whose linear layers an adapter of each kind targets, as in `lavic.model.lora`."""
@@ -56,7 +56,7 @@ CONFIG_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 151936,
     },
 }
-"""By model type, the defaults of transformers for keys that a config.json may leave out."""
+"""Defaults of transformers for keys that a config.json may omit, by model type."""
 
 LayerPosition = tuple[int, int, int]
 """(part, layer, stage within the layer), ordered as in the forward pass."""
@@ -67,7 +67,7 @@ class Linear:
     """A linear layer of the model."""
 
     name: str
-    place: LayerPosition
+    position: LayerPosition
     inputs: int
     outputs: int
     bias: bool = False
@@ -146,8 +146,8 @@ class ModelDims:
 
     @property
     def photo_tokens(self) -> int:
-        """Tokens of a square photo in the language model before it is distilled: every patch of five views, and a
-        newline behind each row of the four quarters."""
+        """Tokens of a square photo in the language model before distillation: every patch of five views, and a newline
+        after each row of the four quarters."""
         return VIEWS * self.patches + 2 * math.isqrt(self.patches)
 
     def linears(self) -> Iterator[Linear]:
@@ -180,7 +180,7 @@ class ModelDims:
 
     @property
     def projector(self) -> int:
-        """Parameters of the projector, and of the vector that LLaVA-NeXT puts at the end of a row of patches."""
+        """Parameters of the projector, and of LLaVA-NeXT's newline vector at the end of a row of patches."""
         return self._linear((PROJECTOR,)) + self.hidden
 
     @property
@@ -192,7 +192,7 @@ class ModelDims:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model."""
+        """Parameters of the model."""
         return self.tower + self.projector + self.language
 
     def loaded(self, kind: Kind) -> int:
@@ -200,15 +200,16 @@ class ModelDims:
         return self.parameters - (self.tower if kind == "language" else 0)
 
     def adapter(self, kind: Kind, r: int) -> int:
-        """Parameters of a LoRA adapter of rank r: r x (inputs + outputs) for each linear layer it targets."""
-        return r * sum(linear.inputs + linear.outputs for linear in self.linears() if linear.place[0] in ADAPTED[kind])
+        """Parameters of a LoRA adapter of rank r: r x (inputs + outputs) for each linear layer that it targets."""
+        adapted = (linear for linear in self.linears() if linear.position[0] in ADAPTED[kind])
+        return r * sum(linear.inputs + linear.outputs for linear in adapted)
 
     def store_bytes(self, items: int, element: int = 2) -> int:
         """Bytes of an item store's vectors: five per item, each of the vision tower's width."""
         return items * VIEWS * self.vision_hidden * element
 
     def _linear(self, parts: Iterable[int]) -> int:
-        return sum(linear.parameters for linear in self.linears() if linear.place[0] in parts)
+        return sum(linear.parameters for linear in self.linears() if linear.position[0] in parts)
 
 
 def with_config_defaults(config: Mapping[str, Any], name: str, usual: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a base model comes from: its folder, its configuration, and by what it is known. Nothing of it is loaded."""
+"""Base models on Hugging Face or in a folder: their files, configuration and fingerprint. Loads no weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lavic.errors import ConfigError, first_line
 from lavic.model.config import ModelSettings
 
 SEVEN_B = "llava-hf/llava-v1.6-mistral-7b-hf"
-"""The model that LaViC is about."""
+"""The model of the LaViC paper."""
 
 SEVEN_B_CONFIG: Mapping[str, Any] = {
     "model_type": "llava_next",
@@ -46,7 +46,7 @@ SEVEN_B_CONFIG: Mapping[str, Any] = {
         "projection_dim": 768,
     },
 }
-"""Of `SEVEN_B`, so that it can be planned for before it is downloaded."""
+"""Of `SEVEN_B`, so that a run can be planned before the model is downloaded."""
 
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -55,9 +55,9 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-"""What a tokenizer is made of where there is no tokenizer.json."""
+"""Files of a tokenizer without tokenizer.json."""
 _FINGERPRINT_SAMPLE = 1 << 20
-"""Bytes read from the start and the end of each weight file: enough to tell models apart without reading 15 GB."""
+"""Bytes of the start and the end of each weight file: enough to distinguish models without reading 15 GB."""
 
 
 def resolve(model: ModelSettings) -> Path:
@@ -72,26 +72,26 @@ def resolve(model: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(
-            f"--model.name {model.name}: no such folder, and not to be had from Hugging Face ({first_line(e)})"
+            f"--model.name {model.name}: no such folder, and cannot be downloaded from Hugging Face ({first_line(e)})"
         ) from e
 
 
 def name_of(model: ModelSettings) -> str:
-    """What records call a model: its Hugging Face name, or the absolute path of its folder."""
+    """The name of a model in records: its Hugging Face name, or the absolute path of its folder."""
     folder = Path(model.name).expanduser()
     return str(folder.absolute()) if model.name != "mini" and folder.is_dir() else model.name
 
 
 def read_config(model: ModelSettings) -> Mapping[str, Any]:
-    """The config.json of a base model: from its folder, Hugging Face's cache, or known here. Downloads nothing.
+    """The config.json of a base model: from its folder, Hugging Face's cache, or `SEVEN_B_CONFIG`. Downloads nothing.
 
     Raises:
-        ConfigError: There is none, or it is not that of a LLaVA-NeXT.
+        ConfigError: It is missing, or not that of a LLaVA-NeXT.
     """
     file: Path | str | None = None
     if model.name == "mini" or Path(model.name).expanduser().is_dir():
@@ -102,12 +102,12 @@ def read_config(model: ModelSettings) -> Mapping[str, Any]:
         with contextlib.suppress(ModuleNotFoundError):  # then there is no cache either
             from huggingface_hub import try_to_load_from_cache
 
-            found = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
-            file = found if isinstance(found, str) else None
+            cached = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+            file = cached if isinstance(cached, str) else None
     if file is None:
         raise ConfigError(
             f"--model.name {model.name}: no such folder, and not in Hugging Face's cache; a dry run downloads nothing: "
-            f"`hf download {model.name} config.json` gets what it needs"
+            f"run `hf download {model.name} config.json` first"
         )
     try:
         config: dict[str, Any] = json.loads(Path(file).read_text("utf-8"))
@@ -123,7 +123,7 @@ def fingerprint(folder: Path) -> str:
     """A digest of a model folder: its config, and size, header, first and last bytes of each weight file.
 
     Raises:
-        ConfigError: It is no model folder, its weights are pickled, or a weight file is cut short.
+        ConfigError: It is not a model folder, its weights are pickled, or a weight file is truncated.
         OSError: A weight file cannot be read.
     """
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def fingerprint(folder: Path) -> str:
         for volatile in ("_name_or_path", "transformers_version"):
             config.pop(volatile, None)
     except (OSError, ValueError, AttributeError) as e:
-        raise ConfigError(f"{folder}: no model of Hugging Face's form: no usable config.json ({first_line(e)})") from e
+        raise ConfigError(f"{folder}: not a Hugging Face model: no usable config.json ({first_line(e)})") from e
     digest.update(json.dumps(config, sort_keys=True).encode())
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -149,10 +149,10 @@ def fingerprint(folder: Path) -> str:
 
 
 def check_weights(file: Path) -> None:
-    """Refuses a .safetensors file that is cut short, by its header: 8 bytes of its length, JSON, then the tensors.
+    """Compares a .safetensors file's size with its header: 8 bytes of the header's length, JSON, then the tensors.
 
     Raises:
-        ConfigError: One line.
+        ConfigError: It is truncated.
         OSError: It cannot be read.
     """
     size = file.stat().st_size
@@ -163,16 +163,16 @@ def check_weights(file: Path) -> None:
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError):
-        raise ConfigError(f"{file}: not a .safetensors file, or cut short: copy or download it again") from None
+        raise ConfigError(f"{file}: not a .safetensors file, or truncated: copy or download it again") from None
     if 8 + length + end != size:
         raise ConfigError(f"{file}: {size:,} bytes, {8 + length + end:,} by its header: copy or download it again")
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """A digest of a model folder's tokenizer, which the fingerprint leaves out.
+    """A digest of a model folder's tokenizer, which is not part of the fingerprint.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It has no tokenizer.
     """
     names = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else _TOKENIZER_FILES
     files = [folder / name for name in names if (folder / name).is_file()]

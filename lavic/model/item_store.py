@@ -1,14 +1,14 @@
-"""The item store: every item's [CLS] vectors, made once, read by memory map.
+"""The item store: the [CLS] vectors of every item, computed once and memory-mapped.
 
 STORE/tokens-<part>.safetensors   "tokens" [n, views, d_vision], before the projector
-STORE/items-<part>.jsonl          one line per row: id, photo key, title, and views where they are fewer (rest: zeros)
-STORE/vision_adapter/             a copy of the adapter that made the tokens; absent for a store of the plain base model
-STORE/items-<digest>.safetensors  the index of the lists, made from them anew where it is missing
-STORE/manifest.json               names the parts, written last: a store without it is not whole
+STORE/items-<part>.jsonl          one line per row: id, photo key, title, and views if they are fewer (others are zeros)
+STORE/vision_adapter/             a copy of the adapter of the tokens; absent for a store of the plain base model
+STORE/items-<digest>.safetensors  the index of the lists, built again if it is missing
+STORE/manifest.json               lists the parts; written last: a store without it is not complete
 
-Files are mapped when a store is opened, so one that is open outlives their removal when the store grows. A mapped file
-is in memory once, whatever the number of processes, and takes no open file. What serves for days reads them instead
-(`mapped=False`): a mapped file that is cut short ends the process.
+Files are mapped when a store is opened, so an open store remains readable when its files are replaced. Processes share
+the memory of a mapped file, which needs no file descriptor. A server reads the files instead (`mapped=False`), because
+truncating a mapped file kills the process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lavic.storage.checksummed_json import digest_json
 from lavic.tracking.run_metadata import versions
 
 FORMAT = 1
-MOST_OPEN = 512
-"""Parts that are read rather than mapped, each an open file."""
+MAX_OPEN = 512
+"""Limit of parts that are read instead of mapped; each is an open file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +46,12 @@ class Part:
     sha256: str
     """Of the tokens file."""
     items_sha256: str = ""
-    """Of the list of items; empty in stores that were made before it was recorded."""
+    """Of the list of items; empty in stores of older versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """What a store holds and what made it."""
+    """The parts of a store, and the model of its tokens."""
 
     base: str
     """Name of the base model."""
@@ -65,17 +65,17 @@ class StoreManifest:
     """d_vision"""
     parts: tuple[Part, ...]
     shards: tuple[str, ...] = ()
-    """Digests of the sets of shards whose photos these are; empty in stores that were made before it was recorded."""
+    """Digests of the sets of shards with the photos; empty in stores of older versions."""
     prompt_version: str = prompts.VERSION
-    """Of the words that the vision adapter was trained with."""
+    """Of the prompts in the vision adapter's training."""
     dtype: str = ""
-    """In which the vision tower computed; empty in stores that were made before it was recorded."""
+    """Precision of the vision tower; empty in stores of older versions."""
     format: int = FORMAT
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Of the whole manifest."""
+        """Digest of the manifest."""
         return digest_json(asdict(self))
 
     @property
@@ -85,14 +85,14 @@ class StoreManifest:
 
     @property
     def views(self) -> int:
-        """Rows kept for each item."""
+        """Rows of each item."""
         return int(self.geometry["views"])  # type: ignore[call-overload]
 
     @classmethod
     def read(cls, folder: Path) -> StoreManifest:
         path = folder / "manifest.json"
         if not path.is_file():
-            raise DataError(f"{folder}: not a whole item store (no manifest.json): run `lavic embed` again")
+            raise DataError(f"{folder}: not a complete item store (no manifest.json): run `lavic embed` again")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["format"] != FORMAT:
@@ -107,11 +107,11 @@ class StoreManifest:
 
 
 class ItemStore:
-    """A whole store, opened for reading. Rows are read when they are asked for."""
+    """A complete store, opened for reading. Rows are read on demand."""
 
     def __init__(self, folder: Path, manifest: StoreManifest, *, mapped: bool = True) -> None:
         self.folder, self.manifest = folder, manifest
-        kind = MappedTokens if mapped or len(manifest.parts) > MOST_OPEN else ReadTokens
+        kind = MappedTokens if mapped or len(manifest.parts) > MAX_OPEN else ReadTokens
         self._files = [
             kind(folder / f"tokens-{part.name}.safetensors", (part.items, manifest.views, manifest.width))
             for part in manifest.parts
@@ -127,15 +127,15 @@ class ItemStore:
 
         Args:
             folder: The store.
-            mapped: False reads its files rather than maps them, and keeps 20 bytes an item in memory. A store of more
-                than `MOST_OPEN` parts is mapped all the same.
+            mapped: False reads its files instead of mapping them, and takes 20 bytes an item in memory. A store of more
+                than `MAX_OPEN` parts is always mapped.
 
         Raises:
-            DataError: It is not there, not whole, or not what its manifest says.
+            DataError: It is missing or incomplete, or does not match its manifest.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such item store: make it with `lavic embed`")
+            raise DataError(f"{folder}: no such item store: build it with `lavic embed`")
         return cls(folder, StoreManifest.read(folder), mapped=mapped)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,7 +143,7 @@ class ItemStore:
 
     @property
     def ids(self) -> ItemIds:
-        """The ids of all items, read when they are asked for."""
+        """The ids of all items, read on demand."""
         return self.items.ids
 
     def __len__(self) -> int:
@@ -153,43 +153,43 @@ class ItemStore:
         return id in self.items
 
     def lookup(self, ids: Sequence[str]) -> torch.Tensor:
-        """The tokens of some items, [n, views, d_vision], in the store's own precision; of absent views zeros.
+        """The tokens of items, [n, views, d_vision], in the store's precision; zeros for absent views.
 
         Raises:
-            DataError: Names the ids that are not in the store.
+            DataError: An item is not in the store; names the ids.
         """
         items = {id: self.items.find(id) for id in ids}
         if unknown := [id for id, item in items.items() if item is None]:
             shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-            raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or drop them")
-        places = {id: self.items.place_of(item.row) for id, item in items.items() if item}
-        for number in {number for number, _ in places.values()}:
+            raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or remove them")
+        positions = {id: self.items.place_of(item.row) for id, item in items.items() if item}
+        for number in {number for number, _ in positions.values()}:
             if not self._checked[number]:
                 self._check(number)
-        return torch.stack([self._files[number][row] for number, row in (places[id] for id in ids)])
+        return torch.stack([self._files[number][row] for number, row in (positions[id] for id in ids)])
 
     def _check(self, number: int) -> None:
-        """Compares a part with its digest when it is first read: to open a large store stays quick."""
+        """Compares a part with its digest when it is first read, so that opening a large store is fast."""
         part = self.manifest.parts[number]
         path = self.folder / f"tokens-{part.name}.safetensors"
         digest = self._files[number].digest()
         if digest != part.sha256:
             raise DataError(
-                f"{path}: sha256 {digest[:12]}..., the manifest says {part.sha256[:12]}...: the file was changed or is "
-                "another store's; copy it again, or remove the store and run `lavic embed` again"
+                f"{path}: sha256 {digest[:12]}... differs from the manifest's ({part.sha256[:12]}...): the file was "
+                "changed or is from another store; copy it again, or remove the store and run `lavic embed` again"
             )
         self._checked[number] = True
 
     def count(self, id: str, most: int | None = None) -> int:
-        """Tokens of an item, or of its first `most`."""
+        """The number of an item's tokens, at most `most`."""
         views = self._item(id).views or self.manifest.views
         return views if most is None else min(views, most)
 
     def tokens(self, ids: Sequence[str], most: int | None = None) -> torch.Tensor:
-        """The tokens of some items one after the other, or of each its first `most`, [tokens, d_vision].
+        """The concatenated tokens of items, of each at most the first `most`, [tokens, d_vision].
 
         Raises:
-            DataError: Names the ids that are not in the store.
+            DataError: An item is not in the store; names the ids.
         """
         rows = self.lookup(ids)[:, :most]
         counts = [self.count(id, most) for id in ids]
@@ -201,7 +201,7 @@ class ItemStore:
         return self._item(id).title
 
     def key(self, id: str) -> str:
-        """Key of the photo, in the shards, that the tokens were made of."""
+        """Key, in the shards, of the photo that the tokens were computed from."""
         return self._item(id).key
 
     def _item(self, id: str) -> Item:
@@ -212,36 +212,36 @@ class ItemStore:
 
     @property
     def vision_adapter(self) -> Path | None:
-        """Folder of the adapter that made the tokens."""
+        """Folder of the adapter of the tokens."""
         return self.folder / "vision_adapter" if self.manifest.vision_adapter else None
 
     def check_adapter(self) -> None:
-        """Refuses a store whose copy of the vision adapter is not the one that made the tokens.
+        """Compares the store's copy of the vision adapter with its digest.
 
         Raises:
-            DataError: One line.
+            DataError: It differs.
         """
-        if (folder := self.vision_adapter) and (found := lora.digest(folder)) != self.manifest.vision_adapter:
+        if (folder := self.vision_adapter) and (digest := lora.digest(folder)) != self.manifest.vision_adapter:
             raise DataError(
-                f"{folder}: its digest is {found}, the store's manifest records {self.manifest.vision_adapter}: copy "
-                "it again from the bundle that made the store"
+                f"{folder}: its digest is {digest}, the store's manifest records {self.manifest.vision_adapter}: copy "
+                "it again from the bundle that the store was built with"
             )
 
     def check_geometry(self, geometry: Geometry) -> None:
-        """Refuses photos that are cut in another way than the store's.
+        """Compares the geometry of photos with the store's.
 
         Raises:
-            DataError: One line.
+            DataError: It differs.
         """
         if geometry.as_dict() != self.manifest.geometry:
             views = "lavic" if "grids" in self.manifest.geometry else "five"
-            raise DataError(f"{self.folder}: an item store of photos cut otherwise: use --model.views {views}")
+            raise DataError(f"{self.folder}: an item store with other views of the photos: use --model.views {views}")
 
     def check_base(self, fingerprint: str) -> None:
-        """Refuses a base model that did not make this store.
+        """Compares the fingerprint of a base model with that of the store's.
 
         Raises:
-            DataError: One line.
+            DataError: It differs.
         """
         if fingerprint != self.manifest.fingerprint:
             raise DataError(
@@ -255,8 +255,8 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
 
     Args:
         folder: The store.
-        name: `00000` and so on.
-        items: id, key and title of each row, and views where they are fewer than the tokens' rows.
+        name: Of the part.
+        items: id, key and title of each row, and views if they are fewer than the tokens' rows.
         tokens: [n, views, d_vision]
     """
     from safetensors.torch import save
@@ -277,7 +277,15 @@ def write_part(folder: Path, name: str, items: Sequence[Mapping[str, Any]], toke
 def write_manifest(
     folder: Path, backbone: Backbone, adapter: Path | None, parts: Sequence[Part], *, shards: Sequence[str] = ()
 ) -> StoreManifest:
-    """Copies the adapter, makes the index and then the store whole; `shards`: digests of the sets of its photos."""
+    """Completes a store: copies the adapter, builds the index, writes the manifest.
+
+    Args:
+        folder: The store.
+        backbone: The model of the tokens.
+        adapter: Folder of the vision adapter, if the model has one.
+        parts: Of the store.
+        shards: Digests of the sets of shards with its photos.
+    """
     if adapter is not None:
         lora.copy_adapter(adapter, folder / "vision_adapter")
     manifest = StoreManifest(
@@ -301,5 +309,5 @@ def _reopen(folder: Path, digest: str) -> ItemStore:
     """A store in another process."""
     store = ItemStore.open(folder)
     if store.manifest.digest != digest:
-        raise DataError(f"{folder}: the item store was changed while it was in use; run the command again")
+        raise DataError(f"{folder}: the item store changed while in use; run the command again")
     return store

@@ -1,4 +1,4 @@
-"""The base model: LLaVA-NeXT from a Hugging Face name or folder, with its tokenizer and photo geometry."""
+"""Loads the base model: a LLaVA-NeXT from Hugging Face or a folder, with its tokenizer and photo geometry."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Backbone:
     encoder: Encoder
     geometry: Geometry
     name: str
-    """A Hugging Face name, or the absolute path of a folder: what another process can load it by."""
+    """A Hugging Face name, or the absolute path of a folder, so that another process can load it."""
     fingerprint: str
-    """Digest of config and weights: adapters and item stores carry it, and are refused by another base model."""
+    """Digest of config and weights; adapters and item stores record it and do not work with another base model."""
     tokenizer_digest: str
-    """Of the tokenizer: bundles carry it."""
+    """Of the tokenizer; bundles record it."""
 
     @classmethod
     def load(
@@ -51,18 +51,18 @@ class Backbone:
     ) -> Backbone:
         """Loads model, tokenizer and geometry.
 
-        What is not wanted is not read from the disk either, and weights go to the device one by one: eight processes of
-        one machine do not hold eight models in its memory.
+        Omitted parts are not read from the disk. Weights go to the device one at a time, so that the processes of a
+        machine do not fill its memory with copies of the model.
 
         Args:
-            model: What to load.
-            device: Where to.
-            vision: False leaves the vision tower out: stage 2, evaluation and recommendation never need it.
-            language: False leaves the language model and its head out: embedding never needs them.
+            model: Its settings.
+            device: Of the model.
+            vision: False omits the vision tower: stage 2, evaluation and recommendation do not need it.
+            language: False omits the language model and its head: embedding does not need them.
             chat: Tags of prompts; None: those of the model's chat template.
 
         Raises:
-            ConfigError: There is no such model, it is not a LLaVA-NeXT, or it has no chat template.
+            ConfigError: The model is not found, is not a LLaVA-NeXT, or has no chat template.
         """
         from transformers import AutoConfig
         from transformers.utils import logging
@@ -96,7 +96,7 @@ class Backbone:
         except (OSError, ValueError, ImportError, SafetensorError) as e:
             raise ConfigError(f"--model.name {model.name}: {first_line(e)}") from e
         weights, info = loaded
-        if info["missing_keys"]:  # transformers fills them with random numbers and says so in passing
+        if info["missing_keys"]:  # transformers initializes them at random, with a warning
             missing = sorted(info["missing_keys"])
             raise ConfigError(f"--model.name {model.name}: {len(missing)} weights are missing (first: {missing[0]})")
         weights.requires_grad_(False).eval()
@@ -122,23 +122,23 @@ class Backbone:
 
 
 def computing_dtype(model: ModelSettings, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """In which precision a model is held and computes on a device."""
+    """The precision of a model on a device."""
     if model.dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return model.dtype
 
 
 def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGeneration]:
-    """The model's class, less what is not wanted."""
+    """The model's class without the omitted parts."""
     from transformers import LlavaNextForConditionalGeneration
 
     if vision and language:
         return LlavaNextForConditionalGeneration
 
-    unwanted = ([] if vision else ["vision_tower"]) + ([] if language else ["language_model", "lm_head"])
+    omitted = ([] if vision else ["vision_tower"]) + ([] if language else ["language_model", "lm_head"])
 
     class Parts(LlavaNextForConditionalGeneration):
-        _keys_to_ignore_on_load_unexpected = unwanted
+        _keys_to_ignore_on_load_unexpected = omitted
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -147,21 +147,21 @@ def _parts(vision: bool, language: bool) -> type[LlavaNextForConditionalGenerati
             if not language:
                 del self.model.language_model, self.lm_head
 
-    # transformers renames the file's keys to those in memory for classes of its own alone
+    # transformers maps the keys of checkpoints only for classes of its own name.
     Parts.__name__ = Parts.__qualname__ = LlavaNextForConditionalGeneration.__name__
     Parts.__module__ = LlavaNextForConditionalGeneration.__module__
     return Parts
 
 
 def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geometry:
-    """The photo geometry that the model's own preprocessor file asks for.
+    """The photo geometry in the model's preprocessor file.
 
     Args:
         folder: Of the model.
-        views: Five for every photo, or the model's own choice of grids.
+        views: Five for every photo, or the grids of the model's processor.
 
     Raises:
-        ConfigError: The file is missing or cannot be used.
+        ConfigError: The file is missing or unusable.
     """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -170,7 +170,7 @@ def read_geometry(folder: Path, views: Literal["five", "lavic"] = "five") -> Geo
         size = vision["image_size"]
         pinpoints = processor["image_grid_pinpoints"] if views == "lavic" else [[2 * size, 2 * size]]
         if any(side % size for pinpoint in pinpoints for side in pinpoint):
-            raise ValueError(f"image_grid_pinpoints are no multiples of {size}")
+            raise ValueError(f"image_grid_pinpoints are not multiples of {size}")
         return Geometry(
             size=size,
             patch=vision["patch_size"],
@@ -189,7 +189,7 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
     """The image processor's settings of a model folder.
 
     transformers 4 saves them in preprocessor_config.json, transformers 5 in processor_config.json under
-    `image_processor`. Where both exist, transformers reads the newer form first, and so does this.
+    `image_processor`. If both exist, the newer form wins, as in transformers.
 
     Args:
         folder: Of the model.

@@ -1,10 +1,10 @@
-"""LoRA: where it goes, how it is saved, and how it is loaded again.
+"""LoRA adapters: creation, saving and loading.
 
-Stage 1 adapts every linear of vision tower and projector, stage 2 every linear of the language model (not its head).
-The patterns are anchored: a bare `q_proj` would match the vision tower and the language model alike.
+Stage 1 adapts every linear layer of vision tower and projector, stage 2 those of the language model (not its head). The
+patterns are anchored, because a bare `q_proj` would match in the vision tower and in the language model.
 
-A loaded adapter computes what the trained one did. It is merged into float32 weights. Beside bfloat16 weights it stays
-as it is: their steps are larger than most of what it adds, and a merged weight would lose it.
+A loaded adapter computes the same as in training. It is merged into float32 weights, but not into bfloat16 weights,
+whose precision is coarser than most of its updates.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ TARGETS: dict[Kind, str] = {
     "language": r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
 NOTE = "lavic.json"
-"""Beside PEFT's own files: which base model, kind and photo geometry the adapter is for."""
+"""Beside PEFT's files: the base model, kind and photo geometry of the adapter."""
 WEIGHTS = "adapter_model.safetensors"
-MERGED = 1e-3
-"""Most that a merged weight may lose of what an adapter adds to it, as a share of that."""
+MERGE_TOLERANCE = 1e-3
+"""Largest rounding error of a merged weight, relative to the adapter's update."""
 
 
 def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel:
-    """Puts a fresh, trainable adapter on the frozen base model, in place.
+    """Adds a new trainable adapter to the frozen base model, in place.
 
-    The adapter's weights are float32 whatever the base holds: steps of 5e-5 vanish in bfloat16. DeepSpeed keeps them so
-    as master weights, and gives the model itself a copy in bfloat16 where its base is (`Engine.weights`).
+    The adapter's weights are float32 even if the base's are bfloat16, in which updates of 5e-5 vanish. DeepSpeed keeps
+    them as master weights, and the model then has a bfloat16 copy (`Engine.weights`).
     """
     model = wrap(backbone.model, kind, lora)
     for parameter in trainable(model):
@@ -56,7 +56,7 @@ def add_adapter(backbone: Backbone, kind: Kind, lora: LoraSettings) -> PeftModel
 
 
 def wrap(model: nn.Module, kind: Kind, lora: LoraSettings) -> PeftModel:
-    """Puts a fresh adapter on a LlavaNext model, in place, in the model's own precision."""
+    """Adds a new adapter to a LlavaNext model, in place, in the model's precision."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS[kind])
@@ -66,16 +66,16 @@ def wrap(model: nn.Module, kind: Kind, lora: LoraSettings) -> PeftModel:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what PEFT and transformers say to each other's developers."""
+    """Suppresses warnings of PEFT and transformers that do not concern the user."""
     with warnings.catch_warnings():
-        # PEFT finds that the folder's base has another name here ("mini" and its path, say); the fingerprint decides
+        # The base model may have another name here ("mini" or its path); its fingerprint is compared instead.
         warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer gets."""
+    """The parameters for an optimizer."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -86,53 +86,53 @@ def save_adapter(
     kind: Kind,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes an ordinary PEFT adapter folder and our note; written aside, then renamed.
+    """Writes a PEFT adapter folder with our note, atomically.
 
     Args:
         model: The base model with the adapter.
-        folder: Where to.
+        folder: Of the adapter.
         backbone: The base model.
         kind: Of the adapter.
-        weights: The adapter's weights in full precision, by their names in the task that holds the model as `model`
-            (`Engine.weights`); None: as the model has them.
+        weights: The adapter's weights in full precision, by their names in the task, which prefixes them with `model.`
+            (`Engine.weights`); None: the model's.
     """
     from lavic.storage.atomic import atomic_folder
 
     state = None if weights is None else {k.removeprefix("model."): w for k, w in weights.items()}
-    with atomic_folder(folder) as aside:
-        model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
-        config = json.loads((aside / "adapter_config.json").read_text())
+    with atomic_folder(folder) as part:
+        model.save_pretrained(str(part), safe_serialization=True, state_dict=state)
+        config = json.loads((part / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = backbone.name
-        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (aside / "README.md").unlink(missing_ok=True)  # a model card full of blanks
+        (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (part / "README.md").unlink(missing_ok=True)  # an empty model card
         note = {
             "kind": kind,
             "base": backbone.name,
             "fingerprint": backbone.fingerprint,
             "geometry": backbone.geometry.as_dict(),
         }
-        (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+        (part / NOTE).write_text(json.dumps(note, indent=2) + "\n")
 
 
 def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[str, object] | None = None) -> None:
-    """Refuses what is not a whole adapter of this kind for this base model.
+    """Checks that a folder has a complete adapter of this kind for this base model.
 
     Raises:
-        DataError: One line that names the folder and what is wrong.
+        DataError: It has not.
     """
     missing = [name for name in (NOTE, WEIGHTS, "adapter_config.json") if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{folder}: not an adapter of LaViC ({missing[0]} is missing)")
     note = read_note(folder)
     if note["kind"] != kind:
-        raise DataError(f"{folder}: a {note['kind']} adapter, a {kind} adapter is needed")
+        raise DataError(f"{folder}: a {note['kind']} adapter, but a {kind} adapter is needed")
     if note["fingerprint"] != fingerprint:
         raise DataError(
             f"{folder}: made for another base model ({note['base']}, {note['fingerprint']}) than the one loaded "
-            f"({fingerprint}): load its own base with --model.name, or train again"
+            f"({fingerprint}): give its base model with --model.name, or train again"
         )
     if kind == "vision" and geometry and note.get("geometry", geometry) != geometry:
-        raise DataError(f"{folder}: trained on photos cut otherwise: use the --model.views of its training")
+        raise DataError(f"{folder}: trained on other views of the photos: use the --model.views of its training")
     try:
         check_weights(folder / WEIGHTS)
     except (ConfigError, OSError) as error:
@@ -140,7 +140,7 @@ def check_adapter(folder: Path, kind: Kind, fingerprint: str, geometry: Mapping[
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """What `save_adapter` noted beside an adapter.
+    """The note that `save_adapter` wrote beside an adapter.
 
     Raises:
         DataError: The note cannot be read.
@@ -151,46 +151,46 @@ def read_note(folder: Path) -> dict[str, Any]:
             raise ValueError("keys are missing")
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"{folder / NOTE}: not an adapter's note ({first_line(error)}): copy the adapter again"
+            f"{folder / NOTE}: not the note of an adapter ({first_line(error)}): copy the adapter again"
         ) from None
     return dict(note)
 
 
 class AdaptedLinear(nn.Linear):
-    """A frozen linear with a low-rank addition that is computed beside it, as in training: W x + scale B (A x)."""
+    """A frozen linear layer with a low-rank update that is computed separately, as in training: W x + scale B (A x)."""
 
     def __init__(self, linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-        """Takes over a linear's weights.
+        """Shares the weights of a linear layer.
 
         Args:
-            linear: The linear, not changed.
+            linear: The layer, not changed.
             a: [r, inputs]
             b: [outputs, r]
-            scale: Of the addition.
+            scale: Of the update.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
         self.enabled = True
-        """Whether the addition takes part; see `adapter_off`."""
-        # parameters, so that whatever looks at frozen weights looks at these too
+        """Whether the update is added; see `adapter_off`."""
+        # Parameters, so that they are treated like all frozen weights.
         self.down = nn.Parameter(a.to(linear.weight), requires_grad=False)
         self.up = nn.Parameter(b.to(linear.weight), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs], in the order in which PEFT computes it."""
+        """[..., inputs] -> [..., outputs], with PEFT's order of operations."""
         if not self.enabled:
             return super().forward(input)
-        added = functional.linear(functional.linear(input, self.down), self.up)
-        return super().forward(input) + added * self.scale
+        update = functional.linear(functional.linear(input, self.down), self.up)
+        return super().forward(input) + update * self.scale
 
 
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Computes without the adapters that stand beside their linears (`merge=False`); for one thread at a time.
+    """Disables adapters that are not merged (`merge=False`) for the length of a block; not thread-safe.
 
     Args:
-        model: The part of a model whose adapters are left out.
+        model: The model, or the part of it whose adapters are disabled.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
     for layer in layers:
@@ -203,33 +203,33 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def adapted(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float, *, merge: bool = True) -> nn.Linear:
-    """A linear with an adapter: merged where its weights have room for that, else beside it.
+    """A linear layer with an adapter, which is merged if the precision of the weights allows it.
 
     Args:
-        linear: The linear, not changed.
+        linear: The layer, not changed.
         a: float32 [r, inputs]
         b: float32 [outputs, r]
-        scale: Of the addition.
-        merge: False always leaves it beside, where `adapter_off` can leave it out.
+        scale: Of the update.
+        merge: False never merges, so that `adapter_off` can disable the adapter.
     """
     weight = linear.weight.detach()
     if merge and weight.dtype == torch.float32:
         delta = b @ a * scale
         merged = weight + delta
-        if torch.linalg.vector_norm(merged - weight - delta) <= MERGED * torch.linalg.vector_norm(delta):
-            whole = copy.copy(linear)
-            whole._parameters = {**linear._parameters, "weight": nn.Parameter(merged, requires_grad=False)}
-            return whole
+        if torch.linalg.vector_norm(merged - weight - delta) <= MERGE_TOLERANCE * torch.linalg.vector_norm(delta):
+            merged_linear = copy.copy(linear)
+            merged_linear._parameters = {**linear._parameters, "weight": nn.Parameter(merged, requires_grad=False)}
+            return merged_linear
     return AdaptedLinear(linear, a, b, scale)
 
 
 def apply_adapter(backbone: Backbone, folder: Path, kind: Kind, *, merge: bool = True) -> None:
-    """Loads an adapter into a base model, in place, every key accounted for; see `adapted`, also for `merge`.
+    """Loads an adapter into a base model, in place; every key must match. See `adapted` for `merge`.
 
-    A backbone without vision tower takes the projector's part of a vision adapter.
+    A backbone without vision tower gets the projector's part of a vision adapter.
 
     Raises:
-        DataError: It is not a whole adapter of this kind for this base model.
+        DataError: It is not a complete adapter of this kind for this base model.
     """
     check_adapter(folder, kind, backbone.fingerprint, backbone.geometry.as_dict())
     backbone.model = install(backbone.model, folder, merge=merge)
@@ -237,10 +237,10 @@ def apply_adapter(backbone: Backbone, folder: Path, kind: Kind, *, merge: bool =
 
 @torch.no_grad()
 def install(model: Any, folder: Path, *, merge: bool = True) -> Any:
-    """Loads an adapter folder into a LlavaNext model, whatever base it says it is for.
+    """Loads an adapter folder into a LlavaNext model, without a check of its base model.
 
     Args:
-        model: The model; its linears are replaced, their weights are not changed.
+        model: The model; its linear layers are replaced, their weights are not changed.
         folder: Of the adapter.
         merge: See `adapted`.
 
@@ -261,7 +261,7 @@ def install(model: Any, folder: Path, *, merge: bool = True) -> Any:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)}): copy it again") from None
     if broken := sorted(key for key, value in state.items() if not value.isfinite().all()):
-        raise DataError(f"{folder}: {broken[0]} holds numbers that are not finite: copy the adapter again")
+        raise DataError(f"{folder}: {broken[0]} has numbers that are not finite: copy the adapter again")
     if not hasattr(model.model, "vision_tower"):
         state = {key: value for key, value in state.items() if ".vision_tower." not in key}
     with quiet():
@@ -282,7 +282,7 @@ def install(model: Any, folder: Path, *, merge: bool = True) -> Any:
 
 
 def _read_config(folder: Path) -> Any:
-    """The PEFT configuration of an adapter, made of the values that its digest or its weights confirm.
+    """The PEFT configuration of an adapter, with only the values that its digest or weights confirm.
 
     Raises:
         OSError, ValueError, TypeError, KeyError: It cannot be read.
@@ -299,28 +299,28 @@ def _read_config(folder: Path) -> Any:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copies an adapter folder whole."""
+    """Copies an adapter folder, atomically."""
     from lavic.storage.atomic import atomic_folder
 
-    with atomic_folder(target) as aside:
-        shutil.copytree(source, aside, dirs_exist_ok=True)
+    with atomic_folder(target) as part:
+        shutil.copytree(source, part, dirs_exist_ok=True)
 
 
 def digest(folder: Path) -> str:
-    """Tells adapters apart: of their weights and their scale.
+    """A digest of an adapter's weights and scale.
 
     Raises:
-        DataError: There is no whole adapter.
+        DataError: It is not a complete adapter.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         hashed = hashlib.sha256(json.dumps([config["r"], config["lora_alpha"]]).encode())
         hashed.update((folder / WEIGHTS).read_bytes())
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder}: not a whole adapter ({first_line(error)}): copy it again") from None
+        raise DataError(f"{folder}: not a complete adapter ({first_line(error)}): copy it again") from None
     return hashed.hexdigest()[:16]
 
 
 def untouched(model: nn.Module) -> bool:
-    """Whether no adapter has learnt anything: every LoRA B is still zero."""
+    """Whether every LoRA B is still zero: nothing was trained."""
     return not any(torch.count_nonzero(p) for name, p in model.named_parameters() if "lora_B" in name)

@@ -1,9 +1,9 @@
-"""Every word that is put around a conversation, a title or a photo.
+"""The prompts: every text around a conversation, a title or a photo.
 
-A prompt is a tuple of pieces: our own words (`str`), words from data (`Text`, in which nothing is taken for markup)
-and places for photo tokens (`Slot`). The tags around it are those of the base model's own chat template
-(`lavic.model.chat_template`), `[INST] ... [/INST]` for LLaVA-v1.6-Mistral; the style `lavic`
-has the released code's order instead, title before photo and `Assistant:` at the end, in our words.
+A prompt is a tuple of pieces: our text (`str`), text from data (`Text`, never parsed as markup) and slots for photo
+tokens (`Slot`). The tags around it are those of the base model's chat template (`lavic.model.chat_template`), such as
+`[INST] ... [/INST]` for LLaVA-v1.6-Mistral. The style `lavic` has the order of the released code instead: the title
+before the photo, and `Assistant:` at the end.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Literal
 Style = Literal["inst", "lavic"]
 
 VERSION = "1"
-"""Of our words, in the style `inst` and with Mistral's tags."""
+"""Version of the prompts in the style `inst` with Mistral's tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """What a chat template puts around the one message that a prompt is."""
+    """The tags of a chat template around a single user message."""
 
     photo_prefix: str
-    """Before the photo, in a message that begins with one."""
+    """Before the photo, in a message that begins with a photo."""
     photo_suffix: str
-    """Between that photo and the words behind it."""
+    """Between that photo and the text."""
     prefix: str
-    """Before the words, in a message of words."""
+    """Before the text, in a message without a photo."""
     suffix: str
-    """Behind the words, up to where the model's answer begins."""
+    """After the text, up to the start of the model's answer."""
     end: str | None = None
     """The token that ends an answer; None: the tokenizer's end-of-sequence token."""
 
     @property
     def marks(self) -> set[str]:
-        """Role tags, such as `[INST]` or `USER:`, which words from data must not hold."""
+        """Role tags, such as `[INST]` or `USER:`, which text from data must not contain."""
         words = {word for text in (self.photo_prefix, self.prefix) for word in text.split()[-1:]}
         return {word for word in (*words, *self.suffix.split()) if not word.isalnum() and len(word) > 1}
 
@@ -49,44 +49,44 @@ MISTRAL = ChatFormat(photo_prefix="[INST] ", photo_suffix="\n", prefix="[INST] "
 
 @dataclass(frozen=True)
 class Text:
-    """Words that came from data."""
+    """Text from data."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for `tokens` vectors of one photo."""
+    """A slot for `tokens` vectors of one photo."""
 
     tokens: int
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of the list to choose from."""
+    """One line of the candidate list."""
 
     id: str
     title: str
     look: str | None = None
-    """Words in the place of the photo's tokens: for the ablation that reads the photo as words."""
+    """Text instead of the photo's tokens, for the ablation that describes the photo in words."""
 
 
 Piece = str | Text | Slot
 
 NONE = "none"
-"""The answer for a list that holds nothing fitting."""
+"""The answer for a list without a fitting candidate."""
 
 ROLES = {"seeker": "Seeker", "comment": "Comment"}
-"""How the turns of a conversation are introduced."""
+"""Prefix of a turn, by role."""
 
 TAGS = {"seeker": "submission", "comment": "comment"}
-"""How they are enclosed in the style `lavic`."""
+"""Tag of a turn in the style `lavic`, by role."""
 
 
 def version_of(style: Style, chat: ChatFormat = MISTRAL) -> str:
-    """Version of a style's words and tags.
+    """Version of a style's prompts and tags.
 
-    Kept in bundles, stores and description files: tokens and adapters belong to the words they were trained with.
+    Bundles, stores and descriptions record it: adapters and tokens work with the prompts of their training.
     """
     if style == "lavic":
         return f"{VERSION}-lavic"
@@ -109,14 +109,14 @@ def describe(
     chat: ChatFormat = MISTRAL,
     words: Sequence[str] | None = None,
 ) -> tuple[Piece, ...]:
-    """Asks for a description of one photo, which in `inst` stands before the words as in LLaVA's own training.
+    """The prompt for a description of one photo; in `inst` the photo comes first, as in LLaVA's training.
 
     Args:
         title: Of the item.
         photo_tokens: Tokens of the photo.
-        style: Of the words.
-        chat: Tags of the base model, which only `inst` has.
-        words: A question of the user's in place of ours, cut where the title stands.
+        style: Of the prompt.
+        chat: Tags of the base model, used in `inst` alone.
+        words: The user's question instead of ours, split at the title.
     """
     if words is not None:
         question: list[Piece] = []
@@ -133,7 +133,7 @@ def describe(
 
 
 def turn(role: str, text: str, style: Style = "inst") -> tuple[Piece, ...]:
-    """One turn of a conversation as it stands in `recommend`."""
+    """One turn of a conversation in `recommend`."""
     if style == "inst":
         return f"{ROLES[role]}: ", Text(text), "\n"
     return f"<{TAGS[role]}>", Text(text), f"</{TAGS[role]}>\n"
@@ -148,15 +148,15 @@ def recommend(
     chat: ChatFormat = MISTRAL,
     none: bool = False,
 ) -> tuple[Piece, ...]:
-    """Asks for the id of the candidate that answers a conversation.
+    """The prompt for the id of the candidate to recommend in a conversation.
 
     Args:
         turns: (role, text), oldest first; a role is a key of `ROLES`.
-        candidates: The list to choose from, in the order shown.
-        photo_tokens: Tokens of each candidate, or of all of them: 5, or 0 for titles only.
-        style: Of the words.
-        chat: Tags of the base model, which only `inst` has.
-        none: Offer `NONE` as the last answer.
+        candidates: The list, in the order shown.
+        photo_tokens: Tokens of each candidate, or one number for all: 5, or 0 for titles only.
+        style: Of the prompt.
+        chat: Tags of the base model, used in `inst` alone.
+        none: Whether to add `NONE` as the last answer.
     """
     counts = [photo_tokens] * len(candidates) if isinstance(photo_tokens, int) else photo_tokens
     pieces: list[Piece] = [
@@ -174,6 +174,7 @@ def recommend(
         pieces.append("\n")
     if none:
         pieces.append(f"{NONE}: none of these\n")
-    asked = f"Which ID fits?{chat.suffix}" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:"
-    pieces.append(asked)
+    pieces.append(
+        f"Which ID fits?{chat.suffix}" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:"
+    )
     return tuple(pieces)

@@ -1,8 +1,8 @@
-"""A photo's views: the whole photo, and the tiles of a larger copy.
+"""The views of a photo: the photo at the size of a tile, and the tiles of a larger copy.
 
-LLaVA-NeXT cuts a photo into a grid of tiles that suits its shape (Liu et al. 2024). Here every shape gets 2 x 2, so
-that a photo has five views whatever its shape. The stock processor's choice among several grids, which gives slim
-photos three or four views and which the LaViC code (arXiv 2503.23312) inherits, is there to compare: `views: lavic`.
+LLaVA-NeXT cuts a photo into a grid of tiles that fits its shape (Liu et al. 2024). By default every photo gets a 2 x 2
+grid here, so it has five views whatever its shape. `views: lavic` is the processor's choice among several grids, as in
+the LaViC code (arXiv 2503.23312); it gives slim photos three or four views.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VIEWS = 5
-"""Views of a photo with the 2 x 2 grid, and so item tokens: one [CLS] each."""
+"""Views of a photo with the 2 x 2 grid; each gives an item token, its [CLS]."""
 
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
@@ -25,7 +25,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How a base model wants its photos."""
+    """The photo geometry of a base model."""
 
     size: int
     """Width and height of a view, pixels."""
@@ -36,15 +36,15 @@ class Geometry:
     std: tuple[float, float, float]
     """Divides each channel."""
     grids: tuple[Grid, ...] = ((2, 2),)
-    """What to choose from."""
+    """The grids to choose from."""
 
     @property
     def most(self) -> int:
-        """Most views a photo can have."""
+        """Largest number of views of a photo."""
         return 1 + max(rows * columns for rows, columns in self.grids)
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """The grid for a photo of (width, height) `size`: of the most pixels of the photo, then the least border."""
+        """The grid for a photo of (width, height) `size`: keeps the most pixels, then has the smallest border."""
         if len(self.grids) == 1:
             return self.grids[0]
         from transformers.image_processing_utils import select_best_resolution
@@ -59,17 +59,17 @@ class Geometry:
         return 1 + rows * columns
 
     def cut(self, photo: Image.Image) -> np.ndarray:
-        """The views of a photo, float32 [views, 3, size, size], normalised.
+        """The views of a photo, float32 [views, 3, size, size], normalized.
 
-        View 0 is the whole photo, stretched to a square. The others are the tiles, row by row, of the photo fitted into
-        its grid, black around it.
+        View 0 is the photo, stretched to a square. The others are the tiles, row by row, of the photo fitted into its
+        grid with a black border.
         """
         from PIL import Image
 
         photo = photo.convert("RGB")
         square = (self.size, self.size)
         rows, columns = self.grid(photo.size)
-        whole = np.asarray(photo.resize(square, Image.Resampling.BICUBIC))
+        overview = np.asarray(photo.resize(square, Image.Resampling.BICUBIC))
         large = np.zeros((rows * self.size, columns * self.size, 3), np.uint8)
         width, height = self.fit(photo.size)
         left, top = (columns * self.size - width) // 2, (rows * self.size - height) // 2
@@ -77,28 +77,28 @@ class Geometry:
         large[top : top + height, left : left + width] = fitted
         # [rows, y, columns, x, channel] -> [row, column, channel, y, x]
         tiles = large.reshape(rows, self.size, columns, self.size, 3).transpose(0, 2, 4, 1, 3)
-        pixels = np.concatenate([whole.transpose(2, 0, 1)[None], tiles.reshape(-1, 3, *square)])
+        pixels = np.concatenate([overview.transpose(2, 0, 1)[None], tiles.reshape(-1, 3, *square)])
         shape = (1, 3, 1, 1)
         mean, std = (np.array(values, np.float32).reshape(shape) for values in (self.mean, self.std))
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a photo of (width, height) `size` once fitted into its grid, as LLaVA-NeXT rounds."""
+        """Width and height of a photo of (width, height) `size` fitted into its grid, rounded as in LLaVA-NeXT."""
         rows, columns = self.grid(size)
-        most = columns * self.size, rows * self.size
-        across, down = most[0] / size[0], most[1] / size[1]
-        if across < down:
-            return most[0], min(math.ceil(size[1] * across), most[1])
-        return min(math.ceil(size[0] * down), most[0]), most[1]
+        width, height = columns * self.size, rows * self.size
+        scale_x, scale_y = width / size[0], height / size[1]
+        if scale_x < scale_y:
+            return width, min(math.ceil(size[1] * scale_x), height)
+        return min(math.ceil(size[0] * scale_y), width), height
 
     def as_dict(self) -> dict[str, object]:
-        """What a manifest keeps, to refuse item tokens of another geometry."""
-        several = {} if self.grids == ((2, 2),) else {"grids": [list(grid) for grid in self.grids]}
+        """The geometry in a manifest, which is compared before item tokens are used."""
+        grids = {} if self.grids == ((2, 2),) else {"grids": [list(grid) for grid in self.grids]}
         return {
             "views": self.most,
             "size": self.size,
             "patch": self.patch,
             "mean": list(self.mean),
             "std": list(self.std),
-            **several,
+            **grids,
         }

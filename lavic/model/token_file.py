@@ -1,4 +1,4 @@
-"""One file of item tokens, mapped into memory or read row by row."""
+"""A file of item tokens, memory-mapped or read row by row."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import torch
 from lavic.errors import ChangedFileError, DataError, first_line
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_BLOCK = 1 << 20
 
 
 class MappedTokens:
-    """A tokens file that is mapped into memory; its storage is the file with what stands before the tokens.
+    """A tokens file that is memory-mapped; the tensor's storage is the complete file.
 
-    torch closes the file once it is mapped, unlike `mmap`: a large store has thousands.
+    Unlike `mmap`, torch needs no open file once it is mapped: a large store has thousands.
 
     Args:
         path: The file.
@@ -41,7 +40,7 @@ class MappedTokens:
         return self._rows[row]
 
     def digest(self) -> str:
-        """sha256 of the whole file."""
+        """sha256 of the file."""
         file = torch.tensor([], dtype=torch.uint8).set_(self._rows.untyped_storage())
         return hashlib.sha256(file.numpy().data).hexdigest()
 
@@ -63,21 +62,18 @@ class ReadTokens:
         start = self._header.start + row * self._row_bytes
         data = os.pread(self._file.fileno(), self._row_bytes, start)
         if len(data) < self._row_bytes:
-            raise ChangedFileError(f"{self._path}: cut short while it was in use: copy the item store again")
+            raise ChangedFileError(f"{self._path}: truncated while in use: copy the item store again")
         return torch.frombuffer(bytearray(data), dtype=self._header.dtype).view(self._header.shape[1:])
 
     def digest(self) -> str:
-        """sha256 of the whole file."""
+        """sha256 of the file."""
         self._file.seek(0)
-        hashed = hashlib.sha256()
-        while block := self._file.read(_BLOCK):
-            hashed.update(block)
-        return hashed.hexdigest()
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class _TokensHeader:
-    """What stands before the tokens, and where they begin."""
+    """The header of a tokens file."""
 
     size: int
     """Bytes of the file."""
@@ -88,10 +84,10 @@ class _TokensHeader:
 
     @classmethod
     def read(cls, path: Path, file: BinaryIO, expected: tuple[int, int, int]) -> _TokensHeader:
-        """Reads it from the beginning of a file.
+        """Reads the header from the start of a file.
 
         Raises:
-            DataError: It is not a tokens file, or not the one that the manifest describes.
+            DataError: It is not a tokens file, or does not match the manifest.
         """
         size = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -100,11 +96,11 @@ class _TokensHeader:
             header = json.loads(text)["tokens"]
             shape, dtype = tuple(header["shape"]), DTYPES[header["dtype"]]
             start, end = header["data_offsets"]
-            whole = size == 8 + header_bytes + end and not start
+            complete = size == 8 + header_bytes + end and not start
         except (KeyError, ValueError, TypeError) as e:
             raise DataError(f"{path}: not a tokens file ({e})") from e
-        if not whole or shape != expected:
-            raise DataError(f"{path}: {shape} in {size} bytes, the manifest says {expected}")
+        if not complete or shape != expected:
+            raise DataError(f"{path}: {shape} in {size} bytes, {expected} in the manifest")
         return cls(size, 8 + header_bytes, shape, dtype)
 
 

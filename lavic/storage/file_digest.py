@@ -5,13 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_BLOCK = 1 << 20
-
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex, read block by block. Raises OSError."""
-    digest = hashlib.sha256()
+    """The sha256 of a file, in hex. Raises OSError."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Where a set of shards stands: a folder, or a prefix of an object store, handled through the methods of a `Path`.
+"""Paths of sets of shards: a local folder, or a prefix in an object store with the methods of a `Path`.
 
-An address such as `s3://bucket/prefix` becomes a `UPath` (universal-pathlib over fsspec), which has the methods of a
-`Path` that the house uses. Servers other than the usual one, and their keys, are told as fsspec and the store's own
-client are told: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, FSSPEC_S3_..., ~/.aws, ~/.config/fsspec.
+A URI such as `s3://bucket/prefix` becomes a `UPath` (universal-pathlib on fsspec). Endpoint and credentials come from
+the usual configuration of fsspec and of the store's client: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, FSSPEC_S3_..., ~/.aws,
+~/.config/fsspec.
 """
 
 from __future__ import annotations
@@ -16,55 +16,54 @@ from lavic.errors import ConfigError
 from lavic.storage.remote import options as options
 from lavic.storage.remote import storage_errors as storage_errors
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
-"""A `Path` folds the slashes of an address that was put into it; one-letter names are left to Windows."""
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
+"""`Path` collapses the two slashes of a URI; one-letter schemes are drives on Windows."""
 
 
-def place(text: str | Path) -> Path:
-    """What stands at a path or an address.
+def place(location: str | Path) -> Path:
+    """A local path or a URI as a `Path` or `UPath`.
 
     Raises:
-        ConfigError: The kind of address is not known here, or its package is missing.
+        ConfigError: fsspec does not know the URI's scheme, or its package is not installed.
     """
-    if not isinstance(text, (str, Path)):
-        return text
-    words = str(text)
-    if words.startswith("file:/"):
-        return Path("/" + words.removeprefix("file:").lstrip("/"))
-    if not (found := _ADDRESS.match(words)) or found[1] == "file":
-        return Path(words)
-    address = f"{found[1]}://{words[found.end() :]}"
+    if not isinstance(location, (str, Path)):
+        return location
+    text = str(location)
+    if text.startswith("file:/"):
+        return Path("/" + text.removeprefix("file:").lstrip("/"))
+    scheme = _SCHEME.match(text)
+    if not scheme or scheme[1] == "file":
+        return Path(text)
+    uri = f"{scheme[1]}://{text[scheme.end() :]}"
     try:
         from upath import UPath
 
-        made = UPath(address.rstrip("/"), **options(address))
-        _ = made.fs
-        return cast(Path, made)
+        path = UPath(uri.rstrip("/"), **options(uri))
+        _ = path.fs
+        return cast(Path, path)
     except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{address}: cannot be opened ({error}); object stores need pip install 'lavic[crawl]'"
-        ) from None
+        raise ConfigError(f"{uri}: cannot be opened ({error}); object stores need pip install 'lavic[crawl]'") from None
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a place is reached through fsspec rather than this machine's file system."""
+    """Whether a path is accessed through fsspec rather than the local file system."""
     return not isinstance(path, Path)
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file that stands directly in a folder, by name; empty where there is no such folder."""
+    """Bytes of each file directly in a folder, by name; empty if the folder does not exist."""
     if is_remote(folder):
         store = cast(Any, folder)
         try:
-            found = store.fs.ls(store.path, detail=True)
+            entries = store.fs.ls(store.path, detail=True)
         except FileNotFoundError:
             return {}
         return {
             entry["name"].rstrip("/").rpartition("/")[2]: int(entry["size"] or 0)
-            for entry in found
+            for entry in entries
             if entry["type"] == "file"
         }
     if not folder.is_dir():
         return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    with os.scandir(folder) as files:
+        return {file.name: file.stat().st_size for file in files if file.is_file()}

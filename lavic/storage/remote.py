@@ -1,4 +1,4 @@
-"""What fsspec is told about an address, and what reading and writing one may raise."""
+"""Options of fsspec for a URI, and the errors of object stores."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def options(address: str) -> dict[str, Any]:
-    """What fsspec is told about an address: others write beside us, so a remembered listing would be out of date."""
+    """Keyword arguments for fsspec: no cached listings, since other processes write to the same store."""
     return {"use_listings_cache": False} if "://" in address and "::" not in address else {}
 
 
 def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What reading and writing a place may raise: OSError, what an object store's client raises beside it, and more."""
+    """The exceptions of reading and writing a path: OSError, those of the object store's client, and `more`."""
     client = sys.modules.get("botocore.exceptions")
     return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *more)

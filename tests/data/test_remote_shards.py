@@ -8,11 +8,12 @@ import pytest
 
 from lavic.data.manifest import NAME, Manifest
 from lavic.data.remote_shards import CacheSettings
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 from lavic.storage.cache import shard_cache
 from lavic.storage.paths import is_remote, place
+from lavic.train.input.shuffle_order import ShuffleOrder
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -41,7 +42,7 @@ def test_a_set_reads_the_same_from_both(
         with pytest.raises(DataError, match="has 7 bytes"):
             data[0]
     (home / NAME).unlink()
-    with pytest.raises(DataError, match="not a whole set"):
+    with pytest.raises(DataError, match="the set is not complete"):
         Manifest.load(home)
 
 
@@ -61,7 +62,7 @@ def test_an_order_by_shards_needs_each_of_them_once_an_epoch_whatever_the_cache_
     counts = []
     for bounds in (ShardDataset(small_set.folder).bounds, None):
         data = ShardDataset(home, cache=CacheSettings(folder=tmp_path / f"{bounds is None}", bytes=limit))
-        order = Order(25, 1, block=5, mix=1, bounds=bounds)
+        order = ShuffleOrder(25, 1, block=5, mix=1, bounds=bounds)
         fetched.clear()
         assert sorted(data[i].key for i in order.epoch(0)) == sorted(ShardDataset(small_set.folder).keys)
         counts.append(len(fetched))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lavic.data.descriptions import FIELDS, descriptions_path, write_descriptions
-from lavic.data.index.held_out import Without, held_out
+from lavic.data.index.held_out import FilteredDataset, held_out
 from lavic.data.index.set_index import SetIndex
 from lavic.data.ledger import ledger_path
 from lavic.data.manifest import Manifest
@@ -78,7 +78,7 @@ def test_a_sidecar_that_is_replaced_while_it_is_in_use(small_set: Manifest, monk
     assert data[3].text == "B000000003_0"
     describe(small_set, 0, data.keys_of(0), "a longer text for {}")
     assert data[4].text == "B000000004_0", "the one that is open"
-    monkeypatch.setattr("lavic.storage.cache.open_files.FILES.most", 1)
+    monkeypatch.setattr("lavic.storage.cache.open_files.FILES.max_open", 1)
     assert data[14].text == "text 14"  # pushes it out
     assert data[4].text == "a longer text for B000000004_0"
 
@@ -117,7 +117,7 @@ def shared_memory() -> list[str]:
     return [line for line in lines if "/dev/shm/" in line and "/dev/shm/sem." not in line]
 
 
-def look(data: Without, queue: multiprocessing.Queue) -> None:
+def look(data: FilteredDataset, queue: multiprocessing.Queue) -> None:
     queue.put(([data[n] for n in (0, 7, -1)], data.words(3), shared_memory()))
 
 
@@ -131,7 +131,7 @@ def test_what_a_worker_that_is_not_forked_gets_is_where_the_set_is(
         valid = write_set(tmp_path / f"valid{count}", map(make_sample, range(count // 2)))
         describe(train, 3, ShardDataset(train.folder).keys_of(3))
         every = ShardDataset(train.folder)
-        data = Without(every, held_out(every, ShardDataset(valid.folder)))
+        data = FilteredDataset(every, held_out(every, ShardDataset(valid.folder)))
         assert 0 < len(data) <= count // 2  # some are drawn alike
         data[0]
         sizes.append(len(pickle.dumps(data)))
@@ -152,7 +152,7 @@ def test_a_set_that_was_changed_is_not_opened_by_a_worker(
     data = pickle.dumps(ShardDataset(small_set.folder))
     assert pickle.loads(data)[13] == make_sample(13)
     write_set(small_set.folder, map(make_sample, range(9)), set="cups", split="train", photos_per_shard=10)
-    with pytest.raises(DataError, match="the set was changed while it was in use; run the command again"):
+    with pytest.raises(DataError, match="the set changed while in use; run the command again"):
         pickle.loads(data)
 
 
@@ -177,7 +177,7 @@ def test_many_items_are_compared_a_part_at_a_time(tmp_path: Path, monkeypatch: p
     parts = []
     for most in (1 << 20, 16):
         monkeypatch.setattr(store_photos, "_AT_ONCE", most)
-        monkeypatch.setattr(text_hash, "_PIECE", most)
+        monkeypatch.setattr(text_hash, "_CHUNK", most)
         photos = store_photos.StorePhotos.of(sets, {"most": most}, tmp_path / "store")
         parts.append([photos.keys(shard) for shard in range(len(photos))])
         assert [photos.count(shard) for shard in range(len(photos))] == [len(keys) for keys in parts[-1]]

@@ -91,7 +91,7 @@ def add_unrecorded(folder: Path, other: Path) -> None:
         (truncate("vision_adapter"), "vision_adapter: its digest is"),
         (flip_a_bit, "language_adapter: its digest is"),
         (change_scale, "language_adapter: its digest is"),
-        (lambda folder, other: shutil.rmtree(folder / "vision_adapter"), "vision_adapter: not a whole adapter"),
+        (lambda folder, other: shutil.rmtree(folder / "vision_adapter"), "vision_adapter: not a complete adapter"),
         (add_unrecorded, "language_adapter: bundle.json records no such adapter"),
     ],
     ids=["swapped", "note", "cut", "cut vision", "bit", "scale", "missing", "unrecorded"],
@@ -164,7 +164,7 @@ def test_a_store_with_another_store_s_tokens_is_refused(tmp_path, backbone):
     shutil.copy(tmp_path / "b" / "tokens-00000.safetensors", tmp_path / "a")
     store = ItemStore.open(tmp_path / "a")
     assert store.lookup(["I4"]).shape == (1, 5, backbone.vision_width)  # of a part that is whole
-    with pytest.raises(DataError, match=r"tokens-00000\.safetensors: sha256 .*, the manifest says"):
+    with pytest.raises(DataError, match=r"tokens-00000\.safetensors: sha256 .* differs from the manifest"):
         store.lookup(["I0"])
 
 
@@ -174,7 +174,7 @@ def test_a_store_with_another_list_of_items_is_refused(tmp_path, backbone):
     items.write_text(items.read_text().replace('"I0"', '"X0"'))
     for index in (tmp_path / "a").glob("items-*.safetensors"):
         index.unlink()
-    with pytest.raises(DataError, match=r"items-00000\.jsonl: it is not the list that the manifest records"):
+    with pytest.raises(DataError, match=r"items-00000\.jsonl: does not match the manifest"):
         ItemStore.open(tmp_path / "a")
 
 

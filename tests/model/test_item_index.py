@@ -61,7 +61,7 @@ def test_a_store_whose_lists_have_changed_gets_another_index(tmp_path: Path, bac
     if digests:
         assert "I1" in ItemStore.open(folder), "the index holds what was verified"
         index_of(folder).unlink()
-        with pytest.raises(DataError, match=r"items-00000\.jsonl: it is not the list that the manifest records"):
+        with pytest.raises(DataError, match=r"items-00000\.jsonl: does not match the manifest"):
             ItemStore.open(folder)
     else:
         os.utime(items, ns=(0, 0))
@@ -76,7 +76,7 @@ def test_another_store_s_index_is_not_taken(
     make_store(tmp_path / "b", backbone, (4,))
     shutil.copy(index_of(tmp_path / "a"), index_of(tmp_path / "b"))
     assert ItemStore.open(tmp_path / "b").ids == ["I0", "I1", "I2", "I3"]
-    assert "an index of something else; the index is made anew" in caplog.text
+    assert "an index of other sources; building the index again" in caplog.text
     os.truncate(index_of(tmp_path / "a"), index_of(tmp_path / "a").stat().st_size - 3)
     assert ItemStore.open(tmp_path / "a").ids == ["I0", "I1", "I2"]
 
@@ -87,7 +87,7 @@ def test_a_damaged_index_is_one_line(tmp_path: Path, backbone: Backbone) -> None
     path.write_bytes(path.read_bytes().replace(b'"key": "I1_0"', b'"key": "I7_0"'))
     store = ItemStore.open(tmp_path / "store")
     assert store.key("I4") == "I4_0", "of a list that is as it was"
-    with pytest.raises(DataError, match="damaged: remove this file, and it is made again"):
+    with pytest.raises(DataError, match="damaged: remove this file, it will be built again"):
         store.key("I0")
 
 
@@ -160,6 +160,6 @@ def test_a_store_that_was_changed_is_not_opened_by_a_worker(tmp_path: Path, back
     assert everything(pickle.loads(data)) == everything(store)
     parts = StoreManifest.read(tmp_path / "store").parts[:1]
     write_manifest(tmp_path / "store", backbone, None, parts)
-    with pytest.raises(DataError, match="the item store was changed while it was in use; run the command again"):
+    with pytest.raises(DataError, match="the item store changed while in use; run the command again"):
         pickle.loads(data)
     assert index_path(tmp_path / "store", parts).is_file()

@@ -59,5 +59,5 @@ def test_a_store_that_is_not_whole_is_refused(tmp_path: Path, backbone: Backbone
         ItemStore.open(tmp_path / "store")
     file.write_bytes(data)
     (tmp_path / "store" / "manifest.json").unlink()
-    with pytest.raises(DataError, match="not a whole item store"):
+    with pytest.raises(DataError, match="not a complete item store"):
         ItemStore.open(tmp_path / "store")

@@ -150,7 +150,7 @@ def test_an_adapter_with_a_number_that_is_not_finite_is_refused(base: Path, tmp_
     weights = load_file(tmp_path / "a" / lora.WEIGHTS)
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, tmp_path / "a" / lora.WEIGHTS)
-    with pytest.raises(DataError, match="holds numbers that are not finite"):
+    with pytest.raises(DataError, match="has numbers that are not finite"):
         apply_adapter(Backbone.load(ModelSettings(name=str(base))), tmp_path / "a", "language")
 
 
@@ -160,7 +160,7 @@ def test_an_adapter_of_another_base_model_is_refused(base: Path, other_base: Pat
     other = Backbone.load(ModelSettings(name=str(other_base)))
     with pytest.raises(DataError, match="made for another base model"):
         apply_adapter(other, tmp_path / "a", "vision")
-    with pytest.raises(DataError, match="a vision adapter, a language adapter is needed"):
+    with pytest.raises(DataError, match="a vision adapter, but a language adapter is needed"):
         apply_adapter(Backbone.load(ModelSettings(name=str(base))), tmp_path / "a", "language")
     with pytest.raises(DataError, match="not an adapter of LaViC"):
         apply_adapter(other, tmp_path, "vision")
@@ -181,7 +181,7 @@ def test_an_adapter_with_a_key_too_few_or_too_many_is_refused(base: Path, tmp_pa
 
 
 def test_what_is_no_llava_next_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--model\.name .*: no such folder, and not to be had") as raised:
+    with pytest.raises(ConfigError, match=r"--model\.name .*: no such folder, and cannot be downloaded") as raised:
         Backbone.load(ModelSettings(name=str(tmp_path / "missing")))
     assert "\n" not in str(raised.value)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))

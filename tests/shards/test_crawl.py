@@ -252,7 +252,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
         os.kill(running.pid, signal.SIGKILL)
         running.communicate()
         assert not (out / "manifest.json").exists()
-        with pytest.raises(Exception, match="not a whole set"):
+        with pytest.raises(Exception, match="the set is not complete"):
             ShardDataset(out)
     server.delay = 0.0
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.seal.json")}

@@ -471,7 +471,7 @@ def test_wrong_input_is_one_line_and_exit_2(shards: Path, tmp_path: Path, capsys
                 str(tmp_path / "language"),
                 *out,
             ],
-            "a language adapter, a vision adapter is needed",
+            "a language adapter, but a vision adapter is needed",
         ),
         (["describe", "--model.name", "mini", "--shards", str(tmp_path / "none")], "no such folder of shards"),
         (["describe", "--shards", str(shards), "--wrong", "1"], "--wrong"),

@@ -142,7 +142,7 @@ def test_verify_of_a_folder_of_sets(holed: Path, tmp_path: Path, capsys: pytest.
     (out / "valid/plan").mkdir(parents=True)
     assert main(["verify", str(out)]) == 1
     text = capsys.readouterr().out
-    assert f"{out}/valid: no manifest.json, so not a whole set" in text and f"{out}/train: 4 photos" in text
+    assert f"{out}/valid: no manifest.json, so the set is not complete" in text and f"{out}/train: 4 photos" in text
     assert main(["verify", str(out), "--receipt", str(tmp_path / "receipt")]) == 2
     assert "--receipt is for one set" in capsys.readouterr().err
     (out / "valid/plan").rmdir()

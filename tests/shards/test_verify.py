@@ -79,7 +79,7 @@ def test_missing_and_cut_files(folder: Path, capsys: pytest.CaptureFixture[str])
     (folder / "sizes.json").write_text("{}")
     code, text = verify(folder, capsys)
     assert code == 1
-    for what in ("000001.tar: cannot be read", "000000.tar: 600 bytes", "is cut short", "sizes.json: does not agree"):
+    for what in ("000001.tar: cannot be read", "000000.tar: 600 bytes", "is truncated", "sizes.json: does not agree"):
         assert what in text
 
 
@@ -99,7 +99,10 @@ def test_a_photo_that_was_replaced(folder: Path, capsys: pytest.CaptureFixture[s
 def test_what_is_no_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = verify(tmp_path, capsys)
     assert (
-        code == 2 and text.startswith("lavic verify: error: ") and "not a whole set" in text and text.count("\n") == 1
+        code == 2
+        and text.startswith("lavic verify: error: ")
+        and "the set is not complete" in text
+        and text.count("\n") == 1
     )
     assert verify(tmp_path / "none", capsys)[0] == 2
 

@@ -87,7 +87,7 @@ def test_a_bad_index_is_made_anew_elsewhere(tmp_path: Path, cache: Path, caplog:
     assert shared_index(build, **how).path == path
     path.write_bytes(path.read_bytes()[:-5])
     again = shared_index(build, **how)
-    assert again.path.parent == cache / "indexes" and "cut short; the index is made anew" in caplog.text
+    assert again.path.parent == cache / "indexes" and "truncated; building the index again" in caplog.text
     again.path.write_bytes(b"nonsense")
     assert TextColumn(shared_index(build, **how), "keys") == TEXTS
     assert not [*(cache / "indexes").glob(".*")], "no lock and no half a file is left"
@@ -169,7 +169,7 @@ def test_hashes_are_those_of_any_process() -> None:
 
 @pytest.mark.parametrize("most", [7, 100, 1000])
 def test_an_order_in_pieces_is_the_order(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_hash, "_PIECE", 64)
+    monkeypatch.setattr(text_hash, "_CHUNK", 64)
     hashes = hash_texts(f"{n % 190}" for n in range(200))[:, 0]
     assert np.concatenate([*in_order(hashes, most)]).tolist() == np.argsort(hashes, kind="stable").tolist()
 

@@ -115,7 +115,7 @@ def test_a_store_that_fails_for_good_is_one_line_and_leaves_nothing(
     def broken(path: Path) -> Iterator[bytes]:
         tries.append(path)
         yield b"half"
-        raise shard_download._Broken("cannot be read (503)")
+        raise shard_download._DownloadError("cannot be read (503)")
 
     monkeypatch.setattr(shard_download, "_chunks", broken)
     wanted = in_memory(f"{tmp_path.name}/a.tar", b"x" * 100)
@@ -151,7 +151,7 @@ def test_those_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert [cache.holds(wanted) for wanted in shards] == [True, False, True, True, False, False]
     cache.fetch(shards[4])
     assert [cache.holds(wanted) for wanted in shards] == [True, False, False, True, True, False]
-    with pytest.raises(ConfigError, match=r"has 1,000 bytes, and the cache .* may hold 999: raise --cache\.bytes"):
+    with pytest.raises(ConfigError, match=r"has 1,000 bytes, more than .* cache .* \(999\): raise --cache\.bytes"):
         ShardCache(tmp_path, 999).fetch(shards[5])
 
 
@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_is_no_copy_and_is_removed(store: ObjectStore
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     wanted = in_memory(f"{tmp_path.name}/a.tar", b"x" * 100)
-    with pytest.raises(ConfigError, match=r"cannot keep copies of shards here \(Not a directory\).*--cache\.folder"):
+    with pytest.raises(ConfigError, match=r"cannot be used \(Not a directory\).*--cache\.folder"):
         ShardCache(tmp_path / "file" / "cache", 1000).read(wanted, 0, 10)
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_and_one_that_is_read_only(tmp_path: Path) -> None:
         assert [cache.holds(wanted) for wanted in shards] == [False, True, True, False]
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
         assert cache.read(shards[2], 0, 9) == make(120_000, 2)[:9], "what is there can be read"
-        with pytest.raises(ConfigError, match=r"cannot keep copies of shards here \(Read-only file system\)"):
+        with pytest.raises(ConfigError, match=r"cannot be used \(Read-only file system\)"):
             cache.read(shards[0], 0, 9)
         subprocess.run(["mount", "-o", "remount,rw", small], check=True)
         (small / "full").write_bytes(bytes(50_000))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lavic.data.remote_shards import CacheSettings
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.model.config import ModelSettings
 from lavic.model.loading import Backbone
 from lavic.train.config import LoopSettings
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.input.shuffle_order import ShuffleOrder
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
         backbone.geometry,
         backbone.encoder,
         max_length=64,
-        order=Order(len(photos), 5, block=5, mix=2),
+        order=ShuffleOrder(len(photos), 5, block=5, mix=2),
         table=words.folder / "x.lengths",
     )
     loop = LoopSettings(global_batch_size=8, micro_tokens=words.micro_tokens, num_workers=words.workers)

@@ -73,7 +73,7 @@ def test_stages_speak_the_base_s_own_template(
 
     text = json.loads((bundle / FILE).read_text())
     (bundle / FILE).write_text(json.dumps({**text, "chat": {**text["chat"], "prefix": "HUMAN: "}}))
-    with pytest.raises(DataError, match="chat tags are not those of its prompt version"):
+    with pytest.raises(DataError, match="chat tags do not match its prompt version"):
         BundleInfo.read(bundle)
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lavic.data.conversations import read_conversations
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate
@@ -26,6 +26,7 @@ from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask
 from lavic.train.evaluation import evaluate
 from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.input.shuffle_order import ShuffleOrder
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
 from tests.train.assets import KEY, Assets
@@ -48,7 +49,7 @@ def stage(assets: Assets, name: str, views: str = "five") -> tuple[Any, Any]:
         torch.nn.init.normal_(parameter, std=0.05)
     if name == "distill":
         data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
-        data.order = Order(len(data), 3)
+        data.order = ShuffleOrder(len(data), 3)
         return DistillTask(model).eval(), data
     rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
     data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=400, shuffle=True, seed=3)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavic.data.index.held_out import HeldOut, Without
+from lavic.data.index.held_out import FilteredDataset, HeldOut
 from lavic.data.remote_shards import CacheSettings
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.model.bundle import BundleInfo
+from lavic.train.input.shuffle_order import ShuffleOrder
 from tests.storage.object_store import ObjectStore, object_store
 from tests.train.assets import Assets
 
@@ -87,7 +88,7 @@ def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
         time.sleep(0.02)
     assert {path.name for path in chosen.folder.glob("*.tar")} == expected
     assert data[3] == here[3] and data[23] == here[23]
-    without = Without(data, HeldOut.of([12]))
+    without = FilteredDataset(data, HeldOut.of([12]))
     assert without.bounds.tolist() == [0, 10, 19, 23]
     without.read_ahead(np.array([12]))
     assert without[12] == here[13]
@@ -96,16 +97,18 @@ def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
 
 def test_an_order_by_shards_uses_one_up_before_the_next(assets: Assets) -> None:
     data = ShardDataset(assets.photos)
-    order = Order(len(data), 3, mix=1, bounds=data.bounds)
+    order = ShuffleOrder(len(data), 3, mix=1, bounds=data.bounds)
     for epoch in range(3):
         indices = order.span(24 * epoch, 24 * epoch + 24)
         assert sorted(indices) == list(range(24)) and [order.at(24 * epoch + p) for p in range(24)] == indices.tolist()
         shards = np.searchsorted(data.bounds, indices, side="right")
         assert 1 + np.count_nonzero(np.diff(shards)) == 3
     assert order.span(0, 24).tolist() != order.span(24, 48).tolist()
-    assert Order(24, 3, block=10).epoch(1).tolist() == Order(24, 3, bounds=[0, 10, 20, 24]).epoch(1).tolist()
-    with pytest.raises(ValueError, match="go from 0 to 24"):
-        Order(24, 3, bounds=[0, 10])
+    assert (
+        ShuffleOrder(24, 3, block=10).epoch(1).tolist() == ShuffleOrder(24, 3, bounds=[0, 10, 20, 24]).epoch(1).tolist()
+    )
+    with pytest.raises(ValueError, match="are from 0 to 24"):
+        ShuffleOrder(24, 3, bounds=[0, 10])
 
 
 @pytest.mark.dist

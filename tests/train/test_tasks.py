@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lavic.data.conversations import read_conversations
-from lavic.data.shard_dataset import Order, ShardDataset
+from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.model.config import LoraSettings, ModelSettings
@@ -25,6 +25,7 @@ from lavic.model.visual_tokens import all_tokens, count_patch_tokens
 from lavic.train.config import LoopSettings
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.input.shuffle_order import ShuffleOrder
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
 from tests.train.assets import KEY, Assets
@@ -82,7 +83,7 @@ def test_photos_without_a_usable_description_weigh_nothing(assets: Assets, backb
 
 
 def test_every_epoch_holds_each_photo_once_in_another_order(assets: Assets, backbone: Backbone) -> None:
-    data = distill_data(assets, backbone, order=Order(24, 3))
+    data = distill_data(assets, backbone, order=ShuffleOrder(24, 3))
     first, second = ([data[p].key for p in range(e * 24, e * 24 + 24)] for e in (0, 1))
     assert sorted(first) == sorted(second) == sorted(ShardDataset(assets.photos).keys)
     assert first != second
@@ -91,7 +92,7 @@ def test_every_epoch_holds_each_photo_once_in_another_order(assets: Assets, back
 def test_lengths_and_keys_are_told_without_making_samples(assets: Assets, backbone: Backbone) -> None:
     """Of both stages: a step is dealt by them, so that a wrong one costs a GPU's memory."""
     for data in (
-        distill_data(assets, backbone, order=Order(24, 3), max_length=30),
+        distill_data(assets, backbone, order=ShuffleOrder(24, 3), max_length=30),
         distill_data(assets, backbone, tokens="all"),
         tune_data(assets, backbone, shuffle=True),
         tune_data(assets, backbone, tokens="none"),
@@ -139,13 +140,13 @@ def test_a_sample_depends_on_seed_and_position_alone(assets: Assets, backbone: B
     backwards = {p: two[p].example for p in reversed(range(2 * epoch))}
     assert all(one[p].example == backwards[p] for p in range(2 * epoch))
     assert any(other[p].example != one[p].example for p in range(epoch))
-    one.order = Order(epoch, 0)
+    one.order = ShuffleOrder(epoch, 0)
     assert sorted(one[p].key for p in range(epoch)) == sorted(two[p].key for p in range(epoch))
 
 
 def test_shuffled_lists_put_the_answer_everywhere(assets: Assets, backbone: Backbone) -> None:
     data = tune_data(assets, backbone, shuffle=True)
-    data.order = Order(len(data), 0)
+    data.order = ShuffleOrder(len(data), 0)
     places = [listed(data, p).index(data[p].key.partition(":")[2]) for p in range(300)]
     share = [places.count(place) / 300 for place in range(4)]
     assert min(share) > 0.12, share

@@ -1,1 +1,1 @@
-"""Indexes of sets and item stores, shared by the processes of a node."""
+"""Indexes of sets of shards and of item stores, shared by the processes of a node."""

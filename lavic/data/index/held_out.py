@@ -1,4 +1,4 @@
-"""The photos of a training set that a validation set knows, and a training set without them."""
+"""Photos of a training set that also occur in a validation set, and the training set without them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ KIND = "held_out/1"
 
 
 def held_out(train: ShardDataset, valid: ShardDataset) -> HeldOut:
-    """The samples that must not be trained on if a set is to validate: what it knows would be no news.
+    """The samples of a training set that would leak into validation.
 
     Args:
-        train: A set to train on.
-        valid: A set to validate with.
+        train: The training set.
+        valid: The validation set.
 
     Returns:
-        Of `train`, every photo of an item that `valid` holds a photo of, stored or referred to, and every photo whose
-        bytes, as received, are those of one of `valid`'s, whatever item they are of.
+        Every photo in `train` of an item that has a photo in `valid`, stored or as a duplicate, and every photo whose
+        bytes, as received, are those of a photo in `valid`.
     """
     source = digest_json({"train": train.index.source, "valid": valid.index.source})
     owner = Path(f"{train.manifest.folder} without {valid.manifest.folder}")
@@ -39,36 +39,36 @@ def held_out(train: ShardDataset, valid: ShardDataset) -> HeldOut:
 
 
 class HeldOut:
-    """Numbers of samples to leave out of a set."""
+    """Numbers of the samples to exclude from a set."""
 
     def __init__(self, gaps: np.ndarray, file: ArrayFile | None = None) -> None:
-        """Describes them.
+        """Stores the numbers as gaps.
 
         Args:
-            gaps: For each sample that is left out, in ascending order, the samples before it that are not: int64 [n]
-            file: Where they are mapped from; pickled, this is opened again.
+            gaps: For each excluded sample, in ascending order, the number of remaining samples before it: int64 [n]
+            file: The file that `gaps` is mapped from; it is opened again after pickling.
         """
         self._gaps, self._file = gaps, file
 
     @classmethod
     def of(cls, rows: Sequence[int]) -> HeldOut:
-        """A few samples, in ascending order."""
+        """From the numbers of samples, in ascending order."""
         return cls(_gaps(np.array(rows, dtype="<i8"), 0))
 
     def __len__(self) -> int:
         return len(self._gaps)
 
     def rows(self) -> np.ndarray:
-        """The numbers of the samples: int64 [n]"""
+        """The numbers of the excluded samples: int64 [n]"""
         return self._gaps + np.arange(len(self._gaps))
 
-    def kept(self, places: np.ndarray) -> np.ndarray:
-        """The numbers of samples, from their places among those that are not left out: int64 [n]"""
-        return places + np.searchsorted(self._gaps, places, side="right")
+    def to_original(self, indices: np.ndarray) -> np.ndarray:
+        """Indices among the remaining samples -> indices in the full set: int64 [n]"""
+        return indices + np.searchsorted(self._gaps, indices, side="right")
 
-    def places(self, numbers: np.ndarray) -> np.ndarray:
-        """How many of the samples before some numbers are not left out: int64 [n]"""
-        return numbers - np.searchsorted(self.rows(), numbers)
+    def from_original(self, indices: np.ndarray) -> np.ndarray:
+        """Indices in the full set -> the number of remaining samples before each: int64 [n]"""
+        return indices - np.searchsorted(self.rows(), indices)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self._file,)) if self._file else (HeldOut, (self._gaps,))
@@ -78,25 +78,25 @@ def _reopen(file: ArrayFile) -> HeldOut:
     return HeldOut(file["gaps"], file)
 
 
-class Without:
-    """A set of shards less some of its samples, under new consecutive numbers."""
+class FilteredDataset:
+    """A set of shards without some of its samples; the others have new consecutive numbers."""
 
-    def __init__(self, data: ShardDataset, left_out: HeldOut) -> None:
-        """Leave samples out.
+    def __init__(self, data: ShardDataset, excluded: HeldOut) -> None:
+        """Excludes samples.
 
         Args:
-            data: The whole set.
-            left_out: Which.
+            data: The full set.
+            excluded: The samples to exclude.
         """
-        self.data, self.left_out = data, left_out
+        self.data, self.excluded = data, excluded
 
     @property
     def manifest(self) -> Manifest:
-        """Of the whole set."""
+        """Of the full set."""
         return self.data.manifest
 
     def __len__(self) -> int:
-        return len(self.data) - len(self.left_out)
+        return len(self.data) - len(self.excluded)
 
     def __getitem__(self, index: int) -> Sample:
         return self.data[self._number(index)]
@@ -108,22 +108,22 @@ class Without:
 
     @property
     def bounds(self) -> np.ndarray:
-        """As `ShardDataset.bounds`, of the samples that are not left out."""
-        return self.left_out.places(self.data.bounds)
+        """As `ShardDataset.bounds`, for the remaining samples."""
+        return self.excluded.from_original(self.data.bounds)
 
     def read_ahead(self, indices: np.ndarray) -> None:
         """As `ShardDataset.read_ahead`."""
-        self.data.read_ahead(self.left_out.kept(indices))
+        self.data.read_ahead(self.excluded.to_original(indices))
 
     def words(self, index: int) -> tuple[dict[str, Any], str]:
         """As `ShardDataset.words`."""
         return self.data.words(self._number(index))
 
     def _number(self, index: int) -> int:
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return int(self.left_out.kept(np.array([place]))[0])
+        return int(self.excluded.to_original(np.array([index]))[0])
 
 
 def _build(train: ShardDataset, valid: ShardDataset, writer: ArrayWriter) -> None:
@@ -131,27 +131,27 @@ def _build(train: ShardDataset, valid: ShardDataset, writer: ArrayWriter) -> Non
     index = train.index
     items = HashSet(np.concatenate([valid.index.items, valid.index.duplicate_items]))
     shards = range(len(valid.manifest.shards))
-    # one half of a hash: once in 1e5 comparisons of 48 million photos with a tenth of them a photo too many is left out
+    # Half of a hash is enough: comparing 48 million photos with 10% of them excludes a wrong one once in 1e5 times.
     digests = np.unique(np.concatenate([_digests(valid, shard) for shard in shards]))
     originals = np.unique(index.originals[items.holds(index.duplicate_items)])
     gaps = writer.column("gaps", "<i8")
     for shard in range(len(train.manifest.shards)):
         start, end = train.bounds[shard : shard + 2]
         received = _digests(train, shard)
-        known = digests[np.minimum(np.searchsorted(digests, received), len(digests) - 1)] == received
-        known |= items.holds(index.items[start:end])
+        excluded = digests[np.minimum(np.searchsorted(digests, received), len(digests) - 1)] == received
+        excluded |= items.holds(index.items[start:end])
         low, high = np.searchsorted(originals, (start, end))
-        known[originals[low:high] - start] = True
-        gaps.append(_gaps(start + np.flatnonzero(known), len(gaps)))
+        excluded[originals[low:high] - start] = True
+        gaps.append(_gaps(start + np.flatnonzero(excluded), len(gaps)))
 
 
-def _gaps(rows: np.ndarray, before: int) -> np.ndarray:
-    """See `HeldOut.__init__`; so many samples are left out before these rows."""
-    return rows - before - np.arange(len(rows))
+def _gaps(rows: np.ndarray, excluded_before: int) -> np.ndarray:
+    """The gaps of `HeldOut.__init__` for excluded rows."""
+    return rows - excluded_before - np.arange(len(rows))
 
 
 def _digests(data: ShardDataset, shard: int) -> np.ndarray:
-    """The digests of one shard's photos, from its tar where no ledger says them: uint64 [samples]"""
+    """The digests of one shard's photos, from its tar if the ledger has none: uint64 [samples]"""
     start, end = data.bounds[shard : shard + 2]
     digests = data.index.digests[start:end]
     return digests if digests.all() else hash_texts(data.digests_of(shard))[:, 0]

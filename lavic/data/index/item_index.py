@@ -1,8 +1,8 @@
 """The index of an item store: from an item's id to its row, its photo's key and its title.
 
-It holds the store's lists of items, one after the other, and for each item 20 bytes that are mapped: half of the hash
-of its id and its row, in the order of the hashes, and where its line starts. The lines are read when they are asked
-for. `lavic embed` leaves it in the store; for a store without it, or with one of other lists, a node makes it once.
+It contains the store's lists of items, which are read on demand, and 20 bytes per item that are memory-mapped: half of
+the hash of its id with its row, sorted by hash, and the offset of its line. `lavic embed` writes it into the store; if
+it is missing or of other lists, it is built once per node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,15 +22,16 @@ from lavic.errors import ChangedFileError, DataError, first_line
 from lavic.storage.checksummed_json import digest_json
 from lavic.storage.index.array_file import ArrayFile, ArrayWriter
 from lavic.storage.index.shared import Build, index_name, shared_index, write_index
+from lavic.storage.index.text_column import LazyTexts
 from lavic.storage.index.text_hash import hash_text, hash_texts, in_order
 
 KIND = "items/1"
-_RECENT = 4096
-"""Items that are kept after they were looked up."""
+_CACHED = 4096
+"""Items in the LRU cache of lookups."""
 
 
 class ItemList(Protocol):
-    """One list of items, as a store's manifest names it."""
+    """One list of items, as in a store's manifest."""
 
     @property
     def name(self) -> str:
@@ -38,16 +39,16 @@ class ItemList(Protocol):
 
     @property
     def items(self) -> int:
-        """How many."""
+        """Number of items."""
 
     @property
     def items_sha256(self) -> str:
-        """Of the file; empty where the manifest does not say it."""
+        """Of the file; empty if the manifest has none."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
-    """As `ItemList` says."""
+class _ItemList:
+    """An `ItemList` of a manifest."""
 
     name: str
     items: int
@@ -59,38 +60,38 @@ class Item:
     """One row of a store."""
 
     row: int
-    """Counted through all lists."""
+    """Its number through all lists."""
     id: str
     key: str
-    """Of the photo that its tokens were made of."""
+    """Of the photo that its tokens were computed from."""
     title: str
     views: int | None
-    """Where they are fewer than the store's."""
+    """Set if they are fewer than the store's."""
 
 
 class ItemIndex:
-    """The items of a store. All arrays are mapped."""
+    """The items of a store. All arrays are memory-mapped."""
 
     def __init__(self, file: ArrayFile, lists: Sequence[ItemList]) -> None:
         """Reads the columns of a file."""
         self._file, self._lists = file, lists
-        # one number at a time comes faster out of a memoryview than out of an array
+        # Access to single numbers is faster in a memoryview than in an array.
         self._hashes, self._rows = file["hashes"].data, file["rows"].data
         self._starts, self._first = file["starts"].data, file["first_rows"].data
         self._checked = bytearray(len(lists))
-        self.find = lru_cache(_RECENT)(self._find)
-        """`_find`, of the items that were looked up last at once."""
+        self.find = lru_cache(_CACHED)(self._find)
+        """`_find` with a cache."""
 
     @classmethod
     def open(cls, folder: Path, lists: Sequence[ItemList]) -> ItemIndex:
-        """The index of a store, made where there is none.
+        """Opens the index of a store; builds it if it is missing.
 
         Args:
             folder: The store.
             lists: Its lists of items, in their order.
 
         Raises:
-            DataError: A list is not what the manifest says.
+            DataError: A list does not match the manifest.
         """
         source = _source(folder, lists)
         file = shared_index(_builder(folder, lists), kind=KIND, source=source, owner=folder, beside=folder)
@@ -98,20 +99,20 @@ class ItemIndex:
 
     @classmethod
     def of_store(cls, folder: Path) -> ItemIndex | None:
-        """The index of a store by its manifest alone; None where there is no store, or none that is known here.
+        """The index of a store from its manifest alone; None if there is no store of a known version.
 
         Raises:
-            DataError: A list is not what the manifest says.
+            DataError: A list does not match the manifest.
         """
         try:
             parts = json.loads((folder / "manifest.json").read_text("utf-8"))["parts"]
-            lists = [_Named(part["name"], part["items"], part.get("items_sha256", "")) for part in parts]
+            lists = [_ItemList(part["name"], part["items"], part.get("items_sha256", "")) for part in parts]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return cls.open(folder, lists)
 
     def copy_to_memory(self) -> None:
-        """Copies what is mapped, 20 bytes an item: a file that is cut short while it is mapped ends the process."""
+        """Copies the arrays, 20 bytes an item: truncating a file that is memory-mapped kills the process."""
         names = ("hashes", "rows", "starts", "first_rows")
         self._hashes, self._rows, self._starts, self._first = (self._file[name].copy().data for name in names)
 
@@ -122,14 +123,14 @@ class ItemIndex:
         return isinstance(id, str) and self.find(id) is not None
 
     def _find(self, id: str) -> Item | None:
-        """An item by its id, the last where there are several; None where the store does not hold it."""
-        wanted = int(hash_text(id))
-        at = bisect_left(self._hashes, wanted)
+        """An item by its id, the last of several; None if the store does not have it."""
+        id_hash = int(hash_text(id))
+        position = bisect_left(self._hashes, id_hash)
         last = None
-        while at < len(self._hashes) and self._hashes[at] == wanted:
-            item = self.item(self._rows[at])
+        while position < len(self._hashes) and self._hashes[position] == id_hash:
+            item = self.item(self._rows[position])
             last = item if item.id == id else last
-            at += 1
+            position += 1
         return last
 
     def item(self, row: int) -> Item:
@@ -144,25 +145,28 @@ class ItemIndex:
         try:
             values = json.loads(self._file.read("lines", self._starts[row], self._starts[row + 1]).decode())
         except ValueError:
-            raise ChangedFileError(f"{self._file.path}: damaged: remove this file, and it is made again") from None
+            raise self._damaged() from None
         return Item(row, values["id"], values["key"], values["title"], values.get("views"))
 
     def list_of(self, row: int) -> int:
-        """The number of the list that a row is in."""
+        """The number of a row's list."""
         return bisect_right(self._first, row) - 1
 
     def place_of(self, row: int) -> tuple[int, int]:
-        """The number of the list that a row is in, and its place there."""
+        """The number of a row's list, and its position in the list."""
         number = self.list_of(row)
         return number, row - self._first[number]
 
     def _check(self, number: int) -> None:
-        """Compares a list with its digest when it is first read."""
+        """Compares a list with its digest, when it is first read."""
         start, end = (self._starts[self._first[n]] for n in (number, number + 1))
-        wanted = self._lists[number].items_sha256
-        if wanted and hashlib.sha256(self._file.read("lines", start, end)).hexdigest() != wanted:
-            raise ChangedFileError(f"{self._file.path}: damaged: remove this file, and it is made again")
+        expected = self._lists[number].items_sha256
+        if expected and hashlib.sha256(self._file.read("lines", start, end)).hexdigest() != expected:
+            raise self._damaged()
         self._checked[number] = True
+
+    def _damaged(self) -> ChangedFileError:
+        return ChangedFileError(f"{self._file.path}: damaged: remove this file, it will be built again")
 
     @property
     def ids(self) -> ItemIds:
@@ -170,62 +174,46 @@ class ItemIndex:
         return ItemIds(self)
 
 
-class ItemIds(Sequence[str]):
-    """The ids of a store, read when they are asked for."""
+class ItemIds(LazyTexts):
+    """The ids of a store."""
 
     def __init__(self, index: ItemIndex) -> None:
-        """Those of an index."""
+        """The ids in an index."""
         self._index = index
 
     def __len__(self) -> int:
         return len(self._index)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
+    def _get(self, index: int) -> str:
         return self._index.item(index).id
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and id in self._index
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
+        return id in self._index
 
 
 def write_item_index(folder: Path, lists: Sequence[ItemList]) -> None:
-    """Leaves the index of a store in the store.
+    """Builds the index of a store in the store's folder.
 
     Raises:
-        DataError: A list is not what the manifest says.
+        DataError: A list does not match the manifest.
     """
     build, source = _builder(folder, lists), _source(folder, lists)
     write_index(index_path(folder, lists), build, kind=KIND, source=source)
 
 
 def index_path(folder: Path, lists: Sequence[ItemList]) -> Path:
-    """Where the index of a store stands in it."""
+    """The path of a store's index in the store."""
     return folder / index_name(KIND, _source(folder, lists))
 
 
 def list_path(folder: Path, name: str) -> Path:
-    """Where a list of items stands."""
+    """The path of a list of items."""
     return folder / f"items-{name}.jsonl"
 
 
 def _source(folder: Path, lists: Sequence[ItemList]) -> str:
-    """Digest of the lists; one whose content the manifest does not tell is known by its size and time of change."""
-    named: list[Any] = []
+    """Digest of the lists; a list without a digest in the manifest counts by its size and modification time."""
+    entries: list[Any] = []
     for part in lists:
         digest: Any = part.items_sha256
         if not digest:
@@ -235,8 +223,8 @@ def _source(folder: Path, lists: Sequence[ItemList]) -> str:
             except OSError as error:
                 raise _unreadable(path, error) from None
             digest = [status.st_size, status.st_mtime_ns]
-        named.append([part.name, part.items, digest])
-    return digest_json({"lists": named})
+        entries.append([part.name, part.items, digest])
+    return digest_json({"lists": entries})
 
 
 def _builder(folder: Path, lists: Sequence[ItemList]) -> Build:
@@ -247,7 +235,7 @@ def _builder(folder: Path, lists: Sequence[ItemList]) -> Build:
         for part in lists:
             path = list_path(folder, part.name)
             data = _read(path, part)
-            # not splitlines(): a title may hold one of Unicode's own line separators
+            # Not splitlines(): a title may contain other line separators of Unicode.
             split = data.split(b"\n")[:-1]
             lengths = np.array([len(line) + 1 for line in split], "<i8")
             starts.append(len(lines) + np.cumsum(lengths) - lengths)
@@ -257,15 +245,15 @@ def _builder(folder: Path, lists: Sequence[ItemList]) -> Build:
         starts.append(np.array([len(lines)]))
         first_rows.append(np.array([len(unsorted)]))
         values = unsorted.mapped()
-        for some in in_order(values):
-            hashes.append(values[some])
-            rows.append(some)
+        for chunk in in_order(values):
+            hashes.append(values[chunk])
+            rows.append(chunk)
 
     return build
 
 
 def _read(path: Path, part: ItemList) -> bytes:
-    """A list, compared with the manifest."""
+    """Reads a list and compares it with the manifest."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -273,7 +261,7 @@ def _read(path: Path, part: ItemList) -> bytes:
     if (items := data.count(b"\n")) != part.items:
         raise DataError(f"{path}: {items} items, the manifest says {part.items}")
     if part.items_sha256 and hashlib.sha256(data).hexdigest() != part.items_sha256:
-        raise DataError(f"{path}: it is not the list that the manifest records: run `lavic embed` again")
+        raise DataError(f"{path}: does not match the manifest (sha256): run `lavic embed` again")
     return data
 
 
@@ -282,7 +270,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _parse_id(line: bytes, path: Path, row: int) -> str:
-    """The id in one line of a list, which in older stores has no digest."""
+    """The id in a line of a list; checked because lists of older stores have no digest."""
     try:
         item = json.loads(line)
         _ = item["key"], item["title"]

@@ -1,7 +1,7 @@
-"""The index of a set of shards: the key of every photo, its item, its digest, and the duplicates.
+"""The index of a set of shards: key, item and digest of every photo, and the duplicates.
 
-It is made from the shards' ledgers, or where these are of no use from the tars, once on a node. A photo takes about 46
-bytes of it, of which the 12 of its key are read from the disk when they are asked for; a duplicate takes 50.
+It is built once per node from the shards' ledgers, or from the tars if a ledger cannot be used. A photo takes about 46
+bytes, of which the 12 of its key are read on demand; a duplicate takes 50.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 KIND = "set/2"
 _NAME_BYTES = 128
-_LAST = 2**32 - 1
+_MAX_NUMBER = 2**32 - 1
 
 
 class SetIndex:
-    """What is known of every photo of a set without a look at its shards. All arrays are mapped.
+    """Metadata of every photo of a set, without reading its shards. All arrays are memory-mapped.
 
     Attributes:
         source: Digest of the set.
         keys: The key of each sample, in order.
-        items: Of each sample's item id, as in its key: uint64 [samples, 2], see `hash_texts`.
-        numbers: Which photo of its item it is: uint32 [samples]
-        digests: First half of the hash of its sha256 as received: uint64 [samples]; 0 where no ledger says it.
-        duplicate_keys: The key of each duplicate, by their files' names and lines.
-        duplicate_items: As `items`, of the duplicates.
-        duplicate_numbers: As `numbers`, of the duplicates.
+        items: Hash of each sample's item id, as in its key: uint64 [samples, 2], see `hash_texts`.
+        numbers: Number of each photo within its item: uint32 [samples]
+        digests: First half of the hash of its sha256 as received: uint64 [samples]; 0 if no ledger has it.
+        duplicate_keys: The key of each duplicate, in the order of their files and lines.
+        duplicate_items: `items` of the duplicates.
+        duplicate_numbers: `numbers` of the duplicates.
         originals: The sample with the bytes of each duplicate: uint32 [duplicates]
     """
 
@@ -57,7 +57,7 @@ class SetIndex:
 
     @classmethod
     def of(cls, data: ShardDataset) -> SetIndex:
-        """The index of a set, made where there is none.
+        """Opens the index of a set; builds it if it is missing.
 
         Raises:
             DataError: The set is broken.
@@ -71,28 +71,28 @@ class SetIndex:
         return cls(folder, file)
 
     def find(self, key: str) -> int | None:
-        """The number of the sample with a key; None where the set has none."""
+        """The number of the sample with a key, or None."""
         return _find(key, self.keys, self.items, self._order)
 
     def find_duplicate(self, key: str) -> int | None:
-        """The number of the duplicate with a key, counted from 0; None where the set has none."""
+        """The number of the duplicate with a key, from 0, or None."""
         return _find(key, self.duplicate_keys, self.duplicate_items, self._duplicate_order)
 
     def find_stored(self, key: str) -> int | None:
-        """The number of the sample with the bytes of a photo, which may be a duplicate; None where it is unknown."""
+        """The number of the sample with the bytes of a photo, which may be a duplicate, or None."""
         if (row := self.find(key)) is None and (duplicate := self.find_duplicate(key)) is not None:
             row = int(self.originals[duplicate])
         return row
 
     def duplicate(self, row: int) -> Reference:
-        """A duplicate with all that is known of it, from its file.
+        """Reads a duplicate from its file.
 
         Raises:
-            DataError: The file is not what it was when the index was made.
+            DataError: The file has changed since the index was built.
         """
         name = bytes(self._file["files"][int(self._file["duplicate_files"][row])]).rstrip(b"\0").decode()
-        start, end = (int(at) for at in self._file["lines"][row])
-        path = place(str(self._folder / name))  # a store's client does not survive a fork
+        start, end = map(int, self._file["lines"][row])
+        path = place(str(self._folder / name))  # the client of a store does not survive a fork
         try:
             with path.open("rb") as file:
                 file.seek(start)
@@ -100,15 +100,15 @@ class SetIndex:
         except storage_errors(ValueError) as error:
             raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
         if reference.key != self.duplicate_keys[row]:
-            raise DataError(f"{path}: was changed while it was in use; run the command again")
+            raise DataError(f"{path}: changed while in use; run the command again")
         return reference
 
 
 class Duplicates(Mapping[str, Reference]):
-    """The duplicates of a set by key, read from their files when they are asked for."""
+    """The duplicates of a set by key, read from their files on demand."""
 
     def __init__(self, index: SetIndex) -> None:
-        """Those of an index."""
+        """The duplicates in an index."""
         self._index = index
 
     def __len__(self) -> int:
@@ -129,20 +129,20 @@ def item_of(key: str) -> str:
 
 
 def _find(key: str, keys: TextColumn, items: np.ndarray, order: np.ndarray) -> int | None:
-    """The row of a key.
+    """The row of a key, or None.
 
     Args:
-        key: What to look for.
-        keys: The keys of the rows.
-        items: Of their items: uint64 [rows, 2]
+        key: The key.
+        keys: Of the rows.
+        items: Hashes of the rows' items: uint64 [rows, 2]
         order: The rows in ascending order of `items`: uint32 [rows]
     """
-    wanted = int(hash_text(item_of(key)))
-    at = bisect_left(order, wanted, key=lambda row: int(items[row, 0]))
-    while at < len(order) and int(items[order[at], 0]) == wanted:
-        if keys[int(order[at])] == key:
-            return int(order[at])
-        at += 1
+    item_hash = int(hash_text(item_of(key)))
+    position = bisect_left(order, item_hash, key=lambda row: int(items[row, 0]))
+    while position < len(order) and int(items[order[position], 0]) == item_hash:
+        if keys[int(order[position])] == key:
+            return int(order[position])
+        position += 1
     return None
 
 
@@ -153,18 +153,18 @@ def _build(data: ShardDataset, files: Sequence[str], writer: ArrayWriter) -> Non
     items, numbers = writer.column("items", "<u8", 2), writer.column("numbers", "<u4")
     digests = writer.column("digests", "<u8")
     for shard in range(len(data.manifest.shards)):
-        texts, sums = data.ledger_of(shard)
-        duplicates.find(texts, shard, len(numbers))
-        keys.append(texts)
-        items.append(hash_texts(map(item_of, texts)))
-        numbers.append(_numbers(texts))
-        digests.append(hash_texts(sums)[:, 0] if sums else np.zeros(len(texts), "<u8"))
+        shard_keys, sha256s = data.ledger_of(shard)
+        duplicates.find(shard_keys, shard, len(numbers))
+        keys.append(shard_keys)
+        items.append(hash_texts(map(item_of, shard_keys)))
+        numbers.append(_numbers(shard_keys))
+        digests.append(hash_texts(sha256s)[:, 0] if sha256s else np.zeros(len(shard_keys), "<u8"))
     writer.column("originals", "<u4").append(duplicates.originals())
     _add_order(writer, "order", items)
 
 
 def _build_duplicates(data: ShardDataset, files: Sequence[str], writer: ArrayWriter) -> _Originals:
-    """Adds the columns of the duplicates, all but that of their originals."""
+    """Adds the columns of the duplicates, except `originals`."""
     keys = TextColumnWriter(writer, "duplicate_keys")
     items, numbers = writer.column("duplicate_items", "<u8", 2), writer.column("duplicate_numbers", "<u4")
     lines, of_file = writer.column("lines", "<u8", 2), writer.column("duplicate_files", "<u4")
@@ -193,22 +193,22 @@ def _build_duplicates(data: ShardDataset, files: Sequence[str], writer: ArrayWri
 
 
 def _add_order(writer: ArrayWriter, name: str, items: GrowingColumn) -> None:
-    """Adds the rows in the order of their items' hashes."""
+    """Adds the rows, sorted by the hashes of their items."""
     order = writer.column(name, "<u4")
     for rows in in_order(items.mapped()[:, 0]):
         order.append(rows)
 
 
 class _Originals:
-    """Finds the samples that have the bytes of the duplicates, shard by shard."""
+    """Finds the samples with the bytes of the duplicates, shard by shard."""
 
     def __init__(self, data: ShardDataset, shards: np.ndarray, hashes: np.ndarray) -> None:
-        """Describes them.
+        """Finds none yet.
 
         Args:
             data: The set.
             shards: The shard of each duplicate's original: uint32 [duplicates]
-            hashes: Of the original's key: uint64 [duplicates, 2]
+            hashes: Of the originals' keys: uint64 [duplicates, 2]
         """
         self._data, self._hashes = data, hashes
         self._rows = np.argsort(shards, kind="stable")
@@ -216,24 +216,24 @@ class _Originals:
         self._originals = np.zeros(len(shards), "<u4")
 
     def find(self, keys: Sequence[str], shard: int, first: int) -> None:
-        """Finds those of one shard, whose first sample has the number `first`.
+        """Finds the originals in one shard, whose first sample has the number `first`.
 
         Raises:
-            DataError: The shard does not hold one.
+            DataError: One is missing in the shard.
         """
         rows = self._rows[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
         if not len(rows):
             return
         hashes = hash_texts(keys)
         order = np.argsort(hashes[:, 0], kind="stable")
-        at = order[np.minimum(np.searchsorted(hashes[order, 0], self._hashes[rows, 0]), len(order) - 1)]
-        if not (hashes[at] == self._hashes[rows]).all():
+        matches = order[np.minimum(np.searchsorted(hashes[order, 0], self._hashes[rows, 0]), len(order) - 1)]
+        if not (hashes[matches] == self._hashes[rows]).all():
             name = self._data.manifest.shards[shard].name
             raise DataError(
-                f"{self._data.manifest.folder}: a duplicate refers to a photo that {name} does not hold; "
+                f"{self._data.manifest.folder}: a duplicate refers to a photo that is not in {name}; "
                 + _verify(self._data)
             )
-        self._originals[rows] = first + at
+        self._originals[rows] = first + matches
 
     def originals(self) -> np.ndarray:
         """The number of each duplicate's original: uint32 [duplicates]"""
@@ -254,6 +254,6 @@ def _lines(content: bytes) -> np.ndarray:
 
 
 def _numbers(keys: Sequence[str]) -> np.ndarray:
-    """Which photo of its item each key is of."""
+    """The number of each photo within its item, from the keys."""
     numbers = (key.rpartition("_")[2] for key in keys)
-    return np.array([min(int(n), _LAST) if n.isdecimal() else _LAST for n in numbers], dtype="<u4")
+    return np.array([min(int(n), _MAX_NUMBER) if n.isdecimal() else _MAX_NUMBER for n in numbers], dtype="<u4")

@@ -1,4 +1,4 @@
-"""A shard's descriptions, read one at a time: in memory are only the places of their lines."""
+"""A shard's descriptions, read one at a time; only the positions of their lines are in memory."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lavic.storage.index.shared import shared_file
 from lavic.storage.index.text_hash import hash_text, hash_texts
 from lavic.storage.paths import is_remote, storage_errors
 
-_AT_ONCE = 8 << 20
+_BLOCK = 8 << 20
 
 
 class Sidecar:
     """The descriptions beside one shard.
 
-    `lavic describe` writes a line for each sample, in their order: the line of a sample is where it should be, and its
-    key says so. Where it is not, because the shard was packed anew or the file written by hand, all keys are read once.
+    `lavic describe` writes a line for each sample, in their order, so line n is that of sample n; the key is compared.
+    If it differs, because the shard was packed again or the file edited, the keys of all lines are read once.
     """
 
     def __init__(self, shard: Path, owner: object) -> None:
         """Finds the lines.
 
         Args:
-            shard: Where the tar stands.
-            owner: Who opens the file, see `OpenFiles.drop`.
+            shard: The shard's tar.
+            owner: Of the open file, see `OpenFiles.drop`.
 
         Raises:
             DataError: The file cannot be read.
@@ -44,17 +44,17 @@ class Sidecar:
         self._file()
 
     def text(self, row: int, key: str, default: str) -> str:
-        """The description of a sample, or `default` where there is none.
+        """The description of a sample; `default` if it has none.
 
         Args:
-            row: Its place in the shard.
+            row: Its position in the shard.
             key: Its key.
-            default: What stands for a description.
+            default: The text without a description.
 
         Raises:
             DataError: Its line is not a description.
         """
-        file = self._file() if self._stamp else None  # one that was not there at first stays away
+        file = self._file() if self._stamp else None  # a file that was missing at first is not looked for again
         if file is None:
             return default
         if row < len(self._ends):
@@ -64,12 +64,12 @@ class Sidecar:
         return self._search(file, key, default)
 
     def _file(self) -> OpenFile | None:
-        """The file, its lines found; None where there is none."""
+        """The open file, with its lines located; None if it does not exist."""
         try:
-            file = FILES.get((self._owner, str(self._path)), lambda: _local(self._path))
+            file = FILES.get((self._owner, str(self._path)), lambda: _local_copy(self._path))
             if file.stamp != self._stamp:
                 self._stamp, self._by_key = file.stamp, None
-                self._ends = _ends(file)
+                self._ends = _line_ends(file)
             return file
         except FileNotFoundError:
             return None
@@ -87,8 +87,7 @@ class Sidecar:
             order = np.argsort(hashes, kind="stable")
             self._by_key = hashes[order], order
         hashes, lines = self._by_key
-        wanted = hash_text(key)
-        first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
+        first, last = (np.searchsorted(hashes, hash_text(key), side=side) for side in ("left", "right"))
         for number in reversed(lines[first:last]):  # the last line of a key counts
             line = self._line(file, int(number))
             if line["key"] == key:
@@ -96,24 +95,24 @@ class Sidecar:
         return default
 
 
-def _ends(file: OpenFile) -> np.ndarray:
-    """Where each line of a file ends: uint64 [lines]"""
+def _line_ends(file: OpenFile) -> np.ndarray:
+    """Offset of the end of each line of a file: uint64 [lines]"""
     parts = [np.empty(0, "<u8")]
-    for start in range(0, file.size, _AT_ONCE):
-        block = file.read(start, start + _AT_ONCE)
+    for start in range(0, file.size, _BLOCK):
+        block = file.read(start, start + _BLOCK)
         parts.append((np.flatnonzero(np.frombuffer(block, "u1") == ord("\n")) + start).astype("<u8"))
     if file.size and file.read(file.size - 1, file.size) != b"\n":
         parts.append(np.array([file.size], "<u8"))
     return np.concatenate(parts)
 
 
-def _local(path: Path) -> Path:
-    """A file of this machine with what stands at `path`."""
+def _local_copy(path: Path) -> Path:
+    """A local file, or the copy of a remote one in the cache folder."""
     if not is_remote(path):
         return path
     store = cast(Any, path)
-    about = store.fs.info(store.path)
-    source = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    info = store.fs.info(store.path)
+    source = hashlib.sha256(json.dumps(info, sort_keys=True, default=str).encode()).hexdigest()
 
     def copy(target: Path) -> None:
         with atomic_open(target, durable=False) as file:
@@ -121,9 +120,9 @@ def _local(path: Path) -> Path:
 
     return shared_file(
         copy,
-        lambda copied: copied if copied.is_file() else None,
+        lambda target: target if target.is_file() else None,
         kind="sidecar",
         source=source,
         owner=path,
-        ending=".jsonl",
+        suffix=".jsonl",
     )

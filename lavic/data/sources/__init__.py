@@ -1,1 +1,1 @@
-"""The forms in which catalogues come, as streams of records: JSON, csv, parquet."""
+"""Readers of a catalogue's file formats, as streams of records: JSON, csv, parquet."""

@@ -1,7 +1,7 @@
-"""Records of JSON files: one on each line, one after the other, in a list, or in an object by their ids.
+"""Records of JSON files: one per line, concatenated, in a list, or in an object by id.
 
-The one JSON object of `item2meta_train.json` is read value by value with the standard library's decoder, not with
-ijson: ijson gives no line to name a broken record by, and builds each value from events at a fraction of the speed.
+The JSON object of `item2meta_train.json` is read value by value with the standard library's decoder, not with ijson,
+which reports no line for a broken record and is several times slower.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Literal, TextIO
 
 from lavic.data.schema import ITEM_KEYS
-from lavic.data.sources.record import BadRecord, OnError, Record, report
+from lavic.data.sources.record import BadRecord, OnError, Record, is_utf8, report
 from lavic.storage import text_files
 from lavic.storage.json_text import BadJson, json_error, parse_first, parse_json, value_end
 from lavic.storage.text_files import TextFile, TextFileError, raw_lines
@@ -27,17 +27,17 @@ _SPACE_OR_COMMA = " \t\r\n,"
 def json_records(
     path: str, file: TextFile, errors: OnError | None, *, is_json: bool = True, keyed: bool = True
 ) -> Iterator[Record]:
-    """The records of a JSON file, in whatever form it has.
+    """The records of a JSON file in any form.
 
     Args:
         path: Of the file, for messages.
         file: At its start.
         errors: Called with each record that cannot be read.
-        is_json: Whether the file's name says that it is one JSON value; it decides where the content leaves a doubt.
-        keyed: Whether an object may hold the records by their ids.
+        is_json: Whether the file is named `.json`: a single JSON value; decides if the content is ambiguous.
+        keyed: Whether an object may contain the records by id.
 
     Raises:
-        TextFileError: The file breaks where the next record cannot be found.
+        TextFileError: The file is broken and the next record cannot be found.
     """
     form = form_of(file.peek().decode("utf-8", "replace"), is_json)
     if form == "lines" or (form == "keyed" and not keyed):
@@ -60,11 +60,11 @@ def json_records(
 
 
 def form_of(sample: str, is_json: bool) -> Form:
-    """How a file holds its records.
+    """The form of a file's records.
 
     Args:
         sample: Its beginning, a few thousand characters.
-        is_json: Whether its name says that it is one JSON value.
+        is_json: As for `json_records`.
     """
     text = sample.lstrip()
     if text.startswith("["):
@@ -74,34 +74,34 @@ def form_of(sample: str, is_json: bool) -> Form:
         return "lines"
     if _is_keyed(text, is_json):
         return "keyed"
-    # An object of which the first line is no more than the bracket was written for people to read.
+    # A first line that is only the bracket: an indented object.
     return "values" if text.partition("\n")[0].strip() == "{" else "lines"
 
 
 def _is_keyed(text: str, is_json: bool) -> bool:
-    """Whether an object maps ids to items, rather than being one item itself: its keys and values tell."""
+    """Whether an object maps ids to items, judged by its keys and values; otherwise it is an item."""
     kinds: set[str] = set()
-    at = 1
-    while (at := _after_space(text, at)) < len(text) and text[at] != "}":
-        end = value_end(text, at) if text[at] == '"' else None
+    start = 1
+    while (start := _after_space(text, start)) < len(text) and text[start] != "}":
+        end = value_end(text, start) if text[start] == '"' else None
         if end is None:
-            # The sample breaks off in a key, or there is a key that is not JSON's.
-            return text[at] == '"' and "{" in kinds
+            # The sample ends within a key, or a key is not valid JSON.
+            return text[start] == '"' and "{" in kinds
         colon = _after_space(text, end)
-        if text[at + 1 : end - 1] in ITEM_KEYS or text[colon : colon + 1] not in (":", ""):
+        if text[start + 1 : end - 1] in ITEM_KEYS or text[colon : colon + 1] not in (":", ""):
             return False
         value = _after_space(text, colon + 1)
         kinds.add(text[value : value + 1])
         if value >= len(text) or (end := value_end(text, value)) is None:
             break
-        at = end
+        start = end
     return "{" in kinds or (kinds <= {"n", ""} and (is_json or bool(kinds)))
 
 
-def _after_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE_OR_COMMA:
-        at += 1
-    return at
+def _after_space(text: str, start: int) -> int:
+    while start < len(text) and text[start] in _SPACE_OR_COMMA:
+        start += 1
+    return start
 
 
 def _lines(path: str, file: TextFile, errors: OnError | None) -> Iterator[Record]:
@@ -135,7 +135,7 @@ def _members(text: _Scanner, errors: OnError | None) -> Iterator[Record]:
 
 
 class _Scanner:
-    """Reads JSON values one by one from a file that may be larger than memory."""
+    """Reads JSON values, one at a time, from a file that may be larger than memory."""
 
     def __init__(self, path: str, file: TextIO) -> None:
         self._path, self._file = path, file
@@ -150,22 +150,22 @@ class _Scanner:
                 self._at += 1
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
-            if not self._more():
+            if not self._read_chunk():
                 return ""
 
     def skip(self, mark: str) -> None:
-        """Step over one character that must come next."""
+        """Skips one character, which must be `mark`."""
         if self.peek() != mark:
-            found = repr(self.peek()) if self.peek() else "the end of the file"
-            raise TextFileError(self._path, self._line, f"not JSON (expected {mark!r}, found {found})")
+            actual = repr(self.peek()) if self.peek() else "the end of the file"
+            raise TextFileError(self._path, self._line, f"not JSON (expected {mark!r}, found {actual})")
         self._at += 1
 
     def value(self, id: str | None) -> Record:
-        """The next value, whole.
+        """The next value.
 
         Raises:
             BadRecord: It cannot be read; the next one can.
-            TextFileError: The file breaks, and what follows cannot be told apart any more.
+            TextFileError: The file is broken, and the next value cannot be found.
         """
         self.peek()
         line = self._line
@@ -173,7 +173,7 @@ class _Scanner:
             reason = ""
             try:
                 value, end = parse_first(self._buffer, self._at)
-                # A number may go on in the next chunk; other values end by themselves.
+                # A number may continue in the next chunk; other values have an end of their own.
                 if end < len(self._buffer) or self._ended or not isinstance(value, (int, float)):
                     break
             except json.JSONDecodeError as error:
@@ -183,13 +183,13 @@ class _Scanner:
                     self._step(skipped)
                     raise BadRecord(self._path, line, f"not JSON ({error})") from None
                 reason = str(error)
-            # A broken value never ends: without a limit the rest of the file would be held.
+            # A broken value has no end: without a limit, the rest of the file would be read into memory.
             if reason and (self._ended or len(self._buffer) - self._at > text_files.MAX_LINE_BYTES):
                 raise TextFileError(self._path, line, f"not JSON ({reason}); {_LOST}")
-            self._more()
+            self._read_chunk()
         text = "" if self._clean else self._buffer[self._at : end]
         self._step(end)
-        if not _is_utf8(text):
+        if not is_utf8(text):
             raise BadRecord(self._path, line, "not JSON (not UTF-8)")
         return Record(self._path, line, id, value)
 
@@ -197,21 +197,10 @@ class _Scanner:
         self._line += self._buffer.count("\n", self._at, end)
         self._at = end
 
-    def _more(self) -> bool:
-        # Doubling with the unread rest keeps one huge value linear.
-        rest = self._buffer[self._at :]
-        chunk = self._file.read(max(_CHUNK, len(rest)))
-        self._clean = self._clean and _is_utf8(chunk)
-        self._buffer, self._at, self._ended = rest + chunk, 0, not chunk
+    def _read_chunk(self) -> bool:
+        # Doubling the buffer reads a huge value in linear time.
+        unread = self._buffer[self._at :]
+        chunk = self._file.read(max(_CHUNK, len(unread)))
+        self._clean = self._clean and is_utf8(chunk)
+        self._buffer, self._at, self._ended = unread + chunk, 0, not chunk
         return bool(chunk)
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""One record of a catalogue's file, and what is wrong with one that cannot be read."""
+"""A record of a catalogue's file, and the error for one that cannot be read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lavic.storage.text_files import TextFileError
 
 
 class BadRecord(TextFileError):
-    """One record of a catalogue that cannot be read; what follows it can."""
+    """A record that cannot be read; the records after it can."""
 
 
 OnError = Callable[[BadRecord], None]
@@ -18,17 +18,28 @@ OnError = Callable[[BadRecord], None]
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a file: where it is, its id where the file has it as a key, and its value."""
+    """One record of a file: its position, its id if that is a key in the file, and its value."""
 
     file: str
     line: int
-    """From 1; in a parquet file the row."""
+    """From 1; the row in a parquet file."""
     id: str | None
     value: Any
 
 
 def report(error: BadRecord, errors: OnError | None) -> None:
-    """Hand an error to whoever collects them, or raise it where nobody does."""
+    """Calls `errors` with an error, or raises it without such a function."""
     if errors is None:
         raise error from None
     errors(error)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has no surrogates, which represent bytes that are not UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Records of tables: csv and tsv with a header, parquet; and the items that plain links make."""
+"""Records of tables: csv and tsv with a header, parquet; and items from rows with links."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lavic.data.schema import Item, as_link, as_text
-from lavic.data.sources.record import BadRecord, OnError, Record, report
+from lavic.data.sources.record import BadRecord, OnError, Record, is_utf8, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type
 from lavic.storage.remote import options, storage_errors
 from lavic.storage.text_files import MAX_LINE_BYTES, TextFile, raw_lines
 
 COLUMNS = ("id", "url", "title", "text")
-"""What a column of plain links may hold; `url` must be there."""
+"""Fields that a column may be assigned to; `url` is required."""
 
 CSV, LIST, PARQUET = (".csv", ".tsv"), (".txt",), (".parquet", ".parq", ".pq")
-"""Endings of files' names."""
+"""Suffixes of file names."""
 
 
 def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequence[str]) -> Iterator[Record]:
-    """The rows of a csv or tsv file by its header; commas, semicolons and tabs are told by the header.
+    """The rows of a csv or tsv file; the header decides between commas, semicolons and tabs.
 
     Raises:
-        DataError: A column is not there, or none was named.
+        DataError: A column is missing, or none was named.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
@@ -51,14 +51,14 @@ def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequ
             continue
         if len(row) != len(header):
             report(BadRecord(path, line, f"{len(row)} fields where the header has {len(header)}"), errors)
-        elif any(not field.isascii() and _is_broken(field) for field in row):
+        elif not all(map(is_utf8, row)):
             report(BadRecord(path, line, "not UTF-8"), errors)
         else:
             yield Record(path, line, None, dict(zip(header, row, strict=True)))
 
 
 def link_records(path: str, file: TextFile, errors: OnError | None, column: str) -> Iterator[Record]:
-    """The lines of a list of links, as rows with one column."""
+    """The lines of a list of links, as rows with a single column."""
     for number, line in raw_lines(file):
         try:
             link = (line or b"").decode().strip()
@@ -70,10 +70,10 @@ def link_records(path: str, file: TextFile, errors: OnError | None, column: str)
 
 
 def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The rows of a parquet file: those columns, or all where none is named.
+    """The rows of a parquet file, with the named columns or all.
 
     Raises:
-        DataError: It cannot be read, or a column is not there.
+        DataError: It cannot be read, or a column is missing.
     """
     import fsspec
 
@@ -92,49 +92,49 @@ def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
                     yield Record(path, number, None, row)
                     number += 1
     except storage_errors(ArrowException) as error:
-        raise DataError(f"{path}: not a parquet file that can be read ({first_line(error)})") from None
+        raise DataError(f"{path}: cannot be read as parquet ({first_line(error)})") from None
 
 
 def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors: OnError | None) -> Iterator[Item]:
     """Items of a table with a link in each row.
 
-    Neighbouring rows of one id are one item with as many photos, and so are the links of a row that has a list. Without
-    a column of ids each link is an item by itself, under an id that is made of the link.
+    Adjacent rows with the same id are one item, and so are the links of a row that has a list of them. Without a column
+    of ids each link is an item, and its id is a hash of the link.
 
     Args:
         records: The rows.
-        columns: Name of the column by what it holds, see `COLUMNS`.
+        columns: The column of each field, see `COLUMNS`.
         errors: Called with each row that has no id.
     """
-    item = ""
+    item_id = ""
     rows: list[dict[str, Any]] = []
     for record in records:
         row = record.value
         if not isinstance(row, dict) or columns["url"] not in row:
-            has = ", ".join(map(str, row)) if isinstance(row, dict) else json_type(row)
-            report(BadRecord(record.file, record.line, f"no column `{columns['url']}`, it has: {has}"), errors)
+            names = ", ".join(map(str, row)) if isinstance(row, dict) else json_type(row)
+            report(BadRecord(record.file, record.line, f"no column `{columns['url']}`, it has: {names}"), errors)
             continue
         cell = row[columns["url"]]
         for url in map(as_link, (cell or [None]) if isinstance(cell, list) else [cell]):
             id = as_text(row.get(columns["id"])) if "id" in columns else _id_of(url)
             if not id:
-                what = f"no id in the column `{columns['id']}`" if "id" in columns else "no link"
-                report(BadRecord(record.file, record.line, what), errors)
+                reason = f"no id in the column `{columns['id']}`" if "id" in columns else "no link"
+                report(BadRecord(record.file, record.line, reason), errors)
                 continue
-            if rows and (id != item or "id" not in columns):
-                yield _item(item, rows, columns)
+            if rows and (id != item_id or "id" not in columns):
+                yield _item(item_id, rows, columns)
                 rows = []
-            item = id
+            item_id = id
             rows.append({**row, columns["url"]: url})
     if rows:
-        yield _item(item, rows, columns)
+        yield _item(item_id, rows, columns)
 
 
 def _item(id: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Item:
     linked = [(n, row) for n, row in enumerate(rows) if row[columns["url"]]]
 
-    def cell(row: Mapping[str, Any], what: str) -> str:
-        return as_text(row.get(columns[what])) if what in columns else ""
+    def cell(row: Mapping[str, Any], field: str) -> str:
+        return as_text(row.get(columns[field])) if field in columns else ""
 
     return Item(
         id=id,
@@ -158,11 +158,3 @@ def _check_columns(path: str, header: list[str], columns: Sequence[str]) -> None
         raise DataError(f"{path}: no column `{missing[0]}` (--columns); it has: {listed}")
     if repeated := [name for name in columns if header.count(name) > 1]:
         raise DataError(f"{path}: {header.count(repeated[0])} columns are called `{repeated[0]}` (--columns)")
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

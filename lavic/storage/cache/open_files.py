@@ -1,4 +1,4 @@
-"""Files that are read here and there, by offset: the last ones stay open, few of them however many there are."""
+"""Files that are read by offset: a bounded number stays open, those that were used last."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-MOST = 96
-"""Files that a process keeps open, all readers together."""
+MAX_OPEN = 96
+"""Files that a process keeps open, for all readers."""
 
 
 class OpenFile:
-    """A file opened for reading. It is closed when the last who holds it lets go of it.
+    """A file opened for reading, which is closed with its last reference.
 
     Attributes:
         size: Bytes.
-        stamp: Another one tells that another file has taken its place.
+        stamp: Changes when another file replaces this one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,31 +30,31 @@ class OpenFile:
         """The bytes between two offsets; fewer where the file ends before."""
         return os.pread(self._number, end - start, start)
 
-    # when the interpreter ends, modules may be gone before this is called
+    # At interpreter exit, the names of modules may be None before this is called.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "_number"):
             close(self._number)
 
 
 class OpenFiles:
-    """The files that were read last.
+    """An LRU cache of open files.
 
-    Threads may share it; the lock can be taken twice, because a destructor may run while it is held. A forked child may
-    go on with its parent's files: reading by offset moves nothing that they share.
+    It is thread-safe; the lock is reentrant, because a destructor may run while it is held. A forked child may use its
+    parent's files: reads by offset share no file position.
     """
 
-    def __init__(self, most: int = MOST) -> None:
-        """Describes it; `most` files stay open."""
-        self.most = most
+    def __init__(self, max_open: int = MAX_OPEN) -> None:
+        """Opens nothing yet; at most `max_open` files stay open."""
+        self.max_open = max_open
         self._open: OrderedDict[Hashable, OpenFile] = OrderedDict()
         self._lock = threading.RLock()
 
     def get(self, key: Hashable, path: Callable[[], Path]) -> OpenFile:
-        """A file, opened where it is not.
+        """A file from the cache, opened if it is not there.
 
         Args:
-            key: What it is known by; a file that has been replaced needs another.
-            path: Says where it is; asked only when it is opened.
+            key: Its key in the cache; a file that has been replaced needs another one.
+            path: Returns its path; called only to open it.
 
         Raises:
             OSError: It cannot be opened.
@@ -67,19 +67,19 @@ class OpenFiles:
         with self._lock:
             file = self._open.setdefault(key, file)
             self._open.move_to_end(key)
-            while len(self._open) > self.most:
+            while len(self._open) > self.max_open:
                 self._open.popitem(last=False)
         return file
 
     def drop(self, owner: object) -> None:
-        """Lets go of the files whose key is a tuple that begins with `owner`."""
+        """Removes the files whose key is a tuple that begins with `owner`."""
         with self._lock:
             for key in list(self._open):
                 if isinstance(key, tuple) and key[0] is owner:
                     self._open.pop(key, None)
 
     def after_fork(self) -> None:
-        """Another thread may have held the lock at that moment."""
+        """Replaces the lock, which another thread may have held during the fork."""
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -87,5 +87,5 @@ class OpenFiles:
 
 
 FILES = OpenFiles()
-"""Those of this process."""
+"""The files of this process."""
 os.register_at_fork(after_in_child=FILES.after_fork)

@@ -1,15 +1,14 @@
-"""Copies of an object store's shards on this machine's disk, shared by all of its processes and bounded by bytes.
+"""A cache of an object store's shards on the local disk, shared by all processes of the machine and bounded by bytes.
 
-A copy is known by the sha256 that the manifest gives: a repacked shard is another file, and two sets with the same
-shard share a copy.
+A copy is named by the sha256 in the manifest: a repacked shard is another file, and sets with the same shard share it.
 
-FOLDER/<sha256>.tar          a whole copy, checked; its time of change is that of its last use, about
+FOLDER/<sha256>.tar          a complete, verified copy; its modification time is about that of its last use
        .<sha256>.lock        held by the process that downloads it
-       .<sha256>.<id>.part   a download; in no use once nobody holds the lock
-       .room.lock            held while room is made
+       .<sha256>.<id>.part   a download; abandoned if no process holds the lock
+       .room.lock            held while old copies are removed
 
-A reader opens a copy for one read. So nothing is pinned: a copy may be removed at any time, who is reading it reads on
-(Linux keeps an open file that has no name), and its bytes are free a moment later. Who finds no copy downloads it.
+A reader opens a copy for a single read, so no copy is pinned: it may be removed at any time. A read in progress then
+finishes (Linux keeps an open file that has no name), and the next reader downloads the shard again.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from lavic.storage.cache.shard_download import RemoteShard, copy_shard
 from lavic.storage.file_lock import FileLock, is_held
 
 ATTEMPTS = 5
-"""How often a shard is asked for before its download fails."""
+"""Attempts at a download before it fails."""
 BACKOFF_S = 0.5
-"""Wait before the second attempt; each later one is twice as long."""
+"""Wait before the second attempt; it doubles with each further one."""
 _TOUCH_S = 10.0
-"""How exactly the time of a copy's last use is kept."""
-_PATIENCE_S = 30.0
-"""After which a wait for another process is announced."""
+"""Resolution of the time of a copy's last use."""
+_LOG_WAIT_S = 30.0
+"""Seconds after which a wait for another process is logged."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
@@ -47,46 +46,46 @@ def cache_folder() -> Path:
 
 
 def shard_folder() -> Path:
-    """Where copies of shards are unless a setting says otherwise.
+    """The default folder of the cache.
 
-    `shards` in LAVIC_CACHE; else in `lavic-<uid>` in a job's own temporary folder (SLURM_TMPDIR) or in TMPDIR, which is
-    on a disk of the machine more often than the home is; else in the user's cache folder.
+    `shards` in LAVIC_CACHE; else in `lavic-<uid>` in a job's temporary folder (SLURM_TMPDIR) or in TMPDIR, which is
+    more often on a local disk than the home folder; else in the user's cache folder.
     """
     if not os.environ.get("LAVIC_CACHE"):
         for name in ("SLURM_TMPDIR", "TMPDIR"):
             if os.environ.get(name):
                 folder = Path(os.environ[name]) / f"lavic-{os.getuid()}"
-                if not folder.exists() or folder.stat().st_uid == os.getuid():  # else somebody else's copies
+                if not folder.exists() or folder.stat().st_uid == os.getuid():  # another user may have made it
                     return folder / "shards"
     return cache_folder() / "shards"
 
 
 class ShardCache:
-    """A folder of copies. Any number of processes may share it; each makes its own `ShardCache`.
+    """A folder of copies. Any number of processes may share it; each has its own `ShardCache`.
 
-    A shard is downloaded once, however many processes and threads ask for it at the same time. The folder should be on
-    a disk of this machine: on a network file system without locks several processes may download the same shard, and a
-    copy that another machine removes may be gone in the middle of a read.
+    A shard is downloaded once, however many processes and threads request it at the same time. The folder should be on
+    a local disk: on a network file system without locks several processes may download the same shard, and a copy that
+    another machine removes may disappear during a read.
     """
 
     def __init__(self, folder: Path, limit: int, *, backoff_s: float = BACKOFF_S) -> None:
-        """Describe a cache; nothing is made before the first download.
+        """Creates nothing before the first download.
 
         Args:
-            folder: Where the copies are.
-            limit: Most bytes of all copies, those that are still arriving included.
+            folder: Of the copies.
+            limit: Maximum bytes of all copies, including downloads in progress.
             backoff_s: See `BACKOFF_S`.
         """
         self.folder, self.limit = folder, limit
         self._backoff_s = backoff_s
 
     def read(self, shard: RemoteShard, start: int, end: int) -> bytes:
-        """Bytes of a shard, from `start` up to `end`; downloads it where no copy is there.
+        """Bytes of a shard, from `start` up to `end`; downloads it if it is not in the cache.
 
         Raises:
-            DataError: The store does not have the shard, or has another one under its name.
+            DataError: The shard is missing in the store, or has another size.
             ConfigError: The folder cannot be written to, or is too small for the shard.
-            LavicError: The store does not answer, or the disk is full.
+            LavicError: The store does not respond, or the disk is full.
         """
         file = self._open(shard)
         if file is None:
@@ -100,14 +99,14 @@ class ShardCache:
             os.close(file)
 
     def fetch(self, shard: RemoteShard, *, wait: bool = True) -> bool:
-        """See that a copy is there.
+        """Downloads a shard unless it is in the cache.
 
         Args:
             shard: The shard.
-            wait: Where another process downloads it, wait for its end.
+            wait: Whether to wait if another process is downloading it.
 
         Returns:
-            Whether a copy was there when this returned, as far as is known.
+            Whether the cache has a copy now; False only without `wait`.
 
         Raises:
             LavicError: As for `read`.
@@ -121,14 +120,14 @@ class ShardCache:
         return True
 
     def holds(self, shard: RemoteShard) -> bool:
-        """Whether a copy is there."""
+        """Whether the cache has a copy."""
         try:
             return self.path(shard).stat().st_size == shard.bytes
         except OSError:
             return False
 
     def path(self, shard: RemoteShard) -> Path:
-        """Where the copy of a shard is, once it is there."""
+        """The path of a shard's copy."""
         return self.folder / f"{shard.sha256}.tar"
 
     def _open(self, shard: RemoteShard) -> int | None:
@@ -143,41 +142,41 @@ class ShardCache:
             os.close(file)
             return None
         if time.time() - status.st_mtime > _TOUCH_S:
-            with suppress(OSError):  # a cache that was filled by somebody else, and is read only here
+            with suppress(OSError):  # another user's cache, which is read-only here
                 os.utime(file)
         return file
 
     def _fetch(self, shard: RemoteShard, *, wait: bool) -> int | None:
-        """Download a shard, or wait until another process has; the open copy, or None where that is not waited for."""
+        """Downloads a shard, or waits for another process that does; the open copy, or None without `wait`."""
         if shard.bytes > self.limit:
             raise ConfigError(
-                f"{shard.path} has {shard.bytes:,} bytes, and the cache {self.folder} may hold {self.limit:,}: raise "
-                "--cache.bytes"
+                f"{shard.path} has {shard.bytes:,} bytes, more than the limit of the cache {self.folder} "
+                f"({self.limit:,}): raise --cache.bytes"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / f".{shard.sha256}.lock")
-            began, announced = time.monotonic(), False
+            started, logged = time.monotonic(), False
             while not lock.acquire(1.0 if wait else 0.0):
                 if not wait:
                     return None
-                if not announced and time.monotonic() - began > _PATIENCE_S:
-                    log.info("%s: waiting for another process, which downloads it", shard.path)
-                    announced = True
+                if not logged and time.monotonic() - started > _LOG_WAIT_S:
+                    log.info("%s: waiting for another process that is downloading it", shard.path)
+                    logged = True
             with lock:
                 file = self._open(shard)
                 if file is None:
                     file = self._download(shard)
-                if not lock.unsupported:  # else nobody could tell an abandoned download from one that goes on
+                if not lock.unsupported:  # without locks, the lock file marks a download in progress
                     lock.remove()
                 return file
         except OSError as error:
             raise self._unusable(error) from None
 
     def _download(self, shard: RemoteShard) -> int:
-        """Download a shard, whose lock is held; returns the open copy.
+        """Downloads a shard while its lock is held; returns the open copy.
 
-        It is opened before it has a name: even if it is removed at once to make room for others, it can be read.
+        The file stays open, so that it can be read even if another process removes it at once to make room.
         """
         part = self.folder / f".{shard.sha256}.{uuid.uuid4().hex[:8]}.part"
         file = self._reserve(part, shard)
@@ -186,39 +185,41 @@ class ShardCache:
             for attempt in range(ATTEMPTS):
                 if attempt:
                     pause = self._backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                    log.warning("%s: %s; once more in %.1f s", shard.path, problem, pause)
+                    log.warning("%s: %s; retrying in %.1f s", shard.path, problem, pause)
                     time.sleep(pause)
                 problem = copy_shard(shard, file)
                 if not problem:
                     os.fsync(file)
                     part.replace(self.path(shard))
                     return file
-            raise LavicError(f"{shard.path}: {problem}, {ATTEMPTS} times: is the store reachable and the set whole?")
+            raise LavicError(
+                f"{shard.path}: {problem}, {ATTEMPTS} times: check the store, and the set with lavic verify"
+            )
         except BaseException:
             os.close(file)
             part.unlink(missing_ok=True)
             raise
 
     def _reserve(self, part: Path, shard: RemoteShard) -> int:
-        """Make room for a download and take it at once: the file has its final size from the beginning."""
+        """Makes room for a download and reserves it: the file has its final size from the beginning."""
         while True:
-            with FileLock(self.folder / ".room.lock") as room:
-                while not room.acquire(_PATIENCE_S):
-                    log.info("%s: waiting for another process, which makes room", self.folder)
+            with FileLock(self.folder / ".room.lock") as lock:
+                while not lock.acquire(_LOG_WAIT_S):
+                    log.info("%s: waiting for another process that is removing old copies", self.folder)
                 if self._make_room(shard):
                     file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                     os.truncate(file, shard.bytes)
                     return file
-            time.sleep(0.1)  # what others download fills the cache: their copies may be removed once they are whole
+            time.sleep(0.1)  # other downloads fill the cache: their copies may be removed once they are complete
 
     def _make_room(self, shard: RemoteShard) -> bool:
-        """Remove the copies that were used longest ago, until a shard has room; whether it has.
+        """Removes the least recently used copies until a shard fits; returns whether it does.
 
         Raises:
-            LavicError: The disk is full, of something else.
+            OSError: The disk is full of other files.
         """
         copies: list[tuple[float, int, str]] = []
-        arriving = missing = 0
+        downloading = unallocated = 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -227,15 +228,15 @@ class ShardCache:
                         if _is_abandoned(Path(entry.path)):
                             Path(entry.path).unlink()
                         else:
-                            arriving += status.st_size
-                            missing += max(0, status.st_size - 512 * status.st_blocks)
+                            downloading += status.st_size
+                            unallocated += max(0, status.st_size - 512 * status.st_blocks)
                     elif entry.name.endswith(".tar"):
                         copies.append((status.st_mtime, status.st_size, entry.path))
         copies.sort(reverse=True)
-        used = arriving + sum(size for _, size, _ in copies)
+        used = downloading + sum(size for _, size, _ in copies)
         while True:
             disk = os.statvfs(self.folder)
-            free = disk.f_bavail * disk.f_frsize - missing
+            free = disk.f_bavail * disk.f_frsize - unallocated
             if used + shard.bytes <= self.limit and free >= shard.bytes:
                 return True
             if not copies:
@@ -244,7 +245,7 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 Path(path).unlink()
             used -= size
-        if arriving:
+        if downloading:
             return False
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -252,14 +253,14 @@ class ShardCache:
         reason = error.strerror or first_line(error)
         if error.errno in _FULL:
             return LavicError(
-                f"{self.folder}: no room for another shard ({reason}): make room on this disk, or give another "
+                f"{self.folder}: no room for another shard ({reason}): make room on this disk, or use another "
                 "--cache.folder"
             )
-        return ConfigError(f"{self.folder}: cannot keep copies of shards here ({reason}): give another --cache.folder")
+        return ConfigError(f"{self.folder}: the cache of shards cannot be used ({reason}): use another --cache.folder")
 
 
 def _is_abandoned(part: Path) -> bool:
-    """Whether the process that wrote a download has ended: its lock is free, or gone."""
+    """Whether the process that wrote a download has ended: no process holds its lock."""
     _, sha256, _ = part.name.split(".", 2)
     lock = part.with_name(f".{sha256}.lock")
     return not lock.exists() or is_held(lock) is False

@@ -1,4 +1,4 @@
-"""One download of a shard from an object store, held against what the manifest says of it."""
+"""Downloads a shard from an object store and compares it with the manifest."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lavic.errors import DataError, LavicError, first_line
 from lavic.storage.paths import place
 
 CHUNK = 8 << 20
-"""Bytes that are read from the store at once."""
+"""Bytes per read from the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteShard:
-    """A shard in an object store that is not written to any more."""
+    """A complete shard in an object store."""
 
     folder: Path
     name: str
@@ -28,15 +28,15 @@ class RemoteShard:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Its path in the store."""
         return self.folder / self.name
 
 
 def copy_shard(shard: RemoteShard, file: int) -> str:
-    """Copy a shard into an open file; returns what is wrong with what came, or nothing.
+    """Copies a shard into an open file; returns what went wrong, if another attempt may succeed, or "".
 
     Raises:
-        DataError: There is no such shard, or it must not be read.
+        DataError: The shard is missing, has another size, or must not be read.
         OSError: The file cannot be written to.
     """
     digest, size = hashlib.sha256(), 0
@@ -49,42 +49,42 @@ def copy_shard(shard: RemoteShard, file: int) -> str:
                 size, view = size + written, view[written:]
             if size > shard.bytes:
                 break
-    except _Broken as error:
+    except _DownloadError as error:
         return str(error)
     if size != shard.bytes:
         stored = shard.bytes
-        with suppress(Exception):  # as above
+        with suppress(Exception):  # the clients of the stores have various exceptions
             stored = place(str(shard.path)).stat().st_size
         if stored != shard.bytes:
             raise DataError(
                 f"{shard.path} has {stored} bytes, not {shard.bytes}; `lavic verify` lists every difference"
             )
-        return f"came with {size:,} of {shard.bytes:,} bytes"
+        return f"received {size:,} of {shard.bytes:,} bytes"
     if digest.hexdigest() != shard.sha256:
-        return "is not the file that the manifest names (its sha256 differs)"
+        return "its sha256 differs from the manifest's"
     return ""
 
 
 def read_range(shard: RemoteShard, start: int, end: int) -> bytes:
-    """Bytes of a shard, from `start` up to `end`, straight from the store: nothing says that they are the right ones.
+    """Bytes of a shard, from `start` up to `end`, read from the store without a check of the digest.
 
     Raises:
-        DataError: There is no such shard, or it must not be read.
-        LavicError: The store does not answer.
+        DataError: The shard is missing, or must not be read.
+        LavicError: The store does not respond.
     """
     store = cast(Any, place(str(shard.path)))
     try:
         return bytes(store.fs.cat_file(store.path, start=start, end=end))
     except (FileNotFoundError, PermissionError) as error:
         raise DataError(f"{shard.path}: cannot be read ({first_line(error)})") from None
-    except Exception as error:  # each store's client has errors of its own
+    except Exception as error:  # the clients of the stores have various exceptions
         raise LavicError(f"{shard.path}: cannot be read ({first_line(error)}): is the store reachable?") from None
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """A remote file's bytes. Raises DataError where trying again is of no use, and `_Broken` where it may be."""
+    """A remote file's bytes. Raises `_DownloadError` if another attempt may succeed, else DataError."""
     try:
-        # a store's client does not survive a fork: this process makes its own
+        # The client of a store does not survive a fork: this process makes a new one.
         with place(str(path)).open("rb") as source:
             while chunk := source.read(CHUNK):
                 yield chunk
@@ -92,9 +92,9 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise DataError(
             f"{path}: cannot be read ({first_line(error)}); `lavic verify` lists every difference"
         ) from None
-    except Exception as error:  # each store's client has errors of its own
-        raise _Broken(f"cannot be read ({first_line(error)})") from None
+    except Exception as error:  # the clients of the stores have various exceptions
+        raise _DownloadError(f"cannot be read ({first_line(error)})") from None
 
 
-class _Broken(Exception):
-    """The store did not give a file to its end."""
+class _DownloadError(Exception):
+    """A download broke off."""

@@ -1,7 +1,7 @@
-"""A file of named arrays that processes map: its pages are in memory once, however many processes read them.
+"""A file of named arrays that processes map into memory, so that they share its pages.
 
-The form is that of safetensors, so other tools open it too: 8 bytes of length, a JSON header, the arrays. The header's
-`__metadata__` says what kind of index it is and of which source.
+The format is safetensors, so other tools open it too: 8 bytes of length, a JSON header, the arrays. The header's
+`__metadata__` holds the index's kind and the digest of its sources.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _BUFFER = 1 << 20
 
 
 class ArrayFileError(ValueError):
-    """A file that is not the index it should be: cut short, of another source, of another version, or none."""
+    """A file that is not the expected index: truncated, of other sources or another version, or no index at all."""
 
 
 class ArrayFile:
-    """An index, opened for reading. Pickled it is its path: another process maps it for itself.
+    """An index, opened for reading. It is pickled as its path: another process maps it again.
 
-    A file that is open outlives its removal.
+    An open file remains readable after its removal.
 
     Attributes:
         path: The file.
-        metadata: What the writer said of it, `kind` and `source` included.
+        metadata: Strings that the writer recorded, among them `kind` and `source`.
     """
 
     def __init__(self, path: Path, *, kind: str, source: str) -> None:
-        """Maps a file; nothing but its header is read.
+        """Maps a file; reads only its header.
 
         Args:
             path: The file.
             kind: What it should be an index of, with the version of its columns.
-            source: Digest of what it should be made from.
+            source: Digest of its sources.
 
         Raises:
-            ArrayFileError: It is something else.
+            ArrayFileError: It is another file.
             OSError: It cannot be read.
         """
         self.path = path
@@ -61,13 +61,13 @@ class ArrayFile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArrayFileError(f"{path}: not an index ({error})") from None
         if (self.metadata.get("kind"), self.metadata.get("source")) != (kind, source):
-            raise ArrayFileError(f"{path}: an index of something else")
+            raise ArrayFileError(f"{path}: an index of other sources")
         ends = [column.end for column in self._columns.values()]
         if len(self._mapped) != self._start + max(ends, default=0):
-            raise ArrayFileError(f"{path}: cut short")
+            raise ArrayFileError(f"{path}: truncated")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column, mapped, read-only."""
+        """A column, memory-mapped and read-only."""
         column = self._columns[name]
         count = math.prod(column.shape)
         array = np.frombuffer(self._mapped, column.dtype, count, self._start + column.start) if count else None
@@ -77,7 +77,7 @@ class ArrayFile:
         return name in self._columns
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        """Bytes of a column, read rather than mapped: they do not count as this process's memory."""
+        """Bytes of a column, read instead of mapped, so that they do not count as this process's memory."""
         column = self._columns[name]
         if not 0 <= start <= end <= column.end - column.start:
             raise IndexError(f"bytes {start} to {end} of column {name}")
@@ -86,7 +86,7 @@ class ArrayFile:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.path, self.metadata["kind"], self.metadata["source"])
 
-    # when the interpreter ends, modules may be gone before this is called
+    # At interpreter exit, the names of modules may be None before this is called.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "_file"):
             close(self._file)
@@ -97,7 +97,7 @@ def _open(path: Path, kind: str, source: str) -> ArrayFile:
 
 
 class _Column:
-    """Where a column stands in its file."""
+    """Type, shape and position of a column in its file."""
 
     def __init__(self, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
         self.dtype, self.shape = np.dtype(_DTYPES[dtype]), tuple(shape)
@@ -107,23 +107,23 @@ class _Column:
 
 
 class ArrayWriter:
-    """Columns that grow piece by piece on the disk, put together into one file at the end.
+    """Columns that grow on the disk, block by block, and are joined into one file at the end.
 
-    Memory does not grow with them. Used as a context, which removes what is left over.
+    Memory does not grow with them. A context manager, which removes the temporary files.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begins.
+        """Creates no file yet.
 
         Args:
-            folder: Where there is room for the columns until they are put together.
+            folder: Of the temporary files.
         """
         self._folder = folder
         self._columns: dict[str, GrowingColumn] = {}
         self._scratch: list[GrowingColumn] = []
 
     def column(self, name: str, dtype: str, width: int = 0) -> GrowingColumn:
-        """A new column of numbers, or with `width` of rows of so many numbers."""
+        """A new column of numbers; with `width`, of rows of so many numbers."""
         column = GrowingColumn(self._folder, np.dtype(dtype), width)
         self._columns[name] = column
         return column
@@ -135,10 +135,10 @@ class ArrayWriter:
         return column
 
     def put_together(self, file: BinaryIO, metadata: Mapping[str, str]) -> None:
-        """Writes the whole file."""
+        """Writes the file: its header, then the columns."""
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         start = 0
-        # wide numbers first, so that every column is aligned
+        # Wide numbers first, so that every column is aligned.
         columns = sorted(self._columns.items(), key=lambda column: -column[1].dtype.itemsize)
         for name, column in columns:
             end = start + column.flush()
@@ -160,7 +160,7 @@ class ArrayWriter:
 
 
 class GrowingColumn:
-    """One column while it is written: a nameless temporary file."""
+    """A column that is being written, in an anonymous temporary file."""
 
     def __init__(self, folder: Path, dtype: np.dtype, width: int) -> None:
         self.dtype, self.width = dtype, width
@@ -168,7 +168,7 @@ class GrowingColumn:
         self._bytes = 0
 
     def append(self, values: np.ndarray | bytes) -> None:
-        """Adds rows; bytes stand for themselves."""
+        """Adds rows, or raw bytes."""
         data = values if isinstance(values, bytes) else np.ascontiguousarray(values, self.dtype).tobytes()
         self._file.write(data)
         self._bytes += len(data)
@@ -177,14 +177,14 @@ class GrowingColumn:
         return self._bytes // (self.dtype.itemsize * (self.width or 1))
 
     def mapped(self) -> np.ndarray:
-        """What has been added so far."""
+        """The rows so far, memory-mapped."""
         if not self.flush():
             return np.empty((0, self.width) if self.width else 0, self.dtype)
         array = np.frombuffer(mmap.mmap(self._file.fileno(), self._bytes, access=mmap.ACCESS_READ), self.dtype)
         return array.reshape(-1, self.width) if self.width else array
 
     def flush(self) -> int:
-        """Bytes added so far, all of them in the file."""
+        """Flushes the file; returns its size in bytes."""
         self._file.flush()
         return self._bytes
 
@@ -194,5 +194,5 @@ class GrowingColumn:
         shutil.copyfileobj(self._file, file, _BUFFER)
 
     def close(self) -> None:
-        """Removes it."""
+        """Removes the temporary file."""
         self._file.close()

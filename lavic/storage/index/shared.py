@@ -1,7 +1,7 @@
-"""Indexes are made once on a node, from sources that say by their digest whether an index is theirs.
+"""Indexes that the processes of a node share. An index carries the digest of its sources.
 
-The writer of the sources leaves the index beside them. Where it is missing or stale, the first process
-that needs it makes it in the user's cache folder, and the others wait for it.
+The writer of the sources may leave the index beside them. If it is missing or stale, the first process that needs it
+builds it in the user's cache folder, and the others wait.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWrite
 from lavic.storage.output_folder import check_writable, not_writable
 
 T = TypeVar("T")
-ENDING = ".safetensors"
-_PATIENCE_S = 24 * 3600.0
+SUFFIX = ".safetensors"
 _DAY_S = 24 * 3600.0
-_KEPT_S = 30 * _DAY_S
-"""How long an index stays in the cache that nobody opens."""
+_MAX_UNUSED_S = 30 * _DAY_S
+"""An index that no process opens for so long is removed from the cache."""
 
 log = logging.getLogger(__name__)
 
@@ -38,47 +37,47 @@ Build = Callable[[ArrayWriter], None]
 
 def index_name(kind: str, source: str) -> str:
     """File name of an index beside its sources."""
-    return f"{kind.partition('/')[0]}-{source[:16]}{ENDING}"
+    return f"{kind.partition('/')[0]}-{source[:16]}{SUFFIX}"
 
 
 def write_index(path: Path, build: Build, *, kind: str, source: str) -> None:
-    """Makes an index and puts it in place whole.
+    """Builds an index, atomically.
 
     Args:
         path: The file.
         build: Adds the columns.
         kind: What it is an index of, with the version of its columns: `items/1`.
-        source: Digest of what it is made from.
+        source: Digest of its sources.
 
     Raises:
         OSError: It cannot be written.
     """
     with ArrayWriter(path.parent) as writer:
         build(writer)
-        # it is easily made again, and its length shows whether it is whole
+        # No fsync: it is easily built again, and its length shows whether it is complete.
         with atomic_open(path, durable=False) as file:
             writer.put_together(file, {"kind": kind, "source": source})
 
 
 def shared_index(build: Build, *, kind: str, source: str, owner: str | Path, beside: Path | None = None) -> ArrayFile:
-    """Opens the index of some sources; the first process of a node that wants it makes it.
+    """Opens the index of some sources; the first process of a node that needs it builds it.
 
     Args:
         build: Adds the columns.
         kind: What it is an index of, with the version of its columns: `items/1`.
-        source: Digest of what it is made from.
-        owner: Where the sources stand, for messages; indexes of what stood there before are removed.
+        source: Digest of its sources.
+        owner: Path of the sources, for messages; older indexes of the same path are removed.
         beside: Folder of the sources, where their writer may have left the index.
 
     Raises:
-        ConfigError: There is no place to make it in.
+        ConfigError: No folder is writable.
         LavicError: The sources cannot be read, or the disk is full.
     """
-    if beside is not None and (index := _opened(beside / index_name(kind, source), kind, source)):
+    if beside is not None and (index := _open(beside / index_name(kind, source), kind, source)):
         return index
     return shared_file(
         lambda path: write_index(path, build, kind=kind, source=source),
-        lambda path: _opened(path, kind, source),
+        lambda path: _open(path, kind, source),
         kind=kind,
         source=source,
         owner=owner,
@@ -92,58 +91,58 @@ def shared_file(
     kind: str,
     source: str,
     owner: str | Path,
-    ending: str = ENDING,
+    suffix: str = SUFFIX,
 ) -> T:
-    """Opens a file of the cache folder; the first process of a node that wants it writes it.
+    """Opens a file of the cache folder; the first process of a node that needs it writes it.
 
     Args:
-        write: Puts it in place whole.
-        read: Opens it; None where it is not there or not what it should be.
+        write: Writes it, atomically.
+        read: Opens it; None if it is missing or invalid.
         kind: As for `shared_index`.
         source: As for `shared_index`.
         owner: As for `shared_index`.
-        ending: Of its name.
+        suffix: Of its name.
 
     Raises:
-        ConfigError: There is no place to write it to.
-        LavicError: What it is made from cannot be read, or the disk is full.
+        ConfigError: No folder is writable.
+        LavicError: Its sources cannot be read, or the disk is full.
     """
-    folder = _folder()
-    place = hashlib.sha256(str(owner).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    path = folder / f"{kind.partition('/')[0]}-{place}-{source[:16]}{ending}"
+    folder = _writable_folder()
+    owner_digest = hashlib.sha256(str(owner).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    path = folder / f"{kind.partition('/')[0]}-{owner_digest}-{source[:16]}{suffix}"
     if (file := read(path)) is not None:
         return file
     try:
         with FileLock(folder / f".{path.name}.lock") as lock:
-            held = lock.acquire()
-            if not held:
-                log.info("%s: waiting for another process, which makes %s", owner, path)
-                held = lock.acquire(_PATIENCE_S)
+            acquired = lock.acquire()
+            if not acquired:
+                log.info("%s: waiting for another process that is building %s", owner, path)
+                acquired = lock.acquire(_DAY_S)
             try:
-                if (file := read(path)) is None:  # else another process has made it meanwhile
+                if (file := read(path)) is None:  # another process may have written it during the wait
                     started = time.monotonic()
-                    _make_room(folder, path)
+                    _remove_old(folder, path)
                     write(path)
-                    log.info("%s: made %s in %.1f s", owner, path, time.monotonic() - started)
+                    log.info("%s: built %s in %.1f s", owner, path, time.monotonic() - started)
                     file = read(path)
             finally:
-                if held and not lock.unsupported:
+                if acquired and not lock.unsupported:
                     lock.remove()
     except OSError as error:
         raise not_writable(folder, error) from None
     if file is None:
-        raise LavicError(f"{path}: what was written cannot be read; run the command again")
+        raise LavicError(f"{path}: cannot be read after it was written; run the command again")
     return file
 
 
-def _opened(path: Path, kind: str, source: str) -> ArrayFile | None:
-    """An index that is there and fits."""
+def _open(path: Path, kind: str, source: str) -> ArrayFile | None:
+    """An index; None if it is missing or invalid."""
     try:
         index = ArrayFile(path, kind=kind, source=source)
     except FileNotFoundError:
         return None
     except (ArrayFileError, OSError) as error:
-        log.warning("%s; the index is made anew in the cache folder", error)
+        log.warning("%s; building the index again in the cache folder", error)
         return None
     with suppress(OSError):
         if time.time() - path.stat().st_mtime > _DAY_S:
@@ -151,11 +150,11 @@ def _opened(path: Path, kind: str, source: str) -> ArrayFile | None:
     return index
 
 
-def _folder() -> Path:
-    """Where indexes are made: the cache folder, or the folder for temporary files where that cannot be written to.
+def _writable_folder() -> Path:
+    """The folder for indexes: the cache folder, or the temporary folder if that is not writable.
 
     Raises:
-        ConfigError: Neither can be written to.
+        ConfigError: Neither is writable.
     """
     cache: Path | None = None
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
@@ -166,7 +165,7 @@ def _folder() -> Path:
     temporary = Path(tempfile.gettempdir()) / f"lavic-{os.getuid()}"
     with suppress(OSError):
         temporary.mkdir(mode=0o700, exist_ok=True)
-        if temporary.lstat().st_uid == os.getuid():  # anybody may have made it
+        if temporary.lstat().st_uid == os.getuid():  # another user may have made it
             check_writable(temporary)
             return temporary
     raise ConfigError(
@@ -174,16 +173,16 @@ def _folder() -> Path:
     )
 
 
-def _make_room(folder: Path, path: Path) -> None:
-    """Removes what a killed process left of an index, and indexes that nobody needs any more.
+def _remove_old(folder: Path, path: Path) -> None:
+    """Removes partial files of a killed process, and old indexes.
 
-    Those of earlier sources of the same place go after a day: a process may still be about to open them.
+    An index of older sources of the same owner is kept for a day: a process may be about to open it.
     """
     for part in folder.glob(f".{path.name}.*{PART}"):
         part.unlink(missing_ok=True)
-    same_place = path.stem[:-16]
-    for other in folder.glob("[!.]*-*-*.*"):
+    same_owner = path.stem[:-16]
+    for file in folder.glob("[!.]*-*-*.*"):
         with suppress(OSError):
-            unused = time.time() - other.stat().st_mtime
-            if unused > (_DAY_S if other.name.startswith(same_place) else _KEPT_S):
-                other.unlink()
+            unused_s = time.time() - file.stat().st_mtime
+            if unused_s > (_DAY_S if file.name.startswith(same_owner) else _MAX_UNUSED_S):
+                file.unlink()

@@ -1,7 +1,8 @@
-"""Short texts in an index, read when they are asked for."""
+"""Columns of short texts in an index, read on demand."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -9,13 +10,43 @@ import numpy as np
 
 from lavic.storage.index.array_file import ArrayFile, ArrayWriter
 
-_EVERY = 64
-"""Texts for each stored offset: between two of them lengths are summed up."""
-_AT_ONCE = 1 << 16
+_STRIDE = 64
+"""Texts per stored offset; the offsets between are sums of lengths."""
+_BLOCK = 1 << 16
 
 
-class TextColumn(Sequence[str]):
-    """Texts of at most 255 bytes: their bytes on the disk, and a little over a byte of memory for each of them."""
+class LazyTexts(Sequence[str]):
+    """A read-only sequence of texts that are read on demand. It equals any sequence of the same texts."""
+
+    @abstractmethod
+    def _get(self, index: int) -> str:
+        """The text at an index from 0 to `len(self) - 1`."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self._get_range(range(*index.indices(len(self))))
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        return self._get(index)
+
+    def _get_range(self, indices: range) -> list[str]:
+        return [self._get(index) for index in indices]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class TextColumn(LazyTexts):
+    """Texts of at most 255 bytes: their bytes are on the disk, and each takes a little over a byte of memory."""
 
     def __init__(self, file: ArrayFile, name: str) -> None:
         """A column that `TextColumnWriter` wrote."""
@@ -25,60 +56,38 @@ class TextColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self._lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            start, end, step = index.indices(len(self))
-            return self._read(start, max(start, end)) if step == 1 else [self[i] for i in range(start, end, step)]
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
+    def _get(self, index: int) -> str:
         start = self._start(index)
         return self._file.read(self._name, start, start + int(self._lengths[index])).decode("utf-8", "surrogatepass")
 
+    def _get_range(self, indices: range) -> list[str]:
+        if not indices or indices.step != 1:
+            return super()._get_range(indices)
+        ends = np.cumsum(self._lengths[indices.start : indices.stop], dtype=np.int64).tolist()
+        start = self._start(indices.start)
+        data = self._file.read(self._name, start, start + ends[-1])
+        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]
+
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _AT_ONCE):
-            yield from self._read(start, min(start + _AT_ONCE, len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
+        for start in range(0, len(self), _BLOCK):
+            yield from self._get_range(range(start, min(start + _BLOCK, len(self))))
 
     def _start(self, index: int) -> int:
-        block = index // _EVERY
-        return int(self._starts[block]) + int(self._lengths[block * _EVERY : index].sum(dtype=np.int64))
-
-    def _read(self, start: int, end: int) -> list[str]:
-        if start >= end:
-            return []
-        ends = np.cumsum(self._lengths[start:end], dtype=np.int64).tolist()
-        begin = self._start(start)
-        data = self._file.read(self._name, begin, begin + ends[-1])
-        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]
+        block = index // _STRIDE
+        return int(self._starts[block]) + int(self._lengths[block * _STRIDE : index].sum(dtype=np.int64))
 
 
 class TextColumnWriter:
     """Writes a `TextColumn`."""
 
     def __init__(self, writer: ArrayWriter, name: str) -> None:
-        """Begins.
-
-        Args:
-            writer: Of the index.
-            name: Of the column.
-        """
+        """Adds a column called `name` to the index of `writer`."""
         self._text = writer.column(f"{name}.text", "u1")
         self._lengths = writer.column(f"{name}.lengths", "u1")
         self._starts = writer.column(f"{name}.starts", "<u8")
 
     def lengths(self) -> np.ndarray:
-        """Bytes of each text so far: uint8 [n]."""
+        """Bytes of each text added so far: uint8 [n]."""
         return self._lengths.mapped()
 
     def append(self, texts: Sequence[str]) -> None:
@@ -94,6 +103,6 @@ class TextColumnWriter:
         if lengths.max() > 255:
             raise ValueError(f"a text of {lengths.max()} bytes")
         before = np.concatenate(([0], np.cumsum(lengths[:-1]))) + len(self._text)
-        self._starts.append(before[-len(self._lengths) % _EVERY :: _EVERY])
+        self._starts.append(before[-len(self._lengths) % _STRIDE :: _STRIDE])
         self._text.append(b"".join(data))
         self._lengths.append(lengths)

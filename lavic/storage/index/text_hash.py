@@ -1,7 +1,7 @@
-"""Texts as numbers of fixed width: 128 bits that are the same in every process, and sets and orders of them.
+"""Hashes of texts, 128 bits that are the same in every process; sorting and sets of them.
 
-Two of 48 million texts agree in all 128 bits with a probability of 1e-23, in the first 64 with one of 6e-5: where only
-the first half is kept, what stands behind it is compared.
+Among 48 million texts two share all 128 bits with probability 1e-23, and the first 64 with probability 6e-5: where only
+the first half is stored, the texts themselves are compared.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-_PIECE = 1 << 22
+_CHUNK = 1 << 22
 
 
 def digest_of(text: str) -> bytes:
-    """16 bytes; lone surrogates, which some catalogues hold, are text too."""
+    """A text's digest, 16 bytes; lone surrogates, which some catalogues contain, are allowed."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -29,44 +29,44 @@ def hash_text(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest_of(text)[:8], "little"))
 
 
-def in_order(hashes: np.ndarray, most: int = _PIECE) -> Iterator[np.ndarray]:
-    """Positions of hashes in ascending order, equal ones as they stand, in pieces of about `most`: int64 [some].
+def in_order(hashes: np.ndarray, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
+    """A stable argsort of hashes, in chunks of about `chunk` positions: int64 [m] each.
 
-    Hashes are spread evenly, so that a piece is a range of their leading bits; memory does not grow with their number.
+    Hashes are uniform, so a chunk is a range of their leading bits, and memory does not grow with their number.
 
     Args:
-        hashes: uint64 [n], best mapped.
-        most: How many to sort at once.
+        hashes: uint64 [n], best memory-mapped.
+        chunk: How many to sort at a time.
     """
-    bits = prefix_bits(len(hashes), most)
+    bits = prefix_bits(len(hashes), chunk)
     for prefix in range(1 << bits):
         rows = with_prefix(hashes, prefix, bits)
         yield rows[np.argsort(hashes[rows], kind="stable")]
 
 
-def prefix_bits(count: int, most: int) -> int:
-    """By how many leading bits so many hashes fall into ranges of about `most` or fewer."""
-    return max(0, (count - 1) // most).bit_length()
+def prefix_bits(count: int, chunk: int) -> int:
+    """The number of leading bits that split `count` hashes into ranges of about `chunk` or fewer."""
+    return max(0, (count - 1) // chunk).bit_length()
 
 
 def with_prefix(hashes: np.ndarray, prefix: int, bits: int) -> np.ndarray:
-    """Positions of the hashes whose leading bits are `prefix`, in ascending order: int64 [some]."""
+    """Positions of the hashes whose leading bits are `prefix`, in ascending order: int64 [m]."""
     if not bits:
         return np.arange(len(hashes))
-    wanted, shift = np.uint64(prefix), np.uint64(64 - bits)
-    pieces = range(0, len(hashes), _PIECE)
-    rows = [start + np.flatnonzero(hashes[start : start + _PIECE] >> shift == wanted) for start in pieces]
+    value, shift = np.uint64(prefix), np.uint64(64 - bits)
+    starts = range(0, len(hashes), _CHUNK)
+    rows = [start + np.flatnonzero(hashes[start : start + _CHUNK] >> shift == value) for start in starts]
     return np.concatenate(rows) if rows else np.arange(0)
 
 
 class HashSet:
-    """Texts of which only the digests are kept."""
+    """A set of texts, of which only the digests are stored."""
 
     def __init__(self, hashes: np.ndarray) -> None:
         """Sorts them.
 
         Args:
-            hashes: uint64 [n, 2], as `hash_texts` makes them; some may be there several times.
+            hashes: uint64 [n, 2], see `hash_texts`; duplicates are allowed.
         """
         order = np.lexsort((hashes[:, 1], hashes[:, 0]))
         new = np.ones(len(order), bool)
@@ -77,7 +77,7 @@ class HashSet:
         return len(self._first)
 
     def holds(self, hashes: np.ndarray) -> np.ndarray:
-        """Which of some texts are in the set: bool [n].
+        """Which texts are in the set: bool [n].
 
         Args:
             hashes: uint64 [n, 2]
@@ -85,20 +85,20 @@ class HashSet:
         return self.find(hashes) >= 0
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The place of some texts in the set, from 0, and -1 of those that it does not hold: int64 [n].
+        """The position of texts in the set, -1 for a text that is not in it: int64 [n].
 
         Args:
             hashes: uint64 [n, 2]
         """
-        places = np.full(len(hashes), -1)
-        rows, at = np.arange(len(hashes)), np.searchsorted(self._first, hashes[:, 0])
-        while True:  # once, and once more where another text shares the first half
-            inside = at < len(self)
-            rows, at = rows[inside], at[inside]
-            alike = self._first[at] == hashes[rows, 0]
-            rows, at = rows[alike], at[alike]
+        positions = np.full(len(hashes), -1)
+        rows, candidates = np.arange(len(hashes)), np.searchsorted(self._first, hashes[:, 0])
+        while True:  # again for texts whose candidate shares only the first half
+            in_range = candidates < len(self)
+            rows, candidates = rows[in_range], candidates[in_range]
+            matches = self._first[candidates] == hashes[rows, 0]
+            rows, candidates = rows[matches], candidates[matches]
             if not len(rows):
-                return places
-            same = self._second[at] == hashes[rows, 1]
-            places[rows[same]] = at[same]
-            rows, at = rows[~same], at[~same] + 1
+                return positions
+            same = self._second[candidates] == hashes[rows, 1]
+            positions[rows[same]] = candidates[same]
+            rows, candidates = rows[~same], candidates[~same] + 1

@@ -56,11 +56,13 @@ class FlopCosts:
         linears = list(shape.linears())
         adapted = ADAPTED[kind] if kind else ()
         first = (
-            min((linear.place for linear in linears if linear.place[0] in adapted), default=None) if training else None
+            min((linear.position for linear in linears if linear.position[0] in adapted), default=None)
+            if training
+            else None
         )
         token, pair = dict.fromkeys((TOWER, PROJECTOR, LANGUAGE, HEAD), 0.0), {TOWER: 0.0, LANGUAGE: 0.0}
         for linear in linears:
-            part, layer, _ = linear.place
+            part, layer, _ = linear.position
             token[part] += _linear_flops(linear, r if part in adapted else 0, first)
             if linear.name == "q_proj":
                 backward = first is not None and first <= (part, layer, 0)
@@ -107,9 +109,9 @@ def _linear_flops(linear: Linear, rank: int, first: LayerPosition | None) -> int
     size = linear.inputs * linear.outputs
     adapter = rank * (linear.inputs + linear.outputs)
     forward = size + adapter
-    if first is None or first > linear.place:
+    if first is None or first > linear.position:
         return 2 * forward
-    input_gradient = first < linear.place
+    input_gradient = first < linear.position
     backward = input_gradient * (size + rank * linear.inputs)
     if rank:
         backward += rank * linear.outputs + adapter

@@ -206,7 +206,7 @@ def activation_bytes(
 
 def _layer_bytes(shape: ModelDims, part: int, lora: LoraSettings | None, element: int, mask: int) -> float:
     """Bytes that one layer saves for one token; `lora` where the part is adapted."""
-    linears = {linear.name: linear for linear in shape.linears() if linear.place[:2] == (part, 0)}
+    linears = {linear.name: linear for linear in shape.linears() if linear.position[:2] == (part, 0)}
     if part == TOWER:
         hidden, heads, inner = shape.vision_hidden, shape.vision_heads, 2 * shape.vision_mlp
         norms = 2 * element * (hidden + 2)

@@ -49,7 +49,7 @@ def test_a_remnant_is_not_a_whole_set(
     assert "http_error" in capsys.readouterr().out
     # The manifest of the run before must not stand for what this one refuses; the shards are kept.
     assert not (plan.folder / "manifest.json").exists() and plan.shard(0).exists()
-    with pytest.raises(DataError, match="not a whole set"):
+    with pytest.raises(DataError, match="the set is not complete"):
         ShardDataset(plan.folder)
     server.broken = False
     server.requests.clear()
