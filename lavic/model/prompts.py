@@ -174,7 +174,5 @@ def recommend(
         pieces.append("\n")
     if none:
         pieces.append(f"{NONE}: none of these\n")
-    pieces.append(
-        f"Which ID fits?{chat.suffix}" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:"
-    )
-    return tuple(pieces)
+    question = f"Which ID fits?{chat.suffix}" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:"
+    return *pieces, question

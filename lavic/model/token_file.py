@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 
 from lavic.errors import ChangedFileError, DataError, first_line
+from lavic.storage.file_digest import stream_sha256
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -68,7 +69,7 @@ class ReadTokens:
     def digest(self) -> str:
         """sha256 of the file."""
         self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
+        return stream_sha256(self._file)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_a_base_model_that_was_moved_is_found_by_its_new_name(base, other_base, 
     shutil.copytree(base, moved)
     folder = make_bundle(tmp_path / "bundle", moved)
     moved = moved.rename(tmp_path / "second")
-    with pytest.raises(ConfigError, match=r"first: .*name the folder where it is now with --model\.name"):
+    with pytest.raises(ConfigError, match=r"first: .*if it was moved, give its folder with --model\.name"):
         Bundle.load(folder)
     assert Bundle.load(folder, base=str(moved)).backbone.name == str(moved)
     with pytest.raises(DataError, match=r"trained on the base model .*first with fingerprint .* --model\.name"):

@@ -55,11 +55,8 @@ class FlopCosts:
         """
         linears = list(shape.linears())
         adapted = ADAPTED[kind] if kind else ()
-        first = (
-            min((linear.position for linear in linears if linear.position[0] in adapted), default=None)
-            if training
-            else None
-        )
+        positions = (linear.position for linear in linears if linear.position[0] in adapted)
+        first = min(positions, default=None) if training else None
         token, pair = dict.fromkeys((TOWER, PROJECTOR, LANGUAGE, HEAD), 0.0), {TOWER: 0.0, LANGUAGE: 0.0}
         for linear in linears:
             part, layer, _ = linear.position
