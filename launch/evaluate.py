@@ -3,6 +3,7 @@
 OUT/report.html        the results as a page
 OUT/predictions.jsonl  a line per test set, arm and conversation: the ranking with its probabilities
 OUT/results.json       all numbers; written last
+OUT/rankings/          rankings of a run that has not finished; the same command goes on with them
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,24 +19,22 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic import __version__
 from lavic.config import Seed, flatten, parse, settings
+from lavic.config.secrets import redact
 from lavic.data.remote_shards import CacheSettings
 from lavic.distributed.context import DistributedContext
-from lavic.endpoint.client import Endpoint
 from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import ConfigError
-from lavic.evaluation.assessment import RANDOM, assess
-from lavic.evaluation.baselines import list_order, popularity, repeat_last
-from lavic.evaluation.chat import ChatArm, ChatSettings, chat_section, run_chat
-from lavic.evaluation.model_arms.arms import Decode, ModelRankings, rank_test_sets
-from lavic.evaluation.model_arms.list_orders import order_bias
-from lavic.evaluation.none_of_these import none_of_these_metrics
+from lavic.evaluation.chat import ChatSettings, chat_section
+from lavic.evaluation.model_arms.model_rankings import Decode
 from lavic.evaluation.predictions import FILE, write_predictions
 from lavic.evaluation.report import findings
 from lavic.evaluation.report import sections as report_sections
-from lavic.evaluation.test_set import ClusterBy, TestSet
-from lavic.evaluation.text_arms import rank_bm25, rank_dense
+from lavic.evaluation.saved_rankings import FOLDER, SavedRankings
+from lavic.evaluation.test_set import ClusterBy
+from lavic.launch.evaluation.arm_rankings import rank_arms
 from lavic.launch.evaluation.exchange_files import write_exchange_files
 from lavic.launch.evaluation.lineage import lineage, record_lineage
+from lavic.launch.evaluation.results import PARTIAL, RESULTS, PartialResults, add_model_arms, compute_results
 from lavic.launch.evaluation.setup import ArmName, EvaluationSetup
 from lavic.launch.evaluation.summary import dry_run_text, results_table
 from lavic.model.config import BaseModelSettings, ModelSettings
@@ -45,15 +43,11 @@ from lavic.recommend.retrieval.catalogue import TextSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.storage.atomic import atomic_write
 from lavic.storage.output_folder import lock_output_folder
-from lavic.tracking.run_metadata import versions
 from lavic.tracking.settings import TrackingSettings
 from lavic.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranked_list import RankedList
-
-    Rankings = dict[str, dict[str, Sequence[RankedList | None]]]
-    """Test set -> arm -> a ranking per conversation, None where the arm has none."""
+    from lavic.launch.evaluation.arm_rankings import Rankings
 
 DESCRIPTION = """Evaluate a tuned bundle on held-out conversations, beside controls that each lack one of its inputs
 (tokens shuffled between candidates, the model before stage 2), baselines (list order, random) and other bundles; or,
@@ -74,8 +68,8 @@ exact tests), OUT/predictions.jsonl (all rankings), OUT/report.html (the results
 finished evaluations."""
 
 
-RESULTS = "results.json"
-"""Of OUT: written last."""
+_PATIENCE_S = 7 * 24 * 3600.0
+"""How long ranks wait for rank 0, which ranks with the arms without a model and asks the chat model."""
 FINDINGS = (findings.controls, findings.order_bias, findings.calibration, findings.groups)
 """Sections of the report that not every evaluation has."""
 FREE = (
@@ -223,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with lock_output_folder(chosen.out) if world.is_main else nullcontext():
         if world.is_main and not chosen.overwrite:
             refuse_other_settings(chosen)
-        with world.process_group() if world.size > 1 else nullcontext():
+        with world.process_group(timeout_s=_PATIENCE_S) if world.size > 1 else nullcontext():
             return run(chosen, setup, world)
 
 
@@ -250,129 +244,41 @@ def run(chosen: EvaluateSettings, setup: EvaluationSetup, world: DistributedCont
         if world.is_main:
             made_from = lineage(setup)
             record_lineage(tracker, chosen, setup, made_from)
-        ranked = rank_test_sets(
-            setup.arms,
-            setup.test_sets,
-            world,
-            decode=chosen.decode,
-            tokens_per_batch=chosen.tokens_per_batch,
-            dtype=chosen.dtype,
-            seed=chosen.seed,
-            orders=chosen.orders,
-            averaged=chosen.average_orders,
-        )
-        if not world.is_main:
+        saved = SavedRankings(chosen.out / FOLDER)
+        ranked = rank_arms(chosen, setup, world, saved)
+        if ranked is None:
             return 0
-        rankings: Rankings = ranked.rankings
-        chat = None
-        if "chat" in setup.names:
-            chat = ask_chat_model(chosen, setup)
-            for name, rows in chat.rankings.items():
-                rankings[name]["chat"] = rows
-        for test_set in setup.test_sets:
-            for name, other in setup.runs.items():
-                if other.test_set == test_set.name:
-                    rankings[test_set.name][name] = other.rankings
-            for arm in setup.text_arms:
-                rankings[test_set.name][arm] = rank_text_arm(arm, test_set, setup, chosen)
-        # results.json is written last: with it, all three files are of one evaluation
-        (chosen.out / RESULTS).unlink(missing_ok=True)
-        write_predictions(chosen.out / FILE, setup.test_sets, rankings, chosen.cluster)
-        write_exchange_files(chosen.out, setup.test_sets, rankings, title=setup.title, text=setup.text)
-        results = compute_results(chosen, setup, rankings)
-        add_model_arms(results, chosen, setup, ranked)
-        if chat is not None:
-            results["chat"] = chat.as_dict(setup.test_sets)
+        setup = setup.without(ranked.failed)
+        # The results are written last: with them, all files are of one evaluation.
+        for name in (RESULTS, PARTIAL):
+            (chosen.out / name).unlink(missing_ok=True)
+        write_predictions(chosen.out / FILE, setup.test_sets, ranked.rankings, chosen.cluster)
+        write_exchange_files(chosen.out, setup.test_sets, ranked.rankings, title=setup.title, text=setup.text)
+        results = compute_results(chosen, setup, ranked.rankings)
+        add_model_arms(results, chosen, setup, ranked.models)
+        if ranked.chat is not None:
+            results["chat"] = ranked.chat.as_dict(setup.test_sets)
+        if ranked.failed:
+            results["not_run"] = {arm: redact(str(error)) for arm, error in ranked.failed.items()}
         results["lineage"] = made_from
         results["seconds"] = round(time.monotonic() - start, 2)
-        _write_report(chosen, setup, rankings, results)
-        atomic_write(chosen.out / RESULTS, json.dumps(results, indent=2) + "\n")
+        _write_report(chosen, setup, ranked.rankings, results)
+        file = chosen.out / (PARTIAL if ranked.failed else RESULTS)
+        atomic_write(file, json.dumps(results, indent=2) + "\n")
         for name, test_set in results["sets"].items():
             for arm, metrics in test_set["arms"].items():
                 values = {f"{name}/{arm}/{metric}": interval["value"] for metric, interval in metrics.items()}
                 tracker.log(0, **{key: value for key, value in values.items() if value is not None})
-        for file in (RESULTS, "report.html"):
-            tracker.artifact(chosen.out / file)
-    if warning := findings.first_line(results):
-        print(f"{warning}\n")
-    print(results_table(results))
-    print(f"\n{chosen.out / 'report.html'}")
+        for path in (file, chosen.out / "report.html"):
+            tracker.artifact(path)
+        if warning := findings.first_line(results):
+            print(f"{warning}\n")
+        print(results_table(results))
+        print(f"\n{chosen.out / 'report.html'}")
+        if ranked.failed:
+            raise PartialResults(ranked.failed, file)
+        saved.remove()
     return 0
-
-
-def add_model_arms(
-    results: dict[str, Any], chosen: EvaluateSettings, setup: EvaluationSetup, ranked: ModelRankings
-) -> None:
-    """Adds what the order of the lists does, by test set and arm, and how lists were ranked in groups."""
-    for test_set in setup.test_sets:
-        if by_arm := ranked.orders[test_set.name]:
-            results["sets"][test_set.name]["order"] = {
-                arm: order_bias(test_set, lists, chosen.seed) for arm, lists in by_arm.items()
-            }
-    if ranked.groups:
-        results["groups"] = ranked.groups
-
-
-def ask_chat_model(chosen: EvaluateSettings, setup: EvaluationSetup) -> ChatArm:
-    """The answers of the arm `chat`; they are kept in --chat.cache, by default OUT/answers."""
-    settings = replace(chosen.chat, cache=chosen.chat.cache or chosen.out / "answers")
-    with Endpoint(settings, "--chat") as endpoint:
-        return run_chat(setup.test_sets, settings, endpoint, lambda item: setup.texts.get(item, ""), setup.photo)
-
-
-def rank_text_arm(arm: str, test_set: TestSet, setup: EvaluationSetup, chosen: EvaluateSettings) -> list[RankedList]:
-    """The rankings of an arm that needs no bundle."""
-    if arm == "bm25":
-        return rank_bm25(test_set, setup.texts)
-    if arm == "dense":
-        return rank_dense(test_set, setup.texts, chosen.dense)
-    if arm == "popularity":
-        return [popularity(listed, setup.target_counts or {}) for listed in test_set.lists]
-    if arm == "repeat_last":
-        pairs = zip(test_set.conversations, test_set.lists, strict=True)
-        return [repeat_last(listed, conversation.context_items) for conversation, listed in pairs]
-    return [list_order(listed) for listed in test_set.lists]
-
-
-def compute_results(chosen: EvaluateSettings, setup: EvaluationSetup, rankings: Rankings) -> dict[str, Any]:
-    """The content of `results.json`; its `ceiling`, `arms` and `hit_rate` are those of the main test set."""
-    sets: dict[str, Any] = {}
-    main = setup.main
-    for test_set in setup.test_sets:
-        by_arm = rankings[test_set.name]
-        sets[test_set.name] = assess(
-            test_set,
-            {arm: by_arm[arm] for arm in setup.names if arm in by_arm},
-            main=main,
-            random=RANDOM in setup.names,
-            cluster=chosen.cluster,
-            draws=chosen.draws,
-            level=chosen.level,
-            seed=chosen.seed,
-        )
-        none = {arm: none_of_these_metrics(test_set, ranked) for arm, ranked in by_arm.items()}
-        if known := {arm: metrics for arm, metrics in none.items() if metrics is not None}:
-            sets[test_set.name]["none"] = known
-    first = setup.test_sets[0].name
-    arms = {
-        arm: {
-            metric: {key: interval[key] for key in ("value", "low", "high", "n")}
-            for metric, interval in metrics.items()
-        }
-        for arm, metrics in sets[first]["arms"].items()
-    }
-    return {
-        "ceiling": {kind: interval["value"] for kind, interval in sets[first]["ceiling"].items()},
-        "arms": arms,
-        "hit_rate": {arm: metrics["hit_rate"] for arm, metrics in arms.items()},
-        "main": main,
-        "main_set": first,
-        "labels": setup.labels,
-        "sets": sets,
-        "base": setup.info.base if setup.info else None,
-        "settings": flatten(chosen),
-        "versions": versions("lavic", "torch", "transformers"),
-    }
 
 
 def _write_report(

@@ -15,6 +15,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.evaluation import compare
 from lavic.evaluation.assessment import RANDOM
 from lavic.evaluation.predictions import PredictionSet, read_predictions
+from lavic.launch.evaluation.results import PARTIAL, RESULTS
 from lavic.storage.atomic import atomic_write
 from lavic.storage.json_text import parse_json
 from lavic.storage.output_folder import lock_output_folder
@@ -118,9 +119,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: There is none, or of another version.
     """
-    path = folder / "results.json"
+    path = folder / RESULTS
     if not path.is_file():
-        raise DataError(f"{folder}: not a finished evaluation (no {path.name})")
+        why = f"some arms have not run, see {PARTIAL}" if (folder / PARTIAL).is_file() else f"no {RESULTS}"
+        raise DataError(f"{folder}: not a finished evaluation ({why})")
     try:
         results = parse_json(read_text(path))
         _ = results["main"], results["main_set"], {name: part["arms"] for name, part in results["sets"].items()}

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lavic.data.conversations import read_conversations
 from lavic.data.item_attributes import read_looks
+from lavic.data.manifest import digest_manifest
 from lavic.endpoint.settings import require_endpoint
 from lavic.errors import ConfigError, DataError
-from lavic.evaluation.assessment import RANDOM
+from lavic.evaluation.assessment import RANDOM, check_arms
 from lavic.evaluation.baselines import count_targets
 from lavic.evaluation.model_arms.arms import Arm
 from lavic.evaluation.other_runs import read_other_run
@@ -168,7 +169,8 @@ class EvaluationSetup:
         photo = shelf(chosen.shards, store, chosen.cache)
         if any(arm.shown == "photos" for arm in arms):
             _check_photos(photo, test_sets)
-            arms = [replace(arm, photo=photo) if arm.shown == "photos" else arm for arm in arms]
+            photo_sets = tuple(digest_manifest(folder) for folder in chosen.shards)
+            arms = [replace(arm, photo=photo, photo_sets=photo_sets) if arm.shown == "photos" else arm for arm in arms]
         target_counts = None
         if chosen.train and "popularity" in names:
             target_counts = count_targets(c.targets for c in read_conversations(chosen.train))
@@ -177,10 +179,7 @@ class EvaluationSetup:
             names=ordered,
             arms=arms,
             labels={name: labels[name] for name in ordered},
-            runs={
-                name: OtherRun(test_set=test_set, file=file, rankings=read_other_run(file, by_name[test_set], key))
-                for name, (test_set, file, key) in files.items()
-            },
+            runs={name: _read_run(name, by_name[test_set], file, key) for name, (test_set, file, key) in files.items()},
             info=bundles.info if bundles else None,
             store=store,
             texts=read_candidate_texts(chosen.items, test_sets, chosen.text.fields) if chosen.items else {},
@@ -206,8 +205,14 @@ class EvaluationSetup:
 
     @property
     def text_arms(self) -> tuple[str, ...]:
-        """The arms that rank without a model; the random one is computed, and an endpoint answers for `chat`."""
-        return tuple(name for name in self.names if name in get_args(TextArm) and name not in (RANDOM, "chat"))
+        """The arms that rank without a bundle, but the random one, which is computed; `chat`, which may fail, last."""
+        arms = [name for name in self.names if name in get_args(TextArm) and name != RANDOM]
+        return tuple(sorted(arms, key=lambda name: name == "chat"))
+
+    def without(self, arms: Collection[str]) -> EvaluationSetup:
+        """The setup of an evaluation that lacks some arms."""
+        names = tuple(name for name in self.names if name not in arms)
+        return replace(self, names=names, labels={name: self.labels[name] for name in names})
 
 
 def _run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tuple[str, Path, str | None]]:
@@ -232,6 +237,12 @@ def _run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tu
             file, key = path, ""
         runs[name] = (test_set or next(iter(sets), ""), Path(file), key or None)
     return runs
+
+
+def _read_run(name: str, test_set: TestSet, file: Path, key: str | None) -> OtherRun:
+    rankings = read_other_run(file, test_set, key)
+    check_arms({name: rankings})
+    return OtherRun(test_set=test_set.name, file=file, rankings=rankings)
 
 
 def _arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -109,6 +111,14 @@ class TestSet:
 
     def __len__(self) -> int:
         return len(self.conversations)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the conversations and their lists, as they are ranked."""
+        digest = hashlib.sha256(self.sha256.encode())
+        for conversation, listed in zip(self.conversations, self.lists, strict=True):
+            digest.update(json.dumps([conversation.id, listed]).encode())
+        return digest.hexdigest()
 
     def predictions(self, rankings: Sequence[RankedList | None]) -> list[Prediction]:
         """Predictions from rankings, one per conversation; None, a conversation without a ranking, is a miss."""

@@ -171,12 +171,26 @@ def test_a_question_without_an_answer_is_a_miss(evaluate, server, capsys):
     ],
     ids=str,
 )
-def test_a_server_that_never_answers_ends_it_with_one_line(evaluate, server, capsys, fault, said):
-    server.faults.extend([fault] * 50)
-    code, results = evaluate([row(IDS[:5], IDS[:1], str(n)) for n in range(3)], "--chat.retries", 1)
+def test_a_server_that_never_answers_ends_it_with_one_line(evaluate, server, capsys, tmp_path, fault, said):
+    server.faults.extend([fault] * 100)
+    rows = [row(IDS[:5], IDS[:1], str(n)) for n in range(3)]
+    code, results = evaluate(rows, "--chat.retries", 1)
     error = capsys.readouterr().err.strip()
     assert code in (1, 2) and not results
     assert said in error and "\n" not in error and "Traceback" not in error
+    partial = json.loads((tmp_path / "out" / "results.partial.json").read_text())
+    assert set(partial["arms"]) == {"list_order", "random"} and said in partial["not_run"]["chat"]
+
+
+def test_a_chat_model_alone_that_never_answers_leaves_no_results(tmp_path, server, capsys):
+    server.faults.extend([(500, {}, b"")] * 50)
+    test = write_rows(tmp_path / "test.jsonl", [row(IDS[:5], IDS[:1])])
+    items = write_rows(tmp_path / "items.jsonl", [{"parent_asin": item, "title": "a mug"} for item in IDS])
+    words = ["evaluate", "--test", test, "--items", items, "--arms", "chat", "random", "--out", tmp_path / "out"]
+    words += ["--chat.url", server.url, "--chat.model", "drawn", "--chat.retries", 0]
+    assert main([str(word) for word in words]) == 1
+    assert capsys.readouterr().err.startswith("lavic evaluate: error: --chat.model drawn: none of 1 questions")
+    assert not list((tmp_path / "out").glob("results*"))
 
 
 def test_lists_of_none_one_and_two_hundred(evaluate, server):

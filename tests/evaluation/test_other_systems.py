@@ -207,6 +207,14 @@ def test_a_run_may_have_queries_that_are_not_scored(tmp_path: Path):
         run(tmp_path / "out", test, "--run", f"x={ranked}")
 
 
+def test_a_run_without_a_scored_conversation_is_refused_before_anything_is_ranked(tmp_path: Path):
+    test = write(tmp_path / "t.jsonl", rows(6))
+    (tmp_path / "x.run").write_text("t-5 Q0 B000000001 1 1.0 x\n")
+    words = ("--run", f"x={tmp_path / 'x.run'}", "--limit", "4", "--dry-run")
+    with pytest.raises(DataError, match="the arm x has no ranking for any of the 4 conversations"):
+        run(tmp_path / "out", test, *words)
+
+
 def compared(*words: object, out: Path) -> dict[str, Any]:
     assert evaluate.main(["compare", *map(str, words), "--out", str(out), "--draws", "300"]) == 0
     return json.loads((out / "comparison.json").read_text())

@@ -180,6 +180,15 @@ def test_free_generation(ground: Ground, tmp_path: Path, capsys):
     assert "--decode generate gives one item and no ranking of the others" in capsys.readouterr().out
 
 
+def rounded(value):
+    """JSON that compares equal up to the fourth digit: the shape of a batch changes the last ones of a probability."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+
+
 @pytest.mark.dist
 def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
     words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--limit", "9"]
@@ -187,7 +196,7 @@ def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
     for nproc in (1, 2):
         assert evaluate.main([*map(str, words), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
     single, double = results(tmp_path / "1"), results(tmp_path / "2")
-    assert single["sets"] == double["sets"]
+    assert rounded(single["sets"]) == rounded(double["sets"])
     rows = [[json.loads(row) for row in (tmp_path / n / "predictions.jsonl").open()] for n in ("1", "2")]
     for a, b in zip(*rows, strict=True):
         assert (a["arm"], a["id"], a["ranking"]) == (b["arm"], b["id"], b["ranking"])

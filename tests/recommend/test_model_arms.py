@@ -17,9 +17,10 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import Sample
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError
-from lavic.evaluation.model_arms.arms import Arm, rank_test_sets
+from lavic.evaluation.model_arms.arms import Arm
 from lavic.evaluation.model_arms.control_tokens import BlankTokens, NoiseTokens
 from lavic.evaluation.model_arms.list_orders import average, order_bias, reordered
+from lavic.evaluation.model_arms.model_rankings import rank_test_sets
 from lavic.evaluation.model_arms.photo_tokens import GroupSize, PhotoTokens
 from lavic.evaluation.test_set import TestSet
 from lavic.launch import evaluate

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavic.distributed.context import DistributedContext
-from lavic.errors import ConfigError
-from lavic.evaluation.model_arms.list_orders import average, reordered
-from lavic.evaluation.test_set import TestSet
-from lavic.tracking.progress import progress_bar
-
 if TYPE_CHECKING:
-    from lavic.model.bundle import Bundle
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranked_list import RankedList
-    from lavic.recommend.ranker import Request
-    from lavic.recommend.token_source import TokenSource
-
-Decode = Literal["likelihood", "generate"]
 
 Shown = Literal["items", "shuffled", "blank", "noise", "photos", "text"]
 """What stands behind a candidate's title: its item tokens (as in tuning), those of another candidate of the list, the
@@ -46,6 +32,8 @@ class Arm:
     """Of `text`: item -> its words; an item that is not in it has its title alone."""
     photo: Callable[[str], bytes | None] | None = None
     """Of `photos`: item -> its encoded photo."""
+    photo_sets: tuple[str, ...] = ()
+    """Of `photos`: digests of the sets of shards that they are in."""
     context: int | None = None
     """Of `photos`: longest prompt, tokens; None: the base model's context."""
     tokens_per_item: int | None = None
@@ -56,159 +44,17 @@ class Arm:
         """What is loaded for it: arms of equal weights share a model. With all image tokens no adapter is loaded."""
         return self.bundle, self.base, self.language, self.shown == "photos"
 
+    def inputs(self) -> dict[str, Any]:
+        """All that its rankings depend on besides the lists, as JSON."""
+        from lavic.model.bundle import BundleInfo
 
-@dataclass(frozen=True, kw_only=True)
-class ModelRankings:
-    """The rankings of all arms that use a model."""
-
-    rankings: dict[str, dict[str, Sequence[RankedList | None]]]
-    """Test set -> arm -> a ranking per conversation: of the lists in the file's order, or averaged over orders."""
-    orders: dict[str, dict[str, list[list[RankedList]]]]
-    """Test set -> arm -> for each order a ranking per conversation; empty where there is one order."""
-    groups: dict[str, dict[str, int | str]]
-    """Arm -> how its lists were ranked in groups, see `GroupSize`."""
-
-
-def rank_test_sets(
-    arms: Sequence[Arm],
-    test_sets: Sequence[TestSet],
-    world: DistributedContext,
-    *,
-    decode: Decode = "likelihood",
-    tokens_per_batch: int = 8192,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    seed: int = 0,
-    orders: int = 1,
-    averaged: bool = False,
-) -> ModelRankings:
-    """Ranks every test set with every arm. Collective: each rank takes every size-th conversation.
-
-    Consecutive arms with the same weights share one loaded model; only one model is in memory at a time.
-
-    Args:
-        arms: The models.
-        test_sets: The lists to rank.
-        world: The ranks.
-        decode: Rank by likelihood, or generate text.
-        tokens_per_batch: Prompt tokens per batch; results do not depend on it.
-        dtype: Of the weights.
-        seed: Of shuffled lists, shuffled tokens and noise.
-        orders: In how many orders each list is ranked; the first is the file's.
-        averaged: Average the probabilities over the orders.
-
-    Raises:
-        ConfigError: Too few photos fit into the context.
-        DataError: A bundle or a store cannot be used, or they do not belong together; or a photo is missing.
-    """
-    ranked = ModelRankings(
-        rankings={test_set.name: {} for test_set in test_sets},
-        orders={test_set.name: {} for test_set in test_sets},
-        groups={},
-    )
-    if not arms:
-        return ranked
-
-    from lavic.model.bundle import Bundle
-
-    for _, group in groupby(arms, key=lambda arm: arm.weights):
-        members = list(group)
-        first = members[0]
-        photos = first.shown == "photos"
-        bundle = Bundle.load(
-            first.bundle,
-            world.device(),
-            vision=photos,
-            language=first.language,
-            adapted=not photos,
-            dtype=dtype,
-            base=first.base,
-        )
-        for arm in members:
-            for test_set in test_sets:
-                rank = _rank_function(arm, bundle, test_set, ranked.groups, tokens_per_batch, decode, seed)
-                lists = [_rank(rank, arm, test_set, world, number, seed) for number in range(orders)]
-                chosen = [average(rows) for rows in zip(*lists, strict=True)] if averaged else lists[0]
-                ranked.rankings[test_set.name][arm.name] = chosen
-                if orders > 1:
-                    ranked.orders[test_set.name][arm.name] = lists
-        del bundle, rank
-        gc.collect()
-    return ranked
-
-
-RankFunction = Callable[["Sequence[Request]", Callable[[int], None]], "list[RankedList]"]
-
-
-def _rank_function(
-    arm: Arm,
-    bundle: Bundle,
-    test_set: TestSet,
-    groups: dict[str, dict[str, int | str]],
-    tokens_per_batch: int,
-    decode: Decode,
-    seed: int,
-) -> RankFunction:
-    """How an arm ranks requests."""
-    from lavic.evaluation.model_arms.photo_tokens import GroupSize, PhotoTokens, rank_in_groups
-    from lavic.recommend.ranker import Ranker
-
-    if arm.shown == "photos":
-        assert arm.photo is not None, "the setup gives it"
-        size = GroupSize.of(bundle, arm.context)
-        groups[arm.name] = size.as_dict()
-        photos = PhotoTokens(bundle.backbone, arm.photo)
-        ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens=photos, max_length=size.context)
-        if decode == "generate":
-            if (longest := max(map(len, test_set.lists))) > size.size:
-                raise ConfigError(
-                    f"--arms base_photos with --decode generate: {size.size} candidates fit into a prompt, a list of "
-                    f"{test_set.name} has {longest}, and groups need likelihoods: use --decode likelihood"
-                )
-            return lambda requests, progress: ranker.rank(requests, decode=decode, progress=progress)
-        return lambda requests, progress: rank_in_groups(ranker, requests, size.size, progress)
-    ranker = Ranker(
-        bundle,
-        arm.store,
-        tokens_per_batch=tokens_per_batch,
-        tokens_per_item=arm.tokens_per_item,
-        tokens=_replaced_tokens(arm, bundle, test_set, seed),
-    )
-    return lambda requests, progress: ranker.rank(requests, decode=decode, progress=progress)
-
-
-def _replaced_tokens(arm: Arm, bundle: Bundle, test_set: TestSet, seed: int) -> TokenSource | None:
-    """What an arm shows instead of the store's item tokens."""
-    from lavic.evaluation.model_arms.control_tokens import BlankTokens, NoiseTokens
-
-    items = list(dict.fromkeys(item for listed in test_set.lists for item in listed))
-    most = arm.tokens_per_item or bundle.info.tokens_per_item
-    if arm.shown == "blank":
-        return BlankTokens(bundle.backbone.model, arm.store, most, items)
-    if arm.shown == "noise":
-        return NoiseTokens(bundle.backbone.model, arm.store, most, items, seed)
-    return None
-
-
-def _rank(
-    rank: RankFunction, arm: Arm, test_set: TestSet, world: DistributedContext, number: int, seed: int
-) -> list[RankedList]:
-    """The rankings of a test set's lists in one order."""
-    total = len(test_set)
-    requests = [_request(arm, test_set, row, number, seed) for row in range(world.rank, total, world.size)]
-    title = f"{test_set.name}: {arm.name}" + (f", order {number + 1}" if number else "")
-    with progress_bar(total, "conversations", title, shown=world.is_main) as bar:
-        shares = world.all_gather_object(
-            rank(requests, lambda count: bar.update(min(count * world.size, total - bar.n)))
-        )
-    return [shares[row % world.size][row // world.size] for row in range(total)]
-
-
-def _request(arm: Arm, test_set: TestSet, row: int, number: int, seed: int) -> Request:
-    from lavic.recommend.ranker import Request
-
-    return Request(
-        conversation=test_set.conversations[row],
-        candidates=reordered(test_set, row, number, seed),
-        tokens_of=test_set.derangement(row, seed) if arm.shown == "shuffled" else None,
-        texts=arm.texts if arm.shown == "text" else None,
-    )
+        return {
+            "bundle": asdict(BundleInfo.read(self.bundle)),
+            "store": self.store.manifest.digest,
+            "language": self.language,
+            "shown": self.shown,
+            "texts": dict(self.texts),
+            "photo_sets": self.photo_sets,
+            "context": self.context,
+            "tokens_per_item": self.tokens_per_item,
+        }

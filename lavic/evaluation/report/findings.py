@@ -19,10 +19,16 @@ PLOTTED = 3
 
 
 def first_line(results: Mapping[str, Any]) -> str:
-    """A warning for the top of the report if shuffling the tokens does not hurt; empty if it does, or was not tried.
+    """A warning for the top of the report: arms that have not run, and that shuffling the tokens does not hurt.
 
     It does not hurt where the interval of the paired difference in HitRatio@1 reaches 0.
     """
+    absent = [f"{arm} ({reason})" for arm, reason in results.get("not_run", {}).items()]
+    lacking = f"Not all arms have run: {'; '.join(absent)}." if absent else ""
+    return " ".join(filter(None, (lacking, _shuffling(results))))
+
+
+def _shuffling(results: Mapping[str, Any]) -> str:
     test_set = results["sets"][results["main_set"]]
     row = test_set["against"].get("shuffled")
     if row is None or row["difference"]["low"] > 0:
