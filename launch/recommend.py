@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.schema import Conversation, Turn
@@ -54,6 +54,10 @@ class RecommendSettings:
     in it, also for the rows of a jsonl file."""
     retrieved: PositiveInt = 50
     """Number of candidates to search for."""
+    methods: tuple[str, ...] = ()
+    """Methods of --index to search by. Default: all that take text."""
+    weights: tuple[PositiveFloat, ...] = ()
+    """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     conversation: str | None = None
     """A file, - for standard input, or text ("a black lamp"). A file holds plain text (one conversation, with optional
     `<submission>` and `<comment>` tags) or jsonl in the released format (every row is ranked). Default: standard input,
@@ -165,6 +169,8 @@ def _load(chosen: RecommendSettings) -> Recommender:
         base=chosen.model.name,
         tokens_per_item=chosen.tokens_per_item,
         retrieved=chosen.retrieved,
+        methods=chosen.methods,
+        weights=chosen.weights,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import PositiveFloat
+
 from lavic.config import Reference, parse, settings
 from lavic.config.secrets import redact, reveal
 from lavic.errors import LaunchError
@@ -30,6 +32,10 @@ class RegisterSettings:
     index: Path | None = None
     """The retrieval index of the catalogue, from `lavic retrieve`, which is copied too. Without it requests must name
     candidates."""
+    methods: tuple[str, ...] = ()
+    """Methods of --index to search by. Default: all that take text."""
+    weights: tuple[PositiveFloat, ...] = ()
+    """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     name: str
     """Of the model in the registry."""
     link_store: bool = False
@@ -63,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         registered_name=chosen.name,
         base=chosen.base,
         link_store=chosen.link_store,
+        methods=chosen.methods,
+        weights=chosen.weights,
     )
     print(f"{model}: registered as {chosen.name} at {redact(uri)}")
     return 0

@@ -22,6 +22,7 @@ from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
 from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, out_of_date, prepare_index
 from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
+from lavic.recommend.retrieval.hits import method_weights
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import FILE, PLACES, IndexManifest, identity
 from lavic.recommend.retrieval.recall import recall
@@ -60,8 +61,7 @@ SETTINGS = RetrieveSettings
 def resolve(argv: Sequence[str] | None) -> RetrieveSettings:
     """The settings of a command line."""
     chosen = parse(RetrieveSettings, argv, command="retrieve", description=DESCRIPTION)
-    if chosen.weights and len(chosen.weights) != len(chosen.methods):
-        raise ConfigError(f"--weights: {len(chosen.weights)} for {len(chosen.methods)} methods: give one for each")
+    method_weights(chosen.methods, chosen.weights)
     return chosen
 
 
@@ -322,7 +322,7 @@ def _final(lists: Mapping[str, Sequence[Hits]], chosen: RetrieveSettings) -> lis
     """The lists that the conversations get: of the one method, or fused."""
     if len(lists) == 1:
         return list(next(iter(lists.values())))
-    weights: dict[str, float] = dict(zip(chosen.methods, chosen.weights, strict=True)) if chosen.weights else {}
+    weights = method_weights(chosen.methods, chosen.weights)
     return [
         fuse(dict(zip(lists, hits, strict=True)), chosen.k, weights=weights)
         for hits in zip(*lists.values(), strict=True)

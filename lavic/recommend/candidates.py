@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from lavic.data.schema import Conversation
-from lavic.errors import DataError
+from lavic.errors import ConfigError, DataError
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.model.lora import adapter_off
 from lavic.recommend.retrieval import RetrievalIndex, fuse, query_text
+from lavic.recommend.retrieval.hits import method_weights
 from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.vectors.two_tower import NAME as TOKENS
 from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, check_retriever
@@ -39,26 +40,42 @@ class CandidateSearch:
     Args:
         index: Of the catalogue.
         store: Items that it does not hold cannot be ranked, and are left out.
+        methods: Of the index; by default all that take text.
+        weights: Of each method's ranks in the fusion, in the order of `methods`; by default all count the same.
+
+    Raises:
+        ConfigError: The index has no such method, or the weights are not one for each method.
     """
 
-    def __init__(self, index: RetrievalIndex, store: ItemStore) -> None:
+    def __init__(
+        self, index: RetrievalIndex, store: ItemStore, methods: Sequence[str] = (), weights: Sequence[float] = ()
+    ) -> None:
         self.index, self.store = index, store
+        self.weights = method_weights(methods, weights)
+        if unknown := [method for method in methods if method not in index.text_methods]:
+            have = ", ".join(index.text_methods) or "none"
+            raise ConfigError(f"--methods {unknown[0]}: not searched by text in {index.folder}, only {have}")
+        self.methods = tuple(dict.fromkeys(methods)) or index.text_methods
+        """Methods that are searched by."""
 
     @classmethod
-    def open(cls, folder: Path, store: ItemStore) -> CandidateSearch:
-        """Opens an index; no model is loaded.
+    def open(
+        cls, folder: Path, store: ItemStore, methods: Sequence[str] = (), weights: Sequence[float] = ()
+    ) -> CandidateSearch:
+        """Opens an index; no model is loaded. The arguments are those of the class.
 
         Raises:
+            ConfigError: As the class.
             DataError: It is not whole, or its `tokens` were made from other item tokens or by another retriever.
         """
-        search = cls(RetrievalIndex.open(folder), store)
+        search = cls(RetrievalIndex.open(folder), store, methods, weights)
         search._check_tokens()
         return search
 
     def _check_tokens(self) -> None:
-        record = self.index.manifest.methods.get(TOKENS)
-        if record is None:
+        if TOKENS not in self.methods:
             return
+        record = self.index.manifest.methods[TOKENS]
         check_retriever(record.settings)
         if gone := set(record.parts).difference(self.store.manifest.part_digests):
             raise DataError(
@@ -78,7 +95,7 @@ class CandidateSearch:
     @property
     def needs_model(self) -> bool:
         """Whether queries are embedded by the base model, see `load_encoders`."""
-        return TOKENS in self.index.methods
+        return TOKENS in self.methods
 
     def load_encoders(self, bundle: Bundle | None = None) -> None:
         """Loads what embeds queries: now, so that a model that is missing or is another one shows at the start.
@@ -99,11 +116,6 @@ class CandidateSearch:
         for method in self.methods:
             self.index.load_encoder(method)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The index's methods that search by text."""
-        return self.index.text_methods
-
     def search(
         self, conversations: Sequence[Conversation], count: int, exclude: Sequence[Collection[str]]
     ) -> list[Candidates]:
@@ -118,19 +130,19 @@ class CandidateSearch:
             return []
         queries = [query_text(conversation) for conversation in conversations]
         # Only a deep list shows that an item which leads one of them is far down in another.
-        depth = max(count, FUSED_DEPTH) if len(self.index.methods) > 1 else count
-        by_method = self.index.search(queries, depth, exclude=exclude)
+        depth = max(count, FUSED_DEPTH) if len(self.methods) > 1 else count
+        by_method = self.index.search(queries, depth, methods=self.methods, exclude=exclude)
         results = []
         for row in range(len(queries)):
             lists = {method: hits[row] for method, hits in by_method.items()}
-            fused = fuse(lists, depth * len(lists)).ids
+            fused = fuse(lists, depth * len(lists), weights=self.weights).ids
             ids = tuple(item for item in fused if item in self.store)[:count]
             scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
             results.append(Candidates(ids, scores))
         return results
 
     def score(self, conversation: Conversation, ids: Sequence[str]) -> Scores:
-        """The scores of given candidates by every method that searches by text."""
+        """The scores of given candidates by every method that is searched by."""
         query = query_text(conversation)
         return {method: dict(zip(ids, self.index.score(method, query, ids), strict=True)) for method in self.methods}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class RecommenderModel(PythonModel):
             artifacts.get("store") or settings["store"],
             artifacts.get("index"),
             base=artifacts.get("base") or settings.get("base"),
+            methods=settings.get("methods", ()),
+            weights=settings.get("weights", ()),
         )
 
     # MLflow reads type hints of this method as the model's signature.
@@ -133,6 +135,8 @@ def log_model(
     registered_name: str | None = None,
     base: str | Path | None = None,
     link_store: bool = False,
+    methods: Sequence[str] = (),
+    weights: Sequence[float] = (),
 ) -> str:
     """Logs a bundle with its store as an MLflow model, and registers it; returns the model's URI.
 
@@ -149,15 +153,19 @@ def log_model(
         registered_name: Name in the model registry; None registers nothing.
         base: Folder of the base model, to be copied too; None: it is found by the name that the bundle records.
         link_store: Record where the store is rather than copy it, for one that is too large to copy.
+        methods: Of the index, to search by; by default all that take text.
+        weights: Of each method's ranks in the fusion, in the order of `methods`.
 
     Raises:
-        DataError: Bundle and store do not belong together.
+        ConfigError: The index has no such method.
+        DataError: Bundle, store and index do not belong together.
         LaunchError: mlflow is not installed.
     """
     client = connect(uri)
     import mlflow
 
     from lavic.model.item_store import ItemStore
+    from lavic.recommend.candidates import CandidateSearch
 
     bundle, store = Path(bundle), Path(store)
     info, opened = BundleInfo.read(bundle), ItemStore.open(store)
@@ -165,6 +173,10 @@ def log_model(
     info.check_store(opened)
     if info.language_adapter is None:
         raise DataError(f"{bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
+    settings: dict[str, Any] = {"store": str(store.absolute())} if link_store else {}
+    if index is not None:
+        CandidateSearch.open(Path(index), opened, methods, weights)
+        settings |= {"methods": list(methods), "weights": list(weights)}
     folders = {"bundle": bundle, "index": index, "base": base, "store": None if link_store else store}
     tags = lineage(info, opened.manifest.digest)
     if not len(opened):
@@ -182,7 +194,7 @@ def log_model(
             name="recommender",
             python_model=str(code),
             artifacts={name: str(Path(path).absolute()) for name, path in folders.items() if path is not None},
-            model_config={"store": str(store.absolute())} if link_store else None,
+            model_config=settings or None,
             signature=signature(),
             input_example=[example],
             pip_requirements=list(REQUIREMENTS),

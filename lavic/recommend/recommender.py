@@ -140,6 +140,8 @@ class Recommender:
         base: str | None = None,
         tokens_per_item: int | None = None,
         retrieved: int = RETRIEVED,
+        methods: Sequence[str] = (),
+        weights: Sequence[float] = (),
     ) -> Recommender:
         """Loads everything that recommending needs.
 
@@ -152,9 +154,11 @@ class Recommender:
             base: Folder or Hugging Face name of the base model, where it is not the recorded one.
             tokens_per_item: Item tokens per candidate, the first ones; None: as in tuning.
             retrieved: Candidates retrieved for a query that names none.
+            methods: Of the index, to search by; by default all that take text.
+            weights: Of each method's ranks in the fusion, in the order of `methods`; by default all count the same.
 
         Raises:
-            ConfigError: It is a stage-1 bundle, or the base model is not found.
+            ConfigError: It is a stage-1 bundle, the base model is not found, or the index has no such method.
             DataError: A folder is not whole, or they do not belong together.
         """
         bundle, opened = Path(bundle), ItemStore.open(store, mapped=False)
@@ -162,7 +166,7 @@ class Recommender:
         info.check_store(opened)
         if info.language_adapter is None:
             raise ConfigError(f"--bundle {bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
-        search = _open_search(index, opened)
+        search = _open_search(index, opened, methods, weights)
         device = DistributedContext.from_env().device() if device is None else device
         shared = search is not None and search.needs_model
         loaded = Bundle.load(bundle, device, dtype=dtype, base=base, merge=not shared)
@@ -185,7 +189,7 @@ class Recommender:
         bundle, model = Path(bundle), self.ranker.bundle
         info, opened = BundleInfo.read(bundle), ItemStore.open(store, mapped=False)
         info.check_store(opened)
-        search = _open_search(index, opened)
+        search = _open_search(index, opened, options.get("methods", ()), options.get("weights", ()))
         shared = search is not None and search.needs_model
         if info != model.info or (shared and model.merged):
             return Recommender.load(bundle, store, index, **options)
@@ -337,12 +341,16 @@ class Recommender:
         return Recommendation(items=items, candidates=len(rows), none=ranking.none)
 
 
-def _open_search(index: str | Path | None, store: ItemStore) -> CandidateSearch | None:
+def _open_search(
+    index: str | Path | None, store: ItemStore, methods: Sequence[str], weights: Sequence[float]
+) -> CandidateSearch | None:
     if index is None:
+        if methods or weights:
+            raise ConfigError("--methods, --weights: nothing is searched without --index")
         return None
     from lavic.recommend.candidates import CandidateSearch
 
-    return CandidateSearch.open(Path(index), store)
+    return CandidateSearch.open(Path(index), store, methods, weights)
 
 
 def not_in_store(missing: Sequence[str], store: ItemStore) -> str:

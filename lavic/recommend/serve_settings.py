@@ -66,6 +66,10 @@ class ServeSettings:
     kept. The page says so to whoever uses it."""
     retrieved: PositiveInt = 50
     """Candidates that are searched for, for a request that names none."""
+    methods: tuple[str, ...] = ()
+    """Methods of --index to search by. Default: all that take text."""
+    weights: tuple[PositiveFloat, ...] = ()
+    """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     batch_size: PositiveInt = 64
     """Most prompts that are answered together; a list that is ranked in groups counts as several."""
     batch_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
@@ -156,6 +160,8 @@ def sources(chosen: ServeSettings) -> Sources:
         index=chosen.index,
         shards=chosen.shards,
         retrieved=chosen.retrieved,
+        methods=chosen.methods,
+        weights=chosen.weights,
         dtype=chosen.dtype,
         base=chosen.model.name,
         tokens_per_item=chosen.tokens_per_item,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from lavic.errors import ConfigError
 
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as in its paper: Cormack, Clarke, Buettcher, SIGIR 2009."""
@@ -26,6 +28,20 @@ class Hits:
             return Hits(self.ids[:k], self.scores[:k])
         kept = [pair for pair in zip(self.ids, self.scores, strict=True) if pair[0] not in ids][:k]
         return Hits([id for id, _ in kept], [score for _, score in kept])
+
+
+def method_weights(methods: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    """The settings `methods` and `weights` of a command, for `fuse`.
+
+    Raises:
+        ConfigError: There are weights, but not one for each method.
+    """
+    if weights and len(weights) != len(methods):
+        named = f"{len(methods)} methods" if methods else "no --methods"
+        raise ConfigError(f"--weights: {len(weights)} for {named}: give one for each, in their order")
+    if bad := [weight for weight in weights if not weight > 0]:
+        raise ConfigError(f"--weights: {bad[0]:g} is not above 0")
+    return dict(zip(methods, weights, strict=False))
 
 
 def fuse(

@@ -234,7 +234,7 @@ def _check(chosen: ServeSettings) -> None:
     info.check_adapters(chosen.bundle)
     info.check_store(store)
     if chosen.index is not None:
-        CandidateSearch.open(chosen.index, store)
+        CandidateSearch.open(chosen.index, store, chosen.methods, chosen.weights)
 
 
 def _deploy(chosen: ServeSettings, generation: int) -> None:

@@ -28,6 +28,10 @@ class Sources:
     """Sets of shards with the photos."""
     retrieved: int = 50
     """Candidates retrieved for a request that names none."""
+    methods: tuple[str, ...] = ()
+    """Methods of the index to search by; none: all that take text."""
+    weights: tuple[float, ...] = ()
+    """Of each method's ranks in the fusion."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     base: str | None = None
     """The base model, where it is not the recorded one."""
@@ -48,6 +52,8 @@ class Sources:
             base=self.base,
             tokens_per_item=self.tokens_per_item,
             retrieved=self.retrieved,
+            methods=self.methods,
+            weights=self.weights,
         )
         store = recommender.store
         photos = None

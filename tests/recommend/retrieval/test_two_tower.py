@@ -284,6 +284,52 @@ def write_catalogue(folder: Path, store: ItemStore) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def words_and_tokens(ground: Ground, retriever: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a catalogue and `index-lists`, and `lists.jsonl` with weights of 1 and .2."""
+    folder = tmp_path_factory.mktemp("fused")
+    write_catalogue(folder, ItemStore.open(ground.store))
+    weighted = ("--methods", "bm25", "tokens", "--weights", "1", "0.2", "--k", "60", "--no-exclude-mentioned")
+    retrieve(ground, retriever, folder, "lists", *weighted)
+    return folder
+
+
+def test_weights_mean_the_same_to_the_recommender_and_to_the_command(ground: Ground, words_and_tokens: Path) -> None:
+    store, index = ItemStore.open(ground.store), words_and_tokens / "index-lists"
+
+    def found(methods: tuple[str, ...], weights: tuple[float, ...]) -> list[list[str]]:
+        search = Recommender.load(ground.bundle, store.folder, index, methods=methods, weights=weights).search
+        assert search is not None and search.methods == methods
+        return [list(each.ids) for each in search.search(ground.conversations, 60, [()] * len(ground.conversations))]
+
+    lists = lists_of(words_and_tokens / "lists.jsonl")
+    assert found(("bm25", "tokens"), (1, 0.2)) == found(("tokens", "bm25"), (0.2, 1)) == lists
+    assert found(("bm25", "tokens"), ()) == found(("bm25", "tokens"), (2, 2)) != lists
+    queries = [query_text(row) for row in ground.conversations]
+    alone = RetrievalIndex.open(index).search(queries, 60, methods=["bm25"])["bm25"]
+    assert found(("bm25",), ()) == [hits.ids for hits in alone]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "bm25", "tokens", "--weights", "1"), "--weights: 1 for 2 methods: give one for each"),
+        (("--weights", "1", "2"), "--weights: 2 for no --methods"),
+        (("--methods", "dense"), "--methods dense: not searched by text in"),
+    ],
+)
+@pytest.mark.parametrize("command", ["recommend", "serve", "register"])
+def test_methods_and_weights_that_do_not_fit_the_index(
+    ground: Ground, words_and_tokens: Path, capsys: pytest.CaptureFixture[str], command: str, words, message: str
+) -> None:
+    given = ["--bundle", ground.bundle, "--store", ground.store, "--index", words_and_tokens / "index-lists", *words]
+    more = {"recommend": ("--conversation", "a mug"), "serve": ("--port", 0), "register": ("--name", "shop")}[command]
+    assert main([command, *map(str, [*given, *more])]) == 2
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+    with pytest.raises(ConfigError, match="nothing is searched without --index"):
+        Recommender.load(ground.bundle, ground.store, methods=("bm25",))
+
+
 def lists_of(path: Path) -> list[list[str]]:
     return [json.loads(line)["candidates_fused"] for line in path.read_text("utf-8").splitlines()]
 
@@ -292,7 +338,9 @@ def retrieve(ground: Ground, retriever: Path, folder: Path, out: str, *more: str
     """`lavic retrieve`, with the index in `folder`; returns its lists."""
     words = ["--items", folder / "meta.jsonl", "--store", ground.store, "--conversations", ground.test]
     words += ["--index", folder / f"index-{out}", "--out", folder / f"{out}.jsonl", "--tokens.retriever", retriever]
-    assert main(["retrieve", *map(str, words), "--methods", "tokens", "--k", "12", "--draws", "100", *more]) == 0
+    if "--methods" not in more:
+        more += ("--methods", "tokens", "--k", "12")
+    assert main(["retrieve", *map(str, words), "--draws", "100", *more]) == 0
     return lists_of(folder / f"{out}.jsonl")
 
 
