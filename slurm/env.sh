@@ -40,10 +40,10 @@
 
 # -- Network ----------------------------------------------------------------------------------------------------------
 
-# Where the ranks meet: the job's first node, at a port that two jobs on one node are unlikely to share and that is
-# below Linux's own dynamic ports.
+# Where the ranks meet: the job's first node, at a free port below Linux's own dynamic ports; jobs begin to look for
+# one at different ports.
 : "${RDZV_HOST:=$(first_address)}"
-: "${RDZV_PORT:=$((20000 + SLURM_JOB_ID % 12000))}"
+: "${RDZV_PORT:=$(free_port $((20000 + SLURM_JOB_ID % 12000)))}"
 : "${RAY_PORT:=$RDZV_PORT}"
 
 # On nodes with several networks: the one that they share.

@@ -15,6 +15,16 @@ say() { echo "$(date '+%F %T') $*"; }
 address_of() { scontrol show node "$1" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p'; }
 first_address() { address_of "$first_node"; }
 
+# free_port PORT: the first port from PORT on that nothing listens on, on this node: a job's batch script runs on its
+# first node, where the ranks meet. Another job, or a process that an earlier start left behind, may have the port.
+free_port() {
+  local port=$1
+  while (: <>"/dev/tcp/127.0.0.1/$port" || : <>"/dev/tcp/$(first_address)/$port") 2>/dev/null; do
+    port=$((port + 1))
+  done
+  echo "$port"
+}
+
 # -- Job steps --------------------------------------------------------------------------------------------------------
 
 # start_step NAME [srun's flags] -- PROGRAM ...: starts a job step in the background; its process id is in `step_pid`.

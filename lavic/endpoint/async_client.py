@@ -159,7 +159,7 @@ class AsyncEndpoint:
         self.usage.failed[last.kind] += 1
         self._failed_in_row += 1
         if self._failed_in_row >= settings.give_up_after:
-            raise EndpointError(f"{self._failed_in_row} requests in a row failed, the last one: {last.message}")
+            raise EndpointError(f"{settings.give_up_after} requests in a row failed, the last one: {last.message}")
         raise last
 
     def _kept_chat(self, digest: str) -> ChatAnswer | None:

@@ -204,11 +204,13 @@ def test_rankings_are_those_of_one_pass_for_each_candidate(
 
 
 def test_free_answers_are_the_stock_model_s(run: Run, tuned: HuggingFace) -> None:
-    if not run.released:
-        pytest.skip("answers are ranked, not written, with evaluate-7b")
-    asked, vectors = question(run, tuned)
-    expected = tuned.answer(asked, vectors, MAX_NEW_TOKENS)
-    assert [row["text"] for row in run.predictions("lavic")] == [expected.strip()] * len(run.photos.targets)
+    texts = [row.get("text") for row in run.predictions("lavic")]
+    if run.released:
+        asked, vectors = question(run, tuned)
+        expected = tuned.answer(asked, vectors, MAX_NEW_TOKENS)
+        assert texts == [expected.strip()] * len(run.photos.targets)
+    else:
+        assert texts == [None] * len(run.photos.targets), "evaluate-7b ranks candidates and writes no answer"
 
 
 def question(run: Run, model: HuggingFace) -> tuple[str, torch.Tensor]:

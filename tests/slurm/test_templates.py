@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from lavic.distributed.launcher_env import free_port
 from tests.slurm.slurm_jobs import Slurm
 
 FOLDER = Path(__file__).parents[2] / "slurm"
@@ -56,6 +58,19 @@ def test_the_names_that_env_sets_can_be_set_from_outside(script):
     lines = (FOLDER / "env.sh").read_text().splitlines()
     set_here = [line for line in lines if line and not line.startswith("#")]
     assert set_here and all(re.match(r': "\$\{[A-Z_]+:=.*\}"$', line) for line in set_here)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "127.0.0.2"])
+def test_a_port_that_something_listens_on_is_not_taken(host):
+    with socket.socket() as taken:
+        taken.bind((host, free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        function = re.search(r"^free_port\(\) \{.*?^\}", (FOLDER / "job.sh").read_text(), re.DOTALL | re.MULTILINE)
+        lines = f"set -euo pipefail\nfirst_address() {{ echo 127.0.0.2; }}\n{function[0]}\nfree_port {port}"
+        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert int(done.stdout) > port
 
 
 @pytest.mark.slurm
