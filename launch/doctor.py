@@ -24,8 +24,12 @@ DESCRIPTION = """Checks this machine: Python, packages, GPUs, memory, disk, home
 Exit code 0 if everything that a command needs is installed, 1 if something is missing. A line that is not "ok" is
 followed by how to fix it."""
 
+_EXTRAS = ("", "crawl", "train", "mlflow", "evaluate", "retrieve", "serve", "serve-ray", "reddit", "heif")
+"""Extras of setup.py. A package is listed once, under the first that needs it."""
+_OPTIONAL = ("heif",)
+"""Extras that no command needs."""
 _GIB = 2**30
-_NAME_WIDTH = 19
+_NAME_WIDTH = 22
 """Width of the column of names; package names are shorter."""
 _SOCKET_PATH = 107
 """Maximum length of a Unix socket's path, bytes."""
@@ -84,21 +88,23 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Each package of the extra `all`, compared with the bounds in setup.py."""
+    """Each package that a command needs, compared with the bounds in setup.py."""
     try:
         lines = importlib.metadata.requires("lavic") or []
     except importlib.metadata.PackageNotFoundError:
         yield Check("lavic", "missing", "not installed", "pip install -e '.[all]' in the repository")
         return
-    for line in lines:
-        wanted = Requirement(line)
-        extra = next((name for name in ("", "crawl", "train", "mlflow") if _applies(wanted, name)), None)
-        if extra is None:
+    requirements = [Requirement(line) for line in lines]
+    checked = set()
+    for extra, wanted in ((extra, wanted) for extra in _EXTRAS for wanted in requirements if _applies(wanted, extra)):
+        if wanted.name in checked:
             continue
+        checked.add(wanted.name)
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(wanted.name, "missing", "not installed", f"pip install 'lavic[{extra or 'all'}]'")
+            fix = f"pip install 'lavic[{extra or 'all'}]'"
+            yield Check(wanted.name, "note" if extra in _OPTIONAL else "missing", "not installed", fix)
             continue
         if wanted.specifier.contains(version, prereleases=True):
             yield Check(wanted.name, "ok", version)
@@ -108,7 +114,9 @@ def _packages() -> Iterator[Check]:
 
 
 def _applies(wanted: Requirement, extra: str) -> bool:
-    return wanted.marker is None if not extra else bool(wanted.marker and wanted.marker.evaluate({"extra": extra}))
+    if not extra:
+        return wanted.marker is None
+    return bool(wanted.marker and "extra" in str(wanted.marker) and wanted.marker.evaluate({"extra": extra}))
 
 
 def _gpus() -> Check:

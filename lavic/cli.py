@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "the pipeline as SLURM jobs with dependencies; also 'submit status', 'submit logs', 'submit cancel'",
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
-    "mini": ("lavic.launch.mini", "the embedded default's parts: catalog, serve, pretrain; realshape"),
+    "mini": ("lavic.launch.mini", "parts of the demo: catalog, serve, pretrain, dump; realshape, a model for tests"),
     "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
     "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to install it"),
     "preflight": ("lavic.launch.preflight.command", "check the nodes of a job before it starts"),

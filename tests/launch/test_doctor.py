@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
+from packaging.requirements import Requirement
 
 from lavic.launch import doctor
 
@@ -24,6 +27,24 @@ def test_packages_are_checked_against_the_bounds_of_setup():
     found = {check.name: check for check in doctor._packages()}
     assert {"pydantic", "ray", "deepspeed", "mlflow", "torch"} <= set(found)
     assert found["pydantic"].state == "ok"
+
+
+def test_every_package_of_a_command_is_checked_once():
+    extras = set(importlib.metadata.metadata("lavic").get_all("Provides-Extra")) - {"dev"}
+    requirements = [Requirement(line) for line in importlib.metadata.requires("lavic")]
+    needed = [each.name for each in requirements if not each.marker or any(doctor._applies(each, e) for e in extras)]
+    assert sorted(check.name for check in doctor._packages()) == sorted(set(needed))
+
+
+def test_a_missing_package_names_its_extra_and_an_optional_one_is_a_note(monkeypatch):
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = {check.name: (check.state, check.fix) for check in doctor._packages()}
+    assert found["orjson"] == ("missing", "pip install 'lavic[reddit]'")
+    assert found["fastapi"] == ("missing", "pip install 'lavic[serve]'")
+    assert found["pillow-heif"] == ("note", "pip install 'lavic[heif]'")
 
 
 def test_names_stand_in_one_column(capsys):
