@@ -28,8 +28,7 @@ def read_conversations(
     Raises:
         DataError: The file is missing or empty, a row is not a conversation, or the named list is not in it.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise DataError(f"{path}: no such conversation file")
     conversations = parse_conversations(read_text(path), name=str(path), candidates=candidates)
     if candidates is None or top is None:

@@ -93,11 +93,28 @@ def open_text_file(path: str | Path) -> Iterator[TextFile]:
     Raises:
         TextFileError: It cannot be opened or read; also raised from reads within the block.
     """
+    with _opened(path) as file, TextFile(file, path) as text:
+        yield text
+        if text.trailing:
+            log.warning("%s: ignored %d bytes after the end of the compressed data", path, text.trailing)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes as they are stored; `decode_text` reads them as `read_text` does.
+
+    Raises:
+        TextFileError: It cannot be read.
+    """
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A file's bytes; errors of reading them are TextFileErrors."""
     try:
-        with _bytes_of(path) as file, TextFile(file, path) as text:
-            yield text
-            if text.trailing:
-                log.warning("%s: ignored %d bytes after the end of the compressed data", path, text.trailing)
+        with _bytes_of(path) as file:
+            yield file
     except FileNotFoundError:
         raise TextFileError(path, 0, "no such file") from None
     except CorruptData as error:

@@ -124,13 +124,15 @@ class Tracker:
         """Records properties of the run that were not known at its start."""
         self.event("tags", tags=tags)
 
-    def dataset(self, name: str, digest: str, path: Path, *, context: str = "", manifest: Path | None = None) -> None:
+    def dataset(
+        self, name: str, digest: str, path: Path | str, *, context: str = "", manifest: Path | None = None
+    ) -> None:
         """Records a dataset that the run reads.
 
         Args:
             name: Its role ("training set").
             digest: Digest of its content.
-            path: Its place.
+            path: Its place, or a URI.
             context: Its use, in MLflow's terms: training, validation.
             manifest: A small file that describes it; copied to MLflow.
         """

@@ -30,7 +30,7 @@ class RetrieveSettings:
     items: tuple[str, ...] = ()
     """The catalogue: files, globs and URIs, as for `lavic crawl`. An index that stands can be used without them."""
     conversations: tuple[str, ...]
-    """Conversation files in the released form."""
+    """Conversation files in the released form: paths and URIs."""
     out: Path
     """A file ending in .jsonl for one conversation file, or a folder."""
     index: Path

@@ -287,6 +287,20 @@ def test_an_index_of_a_catalogue_that_lies_elsewhere_is_read_by_several(tmp_path
         assert main([*rest, *out]) == 0
 
 
+def test_conversations_that_lie_elsewhere(tmp_path, words, capsys):
+    out = ["--draws", "200", "--out"]
+    assert main([*words, *out, f"{tmp_path / 'lists.jsonl'}"]) == 0
+    where = words.index("--conversations") + 1
+    words[where] = Path(words[where]).as_uri()
+    assert main([*words, *out, f"{tmp_path / 'again.jsonl'}"]) == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "lists.jsonl").read_bytes()
+    assert results(tmp_path / "again.retrieve")["sets"]["test"]["file"] == words[where]
+    capsys.readouterr()
+    words[where] += ".absent"
+    assert main([*words, *out, f"{tmp_path / 'absent.jsonl'}"]) == 2
+    assert "test.jsonl.absent: no such file" in capsys.readouterr().err
+
+
 def test_methods_count_by_their_weights(tmp_path, words, capsys):
     with openai_server() as server:
         words += ["--methods", "bm25", "endpoint", "--endpoint.url", server.url, "--endpoint.model", "m"]

@@ -1,0 +1,76 @@
+"""The conversation files of `lavic retrieve`, and where each is written with its lists."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavic.data.conversations import parse_conversations, set_names
+from lavic.data.schema import Conversation
+from lavic.data.sources.json_records import json_records
+from lavic.errors import ConfigError
+from lavic.shards.retrieval.settings import RetrieveSettings
+from lavic.storage.text_files import TextFile, decode_text, read_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A conversation file."""
+
+    name: str
+    path: str
+    """A path, or a URI."""
+    sha256: str
+    out: Path
+    """Where it is written with the lists."""
+    conversations: list[Conversation]
+    rows: list[dict[str, Any]]
+    """As they stand in the file."""
+
+
+def read_inputs(chosen: RetrieveSettings) -> list[Input]:
+    """The conversation files, and where each is written.
+
+    Raises:
+        ConfigError: OUT cannot take them.
+        DataError: A file cannot be read.
+    """
+    paths = chosen.conversations
+    if not paths:
+        raise ConfigError("--conversations: name at least one file")
+    if chosen.out.suffix in (".json", ".gz", ".zst") and not chosen.out.is_dir():
+        raise ConfigError(f"--out {chosen.out}: a file of lists ends in .jsonl; for a folder use another name")
+    if chosen.is_file and len(paths) > 1:
+        raise ConfigError(f"--out {chosen.out}: a file holds one conversation file, not {len(paths)}: name a folder")
+    names = set_names(paths)
+    outs = [chosen.out] if chosen.is_file else [chosen.out / f"{name}.jsonl" for name in names]
+    if len(set(outs)) < len(outs):
+        raise ConfigError(
+            "--conversations: two files have the same name, and their folders too: give each its own --out"
+        )
+    inputs = []
+    for name, path, out in zip(names, paths, outs, strict=True):
+        if out.exists() and Path(path).exists() and out.samefile(path):
+            raise ConfigError(f"--out {out}: is an input too: use another one")
+        data = read_bytes(path)
+        text = decode_text(data, path)
+        inputs.append(
+            Input(
+                name=name,
+                path=path,
+                sha256=hashlib.sha256(data).hexdigest(),
+                out=out,
+                conversations=parse_conversations(text, name=path),
+                rows=_rows(text, path),
+            )
+        )
+    return inputs
+
+
+def _rows(text: str, path: str) -> list[dict[str, Any]]:
+    """The rows as they stand in the file; `parse_conversations` has checked them."""
+    file, is_json = TextFile(io.BytesIO(text.encode()), path), Path(path).suffix == ".json"
+    return [record.value for record in json_records(path, file, None, is_json=is_json, keyed=False)]
