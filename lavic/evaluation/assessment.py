@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lavic.errors import DataError
-from lavic.evaluation.baselines import random_intervals
 from lavic.evaluation.test_set import ClusterBy, TestSet
+from lavic.metrics.random_order import RandomOrders
 from lavic.metrics.ranking_metrics import (
     BINS,
     Ratio,
@@ -17,7 +17,6 @@ from lavic.metrics.ranking_metrics import (
     ceilings,
     compute_metrics,
     confidence_bins,
-    expected_random,
     judge,
 )
 from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar, mean_ratio, permutation_test
@@ -67,8 +66,9 @@ def assess(
     intervals: dict[str, dict[str, Interval]] = {arm: bootstrap.intervals(ratios) for arm, ratios in metrics.items()}
     unranked = test_set.predictions([None] * len(test_set))
     if random:
-        metrics[RANDOM] = expected_random(unranked)
-        intervals[RANDOM] = random_intervals(unranked, level=level, seed=seed)
+        orders = RandomOrders(unranked)
+        metrics[RANDOM] = orders.expectation()
+        intervals[RANDOM] = orders.intervals(level=level, seed=seed)
     missing = {arm: count for arm, rows in rankings.items() if (count := sum(row is None for row in rows))}
     calibration = {arm: bins for arm, relevance in judged.items() if (bins := reliability(relevance))}
     return {

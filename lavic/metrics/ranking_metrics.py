@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -176,7 +176,7 @@ def judge(predictions: Sequence[Prediction]) -> Relevance:
             if hits:
                 relevance[row, start:end] = hits / len(group)
                 if not reciprocal_rank[row]:
-                    reciprocal_rank[row] = _reciprocal_rank(start, len(group), hits)
+                    reciprocal_rank[row] = expected_reciprocal_rank(start, len(group), hits)
             start = end
     return Relevance(
         relevance=relevance,
@@ -211,11 +211,14 @@ def _tied_groups(prediction: Prediction, row: int) -> list[list[str]]:
     return groups
 
 
-def _reciprocal_rank(start: int, size: int, hits: int) -> float:
+def expected_reciprocal_rank(start: int, size: int, hits: int) -> float:
     """Expected 1 / rank of the first target, `hits` targets among `size` tied items behind `start` other items.
 
-    The first target has place j of the tied items with probability C(size - j, hits - 1) / C(size, hits).
+    The first target has place j of the tied items with probability C(size - j, hits - 1) / C(size, hits). 0 for no
+    hits.
     """
+    if not hits:
+        return 0.0
     orders = math.comb(size, hits)
     return sum(math.comb(size - j, hits - 1) / orders / (start + j) for j in range(1, size - hits + 2))
 
@@ -269,20 +272,6 @@ def calibration_error(hits: Floats, confidence: Floats) -> Ratio:
 def confidence_bins(confidence: Floats) -> NDArray[np.int64]:
     """[n] bin of each confidence, from 0; the last bin includes 1."""
     return np.minimum(np.nan_to_num(confidence) * BINS, BINS - 1).astype(np.int64)
-
-
-def expected_random(predictions: Sequence[Prediction]) -> dict[str, Ratio]:
-    """The exact expectation of every metric for a random order of each list: all candidates are tied.
-
-    Args:
-        predictions: One per conversation; their rankings are not used.
-    """
-    tied = []
-    for prediction in predictions:
-        items = tuple(dict.fromkeys(prediction.candidates))
-        scores = (0.0,) * len(items)
-        tied.append(replace(prediction, ranking=items, scores=scores, confidence=None, answer=None))
-    return compute_metrics(judge(tied))
 
 
 def ceilings(judged: Relevance) -> dict[str, Ratio]:
