@@ -38,13 +38,13 @@ test-realshape: $(VENV)/.installed  ## every stage on a model of the 7B model's 
 	$(BIN)/python -m pytest -m realshape -s tests/realshape
 
 # A virtual environment of its own, with direct requirements at their lower bounds and what they need at its newest.
-test-lowest:  ## run the crawl's tests on the lowest releases that setup.py allows
+test-lowest:  ## run the tests of crawl and reddit on the lowest releases that setup.py allows
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -q "setuptools>=77"
-	$(LOWEST)/bin/python tests/lowest.py crawl > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python tests/lowest.py crawl reddit > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install -q -r $(LOWEST)/lowest.txt hypothesis "moto[server]" pytest trustme
 	$(LOWEST)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	$(LOWEST)/bin/python -m pytest tests/shards --ignore tests/shards/test_embed.py --ignore tests/shards/cluster/test_rank_actors.py
+	$(LOWEST)/bin/python -m pytest tests/shards --ignore tests/shards/test_embed.py --ignore tests/shards/retrieval --ignore tests/shards/cluster/test_rank_actors.py
 
 lint: $(VENV)/.installed  ## ruff, its format, mypy
 	$(BIN)/ruff check .

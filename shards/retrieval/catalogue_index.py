@@ -65,8 +65,8 @@ def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
     manifest = IndexManifest.read(chosen.index)
     same = not chosen.items or (
         manifest.text == as_recorded(flatten(chosen.text))
-        and bool(manifest.files)  # a catalogue that is elsewhere is read to tell
-        and manifest.files == files_state(chosen.items, chosen.store)
+        and bool(manifest.catalogue_files)  # a catalogue that is elsewhere is read to tell
+        and manifest.catalogue_files == files_state(chosen.items, chosen.store)
     )
     made = all(
         (record := manifest.methods.get(builder.name)) is not None
@@ -100,7 +100,7 @@ def _check_store(chosen: RetrieveSettings) -> None:
     manifest = IndexManifest.read(chosen.index)
     if chosen.store is None or chosen.items or (store := ItemIndex.of_store(chosen.store)) is None:
         return
-    if all(manifest.files.get(path) == state for path, state in files_state((), chosen.store).items()):
+    if all(manifest.catalogue_files.get(path) == state for path, state in files_state((), chosen.store).items()):
         return  # it was made of this store's items
     table = ItemTable(chosen.index / manifest.table, manifest.catalogue)
     if lacking := sum(id not in store for id in table.ids):

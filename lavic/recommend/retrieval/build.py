@@ -134,14 +134,14 @@ def prepare_index(
             table=table.path.name,
             text=dict(text),
             counts={**read, **counts()},
-            files=dict(files or {}),
+            catalogue_files=dict(files or {}),
             versions=versions("lavic", "bm25s", "faiss-cpu", "sentence-transformers"),
         )
         manifest.write(folder)
         return manifest, None
     if before.text != text:
         raise DataError(f"{folder}: the index has other texts ({before.text}, now {dict(text)}): use another --index")
-    if files and before.files == files:
+    if files and before.catalogue_files == files:
         return before, None
     old = ItemTable(folder / before.table, before.catalogue)
     table, read = write_item_table(folder, rows(), old=old if extend else None)
@@ -149,7 +149,7 @@ def prepare_index(
     if table.digest == before.catalogue:
         if table.path.name != before.table:
             table.path.unlink()
-        manifest = replace(before, files=dict(files or {}), counts=counted)
+        manifest = replace(before, catalogue_files=dict(files or {}), counts=counted)
         manifest.write(folder)
         return manifest, None
     if not extend:
@@ -165,7 +165,7 @@ def prepare_index(
         items=len(table),
         table=table.path.name,
         counts=counted,
-        files=dict(files or {}),
+        catalogue_files=dict(files or {}),
         methods={},
     )
     return grown, before

@@ -81,7 +81,7 @@ class IndexManifest:
     """Settings of the items' texts."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Rows of the catalogue by what became of them."""
-    files: Mapping[str, Any] = field(default_factory=dict)
+    catalogue_files: Mapping[str, Any] = field(default_factory=dict)
     """Size and times of change of the catalogue's files: while they are the same they are not read again."""
     methods: Mapping[str, MethodRecord] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -281,7 +281,7 @@ def test_an_index_of_a_catalogue_that_lies_elsewhere_is_read_by_several(tmp_path
     words[2] = (tmp_path / "meta.jsonl").as_uri()
     out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
     assert main([*words, *out]) == 0
-    assert not RetrievalIndex.open(tmp_path / "index").manifest.files
+    assert not RetrievalIndex.open(tmp_path / "index").manifest.catalogue_files
     rest = [word for word in words if word not in (words[1], words[2])]
     with lock_output_folder(tmp_path / "index"):
         assert main([*rest, *out]) == 0
