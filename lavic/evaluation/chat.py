@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from lavic.endpoint.settings import EndpointSettings
 from lavic.evaluation.report.blocks import Section, Table
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import compute_metrics, judge
-from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
+from lavic.recommend.answer_ids import mentions, released_answer, unlisted
+from lavic.recommend.ranked_list import RankedList
 
 PROMPT_VERSION = "chat-1"
 """Of the words below."""
@@ -27,7 +27,6 @@ _SYSTEM = "You recommend products. You answer with the ID of one product and not
 _ROLES = {"seeker": "Seeker", "comment": "Comment"}
 _ASKED = "\nWhich product of the list fits the conversation best? Answer with its ID and nothing else."
 _MAX_TITLE = 500
-_WORD = re.compile(r"[A-Za-z0-9_-]+")
 _REPORTED = ("hit_rate", "hit_rate_in_list", "recall_micro", "valid_ratio")
 
 
@@ -184,17 +183,8 @@ def parse_answer(text: str, candidates: Collection[str]) -> tuple[tuple[str, ...
     """
     if not text.strip():
         return (), "empty"
-    upper = {item.upper(): item for item in candidates}
-    named: dict[str, None] = {}
-    for word in _WORD.findall(text):
-        for form in (word, word.strip("_-")):
-            if item := form if form in candidates else upper.get(form.upper()):
-                named[item] = None
-                break
-        else:
-            if ID_SHAPE.fullmatch(word.strip("_-")):
-                named[word.strip("_-")] = None
-    ids = tuple(named)
+    named = mentions(text, [*candidates, *unlisted(text, candidates)], any_case=True)
+    ids = tuple(dict.fromkeys(mention.item for mention in named))
     if len(ids) == 1:
         return ids, "listed" if ids[0] in candidates else "unlisted"
     return (), "several" if ids else "no_id"
@@ -229,7 +219,7 @@ def _ranking(answer: ChatAnswer, listed: Sequence[str]) -> tuple[RankedList | No
         kind = "refused"
     elif not ids and answer.finish_reason == "length":
         kind = "cut"
-    return RankedList(ids=ids, text=answer.text, answer=released_answer(answer.text)), kind
+    return RankedList(ids=ids, text=answer.text, answer=released_answer(answer.text, listed)), kind
 
 
 def _turns(conversation: Conversation, max_characters: int) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from lavic.data.sources.json_records import json_records
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.trec_files import read_run
-from lavic.recommend.ranked_list import RankedList, released_answer
+from lavic.recommend.answer_ids import released_answer
+from lavic.recommend.ranked_list import RankedList
 from lavic.storage.text_files import TextFile, read_text
 
 RECOMMENDED, RESPONSE = "recommended", "response"
@@ -92,7 +94,8 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
         except ValueError as error:
             raise DataError(f"{file}:{record.line}: {error}") from None
         if waiting := places[_content(conversation.turns, conversation.targets)]:
-            rankings[waiting.pop()] = answer
+            place = waiting.pop()
+            rankings[place] = _ranking(answer, test_set.lists[place])
         elif conversation.targets:
             strangers.append(record.line)
     if len(strangers) == len(rows):
@@ -102,7 +105,7 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
     return rankings
 
 
-def _in_order(file: Path, answers: Sequence[RankedList | None], test_set: TestSet) -> list[RankedList | None]:
+def _in_order(file: Path, answers: Sequence[_Answer | None], test_set: TestSet) -> list[RankedList | None]:
     """Answers without their conversations, which must be those of the test file, row by row."""
     total = len(test_set) + len(test_set.other_ids)
     if len(answers) != total:
@@ -110,7 +113,10 @@ def _in_order(file: Path, answers: Sequence[RankedList | None], test_set: TestSe
             f"{file}: {len(answers):,} rows without `context` and `gt_items` for the {total:,} conversations of "
             f"{test_set.file}: add these keys, so that an answer's conversation is known"
         )
-    return [answers[conversation.row] for conversation in test_set.conversations]
+    return [
+        _ranking(answers[conversation.row], listed)
+        for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True)
+    ]
 
 
 def _keys(file: Path, rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[str | None, str | None]:
@@ -132,9 +138,16 @@ def _keys(file: Path, rows: Sequence[Mapping[str, Any]], key: str | None) -> tup
     return next(iter(recommended), None), next(iter(response), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    text: str | None
+    ids: tuple[str, ...] | None
+    """The recommended items; None where the row has a text alone."""
+
+
 def _answer(
     file: Path, line: int, row: Mapping[str, Any], recommended: str | None, response: str | None
-) -> RankedList | None:
+) -> _Answer | None:
     """One row's answer; None where it has neither of the keys."""
     if not any(name in row for name in (recommended, response) if name):
         return None
@@ -142,16 +155,24 @@ def _answer(
     if text is not None and not isinstance(text, str):
         raise DataError(f"{file}:{line}: `{response}` is not a text")
     if recommended is None:
-        answer = released_answer(text or "")
-        ids: tuple[str, ...] = (answer,) if answer else ()
-    else:
-        value = row.get(recommended)
-        items = value if isinstance(value, list) else [value]
-        if not all(item is None or isinstance(item, str) for item in items):
-            raise DataError(f"{file}:{line}: `{recommended}` is not an item id or a list of them")
-        ids = tuple(dict.fromkeys(item.strip() for item in items if item and item.strip()))
-        answer = next(iter(ids), None)
-    return RankedList(ids=ids, text=" ".join(ids) if text is None else text, answer=answer)
+        return _Answer(text=text, ids=None)
+    value = row.get(recommended)
+    items = value if isinstance(value, list) else [value]
+    if not all(item is None or isinstance(item, str) for item in items):
+        raise DataError(f"{file}:{line}: `{recommended}` is not an item id or a list of them")
+    return _Answer(text=text, ids=tuple(dict.fromkeys(item.strip() for item in items if item and item.strip())))
+
+
+def _ranking(answer: _Answer | None, listed: Sequence[str]) -> RankedList | None:
+    """An answer to a list; of a text alone the id that the released rule reads from it."""
+    if answer is None:
+        return None
+    ids = answer.ids
+    if ids is None:
+        read = released_answer(answer.text or "", listed)
+        ids = (read,) if read else ()
+    text = " ".join(ids) if answer.text is None else answer.text
+    return RankedList(ids=ids, text=text, answer=next(iter(ids), None))
 
 
 def _content(turns: Sequence[Any], targets: Sequence[str]) -> str:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-
-ID_SHAPE = re.compile(r"\bB[A-Z0-9]{9}\b")
-"""An item id, as the released scripts look for in generated text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +24,3 @@ class RankedList:
     """The id that the released scripts read from `text` (see `released_answer`)."""
     none: float | None = None
     """Probability of "none of these", normalized together with the list, if the bundle was tuned with this answer."""
-
-
-def released_answer(text: str) -> str | None:
-    """The id that the released scripts read from a generated text: the first that has the shape of an ASIN."""
-    match = ID_SHAPE.search(text)
-    return match[0] if match else None

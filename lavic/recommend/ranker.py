@@ -8,7 +8,6 @@ need no length correction and can be normalized over the list.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,8 @@ from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
 from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
-from lavic.recommend.ranked_list import ID_SHAPE, RankedList, released_answer
+from lavic.recommend.answer_ids import mentions, released_answer, unlisted, words_in
+from lavic.recommend.ranked_list import RankedList
 from lavic.recommend.token_source import StoredTokens, TokenSource
 
 _TARGETS = 1 << 16
@@ -223,17 +223,16 @@ class Ranker:
         )
         answer = self._parse_id(output.text, request.candidates)
         none = (float(answer is None and prompts.NONE in output.text.lower())) if self.bundle.info.none else None
-        released = released_answer(output.text)
+        released = released_answer(output.text, request.candidates)
         if answer is None:
             return RankedList(ids=(), text=output.text, answer=released, none=none)
         return RankedList(ids=(answer,), logprobs=(output.logprob,), text=output.text, answer=released, none=none)
 
     def _parse_id(self, text: str, candidates: Sequence[str]) -> str | None:
         """The first word of a text that is a candidate, another item, or has the shape of an id."""
-        for word in re.findall(r"[A-Za-z0-9_-]+", text):
-            if word in candidates or word in self.store or ID_SHAPE.fullmatch(word):
-                return word
-        return None
+        known = [*candidates, *words_in(text, self.store)]
+        named = mentions(text, [*known, *unlisted(text, known)])
+        return named[0].item if named else None
 
     def _image_features(self, batch: Sequence[EncodedRequest]) -> torch.Tensor | None:
         """[n, d_text] projected item tokens for all image tokens of the batch, in order."""

@@ -153,6 +153,22 @@ def test_released_answers(tmp_path: Path):
         run(tmp_path / "few", test, "--run", f"theirs={write(tmp_path / 'd.jsonl', bare[:5])}")
 
 
+@pytest.mark.parametrize("keys", [("context", "gt_items"), ()], ids=["by content", "in order"])
+def test_responses_may_name_listed_ids_of_any_form(tmp_path: Path, keys: tuple[str, ...]):
+    listed = ["B00", "B00.X", "B012345678.X", "a b"]
+    made = [
+        {"context": f"<submission>{n}</submission>", "context_items": [], "gt_items": [item], KEY: listed}
+        for n, item in enumerate(listed)
+    ]
+    answers = [
+        {**{key: row[key] for key in keys}, "response_x": f"The best is {item}."}
+        for row, item in zip(made, listed, strict=True)
+    ]
+    test = write(tmp_path / "t.jsonl", made)
+    results = run(tmp_path / "out", test, "--run", f"x={write(tmp_path / 'x.jsonl', answers)}")
+    assert results["arms"]["x"]["hit_rate"]["value"] == results["arms"]["x"]["valid_ratio_raw"]["value"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

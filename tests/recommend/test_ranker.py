@@ -139,6 +139,8 @@ def test_reading_the_id_out_of_free_text(ground: Ground, text: str, read: str | 
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     listed = ground.conversations[0].candidates[KEY]
     assert ranker._parse_id(text.format(*listed), listed) == (read.format(*listed) if read else None)
+    dotted = [f"{item}.X" for item in listed]  # ids of a store, with more behind them, are other ids
+    assert ranker._parse_id(text.format(*dotted), dotted) == (read.format(*dotted) if read else None)
 
 
 def test_long_conversations_are_shortened_not_refused(ground: Ground):
