@@ -1,8 +1,8 @@
 """`lavic describe`: the teacher's description of every photo of a set, in a sidecar per shard.
 
 The teacher is the base model in this process, which sees all tokens of a photo, or a model behind OpenAI-compatible
-servers. Rank r of n takes every n-th shard. A shard with a sidecar is skipped, and what is written of one that is not
-finished is kept beside it, so the same command continues after any stop.
+servers. Rank r of n takes every n-th shard. A shard with a sidecar is skipped, and the descriptions of an unfinished
+shard are kept beside it, so the same command resumes after any stop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _NAMES = {
     "max_new_tokens": "--max-new-tokens",
     "sampling": "the sampling",
 }
-"""What a description depends on, as messages name it."""
+"""Names of `ORIGIN`'s fields in messages."""
 
 
 @settings
@@ -66,48 +66,48 @@ class DescribeSettings:
     """Describe every photo of a set of shards with the teacher of stage 1."""
 
     model: ModelSettings = ModelSettings()
-    """The teacher, where no endpoint is named."""
+    """The teacher, without an endpoint."""
     endpoint: EndpointSettings = EndpointSettings()
-    """The teacher behind servers: with --endpoint.url and --endpoint.model no model is loaded here."""
+    """The teacher on servers: with --endpoint.url and --endpoint.model no model is loaded here."""
     shards: Path
-    """Folder of a set, made by `lavic crawl`."""
+    """Folder of a set by `lavic crawl`."""
     batch_size: PositiveInt = 8
-    """Photos described at once by a model in this process; an endpoint has --endpoint.concurrency."""
+    """Batch size of a model in this process; an endpoint has --endpoint.concurrency."""
     max_new_tokens: PositiveInt = 128
-    """Longest description. One that is cut ends with its last complete sentence."""
+    """Maximum length of a description. A truncated one ends with its last complete sentence."""
     prompt_file: Path | None = None
-    """Text file with the question; {title} in it stands for the item's title. By default the words of --model.prompt,
-    for an endpoint ours."""
+    """Text file with the question; {title} is replaced by the item's title. By default the question of --model.prompt,
+    or ours for an endpoint."""
     temperature: NonNegativeFloat = 0.0
-    """0 takes the likeliest word each time."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Draw among the likeliest words that together have this probability."""
+    """Nucleus sampling: the most likely tokens that together have this probability."""
     seed: Seed = 0
-    """Of the draws."""
+    """Of the sampling."""
     flagged: Literal["empty", "keep"] = "empty"
-    """What the sidecar holds for a text that is still no use after its second try: nothing, so that stage 1 leaves the
-    photo out, or the text. Its row says what is wrong with it."""
+    """A text that is still unusable after the second attempt becomes an empty description (`empty`), and stage 1 skips
+    the photo, or is kept (`keep`). Its row says what is wrong with it."""
     keep: Literal["none", "catalogue"] = "none"
-    """`catalogue`: photos that the catalogue describes keep that text; only the others are described."""
+    """`catalogue`: photos with a description in the catalogue keep it; only the others are described."""
     page: Path | None = None
-    """Write an HTML page of examples with their photos, flagged ones first, and the counts of the whole set."""
+    """Write an HTML page of examples with their photos, flagged ones first, and the counts of the set."""
     examples: NonNegativeInt = 48
     """Photos on that page."""
     nproc: PositiveInt = 1
     """Processes on this machine; ignored inside torchrun or srun."""
     cache: CacheSettings = CacheSettings()
-    """Copies of shards, where `shards` is in an object store."""
+    """Cache of shards, if `shards` is in an object store."""
     ray: RaySettings = RaySettings()
     """With --ray.workers N: N processes on a Ray cluster, one per GPU, instead of `nproc`."""
 
     @property
     def sampling(self) -> Sampling:
-        """How words are drawn."""
+        """Settings of the sampling."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
 
     @property
     def has_endpoint(self) -> bool:
-        """Whether the teacher is behind servers."""
+        """Whether the teacher is on servers."""
         return bool(self.endpoint.url or self.endpoint.model)
 
     @property
@@ -121,7 +121,7 @@ SETTINGS = DescribeSettings
 
 
 Cached = Callable[[Path, str, Callable[[], bool]], bool]
-"""(file, question, how to answer it) -> the answer, which may be remembered while the file does not change."""
+"""(file, key, compute) -> the value of `compute`, which may be cached while the file does not change."""
 
 
 def resolve(argv: Sequence[str] | None) -> DescribeSettings:
@@ -129,12 +129,12 @@ def resolve(argv: Sequence[str] | None) -> DescribeSettings:
     return parse(DescribeSettings, argv, command="describe", description=DESCRIPTION)
 
 
-def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, question, answer: answer()) -> bool:
-    """Whether every shard has descriptions of exactly the photos that it holds.
+def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, key, compute: compute()) -> bool:
+    """Whether every shard has descriptions of exactly its photos.
 
     Args:
         settings: Of the command.
-        cached: Spares a caller who asks often from reading every file each time.
+        cached: A cache, for callers that check often.
     """
     try:
         if not Manifest.load(settings.shards).shards:
@@ -142,8 +142,8 @@ def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, que
         data = ShardDataset(settings.shards, descriptions=None, cache=settings.cache)
         for number, shard in enumerate(data.manifest.shards):
             sidecar = descriptions_path(data.manifest.path(shard))
-            question = f"describes {shard.sha256}"
-            if not sidecar.is_file() or not cached(sidecar, question, partial(_describes_all, data, number)):
+            key = f"describes {shard.sha256}"
+            if not sidecar.is_file() or not cached(sidecar, key, partial(_describes_all, data, number)):
                 return False
     except (DataError, OSError):
         return False
@@ -151,12 +151,12 @@ def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, que
 
 
 def _describes_all(data: ShardDataset, number: int) -> bool:
-    """Whether a shard's sidecar holds its photos and no others: a crawl that repacked it may have added some."""
+    """Whether a shard's sidecar has exactly its photos: a crawl may have packed the shard again with more photos."""
     return read_descriptions(data.manifest.path(data.manifest.shards[number])).keys() == set(data.keys_of(number))
 
 
 def estimate(settings: DescribeSettings) -> str:
-    """What a rank loads, as text."""
+    """Memory of a rank, as text."""
     if settings.has_endpoint:
         servers = len(settings.endpoint.url)
         return f"no model is loaded: {settings.endpoint.model} answers on {servers} server{'s' * (servers != 1)}"
@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(chosen: DescribeSettings, world: DistributedContext) -> int:
     """Describes this rank's shards."""
     data = ShardDataset(chosen.shards, descriptions="shard", cache=chosen.cache)
-    # One rank holds the lock for all: ranks do not wait for each other here. An object store has no lock: there two
-    # commands may describe the same shard, and the last one's sidecar stays.
+    # Rank 0 holds the lock for all ranks, which do not wait for each other here. An object store has no locks: there,
+    # two commands may describe the same shard, and the last sidecar wins.
     locks = world.is_main and not data.is_remote
     with lock_output_folder(chosen.shards, exclusive=world.size == 1) if locks else nullcontext():
         return _describe_set(data, chosen, world)
@@ -192,19 +192,20 @@ def run(chosen: DescribeSettings, world: DistributedContext) -> int:
 
 def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: DistributedContext) -> int:
     shards = data.manifest.shards
-    mine = range(world.rank, len(shards), world.size)
+    own_shards = range(world.rank, len(shards), world.size)
     question = read_question(chosen.prompt_file) if chosen.prompt_file else None
-    wanted = _origin(chosen, question)
-    todo = [n for n in mine if not _described(data, n, chosen, wanted)]
+    origin = _origin(chosen, question)
+    todo = [n for n in own_shards if not _described(data, n, chosen, origin)]
     if world.is_main:
         print(
-            f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(mine)} to describe"
+            f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(own_shards)} to "
+            "describe"
         )
     tally = Tally()
     if todo:
-        with StopRequest() as stop, _teacher(chosen, world, wanted, question, tally, stop) as teacher:
-            for at, n in enumerate(todo):
-                data.read_ahead(data.bounds[todo[at : at + 3]])
+        with StopRequest() as stop, _teacher(chosen, world, origin, question, tally, stop) as teacher:
+            for position, n in enumerate(todo):
+                data.read_ahead(data.bounds[todo[position : position + 3]])
                 describe_shard(
                     data,
                     n,
@@ -222,7 +223,7 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
 
 
 def _origin(chosen: DescribeSettings, question: Question | None) -> dict[str, str]:
-    """What the descriptions will depend on; an empty value is known once the model is loaded."""
+    """The `ORIGIN` of the descriptions; an empty value is known only when the model is loaded."""
     if chosen.has_endpoint:
         return endpoint_origin(chosen.endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
     folder = hub.resolve(chosen.model)
@@ -231,7 +232,7 @@ def _origin(chosen: DescribeSettings, question: Question | None) -> dict[str, st
         "weights": hub.fingerprint(folder),
         "prompt": question.version if question else prompt_version(chosen.model, folder),
         "views": chosen.model.views,
-        "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # as each shard was begun
+        "dtype": "" if chosen.model.dtype == "auto" else chosen.model.dtype,  # "": a shard keeps its precision
         "max_new_tokens": str(chosen.max_new_tokens),
         "sampling": chosen.sampling.text,
     }
@@ -265,11 +266,11 @@ def _teacher(
     )
 
 
-def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted: Mapping[str, str]) -> bool:
-    """Whether a shard has a sidecar that was made with these settings.
+def _described(data: ShardDataset, number: int, chosen: DescribeSettings, expected: Mapping[str, str]) -> bool:
+    """Whether a shard has a sidecar with these settings.
 
     Raises:
-        DataError: It was made with others.
+        DataError: It has one with other settings.
     """
     shard = data.manifest.path(data.manifest.shards[number])
     if not descriptions_path(shard).exists():
@@ -288,7 +289,7 @@ def _described(data: ShardDataset, number: int, chosen: DescribeSettings, wanted
         differ = [
             f"{name} {origin[field]}, not {value}"
             for field, name in _NAMES.items()
-            if (value := wanted[field]) and origin[field] and origin[field] != value
+            if (value := expected[field]) and origin[field] and origin[field] != value
         ]
         if differ:
             raise DataError(

@@ -1,8 +1,8 @@
-"""`lavic embed`: the five [CLS] vectors of every item, once, into an item store.
+"""`lavic embed`: computes the five [CLS] vectors of every item and writes the item store.
 
-An item's tokens are those of its first photo in the sets. Ranks share the shards; a shard whose part stands is skipped,
-so the same command goes on after any stop, and makes only what is new when the sets have grown. Rank 0 makes the store
-whole when all parts stand.
+An item's tokens are those of its first photo in the sets. The ranks share the shards. A shard whose part exists is
+skipped, so the same command resumes after any stop, and adds only new parts when the sets have grown. Rank 0 writes the
+manifest when all parts exist.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lavic.model.config import ModelSettings
 from lavic.model.dims import known_dims, weights_estimate
 from lavic.model.tiling import VIEWS
 from lavic.shards.store_photos import Photo, StorePhotos
-from lavic.shards.store_plan import StorePlan, recorded
+from lavic.shards.store_plan import StorePlan, read_plan
 from lavic.storage import format_bytes
 from lavic.storage.output_folder import lock_output_folder, not_writable
 
@@ -38,34 +38,34 @@ if TYPE_CHECKING:
     from lavic.model.item_store import Part
     from lavic.model.loading import Backbone
 
-_PATIENCE_S = 7 * 24 * 3600.0
-_AHEAD = 3
+_TIMEOUT_S = 7 * 24 * 3600.0
+_PREFETCH = 3
 """Shards that are downloaded or read at a time."""
 
 
 @settings
 class EmbedSettings:
-    """Make the item store of a catalogue: five vectors per item, by the vision tower that stage 1 trained."""
+    """Build the item store of a catalogue: five vectors per item, by the vision tower that stage 1 trained."""
 
     model: ModelSettings = ModelSettings()
     """The base model."""
     shards: list[Path]
-    """Folders of sets, made by `lavic crawl`; an item in several is taken from the first."""
+    """Folders of sets by `lavic crawl`; an item in several of them is taken from the first."""
     adapter: Path | None = None
-    """Output folder of `lavic distill`, or a bundle; without it the plain base model's tokens are stored."""
+    """Output folder of `lavic distill`, or a bundle; without it, the tokens are those of the plain base model."""
     out: Path
-    """The store. With the same command it goes on after a stop, and grows with its sets (`lavic crawl --extend`,
-    `--retry`): only what is new is made, and until that is done the store stays as it was."""
+    """The store. The same command resumes after a stop, and extends the store when its sets have grown (`lavic crawl
+    --extend`, `--retry`): it computes only new items, and the store stays usable until they are complete."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of the stored vectors."""
     batch_size: PositiveInt = 32
-    """Photos of one forward pass."""
+    """Photos per forward pass."""
     num_workers: NonNegativeInt = 0
-    """Data loader processes per rank, which decode and tile photos; 0 does it in the rank itself."""
+    """Data loader processes per rank, which decode and tile photos; 0 uses the rank's process."""
     nproc: PositiveInt = 1
-    """Processes on this machine; inside torchrun or srun their number counts."""
+    """Processes on this machine; ignored inside torchrun or srun."""
     cache: CacheSettings = CacheSettings()
-    """Copies of shards, where `shards` are in an object store."""
+    """Cache of shards, if `shards` are in an object store."""
     ray: RaySettings = RaySettings()
     """With --ray.workers N: N processes on a Ray cluster, one for each GPU, instead of `nproc`."""
 
@@ -80,16 +80,16 @@ def resolve(argv: Sequence[str] | None) -> EmbedSettings:
 
 
 def is_complete(settings: EmbedSettings) -> bool:
-    """Whether the store stands: its manifest is written last."""
+    """Whether the store is complete: its manifest is written last."""
     return (settings.out / "manifest.json").is_file()
 
 
 def estimate(settings: EmbedSettings, *, expected: int | None = None) -> str:
-    """How large the store gets and what a rank loads, as lines of text.
+    """Size of the store and memory of a rank, as lines of text.
 
     Args:
         settings: Of the command.
-        expected: About how many items there will be, where they are not known.
+        expected: Expected number of items.
     """
     shape = known_dims(settings.model)
     if shape is None:
@@ -115,38 +115,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_on_ray("embed", argv or (), chosen.ray)
     sets = [ShardDataset(folder, descriptions=None, cache=chosen.cache) for folder in chosen.shards]
     adapter = find_adapter(chosen.adapter)
-    # ranks end minutes or hours apart when their shards differ; nobody waits for another before the end
-    with world.process_group(timeout_s=_PATIENCE_S):
+    # Ranks may finish their shards hours apart, and wait for each other only at the end.
+    with world.process_group(timeout_s=_TIMEOUT_S):
         return run(chosen, world, sets, adapter)
 
 
 def find_adapter(folder: Path | None) -> Path | None:
-    """The vision adapter inside a run, a bundle, or given itself.
+    """The vision adapter of a run or a bundle, or the folder itself if it is one.
 
     Raises:
-        DataError: There is none.
+        DataError: It has none.
     """
     if folder is None:
         return None
+    from lavic.model.bundle import FILE, BundleInfo
+
     if (folder / "config.yaml").is_file() and not (folder / "result.json").is_file():
-        raise DataError(f"{folder}: this run is not done: run the same `lavic distill` again first")
-    for place in (folder / "bundle" / "vision_adapter", folder / "vision_adapter", folder):
-        if (place / "adapter_config.json").is_file():
-            _check_saved(place)
-            return place
+        raise DataError(f"{folder}: this run is not complete: run the same `lavic distill` again first")
+    for adapter in (folder / "bundle" / "vision_adapter", folder / "vision_adapter", folder):
+        if (adapter / "adapter_config.json").is_file():
+            if (adapter.parent / FILE).is_file():
+                BundleInfo.read(adapter.parent).check_adapters(adapter.parent, ("vision",))
+            return adapter
     raise DataError(f"{folder}: no vision adapter here (no bundle/vision_adapter): run `lavic distill` to its end")
 
 
-def _check_saved(adapter: Path) -> None:
-    """Refuses an adapter of a bundle that is not the one the bundle was saved with."""
-    from lavic.model.bundle import FILE, BundleInfo
-
-    if (adapter.parent / FILE).is_file():
-        BundleInfo.read(adapter.parent).check_adapters(adapter.parent, ("vision",))
-
-
 def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
-    """Embeds this rank's shards; rank 0 closes the store."""
+    """Embeds this rank's shards; rank 0 completes the store."""
     from lavic.model.chat_template.template import prompt_version
     from lavic.model.hub import fingerprint, resolve
     from lavic.model.item_store import write_manifest
@@ -159,10 +154,10 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
     if adapter is not None:
         check_adapter(adapter, "vision", base)
     dtype: Any = computing_dtype(chosen.model, world.device())
-    if chosen.model.dtype == "auto":  # a store goes on as it was begun, on whatever machine
-        dtype = world.broadcast_object(recorded(chosen.out).get("dtype", dtype))
+    if chosen.model.dtype == "auto":  # a store keeps its precision on another machine
+        dtype = world.broadcast_object(read_plan(chosen.out).get("dtype", dtype))
     model = replace(chosen.model, dtype=dtype)
-    fixed = {
+    token_settings = {
         "base": base,
         "geometry": read_geometry(folder, model.views).as_dict(),
         "adapter": digest(adapter) if adapter else None,
@@ -172,69 +167,68 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
     }
     plan = StorePlan(
         out=chosen.out,
-        settings=fixed,
+        settings=token_settings,
         shards=tuple(shard.sha256 for data in sets for shard in data.manifest.shards),
-        photos=StorePhotos.of(sets, fixed, chosen.out),
+        photos=StorePhotos.of(sets, token_settings, chosen.out),
     )
-    with ExitStack() as held:
-        refusal: LavicError | None = None
-        whole = False
+    with ExitStack() as stack:
+        failure: LavicError | None = None
+        complete = False
         if world.is_main:
             try:
-                held.enter_context(lock_output_folder(chosen.out))
+                stack.enter_context(lock_output_folder(chosen.out))
                 plan.begin()
-                whole = plan.is_whole()
+                complete = plan.is_complete()
             except LavicError as error:
-                refusal = error
+                failure = error
             except OSError as error:
-                refusal = not_writable(chosen.out, error)
-        refusal, whole = world.broadcast_object((refusal, whole))
-        if refusal:  # on every rank, so that none waits for one that has left
-            raise refusal
-        if whole:
+                failure = not_writable(chosen.out, error)
+        failure, complete = world.broadcast_object((failure, complete))
+        if failure:  # on every rank, so that none waits for another
+            raise failure
+        if complete:
             if world.is_main:
-                print(f"{chosen.out}: already whole")
+                print(f"{chosen.out}: already complete")
             return 0
         backbone = Backbone.load(model, world.device(), language=False)
         if adapter is not None:
             apply_adapter(backbone, adapter, "vision")
-        mine: list[tuple[int, Part]] = []
-        kept = 0
+        own_parts: list[tuple[int, Part]] = []
+        skipped = 0
         with StopRequest() as stop:
-            numbered = list(enumerate(plan.names))[world.rank :: world.size]
-            for at, (number, name) in enumerate(numbered):
+            own_shards = list(enumerate(plan.names))[world.rank :: world.size]
+            for position, (number, name) in enumerate(own_shards):
                 if stop.requested:
                     break
-                soon = [n for n, name in numbered[at : at + _AHEAD] if not plan.made(name)]
-                _read_ahead(sets, [photo for n in soon for photo in plan.photos.of_shard(n)])
-                if part := plan.made(name):
-                    kept += 1
+                upcoming = [n for n, name in own_shards[position : position + _PREFETCH] if not plan.read_part(name)]
+                _read_ahead(sets, [photo for n in upcoming for photo in plan.photos.of_shard(n)])
+                if part := plan.read_part(name):
+                    skipped += 1
                 elif part := _make_part(chosen, backbone, sets, plan.photos.of_shard(number), name, stop):
-                    plan.note(part)
+                    plan.record_part(part)
                 if part:
-                    mine.append((number, part))
+                    own_parts.append((number, part))
             stop.raise_if_requested(world)
-        parts = [
-            part for _, part in sorted((p for rank in world.all_gather_object(mine) for p in rank), key=lambda p: p[0])
-        ]
-        kept = sum(world.all_gather_object(kept))
+        numbered = [entry for entries in world.all_gather_object(own_parts) for entry in entries]
+        parts = [part for _, part in sorted(numbered, key=lambda entry: entry[0])]
+        skipped = sum(world.all_gather_object(skipped))
         if world.is_main:
             write_manifest(chosen.out, backbone, adapter, parts, shards=[data.manifest.digest for data in sets])
-            plan.sweep(parts)
+            plan.remove_old(parts)
             items, seconds = sum(p.items for p in parts), time.monotonic() - started
             print(
-                f"{chosen.out}: {items} items; {len(parts) - kept} of {len(parts)} parts made in {seconds:.1f} s with "
-                "start-up"
+                f"{chosen.out}: {items} items; {len(parts) - skipped} of {len(parts)} parts made in {seconds:.1f} s "
+                "with start-up"
             )
     return 0
 
 
 Entry = tuple["np.ndarray", dict[str, Any]]
-"""A photo's views, float32 [views, 3, size, size], and what the store keeps of its item."""
+"""A photo's views, float32 [views, 3, size, size], and the store's entry of its item."""
 
 
 def _read_ahead(sets: Sequence[ShardDataset], photos: Sequence[Photo]) -> None:
-    """Downloads the shards of these photos in the background, where they are in an object store."""
+    """Downloads the shards of photos in the background, if they are in an object store."""
     for number, data in enumerate(sets):
         if data.is_remote:
             data.read_ahead(np.array([index for n, index, _ in photos if n == number], np.int64))
@@ -248,7 +242,7 @@ def _make_part(
     name: str,
     stop: StopRequest,
 ) -> Part | None:
-    """One shard's part of the store; None where a stop was asked for before it was whole."""
+    """Computes a shard's part of the store; None if a stop was requested before it was complete."""
     import torch
 
     from lavic.model.item_store import write_part
@@ -261,8 +255,8 @@ def _make_part(
         if stop.requested:
             return None
         with torch.no_grad():
-            made = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
-        for info, rows in zip(infos, made.split([info["views"] for info in infos]), strict=True):
+            computed = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
+        for info, rows in zip(infos, computed.split([info["views"] for info in infos]), strict=True):
             tokens[len(items), : len(rows)] = rows
             items.append({key: value for key, value in info.items() if key != "views" or value < most})
     return write_part(chosen.out, name, items, tokens)
@@ -271,11 +265,11 @@ def _make_part(
 def _batches(
     chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo]
 ) -> Iterator[tuple[torch.Tensor, list[dict[str, Any]]]]:
-    """Views of some photos, [views, 3, size, size], and what the store keeps of each item."""
+    """Views of photos, [views, 3, size, size], and the store's entry of each item."""
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Entry] = DataLoader(
-        _Cut(sets, photos, backbone),  # type: ignore[arg-type]
+        _ViewsDataset(sets, photos, backbone),  # type: ignore[arg-type]
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
         collate_fn=_stack,
@@ -283,8 +277,8 @@ def _batches(
     yield from loader
 
 
-class _Cut:
-    """Photos as views, for a DataLoader."""
+class _ViewsDataset:
+    """The views of photos, for a DataLoader."""
 
     def __init__(self, sets: Sequence[ShardDataset], photos: Sequence[Photo], backbone: Backbone) -> None:
         self.sets, self.photos, self.geometry = sets, photos, backbone.geometry

@@ -1,6 +1,6 @@
-"""The photos that an item store is made of: of each item the first, shard by shard.
+"""The photos of an item store: the first photo of each item, by shard.
 
-They are found once on a node, from the indexes of the sets, and take 8 bytes an item there, mapped by all ranks.
+They are selected once per node from the indexes of the sets; all ranks map the result, 8 bytes an item.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lavic.storage.index.text_hash import prefix_bits, with_prefix
 
 KIND = "embed/1"
 _NAME_BYTES = 16
-_AT_ONCE = 1 << 21
+_CHUNK = 1 << 21
 """Photos that are compared at a time."""
 
 
@@ -33,13 +33,13 @@ class Photo(NamedTuple):
     sample: int
     """Number of the sample with its bytes."""
     duplicate: int
-    """Number of the duplicate that it is; -1 for the sample itself."""
+    """Number of the duplicate; -1 for a sample."""
 
 
 class StorePhotos:
-    """For each shard of each set, the photos that are the first of their item: of its lowest number in the first set.
+    """The first photo of each item, by shard: that with the lowest number in the first set with the item.
 
-    A duplicate is where its original is.
+    A duplicate belongs to the shard of its original.
     """
 
     def __init__(self, sets: Sequence[ShardDataset], file: ArrayFile) -> None:
@@ -47,15 +47,15 @@ class StorePhotos:
         self._sets = sets
         self._indexes, self._duplicates, self._ends = file["indexes"], file["duplicates"], file["ends"]
         self.names = [bytes(name).decode() for name in file["names"]]
-        """Of each shard's part of the store."""
+        """Name of each shard's part of the store."""
         self._set_of = np.repeat(np.arange(len(sets)), [len(data.manifest.shards) for data in sets])
 
     @classmethod
     def of(cls, sets: Sequence[ShardDataset], settings: Mapping[str, Any], out: Path) -> StorePhotos:
-        """The photos of some sets.
+        """Selects the photos.
 
         Args:
-            sets: The sets; an item in several is taken from the first.
+            sets: The sets; an item in several of them is taken from the first.
             settings: Everything that a token depends on besides its photo.
             out: The store.
 
@@ -67,25 +67,21 @@ class StorePhotos:
         return cls(sets, file)
 
     def __len__(self) -> int:
-        """Shards of all sets."""
+        """Number of shards of all sets."""
         return len(self.names)
 
-    def count(self, shard: int) -> int:
-        """How many photos are taken of a shard."""
-        return len(self._rows(shard))
-
     def of_shard(self, shard: int) -> list[Photo]:
-        """The photos that are taken of a shard."""
+        """The photos of a shard that are in the store."""
         rows, number = self._rows(shard), int(self._set_of[shard])
         pairs = zip(self._indexes[rows.start : rows.stop], self._duplicates[rows.start : rows.stop], strict=True)
         return [Photo(number, int(index), int(duplicate)) for index, duplicate in pairs]
 
     def keys(self, shard: int) -> list[str]:
-        """Their keys."""
-        return [key_of(self._sets, photo) for photo in self.of_shard(shard)]
+        """Keys of the photos of a shard."""
+        return [_key(self._sets, photo) for photo in self.of_shard(shard)]
 
     def items(self, shard: int) -> np.ndarray:
-        """Their items: uint64 [photos, 2], see `SetIndex.items`."""
+        """Items of the photos of a shard: uint64 [photos, 2], see `SetIndex.items`."""
         rows, index = self._rows(shard), self._sets[int(self._set_of[shard])].index
         samples, duplicates = self._indexes[rows.start : rows.stop], self._duplicates[rows.start : rows.stop]
         items = index.items[samples]
@@ -96,14 +92,13 @@ class StorePhotos:
         return range(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
 
 
-def key_of(sets: Sequence[ShardDataset], photo: Photo) -> str:
-    """The key of a photo."""
+def _key(sets: Sequence[ShardDataset], photo: Photo) -> str:
     index = sets[photo.data_set].index
     return index.keys[photo.sample] if photo.duplicate < 0 else index.duplicate_keys[photo.duplicate]
 
 
-def part_name(settings: Mapping[str, Any], shard: str, keys: Sequence[str]) -> str:
-    """Of a store's part, from the settings, the sha256 of its shard, and the keys of the photos taken of it."""
+def _part_name(settings: Mapping[str, Any], shard: str, keys: Sequence[str]) -> str:
+    """Name of a part of a store: a digest of the settings, the sha256 of its shard and the keys of its photos."""
     return hashlib.sha256(json.dumps([settings, shard, keys], sort_keys=True).encode()).hexdigest()[:_NAME_BYTES]
 
 
@@ -119,25 +114,25 @@ def _build(sets: Sequence[ShardDataset], settings: Mapping[str, Any], writer: Ar
         for number, shard in enumerate(data.manifest.shards):
             start, end = bounds[number : number + 2].tolist()
             low, high = np.searchsorted(originals, (start, end)).tolist()
-            texts = index.keys[start:end]
-            taken = [(start + row, texts[row], -1) for row in np.flatnonzero(samples[start:end]).tolist()]
-            taken += [(int(index.originals[row]), index.duplicate_keys[row], row) for row in rows[low:high].tolist()]
-            taken.sort()
-            indexes.append(np.array([row for row, _, _ in taken]))
-            duplicates.append(np.array([row for _, _, row in taken]))
+            keys = index.keys[start:end]
+            photos = [(start + row, keys[row], -1) for row in np.flatnonzero(samples[start:end]).tolist()]
+            photos += [(int(index.originals[row]), index.duplicate_keys[row], row) for row in rows[low:high].tolist()]
+            photos.sort()
+            indexes.append(np.array([row for row, _, _ in photos]))
+            duplicates.append(np.array([row for _, _, row in photos]))
             ends.append(np.array([len(indexes)]))
-            names.append(part_name(settings, shard.sha256, [key for _, key, _ in taken]).encode())
+            names.append(_part_name(settings, shard.sha256, [key for _, key, _ in photos]).encode())
 
 
 def _first_photos(sets: Sequence[ShardDataset]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each set, which samples and which duplicates are the first photo of their item: bool [samples], [duplicates].
+    """For each set, which samples and duplicates are the first photo of their item: bool [samples], [duplicates].
 
-    Items are compared a range of their hashes at a time, so that memory does not grow with the sets.
+    Items are compared by ranges of their hashes, so that memory does not grow with the sets.
     """
     first = [(np.zeros(len(data), bool), np.zeros(len(data.index.duplicate_keys), bool)) for data in sets]
     columns = list(_columns(sets))
     total = sum(len(items) for _, items, _ in columns)
-    bits = prefix_bits(total, _AT_ONCE)
+    bits = prefix_bits(total, _CHUNK)
     for prefix in range(1 << bits):
         parts = [with_prefix(items[:, 0], prefix, bits) for _, items, _ in columns]
         hashes = np.concatenate([items[rows] for (_, items, _), rows in zip(columns, parts, strict=True)])
@@ -150,17 +145,17 @@ def _first_photos(sets: Sequence[ShardDataset]) -> list[tuple[np.ndarray, np.nda
         order = np.lexsort((ranks, hashes[:, 1], hashes[:, 0]))
         changes = np.ones(len(order), bool)
         changes[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
-        chosen = np.zeros(len(order), bool)
-        chosen[order[changes]] = True
+        is_first = np.zeros(len(order), bool)
+        is_first[order[changes]] = True
         start = 0
         for column, rows in enumerate(parts):
-            first[column // 2][column % 2][rows[chosen[start : start + len(rows)]]] = True
+            first[column // 2][column % 2][rows[is_first[start : start + len(rows)]]] = True
             start += len(rows)
     return first
 
 
 def _columns(sets: Sequence[ShardDataset]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Of each set: its number, items and photo numbers of its samples; the same of its duplicates."""
+    """For each set its number with the items and photo numbers of its samples, then of its duplicates."""
     for number, data in enumerate(sets):
         yield number, data.index.items, data.index.numbers
         yield number, data.index.duplicate_items, data.index.duplicate_numbers

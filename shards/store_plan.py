@@ -1,10 +1,10 @@
-"""What an item store is made of: which of its parts stand, and which are to be made.
+"""The plan of an item store: which parts exist, and which are missing.
 
-STORE/plan.json            the settings that every token depends on; with another value of one the store is refused
-STORE/part-<digest>.json   one shard's part is whole; digest of the settings, the shard and the photos taken of it
+STORE/plan.json            the settings that every token depends on; they cannot be changed
+STORE/part-<digest>.json   a complete part; digest of the settings, its shard and the photos of that shard
 
-A set that has grown, or was packed anew, has shards that the store does not know. Their parts are made beside the
-others, and until the new manifest is written the old one describes a whole store.
+New shards of a set that was extended or packed again are added as new parts. Until the new manifest is written, the old
+one describes a complete store.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lavic.model.item_store import Part
 
 FILE = "plan.json"
-LOST = 0.1
-"""Largest share of a store's items that the sets may have lost since: with more it is another catalogue's store."""
+MAX_LOST = 0.1
+"""Largest share of a store's items that may be missing in the sets; otherwise they are of another catalogue."""
 _NAMES = {
     "base": "base model",
     "geometry": "--model.views",
@@ -41,11 +41,11 @@ _NAMES = {
 }
 
 
-def recorded(out: Path) -> dict[str, Any]:
-    """The settings that a store, whole or not, was begun with; empty where there is none."""
+def read_plan(out: Path) -> dict[str, Any]:
+    """The settings of a store, complete or not; empty if there is none."""
     try:
         plan = json.loads((out / FILE).read_text("utf-8"))
-        if (manifest := out / "manifest.json").is_file():  # older plans did not know the views
+        if (manifest := out / "manifest.json").is_file():  # plans of older versions lack the views
             plan["geometry"] = json.loads(manifest.read_text("utf-8"))["geometry"]
         return dict(plan)
     except (OSError, ValueError, TypeError, KeyError):
@@ -54,7 +54,7 @@ def recorded(out: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StorePlan:
-    """A store as it is to be."""
+    """A store that is to be built from sets of shards."""
 
     out: Path
     settings: Mapping[str, Any]
@@ -62,60 +62,58 @@ class StorePlan:
     shards: tuple[str, ...]
     """The sha256 of each shard of the sets."""
     photos: StorePhotos
-    """Of each shard, those that the store takes."""
+    """The photos of the store, by shard."""
 
     @property
     def names(self) -> list[str]:
         """The name of each shard's part."""
         return self.photos.names
 
-    def is_whole(self) -> bool:
-        """Whether the store is there as it is to be."""
+    def is_complete(self) -> bool:
+        """Whether the store exists with all parts and no others."""
         try:
             manifest = json.loads((self.out / "manifest.json").read_text("utf-8"))
-            made = [part["name"] for part in manifest["parts"]]
+            names = [part["name"] for part in manifest["parts"]]
         except (OSError, ValueError, TypeError, KeyError):
             return False
-        if made == self.names:
+        if names == self.names:
             return True
-        # older versions named a part by its number, and what it was made of stood in the plan
-        plan = recorded(self.out)
+        # Older versions named a part by its number, and recorded its shard and photos in the plan.
+        plan = read_plan(self.out)
         return plan.get("shards") == list(self.shards) and plan.get("items") == self._digest_keys()
 
     def begin(self) -> None:
-        """Notes the settings in a new folder; in one that holds a store, compares them with its own.
+        """Records the settings in a new store, or compares them with those of an existing one.
 
         Raises:
-            DataError: The store was made with other settings or of another catalogue, or the folder holds something
-                else.
+            DataError: The store has other settings or is of another catalogue, or the folder has other content.
         """
-        plan = recorded(self.out)
-        whole = (self.out / "manifest.json").is_file()
-        what = "an item store" if whole else "an unfinished item store"
+        plan = read_plan(self.out)
+        what = "an item store" if (self.out / "manifest.json").is_file() else "an unfinished item store"
         if not plan:
             if any(not entry.name.startswith(".") for entry in self.out.iterdir()):
-                raise DataError(f"{self.out}: not empty, and not an item store: choose another --out, or remove it")
-        elif other := [key for key, value in self.settings.items() if plan.get(key, value) != value]:
-            names = ", ".join(_NAMES.get(key, key) for key in other)
-            raise DataError(f"{self.out}: {what} made with another {names}: choose another --out, or remove it")
-        elif not self.is_whole():
+                raise DataError(f"{self.out}: not empty, and not an item store: use another --out, or remove it")
+        elif changed := [key for key, value in self.settings.items() if plan.get(key, value) != value]:
+            names = ", ".join(_NAMES.get(key, key) for key in changed)
+            raise DataError(f"{self.out}: {what} made with another {names}: use another --out, or remove it")
+        elif not self.is_complete():
             self._check_catalogue(what)
-        if not self.is_whole():
+        if not self.is_complete():
             atomic_write(self.out / FILE, json.dumps(self.settings))
 
-    def made(self, name: str) -> Part | None:
-        """A part that stands."""
+    def read_part(self, name: str) -> Part | None:
+        """A part by its name, or None if it is not complete."""
         from lavic.model.item_store import Part
 
         file = self.out / f"part-{name}.json"
         return Part(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
 
-    def note(self, part: Part) -> None:
-        """Notes that a part is whole."""
+    def record_part(self, part: Part) -> None:
+        """Records that a part is complete."""
         atomic_write(self.out / f"part-{part.name}.json", json.dumps(asdict(part)))
 
-    def sweep(self, parts: Sequence[Part]) -> None:
-        """Removes what the store is not made of any more, now that these are its parts."""
+    def remove_old(self, parts: Sequence[Part]) -> None:
+        """Removes files of older parts, once the manifest lists only `parts`."""
         names = {*self.names, index_path(self.out, parts).stem.partition("-")[2]}
         for pattern in ("part-*.json", "items-*.jsonl", "items-*.safetensors", "tokens-*.safetensors"):
             for file in self.out.glob(pattern):
@@ -123,16 +121,16 @@ class StorePlan:
                     file.unlink(missing_ok=True)
 
     def _digest_keys(self) -> str:
-        """Of the keys of all photos."""
-        digest, between = hashlib.sha256(), ""
+        """Digest of the keys of all photos."""
+        digest, separator = hashlib.sha256(), ""
         for number in range(len(self.photos)):
             for key in self.photos.keys(number):
-                digest.update(f"{between}{key}".encode())
-                between = "\n"
+                digest.update(f"{separator}{key}".encode())
+                separator = "\n"
         return digest.hexdigest()
 
-    def _parts(self) -> Iterator[tuple[str, int]]:
-        """Name and items of each part that the store in the folder is made of, or an unfinished one has so far."""
+    def _existing_parts(self) -> Iterator[tuple[str, int]]:
+        """Name and number of items of each part in the folder."""
         manifest = self.out / "manifest.json"
         if manifest.is_file():
             parts = json.loads(manifest.read_text("utf-8"))["parts"]
@@ -141,32 +139,30 @@ class StorePlan:
         yield from ((part["name"], part["items"]) for part in parts)
 
     def _check_catalogue(self, what: str) -> None:
-        """Refuses a store of which the sets have lost too many items."""
-        parts, names = dict(self._parts()), set(self.names)
-        # the parts that this plan takes over hold none that is lost
+        """Raises DataError if too many items of the store are missing in the sets."""
+        parts, names = dict(self._existing_parts()), set(self.names)
+        # Parts of this plan have no missing items.
         old = [path for name in parts if name not in names and (path := list_path(self.out, name)).is_file()]
         items = HashSet(np.concatenate([np.empty((0, 2), "<u8"), *(hash_texts(_items(path)) for path in old)]))
-        lost = np.ones(len(items), bool)
+        missing = np.ones(len(items), bool)
         for number in range(len(self.photos)) if len(items) else ():
-            places = items.find(self.photos.items(number))
-            lost[places[places >= 0]] = False
-        had = sum(parts.values())
-        if lost.sum() > LOST * had:
-            first = min(min(_those(path, items, lost), default="~") for path in old)
+            positions = items.find(self.photos.items(number))
+            missing[positions[positions >= 0]] = False
+        total = sum(parts.values())
+        if missing.sum() > MAX_LOST * total:
+            first = min(id for path in old for id in _missing_items(path, items, missing))
             raise DataError(
-                f"{self.out}: {what} of another catalogue: {lost.sum():,} of its {had:,} items are not in the sets "
-                f"(first: {first}): choose another --out, or remove it"
+                f"{self.out}: {what} of another catalogue: {missing.sum():,} of its {total:,} items are not in the "
+                f"sets (first: {first}): use another --out, or remove it"
             )
 
 
 def _items(path: Path) -> Iterator[str]:
-    """The items in a list of a store."""
+    """The item ids in a list of a store."""
     with path.open("rb") as lines:
         yield from (item_of(json.loads(line)["key"]) for line in lines)
 
 
-def _those(path: Path, items: HashSet, lost: np.ndarray) -> Iterator[str]:
-    """The items in a list of a store that are lost."""
-    texts = list(_items(path))
-    places = items.find(hash_texts(texts))
-    yield from (text for text, place in zip(texts, places.tolist(), strict=True) if lost[place])
+def _missing_items(path: Path, items: HashSet, missing: np.ndarray) -> Iterator[str]:
+    ids = list(_items(path))
+    yield from (id for id, position in zip(ids, items.find(hash_texts(ids)), strict=True) if missing[position])

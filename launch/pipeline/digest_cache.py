@@ -1,4 +1,4 @@
-"""OUT/.digests.json: facts about files, so that large files are not read each time a pipeline's status is asked."""
+"""OUT/.digests.json: a cache of values computed from files, so that a pipeline's status need not read large files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = ".digests.json"
 
 
 class DigestCache:
-    """Facts about files; valid while a file keeps its size and modification time."""
+    """Values computed from files; valid while a file keeps its size and modification time."""
 
     def __init__(self, out: Path) -> None:
         self._path = out / FILE
@@ -32,23 +32,23 @@ class DigestCache:
         except OSError:
             return ""
 
-    def cached(self, file: Path, question: str, answer: Callable[[], Any]) -> Any:
-        """What `answer` returns, or returned when the file was as it is now.
+    def cached(self, file: Path, key: str, compute: Callable[[], Any]) -> Any:
+        """The value of `compute` for a file, from the cache if the file has not changed.
 
         Args:
             file: The file.
-            question: Part of the key: what is asked, with all that the answer depends on besides the file.
-            answer: Returns something that JSON can hold.
+            key: Names the value, with everything that it depends on besides the file.
+            compute: Returns a value that JSON can represent.
 
         Raises:
             OSError: The file does not exist.
         """
         stat = file.stat()
-        key = f"{file}\n{question}" if question else str(file)
-        entry = self._entries.get(key)
+        full_key = f"{file}\n{key}" if key else str(file)
+        entry = self._entries.get(full_key)
         if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, answer()]
-            self._entries[key], self._changed = entry, True
+            entry = [stat.st_size, stat.st_mtime_ns, compute()]
+            self._entries[full_key], self._changed = entry, True
         return entry[2]
 
     def save(self) -> None:

@@ -1,1 +1,1 @@
-"""ZeRO-2 engine, checkpoints, the two tasks and the one training loop."""
+"""The trainer, its tasks, checkpoints and the ZeRO-2 engine."""

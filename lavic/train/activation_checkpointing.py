@@ -11,7 +11,7 @@ from lavic.train.config import LoopSettings
 
 
 def configure_layers(model: nn.Module, loop: LoopSettings) -> None:
-    """Turns activation checkpointing and compilation on as the settings say, in place; before the engine is made.
+    """Enables activation checkpointing and compilation, in place; call it before the engine is created.
 
     Args:
         model: A LlavaNext model with its adapter.
@@ -20,13 +20,13 @@ def configure_layers(model: nn.Module, loop: LoopSettings) -> None:
     llava = unwrap_peft(model)
     if loop.activation_checkpointing:
         with warnings.catch_warnings():
-            # transformers 5.23 renames it; 5.5 has this name alone
+            # transformers 5.23 renames it; 5.5 has only this name.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable", category=FutureWarning)
-            # Reentrant checkpointing gives no gradient to a layer whose input needs none: the first adapted one.
+            # Reentrant checkpointing computes no gradient for a layer whose input requires none: the first adapted one.
             llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if loop.compile:
         for layer in transformer_layers(llava):
-            # Each layer by itself: they share one compiled graph, and lengths change with every batch.
+            # Layer by layer, so that they share a compiled graph; dynamic, because lengths change with every batch.
             layer.compile(dynamic=True)
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LOSS_TOLERANCE = 1e-3
 """Largest difference between the losses of the saved and the trained model, nats per token."""
 COMPARED_SAMPLES = 64
-"""Validation samples that these losses are means over, from all over the set. Weights that lost their last digits
-change the losses of single tokens in both directions: over few tokens these may cancel."""
+"""Validation samples for these losses, spread over the set. Rounded weights change the losses of single tokens in both
+directions, which may cancel over few tokens."""
 
 
 def check_bundle(
@@ -36,15 +36,15 @@ def check_bundle(
     *,
     vision: Path | None,
 ) -> None:
-    """After a bundle was saved: it holds what was trained, and nothing else has changed. Collective; rank 0 checks.
+    """Checks a saved bundle: it has the trained weights, and nothing else has changed. Collective; rank 0 checks.
 
     Args:
         folder: The bundle.
         model: The trained model.
-        task: Its task; with the adapter as a bundle is loaded it must give the same losses.
+        task: Its task; the loaded bundle must give the same losses.
         samples: The validation set.
         world: The ranks.
-        vision: Of stage 2, the folder of the vision adapter that stage 1 made; None where there is none.
+        vision: In stage 2, the folder of stage 1's vision adapter, if any.
 
     Raises:
         LavicError: The bundle differs from the model.
@@ -74,24 +74,24 @@ def _compare(
         return f"{len(unmatched)} weights are saved or trained, but not both (first: {unmatched[0]})"
     for name, weight in trained.items():
         if not torch.equal(saved[name].to(weight.dtype), weight):  # saved in float32, trained in bfloat16
-            return f"{name} was not saved as it was trained"
+            return f"{name} differs from the trained weight"
     if not any(weight.count_nonzero() for name, weight in saved.items() if "lora_B" in name):
         return "every LoRA B is zero"
     for name, parts in TRAINED_PARTS.items():
         file = folder / f"{name}_adapter" / WEIGHTS
         foreign = [n for n in load_file(file) if not any(p in n for p in parts)] if file.is_file() else []
         if foreign:
-            return f"its {name} adapter holds {foreign[0]}"
+            return f"its {name} adapter has the foreign weight {foreign[0]}"
     if kind == "language":
         copied = folder / "vision_adapter" / WEIGHTS
         if (vision is None) == copied.is_file() or (vision and copied.read_bytes() != (vision / WEIGHTS).read_bytes()):
-            return "its vision adapter is not the one that stage 2 started from"
+            return "its vision adapter differs from that of stage 1"
     return _compare_losses(folder, kind, task, samples)
 
 
 @torch.no_grad()
 def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: TaskDataset[Any]) -> str | None:
-    """Loads the saved adapter as a bundle's is loaded, and compares the losses of some validation samples."""
+    """Loads the saved adapter and compares the losses on validation samples."""
     from lavic.model.lora import install
 
     loaded = _without_adapter(task)
@@ -100,7 +100,7 @@ def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: TaskData
     was_training, device = task.training, next(task.parameters()).device
     task.eval()
     try:
-        # Evenly spaced ones first; the others only where some of these have no target.
+        # Evenly spaced ones first; others only if some of these have no target.
         spaced = (n * len(samples) // COMPARED_SAMPLES for n in range(COMPARED_SAMPLES))
         positions = dict.fromkeys([*spaced, *range(len(samples))])
         single = (samples.collate([samples[n]]) for n in positions if n < len(samples))
@@ -113,8 +113,8 @@ def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: TaskData
     trained, saved = torch.cat(losses, 1).double().mean(1).tolist()  # per target token, as in the validation
     if not abs(trained - saved) <= LOSS_TOLERANCE:
         return (
-            f"loaded again its loss is {saved:.6f}, that of the trained model {trained:.6f}, on "
-            f"{len(losses)} validation samples: it is not the same model"
+            f"its loss on {len(losses)} validation samples is {saved:.6f}, that of the trained model {trained:.6f}: "
+            "it is not the same model"
         )
     return None
 

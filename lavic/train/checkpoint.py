@@ -1,12 +1,12 @@
-"""Checkpoints: one folder per step, complete or absent.
+"""Checkpoints: one folder per step, written atomically.
 
     checkpoints/step-000120/state.safetensors   weights and AdamW moments by parameter name, float32
                             progress.json       `TrainState`, and the identity of model and data
                             COMPLETE            size and sha256 of the others; written last
 
-Rank 0 writes them, from tensors gathered over all ranks: what DeepSpeed's universal checkpoint holds, without its
+Rank 0 writes them from tensors gathered over all ranks: the content of DeepSpeed's universal checkpoint, without its
 conversion step. A run can therefore resume with any number of ranks, frozen weights are not saved, and nothing is
-unpickled. A folder is written under another name and renamed when it is on disk.
+unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Where a run stands: with weights and moments, all that is needed to resume to the same losses.
+    """The progress of a run: with weights and moments, all that is needed to resume to the same losses.
 
     The order of samples, their random choices and dropout are functions of the seed and of these numbers.
     """
@@ -46,19 +46,19 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
-    """Global samples seen: the data position, whatever the number of ranks."""
+    """Samples seen by all ranks: the position in the data."""
     best_step: int | None = None
     """Step of the best validation so far: of the lowest loss, or the highest score."""
     best_loss: float | None = None
     """The validation loss of that step, nats per target token."""
     best_score: float | None = None
-    """The score of that step, where a score selects."""
+    """The score of that step, if the model is selected by a score."""
     validations_since_best: int = 0
     """Validations since then, for `loop.early_stopping_patience`."""
     validated: int = -1
     """Step of the last validation."""
     skipped_steps: int = 0
-    """Steps among those done whose loss or gradient was not finite: they changed no weight."""
+    """Number of those steps that changed no weight because loss or gradient was not finite."""
 
 
 class CheckpointManager:
@@ -70,10 +70,10 @@ class CheckpointManager:
         """Opens a folder, which need not exist.
 
         Args:
-            folder: For example RUN/checkpoints, seen by every rank.
+            folder: RUN/checkpoints, on a file system that all ranks share.
             world: The ranks.
-            keep: How many to keep, the newest ones.
-            identity: Digests of what a checkpoint belongs to, such as the base model; `load` refuses others.
+            keep: How many of the newest to keep.
+            identity: Digests of model and data, which `load` compares.
         """
         self.folder = folder
         self.keep = keep
@@ -93,10 +93,10 @@ class CheckpointManager:
         target = self.folder / f"step-{train_state.step:06d}"
 
         def write() -> None:
-            with atomic_folder(target) as aside:
-                save_file(tensors, aside / STATE)
-                _write(aside / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(train_state)})
-                _write(aside / COMPLETE, {name: _checksum(aside / name) for name in (STATE, PROGRESS)})
+            with atomic_folder(target) as part:
+                save_file(tensors, part / STATE)
+                _write(part / PROGRESS, {"format": FORMAT, "identity": self.identity, **asdict(train_state)})
+                _write(part / COMPLETE, {name: _checksum(part / name) for name in (STATE, PROGRESS)})
             self._prune(target)
 
         try:
@@ -126,7 +126,7 @@ class CheckpointManager:
         """Loads the newest complete checkpoint into the engine.
 
         Returns:
-            Where the run stands, or None where there is no complete checkpoint.
+            The run's progress, or None without a complete checkpoint.
 
         Raises:
             ConfigError: The checkpoint belongs to another model, other data or another format.
@@ -172,17 +172,17 @@ def _step(folder: Path) -> int:
 
 
 def find_damage(folder: Path) -> str:
-    """Which files of a checkpoint differ from the sizes and sha256 in COMPLETE; "" where none does."""
+    """Which files of a checkpoint differ from the sizes and sha256 in COMPLETE; "" if none."""
     try:
         checksums = json.loads((folder / COMPLETE).read_text("utf-8"))
         if set(checksums) != {STATE, PROGRESS}:
             return f"{COMPLETE} lists other files"
         changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]
-        return f"{', '.join(changed)} changed since" if changed else ""
+        return f"{', '.join(changed)} changed" if changed else ""
     except OSError as e:
         return f"{Path(e.filename).name if e.filename else folder.name}: {e.strerror}"
     except (ValueError, TypeError, AttributeError):
-        return f"{COMPLETE} is no list of files"
+        return f"{COMPLETE} is not a list of files"
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:

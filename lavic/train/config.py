@@ -17,23 +17,23 @@ class LoopSettings:
     """Settings of the training loop."""
 
     epochs: PositiveFloat = 1.0
-    """Passes over the training set; rounded up to a whole step."""
+    """Passes over the training set; rounded up to a full step."""
     steps: PositiveInt | None = None
     """Optimizer steps; overrides `epochs`."""
     global_batch_size: PositiveInt = 32
     """Samples of one optimizer step, over all ranks."""
     micro_batch: PositiveInt | None = None
-    """Most samples of one forward pass on one rank; gradients are accumulated. None: a rank's whole share."""
+    """Maximum samples per forward pass and rank; gradients are accumulated. None: a rank's full share of the step."""
     micro_tokens: PositiveInt | None = None
-    """Most tokens of one forward pass on one rank, with padding and the cost of photos in the vision tower. The samples
-    of a step are then grouped by length: little padding, equal work on each rank, as many micro-steps as needed. None:
-    `micro_batch` alone limits a forward pass."""
+    """Maximum tokens per forward pass and rank, with padding and the cost of photos in the vision tower. The samples of
+    a step are then grouped by length: little padding, equal work on each rank, as many micro-steps as needed. None:
+    only `micro_batch` limits a forward pass."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input and recompute the rest in the backward pass: a third more work for a tenth of the
-    memory. The results are the same."""
+    """Keep only the input of each layer and recompute the rest in the backward pass: a third more compute for a tenth
+    of the memory. The results are the same."""
     compile: bool = False
-    """Compile the layers with `torch.compile`: a minute at the start, faster steps, and losses that differ in the last
-    digits."""
+    """Compile the layers with `torch.compile`: takes a minute at the start; steps are faster, and losses differ in the
+    last digits."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -47,10 +47,10 @@ class LoopSettings:
     eval_every: NonNegativeInt = 0
     """Steps between validations; 0 validates before the first step and after the last."""
     early_stopping_patience: NonNegativeInt = 0
-    """Validations in a row that bring nothing better, by what `select` goes by, after which training ends early; 0
-    trains to the end. Needs `eval_every`."""
+    """Validations without an improvement of the metric in `select`, after which training stops early; 0 disables early
+    stopping. Needs `eval_every`."""
     save_every: PositiveInt = 100
-    """Steps between checkpoints; one is written after the last step and on a stop request too."""
+    """Steps between checkpoints; they are also written after the last step and on a stop request."""
     save_total_limit: PositiveInt = 2
     """Checkpoints to keep; older ones are removed."""
     log_every: PositiveInt = 1
@@ -58,21 +58,21 @@ class LoopSettings:
     seed: Seed = 0
     """Seed of new weights, sample order, random choices and dropout."""
     num_workers: NonNegativeInt = 0
-    """Data loader processes per rank; 0 prepares samples in the rank itself, between the steps."""
+    """Data loader processes per rank; 0 prepares samples in the rank's process, between the steps."""
     skip_samples: Path | None = None
-    """A text file of sample keys, one a line, as error messages name them: these are not trained on. Each is replaced
-    by the next sample in the order."""
+    """A text file of sample keys to exclude from training, one per line, as in error messages. Each is replaced by the
+    next sample in the order."""
     max_skipped: NonNegativeInt = 0
-    """Steps of the run that may be skipped because their loss or gradient is not finite; a skipped step changes no
-    weight. One more ends the run."""
+    """Number of steps of the run that may be skipped because loss or gradient is not finite. A skipped step changes no
+    weight."""
     hang_warn_minutes: PositiveFloat = 5.0
-    """Minutes that ranks wait for another before one of them reports which rank is missing, and where each rank is."""
+    """Minutes that ranks wait for another rank before they report which rank is missing, and where each rank is."""
     flight_recorder: bool = False
     """Keep each rank's last 2,000 collectives and write them to OUT/flight-recorder when a collective hangs;
     `torchfrtrace OUT/flight-recorder -p rank_` compares them."""
 
     def split_batch(self, ranks: int) -> tuple[int, int]:
-        """Splits a step's batch: samples of one forward pass on one rank, and number of forward passes.
+        """Splits a step's batch: returns the samples per forward pass and rank, and the number of forward passes.
 
         Raises:
             ConfigError: The ranks would get unequal shares, or `early_stopping_patience` lacks `eval_every`.

@@ -1,4 +1,4 @@
-"""Validation: the loss per target token over a set, the same for any number of ranks, and what a scorer adds."""
+"""Validation: the loss per target token over a set, the same for any number of ranks, and optional scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lavic.train.input.data_loader import MicroBatch, TaskDataset, prefetch
 from lavic.train.input.length_bucketing import bucket_by_length
 
 WINDOW_BATCHES = 8
-"""Batches of similar lengths that are made together; a data loader worker makes one window at a time."""
+"""Batches of a window, whose samples are sorted by length; a data loader worker prepares one window at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class EvalResult:
     loss: float
     """Mean negative log-likelihood of a target token, nats."""
     tokens: int
-    """Target tokens it is the mean of."""
+    """Number of target tokens."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """What the run's scorer measured, by name; of each, more is better."""
+    """Scores by name; higher is better."""
 
     @property
     def perplexity(self) -> float:
@@ -41,16 +41,16 @@ class EvalResult:
 
 
 class Scorer(Protocol):
-    """Scores the model in training by what it is for, beside its loss; handed to the trainer by the command."""
+    """Computes metrics of the task, besides the loss, at each validation; the command passes it to the trainer."""
 
     def __call__(self, check_stop: Callable[[], None]) -> Mapping[str, float]:
-        """Measures. Collective: every rank gets the same values.
+        """Computes the scores. Collective: every rank gets the same values.
 
         Args:
-            check_stop: To be called every few seconds, as often on every rank; may raise Stopped on all ranks.
+            check_stop: Call it every few seconds, the same number of times on every rank; may raise Stopped on all.
 
         Returns:
-            Name -> value; of each, more is better. The names never change in a run.
+            Name -> value; higher is better. The names never change in a run.
         """
         ...
 
@@ -74,22 +74,22 @@ def evaluate(
     """Runs every sample once, without dropout. Collective.
 
     Args:
-        task: Gives the loss of each target token of a batch.
-        samples: One epoch of it is read: positions 0 to n - 1.
+        task: Returns the loss of each target token of a batch.
+        samples: The set; one epoch is read.
         world: The ranks; each takes every size-th sample.
-        batch_size: Most samples of one forward pass.
-        device: Where the task is.
-        max_tokens: Most tokens of one forward pass, padding and photos included; None: any number.
-        num_workers: Processes that prepare samples ahead; 0 prepares them between the passes.
+        batch_size: Maximum samples of a forward pass.
+        device: Of the task.
+        max_tokens: Maximum tokens of a forward pass, with padding and photos; None: any number.
+        num_workers: Data loader processes; 0 prepares samples between the passes.
         check_stop: Called every few batches; may raise Stopped on all ranks.
-        enter_phase: Called with the name of each part of the set when this rank begins it.
+        enter_phase: Called with the name of each window when this rank begins it.
 
     Raises:
         NoTargetTokensError: The set has no target token.
     """
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
-    longest = math.ceil(len(samples) / world.size)  # a rank with one sample less must call check_stop as often
+    longest = math.ceil(len(samples) / world.size)  # every rank calls check_stop equally often
     size = WINDOW_BATCHES * batch_size
     windows = [share[first : first + size] for first in range(0, longest, size)]
     make = partial(_make_window, samples, windows, batch_size, max_tokens)
@@ -104,14 +104,14 @@ def evaluate(
     loss, tokens = world.all_reduce(total).tolist()
     if not tokens:
         raise NoTargetTokensError(
-            "the validation set has no target token: it is empty, or no sample of it fits --max-length"
+            "the validation set has no target token: it is empty, or no sample fits into --max-length"
         )
     return EvalResult(loss / tokens, int(tokens))
 
 
 @contextmanager
 def inference(task: nn.Module) -> Iterator[None]:
-    """A block without dropout and without gradients; the task is as before after it."""
+    """A block without dropout and without gradients; restores the mode of the task."""
     was_training = task.training
     task.eval()
     try:

@@ -1,4 +1,4 @@
-"""Which samples of a step have a loss or a gradient that is not finite."""
+"""Finds the samples of a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class NonFiniteError(LavicError):
-    """A loss or a gradient that is not finite; no weight was changed by it. Raised on all ranks alike."""
+    """A loss or a gradient is not finite; no weight was changed. Raised on all ranks."""
 
     def __init__(self, what: str, samples: str, lr: float, *, stop: bool) -> None:
-        """Describes it.
+        """Formats the message.
 
         Args:
-            what: What is not finite: loss or gradient.
-            samples: Those that it comes from, with their ranks.
+            what: `loss` or `gradient`.
+            samples: The samples that cause it, with their ranks.
             lr: The step's learning rate.
-            stop: Whether any rank was asked to stop.
+            stop: Whether any rank has a stop request.
         """
         super().__init__(
-            f"the {what} of {samples} is not finite: look at these samples, then run the same command again with "
-            "--loop.skip-samples FILE (their keys, one a line), with --loop.max-skipped 1 to leave out this step, or "
-            f"with a lower --loop.lr (now {lr:g})"
+            f"the {what} of {samples} is not finite: check these samples, then run the same command again with "
+            "--loop.skip-samples FILE (their keys, one per line), with --loop.max-skipped 1 to skip this step, or with "
+            f"a lower --loop.lr (now {lr:g})"
         )
         self.what, self.samples, self.stop = what, samples, stop
 
@@ -38,18 +38,18 @@ class NonFiniteError(LavicError):
 def find_nonfinite_samples(
     task: nn.Module, micro_batches: Sequence[MicroBatch], losses: Sequence[torch.Tensor], world: DistributedContext
 ) -> str:
-    """The samples whose loss, or else whose gradient, is not finite, with their ranks. Collective.
+    """The samples whose loss is not finite, or else those whose gradient is not, with their ranks. Collective.
 
     Args:
-        task: Weights as they were when the step began.
+        task: With the weights before the step.
         micro_batches: This rank's part of the step.
-        losses: Of each micro-batch, the losses of its target tokens.
+        losses: The losses of the target tokens of each micro-batch.
         world: The ranks.
     """
     keys = [key for batch, loss in zip(micro_batches, losses, strict=True) for key in _nonfinite_keys(batch, loss)]
     by_rank = world.all_gather_object(keys)
     if not any(by_rank):
-        # All losses are finite, so it is a gradient: run each micro-batch by itself.
+        # All losses are finite, so a gradient is not: run the micro-batches separately.
         trained = [p for p in task.parameters() if p.requires_grad]
         device = trained[0].device
         for batch in micro_batches:
@@ -57,14 +57,14 @@ def find_nonfinite_samples(
             if not all(g.isfinite().all() for g in gradients if g is not None):
                 keys += batch.keys
         by_rank = world.all_gather_object(keys)
-    if not any(by_rank):  # only their sum is not finite
+    if not any(by_rank):  # only the sum of the gradients is not finite
         by_rank = world.all_gather_object([key for batch in micro_batches for key in batch.keys])
     parts = [f"{first_keys(keys)} on rank {rank}" for rank, keys in enumerate(by_rank) if keys]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
 
 
 def first_keys(keys: Sequence[str]) -> str:
-    """The first five of some keys, and how many more there are."""
+    """The first five keys, and the number of others."""
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 

@@ -1,10 +1,10 @@
-"""The output folder of a training run: its settings, whether it is done, and its lock.
+"""The output folder of a training run: its settings, its status and its lock.
 
-RUN/config.yaml    the settings, resolved
+RUN/config.yaml    the resolved settings
     metrics.jsonl  the journal
     checkpoints/
     bundle/        the result
-    result.json    written last: the run is done
+    result.json    written last: the run is complete
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FREE = (
     "loop.num_workers",
     "loop.save_every",
     "loop.save_total_limit",
-    "model.chat_template",  # where it stands: what it says is part of the prompt version, which is compared
+    "model.chat_template",  # a path; the content is part of the prompt version, which is compared
     "nproc",
     "out",
     "tracking",
 )
-"""Keys, or groups of them, that may change when a run is resumed: they do not change what is learnt."""
+"""Keys, or groups of them, that may change when a run is resumed, because they do not affect the result."""
 
 CHANGEABLE = (
     "loop.epochs",
@@ -55,24 +55,24 @@ CHANGEABLE = (
     "loop.steps",
     "loop.warmup",
 )
-"""Keys that may change when a run is resumed, although they change what is learnt from then on; journalled."""
+"""Keys that may change when a run is resumed, although they affect the result; changes are recorded in the journal."""
 
 
 class RunFolder:
-    """The output folder of one training run, held until `close`: a context manager.
+    """The output folder of a training run, locked until `close`: a context manager.
 
     Attributes:
-        folder: Where it is.
-        bundle: Where its bundle goes.
-        checkpoints: Where its checkpoints go.
-        begun: Whether it has a checkpoint, whole or not.
-        changed: Settings of `CHANGEABLE` that differ from those of its last start, with the values before and now.
+        folder: The folder.
+        bundle: Its bundle.
+        checkpoints: The folder of its checkpoints.
+        begun: Whether it has a checkpoint, complete or not.
+        changed: Settings of `CHANGEABLE` that differ from those of its last start, with the old and the new value.
     """
 
     def __init__(self, settings: Any, *, command: str, world: DistributedContext, free: Iterable[str] = ()) -> None:
-        """Opens or makes the folder `settings.out` and, on rank 0, locks it.
+        """Opens or creates the folder `settings.out` and, on rank 0, locks it.
 
-        Before its first checkpoint a run may be started again with other settings.
+        Before its first checkpoint, a run may be started again with other settings.
 
         Args:
             settings: The run's settings.
@@ -81,7 +81,7 @@ class RunFolder:
             free: More keys that may change, such as the paths of inputs, whose content is compared.
 
         Raises:
-            ConfigError: It holds a run with other settings, a run in progress, or something else; or its path is not
+            ConfigError: It has a run with other settings, a run in progress, or other content; or its path is not
                 UTF-8.
         """
         self.folder: Path = settings.out
@@ -97,7 +97,7 @@ class RunFolder:
         self._main = world.is_main
         self._command = command
         config = self.folder / "config.yaml"
-        # looked at before config.yaml, which rank 0 may be writing right now
+        # Check this before config.yaml, which rank 0 may be writing right now.
         occupied = self.folder.exists() and not _empty(self.folder)
         self.begun = self.done or any(self.checkpoints.glob("step-*"))
         if config.is_file() and self.begun:
@@ -106,10 +106,10 @@ class RunFolder:
             if changes:
                 listed = _format_changes(changes)
                 raise ConfigError(
-                    f"{self.folder} holds a run with other settings: {listed}. Use those of {config}, or another --out"
+                    f"{self.folder} has a run with other settings: {listed}. Use those of {config}, or another --out"
                 )
         elif occupied and not config.is_file():
-            raise ConfigError(f"--out {self.folder} is there and is not a {command} run: choose another folder")
+            raise ConfigError(f"--out {self.folder} exists and is not a {command} run: use another folder")
         if not self._main:
             return
         self._lock = ExitStack()
@@ -120,21 +120,21 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the run has reached its end."""
+        """Whether the run is complete."""
         return (self.folder / RESULT).is_file()
 
     @property
     def extended(self) -> bool:
-        """Whether the run has reached its end, and the settings now ask for more steps or more patience."""
+        """Whether the run was complete, and the settings now have more steps or more patience."""
         return self.done and not self.changed.keys().isdisjoint(
             ("loop.steps", "loop.epochs", "loop.early_stopping_patience")
         )
 
     def accept_changes(self, settings: Any) -> str:
-        """Writes down the settings that have changed; the run is not done any more. All ranks must have opened it.
+        """Records the changed settings; the run is then incomplete. All ranks must have opened it.
 
         Returns:
-            What has changed, for the log.
+            The changes, for the log.
         """
         if self._main:
             atomic_write(self.folder / "config.yaml", dump(settings, command=self._command))
@@ -153,16 +153,16 @@ class RunFolder:
         self.close()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the result: the run is done."""
+        """Writes the result: the run is complete."""
         if self._main:
             atomic_write(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedContext) -> None:
-    """Rank 0 writes; an error of it is raised on every rank, so that none waits for another. Collective.
+    """Calls `write` on rank 0; an error is raised on every rank, so that none waits for another. Collective.
 
     Raises:
-        LavicError: On all ranks, with the error of rank 0: a full disk is an OSError or a library's own error.
+        LavicError: On all ranks, with the error of rank 0, whose type depends on the library that writes.
     """
     problem = None
     if world.is_main:
@@ -177,7 +177,7 @@ def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedC
 
 
 def digest_files(files: Iterable[Path]) -> str:
-    """A digest of the content of files, in the given order, whatever they are called."""
+    """A digest of the content of files, in the given order, but not of their names."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.stat().st_size.to_bytes(8, "little"))
@@ -192,7 +192,7 @@ def _empty(folder: Path) -> bool:
 
 
 def _changed_settings(before: Any, now: Any, free: set[str]) -> dict[str, list[Any]]:
-    """Settings that are not the same, each with both values."""
+    """Settings that differ, with both values."""
     old, new = flatten(before), flatten(now)
     return {
         key: [old.get(key), new.get(key)]

@@ -1,6 +1,6 @@
-"""What must hold of a run, whatever it learns: checked before the first step, at the first update and at every save.
+"""Invariants of a run, checked before the first step, at the first update and at every save.
 
-The checks are collective, so that a fault that one rank sees ends all of them with the same message.
+The checks are collective: a problem on one rank ends all ranks with the same message.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ TRAINED_PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 class SanityChecks:
-    """Checks of one task under one engine.
+    """Checks a task and its engine.
 
-    A task's attribute `trains` is the kind of adapter that its stage trains, a key of `TRAINED_PARTS`; without it, the
-    parts are not checked.
+    A task's attribute `trains` is the kind of adapter that it trains, a key of `TRAINED_PARTS`; without it, the parts
+    are not checked.
     """
 
     def __init__(self, task: nn.Module, trained: Mapping[str, nn.Parameter], world: DistributedContext) -> None:
-        """Watches the gradients from here on.
+        """Registers gradient hooks.
 
         Args:
-            task: What is trained.
+            task: The task.
             trained: Its trainable parameters by name.
             world: The ranks.
         """
@@ -48,7 +48,7 @@ class SanityChecks:
         """Before DeepSpeed broadcasts the weights of rank 0. Collective.
 
         Raises:
-            LavicError: The ranks hold different frozen weights.
+            LavicError: The ranks have different frozen weights.
         """
         digests = self._world.all_gather_object(
             hashlib.sha256(repr(parameter_checksums(self._task)).encode()).hexdigest()
@@ -56,8 +56,7 @@ class SanityChecks:
         different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if different:
             raise LavicError(
-                f"rank {different[0]} holds other frozen weights than rank 0: do all machines read the same model "
-                "folder?"
+                f"rank {different[0]} has other frozen weights than rank 0: do all machines read the same model folder?"
             )
 
     def check_start(self, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -79,7 +78,7 @@ class SanityChecks:
         """Before an update; before the first one, checks that every parameter has a gradient. Collective.
 
         Raises:
-            LavicError: A trainable parameter got no gradient on some rank, which may leave the other ranks waiting.
+            LavicError: A trainable parameter got no gradient on some rank, so that other ranks may hang.
         """
         if not self._steps:
             self._check_gradients()
@@ -89,8 +88,8 @@ class SanityChecks:
         """At every save. Collective.
 
         Raises:
-            LavicError: Since the last save a trainable parameter got no gradient on some rank, the frozen weights are
-                not what they were, or every LoRA B is still zero.
+            LavicError: Since the last save a trainable parameter got no gradient on some rank or the frozen weights
+                changed, or every LoRA B is still zero.
         """
         if self._steps == self._saved_step:
             return
@@ -127,9 +126,9 @@ class SanityChecks:
 
 
 def parameter_checksums(task: nn.Module) -> list[int]:
-    """The sum of the bit patterns of each frozen parameter: it changes with almost any change of a weight.
+    """The sum of the bit patterns of each frozen parameter, which changes with almost any change of a weight.
 
-    One pass over the weights on their device; some milliseconds for a 7B model on a GPU.
+    A pass over the weights on their device takes milliseconds for a 7B model on a GPU.
     """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
@@ -141,18 +140,15 @@ def parameter_checksums(task: nn.Module) -> list[int]:
 
 
 def _find_misplaced(task: nn.Module, trained: Mapping[str, nn.Parameter]) -> str | None:
-    """What is wrong with the set of trainable parameters; None where nothing is."""
+    """The problem of the set of trainable parameters, or None."""
     kind = getattr(task, "trains", None)
     if kind is None:
         return None
     for name in trained:
         if "lora_" not in name or not any(part in f".{name}" for part in TRAINED_PARTS[kind]):
-            return f"{name} would be trained: this stage trains LoRA on {_part_names(kind)} alone"
+            parts = " and ".join(part.strip(".") for part in TRAINED_PARTS[kind])
+            return f"{name} is trainable: this stage trains LoRA on {parts} alone"
     for part in TRAINED_PARTS[kind]:
         if not any(part in f".{name}" for name in trained):
-            return f"nothing of {part.strip('.')} would be trained: do the LoRA targets match the model?"
+            return f"nothing of {part.strip('.')} is trainable: do the LoRA targets match the model?"
     return None
-
-
-def _part_names(kind: str) -> str:
-    return " and ".join(part.strip(".") for part in TRAINED_PARTS[kind])

@@ -31,7 +31,7 @@ class StepResult:
     skipped: int
     """Samples without a target token."""
     stop: bool
-    """Whether any rank was asked to stop."""
+    """Whether any rank has a stop request."""
 
 
 def train_step(
@@ -49,16 +49,16 @@ def train_step(
     The loss is the mean over the target tokens of all ranks and micro-batches.
 
     Args:
-        engine: Holds the task.
-        micro_batches: As many on every rank.
+        engine: With the task.
+        micro_batches: The same number on every rank.
         lr: Learning rate.
         world: The ranks.
-        seed: Of dropout, with the rank and the number of the micro-batch: there is no generator state to save.
-        stop_requested: Whether this rank was asked to stop; called once, after the last backward pass.
+        seed: Of dropout, with the rank and the number of the micro-batch, so that there is no generator state to save.
+        stop_requested: Whether this rank has a stop request; called once, after the last backward pass.
         enter_phase: Called with the name of each part of the step when this rank begins it.
 
     Raises:
-        NonFiniteError: A loss or the gradient is not finite; the weights are as before, and the next step may be taken.
+        NonFiniteError: A loss or the gradient is not finite; the weights are unchanged, and the next step may follow.
         DataError: The step has no target token.
     """
     counts = torch.tensor(
@@ -75,7 +75,7 @@ def train_step(
             f"none of the samples {first_keys([key for batch in micro_batches for key in batch.keys])} has a target: "
             "are the photos described (`lavic describe`), and is max_length long enough?"
         )
-    if not engine.task.training:  # walking through a large model takes milliseconds
+    if not engine.task.training:  # train() takes milliseconds on a large model
         engine.task.train()
     losses = []
     for number, batch in enumerate(micro_batches):
@@ -84,7 +84,7 @@ def train_step(
         loss = engine.forward(batch.to(engine.device))
         losses.append(loss.detach())
         enter_phase(f"backward {number + 1}")
-        # The engine averages over ranks; the loss is a mean over the tokens of all of them.
+        # The engine averages over ranks; the loss is the mean over the tokens of all ranks.
         engine.backward(loss.sum() * (world.size / targets), last=number == len(micro_batches) - 1)
     nll = torch.cat(losses).sum(dtype=torch.float64)
     enter_phase("the update")
@@ -101,6 +101,6 @@ def train_step(
 
 
 def _hash_seed(*numbers: int) -> int:
-    """A seed from a few numbers, unlike the seeds of neighbouring ones."""
+    """A seed from several numbers; similar numbers give unrelated seeds."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""The one training loop. What differs between the stages is in the task and its data; what watches it, in callbacks."""
+"""The training loop of both stages. Their differences are in the task and its data; everything else is a callback."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lavic.train.train_step import train_step
 class Trainer:
     """Trains a task to the end of its run.
 
-    The loss of a step is the mean over its target tokens, on all ranks and in all micro-batches: it does not depend on
-    how the step's samples are split. At the same world size a resumed run gives the same losses to every digit.
+    The loss of a step is the mean over the target tokens of all ranks and micro-batches: it does not depend on how the
+    step's samples are split. With the same world size, a resumed run gives exactly the same losses.
 
     Attributes:
-        engine: Holds the task.
+        engine: With the task.
         loop: The settings.
         world: The ranks.
-        state: Where the run stands.
+        state: The run's progress.
         total_steps: Of the run.
-        stop_requested: Whether this rank was asked to stop; the ranks agree on it in each step.
+        stop_requested: Whether this rank has a stop request; the ranks agree on it in each step.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Trainer:
         """Prepares a run.
 
         Args:
-            engine: Holds the task.
-            train: Read endlessly, by position.
-            valid: One epoch of it is evaluated at each validation.
+            engine: With the task.
+            train: The training set.
+            valid: The validation set.
             loop: The settings.
             world: The ranks.
-            callbacks: Called in this order, see `Callback`; as many on every rank.
-            scorer: Scores the model at each validation, beside its loss.
+            callbacks: Called in this order, see `Callback`; the same on every rank.
+            scorer: Computes scores at each validation, besides the loss.
 
         Raises:
             ConfigError: The training set is empty, or the ranks cannot share a batch.
@@ -72,20 +72,20 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step is done, or `loop.early_stopping_patience` validations brought nothing better."""
+        """Whether the last step is done, or training stops early (`loop.early_stopping_patience`)."""
         state, patience = self.state, self.loop.early_stopping_patience
         return state.step >= self.total_steps or 0 < patience <= state.validations_since_best
 
     def fit(self) -> TrainState:
-        """Trains to the end, or until validations bring nothing better for too long. Collective.
+        """Trains to the end, or until early stopping. Collective.
 
         Returns:
-            Where the run stands: at the end.
+            The final state.
 
         Raises:
             Stopped: On request.
-            NonFiniteError: Before a step that would have spoilt the weights, more often than `loop.max_skipped`; names
-                the samples.
+            NonFiniteError: More than `loop.max_skipped` steps had a loss or gradient that is not finite; names the
+                samples.
             DataError: A step without any target token.
         """
         try:
@@ -106,7 +106,7 @@ class Trainer:
             getattr(callback, hook)(self, *args)
 
     def enter_phase(self, phase: str) -> None:
-        """Says which part of the run this rank begins."""
+        """Notifies the callbacks that this rank begins a part of the run."""
         self.notify("enter_phase", phase)
 
     def _eval_due(self) -> bool:

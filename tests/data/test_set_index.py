@@ -176,11 +176,10 @@ def test_many_items_are_compared_a_part_at_a_time(tmp_path: Path, monkeypatch: p
     expected = {key for _, _, key in taken.values()}
     parts = []
     for most in (1 << 20, 16):
-        monkeypatch.setattr(store_photos, "_AT_ONCE", most)
+        monkeypatch.setattr(store_photos, "_CHUNK", most)
         monkeypatch.setattr(text_hash, "_CHUNK", most)
         photos = store_photos.StorePhotos.of(sets, {"most": most}, tmp_path / "store")
         parts.append([photos.keys(shard) for shard in range(len(photos))])
-        assert [photos.count(shard) for shard in range(len(photos))] == [len(keys) for keys in parts[-1]]
         assert (photos.items(5) == hash_texts(key.rsplit("_", 1)[0] for key in photos.keys(5))).all()
     assert parts[0] == parts[1]
     keys = [key for part in parts[0] for key in part]

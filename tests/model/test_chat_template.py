@@ -163,11 +163,11 @@ def test_other_templates(bases: dict[str, Path], tmp_path: Path, template: str, 
     [
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% for m in messages %}", "cannot be used"),
-        ("hello", "does not show a message's photo and words once each"),
+        ("hello", "does not contain a message's photo and text exactly once"),
         ("{{ raise_exception('no users here') }}", "no users here"),
         (
             "{% for p in messages[0]['content'] | reverse %}{{ p['text'] or '<image>' }}{% endfor %}",
-            "shows a photo behind its words",
+            "puts a photo after its text",
         ),
     ],
 )

@@ -83,17 +83,17 @@ def test_a_head_comes_back_as_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded.query(features), head.eval().query(features))
     torch.testing.assert_close(loaded.query(features).norm(dim=-1), torch.ones(2))
     assert read_metadata(tmp_path / "head.safetensors") == {"made_by": "x"}
-    with pytest.raises(DataError, match="not a retriever's head"):
+    with pytest.raises(DataError, match="not the head of a retriever"):
         load_head(tmp_path / "head.safetensors", **sizes | {"dim": 4})
     whole = (tmp_path / "head.safetensors").read_bytes()
     (tmp_path / "head.safetensors").write_bytes(whole[: len(whole) // 2])
     assert read_metadata(tmp_path / "head.safetensors") == {}
-    with pytest.raises(DataError, match="not a retriever's head"):
+    with pytest.raises(DataError, match="not the head of a retriever"):
         load_head(tmp_path / "head.safetensors", **sizes)
     with torch.no_grad():
         head.item.layers[0].weight[0, 0] = torch.inf
     save_head(head, tmp_path / "head.safetensors", {})
-    with pytest.raises(DataError, match=r"item\.layers\.0\.weight holds numbers that are not finite"):
+    with pytest.raises(DataError, match=r"item\.layers\.0\.weight has numbers that are not finite"):
         load_head(tmp_path / "head.safetensors", **sizes)
 
 

@@ -326,7 +326,7 @@ def test_a_store_made_with_other_settings_is_refused(
     if not whole:
         (tmp_path / "store" / "manifest.json").unlink()
     assert main([*words, *change]) == 2
-    assert f"item store made with another {said}: choose another --out" in capsys.readouterr().err
+    assert f"item store made with another {said}: use another --out" in capsys.readouterr().err
     assert main(words) == 0
 
 
@@ -389,7 +389,7 @@ def test_growing_that_was_stopped_goes_on(
     words = ["embed", "--model.name", str(base), "--shards", str(few), str(tmp_path / "grown"), "--out", str(out)]
     assert main(words) == 0
     write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
-    warned_after("lavic.shards.store_plan.StorePlan.made")
+    warned_after("lavic.shards.store_plan.StorePlan.read_part")
     assert main(words) == 75, "a stop is looked for while parts that stand are skipped"
     assert len(ItemStore.open(out)) == 5
     warned_after("lavic.model.item_store.write_part")

@@ -217,7 +217,7 @@ def test_a_signal_while_validating_saves_the_steps_before(
     ("change", "complaint"),
     [
         ("rows", "belongs to another training set"),
-        ("torn", "step-000002 is damaged (state.safetensors changed since): ignored"),
+        ("torn", "step-000002 is damaged (state.safetensors changed): ignored"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(

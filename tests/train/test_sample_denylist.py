@@ -73,7 +73,7 @@ def test_the_next_sample_takes_the_place() -> None:
     assert kept.lengths(range(10)) == [kept[p].length for p in range(10)]
     assert len(kept) == 10
     assert kept.unknown() == ["other"]
-    with pytest.raises(ConfigError, match="names every sample"):
+    with pytest.raises(ConfigError, match="lists every sample"):
         DenylistDataset(data, [data.key(p) for p in range(10)]).unknown()
 
 

@@ -1,6 +1,6 @@
-"""A base model's chat template: where it stands, and what it puts around a prompt.
+"""The chat template of a base model, and the tags that it puts around a prompt.
 
-The template (Jinja) is rendered a few times for probe words, which shows the tags around a photo and around words; a
-prompt is then made of these (`lavic.model.prompts`). So it equals what `apply_chat_template` of transformers makes of
-the same message, and words from data never pass through the template.
+The template (Jinja) is rendered for a probe text, which shows the tags around text and photos; prompts are then built
+from these tags (`lavic.model.prompts`). The result equals that of `apply_chat_template` of transformers, but text from
+data never passes through the template.
 """

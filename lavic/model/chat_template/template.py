@@ -1,4 +1,4 @@
-"""Finds the chat template of a base model, and with it the version of its prompts."""
+"""Finds the chat template of a base model, which is part of the version of its prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_tokenizer(model: ModelSettings, folder: Path) -> PreTrainedTokenizerBas
 
 
 def prompt_version(model: ModelSettings, folder: Path) -> str:
-    """Version of the prompts that a model is asked with, which covers its chat template; no weights are loaded.
+    """Version of a model's prompts, which covers its chat template. Loads no weights.
 
     Raises:
         ConfigError: The model has no tokenizer, or no chat template that can be used.
@@ -46,7 +46,7 @@ def prompt_version(model: ModelSettings, folder: Path) -> str:
 def chat_format(
     model: ModelSettings, folder: Path, tokenizer: PreTrainedTokenizerBase, image_token_id: int
 ) -> ChatFormat:
-    """The tags that a model's prompts stand in.
+    """The tags around a model's prompts.
 
     Args:
         model: Its settings; the style `lavic` has no tags and needs no template.
@@ -55,7 +55,7 @@ def chat_format(
         image_token_id: Of its image token.
 
     Raises:
-        ConfigError: There is no template, or it cannot be used.
+        ConfigError: The template is missing or cannot be used.
     """
     if model.prompt == "lavic":
         return MISTRAL
@@ -66,7 +66,7 @@ def chat_format(
     if not template:
         raise ConfigError(
             f"{source}: it has no chat template (chat_template.jinja): give one with --model.chat-template FILE, or "
-            "ask in plain text with --model.prompt lavic"
+            "use plain-text prompts with --model.prompt lavic"
         )
     try:
         return Probe(template, tokenizer, str(tokenizer.convert_ids_to_tokens(image_token_id))).format()
@@ -87,18 +87,18 @@ def _read_file(path: Path) -> str:
 
 
 def _read_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template of a model folder, in the order in which transformers looks: the processor's, the tokenizer's."""
-    found: Any = None
+    """The template of a model folder, by the precedence of transformers: the processor's, then the tokenizer's."""
+    template: Any = None
     for name in ("processor_config.json", "chat_template.json"):
-        if found is None and (folder / name).is_file():
+        if template is None and (folder / name).is_file():
             try:
-                found = json.loads((folder / name).read_text("utf-8")).get("chat_template")
+                template = json.loads((folder / name).read_text("utf-8")).get("chat_template")
             except (ValueError, AttributeError) as e:
                 raise ConfigError(f"{folder / name}: not a JSON object ({first_line(e)})") from None
-    if found is None and (folder / "chat_template.jinja").is_file():
-        found = (folder / "chat_template.jinja").read_text("utf-8")
-    if found is None:
-        found = tokenizer.chat_template
-    if isinstance(found, dict):
-        found = found.get("default")
-    return found if isinstance(found, str) else None
+    if template is None and (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text("utf-8")
+    if template is None:
+        template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None

@@ -1,4 +1,4 @@
-"""Examples and batches with label masks: only target tokens are learnt."""
+"""Examples and batches with label masks: the loss covers only target tokens."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import torch
 
 IGNORED = -100
-"""Label of a token that is not learnt."""
+"""Label of a token outside the loss."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt, with its target where there is one."""
+    """A prompt and its target, if it has one."""
 
     input_ids: list[int]
     labels: list[int]
-    """As long as `input_ids`: the token itself on the target, `IGNORED` on the prompt."""
+    """As long as `input_ids`: the target's tokens, `IGNORED` on the prompt."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Examples padded on the right.
 
-    Attention is causal, so no token before the padding sees it: a batch needs no attention mask, and an example's
-    values do not depend on its batch-mates.
+    Causal attention never sees the padding: a batch needs no attention mask, and the results of an example do not
+    depend on the rest of the batch.
     """
 
     input_ids: torch.Tensor
@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many tokens are learnt."""
+        """Number of target tokens."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
     def to(self, device: torch.device | str) -> Batch:

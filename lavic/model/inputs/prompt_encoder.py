@@ -1,4 +1,4 @@
-"""From conversations and titles to prompts as token ids, shortened to fit."""
+"""Encodes conversations and titles as prompts of token ids, truncated to fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """Turns pieces into token ids with one base model's tokenizer."""
+    """Turns pieces into token ids with a base model's tokenizer."""
 
     def __init__(
         self,
@@ -29,23 +29,23 @@ class Encoder:
         style: prompts.Style = "inst",
         chat: prompts.ChatFormat = prompts.MISTRAL,
     ) -> None:
-        """Takes over a tokenizer.
+        """Checks the tokenizer.
 
         Args:
             tokenizer: Of the base model.
             image_token_id: Of its image token.
-            style: How the model is asked.
+            style: Of the prompts.
             chat: Tags of the base model's chat template.
 
         Raises:
-            ConfigError: The tokenizer does not put one beginning-of-sequence token, and nothing else, around a text.
+            ConfigError: The tokenizer adds anything but one beginning-of-sequence token to a text.
         """
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.style: prompts.Style = style
         self.chat = chat
         self.version = prompts.version_of(style, chat)
-        """Of words and tags."""
+        """Of the prompts and tags."""
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         end = chat.end if style == "inst" else None
@@ -53,21 +53,21 @@ class Encoder:
         """Ends an answer."""
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._marks = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), *chat.marks})
-        # Where the tokenizer puts none, the chat template may still write one.
+        # The chat template may add a beginning-of-sequence token that the tokenizer does not.
         self._bos: int | None = tokenizer.bos_token_id
-        begins = style == "inst" and bool(tokenizer.bos_token) and chat.prefix.startswith(tokenizer.bos_token)
-        self._bos_count = int(begins or tokenizer("A").input_ids[:1] == [self._bos])
+        in_template = style == "inst" and bool(tokenizer.bos_token) and chat.prefix.startswith(tokenizer.bos_token)
+        self._bos_count = int(in_template or tokenizer("A").input_ids[:1] == [self._bos])
 
     def prompt(self, pieces: Sequence[Piece]) -> list[int]:
         """Token ids of a prompt, with the tokenizer's beginning-of-sequence token."""
         ids: list[int] = self.tokenizer(self.render(pieces)).input_ids
         if self._bos is not None:
-            begins = self._bos_count == 0 or ids[0] == self._bos
-            assert begins and ids.count(self._bos) == self._bos_count, "one beginning-of-sequence token, at the start"
+            bos_first = self._bos_count == 0 or ids[0] == self._bos
+            assert bos_first and ids.count(self._bos) == self._bos_count, "expected one BOS token, at the start"
         return ids
 
     def describe(self, title: str, photo_tokens: int, words: Sequence[str] | None = None) -> tuple[Piece, ...]:
-        """Asks for a description of one photo; see `prompts.describe`."""
+        """The prompt for a description of one photo; see `prompts.describe`."""
         return prompts.describe(title, photo_tokens, self.style, self.chat, words)
 
     def render(self, pieces: Sequence[Piece]) -> str:
@@ -83,18 +83,18 @@ class Encoder:
         return "".join(parts)
 
     def plain(self, text: str) -> str:
-        """Words from data with every mark of the tokenizer broken: a title that says `<image>` adds no photo."""
+        """Text from data with every special token broken up, so that a title with `<image>` adds no photo."""
         for mark in self._marks:
             if mark in text:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return text
 
     def target(self, text: str) -> list[int]:
-        """Token ids of what the model is to say, with the end-of-sequence token."""
+        """Token ids of the model's answer, with the end-of-sequence token."""
         return [*self.tokenizer(self.plain(text), add_special_tokens=False).input_ids, self.eos]
 
     def example(self, pieces: Sequence[Piece], target: str | None, *, max_length: int | None = None) -> Example:
-        """A prompt and its target. Prompt and target are tokenised apart, so that the label mask is exact.
+        """A prompt and its target, which are tokenized separately, so that the label mask is exact.
 
         Raises:
             DataError: They are longer than `max_length` tokens.
@@ -119,15 +119,15 @@ class Encoder:
         reserve: int = 0,
         none: bool = False,
     ) -> Example:
-        """The prompt of one conversation and its list.
+        """The prompt of a conversation and its candidate list.
 
-        When it is longer than `max_length - reserve` tokens, the conversation is shortened: first its oldest
-        comments are left out, then the request is cut at its end. Candidates and target stay whole.
+        If it is longer than `max_length - reserve` tokens, the conversation is truncated: first its oldest comments are
+        dropped, then the end of the request. Candidates and target are never truncated.
 
         Raises:
             DataError: The list and the target alone are too long; names the conversation.
         """
-        room = max_length - reserve
+        limit = max_length - reserve
 
         def encode(turns: Sequence[tuple[str, str]]) -> Example:
             pieces = prompts.recommend(
@@ -137,9 +137,9 @@ class Encoder:
 
         turns: list[tuple[str, str]] = [(turn.role, turn.text) for turn in conversation.turns]
         example = encode(turns)
-        if len(example.input_ids) > room:
-            example, turns = self._without_oldest(turns, example, encode, room)
-        while (excess := len(example.input_ids) - room) > 0:
+        if len(example.input_ids) > limit:
+            example, turns = self._drop_oldest(turns, example, encode, limit)
+        while (excess := len(example.input_ids) - limit) > 0:
             if not turns:
                 raise DataError(
                     f"{conversation.place}: {len(candidates)} candidates alone need "
@@ -147,54 +147,54 @@ class Encoder:
                 )
             role, text = turns.pop()
             if text:
-                # A token is rarely shorter than one character: to cut `excess` of them never cuts too much at once.
+                # A token has rarely less than a character, so cutting `excess` characters never cuts too much.
                 turns.append((role, text[: max(0, len(text) - excess)]))
             example = encode(turns)
         return example
 
-    def _without_oldest(
+    def _drop_oldest(
         self,
         turns: list[tuple[str, str]],
         example: Example,
         encode: Callable[[Sequence[tuple[str, str]]], Example],
-        room: int,
+        limit: int,
     ) -> tuple[Example, list[tuple[str, str]]]:
-        """Leaves out as few of the oldest comments as bring a prompt down to `room` tokens, or all of them.
+        """Drops as few of the oldest comments as bring a prompt down to `limit` tokens, or all of them.
 
-        The comments are tokenised once, which tells nearly how many to leave out. Texts that meet may share a token,
-        so the prompt is made again for that number and a few near it.
+        The comments are tokenized once, which gives about the number to drop. Adjacent texts may share a token, so the
+        exact number is found by encoding the prompt for numbers near it.
         """
-        comments = [place for place, (role, _) in enumerate(turns) if role == "comment"]
+        comments = [index for index, (role, _) in enumerate(turns) if role == "comment"]
         best = example, turns
         if not comments:
             return best
-        texts = [self.render(prompts.turn(*turns[place], self.style)) for place in comments]
+        texts = [self.render(prompts.turn(*turns[index], self.style)) for index in comments]
         sizes = (len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids)
         total = [0, *accumulate(sizes)]
         too_few, enough = 0, len(comments) + 1
         count, length = 0, len(example.input_ids)
         while enough - too_few > 1:
-            # The number that leaves `length - room` tokens fewer than `count` does, inside what is still open.
-            guess = bisect_left(total, total[count] + length - room)
+            # The number that drops `length - limit` more tokens than `count` does, within the open interval.
+            guess = bisect_left(total, total[count] + length - limit)
             count = min(max(guess, too_few + 1), enough - 1)
             dropped = set(comments[:count])
-            kept = [turn for place, turn in enumerate(turns) if place not in dropped]
-            example = encode(kept)
+            remaining = [turn for index, turn in enumerate(turns) if index not in dropped]
+            example = encode(remaining)
             length = len(example.input_ids)
-            if length > room and count < len(comments):
+            if length > limit and count < len(comments):
                 too_few = count
             else:
-                enough, best = count, (example, kept)
+                enough, best = count, (example, remaining)
         return best
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer whose prompts would not begin with one beginning-of-sequence token, or would end otherwise.
+    """Checks that a tokenizer adds one beginning-of-sequence token to a text and nothing else.
 
-    A tokenizer whose settings say `add_bos_token: false` is of a model that was trained without one.
+    `add_bos_token: false` in its settings means that the model was trained without one.
 
     Raises:
-        ConfigError: One line.
+        ConfigError: It does not.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     name = tokenizer.name_or_path or "the base model"
@@ -203,7 +203,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         missing = "end-of-sequence" if eos is None else "beginning-of-sequence"
         raise ConfigError(
             f"the tokenizer of {name} has no {missing} token: set {'eos' if eos is None else 'bos'}_token in its "
-            "tokenizer_config.json to the one that the model was trained with"
+            "tokenizer_config.json to that of the model's training"
         )
     words = tokenizer("A", add_special_tokens=False).input_ids
     ids = tokenizer("A").input_ids
@@ -217,7 +217,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _trained_without_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's file says so; transformers 5 does not read that where there is a tokenizer.json."""
+    """`add_bos_token: false` in tokenizer_config.json, which transformers 5 ignores if there is a tokenizer.json."""
     if not tokenizer.name_or_path:
         return False
     try:

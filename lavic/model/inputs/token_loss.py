@@ -1,4 +1,4 @@
-"""The loss on target tokens: photo tokens spliced into word embeddings, logits at target positions only."""
+"""The loss of target tokens: photo tokens are inserted into the embeddings, logits computed at target positions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def unwrap_peft(model: nn.Module) -> Any:
 
 
 def splice(model: nn.Module, input_ids: torch.Tensor, photos: torch.Tensor | None) -> torch.Tensor:
-    """Word embeddings, with each image token replaced by a photo vector.
+    """Token embeddings, with each image token replaced by a photo vector.
 
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
         input_ids: int64 [b, length]
-        photos: [n, d_text], one row for each image token of the batch, in reading order; None where there is none.
+        photos: [n, d_text], one row for each image token of the batch, in reading order; None without image tokens.
 
     Returns:
         [b, length, d_text]
     """
     llava = unwrap_peft(model)
-    words = llava.get_input_embeddings()(input_ids)
-    places = torch.eq(input_ids, llava.config.image_token_id)
+    embeds = llava.get_input_embeddings()(input_ids)
+    is_image = torch.eq(input_ids, llava.config.image_token_id)
     if photos is None:
-        photos = words.new_zeros((0, words.shape[-1]))
-    if int(places.sum()) != len(photos):
-        raise ValueError(f"{int(places.sum())} image tokens in the batch, {len(photos)} photo vectors")
-    return words.masked_scatter(places.unsqueeze(-1), photos.to(words.dtype))
+        photos = embeds.new_zeros((0, embeds.shape[-1]))
+    if int(is_image.sum()) != len(photos):
+        raise ValueError(f"{int(is_image.sum())} image tokens in the batch, {len(photos)} photo vectors")
+    return embeds.masked_scatter(is_image.unsqueeze(-1), photos.to(embeds.dtype))
 
 
 def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
@@ -46,7 +46,7 @@ def hidden_states(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -
 def target_logits(model: nn.Module, batch: Batch, photos: torch.Tensor | None) -> torch.Tensor:
     """Logits at each target position, float32 [targets, vocabulary], row by row.
 
-    `lm_head` is applied to target positions alone: about ten of a 2,000-token prompt.
+    `lm_head` is applied only at target positions: about ten of a 2,000-token prompt.
     """
     hidden = hidden_states(model, batch, photos)
     return unwrap_peft(model).lm_head(hidden[:, :-1][batch.labels[:, 1:] != IGNORED]).float()

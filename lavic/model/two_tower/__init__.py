@@ -1,1 +1,1 @@
-"""The two-tower retriever: conversations and items as vectors of one space, so that photos can be searched."""
+"""The two-tower retriever: embeds conversations and items in the same space, so that photos can be searched."""

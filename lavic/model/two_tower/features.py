@@ -1,8 +1,8 @@
-"""What the frozen base model makes of a conversation or an item: the input of the retriever's trained head.
+"""Features of conversations and items by the frozen base model: the input of the retriever's trained head.
 
-A conversation is the language model's last hidden states, their mean and the last one. An item is the mean of its item
-tokens in the language model's space, and the mean hidden state of its title. No language adapter takes part: what stage
-2 has learnt does not change the features.
+The features of a conversation are the mean of the language model's last hidden states and the last one. Those of an
+item are the mean of its item tokens in the language model's space, and the mean hidden state of its title. They do not
+depend on stage 2, because no language adapter is used.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from lavic.model.loading import Backbone
 from lavic.model.visual_tokens import project
 
 TITLE_LENGTH = 128
-"""Longest title, tokens; a longer one is cut at its end."""
+"""Longest title, tokens; a longer one is truncated."""
 
 
 class FeatureExtractor:
-    """Features of conversations and items by one base model."""
+    """Computes features of conversations and items with a base model."""
 
     def __init__(
         self, backbone: Backbone, *, tokens: Tokens = "items", max_length: int = 1024, tokens_per_batch: int = 8192
     ) -> None:
-        """Takes over a base model.
+        """Computes nothing yet.
 
         Args:
-            backbone: Without vision tower; with the vision adapter that made the store, for its projector.
-            tokens: `none` leaves the item tokens out: an item is its title.
+            backbone: Without vision tower; with the vision adapter of the store, for its projector.
+            tokens: `none` uses only the title of an item.
             max_length: Longest conversation, tokens; see `query_ids`.
-            tokens_per_batch: Most tokens of a forward pass, padding included.
+            tokens_per_batch: Maximum tokens of a forward pass, with padding.
         """
         self.backbone, self.tokens = backbone, tokens
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
@@ -85,31 +85,30 @@ class FeatureExtractor:
     def query_ids(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation.
 
-        Of one that is too long the middle is left out: its last turn stays whole where it fits, and the start of the
-        request in what room remains.
+        The middle of a long one is dropped: it keeps the last turn if that fits, and as much of the start as remains.
         """
         encoder = self.backbone.encoder
         chat = encoder.chat
         prefix, suffix = (chat.prefix, chat.suffix) if encoder.style == "inst" else ("", "")
-        # by their place: a query that is searched for is turns of text alone
+        # Roles by position: a search query has turns without roles.
         turns = [
-            prompts.turn("comment" if place else "seeker", turn.text, encoder.style)
-            for place, turn in enumerate(conversation.turns)
+            prompts.turn("comment" if index else "seeker", turn.text, encoder.style)
+            for index, turn in enumerate(conversation.turns)
         ]
         ids = encoder.prompt((prefix, *(piece for turn in turns for piece in turn), suffix))
         if len(ids) <= self.max_length:
             return ids
         last = len(encoder.tokenizer(encoder.render((*turns[-1], suffix)), add_special_tokens=False).input_ids)
-        # the first token opens the sequence
+        # Keep at least the first token, which starts the sequence.
         tail = min(max(last, self.max_length // 2), self.max_length - 1)
         return [*ids[: self.max_length - tail], *ids[-tail:]]
 
     @torch.inference_mode()
     def _hidden_states(self, rows: Sequence[Sequence[int]], *, last: bool) -> torch.Tensor:
-        """The mean of each row's last hidden states, and with `last` that of its last token behind it.
+        """The mean of each row's last hidden states, and with `last` also that of its last token.
 
-        Rows of similar length share a batch, and equal rows are computed once. They are padded on the right, which
-        causal attention never sees.
+        Rows of similar length share a batch, and equal rows are computed once. Padding is on the right, where causal
+        attention never sees it.
         """
         distinct = list(dict.fromkeys(map(tuple, rows)))
         features = torch.zeros(len(distinct), self.width * (2 if last else 1))
@@ -118,11 +117,11 @@ class FeatureExtractor:
         for batch in _batches([len(row) for row in distinct], self.tokens_per_batch):
             lengths = torch.tensor([len(distinct[number]) for number in batch])
             ids = torch.full((len(batch), int(lengths.max())), self.backbone.encoder.pad)
-            for place, number in enumerate(batch):
-                ids[place, : lengths[place]] = torch.tensor(distinct[number])
+            for row, number in enumerate(batch):
+                ids[row, : lengths[row]] = torch.tensor(distinct[number])
             hidden = model(input_ids=ids.to(device), use_cache=False).last_hidden_state.float()
-            inside = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
-            parts = [(hidden * inside[..., None]).sum(1) / lengths.to(device)[:, None]]
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+            parts = [(hidden * mask[..., None]).sum(1) / lengths.to(device)[:, None]]
             if last:
                 parts.append(hidden[torch.arange(len(batch)), lengths - 1])
             features[batch] = torch.cat(parts, dim=1).cpu()
@@ -131,7 +130,7 @@ class FeatureExtractor:
 
 
 def _batches(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Rows of similar length in batches of at most `most` tokens, padding included."""
+    """Batches of rows of similar length, of at most `most` tokens with padding."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         if not batches or (len(batches[-1]) + 1) * lengths[row] > most:

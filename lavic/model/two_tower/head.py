@@ -1,4 +1,4 @@
-"""The trained part of the two-tower retriever: a small projection on top of each tower's frozen features."""
+"""The trained head of the two-tower retriever: a small projection of each tower's frozen features."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lavic.errors import DataError, first_line
 from lavic.storage.atomic import atomic_write
 
 _METADATA = "lavic"
-_SMALLEST_STD = 1e-3
-"""Of a feature; one that varies less is constant, and is not blown up to unit variance."""
+_MIN_STD = 1e-3
+"""A feature that varies less is treated as constant, and is not scaled to unit variance."""
 
 
 class Projection(nn.Module):
-    """Standardized features to a unit vector: one hidden layer, or with `hidden` 0 a linear map."""
+    """Maps standardized features to a unit vector: a hidden layer, or a linear map if `hidden` is 0."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, inputs: int, dim: int, *, hidden: int = 0, dropout: float = 0.0) -> None:
-        """Makes a projection with fresh weights.
+        """Initializes the weights.
 
         Args:
             inputs: Width of the features.
@@ -46,11 +46,10 @@ class Projection(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def standardize(self, features: torch.Tensor) -> None:
-        """Takes mean and deviation of the training features, [n, inputs]: those of a language model differ by orders of
-        magnitude."""
+        """Sets mean and deviation from the training features, [n, inputs], whose scales differ by orders of magnitude."""
         features = features.float()
         self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0, correction=0).clamp(min=_SMALLEST_STD))
+        self.std.copy_(features.std(0, correction=0).clamp(min=_MIN_STD))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[n, inputs] -> float32 unit vectors [n, dim]."""
@@ -59,9 +58,9 @@ class Projection(nn.Module):
 
 
 class TwoTowerHead(nn.Module):
-    """The projections of both towers, and the temperature that they are trained with.
+    """The projections of both towers, and the temperature of their training.
 
-    A conversation and an item are as near as the inner product of their vectors.
+    The score of an item for a conversation is the inner product of their vectors.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class TwoTowerHead(nn.Module):
         dropout: float = 0.0,
         temperature: float = 0.05,
     ) -> None:
-        """Makes a head with fresh weights.
+        """Initializes the weights.
 
         Args:
             query_features: Width of a conversation's features.
@@ -82,7 +81,7 @@ class TwoTowerHead(nn.Module):
             dim: Width of the vectors.
             hidden: Width of each projection's hidden layer; 0 for none.
             dropout: In training.
-            temperature: Divides the inner products in the loss; learnt from there on.
+            temperature: Initial value of the learned divisor of the inner products in the loss.
         """
         super().__init__()
         self.query = Projection(query_features, dim, hidden=hidden, dropout=dropout)
@@ -91,20 +90,20 @@ class TwoTowerHead(nn.Module):
 
 
 def save_head(head: TwoTowerHead, file: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes a head, whole or not at all, as safetensors.
+    """Writes a head as safetensors, atomically.
 
     Args:
         head: The head.
-        file: Where to.
-        metadata: What it belongs to, as JSON; see `read_metadata`.
+        file: The file.
+        metadata: JSON values, see `read_metadata`.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-    # one key: safetensors writes several in any order, and equal heads are to be equal files
+    # A single key: safetensors writes several in any order, and equal heads should give equal files.
     atomic_write(file, save(state, {_METADATA: json.dumps(metadata, sort_keys=True)}))
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """What a head belongs to; empty where there is no whole file."""
+    """The metadata of a head; empty if the file is missing or broken."""
     try:
         with safe_open(file, "pt") as opened:
             return dict(json.loads((opened.metadata() or {}).get(_METADATA, "{}")))
@@ -117,10 +116,10 @@ def load_head(file: Path, **sizes: Any) -> TwoTowerHead:
 
     Args:
         file: Written by `save_head`.
-        sizes: As `TwoTowerHead` takes them.
+        sizes: Arguments of `TwoTowerHead`.
 
     Raises:
-        DataError: It cannot be read, has other sizes, or holds numbers that are not finite.
+        DataError: It cannot be read, has other sizes, or has numbers that are not finite.
     """
     from safetensors.torch import load_file
 
@@ -129,7 +128,7 @@ def load_head(file: Path, **sizes: Any) -> TwoTowerHead:
         state = load_file(file)
         head.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{file}: not a retriever's head ({first_line(error)}): copy the bundle again") from None
+        raise DataError(f"{file}: not the head of a retriever ({first_line(error)}): copy the bundle again") from None
     if broken := sorted(name for name, value in state.items() if not value.isfinite().all()):
-        raise DataError(f"{file}: {broken[0]} holds numbers that are not finite: copy the bundle again")
+        raise DataError(f"{file}: {broken[0]} has numbers that are not finite: copy the bundle again")
     return head.requires_grad_(False).eval()

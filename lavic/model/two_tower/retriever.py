@@ -1,9 +1,9 @@
-"""A trained two-tower retriever: a bundle without language adapter, and the heads beside it.
+"""A trained two-tower retriever: a bundle without language adapter, with its heads.
 
-BUNDLE/bundle.json, vision_adapter/, tokenizer/   as of `lavic.model.bundle`
+BUNDLE/bundle.json, vision_adapter/, tokenizer/   see `lavic.model.bundle`
 BUNDLE/retriever/head.safetensors      trained on all conversations
-                 fold-0.safetensors    trained on all but those of a fold, and so on
-                 submissions.npy       hashes of the requests that were trained on
+                 fold-0.safetensors    trained on all conversations outside of a fold, and so on
+                 submissions.npy       hashes of the training requests
                  retriever.json        written last
 """
 
@@ -37,7 +37,7 @@ FORMAT = 1
 
 
 def head_file(fold: int) -> str:
-    """Name of a head's file: that of the head trained without a fold, or with `FINAL` on everything."""
+    """Name of the file of a fold's head; with `FINAL`, of the head trained on all conversations."""
     return HEAD if fold == FINAL else f"fold-{fold}.safetensors"
 
 
@@ -54,7 +54,7 @@ class RetrieverInfo:
     hidden: int
     """Width of the projections' hidden layers; 0: linear."""
     folds: int
-    """Number of heads that were trained without a fold of the conversations."""
+    """Number of folds."""
     max_length: int
     """Longest conversation, tokens."""
     sha256: dict[str, str]
@@ -63,7 +63,7 @@ class RetrieverInfo:
 
     @property
     def digest(self) -> str:
-        """Tells retrievers apart: of the heads and all else that their vectors depend on beside the base model."""
+        """Digest of the heads and of everything else that their vectors depend on besides the base model."""
         return digest_json(asdict(self))
 
     @classmethod
@@ -71,7 +71,7 @@ class RetrieverInfo:
         """Reads `retriever.json` and compares the files with it.
 
         Raises:
-            DataError: There is no whole retriever.
+            DataError: The retriever is missing or incomplete.
         """
         path = bundle / FOLDER / FILE
         if not path.is_file():
@@ -82,7 +82,7 @@ class RetrieverInfo:
                 raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: train it again")
             info = cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a retriever's description ({first_line(error)})") from None
+            raise DataError(f"{path}: not the description of a retriever ({first_line(error)})") from None
         for name, digest in info.sha256.items():
             file = bundle / FOLDER / name
             if not file.is_file() or file_sha256(file) != digest:
@@ -93,21 +93,21 @@ class RetrieverInfo:
 def save_retriever(
     bundle: Path, heads: Mapping[int, Path], submissions: np.ndarray, *, dim: int, hidden: int, max_length: int
 ) -> RetrieverInfo:
-    """Puts a retriever into a bundle, whole or not at all.
+    """Adds a retriever to a bundle, atomically.
 
     Args:
-        bundle: Of the base model and vision adapter that the features are made with.
-        heads: Files by fold, `FINAL` among them.
+        bundle: Of the base model and vision adapter of the features.
+        heads: Files by fold, with `FINAL`.
         submissions: `submission_hashes` of the training conversations.
         dim: Width of the vectors.
         hidden: Width of the projections' hidden layers.
         max_length: Longest conversation, tokens.
     """
     state = load_file(heads[FINAL])
-    with atomic_folder(bundle / FOLDER) as aside:
+    with atomic_folder(bundle / FOLDER) as part:
         for fold, file in heads.items():
-            shutil.copyfile(file, aside / head_file(fold))
-        np.save(aside / SUBMISSIONS, submissions)
+            shutil.copyfile(file, part / head_file(fold))
+        np.save(part / SUBMISSIONS, submissions)
         info = RetrieverInfo(
             query_features=len(state["query.mean"]),
             item_features=len(state["item.mean"]),
@@ -115,9 +115,9 @@ def save_retriever(
             hidden=hidden,
             folds=len(heads) - 1,
             max_length=max_length,
-            sha256={file.name: file_sha256(file) for file in sorted(aside.iterdir())},
+            sha256={file.name: file_sha256(file) for file in sorted(part.iterdir())},
         )
-        (aside / FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+        (part / FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return info
 
 
@@ -125,7 +125,7 @@ def find_retriever(folder: Path) -> Path:
     """The bundle of a retriever: the folder itself, or that of a run.
 
     Raises:
-        DataError: There is none.
+        DataError: It has none.
     """
     for bundle in (folder / "bundle", folder):
         if (bundle / FOLDER / FILE).is_file():
@@ -134,7 +134,7 @@ def find_retriever(folder: Path) -> Path:
 
 
 class Retriever:
-    """A retriever with its base model: turns conversations and items into vectors of one space."""
+    """A retriever with its base model: embeds conversations and items in the same space."""
 
     def __init__(self, bundle: Bundle, folder: Path, info: RetrieverInfo) -> None:
         """Reads the heads of a bundle.
@@ -169,54 +169,54 @@ class Retriever:
 
         Args:
             folder: A run of `lavic tune-retriever`, or its bundle.
-            device: Where the base model goes; the heads stay on the CPU.
+            device: Of the base model; the heads stay on the CPU.
             dtype: Of the base model's weights.
-            base: Folder or Hugging Face name of the base model, where it is not the recorded one.
+            base: Folder or Hugging Face name of the base model, if it is not the recorded one.
 
         Raises:
             ConfigError: The base model is not found.
-            DataError: The retriever is not whole, or the base model is another one.
+            DataError: The retriever is incomplete, or the base model is another one.
         """
         bundle = find_retriever(folder)
         info = RetrieverInfo.read(bundle)
         return cls(Bundle.load(bundle, device, dtype=dtype, base=base), bundle, info)
 
     def check_store(self, store: ItemStore) -> None:
-        """Refuses a store whose tokens this retriever was not trained on.
+        """Refuses a store whose tokens do not match the retriever's training.
 
         Raises:
-            DataError: One line.
+            DataError: It does not match.
         """
         self.bundle.check_store(store)
 
     def folds(self, conversations: Sequence[Conversation]) -> list[int]:
-        """The head for each conversation: the one not trained on its request, `FINAL` where none was."""
+        """The fold of each conversation, see `fold_of`."""
         return [fold_of(conversation, self._submissions, self.info.folds) for conversation in conversations]
 
     @torch.inference_mode()
     def embed_queries(self, conversations: Sequence[Conversation], folds: Sequence[int] | None = None) -> torch.Tensor:
-        """Vectors of conversations, float32 [n, dim], to be compared with items of the same head.
+        """Vectors of conversations, float32 [n, dim], to compare with items of the same head.
 
         Args:
             conversations: Any number.
-            folds: The head of each; None: as `folds` says.
+            folds: The head of each; None: its fold.
         """
-        chosen = self.folds(conversations) if folds is None else folds
+        folds = self.folds(conversations) if folds is None else folds
         features = self.features.queries(conversations)
         vectors = torch.zeros(len(conversations), self.info.dim)
-        for fold in set(chosen):
-            rows = [row for row, other in enumerate(chosen) if other == fold]
-            vectors[rows] = self.heads[fold].query(features[rows])
+        for head in set(folds):
+            rows = [row for row, fold in enumerate(folds) if fold == head]
+            vectors[rows] = self.heads[head].query(features[rows])
         return vectors
 
     @torch.inference_mode()
     def embed_items(self, store: ItemStore, ids: Sequence[str], folds: Sequence[int] = (FINAL,)) -> torch.Tensor:
-        """Vectors of items by some heads, float32 [heads, n, dim].
+        """Vectors of items by several heads, float32 [heads, n, dim].
 
         Args:
             store: Checked with `check_store`.
             ids: Any number.
-            folds: Which heads.
+            folds: The heads.
         """
         features = self.features.items(store, ids)
         return torch.stack([self.heads[fold].item(features) for fold in folds])

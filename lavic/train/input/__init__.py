@@ -1,1 +1,1 @@
-"""From samples to micro-batches: which samples make a step, on which rank, and how they are collated."""
+"""Builds micro-batches from samples: the samples of a step, their distribution over the ranks, and collation."""

@@ -1,4 +1,4 @@
-"""What samples and batches of both stages share: prompts and targets, collated."""
+"""Samples and batches of both stages: prompts and targets, collated."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Order(Protocol):
 
     @property
     def window(self) -> int:
-        """Samples that are near each other in the set and are shuffled together, about."""
+        """About how many samples, adjacent in the set, are shuffled together."""
 
     def at(self, position: int) -> int:
         """Index of the sample at a position over all epochs."""
 
     def span(self, first: int, last: int) -> np.ndarray:
-        """Indices at the positions from `first` up to, but not with, `last`: int64 [last - first]."""
+        """Indices at the positions from `first` to `last - 1`: int64 [last - first]."""
 
 
 class TextSample(Protocol):
-    """What the samples of both stages have."""
+    """The common attributes of the samples of both stages."""
 
     @property
     def key(self) -> str:

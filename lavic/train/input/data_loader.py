@@ -1,4 +1,4 @@
-"""Loads the micro-batches of each step: which samples, on which rank, and ahead of time in worker processes."""
+"""Loads the micro-batches of each step and distributes them over the ranks, with prefetching in worker processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MicroBatch(Protocol):
 
     @property
     def keys(self) -> Sequence[str]:
-        """What each sample is called in messages."""
+        """The name of each sample in messages."""
 
     @property
     def targets(self) -> Sequence[int]:
@@ -55,10 +55,10 @@ T = TypeVar("T")
 
 
 class TaskDataset(Protocol[S]):
-    """A set to train on or to validate with.
+    """A training or validation set.
 
-    Positions are endless: position p of a set of n is a sample of epoch p // n. `dataset[p]` is a function of p and of
-    the set's seed alone, in every process.
+    Positions are unbounded: position p of a set of n samples is in epoch p // n. `dataset[p]` depends only on p and on
+    the set's seed, in every process.
     """
 
     def __len__(self) -> int:
@@ -68,32 +68,32 @@ class TaskDataset(Protocol[S]):
         """The sample at a position >= 0."""
 
     def key(self, position: int) -> str:
-        """What the sample at a position is called in messages; cheap."""
+        """The name of a sample in messages; cheap."""
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
-        """Tokens of the samples at some positions; cheap."""
+        """Tokens of samples; cheap."""
 
     @property
     def overhead(self) -> int:
-        """What a sample costs besides its tokens, in tokens."""
+        """Cost of a sample besides its tokens, in tokens."""
 
     def collate(self, samples: Sequence[S]) -> MicroBatch:
         """A batch of samples."""
 
 
 class TrainDataLoader:
-    """One rank's share of every step.
+    """Loads a rank's share of every step.
 
-    Step s (from 0) takes the positions s * batch to (s + 1) * batch - 1: the same samples with any number of ranks, so
-    the step is the loader's whole state. Without `micro_tokens` rank r takes every size-th position, from r. With it
-    the step is distributed by length (`balance_micro_batches`), which every rank computes for itself.
+    Step s (from 0) has the positions s * batch to (s + 1) * batch - 1, with any number of ranks: the step is the only
+    state of the loader. Without `micro_tokens`, rank r takes every size-th position, from r. Otherwise the samples are
+    distributed by length (`balance_micro_batches`), which every rank computes independently.
     """
 
     def __init__(self, samples: TaskDataset[Any], world: DistributedContext, loop: LoopSettings) -> None:
         """Checks that the ranks can share a step.
 
         Args:
-            samples: What to train on.
+            samples: The training set.
             world: The ranks.
             loop: Batch, micro-batch and workers.
 
@@ -101,7 +101,7 @@ class TrainDataLoader:
             ConfigError: The training set is empty, or ranks would get unequal shares.
         """
         if not len(samples):
-            raise ConfigError("there is nothing to train on: the training set is empty")
+            raise ConfigError("the training set is empty")
         self.samples = samples
         self.batch = loop.global_batch_size
         self.workers = loop.num_workers
@@ -114,20 +114,20 @@ class TrainDataLoader:
         return [position for group in self._groups(step) for position in group]
 
     def steps(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of each step from `first` up to, but not with, `last`."""
+        """The micro-batches of each step from `first` to `last - 1`."""
         return prefetch(self._step, range(first, last), self.workers)
 
     def _step(self, step: int) -> list[MicroBatch]:
         groups = [[self.samples[position] for position in group] for group in self._groups(step)]
         if self.micro_tokens is None:
-            # Similar lengths together, for less padding: the loss of a step does not depend on how it is split.
+            # Group similar lengths, for less padding; the loss does not depend on how a step is split.
             (share,) = groups
             rows = bucket_by_length([sample.length for sample in share], most=self.micro_batch)
             groups = [[share[i] for i in row] for row in rows]
         return [self.samples.collate(group) for group in groups]
 
     def _groups(self, step: int) -> list[list[int]]:
-        """This rank's positions: by micro-batch with `micro_tokens`, else its whole share in one group."""
+        """This rank's positions: by micro-batch with `micro_tokens`, else in a single group."""
         positions = range(step * self.batch, (step + 1) * self.batch)
         if self.micro_tokens is None:
             return [list(positions[self._world.rank :: self._world.size])]
@@ -142,7 +142,7 @@ class TrainDataLoader:
 
 
 def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
-    """Calls `make` for each number, in order: in this process, or ahead of time in worker processes."""
+    """Calls `make` for each number, in order: in this process, or in worker processes with prefetching."""
     earlier = set(active_children())
     items = iter(
         DataLoader(
@@ -154,7 +154,7 @@ def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> 
             worker_init_fn=_ignore_stop_signals if workers else None,
         )
     )
-    # Python joins workers at exit after a SIGTERM, which they ignore: an error elsewhere must not wait for them.
+    # At exit, Python sends SIGTERM to workers, which ignore it, and joins them: after an error, kill them instead.
     kill = partial(_kill, [child for child in active_children() if child not in earlier])
     atexit.register(kill)
     try:
@@ -173,10 +173,7 @@ class _FunctionDataset(Dataset[Any]):
         self.make = make
 
     def __getitem__(self, number: int) -> Any:
-        """The function's value, or its error.
-
-        An exception raised in a worker process would come out of the DataLoader with a traceback as its message.
-        """
+        """The function's value, or its error: the DataLoader would turn an exception's message into a traceback."""
         try:
             return self.make(number)
         except LavicError as error:  # a subclass may not unpickle from its message alone
@@ -195,7 +192,7 @@ def _kill(workers: Sequence[BaseProcess]) -> None:
 
 
 def _ignore_stop_signals(_: int) -> None:
-    """A stop request reaches the whole process group; workers must live until the step that they load is done."""
+    """Ignores signals to the process group: workers must live until the step that they load is done."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)

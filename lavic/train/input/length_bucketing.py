@@ -1,4 +1,4 @@
-"""Which samples share a forward pass: grouped by length within a token budget, balanced over the ranks.
+"""Groups samples by length within a token budget, balanced over the ranks.
 
 Pure functions of the lengths: every rank computes the same groups, without communication.
 """
@@ -18,8 +18,8 @@ def bucket_by_length(
 
     Args:
         lengths: Tokens of each sample.
-        tokens: Most tokens of a group with padding; a longer sample gets its own group. None: any number.
-        most: Most samples of a group. None: any number.
+        tokens: Maximum tokens of a group with padding; a longer sample is a group by itself. None: any number.
+        most: Maximum samples of a group. None: any number.
         overhead: Cost of a sample besides its tokens, in tokens: its photo's pass through the vision tower.
     """
     groups: Groups = []
@@ -44,9 +44,9 @@ def balance_micro_batches(
 
     Args:
         lengths: Tokens of each sample of the step; their number is a multiple of `ranks`.
-        ranks: Their number.
-        tokens: Most tokens of a group with padding, unless the step's longest sample alone has more.
-        most: Most samples of a group.
+        ranks: Number of ranks.
+        tokens: Maximum tokens of a group with padding, unless a single sample has more.
+        most: Maximum samples of a group.
         overhead: See `bucket_by_length`.
 
     Returns:
@@ -56,7 +56,7 @@ def balance_micro_batches(
         raise ValueError(f"{len(lengths)} samples cannot be shared by {ranks} ranks")
     needed = len(bucket_by_length(lengths, tokens=tokens, most=most, overhead=overhead))
     micro_steps = min(-(-needed // ranks), len(lengths) // ranks)
-    wanted = micro_steps * ranks
+    total = micro_steps * ranks
 
     def count(limit: int) -> int:
         return len(bucket_by_length(lengths, tokens=limit, most=most, overhead=overhead))
@@ -64,19 +64,19 @@ def balance_micro_batches(
     low, high = max(lengths) + overhead, len(lengths) * (max(lengths) + overhead)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if count(middle) <= wanted else (middle + 1, high)
+        low, high = (low, middle) if count(middle) <= total else (middle + 1, high)
     groups = bucket_by_length(lengths, tokens=low, most=most, overhead=overhead)
 
     def cost(group: list[int]) -> tuple[int, int]:
         return len(group) * (max(lengths[i] for i in group) + overhead), group[0]
 
-    while len(groups) < wanted:
+    while len(groups) < total:
         costliest = max((group for group in groups if len(group) > 1), key=cost)
         groups.remove(costliest)
         groups += [costliest[: len(costliest) // 2], costliest[len(costliest) // 2 :]]
     groups.sort(key=cost, reverse=True)
     shares: list[Groups] = [[] for _ in range(ranks)]
-    for start in range(0, wanted, ranks):
+    for start in range(0, total, ranks):
         micro_step = groups[start : start + ranks]
         for share, group in zip(shares, micro_step if start // ranks % 2 == 0 else reversed(micro_step), strict=True):
             share.append(group)

@@ -1,7 +1,7 @@
-"""How long every sample of a set is, counted once on a machine instead of by each rank in each epoch.
+"""The lengths of all samples of a set, counted once per machine instead of by each rank in each epoch.
 
-Which samples share a micro-batch depends on the lengths of the whole step, those of other ranks' samples included. With
-the table a rank knows them without reading or tokenising what it does not train on.
+The micro-batches of a step depend on the lengths of all its samples, including those of other ranks. With the table, a
+rank need not read and tokenize samples that it does not train on.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import numpy as np
 from lavic.storage.file_lock import FileLock
 
 CHUNK = 256
-"""Samples that are counted together: neighbours, which an order keeps near each other."""
+"""Adjacent samples that are counted together; the order of training keeps them near each other."""
 COLUMNS = 3
-"""Numbers that a sample has."""
-MOST = 2**16 - 1
-"""Largest of them."""
+"""Numbers per sample."""
+MAX_VALUE = 2**16 - 1
+"""Largest number."""
 _BYTES = 2 * (COLUMNS + 1)
-_KEPT_S = 30 * 24 * 3600.0
+_MAX_UNUSED_S = 30 * 24 * 3600.0
 
 log = logging.getLogger(__name__)
 
 
 class LengthTable:
-    """A few small numbers for each sample of a set, in a file that all processes of a machine share.
+    """Small numbers for each sample of a set, in a file that all processes of a machine share.
 
-    The file is sparse: a chunk is filled when one of its samples is first asked for, by one process, while the others
-    take other chunks or wait. A chunk that a killed process did not write is counted again.
+    The file is sparse: a process fills a chunk when one of its samples is first needed, while the others fill other
+    chunks or wait. A chunk that a killed process did not write is counted again.
     """
 
     def __init__(self, file: Path, samples: int, count: Callable[[range], Sequence[Sequence[int]]]) -> None:
-        """Describe a table; the file is made when the first sample is asked for.
+        """The file is created on first use.
 
         Args:
-            file: On a disk of this machine; its name says what was counted, and how.
-            samples: How many the set has.
-            count: Gives `COLUMNS` numbers, from 0 to `MOST`, of each sample of a range.
+            file: On a local disk; its name identifies the set and the tokenization.
+            samples: Number of samples.
+            count: Returns `COLUMNS` numbers, from 0 to `MAX_VALUE`, for each sample of a range.
         """
         self.file, self.samples = file, samples
         self._count = count
@@ -50,7 +50,7 @@ class LengthTable:
         self._failed = False
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The numbers of some samples.
+        """The numbers of samples.
 
         Args:
             indices: int64 [n].
@@ -69,7 +69,7 @@ class LengthTable:
                 self._rows = self._open()
             chunks = [chunk for chunk in np.unique(indices // CHUNK).tolist() if not self._is_filled(chunk)]
             if chunks:
-                # ranks ask for the same chunks at the same time: each begins elsewhere
+                # Ranks need the same chunks at the same time, so each starts at another one.
                 start = os.getpid() % len(chunks)
                 for chunk in chunks[start:] + chunks[:start]:
                     self._fill(chunk, wait=False)
@@ -85,7 +85,7 @@ class LengthTable:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         for other in self.file.parent.glob(f"*{self.file.suffix}"):
             with suppress(OSError):
-                if other != self.file and time.time() - other.stat().st_mtime > _KEPT_S:
+                if other != self.file and time.time() - other.stat().st_mtime > _MAX_UNUSED_S:
                     other.unlink()
         with self.file.open("ab") as table:
             table.truncate(self.samples * _BYTES)
@@ -110,8 +110,8 @@ class LengthTable:
             if not self._is_filled(chunk):
                 rows = self._range(chunk)
                 counted = np.ones((len(rows), COLUMNS + 1), "<u2")
-                counted[:, :COLUMNS] = np.minimum(self._count(rows), MOST)
-                # not through the map: on a full disk that would end the process without a word
+                counted[:, :COLUMNS] = np.minimum(self._count(rows), MAX_VALUE)
+                # Not through the memory map: on a full disk that would kill the process.
                 file = os.open(self.file, os.O_WRONLY)
                 try:
                     os.pwrite(file, counted.tobytes(), rows.start * _BYTES)

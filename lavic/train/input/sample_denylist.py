@@ -1,4 +1,4 @@
-"""Leaves out the samples that a file lists, without moving the others."""
+"""Excludes the samples that a file lists, without changing the positions of the others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lavic.train.nonfinite import first_keys
 
 log = logging.getLogger(__name__)
 _JOURNAL_KEYS = 1000
-"""Most keys that the journal names."""
+"""Maximum number of keys in the journal."""
 
 
 def apply_denylist(
     samples: TaskDataset[Any], path: Path | None, tracker: Tracker, world: DistributedContext
 ) -> TaskDataset[Any]:
-    """The training set without the samples that a file lists; noted in the journal. Collective.
+    """The training set without the samples that a file lists, which are recorded in the journal. Collective.
 
     Raises:
         ConfigError: The file cannot be read, or lists every sample.
@@ -44,7 +44,7 @@ def apply_denylist(
 
 
 def read_denylist(path: Path | None) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty without a file.
+    """The keys in a file, one per line; empty without a file.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -58,10 +58,10 @@ def read_denylist(path: Path | None) -> tuple[str, ...]:
 
 
 class DenylistDataset:
-    """Gives the next sample in the order in the place of each that is skipped.
+    """Replaces each sample of a list by the next one in the order.
 
-    Positions, and with them batches, shares and the order of all other samples, stay as they are, so that a run can be
-    resumed with another list.
+    Positions, and so batches, shares and the order of the other samples, do not change: a run can be resumed with
+    another list.
     """
 
     def __init__(self, samples: TaskDataset[Any], keys: Collection[str]) -> None:
@@ -69,25 +69,25 @@ class DenylistDataset:
 
         Args:
             samples: The set.
-            keys: Of the samples that are never read.
+            keys: Of the samples to skip.
         """
         self.samples = samples
         self.keys = frozenset(keys)
 
     def unknown(self) -> list[str]:
-        """The keys that no sample of the set has; reads keys of the set until all are found.
+        """The keys that are not in the set; reads keys of the set until all are found.
 
         Raises:
             ConfigError: Every sample is skipped.
         """
-        missing, any_left = set(self.keys), False
+        missing, any_remaining = set(self.keys), False
         for position in range(len(self)):
-            if missing or not any_left:
+            if missing or not any_remaining:
                 key = self.samples.key(position)
                 missing.discard(key)
-                any_left = any_left or key not in self.keys
-        if not any_left:
-            raise ConfigError("--loop.skip-samples names every sample of the training set")
+                any_remaining = any_remaining or key not in self.keys
+        if not any_remaining:
+            raise ConfigError("--loop.skip-samples lists every sample of the training set")
         return sorted(missing)
 
     def __len__(self) -> int:
