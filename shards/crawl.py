@@ -25,7 +25,7 @@ from lavic.config import flatten, parse
 from lavic.data.manifest import NAME, Manifest
 from lavic.distributed.ray_session import ray_session
 from lavic.distributed.signals import signal_handlers
-from lavic.errors import DataError, Stopped, first_line
+from lavic.errors import DataError, Stopped
 from lavic.shards.cluster.local_processes import prepare
 from lavic.shards.cluster.shard_job import make_shards, uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
@@ -34,7 +34,7 @@ from lavic.shards.image.near_duplicates import report_near_duplicates
 from lavic.shards.pack.dedup import deduplicate
 from lavic.shards.pack.finalize import TooFewStored, finalize_set, finalize_splits, print_report
 from lavic.shards.pack.outcomes import ALWAYS_RETRIED
-from lavic.shards.pack.output_lock import lock_output, unwritable
+from lavic.shards.pack.output_lock import lock_output
 from lavic.shards.pack.refresh import begin_refresh, end_refresh
 from lavic.shards.pack.seal import Seal, read_seal
 from lavic.shards.plan.crawl_plan import Plan, make_plan
@@ -42,6 +42,7 @@ from lavic.shards.plan.dry_run import dry_run
 from lavic.shards.plan.photo_tasks import REJECTED
 from lavic.storage import format_bytes
 from lavic.storage.cache.shard_cache import cache_folder
+from lavic.storage.output_folder import not_writable
 from lavic.storage.paths import is_remote, place, sizes, storage_errors
 from lavic.tracking.journal import JOURNAL_FILE
 from lavic.tracking.tracker import Tracker
@@ -158,7 +159,7 @@ def crawl(settings: CrawlSettings) -> Manifest:
         try:
             return _crawl(folder, settings, owner, began)
         except storage_errors() as error:
-            raise unwritable(folder, first_line(error)) from None
+            raise not_writable(folder, error) from None
 
 
 def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> Manifest:

@@ -35,12 +35,17 @@ def rank_environment(
     }
 
 
+def exit_name(code: int) -> str:
+    """A process's return code in words: `exit code 3`, or the name of the signal that killed it."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
 def describe_exit(code: int) -> str:
     """How a process ended, by its return code: a negative one is the signal that killed it."""
     if code >= 0:
         return f"exited with code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"
+    return f"was killed by {exit_name(code)}{hint}"
 
 
 def shell_exit_code(code: int) -> int:

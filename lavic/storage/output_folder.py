@@ -84,6 +84,8 @@ def not_writable(folder: Path, error: BaseException) -> LavicError:
     reason = getattr(error, "strerror", None) or first_line(error)
     if number in _TRANSIENT:
         return LavicError(f"{folder}: cannot be written to ({reason}): make room, then run the same command again")
+    if number is None:  # of an object store
+        return LavicError(f"{folder}: cannot be written to ({reason}): fix that, then run the same command again")
     if number in (errno.ENOTDIR, errno.EEXIST):
         reason = "a file is where a folder is needed"
     return ConfigError(f"{folder}: cannot be written to ({reason}); use another folder, or change its permissions")

@@ -26,6 +26,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from lavic.distributed.rank_process import exit_name
 from lavic.distributed.signals import signal_handlers
 from lavic.errors import LavicError, first_line
 from lavic.shards.cluster.progress import ShardReports
@@ -180,7 +181,7 @@ class _Worker:
         code = self._process.exitcode or 0
         self._process.close()
         self._pipe.close()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return exit_name(code)
 
     def _read(self) -> None:
         try:

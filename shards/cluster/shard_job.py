@@ -13,7 +13,6 @@ from lavic.shards.cluster.local_processes import on_processes
 from lavic.shards.cluster.progress import CrawlProgress
 from lavic.shards.cluster.worker import shard_row
 from lavic.shards.crawl_settings import CrawlSettings
-from lavic.shards.pack.output_lock import unwritable
 from lavic.shards.pack.seal import Seal, unpack_seal
 from lavic.shards.plan.crawl_plan import Plan
 from lavic.tracking.tracker import Tracker
@@ -66,7 +65,7 @@ def make_shards(
         )
         for row in job.made:
             if row["error"]:
-                raise LavicError(row["error"]) if row["superseded"] else unwritable(plan.folder, row["error"])
+                raise LavicError(row["error"])
             seal = unpack_seal(row["seal"].encode())
             progress.add(row["number"], seal.outcomes, began=seal.began)
             if time.monotonic() - logged > _JOURNAL_S:

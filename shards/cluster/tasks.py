@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
+from lavic.distributed.rank_process import exit_name
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.distributed.signals import signal_handlers
 from lavic.errors import DataError, LavicError
@@ -170,7 +171,7 @@ class _Worker:
         self._process.kill()
         self._process.join()
         code = self._process.exitcode or 0
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return exit_name(code)
 
 
 def _work(pipe: Connection, function: Callable[[Any], Any], surroundings: tuple[dict[str, str], str]) -> None:

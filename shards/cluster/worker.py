@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lavic.errors import ConfigError, first_line
+from lavic.errors import ConfigError
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.pack.output_lock import Superseded, check_owner
 from lavic.shards.pack.seal import pack_seal
 from lavic.shards.pack.shard_writer import Report, pack_shard
 from lavic.shards.ratelimit.client import CoordinatorHandle
+from lavic.storage.output_folder import not_writable
 from lavic.storage.paths import place, storage_errors
 
 Row = dict[str, Any]
@@ -56,11 +57,11 @@ class ShardJob:
 def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: CoordinatorHandle, report: Report) -> Row:
     """Make one shard, or defer it if it only waits for slow hosts: then `left` photos are missing.
 
-    An error of the output folder is a value, so that the driver ends with one line.
+    An error of the output folder is returned in `error`, and the driver raises it.
     """
     _freeze()
     folder = place(settings.out)
-    made = {"number": row["number"], "seal": "", "error": "", "superseded": False, "left": 0}
+    made = {"number": row["number"], "seal": "", "error": "", "left": 0}
     try:
         seal = pack_shard(
             folder / row["shard"],
@@ -77,9 +78,9 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
         )
         return {**made, "seal": pack_seal(seal), "left": seal.left}
     except (Superseded, ConfigError) as error:
-        return {**made, "error": str(error), "superseded": True}
+        return {**made, "error": str(error)}
     except storage_errors() as error:
-        return {**made, "error": first_line(error)}
+        return {**made, "error": str(not_writable(folder, error))}
 
 
 @lru_cache(maxsize=1)

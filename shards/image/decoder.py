@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
+from lavic.distributed.rank_process import exit_name
 from lavic.errors import LavicError
 from lavic.shards.image.normalize import InspectedPhoto, NormalizedPhoto, PhotoError, PhotoSettings, inspect, normalize
 from lavic.shards.image.srgb import remember_srgb
@@ -140,8 +141,7 @@ def _refusal(code: int, settings: PhotoSettings) -> PhotoError:
         return PhotoError("bomb", f"not decoded within the {seconds} of CPU time of --photo.decode-seconds")
     if code == -signal.SIGKILL:
         return PhotoError("bomb", "the process that decoded it was killed, likely for its memory")
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return PhotoError("truncated", f"the decoder crashed ({name})")
+    return PhotoError("truncated", f"the decoder crashed ({exit_name(code)})")
 
 
 def serve(fd: int) -> None:

@@ -46,7 +46,7 @@ class Projection(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def standardize(self, features: torch.Tensor) -> None:
-        """Sets mean and deviation from the training features, [n, inputs], whose scales differ by orders of magnitude."""
+        """Sets mean and deviation from the training features, [n, inputs], whose scales differ greatly."""
         features = features.float()
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0, correction=0).clamp(min=_MIN_STD))
