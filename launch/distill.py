@@ -1,4 +1,4 @@
-"""`lavic distill`: stage 1. LoRA on vision tower and projector learns to say in five tokens what all of them say."""
+"""`lavic distill`: stage 1. Trains LoRA on vision tower and projector to describe a photo from five tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lavic.model.config import LoraSettings, ModelSettings
 from lavic.tracking.settings import TrackingSettings
 from lavic.train.config import LoopSettings
 
-DESCRIPTION = """Stage 1, distillation: train the vision side until five tokens of a photo say what all of them say.
+DESCRIPTION = """Stage 1, distillation: train the vision side so that five tokens of a photo suffice to describe it.
 
-The language model is frozen. The photos' descriptions are those that `lavic describe` wrote beside the shards, else the
-catalogue's. The same command goes on after any stop, with any number of processes.
+The language model is frozen. The descriptions are those of `lavic describe` beside the shards, or else the catalogue's.
+The same command resumes after any stop, with any number of processes.
 
   lavic distill --shards photos/train --valid photos/valid --out runs/distill --nproc 2
 
@@ -31,10 +31,10 @@ class DistillSettings:
     """Train the vision adapter (stage 1)."""
 
     shards: Path
-    """Set of shards to train on, with descriptions. Left out of it: photos of items that `valid` holds too, and photos
-    whose bytes are those of one of `valid`'s."""
+    """Training set: shards with descriptions. Photos of items in `valid`, and photos with the same bytes as one in
+    `valid`, are excluded."""
     valid: Path
-    """Set of shards to validate with, with descriptions."""
+    """Validation set: shards with descriptions."""
     out: Path
     """The run's folder."""
     model: ModelSettings = ModelSettings()
@@ -44,34 +44,34 @@ class DistillSettings:
     loop: LoopSettings = LoopSettings(epochs=5.0, global_batch_size=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
     max_length: PositiveInt = 512
-    """Longest title and description with the words around them, tokens; longer photos are skipped and counted."""
+    """Maximum length of prompt and description, tokens; photos with longer ones are skipped and counted."""
     teacher_top_k: NonNegativeInt = 0
-    """Also match the probabilities that the model, seeing all tokens, gives to so many likeliest words; 0: the
-    description's words alone. Costs a pass over all tokens in every step."""
+    """Also match the probabilities that the teacher, which sees all tokens, gives to its k most likely tokens; 0: use
+    only the description. Costs a pass over all tokens in every step."""
     teacher_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of that in the loss."""
+    """Weight of that in the loss."""
     teacher_patches: NonNegativeFloat = 0.0
-    """Weight of one more loss: how far each view's token is from the mean of those that the untrained model makes of
-    the view's patches; 0: none. Costs a pass through the vision tower in every step."""
+    """Weight of another loss: the distance of each view's token from the mean of the untrained model's patch tokens; 0
+    disables it. Costs a pass through the vision tower in every step."""
     nested: tuple[PositiveInt, ...] = ()
-    """Train on the first so many views, one of these numbers for each photo (1 2 5), so that fewer tokens per item
-    serve too; by default always on all."""
+    """Train each photo on its first n views, n drawn from these numbers (1 2 5), so that the adapter also works with
+    fewer tokens per item; by default always on all views."""
     shuffle: Literal["blocks", "shards"] = "blocks"
-    """What is mixed in an epoch: 16 blocks of 256 neighbouring photos at a time, from anywhere in the set; or 8 whole
-    shards at a time, each of which is then used up before the next: for a set that does not fit into --cache.bytes."""
+    """What is shuffled together in an epoch: 16 blocks of 256 adjacent photos, from anywhere in the set; or 8 complete
+    shards, which are used up before the next ones: for a set that does not fit into --cache.bytes."""
     cache: CacheSettings = CacheSettings()
-    """Copies of shards, where `shards` or `valid` is in an object store."""
+    """Cache of shards, if `shards` or `valid` is in an object store."""
     select: Literal["best", "last"] = "best"
-    """Which adapter goes into the bundle: that of the lowest validation loss, or the last."""
+    """Adapter for the bundle: that with the lowest validation loss, or the last."""
     deepspeed: Path | None = None
     """A JSON file with more DeepSpeed settings."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the run is recorded."""
     nproc: PositiveInt = 1
-    """Processes on this machine; inside torchrun or srun their number counts."""
+    """Processes on this machine; ignored inside torchrun or srun."""
     dry_run: bool = False
-    """Print what the run would take (memory of each GPU, checkpoint, steps, time) and start nothing. No weights are
-    read, and the data need not be there. For several nodes let `--nproc` say all processes."""
+    """Print the resources of the run (memory of each GPU, checkpoint, steps, time) and start nothing. Reads no weights,
+    and the data need not exist. For several nodes, set `--nproc` to the number of all processes."""
 
 
 SETTINGS = DistillSettings
@@ -91,10 +91,10 @@ def resolve(argv: Sequence[str] | None) -> DistillSettings:
 
 
 def estimate(settings: DistillSettings) -> str:
-    """What the run would take on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
+    """Resources of the run on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
     return str(resource_estimate.estimate("distill", settings, settings.nproc))
 
 
 def is_complete(settings: DistillSettings) -> bool:
-    """Whether the run has reached its end."""
+    """Whether the run is complete."""
     return command.is_complete(settings.out)

@@ -1,4 +1,4 @@
-"""`lavic tune`: stage 2. LoRA on the language model learns to answer with the ID of the right candidate."""
+"""`lavic tune`: stage 2. Trains LoRA on the language model to answer with the ID of the right candidate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lavic.train.config import LoopSettings
 DESCRIPTION = """Stage 2, recommendation tuning: train the language model to answer a conversation and its candidates
 with the ID of the right one.
 
-The vision side is frozen, and not even loaded: the candidates' photos are the ready item tokens of the store. The same
-command goes on after any stop, with any number of processes.
+The vision side is frozen and not loaded: the candidates' photos are the item tokens of the store. The same command
+resumes after any stop, with any number of processes.
 
   lavic tune --store store --train train.jsonl --valid valid.jsonl --out runs/tune --nproc 2
 
@@ -30,54 +30,55 @@ class TuneSettings:
     """Train the language adapter (stage 2)."""
 
     store: Path
-    """Item store, made by `lavic embed`: of every candidate and target."""
+    """Item store by `lavic embed`, with every candidate and target."""
     train: Path
-    """Conversations to train on, jsonl."""
+    """Training conversations, jsonl."""
     valid: Path
-    """Conversations to validate with, jsonl."""
+    """Validation conversations, jsonl."""
     out: Path
     """The run's folder."""
     candidates: str = "candidates_st"
-    """Which list of a conversation, a key of the jsonl."""
+    """Key of the candidate list in the jsonl."""
     top: PositiveInt | None = None
-    """Show only the first so many of each list, such as 10 of the 100 that `lavic retrieve` finds; by default all."""
+    """Truncate each list to its first candidates, such as 10 of the 100 by `lavic retrieve`; by default none is
+    truncated."""
     tokens: Literal["items", "none"] = "items"
-    """What stands behind a candidate's title: its item tokens, or nothing (the titles-only control)."""
+    """What follows a candidate's title: its item tokens, or nothing (the titles-only control)."""
     tokens_per_item: tuple[PositiveInt, ...] = ()
-    """Show the first so many tokens of each item, by default all. Of several numbers (1 2 5) each list gets one, and
-    the bundle works with any; for fewer than all, distil with --nested."""
+    """Use only the first n tokens of each item, by default all. With several numbers (1 2 5), n is drawn for each list,
+    and the bundle works with any of them; for fewer than all, distill with --nested."""
     none_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the lists that are shown without their target and answered with "none of these"; above 0 that answer
-    stands under every list."""
+    """Share of the lists that are shown without their target and answered with "none of these"; above 0, every list
+    ends with that answer."""
     missing: Literal["refuse", "drop"] = "refuse"
-    """What happens to an item that is not in the store (its photo is gone, say): an error, or candidates leave their
-    lists and rows without a target are left out, counted."""
+    """What to do about items that are not in the store, for example without a photo: `refuse` is an error, `drop`
+    removes candidates from their lists and rows without a target, and counts them."""
     shuffle: bool = True
-    """Show a list in another order each time it is trained on."""
+    """Shuffle a list each time it is used."""
     max_length: PositiveInt = 2048
-    """Longest prompt with its target, tokens; a longer conversation loses its oldest comments."""
+    """Maximum length of prompt and target, tokens; a longer conversation loses its oldest comments."""
     model: ModelSettings = ModelSettings()
-    """The base model, the one that made the store."""
+    """The base model, which must be that of the store."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
     loop: LoopSettings = LoopSettings(epochs=1.0, global_batch_size=32, lr=5e-5, weight_decay=1e-5)
     """The training loop."""
     select: Literal["best", "hit_rate", "last"] = "best"
-    """Which adapter goes into the bundle: that of the lowest validation loss (best), that of the highest HitRatio@1 on
-    validation lists (hit_rate; of equal ones the lowest loss), or the last. `--loop.early-stopping-patience` goes by
-    the same."""
+    """Adapter for the bundle: that with the lowest validation loss (best), that with the highest HitRatio@1 on
+    validation lists (hit_rate; then the lowest loss), or the last. `--loop.early-stopping-patience` uses the same
+    metric."""
     ranked_lists: NonNegativeInt = 200
-    """Validation lists that are ranked at each validation for HitRatio@1, beside the loss: evenly spread over those of
-    the file that hold a target, and as they stand there. 0: none."""
+    """Number of validation lists that are ranked for HitRatio@1 at each validation: evenly spread over those that have
+    a target, in their original order. 0: none."""
     deepspeed: Path | None = None
     """A JSON file with more DeepSpeed settings."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the run is recorded."""
     nproc: PositiveInt = 1
-    """Processes on this machine; inside torchrun or srun their number counts."""
+    """Processes on this machine; ignored inside torchrun or srun."""
     dry_run: bool = False
-    """Print what the run would take (memory of each GPU, checkpoint, steps, time) and start nothing. No weights are
-    read, and the data need not be there. For several nodes let `--nproc` say all processes."""
+    """Print the resources of the run (memory of each GPU, checkpoint, steps, time) and start nothing. Reads no weights,
+    and the data need not exist. For several nodes, set `--nproc` to the number of all processes."""
 
 
 SETTINGS = TuneSettings
@@ -97,10 +98,10 @@ def resolve(argv: Sequence[str] | None) -> TuneSettings:
 
 
 def estimate(settings: TuneSettings) -> str:
-    """What the run would take on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
+    """Resources of the run on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
     return str(resource_estimate.estimate("tune", settings, settings.nproc))
 
 
 def is_complete(settings: TuneSettings) -> bool:
-    """Whether the run has reached its end."""
+    """Whether the run is complete."""
     return command.is_complete(settings.out)

@@ -1,19 +1,19 @@
 """The last SLURM job of each step of a pipeline.
 
 OUT/jobs.json   written by `lavic submit` alone, which locks the folder
-OUT/.seen.json  the last known state of each job, since SLURM forgets, and the results that it had read; written by
-                every `lavic submit status`, without a lock
+OUT/.seen.json  the last known state of each job, because SLURM forgets jobs, and the results that it read; written
+                by every `lavic submit status`, without a lock
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lavic.errors import ConfigError, DataError
 from lavic.launch.slurm.client import JobState
@@ -22,11 +22,12 @@ from lavic.storage.file_lock import FileLock
 
 FILE = "jobs.json"
 SEEN = ".seen.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """The last job of a step."""
+class Submission:
+    """A job, or an array of jobs, that was submitted."""
 
     id: str
     """Empty while it is not known whether sbatch has queued it."""
@@ -34,6 +35,12 @@ class Job:
     """A unique text in the job's comment."""
     owner: str
     """The user who submitted it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Submission):
+    """The last job of a step."""
+
     after: tuple[str, ...]
     """Steps whose jobs it depends on."""
     log: str
@@ -50,19 +57,36 @@ def read_jobs(out: Path) -> dict[str, Job]:
     Raises:
         DataError: The file is broken.
     """
-    path = out / FILE
-    if not path.is_file():
-        return {}
-    try:
-        body = json.loads(path.read_text("utf-8"))["steps"]
-        jobs = {
+
+    def parse(body: Any) -> dict[str, Job]:
+        return {
             name: Job(**{**job, "after": tuple(job["after"]), "seen": JobState(**job["seen"])})
-            for name, job in body.items()
+            for name, job in body["steps"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: broken ({error}); remove it once none of its jobs is left in the queue") from None
-    states = _read_states(out)
+
+    jobs, states = read_json_file(out / FILE, parse) or {}, _read_states(out)
     return {name: replace(job, seen=states.get(job.id, job.seen)) for name, job in jobs.items()}
+
+
+def read_json_file(
+    path: Path, parse: Callable[[Any], T], hint: str = "remove it once none of its jobs is left in the queue"
+) -> T | None:
+    """A JSON file of a pipeline; None if it does not exist.
+
+    Args:
+        path: The file.
+        parse: Converts its value.
+        hint: What to do if it is broken, for the message.
+
+    Raises:
+        DataError: The file is broken.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return parse(json.loads(path.read_text("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: broken ({error}); {hint}") from None
 
 
 def write_jobs(out: Path, jobs: Mapping[str, Job]) -> None:
@@ -72,12 +96,12 @@ def write_jobs(out: Path, jobs: Mapping[str, Job]) -> None:
 
 
 def write_states(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str, str]] | None = None) -> None:
-    """Writes the last known state of jobs and what they had read. Does nothing where this user may not write.
+    """Writes the last known state of jobs and the results that they read, if this user may write here.
 
     Args:
         out: The pipeline's folder.
-        jobs: With their state now.
-        used: Digests of the results that a job had read, by its id; by default those that were written before.
+        jobs: With their current state.
+        used: Digests of the results that a job read, by its id; by default those in the file.
     """
     used = read_used(out) if used is None else used
     states = {job.id: asdict(job.seen) for job in jobs.values() if job.id}
@@ -88,7 +112,7 @@ def write_states(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[
 
 
 def read_used(out: Path) -> dict[str, dict[str, str]]:
-    """Digests of the results that jobs had read, by job id."""
+    """Digests of the results that jobs read, by job id."""
     return {id: dict(results) for id, results in _read_section(out, "used").items()}
 
 

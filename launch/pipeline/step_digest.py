@@ -1,6 +1,6 @@
-"""What a step's result is made from, to detect changes: settings, input files, results of other steps.
+"""The inputs of a step's result, to detect changes: settings, input files, results of other steps.
 
-OUT/stages.json holds the settings and inputs of each step, as its last job got them.
+OUT/stages.json has the settings and inputs of each step's last job.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lavic.endpoint.settings import NO_EFFECT
 from lavic.errors import DataError, LavicError
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
+from lavic.launch.pipeline.job_registry import read_json_file
 from lavic.launch.pipeline.settings import Stage, stage_of
 from lavic.model.config import BaseModelSettings, ModelSettings
 from lavic.model.hub import fingerprint, resolve
@@ -70,18 +71,18 @@ _READS: dict[Stage, tuple[Stage, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """What a step's result is, or would be, made from."""
+    """The inputs of a step's result."""
 
     settings: Mapping[str, Any]
-    """Those that change the result, by dotted name."""
+    """Settings that affect the result, by dotted name."""
     inputs: Mapping[str, str]
     """Digests of files from outside the pipeline."""
     results: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the results of other steps; without those that do not exist yet."""
+    """Digests of the results of other steps, if they exist."""
 
     def differences(self, wanted: StepInputs) -> Iterator[str]:
-        """How other inputs differ from these, a line each."""
-        for key in sorted(self.settings.keys() & wanted.settings.keys()):  # another version may have others
+        """The differences of other inputs from these, as lines."""
+        for key in sorted(self.settings.keys() & wanted.settings.keys()):  # other versions have other keys
             if self.settings[key] != wanted.settings[key]:
                 yield f"{key} was {self.settings[key]}, is {wanted.settings[key]}"
         added = Counter(wanted.inputs.values()) - Counter(self.inputs.values())
@@ -99,36 +100,33 @@ class StepInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What a step's result was made from."""
+    """The recorded inputs of a step's result."""
 
     made: StepInputs
     accepted: StepInputs | None = None
-    """Inputs that differ from `made`, for which the user keeps the result nevertheless (`--keep`)."""
+    """Inputs that differ from `made`, for which the user keeps the result (`--keep`)."""
 
     def differences(self, wanted: StepInputs) -> list[str]:
-        """How the result differs from what is wanted now; empty where it does not, or is to be kept."""
+        """How the result's inputs differ from the current ones; empty if they do not, or if the result is kept."""
         if self.accepted and not list(self.accepted.differences(wanted)):
             return []
         return list(self.made.differences(wanted))
 
 
 def read_records(out: Path) -> dict[str, StepRecord]:
-    """The records of a pipeline by step; none where there is no file.
+    """The records of a pipeline by step; none without a file.
 
     Raises:
         DataError: The file is broken.
     """
-    path = out / FILE
-    if not path.is_file():
-        return {}
-    try:
-        body = json.loads(path.read_text("utf-8"))["steps"]
+
+    def parse(body: Any) -> dict[str, StepRecord]:
         return {
             name: StepRecord(**{key: StepInputs(**inputs) for key, inputs in record.items() if inputs is not None})
-            for name, record in body.items()
+            for name, record in body["steps"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: broken ({error}); remove it to accept all results as they are") from None
+
+    return read_json_file(out / FILE, parse, "remove it to accept all results as they are") or {}
 
 
 def write_records(out: Path, records: Mapping[str, StepRecord]) -> None:
@@ -138,7 +136,7 @@ def write_records(out: Path, records: Mapping[str, StepRecord]) -> None:
 
 
 def current_inputs(step: Step, settings: Any, cache: DigestCache, results: Mapping[str, str]) -> StepInputs:
-    """What a step would be made from now.
+    """The current inputs of a step.
 
     Args:
         step: The step.
@@ -173,7 +171,7 @@ def reads_result_of(step: Step, name: str) -> bool:
 
 
 def result_digest(step: Step, cache: DigestCache) -> str:
-    """The digest of a step's result; "" where no other step compares it."""
+    """The digest of a step's result; "" if no other step compares it."""
     try:
         if step.stage == "crawl":
             shards = Manifest.load(step.output, check=False).shards
@@ -193,7 +191,7 @@ def result_digest(step: Step, cache: DigestCache) -> str:
 
 
 def matching_files(pattern: str) -> Sequence[Path]:
-    """The files that a path or a glob names, by the rules of `lavic crawl`; none where there are none."""
+    """The files of a path or a glob, by the rules of `lavic crawl`; may be empty."""
     path = Path(pattern)
     if path.exists() and not path.is_dir():
         return [path]
@@ -204,12 +202,12 @@ def matching_files(pattern: str) -> Sequence[Path]:
 
 
 def with_results(record: StepRecord, results: Mapping[str, str]) -> StepRecord:
-    """A record with the results of other steps that were read, where it does not have them yet."""
+    """A record with results of other steps, unless it has them already."""
     return replace(record, made=replace(record.made, results={**results, **record.made.results}))
 
 
 def _base_model_fingerprint(settings: Any) -> str:
-    """Of a base model in a local folder; one from Hugging Face is identified by its name and revision."""
+    """The fingerprint of a base model in a local folder; one from Hugging Face is identified by name and revision."""
     model = getattr(settings, "model", None)
     if isinstance(model, BaseModelSettings) and model.name:
         model = ModelSettings(name=model.name)
@@ -227,7 +225,7 @@ def _combined(digests: Iterable[str]) -> str:
 
 
 def _possible_paths(value: Any) -> Iterator[str]:
-    """The texts in a setting that could name a file."""
+    """Texts in a setting that may be paths."""
     for text in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(text, str) and text and "\0" not in text and len(text) < 4096:
             yield text

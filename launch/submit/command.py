@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lavic.config import dump, load, parse
-from lavic.data.manifest import NAME
 from lavic.errors import ConfigError, LaunchError, LavicError
-from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Layout, Step, plan_steps, select_steps
-from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, locked, read_jobs, write_jobs, write_states
 from lavic.launch.pipeline.mlflow_parent import open_parent, tracking_args
 from lavic.launch.pipeline.pipeline_status import PipelineStatus, pipeline_status, resolve_settings
 from lavic.launch.pipeline.settings import (
-    RETRIEVAL,
     PipelineSettings,
     Stage,
     field_of,
@@ -40,18 +36,8 @@ from lavic.launch.pipeline.step_digest import (
 from lavic.launch.pipeline.step_status import StepStatus, refresh_jobs
 from lavic.launch.slurm import client
 from lavic.launch.slurm.sbatch_job import SbatchJob, status_job, step_job
-from lavic.launch.sweep.arrays import jobs_to_submit, numbered, stage_job, submit_arrays, task_statuses, with_ids
-from lavic.launch.sweep.cells import (
-    SWEEP_STAGES,
-    Sweep,
-    SweepStage,
-    is_sweep,
-    missing_files,
-    plan_cells,
-    resolve_cell,
-    wanted_inputs,
-)
-from lavic.launch.sweep.remade_cells import move_remade, remade_cells, with_kept
+from lavic.launch.sweep.cells import is_sweep, missing_files
+from lavic.launch.sweep.submission import submit_sweep, sweep_text, swept_stages, without_sweep_stages
 from lavic.storage.atomic import atomic_write
 
 DESCRIPTION = """Submits the pipeline as SLURM jobs that depend on each other: crawl, verify, describe, distill, embed,
@@ -91,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return {"status": status, "cancel": cancel, "logs": logs}[args[0]].main(args[1:])
     pipeline = with_absolute_paths(parse(PipelineSettings, args, command="submit", description=DESCRIPTION))
-    whole, swept = pipeline, swept_stages(pipeline)
+    full, swept = pipeline, swept_stages(pipeline)
     if is_sweep(pipeline):
         pipeline = without_sweep_stages(pipeline)
     steps = plan_steps(pipeline)
-    selected = select_steps(steps, pipeline) if pipeline.only or not whole.only else []
+    selected = select_steps(steps, pipeline) if pipeline.only or not full.only else []
     settings = {step.name: resolve_settings(step, pipeline) for step in selected}
     if pipeline.dry_run:
         from lavic.launch.pipeline.dry_run import dry_run_text
@@ -105,100 +91,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n== missing inputs: nothing is submitted until they exist")
             print("\n".join(f"  {line}" for line in missing))
         if swept:
-            print(f"\n{sweep_text(whole, swept)}")
-            print("\n".join(f"  {line}" for line in missing_files(whole, swept)))
+            print(f"\n{sweep_text(full, swept)}")
+            print("\n".join(f"  {line}" for line in missing_files(full, swept)))
         return 0
-    if missing := missing_files(whole, swept):
+    if missing := missing_files(full, swept):
         raise ConfigError(missing[0] + (f"; {len(missing) - 1} more" if len(missing) > 1 else ""))
     out = Layout(pipeline.out).out
     with locked(out):
         if selected:
             _submit(pipeline, steps, selected, settings)
         if swept:
-            _submit_sweep(whole, steps, swept)
+            submit_sweep(full, steps, swept)
     if pipeline.wait:
         from lavic.launch.submit.status import show
 
         return show(out, watch=True)
     return 0
-
-
-def _submit_sweep(pipeline: PipelineSettings, steps: Sequence[Step], stages: Sequence[SweepStage]) -> None:
-    """Submits the arrays of a sweep behind the jobs of the other stages."""
-    layout = Layout(pipeline.out)
-    jobs = refresh_jobs(read_jobs(layout.out))
-    active = [job.id for name, job in jobs.items() if job.seen.active and name != "status"]
-    if not active and not is_complete(next(step for step in steps if step.stage == "embed"), DigestCache(layout.out)):
-        raise ConfigError(f"a sweep needs the item store, which is not done ({layout.store}): submit its stages too")
-    shared = without_sweep_stages(pipeline)
-    sweep = numbered(pipeline, with_ids(Sweep.read(layout.out)))
-    if not (layout.out / "pipeline.yaml").is_file():
-        atomic_write(layout.out / "pipeline.yaml", dump(shared, command="submit"))
-    statuses = {(row.stage, row.cell): row for row in task_statuses(layout.out, sweep)}
-    cache = DigestCache(layout.out)
-    store = "" if active else cache.digest(layout.store / NAME)
-    wanted = {
-        f"{stage}/{cell.name}": wanted_inputs(pipeline, stage, cell, cache, {"embed": store} if store else {})
-        for cell in plan_cells(pipeline)
-        for stage in SWEEP_STAGES
-    }
-    cache.save()
-    done = [key for row in statuses.values() if row.state == "done" and (key := f"{row.stage}/{row.cell}") in wanted]
-    sweep = with_kept(sweep, wanted, done, keep=pipeline.keep)
-    remade = remade_cells(pipeline, sweep, wanted, stages, statuses)
-    plan = list(jobs_to_submit(pipeline, sweep, statuses, stages, remade))
-    move_remade(pipeline, remade)
-    sweep.write(layout.out)
-    if plan:
-        submit_arrays(pipeline, sweep, wanted, plan, active, open_parent(shared))
-    else:
-        print(f"{layout.out}: no cell to submit")
-    print(f"then: lavic submit table {shlex.quote(str(layout.out))}")
-
-
-def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
-    """The stages to submit as arrays.
-
-    Raises:
-        ConfigError: A setting does not go with a sweep.
-    """
-    if not is_sweep(pipeline):
-        return []
-    if retrieval := [stage for stage in RETRIEVAL if stage in pipeline.stages]:
-        raise ConfigError(
-            f"stages: {retrieval[0]} does not go with a sweep, whose cells read the lists of the conversations: "
-            "make them first with `lavic retrieve`"
-        )
-    for stage in SWEEP_STAGES:
-        if stage in pipeline.force and stage not in pipeline.stages:
-            raise ConfigError(f"--force {stage}: not in this pipeline's stages ({', '.join(pipeline.stages)})")
-    if pipeline.from_ in SWEEP_STAGES:
-        raise ConfigError(f"--from {pipeline.from_}: use --only, which a sweep's stages know")
-    wanted = pipeline.only or pipeline.stages
-    stages = [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
-    for cell in plan_cells(pipeline):
-        for stage in stages:
-            resolve_cell(pipeline, stage, cell)
-    return stages
-
-
-def without_sweep_stages(pipeline: PipelineSettings) -> PipelineSettings:
-    """The pipeline with the stages that run once."""
-    stages, only, force = (
-        tuple(stage for stage in names if stage not in SWEEP_STAGES)
-        for names in (pipeline.stages, pipeline.only, pipeline.force)
-    )
-    return replace(pipeline, stages=stages, only=only, force=force)
-
-
-def sweep_text(pipeline: PipelineSettings, stages: Sequence[SweepStage]) -> str:
-    """The arrays that a dry run would submit."""
-    cells = plan_cells(pipeline)
-    blocks = [f"== sweep of {len(cells)} cells: {', '.join(cell.name for cell in cells)}"]
-    for stage in stages:
-        job = stage_job(pipeline, stage, range(len(cells)))
-        blocks.append(f"== {stage}, a task for each cell\n  sbatch {shlex.join(job.args())}")
-    return "\n\n".join(blocks)
 
 
 def _submit(

@@ -21,9 +21,10 @@ import yaml
 from lavic.cli import command_module
 from lavic.config.cli_args import absolute, to_args
 from lavic.config.yaml_file import find_config
-from lavic.errors import ConfigError, DataError, LavicError
+from lavic.errors import ConfigError, LavicError
 from lavic.launch.pipeline.dag import Layout, Step
 from lavic.launch.pipeline.digest_cache import DigestCache
+from lavic.launch.pipeline.job_registry import Submission, read_json_file
 from lavic.launch.pipeline.settings import PipelineSettings, named_test
 from lavic.launch.pipeline.step_digest import StepInputs, current_inputs
 from lavic.storage.atomic import atomic_write
@@ -40,31 +41,25 @@ CATEGORY = "{category}"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One of the runs that a sweep makes."""
+    """One run of a sweep."""
 
     category: str
-    """Empty where the sweep has no categories."""
+    """Empty if the sweep has no categories."""
     candidates: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its folders: `all_beauty-st-0`."""
+        """Name of its folders: `all_beauty-st-0`."""
         parts = (self.category, self.candidates.removeprefix("candidates_"), str(self.seed))
         return "-".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Array:
+class Array(Submission):
     """An array of jobs that was submitted."""
 
     stage: SweepStage
-    id: str
-    """Empty while it is not known whether sbatch has queued it."""
-    mark: str
-    """A unique text in the jobs' comment."""
-    owner: str
-    """The user who submitted it."""
     indexes: tuple[int, ...]
     """Of the cells."""
 
@@ -75,40 +70,37 @@ class Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is known of a sweep: `sweep.json`."""
+    """The state of a sweep: `sweep.json`."""
 
     cells: dict[str, int] = field(default_factory=dict)
-    """Name -> index, which a cell keeps for good."""
+    """Name -> index, which never changes."""
     parts: dict[str, Cell] = field(default_factory=dict)
     """Name -> its category, candidate list and seed."""
     arrays: list[Array] = field(default_factory=list)
     """In the order of their submission."""
     made: dict[str, StepInputs] = field(default_factory=dict)
-    """`stage/cell` -> what it was made from, as it was submitted last."""
+    """`stage/cell` -> its inputs at the last submission."""
 
     @classmethod
     def read(cls, out: Path) -> Sweep:
-        """Reads a pipeline's sweep; an empty one where there is none.
+        """Reads a pipeline's sweep; an empty one without a file.
 
         Raises:
             DataError: The file is broken.
         """
-        path = out / FILE
-        if not path.is_file():
-            return cls()
-        try:
-            body = json.loads(path.read_text("utf-8"))
+
+        def parse(body: Any) -> Sweep:
             return cls(
                 cells={name: int(index) for name, index in body["cells"].items()},
                 parts={name: Cell(**parts) for name, parts in body["parts"].items()},
                 arrays=[Array(**{**array, "indexes": tuple(array["indexes"])}) for array in body["arrays"]],
                 made={key: StepInputs(**inputs) for key, inputs in body["made"].items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: broken ({error}); remove it once none of its jobs is left in the queue") from None
+
+        return read_json_file(out / FILE, parse) or cls()
 
     def write(self, out: Path) -> None:
-        """Writes it."""
+        """Writes the file."""
         atomic_write(out / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
 
@@ -153,7 +145,7 @@ def cell_output(out: Path, stage: SweepStage, name: str) -> Path:
 
 
 def cell_settings(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> dict[str, Any]:
-    """What a cell sets of its command's settings."""
+    """The settings that a cell adds to its command's."""
     layout, files = Layout(pipeline.out), pipeline.conversations
 
     def file(path: object) -> str:
@@ -189,7 +181,7 @@ def cell_inputs(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> li
 
 
 def settings_file(out: Path, stage: SweepStage, index: int | str) -> Path:
-    """Where the settings of a cell's task are."""
+    """The settings file of a cell's task."""
     return Layout(out).out / "sweep" / stage / f"{index}.yaml"
 
 
@@ -217,8 +209,8 @@ def resolve_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> A
     """
     values = cell_settings(pipeline, stage, cell)
     args = [*task_args(pipeline, stage), *to_args(values)]
-    place = args.index(str(settings_file(pipeline.out, stage, TASK)))
-    del args[place - 1 : place + 1]  # the file is not there yet: its values are given instead
+    position = args.index(str(settings_file(pipeline.out, stage, TASK)))
+    del args[position - 1 : position + 1]  # the file does not exist yet: use its values instead
     try:
         settings = command_module(stage).resolve(args)
         if hasattr(settings, "loop"):
@@ -254,13 +246,13 @@ def write_settings(
 def wanted_inputs(
     pipeline: PipelineSettings, stage: SweepStage, cell: Cell, cache: DigestCache, results: Mapping[str, str]
 ) -> StepInputs:
-    """What a cell's result would be made from now.
+    """The current inputs of a cell's result.
 
     Args:
         pipeline: Its settings.
-        stage, cell: Which one.
+        stage, cell: The cell.
         cache: Digests of files.
-        results: Digest of the item store, as `embed`, where it is done.
+        results: Digest of the item store, as `embed`, if it is complete.
     """
     step = Step(
         name=f"{stage}-{cell.name}",
@@ -269,10 +261,12 @@ def wanted_inputs(
         inputs=tuple(map(str, cell_inputs(pipeline, stage, cell))),
     )
     inputs = current_inputs(step, resolve_cell(pipeline, stage, cell), cache, results)
-    return replace(inputs, settings=json.loads(json.dumps(inputs.settings, default=str)))  # as they are read again
+    return replace(
+        inputs, settings=json.loads(json.dumps(inputs.settings, default=str))
+    )  # as they are read from the file
 
 
 def is_complete(out: Path, stage: SweepStage, name: str) -> bool:
-    """Whether a cell's result is there."""
+    """Whether a cell's result is complete."""
     folder = cell_output(out, stage, name)
     return (folder / {"tune": "result.json", "evaluate": "results.json"}[stage]).is_file()

@@ -1,6 +1,6 @@
-"""What `lavic distill` and `lavic tune` share: from the command line to the finished run folder.
+"""The common part of `lavic distill` and `lavic tune`, from the command line to the complete run folder.
 
-A stage says what it reads, trains and saves; ranks, run folder, tracker, stop requests and the end of a run are here.
+A stage defines its data, its task and its results; ranks, run folder, tracker and stop requests are handled here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def is_complete(out: Path) -> bool:
-    """Whether the run in a folder has reached its end: result.json is written last."""
+    """Whether the run in a folder is complete: result.json is written last."""
     return (out / RESULT).is_file()
 
 
@@ -49,7 +49,7 @@ def run(stage: type[TrainingStage], settings: Any, argv: Sequence[str] | None) -
 
 
 def _run_rank(stage_class: type[TrainingStage], settings: Any, world: DistributedContext, stop: StopRequest) -> int:
-    """Trains in this process, from wherever the run stands."""
+    """Trains in this process; starts or resumes the run."""
     from lavic.train.deepspeed.config import read_deepspeed_config
     from lavic.train.input.sample_denylist import read_denylist
 
@@ -60,8 +60,8 @@ def _run_rank(stage_class: type[TrainingStage], settings: Any, world: Distribute
     with RunFolder(settings, command=stage.command, world=world, free=stage.input_keys) as folder:
         if folder.done and not folder.extended:
             if world.is_main:
-                unused = f"; to go on, raise --loop.steps: {', '.join(folder.changed)}" if folder.changed else ""
-                print(f"{settings.out}: done before, {settings.out / RESULT}{unused}")
+                unused = f"; not used: {', '.join(folder.changed)}; to continue, raise --loop.steps"
+                print(f"{settings.out}: already complete, {settings.out / RESULT}{unused if folder.changed else ''}")
             return 0
         node = world.node_rank if world.local_rank == 0 else None
         records = folder.folder / "flight-recorder" if settings.loop.flight_recorder else None
@@ -141,7 +141,7 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
     state = trainer.fit()
     run.watchdog.mark("the end")
     if untouched(components.model):
-        raise DataError("nothing was learnt: every LoRA B is still zero; is --loop.lr too small?")
+        raise DataError("nothing was trained: every LoRA B is still zero; is --loop.lr too small?")
     best = {"best_step": state.best_step, "best_loss": state.best_loss}
     if stage.selecting_score is not None:
         best[f"best_{stage.selecting_score}"] = state.best_score
@@ -153,17 +153,16 @@ def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) 
 
     Args:
         run: The run.
-        settings: Its settings now.
-        steps: Steps done, by the newest complete checkpoint.
-        total: Steps of the run by the new settings.
+        settings: Its new settings.
+        steps: Steps at the newest complete checkpoint.
+        total: Steps of the run with the new settings.
 
     Raises:
-        ConfigError: More steps are done than the new settings ask for.
+        ConfigError: The run has more steps already.
     """
     if steps > total:
         raise ConfigError(
-            f"{settings.out}: {steps} steps are done, and --loop.steps or --loop.epochs now makes {total} in all: give "
-            "as many or more"
+            f"{settings.out}: {steps} steps are done, more than the {total} of --loop.steps or --loop.epochs: raise it"
         )
     run.tracker.event("settings", step=steps, changed=run.folder.changed)
     changes = run.folder.accept_changes(settings)
@@ -172,7 +171,7 @@ def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) 
 
 
 def _finish(stage: TrainingStage, run: TrainingRun, **result: Any) -> None:
-    """Rank 0 writes the result; the others wait, so that a failure here ends every rank."""
+    """Rank 0 writes the result; a failure ends every rank."""
     from lavic.model.bundle import BundleInfo
 
     folder, tracker = run.folder, run.tracker

@@ -44,7 +44,7 @@ def run(settings: TuneRetrieverSettings, argv: Sequence[str] | None) -> int:
         with RunFolder(settings, command=COMMAND, world=world, free=_INPUT_KEYS) as folder:
             if folder.done:
                 if world.is_main:
-                    print(f"{settings.out}: done before, {settings.out / RESULT}")
+                    print(f"{settings.out}: already complete, {settings.out / RESULT}")
                 return 0
             with (
                 world.process_group(timeout_s=_PATIENCE_S),

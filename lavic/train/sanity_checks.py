@@ -100,7 +100,7 @@ class SanityChecks:
             problem = "weights that should be frozen have changed"
         lora_b = [p for name, p in self._trained.items() if "lora_B" in name]
         if lora_b and not any(p.count_nonzero() for p in lora_b):
-            problem = f"nothing was learnt in {self._steps} steps: every LoRA B is still zero; is --loop.lr too small?"
+            problem = f"nothing was trained in {self._steps} steps: every LoRA B is still zero; is --loop.lr too small?"
         self._raise_on_all_ranks(problem)
 
     def close(self) -> None:

@@ -19,8 +19,9 @@ from lavic.shards.http.robots import Robots, Rules
 from lavic.shards.http.ssrf_guard import BlockedAddress, check_url
 from lavic.shards.http.url import BadUrl, parse_url
 from lavic.shards.pack.outcomes import Kind
-from lavic.shards.ratelimit.client import CoordinatorHandle, HostUnavailable, RateLimitClient, Verdict
+from lavic.shards.ratelimit.client import CoordinatorHandle, RateLimitClient
 from lavic.shards.ratelimit.coordinator import Coordinator
+from lavic.shards.ratelimit.host_client import HostUnavailable, Verdict
 
 _SPEED_AFTER_S = 5.0
 """Seconds before the speed of a response is checked, or half the deadline if that is shorter."""

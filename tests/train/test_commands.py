@@ -78,7 +78,7 @@ def test_distill_in_two_processes(assets: Assets, tmp_path: Path) -> None:
 
     again = lavic(*argv)
     assert again.returncode == 0
-    assert "done before" in again.stdout
+    assert "already complete" in again.stdout
     assert read_journal(out / "metrics.jsonl") == rows
 
     other = lavic(*words("distill", assets, out, "--loop.seed", "5"))

@@ -145,7 +145,7 @@ def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store:
         timeout=400,
     )
     assert run.returncode == 0, run.stderr
-    assert "done before" in run.stdout and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
+    assert "already complete" in run.stdout and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
     made, expected = (
         [path.read_bytes() for path in sorted((tmp_path / name).glob("tokens-*.safetensors"))]
         for name in ("store", "here")

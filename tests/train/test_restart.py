@@ -339,5 +339,5 @@ def test_a_finished_run_goes_on_with_another_rate_to_more_steps(
 
     run = fork_server.start([*argv, "--loop.steps", "4"], log)
     assert fork_server.wait(run) == [2], output(run)
-    assert "5 steps are done, and --loop.steps or --loop.epochs now makes 4 in all" in output(run)
+    assert "5 steps are done, more than the 4 of --loop.steps or --loop.epochs" in output(run)
     assert json.loads((out / "result.json").read_text())["steps"] == 5, "it stays done"

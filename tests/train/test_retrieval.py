@@ -177,7 +177,7 @@ def test_the_command_trains_and_a_second_call_finds_it_done(assets: Assets, run:
     assert curve[-1]["loss"] < curve[0]["loss"] and "recall_10" in curve[0]
     assert any("fold-2/loss" in row for row in read_journal(run.folder / "metrics.jsonl"))
     again = finish(run.server, words(assets, run.folder), run.folder.parent / "again")
-    assert "done before" in again
+    assert "already complete" in again
 
 
 def recall(retriever: Retriever, store: ItemStore, rows: list, folds: list[int]) -> float:

@@ -190,7 +190,7 @@ def test_an_adapter_that_learnt_nothing_is_not_saved(assets: Assets, world: Dist
     _, _, task, data = stage_2(assets)
     engine = Engine(task, world, LOOP)
     train_step(engine, [data.collate([data[0]])], 0.0, world)
-    with pytest.raises(LavicError, match="nothing was learnt in 1 steps: every LoRA B is still zero"):
+    with pytest.raises(LavicError, match="nothing was trained in 1 steps: every LoRA B is still zero"):
         engine.state_dict()
     train_step(engine, [data.collate([data[0]])], 0.01, world)
     engine.state_dict()

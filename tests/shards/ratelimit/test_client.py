@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lavic.shards.ratelimit.client import HostClient, HostUnavailable
+from lavic.shards.ratelimit.host_client import HostClient, HostUnavailable
 from lavic.shards.ratelimit.host_limiter import Grant
 
 
