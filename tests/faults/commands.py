@@ -27,7 +27,7 @@ MINI = ["--train-items", "10", "--valid-items", "3", "--heldout-items", "10", "-
 MINI += ["--train-conversations", "4", "--valid-conversations", "2", "--test-conversations", "2"]
 FETCH = ["--fetch.allow-private", "--fetch.host-rate", "0", "--executor", "local", "--ray.workers", "1"]
 VOLATILE = {"began", "checksum", "ledger_sha256", "ended", "seconds", "settings", "crawl", "versions", "plan"}
-VOLATILE |= {"catalogue_files", "commit"}  # git names no commit to a user who does not own the repository
+VOLATILE |= {"catalogue_files", "commit", "changed"}  # git says nothing to a user who does not own the repository
 """Keys of JSON files that hold times, paths, and what depends on the user."""
 
 
