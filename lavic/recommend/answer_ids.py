@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 RELEASED = re.compile(r"\bB[A-Z0-9]{9}\b")
@@ -64,10 +64,10 @@ def unlisted(text: str, items: Iterable[str]) -> list[str]:
     return [word for word in dict.fromkeys(_AMAZON.findall(text)) if _lower(word) not in known]
 
 
-def words_in(text: str, items: Container[str]) -> list[str]:
-    """The words of a text that are items of a large collection, with and without the punctuation around them."""
-    words = [form for word in text.split() for form in (word, word.strip(string.punctuation))]
-    return [word for word in dict.fromkeys([*words, *_WORD.findall(text)]) if word in items]
+def words_in(text: str) -> list[str]:
+    """The words of a text, with and without the punctuation around them: what may be an id."""
+    words = [form for word in text.split() for form in (word, word.strip(string.punctuation)) if form]
+    return list(dict.fromkeys([*words, *_WORD.findall(text)]))
 
 
 def released_answer(text: str, candidates: Collection[str] = ()) -> str | None:

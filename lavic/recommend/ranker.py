@@ -230,7 +230,7 @@ class Ranker:
 
     def _parse_id(self, text: str, candidates: Sequence[str]) -> str | None:
         """The first word of a text that is a candidate, another item, or has the shape of an id."""
-        known = [*candidates, *words_in(text, self.store)]
+        known = [*candidates, *(word for word in words_in(text) if word in self.store)]
         named = mentions(text, [*known, *unlisted(text, known)])
         return named[0].item if named else None
 
