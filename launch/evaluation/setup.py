@@ -228,7 +228,7 @@ def _run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tu
         name, _, test_set = name.partition("@")
         if not equals or not path or not re.fullmatch(r"[\w-]+", name):
             raise ConfigError(f"--run {text}: expected NAME=FILE, NAME of letters, digits, - and _")
-        if name in taken or name in runs:
+        if is_taken(name, {*taken, *runs}):
             raise ConfigError(f"--run {text}: the name {name} is in use: choose another")
         if test_set and test_set not in sets:
             raise ConfigError(f"--run {text}: no test set {test_set}; there are: {', '.join(sets)}")
@@ -328,7 +328,7 @@ def _read_test_sets(chosen: EvaluateSettings, stores: Sequence[ItemStore]) -> li
     test_sets: dict[str, TestSet] = {}
     for text in chosen.test:
         name, file = named(text)
-        if name in test_sets:
+        if is_taken(name, test_sets):
             raise ConfigError(f"--test {text}: two files have the name {name}: give them names, NAME=FILE")
         test_sets[name] = TestSet.read(
             name,
@@ -342,6 +342,11 @@ def _read_test_sets(chosen: EvaluateSettings, stores: Sequence[ItemStore]) -> li
     if not test_sets:
         raise ConfigError("--test: name at least one conversation file")
     return list(test_sets.values())
+
+
+def is_taken(name: str, names: Iterable[str]) -> bool:
+    """Whether a name is in use, or differs from one in case alone: both would be one file on some file systems."""
+    return name.casefold() in {other.casefold() for other in names}
 
 
 def named(text: str) -> tuple[str, str]:
@@ -366,7 +371,7 @@ def _read_compare(text: str, main: Arm, main_info: BundleInfo, *, taken: Collect
     name, equals, path = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+", name) or not path:
         raise ConfigError(f"--compare {text}: expected NAME=BUNDLE or NAME=BUNDLE@STORE, NAME of letters and digits")
-    if name in taken or name in LABELS:
+    if is_taken(name, {*taken, *LABELS}):
         raise ConfigError(f"--compare {text}: the name {name} is in use: choose another")
     folder, store_path = path, ""
     if "@" in path and not Path(path).is_dir():

@@ -79,8 +79,8 @@ def test_a_trec_run_scores_as_ir_measures_scores_it(tmp_path: Path):
     assert results["lineage"]["runs"]["sys"]["file"] == str(ours)
 
     # What is written beside the results gives the same numbers again.
-    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "trec" / "t.qrels")))
-    written = list(ir_measures.read_trec_run(str(tmp_path / "out" / "trec" / "t-sys.run")))
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "trec" / "t" / "qrels")))
+    written = list(ir_measures.read_trec_run(str(tmp_path / "out" / "trec" / "t" / "sys.run")))
     assert ir_measures.calc_aggregate([P @ 1, RR, nDCG @ 10], qrels, written) == pytest.approx(expected)
 
 
@@ -107,6 +107,43 @@ def test_any_id_is_one_word_and_comes_back(text: str):
     word = token(text)
     assert len(word.split()) == 1 and word.isascii()
     assert plain(word) == text
+
+
+def test_every_arm_of_every_set_has_its_own_run(tmp_path: Path):
+    """A set `a-b` with an arm `c`, and a set `a` with an arm `b-c`; and no run of an evaluation before."""
+    sets = {"a": rows(4), "a-b": rows(5), "a.qrels": rows(3)}
+    tests = [f"{name}={write(tmp_path / f'{name}.jsonl', made)}" for name, made in sets.items() if "." not in name]
+    tests.append(str(write(tmp_path / "a.qrels.jsonl", sets["a.qrels"])))
+    runs = [
+        f"b-c@a={trec(tmp_path / '1.run', sets['a'], scorer(1, 0), query='{}')}",
+        f"c@a-b={trec(tmp_path / '2.run', sets['a-b'], scorer(1, 0), query='{}')}",
+    ]
+    words = ["--test", *tests, "--out", tmp_path / "out", "--draws", "50"]
+    assert evaluate.main([*map(str, words), "--run", *runs]) == 0
+    files = {str(path.relative_to(tmp_path / "out" / "trec")) for path in (tmp_path / "out" / "trec").rglob("*.run")}
+    lists = {f"{name}/list_order.run" for name in sets}
+    assert files == {"a/b-c.run", "a-b/c.run", *lists}
+    for name, made in sets.items():
+        qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "trec" / name / "qrels")))
+        assert len(qrels) == len(made)
+        written = ir_measures.read_trec_run(str(tmp_path / "out" / "trec" / name / "list_order.run"))
+        assert len({row.query_id for row in written}) == len(made)
+    assert evaluate.main([*map(str, words), "--overwrite"]) == 0
+    files = {str(path.relative_to(tmp_path / "out" / "trec")) for path in (tmp_path / "out" / "trec").rglob("*.run")}
+    assert files == lists
+
+
+def test_names_that_some_file_systems_take_for_one_are_refused(tmp_path: Path):
+    made = rows(2)
+    test = write(tmp_path / "t.jsonl", made)
+    ranked = trec(tmp_path / "x.run", made, scorer(0, 0), query="{}")
+    with pytest.raises(ConfigError, match="the name X is in use"):
+        run(tmp_path / "out", test, "--run", f"x={ranked}", f"X={ranked}")
+    with pytest.raises(ConfigError, match="the name BM25 is in use"):
+        run(tmp_path / "out", test, "--run", f"BM25={ranked}")
+    words = ["--test", f"t={test}", f"T={test}", "--out", tmp_path / "out"]
+    with pytest.raises(ConfigError, match="two files have the name T"):
+        evaluate.main([str(word) for word in words])
 
 
 def test_beir_files_are_one_test_set(tmp_path: Path):
