@@ -57,7 +57,8 @@ class ItemTable:
         self._rows = self._file["rows"]
         self._fixed: np.ndarray | None = None
         if "fixed" in self._file:
-            self._fixed = self._file["fixed"]
+            fixed = self._file["fixed"]
+            self._fixed = fixed.view(f"S{fixed.shape[1]}")[:, 0]
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -75,8 +76,11 @@ class ItemTable:
         """The ids of some rows, int64 [n]."""
         if self._fixed is None:
             return [self.ids[row] for row in rows.tolist()]
-        data = self._fixed[rows].view(f"S{self._fixed.shape[1]}")[:, 0]
-        return [id.decode("utf-8", "surrogatepass") for id in data.tolist()]
+        data = self._fixed[rows].tolist()
+        try:
+            return list(map(bytes.decode, data))
+        except UnicodeDecodeError:  # lone surrogates
+            return [id.decode("utf-8", "surrogatepass") for id in data]
 
     def row_of(self, id: str) -> int | None:
         """The row of an id; None where the index does not have it."""

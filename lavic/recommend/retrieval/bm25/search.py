@@ -20,6 +20,8 @@ _RECENT = 1 << 15
 """Words whose places are kept."""
 _BLOCKS = 8
 """Blocks of rows for each hit, of which the best are compared first."""
+_SORTED = 4
+"""Rows for each hit that are sorted at once."""
 
 
 class Bm25Search:
@@ -75,6 +77,8 @@ class Bm25Search:
                 found.append((rows + start, scores[rows]))
         if not found:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if len(found) == 1:
+            return found[0]
         rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
@@ -100,7 +104,7 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
         k: At most how many.
     """
     rows = np.flatnonzero(scores >= _reached(scores, k))
-    if len(rows) > k:
+    if len(rows) > _SORTED * k:  # many rows of the same score
         values = scores[rows]
         least = np.partition(values, len(values) - k)[len(values) - k]
         above, level = rows[values > least], rows[values == least]
@@ -108,7 +112,7 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
         if len(level) > left:
             level = level[np.argpartition(rank[level], left - 1)[:left]]
         rows = np.concatenate([above, level])
-    return rows[np.lexsort((rank[rows], -scores[rows]))]
+    return rows[np.lexsort((rank[rows], -scores[rows]))[:k]]
 
 
 def _reached(scores: np.ndarray, k: int) -> np.float32:
