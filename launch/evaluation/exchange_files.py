@@ -3,8 +3,8 @@
 OUT/trec/<set>/   qrels and <arm>.run, for trec_eval, ir-measures, ranx
 OUT/beir/<set>/   corpus.jsonl, queries.jsonl, qrels/test.tsv
 
-A folder for each set: joined names of a set `a-b` and its arm `c` would be those of `a` and `b-c`. Both folders are made
-anew, so that they hold no arm of an earlier evaluation.
+A folder for each set: joined names of a set `a-b` and its arm `c` would be those of `a` and `b-c`. Both folders are
+made anew, so that they hold no arm of an earlier evaluation.
 """
 
 from __future__ import annotations

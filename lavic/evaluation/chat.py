@@ -236,8 +236,8 @@ def _turns(conversation: Conversation, max_characters: int) -> str:
     return "\n".join(reversed(kept))
 
 
-def _by_released_rule(test_set: TestSet, rankings: Sequence[RankedList | None]) -> Mapping[str, float]:
-    """The scores of the IDs that the released scripts would have read."""
+def _by_released_rule(test_set: TestSet, rankings: Sequence[RankedList | None]) -> Mapping[str, float | None]:
+    """The scores of the IDs that the released scripts would have read; None for one that counts no conversation."""
     read = [None if row is None else RankedList(ids=(row.answer,) if row.answer else ()) for row in rankings]
     metrics = compute_metrics(judge(test_set.predictions(read)))
-    return {name: metrics[name].value for name in _REPORTED}
+    return {name: metrics[name].value if metrics[name].denominator.any() else None for name in _REPORTED}

@@ -59,8 +59,8 @@ def compare_systems(
         metrics[name] = [compute_metrics(relevance) for relevance in judged]
         spread = {
             key: float(np.std([ratios[key].value for ratios in metrics[name]], ddof=1))
-            for key in metrics[name][0]
-            if len(seeds) > 1 and all(key in ratios for ratios in metrics[name])
+            for key, ratio in metrics[name][0].items()
+            if len(seeds) > 1 and ratio.denominator.any() and all(key in ratios for ratios in metrics[name])
         }
         results[name] = {
             "seeds": len(seeds),

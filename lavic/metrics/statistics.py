@@ -95,8 +95,10 @@ class Bootstrap:
     def intervals(self, metrics: Mapping[Key, Ratio]) -> dict[Key, Interval]:
         """The value and interval of each metric.
 
-        Where all conversations have the same outcome, resamples do not vary; there the exact binomial bound over
-        clusters is given, so that 1.0 has an interval too.
+        Where resamples do not vary, since all clusters have the same outcome or there is one alone, the bootstrap says
+        nothing: the interval is then what the population may have if the share of other clusters in it is as large as
+        the exact binomial bound for a kind that was not seen. Of hits this is the exact binomial interval, so that 1.0
+        has one too.
         """
         return self.pooled([metrics])
 
@@ -109,19 +111,16 @@ class Bootstrap:
             seeds: The metrics of each seed; those that all have are given.
         """
         keys = _shared(seeds)
-        values = self._resample_seeds(seeds, keys, stream=0)
+        tables = self._resample_seeds(seeds, keys)
+        values = self._draw_seeds(tables, stream=0)
         intervals: dict[Key, Interval] = {}
         for column, key in enumerate(keys):
             ratios = [metrics[key] for metrics in seeds]
-            low, high = self._percentiles(values[:, column])
-            # Clusters without a conversation that counts, such as lists without a target, tell nothing.
-            bound = ((1 - self.level) / 2) ** (1 / max(1, self._clusters(ratios[0])))
-            if any(ratio.bins is not None for ratio in ratios):
-                pass  # a sum of gaps: no binomial bound holds
-            elif ratios[0].denominator.any() and not any(ratio.numerator.any() for ratio in ratios):
-                low, high = 0.0, 1 - bound
-            elif ratios[0].denominator.any() and all(np.array_equal(r.numerator, r.denominator) for r in ratios):
-                low, high = bound, 1.0
+            low, high = self._percentiles(values[:, column], _mean(ratios))
+            if all(_is_constant(table[:, column]) for table in tables):
+                binned = any(ratio.bins is not None for ratio in ratios)
+                low, high = self._widened(low, high, ratios[0], lowest=-1.0 if binned else 0.0)
+                low = max(low, 0.0)
             intervals[key] = self._interval(_mean(ratios), low, high, ratios[0])
         return intervals
 
@@ -134,24 +133,40 @@ class Bootstrap:
     ) -> dict[Key, Interval]:
         """As `differences`, of the means of the seeds of two models; seeds are resampled on their own."""
         keys = _shared([*first, *second])
-        values = self._resample_seeds(first, keys, stream=1) - self._resample_seeds(second, keys, stream=2)
+        tables, others = self._resample_seeds(first, keys), self._resample_seeds(second, keys)
+        values = self._draw_seeds(tables, stream=1) - self._draw_seeds(others, stream=2)
+        pairs = [*((table, others[0]) for table in tables), *((tables[0], other) for other in others)]
         intervals: dict[Key, Interval] = {}
         for column, key in enumerate(keys):
-            ratios, others = [metrics[key] for metrics in first], [metrics[key] for metrics in second]
-            value = _mean(ratios) - _mean(others)
-            intervals[key] = self._interval(value, *self._percentiles(values[:, column]), ratios[0])
+            ratio = first[0][key]
+            value = _mean([metrics[key] for metrics in first]) - _mean([metrics[key] for metrics in second])
+            low, high = self._percentiles(values[:, column], value)
+            if all(_is_constant(table[:, column] - other[:, column]) for table, other in pairs):
+                low, high = self._widened(low, high, ratio, lowest=-1.0)
+            intervals[key] = self._interval(value, low, high, ratio)
         return intervals
 
-    def _resample_seeds(self, seeds: Sequence[Mapping[Key, Ratio]], keys: Sequence[Key], *, stream: int) -> Floats:
+    def _resample_seeds(self, seeds: Sequence[Mapping[Key, Ratio]], keys: Sequence[Key]) -> list[Floats]:
+        """Of each seed: [draws, metrics] the value of each metric in each resample of the clusters."""
+        return [self._resample({key: metrics[key] for key in keys}) for metrics in seeds]
+
+    def _draw_seeds(self, tables: Sequence[Floats], *, stream: int) -> Floats:
         """[draws, metrics] the mean over drawn seeds of each metric in each resample."""
-        values = [self._resample({key: metrics[key] for key in keys}) for metrics in seeds]
-        if len(values) == 1:
-            return values[0]
-        drawn = np.random.default_rng((self.seed, stream)).integers(0, len(seeds), (self.draws, len(seeds)))
+        if len(tables) == 1:
+            return tables[0]
+        drawn = np.random.default_rng((self.seed, stream)).integers(0, len(tables), (self.draws, len(tables)))
         return sum(
-            ((drawn == number).mean(axis=1)[:, None] * table for number, table in enumerate(values)),
-            start=np.zeros_like(values[0]),
+            ((drawn == number).mean(axis=1)[:, None] * table for number, table in enumerate(tables)),
+            start=np.zeros_like(tables[0]),
         )
+
+    def _widened(self, low: float, high: float, ratio: Ratio, *, lowest: float) -> tuple[float, float]:
+        """Bounds of values between `lowest` and 1 if as many clusters as may have gone unseen have the extreme ones.
+
+        Clusters without a conversation that counts, such as lists without a target, tell nothing.
+        """
+        unseen = 1 - ((1 - self.level) / 2) ** (1 / max(1, self._clusters(ratio)))
+        return low - unseen * (low - lowest), high + unseen * (1 - high)
 
     def _interval(self, value: float, low: float, high: float, ratio: Ratio) -> Interval:
         n = int(np.count_nonzero(ratio.denominator))
@@ -191,14 +206,20 @@ class Bootstrap:
             counts = np.bincount(drawn.ravel(), minlength=rows * self.count)
             yield counts.reshape(rows, self.count).astype(np.float64)
 
-    def _percentiles(self, values: Floats) -> tuple[float, float]:
+    def _percentiles(self, values: Floats, value: float) -> tuple[float, float]:
+        """The interval of resampled values; where none of them exists, the value itself."""
         # A resample without a conversation that counts (no target in any list) has no value.
         values = values[np.isfinite(values)]
         if not len(values):
-            return float("nan"), float("nan")
+            return value, value
         tail = (1 - self.level) / 2
         low, high = np.quantile(values, (tail, 1 - tail))
         return float(low), float(high)
+
+
+def _is_constant(values: Floats) -> bool:
+    values = values[np.isfinite(values)]
+    return not len(values) or float(np.ptp(values)) < 1e-9
 
 
 def _shared(seeds: Sequence[Mapping[Key, Ratio]]) -> list[Key]:

@@ -54,6 +54,72 @@ def test_unanimous_answers_are_not_certain(hit: bool, low: float, high: float):
     assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
 
 
+B20 = 0.025 ** (1 / 20)
+"""The least share of a kind that 20 of 20 clusters have."""
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "low", "high"),
+    [
+        ([1.0], [0], 0.025, 1.0),
+        ([0.0], [0], 0.0, 0.975),
+        ([0.25], [0], 0.25 * 0.025, 0.25 + 0.75 * 0.975),
+        # All rows equal: all candidates tied, such as those of an arm that knows none of them.
+        ([0.1] * 20, range(20), 0.1 * B20, 0.1 + 0.9 * (1 - B20)),
+        # One cluster, whatever its rows are; and clusters that are equal though their rows are not.
+        ([1.0, 0.0, 0.0, 1.0], [0] * 4, 0.5 * 0.025, 0.5 + 0.5 * 0.975),
+        ([1.0, 0.0] * 20, np.repeat(range(20), 2), 0.5 * B20, 0.5 + 0.5 * (1 - B20)),
+    ],
+)
+@pytest.mark.parametrize("draws", [1, 200])
+def test_where_resamples_do_not_vary_other_clusters_may_be_as_frequent_as_an_unseen_kind(
+    values: list[float], clusters: list[int], low: float, high: float, draws: int
+):
+    metric = hits(np.array(values))
+    got = Bootstrap(np.array(clusters), draws=draws).intervals(metric)["hit"]
+    assert (got.low, got.high) == (pytest.approx(low), pytest.approx(high))
+    assert got.low <= got.value <= got.high
+    # Three copies of a seed say no more than it does.
+    copies = Bootstrap(np.array(clusters), draws=draws).pooled([metric] * 3)["hit"]
+    assert (copies.low, copies.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_difference_that_does_not_vary_is_not_certain():
+    ones, zeros = hits(np.ones(20)), hits(np.zeros(20))
+    bootstrap = Bootstrap(np.arange(20), draws=200)
+    got = bootstrap.differences(ones, zeros)["hit"]
+    assert (got.value, got.low, got.high) == (1.0, pytest.approx(2 * B20 - 1), 1.0)
+    same = bootstrap.differences(ones, ones)["hit"]
+    assert (same.value, same.low, same.high) == (0.0, pytest.approx(B20 - 1), pytest.approx(1 - B20))
+    alone = Bootstrap(np.arange(1), draws=200).differences(hits(np.ones(1)), hits(np.zeros(1)))["hit"]
+    assert (alone.low, alone.high) == (pytest.approx(-0.95), 1.0)  # one conversation shows nothing
+    rng = np.random.default_rng(0)
+    mixed = hits(rng.random(20) < 0.5)
+    assert bootstrap.differences(mixed, mixed)["hit"] == same  # both vary, their difference does not
+
+
+def test_one_cluster_says_nothing_however_many_seeds_there_are():
+    seeds = [hits(np.array([value, value])) for value in (0.25, 0.5, 0.75)]
+    got = Bootstrap(np.zeros(2, dtype=np.int64), draws=500).pooled(seeds)["hit"]
+    assert got.value == 0.5 and got.low < 0.025 and got.high > 0.975
+    difference = Bootstrap(np.zeros(2, dtype=np.int64), draws=500).pooled_differences(seeds, seeds[1:])["hit"]
+    assert difference.low < -0.9 and difference.high > 0.9
+
+
+def test_a_calibration_error_of_one_conversation():
+    ece = calibration_error(np.array([0.0]), np.array([0.9]))
+    got = Bootstrap(np.arange(1), draws=100).intervals({"ece": ece})["ece"]
+    assert (got.value, got.low, got.high) == (pytest.approx(0.9), 0.0, pytest.approx(0.9 + 0.1 * 0.975))
+
+
+def test_a_value_has_bounds_though_no_resample_has_one():
+    # One of 40 rows counts; a single resample leaves it out with probability 0.36.
+    some = {"some": Ratio(np.eye(40)[0], np.eye(40)[0])}
+    for seed in range(20):
+        got = Bootstrap(np.arange(40), draws=1, seed=seed).intervals(some)["some"]
+        assert (got.value, got.low, got.high) == (1.0, pytest.approx(0.025), 1.0)
+
+
 def test_rows_that_do_not_count_are_left_out():
     terms = {"none": Ratio(np.zeros(5), np.zeros(5)), "some": Ratio(np.array([1.0, 0, 0, 0, 0]), np.eye(5)[0])}
     got = Bootstrap(np.arange(5)).intervals(terms)
