@@ -9,7 +9,6 @@ from typing import Any
 
 from lavic.cli import command_module
 from lavic.errors import ConfigError, LavicError
-from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Job, read_used
@@ -82,6 +81,18 @@ def pipeline_status(
     differences = {name: records[name].differences(inputs) for name, inputs in wanted.items() if name in records}
     statuses = step_statuses(steps, jobs, complete, differences)
     return PipelineStatus(steps=statuses, wanted=wanted, differences=differences, records=records)
+
+
+def is_complete(step: Step, cache: DigestCache) -> bool:
+    """Whether a step's result is complete, by the files in its folder; its command decides.
+
+    Args:
+        step: The step.
+        cache: Of values computed from files, so that descriptions are not read each time.
+    """
+    command = command_module(step.stage)
+    options: dict[str, Any] = {"cached": cache.cached} if step.stage == "describe" else {}
+    return bool(command.is_complete(command.resolve(step.output_args), **options))
 
 
 def resolve_settings(step: Step, pipeline: PipelineSettings) -> Any:

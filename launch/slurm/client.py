@@ -156,11 +156,7 @@ def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     if not wanted:
         return {}
     owner = owner or current_user()
-    queued: dict[str, JobState] = {}
-    for line in _squeue(owner, "%i|%T|%M|%l|%S|%r"):
-        id, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
-        if id in wanted:
-            queued[id] = JobState(state, _value(reason), _value(elapsed), _value(limit), _value(start))
+    queued = _queued_states(wanted, owner)
     left = wanted - queued.keys()
     accounted, certain = _accounted_states(left)
     for id, job in queued.items():
@@ -180,11 +176,15 @@ def task_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.
     """
-    wanted = set(ids)
+    return _queued_states(set(ids), owner or current_user(), "--array")
+
+
+def _queued_states(ids: set[str], owner: str, *options: str) -> dict[str, JobState]:
+    """The states of jobs in the queue, by id."""
     states: dict[str, JobState] = {}
-    for line in _squeue(owner or current_user(), "%i|%T|%M|%l|%S|%r", "--array"):
+    for line in _squeue(owner, "%i|%T|%M|%l|%S|%r", *options):
         id, state, elapsed, limit, start, reason = [*line.split("|", 5), *[""] * 5][:6]
-        if id in wanted:
+        if id in ids:
             states[id] = JobState(state, _value(reason), _value(elapsed), _value(limit), _value(start))
     return states
 

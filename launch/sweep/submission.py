@@ -9,11 +9,11 @@ from dataclasses import replace
 from lavic.config import dump
 from lavic.data.manifest import NAME
 from lavic.errors import ConfigError
-from lavic.launch.pipeline.completion import is_complete
 from lavic.launch.pipeline.dag import Layout, Step
 from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import read_jobs
 from lavic.launch.pipeline.mlflow_parent import open_parent
+from lavic.launch.pipeline.pipeline_status import is_complete
 from lavic.launch.pipeline.settings import RETRIEVAL, PipelineSettings
 from lavic.launch.pipeline.step_status import refresh_jobs
 from lavic.launch.sweep.arrays import jobs_to_submit, numbered, stage_job, submit_arrays, task_statuses, with_ids

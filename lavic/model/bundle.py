@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -75,14 +75,18 @@ class BundleInfo:
         *,
         vision_adapter: str | None,
         language_adapter: str | None,
-        tokens: Tokens = "items",
-        max_length: int = 2048,
-        tokens_per_item: int | None = None,
-        none: bool = False,
-        list_size: int | None = None,
         revision: str | None = None,
+        **training: Any,
     ) -> BundleInfo:
-        """The description of a bundle with a loaded base model and adapters with these digests; see the fields."""
+        """The description of a bundle.
+
+        Args:
+            backbone: The loaded base model.
+            vision_adapter: See the field.
+            language_adapter: See the field.
+            revision: See the field.
+            training: Fields from `tokens` to `list_size`.
+        """
         return cls(
             base=backbone.name,
             revision=revision,
@@ -90,11 +94,7 @@ class BundleInfo:
             geometry=backbone.geometry.as_dict(),
             vision_adapter=vision_adapter,
             language_adapter=language_adapter,
-            tokens=tokens,
-            max_length=max_length,
-            tokens_per_item=tokens_per_item,
-            none=none,
-            list_size=list_size,
+            **training,
             prompt_version=backbone.encoder.version,
             chat=None if backbone.encoder.version in PLAIN else asdict(backbone.encoder.chat),
             tokenizer=backbone.tokenizer_digest,
@@ -271,13 +271,8 @@ def save_bundle(
     *,
     vision: PeftModel | Path | None,
     language: PeftModel | None = None,
-    tokens: Tokens = "items",
-    max_length: int = 2048,
-    tokens_per_item: int | None = None,
-    none: bool = False,
-    list_size: int | None = None,
-    revision: str | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
+    **info: Any,
 ) -> BundleInfo:
     """Writes a bundle, atomically.
 
@@ -286,33 +281,23 @@ def save_bundle(
         backbone: The base model of the adapters.
         vision: The trained stage-1 model, or the folder of its adapter, or None for the plain base model's tokens.
         language: The trained stage-2 model.
-        tokens: What followed the titles in training.
-        max_length: Longest prompt, tokens.
-        tokens_per_item: How many item tokens of each candidate were used; None: all.
-        none: Whether the lists ended with "none of these".
-        list_size: Candidates of the longest training list.
-        revision: Of the base model.
         weights: Of the trained model in full precision, see `save_adapter`.
+        info: Revision of the base model, and fields of `BundleInfo` about the training, see `BundleInfo.of`.
     """
-    with atomic_folder(folder) as aside:
+    with atomic_folder(folder) as part:
         if isinstance(vision, Path):
             lora.check_adapter(vision, "vision", backbone.fingerprint)
-            lora.copy_adapter(vision, aside / "vision_adapter")
+            lora.copy_adapter(vision, part / "vision_adapter")
         elif vision is not None:
-            lora.save_adapter(vision, aside / "vision_adapter", backbone, "vision", weights)
+            lora.save_adapter(vision, part / "vision_adapter", backbone, "vision", weights)
         if language is not None:
-            lora.save_adapter(language, aside / "language_adapter", backbone, "language", weights)
-        backbone.tokenizer.save_pretrained(str(aside / "tokenizer"))
-        info = BundleInfo.of(
+            lora.save_adapter(language, part / "language_adapter", backbone, "language", weights)
+        backbone.tokenizer.save_pretrained(str(part / "tokenizer"))
+        bundle_info = BundleInfo.of(
             backbone,
-            vision_adapter=lora.digest(aside / "vision_adapter") if vision is not None else None,
-            language_adapter=lora.digest(aside / "language_adapter") if language is not None else None,
-            tokens=tokens,
-            max_length=max_length,
-            tokens_per_item=tokens_per_item,
-            none=none,
-            list_size=list_size,
-            revision=revision,
+            vision_adapter=lora.digest(part / "vision_adapter") if vision is not None else None,
+            language_adapter=lora.digest(part / "language_adapter") if language is not None else None,
+            **info,
         )
-        atomic_write(aside / FILE, json.dumps(asdict(info), indent=2) + "\n")
-    return info
+        atomic_write(part / FILE, json.dumps(asdict(bundle_info), indent=2) + "\n")
+    return bundle_info

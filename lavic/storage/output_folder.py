@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lavic.errors import ConfigError, LavicError, first_line
-from lavic.storage.atomic import atomic_open, remove_partial_files
+from lavic.storage.atomic import remove_partial_files
 from lavic.storage.file_lock import FileLock
 
 FILE = ".lock"
 _KILLED_S = 1.0
-"""Seconds to wait for a killed process, which the kernel may still be ending."""
+"""Seconds to wait for the end of a killed process."""
 _TRANSIENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 """Errors that may be gone when the same command runs again."""
 
@@ -23,15 +24,15 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def lock_output_folder(folder: Path, *, timeout_s: float = _KILLED_S, exclusive: bool = True) -> Iterator[FileLock]:
-    """Makes a folder, checks that it is writable, and locks it for the length of a block.
+    """Creates a folder, checks that it is writable, and locks it for the length of a block.
 
     Partial files of a killed command are removed. If the block leaves the folder empty, for example because the input
-    was refused, the folder and the parents made for it are removed again.
+    was refused, the folder and its new parents are removed.
 
     Args:
-        folder: On a file system. Where it has no locks, a warning says that nothing keeps another command out.
+        folder: On a file system. If it has no locks, a warning is logged.
         timeout_s: How long to wait for another command to end.
-        exclusive: Whether only the lock's holder writes to the folder; False where ranks write that do not wait for it.
+        exclusive: Whether only the lock's holder writes to the folder; False if other ranks write too.
 
     Raises:
         ConfigError: The folder is not writable, or another command has locked it.
@@ -70,12 +71,10 @@ def lock_output_folder(folder: Path, *, timeout_s: float = _KILLED_S, exclusive:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into a folder and removes it. Raises OSError."""
-    probe = folder / "writable"
-    with suppress(_Written), atomic_open(probe) as file:
+    """Writes a temporary file into a folder. Raises OSError."""
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
         file.flush()
-        raise _Written
 
 
 def not_writable(folder: Path, error: BaseException) -> LavicError:
@@ -89,7 +88,3 @@ def not_writable(folder: Path, error: BaseException) -> LavicError:
     if number in (errno.ENOTDIR, errno.EEXIST):
         reason = "a file is where a folder is needed"
     return ConfigError(f"{folder}: cannot be written to ({reason}); use another folder, or change its permissions")
-
-
-class _Written(Exception):
-    """Ends `check_writable` without a file being put in place."""

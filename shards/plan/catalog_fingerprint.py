@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lavic.errors import DataError
+from lavic.storage.file_digest import file_sha256
 from lavic.storage.remote import options, storage_errors
 
 
@@ -28,13 +28,9 @@ def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         before = known.get(path, {})
         if all(before.get(name) == value for name, value in seen.items()):
             return dict(before)
-        digest = hashlib.sha256()
-        with Path(path).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return {"sha256": file_sha256(Path(path)), **seen}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return {"sha256": digest.hexdigest(), **seen}
 
 
 def same_content(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from lavic.data.descriptions import descriptions_path, write_descriptions
 from lavic.data.manifest import Manifest, digest_manifest
 from lavic.data.tar_shards import Sample
-from lavic.launch.pipeline import completion
+from lavic.launch.pipeline import pipeline_status
 from lavic.launch.pipeline.dag import Step
 from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.progress import progress, remaining_seconds
@@ -25,7 +25,7 @@ from tests.crawled_sets import write_set
 
 
 def is_complete(step: Step) -> bool:
-    return completion.is_complete(step, DigestCache(step.output.parent))
+    return pipeline_status.is_complete(step, DigestCache(step.output.parent))
 
 
 def step(stage: Stage, output: Path) -> Step:
