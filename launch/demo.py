@@ -52,8 +52,8 @@ _TEST_SETS = {"test": "held_out_items", "test_combinations": "held_out_combinati
 """Conversation files that the whole catalogue is searched for, and their names in the summary."""
 _GRACE_S = 30.0
 SEARCHED = 10
-"""Candidates of a request to the demo's server: its model was tuned on lists of one kind, and goes wrong in lists that
-mix kinds; the first of the fused list are of the kind that was asked for."""
+"""Candidates of a request to the demo's server: as many as the page shows, and as the lists have that its model was
+tuned on. Those lists are of one kind each, and longer lists mix kinds; docs/serving_page.md has figures."""
 
 
 @settings
