@@ -62,7 +62,7 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
     """
     from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app
-    from lavic.recommend.serving.batcher import Batcher
+    from lavic.recommend.serving.batching.batcher import Batcher
     from lavic.recommend.serving.metrics import Metrics
     from lavic.recommend.serving.server import run
     from lavic.recommend.serving.service import Service

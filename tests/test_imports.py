@@ -44,7 +44,7 @@ MAY = {
 """Part -> the parts, or single modules, that it may import besides itself."""
 
 ONLY_IN = {
-    "ray": {"lavic.shards", "lavic.distributed.ray_session", "lavic.recommend.serving.ray_app"},
+    "ray": {"lavic.shards", "lavic.distributed.ray_session", "lavic.recommend.serving"},
     "aiohttp": {"lavic.shards", "lavic.endpoint"},
     "fcntl": {"lavic.storage.file_lock"},
     "deepspeed": {"lavic.train.deepspeed"},

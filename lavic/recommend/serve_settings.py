@@ -14,7 +14,7 @@ from lavic.model.config import BaseModelSettings
 
 if TYPE_CHECKING:
     from lavic.recommend.serving.app import AppSettings
-    from lavic.recommend.serving.batcher import BatchSettings
+    from lavic.recommend.serving.batching.admission import BatchSettings
     from lavic.recommend.serving.service import Sources
 
 
@@ -170,7 +170,7 @@ def sources(chosen: ServeSettings) -> Sources:
 
 def batches(chosen: ServeSettings) -> BatchSettings:
     """How requests are put together."""
-    from lavic.recommend.serving.batcher import BatchSettings
+    from lavic.recommend.serving.batching.admission import BatchSettings
 
     return BatchSettings(
         batch_size=chosen.batch_size, batch_ms=chosen.batch_ms, queue=chosen.queue, deadline=chosen.deadline

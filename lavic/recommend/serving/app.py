@@ -133,8 +133,11 @@ def _add_probes(app: FastAPI, metrics: Any) -> None:
 
     @app.get("/metrics", tags=["probes"], response_class=Response)
     async def measured() -> Response:
-        """Counters in Prometheus' text format."""
-        return Response(metrics.render(), media_type=metrics.content_type)
+        """Counters in Prometheus' text format. On Ray Serve 404: Ray exports those of all replicas, on every node."""
+        text = metrics.render()
+        if text is None:
+            raise ApiError(404, "a replica has no counters of all: Ray exports them, see `On Ray Serve` in serving.md")
+        return Response(text, media_type=metrics.content_type)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Metrics:
-    """The counters of one server, in a registry of its own."""
+class Instruments(Protocol):
+    """Makes counters, as those of prometheus_client."""
 
-    content_type = CONTENT_TYPE_LATEST
+    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
+        """Of events."""
+
+    def gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
+        """Of a state."""
+
+    def histogram(self, name: str, description: str, labels: Sequence[str] = (), *, buckets: Sequence[float]) -> Any:
+        """Of sizes or times."""
+
+    def render(self) -> bytes | None:
+        """All of them in Prometheus' text format; None where something else exports them."""
+
+
+class PrometheusInstruments:
+    """Counters of one server, in a registry of its own; see `Instruments`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        names = {"registry": self.registry}
-        self.requests = Counter("lavic_requests", "Answers by route and status.", ["route", "status"], **names)
-        self.seconds = Histogram(
-            "lavic_request_seconds", "From a request's body to its answer.", ["route"], buckets=_SECONDS, **names
-        )
-        self.waiting = Gauge("lavic_waiting_requests", "Requests that wait for the model.", **names)
-        self.batch_size = Histogram(
-            "lavic_batch_requests", "Requests of one batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **names
-        )
-        self.batch_seconds = Histogram("lavic_batch_seconds", "Time of one batch.", buckets=_SECONDS, **names)
-        self.dropped = Counter(
-            "lavic_dropped_requests", "Requests that were not answered with items, by cause.", ["cause"], **names
-        )
-        self.reloads = Counter("lavic_reloads", "Changes of bundle or store, by result.", ["result"], **names)
-        self.model = Gauge("lavic_model_info", "1 for what is served now.", ["bundle", "store"], **names)
+
+    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Counter:
+        """Of events."""
+        return Counter(name, description, labels, registry=self.registry)
+
+    def gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
+        """Of a state."""
+        return Gauge(name, description, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, description: str, labels: Sequence[str] = (), *, buckets: Sequence[float]
+    ) -> Histogram:
+        """Of sizes or times."""
+        return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """All of them."""
         return generate_latest(self.registry)
+
+
+class Metrics:
+    """The counters of a server."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, instruments: Instruments | None = None) -> None:
+        make = instruments or PrometheusInstruments()
+        self.render = make.render
+        self.requests = make.counter("lavic_requests", "Answers by route and status.", ["route", "status"])
+        self.seconds = make.histogram(
+            "lavic_request_seconds", "From a request's body to its answer.", ["route"], buckets=_SECONDS
+        )
+        self.waiting = make.gauge("lavic_waiting_requests", "Requests that wait for the model.")
+        self.batch_size = make.histogram(
+            "lavic_batch_requests", "Requests of one batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+        )
+        self.batch_seconds = make.histogram("lavic_batch_seconds", "Time of one batch.", buckets=_SECONDS)
+        self.dropped = make.counter(
+            "lavic_dropped_requests", "Requests that were not answered with items, by cause.", ["cause"]
+        )
+        self.reloads = make.counter("lavic_reloads", "Changes of bundle or store, by result.", ["result"])
+        self.model = make.gauge("lavic_model_info", "1 for what is served now.", ["bundle", "store"])

@@ -12,8 +12,6 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,12 +22,11 @@ from lavic.errors import LaunchError, LavicError, first_line
 from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.candidates import CandidateSearch
-from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
 from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
 from lavic.recommend.serving.app import create_app
-from lavic.recommend.serving.batcher import BatchSettings, answer_each, late, too_many
-from lavic.recommend.serving.errors import ApiError
+from lavic.recommend.serving.batching.batcher import Batcher
 from lavic.recommend.serving.metrics import Metrics
+from lavic.recommend.serving.ray_metrics import RayInstruments
 from lavic.recommend.serving.service import Service
 
 if TYPE_CHECKING:
@@ -41,78 +38,6 @@ NAME = "lavic"
 """Of the application."""
 _GRACE_S = 5.0
 """Seconds that Ray waits for an answer beyond the app's own deadline."""
-
-
-@dataclass(eq=False)
-class _Asked:
-    """A query in a batch of Ray's."""
-
-    recommender: Recommender
-    query: CheckedQuery
-    left: bool = False
-    """Whether its client has left, or its deadline has passed."""
-
-
-class RayBatches:
-    """Answers queries in the batches that Ray Serve makes of them.
-
-    A cancelled request is marked rather than cancelled: cancelling one of a batch's futures would leave Ray's batch
-    waiting for it.
-    """
-
-    def __init__(self, settings: BatchSettings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
-        self._waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lavic-model")
-        self._batch: Any = serve.batch(
-            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_ms / 1000
-        )(self._answer)
-
-    async def answer(self, recommender: Recommender, query: CheckedQuery) -> Recommendation:
-        """The answer to one query.
-
-        Raises:
-            ApiError: As `Batcher.answer`.
-        """
-        if self._waiting >= self.settings.queue:
-            self.metrics.dropped.labels("queue_full").inc()
-            raise too_many(1)
-        asked = _Asked(recommender, query)
-        self._waiting += 1
-        self.metrics.waiting.set(self._waiting)
-        task = asyncio.ensure_future(self._batch(asked))
-        task.add_done_callback(self._one_less)
-        try:
-            await asyncio.wait({task}, timeout=self.settings.deadline)
-            if not task.done():
-                self.metrics.dropped.labels("deadline").inc()
-                raise late(self.settings, 1)
-            answer: Recommendation | ApiError = task.result()
-        except asyncio.CancelledError:
-            self.metrics.dropped.labels("client_left").inc()
-            raise
-        finally:
-            asked.left = True
-        if isinstance(answer, ApiError):
-            raise answer
-        return answer
-
-    def _one_less(self, task: asyncio.Future[Any]) -> None:
-        self._waiting -= 1
-        self.metrics.waiting.set(self._waiting)
-        if not task.cancelled():
-            task.exception()  # nobody else may ask for it
-
-    async def _answer(self, batch: list[_Asked]) -> list[Recommendation | ApiError]:
-        queries = [asked.query for asked in batch if not asked.left]
-        answers: list[Recommendation | ApiError] = []
-        if queries:
-            loop = asyncio.get_running_loop()
-            answers = await loop.run_in_executor(self._thread, answer_each, batch[0].recommender, queries)
-        self.metrics.batch_size.observe(len(queries))
-        by_query = dict(zip(map(id, queries), answers, strict=True))
-        left = ApiError(499, "the client has left")
-        return [by_query.get(id(asked.query), left) for asked in batch]
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
@@ -155,15 +80,19 @@ def application(chosen: ServeSettings, generation: int = 0) -> serve.Application
 
 def replica_app(chosen: ServeSettings) -> FastAPI:
     """The app of one replica, which loads the recommender when it starts."""
-    metrics = Metrics()
+    metrics = Metrics(RayInstruments())
     token = None if chosen.token is None else read_token(chosen.token)
+    batcher = Batcher(batches(chosen), metrics)
 
     async def start() -> Service:
         served = await asyncio.get_running_loop().run_in_executor(None, sources(chosen).load)
-        answers = RayBatches(batches(chosen), metrics)
-        return Service(served, answers.answer, metrics)
+        batcher.start()
+        return Service(served, batcher.answer, metrics)
 
-    return create_app(allowed(chosen, token), start, metrics=metrics)
+    async def stop(service: Service) -> None:
+        await batcher.stop()
+
+    return create_app(allowed(chosen, token), start, stop, metrics)
 
 
 def run(chosen: ServeSettings) -> None:
@@ -207,6 +136,7 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
     generation = 0
     try:
         _deploy(chosen, generation)
+        print(f"metrics of all replicas, by Ray: {' '.join(_metrics_urls())}")
         print(f"serving on http://{chosen.host}:{port}", flush=True)
         while not stop.is_set():
             wake.wait()
@@ -242,6 +172,15 @@ def _deploy(chosen: ServeSettings, generation: int) -> None:
         serve.run(application(chosen, generation), name=NAME, route_prefix="/")
     except Exception as error:  # Ray raises various types
         raise LaunchError(f"a replica does not start: {first_line(error)}; see `ray logs` and `serve status`") from None
+
+
+def _metrics_urls() -> list[str]:
+    """Where Ray exports the counters of each node's replicas."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def _free_port(host: str) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lavic.errors import LavicError
-from lavic.recommend.serving.batcher import Batcher, BatchSettings
+from lavic.recommend.serving.batching.admission import Admission, BatchSettings
+from lavic.recommend.serving.batching.batcher import Batcher
 from lavic.recommend.serving.errors import ApiError
 from lavic.recommend.serving.metrics import Metrics
 
@@ -65,14 +66,14 @@ class Server:
 
     async def idle(self) -> None:
         """Waits until nothing is computed."""
-        while self.batcher._running:
+        while self.batcher.admission.running:
             await asyncio.sleep(0)
 
     async def warm(self) -> None:
         """Answers a first query, after which batches have several."""
         self.recommender.gate.release()
         await self.ask("first")
-        self.batcher._prompt_s = 1.0
+        self.batcher.admission.prompt_s = 1.0
 
 
 def status(task: asyncio.Task[Any]) -> int:
@@ -194,7 +195,7 @@ def test_what_is_expected_to_be_late_is_not_computed():
         long, short = server.ask(200), server.ask("short")
         await asyncio.sleep(0)
         loop.ahead = 0.9 * DEADLINE
-        server.batcher._measure = lambda prompt_s: None  # type: ignore[method-assign]
+        server.batcher.admission.measure = lambda prompt_s: None  # type: ignore[method-assign]
         server.recommender.gate.release(2)
         await asyncio.wait({running, long, short})
         assert (status(running), status(long), status(short)) == (200, 503, 200)
@@ -240,7 +241,7 @@ def test_nothing_is_tried_again_for_a_client_that_has_left():
 
 @pytest.mark.parametrize("measured, mean", [((10.0,), 10.0), ((1.0, 3.0), 2.0), ((2.0, 1.0), 1.8)])
 def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[float, ...], mean: float):
-    batcher = Batcher(BatchSettings(), Metrics())
+    admission = Admission(BatchSettings())
     for prompt_s in measured:
-        batcher._measure(prompt_s)
-    assert batcher._prompt_s == pytest.approx(mean)
+        admission.measure(prompt_s)
+    assert admission.prompt_s == pytest.approx(mean)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +17,24 @@ import pytest
 from lavic.recommend.recommender import Recommender
 
 from ..conftest import KEY, Ground
-from .conftest import serve
+from .conftest import Server, serve
 
 pytest.importorskip("ray.serve")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def exported(server: Server, name: str, most: int, **labels: str) -> float:
+    """The sum of a counter over all replicas, once Ray's export has reached it."""
+    url = server.wait_for("metrics of all replicas").split()[-1]
+    pattern = re.compile(rf"^{name}{{(.*)}} (\S+)$", re.MULTILINE)
+    found = 0.0
+    for _ in range(200):
+        lines = pattern.findall(httpx.get(url, trust_env=False).text)
+        found = sum(float(value) for tags, value in lines if all(f'{k}="{v}"' in tags for k, v in labels.items()))
+        if found >= most:
+            break
+        time.sleep(0.5)
+    return found
 
 
 def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path: Path):
@@ -45,6 +61,10 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path
             items = answer.json()["items"]
             assert [item["id"] for item in items] == [item.id for item in alone]
             assert [item["probability"] for item in items] == pytest.approx([i.probability for i in alone], abs=1e-5)
+        # a scrape of one replica would miss the others: Ray exports the counters of all
+        assert client.get("/metrics").status_code == 404
+        counted = exported(server, "ray_lavic_requests_total", 8, route="/v1/recommend", status="200")
+        assert counted == len(bodies) == 8
         malformed = client.post("/v1/recommend", json={"conversation": ""})
         assert malformed.status_code == 422 and malformed.json()["error"]["param"] == "conversation"
         chat = {"messages": [{"role": "user", "content": "an acme mug"}], "stream": True, "k": 2}

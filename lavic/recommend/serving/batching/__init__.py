@@ -1,0 +1,1 @@
+"""Dynamic batching: requests that wait together are answered by one call of the recommender."""
