@@ -19,8 +19,8 @@ from lavic.evaluation.text_arms import rank_bm25, rank_dense
 from lavic.recommend.retrieval.vectors.sentence_encoder import dense_settings
 
 if TYPE_CHECKING:
-    from lavic.launch.evaluate import EvaluateSettings
-    from lavic.launch.evaluation.setup import EvaluationSetup
+    from lavic.launch.evaluation.settings import EvaluateSettings
+    from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
     from lavic.recommend.ranked_list import RankedList
 
     Rankings = dict[str, dict[str, Sequence[RankedList | None]]]

@@ -10,8 +10,8 @@ from lavic.tracking.tracker import Tracker
 from lavic.train.run_folder import digest_files
 
 if TYPE_CHECKING:
-    from lavic.launch.evaluate import EvaluateSettings
-    from lavic.launch.evaluation.setup import EvaluationSetup
+    from lavic.launch.evaluation.settings import EvaluateSettings
+    from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
 
 
 def lineage(setup: EvaluationSetup) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import sample_key
 from lavic.errors import DataError
-from lavic.evaluation.report import sections as report_sections
+from lavic.evaluation.report import training
 from lavic.evaluation.report.blocks import Number, Section
 from lavic.tracking.journal import read_journal
 
@@ -102,10 +102,10 @@ def read_runs(runs: Sequence[tuple[str, str]]) -> TrainingSections:
             scores = json.loads(captions.read_text(encoding="utf-8"))
             if "full" in scores:
                 levels.setdefault(title, {})["all tokens"] = scores["full"]["perplexity"]
-            parts.sections.append(report_sections.descriptions(scores))
+            parts.sections.append(training.descriptions(scores))
             if "cls_after" in scores:
-                parts.numbers.append(report_sections.description_number(scores))
-    curves = report_sections.training({title: runs for title, runs in charts.items() if runs}, levels)
+                parts.numbers.append(training.description_number(scores))
+    curves = training.training({title: runs for title, runs in charts.items() if runs}, levels)
     if curves:
         parts.sections.append(curves)
     return parts

@@ -15,9 +15,9 @@ from lavic.evaluation.none_of_these import none_of_these_metrics
 from lavic.tracking.run_metadata import versions
 
 if TYPE_CHECKING:
-    from lavic.launch.evaluate import EvaluateSettings
     from lavic.launch.evaluation.arm_rankings import Rankings
-    from lavic.launch.evaluation.setup import EvaluationSetup
+    from lavic.launch.evaluation.settings import EvaluateSettings
+    from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
 
 RESULTS = "results.json"
 """Of OUT: written last."""

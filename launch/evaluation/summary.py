@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lavic.launch.evaluate import EvaluateSettings
-    from lavic.launch.evaluation.setup import EvaluationSetup
+    from lavic.launch.evaluation.settings import EvaluateSettings
+    from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
 
 
 def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:

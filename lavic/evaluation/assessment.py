@@ -9,17 +9,17 @@ import numpy as np
 
 from lavic.errors import DataError
 from lavic.evaluation.test_set import ClusterBy, TestSet
+from lavic.metrics.bootstrap import Bootstrap, Interval, mean_ratio
 from lavic.metrics.random_order import RandomOrders
 from lavic.metrics.ranking_metrics import (
     BINS,
     Ratio,
-    Relevance,
     ceilings,
     compute_metrics,
     confidence_bins,
-    judge,
 )
-from lavic.metrics.statistics import Bootstrap, Interval, holm, mcnemar, mean_ratio, permutation_test
+from lavic.metrics.relevance import Relevance, judge
+from lavic.metrics.significance import holm, mcnemar, permutation_test
 from lavic.recommend.ranked_list import RankedList
 
 RANDOM = "random"

@@ -17,7 +17,8 @@ from lavic.endpoint.faults import EndpointError
 from lavic.endpoint.settings import EndpointSettings
 from lavic.evaluation.report.blocks import Section, Table
 from lavic.evaluation.test_set import TestSet
-from lavic.metrics.ranking_metrics import compute_metrics, judge
+from lavic.metrics.ranking_metrics import compute_metrics
+from lavic.metrics.relevance import judge
 from lavic.recommend.answer_ids import mentions, released_answer, unlisted
 from lavic.recommend.ranked_list import RankedList
 

@@ -11,8 +11,9 @@ import numpy as np
 from lavic.errors import DataError
 from lavic.evaluation.assessment import RANDOM, as_dicts, compare_arms
 from lavic.evaluation.predictions import PredictionSet
-from lavic.metrics.ranking_metrics import ceilings, compute_metrics, judge
-from lavic.metrics.statistics import Bootstrap
+from lavic.metrics.bootstrap import Bootstrap
+from lavic.metrics.ranking_metrics import ceilings, compute_metrics
+from lavic.metrics.relevance import judge
 
 SHOWN = 3
 """Conversations named of those that only one evaluation has."""

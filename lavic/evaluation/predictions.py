@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavic.errors import DataError
-from lavic.metrics.ranking_metrics import Prediction
+from lavic.metrics.relevance import Prediction
 from lavic.recommend.ranked_list import RankedList
 from lavic.storage.atomic import atomic_open, to_utf8
 from lavic.storage.json_text import parse_json

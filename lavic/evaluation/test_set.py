@@ -18,8 +18,8 @@ from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation
 from lavic.errors import DataError
 from lavic.evaluation.predictions import prediction
-from lavic.metrics.ranking_metrics import Prediction
-from lavic.metrics.statistics import connected_clusters
+from lavic.metrics.bootstrap import connected_clusters
+from lavic.metrics.relevance import Prediction
 from lavic.recommend.ranked_list import RankedList
 
 if TYPE_CHECKING:

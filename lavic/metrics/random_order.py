@@ -12,17 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lavic.metrics.ranking_metrics import (
-    NDCG_AT,
-    RECALL_AT,
-    Floats,
-    Prediction,
-    Ratio,
-    Relevance,
-    compute_metrics,
-    expected_reciprocal_rank,
-)
-from lavic.metrics.statistics import Interval
+from lavic.metrics.bootstrap import Interval
+from lavic.metrics.ranking_metrics import NDCG_AT, RECALL_AT, Ratio, compute_metrics
+from lavic.metrics.relevance import Floats, Prediction, Relevance, expected_reciprocal_rank
 
 DEPTH = max(*RECALL_AT, *NDCG_AT)
 """Ranks that a metric looks at, but MRR, which looks at all."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.data.schema import Conversation
-from lavic.metrics.statistics import Interval
+from lavic.metrics.bootstrap import Interval
 from lavic.recommend.retrieval import Hits
 from lavic.storage.atomic import atomic_open, to_utf8
 

@@ -16,7 +16,8 @@ from lavic.cli import main
 from lavic.data.conversations import read_conversations
 from lavic.data.tar_shards import Sample
 from lavic.evaluation.chat import chat_question, parse_answer
-from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
+from lavic.metrics.ranking_metrics import compute_metrics
+from lavic.metrics.relevance import Prediction, judge
 from tests.crawled_sets import write_set
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server, photos, question
 

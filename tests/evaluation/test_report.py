@@ -27,8 +27,9 @@ from lavic.evaluation.report.blocks import (
     Text,
 )
 from lavic.evaluation.report.charts import Level, Series, curves, interval_bar, log_ticks, spread_out, ticks
-from lavic.evaluation.report.page import data_uri, percent, render, verdict
-from lavic.evaluation.report.sections import descriptions, training
+from lavic.evaluation.report.gallery_page import data_uri, percent, verdict
+from lavic.evaluation.report.page import render
+from lavic.evaluation.report.training import descriptions, training
 
 
 class Outline(HTMLParser):

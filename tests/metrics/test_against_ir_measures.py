@@ -9,7 +9,8 @@ import ir_measures
 import pytest
 from ir_measures import RR, P, R, nDCG
 
-from lavic.metrics.ranking_metrics import NDCG_AT, RECALL_AT, Prediction, compute_metrics, judge
+from lavic.metrics.ranking_metrics import NDCG_AT, RECALL_AT, compute_metrics
+from lavic.metrics.relevance import Prediction, judge
 
 MEASURES = {
     "hit_rate": P @ 1,

@@ -9,7 +9,8 @@ import pytest
 
 from lavic.metrics import random_order
 from lavic.metrics.random_order import RandomOrders
-from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
+from lavic.metrics.ranking_metrics import compute_metrics
+from lavic.metrics.relevance import Prediction, judge
 
 
 def unranked(*rows: tuple[str, str]) -> list[Prediction]:

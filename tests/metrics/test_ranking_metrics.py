@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.metrics.ranking_metrics import HELP, LABELS, Prediction, ceilings, compute_metrics, judge
+from lavic.metrics.ranking_metrics import HELP, LABELS, ceilings, compute_metrics
+from lavic.metrics.relevance import Prediction, judge
 
 
 def answer(targets: str, candidates: str, ranking: str) -> Prediction:

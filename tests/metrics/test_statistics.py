@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from lavic.metrics.bootstrap import Bootstrap, connected_clusters
 from lavic.metrics.ranking_metrics import Ratio, calibration_error
-from lavic.metrics.statistics import Bootstrap, connected_clusters, holm, mcnemar, permutation_test
+from lavic.metrics.significance import holm, mcnemar, permutation_test
 
 
 def hits(values: np.ndarray) -> dict[str, Ratio]:

@@ -9,7 +9,7 @@ import pytest
 
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.test_set import TestSet
-from lavic.launch.evaluation.setup import named
+from lavic.launch.evaluation.setup.input_files import named
 from lavic.model.item_store import ItemStore
 
 from .conftest import KEY, Ground, make_rows, write_rows

@@ -1,34 +1,26 @@
-"""The sections of a report, from the data of `results.json`, `captions.json` and journals."""
+"""The sections of a report that every evaluation has, from the data of `results.json`."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lavic.evaluation.report.blocks import (
     Bar,
     Bars,
     Block,
-    Candidate,
-    Case,
-    Curves,
-    Gallery,
     Number,
     Numbers,
     Section,
     Table,
     Text,
 )
-from lavic.evaluation.report.charts import Level, Series
-from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import HELP, LABELS
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranked_list import RankedList
+    pass
 
-TONES = ("main", "second", "third", "muted")
 TABLE_METRICS = (
     "hit_rate",
     "hit_rate_in_list",
@@ -42,9 +34,6 @@ TABLE_METRICS = (
 
 REFERENCES = ("words", "words_before_tuning", "base_photos")
 """Arms that get the photos in another form: not controls, but references for what words or all image tokens reach."""
-
-MAX_TILES = 10
-"""Candidates shown of a case, and any target behind them."""
 
 
 def summary(results: Mapping[str, Any], *more: Number) -> Section:
@@ -70,114 +59,6 @@ def summary(results: Mapping[str, Any], *more: Number) -> Section:
 def test_set_sections(results: Mapping[str, Any]) -> tuple[Section, ...]:
     """Hit rates, metrics and comparisons of each test set, the main one first."""
     return tuple(_test_set(name, results) for name in results["sets"])
-
-
-def description_number(scores: Mapping[str, Mapping[str, float]]) -> Number:
-    """The description perplexity after stage 1, for `summary`; `scores` as for `descriptions`."""
-    others = [
-        f"{scores[key]['perplexity']:.2f} {source}"
-        for key, source in (("full", "from all tokens"), ("cls_before", "before stage 1"))
-        if key in scores
-    ]
-    value = f"{scores['cls_after']['perplexity']:.2f}"
-    return Number(value=value, label="description perplexity from five tokens", note=", ".join(others))
-
-
-def descriptions(scores: Mapping[str, Mapping[str, float]]) -> Section:
-    """Description perplexity from all tokens, and from five tokens before and after stage 1.
-
-    Args:
-        scores: `captions.json` of a stage-1 run: `full`, `cls_before`, `cls_after`, each with a `perplexity`.
-    """
-    rows = {
-        "full": ("All tokens", "the teacher's input", "second"),
-        "cls_before": ("Five tokens, before stage 1", "", "muted"),
-        "cls_after": ("Five tokens, after stage 1", "", "main"),
-    }
-    bars = tuple(
-        Bar(name=name, note=note, tone=tone, value=scores[key]["perplexity"])
-        for key, (name, note, tone) in rows.items()
-        if key in scores
-    )
-    return Section(
-        title="Descriptions from five tokens",
-        lead="Perplexity of the descriptions of validation photos; lower is better.",
-        blocks=(Bars(rows=bars, digits=2),),
-    )
-
-
-def training(
-    charts: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], levels: Mapping[str, Mapping[str, float]] = {}
-) -> Section | None:
-    """Validation perplexity by step.
-
-    Args:
-        charts: Title -> run name -> journal records (`read_journal`); runs without a validation are left out.
-        levels: Title -> name -> value of a horizontal reference line.
-
-    Returns:
-        None if no journal has a validation.
-    """
-    blocks: list[Block] = []
-    for title, lines in charts.items():
-        series = []
-        for (name, records), tone in zip(lines.items(), _tones(), strict=False):
-            points = [(r["step"], r["valid_perplexity"]) for r in records if r.get("valid_perplexity") is not None]
-            if points:
-                series.append(Series(name=name, points=tuple(points), tone=tone))
-        if series:
-            dashed = tuple(Level(name=name, value=value) for name, value in levels.get(title, {}).items())
-            blocks.append(Curves(series=tuple(series), y_name=title, levels=dashed))
-    if not blocks:
-        return None
-    return Section(title="Training", lead="Validation perplexity by optimizer step.", blocks=tuple(blocks))
-
-
-def gallery(
-    test_set: TestSet,
-    rankings: Sequence[RankedList | None],
-    *,
-    title: Callable[[str], str],
-    photo: Callable[[str], bytes | None],
-    others: Mapping[str, Sequence[RankedList | None]],
-    count: int = 24,
-    seed: int = 0,
-) -> Section | None:
-    """Example conversations: hits and misses of the main model, in equal numbers where possible.
-
-    Args:
-        test_set: The conversations.
-        rankings: The main model's ranking of each conversation; one without probabilities is not shown.
-        title: The title of an item.
-        photo: The encoded photo of an item, or None.
-        others: Label of another model -> its ranking of each conversation.
-        count: Maximum number of examples.
-        seed: Seed of the sample.
-
-    Returns:
-        None if there is nothing to show.
-    """
-    shown = {row: ranking for row, ranking in enumerate(rankings) if ranking and ranking.ids and ranking.probabilities}
-    rows = list(shown)
-    hit = {row: ranking.ids[0] in test_set.conversations[row].targets for row, ranking in shown.items()}
-    rng = random.Random(seed)
-    pools = [[row for row in rows if hit[row] is kind] for kind in (False, True)]
-    for pool in pools:
-        rng.shuffle(pool)
-    wrong, right = pools
-    half = max(count // 2, count - len(right))
-    sample = wrong[:half]
-    sample += right[: count - len(sample)]
-    rng.shuffle(sample)
-    if not sample:
-        return None
-    cases = tuple(_case(test_set, row, shown[row], title, photo, others) for row in sample)
-    hits = sum(hit.values())
-    lead = (
-        f"{len(sample)} of {len(rows):,} conversations, sampled from {hits:,} hits and {len(rows) - hits:,} misses in "
-        "equal numbers where possible, not in their true proportion. Candidates are sorted by probability."
-    )
-    return Section(title="Conversations", lead=lead, blocks=(Gallery(cases=cases),))
 
 
 def method(results: Mapping[str, Any]) -> Section:
@@ -270,33 +151,6 @@ def _scale(values: Sequence[float]) -> float:
     return 1.0 if highest > 0.5 else math.ceil(10 * highest + 1e-9) / 10
 
 
-def _case(
-    test_set: TestSet,
-    row: int,
-    ranking: RankedList,
-    title: Callable[[str], str],
-    photo: Callable[[str], bytes | None],
-    others: Mapping[str, Sequence[RankedList | None]],
-) -> Case:
-    conversation = test_set.conversations[row]
-    targets = set(conversation.targets)
-    scored = list(zip(ranking.ids, ranking.probabilities, strict=True))
-    shown = [pair for index, pair in enumerate(scored) if index < MAX_TILES or pair[0] in targets]
-    return Case(
-        name=f"{test_set.file.name}:{conversation.line}",
-        anchor=f"row-{conversation.line}",
-        turns=tuple((turn.role, turn.text) for turn in conversation.turns),
-        candidates=tuple(
-            Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)
-            for item, p in shown
-        ),
-        others={
-            name: (other := ranked[row]) is not None and bool(other.ids) and other.ids[0] in targets
-            for name, ranked in others.items()
-        },
-    )
-
-
 def _number(interval: Mapping[str, float], label: str, tone: str = "") -> Number:
     value, _, note = _cell(interval).partition("\n")
     return Number(value=value, label=label, note=note, tone=tone)
@@ -314,7 +168,3 @@ def _p(p: float | None) -> str:
     if p is None:
         return ""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
-
-
-def _tones() -> list[str]:
-    return [*TONES, *["muted"] * 8]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lavic.data.schema import Conversation
+from lavic.metrics.bootstrap import Bootstrap, Interval, connected_clusters
 from lavic.metrics.ranking_metrics import Ratio
-from lavic.metrics.statistics import Bootstrap, Interval, connected_clusters
 
 CUTS = (1, 10, 50, 100)
 """Lengths of lists at which recall is computed."""

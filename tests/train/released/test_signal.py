@@ -15,7 +15,8 @@ from lavic.data.schema import Conversation, Turn
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
 from lavic.evaluation.test_set import TestSet
-from lavic.metrics.ranking_metrics import Prediction, compute_metrics, judge
+from lavic.metrics.ranking_metrics import compute_metrics
+from lavic.metrics.relevance import Prediction, judge
 from lavic.model.bundle import Bundle, save_bundle
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.generation import generate

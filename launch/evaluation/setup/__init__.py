@@ -1,0 +1,1 @@
+"""The inputs of an evaluation, checked together before a model is loaded."""
