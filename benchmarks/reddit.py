@@ -4,8 +4,7 @@
     python benchmarks/reddit.py --folder /tmp/bench-reddit --only speed memory workers
 
 Speed is of processor time in one process, the best of `--repeats` runs, the ways in turn, so that another load of the
-machine hits all of them. The comments have the fields of Arctic Shift's (about 1,750 bytes a line); one in 300 links to
-an item of the catalogue, and one in 100 names Amazon without a link.
+machine hits all of them. `reddit_dump.py` says what the comments are like.
 """
 
 from __future__ import annotations
@@ -13,92 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import resource
-import subprocess
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lavic.data.reddit.dumps.post import id_of
-
-LINKING, NAMING = 300, 100
-THREAD = 8
-"""Comments of a thread."""
-TEXT = (
-    "the of and a to in is it you that was for on are with as his they at be this from have or by had not but what all "
-    "were when we there can an your which their said if do will each about how up out them then she many some so these "
-    "would other into has more her two like him see time could no make than first been its who now people my made over "
-    "did down only way find use may water long little very after words called just where most know razor blade soap "
-    "cream brush shave skin dry oily size prize"
-)
-WORDS = TEXT.split()
-
-
-def comment_lines(count: int, seed: int = 0, first: int = 0) -> Iterator[bytes]:
-    """Lines of a dump of comments."""
-    draw = random.Random(seed)
-    bodies = [" ".join(draw.choices(WORDS, k=draw.randint(3, 60))) for _ in range(5000)]
-    empty = {f"field_of_reddit_{n}": None for n in range(28)}
-    for n in range(first, first + count):
-        body = draw.choice(bodies)
-        if n % LINKING == 0:
-            body += f" https://www.amazon.com/dp/B0{draw.randrange(1000):08d}"
-        elif n % NAMING == 0:
-            body += " I bought it on Amazon."
-        link, id = id_of(1_000_000_000 + n // THREAD), id_of(60_000_000_000 + n)
-        row = {
-            "all_awardings": [],
-            "approved_at_utc": None,
-            "associated_award": None,
-            "author": f"user{draw.randrange(1_000_000)}",
-            "author_flair_richtext": [],
-            "author_fullname": f"t2_{id_of(draw.randrange(1 << 36))}",
-            "body": body,
-            "can_gild": False,
-            "collapsed_reason_code": None,
-            "controversiality": 0,
-            "created_utc": 1_700_000_000 + n,
-            "distinguished": None,
-            "edited": False,
-            "gildings": {},
-            "id": id,
-            "is_submitter": False,
-            "link_id": f"t3_{link}",
-            "locked": False,
-            "mod_reports": [],
-            "name": f"t1_{id}",
-            "parent_id": f"t3_{link}",
-            "permalink": f"/r/wicked_edge/comments/{link}/a_question_about_shaving/{id}/",
-            "retrieved_on": 1_700_200_000 + n,
-            "score": draw.randrange(1, 50),
-            "send_replies": True,
-            "stickied": False,
-            "subreddit": "wicked_edge",
-            "subreddit_id": "t5_2s46m",
-            "subreddit_name_prefixed": "r/wicked_edge",
-            "subreddit_type": "public",
-            "unrepliable_reason": None,
-            "updated_on": 1_700_300_000 + n,
-            "_meta": {"retrieved_2nd_on": 1_700_300_000 + n, "is_edited": False},
-            **empty,
-        }
-        yield json.dumps(row, separators=(",", ":")).encode() + b"\n"
-
-
-def write_dump(path: Path, count: int, seed: int = 0, first: int = 0) -> None:
-    """Writes a dump as it is published: one frame, `zstd --long=31`-like window, level 3."""
-    import zstandard
-
-    if path.exists():
-        return
-    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=27, enable_ldm=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file, zstandard.ZstdCompressor(compression_params=parameters).stream_writer(file) as packed:
-        for line in comment_lines(count, seed, first):
-            packed.write(line)
-    part.rename(path)
+import meter
+from reddit_dump import ITEMS, comment_lines, submission_lines, write_dump
 
 
 def catalogue(folder: Path) -> Path:
@@ -109,7 +33,7 @@ def catalogue(folder: Path) -> Path:
     if not ItemTable.is_complete(table):
         table.mkdir(parents=True, exist_ok=True)
         meta = folder / "meta.jsonl"
-        rows = ({"parent_asin": f"B0{n:08d}", "title": f"Item {n}", "images": []} for n in range(1000))
+        rows = ({"parent_asin": f"B0{n:08d}", "title": f"Item {n}", "images": []} for n in range(ITEMS))
         meta.write_text("".join(json.dumps(row) + "\n" for row in rows))
         read_catalogue(str(meta), table / "a")
         merge_catalogue(table, [table / "a"], [])
@@ -178,7 +102,7 @@ WAYS = {
 def speed(folder: Path, comments: int, repeats: int) -> dict[str, float]:
     """Comments per second of processor time of each way."""
     path = folder / f"speed-{comments}.zst"
-    write_dump(path, comments)
+    write_dump(path, comment_lines(comments))
     catalogue(folder)
     best = dict.fromkeys(WAYS, 0.0)
     hits = {}
@@ -196,98 +120,80 @@ def speed(folder: Path, comments: int, repeats: int) -> dict[str, float]:
     return best
 
 
-def peak_mib(command: list[str]) -> float:
-    """Most memory of a command and its children, in MiB."""
-    code = (
-        "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, file=sys.stderr); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return float(done.stderr.splitlines()[-1])
-
-
 def memory(folder: Path, sizes: list[int]) -> dict[int, float]:
-    """Peak memory of the whole command's largest process as the dump grows."""
+    """Peak memory of the whole command, all its processes together, as the dump grows."""
     catalogue(folder)
     peaks = {}
-    print("\nMemory of the largest process of `lavic reddit`, one worker")
+    print("\nMemory of `lavic reddit`, one worker, all its processes together (PSS)")
     for size in sizes:
-        comments, threads = folder / f"memory-{size}.zst", folder / f"threads-{size}.zst"
-        write_dump(comments, size)
-        write_submissions(threads, size)
-        out = folder / f"out-{size}"
-        began = time.monotonic()
-        command = [sys.executable, "-m", "lavic", "reddit", "--dumps", str(comments), str(threads)]
-        command += [
-            "--items",
-            str(folder / "meta.jsonl"),
-            "--out",
-            str(out),
-            "--executor",
-            "local",
-            "--ray.workers",
-            "1",
-        ]
-        peaks[size] = peak_mib(command)
+        comments, threads, out = folder / f"memory-{size}.zst", folder / f"threads-{size}.zst", folder / f"out-{size}"
+        write_dump(comments, comment_lines(size))
+        write_dump(threads, submission_lines(size))
+        command = [sys.executable, "-m", "lavic", "reddit", "--dumps", comments, threads, "--out", out]
+        command += ["--items", folder / "meta.jsonl", "--executor", "local", "--ray.workers", "1"]
+        used = meter.run([str(word) for word in command], folder / "memory.log")
+        peaks[size] = used.peak / (1 << 20)
         rows = json.loads((out / "funnel.json").read_text())["comments"]["kept"]
-        print(
-            f"{size:12,} comments  {peaks[size]:8.0f} MiB  {rows:8,} conversations  {time.monotonic() - began:6.0f} s"
-        )
-        subprocess.run(["rm", "-rf", str(out), str(comments), str(threads)], check=True)
+        print(f"{size:12,} comments  {peaks[size]:8.0f} MiB  {rows:8,} conversations  {used.wall:6.0f} s", flush=True)
+        shutil.rmtree(out)
+        comments.unlink()
+        threads.unlink()
     return peaks
 
 
-def write_submissions(path: Path, comments: int) -> None:
-    """Writes the submissions of so many comments."""
-    import zstandard
+@dataclass(frozen=True)
+class Ready:
+    """Keeps a worker until all of them have started."""
 
-    draw = random.Random(1)
-    with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
-        for n in range(comments // THREAD + 1):
-            row = {
-                "id": id_of(1_000_000_000 + n),
-                "title": " ".join(draw.choices(WORDS, k=8)),
-                "selftext": " ".join(draw.choices(WORDS, k=30)),
-                "author": f"asker{n}",
-                "created_utc": 1_700_000_000 + n * THREAD,
-                "score": 3,
-                "subreddit": "wicked_edge",
-            }
-            packed.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+    folder: Path
+    name: str
+    count: int
 
 
-def workers(folder: Path, comments: int, repeats: int) -> dict[int, float]:
-    """Seconds of the scan of four files with one worker and with two, after they have started."""
+def work(task: Any) -> None:
+    """What a worker does: waits for the others, decompresses a file, or scans one."""
+    from lavic.shards.reddit_build.steps import scan_step
+
+    if isinstance(task, Ready):
+        (task.folder / task.name).touch()
+        while len(list(task.folder.iterdir())) < task.count:
+            time.sleep(0.005)
+    elif isinstance(task, Path):
+        decompression(task, task.parent)
+    else:
+        scan_step(task)
+
+
+def workers(folder: Path, comments: int, repeats: int) -> dict[tuple[str, int], float]:
+    """Seconds that four files take one worker and two, after these have started."""
     from lavic.distributed.ray_session import RaySettings
     from lavic.shards.cluster.tasks import run_tasks
-    from lavic.shards.reddit_build.steps import FileTask, scan_step
+    from lavic.shards.reddit_build.steps import FileTask
 
     table = catalogue(folder)
-    paths = []
-    for n in range(4):
-        paths.append(folder / f"part-{n}-{comments}.zst")
-        write_dump(paths[-1], comments, seed=n, first=n * comments)
-    best: dict[int, float] = {}
-    for repeat in range(repeats):
-        for count in (1, 2):
-            # The first task of each worker is a tiny file, after which the clock starts.
-            (folder / "scan").mkdir(exist_ok=True)
-            tiny = folder / "tiny.zst"
-            write_dump(tiny, 10)
-            tasks = [
-                FileTask(path=str(path), out=folder / "scan" / f"{repeat}-{count}-{n}", kind="dump", table=table)
-                for n, path in enumerate([tiny] * count + paths)
-            ]
-            ended = [0.0]
-            for n, _ in enumerate(run_tasks(scan_step, tasks, RaySettings(workers=count), on_ray=False), 1):
-                if n == count:
-                    began = time.monotonic()
-                ended[0] = time.monotonic()
-            best[count] = min(best.get(count, 1e9), ended[0] - began)
+    paths = [folder / f"part-{n}-{comments}.zst" for n in range(4)]
+    for n, path in enumerate(paths):
+        write_dump(path, comment_lines(comments, seed=n, first=n * comments))
+    scans = [FileTask(path=str(path), out=folder / f"hits-{path.stem}", kind="dump", table=table) for path in paths]
+    ways: dict[str, Sequence[Any]] = {"scan": scans, "decompression alone": paths}
+    best: dict[tuple[str, int], float] = {}
+    for _ in range(repeats):
+        for name, tasks in ways.items():
+            for count in (1, 2):
+                ready = Path(tempfile.mkdtemp(dir=folder))
+                waits = [Ready(ready, str(n), count) for n in range(count)]
+                results = run_tasks(work, [*waits, *tasks], RaySettings(workers=count), on_ray=False)
+                for _ in waits:
+                    next(results)
+                began = time.monotonic()
+                for _ in results:
+                    pass
+                best[name, count] = min(best.get((name, count), 1e9), time.monotonic() - began)
+                shutil.rmtree(ready)
     print(f"\nFour files of {comments:,} comments, wall clock without start-up, best of {repeats}")
-    print(f"1 worker {best[1]:.2f} s   2 workers {best[2]:.2f} s   {best[1] / best[2]:.2f} x")
+    for name in ways:
+        alone, both = best[name, 1], best[name, 2]
+        print(f"{name:38} 1 worker {alone:6.2f} s   2 workers {both:6.2f} s   {alone / both:5.2f} x")
     return best
 
 
@@ -310,7 +216,6 @@ def main() -> None:
         workers(chosen.folder, chosen.comments, chosen.repeats)
     if "memory" in chosen.only:
         memory(chosen.folder, chosen.sizes)
-    print(f"\npeak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":
