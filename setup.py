@@ -48,7 +48,7 @@ ENDPOINT = ["aiohttp>=3.10.11,<4", "yarl>=1.13,<2"]
 EVALUATE = ["bm25s>=0.3.6,<0.4", *ENDPOINT]
 RETRIEVE = [*EVALUATE, *MODEL, "faiss-cpu>=1.10,<2", "sentence-transformers>=5.2,<7"]
 SERVE = [*MODEL, "fastapi>=0.115,<1", "prometheus-client>=0.20,<1", "uvicorn>=0.32,<1"]
-REDDIT = ["datasketch>=1.6,<3", "ftfy>=6.2,<7", "orjson>=3.10,<4"]
+REDDIT = ["ahocorasick-rs>=1,<2", "datasketch>=1.6,<3", "ftfy>=6.2,<7", "orjson>=3.10,<4"]
 ALL = sorted({*CRAWL, *HEIF, *TRAIN, *MLFLOW, *RETRIEVE, *SERVE, *REDDIT})
 DEV = [
     *ALL,

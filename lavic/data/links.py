@@ -30,6 +30,8 @@ NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
 """What every link has, in any encoding of its target."""
 _SHORT_NAMED = re.compile(r"amzn|\ba\.co\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s")
+_TARGET = re.compile(r"[/?#%&]")
+"""What follows a host in every link, as it is, percent-encoded or as an entity of HTML."""
 _SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 _SHORT_PATH = re.compile(r"/(?:d/)?[A-Za-z0-9_-]{5,}")
 
@@ -107,7 +109,8 @@ def _parts(text: str) -> list[str]:
             start -= 1
         space = _SPACE.search(text, name.end())
         end = space.start() if space else len(text)
-        parts += map(_decoded, _EDGE.split(_ESCAPED.sub(r"\1", html.unescape(text[start:end]))))
+        if _TARGET.search(text, name.end(), end):
+            parts += map(_decoded, _EDGE.split(_ESCAPED.sub(r"\1", html.unescape(text[start:end]))))
     return parts
 
 

@@ -14,6 +14,7 @@ from lavic.errors import first_line
 
 _INPUT = 64 << 10
 _OUTPUT = 256 << 10
+"""Bytes of a block, at most: it stays in the processor's cache while it is searched."""
 HEAD = 16
 """Bytes from the start of a file that `compression_of` needs."""
 
@@ -59,12 +60,23 @@ class Decompressed(io.RawIOBase):
         Raises:
             CorruptData: A member is corrupt, or the file is truncated.
         """
-        while not self._content and not self._ended:
-            self._advance()
+        if not self._content:
+            self._content = self.read_block()
         count = min(len(buffer), len(self._content))
         buffer[:count] = self._content[:count]
         self._content = self._content[count:]
         return count
+
+    def read_block(self) -> bytes:
+        """The next bytes, as many as the decoder gives at a time: no copy is made of them. Empty at the end.
+
+        Raises:
+            CorruptData: As `readinto`.
+        """
+        while not self._content and not self._ended:
+            self._advance()
+        block, self._content = self._content, b""
+        return block
 
     def _advance(self) -> None:
         if self._decoder.eof:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavic.data import links
 from lavic.data.links import FORMS, asins, find_links, short_links
 
 A, B = "B097CMQVF4", "B079N83MSD"
@@ -156,6 +157,17 @@ def test_no_text_raises(text: str) -> None:
     assert all(re.fullmatch(r"B[0-9A-Z]{9}|\d{9}[\dX]", id) for id in asins(text))
     assert len(set(asins(text))) == len(asins(text))
     assert all(url.startswith("https://") for url in short_links(text))
+
+
+@given(
+    st.lists(PIECES | st.sampled_from(["amazon", "AMZN.com", ".", "a.co", "?asin=", "&#47;", f"dp/{A}"])).map("".join)
+)
+def test_what_is_skipped_holds_no_link(text: str) -> None:
+    """A name that no path or query follows is skipped before it is decoded."""
+    read = find_links(text), short_links(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(links, "_TARGET", re.compile(""))
+        assert read == (find_links(text), short_links(text))
 
 
 def test_a_long_text_takes_linear_time() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.data.reddit.dumps import dump_file
+from lavic.data.reddit.dumps import scan
 from lavic.data.reddit.dumps.dump_check import check_dump
 from lavic.data.reddit.dumps.dump_file import read_pieces
 from lavic.data.reddit.dumps.gather import gather_dump, read_buckets
@@ -21,6 +23,7 @@ from lavic.data.reddit.dumps.post import BadPost, id_of, number_of, pack_post, p
 from lavic.data.reddit.dumps.scan import lines_that_may_link, scan_dump
 from lavic.data.reddit.item_table import ItemTable, merge_catalogue, read_catalogue, read_reviews
 from lavic.errors import DataError
+from lavic.storage import compression
 from tests.data.reddit.reddit_dumps import ITEMS, comment, dp, submission, write_dump, write_items, write_reviews
 
 
@@ -66,7 +69,7 @@ def test_a_file_cut_within_the_head_of_a_frame_is_an_error(tmp_path: Path, cut: 
 
 
 def test_pieces_end_with_lines_wherever_characters_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dump_file, "_PIECE", 64)
+    monkeypatch.setattr(compression, "_OUTPUT", 64)
     rows = [comment(id_of(n), "s1", "t3_s1", "é\u2028" * n) for n in range(1, 60)]
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     path = write_dump(tmp_path / "a.zst", [*lines[:-1], lines[-1].rstrip(b"\n")])
@@ -166,7 +169,34 @@ def test_the_search_in_bytes_finds_every_line_that_links(lines: list[bytes], end
     assert found == [line for line in lines if line in LINKING]
 
 
-def test_every_line_of_a_scan_is_counted_once(tmp_path: Path, items: ItemTable) -> None:
+NAMES = [
+    b"amazon",
+    b"AmaZON",
+    b"amzn",
+    b"AMZn",
+    b"a.co",
+    b"A.Co/",
+    b"a.CO\\/",
+    b"a.co%2F",
+    b"maz",
+    b"\n",
+    b"\r\n",
+    b"\xe2\x80\xa8",
+]
+
+
+@given(st.lists(st.sampled_from(NAMES) | st.sampled_from([bytes([n]) for n in b"amznoAMZNOc./\\% \n"])).map(b"".join))
+def test_the_search_of_a_piece_is_the_search_of_its_lines(piece: bytes) -> None:
+    name = re.compile(rb"amazon|amzn|a\.co[/\\%]", re.IGNORECASE)
+    assert list(lines_that_may_link(piece)) == [line for line in io.BytesIO(piece) if name.search(line)]
+
+
+@pytest.mark.parametrize("held_bytes", [0, scan._HELD_BYTES])
+def test_every_line_of_a_scan_is_counted_once(
+    tmp_path: Path, items: ItemTable, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr(scan, "_HELD_BYTES", held_bytes)
+    monkeypatch.setattr(compression, "_OUTPUT", 300)
     rows = [
         comment("a1", "s1", "t3_s1", "nothing"),
         comment("a2", "s2", "t3_s2", dp(ITEMS[3])),

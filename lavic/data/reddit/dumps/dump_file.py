@@ -6,18 +6,16 @@ otherwise, are read too; the content decides.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from lavic.errors import DataError, first_line
 from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
 from lavic.storage.text_files import MAX_LINE_BYTES, TextFileError, open_text_file
 
-_PIECE = 256 << 10
-"""Bytes of a piece, about: it stays in the processor's cache while it is searched."""
+_BLOCK = 256 << 10
 
 
 def read_pieces(path: str | Path) -> Iterator[bytes]:
@@ -29,33 +27,25 @@ def read_pieces(path: str | Path) -> Iterator[bytes]:
     Raises:
         DataError: The file is missing, truncated or corrupt, or a line has more than `MAX_LINE_BYTES`.
     """
-    with _open(path) as file:
-        buffer = bytearray(2 * _PIECE)
-        held = 0
-        while count := _read_into(file, buffer, held):
-            end = buffer.rfind(b"\n", held, held + count) + 1
-            held += count
+    with _open(path) as blocks:
+        held: list[bytes | memoryview] = []
+        size = 0
+        for block in blocks:
+            end = block.rfind(b"\n") + 1
             if end:
-                yield bytes(memoryview(buffer)[:end])
-                buffer[: held - end] = buffer[end:held]
-                held -= end
-            elif held > MAX_LINE_BYTES:
+                yield b"".join((*held, memoryview(block)[:end]))
+                held, size = [], 0
+            held.append(block[end:])
+            size += len(block) - end
+            if size > MAX_LINE_BYTES:
                 raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES >> 20} MiB; is this a dump of Reddit?")
-            if len(buffer) - held < _PIECE:
-                buffer.extend(bytes(len(buffer)))
-        if held:
-            yield bytes(memoryview(buffer)[:held])
-
-
-def _read_into(file: BinaryIO, buffer: bytearray, start: int) -> int:
-    """Reads into a buffer from a place on; returns how many bytes, 0 at the end."""
-    with memoryview(buffer) as view:
-        return cast(io.RawIOBase, file).readinto(view[start : start + _PIECE]) or 0
+        if size:
+            yield b"".join(held)
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[BinaryIO]:
-    """A dump's bytes. Local zstd files skip the layers that other texts need."""
+def _open(path: str | Path) -> Iterator[Iterator[bytes]]:
+    """A dump's bytes, block by block. Local zstd files skip the layers that other texts need."""
     if not (isinstance(path, str) and "://" in path):
         try:
             with Path(path).open("rb") as file:
@@ -63,7 +53,7 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
                 if kind == "zstd":
                     file.seek(0)
                     stream = Decompressed(file, kind)
-                    yield cast(BinaryIO, stream)
+                    yield iter(stream.read_block, b"")
                     if stream.trailing:
                         raise CorruptData(f"{stream.trailing} bytes after the end of the last frame")
                     return
@@ -76,6 +66,6 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
         except OSError as error:
             raise TextFileError(path, 0, f"cannot be read ({error.strerror or first_line(error)})") from None
     with open_text_file(path) as text:
-        yield cast(BinaryIO, text)
+        yield iter(partial(text.read, _BLOCK), b"")
         if text.trailing:
             raise TextFileError(path, 0, "bytes after the end of the compressed data; download the file again")

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -72,8 +72,17 @@ def read_object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def post_from_row(row: Mapping[str, Any]) -> Post:
-    """The post of a row.
+class PostKey(NamedTuple):
+    """What identifies a post."""
+
+    is_comment: bool
+    id: int
+    submission: int
+    created: int
+
+
+def post_key(row: Mapping[str, Any]) -> PostKey:
+    """What identifies the post of a row.
 
     Raises:
         BadPost: It has no id, no submission or no time, or is neither comment nor submission.
@@ -93,7 +102,22 @@ def post_from_row(row: Mapping[str, Any]) -> Post:
         created = 0
     if not 0 < created < _END_TIME:
         raise BadPost("no_time")
-    text = _text(row.get("body" if is_comment else "selftext"))
+    return PostKey(is_comment, id, submission, created)
+
+
+def post_text(row: Mapping[str, Any]) -> str:
+    """The text of a row's post."""
+    return _text(row.get("body" if "link_id" in row else "selftext"))
+
+
+def post_from_row(row: Mapping[str, Any]) -> Post:
+    """The post of a row.
+
+    Raises:
+        BadPost: As `post_key`.
+    """
+    is_comment, id, submission, created = post_key(row)
+    text = post_text(row)
     return Post(
         id=id,
         submission=submission,
