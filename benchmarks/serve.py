@@ -45,8 +45,10 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import cls_tokens, project
-from lavic.recommend.ranker import Ranker, Request
-from lavic.recommend.recommender import Query, Recommender
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
+from lavic.recommend.recommendation import Query
+from lavic.recommend.recommender import Recommender
 
 KEY = "candidates_st"
 LONG, LONGER = 30, 100

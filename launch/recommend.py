@@ -20,7 +20,8 @@ from lavic.model.config import BaseModelSettings
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.recommender import Recommendation, Recommender
+    from lavic.recommend.recommendation import Recommendation
+    from lavic.recommend.recommender import Recommender
 
 DESCRIPTION = """Rank candidates for a conversation by the probability that the model answers with them. The candidates
 are given, or searched for in the whole catalogue with a retrieval index. Photos are read as the item tokens of the
@@ -178,7 +179,7 @@ def _print_answers(
     chosen: RecommendSettings, recommender: Recommender, conversations: Sequence[Conversation], searched: bool
 ) -> None:
     """Answers the conversations and prints a JSON row or a table for each."""
-    from lavic.recommend.recommender import Query, Recommendation
+    from lavic.recommend.recommendation import Query, Recommendation
 
     listed = [None if searched else each.candidates[chosen.key] for each in conversations]
     asked = [

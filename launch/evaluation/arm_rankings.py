@@ -21,7 +21,7 @@ from lavic.recommend.retrieval.vectors.sentence_encoder import dense_settings
 if TYPE_CHECKING:
     from lavic.launch.evaluation.settings import EvaluateSettings
     from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
-    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranking.ranked_list import RankedList
 
     Rankings = dict[str, dict[str, Sequence[RankedList | None]]]
     """Test set -> arm -> a ranking per conversation, None where the arm has none."""

@@ -16,7 +16,7 @@ from lavic.evaluation.predictions import prediction
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.beir_files import write_beir
 from lavic.metrics.trec_files import write_qrels, write_run
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.recommend.retrieval.query import plain, query_text
 from lavic.storage.atomic import atomic_folder
 

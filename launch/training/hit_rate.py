@@ -10,8 +10,8 @@ from lavic.data.schema import Conversation
 from lavic.distributed.context import DistributedContext
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranked_list import RankedList
-    from lavic.recommend.ranker import Ranker
+    from lavic.recommend.ranking.ranked_list import RankedList
+    from lavic.recommend.ranking.ranker import Ranker
 
 HIT_RATE = "hit_rate"
 """Name of the score."""
@@ -39,7 +39,7 @@ class HitRateScorer:
 
     def __call__(self, check_stop: Callable[[], None]) -> Mapping[str, float]:
         """The hit rate; on all ranks."""
-        from lavic.recommend.ranker import Request
+        from lavic.recommend.ranking.request import Request
 
         world = self._world
         starts = range(0, len(self._conversations), GROUP)

@@ -123,7 +123,7 @@ class TuneStage(TrainingStage):
     def _scorer(self, backbone: Backbone, world: DistributedContext) -> HitRateScorer:
         """Ranks the validation lists with the model in training."""
         from lavic.model.bundle import Bundle, BundleInfo
-        from lavic.recommend.ranker import Ranker
+        from lavic.recommend.ranking.ranker import Ranker
 
         settings = self.settings
         # the adapter in training is in the backbone's layers: the ranker sees it as it is at the time

@@ -20,7 +20,7 @@ from lavic.metrics.ranking_metrics import (
 )
 from lavic.metrics.relevance import Relevance, judge
 from lavic.metrics.significance import holm, mcnemar, permutation_test
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 
 RANDOM = "random"
 """The baseline that is computed, not run."""

@@ -19,8 +19,8 @@ from lavic.evaluation.report.blocks import Section, Table
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.ranking_metrics import compute_metrics
 from lavic.metrics.relevance import judge
-from lavic.recommend.answer_ids import mentions, released_answer, unlisted
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.answer_ids import mentions, released_answer, unlisted
+from lavic.recommend.ranking.ranked_list import RankedList
 
 PROMPT_VERSION = "chat-1"
 """Of the words below."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranking.ranked_list import RankedList
 
 
 def none_of_these_metrics(

@@ -15,8 +15,8 @@ from lavic.data.sources.json_records import json_records
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.test_set import TestSet
 from lavic.metrics.trec_files import read_run
-from lavic.recommend.answer_ids import released_answer
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.answer_ids import released_answer
+from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.storage.text_files import TextFile, read_text
 
 RECOMMENDED, RESPONSE = "recommended", "response"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lavic.errors import DataError
 from lavic.metrics.relevance import Prediction
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.storage.atomic import atomic_open, to_utf8
 from lavic.storage.json_text import parse_json
 from lavic.storage.text_files import read_lines

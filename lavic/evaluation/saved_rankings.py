@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic import __version__
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.storage.atomic import atomic_open, remove_partial_files
 
 FOLDER = "rankings"

@@ -20,7 +20,7 @@ from lavic.errors import DataError
 from lavic.evaluation.predictions import prediction
 from lavic.metrics.bootstrap import connected_clusters
 from lavic.metrics.relevance import Prediction
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore

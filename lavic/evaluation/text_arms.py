@@ -11,7 +11,7 @@ from lavic.data.catalog import read_items
 from lavic.errors import DataError, LaunchError
 from lavic.evaluation.baselines import by_score
 from lavic.evaluation.test_set import TestSet
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.recommend.retrieval.bm25.words import words_of
 from lavic.recommend.retrieval.catalogue import Field, item_text
 from lavic.recommend.retrieval.query import plain, query_text

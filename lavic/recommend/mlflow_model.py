@@ -67,7 +67,7 @@ class RecommenderModel(PythonModel):
         """
         from mlflow.exceptions import MlflowException
 
-        from lavic.recommend.recommender import Query
+        from lavic.recommend.recommendation import Query
 
         k = int((params or {}).get("k", 10))
         try:

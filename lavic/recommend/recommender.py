@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
-from lavic.data.schema import Conversation
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.conversation_forms import ConversationForm, to_conversation
-from lavic.recommend.ranked_list import RankedList
-from lavic.recommend.ranker import EncodedRequest, Ranker, Request
-from lavic.recommend.tournament import Tournament
+from lavic.recommend.job import Job
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import EncodedRequest
+from lavic.recommend.ranking.tournament import Tournament
+from lavic.recommend.recommendation import CheckedQuery, Query, Recommendation, not_in_store
 
 if TYPE_CHECKING:
     import torch
 
-    from lavic.recommend.candidates import Candidates, CandidateSearch, Scores
+    from lavic.recommend.candidates import Candidates, CandidateSearch
 
 LIST_SIZE = 10
 """Candidates of a list in the released data: assumed of bundles that do not record it."""
@@ -29,82 +29,10 @@ RETRIEVED = 50
 """Candidates that are retrieved for a conversation and ranked."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What `recommend` is asked."""
-
-    conversation: ConversationForm
-    candidates: Sequence[str] | None = None
-    """Item ids to rank; None: retrieved from the whole catalogue."""
-    k: int = 10
-    """Most items of the answer."""
-    exclude: Collection[str] = ()
-    """Item ids that are not recommended."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecommendedItem:
-    """One recommended product."""
-
-    id: str
-    title: str
-    probability: float
-    """That the model names it, among all candidates of the list."""
-    logprob: float
-    """Log-probability (natural) of its id behind the prompt that it was last ranked in."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Retrieval method -> its score, of the methods that found the item (with given candidates: of all methods)."""
-    photo: str = ""
-    """Key of its photo in the shards."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation(Sequence[RecommendedItem]):
-    """The answer to a query: its items, best first."""
-
-    items: tuple[RecommendedItem, ...]
-    candidates: int
-    """How many items were ranked."""
-    none: float | None = None
-    """Probability of "none of these", if the bundle was tuned with this answer."""
-
-    @overload
-    def __getitem__(self, index: int) -> RecommendedItem: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[RecommendedItem, ...]: ...
-    def __getitem__(self, index: int | slice) -> RecommendedItem | tuple[RecommendedItem, ...]:
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[RecommendedItem]:
-        return iter(self.items)
-
-
-@dataclass(frozen=True)
-class CheckedQuery:
-    """A query whose conversation is read and whose candidates are in the store."""
-
-    conversation: Conversation
-    candidates: tuple[str, ...] | None
-    k: int
-    exclude: frozenset[str]
-
-
-@dataclass
-class _Job:
-    """A query on its way through retrieval and ranking."""
-
-    query: CheckedQuery
-    tournament: Tournament
-    scores: Scores
-
-
 class Recommender:
     """Recommends items of a store for conversations. One model in memory; safe to call from several threads.
 
-    A list that is longer than those the bundle was tuned on is ranked in groups, see `lavic.recommend.tournament`.
+    A list that is longer than those the bundle was tuned on is ranked in groups, see `ranking.tournament`.
 
     Args:
         ranker: The model and its item store.
@@ -281,7 +209,7 @@ class Recommender:
                 counts: dict[int, int] = {}
                 for row in running:
                     try:
-                        groups = self._encode(jobs[row])
+                        groups = jobs[row].encode(self.ranker)
                     except LavicError as error:
                         results[row] = error
                     else:
@@ -290,22 +218,9 @@ class Recommender:
                 rankings = iter(self.ranker.rank_encoded(encoded))
                 for row, count in counts.items():
                     jobs[row].tournament.advance([next(rankings) for _ in range(count)])
-        return [result or self._result(job) for job, result in zip(jobs, results, strict=True)]
+        return [result or job.result(self.store) for job, result in zip(jobs, results, strict=True)]
 
-    def _encode(self, job: _Job) -> list[EncodedRequest]:
-        """The prompts of a job's groups. Retrieved candidates whose prompt is too long meet in smaller groups: whoever
-        asked did not choose them."""
-        while True:
-            try:
-                return [
-                    self.ranker.encode(Request(conversation=job.query.conversation, candidates=group))
-                    for group in job.tournament.groups
-                ]
-            except LavicError:
-                if job.query.candidates is not None or not job.tournament.halve():
-                    raise
-
-    def _start(self, queries: Sequence[CheckedQuery]) -> list[_Job]:
+    def _start(self, queries: Sequence[CheckedQuery]) -> list[Job]:
         """Each query with its candidates and their scores."""
         searched = [query for query in queries if query.candidates is None]
         found: Iterator[Candidates] = iter(())
@@ -321,24 +236,8 @@ class Recommender:
             else:
                 ids = query.candidates
                 scores = self.search.score(query.conversation, ids) if self.search and ids else {}
-            jobs.append(_Job(query, Tournament(ids, self.list_size), scores))
+            jobs.append(Job(query, Tournament(ids, self.list_size), scores))
         return jobs
-
-    def _result(self, job: _Job) -> Recommendation:
-        ranking: RankedList = job.tournament.ranking
-        rows = list(zip(ranking.ids, ranking.probabilities, ranking.logprobs, strict=True))
-        items = tuple(
-            RecommendedItem(
-                id=item,
-                title=self.store.title(item),
-                probability=probability,
-                logprob=logprob,
-                scores={method: scores[item] for method, scores in job.scores.items() if item in scores},
-                photo=self.store.key(item),
-            )
-            for item, probability, logprob in rows[: job.query.k]
-        )
-        return Recommendation(items=items, candidates=len(rows), none=ranking.none)
 
 
 def _open_search(
@@ -351,13 +250,3 @@ def _open_search(
     from lavic.recommend.candidates import CandidateSearch
 
     return CandidateSearch.open(Path(index), store, methods, weights)
-
-
-def not_in_store(missing: Sequence[str], store: ItemStore) -> str:
-    """An error message with a hint."""
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    if missing[0].upper() in store:
-        hint = f"did you mean {missing[0].upper()}?"
-    else:
-        hint = "embed its photo first, or drop it from the list"
-    return f"{missing[0]}{more} is not in the item store: {hint}"

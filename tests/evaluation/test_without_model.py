@@ -16,7 +16,7 @@ from lavic.errors import ConfigError, DataError
 from lavic.evaluation.assessment import assess
 from lavic.evaluation.test_set import TestSet
 from lavic.launch import evaluate
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 
 RELEASED = Path(__file__).parents[3] / "shared" / "data" / "reddit_amazon" / "all_beauty"
 KEY = "candidates_st"

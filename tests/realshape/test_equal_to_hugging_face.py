@@ -24,7 +24,7 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone, read_geometry
 from lavic.model.prompts import Candidate
 from lavic.model.visual_tokens import all_tokens, count_patch_tokens
-from lavic.recommend.ranker import MAX_NEW_TOKENS
+from lavic.recommend.ranking.ranker import MAX_NEW_TOKENS
 from lavic.shards.teacher.text_check import check_text, complete_sentences
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages

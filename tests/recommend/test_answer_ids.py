@@ -8,7 +8,7 @@ import string
 import pytest
 
 from lavic.evaluation.chat import parse_answer
-from lavic.recommend.answer_ids import mentions, released_answer, words_in
+from lavic.recommend.ranking.answer_ids import mentions, released_answer, words_in
 
 DOTTED = ["B00", "B00.X", "B00.X.1", "B01.X"]
 

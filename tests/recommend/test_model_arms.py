@@ -27,8 +27,9 @@ from lavic.launch import evaluate
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
-from lavic.recommend.ranked_list import RankedList
-from lavic.recommend.ranker import Ranker, Request
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
 from tests.crawled_sets import write_set
 
 from .conftest import KEY, Ground

@@ -15,7 +15,8 @@ from lavic.model.inputs.label_mask import collate
 from lavic.model.inputs.token_loss import token_losses
 from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import project
-from lavic.recommend.ranker import Ranker, Request
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
 
 from .conftest import KEY, Ground
 

@@ -19,7 +19,8 @@ from lavic.errors import ConfigError, DataError
 from lavic.launch import recommend
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
-from lavic.recommend.ranker import Ranker, Request
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
 
 from .conftest import KEY, Ground
 

@@ -17,8 +17,9 @@ from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.recommend.candidates import Candidates
 from lavic.recommend.conversation_forms import to_conversation
-from lavic.recommend.ranker import Request
-from lavic.recommend.recommender import Query, Recommender
+from lavic.recommend.ranking.request import Request
+from lavic.recommend.recommendation import Query
+from lavic.recommend.recommender import Recommender
 
 from .conftest import KEY, Ground
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from lavic.recommend.ranker import RankedList
-from lavic.recommend.tournament import Tournament
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.tournament import Tournament
 
 
 def run(weights: dict[str, float], size: int) -> tuple[Tournament, list[list[tuple[str, ...]]]]:

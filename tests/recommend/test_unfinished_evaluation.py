@@ -18,7 +18,7 @@ from lavic.evaluation.saved_rankings import ArmRankings, SavedRankings
 from lavic.evaluation.test_set import TestSet
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server
 
 from .conftest import KEY, Ground

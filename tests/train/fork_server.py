@@ -23,7 +23,7 @@ from lavic.distributed.failure import exit_process
 from lavic.distributed.launcher_env import free_port
 
 READY = (
-    *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "lavic.recommend.ranker", "peft"),
+    *("lavic.launch.distill", "lavic.launch.tune", "lavic.model.bundle", "lavic.recommend.ranking.ranker", "peft"),
     *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "recommendation.task", "trainer")),
 )
 """What a rank imports before it begins."""

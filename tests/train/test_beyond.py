@@ -29,7 +29,9 @@ from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.prompts import NONE, Candidate
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
-from lavic.recommend.ranker import RankedList, Ranker, Request
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.distillation.dataset import DistillDataset

@@ -21,7 +21,9 @@ from lavic.launch.training.hit_rate import expected_hit, listed_subset
 from lavic.launch.tune import TuneSettings
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
-from lavic.recommend.ranker import RankedList, Ranker, Request
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
 from lavic.tracking.journal import read_events, read_journal
 from lavic.tracking.tracker import Tracker
 from lavic.train.callbacks.best_model import BestModel

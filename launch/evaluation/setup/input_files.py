@@ -16,7 +16,7 @@ from lavic.evaluation.test_set import TestSet
 if TYPE_CHECKING:
     from lavic.launch.evaluation.settings import EvaluateSettings
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranking.ranked_list import RankedList
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lavic.model.item_store import ItemStore
-from lavic.recommend.token_source import StoredTokens
+from lavic.recommend.ranking.token_source import StoredTokens
 
 CHUNK = 4096
 """Items that are read together."""

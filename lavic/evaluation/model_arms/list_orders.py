@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavic.evaluation.test_set import TestSet
-from lavic.recommend.ranked_list import RankedList
+from lavic.recommend.ranking.ranked_list import RankedList
 
 
 def reordered(test_set: TestSet, row: int, number: int, seed: int) -> tuple[str, ...]:

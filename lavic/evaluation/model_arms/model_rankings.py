@@ -18,9 +18,9 @@ from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.bundle import Bundle
-    from lavic.recommend.ranked_list import RankedList
-    from lavic.recommend.ranker import Request
-    from lavic.recommend.token_source import TokenSource
+    from lavic.recommend.ranking.ranked_list import RankedList
+    from lavic.recommend.ranking.request import Request
+    from lavic.recommend.ranking.token_source import TokenSource
 
 Decode = Literal["likelihood", "generate"]
 
@@ -138,7 +138,7 @@ def _rank_function(
 ) -> tuple[RankFunction, dict[str, int | str] | None]:
     """How an arm ranks requests; and the size of the groups, where it ranks in groups."""
     from lavic.evaluation.model_arms.photo_tokens import GroupSize, PhotoTokens, rank_in_groups
-    from lavic.recommend.ranker import Ranker
+    from lavic.recommend.ranking.ranker import Ranker
 
     if arm.shown == "photos":
         assert arm.photo is not None, "the setup gives it"
@@ -191,7 +191,7 @@ def _rank(
 
 
 def _request(arm: Arm, test_set: TestSet, row: int, number: int, seed: int) -> Request:
-    from lavic.recommend.ranker import Request
+    from lavic.recommend.ranking.request import Request
 
     return Request(
         conversation=test_set.conversations[row],

@@ -1,7 +1,7 @@
 """All image tokens of a photo, by the vision tower, as the base model was trained to read it.
 
 A photo costs up to thousands of tokens (2,928 of LLaVA-v1.6), so a list may not fit into one prompt. It is then ranked
-in groups, whose winners meet in further groups (`lavic.recommend.tournament`).
+in groups, whose winners meet in further groups (`lavic.recommend.ranking.tournament`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from lavic.errors import ConfigError, DataError
 from lavic.model.bundle import Bundle
 from lavic.model.loading import Backbone
 from lavic.model.visual_tokens import all_tokens, count_patch_tokens, most_patch_tokens
-from lavic.recommend.ranked_list import RankedList
-from lavic.recommend.ranker import Ranker, Request
-from lavic.recommend.tournament import Tournament
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.ranker import Ranker
+from lavic.recommend.ranking.request import Request
+from lavic.recommend.ranking.tournament import Tournament
 
 RULE = (
     "A prompt's text may have the bundle's longest prompt; the rest of the context holds photos. A list of more "

@@ -10,7 +10,7 @@ from lavic.evaluation.report.blocks import Candidate, Case, Gallery, Section
 from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
-    from lavic.recommend.ranked_list import RankedList
+    from lavic.recommend.ranking.ranked_list import RankedList
 
 MAX_TILES = 10
 """Candidates shown of a case, and any target behind them."""

@@ -17,7 +17,7 @@ from lavic import __version__
 from lavic.errors import LavicError
 from lavic.recommend.conversation_forms import to_conversation
 from lavic.recommend.conversation_record import ConversationRecord
-from lavic.recommend.recommender import Query
+from lavic.recommend.recommendation import Query
 from lavic.recommend.serving import chat
 from lavic.recommend.serving.api_page import POLICY, api_page
 from lavic.recommend.serving.errors import ApiError, add_error_handlers

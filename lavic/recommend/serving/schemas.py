@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lavic.recommend.recommender import Recommendation, RecommendedItem
+from lavic.recommend.recommendation import Recommendation, RecommendedItem
 
 EXAMPLE: dict[str, Any] = {"conversation": "a warm hat for winter, not too bright", "k": 3}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lavic.errors import DataError
-from lavic.recommend.recommender import CheckedQuery, Query, Recommendation, Recommender
+from lavic.recommend.recommendation import CheckedQuery, Query, Recommendation
+from lavic.recommend.recommender import Recommender
 from lavic.recommend.serving.metrics import Metrics
 from lavic.recommend.serving.photos import ItemPhotos
 

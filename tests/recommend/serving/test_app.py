@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from lavic.recommend.recommender import Query, Recommender
+from lavic.recommend.recommendation import Query
+from lavic.recommend.recommender import Recommender
 
 from ..conftest import KEY, Ground
 from .conftest import Server

@@ -25,7 +25,8 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.prompts import NONE, Candidate
-from lavic.recommend.ranker import MAX_NEW_TOKENS, Ranker, Request
+from lavic.recommend.ranking.ranker import MAX_NEW_TOKENS, Ranker
+from lavic.recommend.ranking.request import Request
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask
 from lavic.train.evaluation import evaluate

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from lavic.errors import LavicError
-from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
+from lavic.recommend.recommendation import CheckedQuery, Recommendation
+from lavic.recommend.recommender import Recommender
 from lavic.recommend.serving.errors import ApiError, from_lavic_error
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from lavic.recommend.recommender import CheckedQuery, Recommendation, Recommender
+from lavic.recommend.recommendation import CheckedQuery, Recommendation
+from lavic.recommend.recommender import Recommender
 from lavic.recommend.serving.batching.admission import Admission, BatchSettings
 from lavic.recommend.serving.batching.answers import answer_each
 from lavic.recommend.serving.errors import ApiError

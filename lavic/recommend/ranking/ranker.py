@@ -8,58 +8,28 @@ need no length correction and can be normalized over the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from lavic.data.schema import Conversation
 from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
 from lavic.model.inputs.token_loss import splice, unwrap_peft
 from lavic.model.item_store import ItemStore
-from lavic.recommend.answer_ids import mentions, released_answer, unlisted, words_in
-from lavic.recommend.ranked_list import RankedList
-from lavic.recommend.token_source import StoredTokens, TokenSource
+from lavic.recommend.ranking.answer_ids import mentions, released_answer, unlisted, words_in
+from lavic.recommend.ranking.ranked_list import RankedList
+from lavic.recommend.ranking.request import EncodedRequest, Request
+from lavic.recommend.ranking.token_source import StoredTokens, TokenSource
 
 _TARGETS = 1 << 16
 """Items whose ids are kept as tokens."""
 MAX_NEW_TOKENS = 16
 """Maximum length of a generated answer, in tokens: an id and a word or two before it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A conversation and the list to rank."""
-
-    conversation: Conversation
-    candidates: tuple[str, ...]
-    """Item ids in prompt order, without repeats."""
-    tokens_of: Mapping[str, str] | None = None
-    """Candidate -> the item whose tokens follow its title; None: its own. For the shuffled control."""
-    texts: Mapping[str, str] | None = None
-    """Candidate -> text that replaces its tokens. For the control that reads the photo as text."""
-
-
-@dataclass(frozen=True)
-class EncodedRequest:
-    """A tokenized request."""
-
-    request: Request
-    candidates: tuple[str, ...]
-    prompt: list[int]
-    targets: list[list[int]]
-    """The tokens of each candidate's id, and of "none" if it is an answer, each with the end-of-sequence token."""
-
-    @property
-    def length(self) -> int:
-        """Input tokens; the last token of each target is only predicted."""
-        return len(self.prompt) + sum(len(target) - 1 for target in self.targets)
 
 
 class Ranker:

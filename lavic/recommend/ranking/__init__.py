@@ -1,0 +1,1 @@
+"""Rankings of candidate lists, and the model that makes them."""
