@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -158,7 +159,10 @@ class DistributedContext:
         import torch.distributed as dist
 
         if self.is_initialized:
-            dist.destroy_process_group()
+            # Once DeepSpeed has been used it keeps groups of its own, which only it can release: the next group of this
+            # process would meet them.
+            comm = sys.modules.get("deepspeed.comm.comm")
+            (comm if comm is not None and comm.cdb is not None else dist).destroy_process_group()
         restore_launcher_env()
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,6 +36,24 @@ Engine(ToyTask(), world, LoopSettings())
 slow = ("mlflow.", "torch._inductor.compile_fx", "torch.utils.cpp_extension")
 print([name for name in sys.modules if name.startswith(slow)])
 """
+
+
+TWICE = """
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.config import LoopSettings
+from lavic.distributed.context import DistributedContext
+from tests.train.toy import ToyTask
+world = DistributedContext()
+for _ in range(2):
+    with world.process_group():
+        Engine(ToyTask(), world, LoopSettings())
+"""
+
+
+def test_a_process_trains_in_one_group_after_another() -> None:
+    env = {**os.environ, "LAVIC_DEVICE": "cpu", "PYTHONPATH": "."}
+    run = subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_start_compiles_nothing_and_imports_no_tracker(tmp_path: Path) -> None:

@@ -249,5 +249,5 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(DataError, match=r"fold-1\.safetensors: missing or changed"):
         RetrieverInfo.read(bundle)
     (bundle / FOLDER / FILE).write_text("{")
-    with pytest.raises(DataError, match="not a retriever's description"):
+    with pytest.raises(DataError, match="not the description of a retriever"):
         RetrieverInfo.read(bundle)

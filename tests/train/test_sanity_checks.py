@@ -332,7 +332,7 @@ def test_a_bundle_whose_weights_lost_what_was_learnt_is_refused(
     save_bundle(tmp_path / "bundle", backbone, **sides)
     check_bundle(tmp_path / "bundle", model, task, data, world, vision=vision)
 
-    def merged(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Linear:
+    def merged(linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float, *, merge: bool) -> nn.Linear:
         whole = copy.deepcopy(linear)
         whole.weight.data += (b @ a * scale).to(whole.weight)
         return whole
