@@ -29,7 +29,7 @@ test-faults: $(VENV)/.installed  ## every command under every fault (full disk, 
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not gpu and not realshape"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not realshape"
 
 test-fast: $(VENV)/.installed  ## run the fast tests of one process: no ranks, no Ray, no SLURM
 	$(BIN)/python -m pytest -m "not gpu and not realshape and not dist and not ray and not slurm and not slow"

@@ -22,13 +22,6 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("no-deadline")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`make test`) the tests of a file share one, and so do all that use the SLURM."""
-    for item in items:
-        group = "slurm" if "slurm" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the tests' own, for the commands that they start too."""
@@ -40,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
-    """A SLURM of two nodes, one for all tests."""
+    """A SLURM of two nodes, one for all tests of a process."""
     if why := missing():
         go_without(why)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # others may be too long a path for a socket

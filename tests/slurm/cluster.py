@@ -30,7 +30,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scan
 
 # The nodes say that they have what the scripts ask for: 8 GPUs and cores enough. `cred_expire` is also how long a
 # requeued job waits before it starts again, two minutes by default. A job that waits for another starts when that has
-# ended, not seconds later as on a busy cluster.
+# ended, not seconds later as on a busy cluster. Ranks meet at a port that follows from the job's id: clusters of two
+# test processes on this machine count from different ids.
 _CONF = """
 ClusterName=lavic
 SlurmctldHost=localhost
@@ -56,6 +57,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=0,bf_interval=2
 JobRequeue=1
+FirstJobId={ports[2]}
 GresTypes=gpu
 KillWait=10
 SlurmdTimeout=20
