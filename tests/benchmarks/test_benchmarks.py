@@ -146,6 +146,36 @@ def test_what_is_measured_beyond_the_method_leaves_out_stages_of_the_demo(
     assert set(module("beyond").BESIDE) < set(names)
 
 
+def test_every_arm_is_in_the_table_with_its_seeds(tmp_path: Path, module: Callable[[str], ModuleType]) -> None:
+    arms = module("arms")
+    (tmp_path / "catalog").mkdir()
+    row = {"context": "", "context_items": [], "gt_items": [], "candidates_st": []}
+    (tmp_path / "catalog" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    made = {stage.name: stage for stage in stages(DemoSettings(out=tmp_path), "http://127.0.0.1")}
+    assert set(arms.BESIDE) < set(made)
+    assert "tune_text_only" in " ".join(made["tune_controls"].argv)  # the one of the two that the table has
+    results = {
+        "seconds": 1.0,
+        "sets": {
+            "test": {
+                "conversations": 4,
+                "clusters": 3,
+                "arms": {
+                    "lavic": {"hit_rate": {"value": 0.75, "low": 0.5, "high": 1.0}, "ece": {"value": 0.1}},
+                    "random": {"hit_rate": {"value": 0.1, "low": 0.0, "high": 0.25}},
+                },
+                "order": {"lavic": {"spread": 0.05, "same_first": 0.8}},
+            }
+        },
+    }
+    seeds = {0: arms.summarise(results), 1: arms.summarise(results)}
+    seeds[1]["arms"]["lavic"]["hit_rate"] = {"value": 0.25, "low": 0.0, "high": 0.5}
+    assert arms.table(seeds).splitlines()[2:] == [
+        "| `lavic` | .750 [.500, 1.000] | .250 [.000, .500] | .500 ± .354 | .100 | .050 | .800 |",
+        "| `random` | .100 [.000, .250] | .100 [.000, .250] | .100 ± .000 |  |  |  |",
+    ]
+
+
 @pytest.mark.dist
 def test_training_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
     few = ("--rounds", 1, "--steps", 1, "--faster", 1, "--batch", 4, "--micro-batch", 2, "--items", 30, "--threads", 1)
