@@ -50,9 +50,25 @@ for _ in range(2):
 """
 
 
-def test_a_process_trains_in_one_group_after_another() -> None:
-    env = {**os.environ, "LAVIC_DEVICE": "cpu", "PYTHONPATH": "."}
-    run = subprocess.run([sys.executable, "-c", TWICE], env=env, capture_output=True, text=True)
+JOINED = """
+import torch.distributed as dist
+from lavic.train.deepspeed.engine import Engine
+from lavic.train.config import LoopSettings
+from lavic.distributed.context import DistributedContext
+from tests.train.toy import ToyTask
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+world = DistributedContext()
+with world.process_group():
+    Engine(ToyTask(), world, LoopSettings())
+assert world.is_initialized
+"""
+
+
+@pytest.mark.parametrize("program", [TWICE, JOINED], ids=["one after another", "the caller's"])
+def test_a_process_trains_in_any_process_group(program: str) -> None:
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    env |= {"LAVIC_DEVICE": "cpu", "PYTHONPATH": ".", "GLOO_SOCKET_IFNAME": "lo"}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 

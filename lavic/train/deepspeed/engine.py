@@ -69,7 +69,9 @@ class Engine:
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=loop.lr, weight_decay=loop.weight_decay)
         deepspeed = _deepspeed(world.device())
         self._utils = deepspeed.utils
-        self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
+        # DeepSpeed wants the variable also in a process group that the caller has made without a launcher.
+        with _changed(os.environ, "LOCAL_RANK", os.environ.get("LOCAL_RANK", str(world.local_rank))):
+            self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
         # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
         self._zero.gradient_average = False
         self.device: torch.device = self._engine.device

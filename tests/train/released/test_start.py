@@ -73,6 +73,7 @@ def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: Dist
 def test_b04_everything_that_is_imported_is_declared() -> None:
     called = {"pil": "pillow", "yaml": "pyyaml", "upath": "universal_pathlib", "pynvml": "nvidia-ml-py"}
     called |= {"pillow_heif": "pillow-heif", "backports": "backports.zstd", "faiss": "faiss-cpu"}
+    called |= {"ahocorasick_rs": "ahocorasick-rs"}
     called |= {"prometheus_client": "prometheus-client", "sentence_transformers": "sentence-transformers"}
     comes_with = {"huggingface_hub": "transformers", "tokenizers": "transformers", "yarl": "aiohttp"}
     comes_with |= {"sqlalchemy": "mlflow", "starlette": "fastapi"}
