@@ -68,7 +68,7 @@ base=$out/base
 [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
   --valid "$out/shards/valid" --train "$catalog/base.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
   --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
-  --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch 16 --pretrain.rehearse-every 4 --pretrain.augment \
+  --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch-size 16 --pretrain.rehearse-every 4 --pretrain.augment \
   --pretrain.describe-as-items 0.5 --pretrain.title-weight 1 --pretrain.compare-from 20 --pretrain.compare-every 1 \
   --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
   --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"

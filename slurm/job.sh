@@ -164,7 +164,11 @@ run_once() {
 
 run_on_ray() {
   local name log address folder=$RAY_TMPDIR/ray-$SLURM_JOB_ID others=$((SLURM_JOB_NUM_NODES - 1)) ray=() nodes=ray.nodes
-  if [[ $1 == serve ]]; then nodes=scale.nodes; fi
+  if [[ $1 == serve ]]; then
+    nodes=scale.nodes
+    # Ray runs its workers at niceness 15: a request would wait for every other busy process of the node.
+    export RAY_worker_niceness=${RAY_worker_niceness:-0}
+  fi
   preflight ray "$@"
   # Whoever connects to Ray's port can run programs as this user: only the nodes of this job have the token.
   export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}

@@ -104,6 +104,8 @@ def run(chosen: ServeSettings) -> None:
     """
     _check(chosen)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs its workers at niceness 15: a request then waits for every other busy process of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = chosen.scale.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
