@@ -24,6 +24,7 @@ from lavic.storage.checksummed_json import digest_json
 AUTO = "auto"
 _SAMPLE = 128
 """Items whose vectors are the queries that recall is measured with."""
+_MAX_EFFORT = 1 << 14
 _TRAINING = 64
 """Vectors for each list of an inverted file, at most, that its centres are made from."""
 
@@ -36,8 +37,8 @@ class ApproximateSettings:
     """None searches exactly. `auto` for an inverted file of a size that fits the catalogue, or an index in the words of
     FAISS's index_factory, such as IVF4096,SQ8 or HNSW32,SQ8."""
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Share of the exact search's items to be found: the smallest effort (nprobe, efSearch) that reaches it with a
-    sample of the items as queries is chosen and recorded with what it reached."""
+    """Share of the exact search's items to be found: the smallest effort (nprobe, efSearch; to about an eighth) that
+    reaches it with a sample of the items as queries is chosen and recorded with what it reached."""
     k: PositiveInt = 100
     """Length of the lists that recall is measured with."""
     part_rows: PositiveInt = 1 << 20
@@ -107,7 +108,7 @@ class Approximate:
     def near(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
         """Rows among which most of the k best are: int64 [some] for each query, [queries, width]."""
         faiss = _faiss()
-        most = k + k // 2 + 10  # some of them have changed places: FAISS's scores are of shortened numbers
+        most = k + k // 8 + 10  # some of them have changed places: FAISS's scores are of shortened numbers
         found = [np.zeros((len(queries), 0), np.int64)]
         for start, index in self._indexes:
             if _is_inverted(index):
@@ -168,16 +169,26 @@ def _measure(
     k = [chosen.k] * len(queries)
     exact = VectorSearch(vectors, rank).search(queries, k)
     approximate = Approximate(folder, made)
-    reached: dict[str, float] = {}
-    effort = 1
-    while True:
+    reached: dict[int, float] = {}
+
+    def enough(effort: int) -> bool:
         approximate.effort = effort
         rows = VectorSearch(vectors, rank, approximate).search(queries, k)
-        reached[str(effort)] = round(_recall(exact, rows), 4)
-        if reached[str(effort)] >= chosen.recall or effort >= 1 << 14:
-            break
+        reached[effort] = round(_recall(exact, rows), 4)
+        return reached[effort] >= chosen.recall
+
+    effort = 1
+    while not enough(effort) and effort < _MAX_EFFORT:
         effort *= 2
-    return {"effort": effort, "recall": reached[str(effort)], "recall_by_effort": reached, "k": chosen.k}
+    too_little = effort // 2
+    while effort - too_little > max(1, effort // 8):
+        middle = (effort + too_little) // 2
+        if enough(middle):
+            effort = middle
+        else:
+            too_little = middle
+    by_effort = {str(tried): recall for tried, recall in sorted(reached.items())}
+    return {"effort": effort, "recall": reached[effort], "recall_by_effort": by_effort, "k": chosen.k}
 
 
 def _recall(exact: Sequence[tuple[np.ndarray, np.ndarray]], other: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

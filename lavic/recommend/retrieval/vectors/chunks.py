@@ -218,11 +218,12 @@ class VectorFiles:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some rows: float32 [n, width]."""
-        made = np.zeros((len(rows), self.width), np.float32)
+        made = np.empty((len(rows), self.width), np.float32)
         order = np.argsort(rows, kind="stable")
         bounds = [*np.searchsorted(rows[order], self._starts).tolist(), len(rows)]
         for (start, vectors, _), first, end in zip(self._chunks, bounds, bounds[1:], strict=False):
-            if first < end and vectors.shape[1] == self.width:
+            if first < end:
                 places = order[first:end]
-                made[places] = vectors[rows[places] - start]
+                # a file of no vectors at all has no width
+                made[places] = vectors[rows[places] - start] if vectors.shape[1] == self.width else 0
         return made

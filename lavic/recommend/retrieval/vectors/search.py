@@ -75,7 +75,11 @@ class VectorSearch:
                     self._files.rows(np.concatenate(found)), np.cumsum([len(rows) for rows in found])[:-1]
                 )
                 for place, (rows, values) in enumerate(zip(found, blocks, strict=True), first + few):
-                    results.append(self._best(queries[place], rows, values, int(most[place])))
+                    best = self._best(queries[place], rows, values, int(most[place]))
+                    if len(best[0]) < min(len(rows), most[place]) and queries[place].any():
+                        # FAISS gave places of the list to rows without a vector
+                        (best,) = self.search(queries[place : place + 1], [int(most[place])], exact=True)
+                    results.append(best)
         return results
 
     def score(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -94,11 +98,11 @@ class VectorSearch:
         return unit_rows(values, 0, "the queries")
 
     def _best(self, query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        # FAISS proposes rows without a vector too
-        kept = vectors.any(axis=1) & query.any()
-        if not kept.all():
-            rows, vectors = rows[kept], vectors[kept]
         scores = self._scores(query, vectors)
+        # FAISS proposes rows without a vector too
+        if (zero := scores == 0).any():
+            kept = ~zero | (vectors.any(axis=1) & query.any())
+            rows, scores = rows[kept], scores[kept]
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
 
