@@ -13,7 +13,7 @@ from lavic.distributed.ray_session import ray_session
 from lavic.recommend.retrieval.build import Make
 from lavic.recommend.retrieval.hits import method_weights
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest
-from lavic.shards.retrieval.catalogue_index import make_index
+from lavic.shards.retrieval.index_build import make_index
 from lavic.shards.retrieval.inputs import read_inputs
 from lavic.shards.retrieval.lists import search
 from lavic.shards.retrieval.search_work import Run, run_here

@@ -15,7 +15,7 @@ from lavic.evaluation.model_arms.model_rankings import Decode
 from lavic.evaluation.test_set import ClusterBy
 from lavic.launch.evaluation.setup.arm_names import ArmName
 from lavic.model.config import BaseModelSettings
-from lavic.recommend.retrieval.catalogue import TextSettings
+from lavic.recommend.retrieval.catalog_rows import TextSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.tracking.settings import TrackingSettings
 

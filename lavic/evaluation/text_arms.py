@@ -13,7 +13,7 @@ from lavic.evaluation.baselines import by_score
 from lavic.evaluation.test_set import TestSet
 from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.recommend.retrieval.bm25.words import words_of
-from lavic.recommend.retrieval.catalogue import Field, item_text
+from lavic.recommend.retrieval.catalog_rows import Field, item_text
 from lavic.recommend.retrieval.query import plain, query_text
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings, SentenceEncoder, dense_settings
 

@@ -14,7 +14,7 @@ from lavic.config import Seed, settings
 from lavic.distributed.ray_session import RaySettings
 from lavic.endpoint.settings import EndpointSettings
 from lavic.recommend.retrieval.bm25.build import Bm25Settings
-from lavic.recommend.retrieval.catalogue import TextSettings
+from lavic.recommend.retrieval.catalog_rows import TextSettings
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.recommend.retrieval.vectors.two_tower import TokensSettings

@@ -41,7 +41,7 @@ def item_text(item: Item, fields: Sequence[Field]) -> str:
     return "\n".join(text for field in fields for text in values[field] if text)
 
 
-class CatalogueRows:
+class CatalogRows:
     """Reads a catalogue, one pass at each call.
 
     Attributes:

@@ -10,7 +10,7 @@ from lavic.config import flatten
 from lavic.data.index.item_index import ItemIndex
 from lavic.errors import DataError, LavicError
 from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, out_of_date, prepare_index
-from lavic.recommend.retrieval.catalogue import CatalogueRows, files_state
+from lavic.recommend.retrieval.catalog_rows import CatalogRows, files_state
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import FILE, PLACES, IndexManifest, identity
 from lavic.recommend.retrieval.vectors.approximate import searches_as
@@ -38,7 +38,7 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
             _check_store(chosen)
         else:
             store = ItemIndex.of_store(chosen.store) if chosen.store else None
-            rows = CatalogueRows(chosen.items, chosen.text, store)
+            rows = CatalogRows(chosen.items, chosen.text, store)
             manifest, before = prepare_index(
                 chosen.index,
                 rows,
