@@ -38,7 +38,8 @@ class Ranker:
     Args:
         bundle: Loaded without the vision tower; only the projector and the language model are used.
         store: Titles and item tokens of every candidate.
-        tokens_per_batch: Maximum tokens of a batch, padding included. Results do not depend on it.
+        tokens_per_batch: Maximum tokens of a batch, padding included. None: 8,192 on a GPU, 2,048 on a CPU, whose
+            caches do not hold more. Results do not depend on it.
         tokens_per_item: Number of item tokens per candidate (the first ones); None: as in tuning.
         tokens: Shown behind the titles instead of the store's, whether the bundle was tuned with item tokens or not.
         max_length: Longest prompt, tokens; None: as in tuning.
@@ -52,7 +53,7 @@ class Ranker:
         bundle: Bundle,
         store: ItemStore,
         *,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         tokens_per_item: int | None = None,
         tokens: TokenSource | None = None,
         max_length: int | None = None,
@@ -63,10 +64,11 @@ class Ranker:
         self.tokens = tokens
         if tokens is None and bundle.info.tokens == "items":
             self.tokens = StoredTokens(bundle.backbone.model, store, self.tokens_per_item)
-        self.bundle, self.store, self.tokens_per_batch = bundle, store, tokens_per_batch
+        self.bundle, self.store = bundle, store
         self.encoder = bundle.backbone.encoder
         self._target = lru_cache(_TARGETS)(self.encoder.target)  # an item is in many lists
         self.device = bundle.backbone.device
+        self.tokens_per_batch = tokens_per_batch or (2048 if self.device.type == "cpu" else 8192)
 
     def rank(
         self,
