@@ -88,8 +88,13 @@ def token(text: str) -> str:
 
 
 def plain(word: str) -> str:
-    """The text that `token` made a word of."""
-    return "" if word == "%" else unquote(word, errors="surrogatepass") if "%" in word else word
+    """The text that `token` made a word of. A word with other escapes, of another program's ids, is text as it is."""
+    if word == "%":
+        return ""
+    try:
+        return unquote(word, errors="surrogatepass")
+    except UnicodeDecodeError:
+        return word
 
 
 def _score(word: str) -> float | None:

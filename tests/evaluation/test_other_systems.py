@@ -109,6 +109,13 @@ def test_any_id_is_one_word_and_comes_back(text: str):
     assert plain(word) == text
 
 
+@pytest.mark.parametrize("word", ["B%FF", "50%off", "%", "100%25%C3"])
+def test_an_id_of_another_program_with_a_percent_sign_is_read(tmp_path: Path, word: str):
+    (tmp_path / "x.run").write_text(f"t-0 Q0 {word} 1 2.0 x\r\nt-0 Q0 B2 2 1.0 x\r\n")
+    ((first, score), _) = read_run(tmp_path / "x.run")["t-0"]
+    assert (first, score) == ("" if word == "%" else word, 2.0)
+
+
 def test_every_arm_of_every_set_has_its_own_run(tmp_path: Path):
     """A set `a-b` with an arm `c`, and a set `a` with an arm `b-c`; and no run of an evaluation before."""
     sets = {"a": rows(4), "a-b": rows(5), "a.qrels": rows(3)}
