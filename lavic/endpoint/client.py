@@ -17,7 +17,7 @@ from lavic.endpoint.chat import ChatAnswer, ChatRequest
 from lavic.endpoint.embeddings import Vector
 from lavic.endpoint.settings import EndpointSettings
 from lavic.endpoint.usage import Usage
-from lavic.errors import LaunchError, Stopped
+from lavic.errors import ConfigError, LaunchError, Stopped
 
 if TYPE_CHECKING:
     from lavic.endpoint.async_client import AsyncEndpoint
@@ -124,6 +124,9 @@ class Endpoint:
             EndpointError: There is no embedding of a text, or they differ in length.
         """
         from lavic.endpoint.faults import EndpointError
+
+        if isinstance(texts, str):  # each of its characters would be sent
+            raise ConfigError("a list of texts is embedded, also where there is one")
 
         length = 0
         size = self.settings.batch_size

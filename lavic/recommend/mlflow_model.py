@@ -6,7 +6,6 @@ the bundle, the item store and, where there is one, the retrieval index.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlflow.pyfunc import PythonModel
 from lavic import __version__
 from lavic.errors import DataError, LavicError
 from lavic.model.bundle import BundleInfo
+from lavic.storage.json_text import BadJson, parse_json
 from lavic.tracking.mlflow_client import connect
 from lavic.tracking.sync_record import read_records
 
@@ -240,8 +240,8 @@ def _conversation(row: Mapping[str, Any]) -> Any:
         raise DataError("conversation: give `conversation`, a text, or `messages`, a list of role and content")
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
-        except ValueError:
+            return parse_json(text)
+        except BadJson:
             return text  # words in brackets
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
@@ -24,6 +25,8 @@ class Query:
     """Most items of the answer."""
     exclude: Collection[str] = ()
     """Item ids that are not recommended."""
+    name: str = "conversation"
+    """What error messages call the conversation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,4 +86,9 @@ def not_in_store(missing: Sequence[str], store: ItemStore) -> str:
         hint = f"did you mean {missing[0].upper()}?"
     else:
         hint = "embed its photo first, or drop it from the list"
-    return f"{missing[0]}{more} is not in the item store: {hint}"
+    return f"{shown_id(missing[0])}{more} is not in the item store: {hint}"
+
+
+def shown_id(item: str) -> str:
+    """An id in a message: quoted and shortened where it is no plain word."""
+    return item if re.fullmatch(r"[\w.:-]{1,80}", item) else repr(item[:80])

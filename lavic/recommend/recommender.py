@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,6 +159,8 @@ class Recommender:
         Raises:
             ConfigError, DataError: As `recommend`, of the first query that fails.
         """
+        if isinstance(queries, str):
+            raise DataError("queries: a text where a list of queries was expected; `recommend` takes one conversation")
         asked = [query if isinstance(query, Query) else Query(conversation=query) for query in queries]
         answers = self.answer([self.check(query) for query in asked])
         for answer in answers:
@@ -172,9 +175,14 @@ class Recommender:
             ConfigError: No candidates are given, and there is no retrieval index.
             DataError: The conversation cannot be read, or a candidate is not in the store.
         """
+        if isinstance(query.k, bool) or not isinstance(query.k, Integral):
+            raise DataError(f"k: {query.k!r:.80}; ask for a number of items")
         if query.k < 1:
             raise DataError(f"k: {query.k}; ask for one item at least")
-        conversation = to_conversation(query.conversation)
+        for part, ids in (("candidates", query.candidates), ("exclude", query.exclude)):
+            if isinstance(ids, str) or not all(isinstance(item, str) for item in ids or ()):
+                raise DataError(f"{part}: {ids!r:.80} is not a list of item ids as text")
+        conversation = to_conversation(query.conversation, query.name)
         exclude = frozenset(query.exclude)
         if query.candidates is None:
             if self.search is None:

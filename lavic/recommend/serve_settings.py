@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from lavic.config import ByteCount, Reference, settings
 from lavic.config.secrets import reveal
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from lavic.recommend.serving.app import AppSettings
     from lavic.recommend.serving.batching.admission import BatchSettings
     from lavic.recommend.serving.service import Sources
+
+
+_ORIGIN = re.compile(r"https?://[^\s/?#]+")
 
 
 @settings
@@ -100,6 +105,29 @@ class ServeSettings:
     """Serve on Ray Serve, in replicas, on one machine or a cluster."""
     scale: ReplicaSettings = ReplicaSettings()
     """Of --ray."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_is_name, hosts)):
+            raise ValueError("should be names such as shop.example.org, without scheme and port")
+        return hosts
+
+    @field_validator("cors")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("should be origins such as https://shop.example.org, without a path")
+        return origins
+
+
+def _is_name(host: str) -> bool:
+    """Whether a text is a host's name, or its address without brackets and port."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return re.fullmatch(r"[^\s/:]+", host) is not None
+    return True
 
 
 def allowed(chosen: ServeSettings, token: str | None) -> AppSettings:

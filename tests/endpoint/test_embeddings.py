@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lavic.endpoint.faults import EndpointError
+from lavic.errors import ConfigError
 from tests.endpoint.openai_server import DIMENSIONS, embeddings_body, vector_of
 
 TEXTS = [f"text {n}" for n in range(23)]
@@ -34,6 +35,12 @@ def test_one_vector_for_each_text(connect, server):
 
 def test_nothing_to_embed(connect, server):
     assert connect().embed([]).shape == (0, 0) and server.requests == 0
+
+
+def test_a_text_is_no_list_of_texts(connect, server):
+    with pytest.raises(ConfigError, match="a list of texts is embedded"):
+        connect().embed("a red shoe")
+    assert server.requests == 0
 
 
 def test_an_answer_out_of_order_is_put_in_order(connect, server):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -21,6 +22,19 @@ from lavic.recommend.recommender import Recommender
 from .conftest import Ground
 
 mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[red] mug", "[1, 2"])
+def test_words_that_begin_with_a_bracket_are_words(text: str):
+    import pandas
+
+    from lavic.recommend.mlflow_model import RecommenderModel
+
+    asked = []
+    model = RecommenderModel()
+    model._recommender = SimpleNamespace(recommend_batch=lambda queries: asked.extend(queries) or [])
+    model.predict(None, pandas.DataFrame([{"conversation": text}]))
+    assert [query.conversation for query in asked] == [text]
 
 
 @pytest.fixture(scope="module")

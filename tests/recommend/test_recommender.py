@@ -181,6 +181,16 @@ def test_what_cannot_be_answered(ground: Ground, recommender: Recommender):
         recommender.recommend("a mug", [])
     with pytest.raises(DataError, match="k: 0"):
         recommender.recommend("a mug", [item], k=0)
+    with pytest.raises(DataError, match="queries: a text where a list of queries was expected"):
+        recommender.recommend_batch("a mug")
+    for k in (True, "3", 2.5, None):
+        with pytest.raises(DataError, match=f"k: {k!r}; ask for a number of items"):
+            recommender.recommend("a mug", [item], k=k)
+    for ids in (item, [5], [None], [item, item.encode()]):
+        with pytest.raises(DataError, match=r"candidates: .* is not a list of item ids as text"):
+            recommender.recommend("a mug", ids)
+        with pytest.raises(DataError, match=r"exclude: .* is not a list of item ids as text"):
+            recommender.recommend("a mug", [item], exclude=ids)
 
 
 def test_excluded_and_repeated_candidates(recommender: Recommender):

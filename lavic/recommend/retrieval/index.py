@@ -141,8 +141,10 @@ class RetrievalIndex:
             For each method a list for each query.
 
         Raises:
-            ConfigError: The index has no such method.
+            ConfigError: The index has no such method, or a text stands in place of a list.
         """
+        if isinstance(queries, str) or isinstance(methods, str):
+            raise ConfigError("queries and methods are lists of texts, also where there is one")
         chosen = self.text_methods if methods is None else tuple(methods)
         most = lengths(len(queries), k, exclude)
         results: dict[str, list[Hits]] = {}
@@ -238,8 +240,10 @@ class RetrievalIndex:
         """The vectors of queries: float32 [n, width]; of an empty text zeros.
 
         Raises:
-            ConfigError: The index has no such method, or it takes no text.
+            ConfigError: The index has no such method, it takes no text, or a text stands in place of a list.
         """
+        if isinstance(queries, str):
+            raise ConfigError("queries are a list of texts, also where there is one")
         width = self._vector_search(method).width
         self.load_encoder(method)
         vectors = np.zeros((len(queries), width), np.float32)

@@ -190,7 +190,13 @@ def _add_recommend(app: FastAPI, settings: AppSettings, record: ConversationReco
     @app.post("/v1/chat/completions", tags=["OpenAI"], response_model=None)
     async def complete(request: Request, body: ChatRequest) -> Response:
         """The same for clients of the OpenAI chat API: an answer in words, and the items under `lavic`."""
-        query = Query(conversation=_form(body.messages), candidates=body.candidates, k=body.k, exclude=body.exclude)
+        query = Query(
+            conversation=_form(body.messages),
+            candidates=body.candidates,
+            k=body.k,
+            exclude=body.exclude,
+            name="messages",
+        )
         answer = await ask(request, query)
         # Pictures in a chat are fetched without a token.
         base_url = None if settings.guard.token else str(request.base_url).rstrip("/")
@@ -222,6 +228,8 @@ def _add_feedback(app: FastAPI, settings: AppSettings, record: ConversationRecor
         check_limits(query, settings.limits)
         if unknown := [item for item in (body.item, *body.candidates) if item not in store]:
             raise ApiError(422, f"no item has the id {unknown[0][:100]!r}", param="item")
+        if body.item not in body.candidates:
+            raise ApiError(422, "item: not among the candidates, the ids that were shown", param="item")
         turns = to_conversation(query.conversation).turns
         try:
             record.add_vote(turns, body.candidates, body.item, liked=body.liked)
@@ -234,7 +242,7 @@ def _form(conversation: str | list[Message | str] | list[Message]) -> Any:
     """A conversation as the recommender takes it."""
     if isinstance(conversation, str):
         return conversation
-    return [turn if isinstance(turn, str) else turn.model_dump() for turn in conversation]
+    return [turn if isinstance(turn, str) else {"role": turn.role, "content": turn.content} for turn in conversation]
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

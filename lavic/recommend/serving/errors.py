@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,6 +31,13 @@ _CODES = {
     500: "internal_error",
     503: "unavailable",
 }
+
+
+NO_JSON = "the body is not JSON"
+_PARTS = ("conversation", "messages", "candidates", "k", "exclude")
+"""Parts of a request that the recommender's refusals name first."""
+_FORM = re.compile(r".*\[.*|str|Message")
+"""What pydantic puts into a place for a form that a value may have, as `list[union[Message,str]]`."""
 
 
 class ApiError(Exception):
@@ -79,22 +87,32 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Neither the input nor a context is repeated: they may be large, or numbers that JSON does not have.
-        first = error.errors()[0]
-        keys = [str(part) for part in first["loc"] if part != "body"]
-        param = ".".join(keys) or None
-        if first["type"] == "json_invalid":
-            return ApiError(400, "the body is not JSON").response
-        message = f"{param or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        return ApiError(422, message, param=param).response
+        problems = error.errors()
+        if problems[0]["type"] == "json_invalid":
+            return ApiError(400, NO_JSON).response
+        # Each form that a value may have gives a problem: the deepest one is of the form that was meant.
+        deepest = max(problems, key=lambda problem: len(problem["loc"]))
+        param = _param(deepest["loc"])
+        reasons = dict.fromkeys(problem["msg"] for problem in problems if _param(problem["loc"]) == param)
+        message = " or ".join(f"{reason[:1].lower()}{reason[1:]}" for reason in reasons)
+        return ApiError(422, f"{param or 'body'}: {message}", param=param).response
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response
+        # FastAPI's own 400 is of a body that Python's parser fails at, such as one that is nested too deep.
+        message = NO_JSON if error.status_code == 400 else str(error.detail)
+        return ApiError(error.status_code, message, headers=error.headers).response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette logs the traceback; clients learn nothing of it.
         return ApiError(500, "the server failed; its log says why").response
+
+
+def _param(place: Sequence[str | int]) -> str | None:
+    """A place in a body as clients see it: `conversation.0.content`."""
+    keys = [str(part) for number, part in enumerate(place[1:]) if number == 0 or not _FORM.fullmatch(str(part))]
+    return ".".join(keys) or None
 
 
 def from_lavic_error(error: LavicError) -> ApiError:
@@ -104,5 +122,5 @@ def from_lavic_error(error: LavicError) -> ApiError:
         return ApiError(503, "an item store's or index's file was changed; the server's log says which")
     message = str(error)
     head, colon, _ = message.partition(":")
-    param = head if colon and head.partition("[")[0] in ("conversation", "candidates", "k", "exclude") else None
+    param = head if colon and head.partition("[")[0] in _PARTS else None
     return ApiError(422, message, param=param)

@@ -58,6 +58,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server sends no body of its answer
         status = 0
         self._running += 1
         began = time.perf_counter()
@@ -105,6 +107,8 @@ class Guard:
             if kind != b"application/json":
                 # A form of another web page can be sent with any type but this.
                 raise ApiError(415, "send the body with Content-Type: application/json")
+            if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+                raise ApiError(415, "send the body without Content-Encoding", headers={"Accept-Encoding": "identity"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self.settings.body:
             raise self._too_large()
@@ -164,7 +168,7 @@ def is_loopback(host: str) -> bool:
 
 def local_names(more: Sequence[str] = ()) -> tuple[str, ...]:
     """The names under which a server on loopback is asked."""
-    return ("localhost", "127.0.0.1", "::1", *(name.lower() for name in more))
+    return ("localhost", "127.0.0.1", "::1", *(name.lower().rstrip(".") for name in more))
 
 
 def _host(header: bytes) -> str:

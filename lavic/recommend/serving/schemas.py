@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lavic.recommend.recommendation import Recommendation, RecommendedItem
 
@@ -20,7 +21,25 @@ class Message(BaseModel):
     """Text, or parts of type `text`."""
 
 
-class RecommendRequest(BaseModel):
+class _Request(BaseModel):
+    """A body. A key that is null counts as left out, as many clients write it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python counts as 0 and 1
+        raise PydanticCustomError("int_type", "input should be a valid integer")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1)]
+
+
+class RecommendRequest(_Request):
     """What to recommend for."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
@@ -29,13 +48,13 @@ class RecommendRequest(BaseModel):
     """Text, a list of turns (the first is the seeker's), or chat messages."""
     candidates: list[str] | None = None
     """Item ids to rank; without them the whole catalogue is searched."""
-    k: int = Field(default=10, ge=1)
+    k: Count = 10
     """Most items of the answer."""
     exclude: list[str] = []
     """Item ids not to recommend, such as those that were disliked."""
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(_Request):
     """What somebody thinks of an item that was shown."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,7 +68,7 @@ class FeedbackRequest(BaseModel):
     liked: bool
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(_Request):
     """A request of the OpenAI chat API. Sampling settings and other keys are ignored: there is nothing to sample."""
 
     model_config = ConfigDict(
@@ -62,7 +81,7 @@ class ChatRequest(BaseModel):
     stream: bool = False
     candidates: list[str] | None = None
     """Item ids to rank, as in /v1/recommend."""
-    k: int = Field(default=10, ge=1)
+    k: Count = 10
     """Most items of the answer."""
     exclude: list[str] = []
     """Item ids not to recommend."""

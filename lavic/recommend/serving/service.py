@@ -167,20 +167,25 @@ def check_limits(query: Query, limits: Limits) -> None:
     form = query.conversation
     turns = 0 if isinstance(form, str) or not isinstance(form, Sequence) else len(form)
     for part, what, size, most in (
-        ("conversation", "turns", turns, limits.turns),
+        (query.name, "turns", turns, limits.turns),
         ("candidates", "items", len(query.candidates or ()), limits.candidates),
         ("exclude", "items", len(query.exclude), limits.candidates),
         ("k", "items", query.k, limits.k),
-        ("conversation", "characters", _characters(form), limits.characters),
+        (query.name, "characters", _characters(form), limits.characters),
     ):
         if size > most:
             raise DataError(f"{part}: {size} {what}, the server takes {most} at most")
 
 
 def _characters(form: Any) -> int:
-    """Of all words in a conversation's form."""
-    if isinstance(form, str):
-        return len(form)
-    if isinstance(form, Mapping):
-        return sum(map(_characters, form.values()))
-    return sum(map(_characters, form)) if isinstance(form, (list, tuple)) else 0
+    """Of all words in a conversation's form, which may be nested to any depth."""
+    count, waiting = 0, [form]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return count

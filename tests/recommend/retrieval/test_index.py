@@ -161,6 +161,11 @@ def test_queries_must_be_vectors_of_numbers(index):
     assert index.search_vectors("meaning", np.zeros((1, 16)), 3) == [Hits()]
     with pytest.raises(ConfigError, match="no method `dense`, only bm25, meaning"):
         index.search(["red"], 3, methods=["dense"])
+    for wrong in ({"queries": "red"}, {"queries": ["red"], "methods": "bm25"}):
+        with pytest.raises(ConfigError, match="queries and methods are lists of texts"):
+            index.search(**wrong, k=3)
+    with pytest.raises(ConfigError, match="queries are a list of texts"):
+        index.encode("meaning", "red")
 
 
 def test_items_must_have_vectors_of_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,12 +67,25 @@ def test_answers_of_requests_that_share_batches(ground: Ground, server: Server, 
         ({}, 422, "conversation"),
         ({"conversation": ""}, 422, "conversation"),
         ({"conversation": []}, 422, "conversation"),
-        ({"conversation": 7}, 422, "conversation.str"),
+        ({"conversation": 7}, 422, "conversation"),
+        ({"conversation": {"role": "user", "content": "a"}}, 422, "conversation"),
+        ({"conversation": [5]}, 422, "conversation.0"),
+        ({"conversation": [{"content": "a"}]}, 422, "conversation.0.role"),
+        ({"conversation": [{"role": "user", "content": 5}]}, 422, "conversation.0.content"),
+        ({"conversation": [{"role": "user", "content": ["a"]}]}, 422, "conversation.0.content.0"),
+        ({"conversation": None}, 422, "conversation"),
         ({"conversation": "a", "candidates": []}, 422, "candidates"),
         ({"conversation": "a", "candidates": ["B0NOWHERE0"]}, 422, "candidates"),
+        ({"conversation": "a", "candidates": ["B0\nNOWHERE"]}, 422, "candidates"),
+        ({"conversation": "a", "candidates": ["B0" * 10_000]}, 422, "candidates"),
+        ({"conversation": "a", "candidates": [""]}, 422, "candidates"),
+        ({"conversation": "a", "candidates": "B0NOWHERE0"}, 422, "candidates"),
         ({"conversation": "a", "candidates": [1]}, 422, "candidates.0"),
+        ({"conversation": "a", "exclude": "B0NOWHERE0"}, 422, "exclude"),
         ({"conversation": "a", "k": 0}, 422, "k"),
         ({"conversation": "a", "k": 101}, 422, "k"),
+        ({"conversation": "a", "k": True}, 422, "k"),
+        ({"conversation": "a", "k": 2.5}, 422, "k"),
         ({"conversation": "a", "colour": "red"}, 422, "colour"),
         ({"conversation": [{"role": "robot", "content": "a"}]}, 422, "conversation[0]"),
         ({"conversation": ["a"] * 201}, 422, "conversation"),
@@ -79,6 +93,7 @@ def test_answers_of_requests_that_share_batches(ground: Ground, server: Server, 
         ("[" * 100_000, 400, None),
         ('{"conversation": "a"', 400, None),
         (b"\xff\xfe", 400, None),
+        ('{"conversation": "a", "k": ' + "9" * 6000 + "}", 400, None),
         ('{"conversation": "a", "k": 1e400}', 422, "k"),
         ("[1, 2]", 422, None),
     ],
@@ -90,6 +105,7 @@ def test_what_is_malformed_or_unknown_is_refused_in_one_form(client: httpx.Clien
     assert (answer.status_code, error["param"]) == (status, param), error
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert "\n" not in error["message"] and len(error["message"]) < 300
+    assert status != 400 or error["message"] == "the body is not JSON"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +126,53 @@ def test_unknown_paths(client: httpx.Client, method: str, path: str, status: int
 def test_a_body_that_is_no_json_by_its_type(client: httpx.Client):
     answer = client.post("/v1/recommend", content='{"conversation": "a"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415 and answer.json()["error"]["code"] == "unsupported_media_type"
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = client.post("/v1/recommend", content=gzip.compress(b'{"conversation": "a"}'), headers=headers)
+    assert answer.status_code == 415 and "Content-Encoding" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/v1/models", "/photos/B0NOWHERE0"])
+def test_head_is_get_without_a_body(client: httpx.Client, path: str):
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert head.headers["content-length"] == get.headers["content-length"] and not head.content
+
+
+def test_what_is_ignored_may_be_nested_to_any_depth(client: httpx.Client):
+    nested: list = []
+    for _ in range(600):
+        nested = [nested]
+    part = {"type": "text", "text": "a mug", "more": nested}
+    answer = client.post("/v1/recommend", json={"conversation": [{"role": "user", "content": [part]}], "k": 3})
+    assert answer.json() == client.post("/v1/recommend", json={"conversation": "a mug", "k": 3}).json()
+
+
+def test_keys_that_are_null_count_as_left_out(client: httpx.Client):
+    asked = {"conversation": "a mug", "k": None, "candidates": None, "exclude": None}
+    assert (
+        client.post("/v1/recommend", json=asked).json() == client.post("/v1/recommend", json=asked | {"k": 10}).json()
+    )
+    chat = {"messages": TALK, "model": None, "stream": None, "k": None}
+    assert client.post("/v1/chat/completions", json=chat).json()["model"] == "lavic"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([{"role": "system", "content": "be kind"}], "messages"),
+        ([{"role": "user", "content": ""}], "messages"),
+        ([{"role": "tool", "content": "a"}], "messages[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0]"),
+        ([{"role": "user", "content": "a"}] * 201, "messages"),
+        ([{"role": "user", "content": "a" * 60_000}], "messages"),
+        ([{"role": "user", "content": 5}], "messages.0.content"),
+        ("a mug", "messages"),
+    ],
+)
+def test_a_refusal_of_chat_messages_names_them(client: httpx.Client, messages, param: str):
+    answer = client.post("/v1/chat/completions", json={"messages": messages})
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and error["param"] == param and error["message"].startswith(f"{param}: ")
 
 
 def test_an_item(ground: Ground, client: httpx.Client, recommender: Recommender):

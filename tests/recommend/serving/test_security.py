@@ -228,7 +228,13 @@ def test_the_api_page_is_shown_under_its_policy(shop: Shop, browser: Browser):
 def test_feedback_of_unknown_items_is_refused(shop: Shop):
     known = shop.ids[5]
     with shop.server.client(headers={"Authorization": f"Bearer {TOKEN}"}) as client:
-        for change in ({"item": "nothing"}, {"candidates": [known, "nothing"]}, {"conversation": []}, {"more": 1}):
+        for change in (
+            {"item": "nothing"},
+            {"candidates": [known, "nothing"]},
+            {"candidates": []},
+            {"conversation": []},
+            {"more": 1},
+        ):
             body = {"conversation": "a mug", "candidates": [known], "item": known, "liked": True, **change}
             assert client.post("/v1/feedback", json=body).status_code == 422
 
