@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavic.data.conversations import parse_conversations
-from lavic.data.schema import Conversation, turns_of
+from lavic.data.schema import TAG, Conversation
 from lavic.errors import ConfigError, DataError
+from lavic.recommend.conversation_forms import to_conversation
+from lavic.storage.compression import unpacked_name
 from lavic.storage.json_text import BadJson, parse_json
 from lavic.storage.text_files import TextFileError, decode_text, read_text
 
@@ -65,7 +67,7 @@ def read_conversation(
 
     Raises:
         ConfigError: A text has no candidates.
-        DataError: The file cannot be read, is empty, or has rows that are not conversations.
+        DataError: The file cannot be read, is empty, has rows that are not conversations, or no words of a seeker.
     """
     name, text = _text_of(source)
     if not text.strip():
@@ -75,7 +77,8 @@ def read_conversation(
         return [replace(row, candidates={key: ids}) if ids else row for row in rows]
     if candidates_needed and not ids:
         raise ConfigError(NO_CANDIDATES)
-    return [Conversation(id=Path(name).stem, turns=turns_of(text), candidates={key: ids}, file=name)]
+    conversation = to_conversation(text, name)
+    return [replace(conversation, id=Path(name).stem.removeprefix("--"), candidates={key: ids})]
 
 
 def _text_of(source: str) -> tuple[str, str]:
@@ -98,6 +101,8 @@ def _text_of(source: str) -> tuple[str, str]:
 
 def _is_path(source: str) -> bool:
     """Whether a text is meant as the path of a file, which must then exist."""
+    if TAG.search(source):
+        return False
     path = Path(source)
     if (
         path.is_absolute()
@@ -111,7 +116,7 @@ def _is_path(source: str) -> bool:
 
 def _is_json(name: str, text: str) -> bool:
     """Whether a text is rows of JSON. Plain text may start with a bracket too; a .jsonl file is never plain text."""
-    if Path(name.removesuffix(".gz")).suffix in (".json", ".jsonl") or _ROW.match(text):
+    if Path(unpacked_name(name)).suffix in (".json", ".jsonl") or _ROW.match(text):
         return True
     text = text.strip()
     return text.startswith(("{", "[")) and any(map(_is_value, (text.partition("\n")[0], text)))

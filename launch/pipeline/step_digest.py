@@ -15,6 +15,7 @@ from typing import Any
 
 from lavic.config import flatten
 from lavic.data.catalog import find_files
+from lavic.data.conversations import file_stem
 from lavic.data.descriptions import descriptions_path
 from lavic.data.manifest import NAME, Manifest
 from lavic.endpoint.settings import NO_EFFECT
@@ -152,7 +153,7 @@ def current_inputs(step: Step, settings: Any, cache: DigestCache, results: Mappi
         if not any(key == name or key.startswith(f"{name}.") for name in skipped)
     }
     if step.stage == "evaluate":  # the names of the test sets are in its results
-        compared["test"] = [text.partition("=")[0] if "=" in text else Path(text).stem for text in values["test"]]
+        compared["test"] = [text.partition("=")[0] if "=" in text else file_stem(text) for text in values["test"]]
     files = [file for pattern in step.inputs for file in matching_files(pattern)]
     files += [Path(text) for value in compared.values() for text in _possible_paths(value) if Path(text).is_file()]
     inputs = {str(file): cache.digest(file) for file in dict.fromkeys(files)}

@@ -10,11 +10,11 @@ from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import BadRecord, OnError, Record, report
 from lavic.data.sources.tables import CSV, LIST, PARQUET, csv_records, items_of_links, link_records, parquet_records
 from lavic.errors import DataError, first_line
+from lavic.storage.compression import unpacked_name
 from lavic.storage.json_text import json_type
 from lavic.storage.remote import options, storage_errors
 from lavic.storage.text_files import open_text_file
 
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -113,9 +113,7 @@ def _remote(path: str) -> list[str]:
 
 
 def _records(path: str, errors: OnError | None, columns: Mapping[str, str]) -> Iterator[Record]:
-    name = path.lower()
-    for ending in _PACKED:
-        name = name.removesuffix(ending)
+    name = unpacked_name(path).lower()
     names = list(dict.fromkeys(columns.values()))
     if name.endswith(PARQUET):
         yield from parquet_records(path, names)

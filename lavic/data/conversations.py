@@ -11,6 +11,7 @@ from lavic.data.schema import Conversation, conversation_from_row
 from lavic.data.sources.json_records import json_records
 from lavic.data.sources.record import Record
 from lavic.errors import DataError
+from lavic.storage.compression import unpacked_name
 from lavic.storage.json_text import json_type
 from lavic.storage.text_files import TextFile, read_text
 
@@ -59,6 +60,11 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
     return conversations
 
 
+def file_stem(path: str | Path) -> str:
+    """A file's name without its ending and that of its compression: `test` for `data/test.jsonl.gz`."""
+    return Path(unpacked_name(path)).stem
+
+
 def set_names(paths: Sequence[str | Path]) -> list[str]:
     """Names of conversation files, for output files.
 
@@ -83,6 +89,6 @@ def _conversation(record: Record, index: int) -> Conversation:
     if not isinstance(row, dict):
         raise DataError(f"{file}:{line}: {json_type(row)} where an object with one conversation was expected")
     try:
-        return conversation_from_row(row, id=f"{Path(file).stem}-{index}", index=index, file=file, line=line)
+        return conversation_from_row(row, id=f"{file_stem(file)}-{index}", index=index, file=file, line=line)
     except ValueError as error:
         raise DataError(f"{file}:{line}: {error}") from None

@@ -26,7 +26,8 @@ ITEM_KEYS = frozenset(_ITEM_KEYS.split())
 """Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
 
 _OPENING_TAG = re.compile(r"<(submission|comment)>")
-_ANY_TAG = re.compile(r"</?(?:submission|comment)>")
+TAG = re.compile(r"</?(?:submission|comment)>")
+"""Begins or ends a turn in the text of a conversation."""
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
 _AMAZON_PHOTO = re.compile(
     r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
@@ -44,6 +45,8 @@ Advertising API. Others crop the image, lay another over it or add a badge (`_CR
 known here counts as such."""
 _NO_LINK = frozenset({"", "none", "nan", "null", "nil", "na", "n/a", "<na>", "undefined", "-"})
 """What exports write where there is no link."""
+NO_TEXT = (bool, list, tuple, Mapping)
+"""Types of values that no text stands for."""
 _PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
 
 
@@ -132,7 +135,7 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
     """
     if "image_name" in meta:
         return _item_from_photo_row(meta)
-    if not (id := as_text(id or meta.get("parent_asin") or meta.get("asin"))):
+    if not (id := as_text(id) or _text_of(meta, "parent_asin") or _text_of(meta, "asin")):
         raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}; see --columns")
     listed = _image_list(meta.get("images"))
     images = [(n, url) for n, links in enumerate(listed) if (url := _link(links, sizes))]
@@ -141,14 +144,14 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         raise ValueError("`image_descriptions_llava_cleaned` is not an object of photo name to text")
     return Item(
         id=id,
-        title=as_text(meta.get("title")),
+        title=_text_of(meta, "title"),
         images=tuple(url for _, url in images),
         numbers=tuple(n for n, _ in images),
         categories=_texts(meta.get("categories")),
         features=_texts(meta.get("features")),
         description=_texts(meta.get("description")),
         details=_details(meta.get("details")),
-        descriptions={str(name): as_text(text) for name, text in descriptions.items() if text},
+        descriptions={str(name): _text_of(descriptions, name) for name, text in descriptions.items() if text},
         unlinked=len(listed) - len(images),
     )
 
@@ -259,7 +262,7 @@ def context_of(turns: Sequence[Turn]) -> str:
     """
     tags = {"seeker": "submission", "comment": "comment"}
     return "".join(
-        f"<{tags[turn.role]}>{_ANY_TAG.sub(_loosened, turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns
+        f"<{tags[turn.role]}>{TAG.sub(_loosened, turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns
     )
 
 
@@ -269,14 +272,14 @@ def _loosened(tag: re.Match[str]) -> str:
 
 def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
     """A row of `item2meta_valid.jsonl`: one photo with its description, named `<id>_<n>.jpg`."""
-    name = as_text(meta["image_name"])
+    name = _text_of(meta, "image_name")
     if not (match := _PHOTO_NAME.fullmatch(name)):
         raise ValueError(f"`image_name` is {name!r}, not <item id>_<number>.jpg")
     id, n, url = match["item"], int(match["n"]), as_link(meta.get("image"))
-    text = as_text(meta.get("image_description_llava_cleaned"))
+    text = _text_of(meta, "image_description_llava_cleaned")
     return Item(
         id=id,
-        title=as_text(meta.get("title")),
+        title=_text_of(meta, "title"),
         images=(url,) if url else (),
         numbers=(n,) if url else (),
         descriptions={f"{id}_{n}.jpg": text} if text else {},
@@ -305,7 +308,7 @@ def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
 
 def as_link(value: Any) -> str:
     """A link, or empty for what stands for none."""
-    text = as_text(value)
+    text = "" if isinstance(value, NO_TEXT) else as_text(value)
     return "" if text.lower() in _NO_LINK else text
 
 
@@ -327,7 +330,13 @@ def _details(details: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value as text that can be written; empty for a missing one."""
+    """A value as text that can be written; empty for a missing one.
+
+    Raises:
+        ValueError: It is a list, an object or a boolean.
+    """
+    if isinstance(value, NO_TEXT):
+        raise ValueError(f"{json_type(value)} where a text was expected")
     if isinstance(value, bytes):
         # Parquet files of older writers do not say that their texts are texts.
         value = value.decode("utf-8", "replace")
@@ -336,14 +345,26 @@ def as_text(value: Any) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def _text_of(meta: Mapping[str, Any], key: str) -> str:
+    """The text under a key; raises ValueError, which names it."""
+    try:
+        return as_text(meta.get(key))
+    except ValueError as error:
+        raise ValueError(f"`{key}`: {error}") from None
+
+
 def _texts(value: Any) -> tuple[str, ...]:
+    """The texts of a list, or of lists in it: the categories of older catalogues are a list of paths."""
     if _is_missing(value):
         return ()
     if isinstance(value, str):
         return (value.strip(),) if value.strip() else ()
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"expected a list of texts, got {json_type(value)}")
-    return tuple(text for entry in value if (text := as_text(entry)))
+    flat: list[str] = []
+    for entry in value:
+        flat += _texts(entry) if isinstance(entry, (list, tuple)) else filter(None, (as_text(entry),))
+    return tuple(flat)
 
 
 def _listed(row: Mapping[str, Any]) -> str:

@@ -95,6 +95,8 @@ class StoreManifest:
             raise DataError(f"{folder}: not a complete item store (no manifest.json): run `lavic embed` again")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(raw["format"], int):  # of a retrieval index, of a set of shards
+                raise DataError(f"{path}: not the manifest of an item store: name the --out of `lavic embed`")
             if raw["format"] != FORMAT:
                 raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}: run `lavic embed` again")
             raw["shards"] = tuple(raw.get("shards", ()))

@@ -8,6 +8,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from lavic.errors import first_line
@@ -17,6 +18,15 @@ _OUTPUT = 256 << 10
 """Bytes of a block, at most: it stays in the processor's cache while it is searched."""
 HEAD = 16
 """Bytes from the start of a file that `compression_of` needs."""
+
+
+_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
+
+
+def unpacked_name(path: str | Path) -> str:
+    """A file's path without the ending of its compression."""
+    text = str(path)
+    return next((text[: -len(ending)] for ending in _ENDINGS if text.lower().endswith(ending)), text)
 
 
 class CorruptData(Exception):

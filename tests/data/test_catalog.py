@@ -397,6 +397,19 @@ def test_texts_of_parquet_may_be_bytes(tmp_path: Path) -> None:
     assert (item.id, item.images, item.title) == ("A", ("http://x/1.jpg",), "M\u00f6bel")
 
 
+def test_a_list_in_a_column_of_texts_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": ["A"], "url": "http://x/0.jpg"}, {"id": "B", "url": ["http://x/1.jpg"]}, {"id": True, "url": "x"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    errors: list[BadRecord] = []
+    (item,) = read_items([path], errors.append, columns={"id": "id", "url": "url"})
+    assert (item.id, item.images) == ("B", ("http://x/1.jpg",))
+    assert [str(error).partition("a.jsonl:")[2] for error in errors] == [
+        "1: `id`: a list where a text was expected",
+        "3: `id`: a boolean where a text was expected",
+    ]
+
+
 def test_columns_that_leave_a_doubt(tmp_path: Path) -> None:
     path = links(tmp_path / "a.csv", b"url,id,url\nhttp://x/1.jpg,A,http://x/2.jpg\n")
     with pytest.raises(DataError, match=r"a\.csv: 2 columns are called `url`"):

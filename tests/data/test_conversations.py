@@ -70,9 +70,10 @@ def test_a_broken_row_is_named(tmp_path: Path, line: str, says: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_exported_and_packed_files_are_read(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "test.jsonl"
-    path.write_bytes(gzip.compress((json.dumps(ROW) + "\r\n").encode(encoding)))
-    assert [row.targets for row in read_conversations(path)] == [("B1",)]
+    for name in ("test.jsonl", "test.jsonl.gz", "test.JSONL.GZ"):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress((json.dumps(ROW) + "\r\n").encode(encoding)))
+        assert [(row.id, row.targets) for row in read_conversations(path)] == [("test-0", ("B1",))]
 
 
 @pytest.mark.parametrize("name", ["test.json", "test.jsonl", "test"])

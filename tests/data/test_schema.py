@@ -78,11 +78,30 @@ def test_lavic_validation_row_keeps_its_photo_number() -> None:
         ({"parent_asin": "B1", "images": "http://x/0.jpg"}, "images"),
         ({"parent_asin": "B1", "categories": {"a": 1}}, "list of texts"),
         ({"image_name": "photo.jpg"}, "image_name"),
+        ({"image_name": ["B1_0.jpg"]}, "`image_name`: a list where a text was expected"),
+        ({"parent_asin": ["B1"]}, "`parent_asin`: a list where a text was expected"),
+        ({"parent_asin": True}, "`parent_asin`: a boolean where a text was expected"),
+        ({"parent_asin": "B1", "title": {"en": "mug"}}, "`title`: an object where a text was expected"),
+        ({"parent_asin": "B1", "features": ["warm", {"a": 1}]}, "an object where a text was expected"),
+        ({"parent_asin": "B1", "image_descriptions_llava_cleaned": {"B1_0.jpg": ["a"]}}, "`B1_0.jpg`: a list where"),
     ],
 )
 def test_what_is_no_item_says_why(meta: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         item_from_meta(meta)
+
+
+def test_categories_of_older_catalogues_are_lists_of_paths() -> None:
+    item = item_from_meta({"asin": "B1", "title": 1984, "categories": [["Home", "Mugs"], ["Gifts", None, 5]]})
+    assert (item.title, item.categories) == ("1984", ("Home", "Mugs", "Gifts", "5"))
+
+
+@pytest.mark.parametrize("link", [["http://x/0.jpg"], {"url": "http://x/0.jpg"}, True])
+def test_what_is_no_text_is_no_link(link: object) -> None:
+    item = item_from_meta(
+        {"parent_asin": "B1", "images": [{"hi_res": link, "thumb": "http://x/1.jpg"}, {"large": link}]}
+    )
+    assert (item.images, item.unlinked) == (("http://x/1.jpg",), 1)
 
 
 def test_half_a_surrogate_pair_becomes_text_that_can_be_written() -> None:

@@ -113,6 +113,18 @@ def test_words_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path:
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.parametrize("talk", [TALK, "<submission>mug</submission>", "<submission>and/or</submission>"])
+def test_a_text_with_tags_is_no_path(ground: Ground, tmp_path: Path, capsys, talk: str):
+    ids = ItemStore.open(ground.store).ids[:3]
+    (tmp_path / "talk.txt").write_text(talk)
+    outputs = []
+    for conversation in (talk, tmp_path / "talk.txt"):
+        assert recommend.main(words(ground, "--conversation", conversation, "--candidates", *ids, "--json")) == 0
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert outputs[0]["ranking"] == outputs[1]["ranking"]
+    assert [output["id"] for output in outputs] == ["conversation", "talk"]
+
+
 def test_without_candidates_the_whole_catalogue_is_searched(ground: Ground, index: Path, capsys):
     given = words(ground, "--index", index, "--json")
     assert recommend.main([*given, "--conversation", "an acme mug"]) == 0
@@ -211,6 +223,9 @@ def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: P
         (["--conversation", "{talk}", "--candidates-file", "nowhere"], "--candidates-file nowhere: no such file"),
         (["--conversation", "{test}", "--key", "candidates_xx"], ":1: no candidate list `candidates_xx`"),
         (["--conversation", "{empty}", "--candidates", "a"], "empty; write what you are looking for"),
+        (["--conversation", "<submission></submission>", "--candidates", "a"], "--conversation: empty; write what"),
+        (["--conversation", "<comment>a mug</comment>", "--candidates", "a"], "--conversation: no message of a user"),
+        (["--conversation", "{talk}", "--candidates", "a", "--store", "{index}"], "not the manifest of an item store"),
     ],
 )
 def test_refusals(ground: Ground, tmp_path: Path, given: list[str], message: str):
@@ -223,7 +238,9 @@ def test_refusals(ground: Ground, tmp_path: Path, given: list[str], message: str
     places = {name: tmp_path / f"{name}.txt" for name in ("talk", "empty", "ids")}
     places |= {name: tmp_path / f"{name}.jsonl" for name in ("rows", "unlisted")} | {"test": ground.test}
     item = ItemStore.open(ground.store).ids[0]
-    places |= {"lower": item.lower(), "upper": item}
+    places |= {"lower": item.lower(), "upper": item, "index": tmp_path / "index"}
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text('{"format": "lavic-retrieval/1"}')
     message = message.format(**places)
     with pytest.raises((ConfigError, DataError), match=re.escape(message)):
         recommend.main(words(ground, *(word.format(**places) for word in given)))

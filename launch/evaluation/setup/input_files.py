@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavic.data.conversations import file_stem
 from lavic.errors import ConfigError
 from lavic.evaluation.assessment import check_arms
 from lavic.evaluation.other_runs import read_other_run
@@ -61,7 +62,7 @@ def is_taken(name: str, names: Iterable[str]) -> bool:
 
 
 def named(text: str) -> tuple[str, str]:
-    """Splits NAME=PATH; the default name of a PATH is its stem.
+    """Splits NAME=PATH; the default name of a PATH is that of the file without its endings.
 
     Raises:
         ConfigError: The name has characters other than letters, digits, - and _.
@@ -71,7 +72,7 @@ def named(text: str) -> tuple[str, str]:
         return name, path
     if equals and Path(path).exists() and not Path(text).exists():
         raise ConfigError(f"{text}: {name!r} is not a name: use letters, digits, - and _ before =")
-    return Path(text).stem, text
+    return file_stem(text), text
 
 
 def run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tuple[str, Path, str | None]]:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lavic.data.schema import Item, as_link, as_text
+from lavic.data.schema import NO_TEXT, Item, as_link, as_text
 from lavic.data.sources.record import BadRecord, OnError, Record, is_utf8, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type
@@ -104,15 +104,20 @@ def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors
     Args:
         records: The rows.
         columns: The column of each field, see `COLUMNS`.
-        errors: Called with each row that has no id.
+        errors: Called with each row that has no id, or a list where a text is expected.
     """
     item_id = ""
     rows: list[dict[str, Any]] = []
+    texts = [name for field, name in columns.items() if field != "url"]
     for record in records:
         row = record.value
         if not isinstance(row, dict) or columns["url"] not in row:
             names = ", ".join(map(str, row)) if isinstance(row, dict) else json_type(row)
             report(BadRecord(record.file, record.line, f"no column `{columns['url']}`, it has: {names}"), errors)
+            continue
+        if wrong := [name for name in texts if isinstance(row.get(name), NO_TEXT)]:
+            reason = f"`{wrong[0]}`: {json_type(row[wrong[0]])} where a text was expected"
+            report(BadRecord(record.file, record.line, reason), errors)
             continue
         cell = row[columns["url"]]
         for url in map(as_link, (cell or [None]) if isinstance(cell, list) else [cell]):

@@ -108,7 +108,10 @@ class IndexManifest:
             }
             return cls(**body, methods=methods)
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{folder}: no retrieval index here: make it with `lavic retrieve --index`") from None
+            raise DataError(
+                f"{folder}: no retrieval index here: make one of a catalogue, `lavic retrieve --items FILES --index "
+                f"{folder} ...`"
+            ) from None
         except UnknownFormat as error:
             raise DataError(f"{path}: {error}: make the index in another folder") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
