@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, StringConstraints
 
 from lavic.config import Reference, parse, settings
 from lavic.config.secrets import redact, reveal
@@ -36,8 +36,8 @@ class RegisterSettings:
     """Methods of --index to search by. Default: all that take text."""
     weights: tuple[PositiveFloat, ...] = ()
     """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
-    name: str
-    """Of the model in the registry."""
+    name: Annotated[str, StringConstraints(pattern=r"^[^/:]*[^/:\s][^/:]*$")]
+    """Of the model in the registry, without / and :."""
     link_store: bool = False
     """Record where the store is rather than copy it, for one that is too large to copy."""
     base: Path | None = None

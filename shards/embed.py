@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavic.config import parse, settings
 from lavic.data.remote_shards import CacheSettings
@@ -49,7 +49,7 @@ class EmbedSettings:
 
     model: ModelSettings = ModelSettings()
     """The base model."""
-    shards: list[Path]
+    shards: list[Path] = Field(min_length=1)
     """Folders of sets by `lavic crawl`; an item in several of them is taken from the first."""
     adapter: Path | None = None
     """Output folder of `lavic distill`, or a bundle; without it, the tokens are those of the plain base model."""

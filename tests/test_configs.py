@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter
 
 from lavic.cli import COMMANDS, command_module, main
 from lavic.config import parse_values
-from lavic.config.schema import is_settings
+from lavic.config.schema import Positional, Schema, is_settings
 from lavic.config.yaml_file import YamlFile
 from lavic.launch.pipeline.settings import Stage
 
@@ -48,9 +49,29 @@ def test_every_number_has_bounds(cls):
     assert not unbounded
 
 
+@pytest.mark.parametrize("cls", settings_classes(), ids=lambda cls: cls.__name__)
+def test_a_list_that_needs_a_value_has_one(cls):
+    """A list that is required or has values by default is refused when it is empty, unless it stands without a flag."""
+    keys = Schema(cls)
+    lists = {name: leaf for (name, *below), leaf in keys.leaves.items() if not below and leaf.form == "list"}
+    with_flag = [name for name, leaf in lists.items() if Positional not in leaf.markers]
+    needed = [name for name in with_flag if keys.defaults.get((name,), True)]
+    schema = TypeAdapter(cls).json_schema()["properties"]
+    assert not [name for name in needed if schema[name].get("minItems", 0) < 1]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        ("retrieve --methods", "--methods: tuple should have at least 1 item after validation, not 0"),
+        ("retrieve --text.fields", "--text.fields: tuple should have at least 1 item"),
+        ("serve --hosts shop.example.org http://shop.example.org", "--hosts: should be names such as shop.example.org"),
+        ("serve --hosts shop.example.org:8000", "--hosts: should be names such as shop.example.org"),
+        ("serve --cors https://shop.example.org/", "--cors: should be origins such as https://shop.example.org"),
+        ("serve --cors shop.example.org", "--cors: should be origins such as https://shop.example.org"),
+        ("register --name a/b", "--name: string should match pattern"),
+        ("register --name ''", "--name: string should match pattern"),
+        ("submit --stages", "--stages: tuple should have at least 1 item"),
         ("tune --lora.r 0", "--lora.r: input should be greater than 0, got '0'"),
         ("tune --lora.alpha 0", "--lora.alpha: input should be greater than 0"),
         ("tune --lora.dropout 1.5", "--lora.dropout: input should be less than 1, got '1.5'"),
@@ -67,7 +88,7 @@ def test_every_number_has_bounds(cls):
     ],
 )
 def test_a_number_that_cannot_be_right_is_refused_by_its_flag(words, expected, capsys):
-    assert main([*words.split(), "--print-config"]) == 2
+    assert main([*shlex.split(words), "--print-config"]) == 2
     assert expected in capsys.readouterr().err
 
 

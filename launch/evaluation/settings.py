@@ -34,7 +34,7 @@ class EvaluateSettings:
     """The bundle that `lavic tune` made: RUN/bundle. Arms that use no model need none."""
     store: Path | None = None
     """The item store that it was tuned on, from `lavic embed`."""
-    test: tuple[str, ...]
+    test: tuple[str, ...] = Field(min_length=1)
     """Conversation files, each FILE or NAME=FILE; the first is the main test set."""
     out: Path
     """Folder for results.json, predictions.jsonl and report.html."""

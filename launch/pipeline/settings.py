@@ -114,7 +114,7 @@ class SweepSettings:
     """Each stands for `{category}` in the files of `conversations`."""
     candidates: tuple[str, ...] = ()
     """Keys of the candidate lists, such as [candidates_st, candidates_gpt_large]."""
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Seeds of stage 2."""
     at_once: PositiveInt | None = None
     """Most tasks of an array that run at once; by default as many as SLURM starts."""
@@ -142,7 +142,7 @@ class PipelineSettings:
 
     out: Path
     """Folder for everything, on a file system that all nodes share."""
-    stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage not in RETRIEVAL)
+    stages: tuple[Stage, ...] = Field(default=tuple(stage for stage in STAGES if stage not in RETRIEVAL), min_length=1)
     """The stages of the pipeline. With `retrieve`, candidates are searched for in the whole catalogue; with
     `tune-retriever` also by photos."""
     photos: PhotosSettings = PhotosSettings()

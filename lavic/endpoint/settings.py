@@ -110,8 +110,12 @@ def base_url(text: str) -> str:
     Raises:
         ValueError: It is no address of an HTTP server.
     """
-    parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(text.strip())
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        valid = False
+    if not valid:
         raise ValueError("should be the address of a server, such as http://node1:8000/v1")
     path = _PATHS.sub("", parts.path).rstrip("/") or "/v1"
     return parts._replace(path=path, fragment="").geturl()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lavic.config import flatten
 from lavic.data.index.item_index import ItemIndex
@@ -14,7 +14,7 @@ from lavic.recommend.retrieval.recall import recall
 from lavic.shards.retrieval.inputs import Input
 from lavic.shards.retrieval.output import count_targets, falling, recall_table, write_conversations
 from lavic.shards.retrieval.search_work import Run, search_all
-from lavic.shards.retrieval.settings import RetrieveSettings
+from lavic.shards.retrieval.settings import MethodName, RetrieveSettings
 from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
 from lavic.tracking.tracker import Tracker
@@ -41,6 +41,8 @@ def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker:
             final = _final(lists, chosen)
             write_conversations(each.out, each.rows, final, chosen.key)
             shown = {**lists, **({FUSED: final} if len(lists) > 1 else {})}
+            for name in {*get_args(MethodName), FUSED}.difference(shown):  # of an earlier command
+                (chosen.folder / f"{each.name}.{name}.run").unlink(missing_ok=True)
             for name, hits in shown.items():
                 rows = zip(each.conversations, hits, strict=True)
                 write_run(

@@ -29,7 +29,7 @@ class RetrieveSettings:
 
     items: tuple[str, ...] = ()
     """The catalogue: files, globs and URIs, as for `lavic crawl`. An index that stands can be used without them."""
-    conversations: tuple[str, ...]
+    conversations: tuple[str, ...] = Field(min_length=1)
     """Conversation files in the released form: paths and URIs."""
     out: Path
     """A file ending in .jsonl for one conversation file, or a folder."""
@@ -37,7 +37,7 @@ class RetrieveSettings:
     """Folder of the index; made at first use, refused if it is of another catalogue or of other settings."""
     key: Annotated[str, StringConstraints(pattern=r"^candidates\w*$")] = "candidates_fused"
     """Key of the new list in every row; its scores stand under `scores...`."""
-    methods: tuple[MethodName, ...] = ("bm25",)
+    methods: tuple[MethodName, ...] = Field(default=("bm25",), min_length=1)
     """How to search; lists of several methods are fused by reciprocal rank."""
     weights: tuple[PositiveFloat, ...] = ()
     """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""

@@ -342,7 +342,7 @@ def test_addresses_in_any_form(given, base):
     assert base_url(given) == base
 
 
-@pytest.mark.parametrize("given", ["n1:8000", "ftp://n1/v1", "", "http://", "/v1"])
+@pytest.mark.parametrize("given", ["n1:8000", "ftp://n1/v1", "", "http://", "/v1", "http://n1:80800", "http://n1:a"])
 def test_what_is_no_address_is_refused(given):
     with pytest.raises(ValueError, match="address of a server"):
         base_url(given)

@@ -6,7 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from lavic.config import settings
 from lavic.data.catalog import find_files, read_items
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 class TextSettings:
     """What an item's text is made of."""
 
-    fields: tuple[Field, ...] = ("title",)
+    fields: Annotated[tuple[Field, ...], pydantic.Field(min_length=1)] = ("title",)
     """Fields of the catalogue, in this order; `photos` are the catalogue's descriptions of the item's photos."""
 
 

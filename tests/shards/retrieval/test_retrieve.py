@@ -95,6 +95,28 @@ def test_a_run_has_falling_scores_and_the_same_items(tmp_path, words):
     assert run == lists
 
 
+def test_runs_of_an_earlier_command_do_not_stay(tmp_path, words):
+    out = ["--out", f"{tmp_path / 'lists'}", "--draws", "50"]
+    with openai_server() as server:
+        more = ["--methods", "bm25", "endpoint", "--endpoint.url", server.url, "--endpoint.model", "m"]
+        assert main([*words, *out, *more]) == 0
+    assert {path.name for path in (tmp_path / "lists").glob("*.run")} == {
+        *(f"test.{name}.run" for name in ("bm25", "endpoint", "fused"))
+    }
+    assert main([*words, *out]) == 0
+    assert [path.name for path in (tmp_path / "lists").glob("*.run")] == ["test.bm25.run"]
+
+
+def test_an_input_is_never_written_over(tmp_path, words, capsys):
+    test = tmp_path / "test.jsonl"
+    before = test.read_bytes()
+    for given in (f"{test}", f"file://{test}"):
+        words[words.index("--conversations") + 1] = given
+        assert main([*words, "--out", f"{test}"]) == 2
+        assert f"--out {test}: is an input too" in capsys.readouterr().err
+    assert test.read_bytes() == before
+
+
 def test_a_folder_takes_several_files_and_never_gets_a_target_added(tmp_path, words):
     valid = conversations(tmp_path / "valid.jsonl", seed=1)
     rows = read(valid)
