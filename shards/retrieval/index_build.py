@@ -25,8 +25,9 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
     Raises:
         DataError: It is of another catalogue, of other texts or of other settings.
     """
-    if chosen.store is not None and not (chosen.store / FILE).is_file():
-        raise DataError(f"--store {chosen.store}: not a whole item store (no manifest.json): run `lavic embed` again")
+    store = ItemIndex.of_store(chosen.store) if chosen.store else None
+    if chosen.store is not None and store is None:
+        raise DataError(f"--store {chosen.store}: not a whole item store: name the --out of `lavic embed`")
     if (standing := _standing(chosen)) is not None:
         _print_index(chosen.index, standing)
         _check_store(chosen)
@@ -37,7 +38,6 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
             manifest, before = IndexManifest.read(chosen.index), None
             _check_store(chosen)
         else:
-            store = ItemIndex.of_store(chosen.store) if chosen.store else None
             rows = CatalogRows(chosen.items, chosen.text, store)
             manifest, before = prepare_index(
                 chosen.index,

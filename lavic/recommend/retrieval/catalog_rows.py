@@ -14,6 +14,7 @@ from lavic.config import settings
 from lavic.data.catalog import find_files, read_items
 from lavic.data.schema import Item
 from lavic.data.sources.record import BadRecord
+from lavic.errors import DataError
 from lavic.recommend.retrieval.item_table import Row
 
 Field = Literal["title", "categories", "features", "description", "photos"]
@@ -65,7 +66,13 @@ class CatalogRows:
         self.left_out: Counter[str] = Counter()
 
     def __call__(self) -> Iterator[Row]:
+        """The rows of one pass.
+
+        Raises:
+            DataError: There is none.
+        """
         self.left_out = Counter()
+        empty = True
         for item in read_items(self._paths, self._reject):
             if self._available is not None and item.id not in self._available:
                 self.left_out["unavailable"] += 1
@@ -73,7 +80,12 @@ class CatalogRows:
             text = item_text(item, self._text.fields)
             if not text.strip():
                 self.left_out["no_text"] += 1
+            empty = False
             yield Row(item.id, text)
+        if empty:
+            why = "".join(f"; {reason} {count:,}" for reason, count in self.left_out.items())
+            hint = " (not in the item store)" if self.left_out["unavailable"] else ""
+            raise DataError(f"{', '.join(map(str, self._paths))}: no item to index{why}{hint}")
 
     def counts(self) -> dict[str, int]:
         """Of the last pass."""

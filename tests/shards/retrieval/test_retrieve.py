@@ -107,16 +107,6 @@ def test_runs_of_an_earlier_command_do_not_stay(tmp_path, words):
     assert [path.name for path in (tmp_path / "lists").glob("*.run")] == ["test.bm25.run"]
 
 
-def test_an_input_is_never_written_over(tmp_path, words, capsys):
-    test = tmp_path / "test.jsonl"
-    before = test.read_bytes()
-    for given in (f"{test}", f"file://{test}"):
-        words[words.index("--conversations") + 1] = given
-        assert main([*words, "--out", f"{test}"]) == 2
-        assert f"--out {test}: is an input too" in capsys.readouterr().err
-    assert test.read_bytes() == before
-
-
 def test_a_folder_takes_several_files_and_never_gets_a_target_added(tmp_path, words):
     valid = conversations(tmp_path / "valid.jsonl", seed=1)
     rows = read(valid)
@@ -198,21 +188,34 @@ def test_the_same_command_again_reads_the_index_only(tmp_path, words, monkeypatc
         (["--key", "list"], "--key"),
         (["--k", "0"], "--k"),
         (["--store", "absent"], "not a whole item store"),
+        (["--store", "{index}"], "not a whole item store"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path, words, capsys, more, message):
     out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
     assert main([*words, *out]) == 0
     capsys.readouterr()
-    assert main([*words, *out, *more]) == 2
+    assert main([*words, *out, *(word.format(index=tmp_path / "index") for word in more)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
+def test_a_catalogue_without_an_item_says_why(tmp_path, words, capsys):
+    words[words.index("--items") + 1] = f"{write_lines(tmp_path / 'empty.jsonl', [{'title': 'no id'}])}"
+    assert main([*words, "--out", f"{tmp_path / 'lists.jsonl'}"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"lavic retrieve: error: {tmp_path / 'empty.jsonl'}: no item to index; unreadable 1"
+
+
 def test_an_input_is_not_overwritten(tmp_path, words, capsys):
-    assert main([*words, "--out", f"{tmp_path / 'test.jsonl'}"]) == 2
-    assert "is an input too" in capsys.readouterr().err
+    test = tmp_path / "test.jsonl"
+    before = test.read_bytes()
+    for given in (f"{test}", f"file://{test}"):
+        words[words.index("--conversations") + 1] = given
+        assert main([*words, "--out", f"{test}"]) == 2
+        assert "is an input too" in capsys.readouterr().err
+    assert test.read_bytes() == before
 
 
 def test_a_catalogue_that_changed_is_refused_and_one_that_grew_extends(tmp_path, words, capsys):
