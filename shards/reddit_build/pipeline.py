@@ -12,8 +12,9 @@ import numpy as np
 
 from lavic.data.reddit.dumps.gather import bucket_sizes
 from lavic.data.reddit.dumps.id_table import BUCKETS, merge_tables
-from lavic.data.reddit.item_table import ItemTable, merge_catalogue
+from lavic.data.reddit.item_table import ItemTable, first_broken, merge_catalogue
 from lavic.distributed.ray_session import RaySettings
+from lavic.errors import DataError
 from lavic.shards.cluster.tasks import run_tasks
 from lavic.shards.reddit_build.steps import (
     FileTask,
@@ -58,20 +59,35 @@ class Pipeline:
         return {name: result for name, result in results.items() if result is not None}
 
     def catalogue(self, items: dict[str, str], reviews: dict[str, str]) -> tuple[Path, Counter[str]]:
-        """The folder of the catalogue's tables, and counts of its records."""
+        """The folder of the catalogue's tables, and counts of its records.
+
+        Raises:
+            DataError: A file cannot be read, the catalogue has no item of Amazon's, or a file has no review.
+        """
         folder = self.work.path / "table"
         tasks = [FileTask(path=path, out=self.work.file("table", key), kind="items") for path, key in items.items()]
         tasks += [
-            FileTask(path=path, out=self.work.file("table", key), kind="reviews") for path, key in reviews.items()
+            FileTask(path=path, out=self.work.file("reviews", key), kind="reviews") for path, key in reviews.items()
         ]
         results = self.run(catalogue_step, tasks, "reading the catalogue")
-        if not ItemTable.is_complete(folder):
-            merge_catalogue(
-                folder,
-                [task.out for task in tasks if task.kind == "items"],
-                [task.out for task in tasks if task.kind == "reviews"],
+        counts = sum_counts(results.values())
+        tables = [task.out for task in tasks if task.kind == "items"]
+        if counts["items"] == counts["items_without_an_amazon_id"]:
+            broken = f", {counts['broken_records']:,} broken records" if counts["broken_records"] else ""
+            first = f"; the first: {first_broken(tables)}" if broken else ""
+            raise DataError(
+                f"{', '.join(items)}: no item with an id of Amazon's ({counts['items']:,} items{broken}{first})"
             )
-        return folder, sum_counts(results.values())
+        for task in tasks:
+            read = results[str(task.out)]["counts"]
+            if task.kind == "reviews" and read["reviews"] == read["broken_reviews"]:
+                raise DataError(
+                    f"{task.path}: none of its {read['reviews']:,} lines is a review with `asin` and `parent_asin`: "
+                    "--reviews takes the review files of Amazon Reviews 2023"
+                )
+        if not ItemTable.is_complete(folder):
+            merge_catalogue(folder, tables, [task.out for task in tasks if task.kind == "reviews"])
+        return folder, counts
 
     def scan(self, dumps: dict[str, str], table: Path, *, short: bool) -> tuple[list[FileTask], Results]:
         """The submissions with links to items of each dump."""

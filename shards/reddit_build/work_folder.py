@@ -37,7 +37,7 @@ class WorkFolder:
         if self.path.exists() and (not written.exists() or written.read_text("utf-8") != self.digest):
             log.info("inputs or settings have changed: the steps start anew")
             shutil.rmtree(self.path)
-        for step in ("table", "scan", "gather", "threads"):
+        for step in ("table", "reviews", "scan", "gather", "threads"):
             folder = self.path / step
             folder.mkdir(parents=True, exist_ok=True)
             remove_partial_files(folder)

@@ -102,6 +102,40 @@ def test_the_set_is_the_same_however_the_rows_are_spread(tmp_path: Path) -> None
     assert not (tmp_path / "a" / "work").exists()
 
 
+def test_a_catalogue_or_reviews_of_another_kind_end_it_before_the_dumps_are_read(
+    small: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, dumps, _ = small
+    old, other = tmp_path / "old.json", tmp_path / "other.jsonl"
+    old.write_text("{'asin': 'B1AAAAAAA1'}\n")
+    write_items(other, ["123", "shoe"])
+    for flag, file, message in (
+        (
+            "--items",
+            old,
+            f"{old}: no item with an id of Amazon's (0 items, 1 broken records; the first: {old}:1: not JSON",
+        ),
+        ("--items", other, f"{other}: no item with an id of Amazon's (2 items)"),
+        ("--reviews", dumps[1], f"{dumps[1]}: none of its 4,000 lines is a review with `asin` and `parent_asin`"),
+    ):
+        given = words(folder, dumps, tmp_path / "out", "--ray.workers", "1")
+        given[given.index(flag) + 1] = str(file)
+        assert main(given) == 2
+        errors = capsys.readouterr().err
+        assert message in errors and "searching links" not in errors
+
+
+def test_one_file_may_be_catalogue_and_reviews(small: tuple, tmp_path: Path) -> None:
+    folder, dumps, made = small
+    both = tmp_path / "both.jsonl"
+    rows = [json.loads(line) for line in (folder / "meta.jsonl").read_text().splitlines()]
+    both.write_text("".join(json.dumps({**row, "asin": row["parent_asin"]}) + "\n" for row in rows))
+    given = words(folder, dumps, tmp_path / "out", "--ray.workers", "1")
+    given[given.index("--items") + 1] = given[given.index("--reviews") + 1] = str(both)
+    assert main(given) == 0
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == made["train.jsonl"]
+
+
 def test_the_set_is_the_same_from_dumps_of_both_kinds(small: tuple, tmp_path: Path) -> None:
     folder, _, made = small
     submissions, comments = drawn_posts(200, 20)

@@ -58,7 +58,8 @@ def read_catalogue(path: str, out: Path) -> dict[str, int]:
         numbers.append(number)
         categories.append(names.setdefault(name, len(names)))
     counts["broken_records"] = len(bad)
-    atomic_write(out.with_suffix(".json"), json.dumps({"categories": list(names), "counts": counts}))
+    notes = {"categories": list(names), "counts": counts, "broken": str(bad[0]) if bad else ""}
+    atomic_write(out.with_suffix(".json"), json.dumps(notes))
     write_table(out, np.array(numbers, np.uint64), np.array(categories, np.uint64))
     return counts
 
@@ -103,6 +104,12 @@ def merge_catalogue(folder: Path, items: Sequence[Path], variants: Sequence[Path
     merge_tables(folder / _VARIANTS, variants, with_values=True)
     merge_tables(folder / _ITEMS, renamed, with_values=True)
     atomic_write(folder / _CATEGORIES, json.dumps(categories))
+
+
+def first_broken(tables: Sequence[Path]) -> str:
+    """The first record that could not be read, of the files of some tables; empty where all could."""
+    notes = (json.loads(path.with_suffix(".json").read_text("utf-8")) for path in tables)
+    return next((str(note["broken"]) for note in notes if note["broken"]), "")
 
 
 class ItemTable:
