@@ -12,7 +12,7 @@ from lavic.data.sources.tables import CSV, LIST, PARQUET, csv_records, items_of_
 from lavic.errors import DataError, first_line
 from lavic.storage.compression import unpacked_name
 from lavic.storage.json_text import json_type
-from lavic.storage.remote import options, storage_errors
+from lavic.storage.paths import options, storage_errors
 from lavic.storage.text_files import open_text_file
 
 _PARQUET_MAGIC = b"PAR1"

@@ -22,14 +22,14 @@ def atomic_open(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a binary file that replaces `path` when the block succeeds, and is removed when it raises.
 
     Each writer of a path has its own file; the last to finish wins. In an object store the file is uploaded at the end.
-
-    Args:
-        path: The file.
-        durable: Whether to fsync it; too slow for many small files that are easily made again.
+    One that is not `durable` is not synced to disk, which is too slow for many small files that are easily made again.
     """
     if is_remote(path):
-        with _uploaded(path) as upload:
-            yield upload
+        with tempfile.NamedTemporaryFile(suffix=PART) as upload:
+            yield cast(BinaryIO, upload)
+            upload.flush()
+            store = cast(Any, path)
+            store.fs.put_file(upload.name, store.path)
         return
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
@@ -41,15 +41,6 @@ def atomic_open(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _uploaded(path: Path) -> Iterator[BinaryIO]:
-    with tempfile.NamedTemporaryFile(suffix=PART) as file:
-        yield cast(BinaryIO, file)
-        file.flush()
-        store = cast(Any, path)
-        store.fs.put_file(file.name, store.path)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

@@ -27,12 +27,10 @@ class UnknownFormat(ValueError):
 def load_checked(data: bytes, format: str | None = None) -> dict[str, Any]:
     """The object of a text by `dump_checked`; one without a checksum, from an older version, is not checked.
 
-    Args:
-        data: The bytes of the file.
-        format: The expected value of its key "format"; that key is removed.
+    With `format`, the expected value of its key "format", that key is removed.
 
     Raises:
-        UnknownFormat: It has another one.
+        UnknownFormat: It has another format.
         ValueError: It is not a JSON object, or its checksum does not match.
     """
     try:

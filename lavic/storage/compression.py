@@ -39,59 +39,53 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZIP = b"PK\x03\x04"
 
 
-class Decompressed(io.RawIOBase):
+class BlockStream(io.RawIOBase):
+    """A stream of blocks."""
+
+    _unread = b""
+
+    def read_block(self) -> bytes:
+        """The next bytes, of any number: no copy is made of them. Empty at the end."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._unread:
+            self._unread = self.read_block()
+        count = min(len(buffer), len(self._unread))
+        buffer[:count] = self._unread[:count]
+        self._unread = self._unread[count:]
+        return count
+
+
+class Decompressed(BlockStream):
     """The content of a compressed file: all its members, one after the other.
 
-    Bytes after the last member are not read; `trailing` counts them, without zeros, which are padding.
+    Bytes after the last member are not read; `trailing` counts them, without zeros, which are padding. Reading raises
+    CorruptData where a member is corrupt or the file is truncated.
     """
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
-        """Reads from the start of `file`.
-
-        Args:
-            file: The compressed bytes.
-            kind: The compression, see `compression_of`.
-        """
+        """Reads from the start of `file`; its compression is that of `compression_of`."""
         self._file, self._kind = file, kind
         self._new, self._error = _decoder(kind)
         self._decoder = self._new()
-        self._content = b""
         self._input = b""
         self._ended = False
         self.trailing = 0
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer, maybe in part; returns 0 at the end.
-
-        Raises:
-            CorruptData: A member is corrupt, or the file is truncated.
-        """
-        if not self._content:
-            self._content = self.read_block()
-        count = min(len(buffer), len(self._content))
-        buffer[:count] = self._content[:count]
-        self._content = self._content[count:]
-        return count
-
     def read_block(self) -> bytes:
-        """The next bytes, as many as the decoder gives at a time: no copy is made of them. Empty at the end.
-
-        Raises:
-            CorruptData: As `readinto`.
-        """
-        while not self._content and not self._ended:
-            self._advance()
-        block, self._content = self._content, b""
+        block = b""
+        while not block and not self._ended:
+            if self._decoder.eof:
+                self._next_member()
+            else:
+                block = self._decompress()
         return block
 
-    def _advance(self) -> None:
-        if self._decoder.eof:
-            self._next_member()
-            return
+    def _decompress(self) -> bytes:
         # zlib returns the input that did not fit into the output; bz2 and lzma keep it.
         data = self._input
         if not data and getattr(self._decoder, "needs_input", True):
@@ -99,10 +93,11 @@ class Decompressed(io.RawIOBase):
             if not data:
                 raise CorruptData("the file is truncated")
         try:
-            self._content = self._decoder.decompress(data, _OUTPUT)
+            block: bytes = self._decoder.decompress(data, _OUTPUT)
         except (EOFError, OSError, ValueError, self._error) as error:
             raise CorruptData(first_line(error)) from None
         self._input = getattr(self._decoder, "unconsumed_tail", b"")
+        return block
 
     def _next_member(self) -> None:
         rest = self._decoder.unused_data.lstrip(b"\0")

@@ -8,7 +8,6 @@ import os
 import time
 import weakref
 from pathlib import Path
-from types import TracebackType
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -79,7 +78,7 @@ class FileLock:
     def __enter__(self) -> FileLock:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

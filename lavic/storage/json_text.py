@@ -29,6 +29,7 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 _SCALAR_END = re.compile(r"[\s,\]}]")
 _PYTHON = re.compile(r"\s*[{\[]\s*[{\[]?\s*[ub]?'")
+"""The start of a Python dict or list with single quotes, which is not JSON."""
 
 
 class BadJson(ValueError):
@@ -118,17 +119,12 @@ def json_error(error: Exception, text: str) -> str:
         return f"nested more than {MAX_DEPTH} levels deep"
     if isinstance(error, BadJson):
         return str(error)
-    if is_python(text):
+    if _PYTHON.match(text):
         return "a Python dict or list, as in older Amazon data; convert it with ast.literal_eval and json.dumps"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     # int() refuses numbers of thousands of digits, which would take quadratic time.
     return "a number has too many digits" if "integer string conversion" in str(error) else str(error)
-
-
-def is_python(text: str) -> bool:
-    """Whether a text starts like a Python dict or list with single quotes, which is not JSON."""
-    return bool(_PYTHON.match(text))
 
 
 def json_type(value: Any) -> str:

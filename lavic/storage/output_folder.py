@@ -30,7 +30,7 @@ def lock_output_folder(folder: Path, *, timeout_s: float = _KILLED_S, exclusive:
     was refused, the folder and its new parents are removed.
 
     Args:
-        folder: On a file system. If it has no locks, a warning is logged.
+        folder: On a file system; if that has no locks, a warning is logged.
         timeout_s: How long to wait for another command to end.
         exclusive: Whether only the lock's holder writes to the folder; False if other ranks write too.
 
@@ -81,10 +81,9 @@ def not_writable(folder: Path, error: BaseException) -> LavicError:
     """The error for a folder that cannot be written to."""
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or first_line(error)
-    if number in _TRANSIENT:
-        return LavicError(f"{folder}: cannot be written to ({reason}): make room, then run the same command again")
-    if number is None:  # of an object store
-        return LavicError(f"{folder}: cannot be written to ({reason}): fix that, then run the same command again")
+    if number in _TRANSIENT or number is None:  # None: of an object store
+        mend = "fix that" if number is None else "make room"
+        return LavicError(f"{folder}: cannot be written to ({reason}): {mend}, then run the same command again")
     if number in (errno.ENOTDIR, errno.EEXIST):
         reason = "a file is where a folder is needed"
     return ConfigError(f"{folder}: cannot be written to ({reason}); use another folder, or change its permissions")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 from lavic.errors import ConfigError
-from lavic.storage.remote import options as options
-from lavic.storage.remote import storage_errors as storage_errors
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 """`Path` collapses the two slashes of a URI; one-letter schemes are drives on Windows."""
@@ -43,6 +42,17 @@ def place(location: str | Path) -> Path:
         return cast(Path, path)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{uri}: cannot be opened ({error}); object stores need pip install 'lavic[crawl]'") from None
+
+
+def options(address: str) -> dict[str, Any]:
+    """Keyword arguments for fsspec: no cached listings, since other processes write to the same store."""
+    return {"use_listings_cache": False} if "://" in address and "::" not in address else {}
+
+
+def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """The exceptions of reading and writing a path: OSError, those of the object store's client, and `more`."""
+    client = sys.modules.get("botocore.exceptions")
+    return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *more)
 
 
 def is_remote(path: Path) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lavic.errors import DataError, first_line
-from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
-from lavic.storage.remote import options, storage_errors
+from lavic.storage.compression import HEAD, BlockStream, CorruptData, Decompressed, compression_of
+from lavic.storage.paths import options, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,7 @@ class TextFileError(DataError):
     """A text file, or a line of it, that cannot be read."""
 
     def __init__(self, file: str | Path, line: int, reason: str) -> None:
-        """Names file and line.
-
-        Args:
-            file: As it was given.
-            line: From 1; 0 for the file as a unit.
-            reason: What is wrong.
-        """
+        """`line` counts from 1; 0 stands for the whole file."""
         super().__init__(f"{file}:{line}: {reason}" if line else f"{file}: {reason}")
         self.file, self.line, self.reason = str(file), line, reason
 
@@ -55,23 +49,15 @@ class TextFile(io.BufferedReader):
     """A text file as a binary stream of UTF-8 without a byte order mark."""
 
     def __init__(self, file: BinaryIO, path: str | Path) -> None:
-        """Detects compression and encoding.
-
-        Args:
-            file: Its bytes.
-            path: Its name in messages.
-
-        Raises:
-            TextFileError: It is a zip archive.
-        """
+        """Detects compression and encoding; `path` is for messages. Raises TextFileError for a zip archive."""
         self._unpacked: Decompressed | None = None
-        head, file = _head(file, HEAD)
+        head, file = read_head(file, HEAD)
         if kind := compression_of(head):
             if kind == "zip":
                 raise TextFileError(path, 0, "a zip archive; unpack it first")
             self._unpacked = Decompressed(file, kind)
             file = io.BufferedReader(self._unpacked, _CHUNK)
-        head, file = _head(file, _SAMPLE)
+        head, file = read_head(file, _SAMPLE)
         encoding, mark = detect_encoding(head)
         file.read(mark)
         raw = _Prefixed(file) if encoding == "utf-8" else _Recoded(file, encoding)
@@ -85,36 +71,33 @@ class TextFile(io.BufferedReader):
 
 @contextmanager
 def open_text_file(path: str | Path) -> Iterator[TextFile]:
-    """Opens a file for reading.
-
-    Args:
-        path: A path, or a URI that fsspec knows (`s3://...`).
+    """Opens a path, or a URI that fsspec knows (`s3://...`), for reading.
 
     Raises:
         TextFileError: It cannot be opened or read; also raised from reads within the block.
     """
-    with _opened(path) as file, TextFile(file, path) as text:
+    with open_bytes(path) as file, TextFile(file, path) as text:
         yield text
         if text.trailing:
             log.warning("%s: ignored %d bytes after the end of the compressed data", path, text.trailing)
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """A file's bytes as they are stored; `decode_text` reads them as `read_text` does.
-
-    Raises:
-        TextFileError: It cannot be read.
-    """
-    with _opened(path) as file:
-        return file.read()
-
-
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A file's bytes; errors of reading them are TextFileErrors."""
+def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
+    """A file's bytes as they are stored; arguments and errors as for `open_text_file`."""
     try:
-        with _bytes_of(path) as file:
-            yield file
+        if isinstance(path, str) and "://" in path:
+            import fsspec
+
+            try:
+                opened = fsspec.open(path, "rb", **options(path))
+            except ValueError as error:
+                raise TextFileError(path, 0, f"cannot be opened ({first_line(error)})") from None
+            with opened as file:
+                yield file
+        else:
+            with Path(path).open("rb") if isinstance(path, str) else path.open("rb") as file:
+                yield file
     except FileNotFoundError:
         raise TextFileError(path, 0, "no such file") from None
     except CorruptData as error:
@@ -208,46 +191,30 @@ class _Prefixed(io.RawIOBase):
         return count
 
 
-class _Recoded(io.RawIOBase):
+class _Recoded(BlockStream):
     """A file's text as UTF-8. Undecodable input becomes a byte that is not UTF-8, so that its line can be named."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-        self._content, self._ended = b"", False
+        self._ended = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content and not self._ended:
+    def read_block(self) -> bytes:
+        block = b""
+        while not block and not self._ended:
             data = self._file.read(_CHUNK)
             self._ended = not data
             try:
-                self._content = self._decoder.decode(data, final=self._ended).encode("utf-8", "surrogatepass")
+                block = self._decoder.decode(data, final=self._ended).encode("utf-8", "surrogatepass")
             except UnicodeDecodeError:
-                self._content, self._ended = b"\xff", True
-        count = min(len(buffer), len(self._content))
-        buffer[:count] = self._content[:count]
-        self._content = self._content[count:]
-        return count
+                block, self._ended = b"\xff", True
+        return block
 
 
-def _head(file: BinaryIO, count: int) -> tuple[bytes, BinaryIO]:
+def read_head(file: BinaryIO, count: int) -> tuple[bytes, BinaryIO]:
     """A file's first bytes, and a file that starts with them again."""
     head = file.read(count)
     return head, cast(BinaryIO, io.BufferedReader(_Prefixed(file, head), _CHUNK))
-
-
-def _bytes_of(path: str | Path) -> Any:
-    if isinstance(path, str) and "://" in path:
-        import fsspec
-
-        try:
-            return fsspec.open(path, "rb", **options(path))
-        except ValueError as error:
-            raise TextFileError(path, 0, f"cannot be opened ({first_line(error)})") from None
-    return Path(path).open("rb") if isinstance(path, str) else path.open("rb")
 
 
 def _decoded(data: bytes, path: str | Path, line: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lavic.errors import DataError
 from lavic.storage.file_digest import file_sha256
-from lavic.storage.remote import options, storage_errors
+from lavic.storage.paths import options, storage_errors
 
 
 def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

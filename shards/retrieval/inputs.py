@@ -14,7 +14,7 @@ from lavic.data.sources.json_records import json_records
 from lavic.errors import ConfigError
 from lavic.shards.retrieval.settings import RetrieveSettings
 from lavic.storage.paths import is_remote, place
-from lavic.storage.text_files import TextFile, decode_text, read_bytes
+from lavic.storage.text_files import TextFile, decode_text, open_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
     for name, path, out in zip(names, paths, outs, strict=True):
         if out.exists() and not is_remote(read_from := place(path)) and read_from.exists() and out.samefile(read_from):
             raise ConfigError(f"--out {out}: is an input too: use another one")
-        data = read_bytes(path)
+        with open_bytes(path) as file:
+            data = file.read()
         text = decode_text(data, path)
         inputs.append(
             Input(

@@ -12,7 +12,7 @@ from lavic.data.schema import NO_TEXT, Item, as_link, as_text
 from lavic.data.sources.record import BadRecord, OnError, Record, is_utf8, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type
-from lavic.storage.remote import options, storage_errors
+from lavic.storage.paths import options, storage_errors
 from lavic.storage.text_files import MAX_LINE_BYTES, TextFile, raw_lines
 
 COLUMNS = ("id", "url", "title", "text")
@@ -99,12 +99,8 @@ def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors
     """Items of a table with a link in each row.
 
     Adjacent rows with the same id are one item, and so are the links of a row that has a list of them. Without a column
-    of ids each link is an item, and its id is a hash of the link.
-
-    Args:
-        records: The rows.
-        columns: The column of each field, see `COLUMNS`.
-        errors: Called with each row that has no id, or a list where a text is expected.
+    of ids each link is an item, and its id is a hash of the link. `columns` has the column of each field of `COLUMNS`;
+    `errors` is called with each row that has no id, or a list where a text is expected.
     """
     item_id = ""
     rows: list[dict[str, Any]] = []

@@ -50,14 +50,9 @@ class OpenFiles:
         self._lock = threading.RLock()
 
     def get(self, key: Hashable, path: Callable[[], Path]) -> OpenFile:
-        """A file from the cache, opened if it is not there.
+        """The file with a key, opened where it is not open. A file that has been replaced needs another key.
 
-        Args:
-            key: Its key in the cache; a file that has been replaced needs another one.
-            path: Returns its path; called only to open it.
-
-        Raises:
-            OSError: It cannot be opened.
+        `path` is called only to open it. Raises OSError where that fails.
         """
         with self._lock:
             if file := self._open.get(key):

@@ -33,7 +33,7 @@ BACKOFF_S = 0.5
 _TOUCH_S = 10.0
 """Resolution of the time of a copy's last use."""
 _LOG_WAIT_S = 30.0
-"""Seconds after which a wait for another process is logged."""
+"""Seconds between two messages about a wait for another process."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
@@ -69,13 +69,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: Path, limit: int, *, backoff_s: float = BACKOFF_S) -> None:
-        """Creates nothing before the first download.
-
-        Args:
-            folder: Of the copies.
-            limit: Maximum bytes of all copies, including downloads in progress.
-            backoff_s: See `BACKOFF_S`.
-        """
+        """Creates nothing before the first download. `limit` is in bytes, downloads in progress included."""
         self.folder, self.limit = folder, limit
         self._backoff_s = backoff_s
 
@@ -87,10 +81,8 @@ class ShardCache:
             ConfigError: The folder cannot be written to, or is too small for the shard.
             LavicError: The store does not respond, or the disk is full.
         """
-        file = self._open(shard)
-        if file is None:
-            file = self._fetch(shard, wait=True)
-            assert file is not None
+        file = self._open_or_download(shard, wait=True)
+        assert file is not None
         try:
             return os.pread(file, end - start, start)
         except OSError as error:
@@ -99,21 +91,11 @@ class ShardCache:
             os.close(file)
 
     def fetch(self, shard: RemoteShard, *, wait: bool = True) -> bool:
-        """Downloads a shard unless it is in the cache.
+        """Downloads a shard unless it is in the cache; returns whether the cache has it now. Raises as `read`.
 
-        Args:
-            shard: The shard.
-            wait: Whether to wait if another process is downloading it.
-
-        Returns:
-            Whether the cache has a copy now; False only without `wait`.
-
-        Raises:
-            LavicError: As for `read`.
+        Without `wait`, a shard that another process is downloading is left to it: the only case of False.
         """
-        file = self._open(shard)
-        if file is None:
-            file = self._fetch(shard, wait=wait)
+        file = self._open_or_download(shard, wait=wait)
         if file is None:
             return False
         os.close(file)
@@ -146,8 +128,10 @@ class ShardCache:
                 os.utime(file)
         return file
 
-    def _fetch(self, shard: RemoteShard, *, wait: bool) -> int | None:
-        """Downloads a shard, or waits for another process that does; the open copy, or None without `wait`."""
+    def _open_or_download(self, shard: RemoteShard, *, wait: bool) -> int | None:
+        """The open copy; without `wait` None for a shard that another process is downloading."""
+        if (file := self._open(shard)) is not None:
+            return file
         if shard.bytes > self.limit:
             raise ConfigError(
                 f"{shard.path} has {shard.bytes:,} bytes, more than the limit of the cache {self.folder} "
@@ -155,17 +139,12 @@ class ShardCache:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f".{shard.sha256}.lock")
-            started, logged = time.monotonic(), False
-            while not lock.acquire(1.0 if wait else 0.0):
-                if not wait:
-                    return None
-                if not logged and time.monotonic() - started > _LOG_WAIT_S:
+            with FileLock(self.folder / f".{shard.sha256}.lock") as lock:
+                while not lock.acquire(_LOG_WAIT_S if wait else 0.0):
+                    if not wait:
+                        return None
                     log.info("%s: waiting for another process that is downloading it", shard.path)
-                    logged = True
-            with lock:
-                file = self._open(shard)
-                if file is None:
+                if (file := self._open(shard)) is None:
                     file = self._download(shard)
                 if not lock.unsupported:  # without locks, the lock file marks a download in progress
                     lock.remove()

@@ -13,6 +13,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,13 +42,8 @@ class ArrayFile:
     def __init__(self, path: Path, *, kind: str, source: str) -> None:
         """Maps a file; reads only its header.
 
-        Args:
-            path: The file.
-            kind: What it should be an index of, with the version of its columns.
-            source: Digest of its sources.
-
         Raises:
-            ArrayFileError: It is another file.
+            ArrayFileError: It is an index of another `kind`, or of sources with another digest, or no index.
             OSError: It cannot be read.
         """
         self.path = path
@@ -84,16 +81,12 @@ class ArrayFile:
         return os.pread(self._file, end - start, self._start + column.start + start)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.path, self.metadata["kind"], self.metadata["source"])
+        return partial(ArrayFile, kind=self.metadata["kind"], source=self.metadata["source"]), (self.path,)
 
     # At interpreter exit, the names of modules may be None before this is called.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "_file"):
             close(self._file)
-
-
-def _open(path: Path, kind: str, source: str) -> ArrayFile:
-    return ArrayFile(path, kind=kind, source=source)
 
 
 class _Column:
@@ -109,30 +102,23 @@ class _Column:
 class ArrayWriter:
     """Columns that grow on the disk, block by block, and are joined into one file at the end.
 
-    Memory does not grow with them. A context manager, which removes the temporary files.
+    Memory does not grow with them. A context manager, which removes its temporary files in `folder`.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Creates no file yet.
-
-        Args:
-            folder: Of the temporary files.
-        """
         self._folder = folder
         self._columns: dict[str, GrowingColumn] = {}
-        self._scratch: list[GrowingColumn] = []
+        self._files = ExitStack()
 
     def column(self, name: str, dtype: str, width: int = 0) -> GrowingColumn:
         """A new column of numbers; with `width`, of rows of so many numbers."""
-        column = GrowingColumn(self._folder, np.dtype(dtype), width)
-        self._columns[name] = column
-        return column
+        self._columns[name] = self.scratch(dtype, width)
+        return self._columns[name]
 
     def scratch(self, dtype: str, width: int = 0) -> GrowingColumn:
         """A column that does not become part of the file."""
-        column = GrowingColumn(self._folder, np.dtype(dtype), width)
-        self._scratch.append(column)
-        return column
+        file = tempfile.TemporaryFile(dir=self._folder, buffering=_BUFFER)  # noqa: SIM115 (closed by `_files`)
+        return GrowingColumn(self._files.enter_context(file), np.dtype(dtype), width)
 
     def put_together(self, file: BinaryIO, metadata: Mapping[str, str]) -> None:
         """Writes the file: its header, then the columns."""
@@ -155,17 +141,15 @@ class ArrayWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for column in (*self._columns.values(), *self._scratch):
-            column.close()
+        self._files.close()
 
 
 class GrowingColumn:
     """A column that is being written, in an anonymous temporary file."""
 
-    def __init__(self, folder: Path, dtype: np.dtype, width: int) -> None:
+    def __init__(self, file: BinaryIO, dtype: np.dtype, width: int) -> None:
         self.dtype, self.width = dtype, width
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=_BUFFER)  # noqa: SIM115 (closed by the writer)
-        self._bytes = 0
+        self._file, self._bytes = file, 0
 
     def append(self, values: np.ndarray | bytes) -> None:
         """Adds rows, or raw bytes."""
@@ -192,7 +176,3 @@ class GrowingColumn:
         """Writes the column into another file."""
         self._file.seek(0)
         shutil.copyfileobj(self._file, file, _BUFFER)
-
-    def close(self) -> None:
-        """Removes the temporary file."""
-        self._file.close()

@@ -41,17 +41,7 @@ def index_name(kind: str, source: str) -> str:
 
 
 def write_index(path: Path, build: Build, *, kind: str, source: str) -> None:
-    """Builds an index, atomically.
-
-    Args:
-        path: The file.
-        build: Adds the columns.
-        kind: What it is an index of, with the version of its columns: `items/1`.
-        source: Digest of its sources.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Builds an index, atomically. Raises OSError where it cannot be written."""
     with ArrayWriter(path.parent) as writer:
         build(writer)
         # No fsync: it is easily built again, and its length shows whether it is complete.
@@ -65,7 +55,7 @@ def shared_index(build: Build, *, kind: str, source: str, owner: str | Path, bes
     Args:
         build: Adds the columns.
         kind: What it is an index of, with the version of its columns: `items/1`.
-        source: Digest of its sources.
+        source: Digest of the sources.
         owner: Path of the sources, for messages; older indexes of the same path are removed.
         beside: Folder of the sources, where their writer may have left the index.
 
@@ -93,19 +83,9 @@ def shared_file(
     owner: str | Path,
     suffix: str = SUFFIX,
 ) -> T:
-    """Opens a file of the cache folder; the first process of a node that needs it writes it.
+    """Opens a file of the cache folder; the first process of a node that needs it writes it. As `shared_index`.
 
-    Args:
-        write: Writes it, atomically.
-        read: Opens it; None if it is missing or invalid.
-        kind: As for `shared_index`.
-        source: As for `shared_index`.
-        owner: As for `shared_index`.
-        suffix: Of its name.
-
-    Raises:
-        ConfigError: No folder is writable.
-        LavicError: Its sources cannot be read, or the disk is full.
+    `write` writes it, atomically; `read` opens it, and returns None where it is missing or invalid.
     """
     folder = _writable_folder()
     owner_digest = hashlib.sha256(str(owner).encode("utf-8", "surrogateescape")).hexdigest()[:12]

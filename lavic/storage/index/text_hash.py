@@ -30,13 +30,9 @@ def hash_text(text: str) -> np.uint64:
 
 
 def in_order(hashes: np.ndarray, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
-    """A stable argsort of hashes, in chunks of about `chunk` positions: int64 [m] each.
+    """A stable argsort of hashes (uint64 [n], best memory-mapped) in chunks of about `chunk` positions: int64 [m] each.
 
     Hashes are uniform, so a chunk is a range of their leading bits, and memory does not grow with their number.
-
-    Args:
-        hashes: uint64 [n], best memory-mapped.
-        chunk: How many to sort at a time.
     """
     bits = prefix_bits(len(hashes), chunk)
     for prefix in range(1 << bits):
@@ -63,11 +59,7 @@ class HashSet:
     """A set of texts, of which only the digests are stored."""
 
     def __init__(self, hashes: np.ndarray) -> None:
-        """Sorts them.
-
-        Args:
-            hashes: uint64 [n, 2], see `hash_texts`; duplicates are allowed.
-        """
+        """Sorts hashes, see `hash_texts`: uint64 [n, 2]; duplicates are allowed."""
         order = np.lexsort((hashes[:, 1], hashes[:, 0]))
         new = np.ones(len(order), bool)
         new[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
@@ -77,19 +69,11 @@ class HashSet:
         return len(self._first)
 
     def holds(self, hashes: np.ndarray) -> np.ndarray:
-        """Which texts are in the set: bool [n].
-
-        Args:
-            hashes: uint64 [n, 2]
-        """
+        """Which texts are in the set: bool [n], for hashes uint64 [n, 2]."""
         return self.find(hashes) >= 0
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The position of texts in the set, -1 for a text that is not in it: int64 [n].
-
-        Args:
-            hashes: uint64 [n, 2]
-        """
+        """The position of texts in the set, -1 for a text that is not in it: int64 [n], for hashes uint64 [n, 2]."""
         positions = np.full(len(hashes), -1)
         rows, candidates = np.arange(len(hashes)), np.searchsorted(self._first, hashes[:, 0])
         while True:  # again for texts whose candidate shares only the first half
