@@ -21,7 +21,7 @@ from typing import Any
 
 from lavic.config import parse
 from lavic.data.reddit.card import card_html, card_markdown
-from lavic.data.reddit.dumps.dump_check import check_dump
+from lavic.data.reddit.dumps.dump_file import check_dump
 from lavic.data.reddit.splits import NAMES
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.distributed.signals import signal_handlers

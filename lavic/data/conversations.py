@@ -38,15 +38,9 @@ def read_conversations(
 
 
 def parse_conversations(text: str, *, name: str, candidates: str | None = None) -> list[Conversation]:
-    """Conversations from text, such as that of standard input.
+    """Conversations from the content of a file, or of standard input; otherwise as `read_conversations`.
 
-    Args:
-        text: The content of a conversation file.
-        name: Of the source, for messages and the conversations' ids.
-        candidates: As for `read_conversations`.
-
-    Raises:
-        DataError: As `read_conversations`.
+    The name of the source is for messages and the conversations' ids.
     """
     file = TextFile(io.BytesIO(text.encode()), name)
     records = json_records(name, file, None, is_json=Path(name).suffix == ".json", keyed=False)

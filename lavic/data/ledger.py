@@ -19,12 +19,7 @@ def ledger_path(shard: Path) -> Path:
 def read_digests(shard: Path, samples: int) -> list[tuple[str, str]] | None:
     """The key of each of a shard's samples and the sha256 of the photo as received, in order, from its ledger.
 
-    Args:
-        shard: Its tar.
-        samples: Number of its samples.
-
-    Returns:
-        The pairs; None if the ledger is missing or broken, or has another number of stored photos.
+    None if the ledger is missing or broken, or has another number of stored photos than `samples`.
     """
     try:
         lines = ledger_path(shard).read_bytes().splitlines()

@@ -72,11 +72,7 @@ class Link:
 
 
 def asins(text: str) -> list[str]:
-    """Ids of the items that a text links to, in its order, once each.
-
-    Args:
-        text: Markdown, HTML or plain; anything that is no link to an item is ignored.
-    """
+    """Ids of the items that a text (markdown, HTML or plain) links to, in its order, once each."""
     return list(dict.fromkeys(link.asin for link in find_links(text)))
 
 

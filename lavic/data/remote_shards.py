@@ -39,13 +39,7 @@ class RemoteShards:
     """Reads bytes of the shards of a set in an object store."""
 
     def __init__(self, manifest: Manifest, settings: CacheSettings, *, copy: bool = True) -> None:
-        """Opens no connection yet.
-
-        Args:
-            manifest: Of the set.
-            settings: Of the cache.
-            copy: Whether a shard is copied before it is read; otherwise only the requested bytes are downloaded.
-        """
+        """Opens no connection yet. Without `copy` only the requested bytes of a shard are downloaded."""
         self._manifest = manifest
         self._settings = settings
         self._copy = copy
@@ -90,12 +84,7 @@ class ReadAhead:
     """
 
     def __init__(self, cache: ShardCache, downloads: int) -> None:
-        """The thread starts with the first request.
-
-        Args:
-            cache: Of the copies.
-            downloads: Maximum at a time, over all processes that share the cache.
-        """
+        """The thread starts with the first request. `downloads` counts over all processes that share the cache."""
         self._cache = cache
         self._slots = [cache.folder / f".ahead-{number}.lock" for number in range(downloads)]
         self._requested: list[RemoteShard] = []

@@ -26,8 +26,8 @@ ITEM_KEYS = frozenset(_ITEM_KEYS.split())
 """Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
 
 _OPENING_TAG = re.compile(r"<(submission|comment)>")
-TAG = re.compile(r"</?(?:submission|comment)>")
-"""Begins or ends a turn in the text of a conversation."""
+TAG = re.compile(r"<(?=/?(?:submission|comment)>)")
+"""The start of a tag, which begins or ends a turn in the text of a conversation."""
 _AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
 _AMAZON_PHOTO = re.compile(
     r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
@@ -123,12 +123,10 @@ class Conversation:
 
 
 def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequence[ImageSize] = SIZES) -> Item:
-    """Read one item of a LaViC or Amazon Reviews 2023 catalogue.
+    """The item of a record of a LaViC or Amazon Reviews 2023 catalogue.
 
-    Args:
-        meta: One catalogue record.
-        id: The item's id where the file holds it as a key; otherwise it is read from the record.
-        sizes: Which link of a photo to take, the first that is there.
+    Its id is read from the record unless it is given, since the file holds it as a key. Of a photo's links the first of
+    these sizes is taken.
 
     Raises:
         ValueError: The record is not an item; the message says why, without the place.
@@ -261,13 +259,7 @@ def context_of(turns: Sequence[Turn]) -> str:
     A tag within a turn gets a blank behind its `<`, so that it ends or begins no turn.
     """
     tags = {"seeker": "submission", "comment": "comment"}
-    return "".join(
-        f"<{tags[turn.role]}>{TAG.sub(_loosened, turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns
-    )
-
-
-def _loosened(tag: re.Match[str]) -> str:
-    return f"< {tag[0][1:]}"
+    return "".join(f"<{tags[turn.role]}>{TAG.sub('< ', turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns)
 
 
 def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:

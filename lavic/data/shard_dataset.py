@@ -101,11 +101,7 @@ class ShardDataset:
         return self._remote is not None
 
     def read_ahead(self, indices: np.ndarray) -> None:
-        """Downloads the shards of the samples that are read next, in the background.
-
-        Args:
-            indices: int64 [n], numbers of samples in the order of their use.
-        """
+        """Downloads the shards of the samples that are read next (int64 [n], in their order), in the background."""
         if self._remote is not None:
             shards = np.searchsorted(self._starts, indices, side="right") - 1
             self._remote.read_ahead(dict.fromkeys(shards.tolist()))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -155,17 +154,16 @@ class ShardWriter:
         sha256 = self._hash.hexdigest()
         return ShardEntry(name=self.path.name, samples=self.samples, bytes=self.bytes, sha256=sha256)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self.samples:
+    def __exit__(self, *raised: Any) -> None:
+        complete = raised[0] is None
+        if complete and self.samples:
             self._offsets.append(self.bytes)
             self._write(bytes(2 * BLOCK))
             self._write(bytes(-self.bytes % _RECORD))
-        self._stack.__exit__(kind, error, trace)
-        if error is None and self.samples:
+        self._stack.__exit__(*raised)
+        if complete and self.samples:
             atomic_write(index_path(self.path), pack_offsets(self._offsets))
-        elif error is None:
+        elif complete:
             self.path.unlink(missing_ok=True)
             index_path(self.path).unlink(missing_ok=True)
 
@@ -204,12 +202,7 @@ def pack_offsets(offsets: Sequence[int]) -> bytes:
 
 
 def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
-    """The offsets of a shard's samples and the end of the last: uint64 [samples + 1].
-
-    Args:
-        shard: Its tar.
-        samples: Number of its samples.
-        size: Bytes of the tar.
+    """The offsets of the samples of a tar of `size` bytes, and the end of the last: uint64 [samples + 1].
 
     Raises:
         DataError: The index is missing, or does not fit the tar.
@@ -284,20 +277,13 @@ def read_samples(shard: Path) -> Iterator[Sample]:
     """
     try:
         with shard.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            yield from iter_samples(file.read, size, str(shard))
+            yield from iter_samples(file.read, shard.stat().st_size, str(shard))
     except OSError as error:
         raise DataError(f"{shard}: cannot be read ({error})") from None
 
 
 def iter_samples(read: Callable[[int], bytes], size: int, where: str) -> Iterator[Sample]:
-    """The samples of a tar.
-
-    Args:
-        read: Reads so many bytes; the bytes after the last sample are not read.
-        size: Bytes of the tar.
-        where: Its path, for messages.
+    """The samples of a tar of `size` bytes, read by `read`; the bytes after the last sample are not read.
 
     Raises:
         DataError: It is truncated, or contains something other than samples.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lavic.data.reddit.dumps.dump_check import check_dump
+from lavic.data.reddit.dumps.dump_file import check_dump
 from lavic.data.reddit.dumps.gather import read_buckets
 from lavic.data.reddit.dumps.id_table import bucket_of, write_table
 from lavic.data.reddit.dumps.post import is_gone

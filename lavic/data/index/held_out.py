@@ -24,31 +24,29 @@ KIND = "held_out/1"
 def held_out(train: ShardDataset, valid: ShardDataset) -> HeldOut:
     """The samples of a training set that would leak into validation.
 
-    Args:
-        train: The training set.
-        valid: The validation set.
-
-    Returns:
-        Every photo in `train` of an item that has a photo in `valid`, stored or as a duplicate, and every photo whose
-        bytes, as received, are those of a photo in `valid`.
+    That is every photo in `train` of an item that has a photo in `valid`, stored or as a duplicate, and every photo
+    whose bytes, as received, are those of a photo in `valid`.
     """
     source = digest_json({"train": train.index.source, "valid": valid.index.source})
     owner = Path(f"{train.manifest.folder} without {valid.manifest.folder}")
     file = shared_index(lambda writer: _build(train, valid, writer), kind=KIND, source=source, owner=owner)
-    return HeldOut(file["gaps"], file)
+    return HeldOut.mapped(file)
 
 
 class HeldOut:
-    """Numbers of the samples to exclude from a set."""
+    """Numbers of the samples to exclude from a set.
+
+    They are stored as gaps: for each excluded sample, in ascending order, the number of remaining samples before it,
+    int64 [n]. A file that they are mapped from is opened again after pickling.
+    """
 
     def __init__(self, gaps: np.ndarray, file: ArrayFile | None = None) -> None:
-        """Stores the numbers as gaps.
-
-        Args:
-            gaps: For each excluded sample, in ascending order, the number of remaining samples before it: int64 [n]
-            file: The file that `gaps` is mapped from; it is opened again after pickling.
-        """
         self._gaps, self._file = gaps, file
+
+    @classmethod
+    def mapped(cls, file: ArrayFile) -> HeldOut:
+        """From a file of `held_out`."""
+        return cls(file["gaps"], file)
 
     @classmethod
     def of(cls, rows: Sequence[int]) -> HeldOut:
@@ -71,23 +69,13 @@ class HeldOut:
         return indices - np.searchsorted(self.rows(), indices)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self._file,)) if self._file else (HeldOut, (self._gaps,))
-
-
-def _reopen(file: ArrayFile) -> HeldOut:
-    return HeldOut(file["gaps"], file)
+        return (HeldOut.mapped, (self._file,)) if self._file else (HeldOut, (self._gaps,))
 
 
 class FilteredDataset:
     """A set of shards without some of its samples; the others have new consecutive numbers."""
 
     def __init__(self, data: ShardDataset, excluded: HeldOut) -> None:
-        """Excludes samples.
-
-        Args:
-            data: The full set.
-            excluded: The samples to exclude.
-        """
         self.data, self.excluded = data, excluded
 
     @property
@@ -146,7 +134,7 @@ def _build(train: ShardDataset, valid: ShardDataset, writer: ArrayWriter) -> Non
 
 
 def _gaps(rows: np.ndarray, excluded_before: int) -> np.ndarray:
-    """The gaps of `HeldOut.__init__` for excluded rows."""
+    """The gaps of `HeldOut` for excluded rows."""
     return rows - excluded_before - np.arange(len(rows))
 
 

@@ -86,10 +86,6 @@ class ItemIndex:
     def open(cls, folder: Path, lists: Sequence[ItemList]) -> ItemIndex:
         """Opens the index of a store; builds it if it is missing.
 
-        Args:
-            folder: The store.
-            lists: Its lists of items, in their order.
-
         Raises:
             DataError: A list does not match the manifest.
         """
@@ -178,7 +174,6 @@ class ItemIds(LazyTexts):
     """The ids of a store."""
 
     def __init__(self, index: ItemIndex) -> None:
-        """The ids in an index."""
         self._index = index
 
     def __len__(self) -> int:

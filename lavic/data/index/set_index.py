@@ -108,7 +108,6 @@ class Duplicates(Mapping[str, Reference]):
     """The duplicates of a set by key, read from their files on demand."""
 
     def __init__(self, index: SetIndex) -> None:
-        """The duplicates in an index."""
         self._index = index
 
     def __len__(self) -> int:
@@ -131,11 +130,8 @@ def item_of(key: str) -> str:
 def _find(key: str, keys: TextColumn, items: np.ndarray, order: np.ndarray) -> int | None:
     """The row of a key, or None.
 
-    Args:
-        key: The key.
-        keys: Of the rows.
-        items: Hashes of the rows' items: uint64 [rows, 2]
-        order: The rows in ascending order of `items`: uint32 [rows]
+    `keys` are those of the rows, `items` the hashes of their items (uint64 [rows, 2]), `order` the rows in ascending
+    order of `items` (uint32 [rows]).
     """
     item_hash = int(hash_text(item_of(key)))
     position = bisect_left(order, item_hash, key=lambda row: int(items[row, 0]))
@@ -148,18 +144,18 @@ def _find(key: str, keys: TextColumn, items: np.ndarray, order: np.ndarray) -> i
 
 def _build(data: ShardDataset, files: Sequence[str], writer: ArrayWriter) -> None:
     """Adds the columns of a set."""
-    duplicates = _build_duplicates(data, files, writer)
+    originals = _build_duplicates(data, files, writer)
     keys = TextColumnWriter(writer, "keys")
     items, numbers = writer.column("items", "<u8", 2), writer.column("numbers", "<u4")
     digests = writer.column("digests", "<u8")
     for shard in range(len(data.manifest.shards)):
         shard_keys, sha256s = data.ledger_of(shard)
-        duplicates.find(shard_keys, shard, len(numbers))
+        originals.find(shard_keys, shard, len(numbers))
         keys.append(shard_keys)
         items.append(hash_texts(map(item_of, shard_keys)))
         numbers.append(_numbers(shard_keys))
         digests.append(hash_texts(sha256s)[:, 0] if sha256s else np.zeros(len(shard_keys), "<u8"))
-    writer.column("originals", "<u4").append(duplicates.originals())
+    writer.column("originals", "<u4").append(originals.rows)
     _add_order(writer, "order", items)
 
 
@@ -200,20 +196,18 @@ def _add_order(writer: ArrayWriter, name: str, items: GrowingColumn) -> None:
 
 
 class _Originals:
-    """Finds the samples with the bytes of the duplicates, shard by shard."""
+    """Finds the samples with the bytes of the duplicates, shard by shard.
+
+    Attributes:
+        rows: The number of each duplicate's original, once its shard was searched: uint32 [duplicates]
+    """
 
     def __init__(self, data: ShardDataset, shards: np.ndarray, hashes: np.ndarray) -> None:
-        """Finds none yet.
-
-        Args:
-            data: The set.
-            shards: The shard of each duplicate's original: uint32 [duplicates]
-            hashes: Of the originals' keys: uint64 [duplicates, 2]
-        """
+        """`shards` are those of the originals, uint32 [duplicates]; `hashes` of their keys, uint64 [duplicates, 2]."""
         self._data, self._hashes = data, hashes
-        self._rows = np.argsort(shards, kind="stable")
+        self._duplicates = np.argsort(shards, kind="stable")
         self._ends = np.cumsum(np.bincount(shards, minlength=len(data.manifest.shards)))
-        self._originals = np.zeros(len(shards), "<u4")
+        self.rows = np.zeros(len(shards), "<u4")
 
     def find(self, keys: Sequence[str], shard: int, first: int) -> None:
         """Finds the originals in one shard, whose first sample has the number `first`.
@@ -221,23 +215,19 @@ class _Originals:
         Raises:
             DataError: One is missing in the shard.
         """
-        rows = self._rows[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
-        if not len(rows):
+        duplicates = self._duplicates[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
+        if not len(duplicates):
             return
-        hashes = hash_texts(keys)
+        hashes, wanted = hash_texts(keys), self._hashes[duplicates]
         order = np.argsort(hashes[:, 0], kind="stable")
-        matches = order[np.minimum(np.searchsorted(hashes[order, 0], self._hashes[rows, 0]), len(order) - 1)]
-        if not (hashes[matches] == self._hashes[rows]).all():
+        matches = order[np.minimum(np.searchsorted(hashes[order, 0], wanted[:, 0]), len(order) - 1)]
+        if not (hashes[matches] == wanted).all():
             name = self._data.manifest.shards[shard].name
             raise DataError(
                 f"{self._data.manifest.folder}: a duplicate refers to a photo that is not in {name}; "
                 + _verify(self._data)
             )
-        self._originals[rows] = first + matches
-
-    def originals(self) -> np.ndarray:
-        """The number of each duplicate's original: uint32 [duplicates]"""
-        return self._originals
+        self.rows[duplicates] = first + matches
 
 
 def _verify(data: ShardDataset) -> str:

@@ -28,15 +28,7 @@ class Sidecar:
     """
 
     def __init__(self, shard: Path, owner: object) -> None:
-        """Finds the lines.
-
-        Args:
-            shard: The shard's tar.
-            owner: Of the open file, see `OpenFiles.drop`.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Finds the lines; `owner` is that of the open file, see `OpenFiles.drop`. Raises DataError as `text`."""
         self._path, self._owner = descriptions_path(shard), owner
         self._stamp: Any = None
         self._ends = np.empty(0, "<u8")
@@ -44,15 +36,10 @@ class Sidecar:
         self._file()
 
     def text(self, row: int, key: str, default: str) -> str:
-        """The description of a sample; `default` if it has none.
-
-        Args:
-            row: Its position in the shard.
-            key: Its key.
-            default: The text without a description.
+        """The description of the sample with a key, at a row of the shard; `default` if it has none.
 
         Raises:
-            DataError: Its line is not a description.
+            DataError: The file cannot be read, or the line is not a description.
         """
         file = self._file() if self._stamp else None  # a file that was missing at first is not looked for again
         if file is None:
@@ -118,11 +105,7 @@ def _local_copy(path: Path) -> Path:
         with atomic_open(target, durable=False) as file:
             file.write(path.read_bytes())
 
-    return shared_file(
-        copy,
-        lambda target: target if target.is_file() else None,
-        kind="sidecar",
-        source=source,
-        owner=path,
-        suffix=".jsonl",
-    )
+    def existing(target: Path) -> Path | None:
+        return target if target.is_file() else None
+
+    return shared_file(copy, existing, kind="sidecar", source=source, owner=path, suffix=".jsonl")

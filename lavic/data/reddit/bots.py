@@ -28,11 +28,9 @@ _SELF = re.compile(
 
 
 def is_bot(post: Post, names: Collection[str] = ()) -> bool:
-    """Whether a post is a program's: by the list, by its author's name, or by what it says of itself.
+    """Whether a comment is a program's: by the list, by its author's name, or by what it says of itself.
 
-    Args:
-        post: A comment.
-        names: More accounts, in lower case.
+    `names` are more accounts, in lower case.
     """
     name = post.author.lower()
     if name in NAMES or name in names or _NAME.fullmatch(post.author):

@@ -98,7 +98,10 @@ def _lead(funnel: Mapping[str, Any]) -> str:
 
 def _blocks(funnel: Mapping[str, Any]) -> list[_Table | _List]:
     splits: Mapping[str, Mapping[str, Any]] = funnel["splits"]
-    blocks: list[_Table | _List] = [_funnel_table(title, words, funnel[key]) for title, words, key in _STAGES]
+    blocks: list[_Table | _List] = [
+        _Table(title, ("", "count"), [(text, f"{funnel[stage].get(key, 0):,}") for key, text in words.items()])
+        for title, words, stage in _STAGES
+    ]
     plain = ("rows", "submissions", "items", "distinct_items", "rows_with_several_items", "rows_without_comments")
     rows = [(name.replace("_", " "), *(f"{held[name]:,}" for held in splits.values())) for name in plain]
     rows += [(name, *(held[name] for held in splits.values())) for name in ("first", "last")]
@@ -147,10 +150,6 @@ _COUNTED = {
     "forms": "Links by form",
     "shops": "Shops",
 }
-
-
-def _funnel_table(title: str, words: Mapping[str, str], counts: Mapping[str, int]) -> _Table:
-    return _Table(title, ("", "count"), [(text, f"{counts.get(key, 0):,}") for key, text in words.items()])
 
 
 def _top(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:

@@ -49,12 +49,7 @@ def mend(text: str) -> str:
 
 
 def target_text(text: str, users: AbstractSet[str] = frozenset()) -> str:
-    """The text of a comment that recommends, with its links.
-
-    Args:
-        text: As the dump has it.
-        users: Names of those who take part.
-    """
+    """The text of a comment that recommends, with its links; names of `users`, who take part, are replaced."""
     return _TAG.sub("", _without_users(mend(text), users)).strip()
 
 

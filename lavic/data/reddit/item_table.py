@@ -15,7 +15,7 @@ import numpy as np
 from lavic.data.catalog import read_items
 from lavic.data.reddit.dumps.dump_file import read_pieces
 from lavic.data.reddit.dumps.id_table import BUCKETS, Table, merge_tables, numbers_of, write_table
-from lavic.data.reddit.dumps.post import read_object
+from lavic.data.reddit.dumps.post import BadPost, read_object
 from lavic.data.sources.record import BadRecord
 from lavic.storage.atomic import atomic_write
 
@@ -76,9 +76,12 @@ def read_reviews(path: str, out: Path) -> dict[str, int]:
         for line in piece.splitlines():
             if not line.strip():
                 continue
-            row = read_object(line)
             counts["reviews"] += 1
-            child, parent = (str((row or {}).get(key) or "").upper() for key in ("asin", "parent_asin"))
+            try:
+                row = read_object(line)
+            except BadPost:
+                row = {}
+            child, parent = (str(row.get(key) or "").upper() for key in ("asin", "parent_asin"))
             numbers = number_of_asin(child), number_of_asin(parent)
             if not all(numbers):
                 counts["broken_reviews"] += 1

@@ -41,8 +41,7 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[.,;:!?\n]")
 def sentiment(text: str) -> int:
     """Positive words less negative ones, negations turned; two off for each warning, two more for praise by negation.
 
-    Args:
-        text: Without links, whose words say nothing.
+    The text is without links, whose words say nothing.
     """
     plain = text.lower().replace("’", "'").replace("not only", " ")
     plain, praises = _PRAISE.subn(" ", plain)

@@ -60,12 +60,7 @@ def json_records(
 
 
 def form_of(sample: str, is_json: bool) -> Form:
-    """The form of a file's records.
-
-    Args:
-        sample: Its beginning, a few thousand characters.
-        is_json: As for `json_records`.
-    """
+    """The form of the records of a file that begins with a few thousand characters; `is_json` as in `json_records`."""
     text = sample.lstrip()
     if text.startswith("["):
         inner = text[1:].lstrip()

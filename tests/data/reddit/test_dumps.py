@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavic.data.reddit.dumps import scan
-from lavic.data.reddit.dumps.dump_check import check_dump
-from lavic.data.reddit.dumps.dump_file import read_pieces
+from lavic.data.reddit.dumps.dump_file import check_dump, read_pieces
 from lavic.data.reddit.dumps.gather import gather_dump, read_buckets
 from lavic.data.reddit.dumps.id_table import BUCKETS, Table, bucket_of, merge_tables, write_table
 from lavic.data.reddit.dumps.post import BadPost, id_of, number_of, pack_post, post_from_row, read_object, unpack_post
@@ -76,7 +75,7 @@ def test_pieces_end_with_lines_wherever_characters_are_cut(tmp_path: Path, monke
     pieces = list(read_pieces(path))
     assert len(pieces) > 10 and all(piece.endswith(b"\n") for piece in pieces[:-1])
     objects = [read_object(line) for piece in pieces for line in piece.split(b"\n") if line]
-    assert [row["body"] for row in objects if row] == [row["body"] for row in rows]
+    assert [row["body"] for row in objects] == [row["body"] for row in rows]
 
 
 def test_other_forms_of_compression_and_none_are_read(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_marks_of_deletion(change: dict, gone: str) -> None:
 def test_half_a_surrogate_pair_is_read_and_kept() -> None:
     line = b'{"id":"a1","link_id":"t3_s1","parent_id":"t3_s1","created_utc":1,"body":"x \\ud83d"}'
     row = read_object(line)
-    assert row is not None and row["body"] == "x \ud83d"
+    assert row["body"] == "x \ud83d"
     post = post_from_row(row)
     assert unpack_post(pack_post(post)) == post
 

@@ -11,18 +11,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from lavic.errors import DataError, first_line
+from lavic.data.reddit.dumps.post import BadPost, post_from_row, read_object
+from lavic.errors import DataError
 from lavic.storage.compression import HEAD, CorruptData, Decompressed, compression_of
-from lavic.storage.text_files import MAX_LINE_BYTES, TextFileError, open_text_file
+from lavic.storage.text_files import MAX_LINE_BYTES, TextFile, open_bytes, read_head
 
 _BLOCK = 256 << 10
+_CHECKED_LINES = 100
+"""Lines from the start of a file, one of which must be a post."""
 
 
 def read_pieces(path: str | Path) -> Iterator[bytes]:
     """The content of a dump in pieces that end with a line, the last one maybe without a line end.
 
-    Args:
-        path: A path, or a URI that fsspec knows.
+    `path` may be a URI that fsspec knows.
 
     Raises:
         DataError: The file is missing, truncated or corrupt, or a line has more than `MAX_LINE_BYTES`.
@@ -43,29 +45,40 @@ def read_pieces(path: str | Path) -> Iterator[bytes]:
             yield b"".join(held)
 
 
+def check_dump(path: str | Path) -> None:
+    """Looks whether a file, or what a URI names, holds posts of Reddit, whatever its name.
+
+    Raises:
+        DataError: It cannot be read, is empty, or none of its first lines is a comment or a submission.
+    """
+    for piece in read_pieces(path):
+        if any(map(_is_post, piece.split(b"\n")[:_CHECKED_LINES])):
+            return
+        raise DataError(
+            f"{path}: neither comments nor submissions of Reddit in its first {_CHECKED_LINES} lines; "
+            "expected one JSON object per line"
+        )
+    raise DataError(f"{path}: is empty; download it again, or leave it out")
+
+
+def _is_post(line: bytes) -> bool:
+    try:
+        post_from_row(read_object(line))
+    except BadPost:
+        return False
+    return True
+
+
 @contextmanager
 def _open(path: str | Path) -> Iterator[Iterator[bytes]]:
-    """A dump's bytes, block by block. Local zstd files skip the layers that other texts need."""
-    if not (isinstance(path, str) and "://" in path):
-        try:
-            with Path(path).open("rb") as file:
-                kind = compression_of(file.read(HEAD))
-                if kind == "zstd":
-                    file.seek(0)
-                    stream = Decompressed(file, kind)
-                    yield iter(stream.read_block, b"")
-                    if stream.trailing:
-                        raise CorruptData(f"{stream.trailing} bytes after the end of the last frame")
-                    return
-        except FileNotFoundError:
-            raise TextFileError(path, 0, "no such file") from None
-        except CorruptData as error:
-            raise TextFileError(
-                path, 0, f"the compressed data is corrupt ({first_line(error)}); download or copy the file again"
-            ) from None
-        except OSError as error:
-            raise TextFileError(path, 0, f"cannot be read ({error.strerror or first_line(error)})") from None
-    with open_text_file(path) as text:
-        yield iter(partial(text.read, _BLOCK), b"")
-        if text.trailing:
-            raise TextFileError(path, 0, "bytes after the end of the compressed data; download the file again")
+    """A dump's bytes, block by block. Those of zstd files skip the layers that other texts need."""
+    with open_bytes(path) as file:
+        head, file = read_head(file, HEAD)
+        if compression_of(head) == "zstd":
+            stream: Decompressed | TextFile = Decompressed(file, "zstd")
+            yield iter(stream.read_block, b"")
+        else:
+            stream = TextFile(file, path)
+            yield iter(partial(stream.read, _BLOCK), b"")
+        if stream.trailing:
+            raise CorruptData(f"{stream.trailing} bytes after its end")

@@ -30,12 +30,9 @@ _DIGIT[list(b"0123456789abcdefghijklmnopqrstuvwxyz")] = np.arange(36)
 
 
 def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
-    """Writes the posts of a dump that belong to the wanted submissions; returns counts of them.
+    """Writes the posts of a dump that belong to the wanted submissions to a file; returns counts of them.
 
-    Args:
-        path: Of the dump; it may hold comments, submissions, or both.
-        wanted: Submissions.
-        spool: File to write. Its index is written last, in the same folder.
+    A dump may hold comments, submissions, or both. The file's index is written last, in the same folder.
 
     Raises:
         DataError: The dump cannot be read.
@@ -59,8 +56,12 @@ def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
 
         for piece in read_pieces(path):
             for line in _wanted_lines(piece, wanted):
-                post = _post(line, counts)
-                if post is None or not wanted.contains(np.array([post.submission], np.uint64))[0]:
+                try:
+                    post = post_from_row(read_object(line))
+                except BadPost as error:
+                    counts[str(error)] += 1
+                    continue
+                if not wanted.contains(np.array([post.submission], np.uint64))[0]:
                     continue
                 counts["comments" if post.is_comment else "submissions"] += 1
                 packed = pack_post(post) + b"\n"
@@ -121,15 +122,3 @@ def _numbers(ids: Sequence[bytes]) -> np.ndarray:
     for column in letters.T:
         numbers = np.where(column > 0, numbers * np.uint64(36) + _DIGIT[column], numbers)
     return numbers
-
-
-def _post(line: bytes, counts: Counter[str]) -> Post | None:
-    row = read_object(line)
-    if row is None:
-        counts["not_json"] += 1
-        return None
-    try:
-        return post_from_row(row)
-    except BadPost as error:
-        counts[str(error)] += 1
-        return None

@@ -47,7 +47,7 @@ def write_table(path: Path, numbers: np.ndarray, values: np.ndarray | None = Non
     Args:
         path: File of the keys, written last. The values are in a second file in the same folder.
         numbers: uint64 [n].
-        values: uint64 [n]; none for a set of numbers.
+        values: uint64 [n]; None for a set of numbers.
     """
     columns = np.zeros((len(numbers), 2), np.uint64)
     columns[:, 0] = keys_of(numbers)

@@ -59,8 +59,8 @@ class Post:
     """When it was last retrieved; 0 where it is not known."""
 
 
-def read_object(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line; None where it is none."""
+def read_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line. Raises BadPost where it is none."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -68,8 +68,10 @@ def read_object(line: bytes) -> dict[str, Any] | None:
         try:
             row = json.loads(line.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
-            return None
-    return row if isinstance(row, dict) else None
+            row = None
+    if not isinstance(row, dict):
+        raise BadPost("not_json")
+    return row
 
 
 class PostKey(NamedTuple):
@@ -90,8 +92,8 @@ def post_key(row: Mapping[str, Any]) -> PostKey:
     is_comment = "link_id" in row
     if not is_comment and "title" not in row:
         raise BadPost("neither_comment_nor_submission")
-    id = _number(row.get("id"))
-    submission = _number(row.get("link_id")) if is_comment else id
+    id = number_of(row.get("id"))
+    submission = number_of(row.get("link_id")) if is_comment else id
     if not id:
         raise BadPost("no_id")
     if not submission:
@@ -111,11 +113,7 @@ def post_text(row: Mapping[str, Any]) -> str:
 
 
 def post_from_row(row: Mapping[str, Any]) -> Post:
-    """The post of a row.
-
-    Raises:
-        BadPost: As `post_key`.
-    """
+    """The post of a row. Raises BadPost as `post_key`."""
     is_comment, id, submission, created = post_key(row)
     text = post_text(row)
     return Post(
@@ -132,7 +130,7 @@ def post_from_row(row: Mapping[str, Any]) -> Post:
         text=text,
         gone=_gone(row, text),
         official=row.get("distinguished") in ("moderator", "admin"),
-        crosspost=0 if is_comment else _number(row.get("crosspost_parent")),
+        crosspost=0 if is_comment else number_of(row.get("crosspost_parent")),
         retrieved=_retrieved(row),
     )
 
@@ -168,12 +166,8 @@ def id_of(number: int) -> str:
     return digits or "0"
 
 
-def number_of(id: str) -> int:
-    """A post's number; 0 where the text is no id of Reddit's."""
-    return _number(id)
-
-
-def _number(id: Any) -> int:
+def number_of(id: Any) -> int:
+    """A post's number; 0 for what is no id of Reddit's."""
     if not isinstance(id, str):
         return 0
     digits = id.rpartition("_")[2]
@@ -185,7 +179,7 @@ def _number(id: Any) -> int:
 
 
 def _parent(id: Any) -> int:
-    number = _number(id)
+    number = number_of(id)
     if not number:
         return NO_PARENT
     return 0 if str(id).startswith("t3_") else number

@@ -51,16 +51,11 @@ def lines_that_may_link(piece: bytes) -> Iterator[bytes]:
 def scan_dump(
     path: str, hits: Path, items: ItemTable, *, short: bool = False
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Finds the submissions of a dump whose comments link to items.
-
-    Args:
-        path: Of the dump.
-        hits: Table of the submissions to write.
-        items: The catalogue.
-        short: Whether to return short links, for `lavic.shards.short_links` to resolve.
+    """Writes a table (`hits`) of the submissions of a dump whose comments link to items of the catalogue.
 
     Returns:
-        Lines by what they are, see `lavic.data.reddit.funnel`; and short links with the submissions that hold them.
+        Lines by what they are, see `lavic.data.reddit.funnel`; with `short` also the short links, to be resolved, with
+        the submissions that hold them.
 
     Raises:
         DataError: The dump cannot be read.
@@ -92,10 +87,8 @@ def scan_dump(
 
 def _scan_line(line: bytes, items: ItemTable, found: set[int], unresolved: dict[str, list[int]] | None) -> str:
     """What a line is; adds its submission to `found`, and its short links to `unresolved`."""
-    row = read_object(line)
-    if row is None:
-        return "not_json"
     try:
+        row = read_object(line)
         post = post_key(row)
     except BadPost as error:
         return str(error)
