@@ -77,12 +77,7 @@ def redact(text: str) -> str:
 
 
 def holds_secret(value: Any, name: str = "") -> bool:
-    """Whether a value, or anything in it, looks like a secret.
-
-    Args:
-        value: Plain values, nested.
-        name: The key of the value.
-    """
+    """Whether a plain value with this key, or anything nested in it, looks like a secret."""
     if isinstance(value, Mapping):
         return any(holds_secret(below, str(key)) for key, below in value.items())
     if isinstance(value, (list, tuple)):
@@ -121,12 +116,7 @@ def is_reference(value: str) -> bool:
 def reveal(value: str, what: str) -> str:
     """The value of a setting: the variable of `env:NAME`, the content of `@FILE`, or itself.
 
-    Args:
-        value: As it is recorded.
-        what: The setting's name, for messages.
-
-    Raises:
-        ConfigError: There is no such variable or file.
+    `what` is the setting's name, for messages. Raises ConfigError where there is no such variable or file.
     """
     secret = value
     if value.startswith("env:"):
@@ -142,15 +132,8 @@ def reveal(value: str, what: str) -> str:
 def reveal_key(value: str, what: str) -> str:
     """An API key: the variable of `env:NAME` or the content of `@FILE`. `redact` knows it from now on.
 
-    Args:
-        value: As it is recorded.
-        what: The setting's name, for messages.
-
-    Raises:
-        ConfigError: It is no reference, there is no such variable or file, or a header cannot hold what it holds.
+    Raises ConfigError as `reveal`, and where a header cannot hold the key.
     """
-    if not is_reference(value):
-        raise ConfigError(f"{what} should be env:NAME or @FILE, not the key itself")
     key = reveal(value, what)
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigError(f"{what} {value}: holds something that is no key")

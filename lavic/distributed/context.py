@@ -40,7 +40,7 @@ class DistributedContext:
     local_rank: int = 0
     """Rank on this node."""
     size: int = 1
-    """DistributedContext size: processes on all nodes."""
+    """World size: processes on all nodes."""
     local_world_size: int = 1
     """Processes on this node."""
     node_rank: int = 0
@@ -82,14 +82,10 @@ class DistributedContext:
         return torch.device("cuda", self.gpu_index(torch.cuda.device_count(), os.environ))
 
     def gpu_index(self, visible: int, env: Mapping[str, str]) -> int:
-        """Index of this rank's GPU among the visible ones.
+        """Index of this rank's GPU among the `visible` ones of this process, whose environment is `env`.
 
         Ranks of a node usually see all of its GPUs, and each takes that of its local rank. A task of srun may see its
         own GPUs only (`--gpus-per-task`, `--gpu-bind`), numbered from 0.
-
-        Args:
-            visible: Number of GPUs that this process sees.
-            env: The process's environment.
 
         Raises:
             LaunchError: There are fewer than ranks on this node, and they are not bound to this rank alone.
@@ -106,8 +102,7 @@ class DistributedContext:
     def init_process_group(self, timeout_s: float = 600) -> None:
         """Joins the process group: NCCL on GPUs, gloo on CPUs. Does nothing where this process is in one already.
 
-        Args:
-            timeout_s: How long a collective may take before it raises.
+        A collective that takes longer than `timeout_s` raises.
 
         Raises:
             LaunchError: The other ranks did not connect, or MASTER_ADDR or MASTER_PORT is missing.
@@ -177,9 +172,6 @@ class DistributedContext:
         After any other error no rank waits for another, and the group is not destroyed: NCCL destroys it with all ranks
         together, and the others will not get here. The process must report the error and end
         (`failure.exit_process`).
-
-        Args:
-            timeout_s: See `init_process_group`.
         """
         if self.is_initialized:
             yield

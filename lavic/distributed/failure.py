@@ -65,6 +65,10 @@ _NO_MEMORY = re.compile(
     r"CUDA out of memory|HIP out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|"
     r"Cuda failure 2? ?'out of memory'|can't allocate memory|not enough memory: you tried to allocate"
 )
+_AMOUNTS = (
+    re.compile(r"[Tt]ried to allocate \d[\d.]* ?\w+"),
+    re.compile(r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free"),
+)
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)")
 
 _printed: BaseException | None = None
@@ -74,7 +78,9 @@ _printed: BaseException | None = None
 def show_error(command: str, error: Exception) -> int:
     """Prints an error, unless it was printed before; returns the exit code.
 
-    An error that a user can fix is one line, any other a traceback.
+    An error that a user can fix is one line, any other a traceback. The line of an error that is expected on all ranks
+    is deferred on those other than 0: when rank 0 fails too, the launcher ends them during the wait, and it is printed
+    once.
     """
     global _printed
     line, code, on_all_ranks = _describe(command, error)
@@ -85,7 +91,11 @@ def show_error(command: str, error: Exception) -> int:
         show_traceback(type(error), error, error.__traceback__)
         return code
     logging.getLogger("lavic").debug("traceback", exc_info=error)
-    print_error(command, line, defer=on_all_ranks)
+    rank = launched_rank()
+    if rank and on_all_ranks:
+        time.sleep(_DEFER_S)
+    suffix = f" [rank {rank}]" if rank else ""
+    print(f"lavic {command}: error: {redact(line)}{suffix}", file=sys.stderr, flush=True)
     return code
 
 
@@ -117,22 +127,6 @@ def lost_connection(error: BaseException) -> bool:
     if isinstance(error, DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed", "NCCL"))
-
-
-def print_error(command: str, message: str, *, defer: bool = True) -> None:
-    """Prints one error line.
-
-    Args:
-        command: The command's name.
-        message: What is wrong.
-        defer: Whether ranks other than 0 wait before they print it, since the same error is expected on all ranks.
-    """
-    number = launched_rank()
-    if number and defer:
-        # When rank 0 fails too, the launcher ends this process during the wait, and the line is printed once.
-        time.sleep(_DEFER_S)
-    line = f"lavic {command}: error: {redact(message)}{f' [rank {number}]' if number else ''}"
-    print(line, file=sys.stderr, flush=True)
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
@@ -189,16 +183,8 @@ def _describe_os_error(error: OSError) -> tuple[str, int, bool]:
 
 def _describe_out_of_memory(command: str, error: Exception) -> str:
     text = str(error)
-    parts = [
-        match[0]
-        for pattern in (
-            r"[Tt]ried to allocate \d[\d.]* ?\w+",
-            r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free",
-        )
-        if (match := re.search(pattern, text))
-    ]
     where = "the machine" if isinstance(error, MemoryError) or "allocate memory" in text else "the GPU"
-    what = "; ".join(parts) or first_line(error)
+    what = "; ".join(match[0] for pattern in _AMOUNTS if (match := pattern.search(text))) or first_line(error)
     hint = _LESS_MEMORY.get(command, "use more memory or smaller batches")
     return f"{where} is out of memory ({what[:1].lower()}{what[1:]}): {hint}"
 

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.failure import exit_process, lost_connection
@@ -102,7 +101,7 @@ class HangWatchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         if self._thread is None or self._store is None:
             return
         try:

@@ -12,21 +12,10 @@ from typing import Any
 
 from lavic.errors import ConfigError
 
+_SHARED = {"rank": "RANK", "local_rank": "LOCAL_RANK", "size": "WORLD_SIZE"}
 VARIABLES: dict[str, dict[str, str]] = {
-    "torchrun": {
-        "rank": "RANK",
-        "local_rank": "LOCAL_RANK",
-        "size": "WORLD_SIZE",
-        "local_world_size": "LOCAL_WORLD_SIZE",
-        "node_rank": "GROUP_RANK",
-    },
-    "deepspeed": {
-        "rank": "RANK",
-        "local_rank": "LOCAL_RANK",
-        "size": "WORLD_SIZE",
-        "local_world_size": "LOCAL_SIZE",
-        "node_rank": "CROSS_RANK",
-    },
+    "torchrun": {**_SHARED, "local_world_size": "LOCAL_WORLD_SIZE", "node_rank": "GROUP_RANK"},
+    "deepspeed": {**_SHARED, "local_world_size": "LOCAL_SIZE", "node_rank": "CROSS_RANK"},
     "srun": {
         "rank": "SLURM_PROCID",
         "local_rank": "SLURM_LOCALID",

@@ -12,17 +12,7 @@ LAUNCHER_PID = "LAVIC_LAUNCHER_PID"
 def rank_environment(
     *, rank: int, world_size: int, local_rank: int, local_world_size: int, node: int, address: str, port: int
 ) -> dict[str, str]:
-    """The variables by which torchrun describes a rank.
-
-    Args:
-        rank: Of all ranks.
-        world_size: Number of all ranks.
-        local_rank: Of the ranks on the node.
-        local_world_size: Number of ranks on the node.
-        node: Number of the node.
-        address: Where rank 0 can be reached.
-        port: The rendezvous port on that host.
-    """
+    """The variables by which torchrun describes a rank; rank 0 can be reached at `address` and `port`."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),

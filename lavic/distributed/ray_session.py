@@ -119,12 +119,9 @@ def join_cluster(address: str, nodes: int) -> None:
 
 
 def actor_beside_driver(actor: type, *args: Any, **options: Any) -> Any:
-    """Start an actor on the driver's node, so that the loss of another node does not end it.
+    """Starts an actor of a class on the driver's node, so that the loss of another node does not end it.
 
-    Args:
-        actor: Its class.
-        args: For its class.
-        options: Of the Ray actor, besides those set here.
+    `args` are those of the class, `options` those of the Ray actor, besides those set here.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

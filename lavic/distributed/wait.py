@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-from types import TracebackType
 
 FIRST_S, REPEAT_S = 10.0, 60.0
 """Seconds after which a wait is logged, and then how often."""
@@ -32,12 +31,7 @@ class InterruptibleWait:
     """
 
     def __init__(self, who: str, what: str) -> None:
-        """Describes the wait.
-
-        Args:
-            who: This process, such as "rank 3 of 8".
-            what: What it waits for, such as "the other ranks at node0:29400".
-        """
+        """Names this process ("rank 3 of 8") and what it waits for ("the other ranks at node0:29400")."""
         self._who, self._what = who, what
         self._main = threading.current_thread() is threading.main_thread()
 
@@ -50,7 +44,7 @@ class InterruptibleWait:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._main:
             signal.set_wakeup_fd(self._before)
         self._writer.close()

@@ -49,7 +49,7 @@ class AsyncEndpoint:
         self._servers = Servers(settings.url, settings.requests_per_minute)
         self._in_flight = asyncio.Semaphore(settings.concurrency)
         self._failed_in_row = 0
-        self._connection = Connection(settings, settings.key)
+        self._connection = Connection(settings)
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -95,9 +95,7 @@ class AsyncEndpoint:
     async def embed(self, texts: Sequence[str], first: int = 0) -> list[Vector]:
         """The float32 vectors of some texts, in one request or, where the server refuses that, in smaller ones.
 
-        Args:
-            texts: At most as many as a server takes.
-            first: The number of the first one, for messages.
+        The number of the `first` text is for messages.
 
         Raises:
             ConfigError: As `chat`.
@@ -145,8 +143,7 @@ class AsyncEndpoint:
                     last = Fault(fault.kind, f"{_shown_url(server.url)} {fault.message}", fault.wait_s)
                     self.usage.faults[fault.kind] += 1
                 else:
-                    server.answered()
-                    self._failed_in_row = 0
+                    server.faults = self._failed_in_row = 0
                     return answer
             if last.kind in FATAL:
                 mend = _MEND[last.kind].format(flag=self._flag, model=settings.model)

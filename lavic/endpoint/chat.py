@@ -51,14 +51,9 @@ class ChatRequest:
             messages.append({"role": "user", "content": clean("".join(str(part) for part in self.parts))})
         else:
             messages.append({"role": "user", "content": [_content(part) for part in self.parts]})
-        given: dict[str, Any] = {
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed,
-        }
         body: dict[str, Any] = {"model": settings.model, "messages": messages}
-        body |= {name: value for name, value in given.items() if value is not None}
+        for name in ("max_tokens", "temperature", "top_p", "seed"):
+            body[name] = getattr(self, name)
         body |= settings.extra
         if "max_completion_tokens" in body:
             body.pop("max_tokens", None)
@@ -84,11 +79,7 @@ class ChatAnswer:
 
 
 def parse_chat(answer: Any) -> ChatAnswer:
-    """The answer in a server's JSON.
-
-    Raises:
-        Fault: It is not of that form.
-    """
+    """The answer in a server's JSON. Raises Fault where it is not of that form."""
     try:
         choice = answer["choices"][0]
         message = choice["message"]
@@ -114,9 +105,7 @@ def token_counts(answer: Any) -> tuple[int, int]:
     """The (input, output) tokens that a server says it used; 0 where it does not."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (
-        count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 0 for count in counts
-    )
+    prompt, completion = (count if type(count) is int and count > 0 else 0 for count in counts)
     return prompt, completion
 
 

@@ -20,16 +20,11 @@ _READY_S = 10.0
 
 
 class Connection:
-    """The connections of one client. Of one event loop.
+    """The connections of one client. Of one event loop."""
 
-    Args:
-        settings: Of the client.
-        key: The API key; empty for none.
-    """
-
-    def __init__(self, settings: EndpointSettings, key: str) -> None:
+    def __init__(self, settings: EndpointSettings) -> None:
         headers = {"User-Agent": f"lavic/{__version__}", "Content-Type": "application/json"}
-        if key:
+        if key := settings.key:
             headers["Authorization"] = f"Bearer {key}"
         self._session = aiohttp.ClientSession(
             headers=headers,
@@ -46,27 +41,18 @@ class Connection:
 
     async def is_up(self, base: str) -> bool:
         """Whether a server answers at all; one that says it is not ready does not."""
-        url = URL(base)
-        models = url.with_path(f"{url.path.rstrip('/')}/models").with_query(url.query)
         timeout = aiohttp.ClientTimeout(total=_READY_S)
         try:
-            async with self._session.get(models, allow_redirects=False, timeout=timeout) as response:
+            async with self._session.get(_address(base, "models"), allow_redirects=False, timeout=timeout) as response:
                 return int(response.status) < 500
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
             return False
 
     async def post(self, base: str, path: str, body: bytes) -> Any:
-        """The JSON of the answer.
-
-        Raises:
-            Fault: There is none.
-        """
-        url = URL(base)
+        """The JSON of the answer. Raises Fault where there is none."""
         try:
             # A redirect is not followed: the key would go along.
-            async with self._session.post(
-                url.with_path(f"{url.path.rstrip('/')}/{path}").with_query(url.query), data=body, allow_redirects=False
-            ) as response:
+            async with self._session.post(_address(base, path), data=body, allow_redirects=False) as response:
                 if not 200 <= response.status < 300:
                     said = await _read(response, _MOST_ERROR_BYTES, strict=False)
                     raise fault_of_status(response.status, said, response.headers.get("Retry-After"))
@@ -83,6 +69,11 @@ class Connection:
             raise Fault("auth" if error.status == 407 else "connect", f"the proxy answers {error.status}") from None
         except (aiohttp.ClientError, ConnectionError, ValueError) as error:
             raise Fault("cut", f"the connection breaks ({shown(str(error)) or type(error).__name__})") from None
+
+
+def _address(base: str, path: str) -> URL:
+    url = URL(base)
+    return url.with_path(f"{url.path.rstrip('/')}/{path}").with_query(url.query)
 
 
 async def _read(response: aiohttp.ClientResponse, most: int, *, strict: bool = True) -> bytes:

@@ -21,10 +21,6 @@ class Server:
     faults: int = 0
     """In a row, of the kinds that pause it."""
 
-    def answered(self) -> None:
-        """Notes that it works."""
-        self.faults = 0
-
     def pause(self, fault: Fault, first_backoff_s: float) -> None:
         """Sends nothing to a server that asks for a pause or does not accept connections for a while."""
         if fault.kind in PAUSING or fault.wait_s is not None:
@@ -34,11 +30,9 @@ class Server:
 
 
 class Servers:
-    """Takes turns. Of one event loop.
+    """Servers of one model, which take turns. Of one event loop.
 
-    Args:
-        urls: Base addresses of servers of one model.
-        requests_per_minute: Of all together; None: no limit.
+    `requests_per_minute` limits all of them together; None: no limit.
     """
 
     def __init__(self, urls: Sequence[str], requests_per_minute: float | None) -> None:
@@ -48,11 +42,7 @@ class Servers:
         self._next_at = 0.0
 
     async def next(self, avoid: Server | None = None) -> Server:
-        """The server of the next request, once it may be sent.
-
-        Args:
-            avoid: Where the request has just failed: taken only if no other is free.
-        """
+        """The server of the next request, once it may be sent; `avoid`, where it failed, only if no other is free."""
         if self._interval_s:
             now = time.monotonic()
             at = max(now, self._next_at)

@@ -90,15 +90,7 @@ class EndpointSettings:
 
 
 def require_endpoint(settings: EndpointSettings, flag: str) -> None:
-    """Refuses settings without an address or a model.
-
-    Args:
-        settings: Of an endpoint.
-        flag: What they are called on the command line.
-
-    Raises:
-        ConfigError: One is missing.
-    """
+    """Raises ConfigError for settings without an address or a model; `flag` is what they are called, for messages."""
     missing = [f"{flag}.{name}" for name in ("url", "model") if not getattr(settings, name)]
     if missing:
         raise ConfigError(f"missing {' and '.join(missing)}: the address of a server, and the name of its model")
@@ -107,8 +99,7 @@ def require_endpoint(settings: EndpointSettings, flag: str) -> None:
 def base_url(text: str) -> str:
     """The address that `/chat/completions` is appended to: of a bare host `/v1`, of a full address its beginning.
 
-    Raises:
-        ValueError: It is no address of an HTTP server.
+    Raises ValueError for what is no address of an HTTP server.
     """
     try:
         parts = urlsplit(text.strip())
