@@ -37,12 +37,9 @@ _LOCK_FILE = ".mlflow.lock"
 
 
 def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> RunSync:
-    """Sends what a store does not have yet of a run, and how the run ended.
+    """Sends what a store does not have yet of a run, and how the run ended. Arguments as for `RunSync`.
 
-    Args:
-        run_dir: The run's folder.
-        uri: MLflow's URI, or `env:NAME` or `@FILE`; by default the run's `destination`.
-        experiment: See `RunSync`.
+    The default store is the run's `destination`.
 
     Raises:
         DataError: The folder has no journal.
@@ -124,8 +121,7 @@ class RunSync:
     def close_if_lost(self, timeout_s: float = 0.0) -> None:
         """Marks a run KILLED whose journal has no "end" event and is held by no process: it was killed or lost.
 
-        Args:
-            timeout_s: How long to wait for a dying process to release the journal.
+        A dying process has `timeout_s` to release the journal.
         """
         journal, deadline = self.run_dir / JOURNAL_FILE, time.monotonic() + timeout_s
         while is_held(journal) and time.monotonic() < deadline:

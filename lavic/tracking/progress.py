@@ -49,13 +49,8 @@ class ProgressBar(tqdm):
     monitor_interval = 0
     _lock = threading.RLock()
 
-    @property
-    def refresh_s(self) -> float:
-        """Seconds between two updates."""
-        return float(self.mininterval)
-
     def close(self) -> None:
-        """Write the last state and end the line."""
+        """Writes the last state and ends the line."""
         if not self.disable:
             # tqdm would write nothing for a bar that was not drawn yet.
             self.delay, self.last_print_t = 0, self.start_t

@@ -11,7 +11,6 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from lavic.config.secrets import holds_secret
@@ -39,13 +38,7 @@ class Tracker:
     """
 
     def __init__(self, journal: Journal | None, settings: TrackingSettings | None = None, *, timeout_s: float = 30.0):
-        """Makes a tracker that has recorded nothing yet.
-
-        Args:
-            journal: The run's journal; None for a tracker that records nothing.
-            settings: With `mlflow`, the run is sent to MLflow too.
-            timeout_s: How long `finish` waits for MLflow to take the rest.
-        """
+        """Records nothing without a journal; `finish` waits at most `timeout_s` for MLflow to take the rest."""
         self.journal = journal
         self.settings = settings or TrackingSettings()
         self.timeout_s = timeout_s
@@ -61,7 +54,7 @@ class Tracker:
         Args:
             run_dir: The run's folder.
             tracking: Where else to record.
-            main: False on every rank but 0, whose tracker records nothing.
+            main: False on every rank but 0: records nothing.
             node: The node's number, on one rank of each node: samples system metrics until the run ends.
         """
         tracker = cls(Journal(run_dir / JOURNAL_FILE) if main else None, tracking)
@@ -127,14 +120,9 @@ class Tracker:
     def dataset(
         self, name: str, digest: str, path: Path | str, *, context: str = "", manifest: Path | None = None
     ) -> None:
-        """Records a dataset that the run reads.
+        """Records a dataset that the run reads, by its role ("training set"), the digest of its content and its place.
 
-        Args:
-            name: Its role ("training set").
-            digest: Digest of its content.
-            path: Its place, or a URI.
-            context: Its use, in MLflow's terms: training, validation.
-            manifest: A small file that describes it; copied to MLflow.
+        `context` is its use in MLflow's terms (training, validation); the `manifest`, a small file, is copied there.
         """
         file = None if manifest is None else str(manifest.absolute())
         self.event("dataset", name=name, digest=digest, path=str(path), context=context, manifest=file)
@@ -173,7 +161,7 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         if error is None:
             self.finish("FINISHED")
         else:

@@ -105,7 +105,7 @@ class CrawlProgress:
         self._bar.close()
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._bar.refresh_s):
+        while not self._ended.wait(self._bar.mininterval):
             if self._running:
                 self._count_partial(self._running())
             self._update()
