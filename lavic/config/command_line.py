@@ -39,13 +39,13 @@ def read(schema: Schema, words: Sequence[str], description: str) -> tuple[list[s
     """
     parser = _parser(schema, description)
     plain = [_with_dashes(word) for word in words]
-    given, unplaced = parser.parse_known_intermixed_args(plain)
+    namespace, unplaced = parser.parse_known_intermixed_args(plain)
     for word in unplaced:
         raise ConfigError(_why_unplaced(schema, plain, word))
-    values = {keys: getattr(given, ".".join(keys)) for keys in schema.leaves if hasattr(given, ".".join(keys))}
+    values = {keys: getattr(namespace, ".".join(keys)) for keys in schema.leaves if hasattr(namespace, ".".join(keys))}
     return (
-        given.config,
-        given.print_config,
+        namespace.config,
+        namespace.print_config,
         {keys: _value(schema.flag(keys), schema.leaves[keys], value) for keys, value in values.items()},
     )
 

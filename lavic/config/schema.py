@@ -40,13 +40,11 @@ RENAMED = {
 
 
 def _count_bytes(value: Any) -> Any:
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?)b?|b)?\s*", value, re.I) if isinstance(value, str) else None
-    )
-    if match is None:
-        if isinstance(value, str):
-            raise ValueError("not a number of bytes, such as 50GiB or 2TB")
+    if not isinstance(value, str):
         return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?)b?|b)?\s*", value, re.I)
+    if match is None:
+        raise ValueError("not a number of bytes, such as 50GiB or 2TB")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix.lower()) if prefix else 0))
 

@@ -80,11 +80,7 @@ def find_files(paths: Sequence[str | Path]) -> list[str]:
 
 
 def check_readable(paths: Sequence[str | Path]) -> None:
-    """Opens each file of `find_files`.
-
-    Raises:
-        DataError: One is missing or cannot be read.
-    """
+    """Opens each file of `find_files`. Raises DataError where one is missing or cannot be read."""
     for path in find_files(paths):
         with open_text_file(path):
             pass

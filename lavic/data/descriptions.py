@@ -25,11 +25,7 @@ def descriptions_path(shard: Path) -> Path:
 
 
 def read_descriptions(shard: Path) -> dict[str, str]:
-    """Text by sample key; empty without a sidecar.
-
-    Raises:
-        DataError: A line is not a description.
-    """
+    """Text by sample key; empty without a sidecar. Raises DataError as `parse_description`."""
     return {row["key"]: row["text"] for row in read_rows(shard)}
 
 
@@ -40,11 +36,7 @@ def described_by(shard: Path) -> list[dict[str, str]]:
 
 
 def read_rows(shard: Path) -> Iterator[dict[str, str]]:
-    """The rows of a shard's sidecar with all fields; none without a sidecar.
-
-    Raises:
-        DataError: A line is not a description.
-    """
+    """The rows of a shard's sidecar, with all fields; none without one. Raises DataError as `parse_description`."""
     path = descriptions_path(shard)
     if not path.exists():
         return

@@ -44,11 +44,7 @@ def references_path(shard: Path) -> Path:
 
 
 def read_references(shard: Path) -> list[Reference]:
-    """The references of a shard; none without a sidecar.
-
-    Raises:
-        DataError: A line is not a reference.
-    """
+    """The references of a shard; none without a sidecar. Raises DataError as `parse_references`."""
     path = references_path(shard)
     try:
         data = path.read_bytes()
@@ -58,11 +54,7 @@ def read_references(shard: Path) -> list[Reference]:
 
 
 def parse_references(data: bytes, path: Path) -> list[Reference]:
-    """The references in the content of a sidecar; `path` is for messages.
-
-    Raises:
-        DataError: A line is not a reference.
-    """
+    """The references in the content of a sidecar; `path` is for messages. Raises DataError for a line that is none."""
     try:
         references = [Reference(**json.loads(line)) for line in data.decode().split("\n") if line]
         for row in references:

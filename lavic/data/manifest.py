@@ -89,14 +89,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | Path, *, check: bool = True) -> Manifest:
-        """Reads a set's manifest.
-
-        Args:
-            folder: Of the set: a path, or a URI such as s3://bucket/prefix.
-            check: Whether to check that every shard exists and has its size.
+        """Reads the manifest of a set in a folder, or at a URI such as s3://bucket/prefix.
 
         Raises:
-            DataError: The folder has no complete set.
+            DataError: There is no complete set; with `check`, also if a shard is missing or has another size.
         """
         folder = place(folder)
         path = folder / NAME
@@ -146,11 +142,7 @@ class Manifest:
 
 
 def digest_manifest(folder: Path) -> str:
-    """The `Manifest.digest` of a folder.
-
-    Raises:
-        DataError: The manifest is missing or broken.
-    """
+    """The `Manifest.digest` of a folder. Raises DataError where the manifest is missing or broken."""
     return Manifest.load(folder, check=False).digest
 
 
@@ -162,10 +154,7 @@ def shard_name(set: str, split: str, number: int) -> str:
 def card(title: str, sets: Sequence[Manifest], folder: Path | None = None) -> str:
     """The dataset card: `datasets.load_dataset(FOLDER)` finds the shards by its header and ignores other files.
 
-    Args:
-        title: Its heading.
-        sets: One for each split.
-        folder: Of the card, if it is not the folder of the shards.
+    There is a set for each split. `folder` is that of the card, if it is not the folder of the shards.
     """
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for manifest in sets:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field, PositiveInt
@@ -125,17 +125,10 @@ class ReadAhead:
         """Downloads a shard; returns whether the cache has it now."""
         if self._cache.holds(shard):
             return True
-        with ExitStack() as stack:
+        with suppress(OSError):  # of the folder
+            self._cache.folder.mkdir(parents=True, exist_ok=True)
             for path in self._slots:
-                slot = stack.enter_context(FileLock(path))
-                if _acquire(slot):
-                    return self._cache.fetch(shard, wait=False)
-            return False
-
-
-def _acquire(slot: FileLock) -> bool:
-    try:
-        slot.path.parent.mkdir(parents=True, exist_ok=True)
-        return slot.acquire()
-    except OSError:
+                with FileLock(path) as slot:
+                    if slot.acquire():
+                        return self._cache.fetch(shard, wait=False)
         return False

@@ -194,11 +194,7 @@ def _amazon_image(url: str) -> re.Match[str] | None:
 
 
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str, line: int = 0) -> Conversation:
-    """Read one row of the released conversation files.
-
-    Raises:
-        ValueError: The row is not a conversation; the message says why, without the place.
-    """
+    """The conversation of a row of the released files. Raises ValueError for another row, without its place."""
     if "context" not in row or "gt_items" not in row:
         raise ValueError(f"not a conversation: expected the keys `context` and `gt_items`, got {_listed(row)}")
     if not isinstance(row["context"], str):
@@ -231,7 +227,7 @@ def _type_of(value: Any) -> str:
 
 
 def turns_of(context: str) -> tuple[Turn, ...]:
-    """Split `<submission>...</submission>` and `<comment>...</comment>` into turns; text outside any tag is kept."""
+    """Splits `<submission>...</submission>` and `<comment>...</comment>` into turns; text outside any tag is kept."""
     turns: list[tuple[str, str]] = []
     end = 0
     unclosed: set[str] = set()

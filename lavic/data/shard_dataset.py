@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from lavic.storage.index.text_column import TextColumn
 from lavic.storage.paths import is_remote, place
 
 T = TypeVar("T")
+Descriptions: TypeAlias = Literal["sidecar", "shard"] | None
 _CACHED_SHARDS = 64
 """Shards whose offsets (8 bytes a sample) and sidecars are cached."""
 
@@ -38,7 +39,7 @@ class ShardDataset:
         self,
         folder: str | Path,
         *,
-        descriptions: Literal["sidecar", "shard"] | None = "sidecar",
+        descriptions: Descriptions = "sidecar",
         cache: CacheSettings | None = None,
         copy: bool = True,
     ) -> None:
@@ -59,9 +60,7 @@ class ShardDataset:
         """
         self._open(Manifest.load(folder), descriptions, cache or CacheSettings(), copy)
 
-    def _open(
-        self, manifest: Manifest, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings, copy: bool
-    ) -> None:
+    def _open(self, manifest: Manifest, descriptions: Descriptions, cache: CacheSettings, copy: bool) -> None:
         self.manifest, self.descriptions = manifest, descriptions
         if not self.manifest.shards:
             raise DataError(f"{manifest.folder}: the set has no photos")
@@ -206,9 +205,7 @@ def _cached(cache: OrderedDict[int, T], shard: int, make: Callable[[], T]) -> T:
     return value
 
 
-def _reopen(
-    folder: str, digest: str, descriptions: Literal["sidecar", "shard"] | None, cache: CacheSettings, copy: bool
-) -> ShardDataset:
+def _reopen(folder: str, digest: str, descriptions: Descriptions, cache: CacheSettings, copy: bool) -> ShardDataset:
     """Opens a set in another process, without the checks of the first time."""
     manifest = Manifest.load(folder, check=False)
     if manifest.digest != digest:

@@ -247,21 +247,13 @@ def parse_sample(data: bytes, where: str) -> Sample:
 
 
 def member_bytes(header: bytes, where: str) -> int:
-    """Bytes of a member in a tar, with its header and padding.
-
-    Raises:
-        DataError: This is not the header of a member.
-    """
+    """Bytes of a member in a tar, with its header and padding. Raises DataError for what is no header."""
     size = _parse_header(header, where).size
     return BLOCK + size + -size % BLOCK
 
 
 def parse_metadata(data: bytes, where: str) -> tuple[dict[str, Any], str]:
-    """Parses the json and the txt member of a sample, which follow its jpg member.
-
-    Raises:
-        DataError: The bytes are something else.
-    """
+    """Parses the json and the txt member of a sample, which follow its jpg. Raises DataError for anything else."""
     try:
         (_, meta), (_, text) = _members(data, where)
         return json.loads(meta), text.decode()
@@ -270,11 +262,7 @@ def parse_metadata(data: bytes, where: str) -> tuple[dict[str, Any], str]:
 
 
 def read_samples(shard: Path) -> Iterator[Sample]:
-    """Reads a shard sequentially, without its index.
-
-    Raises:
-        DataError: The file is missing, truncated, or contains something other than samples.
-    """
+    """Reads a shard sequentially, without its index. Raises DataError as `iter_samples`, and for a missing file."""
     try:
         with shard.open("rb") as file:
             yield from iter_samples(file.read, shard.stat().st_size, str(shard))
@@ -303,11 +291,7 @@ def iter_samples(read: Callable[[int], bytes], size: int, where: str) -> Iterato
 
 
 def sample_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
-    """Key, start and end of every sample of a tar, from the headers alone.
-
-    Raises:
-        DataError: It is truncated, or contains something other than samples.
-    """
+    """Key, start and end of every sample of a tar, from the headers alone. Raises DataError as `iter_samples`."""
     size = file.seek(0, os.SEEK_END)
     end = 0
     while end < size:

@@ -102,10 +102,8 @@ class DistributedContext:
     def init_process_group(self, timeout_s: float = 600) -> None:
         """Joins the process group: NCCL on GPUs, gloo on CPUs. Does nothing where this process is in one already.
 
-        A collective that takes longer than `timeout_s` raises.
-
-        Raises:
-            LaunchError: The other ranks did not connect, or MASTER_ADDR or MASTER_PORT is missing.
+        A collective raises an error after `timeout_s`. Raises LaunchError where the other ranks did not
+        connect, or MASTER_ADDR or MASTER_PORT is missing.
         """
         import torch
         import torch.distributed as dist

@@ -47,14 +47,10 @@ class HangWatchdog:
         grace_s: float = GRACE_S,
         flight_recorder: Path | None = None,
     ) -> None:
-        """Describes the watchdog.
+        """A rank that has been in one place for `warn_after_s` reports which ranks it waits for.
 
-        Args:
-            world: The ranks, in a process group.
-            warn_after_s: Seconds in one place after which a rank reports which ranks it waits for.
-            heartbeat_s: Seconds between two heartbeats.
-            grace_s: Seconds until a rank ends its process, after another has failed.
-            flight_recorder: Folder for each rank's flight recorder, written with a report.
+        The ranks are in a process group. With `flight_recorder`, a folder, each rank's record is written there with a
+        report.
         """
         self._world, self._warn_after_s = world, warn_after_s
         self._heartbeat_s = min(heartbeat_s, warn_after_s / 2)

@@ -31,11 +31,7 @@ class StopRequest:
         self._blocked: set[int] = set()
 
     def raise_if_requested(self, world: DistributedContext) -> None:
-        """Stops all ranks if any of them has got a stop signal. Collective.
-
-        Raises:
-            Stopped: This saves nothing.
-        """
+        """Raises Stopped on all ranks if any of them has got a stop signal. Collective; saves nothing."""
         if world.any_rank(self.requested):
             raise Stopped("stopped on request; run the same command again to go on")
 
@@ -48,9 +44,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         if self._before:
-            signal.pthread_sigmask(
-                signal.SIG_SETMASK, self._blocked
-            )  # first, so that a late signal does not meet the default handler
+            # First, so that a late signal does not meet the default handler.
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         for name, handler in self._before.items():
             signal.signal(name, handler)
 

@@ -56,11 +56,7 @@ class AsyncEndpoint:
         await self._connection.close()
 
     async def wait_until_ready(self) -> None:
-        """Waits until every server answers.
-
-        Raises:
-            EndpointError: One does not within `startup_s`.
-        """
+        """Waits until every server answers. Raises EndpointError where one does not within `startup_s`."""
         until = time.monotonic() + self._settings.startup_s
         waiting = list(self._settings.url)
         while waiting := [url for url in waiting if not await self._connection.is_up(url)]:

@@ -54,8 +54,8 @@ class Connection:
             # A redirect is not followed: the key would go along.
             async with self._session.post(_address(base, path), data=body, allow_redirects=False) as response:
                 if not 200 <= response.status < 300:
-                    said = await _read(response, _MOST_ERROR_BYTES, strict=False)
-                    raise fault_of_status(response.status, said, response.headers.get("Retry-After"))
+                    error = await _read(response, _MOST_ERROR_BYTES, strict=False)
+                    raise fault_of_status(response.status, error, response.headers.get("Retry-After"))
                 return _parse(await _read(response, _MOST_BYTES), response.headers.get("Content-Type", ""))
         except aiohttp.ConnectionTimeoutError:
             raise Fault("connect", "cannot be connected to (no reply)") from None

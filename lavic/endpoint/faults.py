@@ -45,8 +45,8 @@ class Fault(Exception):
 
 def fault_of_status(status: int, body: bytes, retry_after: str | None) -> Fault:
     """The fault that a status other than 200 stands for."""
-    said, code = _said(body)
-    message = f"answers {status}{f' ({said})' if said else ''}"
+    reason, code = _reason(body)
+    message = f"answers {status}{f' ({reason})' if reason else ''}"
     if status == 429 and code in ("insufficient_quota", "billing_hard_limit_reached"):
         return Fault("quota", message)
     if status == 429:
@@ -71,7 +71,7 @@ def shown(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _said(body: bytes) -> tuple[str, str]:
+def _reason(body: bytes) -> tuple[str, str]:
     """The message and the code in the body of an error."""
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("<"):
@@ -83,8 +83,10 @@ def _said(body: bytes) -> tuple[str, str]:
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if not isinstance(error, dict):
         return shown(error if isinstance(error, str) else text), ""
-    said = error.get("message") or error.get("detail") or error.get("error") or text
-    return shown(said if isinstance(said, str) else json.dumps(said)), str(error.get("code") or error.get("type") or "")
+    reason = error.get("message") or error.get("detail") or error.get("error") or text
+    return shown(reason if isinstance(reason, str) else json.dumps(reason)), str(
+        error.get("code") or error.get("type") or ""
+    )
 
 
 def _seconds(retry_after: str | None) -> float | None:

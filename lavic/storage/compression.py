@@ -140,11 +140,7 @@ def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
 
 
 def zstd_module() -> Any:
-    """The standard library's `compression.zstd`, or its backport.
-
-    Raises:
-        ImportError: The backport is not installed.
-    """
+    """The standard library's `compression.zstd`, or its backport. Raises ImportError without either."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

@@ -52,11 +52,7 @@ _DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_constant)
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        BadJson: It is not JSON, or the value cannot be represented.
-    """
+    """The value of a JSON text. Raises BadJson where it is not JSON, or cannot be represented."""
     try:
         value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -83,11 +79,7 @@ def parse_first(text: str, start: int) -> tuple[Any, int]:
 
 
 def check_depth(text: str, start: int = 0, end: int | None = None) -> None:
-    """Refuses a text that is nested too deep.
-
-    Raises:
-        BadJson: It is.
-    """
+    """Raises BadJson for a text that is nested too deep."""
     end = len(text) if end is None else end
     if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
         return

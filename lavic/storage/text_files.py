@@ -110,11 +110,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text, with line ends as `\\n`.
-
-    Raises:
-        TextFileError: It cannot be read, or is not text.
-    """
+    """A file's text, with line ends as `\\n`. Raises TextFileError where it cannot be read, or is not text."""
     with open_text_file(path) as file:
         return _decoded(file.read(), path, 0)
 

@@ -138,6 +138,11 @@ def read_events(path: str | Path, name: str) -> list[dict[str, Any]]:
     return [record for record in read_lines(path) if record.get("event") == name]
 
 
+def last_start(path: str | Path) -> dict[str, Any]:
+    """The last "start" event of a journal; empty where there is none."""
+    return (read_events(path, "start") or [{}])[-1] if Path(path).is_file() else {}
+
+
 def milliseconds(record: dict[str, Any]) -> int:
     """When a record was written, in MLflow's unit."""
     return int(1000 * (record.get("time") or time.time()))

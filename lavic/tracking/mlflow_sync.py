@@ -21,9 +21,9 @@ from lavic.tracking.journal import (
     JOURNAL_FILE,
     default_run_name,
     journal_id,
+    last_start,
     milliseconds,
     parent_run_dirs,
-    read_events,
     read_lines,
     read_new_lines,
 )
@@ -126,7 +126,7 @@ class RunSync:
         journal, deadline = self.run_dir / JOURNAL_FILE, time.monotonic() + timeout_s
         while is_held(journal) and time.monotonic() < deadline:
             time.sleep(0.05)
-        attended = all(event.get("attended", True) for event in read_events(journal, "start")[-1:])
+        attended = last_start(journal).get("attended", True)
         if self.record.run_id and not self.ended and attended and is_held(journal) is False:
             with self._locked():
                 died_ms = int(1000 * journal.stat().st_mtime)
@@ -201,7 +201,7 @@ class RunSync:
     def _ensure_run(self, start: dict[str, Any]) -> None:
         """Creates or finds the MLflow run, and marks it RUNNING if `start` is an event or it was taken for lost."""
         if not self.record.run_id:
-            event = (read_events(self.run_dir / JOURNAL_FILE, "start") or [start])[-1]  # a resumed run's may differ
+            event = last_start(self.run_dir / JOURNAL_FILE) or start  # a resumed run's may differ
             parent = self._parent_run_id(event.get("parent_run") or "")
             if parent:
                 self._check_experiment(parent, "its parent run")  # before a run is created in it

@@ -17,12 +17,8 @@ _LINE = "{n_fmt}/{total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {remaining} 
 def progress_bar(total: int, unit: str, desc: str = "", *, initial: int = 0, shown: bool = True) -> ProgressBar:
     """A progress bar; use it as a context, and call `update(n)` for every n units of work done.
 
-    Args:
-        total: Units of the whole work.
-        unit: What is counted, in the plural: `photos`, `steps`.
-        desc: What is being done.
-        initial: Units done by an earlier run; they do not count for the rate.
-        shown: False writes nothing: ranks other than 0.
+    The unit is in the plural (`photos`, `steps`); `initial` units were done by an earlier run and do not count for the
+    rate. With `shown=False`, for ranks other than 0, nothing is written.
     """
     terminal = sys.stderr.isatty()
     # 80 x 24 where the terminal reports no size; tqdm would write nothing there.

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, field_validator
 from lavic.config import Reference, settings
 from lavic.config.secrets import MASK, holds_secret, reveal
 from lavic.errors import ConfigError
-from lavic.tracking.journal import JOURNAL_FILE, parent_run_dirs, read_events
+from lavic.tracking.journal import JOURNAL_FILE, last_start, parent_run_dirs
 from lavic.tracking.mlflow_store import absolute_uri, default_store_uri, sqlite_path
 from lavic.tracking.sync_record import read_records
 
@@ -61,10 +61,8 @@ class TrackingSettings:
 def destination(run_dir: Path, runs_dir: Path | None = None) -> str:
     """The store of a run: the one it was started with or sent to, else that of the run whose folder it lies in.
 
-    Args:
-        run_dir: The run's folder.
-        runs_dir: The folder whose mlflow.db takes runs without a store, if MLFLOW_TRACKING_URI is not set either; by
-            default the folder above the run's.
+    Runs without a store go to MLFLOW_TRACKING_URI, else to mlflow.db in `runs_dir`, by default the folder above the
+    run's.
     """
     for folder in (run_dir.resolve(), *parent_run_dirs(run_dir)):
         if store := _recorded_store(folder):
@@ -74,8 +72,7 @@ def destination(run_dir: Path, runs_dir: Path | None = None) -> str:
 
 def _recorded_store(run_dir: Path) -> str:
     """The store that a run was started with, else the last one that it was sent to; "" for none."""
-    journal = run_dir / JOURNAL_FILE
-    start = (read_events(journal, "start") or [{}])[-1] if journal.is_file() else {}
+    start = last_start(run_dir / JOURNAL_FILE)
     if start.get("uri"):
         path = sqlite_path(start["uri"])
         if start.get("by_default") and path is not None and not path.parent.is_dir():

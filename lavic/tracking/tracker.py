@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lavic.config.secrets import holds_secret
 from lavic.distributed.background import start_background
 from lavic.errors import LavicError, Stopped
-from lavic.tracking.journal import JOURNAL_FILE, Journal, default_run_name, journal_id, read_events
+from lavic.tracking.journal import JOURNAL_FILE, Journal, default_run_name, journal_id, last_start
 from lavic.tracking.run_metadata import run_tags
 from lavic.tracking.settings import TrackingSettings
 from lavic.tracking.sync_record import read_record, read_records
@@ -49,13 +49,9 @@ class Tracker:
     def open(
         cls, run_dir: Path, tracking: TrackingSettings | None = None, *, main: bool = True, node: int | None = None
     ) -> Tracker:
-        """The tracker of the run in `run_dir`.
+        """The tracker of the run in `run_dir`; on ranks other than 0, which are not `main`, it records nothing.
 
-        Args:
-            run_dir: The run's folder.
-            tracking: Where else to record.
-            main: False on every rank but 0: records nothing.
-            node: The node's number, on one rank of each node: samples system metrics until the run ends.
+        On one rank of each node, `node` is the node's number: system metrics are sampled until the run ends.
         """
         tracker = cls(Journal(run_dir / JOURNAL_FILE) if main else None, tracking)
         if node is not None and tracking is not None and tracking.system_every:
@@ -169,14 +165,11 @@ class Tracker:
 
     def _warn_about_experiment(self, run_dir: Path) -> None:
         """Warns if a resumed run names another experiment than the one it was sent to."""
-        previous = read_events(run_dir / JOURNAL_FILE, "start")[-1:]
+        previous = last_start(run_dir / JOURNAL_FILE)
         sent = any(record.run_id for record in read_records(run_dir).values())
-        if previous and sent and previous[0].get("experiment") != self.settings.experiment:
-            log.warning(
-                "this run stays in MLflow's experiment '%s': MLflow cannot move a run to '%s'",
-                previous[0].get("experiment"),
-                self.settings.experiment,
-            )
+        experiments = previous.get("experiment"), self.settings.experiment
+        if previous and sent and experiments[0] != experiments[1]:
+            log.warning("this run stays in MLflow's experiment '%s': MLflow cannot move a run to '%s'", *experiments)
 
     def _start_live_sync(self, run_dir: Path) -> None:
         if importlib.util.find_spec("mlflow") is None:

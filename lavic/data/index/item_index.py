@@ -73,7 +73,6 @@ class ItemIndex:
     """The items of a store. All arrays are memory-mapped."""
 
     def __init__(self, file: ArrayFile, lists: Sequence[ItemList]) -> None:
-        """Reads the columns of a file."""
         self._file, self._lists = file, lists
         # Access to single numbers is faster in a memoryview than in an array.
         self._hashes, self._rows = file["hashes"].data, file["rows"].data
@@ -130,12 +129,8 @@ class ItemIndex:
         return last
 
     def item(self, row: int) -> Item:
-        """The item of a row.
-
-        Raises:
-            DataError: The index is damaged.
-        """
-        number = self.list_of(row)
+        """The item of a row. Raises DataError where the index is damaged."""
+        number, _ = self.place_of(row)
         if not self._checked[number]:
             self._check(number)
         try:
@@ -144,13 +139,9 @@ class ItemIndex:
             raise self._damaged() from None
         return Item(row, values["id"], values["key"], values["title"], values.get("views"))
 
-    def list_of(self, row: int) -> int:
-        """The number of a row's list."""
-        return bisect_right(self._first, row) - 1
-
     def place_of(self, row: int) -> tuple[int, int]:
         """The number of a row's list, and its position in the list."""
-        number = self.list_of(row)
+        number = bisect_right(self._first, row) - 1
         return number, row - self._first[number]
 
     def _check(self, number: int) -> None:
@@ -187,13 +178,8 @@ class ItemIds(LazyTexts):
 
 
 def write_item_index(folder: Path, lists: Sequence[ItemList]) -> None:
-    """Builds the index of a store in the store's folder.
-
-    Raises:
-        DataError: A list does not match the manifest.
-    """
-    build, source = _builder(folder, lists), _source(folder, lists)
-    write_index(index_path(folder, lists), build, kind=KIND, source=source)
+    """Builds the index of a store in the store's folder. Raises DataError as `ItemIndex.open`."""
+    write_index(index_path(folder, lists), _builder(folder, lists), kind=KIND, source=_source(folder, lists))
 
 
 def index_path(folder: Path, lists: Sequence[ItemList]) -> Path:

@@ -46,7 +46,6 @@ class SetIndex:
     """
 
     def __init__(self, folder: Path, file: ArrayFile) -> None:
-        """Reads the columns of a file."""
         self._folder, self._file = folder, file
         self.source = file.metadata["source"]
         self.keys, self.duplicate_keys = TextColumn(file, "keys"), TextColumn(file, "duplicate_keys")
@@ -57,11 +56,7 @@ class SetIndex:
 
     @classmethod
     def of(cls, data: ShardDataset) -> SetIndex:
-        """Opens the index of a set; builds it if it is missing.
-
-        Raises:
-            DataError: The set is broken.
-        """
+        """Opens the index of a set; builds it if it is missing. Raises DataError where the set is broken."""
         folder = data.manifest.folder
         beside = sizes(folder) if data.manifest.references else {}
         files = {name: size for name, size in beside.items() if name.endswith(f".{ENDING}")}
@@ -85,11 +80,7 @@ class SetIndex:
         return row
 
     def duplicate(self, row: int) -> Reference:
-        """Reads a duplicate from its file.
-
-        Raises:
-            DataError: The file has changed since the index was built.
-        """
+        """Reads a duplicate from its file. Raises DataError where that has changed since the index was built."""
         name = bytes(self._file["files"][int(self._file["duplicate_files"][row])]).rstrip(b"\0").decode()
         start, end = map(int, self._file["lines"][row])
         path = place(str(self._folder / name))  # the client of a store does not survive a fork
@@ -210,11 +201,7 @@ class _Originals:
         self.rows = np.zeros(len(shards), "<u4")
 
     def find(self, keys: Sequence[str], shard: int, first: int) -> None:
-        """Finds the originals in one shard, whose first sample has the number `first`.
-
-        Raises:
-            DataError: One is missing in the shard.
-        """
+        """Finds those in a shard, whose first sample has the number `first`. Raises DataError where one is missing."""
         duplicates = self._duplicates[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
         if not len(duplicates):
             return

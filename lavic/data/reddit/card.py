@@ -86,8 +86,8 @@ _STYLE = (
 
 
 def _lead(funnel: Mapping[str, Any]) -> str:
-    rows = {name: held["rows"] for name, held in funnel["splits"].items()}
-    days = [held[key] for held in funnel["splits"].values() for key in ("first", "last") if held[key]]
+    rows = {name: split["rows"] for name, split in funnel["splits"].items()}
+    days = [split[key] for split in funnel["splits"].values() for key in ("first", "last") if split[key]]
     span = f", posted from {min(days)} to {max(days)}" if days else ""
     counts = ", ".join(f"{name} {count:,}" for name, count in rows.items())
     return (
@@ -103,10 +103,10 @@ def _blocks(funnel: Mapping[str, Any]) -> list[_Table | _List]:
         for title, words, stage in _STAGES
     ]
     plain = ("rows", "submissions", "items", "distinct_items", "rows_with_several_items", "rows_without_comments")
-    rows = [(name.replace("_", " "), *(f"{held[name]:,}" for held in splits.values())) for name in plain]
-    rows += [(name, *(held[name] for held in splits.values())) for name in ("first", "last")]
+    rows = [(name.replace("_", " "), *(f"{split[name]:,}" for split in splits.values())) for name in plain]
+    rows += [(name, *(split[name] for split in splits.values())) for name in ("first", "last")]
     rows += [
-        (f"{name.replace('_', ' ')}, {at}", *(f"{held[name].get(at, 0):,.6g}" for held in splits.values()))
+        (f"{name.replace('_', ' ')}, {at}", *(f"{split[name].get(at, 0):,.6g}" for split in splits.values()))
         for name in ("turns", "context_characters")
         for at in ("mean", "p50", "p95", "p100")
     ]
@@ -132,7 +132,7 @@ def _blocks(funnel: Mapping[str, Any]) -> list[_Table | _List]:
         )
     )
     for name, title in _COUNTED.items():
-        blocks.append(_Table(title, ("", *splits), _top({split: held[name] for split, held in splits.items()})))
+        blocks.append(_Table(title, ("", *splits), _top({split: values[name] for split, values in splits.items()})))
     settings = [f"{key} = {value}" for key, value in funnel["settings"].items()]
     return [*blocks, _List("Settings", tuple(settings)), _List("What to know", _KNOWN), _List("Terms", _TERMS)]
 
@@ -155,13 +155,15 @@ _COUNTED = {
 def _top(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
     """The most frequent values with their counts in each split, and the sum of the others."""
     totals: dict[str, int] = {}
-    for held in counts.values():
-        for name, count in held.items():
+    for split in counts.values():
+        for name, count in split.items():
             totals[name] = totals.get(name, 0) + count
     order = sorted(totals, key=lambda name: (-totals[name], name))
-    rows = [(name or "(none)", *(f"{held.get(name, 0):,}" for held in counts.values())) for name in order[:_MOST_ROWS]]
+    rows = [
+        (name or "(none)", *(f"{split.get(name, 0):,}" for split in counts.values())) for name in order[:_MOST_ROWS]
+    ]
     if rest := order[_MOST_ROWS:]:
         rows.append(
-            (f"{len(rest):,} others", *(f"{sum(held.get(name, 0) for name in rest):,}" for held in counts.values()))
+            (f"{len(rest):,} others", *(f"{sum(split.get(name, 0) for name in rest):,}" for split in counts.values()))
         )
     return rows

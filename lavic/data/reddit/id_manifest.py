@@ -62,11 +62,7 @@ class Entry:
 
 
 def read_entries(folder: Path, split: str) -> Iterator[Entry]:
-    """The conversations of a split.
-
-    Raises:
-        DataError: The file is missing, or a line is none of `manifest_line`.
-    """
+    """The conversations of a split. Raises DataError for a missing file, and for a line of another form."""
     path = manifest_path(folder, split)
     for number, (line, text) in enumerate(read_lines(path)):
         try:

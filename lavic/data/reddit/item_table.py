@@ -40,11 +40,7 @@ def asin_of_number(number: int) -> str:
 
 
 def read_catalogue(path: str, out: Path) -> dict[str, int]:
-    """Writes the table of one catalogue file; returns counts of its records.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """Writes the table of one catalogue file; returns counts of its records. Raises DataError as `read_items`."""
     bad: list[BadRecord] = []
     numbers, categories = array("Q"), array("Q")
     names: dict[str, int] = {}
@@ -65,10 +61,9 @@ def read_catalogue(path: str, out: Path) -> dict[str, int]:
 
 
 def read_reviews(path: str, out: Path) -> dict[str, int]:
-    """Writes the table of the variants that one file of reviews names; returns counts of its lines.
+    """Writes the table of the variants that a file of reviews names; returns counts of its lines.
 
-    Raises:
-        DataError: The file cannot be read.
+    Raises DataError as `read_pieces`.
     """
     counts = {"reviews": 0, "broken_reviews": 0}
     pairs: set[tuple[int, int]] = set()
@@ -116,10 +111,9 @@ def first_broken(tables: Sequence[Path]) -> str:
 
 
 class ItemTable:
-    """Which ids are items of the catalogue, and which are variants of one."""
+    """Which ids are items of the catalogue, and which are variants of one; in a folder of `merge_catalogue`."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens what `merge_catalogue` wrote."""
         self._items = Table(folder / _ITEMS)
         self._variants = Table(folder / _VARIANTS)
         self._categories: list[str] = json.loads((folder / _CATEGORIES).read_text("utf-8"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
@@ -22,11 +21,7 @@ _NEIGHBOURS = 20
 """Submissions of the same band, before one, that it is compared with."""
 _WORD = re.compile(r"\w+")
 _CHUNK = 1 << 16
-
-
-@lru_cache(maxsize=1)
-def _empty() -> MinHash:
-    return MinHash(num_perm=PERMUTATIONS, seed=1)
+_EMPTY = MinHash(num_perm=PERMUTATIONS, seed=1)
 
 
 def signature_of(text: str) -> np.ndarray:
@@ -34,7 +29,7 @@ def signature_of(text: str) -> np.ndarray:
     words = _WORD.findall(text.lower())
     if len(words) < FEW_WORDS:
         return np.zeros(PERMUTATIONS, np.uint32)
-    minhash = _empty().copy()
+    minhash = _EMPTY.copy()
     shingles = {" ".join(words[n : n + _SHINGLE]) for n in range(len(words) - _SHINGLE + 1)}
     minhash.update_batch([shingle.encode("utf-8", "replace") for shingle in sorted(shingles)])
     return np.asarray(minhash.hashvalues, np.uint32)
@@ -80,7 +75,7 @@ def group_submissions(
                 for earlier in run[max(n - _NEIGHBOURS, 0) : n]:
                     if np.mean(signatures[place] == signatures[earlier]) >= threshold:
                         groups.join(int(earlier), int(place))
-    return groups.roots()
+    return np.array([groups.root(place) for place in range(len(ids))], np.int64)
 
 
 def _band_hash(signatures: np.ndarray, columns: slice) -> np.ndarray:
@@ -122,6 +117,3 @@ class _Groups:
     def join(self, a: int, b: int) -> None:
         first, second = sorted((self.root(a), self.root(b)))
         self._parent[second] = first
-
-    def roots(self) -> np.ndarray:
-        return np.array([self.root(place) for place in range(len(self._parent))], np.int64)

@@ -21,6 +21,7 @@ from lavic.data.reddit.threads import Example
 from lavic.storage.atomic import atomic_open
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+_COUNTERS = ("categories", "subreddits", "years", "forms", "shops")
 
 
 @dataclass
@@ -40,11 +41,7 @@ class SplitCounts:
     first: int = 0
     """Time of the oldest submission; 0 for none."""
     last: int = 0
-    categories: Counter[str] = field(default_factory=Counter)
-    subreddits: Counter[str] = field(default_factory=Counter)
-    years: Counter[str] = field(default_factory=Counter)
-    forms: Counter[str] = field(default_factory=Counter)
-    shops: Counter[str] = field(default_factory=Counter)
+    counters: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in _COUNTERS})
 
     def add(self, example: Example, items: ItemTable) -> None:
         """Counts a conversation."""
@@ -58,15 +55,14 @@ class SplitCounts:
         self.author_numbers.extend(int(name, 16) for name in (example.author, example.asker) if name)
         self.first = min(self.first or example.created, example.created)
         self.last = max(self.last, example.created)
-        self.categories.update(items.category(item) or NO_CATEGORY for item in example.gt_items)
-        self.subreddits[example.subreddit] += 1
-        self.years[str(datetime.fromtimestamp(example.created, timezone.utc).year)] += 1
-        self.forms.update(example.forms)
-        self.shops.update(example.hosts)
+        self.counters["categories"].update(items.category(item) or NO_CATEGORY for item in example.gt_items)
+        self.counters["subreddits"][example.subreddit] += 1
+        self.counters["years"][str(datetime.fromtimestamp(example.created, timezone.utc).year)] += 1
+        self.counters["forms"].update(example.forms)
+        self.counters["shops"].update(example.hosts)
 
     def as_json(self) -> dict[str, Any]:
         """The counts as plain values."""
-        counters = {name: _ordered(getattr(self, name)) for name in _COUNTERS}
         return {
             "rows": self.rows,
             "submissions": self.submissions,
@@ -78,11 +74,8 @@ class SplitCounts:
             "context_characters": _quantiles(self.context_characters),
             "first": _day(self.first),
             "last": _day(self.last),
-            **counters,
+            **{name: _ordered(counter) for name, counter in self.counters.items()},
         }
-
-
-_COUNTERS = ("categories", "subreddits", "years", "forms", "shops")
 
 
 def write_set(
@@ -90,12 +83,8 @@ def write_set(
 ) -> dict[str, Any]:
     """Writes `<split>.jsonl` and `<split>.ids.jsonl`; returns what they hold, as JSON.
 
-    Args:
-        folder: Of the set.
-        parts: Files of conversations, in the order of the buckets.
-        submissions: For each part the file of its submissions.
-        splits: For each part the split of its submissions, places in `NAMES`.
-        items: The catalogue.
+    `parts` are files of conversations, in the order of the buckets. Each has a file of its submissions, and their
+    splits, which are places in `NAMES`.
     """
     counts = [SplitCounts() for _ in NAMES]
     with ExitStack() as stack:
@@ -114,7 +103,7 @@ def write_set(
                     ids[n].write(manifest_line(example))
                     counts[n].add(example, items)
     return {
-        "splits": {name: held.as_json() for name, held in zip(NAMES, counts, strict=True)},
+        "splits": {name: split.as_json() for name, split in zip(NAMES, counts, strict=True)},
         "overlap": _overlap(counts),
     }
 
@@ -127,8 +116,8 @@ def _example(line: bytes) -> Example:
 
 def _overlap(counts: Sequence[SplitCounts]) -> dict[str, dict[str, int]]:
     """Items and authors of a later split that an earlier one has too."""
-    items = [np.unique(np.array(held.item_numbers, np.uint64)) for held in counts]
-    authors = [np.unique(np.array(held.author_numbers, np.uint64)) for held in counts]
+    items = [np.unique(np.array(split.item_numbers, np.uint64)) for split in counts]
+    authors = [np.unique(np.array(split.author_numbers, np.uint64)) for split in counts]
     pairs = {"train and valid": (0, 1), "train and test": (0, 2), "valid and test": (1, 2)}
     return {
         words: {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from lavic.data.links import NAMED, Link, find_links, short_links
@@ -54,8 +54,7 @@ class Example:
     @property
     def row(self) -> dict[str, object]:
         """The row of the released form."""
-        values = asdict(self)
-        return {key: values[key] for key in ("context", "context_items", "gt", "gt_items")}
+        return {key: getattr(self, key) for key in ("context", "context_items", "gt", "gt_items")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,11 +70,7 @@ def link_records(path: str, file: TextFile, errors: OnError | None, column: str)
 
 
 def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The rows of a parquet file, with the named columns or all.
-
-    Raises:
-        DataError: It cannot be read, or a column is missing.
-    """
+    """The rows of a parquet file, with the named columns or all. Raises DataError where one cannot be read."""
     import fsspec
 
     try:

@@ -44,7 +44,6 @@ class OpenFiles:
     """
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
-        """Opens nothing yet; at most `max_open` files stay open."""
         self.max_open = max_open
         self._open: OrderedDict[Hashable, OpenFile] = OrderedDict()
         self._lock = threading.RLock()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -147,7 +147,7 @@ class ArrayWriter:
 class GrowingColumn:
     """A column that is being written, in an anonymous temporary file."""
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype, width: int) -> None:
+    def __init__(self, file: IO[bytes], dtype: np.dtype, width: int) -> None:
         self.dtype, self.width = dtype, width
         self._file, self._bytes = file, 0
 

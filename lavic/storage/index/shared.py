@@ -131,11 +131,7 @@ def _open(path: Path, kind: str, source: str) -> ArrayFile | None:
 
 
 def _writable_folder() -> Path:
-    """The folder for indexes: the cache folder, or the temporary folder if that is not writable.
-
-    Raises:
-        ConfigError: Neither is writable.
-    """
+    """The cache folder for indexes, or the temporary folder. Raises ConfigError where neither is writable."""
     cache: Path | None = None
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
         cache = cache_folder() / "indexes"

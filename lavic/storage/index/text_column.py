@@ -49,7 +49,6 @@ class TextColumn(LazyTexts):
     """Texts of at most 255 bytes: their bytes are on the disk, and each takes a little over a byte of memory."""
 
     def __init__(self, file: ArrayFile, name: str) -> None:
-        """A column that `TextColumnWriter` wrote."""
         self._file, self._name = file, f"{name}.text"
         self._lengths, self._starts = file[f"{name}.lengths"], file[f"{name}.starts"]
 
@@ -78,10 +77,9 @@ class TextColumn(LazyTexts):
 
 
 class TextColumnWriter:
-    """Writes a `TextColumn`."""
+    """Adds a `TextColumn` to the index of a writer."""
 
     def __init__(self, writer: ArrayWriter, name: str) -> None:
-        """Adds a column called `name` to the index of `writer`."""
         self._text = writer.column(f"{name}.text", "u1")
         self._lengths = writer.column(f"{name}.lengths", "u1")
         self._starts = writer.column(f"{name}.starts", "<u8")
@@ -91,11 +89,7 @@ class TextColumnWriter:
         return self._lengths.mapped()
 
     def append(self, texts: Sequence[str]) -> None:
-        """Adds texts.
-
-        Raises:
-            ValueError: One is longer than 255 bytes.
-        """
+        """Adds texts. Raises ValueError for one of more than 255 bytes."""
         data = [text.encode("utf-8", "surrogatepass") for text in texts]
         if not data:
             return

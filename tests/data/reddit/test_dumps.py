@@ -190,11 +190,11 @@ def test_the_search_of_a_piece_is_the_search_of_its_lines(piece: bytes) -> None:
     assert list(lines_that_may_link(piece)) == [line for line in io.BytesIO(piece) if name.search(line)]
 
 
-@pytest.mark.parametrize("held_bytes", [0, scan._HELD_BYTES])
+@pytest.mark.parametrize("pending_bytes", [0, scan._PENDING_BYTES])
 def test_every_line_of_a_scan_is_counted_once(
-    tmp_path: Path, items: ItemTable, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+    tmp_path: Path, items: ItemTable, monkeypatch: pytest.MonkeyPatch, pending_bytes: int
 ) -> None:
-    monkeypatch.setattr(scan, "_HELD_BYTES", held_bytes)
+    monkeypatch.setattr(scan, "_PENDING_BYTES", pending_bytes)
     monkeypatch.setattr(compression, "_OUTPUT", 300)
     rows = [
         comment("a1", "s1", "t3_s1", "nothing"),

@@ -24,33 +24,27 @@ _CHECKED_LINES = 100
 def read_pieces(path: str | Path) -> Iterator[bytes]:
     """The content of a dump in pieces that end with a line, the last one maybe without a line end.
 
-    `path` may be a URI that fsspec knows.
-
-    Raises:
-        DataError: The file is missing, truncated or corrupt, or a line has more than `MAX_LINE_BYTES`.
+    `path` may be a URI that fsspec knows. Raises DataError where the file is missing, truncated or corrupt, or a line
+    has more than `MAX_LINE_BYTES`.
     """
     with _open(path) as blocks:
-        held: list[bytes | memoryview] = []
+        parts: list[bytes | memoryview] = []
         size = 0
         for block in blocks:
             end = block.rfind(b"\n") + 1
             if end:
-                yield b"".join((*held, memoryview(block)[:end]))
-                held, size = [], 0
-            held.append(block[end:])
+                yield b"".join((*parts, memoryview(block)[:end]))
+                parts, size = [], 0
+            parts.append(block[end:])
             size += len(block) - end
             if size > MAX_LINE_BYTES:
                 raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES >> 20} MiB; is this a dump of Reddit?")
         if size:
-            yield b"".join(held)
+            yield b"".join(parts)
 
 
 def check_dump(path: str | Path) -> None:
-    """Looks whether a file, or what a URI names, holds posts of Reddit, whatever its name.
-
-    Raises:
-        DataError: It cannot be read, is empty, or none of its first lines is a comment or a submission.
-    """
+    """Raises DataError for a file, or what a URI names, of which none of the first lines is a post of Reddit."""
     for piece in read_pieces(path):
         if any(map(_is_post, piece.split(b"\n")[:_CHECKED_LINES])):
             return
@@ -74,8 +68,9 @@ def _open(path: str | Path) -> Iterator[Iterator[bytes]]:
     """A dump's bytes, block by block. Those of zstd files skip the layers that other texts need."""
     with open_bytes(path) as file:
         head, file = read_head(file, HEAD)
+        stream: Decompressed | TextFile
         if compression_of(head) == "zstd":
-            stream: Decompressed | TextFile = Decompressed(file, "zstd")
+            stream = Decompressed(file, "zstd")
             yield iter(stream.read_block, b"")
         else:
             stream = TextFile(file, path)

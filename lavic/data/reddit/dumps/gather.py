@@ -19,7 +19,7 @@ from lavic.data.reddit.dumps.post import BadPost, Post, pack_post, post_from_row
 from lavic.storage.atomic import atomic_open
 
 RUN_BYTES = 32 << 20
-"""Bytes of posts that are held before they are written."""
+"""Bytes of posts that are collected before they are written."""
 
 _SUBMISSION_OF_COMMENT = re.compile(rb'"link_id"\s*:\s*"t3_([0-9a-z]{1,13})"')
 # Objects within a submission have ids too, and so have comments; which is a submission's, the parser tells.
@@ -32,27 +32,25 @@ _DIGIT[list(b"0123456789abcdefghijklmnopqrstuvwxyz")] = np.arange(36)
 def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
     """Writes the posts of a dump that belong to the wanted submissions to a file; returns counts of them.
 
-    A dump may hold comments, submissions, or both. The file's index is written last, in the same folder.
-
-    Raises:
-        DataError: The dump cannot be read.
+    A dump may hold comments, submissions, or both. The file's index is written last, in the same folder. Raises
+    DataError as `read_pieces`.
     """
     counts: Counter[str] = Counter()
     runs: list[np.ndarray] = []
-    held: list[tuple[int, bytes]] = []
+    pending: list[tuple[int, bytes]] = []
     size = 0
     spool.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(spool) as file:
 
         def write_run() -> None:
-            held.sort(key=lambda entry: entry[0])
+            pending.sort(key=lambda entry: entry[0])
             sizes = np.zeros(BUCKETS, np.int64)
-            for bucket, line in held:
+            for bucket, line in pending:
                 sizes[bucket] += len(line)
             start = file.tell()
-            file.writelines(line for _, line in held)
+            file.writelines(line for _, line in pending)
             runs.append(start + np.concatenate([[0], np.cumsum(sizes)]))
-            held.clear()
+            pending.clear()
 
         for piece in read_pieces(path):
             for line in _wanted_lines(piece, wanted):
@@ -65,7 +63,7 @@ def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
                     continue
                 counts["comments" if post.is_comment else "submissions"] += 1
                 packed = pack_post(post) + b"\n"
-                held.append((bucket_of(post.submission), packed))
+                pending.append((bucket_of(post.submission), packed))
                 size += len(packed)
                 if size >= RUN_BYTES:
                     write_run()

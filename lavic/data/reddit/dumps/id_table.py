@@ -58,11 +58,8 @@ def write_table(path: Path, numbers: np.ndarray, values: np.ndarray | None = Non
 def merge_tables(path: Path, tables: Sequence[Path], *, with_values: bool) -> None:
     """Writes several tables as one, holding one bucket of them in memory."""
     opened = [Table(table) for table in tables]
-    _write(
-        path,
-        (np.concatenate([table.bucket(n) for table in opened]) for n in range(BUCKETS) if opened),
-        with_values,
-    )
+    buckets = (np.concatenate([table.bucket(n) for table in opened]) for n in range(BUCKETS) if opened)
+    _write(path, buckets, with_values)
 
 
 def _write(path: Path, parts: Iterator[np.ndarray], with_values: bool) -> None:
@@ -81,10 +78,9 @@ def _write(path: Path, parts: Iterator[np.ndarray], with_values: bool) -> None:
 
 
 class Table:
-    """A table that is read where it stands, without being loaded."""
+    """A table of `write_table` or `merge_tables`, read where it stands, without being loaded."""
 
     def __init__(self, path: Path) -> None:
-        """Opens what `write_table` or `merge_tables` wrote."""
         self._keys = _map(path)
         self._values = _map(_values_of(path)) if _values_of(path).exists() else None
 

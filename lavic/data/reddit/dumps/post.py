@@ -200,8 +200,7 @@ def _text(value: Any) -> str:
 
 
 def _gone(row: Mapping[str, Any], text: str) -> str:
-    meta = row.get("_meta")
-    meta = meta if isinstance(meta, dict) else {}
+    meta = _meta(row)
     removed = row.get("removed_by_category") or meta.get("removal_type")
     kind = "deleted" if removed == "deleted" else "removed"
     if meta.get("was_initially_deleted"):
@@ -214,7 +213,11 @@ def _gone(row: Mapping[str, Any], text: str) -> str:
 
 
 def _retrieved(row: Mapping[str, Any]) -> int:
+    times = (_meta(row).get("retrieved_2nd_on"), row.get("retrieved_on"), row.get("retrieved_utc"))
+    return max((time for time in map(_whole, times) if time), default=0)
+
+
+def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Arctic Shift notes of a post."""
     meta = row.get("_meta")
-    second = meta.get("retrieved_2nd_on") if isinstance(meta, dict) else None
-    times = (_whole(time) for time in (second, row.get("retrieved_on"), row.get("retrieved_utc")))
-    return max((time for time in times if time), default=0)
+    return meta if isinstance(meta, dict) else {}

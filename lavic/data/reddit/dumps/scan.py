@@ -21,7 +21,7 @@ from lavic.data.reddit.dumps.post import BadPost, post_key, post_text, read_obje
 from lavic.data.reddit.item_table import ItemTable
 
 _LINE_END = ord("\n")
-_HELD_BYTES = 4 << 20
+_PENDING_BYTES = 4 << 20
 """Lines are parsed together: among the blocks of a dump each would find the processor's caches cold."""
 
 
@@ -61,32 +61,32 @@ def scan_dump(
         DataError: The dump cannot be read.
     """
     counts: Counter[str] = Counter()
-    found: set[int] = set()
+    submissions: set[int] = set()
     unresolved: dict[str, list[int]] = {}
-    held: list[bytes] = []
+    pending: list[bytes] = []
     size = 0
 
-    def parse_held() -> None:
-        counts.update(_scan_line(line, items, found, unresolved if short else None) for line in held)
-        held.clear()
+    def parse_pending() -> None:
+        counts.update(_scan_line(line, items, submissions, unresolved if short else None) for line in pending)
+        pending.clear()
 
     for piece in read_pieces(path):
         counts["lines"] += int(np.count_nonzero(np.frombuffer(piece, np.uint8) == _LINE_END))
         counts["lines"] += not piece.endswith(b"\n")
         for line in lines_that_may_link(piece):
-            held.append(line)
+            pending.append(line)
             size += len(line)
-        if size > _HELD_BYTES:
-            parse_held()
+        if size > _PENDING_BYTES:
+            parse_pending()
             size = 0
-    parse_held()
+    parse_pending()
     counts["without_a_link"] = counts["lines"] - sum(n for kind, n in counts.items() if kind != "lines")
-    write_table(hits, np.fromiter(found, np.uint64, len(found)))
+    write_table(hits, np.fromiter(submissions, np.uint64, len(submissions)))
     return dict(counts), unresolved
 
 
-def _scan_line(line: bytes, items: ItemTable, found: set[int], unresolved: dict[str, list[int]] | None) -> str:
-    """What a line is; adds its submission to `found`, and its short links to `unresolved`."""
+def _scan_line(line: bytes, items: ItemTable, submissions: set[int], unresolved: dict[str, list[int]] | None) -> str:
+    """What a line is; adds its submission to `submissions`, and its short links to `unresolved`."""
     try:
         row = read_object(line)
         post = post_key(row)
@@ -101,7 +101,7 @@ def _scan_line(line: bytes, items: ItemTable, found: set[int], unresolved: dict[
         for url in urls:
             unresolved.setdefault(url, []).append(post.submission)
     if any(items.parents(linked)):
-        found.add(post.submission)
+        submissions.add(post.submission)
         return "comment_with_an_item"
     if linked:
         return "item_not_in_catalogue"
