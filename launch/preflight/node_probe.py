@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.rank_process import rank_environment
 from lavic.launch.preflight.inventory import code_digest, data_digest, gpu_problems, memory_problems, package_versions
 
@@ -120,16 +121,14 @@ class NodeProbe:
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for local_rank in range(self.ranks):
                 output = stack.enter_context(Path(folder, str(local_rank)).open("w+"))
-                env = rank_environment(
+                rank = DistributedContext(
                     rank=place * self.ranks + local_rank,
-                    world_size=len(group) * self.ranks,
                     local_rank=local_rank,
+                    size=len(group) * self.ranks,
                     local_world_size=self.ranks,
-                    node=place,
-                    address=self.addresses[group[0]],
-                    port=port,
+                    node_rank=place,
                 )
-                env = {**os.environ, **env, "OMP_NUM_THREADS": "1"}
+                env = {**os.environ, **rank_environment(rank, self.addresses[group[0]], port), "OMP_NUM_THREADS": "1"}
                 processes.append((output, subprocess.Popen(command, env=env, stdout=output, stderr=output)))
             ok, rate, why = True, 0.0, ""
             for local_rank, (output, process) in enumerate(processes):

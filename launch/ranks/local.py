@@ -19,13 +19,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port
-from lavic.distributed.rank_process import (
-    LAUNCHER_PID,
-    describe_exit,
-    rank_environment,
-    shell_exit_code,
-)
+from lavic.distributed.rank_process import LAUNCHER_PID, describe_exit, rank_environment, shell_exit_code
 from lavic.distributed.signals import forwarded_signals
 from lavic.errors import LaunchError, Stopped
 
@@ -91,22 +87,15 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _start(args: Sequence[str], nproc: int, rank: int, port: int) -> subprocess.Popen[bytes]:
+def _start(args: Sequence[str], nproc: int, number: int, port: int) -> subprocess.Popen[bytes]:
+    rank = DistributedContext(rank=number, local_rank=number, size=nproc, local_world_size=nproc)
     env = {
         # one machine needs no other network, and gloo fails on a host name that does not resolve
         "GLOO_SOCKET_IFNAME": "lo",
         # ranks that each use every core slow each other down
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
         **os.environ,
-        **rank_environment(
-            rank=rank,
-            world_size=nproc,
-            local_rank=rank,
-            local_world_size=nproc,
-            node=0,
-            address="127.0.0.1",
-            port=port,
-        ),
+        **rank_environment(rank, "127.0.0.1", port),
     }
     # In a session of its own: a Ctrl-C in the terminal reaches this process alone, which forwards it once.
     return subprocess.Popen(args, env=env, stdin=subprocess.DEVNULL, start_new_session=True)

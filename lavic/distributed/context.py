@@ -57,6 +57,10 @@ class DistributedContext:
         """
         return DistributedContext(**read_launcher_env(os.environ if env is None else env))
 
+    def torchrun_env(self) -> dict[str, str]:
+        """The variables by which torchrun describes this rank."""
+        return {name: str(getattr(self, key)) for key, name in VARIABLES["torchrun"].items()}
+
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes files and logs."""
@@ -113,7 +117,7 @@ class DistributedContext:
             return
         device = self.device()
         # DeepSpeed reads torchrun's variables, whichever launcher started this process.
-        names = {name: str(getattr(self, key)) for key, name in VARIABLES["torchrun"].items()}
+        names = self.torchrun_env()
         if device.type == "cuda":
             # DeepSpeed uses the GPU of this index.
             names["LOCAL_RANK"] = str(device.index)

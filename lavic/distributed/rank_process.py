@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 import signal
 
+from lavic.distributed.context import DistributedContext
+
 LAUNCHER_PID = "LAVIC_LAUNCHER_PID"
 """Environment variable with the process that started a rank: the rank ends when that process has ended."""
 
 
-def rank_environment(
-    *, rank: int, world_size: int, local_rank: int, local_world_size: int, node: int, address: str, port: int
-) -> dict[str, str]:
+def rank_environment(rank: DistributedContext, address: str, port: int) -> dict[str, str]:
     """The variables by which torchrun describes a rank; rank 0 can be reached at `address` and `port`."""
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(local_rank),
-        "LOCAL_WORLD_SIZE": str(local_world_size),
-        "GROUP_RANK": str(node),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        LAUNCHER_PID: str(os.getpid()),
-    }
+    rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    return rank.torchrun_env() | rendezvous | {LAUNCHER_PID: str(os.getpid())}
 
 
 def exit_name(code: int) -> str:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port
 from lavic.distributed.rank_process import rank_environment, shell_exit_code
 from lavic.distributed.ray_session import RaySettings, ray_session
@@ -50,12 +51,12 @@ def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
                 "use fewer"
             )
         address, port = ray.get(ranks[0].place.remote())
-        group = {"world_size": count, "address": address, "port": port}
+        contexts = [DistributedContext(rank=number, size=count, node_rank=number) for number in range(count)]
         streams = {
             rank.run.options(num_returns="streaming").remote(
-                command, list(argv), {**group, "rank": number, "node": number}, str(Path.cwd())
+                command, list(argv), context, address, port, str(Path.cwd())
             ): rank
-            for number, rank in enumerate(ranks)
+            for rank, context in zip(ranks, contexts, strict=True)
         }
         try:
             with _forwarding(ranks):
@@ -78,11 +79,13 @@ class Rank:
 
         return ray.util.get_node_ip_address(), self._port
 
-    def run(self, command: str, argv: Sequence[str], place: Mapping[str, Any], folder: str) -> Iterator[str | int]:
+    def run(
+        self, command: str, argv: Sequence[str], rank: DistributedContext, address: str, port: int, folder: str
+    ) -> Iterator[str | int]:
         """Runs the command; yields its output line by line, then its exit code."""
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", "lavic.launch.ranks.local", command, *argv],
-            env={**os.environ, **rank_environment(**place, local_rank=0, local_world_size=1)},
+            env={**os.environ, **rank_environment(rank, address, port)},
             cwd=folder if Path(folder).is_dir() else None,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

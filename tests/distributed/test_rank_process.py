@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lavic.distributed.context import DistributedContext
@@ -9,12 +11,10 @@ from lavic.distributed.rank_process import describe_exit, rank_environment, shel
 
 
 def test_a_rank_reads_what_its_environment_says() -> None:
-    env = rank_environment(
-        rank=5, world_size=8, local_rank=1, local_world_size=4, node=1, address="10.0.0.1", port=29500
-    )
-    assert DistributedContext.from_env(env) == DistributedContext(
-        rank=5, local_rank=1, size=8, local_world_size=4, node_rank=1, launcher="torchrun"
-    )
+    rank = DistributedContext(rank=5, local_rank=1, size=8, local_world_size=4, node_rank=1)
+    env = rank_environment(rank, "10.0.0.1", 29500)
+    assert DistributedContext.from_env(env) == replace(rank, launcher="torchrun")
+    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"]) == ("5", "8", "1", "4")
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("10.0.0.1", "29500")
 
 
