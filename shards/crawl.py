@@ -43,7 +43,7 @@ from lavic.shards.plan.photo_tasks import REJECTED
 from lavic.storage import format_bytes
 from lavic.storage.cache.shard_cache import cache_folder
 from lavic.storage.output_folder import not_writable
-from lavic.storage.paths import is_remote, place, sizes, storage_errors
+from lavic.storage.paths import as_path, file_sizes, is_remote, storage_errors
 from lavic.tracking.journal import JOURNAL_FILE
 from lavic.tracking.tracker import Tracker
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
             except TooFewStored as error:
                 failed.append(error)
     if chosen.splits:
-        finalize_splits(place(chosen.out), chosen.shares)
+        finalize_splits(as_path(chosen.out), chosen.shares)
     if failed:
         raise TooFewStored("\n".join(map(str, failed)))
     return 0
@@ -152,7 +152,7 @@ def crawl(settings: CrawlSettings) -> Manifest:
         LavicError: The folder cannot be written to.
     """
     began = time.monotonic()
-    folder = place(settings.out)
+    folder = as_path(settings.out)
     if not uses_ray(settings, 0):
         prepare()
     with _stop_on_signal(), lock_output(folder) as owner:
@@ -228,7 +228,7 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
 
 def _seals(plan: Plan) -> list[Seal | None]:
     """For each shard its seal, or None if it is not complete."""
-    files = sizes(plan.folder)
+    files = file_sizes(plan.folder)
     with ThreadPoolExecutor(16, "seals") as pool:
         shards = map(plan.shard, range(len(plan.digests)))
         return list(pool.map(lambda shard, digest: read_seal(shard, digest, files), shards, plan.digests))

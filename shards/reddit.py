@@ -36,7 +36,7 @@ from lavic.shards.reddit_settings import Executor, RebuildSettings, RedditSettin
 from lavic.storage import format_bytes
 from lavic.storage.atomic import atomic_write
 from lavic.storage.output_folder import lock_output_folder
-from lavic.storage.paths import place, storage_errors
+from lavic.storage.paths import as_path, storage_errors
 from lavic.storage.text_files import read_lines
 
 DESCRIPTION = """Make conversations from dumps of Reddit and a catalogue of Amazon's items.
@@ -78,7 +78,7 @@ def is_complete(settings: RedditSettings) -> bool:
 def estimate(settings: RedditSettings) -> str:
     """How much will be read, as text; empty where the dumps are not there yet."""
     try:
-        size = sum(place(path).stat().st_size for path in input_files(settings.dumps, "dump"))
+        size = sum(as_path(path).stat().st_size for path in input_files(settings.dumps, "dump"))
     except DataError:
         return ""
     return f"bytes: {format_bytes(size)} of dumps, read twice"
@@ -152,7 +152,7 @@ def uses_ray(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> 
     running = sys.modules.get("ray")
     if running and running.is_initialized():
         return True
-    return sum(place(path).stat().st_size for path in dumps) > MAX_LOCAL_BYTES
+    return sum(as_path(path).stat().st_size for path in dumps) > MAX_LOCAL_BYTES
 
 
 @contextmanager

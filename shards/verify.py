@@ -23,7 +23,7 @@ from lavic.shards.plan.external_dedup import hash64
 from lavic.shards.shard_check import ShardCheck, check_shard
 from lavic.storage import format_bytes
 from lavic.storage.atomic import atomic_write
-from lavic.storage.paths import place, sizes, storage_errors
+from lavic.storage.paths import as_path, file_sizes, storage_errors
 from lavic.tracking.progress import progress_bar
 
 DESCRIPTION = """Read a set of shards again and compare it with its manifest.
@@ -63,7 +63,7 @@ def is_complete(settings: Settings) -> bool:
         return False
     try:
         verified: str = json.loads(settings.receipt.read_text("utf-8"))["manifest"]
-        return verified == digest_manifest(place(settings.folder))
+        return verified == digest_manifest(as_path(settings.folder))
     except (OSError, DataError, ValueError, KeyError, TypeError):
         return False
 
@@ -80,7 +80,7 @@ def estimate(settings: Settings) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 1 where anything differs."""
     chosen = resolve(argv)
-    folders = _sets_in(place(chosen.folder))
+    folders = _sets_in(as_path(chosen.folder))
     if chosen.receipt:
         if len(folders) > 1:
             raise ConfigError(
@@ -128,7 +128,7 @@ def _verify_set(folder: Path, receipt: Path | None = None) -> int:
 
 def verify(manifest: Manifest) -> list[str]:
     """Every difference between a set and its manifest, as a line of text; empty when there is none."""
-    files = sizes(manifest.folder)
+    files = file_sizes(manifest.folder)
     checks: dict[str, ShardCheck] = {}
     entries = [
         *manifest.shards,

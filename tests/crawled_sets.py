@@ -15,7 +15,7 @@ from lavic.shards.pack.finalize import finalize_set
 from lavic.shards.pack.seal import read_seal
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan
-from lavic.storage.paths import sizes
+from lavic.storage.paths import file_sizes
 
 
 def crawl_here(
@@ -29,10 +29,10 @@ def crawl_here(
     """What `lavic crawl` does, in this process, shard after shard in some order."""
     numbers = range(len(plan.digests))
     for number in order or numbers:
-        seal = read_seal(plan.shard(number), plan.digests[number], sizes(plan.folder))
+        seal = read_seal(plan.shard(number), plan.digests[number], file_sizes(plan.folder))
         if seal is None or any(map(seal.outcomes.get, retry)):
             pack_shard(plan.shard(number), plan.digests[number], fetch, PhotoSettings(), retry)
-    seals = [read_seal(plan.shard(number), plan.digests[number], sizes(plan.folder)) for number in numbers]
+    seals = [read_seal(plan.shard(number), plan.digests[number], file_sizes(plan.folder)) for number in numbers]
     made = [seal for seal in seals if seal]
     assert len(made) == len(seals)
     if plan.settings["duplicates"] == "referenced":

@@ -45,12 +45,12 @@ def count_photos(shards: Path, valid: Path) -> int | None:
     """Photos to train on; None where the set does not exist yet."""
     from lavic.data.index.held_out import held_out
     from lavic.data.shard_dataset import ShardDataset
-    from lavic.storage.paths import place
+    from lavic.storage.paths import as_path
 
-    if not place(shards).exists():
+    if not as_path(shards).exists():
         return None
     photos = ShardDataset(shards)
-    return len(photos) - (len(held_out(photos, ShardDataset(valid))) if place(valid).exists() else 0)
+    return len(photos) - (len(held_out(photos, ShardDataset(valid))) if as_path(valid).exists() else 0)
 
 
 def count_targets(settings: TuneSettings) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 from lavic.errors import DataError, first_line
 from lavic.storage.atomic import atomic_write
 from lavic.storage.checksummed_json import UnknownFormat, digest_json, dump_checked, load_checked
-from lavic.storage.paths import place, sizes, storage_errors
+from lavic.storage.paths import as_path, file_sizes, storage_errors
 
 FORMAT = "lavic-shards/1"
 NAME = "manifest.json"
@@ -94,7 +94,7 @@ class Manifest:
         Raises:
             DataError: There is no complete set; with `check`, also if a shard is missing or has another size.
         """
-        folder = place(folder)
+        folder = as_path(folder)
         path = folder / NAME
         try:
             data = path.read_bytes()
@@ -119,7 +119,7 @@ class Manifest:
             raise DataError(f"{path}: broken manifest ({error}); run the same crawl again to rewrite it") from None
         if samples != manifest.samples:
             raise DataError(f"{path}: broken manifest ({samples} samples, but its shards have {manifest.samples})")
-        actual = sizes(folder) if check else {}
+        actual = file_sizes(folder) if check else {}
         for shard in manifest.shards if check else ():
             size = actual.get(shard.name)
             if size != shard.bytes:

@@ -19,7 +19,7 @@ from lavic.data.tar_shards import BLOCK, Sample, member_bytes, parse_metadata, p
 from lavic.errors import DataError
 from lavic.storage.cache.open_files import FILES, OpenFiles
 from lavic.storage.index.text_column import TextColumn
-from lavic.storage.paths import is_remote, place
+from lavic.storage.paths import as_path, is_remote
 
 T = TypeVar("T")
 Descriptions: TypeAlias = Literal["sidecar", "shard"] | None
@@ -158,7 +158,7 @@ class ShardDataset:
         """The path of a shard's tar."""
         path = self.manifest.path(self.manifest.shards[shard])
         # The client of a store does not survive a fork: each process makes a new one.
-        return path if self._remote is None else place(str(path))
+        return path if self._remote is None else as_path(str(path))
 
     def _key(self, shard: int, start: int) -> str:
         return self._read(shard, start, start + 100).partition(b".")[0].decode("utf-8", "replace")

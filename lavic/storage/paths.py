@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")
 """`Path` collapses the two slashes of a URI; one-letter schemes are drives on Windows."""
 
 
-def place(location: str | Path) -> Path:
+def as_path(location: str | Path) -> Path:
     """A local path or a URI as a `Path` or `UPath`.
 
     Raises:
@@ -60,7 +60,7 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
-def sizes(folder: Path) -> dict[str, int]:
+def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file directly in a folder, by name; empty if the folder does not exist."""
     if is_remote(folder):
         store = cast(Any, folder)

@@ -15,7 +15,7 @@ from lavic.shards.pack.seal import pack_seal
 from lavic.shards.pack.shard_writer import Report, pack_shard
 from lavic.shards.ratelimit.client import CoordinatorHandle
 from lavic.storage.output_folder import not_writable
-from lavic.storage.paths import place, storage_errors
+from lavic.storage.paths import as_path, storage_errors
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
     An error of the output folder is returned in `error`, and the driver raises it.
     """
     _freeze()
-    folder = place(settings.out)
+    folder = as_path(settings.out)
     made = {"number": row["number"], "seal": "", "error": "", "left": 0}
     try:
         seal = pack_shard(

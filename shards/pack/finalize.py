@@ -16,7 +16,7 @@ from lavic.shards.pack.refresh import refresh_line
 from lavic.shards.pack.seal import Seal
 from lavic.shards.plan.crawl_plan import Plan
 from lavic.storage.atomic import atomic_write
-from lavic.storage.paths import sizes
+from lavic.storage.paths import file_sizes
 from lavic.tracking.run_metadata import versions
 
 _MAX_REASONS = 3
@@ -63,7 +63,7 @@ def finalize_set(
         if left := _not_requested(manifest, seals):
             print(left)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
-    files = sizes(plan.folder)
+    files = file_sizes(plan.folder)
     for name in manifest.empty:
         if files.get(name) != len(EMPTY_TAR):
             atomic_write(plan.folder / name, EMPTY_TAR)

@@ -13,7 +13,7 @@ from lavic.storage.atomic import atomic_write, remove_partial_files
 from lavic.storage.file_lock import FileLock
 from lavic.storage.output_folder import FILE as LOCK
 from lavic.storage.output_folder import lock_output_folder, not_writable
-from lavic.storage.paths import is_remote, sizes, storage_errors
+from lavic.storage.paths import file_sizes, is_remote, storage_errors
 
 FILE = ".owner"
 
@@ -41,7 +41,7 @@ def lock_output(folder: Path) -> Iterator[str]:
             yield name
         finally:
             with suppress(*storage_errors()):
-                if sizes(folder).keys() <= {FILE, REJECTED} and not (folder / PLAN).exists():
+                if file_sizes(folder).keys() <= {FILE, REJECTED} and not (folder / PLAN).exists():
                     (folder / FILE).unlink(missing_ok=True)
         return
     with lock_output_folder(folder) as lock:

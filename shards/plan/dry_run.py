@@ -14,7 +14,7 @@ from lavic.shards.pack.host_failures import host_of
 from lavic.shards.pack.outcomes import ALWAYS_RETRIED, read_ledger
 from lavic.shards.pack.seal import Seal
 from lavic.shards.plan.crawl_plan import FOLDER, Plan, load_plan, read_tasks
-from lavic.storage.paths import place, sizes
+from lavic.storage.paths import as_path, file_sizes
 from lavic.tracking.progress import ProgressBar
 
 _SHOWN = 15
@@ -34,7 +34,7 @@ def dry_run(
         ConfigError: The folder has another plan.
         DataError: The catalogue cannot be read.
     """
-    folder = place(settings.out)
+    folder = as_path(settings.out)
     with _planned(folder, settings.extend, plan_in) as plan:
         # New shards of an extended plan have no seal in the folder.
         here = Plan(folder=folder, settings=plan.settings, generations=plan.generations)
@@ -60,7 +60,7 @@ def _planned(folder: Path, extend: bool, plan_in: Callable[[Path], Plan]) -> Ite
     with tempfile.TemporaryDirectory(prefix="lavic-dry-run-") as temporary:
         copy = Path(temporary)
         (copy / FOLDER).mkdir()
-        for name in sizes(folder / FOLDER):
+        for name in file_sizes(folder / FOLDER):
             (copy / FOLDER / name).write_bytes((folder / FOLDER / name).read_bytes())
         try:
             plan = plan_in(copy)

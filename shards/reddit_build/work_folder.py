@@ -13,7 +13,7 @@ from typing import Any
 from lavic.data.catalog import find_files
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write, remove_partial_files
-from lavic.storage.paths import place, storage_errors
+from lavic.storage.paths import as_path, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ def input_files(patterns: Sequence[str], what: str) -> dict[str, str]:
         raise DataError(str(error).replace("catalogue file", what)) from None
     for path in paths:
         try:
-            status = place(path).stat()
-            with place(path).open("rb") as file:  # before OUT is made, what cannot be read is refused
+            status = as_path(path).stat()
+            with as_path(path).open("rb") as file:  # before OUT is made, what cannot be read is refused
                 file.read(1)
         except storage_errors() as error:
             raise DataError(f"{path}: cannot be read ({error})") from None

@@ -13,7 +13,7 @@ from lavic.data.schema import Conversation
 from lavic.data.sources.json_records import json_records
 from lavic.errors import ConfigError
 from lavic.shards.retrieval.settings import RetrieveSettings
-from lavic.storage.paths import is_remote, place
+from lavic.storage.paths import as_path, is_remote
 from lavic.storage.text_files import TextFile, decode_text, open_bytes
 
 
@@ -54,7 +54,8 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
         )
     inputs = []
     for name, path, out in zip(names, paths, outs, strict=True):
-        if out.exists() and not is_remote(read_from := place(path)) and read_from.exists() and out.samefile(read_from):
+        source = as_path(path)
+        if out.exists() and not is_remote(source) and source.exists() and out.samefile(source):
             raise ConfigError(f"--out {out}: is an input too: use another one")
         with open_bytes(path) as file:
             data = file.read()

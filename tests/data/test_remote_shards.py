@@ -12,13 +12,13 @@ from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 from lavic.storage.cache import shard_cache
-from lavic.storage.paths import is_remote, place
+from lavic.storage.paths import as_path, is_remote
 from lavic.train.input.shuffle_order import ShuffleOrder
 
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tmp_path if request.param == "local" else place(f"memory://{tmp_path.name}")
+    return tmp_path if request.param == "local" else as_path(f"memory://{tmp_path.name}")
 
 
 def test_a_set_reads_the_same_from_both(
@@ -49,7 +49,7 @@ def test_a_set_reads_the_same_from_both(
 def test_an_order_by_shards_needs_each_of_them_once_an_epoch_whatever_the_cache_holds(
     small_set: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    home = place(f"memory://{tmp_path.name}/set")
+    home = as_path(f"memory://{tmp_path.name}/set")
     home.mkdir(parents=True, exist_ok=True)
     for path in small_set.folder.iterdir():
         atomic_write(home / path.name, path.read_bytes())

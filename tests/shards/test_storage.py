@@ -20,7 +20,7 @@ from lavic.data.manifest import Manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.shards.pack.outcomes import read_ledger
-from lavic.storage.paths import place, sizes
+from lavic.storage.paths import as_path, file_sizes
 from lavic.tracking.journal import read_journal
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "20", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
@@ -57,7 +57,9 @@ def ray_here(bucket: str) -> Iterator[None]:
 
 
 def tars(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in sorted(sizes(folder)) if name.endswith((".tar", ".idx"))}
+    return {
+        name: (folder / name).read_bytes() for name in sorted(file_sizes(folder)) if name.endswith((".tar", ".idx"))
+    }
 
 
 def crawl(items: str | Path, out: str | Path, *words: str, per_shard: int = 15) -> int:
@@ -80,9 +82,9 @@ class TestStorage:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         items = catalogue(*(f"n/{n}.jpg" for n in range(40)), "status/404")
-        there = place(f"{bucket}/catalogue/meta.jsonl")
+        there = as_path(f"{bucket}/catalogue/meta.jsonl")
         there.write_bytes(items.read_bytes())
-        out = place(f"{bucket}/sets/cups")
+        out = as_path(f"{bucket}/sets/cups")
         server.broken = True
         assert crawl(f"{bucket}/catalogue/*.jsonl", f"{bucket}/sets/cups") == 0
         assert Manifest.load(out).outcomes["http_error"] == 14
@@ -96,11 +98,11 @@ class TestStorage:
         assert crawl(items, tmp_path / "here") == 0
         assert tars(tmp_path / "here") == before
         assert crawl(items, f"{bucket}/sets/local", "--executor", "local") == 0
-        assert tars(place(f"{bucket}/sets/local")) == before
+        assert tars(as_path(f"{bucket}/sets/local")) == before
         assert main(["verify", str(out)]) == 0
         data, here = ShardDataset(str(out)), ShardDataset(tmp_path / "here")
         assert data.keys == here.keys and data[17] == here[17] and len(data) == 40
-        assert not [name for name in sizes(out) if name.endswith(".part")]
+        assert not [name for name in file_sizes(out) if name.endswith(".part")]
 
         # A worker that died before its seal, and a tar that was damaged since.
         (out / "photos-train-000001.seal.json").unlink()

@@ -8,30 +8,30 @@ import pytest
 
 from lavic.errors import ConfigError
 from lavic.storage.atomic import atomic_open, atomic_write
-from lavic.storage.paths import is_remote, place, sizes
+from lavic.storage.paths import as_path, file_sizes, is_remote
 
 
 def test_paths_and_addresses() -> None:
-    assert place("a/b") == Path("a/b") and place("/a") == Path("/a") and place("file:///a/b") == Path("/a/b")
-    assert not is_remote(place("C:/x")) and not is_remote(place(Path("x")))
-    there = place("memory://bucket/prefix/")
-    assert is_remote(there) and str(there) == "memory://bucket/prefix" and place(there) is there
-    assert place(Path("memory://bucket/prefix")) == there
+    assert as_path("a/b") == Path("a/b") and as_path("/a") == Path("/a") and as_path("file:///a/b") == Path("/a/b")
+    assert not is_remote(as_path("C:/x")) and not is_remote(as_path(Path("x")))
+    there = as_path("memory://bucket/prefix/")
+    assert is_remote(there) and str(there) == "memory://bucket/prefix" and as_path(there) is there
+    assert as_path(Path("memory://bucket/prefix")) == there
     with pytest.raises(ConfigError, match="nosuch://x: cannot be opened"):
-        place("nosuch://x")
+        as_path("nosuch://x")
 
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "local":
         return tmp_path
-    return place(f"memory://{tmp_path.name}")
+    return as_path(f"memory://{tmp_path.name}")
 
 
 def test_files_are_whole_or_not_there(folder: Path) -> None:
-    assert sizes(folder / "none") == {}
+    assert file_sizes(folder / "none") == {}
     atomic_write(folder / "x.json", "old")
     with pytest.raises(ValueError), atomic_open(folder / "x.json") as file:
         file.write(b"half")
         raise ValueError
-    assert (folder / "x.json").read_text() == "old" and sizes(folder) == {"x.json": 3}
+    assert (folder / "x.json").read_text() == "old" and file_sizes(folder) == {"x.json": 3}

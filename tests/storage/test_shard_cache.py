@@ -19,7 +19,7 @@ from lavic.errors import ConfigError, DataError, LavicError
 from lavic.storage.cache import shard_download
 from lavic.storage.cache.shard_cache import ATTEMPTS, ShardCache, shard_folder
 from lavic.storage.cache.shard_download import RemoteShard
-from lavic.storage.paths import place
+from lavic.storage.paths import as_path
 from tests.storage.object_store import ObjectStore, object_store
 
 READ = """
@@ -27,13 +27,13 @@ import sys
 from pathlib import Path
 from lavic.storage.cache.shard_cache import ShardCache
 from lavic.storage.cache.shard_download import RemoteShard
-from lavic.storage.paths import place
+from lavic.storage.paths import as_path
 folder, limit, sha256, size, *addresses = sys.argv[1:]
 cache = ShardCache(Path(folder), int(limit), backoff_s=0.01)
 print("ready", flush=True)
 sys.stdin.readline()
 for address in addresses:
-    path = place(address)
+    path = as_path(address)
     shard = RemoteShard(folder=path.parent, name=path.name, sha256=sha256, bytes=int(size))
     print(len(cache.read(shard, 0, int(size))), flush=True)
 """
@@ -51,12 +51,12 @@ def make(size: int, seed: int) -> bytes:
 
 
 def shard(address: str, data: bytes) -> RemoteShard:
-    path = place(address)
+    path = as_path(address)
     return RemoteShard(folder=path.parent, name=path.name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
 def in_memory(name: str, data: bytes) -> RemoteShard:
-    path = place(f"memory://{name}")
+    path = as_path(f"memory://{name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return shard(str(path), data)

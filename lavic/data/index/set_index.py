@@ -20,7 +20,7 @@ from lavic.storage.index.array_file import ArrayFile, ArrayWriter, GrowingColumn
 from lavic.storage.index.shared import shared_index
 from lavic.storage.index.text_column import TextColumn, TextColumnWriter
 from lavic.storage.index.text_hash import hash_text, hash_texts, in_order
-from lavic.storage.paths import place, sizes, storage_errors
+from lavic.storage.paths import as_path, file_sizes, storage_errors
 
 if TYPE_CHECKING:
     from lavic.data.shard_dataset import ShardDataset
@@ -58,7 +58,7 @@ class SetIndex:
     def of(cls, data: ShardDataset) -> SetIndex:
         """Opens the index of a set; builds it if it is missing. Raises DataError where the set is broken."""
         folder = data.manifest.folder
-        beside = sizes(folder) if data.manifest.references else {}
+        beside = file_sizes(folder) if data.manifest.references else {}
         files = {name: size for name, size in beside.items() if name.endswith(f".{ENDING}")}
         source = digest_json({"manifest": data.manifest.digest, "duplicates": files})
         names = sorted(files)
@@ -83,7 +83,7 @@ class SetIndex:
         """Reads a duplicate from its file. Raises DataError where that has changed since the index was built."""
         name = bytes(self._file["files"][int(self._file["duplicate_files"][row])]).rstrip(b"\0").decode()
         start, end = map(int, self._file["lines"][row])
-        path = place(str(self._folder / name))  # the client of a store does not survive a fork
+        path = as_path(str(self._folder / name))  # the client of a store does not survive a fork
         try:
             with path.open("rb") as file:
                 file.seek(start)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lavic.errors import DataError, LavicError, first_line
-from lavic.storage.paths import place
+from lavic.storage.paths import as_path
 
 CHUNK = 8 << 20
 """Bytes per read from the store."""
@@ -54,7 +54,7 @@ def copy_shard(shard: RemoteShard, file: int) -> str:
     if size != shard.bytes:
         stored = shard.bytes
         with suppress(Exception):  # the clients of the stores have various exceptions
-            stored = place(str(shard.path)).stat().st_size
+            stored = as_path(str(shard.path)).stat().st_size
         if stored != shard.bytes:
             raise DataError(
                 f"{shard.path} has {stored} bytes, not {shard.bytes}; `lavic verify` lists every difference"
@@ -72,7 +72,7 @@ def read_range(shard: RemoteShard, start: int, end: int) -> bytes:
         DataError: The shard is missing, or must not be read.
         LavicError: The store does not respond.
     """
-    store = cast(Any, place(str(shard.path)))
+    store = cast(Any, as_path(str(shard.path)))
     try:
         return bytes(store.fs.cat_file(store.path, start=start, end=end))
     except (FileNotFoundError, PermissionError) as error:
@@ -85,7 +85,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
     """A remote file's bytes. Raises `_DownloadError` if another attempt may succeed, else DataError."""
     try:
         # The client of a store does not survive a fork: this process makes a new one.
-        with place(str(path)).open("rb") as source:
+        with as_path(str(path)).open("rb") as source:
             while chunk := source.read(CHUNK):
                 yield chunk
     except (FileNotFoundError, PermissionError) as error:

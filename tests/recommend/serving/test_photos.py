@@ -17,7 +17,7 @@ from lavic.errors import DataError, LavicError
 from lavic.recommend.serving import photos as photos_module
 from lavic.recommend.serving.photos import MOST_CHARACTERS, ItemPhotos
 from lavic.storage.atomic import atomic_write
-from lavic.storage.paths import place
+from lavic.storage.paths import as_path
 from tests.crawled_sets import write_set
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -40,7 +40,7 @@ def photo_set(tmp_path: Path) -> Manifest:
 
 
 def uploaded(manifest: Manifest, address: str) -> Path:
-    home = place(address)
+    home = as_path(address)
     home.mkdir(parents=True, exist_ok=True)
     for path in manifest.folder.iterdir():
         atomic_write(home / path.name, path.read_bytes())

@@ -29,7 +29,7 @@ from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, load_plan, make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.storage.atomic import remove_partial_files
-from lavic.storage.paths import sizes
+from lavic.storage.paths import file_sizes
 
 SEED = int(os.environ.get("LAVIC_KILL_SEED", random.SystemRandom().randrange(10**6)))
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "60", "--fetch.retries", "3", "--fetch.backoff", "0.01"]
@@ -42,7 +42,7 @@ PER_SHARD = 20
 
 def whole(folder: Path) -> dict[str, object]:
     """What must be the same: tars and indexes by their digests, and the ledgers but for attempts and seconds."""
-    names = [name for name in sorted(sizes(folder)) if name.endswith((".tar", ".idx"))]
+    names = [name for name in sorted(file_sizes(folder)) if name.endswith((".tar", ".idx"))]
     found: dict[str, object] = {name: sha256((folder / name).read_bytes()).hexdigest() for name in names}
     for path in sorted(folder.glob("*.ledger.jsonl")):
         for row in read_ledger(path.with_name(path.name.replace(".ledger.jsonl", ".tar"))):
@@ -64,7 +64,7 @@ def pack_all(folder: Path, started: Any) -> None:
     started.set()
     fetch = FetchSettings(allow_private=True, concurrency=4, deadline=60.0, host_rate=0)
     for number, digest in enumerate(plan.digests):
-        if read_seal(plan.shard(number), digest, sizes(folder)) is None:
+        if read_seal(plan.shard(number), digest, file_sizes(folder)) is None:
             pack_shard(plan.shard(number), digest, fetch, PhotoSettings())
 
 

@@ -21,7 +21,7 @@ from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.shards.store_photos import StorePhotos
 from lavic.shards.verify import verify
-from lavic.storage.paths import sizes
+from lavic.storage.paths import file_sizes
 from tests.crawled_sets import crawl_here
 
 FETCH = FetchSettings(allow_private=True, concurrency=4, deadline=20.0, retries=0, backoff=0.01, host_rate=0)
@@ -36,7 +36,7 @@ ONCE = 10
 
 def whole(folder: Path) -> dict[str, bytes]:
     endings = (".tar", ".idx", ".references.jsonl", "manifest.json")
-    return {name: (folder / name).read_bytes() for name in sorted(sizes(folder)) if name.endswith(endings)}
+    return {name: (folder / name).read_bytes() for name in sorted(file_sizes(folder)) if name.endswith(endings)}
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_bytes_that_are_lost_are_fetched_again(undisturbed: Path, server: Any, t
 
 def test_photos_lost_between_two_steps_are_said(undisturbed: Path, tmp_path: Path) -> None:
     plan = make_plan((str(tmp_path / "meta.jsonl"),), undisturbed, SETTINGS)
-    seals = [read_seal(plan.shard(n), digest, sizes(plan.folder)) for n, digest in enumerate(plan.digests)]
+    seals = [read_seal(plan.shard(n), digest, file_sizes(plan.folder)) for n, digest in enumerate(plan.digests)]
     broken = [replace(seal, references="other") for seal in seals if seal]
     plan.shard(0).write_bytes(plan.shard(0).read_bytes()[:700])
     with pytest.raises(LavicError, match=r"photo B00000_0 is lost; run the same command again"):

@@ -19,7 +19,7 @@ from lavic.shards.pack.output_lock import Superseded, check_owner, lock_output
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
-from lavic.storage.paths import place
+from lavic.storage.paths import as_path
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
@@ -76,14 +76,14 @@ def test_a_refused_input_leaves_nothing_behind(tmp_path: Path) -> None:
         raise ConfigError("refused")
     assert [path.name for path in out.iterdir()] == ["rejected.jsonl"], "which the error names"
 
-    remote = place(f"memory://{tmp_path.name}/refused")
+    remote = as_path(f"memory://{tmp_path.name}/refused")
     with pytest.raises(ConfigError), lock_output(remote):
         raise ConfigError("refused")
     assert not (remote / ".owner").exists()
 
 
 def test_in_an_object_store_the_last_to_come_has_it(tmp_path: Path) -> None:
-    folder = place(f"memory://{tmp_path.name}/lock_output")
+    folder = as_path(f"memory://{tmp_path.name}/lock_output")
     with lock_output(folder) as name, lock_output(folder) as another:
         check_owner(folder, another)
         with pytest.raises(Superseded, match="has taken this folder over"):

@@ -18,7 +18,7 @@ from lavic.shards.pack.seal import read_seal, seal_path
 from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, make_plan, read_tasks
 from lavic.shards.plan.photo_tasks import PlanSettings
-from lavic.storage.paths import sizes
+from lavic.storage.paths import file_sizes
 
 FETCH = FetchSettings(
     allow_private=True, concurrency=8, deadline=1.0, max_bytes=1_000_000, retries=1, backoff=0.01, host_rate=0
@@ -70,8 +70,8 @@ def test_every_photo_has_its_row_and_good_ones_are_undisturbed(tmp_path: Path, c
     assert [sample.key for sample in samples] == [row.key for row in rows if row.kind == "ok"]
     assert seal.entry.samples == 4 == seal.outcomes["ok"] and seal.photos == len(FAULTS)
     assert (
-        read_seal(shard, plan.digests[0], sizes(plan.folder)) == seal
-        and read_seal(shard, "another plan", sizes(plan.folder)) is None
+        read_seal(shard, plan.digests[0], file_sizes(plan.folder)) == seal
+        and read_seal(shard, "another plan", file_sizes(plan.folder)) is None
     )
     for sample in samples:
         assert sample.meta["sha256"] == hashlib.sha256(sample.jpg).hexdigest() and sample.title.startswith("Item")
@@ -155,7 +155,7 @@ def test_a_shard_without_a_photo_has_a_ledger_and_no_tar(tmp_path: Path, catalog
     plan = plan_of(catalogue("status/404", "page.jpg"), tmp_path / "out")
     seal = pack_shard(plan.shard(0), plan.digests[0], FETCH, PHOTO)
     assert not plan.shard(0).exists() and seal.entry.samples == 0 and len(read_ledger(plan.shard(0))) == 2
-    assert read_seal(plan.shard(0), plan.digests[0], sizes(plan.folder)) == seal
+    assert read_seal(plan.shard(0), plan.digests[0], file_sizes(plan.folder)) == seal
 
 
 def test_a_seal_needs_its_files(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
@@ -163,10 +163,10 @@ def test_a_seal_needs_its_files(tmp_path: Path, catalogue: Callable[..., Path]) 
     shard = plan.shard(0)
     pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     seal_path(shard).write_text(seal_path(shard).read_text()[:-9])
-    assert read_seal(shard, plan.digests[0], sizes(plan.folder)) is None
+    assert read_seal(shard, plan.digests[0], file_sizes(plan.folder)) is None
     pack_shard(shard, plan.digests[0], FETCH, PHOTO)
     shard.write_bytes(shard.read_bytes() + b"x")
-    assert read_seal(shard, plan.digests[0], sizes(plan.folder)) is None
+    assert read_seal(shard, plan.digests[0], file_sizes(plan.folder)) is None
 
 
 def test_the_table_and_the_advice() -> None:
