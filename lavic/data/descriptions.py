@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lavic.data.tar_shards import beside
+from lavic.data.tar_shards import sidecar_path
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 
@@ -21,7 +21,7 @@ DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": "", "sampling": "gre
 
 def descriptions_path(shard: Path) -> Path:
     """The path of a shard's descriptions: `x-000000.tar` -> `x-000000.descriptions.jsonl`."""
-    return beside(shard, "descriptions.jsonl")
+    return sidecar_path(shard, "descriptions.jsonl")
 
 
 def read_descriptions(shard: Path) -> dict[str, str]:

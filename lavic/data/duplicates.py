@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lavic.data.tar_shards import Sample, beside
+from lavic.data.tar_shards import Sample, sidecar_path
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_write
 
@@ -40,7 +40,7 @@ class Reference:
 
 def references_path(shard: Path) -> Path:
     """The path of a shard's references: `x-000000.tar` -> `x-000000.references.jsonl`."""
-    return beside(shard, ENDING)
+    return sidecar_path(shard, ENDING)
 
 
 def read_references(shard: Path) -> list[Reference]:

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from lavic.data.duplicates import read_references
-from lavic.data.tar_shards import beside
+from lavic.data.tar_shards import sidecar_path
 from lavic.errors import DataError
 from lavic.storage.paths import storage_errors
 
 
 def ledger_path(shard: Path) -> Path:
     """The path of a shard's ledger: `x-000000.tar` -> `x-000000.ledger.jsonl`."""
-    return beside(shard, "ledger.jsonl")
+    return sidecar_path(shard, "ledger.jsonl")
 
 
 def read_digests(shard: Path, samples: int) -> list[tuple[str, str]] | None:

@@ -223,7 +223,7 @@ def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
     return offsets
 
 
-def beside(shard: Path, ending: str) -> Path:
+def sidecar_path(shard: Path, ending: str) -> Path:
     """The path of a shard's sidecar: `x-000000.tar`, `ledger.jsonl` -> `x-000000.ledger.jsonl`."""
     return shard.with_name(f"{shard.name.removesuffix('.tar')}.{ending}")
 

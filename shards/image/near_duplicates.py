@@ -25,7 +25,7 @@ import simplejpeg
 from PIL import Image
 
 from lavic.data.manifest import Manifest, ShardEntry
-from lavic.data.tar_shards import beside, read_samples
+from lavic.data.tar_shards import read_samples, sidecar_path
 from lavic.storage.atomic import atomic_open
 from lavic.storage.paths import storage_errors
 
@@ -175,7 +175,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
     """Hashes of a shard's photos, in its order; read from the file beside it if that belongs to these bytes."""
-    path = beside(shard, _ENDING)
+    path = sidecar_path(shard, _ENDING)
     try:
         with path.open("rb") as file:
             if file.read(64) == entry.sha256.encode():

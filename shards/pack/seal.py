@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavic.data.ledger import ledger_path
 from lavic.data.manifest import EMPTY_TAR, ShardEntry
-from lavic.data.tar_shards import beside, index_path
+from lavic.data.tar_shards import index_path, sidecar_path
 from lavic.shards.pack.host_failures import Failures
 from lavic.storage.atomic import atomic_write
 from lavic.storage.checksummed_json import dump_checked, load_checked
@@ -49,7 +49,7 @@ class Seal:
 
 def seal_path(shard: Path) -> Path:
     """The path of a shard's seal: `x-000000.tar` -> `x-000000.seal.json`."""
-    return beside(shard, "seal.json")
+    return sidecar_path(shard, "seal.json")
 
 
 def read_seal(shard: Path, plan: str, files: Mapping[str, int]) -> Seal | None:

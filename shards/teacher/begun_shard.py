@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, get_args
 
-from lavic.data.tar_shards import beside
+from lavic.data.tar_shards import sidecar_path
 from lavic.shards.teacher.teacher import Written
 from lavic.shards.teacher.text_check import Flag
 from lavic.storage.paths import is_remote
@@ -66,7 +66,7 @@ class BegunShard:
 
 def begun_path(shard: Path) -> Path:
     """Where it stands: `x-000000.tar` -> `x-000000.descriptions.begun`."""
-    return beside(shard, "descriptions.begun")
+    return sidecar_path(shard, "descriptions.begun")
 
 
 def _line(value: Mapping[str, object]) -> bytes:
