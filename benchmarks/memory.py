@@ -192,14 +192,14 @@ def read_photos(train: Any, photos: Any) -> float:
     readable = int(data.bounds[shards if len(data) <= FEW * shards else min(READABLE, shards)])
     for number, row in enumerate(data.bounds[:-1].tolist()):
         if row < readable:
-            assert data[row].text == data.words(row)[1] != ""
+            assert data[row].text == data.meta_and_text(row)[1] != ""
         else:  # its samples are holes
             data._index(number)
             assert data._text(number, 0, {"key": index.keys[row], "title": ""}, "")
     places = range(0, min(len(train), readable - 100), 97)
     began = time.perf_counter()
     for place in places:
-        train.words(place)
+        train.meta_and_text(place)
     assert total > 0
     return (time.perf_counter() - began) / max(1, len(places))
 

@@ -84,7 +84,7 @@ class ShardDataset:
             return sample
         return Sample(key=sample.key, item_id=sample.item_id, jpg=sample.jpg, meta=sample.meta, text=text)
 
-    def words(self, index: int) -> tuple[dict[str, Any], str]:
+    def meta_and_text(self, index: int) -> tuple[dict[str, Any], str]:
         """The json member of a sample and its description, without reading the photo."""
         shard, row = self._find(index)
         offsets = self._index(shard)
@@ -141,7 +141,7 @@ class ShardDataset:
         if digests := self.ledger_of(number)[1]:
             return digests
         first = int(self._starts[number])
-        metas = (self.words(first + row)[0] for row in range(self.manifest.shards[number].samples))
+        metas = (self.meta_and_text(first + row)[0] for row in range(self.manifest.shards[number].samples))
         return [meta["source_sha256"] for meta in metas]
 
     def _ledger(self, number: int) -> list[tuple[str, str]] | None:

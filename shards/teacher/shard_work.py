@@ -49,7 +49,8 @@ def describe_shard(
     shard = data.manifest.path(entry)
     start = sum(before.samples for before in data.manifest.shards[:number])
     keys = data.keys_of(number)
-    kept = {keys[n]: text for n in range(entry.samples) if keep_catalogue and (text := data.words(start + n)[1])}
+    samples = range(entry.samples) if keep_catalogue else ()
+    kept = {keys[n]: text for n in samples if (text := data.meta_and_text(start + n)[1])}
     rows = [n for n in range(entry.samples) if keys[n] not in kept]
     with BegunShard.open(shard, {"shard": entry.sha256, **teacher.origin}) as begun:
         before = len(begun.written[0])

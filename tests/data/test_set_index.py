@@ -67,7 +67,7 @@ def test_a_description_is_found_wherever_its_line_is(small_set: Manifest) -> Non
     data = ShardDataset(small_set.folder)
     assert [data[n].text for n in range(10)] == keys
     expected = [key if n % 2 else f"text {10 + n}" for n, key in enumerate(data.keys_of(1))]
-    assert [data.words(10 + n)[1] for n in range(10)] == expected and data[20].text == "text 20"
+    assert [data.meta_and_text(10 + n)[1] for n in range(10)] == expected and data[20].text == "text 20"
     describe(small_set, 1, data.keys_of(1), "anew: {}")
     assert ShardDataset(small_set.folder)[12].text == "anew: B000000012_0"
 
@@ -118,7 +118,7 @@ def shared_memory() -> list[str]:
 
 
 def look(data: FilteredDataset, queue: multiprocessing.Queue) -> None:
-    queue.put(([data[n] for n in (0, 7, -1)], data.words(3), shared_memory()))
+    queue.put(([data[n] for n in (0, 7, -1)], data.meta_and_text(3), shared_memory()))
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_what_a_worker_that_is_not_forked_gets_is_where_the_set_is(
     worker.start()
     samples, words, mapped = queue.get(timeout=120)
     worker.join()
-    assert samples == [data[n] for n in (0, 7, -1)] and words == data.words(3)
+    assert samples == [data[n] for n in (0, 7, -1)] and words == data.meta_and_text(3)
     assert not mapped and not shared_memory()
 
 

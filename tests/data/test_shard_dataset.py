@@ -58,7 +58,11 @@ def test_a_title_is_no_description(tmp_path: Path, make_sample: Callable[..., Sa
     folder = write_set(tmp_path / "set", samples, set="cups", split="train", photos_per_shard=10).folder
     for how in ("sidecar", "shard"):
         data = ShardDataset(folder, descriptions=how)
-        assert [data[n].text for n in range(4)] == [data.words(n)[1] for n in range(4)] == ["text 0", "", "text 2", ""]
+        assert (
+            [data[n].text for n in range(4)]
+            == [data.meta_and_text(n)[1] for n in range(4)]
+            == ["text 0", "", "text 2", ""]
+        )
 
 
 def test_where_text_comes_from(small_set: Manifest) -> None:
@@ -81,8 +85,8 @@ def test_where_text_comes_from(small_set: Manifest) -> None:
     assert [texts[how][12].text for how in texts] == ["text 12", "text 12", ""]
     for data in texts.values():
         for index in (0, 11, 24):
-            assert data.words(index) == (data[index].meta, data[index].text), "without the photo"
-    assert FilteredDataset(texts["sidecar"], HeldOut.of([0])).words(10)[1] == "by the teacher"
+            assert data.meta_and_text(index) == (data[index].meta, data[index].text), "without the photo"
+    assert FilteredDataset(texts["sidecar"], HeldOut.of([0])).meta_and_text(10)[1] == "by the teacher"
 
 
 def test_keys_are_those_of_the_ledger_where_it_fits(small_set: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +212,7 @@ def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifes
     whole = ShardDataset(small_set.folder)
     some = FilteredDataset(whole, HeldOut.of([2, 6]))
     assert [some[i].key for i in range(len(some))] == [whole.keys[i] for i in range(len(whole)) if i not in (2, 6)]
-    assert some[-1] == whole[-1] and some.words(2) == whole.words(3)
+    assert some[-1] == whole[-1] and some.meta_and_text(2) == whole.meta_and_text(3)
     with pytest.raises(IndexError):
         some[len(some)]
     assert len(FilteredDataset(whole, HeldOut.of([]))) == len(whole) > 7

@@ -103,9 +103,9 @@ class FilteredDataset:
         """As `ShardDataset.read_ahead`."""
         self.data.read_ahead(self.excluded.to_original(indices))
 
-    def words(self, index: int) -> tuple[dict[str, Any], str]:
-        """As `ShardDataset.words`."""
-        return self.data.words(self._number(index))
+    def meta_and_text(self, index: int) -> tuple[dict[str, Any], str]:
+        """As `ShardDataset.meta_and_text`."""
+        return self.data.meta_and_text(self._number(index))
 
     def _number(self, index: int) -> int:
         index = index + len(self) if index < 0 else index

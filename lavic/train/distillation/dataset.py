@@ -133,7 +133,7 @@ class DistillDataset:
 
     def key(self, position: int) -> str:
         """See `TaskDataset.key`; the photo is not read."""
-        meta, _ = self.photos.words(self._index(position))
+        meta, _ = self.photos.meta_and_text(self._index(position))
         return str(meta["key"])
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
@@ -148,7 +148,7 @@ class DistillDataset:
 
     def _measure(self, index: int) -> tuple[int, int, int]:
         """Tokens of a sample without its photo's, width and height of the photo."""
-        meta, text = self.photos.words(index)
+        meta, text = self.photos.meta_and_text(index)
         return len(self._example(meta["title"], text, 1).input_ids) - 1, meta["width"], meta["height"]
 
     def _measure_all(self, indices: range) -> list[tuple[int, int, int]]:
@@ -158,7 +158,7 @@ class DistillDataset:
         """Why no photo has a target, for an error message; reads the text of every photo."""
         lengths = []
         for position in range(len(self)):
-            meta, text = self.photos.words(self._index(position))
+            meta, text = self.photos.meta_and_text(self._index(position))
             if text:
                 prompt = self.encoder.describe(meta["title"], 0)
                 lengths.append(len(self.encoder.example(prompt, text).input_ids))
