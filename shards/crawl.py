@@ -11,23 +11,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from lavic.config import flatten, parse
 from lavic.data.manifest import NAME, Manifest
 from lavic.distributed.ray_session import ray_session
-from lavic.distributed.signals import signal_handlers
-from lavic.errors import DataError, Stopped
-from lavic.shards.cluster.local_processes import prepare
-from lavic.shards.cluster.shard_job import make_shards, uses_ray
+from lavic.errors import DataError
+from lavic.shards.cluster import local_processes
+from lavic.shards.cluster.executor import stop_on_signal, uses_ray
+from lavic.shards.cluster.shard_job import make_shards
+from lavic.shards.cluster.worker_process import prepare
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.http.connections import check_connection_settings
 from lavic.shards.image.near_duplicates import report_near_duplicates
@@ -123,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
             dry_run(part, partial(_plan, settings=part), _seals)
         return 0
     with ExitStack() as stack:
-        if len(parts) > 1 and uses_ray(chosen, 0):
+        if len(parts) > 1 and uses_ray(chosen.executor, chosen.ray):
             stack.enter_context(ray_session(chosen.ray))
         # The other sets are made too if one is not complete.
         failed: list[TooFewStored] = []
@@ -153,9 +151,9 @@ def crawl(settings: CrawlSettings) -> Manifest:
     """
     began = time.monotonic()
     folder = as_path(settings.out)
-    if not uses_ray(settings, 0):
-        prepare()
-    with _stop_on_signal(), lock_output(folder) as owner:
+    if not uses_ray(settings.executor, settings.ray):
+        prepare(local_processes.__name__)
+    with stop_on_signal("complete shards"), lock_output(folder) as owner:
         try:
             return _crawl(folder, settings, owner, began)
         except storage_errors() as error:
@@ -248,26 +246,3 @@ def _tracker(folder: Path, settings: CrawlSettings) -> Iterator[Tracker]:
         if run is not folder:
             with (run / JOURNAL_FILE).open("rb") as source, (folder / JOURNAL_FILE).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[None]:
-    """Stop the crawl at a scheduler's signal: complete shards are kept, the others are made again."""
-    stopped = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt  # Ray passes it on, but reports other exceptions
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    try:
-        with signal_handlers([signal.SIGUSR1], stop):
-            yield
-    except KeyboardInterrupt:
-        if stopped:
-            message = "stopped on request; complete shards are kept; run the same command again to continue"
-            raise Stopped(message) from None
-        raise

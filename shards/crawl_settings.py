@@ -13,6 +13,7 @@ from lavic.config import settings
 from lavic.data.schema import ImageSize
 from lavic.data.sources.tables import COLUMNS
 from lavic.distributed.ray_session import RaySettings
+from lavic.shards.cluster.executor import Executor, check_executor
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import KINDS
@@ -80,7 +81,7 @@ class CrawlSettings:
     dry_run: bool = False
     """Print how many photos would be fetched from which hosts, and how long the hosts' rate limits make that take.
     Nothing is written, and no host is contacted."""
-    executor: Literal["auto", "local", "ray"] = "auto"
+    executor: Executor = "auto"
     """Where the shards are made; they are the same either way. `local`: processes of this machine, one per CPU or
     --ray.workers of them, which start in tenths of a second. `ray`: a Ray cluster that is joined or started, which
     takes seconds. `auto`: Ray if one is named (--ray.address, RAY_ADDRESS) or more than 20,000 photos are to be
@@ -105,8 +106,7 @@ class CrawlSettings:
 
     @model_validator(mode="after")
     def _one_executor(self) -> CrawlSettings:
-        if self.executor == "local" and (self.ray.address or self.ray.nodes > 1):
-            raise ValueError("--executor local does not use Ray; remove it, or --ray.address and --ray.nodes")
+        check_executor(self.executor, self.ray)
         return self
 
     @model_validator(mode="after")

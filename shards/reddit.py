@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lavic.config import parse
@@ -24,15 +19,15 @@ from lavic.data.reddit.card import card_html, card_markdown
 from lavic.data.reddit.dumps.dump_file import check_dump
 from lavic.data.reddit.splits import NAMES
 from lavic.distributed.ray_session import RaySettings, ray_session
-from lavic.distributed.signals import signal_handlers
-from lavic.errors import ConfigError, DataError, Stopped
-from lavic.shards.cluster.tasks import prepare
+from lavic.errors import ConfigError, DataError
+from lavic.shards.cluster.executor import Executor, stop_on_signal, uses_ray
+from lavic.shards.cluster.worker_process import prepare
 from lavic.shards.reddit_build import steps
 from lavic.shards.reddit_build.build_set import build_set
 from lavic.shards.reddit_build.pipeline import Pipeline
 from lavic.shards.reddit_build.rebuild import rebuild
 from lavic.shards.reddit_build.work_folder import WorkFolder, digest_of, input_files
-from lavic.shards.reddit_settings import Executor, RebuildSettings, RedditSettings
+from lavic.shards.reddit_settings import RebuildSettings, RedditSettings
 from lavic.storage import format_bytes
 from lavic.storage.atomic import atomic_write
 from lavic.storage.output_folder import lock_output_folder
@@ -63,6 +58,7 @@ SETTINGS = RedditSettings
 FUNNEL, INPUTS = "funnel.json", "inputs.json"
 MAX_LOCAL_BYTES = 8 << 30
 """Local processes read so much in about the time after which several nodes pay."""
+_KEPT = "finished files and parts"
 
 
 def resolve(argv: Sequence[str]) -> RedditSettings:
@@ -88,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     if argv[:1] == ["rebuild"]:
         again = parse(RebuildSettings, argv[1:], command="reddit rebuild")
-        with _stop_on_signal(), lock_output_folder(again.out):
+        with stop_on_signal(_KEPT), lock_output_folder(again.out):
             dumps = input_files(again.dumps, "dump")
             with _workers(again.executor, again.ray, dumps) as on_ray:
                 counts = rebuild(again, dumps, on_ray=on_ray)
@@ -96,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"; {counts['changed']:,} whose text has changed; {counts['missing']:,} that are not there any more")
         return 0
     settings = resolve(argv)
-    with _stop_on_signal(), lock_output_folder(settings.out):
+    with stop_on_signal(_KEPT), lock_output_folder(settings.out):
         funnel = build(settings)
     rows = {name: held["rows"] for name, held in funnel["splits"].items()}
     print(f"{settings.out}: {sum(rows.values()):,} conversations (", end="")
@@ -143,22 +139,11 @@ def build(settings: RedditSettings) -> dict[str, Any]:
     return funnel
 
 
-def uses_ray(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> bool:
-    """Whether the steps run on Ray: by the settings, else if Ray is running or the dumps are large."""
-    if executor != "auto":
-        return executor == "ray"
-    if ray.address or ray.nodes > 1 or os.environ.get("RAY_ADDRESS"):
-        return True
-    running = sys.modules.get("ray")
-    if running and running.is_initialized():
-        return True
-    return sum(as_path(path).stat().st_size for path in dumps) > MAX_LOCAL_BYTES
-
-
 @contextmanager
 def _workers(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> Iterator[bool]:
     """Starts what the steps run on; yields whether that is Ray."""
-    if uses_ray(executor, ray, dumps):
+    size = sum(place(path).stat().st_size for path in dumps)
+    if uses_ray(executor, ray, large=size > MAX_LOCAL_BYTES):
         with ray_session(ray):
             yield True
         return
@@ -187,17 +172,3 @@ def _warn(funnel: Mapping[str, Any]) -> None:
     broken = funnel["catalogue"].get("broken_records", 0)
     if broken:
         log.warning("%d broken records of the catalogue were left out", broken)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[None]:
-    """Ends the work at a scheduler's signal; what is done is kept."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped on request; finished files and parts are kept; run the same command again to continue")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with signal_handlers([signal.SIGUSR1], stop):
-        yield

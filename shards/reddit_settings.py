@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lavic.config import ByteCount, settings
 from lavic.data.reddit.settings import LabelSettings, SplitSettings
 from lavic.distributed.ray_session import RaySettings
-
-Executor = Literal["auto", "local", "ray"]
+from lavic.shards.cluster.executor import Executor, check_executor
 
 
 @settings
@@ -68,9 +66,8 @@ class RedditSettings:
     """Where the job runs. `workers`: files, or parts of the buckets, at a time."""
 
     @model_validator(mode="after")
-    def _local_is_local(self) -> RedditSettings:
-        if self.executor == "local" and (self.ray.address or self.ray.nodes > 1):
-            raise ValueError("--executor local does not use Ray; remove it, or --ray.address and --ray.nodes")
+    def _one_executor(self) -> RedditSettings:
+        check_executor(self.executor, self.ray)
         return self
 
 

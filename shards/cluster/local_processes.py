@@ -12,25 +12,21 @@ import contextlib
 import itertools
 import logging
 import math
-import multiprocessing
 import os
 import queue
-import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from lavic.distributed.rank_process import exit_name
-from lavic.distributed.signals import signal_handlers
 from lavic.errors import LavicError, first_line
 from lavic.shards.cluster.progress import ShardReports
 from lavic.shards.cluster.worker import Row, ShardJob, deferred_row, make_shard
+from lavic.shards.cluster.worker_process import WorkerProcess, prepare
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.ratelimit.client import CoordinatorHandle
 from lavic.shards.ratelimit.coordinator import Coordinator
@@ -43,18 +39,10 @@ _ATTEMPTS = 3
 """Workers that may die while they make one shard."""
 
 
-def prepare() -> None:
-    """Start the process that workers are forked from, which loads what they need."""
-    multiprocessing.set_forkserver_preload([__name__])
-    # It inherits this: a Ctrl-C while it loads would end in its traceback. The driver handles signals.
-    with signal_handlers([signal.SIGINT], signal.SIG_IGN):
-        forkserver.ensure_running()
-
-
 @contextmanager
 def on_processes(rows: Sequence[Row], settings: CrawlSettings, owner: str) -> Iterator[ShardJob]:
     """Make shards in local processes, which end with the block; see `make_shard`."""
-    prepare()
+    prepare(__name__)
     pool = _Pool(rows, settings, owner)
     try:
         yield ShardJob(made=pool.made(), running=pool.reports.get, wait_reasons=pool.wait_reasons)
@@ -151,15 +139,10 @@ class _Worker:
         self.caller = ""
         """The name that it has at the coordinator now."""
         self._loop = asyncio.get_running_loop()
-        self._pipe, child = multiprocessing.Pipe()
+        self._process = WorkerProcess(_work, settings, owner)
+        self._pipe = self._process.pipe
         self._made: asyncio.Queue[Row | Exception | None] = asyncio.Queue()
         self._calls: set[asyncio.Task[None]] = set()
-        # The process that workers are forked from may be older than the environment and working folder.
-        surroundings = (dict(os.environ), os.getcwd())  # noqa: PTH109
-        context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_work, args=(child, settings, owner, surroundings), daemon=True)
-        self._process.start()
-        child.close()
         self._loop.add_reader(self._pipe.fileno(), self._read)
 
     async def make(self, row: Row) -> Row | None:
@@ -176,12 +159,9 @@ class _Worker:
         self._loop.remove_reader(self._pipe.fileno())
         for call in self._calls:
             call.cancel()
-        self._process.kill()
-        self._process.join()
-        code = self._process.exitcode or 0
-        self._process.close()
+        end = self._process.stop()
         self._pipe.close()
-        return exit_name(code)
+        return end
 
     def _read(self) -> None:
         try:
@@ -253,14 +233,8 @@ class _PipeCoordinator:
             future.set_exception(RuntimeError(error))
 
 
-def _work(pipe: Connection, settings: CrawlSettings, owner: str, surroundings: tuple[Mapping[str, str], str]) -> None:
+def _work(pipe: Connection, settings: CrawlSettings, owner: str) -> None:
     """The worker process."""
-    # The driver handles signals to the process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    os.environ.clear()
-    os.environ.update(surroundings[0])
-    os.chdir(surroundings[1])
     coordinator = cast(CoordinatorHandle, _PipeCoordinator(pipe))
     while True:
         try:

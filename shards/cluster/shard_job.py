@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from lavic.errors import LavicError
+from lavic.shards.cluster.executor import uses_ray
 from lavic.shards.cluster.local_processes import on_processes
 from lavic.shards.cluster.progress import CrawlProgress
 from lavic.shards.cluster.worker import shard_row
@@ -51,7 +50,8 @@ def make_shards(
     """
     digests = plan.digests
     rows = [shard_row(n, plan.shard(n).name, digests[n], refresh) for n in todo]
-    if uses_ray(settings, plan.counts.photos - sum(sum(counts.values()) for counts in settled)):
+    left = plan.counts.photos - sum(sum(counts.values()) for counts in settled)
+    if uses_ray(settings.executor, settings.ray, large=left > MAX_LOCAL_PHOTOS):
         from lavic.shards.cluster.ray_job import on_ray
 
         start = on_ray
@@ -73,16 +73,6 @@ def make_shards(
                 _log(tracker, progress)
             yield row["number"], seal
         _log(tracker, progress)
-
-
-def uses_ray(settings: CrawlSettings, photos: int) -> bool:
-    """Whether a crawl of so many photos runs on Ray: by its settings, else if Ray is running or the crawl is large."""
-    if settings.executor != "auto":
-        return settings.executor == "ray"
-    if settings.ray.address or settings.ray.nodes > 1 or os.environ.get("RAY_ADDRESS"):
-        return True
-    ray = sys.modules.get("ray")
-    return photos > MAX_LOCAL_PHOTOS or bool(ray and ray.is_initialized())
 
 
 def _log(tracker: Tracker, progress: CrawlProgress) -> None:

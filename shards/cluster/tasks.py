@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
-from lavic.distributed.rank_process import exit_name
 from lavic.distributed.ray_session import RaySettings, ray_session
-from lavic.distributed.signals import signal_handlers
 from lavic.errors import DataError, LavicError
+from lavic.shards.cluster.worker_process import WorkerProcess
 
 _ATTEMPTS = 3
 """Workers that may die of one task."""
@@ -51,19 +48,6 @@ def run_tasks(
         if error:
             raise DataError(error) if known else LavicError(error)
         yield task, result
-
-
-def prepare(module: str) -> None:
-    """Starts the process that local workers are forked from, which loads a module for all of them."""
-    multiprocessing.set_forkserver_preload([module])
-    # It inherits this: a Ctrl-C while it loads would end in its traceback. The driver handles signals.
-    with signal_handlers([signal.SIGINT], signal.SIG_IGN):
-        forkserver.ensure_running()
-
-
-def worker_count(settings: RaySettings) -> int:
-    """Local processes at a time."""
-    return settings.workers or settings.cpus or len(os.sched_getaffinity(0))
 
 
 def _outcome(function: Callable[[Any], Any], task: Any) -> tuple[Any, str, bool]:
@@ -103,24 +87,23 @@ def _local_results(
 ) -> Iterator[tuple[Any, tuple[Any, str, bool]]]:
     results: SimpleQueue[tuple[Any, tuple[Any, str, bool]]] = SimpleQueue()
     left = deque(tasks)
-    workers: list[_Worker] = []
-    count = min(worker_count(settings), len(tasks))
+    workers: list[WorkerProcess] = []
+    count = min(settings.workers or settings.cpus or len(os.sched_getaffinity(0)), len(tasks))
     closing = threading.Event()
 
     def feed() -> None:
-        worker = _Worker(function)
-        workers.append(worker)
+        workers.append(worker := WorkerProcess(_work, function))
         with suppress(IndexError):
             while True:
                 task = left.popleft()
                 for _ in range(_ATTEMPTS):
-                    outcome = worker.run(task)
+                    outcome = _run(worker, task)
                     if outcome is not None:
                         break
                     if closing.is_set():
                         return
                     ended = worker.stop()
-                    worker.start()
+                    workers.append(worker := WorkerProcess(_work, function))
                 else:
                     outcome = (
                         None,
@@ -143,44 +126,17 @@ def _local_results(
                 worker.stop()
 
 
-class _Worker:
-    """The driver's side of a worker process, used by one thread."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-        self.start()
-
-    def start(self) -> None:
-        self._pipe, child = multiprocessing.Pipe()
-        surroundings = (dict(os.environ), os.getcwd())  # noqa: PTH109
-        context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_work, args=(child, self._function, surroundings), daemon=True)
-        self._process.start()
-        child.close()
-
-    def run(self, task: Any) -> Any:
-        """A task's outcome; None if the process dies."""
-        try:
-            self._pipe.send(task)
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            return None
-
-    def stop(self) -> str:
-        """Kills the process; returns how it ended."""
-        self._process.kill()
-        self._process.join()
-        code = self._process.exitcode or 0
-        return exit_name(code)
+def _run(worker: WorkerProcess, task: Any) -> Any:
+    """A task's outcome; None if the process dies."""
+    try:
+        worker.pipe.send(task)
+        return worker.pipe.recv()
+    except (EOFError, OSError):
+        return None
 
 
-def _work(pipe: Connection, function: Callable[[Any], Any], surroundings: tuple[dict[str, str], str]) -> None:
-    """The worker process. The driver handles signals to the process group."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    os.environ.clear()
-    os.environ.update(surroundings[0])
-    os.chdir(surroundings[1])
+def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """The worker process."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavic.distributed.ray_session import RaySettings
 from lavic.errors import LavicError, first_line
 from lavic.recommend.retrieval.build import Make
 from lavic.recommend.retrieval.item_table import ItemTable
@@ -18,40 +17,28 @@ from lavic.recommend.retrieval.vectors.tokens_builder import TokenChunks
 from lavic.shards.retrieval.search_work import Block, Encoder, Found, Searcher
 from lavic.shards.retrieval.settings import RetrieveSettings
 
-Row = dict[str, Any]
+Stage = tuple[Callable[..., Callable[[Any], Any]], tuple[Any, ...], bool]
+"""What makes the function of an actor, its arguments, and whether the actor uses a GPU where there is one."""
 
 
-class EmbedChunks:
-    """Makes files of an index's vectors: an actor that loads the model once."""
+class EmbedTexts:
+    """Makes files of an index's vectors from the items' texts."""
 
     def __init__(self, table: ItemTable, settings: dict[str, Any], batch_size: int, previous: MethodRecord | None):
         self._encoder = SentenceEncoder(settings, batch_size=batch_size)
         self._table, self._previous = table, previous
 
-    def __call__(self, row: Row) -> Row:
-        chunk: Chunk = pickle.loads(row["data"])
-        try:
-            make_chunk(self._table.path.parent, chunk, self._table, self._encoder.documents, self._previous)
-        except (LavicError, OSError) as error:
-            return {"rows": 0, "error": first_line(error)}
-        return {"rows": chunk.file.rows, "error": ""}
+    def __call__(self, chunk: Chunk) -> int:
+        make_chunk(self._table.path.parent, chunk, self._table, self._encoder.documents, self._previous)
+        return chunk.file.rows
 
 
-class EmbedTokens:
-    """Makes files of the vectors of item tokens: an actor that loads the retriever once."""
+class EmbedTokens(TokenChunks):
+    """Makes files of an index's vectors from the item tokens."""
 
-    def __init__(
-        self, table: ItemTable, settings: dict[str, Any], store: Path, previous: MethodRecord | None, batch: int
-    ) -> None:
-        self._worker = TokenChunks(table, settings, store, previous, batch)
-
-    def __call__(self, row: Row) -> Row:
-        chunk: Chunk = pickle.loads(row["data"])
-        try:
-            self._worker.make(chunk)
-        except (LavicError, OSError) as error:
-            return {"rows": 0, "error": first_line(error)}
-        return {"rows": chunk.file.rows, "error": ""}
+    def __call__(self, chunk: Chunk) -> int:
+        self.make(chunk)
+        return chunk.file.rows
 
 
 def embed_on_ray(chosen: RetrieveSettings) -> Make:
@@ -65,84 +52,74 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
         settings: Mapping[str, Any],
         done: Callable[[int], None],
     ) -> None:
-        actor: tuple[type, tuple[Any, ...], bool]
+        stage: Stage
         if "retriever" in settings:
-            actor = (EmbedTokens, (table, dict(settings), chosen.store, previous, chosen.tokens.tokens_per_batch), True)
+            tokens_per_batch = chosen.tokens.tokens_per_batch
+            stage = (EmbedTokens, (table, dict(settings), chosen.store, previous, tokens_per_batch), True)
         else:
-            actor = (EmbedChunks, (table, dict(settings), chosen.dense.batch_size, previous), True)
-        rows = [{"data": pickle.dumps(chunk)} for chunk in chunks]
-        for row in _map(rows, [actor], chosen.ray):
-            if row["error"]:
-                raise LavicError(f"{folder}: {row['error']}; run the same command again to go on")
-            done(row["rows"])
+            stage = (EmbedTexts, (table, dict(settings), chosen.dense.batch_size, previous), True)
+        for rows in _map(chunks, [stage], chosen):
+            done(rows)
 
     return make
 
 
-class EncodeBlocks:
-    """See `Encoder`."""
-
-    def __init__(self, chosen: RetrieveSettings) -> None:
-        self._encode = Encoder(chosen)
-
-    def __call__(self, row: Row) -> Row:
-        block: Block = pickle.loads(row["data"])
-        return {"data": pickle.dumps(self._encode(block))}
-
-
-class SearchBlocks:
-    """See `Searcher`."""
-
-    def __init__(self, chosen: RetrieveSettings, number: int, count: int) -> None:
-        self._search = Searcher(chosen, number, count)
-
-    def __call__(self, row: Row) -> Row:
-        block: Block = pickle.loads(row["data"])
-        return {"data": pickle.dumps(self._search(block))}
-
-
 def search_on_ray(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[Found]:
     """Encodes and searches blocks on a Ray cluster; for `search_all`."""
-    rows = [{"data": pickle.dumps(block)} for block in blocks]
-    encode = (EncodeBlocks, (chosen,), bool({"dense", "tokens"} & {*chosen.methods}))
+    encode: Stage = (Encoder, (chosen,), bool({"dense", "tokens"} & {*chosen.methods}))
     if parts == 1:
-        found = _map(rows, [encode, (SearchBlocks, (chosen, 0, 1), False)], chosen.ray)
-        yield from (pickle.loads(row["data"]) for row in found)
+        yield from _map(blocks, [encode, (Searcher, (chosen, 0, 1), False)], chosen)
         return
     # encoded once, and searched in one part of the index after the other: a worker maps one part alone
-    encoded = list(_map(rows, [encode], chosen.ray))
+    encoded = list(_map(blocks, [encode], chosen))
     for number in range(parts):
-        found = _map(encoded, [(SearchBlocks, (chosen, number, parts), False)], chosen.ray)
-        yield from (pickle.loads(row["data"]) for row in found)
+        yield from _map(encoded, [(Searcher, (chosen, number, parts), False)], chosen)
 
 
-def _map(rows: Sequence[Row], stages: Sequence[tuple[type, tuple[Any, ...], bool]], settings: RaySettings) -> Iterator:
-    """Maps rows by actors; yields the results in any order.
+class _Actor:
+    """Makes a function once, such as one that loads a model, and applies it to the value of each row."""
 
-    Args:
-        rows: Each is a task of its own.
-        stages: Class of the actors, its arguments, and whether an actor uses a GPU where there is one.
-        settings: How many actors.
+    def __init__(self, make: Callable[..., Callable[[Any], Any]], *arguments: Any) -> None:
+        self._apply = make(*arguments)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return row
+        try:
+            return {"value": pickle.dumps(self._apply(pickle.loads(row["value"]))), "error": ""}
+        except (LavicError, OSError) as error:
+            return {"value": b"", "error": first_line(error)}
+
+
+def _map(values: Sequence[Any], stages: Sequence[Stage], chosen: RetrieveSettings) -> Iterator[Any]:
+    """Applies stages to values, each of which is a task of its own; yields the results in any order.
+
+    Raises:
+        LavicError: A stage failed, or an actor was lost.
     """
     import ray
     import ray.data
 
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    data = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-    for actor, arguments, wants_gpu in stages:
+    rows = [{"value": pickle.dumps(value), "error": ""} for value in values]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for make, arguments, wants_gpu in stages:
         gpu = bool(wants_gpu and gpus)
         # all stages run at once: together they must fit
         share = max(1, cpus // len(stages)) if cpus >= len(stages) else 1
-        count = min(len(rows), settings.workers or (gpus if gpu else share))
+        count = min(len(rows), chosen.ray.workers or (gpus if gpu else share))
         data = data.map(
-            actor,
-            fn_constructor_args=arguments,
+            _Actor,
+            fn_constructor_args=(make, *arguments),
             compute=ray.data.ActorPoolStrategy(size=max(1, count)),
             num_cpus=1 if cpus >= len(stages) else cpus / len(stages),
             num_gpus=1 if gpu else None,
         )
     try:
-        yield from data.iter_rows()
+        for row in data.iter_rows():
+            if row["error"]:
+                raise LavicError(f"{chosen.index}: {row['error']}; run the same command again to go on")
+            yield pickle.loads(row["value"])
     except ray.exceptions.RayError as error:
         raise LavicError(f"the job on Ray failed ({first_line(error)}); run the same command again to go on") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +16,7 @@ from lavic.recommend.retrieval.catalog_rows import TextSettings
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.recommend.retrieval.vectors.two_tower import TokensSettings
+from lavic.shards.cluster.executor import Executor, uses_ray
 from lavic.tracking.settings import TrackingSettings
 
 MethodName = Literal["bm25", "dense", "endpoint", "tokens"]
@@ -69,7 +68,7 @@ class RetrieveSettings:
     """Number of bootstrap resamples."""
     seed: Seed = 0
     """Seed of the resamples."""
-    executor: Literal["auto", "ray", "local"] = "auto"
+    executor: Executor = "auto"
     """Where to embed and search: on Ray, or in this process. `auto`: on Ray if a cluster or workers are named."""
     index_parts: PositiveInt = 1
     """On Ray: workers map one of so many parts of the index, for one that is larger than a machine's memory. The result
@@ -87,12 +86,7 @@ class RetrieveSettings:
     @property
     def uses_ray(self) -> bool:
         """Whether the work is done on Ray."""
-        if self.executor != "auto":
-            return self.executor == "ray"
-        if self.ray.address or self.ray.nodes > 1 or self.ray.workers or os.environ.get("RAY_ADDRESS"):
-            return True
-        ray = sys.modules.get("ray")
-        return bool(ray and ray.is_initialized())
+        return uses_ray(self.executor, self.ray, large=bool(self.ray.workers))
 
     def for_workers(self) -> RetrieveSettings:
         """The same with absolute paths: workers run in other folders."""

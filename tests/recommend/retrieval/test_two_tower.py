@@ -382,10 +382,10 @@ def test_actors_make_the_same_files(
     ids = list(ItemStore.open(ground.store).ids)
     make_index(tmp_path / "here", ids, retriever, ground.store)
 
-    def in_this_process(rows, stages, settings):
-        ((actor, arguments, wants_gpu),) = stages
+    def in_this_process(chunks, stages, settings):
+        ((make, arguments, wants_gpu),) = stages
         assert wants_gpu
-        return map(actor(*pickle.loads(pickle.dumps(arguments))), rows)
+        return map(make(*pickle.loads(pickle.dumps(arguments))), chunks)
 
     monkeypatch.setattr(ray_work, "_map", in_this_process)
     chosen = RetrieveSettings(conversations=("c",), out=tmp_path, index=tmp_path / "there", store=ground.store)

@@ -15,7 +15,7 @@ import pytest
 
 from lavic.config import parse
 from lavic.errors import ConfigError
-from lavic.shards.cluster.shard_job import MAX_LOCAL_PHOTOS, uses_ray
+from lavic.shards.cluster.executor import uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
 from tests.shards.cluster.test_kills import below, kill
 from tests.shards.test_crawl import QUICK, leftovers, whole
@@ -27,13 +27,18 @@ def settings(*words: str) -> CrawlSettings:
     return parse(CrawlSettings, ["--items", "x.jsonl", "--out", "out", *words], command="crawl")
 
 
+def on_ray(*words: str, large: bool = False) -> bool:
+    chosen = settings(*words)
+    return uses_ray(chosen.executor, chosen.ray, large=large)
+
+
 def test_small_crawls_run_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert not uses_ray(settings(), MAX_LOCAL_PHOTOS) and uses_ray(settings(), MAX_LOCAL_PHOTOS + 1)
-    assert uses_ray(settings("--executor", "ray"), 1) and not uses_ray(settings("--executor", "local"), 10**9)
-    assert uses_ray(settings("--ray.address", "auto"), 1) and uses_ray(settings("--ray.nodes", "2"), 1)
+    assert not on_ray() and on_ray(large=True)
+    assert on_ray("--executor", "ray") and not on_ray("--executor", "local", large=True)
+    assert on_ray("--ray.address", "auto") and on_ray("--ray.nodes", "2")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert uses_ray(settings(), 1) and not uses_ray(settings("--executor", "local"), 1)
+    assert on_ray() and not on_ray("--executor", "local")
     with pytest.raises(ConfigError, match=r"--ray\.address"):
         settings("--executor", "local", "--ray.address", "auto")
 
@@ -140,8 +145,8 @@ def test_a_ctrl_c_while_workers_load_is_the_driver_s_alone() -> None:
     code = (
         "import re, pathlib\n"
         "from multiprocessing import forkserver\n"
-        "from lavic.shards.cluster.local_processes import prepare\n"
-        "prepare()\n"
+        "from lavic.shards.cluster.worker_process import prepare\n"
+        "prepare('lavic.shards.cluster.local_processes')\n"
         "status = pathlib.Path(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read_text()\n"
         "print(int(re.search(r'SigIgn:\\s*(\\w+)', status)[1], 16) >> 1 & 1)\n"
     )
