@@ -59,11 +59,7 @@ def read_conversation(
 ) -> list[Conversation]:
     """The conversations of a file, of standard input or of a text, each with its candidate list under `key`.
 
-    Args:
-        source: The value of `--conversation`.
-        ids: Candidates of every conversation; empty: each conversation's own list.
-        key: Key of the list.
-        candidates_needed: False takes conversations without a list too.
+    `ids` are the candidates of every conversation; without them each has its own list, if `candidates_needed`.
 
     Raises:
         ConfigError: A text has no candidates.

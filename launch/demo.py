@@ -263,12 +263,7 @@ def _wait_for_interrupted(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The main results, read from the stages' files.
-
-    Args:
-        out: Folder with `evaluation/results.json` and `runs/distill/captions.json`.
-        seconds: Run time of each stage.
-    """
+    """The main results, read from the files of the stages, and the run time of each stage."""
     results = json.loads((out / "evaluation" / "results.json").read_text())
     _, *others = results["sets"]
     return {
@@ -285,11 +280,7 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def full_catalogue(out: Path) -> dict[str, Any]:
-    """Recall and look@k of each way to search the whole catalogue, by test set.
-
-    Args:
-        out: Folder with `catalog` and `retrieval`.
-    """
+    """Recall and look@k of each way to search the whole catalogue, by test set."""
     results = json.loads((out / "retrieval" / "results.json").read_text())
     looks = read_looks(out / "catalog")
     summary: dict[str, Any] = {"items": results["index"]["items"]}

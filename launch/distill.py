@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,7 +76,9 @@ class DistillSettings:
 
 
 SETTINGS = DistillSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+is_complete = command.is_complete
+resolve = partial(parse, DistillSettings, command="distill", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,16 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(DistillStage, resolve(argv), argv)
 
 
-def resolve(argv: Sequence[str] | None) -> DistillSettings:
-    """The command's settings from its arguments. Raises ConfigError."""
-    return parse(DistillSettings, argv, command="distill", description=DESCRIPTION)
-
-
 def estimate(settings: DistillSettings) -> str:
     """Resources of the run on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
     return str(resource_estimate.estimate("distill", settings, settings.nproc))
-
-
-def is_complete(settings: DistillSettings) -> bool:
-    """Whether the run is complete."""
-    return command.is_complete(settings.out)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from lavic.config import flatten, parse
 from lavic.distributed.context import DistributedContext
@@ -43,14 +44,10 @@ exact tests), OUT/predictions.jsonl (all rankings), OUT/report.html (the results
 finished evaluations."""
 
 SETTINGS = EvaluateSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+resolve = partial(parse, EvaluateSettings, command="evaluate", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 _PATIENCE_S = 7 * 24 * 3600.0
 """How long ranks wait for rank 0, which ranks with the arms without a model and asks the chat model."""
-
-
-def resolve(argv: Sequence[str] | None) -> EvaluateSettings:
-    """The settings of a command line."""
-    return parse(EvaluateSettings, argv, command="evaluate", description=DESCRIPTION)
 
 
 def is_complete(settings: EvaluateSettings) -> bool:

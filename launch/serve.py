@@ -54,11 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket, hangup: threading.Event) -> None:
     """Loads everything, then serves until a signal.
 
-    Args:
-        chosen: Settings.
-        app_settings: What the app allows.
-        server: The socket.
-        hangup: Set if SIGHUP came while everything was loaded; then it is loaded again.
+    `hangup` is set if SIGHUP came while everything was loaded; then it is loaded again.
     """
     from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app

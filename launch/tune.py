@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,7 +83,9 @@ class TuneSettings:
 
 
 SETTINGS = TuneSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+is_complete = command.is_complete
+resolve = partial(parse, TuneSettings, command="tune", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,16 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.run(TuneStage, resolve(argv), argv)
 
 
-def resolve(argv: Sequence[str] | None) -> TuneSettings:
-    """The command's settings from its arguments. Raises ConfigError."""
-    return parse(TuneSettings, argv, command="tune", description=DESCRIPTION)
-
-
 def estimate(settings: TuneSettings) -> str:
     """Resources of the run on `settings.nproc` GPUs: memory, checkpoint, steps and time, one line each."""
     return str(resource_estimate.estimate("tune", settings, settings.nproc))
-
-
-def is_complete(settings: TuneSettings) -> bool:
-    """Whether the run is complete."""
-    return command.is_complete(settings.out)

@@ -62,6 +62,7 @@ class TuneRetrieverSettings:
 
 
 SETTINGS = TuneRetrieverSettings
+is_complete = command.is_complete
 """The command's settings, for `lavic.cli.command_module`."""
 
 
@@ -92,8 +93,3 @@ def estimate(settings: TuneRetrieverSettings) -> str:
         f"features: {conversation} a conversation, {item} an item\n"
         f"{weights_estimate(settings.model, lambda dims: dims.projector + dims.language)}"
     )
-
-
-def is_complete(settings: TuneRetrieverSettings) -> bool:
-    """Whether the run has reached its end."""
-    return command.is_complete(settings.out)

@@ -71,16 +71,12 @@ log = logging.getLogger(__name__)
 
 
 SETTINGS = CrawlSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+resolve = partial(parse, CrawlSettings, command="crawl", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 PHOTO_BYTES, SIDECAR_BYTES = 48_000, 2_500
 """Of a photo in a shard (500 pixels on the long side), and of its rows beside the shard: docs/scaling.md."""
-
-
-def resolve(argv: Sequence[str]) -> CrawlSettings:
-    """The settings of a command line."""
-    return parse(CrawlSettings, argv, command="crawl", description=DESCRIPTION)
 
 
 def is_complete(settings: CrawlSettings) -> bool:
@@ -94,12 +90,7 @@ def is_complete(settings: CrawlSettings) -> bool:
 
 
 def estimate(settings: CrawlSettings, *, expected: int | None = None) -> str:
-    """How much the sets will hold, as lines of text.
-
-    Args:
-        settings: Of the command.
-        expected: About how many photos there will be, where there is no manifest yet.
-    """
+    """How much the sets will hold, as lines of text; without a manifest yet, of `expected` photos."""
     try:
         photos: int | None = sum(Manifest.load(part.out, check=False).samples for part in settings.each())
     except DataError:
@@ -138,10 +129,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def crawl(settings: CrawlSettings) -> Manifest:
-    """Make the set of the settings, or what is missing of it.
-
-    Args:
-        settings: Of one set, see `CrawlSettings.each`.
+    """Make the set of the settings (one set, see `CrawlSettings.each`), or what is missing of it.
 
     Raises:
         ConfigError: The folder has another plan, or another crawl uses it.

@@ -117,25 +117,16 @@ class DescribeSettings:
 
 
 SETTINGS = DescribeSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+resolve = partial(parse, DescribeSettings, command="describe", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 Cached = Callable[[Path, str, Callable[[], bool]], bool]
 """(file, key, compute) -> the value of `compute`, which may be cached while the file does not change."""
 
 
-def resolve(argv: Sequence[str] | None) -> DescribeSettings:
-    """The settings of a command line."""
-    return parse(DescribeSettings, argv, command="describe", description=DESCRIPTION)
-
-
 def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, key, compute: compute()) -> bool:
-    """Whether every shard has descriptions of exactly its photos.
-
-    Args:
-        settings: Of the command.
-        cached: A cache, for callers that check often.
-    """
+    """Whether every shard has descriptions of exactly its photos; callers that check often pass a cache."""
     try:
         if not Manifest.load(settings.shards).shards:
             return True
@@ -257,8 +248,8 @@ def _teacher(
     backbone = Backbone.load(chosen.model, world.device())
     dtype = str(backbone.model.dtype).removeprefix("torch.")
     yield LocalTeacher(
-        backbone,
-        {**origin, "model": backbone.name, "dtype": dtype},
+        backbone=backbone,
+        origin={**origin, "model": backbone.name, "dtype": dtype},
         batch_size=chosen.batch_size,
         max_new_tokens=chosen.max_new_tokens,
         sampling=chosen.sampling,

@@ -8,9 +8,10 @@ manifest when all parts exist.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,12 +72,8 @@ class EmbedSettings:
 
 
 SETTINGS = EmbedSettings
-"""The command's settings, for `lavic.cli.command_module`."""
-
-
-def resolve(argv: Sequence[str] | None) -> EmbedSettings:
-    """The settings of a command line."""
-    return parse(EmbedSettings, argv, command="embed")
+resolve = partial(parse, EmbedSettings, command="embed")
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 def is_complete(settings: EmbedSettings) -> bool:
@@ -85,12 +82,7 @@ def is_complete(settings: EmbedSettings) -> bool:
 
 
 def estimate(settings: EmbedSettings, *, expected: int | None = None) -> str:
-    """Size of the store and memory of a rank, as lines of text.
-
-    Args:
-        settings: Of the command.
-        expected: Expected number of items.
-    """
+    """Size of the store, of `expected` items, and memory of a rank, as lines of text."""
     shape = known_dims(settings.model)
     if shape is None:
         return ""
@@ -244,6 +236,7 @@ def _make_part(
 ) -> Part | None:
     """Computes a shard's part of the store; None if a stop was requested before it was complete."""
     import torch
+    from torch.utils.data import DataLoader
 
     from lavic.model.item_store import write_part
     from lavic.model.visual_tokens import cls_tokens
@@ -251,7 +244,13 @@ def _make_part(
     most = backbone.geometry.most
     items: list[dict[str, Any]] = []
     tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
-    for views, infos in _batches(chosen, backbone, sets, photos):
+    loader: DataLoader[Entry] = DataLoader(
+        _ViewsDataset(sets, photos, backbone),  # type: ignore[arg-type]
+        batch_size=chosen.batch_size,
+        num_workers=chosen.num_workers,
+        collate_fn=_stack,
+    )
+    for views, infos in loader:
         if stop.requested:
             return None
         with torch.no_grad():
@@ -260,21 +259,6 @@ def _make_part(
             tokens[len(items), : len(rows)] = rows
             items.append({key: value for key, value in info.items() if key != "views" or value < most})
     return write_part(chosen.out, name, items, tokens)
-
-
-def _batches(
-    chosen: EmbedSettings, backbone: Backbone, sets: Sequence[ShardDataset], photos: Sequence[Photo]
-) -> Iterator[tuple[torch.Tensor, list[dict[str, Any]]]]:
-    """Views of photos, [views, 3, size, size], and the store's entry of each item."""
-    from torch.utils.data import DataLoader
-
-    loader: DataLoader[Entry] = DataLoader(
-        _ViewsDataset(sets, photos, backbone),  # type: ignore[arg-type]
-        batch_size=chosen.batch_size,
-        num_workers=chosen.num_workers,
-        collate_fn=_stack,
-    )
-    yield from loader
 
 
 class _ViewsDataset:
@@ -296,6 +280,7 @@ class _ViewsDataset:
 
 
 def _stack(rows: Sequence[Entry]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """The views of some photos, [views, 3, size, size], and the store's entry of each item."""
     import torch
 
     return torch.from_numpy(np.concatenate([views for views, _ in rows])), [info for _, info in rows]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,13 @@ spread over files. Posts that were deleted or removed are not used. Short links 
 log = logging.getLogger(__name__)
 
 SETTINGS = RedditSettings
-"""The command's settings, for `lavic.cli.command_module`."""
+resolve = partial(parse, RedditSettings, command="reddit", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 FUNNEL, INPUTS = "funnel.json", "inputs.json"
 MAX_LOCAL_BYTES = 8 << 30
 """Local processes read so much in about the time after which several nodes pay."""
 _KEPT = "finished files and parts"
-
-
-def resolve(argv: Sequence[str]) -> RedditSettings:
-    """The settings of a command line."""
-    return parse(RedditSettings, argv, command="reddit", description=DESCRIPTION)
 
 
 def is_complete(settings: RedditSettings) -> bool:
@@ -126,7 +123,7 @@ def build(settings: RedditSettings) -> dict[str, Any]:
         check_dump(path)
     work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
     with _workers(settings.executor, settings.ray, dumps) as on_ray:
-        pipeline = Pipeline(work, settings.ray, on_ray=on_ray)
+        pipeline = Pipeline(work=work, ray=settings.ray, on_ray=on_ray)
         funnel = build_set(settings, pipeline, dumps=dumps, items=items, reviews=reviews, bots=bots)
     files = {"dumps": list(dumps), "items": list(items), "reviews": list(reviews)}
     atomic_write(settings.out / INPUTS, json.dumps({"plan": digest_of(plan), **files}, indent=2) + "\n")
@@ -142,7 +139,7 @@ def build(settings: RedditSettings) -> dict[str, Any]:
 @contextmanager
 def _workers(executor: Executor, ray: RaySettings, dumps: Mapping[str, str]) -> Iterator[bool]:
     """Starts what the steps run on; yields whether that is Ray."""
-    size = sum(place(path).stat().st_size for path in dumps)
+    size = sum(as_path(path).stat().st_size for path in dumps)
     if uses_ray(executor, ray, large=size > MAX_LOCAL_BYTES):
         with ray_session(ray):
             yield True

@@ -53,12 +53,7 @@ def is_complete(settings: RetrieveSettings) -> bool:
 
 
 def estimate(settings: RetrieveSettings, *, expected: int | None = None) -> str:
-    """How large the index gets, as text.
-
-    Args:
-        settings: Of the command.
-        expected: About how many items there will be, where there is no index yet.
-    """
+    """How large the index gets, as text; where there is none yet, of `expected` items."""
     items = expected
     if (settings.index / FILE).is_file():
         items = IndexManifest.read(settings.index).items

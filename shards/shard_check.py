@@ -46,12 +46,9 @@ class ShardCheck:
 
 
 def check_shard(manifest: Manifest, entry: ShardEntry, files: Mapping[str, int]) -> ShardCheck:
-    """Read a shard and the files beside it, each once.
+    """Read a shard and the files beside it, each once; `files`: sizes of the folder's files by name.
 
-    Args:
-        manifest: Of the set.
-        entry: The shard; one without samples has no tar, or an empty one.
-        files: Bytes of the files in the set's folder, by name.
+    An entry without samples has no tar, or an empty one.
     """
     check = ShardCheck()
     path = manifest.path(entry)

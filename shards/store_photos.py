@@ -52,12 +52,7 @@ class StorePhotos:
 
     @classmethod
     def of(cls, sets: Sequence[ShardDataset], settings: Mapping[str, Any], out: Path) -> StorePhotos:
-        """Selects the photos.
-
-        Args:
-            sets: The sets; an item in several of them is taken from the first.
-            settings: Everything that a token depends on besides its photo.
-            out: The store.
+        """Selects the photos of a store; `settings` is everything that a token depends on besides its photo.
 
         Raises:
             DataError: A set is broken.

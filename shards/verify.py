@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +50,8 @@ class Settings:
 
 
 SETTINGS = Settings
-"""The command's settings, for `lavic.cli.command_module`."""
-
-
-def resolve(argv: Sequence[str]) -> Settings:
-    """The settings of a command line."""
-    return parse(Settings, argv, command="verify", description=DESCRIPTION)
+resolve = partial(parse, Settings, command="verify", description=DESCRIPTION)
+"""The settings of a command line; see `lavic.cli.command_module`."""
 
 
 def is_complete(settings: Settings) -> bool:

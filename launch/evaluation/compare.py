@@ -84,12 +84,7 @@ def _read(text: str, test: str | None) -> tuple[str, compare.Seed]:
 
 
 def read_seed(folder: Path, arm: str | None = None, test: str | None = None) -> compare.Seed:
-    """One arm of a finished evaluation.
-
-    Args:
-        folder: The evaluation's.
-        arm: By default the main one.
-        test: Name of the test set; by default the main one.
+    """An arm of a finished evaluation on a test set, by default the main ones.
 
     Raises:
         ConfigError: It has no such arm or test set.

@@ -28,12 +28,9 @@ STAGES = {1: "Stage 1: descriptions from five tokens", 2: "Stage 2: the right ca
 def shelf(
     folders: Sequence[Path], store: ItemStore | None, cache: CacheSettings | None = None
 ) -> Callable[[str], bytes | None]:
-    """Item -> its photo as stored in the shards, or None: the photo that its tokens were made of, else its first one.
+    """Item -> its photo as stored in the sets, or None: the photo that its tokens were made of.
 
-    Args:
-        folders: Of sets of shards, paths or addresses.
-        store: Says which photo is an item's; None: the first of the catalogue that is in a set.
-        cache: Where copies of a set in an object store are.
+    Without a store it is the first photo of the catalogue that is in a set.
 
     Raises:
         DataError: A folder is not a whole set of shards.
@@ -55,12 +52,6 @@ def described(
     folders: Sequence[Path], store: ItemStore, items: Iterable[str], cache: CacheSettings | None = None
 ) -> dict[str, str]:
     """Item -> the description of the photo that its tokens were made of; an item without one is not in it.
-
-    Args:
-        folders: Of sets of shards, paths or addresses.
-        store: Says which photo is an item's.
-        items: Those that are wanted; in the store.
-        cache: Where copies of a set in an object store are.
 
     Raises:
         DataError: A folder is not a whole set of shards.

@@ -98,9 +98,7 @@ class Layout:
 def plan_steps(pipeline: PipelineSettings, *, find_configs: bool = True) -> list[Step]:
     """The pipeline's steps, each after those it needs.
 
-    Args:
-        pipeline: Its settings.
-        find_configs: Also check that the stages' yaml files exist, and list the files that they name as inputs.
+    With `find_configs` the stages' yaml files must exist, and the files that they name are listed as inputs.
 
     Raises:
         ConfigError: A setting that a selected stage needs is missing, or one is set that the pipeline fills in.
@@ -319,8 +317,12 @@ def _stage_args(
     for key in settings.settings:
         if key.replace("-", "_") in filled_in:
             raise ConfigError(f"{stage}.settings.{key}: the pipeline fills that in; remove it")
-    args: list[str] = []
-    if settings.config:
-        file = find_config(settings.config) if find_configs else Path(settings.config)
-        args = ["--config", str(absolute(file)) if Path(settings.config).is_file() else settings.config]
-    return [*args, *to_args(filled_in), *to_args(settings.settings)]
+    return [*config_args(settings, find_configs=find_configs), *to_args(filled_in), *to_args(settings.settings)]
+
+
+def config_args(settings: StageSettings, *, find_configs: bool = True) -> list[str]:
+    """The flag with a stage's yaml file, which must exist with `find_configs`."""
+    if not settings.config:
+        return []
+    file = find_config(settings.config) if find_configs else Path(settings.config)
+    return ["--config", str(absolute(file)) if Path(settings.config).is_file() else settings.config]

@@ -33,12 +33,9 @@ class DigestCache:
             return ""
 
     def cached(self, file: Path, key: str, compute: Callable[[], Any]) -> Any:
-        """The value of `compute` for a file, from the cache if the file has not changed.
+        """The value of `compute` for a file, from the cache if the file has not changed; JSON can represent it.
 
-        Args:
-            file: The file.
-            key: Names the value, with everything that it depends on besides the file.
-            compute: Returns a value that JSON can represent.
+        `key` names the value, with everything that it depends on besides the file.
 
         Raises:
             OSError: The file does not exist.

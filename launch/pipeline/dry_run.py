@@ -26,13 +26,7 @@ RANKED = ("describe", "distill", "embed", "tune-retriever", "tune", "evaluate")
 
 
 def dry_run_text(pipeline: PipelineSettings, steps: Sequence[Step], settings: Mapping[str, Any]) -> str:
-    """The text of a dry run.
-
-    Args:
-        pipeline: Its settings.
-        steps: Those to submit, in order.
-        settings: Of each step's command, by step.
-    """
+    """The text of a dry run: the steps to submit, in order, with the settings of each one's command."""
     blocks, scripts = [], []
     names = [step.name for step in steps]
     for step in steps:

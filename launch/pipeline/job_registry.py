@@ -71,15 +71,10 @@ def read_jobs(out: Path) -> dict[str, Job]:
 def read_json_file(
     path: Path, parse: Callable[[Any], T], hint: str = "remove it once none of its jobs is left in the queue"
 ) -> T | None:
-    """A JSON file of a pipeline; None if it does not exist.
-
-    Args:
-        path: The file.
-        parse: Converts its value.
-        hint: What to do if it is broken, for the message.
+    """A JSON file of a pipeline, converted by `parse`; None if it does not exist.
 
     Raises:
-        DataError: The file is broken.
+        DataError: The file is broken; `hint` says what to do.
     """
     if not path.is_file():
         return None
@@ -96,12 +91,9 @@ def write_jobs(out: Path, jobs: Mapping[str, Job]) -> None:
 
 
 def write_states(out: Path, jobs: Mapping[str, Job], used: Mapping[str, Mapping[str, str]] | None = None) -> None:
-    """Writes the last known state of jobs and the results that they read, if this user may write here.
+    """Writes the last known state of jobs, if this user may write here.
 
-    Args:
-        out: The pipeline's folder.
-        jobs: With their current state.
-        used: Digests of the results that a job read, by its id; by default those in the file.
+    `used` are digests of the results that a job read, by its id; by default those in the file.
     """
     used = read_used(out) if used is None else used
     states = {job.id: asdict(job.seen) for job in jobs.values() if job.id}

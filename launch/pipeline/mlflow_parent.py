@@ -44,19 +44,19 @@ def open_parent(pipeline: PipelineSettings) -> str:
 
 
 def tracking_args(step_name: str, settings: Any, pipeline: PipelineSettings, parent: str) -> list[str]:
-    """The arguments that put a step's run below the pipeline's.
+    """The arguments that put a step's run below `parent`, the id of the pipeline's run (or ""), under the step's name.
 
-    Args:
-        step_name: Becomes the run's name.
-        settings: Of the step's command; not every command reports to MLflow.
-        pipeline: Its settings.
-        parent: Id of the pipeline's run, or "".
+    Empty for a command that does not report to MLflow.
     """
-    if not pipeline.tracking.mlflow or not hasattr(settings, "tracking"):
-        return []
-    experiment = pipeline.tracking.experiment
-    mlflow = {"mlflow": True, "uri": tracking_uri(pipeline), "experiment": experiment, "run": step_name}
-    return list(to_args({"tracking": {**mlflow, **({"parent_run": parent} if parent else {})}}))
+    return list(to_args(tracking_settings(pipeline, step_name, parent))) if hasattr(settings, "tracking") else []
+
+
+def tracking_settings(pipeline: PipelineSettings, run: str, parent: str) -> dict[str, Any]:
+    """The settings that put a run of this name below `parent`; empty if the pipeline does not report to MLflow."""
+    if not pipeline.tracking.mlflow:
+        return {}
+    values = {"mlflow": True, "uri": tracking_uri(pipeline), "experiment": pipeline.tracking.experiment, "run": run}
+    return {"tracking": {**values, **({"parent_run": parent} if parent else {})}}
 
 
 def close_parent(pipeline: PipelineSettings, statuses: Iterable[StepStatus]) -> None:

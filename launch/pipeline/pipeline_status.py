@@ -53,15 +53,7 @@ def pipeline_status(
     jobs: Mapping[str, Job],
     records: Mapping[str, StepRecord],
 ) -> PipelineStatus:
-    """The status of a pipeline.
-
-    Args:
-        out: Its folder.
-        steps: Each after those it needs.
-        settings: Of the steps that are compared with their records, by name.
-        jobs: With their last known states.
-        records: What the steps' results were made from.
-    """
+    """The status of a pipeline. Steps with settings are compared with the records of what they were made from."""
     cache = DigestCache(out)
     complete = {step.name for step in steps if is_complete(step, cache)}
     results = {step.name: digest for step in steps if step.name in complete and (digest := result_digest(step, cache))}
@@ -84,12 +76,7 @@ def pipeline_status(
 
 
 def is_complete(step: Step, cache: DigestCache) -> bool:
-    """Whether a step's result is complete, by the files in its folder; its command decides.
-
-    Args:
-        step: The step.
-        cache: Of values computed from files, so that descriptions are not read each time.
-    """
+    """Whether a step's result is complete, by the files in its folder; its command decides."""
     command = command_module(step.stage)
     options: dict[str, Any] = {"cached": cache.cached} if step.stage == "describe" else {}
     return bool(command.is_complete(command.resolve(step.output_args), **options))

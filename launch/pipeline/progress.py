@@ -34,12 +34,7 @@ def progress(step: Step) -> str:
 
 
 def remaining_seconds(step: Step, expected: int | None = None) -> float | None:
-    """Seconds that a running step will still take at its current speed; None where that is not known.
-
-    Args:
-        step: The step.
-        expected: Of a crawl: about how many photos there are.
-    """
+    """Seconds that a running step (a crawl: of `expected` photos) will still take at its current speed, if known."""
     if step.stage in ("describe", "embed"):
         done, total = _part_files(step)
         times = sorted(file.stat().st_mtime for file in done if file.exists())[-_RECENT:]

@@ -11,27 +11,13 @@ from lavic.launch.pipeline.dag import Layout, Step
 
 
 def updates_in_place(step: Step, settings: Any, differences: Sequence[str]) -> bool:
-    """Whether a step's command can update its result: a crawl that retries photos, or extends its set.
-
-    Args:
-        step: A step whose result is not what its settings ask for now.
-        settings: Of its command.
-        differences: How it differs.
-    """
+    """Whether a step's command can update its stale result: a crawl that retries photos, or extends its set."""
     retries = all(line.startswith(("retry ", "refresh ")) for line in differences)
     return step.stage == "crawl" and bool(settings.extend or retries)
 
 
 def move_to_stale(step: Step, layout: Layout) -> Path | None:
-    """Moves a step's result out of the way of the next one.
-
-    Args:
-        step: To be run again.
-        layout: The pipeline's folders.
-
-    Returns:
-        Where the result is now; None where there was nothing to keep.
-    """
+    """Moves a step's result out of the way of the next one; returns where it is now, None if there was none."""
     if step.stage == "verify":
         step.output.unlink(missing_ok=True)
         return None
@@ -48,11 +34,7 @@ def move_to_stale(step: Step, layout: Layout) -> Path | None:
 
 
 def move_aside(folder: Path, layout: Layout, name: str) -> Path | None:
-    """Moves a folder to OUT/stale, under a name with a number.
-
-    Returns:
-        Where it is now; None where there is no such folder.
-    """
+    """Moves a folder to OUT/stale, under a name with a number; returns where it is now, None if there was none."""
     if not folder.exists():
         return None
     target = _new_folder(layout, name)

@@ -137,14 +137,7 @@ def write_records(out: Path, records: Mapping[str, StepRecord]) -> None:
 
 
 def current_inputs(step: Step, settings: Any, cache: DigestCache, results: Mapping[str, str]) -> StepInputs:
-    """The current inputs of a step.
-
-    Args:
-        step: The step.
-        settings: Of its command.
-        cache: Digests of files.
-        results: Digests of the results of steps that are done, by step.
-    """
+    """The current inputs of a step; `results`: digests of the results of the steps that are done, by step."""
     skipped = (*_IRRELEVANT, *_IRRELEVANT_IN.get(step.stage, ()), *_PATHS[step.stage])
     values = flatten(settings)
     compared = {

@@ -79,11 +79,8 @@ def step_statuses(
 ) -> dict[str, StepStatus]:
     """The status of each step, by name.
 
-    Args:
-        steps: Each after those it needs.
-        jobs: With their last known states.
-        complete: Names of the steps whose results are complete.
-        differences: For each step how its result, or what there is of it, differs from what is wanted now.
+    `complete` are the steps whose results are. `differences` tells how a step's result, or what there is of it, differs
+    from what is wanted now.
     """
     statuses: dict[str, StepStatus] = {}
     for step in steps:

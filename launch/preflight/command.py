@@ -77,20 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"this is {this_node}, which is not among --nodes {' '.join(nodes)}")
     if not chosen.probe:
         return _check_this_machine(["preflight", *(argv or ()), "--probe"], nodes, chosen)
-    NodeProbe(
-        nodes=nodes,
-        addresses=chosen.addresses or (nodes if len(nodes) > 1 else ("127.0.0.1",)),
-        this_node=this_node,
-        kind=chosen.kind,
-        ranks=chosen.ranks,
-        gpus=chosen.gpus,
-        port=chosen.port,
-        data=chosen.data,
-        shared_file=chosen.seen,
-        disk_gib=chosen.disk,
-        memory_gib=chosen.memory,
-        timeout_s=chosen.within * 0.9,
-    ).run()
+    addresses = chosen.addresses or (nodes if len(nodes) > 1 else ("127.0.0.1",))
+    NodeProbe(chosen, nodes=nodes, addresses=addresses, this_node=this_node).run()
     return 0
 
 

@@ -58,10 +58,8 @@ def gpu_problems(required: int, facts: dict[str, Any], *, timeout_s: float) -> I
 def read_gpu_table(table: str, facts: dict[str, Any], visible: str | None = None) -> Iterator[str]:
     """What is wrong according to nvidia-smi; GPU names and drivers are added to `facts`.
 
-    Args:
-        table: A line for each GPU of the node, with the fields that `gpu_problems` queries.
-        facts: Of the node.
-        visible: CUDA_VISIBLE_DEVICES: on a shared node the other GPUs belong to other jobs.
+    The table has a line for each GPU of the node, with the fields that `gpu_problems` queries. `visible` is
+    CUDA_VISIBLE_DEVICES: on a shared node the other GPUs belong to other jobs.
     """
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
     if visible is not None:

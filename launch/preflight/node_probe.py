@@ -18,61 +18,50 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.rank_process import rank_environment
 from lavic.launch.preflight.inventory import code_digest, data_digest, gpu_problems, memory_problems, package_versions
 
+if TYPE_CHECKING:
+    from lavic.launch.preflight.command import PreflightSettings
+
 _GIB = 2**30
 _CONNECT_S = 2.0
+_SHARE_OF_TIME = 0.9
+"""Of `--within`, for the checks; the rest is for starting and ending."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NodeProbe:
     """The checks of one node."""
 
+    settings: PreflightSettings
     nodes: Sequence[str]
     """Every node of the job."""
     addresses: Sequence[str]
     """Network address of each."""
     this_node: str
-    kind: str
-    """What the job runs: ranks, ray or cpu."""
-    ranks: int
-    """Ranks per node."""
-    gpus: int
-    """GPUs required on each node."""
-    port: int
-    """The first of a few ports on every node."""
-    data: Sequence[Path]
-    """Files and folders that must be the same on every node."""
-    shared_file: Path | None
-    """A file that the first node wrote, to check that its folder is shared."""
-    disk_gib: float
-    """Free disk space required."""
-    memory_gib: float
-    """Free memory required."""
-    timeout_s: float
-    """Time limit for all checks."""
 
     def run(self) -> None:
         """Runs all checks and prints their results."""
-        began = time.monotonic()
+        settings, began = self.settings, time.monotonic()
+        timeout_s = _SHARE_OF_TIME * settings.within
         notes: list[str] = []
         facts: dict[str, Any] = {
             "code": code_digest(),
             "packages": package_versions(),
-            "data": {str(path): data_digest(path) for path in self.data},
+            "data": {str(path): data_digest(path) for path in settings.data},
         }
-        problems = [*self._disk_problems(notes), *memory_problems(self.memory_gib)]
-        if self.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
-            problems += gpu_problems(self.gpus, facts, timeout_s=self.timeout_s / 2)
+        problems = [*self._disk_problems(notes), *memory_problems(settings.memory)]
+        if settings.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
+            problems += gpu_problems(settings.gpus, facts, timeout_s=timeout_s / 2)
         self._print("node", problems=problems, notes=notes, facts=facts)
-        left = self.timeout_s - (time.monotonic() - began)
-        if self.kind == "ranks" and len(self.nodes) * self.ranks > 1:
+        left = timeout_s - (time.monotonic() - began)
+        if settings.kind == "ranks" and len(self.nodes) * settings.ranks > 1:
             self._check_all_reduce(left)
-        elif self.kind == "ray":
+        elif settings.kind == "ray":
             self._check_ports(left / 2)
         self._print("end")
 
@@ -83,17 +72,17 @@ class NodeProbe:
     def _disk_problems(self, notes: list[str]) -> Iterator[str]:
         for folder in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
             free = shutil.disk_usage(folder).free / _GIB
-            if free < self.disk_gib:
-                yield f"{free:.1f} GiB free in {folder}, {self.disk_gib:g} required"
+            if free < self.settings.disk:
+                yield f"{free:.1f} GiB free in {folder}, {self.settings.disk:g} required"
         try:
             with tempfile.TemporaryFile() as file:
                 file.write(b"x")
         except OSError as error:
             yield f"cannot write to {tempfile.gettempdir()} ({error})"
-        if self.shared_file and not self.shared_file.exists():
-            yield f"does not see what the first node wrote to {self.shared_file.parent}: is it a shared folder?"
+        if (shared := self.settings.seen) and not shared.exists():
+            yield f"does not see what the first node wrote to {shared.parent}: is it a shared folder?"
         shared_memory = Path("/dev/shm")
-        if self.kind == "ranks" and shared_memory.exists():
+        if self.settings.kind == "ranks" and shared_memory.exists():
             total = shutil.disk_usage(shared_memory).total
             if total < _GIB / 4:
                 notes.append(f"/dev/shm has {total >> 20} MiB, which is little for NCCL and data loader processes")
@@ -101,7 +90,7 @@ class NodeProbe:
     def _check_all_reduce(self, left_s: float) -> None:
         """An all-reduce over all ranks; if it fails, one per pair of neighbours, to find the node at fault."""
         place, count = self.nodes.index(self.this_node), len(self.nodes)
-        result = self._all_reduce(place, list(range(count)), self.port, left_s * 0.5)
+        result = self._all_reduce(place, list(range(count)), self.settings.port, left_s * 0.5)
         self._print("all_reduce", **result)
         if result["ok"] or count < 3:
             return
@@ -110,22 +99,22 @@ class NodeProbe:
             pair = [first % count, (first + 1) % count]
             if pair[0] == pair[1] or first + 1 >= count + turn:
                 continue
-            result = self._all_reduce(pair.index(place), pair, self.port + 1 + first, left_s * 0.2)
+            result = self._all_reduce(pair.index(place), pair, self.settings.port + 1 + first, left_s * 0.2)
             self._print("pair", **result, other=next(self.nodes[number] for number in pair if number != place))
 
     def _all_reduce(self, place: int, group: Sequence[int], port: int, timeout_s: float) -> dict[str, Any]:
         """Starts this node's ranks of an all-reduce between some nodes; kills them when the time is up."""
         began = time.monotonic()
         command = [sys.executable, "-m", "lavic.launch.preflight.allreduce", str(timeout_s)]
-        processes = []
+        ranks, processes = self.settings.ranks, []
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            for local_rank in range(self.ranks):
+            for local_rank in range(ranks):
                 output = stack.enter_context(Path(folder, str(local_rank)).open("w+"))
                 rank = DistributedContext(
-                    rank=place * self.ranks + local_rank,
+                    rank=place * ranks + local_rank,
                     local_rank=local_rank,
-                    size=len(group) * self.ranks,
-                    local_world_size=self.ranks,
+                    size=len(group) * ranks,
+                    local_world_size=ranks,
                     node_rank=place,
                 )
                 env = {**os.environ, **rank_environment(rank, self.addresses[group[0]], port), "OMP_NUM_THREADS": "1"}
@@ -158,9 +147,9 @@ class NodeProbe:
     def _listen(self, deadline: float) -> None:
         """The part of the first node."""
         try:
-            server = socket.create_server(("", self.port))
+            server = socket.create_server(("", self.settings.port))
         except OSError as error:
-            problem = f"port {self.port} is in use ({error.strerror}): set RAY_PORT or RDZV_PORT"
+            problem = f"port {self.settings.port} is in use ({error.strerror}): set RAY_PORT or RDZV_PORT"
             self._print("port", problems=[problem])
             return
         left = len(self.nodes) - 1
@@ -180,7 +169,7 @@ class NodeProbe:
 
     def _connect(self, deadline: float) -> str:
         """The part of another node. Returns why it failed, for which this node or the first may be the cause."""
-        address, why = (self.addresses[0], self.port), ""
+        address, why = (self.addresses[0], self.settings.port), ""
         with socket.create_server(("", 0)) as server:  # a port such as Ray's processes take on every node
             port = server.getsockname()[1]
             while time.monotonic() < deadline:

@@ -21,11 +21,6 @@ class PreflightReport:
     """Reads the results of the nodes' checks and reports which nodes failed."""
 
     def __init__(self, nodes: Sequence[str]) -> None:
-        """Creates an empty report.
-
-        Args:
-            nodes: All nodes of the job.
-        """
         self.nodes = nodes
         self._problems: dict[str, list[str]] = defaultdict(list)
         """By node."""

@@ -73,15 +73,9 @@ def current_user() -> str:
 
 
 def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: str) -> str:
-    """Submits a job, exactly once.
+    """Submits a job, exactly once; returns its id.
 
-    Args:
-        args: Of sbatch: options, script, arguments. The job's comment contains `mark`.
-        env: Variables besides this process's own.
-        mark: A unique text: if sbatch gives no answer, the queue is searched for it.
-
-    Returns:
-        The job's id.
+    The job's comment contains `mark`, a unique text: if sbatch gives no answer, the queue is searched for it.
 
     Raises:
         NoAnswer: sbatch gave none, and the job is not in the queue, or not yet.
@@ -104,10 +98,7 @@ def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: s
 
 
 def test_submit(args: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Checks whether sbatch would accept a job, without submitting it.
-
-    Returns:
-        "", or why the job could not start now, as when nodes are down: it would wait.
+    """Checks whether sbatch would accept a job; returns why it could not start now, as when nodes are down, or "".
 
     Raises:
         LaunchError: There is no sbatch here, or it would refuse: no such partition, account or GPU.
@@ -140,14 +131,10 @@ def job_ids_by_mark(marks: Iterable[str]) -> dict[str, str]:
 
 
 def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
-    """The states of jobs, by id; `GONE` for one that SLURM has forgotten (without accounting, minutes after its end).
+    """The states of a user's jobs, by id; `GONE` for one that SLURM has forgotten (without accounting, after minutes).
 
     A job whose state cannot be known now is left out: the accounting does not answer, or another user's jobs are hidden
     from this one.
-
-    Args:
-        ids: Of the jobs.
-        owner: Name of the user who submitted them; by default this one.
 
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.
@@ -167,11 +154,7 @@ def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
 
 
 def task_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
-    """The states of tasks of arrays, by id as `123_4`; without those that SLURM has forgotten.
-
-    Args:
-        ids: Of the tasks.
-        owner: Name of the user who submitted them; by default this one.
+    """The states of tasks of a user's arrays, by id as `123_4`; without those that SLURM has forgotten.
 
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.

@@ -22,13 +22,9 @@ def read_tail(path: Path) -> list[bytes]:
 
 
 def follow(path: Path, offset: int, is_active: Callable[[], bool], *, poll_s: float) -> Iterator[bytes]:
-    """What is added to a file after `offset`, until its writer has ended.
+    """What is added to a file after `offset`, until its writer has ended; the file may not exist yet.
 
-    Args:
-        path: The file; it may not exist yet.
-        offset: Bytes to skip.
-        is_active: Whether more may be written.
-        poll_s: Seconds between two calls of `is_active`.
+    Every `poll_s` seconds `is_active` tells whether more may be written.
     """
     asked, active = time.monotonic(), True
     while True:

@@ -48,12 +48,9 @@ class SbatchJob:
     def args(
         self, after: Sequence[str] = (), kind: Literal["afterok", "afterany"] = "afterok", mark: str = ""
     ) -> list[str]:
-        """The arguments after `sbatch`.
+        """The arguments after `sbatch`, for a job that starts after jobs that have ended as `kind` says.
 
-        Args:
-            after: Ids of jobs that it depends on.
-            kind: How these must have ended.
-            mark: A text to add to the job's comment, after the site's or the user's own.
+        `mark` is added to the job's comment, after the site's or the user's own.
         """
         dependency = (f"--dependency={kind}:{':'.join(after)}",) if after else ()
         comments = [option.partition("=")[2] for option in self.options if option.startswith("--comment=")]
@@ -66,14 +63,7 @@ class SbatchJob:
 
 
 def step_job(step: Step, pipeline: PipelineSettings, settings: Any, more_args: Sequence[str] = ()) -> SbatchJob:
-    """The job of a step.
-
-    Args:
-        step: The step.
-        pipeline: Its pipeline's settings.
-        settings: Of its command: without a model to load, the job asks for no GPU.
-        more_args: Further arguments for the command.
-    """
+    """The job of a step, whose command gets `more_args` too. Without a model to load, it asks for no GPU."""
     command = (step.stage, *step.args, *more_args)
     resources = stage_settings(pipeline, step.stage)
     if not getattr(settings, "needs_gpu", True):
@@ -84,14 +74,7 @@ def step_job(step: Step, pipeline: PipelineSettings, settings: Any, more_args: S
 
 
 def array_job(stage: Stage, args: Sequence[str], pipeline: PipelineSettings, indexes: Sequence[int]) -> SbatchJob:
-    """An array of jobs of one stage.
-
-    Args:
-        stage: Its stage.
-        args: The arguments after `lavic STAGE`.
-        pipeline: Its pipeline's settings.
-        indexes: Of its tasks.
-    """
+    """An array of jobs of one stage, a task for each index; `args` are those after `lavic STAGE`."""
     job = _job(stage, SCRIPTS[stage], (stage, *args), getattr(pipeline, stage), pipeline)
     limit = f"%{pipeline.sweep.at_once}" if pipeline.sweep.at_once else ""
     logs = str(job.logs).replace("%", "%%")

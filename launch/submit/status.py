@@ -98,10 +98,8 @@ def main(argv: Sequence[str]) -> int:
 def show(out: Path, *, as_json: bool = False, watch: bool = False) -> int:
     """Prints the status of a pipeline; returns 1 where a step failed or was cancelled.
 
-    Args:
-        out: Its folder.
-        as_json: Print one JSON object per step instead of a table.
-        watch: Print it again at every change, until every job has ended.
+    With `as_json` it is one JSON object per step instead of a table; with `watch` it is printed again at every change,
+    until every job has ended.
     """
     shown = ""
     while True:

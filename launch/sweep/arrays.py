@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lavic.errors import ConfigError, LaunchError
 from lavic.launch.pipeline.dag import Layout
-from lavic.launch.pipeline.mlflow_parent import tracking_uri
+from lavic.launch.pipeline.mlflow_parent import tracking_settings
 from lavic.launch.pipeline.settings import PipelineSettings
 from lavic.launch.pipeline.step_digest import StepInputs
 from lavic.launch.pipeline.step_status import last_error
@@ -20,7 +20,6 @@ from lavic.launch.slurm.sbatch_job import SbatchJob, array_job
 from lavic.launch.sweep.cells import (
     SWEEP_STAGES,
     Array,
-    Cell,
     Sweep,
     SweepStage,
     is_complete,
@@ -45,12 +44,7 @@ class TaskStatus:
 
 
 def task_statuses(out: Path, sweep: Sweep, *, ask: bool = True) -> list[TaskStatus]:
-    """The status of every cell, stage 2 first.
-
-    Args:
-        out: The pipeline's folder.
-        sweep: What is known of it.
-        ask: Whether to ask SLURM; else a task without a result counts as ended.
+    """The status of every cell, stage 2 first; without `ask`, a task without a result counts as ended.
 
     Raises:
         LaunchError: SLURM does not answer.
@@ -110,15 +104,6 @@ def numbered(pipeline: PipelineSettings, sweep: Sweep) -> Sweep:
     return replace(sweep, cells=cells, parts=parts)
 
 
-def _tracking(pipeline: PipelineSettings, stage: SweepStage, cell: Cell, parent: str) -> dict[str, Any]:
-    if not pipeline.tracking.mlflow:
-        return {}
-    values = {"mlflow": True, "uri": tracking_uri(pipeline), "experiment": pipeline.tracking.experiment}
-    return {
-        "tracking": {**values, "run": f"{stage}-{cell.name}", **({"parent_run": parent} if parent else {})},
-    }
-
-
 def jobs_to_submit(
     pipeline: PipelineSettings,
     sweep: Sweep,
@@ -128,12 +113,7 @@ def jobs_to_submit(
 ) -> Iterator[tuple[SweepStage, list[int], str]]:
     """The arrays to submit: stage, indexes, and the array of stage 2 that they wait for; `new` for the one before.
 
-    Args:
-        pipeline: Its settings.
-        sweep: What is known of it.
-        statuses: Of all cells.
-        stages: The stages to submit.
-        remade: Cells that start from scratch, whatever their status is.
+    Cells that are remade start from scratch, whatever their status is.
 
     Raises:
         ConfigError: An evaluation has no stage 2.
@@ -196,7 +176,7 @@ def submit_arrays(
         before = tune_id if waits_for == "new" else waits_for
         for index in indexes:  # not of tasks in the queue, which read theirs when they start
             cell = sweep.parts[names[index]]
-            write_settings(pipeline, stage, cell, index, _tracking(pipeline, stage, cell, parent))
+            write_settings(pipeline, stage, cell, index, tracking_settings(pipeline, f"{stage}-{cell.name}", parent))
         made = {f"{stage}/{names[index]}": wanted[f"{stage}/{names[index]}"] for index in indexes}
         mark, owner = f"lavic-{uuid.uuid4().hex[:12]}", client.current_user()
         array = Array(stage=stage, id="", mark=mark, owner=owner, indexes=tuple(indexes))

@@ -18,13 +18,12 @@ from typing import Any, Literal
 
 import yaml
 
-from lavic.cli import command_module
-from lavic.config.cli_args import absolute, to_args
-from lavic.config.yaml_file import find_config
-from lavic.errors import ConfigError, LavicError
-from lavic.launch.pipeline.dag import Layout, Step
+from lavic.config.cli_args import to_args
+from lavic.errors import ConfigError
+from lavic.launch.pipeline.dag import Layout, Step, config_args
 from lavic.launch.pipeline.digest_cache import DigestCache
 from lavic.launch.pipeline.job_registry import Submission, read_json_file
+from lavic.launch.pipeline.pipeline_status import resolve_settings
 from lavic.launch.pipeline.settings import PipelineSettings, named_test
 from lavic.launch.pipeline.step_digest import StepInputs, current_inputs
 from lavic.storage.atomic import atomic_write
@@ -185,8 +184,11 @@ def settings_file(out: Path, stage: SweepStage, index: int | str) -> Path:
     return Layout(out).out / "sweep" / stage / f"{index}.yaml"
 
 
-def task_args(pipeline: PipelineSettings, stage: SweepStage, index: int | str = TASK) -> list[str]:
-    """The arguments of a task after `lavic STAGE`: the stage's yaml file, the cell's, the user's settings."""
+def task_args(pipeline: PipelineSettings, stage: SweepStage, cell: Cell | None = None) -> list[str]:
+    """The arguments of a task after `lavic STAGE`: the stage's yaml file, the cell's, the user's settings.
+
+    With a cell, its settings take the place of its file, which may not exist yet.
+    """
     chosen = getattr(pipeline, stage)
     taken = {"tune": {"store", "train", "valid", "out", "candidates"}}.get(
         stage, {"bundle", "store", "test", "runs", "shards", "out", "candidates"}
@@ -194,11 +196,8 @@ def task_args(pipeline: PipelineSettings, stage: SweepStage, index: int | str = 
     for key, value in chosen.settings.items():
         if key.replace("-", "_") in taken or (key == "loop" and isinstance(value, Mapping) and "seed" in value):
             raise ConfigError(f"{stage}.settings.{key}: the sweep fills that in; remove it")
-    args: list[str] = []
-    if chosen.config:
-        file = find_config(chosen.config)
-        args = ["--config", str(absolute(file)) if Path(chosen.config).is_file() else chosen.config]
-    return [*args, "--config", str(settings_file(pipeline.out, stage, index)), *to_args(chosen.settings)]
+    values = cell_settings(pipeline, stage, cell) if cell else {"config": settings_file(pipeline.out, stage, TASK)}
+    return [*config_args(chosen), *to_args(values), *to_args(chosen.settings)]
 
 
 def resolve_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> Any:
@@ -207,18 +206,15 @@ def resolve_cell(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> A
     Raises:
         ConfigError: One is wrong; names the cell.
     """
-    values = cell_settings(pipeline, stage, cell)
-    args = [*task_args(pipeline, stage), *to_args(values)]
-    position = args.index(str(settings_file(pipeline.out, stage, TASK)))
-    del args[position - 1 : position + 1]  # the file does not exist yet: use its values instead
-    try:
-        settings = command_module(stage).resolve(args)
-        if hasattr(settings, "loop"):
-            resources = getattr(pipeline, stage)
-            settings.loop.split_batch(resources.nodes * resources.ranks_per_node)
-    except LavicError as error:
-        raise ConfigError(f"{stage} of {cell.name}: {error}") from None
-    return settings
+    step = replace(cell_step(pipeline, stage, cell), args=tuple(task_args(pipeline, stage, cell)))
+    return resolve_settings(step, pipeline)
+
+
+def cell_step(pipeline: PipelineSettings, stage: SweepStage, cell: Cell) -> Step:
+    """A cell's task as a step."""
+    output = cell_output(pipeline.out, stage, cell.name)
+    inputs = tuple(map(str, cell_inputs(pipeline, stage, cell)))
+    return Step(name=f"{stage} of {cell.name}", stage=stage, output=output, inputs=inputs)
 
 
 def missing_files(pipeline: PipelineSettings, stages: Iterable[SweepStage]) -> list[str]:
@@ -246,20 +242,8 @@ def write_settings(
 def wanted_inputs(
     pipeline: PipelineSettings, stage: SweepStage, cell: Cell, cache: DigestCache, results: Mapping[str, str]
 ) -> StepInputs:
-    """The current inputs of a cell's result.
-
-    Args:
-        pipeline: Its settings.
-        stage, cell: The cell.
-        cache: Digests of files.
-        results: Digest of the item store, as `embed`, if it is complete.
-    """
-    step = Step(
-        name=f"{stage}-{cell.name}",
-        stage=stage,
-        output=cell_output(pipeline.out, stage, cell.name),
-        inputs=tuple(map(str, cell_inputs(pipeline, stage, cell))),
-    )
+    """The current inputs of a cell's result; `results` has the item store's digest, as `embed`, if it is complete."""
+    step = cell_step(pipeline, stage, cell)
     inputs = current_inputs(step, resolve_cell(pipeline, stage, cell), cache, results)
     return replace(
         inputs, settings=json.loads(json.dumps(inputs.settings, default=str))

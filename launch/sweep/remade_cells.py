@@ -74,11 +74,7 @@ def move_remade(pipeline: PipelineSettings, remade: Remade) -> None:
 def with_kept(sweep: Sweep, wanted: Mapping[str, StepInputs], done: Sequence[str], *, keep: bool) -> Sweep:
     """The sweep with what finished cells were made from, where it is not known, or where --keep accepts them.
 
-    Args:
-        sweep: What is known of it.
-        wanted: `stage/cell` -> what it would be made from now.
-        done: The `stage/cell` of finished cells.
-        keep: Whether they are accepted as they are.
+    `wanted` has what each `stage/cell` would be made from now, `done` are the finished ones.
     """
     made = dict(sweep.made)
     for key in done:

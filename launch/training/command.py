@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lavic.config import flatten
@@ -24,9 +23,9 @@ from lavic.train.run_folder import RESULT, RunFolder, write_on_rank_0
 log = logging.getLogger(__name__)
 
 
-def is_complete(out: Path) -> bool:
-    """Whether the run in a folder is complete: result.json is written last."""
-    return (out / RESULT).is_file()
+def is_complete(settings: Any) -> bool:
+    """Whether the run of some settings is complete: result.json is written last."""
+    return bool((settings.out / RESULT).is_file())
 
 
 def run(stage: type[TrainingStage], settings: Any, argv: Sequence[str] | None) -> int:
@@ -149,16 +148,10 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
 
 
 def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) -> None:
-    """Resumes with settings that were changed after the last start.
-
-    Args:
-        run: The run.
-        settings: Its new settings.
-        steps: Steps at the newest complete checkpoint.
-        total: Steps of the run with the new settings.
+    """Resumes after so many steps with settings that were changed since the last start.
 
     Raises:
-        ConfigError: The run has more steps already.
+        ConfigError: The run has more steps already than their total.
     """
     if steps > total:
         raise ConfigError(

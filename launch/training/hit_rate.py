@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lavic.data.schema import Conversation
@@ -21,37 +22,34 @@ GROUP = 8
 last digits of probabilities, and with them the order of near-ties."""
 
 
+@dataclass(frozen=True)
 class HitRateScorer:
     """Ranks the same validation lists each time; a `lavic.train.evaluation.Scorer`."""
 
-    def __init__(
-        self, ranker: Ranker, conversations: Sequence[Conversation], candidates: str, world: DistributedContext
-    ) -> None:
-        """Takes what is ranked.
-
-        Args:
-            ranker: Of the model in training and the item store.
-            conversations: Each list holds a target, see `listed_subset`.
-            candidates: Key of the lists.
-            world: The ranks; each ranks every size-th group.
-        """
-        self._ranker, self._conversations, self._candidates, self._world = ranker, conversations, candidates, world
+    ranker: Ranker
+    """Of the model in training and the item store."""
+    conversations: Sequence[Conversation]
+    """Each list holds a target, see `listed_subset`."""
+    candidates: str
+    """Key of the lists."""
+    world: DistributedContext
+    """The ranks; each ranks every size-th group."""
 
     def __call__(self, check_stop: Callable[[], None]) -> Mapping[str, float]:
         """The hit rate; on all ranks."""
         from lavic.recommend.ranking.request import Request
 
-        world = self._world
-        starts = range(0, len(self._conversations), GROUP)
+        world = self.world
+        starts = range(0, len(self.conversations), GROUP)
         hits: dict[int, float] = {}
         for first in range(0, len(starts), world.size):
             check_stop()
             if first + world.rank >= len(starts):  # it has called check_stop as often as the others
                 continue
             start = starts[first + world.rank]
-            group = self._conversations[start : start + GROUP]
-            requests = [Request(conversation=c, candidates=c.candidates[self._candidates]) for c in group]
-            for row, ranking in enumerate(self._ranker.rank(requests)):
+            group = self.conversations[start : start + GROUP]
+            requests = [Request(conversation=c, candidates=c.candidates[self.candidates]) for c in group]
+            for row, ranking in enumerate(self.ranker.rank(requests)):
                 hits[start + row] = expected_hit(ranking, group[row].targets)
         # summed in the order of lists: on any number of ranks the same number to the last digit
         gathered = {row: hit for share in world.all_gather_object(hits) for row, hit in share.items()}

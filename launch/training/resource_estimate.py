@@ -20,13 +20,7 @@ TUNE_SAMPLE = TypicalSample(tokens=900, targets=10, views=0, photo_tokens=50)
 
 
 def estimate(command: str, settings: Any, ranks: int) -> ResourceEstimate:
-    """What a training run will take.
-
-    Args:
-        command: `distill` or `tune`.
-        settings: Of that command.
-        ranks: Processes of the run, on all nodes together.
-    """
+    """What a run of `distill` or `tune` will take with so many processes, on all nodes together."""
     distill = command == "distill"
     return estimate_resources(
         ModelDims.from_config(read_config(settings.model)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lavic.data.conversations import read_conversations
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
 
 
+@dataclass(frozen=True)
 class RetrieverData:
     """What a run reads."""
 
-    def __init__(
-        self, store: ItemStore, train: list[Conversation], valid: list[Conversation], items: list[str]
-    ) -> None:
-        """Holds store and conversations; `items`: those that are searched in validation, targets first."""
-        self.store, self.train, self.valid, self.items = store, train, valid, items
+    store: ItemStore
+    train: list[Conversation]
+    valid: list[Conversation]
+    items: list[str]
+    """Those that are searched in validation, targets first."""
 
     @classmethod
     def read(cls, settings: TuneRetrieverSettings, *, verbose: bool) -> RetrieverData:

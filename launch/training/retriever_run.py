@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lavic.config import flatten
@@ -56,21 +56,16 @@ def run(settings: TuneRetrieverSettings, argv: Sequence[str] | None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
 class RetrieverRun:
     """One run, from its features to its bundle. Every rank has one."""
 
-    def __init__(
-        self,
-        settings: TuneRetrieverSettings,
-        data: RetrieverData,
-        folder: RunFolder,
-        tracker: Tracker,
-        world: DistributedContext,
-        stop: StopRequest,
-    ) -> None:
-        """Takes over what was read and opened."""
-        self.settings, self.data, self.folder = settings, data, folder
-        self.tracker, self.world, self.stop = tracker, world, stop
+    settings: TuneRetrieverSettings
+    data: RetrieverData
+    folder: RunFolder
+    tracker: Tracker
+    world: DistributedContext
+    stop: StopRequest
 
     def run(self) -> None:
         """Computes what is missing. Collective."""

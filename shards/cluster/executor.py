@@ -36,13 +36,10 @@ def uses_ray(executor: Executor, ray: RaySettings, *, large: bool = False) -> bo
 
 @contextmanager
 def stop_on_signal(kept: str) -> Iterator[None]:
-    """Stop the job at a scheduler's signal, SIGUSR1.
-
-    Args:
-        kept: What the next run need not do again, for the message.
+    """Stop the job at a scheduler's signal (SIGUSR1).
 
     Raises:
-        Stopped: The signal came.
+        Stopped: The signal came; `kept` says what the next run need not do again.
     """
     stopped = False
 

@@ -27,9 +27,6 @@ _DNS_CACHE_S = 300
 class ConnectionPool:
     """Connections of a fetcher; use it as an async context.
 
-    Args:
-        settings: Of fetching.
-
     Raises:
         ConfigError: The environment names no usable proxy, or the file of headers is wrong.
     """

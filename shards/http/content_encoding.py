@@ -26,13 +26,9 @@ class BrokenBody(Exception):
 
 
 def codings(content: Iterable[str], transfer: Iterable[str] = ()) -> list[str]:
-    """Names of the compressions in headers, in the order they were applied.
+    """Names of the compressions in Content-Encoding and Transfer-Encoding, in the order they were applied.
 
     Values that name no compression (`none`, `utf-8`, empty) are ignored, as in curl.
-
-    Args:
-        content: Values of Content-Encoding.
-        transfer: Values of Transfer-Encoding.
     """
     words = (word.strip().lower() for value in (*content, *transfer) for word in value.split(","))
     return [word for word in words if word in _KNOWN]

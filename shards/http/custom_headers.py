@@ -68,10 +68,8 @@ class CustomHeaders:
     def for_url(self, url: URL, first: URL | None) -> dict[str, str]:
         """The headers of a request.
 
-        Args:
-            url: What is requested.
-            first: The catalogue's link that led to it, None for robots.txt. If it is of another site (scheme, host,
-                port), headers that may hold credentials are left out.
+        If the catalogue's link that led to it, `first` (None for robots.txt), is of another site (scheme, host, port),
+        headers that may hold credentials are left out.
         """
         host = url.raw_host or ""
         headers = {**self.everywhere, **self.hosts.get(host, {}), **self.hosts.get(f"{host}:{url.port}", {})}

@@ -17,7 +17,7 @@ from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.request import Response, ResponseLimits, is_retryable
 from lavic.shards.http.robots import Robots, Rules
 from lavic.shards.http.ssrf_guard import BlockedAddress, check_url
-from lavic.shards.http.url import BadUrl, parse_url
+from lavic.shards.http.url import BadUrl, host_name, parse_url
 from lavic.shards.pack.outcomes import Kind
 from lavic.shards.ratelimit.client import CoordinatorHandle, RateLimitClient
 from lavic.shards.ratelimit.coordinator import Coordinator
@@ -60,9 +60,7 @@ class _Site:
 class Fetcher:
     """Fetches URLs; use it as an async context, from one event loop.
 
-    Args:
-        settings: How to fetch.
-        coordinator: Of the rate limits; by default the limits hold for this fetcher alone.
+    Without a coordinator the rate limits hold for this fetcher alone.
     """
 
     def __init__(self, settings: FetchSettings, coordinator: CoordinatorHandle | None = None) -> None:
@@ -92,10 +90,10 @@ class Fetcher:
         await self._connections.__aexit__()
 
     async def fetch(self, url: str, conditions: Mapping[str, str] | None = None, *, fresh: bool = True) -> Response:
-        """Fetch one URL, with retries. Never raises for what a server does.
+        """Fetch a photo, with retries. Never raises for what a server does.
 
         Args:
-            url: Of a photo.
+            url: Of the photo.
             conditions: Headers such as If-None-Match; a response with status 304 is then `ok` and has no body.
             fresh: No earlier run has failed to fetch it.
         """
@@ -166,13 +164,7 @@ class Fetcher:
     ) -> tuple[Response, float]:
         """Send one request when the host's rate limit permits; returns the response and the seconds it took.
 
-        Args:
-            url: What is requested.
-            host: The name of its rate limit.
-            limits: Of the response.
-            left: Seconds that remain of the deadline, None for all.
-            first: The catalogue's link that led to it, None for robots.txt.
-            attempt: The attempt that it belongs to.
+        For `left` and `first` see `ConnectionPool.get`.
         """
         permits = self._limits.host(host)
         version = await permits.acquire(attempt.fresh, attempt.retry)
@@ -209,7 +201,7 @@ class Fetcher:
         key = (url.scheme, url.raw_host, url.port)
         if not photo:
             check_url(url, allow_private=self.settings.allow_private)
-            return _Site(_host_name(url), None, 0.0)
+            return _Site(host_name(url), None, 0.0)
         site = self._sites.get(key)
         if site is not None and time.monotonic() < site.valid_until:
             return site
@@ -226,7 +218,7 @@ class Fetcher:
 
     async def _load_site(self, url: URL) -> _Site:
         """A site with its robots.txt, which one worker fetches for all."""
-        host = _host_name(url)
+        host = host_name(url)
         if not self.settings.robots:
             return _Site(host, None, time.monotonic() + robots.KEPT_S)
         name = str(url.origin())
@@ -264,8 +256,3 @@ class Fetcher:
             )
             return Response("throttled", reason=reason, attempts=0, final=True)
         return None
-
-
-def _host_name(url: URL) -> str:
-    """The host, with its port unless that is the scheme's default."""
-    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"

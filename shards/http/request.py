@@ -89,13 +89,7 @@ async def send_request(
 ) -> Response:
     """Send one GET. Never raises for what a server does; a redirect is not followed.
 
-    Args:
-        session: To send it with.
-        url: What is requested.
-        limits: Of the response.
-        timeout: Instead of the session's.
-        headers: Sent with the session's.
-        options: Of the request, such as `proxy`.
+    The timeout replaces the session's, the headers are sent with the session's; `options` are further ones of aiohttp.
 
     Raises:
         BlockedAddress: The host's name leads to an address that is not public.

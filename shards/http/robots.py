@@ -53,12 +53,7 @@ class Robots:
 
     @classmethod
     def read(cls, body: bytes, codings: Iterable[str] = ()) -> Robots:
-        """Decode a robots.txt, leniently.
-
-        Args:
-            body: At most its first `MAX_BYTES`.
-            codings: The compressions that the server named; gzip is recognized without.
-        """
+        """Decode the first `MAX_BYTES` of a robots.txt, leniently; gzip is recognized even if no coding names it."""
         names = list(codings) or (["gzip"] if body.startswith(b"\x1f\x8b") else [])
         try:
             plain = decode(body, names, MAX_BYTES)

@@ -44,9 +44,6 @@ class CheckedResolver(AbstractResolver):
     """Resolves names and refuses those with any address that must not be requested.
 
     Connections go to the addresses that it returns, so a name that resolves to others later is checked again.
-
-    Args:
-        allow_private: Allow addresses of this machine and of private networks.
     """
 
     def __init__(self, *, allow_private: bool) -> None:
@@ -68,12 +65,7 @@ class CheckedResolver(AbstractResolver):
 
 
 class NameChecker:
-    """Checks the addresses of names that a proxy resolves.
-
-    Args:
-        allow_private: Allow addresses of this machine and of private networks.
-        cache_s: Seconds that a result is cached.
-    """
+    """Checks the addresses of names that a proxy resolves; results are cached for `cache_s` seconds."""
 
     def __init__(self, *, allow_private: bool, cache_s: float) -> None:
         self._resolver = CheckedResolver(allow_private=allow_private)
@@ -107,11 +99,7 @@ class NameChecker:
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:
-    """Refuse a forbidden address that a URL holds as a number, which no resolver gets.
-
-    Args:
-        url: From `lavic.shards.http.url.parse_url`, numbers in normal form.
-        allow_private: Allow addresses of this machine and of private networks.
+    """Refuse a URL from `parse_url` whose host is a forbidden address as a number, which no resolver gets.
 
     Raises:
         BlockedAddress: It must not be requested.

@@ -74,6 +74,11 @@ def parse_url(link: str, base: URL | None = None) -> URL:
     return _absolute("https", text)
 
 
+def host_name(url: URL) -> str:
+    """The host of a URL, with its port unless that is the scheme's default."""
+    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
+
+
 def _absolute(scheme: str, rest: str) -> URL:
     """A URL from what follows the scheme and the slashes."""
     match = _AUTHORITY.match(rest)

@@ -40,9 +40,7 @@ class PhotoError(Exception):
 def decode(data: bytes, check_size: Callable[[int, int], None]) -> Image.Image:
     """The first frame of a file, loaded; further ones are not read.
 
-    Args:
-        data: The file.
-        check_size: Called with width and height before anything is decoded; raises PhotoError.
+    `check_size` is called with width and height before anything is decoded, and raises PhotoError.
 
     Raises:
         PhotoError: It cannot be decoded, or is beyond a limit.

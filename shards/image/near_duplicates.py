@@ -52,13 +52,7 @@ def report_near_duplicates(manifest: Manifest) -> str:
     """Write which photos of a whole set look like an earlier one, into `NAME` beside the manifest.
 
     A row holds the photo's `key` and `shard`, those of the first photo that looks like it (`near`, `near_shard`), and
-    the `distance` of their hashes in bits.
-
-    Args:
-        manifest: Of the set.
-
-    Returns:
-        A summary in one line.
+    the `distance` of their hashes in bits. Returns a summary in one line.
 
     Raises:
         DataError: A shard is damaged.
@@ -80,11 +74,7 @@ def report_near_duplicates(manifest: Manifest) -> str:
 
 
 def perceptual_hash(jpg: bytes) -> tuple[int, tuple[int, int, int]]:
-    """The hash of a photo, 0 if it is too uniform, and its mean colour.
-
-    Args:
-        jpg: A JPEG as shards store it.
-    """
+    """The hash of a JPEG as shards store it, 0 if it is too uniform, and its mean colour."""
     try:
         # At the smallest sufficient size, which saves most of the decoding.
         pixels = simplejpeg.decode_jpeg(jpg, "RGB", min_height=2 * _SIDE, min_width=2 * _SIDE, min_factor=1)

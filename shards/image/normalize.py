@@ -25,7 +25,7 @@ _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _LITTLE, _MUCH = 8_000_000, 100_000_000
 """Pixels times scans of a JPEG that is checked within milliseconds, and within a second."""
 
-__all__ = ["InspectedPhoto", "NormalizedPhoto", "PhotoError", "PhotoSettings", "inspect", "normalize", "to_jpeg"]
+__all__ = ["InspectedPhoto", "NormalizedPhoto", "PhotoError", "PhotoSettings", "inspect", "normalize"]
 
 _ADDED_LATER = ("max_scans", "min_side", "resize")
 
@@ -95,28 +95,11 @@ class InspectedPhoto(NamedTuple):
     """A JPEG that is stored unchanged, if its profile is sRGB."""
 
 
-def to_jpeg(data: bytes, settings: PhotoSettings, sha256: str = "") -> NormalizedPhoto:
-    """Check a photo and convert it to a JPEG as shards store it.
-
-    A JPEG that is upright, sRGB or grey, is kept byte for byte. Otherwise: first frame, orientation applied,
-    transparency on white, 16 bit to 8, other colour spaces to sRGB, and written as JPEG without metadata.
-
-    Args:
-        data: What the server sent.
-        settings: Which photos to accept.
-        sha256: Digest of `data` if it is known.
-
-    Raises:
-        PhotoError: Not a photo, damaged, a placeholder, or beyond the limits. Whatever a decoder raises becomes one.
-    """
-    return normalize(inspect(data, settings, sha256), settings)
-
-
 def inspect(data: bytes, settings: PhotoSettings, sha256: str = "") -> InspectedPhoto:
-    """Check a photo's header, in microseconds for a JPEG.
+    """Check a photo's header, in microseconds for a JPEG; `sha256` is the digest of its bytes if that is known.
 
     Raises:
-        PhotoError: The photo is refused.
+        PhotoError: Not a photo, a placeholder, or beyond the limits.
     """
     if settings.placeholders and is_placeholder(sha256 or hashlib.sha256(data).hexdigest(), settings.placeholders):
         raise PhotoError("placeholder", "known by its sha256 digest")
@@ -138,7 +121,14 @@ def inspect(data: bytes, settings: PhotoSettings, sha256: str = "") -> Inspected
 
 
 def normalize(photo: InspectedPhoto, settings: PhotoSettings) -> NormalizedPhoto:
-    """Check an inspected photo and convert it to a JPEG as shards store it. Raises PhotoError, see `to_jpeg`."""
+    """Check an inspected photo and convert it to a JPEG as shards store it.
+
+    A JPEG that is upright, sRGB or grey, is kept byte for byte. Otherwise: first frame, orientation applied,
+    transparency on white, 16 bit to 8, other colour spaces to sRGB, and written as JPEG without metadata.
+
+    Raises:
+        PhotoError: Damaged, a placeholder, or beyond the limits. Whatever a decoder raises becomes one.
+    """
     try:
         return _normalize(photo, settings)
     except PhotoError:

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, cast
 
 from lavic.data.duplicates import Reference, read_references
@@ -47,11 +46,9 @@ class ExistingShard:
             self._references = {reference.key: reference for reference in read_references(self._shard)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close_owner()
-        self._stack.__exit__(kind, error, trace)
+        self._stack.close()
 
     @property
     def empty(self) -> bool:

@@ -20,16 +20,9 @@ async def run_by_host(
     host_of: Callable[[int], str],
     stop: Callable[[], bool] | None = None,
 ) -> list[int]:
-    """Run numbered tasks; those of each host start in this order.
+    """Run the task of each number; those of each host start in this order. What a task raises is raised here.
 
-    Args:
-        numbers: Each once.
-        run_task: The task of a number.
-        host_of: The host of a number.
-        stop: Called now and then; True cancels the tasks that are not done.
-
-    Returns:
-        The numbers that are not done. What a task raises is raised here.
+    `stop` is called now and then; True cancels the tasks that are not done. Returns their numbers.
     """
     windows: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WINDOW))
 

@@ -32,14 +32,9 @@ def finalize_set(
 ) -> Manifest:
     """Write the manifest, which marks the set as complete.
 
-    Args:
-        plan: Of the set.
-        seals: Of all its shards.
-        min_success: Share of the photos that must be stored, see `lavic.shards.pack.outcomes.success_rate`.
-        allow_private: `--fetch.allow-private` was given.
-
     Raises:
-        TooFewStored: Fewer were, or not a single one. The shards are kept, and there is no manifest.
+        TooFewStored: Less than the share `min_success` was stored (see `success_rate`), or not a single photo. The
+            shards are kept, and there is no manifest.
     """
     outcomes: Counter[str] = Counter()
     for seal in seals:
@@ -77,9 +72,7 @@ def finalize_set(
 def finalize_splits(folder: Path, names: Iterable[str]) -> None:
     """Write a card over the sets of several splits, by which `datasets.load_dataset(FOLDER)` has them all.
 
-    Args:
-        folder: Holds a folder for each split. A README.md in it that no crawl wrote is kept.
-        names: Of the splits; those that are not complete are left out.
+    Splits that are not complete are left out. A README.md that no crawl wrote is kept.
     """
     sets: list[Manifest] = []
     for name in names:
@@ -99,16 +92,7 @@ def print_report(
     *,
     allow_private: bool = False,
 ) -> None:
-    """Print what the set holds, and how fast this run was.
-
-    Args:
-        manifest: Of the set.
-        seals: Of all its shards.
-        made: Seals of the shards that this run made.
-        requested: Photos of these that this run requested.
-        seconds: That it took.
-        allow_private: `--fetch.allow-private` was given.
-    """
+    """Print what the set holds, and how fast this run was: the seals that it made, the photos that it requested."""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")

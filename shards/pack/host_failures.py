@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from lavic.shards.http.url import BadUrl, parse_url
+from lavic.shards.http.url import BadUrl, host_name, parse_url
 from lavic.shards.pack.outcomes import Outcome
 
 OTHERS = ""
@@ -22,10 +22,9 @@ Failures = Mapping[str, Mapping[str, int]]
 def host_of(link: str) -> str:
     """The host of a link, with its port unless that is the scheme's default."""
     try:
-        url = parse_url(link)
+        return host_name(parse_url(link))
     except BadUrl:
         return _MALFORMED
-    return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
 
 
 def failures_of(rows: Iterable[Outcome]) -> dict[str, dict[str, int]]:

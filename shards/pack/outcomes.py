@@ -194,13 +194,7 @@ def outcome_table(outcomes: Mapping[str, int]) -> str:
 
 
 def advice(outcomes: Mapping[str, int], enough: float = 0.9, *, allow_private: bool = False) -> str:
-    """What to do if fewer than a share of the photos were stored; empty if more were.
-
-    Args:
-        outcomes: Number of photos by kind.
-        enough: The share.
-        allow_private: `--fetch.allow-private` was given.
-    """
+    """What to do if less than the share `enough` of the photos was stored; empty if more was."""
     total, failed = sum(outcomes.values()), {kind: n for kind, n in outcomes.items() if kind != "ok" and n}
     if not failed or (total - sum(failed.values())) / total >= enough:
         return ""

@@ -56,12 +56,8 @@ def check_response(
 ) -> PhotoResult:
     """Check a fetched photo and make its sample and ledger row.
 
-    Args:
-        task: The photo.
-        response: To its request.
-        photo: Which photos to accept.
-        began: Time of the request, by `time.perf_counter`.
-        inline: Raise NeedsThread if the check takes more than a few milliseconds.
+    `began` is the time of the request by `time.perf_counter`. With `inline`, NeedsThread is raised if the check takes
+    more than a few milliseconds.
     """
     if inline and len(response.body) > _INLINE_BYTES:
         raise NeedsThread

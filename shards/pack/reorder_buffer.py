@@ -12,11 +12,9 @@ Result = TypeVar("Result")
 
 
 class ReorderBuffer(Generic[Result]):
-    """Passes numbered results on in the order 0, 1, 2, ...; use it as a context.
+    """Passes numbered results on to `emit` in the order 0, 1, 2, ...; use it as a context.
 
-    Args:
-        emit: Called with each result in turn.
-        memory: Bytes of results that wait in memory.
+    At most so many bytes of results wait in memory.
     """
 
     def __init__(self, emit: Callable[[Result], None], memory: int = 64 << 20) -> None:
@@ -36,13 +34,7 @@ class ReorderBuffer(Generic[Result]):
         self._stack.close()
 
     def add(self, number: int, result: Result, size: int) -> None:
-        """Add one, and pass on those whose turn it is.
-
-        Args:
-            number: Its position.
-            result: Anything that can be pickled.
-            size: Its approximate bytes.
-        """
+        """Add a result of about `size` bytes, which can be pickled, and pass on those whose turn it is."""
         if number != self._next:
             return self._keep(number, result, size)
         self._emit(result)

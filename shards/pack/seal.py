@@ -53,13 +53,7 @@ def seal_path(shard: Path) -> Path:
 
 
 def read_seal(shard: Path, plan: str, files: Mapping[str, int]) -> Seal | None:
-    """The seal of a shard that is complete and of this plan, else None.
-
-    Args:
-        shard: The path of its tar.
-        plan: Digest of its plan.
-        files: Bytes of the files in its folder, by name.
-    """
+    """The seal of a shard that is complete and of this plan, else None; `files`: sizes in its folder by name."""
     if not {seal_path(shard).name, ledger_path(shard).name} <= files.keys():
         return None
     try:

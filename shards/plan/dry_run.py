@@ -23,7 +23,7 @@ _SHOWN = 15
 def dry_run(
     settings: CrawlSettings, plan_in: Callable[[Path], Plan], seals_of: Callable[[Plan], Sequence[Seal | None]]
 ) -> None:
-    """Print what a crawl would fetch. Writes nothing into the set's folder and contacts no host.
+    """Print what a crawl of one set would fetch. Writes nothing into the set's folder and contacts no host.
 
     Args:
         settings: Of one set.

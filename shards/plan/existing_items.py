@@ -14,12 +14,7 @@ class ExistingItems:
     """The items that a set has, by their hashes."""
 
     def __init__(self, planned: Iterable[bytes] = (), photoless: Iterable[bytes] = ()) -> None:
-        """Load them.
-
-        Args:
-            planned: Hashes of items with photos, eight bytes each, concatenated in any way.
-            photoless: Hashes of items that had no photo with a link.
-        """
+        """Load concatenated hashes of eight bytes: of the items with photos, and of those without one."""
         self._planned, self._photoless = _sorted(planned), _sorted(photoless)
         self.new_photoless = bytearray()
         """Hashes of new items without a photo."""

@@ -70,12 +70,7 @@ class Rejects:
     """Collects the records that cannot be read, and raises if there are too many."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Start empty.
-
-        Args:
-            folder: Of the set; `rejected.jsonl` is written there.
-            limit: Most records that are accepted.
-        """
+        """Start empty; `limit` is the most records that are accepted."""
         self.path, self.limit = folder / REJECTED, limit
         self.rows: list[dict[str, Any]] = []
         self.records = 0
@@ -137,15 +132,7 @@ def select_photos(
     existing: ExistingItems,
     captions: Captions,
 ) -> Iterator[PhotoTask]:
-    """The selected photos of a catalogue, in its order.
-
-    Args:
-        items: The catalogue's files.
-        settings: The selection.
-        counts: Updated.
-        rejects: Gets the records that cannot be read.
-        existing: The items that the set has; gets the new ones without a photo.
-        captions: Gives the texts.
+    """The selected photos of a catalogue, in its order; everything but the settings is updated.
 
     Raises:
         DataError: The catalogue cannot be read.

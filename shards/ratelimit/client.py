@@ -33,12 +33,7 @@ class CoordinatorHandle(Protocol):
 
 
 class RateLimitClient:
-    """The permits of one worker for all hosts; use it as an async context.
-
-    Args:
-        coordinator: Holds the limits of all workers together.
-        requests: In flight at once.
-    """
+    """The permits of one worker for all hosts, for `requests` in flight at once; use it as an async context."""
 
     def __init__(self, coordinator: CoordinatorHandle, requests: int) -> None:
         self.coordinator = coordinator

@@ -73,12 +73,7 @@ class InFlightLimit:
 
 
 class HostClient:
-    """This worker's permits for one host.
-
-    Args:
-        request_sync: Called to request a sync with the coordinator.
-        in_flight: The limit over all hosts.
-    """
+    """This worker's permits for one host; `request_sync` is called to request a sync with the coordinator."""
 
     def __init__(self, request_sync: Callable[[], None], in_flight: InFlightLimit | None = None) -> None:
         self._request_sync = request_sync
@@ -135,16 +130,10 @@ class HostClient:
         fresh: bool = True,
         refused: int = -1,
     ) -> None:
-        """Returns a permit with the result of its request.
+        """Returns a permit with the result of its request, and the kind and reason of a failure.
 
-        Args:
-            version: From `acquire`.
-            verdict: What the result shows about the host.
-            kind: Of the failure.
-            reason: Of the failure.
-            retry_after: Seconds that the host asks to wait.
-            fresh: The photo was not requested before.
-            refused: The version under which it was refused before.
+        `version` is that of `acquire`, `refused` the one under which the photo was refused before. `retry_after`: the
+        seconds that the host asks to wait. `fresh`: the photo was not requested before.
         """
         self._in_flight -= 1
         self._limit.free += 1

@@ -30,13 +30,7 @@ def build_set(
 ) -> dict[str, Any]:
     """Writes the conversations and their ids; returns the counts of the funnel.
 
-    Args:
-        settings: Of the set.
-        pipeline: Runs the steps.
-        dumps: Names of the files' results by path, see `input_files`; so `items` and `reviews`.
-        items: Of the catalogue.
-        reviews: Of its variants.
-        bots: Accounts of programs, in lower case.
+    For `dumps`, `items` and `reviews` see `input_files`; `bots` are in lower case.
 
     Raises:
         DataError: A file cannot be read, or no conversation is in the dumps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,14 @@ Results = dict[str, dict[str, Any]]
 """What a step returned, by the name of its output."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The steps on files, whose results stand in the work folder."""
+    """The steps on files, whose results are in the work folder."""
 
-    def __init__(self, work: WorkFolder, ray: RaySettings, *, on_ray: bool) -> None:
-        """Runs steps in a work folder, within a `ray_session` of the caller's where they run on Ray.
-
-        Args:
-            work: Where their results stand.
-            ray: Workers.
-            on_ray: Whether they run on Ray.
-        """
-        self.work, self._ray, self._on_ray = work, ray, on_ray
+    work: WorkFolder
+    ray: RaySettings
+    on_ray: bool
+    """Whether the steps run on Ray, within a `ray_session` of the caller's."""
 
     def run(self, function: Callable[[Any], Any], tasks: Sequence[Any], doing: str, unit: str = "files") -> Results:
         """Runs a step on the tasks that are not done; returns the results of all, by the task's output."""
@@ -53,10 +50,13 @@ class Pipeline:
         if todo:
             log.info("%s: %d of %d %s", doing, len(todo), len(tasks), unit)
         with progress_bar(len(tasks), unit, doing, initial=len(tasks) - len(todo), shown=bool(todo)) as bar:
-            for task, result in run_tasks(function, todo, self._ray, on_ray=self._on_ray):
+            for task, result in run_tasks(function, todo, self.ray, on_ray=self.on_ray):
                 results[str(task.out)] = result
                 bar.update(1)
         return {name: result for name, result in results.items() if result is not None}
+
+    def _tasks(self, step: str, files: dict[str, str], **values: Any) -> list[FileTask]:
+        return [FileTask(path=path, out=self.work.file(step, name), **values) for path, name in files.items()]
 
     def catalogue(self, items: dict[str, str], reviews: dict[str, str]) -> tuple[Path, Counter[str]]:
         """The folder of the catalogue's tables, and counts of its records.
@@ -65,10 +65,7 @@ class Pipeline:
             DataError: A file cannot be read, the catalogue has no item of Amazon's, or a file has no review.
         """
         folder = self.work.path / "table"
-        tasks = [FileTask(path=path, out=self.work.file("table", key), kind="items") for path, key in items.items()]
-        tasks += [
-            FileTask(path=path, out=self.work.file("reviews", key), kind="reviews") for path, key in reviews.items()
-        ]
+        tasks = [*self._tasks("table", items, kind="items"), *self._tasks("reviews", reviews, kind="reviews")]
         results = self.run(catalogue_step, tasks, "reading the catalogue")
         counts = sum_counts(results.values())
         tables = [task.out for task in tasks if task.kind == "items"]
@@ -91,18 +88,12 @@ class Pipeline:
 
     def scan(self, dumps: dict[str, str], table: Path, *, short: bool) -> tuple[list[FileTask], Results]:
         """The submissions with links to items of each dump."""
-        tasks = [
-            FileTask(path=path, out=self.work.file("scan", key), kind="dump", table=table, short=short)
-            for path, key in dumps.items()
-        ]
+        tasks = self._tasks("scan", dumps, kind="dump", table=table, short=short)
         return tasks, self.run(scan_step, tasks, "searching links")
 
     def gather(self, dumps: dict[str, str], wanted: Path) -> tuple[list[Path], Counter[str]]:
         """The posts of the wanted submissions: the files that hold them, and counts."""
-        tasks = [
-            FileTask(path=path, out=self.work.file("gather", key), kind="dump", table=wanted)
-            for path, key in dumps.items()
-        ]
+        tasks = self._tasks("gather", dumps, kind="dump", table=wanted)
         results = self.run(gather_step, tasks, "collecting threads")
         return [task.out for task in tasks], sum_counts(results.values())
 
@@ -115,11 +106,7 @@ class Pipeline:
     ) -> tuple[list[Path], Counter[str]]:
         """The conversations of all buckets: the files that hold them, and counts.
 
-        Args:
-            function: A step on some buckets.
-            task: Its task, but for the fields of `PartTask`.
-            spools: The posts.
-            bucket_bytes: As many are read at a time, at most.
+        Each task is made by `task` from the fields of a `PartTask`, and reads at most `bucket_bytes` of posts.
         """
         tasks = [
             task(first=first, end=end, out=self.work.file("threads", f"{first:04}-{end:04}"), spools=tuple(spools))

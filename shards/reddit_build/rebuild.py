@@ -60,7 +60,7 @@ def rebuild(settings: RebuildSettings, dumps: dict[str, str], *, on_ray: bool) -
     ids = {entry.submission for name in NAMES for entry in read_entries(settings.manifest, name)}
     wanted = work.path / "wanted"
     write_table(wanted, np.fromiter(ids, np.uint64, len(ids)))
-    pipeline = Pipeline(work, settings.ray, on_ray=on_ray)
+    pipeline = Pipeline(work=work, ray=settings.ray, on_ray=on_ray)
     gathered, _ = pipeline.gather(dumps, wanted)
     task = partial(RebuildTask, manifest=settings.manifest)
     parts, found = pipeline.make(rebuild_step, task, gathered, settings.bucket_bytes)

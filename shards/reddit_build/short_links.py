@@ -45,14 +45,7 @@ def resolve_links(
     found: Sequence[Mapping[str, Sequence[int]]],
     items: ItemTable,
 ) -> tuple[Path, Path, dict[str, int]]:
-    """Asks where the short links of the dumps lead.
-
-    Args:
-        settings: How.
-        out: Folder of the set.
-        work: Where results stand.
-        found: For each dump its short links, with the submissions that hold them.
-        items: The catalogue.
+    """Asks where the short links of the dumps lead; `found` has the submissions that hold each link of a dump.
 
     Returns:
         A JSON file of the links that lead to an item, a table of the submissions that hold those, and counts.
@@ -85,11 +78,7 @@ class Resolver:
     """Asks for short links, and remembers the answers in a file."""
 
     def __init__(self, settings: ShortLinkSettings, cache: Path) -> None:
-        """Reads the answers of earlier runs.
-
-        Args:
-            settings: How to ask.
-            cache: File of answers: rows with `url`, `asin` (empty for none) and `status`.
+        """Reads the answers of earlier runs: rows with `url`, `asin` (empty for none) and `status`.
 
         Raises:
             ConfigError: The server, or the file, is not what it should be.

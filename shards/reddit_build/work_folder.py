@@ -25,12 +25,7 @@ class WorkFolder:
     """Where the results of the steps stand."""
 
     def __init__(self, out: Path, plan: Mapping[str, Any]) -> None:
-        """Opens OUT/work, and empties it where another plan has made it.
-
-        Args:
-            out: Folder of the set.
-            plan: All that the set depends on, as JSON.
-        """
+        """Opens OUT/work; empties it if it was made by another plan, which is all that the set depends on."""
         self.path = out / FOLDER
         self.digest = digest_of(plan)
         written = self.path / _PLAN

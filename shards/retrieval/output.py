@@ -45,11 +45,8 @@ def count_targets(
 ) -> dict[str, int]:
     """Counts what a list cannot have, by reason.
 
-    Args:
-        conversations: All of a file.
-        in_index: For each target, whether the index has it.
-        in_store: For each target, whether the item store has it; None without a store.
-        excluded: For each conversation, the ids that its list must not have.
+    `in_index` and `in_store` (None without a store) tell whether they have a target. `excluded` are the ids that each
+    conversation's list must not have.
     """
     counts: Counter[str] = Counter()
     for conversation, left_out in zip(conversations, excluded, strict=True):

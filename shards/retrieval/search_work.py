@@ -54,13 +54,7 @@ class Searcher:
     """Searches a part of an index for the queries of blocks."""
 
     def __init__(self, chosen: RetrieveSettings, number: int, count: int) -> None:
-        """Opens a part of the index.
-
-        Args:
-            chosen: Of the search.
-            number: Which part.
-            count: Of how many.
-        """
+        """Opens part `number` of `count` of the index."""
         self.settings = chosen
         self.index = RetrievalIndex.open(chosen.index, shard=(number, count))
 
@@ -90,11 +84,11 @@ def search_all(
     queries: Sequence[str],
     exclude: Sequence[Collection[str]],
     *,
-    parts: int = 1,
-    run: Run = run_here,
-    done: Callable[[int], None] = lambda count: None,
+    parts: int,
+    run: Run,
+    done: Callable[[int], None],
 ) -> dict[str, list[Hits]]:
-    """The lists of all queries, by method.
+    """The lists of all queries, by method; none has an id that its query excludes.
 
     Args:
         chosen: Of the search.

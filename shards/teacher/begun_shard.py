@@ -32,12 +32,7 @@ class BegunShard:
     @classmethod
     @contextmanager
     def open(cls, shard: Path, about: Mapping[str, str]) -> Iterator[BegunShard]:
-        """Reads what is there.
-
-        Args:
-            shard: Where the tar stands.
-            about: The shard's digest, and what its descriptions depend on.
-        """
+        """Reads what is there; `about` has the shard's digest, and what its descriptions depend on."""
         written: dict[int, dict[str, Written]] = {0: {}, 1: {}}
         if is_remote(shard):
             yield cls(None, written)

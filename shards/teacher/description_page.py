@@ -40,13 +40,9 @@ class _Example:
 
 
 def write_page(path: Path, data: ShardDataset, count: int, tally: Tally | None) -> None:
-    """Writes the page.
+    """Writes a page of `count` examples: flagged ones first, the others from all over the set.
 
-    Args:
-        path: The file.
-        data: The set; photos without a description are left out.
-        count: Number of examples: flagged ones first, the others from all over the set.
-        tally: What this run did; None for nothing.
+    Photos without a description are left out. `tally` has what this run did, None for nothing.
     """
     flags: Counter[str] = Counter()
     origins: set[tuple[str, ...]] = set()

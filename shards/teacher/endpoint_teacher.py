@@ -18,14 +18,7 @@ from lavic.shards.teacher.text_check import Flag, check_text, complete_sentences
 
 
 class EndpointTeacher:
-    """Sends each photo as it is in the shard, with the question about it. See `Teacher`.
-
-    Args:
-        endpoint: The model.
-        question: What is asked.
-        sampling: How the answer is drawn.
-        max_new_tokens: Longest answer.
-    """
+    """Sends each photo as it is in the shard, with the question about it. See `Teacher`."""
 
     batch_size = 1
 

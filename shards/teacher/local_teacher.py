@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,38 +17,24 @@ if TYPE_CHECKING:
     from lavic.model.loading import Backbone
 
 
+@dataclass(kw_only=True)
 class LocalTeacher:
-    """Describes photos in batches. See `Teacher`.
+    """Describes photos in batches. See `Teacher`."""
 
-    Args:
-        backbone: The base model.
-        origin: What its descriptions depend on.
-        batch_size: Photos described at once.
-        max_new_tokens: Longest description.
-        sampling: How it is drawn.
-        question: What is asked; None: the words of the model's prompt style.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        origin: Mapping[str, str],
-        *,
-        batch_size: int,
-        max_new_tokens: int,
-        sampling: Sampling,
-        question: Question | None,
-    ) -> None:
-        self._backbone, self.batch_size = backbone, batch_size
-        self.origin: Mapping[str, str] = origin
-        self._max_new_tokens, self._sampling, self._question = max_new_tokens, sampling, question
+    backbone: Backbone
+    origin: Mapping[str, str]
+    batch_size: int
+    max_new_tokens: int
+    sampling: Sampling
+    question: Question | None
+    """None: the words of the model's prompt style."""
 
     def write(self, samples: Iterable[Sample], attempt: int, stopped: Callable[[], bool]) -> Iterator[Written]:
         """See `Teacher.write`."""
         remaining = iter(samples)
         while not stopped() and (batch := list(islice(remaining, self.batch_size))):
-            sampling = self._sampling.of_attempt(attempt)
-            texts = describe(self._backbone, batch, self._max_new_tokens, sampling, self._question)
+            sampling = self.sampling.of_attempt(attempt)
+            texts = describe(self.backbone, batch, self.max_new_tokens, sampling, self.question)
             for sample, text in zip(batch, texts, strict=True):
                 yield Written(text=complete_sentences(text), flag=check_text(text, sample.title))
 

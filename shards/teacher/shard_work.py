@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from lavic.data.descriptions import FIELDS, ORIGIN, descriptions_path, write_descriptions
 from lavic.data.shard_dataset import ShardDataset
@@ -30,19 +31,11 @@ def describe_shard(
 ) -> None:
     """Describes the photos of one shard and writes its sidecar.
 
-    A photo without an answer (`failed`) leaves the shard unfinished: the next run asks for it again.
-
-    Args:
-        data: The set, with the catalogue's texts.
-        number: Of the shard.
-        teacher: Who describes.
-        tally: Counts it.
-        keep_catalogue: Whether photos with a text of the catalogue keep it.
-        keep_flagged: Whether texts that are no use stay in the sidecar.
-        stopped: Whether a stop was requested.
+    A photo without an answer (`failed`) leaves the shard unfinished: the next run asks for it again. `keep_catalogue`:
+    photos with a text of the catalogue keep it. `keep_flagged`: unusable texts stay in the sidecar.
 
     Raises:
-        Stopped: It was; what is written so far is kept.
+        Stopped: A stop was requested; what is written so far is kept.
     """
     started = time.monotonic()
     entry = data.manifest.shards[number]
@@ -60,7 +53,7 @@ def describe_shard(
             samples = (data[start + n] for n in todo)
             written = teacher.write(samples, attempt, stopped)
             done = 0
-            for batch in _batches(written, teacher.batch_size):
+            while batch := list(islice(written, teacher.batch_size)):
                 begun.add(attempt, [keys[n] for n in todo[done : done + len(batch)]], batch)
                 done += len(batch)
             if done < len(todo):
@@ -88,17 +81,6 @@ def _whole_batches(places: Sequence[int], keys: Sequence[str], begun: BegunShard
     batches = [places[at : at + size] for at in range(0, len(places), size)]
     written = begun.written[attempt]
     return [n for batch in batches if not all(keys[n] in written for n in batch) for n in batch]
-
-
-def _batches(written: Iterator[Written], size: int) -> Iterator[list[Written]]:
-    batch: list[Written] = []
-    for text in written:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _better(first: Written, second: Written | None) -> Written:

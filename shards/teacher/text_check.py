@@ -36,12 +36,7 @@ _FILLERS = frozenset(
 
 
 def check_text(text: str, title: str) -> Flag:
-    """What is wrong with a description.
-
-    Args:
-        text: As the teacher wrote it.
-        title: The item's; a text without a single word beyond it describes nothing.
-    """
+    """What is wrong with a description. One without a single word beyond the item's title describes nothing."""
     words = [word.lower() for word in _WORD.findall(text)]
     if not words:
         return "empty"

@@ -21,7 +21,7 @@ from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.image import normalize
 from lavic.shards.image.decoder import Decoder, shared_decoder
-from lavic.shards.image.normalize import PhotoError, PhotoSettings, inspect, to_jpeg
+from lavic.shards.image.normalize import PhotoError, PhotoSettings, inspect
 from lavic.shards.pack import shard_writer
 from lavic.shards.pack.outcomes import read_ledger
 from lavic.shards.pack.shard_writer import pack_shard
@@ -29,6 +29,7 @@ from lavic.shards.plan.crawl_plan import make_plan
 from lavic.shards.plan.photo_tasks import PlanSettings
 from tests.shards.fault_server import PHOTOS
 from tests.shards.image.decompression_bombs import many_chunks, many_directories, many_scans
+from tests.shards.image.to_jpeg import to_jpeg
 
 SETTINGS = PhotoSettings()
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from lavic.shards.image.normalize import PhotoError, PhotoSettings, to_jpeg
+from lavic.shards.image.normalize import PhotoError, PhotoSettings
 from tests.shards.fault_server import encoded, make_noise
+from tests.shards.image.to_jpeg import to_jpeg
 
 Image.init()
 SETTINGS = PhotoSettings()

@@ -10,8 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from lavic.shards.image.normalize import PhotoError, PhotoSettings, to_jpeg
+from lavic.shards.image.normalize import PhotoError, PhotoSettings
 from tests.shards.fault_server import encoded, make_noise
+from tests.shards.image.to_jpeg import to_jpeg
 
 SETTINGS = PhotoSettings()
 FORMS = {

@@ -11,9 +11,10 @@ from random import Random
 import pytest
 from PIL import Image
 
-from lavic.shards.image.normalize import PhotoError, PhotoSettings, to_jpeg
+from lavic.shards.image.normalize import PhotoError, PhotoSettings
 from lavic.shards.image.placeholders import placeholder_id
 from lavic.shards.pack.outcomes import KINDS
+from tests.shards.image.to_jpeg import to_jpeg
 
 CASES = Path(os.environ.get("LAVIC_CASES", Path(__file__).parents[4] / "shared/cases/crawl")) / "img"
 DECODE, HEADER = PhotoSettings(), PhotoSettings(check="header")

@@ -20,12 +20,13 @@ from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter
 from lavic.model.visual_tokens import cls_tokens, project
-from lavic.shards.image.normalize import PhotoSettings, to_jpeg
+from lavic.shards.image.normalize import PhotoSettings
 from lavic.storage.atomic import atomic_open
 from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
+from tests.shards.image.to_jpeg import to_jpeg
 from tests.train.assets import KEY, Assets
 
 SLIM, SQUARE = (60, 20), (50, 50)
