@@ -45,7 +45,7 @@ MEANING = {
     "ratio_serial": "lavic, decode / serial loop",
 }
 DECODE, HEADER, IMG2DATASET, SERIAL = "lavic, decode", "lavic, header", "img2dataset", "serial loop"
-FREE = ("--fetch.host-rate", "0", "--fetch.host-connections", "0")
+UNLIMITED = ("--fetch.host-rate", "0", "--fetch.host-connections", "0")
 """A server of one's own is not spared; robots.txt and opt-outs are heeded as always."""
 _MIB = 1 << 20
 
@@ -150,7 +150,7 @@ def lavic(items: Path, out: Path, photos: int, check: str) -> list[str]:
     command = [sys.executable, "-m", "lavic", "crawl", "--items", str(items), "--out", str(out)]
     # As many shards for every worker, so that none waits for the other at the end.
     each = max(1, min(1000, -(-photos // (os.cpu_count() or 1))))
-    return [*command, "--photos-per-shard", str(each), "--photo.check", check, "--fetch.allow-private", *FREE]
+    return [*command, "--photos-per-shard", str(each), "--photo.check", check, "--fetch.allow-private", *UNLIMITED]
 
 
 def _img2dataset(program: Path, links: Path, out: Path, photos: int, cores: int) -> list[str]:

@@ -69,11 +69,9 @@ and none that its robots.txt or a response header forbids. Say who you are with 
 
 log = logging.getLogger(__name__)
 
-
 SETTINGS = CrawlSettings
 resolve = partial(parse, CrawlSettings, command="crawl", description=DESCRIPTION)
 """The settings of a command line; see `lavic.cli.command_module`."""
-
 
 PHOTO_BYTES, SIDECAR_BYTES = 48_000, 2_500
 """Of a photo in a shard (500 pixels on the long side), and of its rows beside the shard: docs/scaling.md."""

@@ -33,11 +33,10 @@ from lavic.model.dims import weights_estimate
 from lavic.shards.teacher.description_page import write_page
 from lavic.shards.teacher.endpoint_teacher import EndpointTeacher, endpoint_origin
 from lavic.shards.teacher.local_teacher import LocalTeacher
-from lavic.shards.teacher.question import OURS, Question, read_question
-from lavic.shards.teacher.sampling import Sampling
+from lavic.shards.teacher.question import DEFAULT_QUESTION, Question, read_question
 from lavic.shards.teacher.shard_work import CATALOGUE, describe_shard
 from lavic.shards.teacher.tally import Tally
-from lavic.shards.teacher.teacher import Teacher
+from lavic.shards.teacher.teacher import Sampling, Teacher
 from lavic.storage.output_folder import lock_output_folder
 
 DESCRIPTION = """Describe every photo of a set of shards, for stage 1: with the uncompressed base model in this process,
@@ -216,7 +215,7 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
 def _origin(chosen: DescribeSettings, question: Question | None) -> dict[str, str]:
     """The `ORIGIN` of the descriptions; an empty value is known only when the model is loaded."""
     if chosen.has_endpoint:
-        return endpoint_origin(chosen.endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
+        return endpoint_origin(chosen.endpoint, question or DEFAULT_QUESTION, chosen.sampling, chosen.max_new_tokens)
     folder = hub.resolve(chosen.model)
     return {
         "model": "",
@@ -241,7 +240,7 @@ def _teacher(
     if chosen.has_endpoint:
         with Endpoint(chosen.endpoint, stopped=lambda: stop.requested) as endpoint:
             tally.usage = endpoint.usage
-            yield EndpointTeacher(endpoint, question or OURS, chosen.sampling, chosen.max_new_tokens)
+            yield EndpointTeacher(endpoint, question or DEFAULT_QUESTION, chosen.sampling, chosen.max_new_tokens)
         return
     from lavic.model.loading import Backbone
 

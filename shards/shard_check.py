@@ -54,17 +54,14 @@ def check_shard(manifest: Manifest, entry: ShardEntry, files: Mapping[str, int])
     path = manifest.path(entry)
     try:
         keys = _read_tar(path, entry, files, check) if entry.samples else []
-        if entry.name in manifest.empty and not _is_empty_tar(path, files):
+        is_empty_tar = files.get(path.name) == len(EMPTY_TAR) and path.read_bytes() == EMPTY_TAR
+        if entry.name in manifest.empty and not is_empty_tar:
             check.differences.append(f"{path}: not the empty tar of a shard without a photo")
     except storage_errors() as error:
         check.differences.append(f"{path}: cannot be read ({first_line(error)})")
         return check
     check.differences += _beside(manifest, entry, keys, files, check)
     return check
-
-
-def _is_empty_tar(path: Path, files: Mapping[str, int]) -> bool:
-    return files.get(path.name) == len(EMPTY_TAR) and path.read_bytes() == EMPTY_TAR
 
 
 def _read_tar(path: Path, entry: ShardEntry, files: Mapping[str, int], check: ShardCheck) -> list[str] | None:

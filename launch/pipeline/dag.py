@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,12 @@ class Step:
     """Unique in the pipeline: `crawl-train`."""
     stage: Stage
     """Its stage, which is also the name of its command."""
+    positional: tuple[str, ...] = ()
+    """Arguments without a flag."""
+    filled_in: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that the pipeline fills in."""
     args: tuple[str, ...] = ()
     """All arguments after `lavic STAGE`."""
-    output_args: tuple[str, ...] = ()
-    """Those of them that the pipeline fills in; they say where the result is, whatever the user's settings are."""
     needs: tuple[str, ...] = ()
     """Steps that must have ended before it starts."""
     output: Path
@@ -65,6 +67,11 @@ class Step:
     """Files and globs from outside the pipeline that must exist."""
     selected: bool = True
     """Whether its stage is one of the pipeline's; the result of one that is not must exist where another needs it."""
+
+    @property
+    def output_args(self) -> tuple[str, ...]:
+        """The arguments that the pipeline fills in: they say where the result is, whatever the user's settings are."""
+        return (*self.positional, *to_args(self.filled_in))
 
 
 class Layout:
@@ -104,55 +111,25 @@ def plan_steps(pipeline: PipelineSettings, *, find_configs: bool = True) -> list
         ConfigError: A setting that a selected stage needs is missing, or one is set that the pipeline fills in.
     """
     steps: list[Step] = []
-    for template in _templates(pipeline, Layout(pipeline.out)):
-        if template.stage not in pipeline.stages and template.stage in _OPTIONAL:
+    for step in _all_steps(pipeline, Layout(pipeline.out)):
+        selected = step.stage in pipeline.stages
+        if not selected and step.stage in _OPTIONAL:
             continue
-        planned = {step.name for step in steps}
-        chosen = stage_settings(pipeline, template.stage)
-        output_args = (*template.positional, *to_args(template.filled_in))
-        steps.append(
-            Step(
-                name=f"{template.stage}-{template.split}" if template.split else template.stage,
-                stage=template.stage,
-                args=(
-                    *template.positional,
-                    *_stage_args(template.stage, chosen, template.filled_in, find_configs=find_configs),
-                ),
-                output_args=output_args,
-                needs=tuple(need for need in template.needs if need in planned),
-                output=template.output,
-                inputs=(
-                    *(str(file) for file in template.inputs if "://" not in str(file)),
-                    *(
-                        str(absolute(path))
-                        for keys, path in named_paths(template.stage, chosen)
-                        if find_configs and keys != BASE_MODEL
-                    ),
-                ),
-                selected=template.stage in pipeline.stages,
-            )
-        )
+        planned, chosen = {other.name for other in steps}, stage_settings(pipeline, step.stage)
+        inputs = [file for file in step.inputs if "://" not in file]
+        if find_configs:
+            inputs += [str(absolute(path)) for keys, path in named_paths(step.stage, chosen) if keys != BASE_MODEL]
+        args = (*step.positional, *_stage_args(step.stage, chosen, step.filled_in, find_configs=find_configs))
+        needs = tuple(need for need in step.needs if need in planned)
+        steps.append(replace(step, args=args, needs=needs, inputs=tuple(inputs), selected=selected))
     return _without_implied_needs(steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Template:
-    """A step that any pipeline may have."""
+def _all_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[Step]:
+    """The steps that a pipeline may have, without their arguments; each after those it needs.
 
-    stage: Stage
-    split: str = ""
-    """The set of photos it is for."""
-    filled_in: dict[str, Any]
-    """Settings that the pipeline fills in."""
-    output: Path
-    needs: tuple[str, ...] = ()
-    positional: tuple[str, ...] = ()
-    """Arguments without a flag."""
-    inputs: tuple[Path | str, ...] = ()
-
-
-def _templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template]:
-    """Every step after those it needs. `needs` names optional steps first, then what remains without them."""
+    `needs` names optional steps first, then what remains without them.
+    """
     splits = {"train": pipeline.photos.train, "valid": pipeline.photos.valid}
     previous: tuple[str, ...] = ()
     for split, photos in splits.items():
@@ -160,20 +137,20 @@ def _templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template
             _require(pipeline, "crawl", f"photos.{split}.items")
         ids = {"ids": photos.ids} if photos.ids else {}
         # one crawl after the other: two at once would double the request rate that each host sees
-        yield _Template(
+        yield Step(
+            name=f"crawl-{split}",
             stage="crawl",
-            split=split,
             filled_in={"items": photos.items or (_NOT_GIVEN,), "out": layout.shards(split), "split": split, **ids},
             output=layout.shards(split),
             needs=previous,
-            inputs=(*photos.items, *ids.values()),
+            inputs=(*photos.items, *map(str, ids.values())),
         )
         previous = (f"crawl-{split}",)
     for split in splits:
         receipt = layout.receipt(split)
-        yield _Template(
+        yield Step(
+            name=f"verify-{split}",
             stage="verify",
-            split=split,
             filled_in={"receipt": receipt},
             output=receipt,
             needs=(f"crawl-{split}",),
@@ -181,31 +158,33 @@ def _templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template
         )
     for split, photos in splits.items():
         if not photos.described:
-            yield _Template(
+            yield Step(
+                name=f"describe-{split}",
                 stage="describe",
-                split=split,
                 filled_in={"shards": layout.shards(split)},
                 output=layout.shards(split),
                 needs=(f"verify-{split}", f"crawl-{split}"),
             )
     photo_steps = tuple(f"{stage}-{split}" for split in splits for stage in ("describe", "verify", "crawl"))
     train, valid = layout.shards("train"), layout.shards("valid")
-    yield _Template(
+    yield Step(
+        name="distill",
         stage="distill",
         filled_in={"shards": train, "valid": valid, "out": layout.distill},
         output=layout.distill,
         needs=photo_steps,
     )
-    yield _Template(
+    yield Step(
+        name="embed",
         stage="embed",
         filled_in={"shards": [train, valid], "adapter": layout.distill, "out": layout.store},
         output=layout.store,
         needs=("distill", *photo_steps),
     )
-    yield from _conversation_templates(pipeline, layout)
+    yield from _conversation_steps(pipeline, layout)
 
 
-def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Iterator[_Template]:
+def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[Step]:
     """The steps that read conversations."""
     train = layout.shards("train")
     files = {"train": pipeline.conversations.train, "valid": pipeline.conversations.valid}
@@ -214,19 +193,21 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
     for stage in ("tune-retriever", "retrieve", "tune"):
         for key in files.keys() - given.keys():
             _require(pipeline, stage, f"conversations.{key}")
-    yield _Template(
+    yield Step(
+        name="tune-retriever",
         stage="tune-retriever",
         filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, "out": layout.retriever},
         output=layout.retriever,
         needs=("embed",),
-        inputs=tuple(given.values()),
+        inputs=tuple(map(str, given.values())),
     )
     read = tuple(dict.fromkeys([*given.values(), *(file for _, file in tests)]))
     retriever = {"tokens.retriever": layout.retriever} if "tune-retriever" in pipeline.stages else {}
     photos = (*pipeline.photos.train.items, *pipeline.photos.valid.items)
     if not photos:
         _require(pipeline, "retrieve", "photos.train.items")
-    yield _Template(
+    yield Step(
+        name="retrieve",
         stage="retrieve",
         filled_in={
             "items": tuple(dict.fromkeys(photos)) or (_NOT_GIVEN,),
@@ -238,7 +219,7 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
         },
         output=layout.retrieval,
         needs=("tune-retriever", "embed"),
-        inputs=(*photos, *read),
+        inputs=(*photos, *map(str, read)),
     )
     listed: dict[str, Any] = {}
     if "retrieve" in pipeline.stages:  # the same conversations, with the lists that it makes
@@ -248,8 +229,9 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
         given = {key: with_lists[file] for key, file in given.items()}
         tests = [(name, with_lists[file]) for name, file in tests]
         listed = {"candidates": pipeline.retrieve.settings.get("key", "candidates_fused")}
-    from_outside = () if listed else tuple(given.values())
-    yield _Template(
+    from_outside = () if listed else tuple(map(str, given.values()))
+    yield Step(
+        name="tune",
         stage="tune",
         filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, **listed, "out": layout.tune},
         output=layout.tune,
@@ -258,7 +240,8 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
     )
     if not tests:
         _require(pipeline, "evaluate", "conversations.test")
-    yield _Template(
+    yield Step(
+        name="evaluate",
         stage="evaluate",
         filled_in={
             "bundle": layout.tune / "bundle",
@@ -271,7 +254,7 @@ def _conversation_templates(pipeline: PipelineSettings, layout: Layout) -> Itera
         },
         output=layout.evaluation,
         needs=("tune", "retrieve", "embed"),
-        inputs=() if listed else tuple(file for _, file in tests),
+        inputs=() if listed else tuple(str(file) for _, file in tests),
     )
 
 

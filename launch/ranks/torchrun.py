@@ -38,10 +38,9 @@ _LINGER_S = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs torchrun.
+    """Runs torchrun; returns the exit code of the first rank that failed, 128 + n where signal n killed it.
 
-    Returns:
-        The exit code of the first rank that failed, 128 + n where signal n killed it; 1 where SIGTERM ended torchrun.
+    Where SIGTERM ended torchrun it is 1.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "SLURM_NODEID" in os.environ and not any(arg.startswith("--node-rank") for arg in args):

@@ -97,13 +97,13 @@ def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: s
     return done.stdout.strip().partition(";")[0]
 
 
-def test_submit(args: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+def test_submit(args: Sequence[str]) -> str:
     """Checks whether sbatch would accept a job; returns why it could not start now, as when nodes are down, or "".
 
     Raises:
         LaunchError: There is no sbatch here, or it would refuse: no such partition, account or GPU.
     """
-    done = _run(["sbatch", "--test-only", *args], env)
+    done = _run(["sbatch", "--test-only", *args])
     if not done.returncode:
         return ""
     summary = _error_summary(done)

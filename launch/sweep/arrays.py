@@ -84,15 +84,13 @@ def with_ids(sweep: Sweep) -> Sweep:
 def _status(
     stage: SweepStage, cell: str, job: str, log_file: str, complete: bool, seen: client.JobState | None
 ) -> TaskStatus:
-    if complete:
-        return TaskStatus(stage=stage, cell=cell, state="done", job=job, log=log_file)
-    if not job:
-        return TaskStatus(stage=stage, cell=cell, state="open")
+    status = TaskStatus(stage=stage, cell=cell, state="done" if complete else "open", job=job, log=log_file)
+    if complete or not job:
+        return status
     if seen is not None and seen.active:
-        state: Literal["running", "waiting"] = "waiting" if seen.state == "PENDING" else "running"
-        return TaskStatus(stage=stage, cell=cell, state=state, job=job, log=log_file)
+        return replace(status, state="waiting" if seen.state == "PENDING" else "running")
     why = last_error(Path(log_file)) or (seen.state if seen is not None else "its task has ended without its result")
-    return TaskStatus(stage=stage, cell=cell, state="failed", job=job, log=log_file, why=why)
+    return replace(status, state="failed", why=why)
 
 
 def numbered(pipeline: PipelineSettings, sweep: Sweep) -> Sweep:

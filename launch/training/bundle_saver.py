@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lavic.launch.training.stage import TrainingRun, TrainingStage
 from lavic.train.bundle_check import check_bundle
 from lavic.train.callbacks.callback import Callback
@@ -10,12 +12,12 @@ from lavic.train.run_folder import write_on_rank_0
 from lavic.train.trainer import Trainer
 
 
+@dataclass(frozen=True)
 class BundleSaver(Callback):
     """Saves the adapter of the best validation, or the last one; it comes after `BestModel`."""
 
-    def __init__(self, stage: TrainingStage, run: TrainingRun) -> None:
-        """Takes a run whose components are loaded."""
-        self._stage, self._run = stage, run
+    stage: TrainingStage
+    run: TrainingRun
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
         """Saves where the adapter is the chosen one for now. Collective.
@@ -23,7 +25,7 @@ class BundleSaver(Callback):
         Raises:
             LavicError: The bundle cannot be written, or differs from the model.
         """
-        stage, run, state = self._stage, self._run, trainer.state
+        stage, run, state = self.stage, self.run, trainer.state
         chosen = trainer.done if stage.settings.select == "last" else state.step == state.best_step
         chosen &= state.step > 0
         if chosen:

@@ -26,12 +26,9 @@ _START_TIMEOUT_S = 600.0
 
 
 def run_on_ray(command: str, argv: Sequence[str], settings: RaySettings) -> int:
-    """Runs `lavic COMMAND ARGV` in `settings.workers` ranks on a Ray cluster and waits for them.
+    """Runs `lavic COMMAND ARGV` in `settings.workers` ranks on Ray; returns the first exit code that is not 0.
 
     All nodes need the same lavic, and the files under the same paths.
-
-    Returns:
-        0 if every rank succeeded, else the exit code of the first that failed.
 
     Raises:
         LaunchError: Ray cannot be reached, or has not enough resources for the ranks.

@@ -56,25 +56,25 @@ class ConnectionPool:
         url: URL,
         limits: ResponseLimits,
         *,
-        left: float | None = None,
+        remaining_s: float | None = None,
         headers: Mapping[str, str] | None = None,
-        first: URL | None = None,
+        original: URL | None = None,
     ) -> Response:
         """Send one GET; see `send_request`.
 
         Args:
             url: What is requested.
             limits: Of the response.
-            left: Seconds that remain of the deadline; None for all of it.
+            remaining_s: Seconds that remain of the deadline; None for all of it.
             headers: Sent too; they take precedence over those of the user's file.
-            first: The catalogue's link that led to this request, see `CustomHeaders.for_url`.
+            original: The catalogue's link that led to this request, see `CustomHeaders.for_url`.
 
         Raises:
             BlockedAddress: The host's name leads to an address that is not allowed.
         """
-        timeout = None if left is None else aiohttp.ClientTimeout(total=left, sock_connect=self._connect)
+        timeout = None if remaining_s is None else aiohttp.ClientTimeout(total=remaining_s, sock_connect=self._connect)
         if self._headers:
-            headers = {**self._headers.for_url(url, first), **(headers or {})}
+            headers = {**self._headers.for_url(url, original), **(headers or {})}
             if "authorization" in map(str.lower, headers):
                 # As in curl, the header takes precedence over a user in the link.
                 url = url.with_user(None)
@@ -88,13 +88,13 @@ class ConnectionPool:
         except OSError as error:
             reason = f"{error.strerror or error}; names are resolved here before a proxy is used"
             return Response("dns", reason=reason, final=error.errno == socket.EAI_NONAME, reached=False)
-        more: dict[str, Any] = {"proxy": proxy.url}
+        options: dict[str, Any] = {"proxy": proxy.url}
         if proxy.authorization and url.scheme == "http":
             headers = {**(headers or {}), "Proxy-Authorization": proxy.authorization}
         elif proxy.authorization:
-            more["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
+            options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
         assert self._proxied
-        response = await send_request(self._proxied, url, limits, timeout, headers, **more)
+        response = await send_request(self._proxied, url, limits, timeout, headers, **options)
         if response.http == 407:
             return Response("connect", reason="the proxy answers 407: it needs a user and password", http=407)
         return response
@@ -102,7 +102,7 @@ class ConnectionPool:
     def _session(self, resolver: CheckedResolver | None) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=LenientConnector(
-                limit=self._settings.concurrency, resolver=resolver, ttl_dns_cache=_DNS_CACHE_S, ssl=tls()
+                limit=self._settings.concurrency, resolver=resolver, ttl_dns_cache=_DNS_CACHE_S, ssl=ssl_context()
             ),
             headers={"User-Agent": self._settings.user_agent, "Accept": "image/*", "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=self._settings.deadline, sock_connect=self._connect),
@@ -118,6 +118,6 @@ def check_connection_settings(settings: FetchSettings) -> None:
 
 
 @lru_cache(maxsize=1)
-def tls() -> Any:
+def ssl_context() -> Any:
     """One context per process: making it reads every certificate of the machine, tens of milliseconds."""
     return ssl.create_default_context()

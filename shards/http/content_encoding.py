@@ -10,18 +10,18 @@ from lavic.storage.compression import zstd_module
 
 _GZIP = b"\x1f\x8b"
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
-_BOXES = (b"ftyp", b"jP  ")
+_ISO_MEDIA = (b"ftyp", b"jP  ")
 """Magic bytes 4 to 8 of HEIC, AVIF and JPEG 2000."""
 _TEXT = re.compile(rb"[^\x00-\x08\x0e-\x1f\x7f]*")
 _EXAMINED = 1024
-_KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 
 
-class Undecodable(Exception):
+class UnsupportedEncoding(Exception):
     """A body whose compression is not supported here."""
 
 
-class BrokenBody(Exception):
+class CorruptBody(Exception):
     """A compressed body that ends early or is damaged."""
 
 
@@ -31,7 +31,7 @@ def codings(content: Iterable[str], transfer: Iterable[str] = ()) -> list[str]:
     Values that name no compression (`none`, `utf-8`, empty) are ignored, as in curl.
     """
     words = (word.strip().lower() for value in (*content, *transfer) for word in value.split(","))
-    return [word for word in words if word in _KNOWN]
+    return [word for word in words if word in _COMPRESSIONS]
 
 
 def decode(body: bytes, names: list[str], limit: int) -> bytes:
@@ -53,7 +53,7 @@ def decode(body: bytes, names: list[str], limit: int) -> bytes:
 
 
 def _is_plain(body: bytes) -> bool:
-    if body.startswith(_IMAGES) or body[4:8] in _BOXES or not body:
+    if body.startswith(_IMAGES) or body[4:8] in _ISO_MEDIA or not body:
         return True
     start = body[:_EXAMINED]
     if not _TEXT.fullmatch(start):
@@ -67,7 +67,7 @@ def _is_plain(body: bytes) -> bool:
 
 
 def _unknown(body: bytes, limit: int) -> bytes:
-    raise Undecodable("no decoder for this compression")
+    raise UnsupportedEncoding("no decoder for this compression")
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
@@ -85,10 +85,10 @@ def _deflate(body: bytes, limit: int) -> bytes:
     """A zlib stream, as the standard says, or a raw one, which many servers send."""
     try:
         return _inflate(body, zlib.MAX_WBITS | 32, limit)[0]
-    except BrokenBody as error:
+    except CorruptBody as error:
         try:
             return _inflate(body, -zlib.MAX_WBITS, limit)[0]
-        except BrokenBody:
+        except CorruptBody:
             raise error from None
 
 
@@ -97,9 +97,9 @@ def _inflate(body: bytes, bits: int, limit: int) -> tuple[bytes, bytes]:
     try:
         plain = decoder.decompress(body, limit)
     except zlib.error as error:
-        raise BrokenBody(f"cannot be decompressed: {error}") from None
+        raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.eof:
-        raise BrokenBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response breaks off")
     return plain, decoder.unused_data
 
 
@@ -107,18 +107,18 @@ def _brotli(body: bytes, limit: int) -> bytes:
     try:
         import brotli
     except ImportError:
-        raise Undecodable("install brotli to read it") from None
+        raise UnsupportedEncoding("install brotli to read it") from None
     decoder = brotli.Decompressor()
     try:
         plain: bytes = decoder.process(body, output_buffer_limit=limit)
         while len(plain) < limit and not decoder.is_finished() and (more := decoder.process(b"", limit - len(plain))):
             plain += more
     except TypeError:
-        raise Undecodable("this brotli cannot limit its output; update it") from None
+        raise UnsupportedEncoding("this brotli cannot limit its output; update it") from None
     except brotli.error as error:
-        raise BrokenBody(f"cannot be decompressed: {error}") from None
+        raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.is_finished():
-        raise BrokenBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response breaks off")
     return plain
 
 
@@ -126,14 +126,14 @@ def _zstd(body: bytes, limit: int) -> bytes:
     try:
         zstd = zstd_module()
     except ImportError as error:
-        raise Undecodable(str(error)) from None
+        raise UnsupportedEncoding(str(error)) from None
     decoder = zstd.ZstdDecompressor()
     try:
         plain: bytes = decoder.decompress(body, limit)
     except zstd.ZstdError as error:
-        raise BrokenBody(f"cannot be decompressed: {error}") from None
+        raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.eof:
-        raise BrokenBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response breaks off")
     return plain
 
 

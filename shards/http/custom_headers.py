@@ -31,9 +31,9 @@ _SECTION = re.compile(r"\[([^\[\]\s]+|\[[^\[\]\s]+\](?::\d+)?)\]")
 class CustomHeaders:
     """Headers by site."""
 
-    everywhere: Mapping[str, str] = field(default_factory=dict, repr=False)
+    all_hosts: Mapping[str, str] = field(default_factory=dict, repr=False)
     """For every host of the catalogue."""
-    hosts: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    by_host: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     """By `host` or `host:port` in lower case."""
 
     @classmethod
@@ -47,15 +47,15 @@ class CustomHeaders:
             lines = list(read_lines(path))
         except TextFileError as error:
             raise ConfigError(f"--fetch.headers {error}") from None
-        everywhere: dict[str, str] = {}
-        hosts: dict[str, dict[str, str]] = {}
-        current = everywhere
+        all_hosts: dict[str, str] = {}
+        by_host: dict[str, dict[str, str]] = {}
+        current = all_hosts
         for number, line in lines:
             if not (line := line.strip()) or line.startswith("#"):
                 continue
             where = f"--fetch.headers {path}:{number}"
             if section := _SECTION.fullmatch(line):
-                current = hosts.setdefault(_site(section[1], where), {})
+                current = by_host.setdefault(_site(section[1], where), {})
                 continue
             match = _LINE.fullmatch(line)
             if match is None or not match[2].isprintable():
@@ -63,17 +63,17 @@ class CustomHeaders:
             if match[1].lower() in _REFUSED:
                 raise ConfigError(f"{where}: {match[1]} is set by the crawl itself; remove the line")
             current[match[1]] = match[2]
-        return cls(everywhere, hosts)
+        return cls(all_hosts, by_host)
 
-    def for_url(self, url: URL, first: URL | None) -> dict[str, str]:
+    def for_url(self, url: URL, original: URL | None) -> dict[str, str]:
         """The headers of a request.
 
-        If the catalogue's link that led to it, `first` (None for robots.txt), is of another site (scheme, host, port),
-        headers that may hold credentials are left out.
+        Headers that may hold credentials are left out if the catalogue's link that led to it, `original` (None for
+        robots.txt), is of another site (scheme, host, port).
         """
         host = url.raw_host or ""
-        headers = {**self.everywhere, **self.hosts.get(host, {}), **self.hosts.get(f"{host}:{url.port}", {})}
-        if first is not None and (url is first or url.origin() == first.origin()):
+        headers = {**self.all_hosts, **self.by_host.get(host, {}), **self.by_host.get(f"{host}:{url.port}", {})}
+        if original is not None and (url is original or url.origin() == original.origin()):
             return headers
         return {name: value for name, value in headers.items() if name.lower() in _PUBLIC}
 

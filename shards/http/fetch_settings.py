@@ -9,7 +9,7 @@ from pydantic import Field
 from lavic import __version__
 from lavic.config import settings
 from lavic.shards.http.robots import PRODUCT
-from lavic.shards.ratelimit.host_limiter import FREE, Limits
+from lavic.shards.ratelimit.host_limiter import UNLIMITED, Limits
 
 
 @settings
@@ -66,7 +66,7 @@ class FetchSettings:
     def limits(self) -> Limits:
         """The rate limit of each host."""
         return Limits(
-            rate=self.host_rate or FREE,
+            rate=self.host_rate or UNLIMITED,
             connections=self.host_connections,
             backoff=self.backoff,
             patience=self.patience,

@@ -28,7 +28,7 @@ _SPEED_AFTER_S = 5.0
 _ROBOTS_REDIRECTS = 5
 _ROBOTS_HEADERS = {"Accept": robots.ACCEPT}
 _MAX_SITES = 10_000
-_UNREAD_S = 5.0
+_UNREADABLE_S = 5.0
 """Seconds after which a robots.txt that could not be read is looked up again."""
 _HOST_FAILS: frozenset[Kind] = frozenset({"timeout", "dns", "connect", "tls"})
 
@@ -129,19 +129,19 @@ class Fetcher:
     async def _follow(self, link: str, limits: ResponseLimits, attempt: _Attempt) -> Response:
         """One attempt: a request and its redirects."""
         photo = limits is not self._robots
-        redirects, left = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), limits.deadline
+        redirects, remaining_s = (self.settings.redirects if photo else _ROBOTS_REDIRECTS), limits.deadline
         try:
-            url = first = parse_url(link)
+            url = original = parse_url(link)
             for hop in range(redirects + 1):
                 site = await self._site(url, photo)
                 if site.rules and (refusal := self._refusal(site.rules, url)):
                     return refusal
                 response, seconds = await self._request(
-                    url, site.host, limits, left if hop else None, first if photo else None, attempt
+                    url, site.host, limits, remaining_s if hop else None, original if photo else None, attempt
                 )
                 if response.target is None:
                     return response
-                left = max(0.001, left - seconds)
+                remaining_s = max(0.001, remaining_s - seconds)
                 if photo and url.scheme == "https" and response.target.scheme == "http":
                     raise BlockedAddress(f"redirected from https to http, to {response.target.raw_host}")
                 url = response.target
@@ -158,13 +158,13 @@ class Fetcher:
         url: URL,
         host: str,
         limits: ResponseLimits,
-        left: float | None,
-        first: URL | None,
+        remaining_s: float | None,
+        original: URL | None,
         attempt: _Attempt,
     ) -> tuple[Response, float]:
         """Send one request when the host's rate limit permits; returns the response and the seconds it took.
 
-        For `left` and `first` see `ConnectionPool.get`.
+        For `remaining_s` and `original` see `ConnectionPool.get`.
         """
         permits = self._limits.host(host)
         version = await permits.acquire(attempt.fresh, attempt.retry)
@@ -172,8 +172,10 @@ class Fetcher:
         response = _CANCELLED
         began = time.monotonic()
         try:
-            headers = None if first else _ROBOTS_HEADERS
-            response = await self._connections.get(url, limits, left=left, headers=headers, first=first)
+            headers = None if original else _ROBOTS_HEADERS
+            response = await self._connections.get(
+                url, limits, remaining_s=remaining_s, headers=headers, original=original
+            )
             if response.kind == "throttled":
                 verdict = "throttled"
                 response = replace(response, refused=(host, version))
@@ -220,7 +222,7 @@ class Fetcher:
         """A site with its robots.txt, which one worker fetches for all."""
         host = host_name(url)
         if not self.settings.robots:
-            return _Site(host, None, time.monotonic() + robots.KEPT_S)
+            return _Site(host, None, time.monotonic() + robots.MAX_AGE_S)
         name = str(url.origin())
         coordinator = self._limits.coordinator
         while (known := await coordinator.get_robots(name, self._limits.worker)) is None:
@@ -231,7 +233,7 @@ class Fetcher:
         if rules.delay:
             await coordinator.limit_rate(host, 1 / rules.delay)
             self._limits.host(host).pause()
-        return _Site(host, rules, time.monotonic() + (robots.KEPT_S if known.kind == "ok" else _UNREAD_S))
+        return _Site(host, rules, time.monotonic() + (robots.MAX_AGE_S if known.kind == "ok" else _UNREADABLE_S))
 
     async def _fetch_robots(self, link: str) -> Robots:
         """RFC 9309, 2.3.1: present, unavailable (everything is allowed) or unreachable (nothing is)."""

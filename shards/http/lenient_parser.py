@@ -56,9 +56,9 @@ class Repair:
 
     def __init__(self) -> None:
         self._data = b""
-        self._at = 0
+        self._position = 0
         """Bytes of it that were passed on."""
-        self._left = 0
+        self._remaining = 0
         """Bytes that are missing of a body or chunk of known length."""
         self._step = self._head
 
@@ -68,7 +68,7 @@ class Repair:
         Raises:
             NotHttp: This is not an HTTP response.
         """
-        self._data, self._at = self._data[self._at :] + data, 0
+        self._data, self._position = self._data[self._position :] + data, 0
         out = []
         while piece := self._step():
             out.append(piece)
@@ -77,7 +77,7 @@ class Repair:
     def _head(self) -> bytes:
         while True:
             self._skip_line_ends()
-            data = self._data[self._at :]
+            data = self._data[self._position :]
             if data[:5].upper() != b"HTTP/"[: len(data)]:
                 raise NotHttp("no HTTP status line")
             end = _HEAD_END.search(data)
@@ -86,7 +86,7 @@ class Repair:
             if end is None:
                 return b""
             lines = _LINE_END.split(data[: end.start()])
-            self._at += end.end()
+            self._position += end.end()
             match = _STATUS.fullmatch(lines[0].strip())
             if match is None:
                 raise NotHttp("no HTTP status line")
@@ -94,84 +94,84 @@ class Repair:
                 return self._rewrite(match, lines[1:])
 
     def _skip_line_ends(self) -> None:
-        while self._data[self._at : self._at + 1] in (b"\r", b"\n"):
-            self._at += 1
+        while self._data[self._position : self._position + 1] in (b"\r", b"\n"):
+            self._position += 1
 
     def _rewrite(self, status: re.Match[bytes], lines: list[bytes]) -> bytes:
         headers = _headers(lines)
         codings = b",".join(value for name, value in headers if name.lower() == b"transfer-encoding").lower()
         lengths = [value for name, value in headers if name.lower() == b"content-length"]
         kept = [pair for pair in headers if pair[0].lower() not in _FRAMING]
-        packed = [word for word in map(bytes.strip, codings.split(b",")) if word not in (b"", b"identity", b"chunked")]
+        others = [word for word in map(bytes.strip, codings.split(b",")) if word not in (b"", b"identity", b"chunked")]
         if b"chunked" in codings:
-            kept.append((b"Transfer-Encoding", b", ".join([*packed, b"chunked"])))
+            kept.append((b"Transfer-Encoding", b", ".join([*others, b"chunked"])))
             self._step = self._chunk_size
         elif lengths:
             length = lengths[-1].partition(b",")[0].strip().removeprefix(b"+")
             if not length.isdigit() or len(length) > 18:
                 raise NotHttp(f"Content-Length {lengths[-1][:40].decode('latin-1')!r}")
-            self._left = int(length)
+            self._remaining = int(length)
             kept.append((b"Content-Length", length))
-            self._step = self._counted
+            self._step = self._fixed_length
         else:
-            self._step = self._rest
+            self._step = self._until_closed
         # Some gateways write HTTP/2 or later on a plain connection; it is framed like 1.1.
         version = b"HTTP/1.0" if status[1] == b"0" or (status[1], status[2]) == (b"1", b"0") else b"HTTP/1.1"
         first = b"%s %s %s" % (version, status[3], status[4].strip().translate(_UNSAFE)[:200])
         kept.append((b"Connection", b"close"))
         return b"".join([first, b"\r\n", *(b"%s: %s\r\n" % pair for pair in kept), b"\r\n"])
 
-    def _counted(self) -> bytes:
+    def _fixed_length(self) -> bytes:
         piece = self._take()
-        if not self._left:
-            self._step = self._junk
+        if not self._remaining:
+            self._step = self._ignore
         return piece
 
     def _take(self) -> bytes:
-        piece = self._data[self._at : self._at + self._left]
-        self._at += len(piece)
-        self._left -= len(piece)
+        piece = self._data[self._position : self._position + self._remaining]
+        self._position += len(piece)
+        self._remaining -= len(piece)
         return piece
 
-    def _rest(self) -> bytes:
-        piece = self._data[self._at :]
-        self._at = len(self._data)
+    def _until_closed(self) -> bytes:
+        piece = self._data[self._position :]
+        self._position = len(self._data)
         return piece
 
-    def _junk(self) -> bytes:
-        self._at = len(self._data)
+    def _ignore(self) -> bytes:
+        self._position = len(self._data)
         return b""
 
     def _chunk_size(self) -> bytes:
         self._skip_line_ends()
-        end = self._data.find(b"\n", self._at)
-        if (end if end >= 0 else len(self._data)) - self._at > MAX_LINE:
+        end = self._data.find(b"\n", self._position)
+        if (end if end >= 0 else len(self._data)) - self._position > MAX_LINE:
             raise NotHttp("a chunk's first line is too long")
         if end < 0:
             return b""
-        line = self._data[self._at : end]
+        line = self._data[self._position : end]
         match = _CHUNK.fullmatch(line)
         if match is None:
             raise NotHttp(f"chunk size {line[:40].decode('latin-1')!r}")
-        self._at, self._left = end + 1, int(match[1], 16)
-        self._step = self._chunk if self._left else self._trailer
+        self._position, self._remaining = end + 1, int(match[1], 16)
+        self._step = self._chunk if self._remaining else self._trailer
         return self._step()
 
     def _chunk(self) -> bytes:
         if not (piece := self._take()):
             return b""
-        if not self._left:
+        if not self._remaining:
             self._step = self._chunk_size
         return b"%x\r\n%s\r\n" % (len(piece), piece)
 
     def _trailer(self) -> bytes:
         """Trailers are read and dropped; the body is complete at their end."""
-        rest = self._data[self._at :]
+        rest = self._data[self._position :]
         if len(rest) > MAX_HEAD:
             raise NotHttp("the trailer is too long")
         if not (rest.startswith((b"\n", b"\r\n")) or _HEAD_END.search(rest)):
             return b""
-        self._step = self._junk
+        self._step = self._ignore
         return b"0\r\n\r\n"
 
 
@@ -215,8 +215,8 @@ class _FirstReader:
     def __init__(self, handler: _Handler, params: dict[str, Any]) -> None:
         self._handler, self._params = handler, params
         self._parser = handler._parser
-        self._seen = b""
-        self._held: tuple[Any, ...] = ()
+        self._received = b""
+        self._pending: tuple[Any, ...] = ()
         self._repair: Repair | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -226,30 +226,30 @@ class _FirstReader:
         """See aiohttp's parsers."""
         if self._repair:
             return self._feed_repaired(data)
-        self._seen = self._seen + data if self._seen else data
+        self._received = self._received + data if self._received else data
         try:
             messages, upgraded, tail = self._parser.feed_data(data)
-            if len(self._seen) > MAX_HEAD and not messages:
+            if len(self._received) > MAX_HEAD and not messages:
                 raise BadHttpMessage(f"the head is longer than {MAX_HEAD:,} bytes")
         except HttpProcessingError as error:
-            self._repair, self._held = Repair(), ()
+            self._repair, self._pending = Repair(), ()
             self._parser = self._handler.renew(self._params)
             self._handler._parser = self
             try:
-                return self._feed_repaired(self._seen)
+                return self._feed_repaired(self._received)
             except NotHttp:
                 raise error from None
-        if self._held:
-            messages, self._held = (*self._held, *messages), ()
+        if self._pending:
+            messages, self._pending = (*self._pending, *messages), ()
         if not messages or messages[-1][0].code < 200:
             # An informational response; the final one is still to come.
             return messages, upgraded, tail
         message, payload = messages[-1]
         if message.chunked and not payload.total_bytes and not payload.is_eof():
-            self._held = tuple(messages)
+            self._pending = tuple(messages)
             return (), upgraded, tail
         self._handler._parser = self._parser
-        self._seen = b""
+        self._received = b""
         return messages, upgraded, tail
 
     def _feed_repaired(self, data: bytes) -> Any:

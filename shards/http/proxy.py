@@ -14,6 +14,7 @@ from urllib.request import getproxies_environment
 from yarl import URL
 
 from lavic.errors import ConfigError
+from lavic.shards.http.ssrf_guard import parse_address
 from lavic.shards.http.url import BadUrl, parse_url
 
 
@@ -88,7 +89,7 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     """
     if entry == "*":
         return True
-    address = _address(host)
+    address = parse_address(host)
     if address is not None and "/" in entry:
         try:
             return address in ipaddress.ip_network(entry.replace("[", "").replace("]", ""), strict=False)
@@ -99,12 +100,5 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
         return False
     name = match[1].strip("[]").removeprefix("*").lstrip(".").removesuffix(".")
     if address is not None:
-        return _address(name) == address
+        return parse_address(name) == address
     return bool(name) and (host == name or host.endswith(f".{name}"))
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None

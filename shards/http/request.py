@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from lavic.errors import first_line
-from lavic.shards.http.content_encoding import BrokenBody, Undecodable, codings, decode
+from lavic.shards.http.content_encoding import CorruptBody, UnsupportedEncoding, codings, decode
 from lavic.shards.http.robots import opt_out
 from lavic.shards.http.url import BadUrl, parse_url
 from lavic.shards.pack.outcomes import Kind
@@ -138,12 +138,12 @@ def is_retryable(response: Response) -> bool:
 
 async def _read(response: aiohttp.ClientResponse, url: URL, limits: ResponseLimits) -> Response:
     status, headers = response.status, response.headers
-    taken = status in _COMPLETE or (limits.raw and 200 < status < 300)
+    accepted = status in _COMPLETE or (limits.raw and 200 < status < 300)
     if status == 206 and not limits.raw and not _is_complete(headers.get("Content-Range", "")):
         return Response("truncated", reason=f"only a part was sent: {headers['Content-Range'][:80]}", http=status)
     if status == 304 and limits.conditions:
         return Response("ok", http=status)
-    if not taken:
+    if not accepted:
         await _drain(response)
         if status in _REDIRECTS and (target := headers.get("Location")):
             try:
@@ -151,8 +151,8 @@ async def _read(response: aiohttp.ClientResponse, url: URL, limits: ResponseLimi
             except BadUrl as error:
                 return Response("bad_url", reason=f"redirected: {error}", http=status)
         return Response(_kind_of(status), reason=f"HTTP {status}", http=status, retry_after=_retry_after(headers))
-    if limits.opt_outs and (out := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
-        return Response("opted_out", reason=out, http=status)
+    if limits.opt_outs and (reason := opt_out(headers.getall("X-Robots-Tag", ()), headers.get("TDM-Reservation", ""))):
+        return Response("opted_out", reason=reason, http=status)
     if (response.content_length or 0) > limits.max_bytes and not limits.raw:
         return _too_big(status, limits)
     chunks: list[bytes] = []
@@ -208,10 +208,10 @@ def _decoded(body: bytes, names: list[str], http: int, limits: ResponseLimits) -
     """The response with its body decompressed."""
     try:
         plain = decode(body, names, limits.max_bytes)
-    except Undecodable as error:
-        named = ", ".join(names)[:40]
-        return Response("http_error", reason=f"compressed as {named}, which was not requested: {error}", http=http)
-    except BrokenBody as error:
+    except UnsupportedEncoding as error:
+        listed = ", ".join(names)[:40]
+        return Response("http_error", reason=f"compressed as {listed}, which was not requested: {error}", http=http)
+    except CorruptBody as error:
         return Response("truncated", reason=str(error), http=http)
     if len(plain) > limits.max_bytes:
         return Response("too_big", reason=f"more than {limits.max_bytes:,} bytes once decompressed", http=http)
@@ -240,16 +240,16 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])
+    # By the server's clock, if it sends it.
+    until, now = _timestamp(value), _timestamp(headers.get("Date", ""))
+    return 0.0 if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def _timestamp(date: str) -> float | None:
     try:
-        until = email.utils.parsedate_to_datetime(value).timestamp()
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError):
-        return 0.0
-    try:
-        # By the server's clock, if it sends it.
-        now = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        now = time.time()
-    return max(0.0, until - now)
+        return None
 
 
 def _message(error: BaseException) -> str:

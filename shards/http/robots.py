@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from protego import Protego
 
-from lavic.shards.http.content_encoding import BrokenBody, Undecodable, decode
+from lavic.shards.http.content_encoding import CorruptBody, UnsupportedEncoding, decode
 from lavic.shards.pack.outcomes import Kind
 
 PRODUCT = "lavic"
 """The name of this crawler in robots.txt and X-Robots-Tag."""
 MAX_BYTES = 500 * 1024
 """Bytes of a robots.txt that are read, as the RFC demands."""
-KEPT_S = 24 * 3600.0
+MAX_AGE_S = 24 * 3600.0
 """Seconds that a robots.txt is valid, the RFC's limit."""
 RETRY_S = 60.0
 """Seconds after which a robots.txt that could not be read is requested again."""
@@ -35,8 +35,8 @@ _RULE = re.compile(rb"^\s*(user-?agent|(dis)?allow)\s*:", re.IGNORECASE | re.MUL
 _OUR_VERSION = re.compile(rf"^(\s*user-?agent\s*:\s*{PRODUCT})(?![a-z_-])[^\r\n#]+", re.IGNORECASE | re.MULTILINE)
 """A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers ignore."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
-_VALUED = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
-_NAMED = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
+_WITH_VALUE = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
+_WITH_PRODUCT = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class Robots:
         names = list(codings) or (["gzip"] if body.startswith(b"\x1f\x8b") else [])
         try:
             plain = decode(body, names, MAX_BYTES)
-            text = _text_of(plain)
-        except (Undecodable, BrokenBody, _NoText) as error:
+            text = _decode_text(plain)
+        except (UnsupportedEncoding, CorruptBody, _NotText) as error:
             reason = f"{', '.join(names)}: {error}" if names else str(error)
             return cls(kind="unasked", reason=reason, final=True)
         if max(len(body), len(plain)) >= MAX_BYTES:
@@ -95,22 +95,22 @@ def opt_out(tags: Iterable[str], tdm: str = "") -> str:
         tdm: The TDM-Reservation header; `1` reserves the rights to text and data mining.
     """
     for header in tags:
-        ours = True
+        applies = True
         for part in header.split(","):
             word = part
-            if not _VALUED.match(part) and (named := _NAMED.match(part)):
-                ours = named[1].lower() in (PRODUCT, "*")
+            if not _WITH_VALUE.match(part) and (named := _WITH_PRODUCT.match(part)):
+                applies = named[1].lower() in (PRODUCT, "*")
                 word = named[2]
-            if ours and (word := word.strip().lower()) in _OPT_OUTS:
+            if applies and (word := word.strip().lower()) in _OPT_OUTS:
                 return f"X-Robots-Tag: {word}"
     return "TDM-Reservation: 1" if tdm.strip() == "1" else ""
 
 
-class _NoText(Exception):
+class _NotText(Exception):
     """Bytes that are not text."""
 
 
-def _text_of(body: bytes) -> str:
+def _decode_text(body: bytes) -> str:
     """The text; empty for an image, which holds no rules."""
     if body.startswith(_IMAGES):
         return ""
@@ -120,7 +120,7 @@ def _text_of(body: bytes) -> str:
     if len(body) > 3 and (body[1] == body[3] == 0 or body[0] == body[2] == 0):
         return body.decode("utf-16-le" if body[1] == 0 else "utf-16-be", "replace")
     if len(body.translate(None, _CONTROLS)) < 0.95 * len(body) and not _RULE.search(body):
-        raise _NoText("not text")
+        raise _NotText("not text")
     # Bytes that are not UTF-8 are escaped as in a URL.
     text = body.decode("utf-8", "surrogateescape")
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)

@@ -18,7 +18,7 @@ _MAX_NAMES = 10_000
 """Names whose checks are cached."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_WRAPPING = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
+_EMBEDDING = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")))
 """Other networks whose last 32 bits are an IPv4 address: compatible, translated, local NAT64."""
 _METADATA = tuple(
     map(
@@ -104,12 +104,16 @@ def check_url(url: URL, *, allow_private: bool) -> None:
     Raises:
         BlockedAddress: It must not be requested.
     """
-    host = url.raw_host or ""
+    if address := parse_address(host := url.raw_host or ""):
+        _check(address, host, allow_private)
+
+
+def parse_address(host: str) -> Address | None:
+    """The address that a host is as a number; None for a name."""
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return
-    _check(address, host, allow_private)
+        return None
 
 
 def is_public(address: Address) -> bool:
@@ -118,7 +122,7 @@ def is_public(address: Address) -> bool:
     Of an IPv6 address that wraps an IPv4 one (mapped, NAT64, 6to4) the latter counts. Of IPv6 only global unicast is
     public.
     """
-    address = _bare(address)
+    address = _unwrap(address)
     if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
         return False
     return address.is_global and not address.is_multicast and not _is_metadata(address)
@@ -126,8 +130,8 @@ def is_public(address: Address) -> bool:
 
 def is_metadata(address: Address) -> bool:
     """Whether an address may be a cloud's metadata service: link-local addresses, and some others."""
-    forms = (address, _bare(address), *_wrapped(address))
-    return any(form.is_link_local or _is_metadata(form) for form in forms)
+    addresses = (address, _unwrap(address), *_embedded_addresses(address))
+    return any(form.is_link_local or _is_metadata(form) for form in addresses)
 
 
 def _is_metadata(address: Address) -> bool:
@@ -145,7 +149,7 @@ def _check(address: Address, host: str, allow_private: bool) -> None:
         )
 
 
-def _bare(address: Address) -> Address:
+def _unwrap(address: Address) -> Address:
     """The IPv4 address that an IPv6 address wraps, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
@@ -154,12 +158,12 @@ def _bare(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or address
 
 
-def _wrapped(address: Address) -> list[ipaddress.IPv4Address]:
+def _embedded_addresses(address: Address) -> list[ipaddress.IPv4Address]:
     """IPv4 addresses inside an IPv6 address of less usual kinds."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     teredo = address.teredo
     last = (
-        [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if any(address in network for network in _WRAPPING) else []
+        [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if any(address in network for network in _EMBEDDING) else []
     )
     return [*last, *(teredo or ())]

@@ -89,14 +89,14 @@ def _absolute(scheme: str, rest: str) -> URL:
 @lru_cache(maxsize=4096)
 def _authority(scheme: str, text: str) -> str:
     """User, host and port in normal form."""
-    userinfo, at, place = text.rpartition("@")
-    if place.startswith("["):
-        name, bracket, port = place[1:].partition("]")
+    userinfo, at, host_port = text.rpartition("@")
+    if host_port.startswith("["):
+        name, bracket, port = host_port[1:].partition("]")
         if not bracket or port[:1] not in ("", ":"):
             raise BadUrl("the link's IPv6 address is not closed")
         host, port = f"[{_ipv6(name)}]", port[1:]
     else:
-        name, _, port = place.partition(":")
+        name, _, port = host_port.partition(":")
         host = _host(name)
     if port and not (port.isascii() and port.isdigit() and 0 < int(port[:20]) < 65536):
         raise BadUrl(f"the link's port is {port[:20]!r}")
@@ -109,9 +109,9 @@ def _authority(scheme: str, text: str) -> str:
 
 
 def _relative(text: str, base: URL) -> URL:
-    path, mark, query = base.raw_path_qs.partition("?")
+    path, question_mark, query = base.raw_path_qs.partition("?")
     if not text:
-        text = path + mark + query
+        text = path + question_mark + query
     elif text.startswith("?"):
         text = path + text
     elif text[0] not in "/\\":
@@ -121,28 +121,28 @@ def _relative(text: str, base: URL) -> URL:
 
 def _target(text: str) -> str:
     """Path and query as they are sent. Both are yarl's path, which would drop an empty query."""
-    path, mark, query = text.partition("?")
+    path, question_mark, query = text.partition("?")
     path = path.replace("\\", "/")
     if not path.startswith("/"):
         path = "/" + path
     if _DOT_SEGMENT.search(path):
-        path = _without_dots(path)
-    return _escape(path, _PATH_ESCAPED) + mark + _escape(query, _QUERY_ESCAPED)
+        path = _remove_dot_segments(path)
+    return _escape(path, _PATH_ESCAPED) + question_mark + _escape(query, _QUERY_ESCAPED)
 
 
-def _without_dots(path: str) -> str:
+def _remove_dot_segments(path: str) -> str:
     """The path without `.` and `..` segments."""
-    kept: list[str] = []
+    output: list[str] = []
     segments = path.split("/")[1:]
     for number, segment in enumerate(segments):
         if not _DOTS.fullmatch(segment):
-            kept.append(segment)
+            output.append(segment)
             continue
-        if len(_DOT.findall(segment)) == 2 and kept:
-            kept.pop()
+        if len(_DOT.findall(segment)) == 2 and output:
+            output.pop()
         if number == len(segments) - 1:
-            kept.append("")
-    return "/" + "/".join(kept)
+            output.append("")
+    return "/" + "/".join(output)
 
 
 def _escape(text: str, escaped: re.Pattern[bytes]) -> str:
@@ -176,12 +176,12 @@ def _host(name: str) -> str:
 def _to_ascii(name: str) -> str:
     try:
         labels = re.split(r"[.\u3002]", idna.uts46_remap(name, std3_rules=False, transitional=False))
-        return ".".join(label if label.isascii() else _alabel(label) for label in labels)
+        return ".".join(label if label.isascii() else _to_alabel(label) for label in labels)
     except (idna.IDNAError, UnicodeError):
         raise BadUrl(f"the link's host is {name[:80]!r}") from None
 
 
-def _alabel(label: str) -> str:
+def _to_alabel(label: str) -> str:
     try:
         return idna.alabel(label).decode("ascii")
     except idna.IDNAError:
@@ -192,7 +192,7 @@ def _alabel(label: str) -> str:
 def _ipv4(labels: list[str]) -> str:
     """As inet_aton reads it: one to four numbers, decimal, octal or hexadecimal; the last fills what is left."""
     try:
-        numbers = [_number(label) for label in labels]
+        numbers = [_parse_ipv4_number(label) for label in labels]
         if len(numbers) > 4 or any(number > 255 for number in numbers[:-1]):
             raise ValueError
         value = sum(number << (24 - 8 * at) for at, number in enumerate(numbers[:-1]))
@@ -203,7 +203,7 @@ def _ipv4(labels: list[str]) -> str:
         raise BadUrl(f"the link's host is {'.'.join(labels)[:80]!r}, a number and no IPv4 address") from None
 
 
-def _number(text: str) -> int:
+def _parse_ipv4_number(text: str) -> int:
     if not _NUMBER.fullmatch(text) or len(text) > 40:
         raise ValueError
     if text[:2] == "0x":

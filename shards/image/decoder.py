@@ -32,7 +32,7 @@ _WALL_TO_CPU = 20
 _CODE = "import sys; sys.path[:] = {path!r}; from lavic.shards.image.decoder import serve; serve({fd})"
 
 
-class _Gone(Exception):
+class _ProcessEnded(Exception):
     """The process ended before it answered; the argument is its exit code."""
 
 
@@ -53,27 +53,27 @@ class Decoder:
         """
         request = pickle.dumps((photo.data, replace(settings, placeholders=())))
         with self._lock:
-            for again in (True, False):
+            for first_attempt in (True, False):
                 try:
-                    kept, jpg, width, height, error = pickle.loads(self._ask(request, settings.decode_seconds))
+                    unchanged, jpg, width, height, error = pickle.loads(self._request(request, settings.decode_seconds))
                     break
-                except _Gone as gone:
+                except _ProcessEnded as ended:
                     # Killed from outside, perhaps for the memory that others use.
-                    if again and gone.args[0] in (-signal.SIGKILL, -signal.SIGTERM):
+                    if first_attempt and ended.args[0] in (-signal.SIGKILL, -signal.SIGTERM):
                         continue
-                    raise _refusal(gone.args[0], settings) from None
+                    raise _error_of(ended.args[0], settings) from None
         if error:
             raise PhotoError(*error)
-        if kept and photo.header and photo.header.profile:
+        if unchanged and photo.header and photo.header.profile:
             remember_srgb(photo.header.profile, photo.header.mode)
-        return NormalizedPhoto(photo.data if kept else jpg, width, height)
+        return NormalizedPhoto(photo.data if unchanged else jpg, width, height)
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self._end()
 
-    def _ask(self, request: bytes, seconds: float) -> bytes:
+    def _request(self, request: bytes, seconds: float) -> bytes:
         connection = self._connection if self._connection and self._process else self._start()
         try:
             connection.send_bytes(request)
@@ -81,7 +81,7 @@ class Decoder:
                 return connection.recv_bytes()
         except (EOFError, OSError):
             pass
-        raise _Gone(self._end())
+        raise _ProcessEnded(self._end())
 
     def _start(self) -> Connection:
         try:
@@ -135,7 +135,7 @@ def shared_decoder() -> Decoder:
 _decoders: dict[int, Decoder] = {}
 
 
-def _refusal(code: int, settings: PhotoSettings) -> PhotoError:
+def _error_of(code: int, settings: PhotoSettings) -> PhotoError:
     if code in (-signal.SIGPROF, -signal.SIGXCPU):
         seconds = f"{settings.decode_seconds:g} s"
         return PhotoError("bomb", f"not decoded within the {seconds} of CPU time of --photo.decode-seconds")
@@ -164,11 +164,11 @@ def serve(fd: int) -> None:
 
 def _reply(data: bytes, settings: PhotoSettings) -> tuple[bool, bytes, int, int, tuple[str, str] | None]:
     try:
-        stored = normalize(inspect(data, settings), settings)
+        normalized = normalize(inspect(data, settings), settings)
     except PhotoError as error:
         return False, b"", 0, 0, (error.kind, error.reason)
-    kept = stored.jpg is data
-    return kept, b"" if kept else stored.jpg, stored.width, stored.height, None
+    unchanged = normalized.jpg is data
+    return unchanged, b"" if unchanged else normalized.jpg, normalized.width, normalized.height, None
 
 
 def _limit_memory() -> None:

@@ -13,7 +13,7 @@ from lavic.shards.pack.outcomes import Kind
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-_FOREIGN = (b"\0\0\1\0", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
+_UNSUPPORTED = (b"\0\0\1\0", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"\x00\x00\x00\x0cjP  ", b"8BPS")
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _AVIF = frozenset({b"avif", b"avis"})
 _ORIENTATION, _UPRIGHT = 0x0112, 1
@@ -78,9 +78,9 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
 
 
-def turn_upright(image: Image.Image, turn: int) -> Image.Image:
+def turn_upright(image: Image.Image, orientation_tag: int) -> Image.Image:
     """Undo an EXIF orientation."""
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+    return image.transpose(_TURNS[orientation_tag]) if orientation_tag in _TURNS else image
 
 
 def _formats(data: bytes) -> list[str]:
@@ -119,7 +119,7 @@ def check_magic(data: bytes) -> None:
         raise PhotoError("truncated", "an empty response")
     if data[4:8] == b"ftyp" or (data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")):
         return
-    if data.startswith(_FOREIGN) or b"<svg" in data[:512].lower():
+    if data.startswith(_UNSUPPORTED) or b"<svg" in data[:512].lower():
         raise PhotoError("unsupported", "an image format that is not supported")
     start = data[:24].decode("latin-1").replace("\n", " ").strip()
     raise PhotoError("not_image", f"begins with {start!r}")

@@ -53,7 +53,7 @@ class JpegHeader(NamedTuple):
 def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG; None for other files, and for malformed segments."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     frame = components = 0
@@ -74,15 +74,15 @@ def read_header(data: bytes) -> JpegHeader | None:
         at += 2 + size
     if data[at : at + 2] != bytes((0xFF, _SOS)) or at + 4 >= len(data):
         return None
-    plain = colours in _PLAIN and frame in _FRAMES and tables
+    plain = color_space in _PLAIN and frame in _FRAMES and tables
     one_scan = _FRAMES.get(frame) != "progressive" and data[at + 4] == components
     return JpegHeader(
         width,
         height,
-        "L" if colours == "Gray" else "RGB",
+        "L" if color_space == "Gray" else "RGB",
         plain,
         orientation or 1,
-        _join(profile) if profile else b"",
+        _join_profile(profile) if profile else b"",
         one_scan,
     )
 
@@ -112,12 +112,12 @@ def find_damage(data: bytes) -> str:
     return ""
 
 
-def repair(data: bytes, error: str = "") -> bytes | None:
+def repair(data: bytes, error: str) -> bytes | None:
     """A JPEG that libjpeg warns about, in a form that every reader accepts; None if coded pixels are missing.
 
     Args:
         data: The file.
-        error: From `find_damage`, if it was called.
+        error: From `find_damage`.
 
     Returns:
         The same bytes if only a few extraneous ones follow the last pixel; otherwise the same coded pixels, not encoded
@@ -149,7 +149,7 @@ def _rebuilt(data: bytes) -> bytes | None:
     progressive = False
     adobe = bytearray()
     at = 2
-    while (at := _marker(data, at)) >= 0:
+    while (at := _next_marker(data, at)) >= 0:
         marker, at = data[at], at + 1
         if marker == _EOI:
             break
@@ -167,23 +167,23 @@ def _rebuilt(data: bytes) -> bytes | None:
             missing = {component: set(range(64)) for component in segment[8::3]}
         elif marker == _APP14 and segment[2:7] == b"Adobe" and len(segment) > 13:
             adobe = segment
-        _mend(marker, segment, progressive)
+        _fix_segment(marker, segment, progressive)
         parts += (bytes((0xFF, marker)), segment)
         if marker == _SOS:
-            _mend_transform(adobe, len(missing))
+            _fix_color_transform(adobe, len(missing))
             first, last, precision = segment[-3], segment[-2], segment[-1] & 15
             for component in segment[3:-3:2] if not precision else ():
                 missing.get(component, set()).difference_update(range(first, last + 1))
             marker_after = _MARKER.search(data, at)
             end = marker_after.start() if marker_after else len(data)
-            parts.append(_coded(data[at:end]))
+            parts.append(_trim_padding(data[at:end]))
             at = end
     if not missing or any(missing.values()):
         return b""
     return b"".join((*parts, bytes((0xFF, _EOI))))
 
 
-def _marker(data: bytes, at: int) -> int:
+def _next_marker(data: bytes, at: int) -> int:
     """The position of the next marker's second byte, whatever is before it; -1 if there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
         while at < len(data) and data[at] == 0xFF:
@@ -195,7 +195,7 @@ def _marker(data: bytes, at: int) -> int:
     return -1
 
 
-def _mend(marker: int, segment: bytearray, progressive: bool) -> None:
+def _fix_segment(marker: int, segment: bytearray, progressive: bool) -> None:
     """Set invalid values that affect no pixel to those that decoders assume."""
     if marker == _APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 7 and segment[7] != 1:
         segment[7:9] = b"\x01\x02"
@@ -203,13 +203,13 @@ def _mend(marker: int, segment: bytearray, progressive: bool) -> None:
         segment[-3:] = b"\x00\x3f\x00"
 
 
-def _mend_transform(adobe: bytearray, components: int) -> None:
+def _fix_color_transform(adobe: bytearray, components: int) -> None:
     """Set an invalid colour transform to the one that decoders assume for so many components."""
     if adobe and components in (3, 4) and adobe[13] not in (0, usual := {3: 1, 4: 2}[components]):
         adobe[13] = usual
 
 
-def _coded(data: bytes) -> bytes:
+def _trim_padding(data: bytes) -> bytes:
     """A scan's coded data without padding: fill bytes, and zeros of files that were allocated first."""
     data = data.rstrip(b"\xff")
     kept = data.rstrip(b"\x00")
@@ -219,7 +219,7 @@ def _coded(data: bytes) -> bytes:
     return kept
 
 
-def _join(profile: list[bytes]) -> bytes:
+def _join_profile(profile: list[bytes]) -> bytes:
     """A profile from its pieces, each of which begins with its number and their count."""
     return b"".join(piece[2:] for piece in sorted(profile, key=lambda piece: piece[:1]))
 

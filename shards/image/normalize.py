@@ -22,7 +22,7 @@ from lavic.shards.image.srgb import is_known_srgb, is_srgb, to_rgb
 _JPEG = b"\xff\xd8"
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Pillow refuses more than this."""
-_LITTLE, _MUCH = 8_000_000, 100_000_000
+_FAST, _SLOW = 8_000_000, 100_000_000
 """Pixels times scans of a JPEG that is checked within milliseconds, and within a second."""
 
 __all__ = ["InspectedPhoto", "NormalizedPhoto", "PhotoError", "PhotoSettings", "inspect", "normalize"]
@@ -113,8 +113,8 @@ def inspect(data: bytes, settings: PhotoSettings, sha256: str = "") -> Inspected
         if (scans := jpeg.count_scans(data)) > settings.max_scans:
             raise PhotoError("bomb", f"{scans:,} scans; --photo.max-scans is {settings.max_scans:,}")
         work *= scans
-    effort: Effort = "little" if work <= _LITTLE else "much" if work <= _MUCH else "unknown"
-    canonical = header.plain and header.orientation == 1 and not _shrinks(header.width, header.height, settings)
+    effort: Effort = "little" if work <= _FAST else "much" if work <= _SLOW else "unknown"
+    canonical = header.plain and header.orientation == 1 and not _exceeds_resize(header.width, header.height, settings)
     if not canonical or (header.profile and not is_known_srgb(header.profile, header.mode)):
         effort = "unknown"
     return InspectedPhoto(data, header, effort, canonical)
@@ -182,8 +182,8 @@ def _convert(data: bytes, settings: PhotoSettings, turn: int | None = None) -> N
                 raise
             image = decode(repaired, check_size)
         upright = turn_upright(to_rgb(image), orientation(image) if turn is None else turn)
-    if _shrinks(*upright.size, settings):
-        upright = _shrunk(upright, settings.resize or 0)
+    if _exceeds_resize(*upright.size, settings):
+        upright = _resized(upright, settings.resize or 0)
     out = io.BytesIO()
     try:
         upright.save(out, "JPEG", quality=settings.quality, subsampling=0)
@@ -206,11 +206,11 @@ def _sides(width: int, height: int) -> str:
     return f"{width:,} x {height:,} pixels"
 
 
-def _shrinks(width: int, height: int, settings: PhotoSettings) -> bool:
+def _exceeds_resize(width: int, height: int, settings: PhotoSettings) -> bool:
     return settings.resize is not None and max(width, height) > settings.resize
 
 
-def _shrunk(image: Image.Image, longest: int) -> Image.Image:
+def _resized(image: Image.Image, longest: int) -> Image.Image:
     scale = longest / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

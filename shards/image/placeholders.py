@@ -31,7 +31,7 @@ def read_placeholders(word: str) -> list[str]:
     Raises:
         ValueError: It is neither, nor a file with one on each line.
     """
-    if (mark := _mark(word)) and not Path(word).is_file():
+    if (mark := _placeholder_key(word)) and not Path(word).is_file():
         return [mark]
     try:
         lines = [line.split()[0] for _, line in read_lines(word) if line.strip()]
@@ -39,11 +39,11 @@ def read_placeholders(word: str) -> list[str]:
         raise ValueError(
             f"{word!r} is neither a sha256 digest nor a file that can be read ({error}), nor an Amazon image id"
         ) from None
-    if wrong := [line for line in lines if not _mark(line)]:
+    if wrong := [line for line in lines if not _placeholder_key(line)]:
         raise ValueError(
             f"{word}: {wrong[0]!r} is not a sha256 digest or an Amazon image id, as expected at the start of each line"
         )
-    return [_mark(line) for line in lines]
+    return [_placeholder_key(line) for line in lines]
 
 
 def placeholder_id(url: str, placeholders: tuple[str, ...]) -> str:
@@ -59,7 +59,7 @@ def is_placeholder(sha256: str, placeholders: tuple[str, ...]) -> bool:
     return sha256 in _known(placeholders)
 
 
-def _mark(word: str) -> str:
+def _placeholder_key(word: str) -> str:
     if _SHA256.fullmatch(word.lower()):
         return word.lower()
     return word if _ID.fullmatch(word) else amazon_image_id(word) or ""

@@ -17,7 +17,7 @@ _PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4),
 
 def has_intact_pixels(data: bytes) -> bool:
     """Whether the checksums of the compressed pixels are right, which Pillow ignores; True for other files."""
-    return not data.startswith(_SIGNATURE) or all(right for kind, _, right in _chunks(data) if kind == b"IDAT")
+    return not data.startswith(_SIGNATURE) or all(valid for kind, _, valid in _chunks(data) if kind == b"IDAT")
 
 
 def repair_png(data: bytes) -> bytes:
@@ -30,21 +30,21 @@ def repair_png(data: bytes) -> bytes:
         return b""
     header = b""
     kept: list[tuple[bytes, bytes]] = []
-    packed: list[bytes] = []
-    crcs_right = True
-    for kind, body, right in _chunks(data):
-        if kind == b"IHDR" and right and not header:
+    compressed: list[bytes] = []
+    crcs_valid = True
+    for kind, body, valid in _chunks(data):
+        if kind == b"IHDR" and valid and not header:
             header = body
         elif kind == b"IDAT":
-            packed.append(body)
-            crcs_right &= right
-        elif kind in _NEEDED and not right:
+            compressed.append(body)
+            crcs_valid &= valid
+        elif kind in _NEEDED and not valid:
             return b""
-        elif kind in (*_NEEDED, *_USEFUL) and right:
+        elif kind in (*_NEEDED, *_USEFUL) and valid:
             kept.append((kind, body))
-    if len(header) != 13 or not packed:
+    if len(header) != 13 or not compressed:
         return b""
-    pixels = _unpacked(b"".join(packed), _raw_size(header), crcs_right)
+    pixels = _decompress(b"".join(compressed), _raw_size(header), crcs_valid)
     if not pixels:
         return b""
     # Profile and palette must come before the pixels.
@@ -59,10 +59,10 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     while at + 8 <= len(data):
         size, kind = struct.unpack(">I4s", data[at : at + 8])
         body = data[at + 8 : at + 8 + size]
-        right = data[at + 8 + size : at + 12 + size] == struct.pack(">I", zlib.crc32(kind + body))
+        valid = data[at + 8 + size : at + 12 + size] == struct.pack(">I", zlib.crc32(kind + body))
         if kind == b"IEND" or not kind.isalpha():
             return
-        yield kind, body, right
+        yield kind, body, valid
         at += 12 + size
 
 
@@ -79,18 +79,18 @@ def _raw_size(header: bytes) -> int:
     return size
 
 
-def _unpacked(packed: bytes, size: int, trusted: bool) -> bytes:
+def _decompress(compressed: bytes, size: int, crcs_valid: bool) -> bytes:
     """The uncompressed pixels; empty if some are missing, or if no checksum confirms them."""
-    if not (checked := _inflate(packed, size, zlib.MAX_WBITS)):
+    if not (pixels := _inflate(compressed, size, zlib.MAX_WBITS)):
         # Without the stream's own checksum, which is missing or wrong.
-        return _inflate(packed[2:], size, -zlib.MAX_WBITS) if trusted else b""
-    return checked
+        return _inflate(compressed[2:], size, -zlib.MAX_WBITS) if crcs_valid else b""
+    return pixels
 
 
-def _inflate(packed: bytes, size: int, window: int) -> bytes:
+def _inflate(compressed: bytes, size: int, window: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
-        pixels = stream.decompress(packed, size)
+        pixels = stream.decompress(compressed, size)
         # Read to the checksum at the end of the stream; surplus pixels are dropped.
         while window > 0 and not stream.eof:
             before = len(stream.unconsumed_tail)

@@ -52,9 +52,7 @@ def finalize_set(
     )
     if not manifest.samples or success_rate(outcomes) < min_success:
         (plan.folder / NAME).unlink(missing_ok=True)
-        print(outcome_table(outcomes))
-        if failures := failures_table(seal.failures for seal in seals):
-            print(failures)
+        _print_outcomes(manifest, seals)
         if left := _not_requested(manifest, seals):
             print(left)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
@@ -96,9 +94,7 @@ def print_report(
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
-    print(outcome_table(manifest.outcomes))
-    if failures := failures_table(seal.failures for seal in seals):
-        print(failures)
+    _print_outcomes(manifest, seals)
     if made:
         rate = requested / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
         print(
@@ -110,6 +106,12 @@ def print_report(
         print(left)
     if hint := advice(manifest.outcomes, allow_private=allow_private):
         print(hint)
+
+
+def _print_outcomes(manifest: Manifest, seals: Sequence[Seal]) -> None:
+    print(outcome_table(manifest.outcomes))
+    if failures := failures_table(seal.failures for seal in seals):
+        print(failures)
 
 
 def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lavic.distributed.ray_session import actor_beside_driver
-from lavic.shards.http.robots import KEPT_S, RETRY_S, Robots
+from lavic.shards.http.robots import MAX_AGE_S, RETRY_S, Robots
 from lavic.shards.pack.outcomes import Kind
-from lavic.shards.ratelimit.host_limiter import FREE, Grant, HostLimiter, HostReport, Limits
+from lavic.shards.ratelimit.host_limiter import UNLIMITED, Grant, HostLimiter, HostReport, Limits
 
 _POLL_S = 5.0
 """`wait_for_change` returns after so long at the latest."""
@@ -69,7 +69,7 @@ class Coordinator:
         for name, report in reports.items():
             if name not in self._hosts:
                 self._hosts[name] = HostLimiter(self._limits, now)
-                self._hosts[name].limit_rate(self._rate_limits.get(name, FREE))
+                self._hosts[name].limit_rate(self._rate_limits.get(name, UNLIMITED))
             grants[name], affected = self._hosts[name].sync(worker, report, now)
             self._notify(affected)
         if now - self._swept > 60.0:
@@ -95,7 +95,7 @@ class Coordinator:
 
     async def limit_rate(self, host: str, rate: float) -> None:
         """Follow a Crawl-delay: at most `rate` requests per second to a host."""
-        self._rate_limits[host] = min(rate, self._rate_limits.get(host, FREE))
+        self._rate_limits[host] = min(rate, self._rate_limits.get(host, UNLIMITED))
         if host in self._hosts:
             self._notify(self._hosts[host].limit_rate(rate))
 
@@ -127,7 +127,7 @@ class Coordinator:
         now = self._clock()
         known.fetcher = ""
         if robots.kind == "ok":
-            known.robots, known.valid_until, known.failures, known.answered = robots, now + KEPT_S, 0, False
+            known.robots, known.valid_until, known.failures, known.answered = robots, now + MAX_AGE_S, 0, False
         elif known.robots and known.robots.kind == "ok":
             known.valid_until = now + RETRY_S
         else:

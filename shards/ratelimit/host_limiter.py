@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 
 from lavic.shards.pack.outcomes import Kind
 
-FREE = math.inf
+UNLIMITED = math.inf
 """No limit of the rate."""
 _AHEAD_S = 0.5
 """Slots are granted about this far ahead."""
 _LATE_S = 0.1
 """Unused slots last this long: a late worker catches up, an idle one accumulates none."""
-_RAISE_S = 60.0
+_RECOVERY_S = 60.0
 """Time in which a reduced rate rises by the full rate."""
 _MIN_RATE = 1.0
 _USUAL_RATE = 50.0
@@ -56,7 +56,7 @@ _PROBE_S = 60.0
 class Limits:
     """The limits of every host."""
 
-    rate: float = FREE
+    rate: float = UNLIMITED
     """Requests per second."""
     connections: int = 0
     """Requests in flight; 0 is no limit."""
@@ -140,7 +140,7 @@ class HostLimiter:
         self._delay = 0.0
         """Seconds between two requests, by the host's Crawl-delay."""
         self._raised = self._next = now
-        self._strikes = self._connect_failures = self._failures = 0
+        self._throttlings = self._connect_failures = self._failures = 0
         self._since = math.inf
         """Time of the first failure after the last success."""
         self._answered = False
@@ -153,11 +153,7 @@ class HostLimiter:
         self._began = self._last_report = now
 
     def sync(self, worker: str, report: HostReport, now: float) -> tuple[Grant, set[str]]:
-        """Process a worker's report.
-
-        Returns:
-            What it is granted, and the workers that must sync again because of it.
-        """
+        """Process a worker's report; returns what it is granted, and the workers that must sync again because of it."""
         before = (self.version, self._slowdown)
         self._record(worker, report, now)
         share = self._share(worker, report.in_flight)
@@ -211,7 +207,7 @@ class HostLimiter:
         if current:
             self._count_answers(report.successes, report.throttled, report.recovered)
         if report.successes and current:
-            self._strikes = self._connect_failures = self._failures = 0
+            self._throttlings = self._connect_failures = self._failures = 0
             self._since = math.inf
             if self._pause:
                 self._pause, self._probe = 0.0, None
@@ -230,7 +226,7 @@ class HostLimiter:
             self._since = min(self._since, now)
             if self._connect_failures >= _FAILURES or self._pause:
                 # A host that never answered may not exist; one that has answered will be back.
-                self._trip(now, "unasked" if self._answered else report.kind, report.reason)
+                self._pause_unreachable(now, "unasked" if self._answered else report.kind, report.reason)
 
     def _count_answers(self, successes: int, refused: int, recovered: int) -> None:
         self._answers += successes + refused
@@ -250,22 +246,22 @@ class HostLimiter:
         return enough and self._refused >= _REFUSED_SHARE * self._answers
 
     def _throttle(self, now: float) -> None:
-        if self.rate == FREE:
+        if self.rate == UNLIMITED:
             self.rate = max(2 * _MIN_RATE, self._measured(now))
             self._base, self._raised = max(_USUAL_RATE, self.rate), now
-        self._raise(now)
+        self._raise_rate(now)
         self.rate = max(min(_MIN_RATE, self._base / (2 if self._delay else 8)), self.rate / 2)
         self._since = min(self._since, now)
         self._recovered = 0.0
-        pause = min(_LONGEST_PAUSE, self.limits.backoff * 2**self._strikes)
-        self._strikes += 1
+        pause = min(_LONGEST_PAUSE, self.limits.backoff * 2**self._throttlings)
+        self._throttlings += 1
         self._pause_until(max(self.paused_until, now + pause), "unasked", "the host asks for fewer requests (429, 503)")
 
     def _measured(self, now: float) -> float:
         """Requests per second that were sent lately."""
         return sum(count for _, count in self._sent) / max(0.25, min(_MEASURE_S, now - self._began))
 
-    def _trip(self, now: float, kind: Kind, reason: str) -> None:
+    def _pause_unreachable(self, now: float, kind: Kind, reason: str) -> None:
         self._pause = min(_LONGEST_PAUSE, max(2 * self._pause, 4 * self.limits.backoff))
         self._connect_failures, self._probe = 0, None
         self._pause_until(now + self._pause, kind, reason)
@@ -289,31 +285,31 @@ class HostLimiter:
                 return Grant(version=self.version, connections=0)
             self._probe = (worker, now + _PROBE_S)
             return Grant(version=self.version, connections=0, slots=1)
-        self._raise(now)
+        self._raise_rate(now)
         if self._delay > self.limits.patience:
             reason = f"the host asks for {self._delay:,.0f} s between two requests, more than --fetch.patience"
             return replace(paused, pause=self._delay, give_up=True, kind="throttled", reason=reason)
         rate = self.rate
         if self._slowdown > 1 and rate > _MIN_RATE:
             # Without a limit there is no rate to divide: take the usual one.
-            rate = max(_MIN_RATE, (_USUAL_RATE if rate == FREE else rate) / self._slowdown)
-        if self._failures >= _FAILURES or (self._strikes and self.rate < self.limits.rate):
+            rate = max(_MIN_RATE, (_USUAL_RATE if rate == UNLIMITED else rate) / self._slowdown)
+        if self._failures >= _FAILURES or (self._throttlings and self.rate < self.limits.rate):
             state = replace(paused, scatter=True, probe=now - self._since > self.limits.patience)
         else:
             state = Grant(version=self.version, connections=0)
-        if rate == FREE:
+        if rate == UNLIMITED:
             return replace(state, unlimited=True)
         slots = min(report.waiting, max(1, int(rate * _AHEAD_S / len(self._workers))))
         start = max(self._next, now - _LATE_S)
         self._next = start + slots / rate
         return replace(state, slots=slots, start=start - now, interval=1 / rate)
 
-    def _raise(self, now: float) -> None:
+    def _raise_rate(self, now: float) -> None:
         if self.rate < self.limits.rate and now > self._raised:
-            self.rate = min(self.limits.rate, self.rate + self._base * (now - self._raised) / _RAISE_S)
+            self.rate = min(self.limits.rate, self.rate + self._base * (now - self._raised) / _RECOVERY_S)
             # Without a limit of ours there is none again well above the rate at which the host refused.
-            if self.limits.rate == FREE and self.rate > 2 * self._base:
-                self.rate = FREE
+            if self.limits.rate == UNLIMITED and self.rate > 2 * self._base:
+                self.rate = UNLIMITED
         self._raised = max(now, self._raised)
 
     def _share(self, worker: str, in_flight: int) -> int:

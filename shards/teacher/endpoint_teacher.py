@@ -12,8 +12,7 @@ from lavic.endpoint.client import Endpoint
 from lavic.endpoint.faults import RETRIED
 from lavic.endpoint.settings import EndpointSettings
 from lavic.shards.teacher.question import Question
-from lavic.shards.teacher.sampling import Sampling
-from lavic.shards.teacher.teacher import Written
+from lavic.shards.teacher.teacher import Description, Sampling
 from lavic.shards.teacher.text_check import Flag, check_text, complete_sentences
 
 
@@ -27,7 +26,7 @@ class EndpointTeacher:
         self._max_new_tokens = max_new_tokens
         self.origin: Mapping[str, str] = endpoint_origin(endpoint.settings, question, sampling, max_new_tokens)
 
-    def write(self, samples: Iterable[Sample], attempt: int, stopped: Callable[[], bool]) -> Iterator[Written]:
+    def write(self, samples: Iterable[Sample], attempt: int, stopped: Callable[[], bool]) -> Iterator[Description]:
         """See `Teacher.write`; as many photos as may be in flight are described at once."""
         titles: list[str] = []
 
@@ -40,9 +39,9 @@ class EndpointTeacher:
             yield _written(answer, titles[number])
 
     def _request(self, sample: Sample, attempt: int) -> ChatRequest:
-        sampling = self._sampling.of_attempt(attempt)
+        sampling = self._sampling.for_attempt(attempt)
         return ChatRequest(
-            parts=[Photo(sample.jpg), self._question.about(sample.title)],
+            parts=[Photo(sample.jpg), self._question.for_title(sample.title)],
             max_tokens=self._max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -67,9 +66,9 @@ def endpoint_origin(
     }
 
 
-def _written(answer: ChatAnswer, title: str) -> Written:
+def _written(answer: ChatAnswer, title: str) -> Description:
     if answer.fault is not None:
-        return Written(text="", flag="failed" if answer.fault.kind in RETRIED else "rejected")
+        return Description(text="", flag="failed" if answer.fault.kind in RETRIED else "rejected")
     refused = answer.refusal or answer.finish_reason == "content_filter"
     flag: Flag = "refusal" if refused else check_text(answer.text, title)
-    return Written(text=complete_sentences(answer.text), flag=flag)
+    return Description(text=complete_sentences(answer.text), flag=flag)

@@ -8,8 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lavic.shards.teacher.question import Question
-from lavic.shards.teacher.sampling import Sampling
-from lavic.shards.teacher.teacher import Written
+from lavic.shards.teacher.teacher import Description, Sampling
 from lavic.shards.teacher.text_check import check_text, complete_sentences
 
 if TYPE_CHECKING:
@@ -29,14 +28,14 @@ class LocalTeacher:
     question: Question | None
     """None: the words of the model's prompt style."""
 
-    def write(self, samples: Iterable[Sample], attempt: int, stopped: Callable[[], bool]) -> Iterator[Written]:
+    def write(self, samples: Iterable[Sample], attempt: int, stopped: Callable[[], bool]) -> Iterator[Description]:
         """See `Teacher.write`."""
         remaining = iter(samples)
         while not stopped() and (batch := list(islice(remaining, self.batch_size))):
-            sampling = self.sampling.of_attempt(attempt)
+            sampling = self.sampling.for_attempt(attempt)
             texts = describe(self.backbone, batch, self.max_new_tokens, sampling, self.question)
             for sample, text in zip(batch, texts, strict=True):
-                yield Written(text=complete_sentences(text), flag=check_text(text, sample.title))
+                yield Description(text=complete_sentences(text), flag=check_text(text, sample.title))
 
 
 def describe(
@@ -61,9 +60,9 @@ def describe(
     views = torch.from_numpy(np.concatenate([geometry.cut(image) for image in images])).to(backbone.device)
     with torch.no_grad():
         tokens = all_tokens(backbone.model, views, sizes, [geometry.grid(size) for size in sizes])
-    around = question.around if question else None
+    segments = question.segments if question else None
     questions = [
-        encoder.prompt(encoder.describe(sample.title, len(photo), around))
+        encoder.prompt(encoder.describe(sample.title, len(photo), segments))
         for sample, photo in zip(samples, tokens, strict=True)
     ]
     written = generate(

@@ -1,4 +1,4 @@
-"""What the teacher is asked: a text of the user's, or ours."""
+"""The question that the teacher answers: a file of the user's, or the default one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from lavic.errors import ConfigError
 from lavic.storage.text_files import TextFileError, read_lines
 
-PLACE = "{title}"
-"""Where the title stands."""
-_OURS = (
-    f'The photo shows a product. Its title is "{PLACE}". Describe how the product looks: form, colours, pattern, '
+TITLE = "{title}"
+"""Stands for the item's title."""
+_DEFAULT = (
+    f'The photo shows a product. Its title is "{TITLE}". Describe how the product looks: form, colours, pattern, '
     "material and visible parts. Do not repeat the title, do not guess what the photo does not show, and write "
     "complete sentences, at most five."
 )
@@ -30,16 +30,16 @@ class Question:
         return f"question-{hashlib.sha256(self.words.encode()).hexdigest()[:12]}"
 
     @property
-    def around(self) -> tuple[str, ...]:
+    def segments(self) -> tuple[str, ...]:
         """The words before the title, between titles, and behind."""
-        return tuple(self.words.split(PLACE))
+        return tuple(self.words.split(TITLE))
 
-    def about(self, title: str) -> str:
+    def for_title(self, title: str) -> str:
         """The question about an item; its title on one line."""
-        return self.words.replace(PLACE, " ".join(title.split()))
+        return self.words.replace(TITLE, " ".join(title.split()))
 
 
-OURS = Question(_OURS)
+DEFAULT_QUESTION = Question(_DEFAULT)
 """For endpoints, where no file is given."""
 
 
@@ -54,5 +54,5 @@ def read_question(path: Path) -> Question:
     except TextFileError as error:
         raise ConfigError(f"--prompt-file {error}") from None
     if not words:
-        raise ConfigError(f"--prompt-file {path}: is empty; write the question, with {PLACE} for the item's title")
+        raise ConfigError(f"--prompt-file {path}: is empty; write the question, with {TITLE} for the item's title")
     return Question(words)

@@ -1,18 +1,18 @@
-"""One shard: its photos are described, the useless texts once more, and the sidecar is written."""
+"""One shard: its photos are described, those with unusable texts once more, and the sidecar is written."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from lavic.data.descriptions import FIELDS, ORIGIN, descriptions_path, write_descriptions
 from lavic.data.shard_dataset import ShardDataset
 from lavic.errors import Stopped
-from lavic.shards.teacher.begun_shard import BegunShard, begun_path
+from lavic.shards.teacher.partial_descriptions import PartialDescriptions, partial_path
 from lavic.shards.teacher.tally import Tally
-from lavic.shards.teacher.teacher import Teacher, Written
-from lavic.shards.teacher.text_check import NOT_DESCRIBED
+from lavic.shards.teacher.teacher import Description, Teacher
+from lavic.shards.teacher.text_check import NO_TEXT
 from lavic.storage.paths import is_remote
 
 CATALOGUE = "catalogue"
@@ -45,51 +45,52 @@ def describe_shard(
     samples = range(entry.samples) if keep_catalogue else ()
     kept = {keys[n]: text for n in samples if (text := data.meta_and_text(start + n)[1])}
     rows = [n for n in range(entry.samples) if keys[n] not in kept]
-    with BegunShard.open(shard, {"shard": entry.sha256, **teacher.origin}) as begun:
-        before = len(begun.written[0])
+    with PartialDescriptions.open(shard, {"shard": entry.sha256, **teacher.origin}) as partial:
+        before = len(partial.written[0])
 
         def write(attempt: int, places: Sequence[int]) -> None:
-            todo = _whole_batches(places, keys, begun, attempt, teacher.batch_size)
+            todo = _whole_batches(places, keys, partial.written[attempt], teacher.batch_size)
             samples = (data[start + n] for n in todo)
             written = teacher.write(samples, attempt, stopped)
             done = 0
             while batch := list(islice(written, teacher.batch_size)):
-                begun.add(attempt, [keys[n] for n in todo[done : done + len(batch)]], batch)
+                partial.add(attempt, [keys[n] for n in todo[done : done + len(batch)]], batch)
                 done += len(batch)
             if done < len(todo):
                 raise Stopped("stopped on request; what is described is kept; run the same command again to continue")
 
         write(0, rows)
         # Known only when the first pass is through, so that batches are the same after a restart.
-        first = begun.written[0]
-        write(1, [n for n in rows if first[keys[n]].flag and first[keys[n]].flag not in NOT_DESCRIBED])
-        texts = {keys[n]: _better(first[keys[n]], begun.written[1].get(keys[n])) for n in rows}
+        first = partial.written[0]
+        write(1, [n for n in rows if first[keys[n]].flag and first[keys[n]].flag not in NO_TEXT])
+        texts = {keys[n]: _better(first[keys[n]], partial.written[1].get(keys[n])) for n in rows}
     described = len(rows) - before
-    tally.add(texts, retried=len(begun.written[1]), described=described, seconds=time.monotonic() - started)
+    tally.add(texts, retried=len(partial.written[1]), described=described, seconds=time.monotonic() - started)
     if any(text.flag == "failed" for text in texts.values()):
         print(f"{shard.name}: unfinished, some photos got no answer", flush=True)
         return
     write_descriptions(shard, (_row(sample_key, kept, texts, teacher, keep_flagged) for sample_key in keys))
     if not is_remote(shard):
-        begun_path(shard).unlink(missing_ok=True)
+        partial_path(shard).unlink(missing_ok=True)
     seconds = time.monotonic() - started
     print(f"{descriptions_path(shard).name}: {len(keys)} descriptions, {described / seconds:.1f} photos/s", flush=True)
 
 
-def _whole_batches(places: Sequence[int], keys: Sequence[str], begun: BegunShard, attempt: int, size: int) -> list[int]:
+def _whole_batches(
+    places: Sequence[int], keys: Sequence[str], written: Mapping[str, Description], size: int
+) -> list[int]:
     """The photos of all batches that are not written whole: a batch is described together or not at all."""
     batches = [places[at : at + size] for at in range(0, len(places), size)]
-    written = begun.written[attempt]
     return [n for batch in batches if not all(keys[n] in written for n in batch) for n in batch]
 
 
-def _better(first: Written, second: Written | None) -> Written:
-    """The second text if it is of use, else the first."""
+def _better(first: Description, second: Description | None) -> Description:
+    """The second text if it is usable, else the first."""
     return second if second is not None and not second.flag else first
 
 
 def _row(
-    key: str, kept: dict[str, str], texts: dict[str, Written], teacher: Teacher, keep_flagged: bool
+    key: str, kept: dict[str, str], texts: dict[str, Description], teacher: Teacher, keep_flagged: bool
 ) -> dict[str, str]:
     origin = [teacher.origin[name] for name in ORIGIN]
     if key in kept:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lavic.endpoint.usage import Usage
-from lavic.shards.teacher.teacher import Written
+from lavic.shards.teacher.teacher import Description
 
 MILLION = 1_000_000
 
@@ -17,7 +17,7 @@ class Tally:
     """Counts of one rank."""
 
     flags: Counter[str] = field(default_factory=Counter)
-    """Texts by flag; "" for those that are of use."""
+    """Texts by flag; "" for usable ones."""
     retried: int = 0
     """Texts that were written a second time."""
     described: int = 0
@@ -26,7 +26,7 @@ class Tally:
     usage: Usage | None = None
     """Of an endpoint."""
 
-    def add(self, texts: Mapping[str, Written], *, retried: int, described: int, seconds: float) -> None:
+    def add(self, texts: Mapping[str, Description], *, retried: int, described: int, seconds: float) -> None:
         """Counts a shard."""
         self.flags.update(text.flag for text in texts.values())
         self.retried += retried

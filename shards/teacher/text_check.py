@@ -1,4 +1,4 @@
-"""Which descriptions are no use: empty ones, loops, the title again, refusals."""
+"""Which descriptions are unusable: empty ones, loops, the title again, refusals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 Flag = Literal["", "empty", "loop", "title", "refusal", "rejected", "failed"]
 """What is wrong with a description; "" for nothing. `rejected`: the server did not accept the request (400, 413, 422).
 `failed`: no answer, after all retries."""
-NOT_DESCRIBED: tuple[Flag, ...] = ("rejected", "failed")
-"""Those that no text belongs to: they are not asked for again in the same run."""
+NO_TEXT: tuple[Flag, ...] = ("rejected", "failed")
+"""Flags without a text: their photos are not described again in the same run."""
 
 _LONGEST_PERIOD = 20
 _MOST_EQUAL_SENTENCES = 3

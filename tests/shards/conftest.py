@@ -39,11 +39,11 @@ def tls_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
         running.append(FaultServer(context))
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    connections.tls.cache_clear()
+    connections.ssl_context.cache_clear()
     yield running[0], running[1]
     for one in running:
         one.close()
-    connections.tls.cache_clear()
+    connections.ssl_context.cache_clear()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from lavic.cli import main
 from lavic.data.descriptions import FIELDS, descriptions_path
 from lavic.data.manifest import Manifest
 from lavic.shards.describe import is_complete, resolve
-from lavic.shards.teacher.begun_shard import begun_path
+from lavic.shards.teacher.partial_descriptions import partial_path
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server, question
 from tests.shards.teacher_sets import colour_in, colour_of, make_photos, sidecars
 
@@ -92,7 +92,7 @@ def test_a_killed_command_continues_inside_the_shard(photos, server, words):
         run.wait()
     server.release.set()
     assert paths[0].read_bytes() == undisturbed[0] and not paths[1].exists()
-    begun = begun_path(photos.path(photos.shards[1]))
+    begun = partial_path(photos.path(photos.shards[1]))
     kept = len(begun.read_text().splitlines()) - 1
     assert kept >= 1
     begun.write_bytes(begun.read_bytes()[:-9])  # a line that the kill cut

@@ -41,7 +41,7 @@ def step(stage: Stage, output: Path) -> Step:
         "tune": ("--store", "store", "--train", "train.jsonl", "--valid", "valid.jsonl", "--out", folder),
         "evaluate": ("--bundle", "bundle", "--store", "store", "--test", "test.jsonl", "--out", folder),
     }
-    return Step(name=stage, stage=stage, output_args=args[stage], output=output)
+    return Step(name=stage, stage=stage, positional=args[stage], output=output)
 
 
 @pytest.fixture

@@ -263,4 +263,4 @@ def test_a_file_of_headers_may_be_in_utf_16(tmp_path: Path) -> None:
     assert CustomHeaders.read(file).for_url(URL("https://a.example/1.jpg"), None) == {
         "Referer": "https://shop.example/"
     }
-    assert CustomHeaders.read(file).hosts == {"a.example": {"X-Token": "one two"}}
+    assert CustomHeaders.read(file).by_host == {"a.example": {"X-Token": "one two"}}

@@ -16,7 +16,7 @@ from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.http.request import Response
 from lavic.shards.http.robots import MAX_BYTES, RETRY_S, Robots, Rules, opt_out
 from lavic.shards.ratelimit.coordinator import Coordinator
-from lavic.shards.ratelimit.host_limiter import FREE, HostReport, Limits
+from lavic.shards.ratelimit.host_limiter import UNLIMITED, HostReport, Limits
 from tests.shards.fault_server import PHOTOS
 
 QUICK = FetchSettings(allow_private=True, deadline=2.0, retries=1, backoff=0.01, host_rate=0, patience=0.3)
@@ -309,7 +309,7 @@ def test_a_robots_txt_that_cannot_be_read_is_given_up_after_the_patience_and_tri
 
 def test_a_delay_is_kept_before_the_host_is_asked_and_while_nobody_asks_it() -> None:
     clock = [0.0]
-    coordinator = Coordinator(Limits(rate=FREE), clock=lambda: clock[0])
+    coordinator = Coordinator(Limits(rate=UNLIMITED), clock=lambda: clock[0])
 
     async def grant(wanted: int = 5) -> Any:
         return (await coordinator.sync("a", {"x": HostReport(waiting=wanted)}, []))["x"]

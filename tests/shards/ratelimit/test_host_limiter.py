@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from lavic.shards.ratelimit.host_limiter import FREE, Grant, HostLimiter, HostReport, Limits
+from lavic.shards.ratelimit.host_limiter import UNLIMITED, Grant, HostLimiter, HostReport, Limits
 
 
 def ask(host: HostLimiter, now: float, worker: str = "a", **seen: object) -> Grant:
@@ -77,7 +77,7 @@ def test_without_a_limit_the_rate_that_was_measured_is_halved_and_freed_again() 
     assert 180 <= host.rate <= 230
     for now in range(6, 200):
         grant = ask(host, float(now), waiting=1)
-    assert grant.unlimited and host.rate == FREE
+    assert grant.unlimited and host.rate == UNLIMITED
 
 
 def test_retry_after_holds_for_every_worker_and_from_stale_answers_too() -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import BinaryIO, get_args
 
 from lavic.data.tar_shards import sidecar_path
-from lavic.shards.teacher.teacher import Written
+from lavic.shards.teacher.teacher import Description
 from lavic.shards.teacher.text_check import Flag
 from lavic.storage.paths import is_remote
 
 _FORMAT = "lavic-begun-descriptions-1"
 
 
-class BegunShard:
+class PartialDescriptions:
     """What has been written about a shard so far, by attempt and key.
 
     Lines are appended as descriptions come; one that a kill cut short is removed. Descriptions of another shard, or
@@ -26,18 +26,18 @@ class BegunShard:
         written: Attempt (0 or 1) -> key -> description.
     """
 
-    def __init__(self, file: BinaryIO | None, written: dict[int, dict[str, Written]]) -> None:
+    def __init__(self, file: BinaryIO | None, written: dict[int, dict[str, Description]]) -> None:
         self._file, self.written = file, written
 
     @classmethod
     @contextmanager
-    def open(cls, shard: Path, about: Mapping[str, str]) -> Iterator[BegunShard]:
+    def open(cls, shard: Path, about: Mapping[str, str]) -> Iterator[PartialDescriptions]:
         """Reads what is there; `about` has the shard's digest, and what its descriptions depend on."""
-        written: dict[int, dict[str, Written]] = {0: {}, 1: {}}
+        written: dict[int, dict[str, Description]] = {0: {}, 1: {}}
         if is_remote(shard):
             yield cls(None, written)
             return
-        path = begun_path(shard)
+        path = partial_path(shard)
         head = _line({"format": _FORMAT, **about})
         with path.open("a+b") as file:
             file.seek(0)
@@ -47,7 +47,7 @@ class BegunShard:
                 file.write(head)
             yield cls(file, written)
 
-    def add(self, attempt: int, keys: Sequence[str], texts: Sequence[Written]) -> None:
+    def add(self, attempt: int, keys: Sequence[str], texts: Sequence[Description]) -> None:
         """Keeps some descriptions at once; failed ones are not kept."""
         lines = []
         for key, text in zip(keys, texts, strict=True):
@@ -59,7 +59,7 @@ class BegunShard:
             self._file.flush()
 
 
-def begun_path(shard: Path) -> Path:
+def partial_path(shard: Path) -> Path:
     """Where it stands: `x-000000.tar` -> `x-000000.descriptions.begun`."""
     return sidecar_path(shard, "descriptions.begun")
 
@@ -68,7 +68,7 @@ def _line(value: Mapping[str, object]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _read(file: BinaryIO, head: bytes, written: dict[int, dict[str, Written]]) -> int:
+def _read(file: BinaryIO, head: bytes, written: dict[int, dict[str, Description]]) -> int:
     """Fills `written`; returns where the whole lines end, 0 if the file is of something else."""
     if file.readline() != head:
         return 0
@@ -78,7 +78,7 @@ def _read(file: BinaryIO, head: bytes, written: dict[int, dict[str, Written]]) -
             row = json.loads(line)
             if not line.endswith(b"\n") or row["flag"] not in get_args(Flag):
                 break
-            written[row["attempt"]][row["key"]] = Written(text=row["text"], flag=row["flag"])
+            written[row["attempt"]][row["key"]] = Description(text=row["text"], flag=row["flag"])
         except (ValueError, KeyError, TypeError):
             break
         end += len(line)
