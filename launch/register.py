@@ -49,9 +49,6 @@ class RegisterSettings:
     """MLflow experiment of the model, if the training run is not in the store."""
 
 
-SETTINGS = RegisterSettings
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(RegisterSettings, argv, command="register", description=DESCRIPTION)

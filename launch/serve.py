@@ -26,9 +26,6 @@ The server listens on this machine alone. On any other address clients must show
 in bundle, store, index and shards without a dropped request; SIGTERM answers what runs and ends."""
 
 
-SETTINGS = ServeSettings
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(ServeSettings, argv, command="serve", description=DESCRIPTION)
@@ -66,19 +63,15 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
     metrics = Metrics()
     record = None if chosen.record is None else ConversationRecord(chosen.record)
     origin = sources(chosen)
-    served = origin.load()
-    services: list[Service] = []
-    batchers: list[Batcher] = []
+    batcher = Batcher(batches(chosen), metrics)
+    service = Service(origin.load(), batcher.answer, metrics, origin.load)
 
     async def start() -> Service:
-        batcher = Batcher(batches(chosen), metrics)
         batcher.start()
-        batchers.append(batcher)
-        services.append(Service(served, batcher.answer, metrics, origin.load))
-        return services[0]
+        return service
 
-    async def stop(service: Service) -> None:
-        await batchers[0].stop()
+    async def stop(_: Service) -> None:
+        await batcher.stop()
 
     app = create_app(app_settings, start, stop, metrics, record)
     host, port = server.getsockname()[:2]
@@ -87,7 +80,7 @@ def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socke
         app,
         server,
         grace=chosen.deadline,
-        reload=lambda: services[0].reload(),
+        reload=service.reload,
         ready=lambda: print(f"serving on http://{shown}:{port}", flush=True),
         hangup=hangup,
     )

@@ -53,7 +53,6 @@ spread over files. Posts that were deleted or removed are not used. Short links 
 
 log = logging.getLogger(__name__)
 
-SETTINGS = RedditSettings
 resolve = partial(parse, RedditSettings, command="reddit", description=DESCRIPTION)
 """The settings of a command line; see `lavic.cli.command_module`."""
 

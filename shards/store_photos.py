@@ -43,7 +43,6 @@ class StorePhotos:
     """
 
     def __init__(self, sets: Sequence[ShardDataset], file: ArrayFile) -> None:
-        """Reads the columns of a file."""
         self._sets = sets
         self._indexes, self._duplicates, self._ends = file["indexes"], file["duplicates"], file["ends"]
         self.names = [bytes(name).decode() for name in file["names"]]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
-from lavic.data.tar_shards import sample_key
+from lavic.data.tar_shards import Sample, sample_key
 from lavic.errors import DataError
 from lavic.evaluation.report import training
 from lavic.evaluation.report.blocks import Number, Section
@@ -39,11 +39,7 @@ def shelf(
 
     def photo(item: str) -> bytes | None:
         keys = [store.key(item)] if store else [sample_key(item, n) for n in range(_FIRST_PHOTOS)]
-        for key in keys:
-            for data in sets:
-                if (number := data.index.find_stored(key)) is not None:
-                    return data[number].jpg
-        return None
+        return next((sample.jpg for key in keys for sample in _samples(sets, key)), None)
 
     return photo
 
@@ -59,11 +55,16 @@ def described(
     sets = [ShardDataset(folder, cache=cache) for folder in folders]
     texts = {}
     for item in items:
-        for data in sets:
-            if (number := data.index.find_stored(store.key(item))) is not None and (text := data[number].text.strip()):
-                texts[item] = " ".join(text.split())
-                break
+        words = (sample.text.split() for sample in _samples(sets, store.key(item)))
+        if text := " ".join(next(filter(None, words), ())):
+            texts[item] = text
     return texts
+
+
+def _samples(sets: Sequence[ShardDataset], key: str) -> Iterator[Sample]:
+    for data in sets:
+        if (number := data.index.find_stored(key)) is not None:
+            yield data[number]
 
 
 @dataclass

@@ -60,7 +60,6 @@ class CheckedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Nothing to close."""
         await self._inner.close()
 
 

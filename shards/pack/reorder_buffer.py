@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 class ReorderBuffer(Generic[Result]):
     """Passes numbered results on to `emit` in the order 0, 1, 2, ...; use it as a context.
 
-    At most so many bytes of results wait in memory.
+    Results that wait are in memory up to so many bytes, and on disk beyond.
     """
 
     def __init__(self, emit: Callable[[Result], None], memory: int = 64 << 20) -> None:

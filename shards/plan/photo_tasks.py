@@ -132,7 +132,7 @@ def select_photos(
     existing: ExistingItems,
     captions: Captions,
 ) -> Iterator[PhotoTask]:
-    """The selected photos of a catalogue, in its order; everything but the settings is updated.
+    """The selected photos of a catalogue, in its order. Counts, rejects, existing items and captions are updated.
 
     Raises:
         DataError: The catalogue cannot be read.

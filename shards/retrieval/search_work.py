@@ -37,10 +37,9 @@ Found = tuple[int, dict[str, list[Rows]]]
 
 
 class Encoder:
-    """Makes the vectors of blocks, in one process."""
+    """Makes the vectors of blocks, in one process, which loads the methods' models."""
 
     def __init__(self, chosen: RetrieveSettings) -> None:
-        """Opens the index and loads the methods' models."""
         self.index = RetrievalIndex.open(chosen.index)
         self._methods = [name for name in chosen.methods if self.index.manifest.methods[name].kind == "vectors"]
         for name in self._methods:
