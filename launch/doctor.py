@@ -53,7 +53,7 @@ class Check:
 
     name: str
     state: Literal["ok", "note", "missing"]
-    found: str
+    value: str
     fix: str = ""
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(Settings, argv, command="doctor", description=DESCRIPTION)
     checks: list[Check] = []
     for check in examine(chosen):
-        print(f"{check.state:<8}{check.name:<{_NAME_WIDTH}}{check.found}", flush=True)
+        print(f"{check.state:<8}{check.name:<{_NAME_WIDTH}}{check.value}", flush=True)
         if check.fix:
             print(f"{'':<{8 + _NAME_WIDTH}}-> {check.fix}", flush=True)
         checks.append(check)
@@ -148,8 +148,8 @@ def _capacity() -> Iterator[Check]:
     yield _ok_or_note("open files", str(files), "" if files >= 1024 else "ulimit -n 4096")
 
 
-def _ok_or_note(name: str, found: str, fix: str) -> Check:
-    return Check(name, "note" if fix else "ok", found, fix)
+def _ok_or_note(name: str, value: str, fix: str) -> Check:
+    return Check(name, "note" if fix else "ok", value, fix)
 
 
 def _folders() -> Iterator[Check]:

@@ -51,7 +51,7 @@ _PATIENCE_S = 7 * 24 * 3600.0
 
 
 def is_complete(settings: EvaluateSettings) -> bool:
-    """Whether the results stand: they are written last."""
+    """Whether the evaluation is complete: the results are written last."""
     return (settings.out / RESULTS).is_file()
 
 

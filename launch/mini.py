@@ -170,12 +170,12 @@ def _pretrain(argv: Sequence[str]) -> int:
     if (chosen.out / "model.safetensors").exists():
         raise ConfigError(f"{chosen.out}: already has a model: choose another --out or remove it")
     torch.set_num_threads(chosen.threads)
-    held = ShardDataset(chosen.valid, descriptions="shard")
+    valid = ShardDataset(chosen.valid, descriptions="shard")
     train = ShardDataset(chosen.shards, descriptions="shard")
     looks = read_looks(chosen.looks)
     side = 2 * chosen.architecture.view
-    held_out = pretrain_data.read_photos(held, side)
-    photos = pretrain_data.read_photos(train, side, without=frozenset(held.keys))
+    held_out = pretrain_data.read_photos(valid, side)
+    photos = pretrain_data.read_photos(train, side, without=frozenset(valid.keys))
     titles = {sample.item_id: sample.title for sample in (train[i] for i in range(len(train)))}
     listings = pretrain_data.make_listings(
         read_conversations(chosen.train, candidates=chosen.candidates), looks, titles

@@ -122,14 +122,14 @@ def _check_candidates(
     source = "--candidates-file" if chosen.candidates_file else "--candidates" if chosen.candidates else ""
     kept = []
     for conversation in conversations:
-        listed = conversation.candidates[chosen.key]
-        known = tuple(item for item in listed if item in store)
-        if len(known) < len(listed):
+        ids = conversation.candidates[chosen.key]
+        known = tuple(item for item in ids if item in store)
+        if len(known) < len(ids):
             place = source or f"{conversation.place}: {chosen.key}"
             if chosen.missing == "refuse":
-                raise DataError(_not_in_store(place, [item for item in listed if item not in store], store))
-            print(f"{place}: {len(listed) - len(known)} of {len(listed)} items are not in the store", file=sys.stderr)
-        elif not listed:
+                raise DataError(_not_in_store(place, [item for item in ids if item not in store], store))
+            print(f"{place}: {len(ids) - len(known)} of {len(ids)} items are not in the store", file=sys.stderr)
+        elif not ids:
             print(f"{conversation.place}: the list {chosen.key} is empty", file=sys.stderr)
         kept.append(replace(conversation, candidates={chosen.key: known}))
     if not any(conversation.candidates[chosen.key] for conversation in kept):
@@ -181,14 +181,14 @@ def _print_answers(
     """Answers the conversations and prints a JSON row or a table for each."""
     from lavic.recommend.recommendation import Query, Recommendation
 
-    listed = [None if searched else each.candidates[chosen.key] for each in conversations]
-    asked = [
-        Query(conversation=each, candidates=ids, k=chosen.top or (SHOWN if ids is None else len(ids)))
-        for each, ids in zip(conversations, listed, strict=True)
+    candidate_lists = [None if searched else row.candidates[chosen.key] for row in conversations]
+    queries = [
+        Query(conversation=row, candidates=ids, k=chosen.top or (SHOWN if ids is None else len(ids)))
+        for row, ids in zip(conversations, candidate_lists, strict=True)
         if ids is None or ids
     ]
-    answers = iter(recommender.recommend_batch(asked))
-    for conversation, ids in zip(conversations, listed, strict=True):
+    answers = iter(recommender.recommend_batch(queries))
+    for conversation, ids in zip(conversations, candidate_lists, strict=True):
         empty = Recommendation(items=(), candidates=0)
         answer = next(answers) if ids is None or ids else empty
         if chosen.json:

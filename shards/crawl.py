@@ -95,8 +95,8 @@ def estimate(settings: CrawlSettings, *, expected: int | None = None) -> str:
         photos = expected
     if photos is None:
         return "photos: not known yet"
-    each = PHOTO_BYTES + SIDECAR_BYTES
-    size = f"{format_bytes(photos * each)} of shards, at {format_bytes(each)} a photo (docs/scaling.md)"
+    photo_bytes = PHOTO_BYTES + SIDECAR_BYTES
+    size = f"{format_bytes(photos * photo_bytes)} of shards, at {format_bytes(photo_bytes)} a photo (docs/scaling.md)"
     return f"photos: {photos:,}\nbytes: {size}"
 
 
@@ -193,8 +193,8 @@ def _settled(seal: Seal | None, retried: Collection[str]) -> dict[str, int]:
 
 
 def _plan(folder: Path, settings: CrawlSettings) -> Plan:
-    extend, most = settings.extend, settings.max_rejected
-    plan = make_plan(settings.items, folder, settings.planned, extend=extend, max_rejected=most)
+    extend, max_rejected = settings.extend, settings.max_rejected
+    plan = make_plan(settings.items, folder, settings.planned, extend=extend, max_rejected=max_rejected)
     counts = plan.counts
     notes = {
         "items without a photo URL": counts.without_photo,

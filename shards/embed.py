@@ -241,9 +241,9 @@ def _make_part(
     from lavic.model.item_store import write_part
     from lavic.model.visual_tokens import cls_tokens
 
-    most = backbone.geometry.most
+    max_views = backbone.geometry.most
     items: list[dict[str, Any]] = []
-    tokens = torch.zeros(len(photos), most, backbone.vision_width, dtype=getattr(torch, chosen.precision))
+    tokens = torch.zeros(len(photos), max_views, backbone.vision_width, dtype=getattr(torch, chosen.precision))
     loader: DataLoader[Entry] = DataLoader(
         _ViewsDataset(sets, photos, backbone),  # type: ignore[arg-type]
         batch_size=chosen.batch_size,
@@ -257,7 +257,7 @@ def _make_part(
             computed = cls_tokens(backbone.model, views.to(backbone.device)).to(tokens.dtype).cpu()
         for info, rows in zip(infos, computed.split([info["views"] for info in infos]), strict=True):
             tokens[len(items), : len(rows)] = rows
-            items.append({key: value for key, value in info.items() if key != "views" or value < most})
+            items.append({key: value for key, value in info.items() if key != "views" or value < max_views})
     return write_part(chosen.out, name, items, tokens)
 
 

@@ -79,18 +79,18 @@ def estimate(settings: RedditSettings) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     if argv[:1] == ["rebuild"]:
-        again = parse(RebuildSettings, argv[1:], command="reddit rebuild")
-        with stop_on_signal(_KEPT), lock_output_folder(again.out):
-            dumps = input_files(again.dumps, "dump")
-            with _workers(again.executor, again.ray, dumps) as on_ray:
-                counts = rebuild(again, dumps, on_ray=on_ray)
-        print(f"{again.out}: {counts['same']:,} of {counts['rows']:,} conversations as they were", end="")
+        chosen = parse(RebuildSettings, argv[1:], command="reddit rebuild")
+        with stop_on_signal(_KEPT), lock_output_folder(chosen.out):
+            dumps = input_files(chosen.dumps, "dump")
+            with _workers(chosen.executor, chosen.ray, dumps) as on_ray:
+                counts = rebuild(chosen, dumps, on_ray=on_ray)
+        print(f"{chosen.out}: {counts['same']:,} of {counts['rows']:,} conversations as they were", end="")
         print(f"; {counts['changed']:,} whose text has changed; {counts['missing']:,} that are not there any more")
         return 0
     settings = resolve(argv)
     with stop_on_signal(_KEPT), lock_output_folder(settings.out):
         funnel = build(settings)
-    rows = {name: held["rows"] for name, held in funnel["splits"].items()}
+    rows = {name: split["rows"] for name, split in funnel["splits"].items()}
     print(f"{settings.out}: {sum(rows.values()):,} conversations (", end="")
     print(", ".join(f"{name} {count:,}" for name, count in rows.items()) + f"); see {settings.out / 'card.md'}")
     return 0

@@ -14,20 +14,20 @@ from lavic.shards.cluster.executor import Executor, check_executor
 
 @settings
 class ShortLinkSettings:
-    """Short links (amzn.to, a.co), whose item only a request can tell."""
+    """Short links (amzn.to, a.co), whose items are known only by requests."""
 
     resolve: bool = False
-    """Ask the hosts of short links where they lead. The only requests that this command makes."""
+    """Request short links from their hosts to learn their targets. The only requests that this command makes."""
     rate: float = Field(default=1.0, gt=0, le=100)
     """Most requests per second, to all hosts together."""
     cache: Path | None = None
-    """File of the answers, which are asked for once; by default OUT/short_links.jsonl. It can be shared."""
+    """File of the results, which are requested once; by default OUT/short_links.jsonl. It can be shared."""
     limit: int | None = Field(default=None, ge=0)
     """Most requests of this run; links that are left are counted as not resolved."""
     timeout: float = Field(default=10.0, gt=0, le=600)
-    """Seconds to wait for an answer."""
+    """Timeout of a request, seconds."""
     server: str | None = None
-    """A server to ask instead of the links' own hosts: `http://HOST:PORT` gets /amzn.to/CODE."""
+    """A server to use instead of the links' own hosts: `http://HOST:PORT` gets /amzn.to/CODE."""
 
 
 @settings
@@ -36,7 +36,7 @@ class RedditSettings:
 
     dumps: tuple[str, ...] = Field(min_length=1)
     """Dumps of comments and submissions, Arctic Shift's or Pushshift's: monthly, per subreddit, any number, paths,
-    globs and URIs. The content tells what a file holds."""
+    globs and URIs. The kind of a file is detected from its content."""
     items: tuple[str, ...] = Field(min_length=1)
     """Catalogue files, as for `lavic crawl`: Amazon Reviews 2023 meta_*.jsonl[.gz], LaViC item2meta_*.json[l],
     parquet."""

@@ -48,7 +48,7 @@ def resolve(argv: Sequence[str] | None) -> RetrieveSettings:
 
 
 def is_complete(settings: RetrieveSettings) -> bool:
-    """Whether the lists stand: the results are written last."""
+    """Whether the lists are complete: the results are written last."""
     return (settings.folder / RESULTS).is_file()
 
 

@@ -54,8 +54,8 @@ def check_shard(manifest: Manifest, entry: ShardEntry, files: Mapping[str, int])
     path = manifest.path(entry)
     try:
         keys = _read_tar(path, entry, files, check) if entry.samples else []
-        is_empty_tar = files.get(path.name) == len(EMPTY_TAR) and path.read_bytes() == EMPTY_TAR
-        if entry.name in manifest.empty and not is_empty_tar:
+        is_empty = entry.name in manifest.empty
+        if is_empty and (files.get(path.name) != len(EMPTY_TAR) or path.read_bytes() != EMPTY_TAR):
             check.differences.append(f"{path}: not the empty tar of a shard without a photo")
     except storage_errors() as error:
         check.differences.append(f"{path}: cannot be read ({first_line(error)})")

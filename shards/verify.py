@@ -151,15 +151,15 @@ def _shards_without_photo(manifest: Manifest, files: Mapping[str, int]) -> list[
 
 def _repeated_keys(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iterator[str]:
     """Keys that occur twice: their hashes are sorted, and only those that repeat are compared as text."""
-    every = np.sort(np.concatenate([np.empty(0, "<u8"), *(check.key_hashes for check in checks.values())]))
-    twice = np.unique(every[1:][every[1:] == every[:-1]])
+    hashes = np.sort(np.concatenate([np.empty(0, "<u8"), *(check.key_hashes for check in checks.values())]))
+    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     seen: dict[str, str] = {}
-    for name, check in checks.items() if len(twice) else ():
-        if not np.isin(check.key_hashes, twice).any():
+    for name, check in checks.items() if len(repeated) else ():
+        if not np.isin(check.key_hashes, repeated).any():
             continue
         with (manifest.folder / name).open("rb") as file, suppress(DataError):
             for key, _, _ in sample_ranges(file, name):
-                if np.frombuffer(hash64(key), "<u8")[0] not in twice:
+                if np.frombuffer(hash64(key), "<u8")[0] not in repeated:
                     continue
                 if key in seen:
                     yield f"{manifest.folder / name}: key {key} is in {seen[key]} too"

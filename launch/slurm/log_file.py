@@ -26,7 +26,7 @@ def follow(path: Path, offset: int, is_active: Callable[[], bool], *, poll_s: fl
 
     Every `poll_s` seconds `is_active` tells whether more may be written.
     """
-    asked, active = time.monotonic(), True
+    checked_at, active = time.monotonic(), True
     while True:
         if path.is_file():
             with path.open("rb") as file:
@@ -35,6 +35,6 @@ def follow(path: Path, offset: int, is_active: Callable[[], bool], *, poll_s: fl
                 offset = file.tell()
         if not active:
             return
-        if time.monotonic() - asked >= poll_s:
-            active, asked = is_active(), time.monotonic()  # once it has ended, one more read gets its last lines
+        if time.monotonic() - checked_at >= poll_s:
+            active, checked_at = is_active(), time.monotonic()  # once it has ended, one more read gets its last lines
         time.sleep(_PAUSE_S)

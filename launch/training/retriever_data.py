@@ -50,8 +50,8 @@ class RetrieverData:
             targets |= dict.fromkeys(store.ids)
         elif others > 0:
             rows = random.Random(settings.head.seed).sample(range(len(store)), settings.valid_items)
-            drawn = (id for id in (store.ids[row] for row in sorted(rows)) if id not in targets)
-            targets |= dict.fromkeys(id for id, _ in zip(drawn, range(others), strict=False))
+            sampled = (id for id in (store.ids[row] for row in sorted(rows)) if id not in targets)
+            targets |= dict.fromkeys(id for id, _ in zip(sampled, range(others), strict=False))
         return cls(store, train, valid, list(targets))
 
 

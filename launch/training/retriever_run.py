@@ -167,11 +167,11 @@ class RetrieverRun:
         final: TrainedHead | None = None
         for fold in (FINAL, *range(settings.head.folds)):
             name, file = "" if fold == FINAL else f"fold-{fold}/", heads / head_file(fold)
-            noted = read_metadata(file)
-            if noted.get("made_by") == made_by:
+            metadata = read_metadata(file)
+            if metadata.get("made_by") == made_by:
                 if fold == FINAL:
-                    recall = {int(cutoff): value for cutoff, value in noted["recall"].items()}
-                    final = TrainedHead(head=load_head(file, **sizes), step=noted["step"], recall=recall)
+                    recall = {int(cutoff): value for cutoff, value in metadata["recall"].items()}
+                    final = TrainedHead(head=load_head(file, **sizes), step=metadata["step"], recall=recall)
                 continue
 
             def record(step: int, name: str = name, **numbers: float) -> None:

@@ -37,15 +37,15 @@ def dry_run(
     folder = as_path(settings.out)
     with _planned(folder, settings.extend, plan_in) as plan:
         # New shards of an extended plan have no seal in the folder.
-        here = Plan(folder=folder, settings=plan.settings, generations=plan.generations)
+        plan_in_folder = Plan(folder=folder, settings=plan.settings, generations=plan.generations)
         retried = ALWAYS_RETRIED.union(settings.retry, ("ok",) if settings.refresh else ())
         requests: Counter[str] = Counter()
         photos = shards = 0
-        for number, seal in enumerate(seals_of(here)):
+        for number, seal in enumerate(seals_of(plan_in_folder)):
             if seal is not None and not any(map(seal.outcomes.get, retried)):
                 continue
             shards += 1
-            links = _links(plan.shard(number), here.shard(number), seal, retried)
+            links = _links(plan.shard(number), plan_in_folder.shard(number), seal, retried)
             photos += len(links)
             requests.update(host_of(link) for link in links if link)
         print(_report(settings, plan, shards, photos, requests))

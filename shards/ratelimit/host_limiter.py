@@ -322,8 +322,8 @@ class HostLimiter:
         return share
 
     def _targets(self) -> dict[str, int]:
-        each, more = divmod(self.limits.connections, max(1, len(self._workers)))
-        return {name: each + (place < more) for place, name in enumerate(self._workers)}
+        share, remainder = divmod(self.limits.connections, max(1, len(self._workers)))
+        return {name: share + (place < remainder) for place, name in enumerate(self._workers)}
 
     def _unbalanced(self) -> set[str]:
         """Workers that hold more than their share while another waits, or less while some are free."""

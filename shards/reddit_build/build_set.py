@@ -41,8 +41,8 @@ def build_set(
     hits, resolved = [task.out for task in scans], None
     notes: dict[str, int] = {}
     if settings.short_links.resolve:
-        found = [scanned[str(task.out)]["short"] for task in scans]
-        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, found, ItemTable(table))
+        short_links = [scanned[str(task.out)]["short"] for task in scans]
+        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, short_links, ItemTable(table))
         hits.append(more)
     wanted = merge_wanted(work.path / "wanted", hits)
     gathered, collected = pipeline.gather(dumps, wanted)
@@ -52,7 +52,7 @@ def build_set(
         raise DataError(f"no conversation is left: {_reasons(counts, sum_counts(scanned.values()))}")
     submissions = [submissions_of(part) for part in parts]
     splits = split_submissions(submissions, settings.split)
-    held = write_set(settings.out, parts, submissions, splits.parts, ItemTable(table))
+    written = write_set(settings.out, parts, submissions, splits.parts, ItemTable(table))
     return {
         "catalogue": dict(sorted(catalogue.items())),
         "lines": dict(sorted(sum_counts(scanned.values()).items())),
@@ -60,7 +60,7 @@ def build_set(
         "comments": {name: counts[name] for name in COMMENTS},
         "notes": {**{name: counts[name] for name in NOTES}, **notes},
         "duplicates": {"groups": splits.groups, "grouped": splits.grouped, "moved": splits.moved},
-        **held,
+        **written,
         "settings": {**_flat("labels", asdict(settings.labels)), **_flat("split", asdict(settings.split))},
     }
 

@@ -127,12 +127,12 @@ def parts_of(spools: Sequence[Path], most_bytes: int) -> list[tuple[int, int]]:
     """Ranges of buckets that hold at most so many bytes, one bucket at least: first and end."""
     sizes = bucket_sizes(spools)
     parts: list[tuple[int, int]] = []
-    first, held = 0, 0
+    first, bytes_in_part = 0, 0
     for n, size in enumerate(np.asarray(sizes).tolist()):
-        if n > first and held + size > most_bytes:
+        if n > first and bytes_in_part + size > most_bytes:
             parts.append((first, n))
-            first, held = n, 0
-        held += size
+            first, bytes_in_part = n, 0
+        bytes_in_part += size
     return [*parts, (first, BUCKETS)]
 
 

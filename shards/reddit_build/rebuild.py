@@ -63,8 +63,8 @@ def rebuild(settings: RebuildSettings, dumps: dict[str, str], *, on_ray: bool) -
     pipeline = Pipeline(work=work, ray=settings.ray, on_ray=on_ray)
     gathered, _ = pipeline.gather(dumps, wanted)
     task = partial(RebuildTask, manifest=settings.manifest)
-    parts, found = pipeline.make(rebuild_step, task, gathered, settings.bucket_bytes)
-    counts = {**found, "rows": found.total()}
+    parts, rebuilt = pipeline.make(rebuild_step, task, gathered, settings.bucket_bytes)
+    counts = {**rebuilt, "rows": rebuilt.total()}
     if counts["rows"] == counts["missing"]:
         raise DataError("none of the conversations is in the dumps; are these the right months and subreddits?")
     _write(settings.out, parts)

@@ -1,7 +1,7 @@
-"""Where short links lead, asked one after the other at a limited rate; every answer is kept in a file.
+"""Resolves short links one after the other at a limited rate; every result is kept in a file.
 
-Only the hosts of Amazon's short links are asked, and only for the address that they redirect to: no page is fetched,
-and no address that an answer names is visited, besides another short link.
+Requests go to the hosts of Amazon's short links alone, and only for the address that they redirect to: no page is
+fetched, and no address in a response is visited, besides another short link.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ def resolve_links(
     settings: ShortLinkSettings,
     out: Path,
     work: WorkFolder,
-    found: Sequence[Mapping[str, Sequence[int]]],
+    links_of_dumps: Sequence[Mapping[str, Sequence[int]]],
     items: ItemTable,
 ) -> tuple[Path, Path, dict[str, int]]:
-    """Asks where the short links of the dumps lead; `found` has the submissions that hold each link of a dump.
+    """Resolves the short links; those of each dump come with the submissions that hold them.
 
     Returns:
         A JSON file of the links that lead to an item, a table of the submissions that hold those, and counts.
     """
     resolved, hits, counted = (work.path / f"short_links.{kind}" for kind in ("json", "table", "counts.json"))
     if counted.exists():
-        # What another run has learned since is for another set: the steps after this one may have begun.
+        # Results of other runs since then are for other sets: the steps after this one may have begun.
         return resolved, hits, json.loads(counted.read_text("utf-8"))
-    urls = sorted({url for links in found for url in links})
+    urls = sorted({url for links in links_of_dumps for url in links})
     resolver = Resolver(settings, settings.cache or out / CACHE)
     with progress_bar(len(urls), "links", "resolving short links") as bar:
         for url in urls:
             resolver.resolve(url)
             bar.update(1)
     known = {url: asin for url in urls if (asin := resolver.known(url)) and items.parents([asin])[0]}
-    submissions = {id for links in found for url, ids in links.items() if url in known for id in ids}
+    submissions = {id for links in links_of_dumps for url, ids in links.items() if url in known for id in ids}
     atomic_write(resolved, json.dumps(known, sort_keys=True))
     write_table(hits, np.array(sorted(submissions), np.uint64))
     unknown = sum(resolver.known(url) is None for url in urls)
@@ -75,10 +75,10 @@ def resolve_links(
 
 
 class Resolver:
-    """Asks for short links, and remembers the answers in a file."""
+    """Resolves short links, and keeps the results in a file."""
 
     def __init__(self, settings: ShortLinkSettings, cache: Path) -> None:
-        """Reads the answers of earlier runs: rows with `url`, `asin` (empty for none) and `status`.
+        """Reads the results of earlier runs: rows with `url`, `asin` (empty for none) and `status`.
 
         Raises:
             ConfigError: The server, or the file, is not what it should be.
@@ -100,14 +100,14 @@ class Resolver:
         return self._answers.get(url)
 
     def resolve(self, url: str) -> None:
-        """Asks for a link, unless its answer is known, the limit is reached or the hosts do not answer."""
+        """Resolves a link, unless its result is known, the limit is reached or the hosts do not respond."""
         limit = self._settings.limit
         if url in self._answers or self._failures >= _BREAK_AFTER or (limit is not None and self._requests >= limit):
             return
         target = url
         for _ in range(_HOPS):
             try:
-                status, location = self._ask(target)
+                status, location = self._request(target)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._failed(url, first_line(error))
                 return
@@ -126,7 +126,7 @@ class Resolver:
             target = more[0]
         self._keep(url, "", 0)
 
-    def _ask(self, url: str) -> tuple[int, str]:
+    def _request(self, url: str) -> tuple[int, str]:
         """Status and Location of one request, at the rate."""
         time.sleep(max(0.0, self._next - time.monotonic()))
         self._next = time.monotonic() + 1 / self._settings.rate
@@ -155,7 +155,7 @@ class Resolver:
             file.write(json.dumps({"url": url, "asin": asin, "status": status}) + "\n")
 
     def _failed(self, url: str, reason: str) -> None:
-        """A link stays unknown: another run may ask again."""
+        """A link stays unresolved: another run may request it again."""
         self._failures += 1
         log.warning("%s: %s", url, reason)
         if self._failures == _BREAK_AFTER:

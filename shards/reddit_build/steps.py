@@ -28,7 +28,7 @@ class FileTask:
 
     path: str
     out: Path
-    """File to write; its counts stand beside it."""
+    """File to write; its counts are beside it."""
     kind: str
     """`items`, `reviews` or `dump`."""
     table: Path | None = None
@@ -44,7 +44,7 @@ class PartTask:
     first: int
     end: int
     out: Path
-    """Conversations to write; their counts stand beside them."""
+    """Conversations to write; their counts are beside them."""
     spools: tuple[Path, ...]
     """The posts of all dumps."""
 

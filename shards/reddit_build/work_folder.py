@@ -22,7 +22,7 @@ _PLAN = "plan.digest"
 
 
 class WorkFolder:
-    """Where the results of the steps stand."""
+    """The results of the steps."""
 
     def __init__(self, out: Path, plan: Mapping[str, Any]) -> None:
         """Opens OUT/work; empties it if it was made by another plan, which is all that the set depends on."""
@@ -53,7 +53,7 @@ def digest_of(plan: Mapping[str, Any]) -> str:
 
 
 def input_files(patterns: Sequence[str], what: str) -> dict[str, str]:
-    """The files that paths, globs and URIs stand for, sorted, each with a name that changes with it.
+    """The files that match paths, globs and URIs, sorted, each with a name that changes with its content.
 
     Raises:
         DataError: There is no such file.

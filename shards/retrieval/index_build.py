@@ -1,4 +1,4 @@
-"""The index of a `lavic retrieve`: used as it stands, or made and added to."""
+"""The index of a `lavic retrieve`: used as it is, or built and extended."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
     store = ItemIndex.of_store(chosen.store) if chosen.store else None
     if chosen.store is not None and store is None:
         raise DataError(f"--store {chosen.store}: not a whole item store: name the --out of `lavic embed`")
-    if (standing := _standing(chosen)) is not None:
-        _print_index(chosen.index, standing)
+    if (complete := _complete_index(chosen)) is not None:
+        _print_index(chosen.index, complete)
         _check_store(chosen)
-        _note_places(chosen, standing)
-        return standing
+        _record_places(chosen, complete)
+        return complete
     with lock_output_folder(chosen.index):
         if not chosen.items:
             manifest, before = IndexManifest.read(chosen.index), None
@@ -58,7 +58,7 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
         )
 
 
-def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
+def _complete_index(chosen: RetrieveSettings) -> IndexManifest | None:
     """The index, if nothing is to be added to it: it is read without its lock, by any number of commands."""
     if not (chosen.index / FILE).is_file():
         return None
@@ -78,7 +78,7 @@ def _standing(chosen: RetrieveSettings) -> IndexManifest | None:
     return manifest if same and made else None
 
 
-def _note_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
+def _record_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
     """Records where models lie now that are no longer where they were; not if the index cannot be written now."""
     moved = {
         builder.name: replace(record, settings=as_recorded(builder.settings))

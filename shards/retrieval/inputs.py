@@ -29,7 +29,7 @@ class Input:
     """Where it is written with the lists."""
     conversations: list[Conversation]
     rows: list[dict[str, Any]]
-    """As they stand in the file."""
+    """As they are in the file."""
 
 
 def read_inputs(chosen: RetrieveSettings) -> list[Input]:
@@ -74,6 +74,6 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
 
 
 def _rows(text: str, path: str) -> list[dict[str, Any]]:
-    """The rows as they stand in the file; `parse_conversations` has checked them."""
+    """The rows as they are in the file; `parse_conversations` has checked them."""
     file, is_json = TextFile(io.BytesIO(text.encode()), path), Path(path).suffix == ".json"
     return [record.value for record in json_records(path, file, None, is_json=is_json, keyed=False)]

@@ -28,44 +28,44 @@ def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker:
     store = ItemIndex.of_store(chosen.store) if chosen.store else None
     sets: dict[str, Any] = {}
     tables: dict[str, Any] = {}
-    total = sum(len(each.conversations) for each in inputs)
+    total = sum(len(file.conversations) for file in inputs)
     with progress_bar(total, "conversations", "search") as bar:
-        for each in inputs:
-            tracker.dataset(each.name, each.sha256, each.path, context="retrieval")
+        for file in inputs:
+            tracker.dataset(file.name, file.sha256, file.path, context="retrieval")
             exclude = [
                 frozenset(conversation.context_items) if chosen.exclude_mentioned else frozenset()
-                for conversation in each.conversations
+                for conversation in file.conversations
             ]
-            queries = [query_text(conversation) for conversation in each.conversations]
+            queries = [query_text(conversation) for conversation in file.conversations]
             lists = search_all(chosen, queries, exclude, parts=chosen.index_parts, run=run, done=bar.update)
             final = _final(lists, chosen)
-            write_conversations(each.out, each.rows, final, chosen.key)
-            shown = {**lists, **({FUSED: final} if len(lists) > 1 else {})}
-            for name in {*get_args(MethodName), FUSED}.difference(shown):  # of an earlier command
-                (chosen.folder / f"{each.name}.{name}.run").unlink(missing_ok=True)
-            for name, hits in shown.items():
-                rows = zip(each.conversations, hits, strict=True)
+            write_conversations(file.out, file.rows, final, chosen.key)
+            ranked = {**lists, **({FUSED: final} if len(lists) > 1 else {})}
+            for name in {*get_args(MethodName), FUSED}.difference(ranked):  # of an earlier command
+                (chosen.folder / f"{file.name}.{name}.run").unlink(missing_ok=True)
+            for name, hits in ranked.items():
+                rows = zip(file.conversations, hits, strict=True)
                 write_run(
-                    chosen.folder / f"{each.name}.{name}.run",
+                    chosen.folder / f"{file.name}.{name}.run",
                     ((conversation.id, list_.ids, falling(list_.scores)) for conversation, list_ in rows),
                     tag=f"lavic-{name}",
                 )
-            targets = {id for conversation in each.conversations for id in conversation.targets}
-            tables[each.name] = recall(
-                each.conversations,
-                {name: [list_.ids for list_ in hits] for name, hits in shown.items()},
+            targets = {id for conversation in file.conversations for id in conversation.targets}
+            tables[file.name] = recall(
+                file.conversations,
+                {name: [list_.ids for list_ in hits] for name, hits in ranked.items()},
                 draws=chosen.draws,
                 level=chosen.level,
                 seed=chosen.seed,
             )
             counts = count_targets(
-                each.conversations,
+                file.conversations,
                 {id: id in index for id in targets},
                 {id: id in store for id in targets} if store is not None else None,
                 exclude,
             )
             counts["empty_lists"] = sum(not hits.ids for hits in final)
-            sets[each.name] = _record(each, counts, tables[each.name], tracker)
+            sets[file.name] = _record(file, counts, tables[file.name], tracker)
     print(recall_table(tables))
     for name, values in sets.items():
         print(f"{name}: " + ", ".join(f"{reason} {count:,}" for reason, count in values["counts"].items()))
@@ -84,7 +84,7 @@ def _final(lists: Mapping[str, Sequence[Hits]], chosen: RetrieveSettings) -> lis
     ]
 
 
-def _record(each: Input, counts: Mapping[str, int], table: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
+def _record(file: Input, counts: Mapping[str, int], table: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
     """A file's part of results.json; its numbers go to the journal."""
     methods = {
         method: {name: interval.as_dict() for name, interval in intervals.items()}
@@ -93,9 +93,9 @@ def _record(each: Input, counts: Mapping[str, int], table: Mapping[str, Any], tr
     tracker.log(
         0,
         **{
-            f"{each.name}/{method}/{name}": interval["value"]
+            f"{file.name}/{method}/{name}": interval["value"]
             for method, intervals in methods.items()
             for name, interval in intervals.items()
         },
     )
-    return {"file": each.path, "out": str(each.out), "counts": dict(counts), "methods": methods}
+    return {"file": file.path, "out": str(file.out), "counts": dict(counts), "methods": methods}

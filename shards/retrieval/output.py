@@ -30,7 +30,7 @@ def write_conversations(path: Path, rows: Sequence[Mapping[str, Any]], lists: Se
 
 
 def falling(scores: Sequence[float]) -> list[float]:
-    """Scores of a list that stands in its order: of equal ones each is a little lower than the one before."""
+    """Strictly falling scores of a sorted list: of equal ones each is a little lower than the one before."""
     made: list[float] = []
     for score in scores:
         made.append(min(score, math.nextafter(made[-1], -math.inf)) if made else score)

@@ -14,7 +14,7 @@ from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import Chunk, make_chunk
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder
 from lavic.recommend.retrieval.vectors.tokens_builder import TokenChunks
-from lavic.shards.retrieval.search_work import Block, Encoder, Found, Searcher
+from lavic.shards.retrieval.search_work import Block, BlockRows, Encoder, Searcher
 from lavic.shards.retrieval.settings import RetrieveSettings
 
 Stage = tuple[Callable[..., Callable[[Any], Any]], tuple[Any, ...], bool]
@@ -64,7 +64,7 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
     return make
 
 
-def search_on_ray(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[Found]:
+def search_on_ray(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[BlockRows]:
     """Encodes and searches blocks on a Ray cluster; for `search_all`."""
     encode: Stage = (Encoder, (chosen,), bool({"dense", "tokens"} & {*chosen.methods}))
     if parts == 1:

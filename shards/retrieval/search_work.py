@@ -26,13 +26,13 @@ class Block:
 
     number: int
     texts: tuple[str, ...]
-    most: tuple[int, ...]
+    counts: tuple[int, ...]
     """Rows to find for each query."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
     """By method, where it has vectors: float32 [queries, width]."""
 
 
-Found = tuple[int, dict[str, list[Rows]]]
+BlockRows = tuple[int, dict[str, list[Rows]]]
 """Number of a block, and for each method what was found for its queries."""
 
 
@@ -57,18 +57,18 @@ class Searcher:
         self.settings = chosen
         self.index = RetrievalIndex.open(chosen.index, shard=(number, count))
 
-    def __call__(self, block: Block) -> Found:
+    def __call__(self, block: Block) -> BlockRows:
         return block.number, {
-            name: self.index.search_rows(name, block.vectors.get(name, block.texts), block.most)
+            name: self.index.search_rows(name, block.vectors.get(name, block.texts), block.counts)
             for name in self.settings.methods
         }
 
 
-Run = Callable[[RetrieveSettings, Sequence[Block], int], Iterable[Found]]
+Run = Callable[[RetrieveSettings, Sequence[Block], int], Iterable[BlockRows]]
 """Encodes and searches blocks in each part of an index, of so many; yields what each part found, in any order."""
 
 
-def run_here(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[Found]:
+def run_here(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[BlockRows]:
     """Searches in this process."""
     encode = Encoder(chosen)
     searchers = [Searcher(chosen, number, parts) for number in range(parts)]
@@ -98,24 +98,24 @@ def search_all(
         done: Called with the number of queries of each block that is done.
     """
     k = chosen.k
-    most = lengths(len(queries), k, exclude)
-    order = sorted(range(len(queries)), key=lambda row: (queries[row], most[row]))
+    counts = lengths(len(queries), k, exclude)
+    order = sorted(range(len(queries)), key=lambda row: (queries[row], counts[row]))
     rows_of = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     blocks = [
-        Block(number=number, texts=tuple(queries[row] for row in rows), most=tuple(most[row] for row in rows))
+        Block(number=number, texts=tuple(queries[row] for row in rows), counts=tuple(counts[row] for row in rows))
         for number, rows in enumerate(rows_of)
     ]
     index = RetrievalIndex.open(chosen.index)
     waiting: dict[int, list[dict[str, list[Rows]]]] = {}
     lists: dict[str, list[Hits]] = {name: [Hits()] * len(queries) for name in chosen.methods}
-    for number, found in run(chosen, blocks, parts):
-        waiting.setdefault(number, []).append(found)
+    for number, rows_found in run(chosen, blocks, parts):
+        waiting.setdefault(number, []).append(rows_found)
         if len(waiting[number]) < parts:
             continue
-        several = waiting.pop(number)
+        part_rows = waiting.pop(number)
         for name in chosen.methods:
             for place, row in enumerate(rows_of[number]):
-                best = index.merge([part[name][place] for part in several], most[row])
+                best = index.merge([part[name][place] for part in part_rows], counts[row])
                 (lists[name][row],) = index.hits([best], k, [exclude[row]])
         done(len(rows_of[number]))
     return lists

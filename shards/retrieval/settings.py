@@ -27,7 +27,7 @@ class RetrieveSettings:
     """Find candidates in a whole catalogue for every conversation."""
 
     items: tuple[str, ...] = ()
-    """The catalogue: files, globs and URIs, as for `lavic crawl`. An index that stands can be used without them."""
+    """The catalogue: files, globs and URIs, as for `lavic crawl`. An existing index can be used without them."""
     conversations: tuple[str, ...] = Field(min_length=1)
     """Conversation files in the released form: paths and URIs."""
     out: Path
@@ -35,7 +35,7 @@ class RetrieveSettings:
     index: Path
     """Folder of the index; made at first use, refused if it is of another catalogue or of other settings."""
     key: Annotated[str, StringConstraints(pattern=r"^candidates\w*$")] = "candidates_fused"
-    """Key of the new list in every row; its scores stand under `scores...`."""
+    """Key of the new list in every row; its scores are under `scores...`."""
     methods: tuple[MethodName, ...] = Field(default=("bm25",), min_length=1)
     """How to search; lists of several methods are fused by reciprocal rank."""
     weights: tuple[PositiveFloat, ...] = ()

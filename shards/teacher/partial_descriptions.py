@@ -60,7 +60,7 @@ class PartialDescriptions:
 
 
 def partial_path(shard: Path) -> Path:
-    """Where it stands: `x-000000.tar` -> `x-000000.descriptions.begun`."""
+    """Its path: `x-000000.tar` -> `x-000000.descriptions.begun`."""
     return sidecar_path(shard, "descriptions.begun")
 
 

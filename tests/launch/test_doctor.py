@@ -60,8 +60,8 @@ def test_folders_that_libraries_write_to_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "a" / "cache"))
     monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: "/" + "t" * 60)
     found = {check.name: check for check in doctor._folders()}
-    assert found["home"].found == str(tmp_path)
-    assert found["Hugging Face cache"].found.startswith(f"{tmp_path}/a/cache, ")
+    assert found["home"].value == str(tmp_path)
+    assert found["Hugging Face cache"].value.startswith(f"{tmp_path}/a/cache, ")
     assert "TMPDIR" in found["temporary folder"].fix
 
 
@@ -87,4 +87,4 @@ def test_a_slurm_that_does_not_answer_is_told_from_one_that_does(tmp_path, monke
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(doctor, "_SLURM_S", 1.0)
     check = doctor._slurm()
-    assert check.state == state and found in check.found
+    assert check.state == state and found in check.value
