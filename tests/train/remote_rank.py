@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--micro-tokens", type=int)
     words = parser.parse_args()
-    for name in ("__getitem__", "words"):
+    for name in ("__getitem__", "meta_and_text"):
         note(name, words.folder / f"{name.strip('_')}.log")
     backbone = Backbone.load(ModelSettings(name=words.base))
     photos = ShardDataset(words.shards, cache=CacheSettings(folder=words.folder / "cache"))

@@ -67,7 +67,7 @@ def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     photos = sorted(map(int, (tmp_path / "getitem.log").read_text().split()))
     assert photos == list(range(24)), "every photo once, by one rank"
-    log = tmp_path / "words.log"
+    log = tmp_path / "meta_and_text.log"
     words = sorted(map(int, log.read_text().split())) if log.exists() else []
     assert words == (list(range(24)) if micro_tokens else []), "and every text once, for the lengths"
     check_downloads(store, assets.photos)
