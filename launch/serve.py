@@ -5,14 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lavic.config import parse
 from lavic.errors import LaunchError
-from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
-
-if TYPE_CHECKING:
-    from lavic.recommend.serving.app import AppSettings
+from lavic.recommend.serve_settings import ServeSettings, check_settings, read_token
 
 DESCRIPTION = """Serve recommendations over HTTP: a page to try it at /, POST /v1/recommend for programs, and
 POST /v1/chat/completions for chat front ends. /docs describes every route.
@@ -29,7 +25,7 @@ in bundle, store, index and shards without a dropped request; SIGTERM answers wh
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(ServeSettings, argv, command="serve", description=DESCRIPTION)
-    token = None if chosen.token is None else read_token(chosen.token)
+    token = read_token(chosen)
     try:
         from lavic.recommend.serving.server import hangups_kept, listen
 
@@ -38,49 +34,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         extra = "serve-ray" if error.name == "ray" else "serve"
         raise LaunchError(f"{error.name} is not installed: pip install 'lavic[{extra}]'") from None
-    app_settings = allowed(chosen, token)
+    check_settings(chosen)
     with hangups_kept() as hangup:
         if chosen.ray:
             ray_app.run(chosen)
             return 0
         with listen(chosen.host, chosen.port) as server:
-            serve(chosen, app_settings, server, hangup)
+            serve(chosen, token, server, hangup)
     return 0
 
 
-def serve(chosen: ServeSettings, app_settings: AppSettings, server: socket.socket, hangup: threading.Event) -> None:
+def serve(chosen: ServeSettings, token: str | None, server: socket.socket, hangup: threading.Event) -> None:
     """Loads everything, then serves until a signal.
 
     `hangup` is set if SIGHUP came while everything was loaded; then it is loaded again.
     """
     from lavic.recommend.conversation_record import ConversationRecord
     from lavic.recommend.serving.app import create_app
-    from lavic.recommend.serving.batching.batcher import Batcher
     from lavic.recommend.serving.metrics import Metrics
     from lavic.recommend.serving.server import run
-    from lavic.recommend.serving.service import Service
+    from lavic.recommend.serving.service import Served, load_served
 
-    metrics = Metrics()
     record = None if chosen.record is None else ConversationRecord(chosen.record)
-    origin = sources(chosen)
-    batcher = Batcher(batches(chosen), metrics)
-    service = Service(origin.load(), batcher.answer, metrics, origin.load)
+    served = load_served(chosen)
 
-    async def start() -> Service:
-        batcher.start()
-        return service
+    async def load() -> Served:
+        return served
 
-    async def stop(_: Service) -> None:
-        await batcher.stop()
-
-    app = create_app(app_settings, start, stop, metrics, record)
+    app = create_app(chosen, token, load, Metrics(), record)
     host, port = server.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     run(
         app,
         server,
         grace=chosen.deadline,
-        reload=service.reload,
+        reload=lambda: app.state.service.reload(),
         ready=lambda: print(f"serving on http://{shown}:{port}", flush=True),
         hangup=hangup,
     )

@@ -1,11 +1,11 @@
-"""Settings of `lavic serve`, and what the parts of the server take of them."""
+"""Settings of `lavic serve`."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
@@ -13,11 +13,6 @@ from lavic.config import ByteCount, Reference, settings
 from lavic.config.secrets import reveal
 from lavic.errors import ConfigError
 from lavic.model.config import BaseModelSettings
-
-if TYPE_CHECKING:
-    from lavic.recommend.serving.app import AppSettings
-    from lavic.recommend.serving.batching.admission import BatchSettings
-    from lavic.recommend.serving.service import Sources
 
 
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
@@ -130,76 +125,43 @@ def _is_name(host: str) -> bool:
     return True
 
 
-def allowed(chosen: ServeSettings, token: str | None) -> AppSettings:
-    """What the app allows.
+def check_settings(chosen: ServeSettings) -> None:
+    """Refuses settings that contradict each other.
 
     Raises:
-        ConfigError: The address needs a token.
+        ConfigError: The address needs a token, or replicas would write to one file.
     """
-    from lavic.recommend.serving.app import AppSettings
-    from lavic.recommend.serving.guard import GuardSettings, is_loopback, local_names
-    from lavic.recommend.serving.service import Limits
-
     if chosen.ray and chosen.record is not None:
         raise ConfigError("--record: not with --ray, whose replicas would write to one file: serve without --ray")
-    if token is None and not is_loopback(chosen.host):
+    if chosen.token is None and not _is_loopback(chosen.host):
         raise ConfigError(
             f"--host {chosen.host}: other machines can reach this address: give a token with --token env:NAME or "
             "--token @FILE"
         )
-    return AppSettings(
-        limits=Limits(
-            turns=chosen.max_turns,
-            characters=chosen.max_characters,
-            candidates=chosen.max_candidates,
-            k=chosen.max_k,
-        ),
-        cors=chosen.cors,
-        guard=GuardSettings(
-            body=chosen.max_body,
-            body_seconds=chosen.body_seconds,
-            token=token,
-            hosts=None if token else local_names(chosen.hosts),
-        ),
-    )
 
 
-def read_token(reference: str) -> str:
-    """The token that a setting refers to.
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(chosen: ServeSettings) -> str | None:
+    """The token that the settings refer to; None without one.
 
     Raises:
-        ConfigError: It stands on the command line itself, or is too short to be one.
+        ConfigError: The token itself is on the command line, or it is too short.
     """
+    reference = chosen.token
+    if reference is None:
+        return None
     if not reference.startswith(("env:", "@")):
         raise ConfigError("--token: never the token itself: use --token env:NAME or --token @FILE")
     token = reveal(reference, "--token")
     if len(token) < 16:
         raise ConfigError(f"--token {reference}: shorter than 16 characters; make one with `openssl rand -hex 32`")
     return token
-
-
-def sources(chosen: ServeSettings) -> Sources:
-    """Where everything is loaded from."""
-    from lavic.recommend.serving.service import Sources
-
-    return Sources(
-        bundle=chosen.bundle,
-        store=chosen.store,
-        index=chosen.index,
-        shards=chosen.shards,
-        retrieved=chosen.retrieved,
-        methods=chosen.methods,
-        weights=chosen.weights,
-        dtype=chosen.dtype,
-        base=chosen.model.name,
-        tokens_per_item=chosen.tokens_per_item,
-    )
-
-
-def batches(chosen: ServeSettings) -> BatchSettings:
-    """How requests are put together."""
-    from lavic.recommend.serving.batching.admission import BatchSettings
-
-    return BatchSettings(
-        batch_size=chosen.batch_size, batch_ms=chosen.batch_ms, queue=chosen.queue, deadline=chosen.deadline
-    )

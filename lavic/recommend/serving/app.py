@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -18,10 +17,13 @@ from lavic.errors import LavicError
 from lavic.recommend.conversation_forms import to_conversation
 from lavic.recommend.conversation_record import ConversationRecord
 from lavic.recommend.recommendation import Query
+from lavic.recommend.serve_settings import ServeSettings
 from lavic.recommend.serving import chat
 from lavic.recommend.serving.api_page import POLICY, api_page
+from lavic.recommend.serving.batching.batcher import Batcher
 from lavic.recommend.serving.errors import ApiError, add_error_handlers
-from lavic.recommend.serving.guard import Guard, GuardSettings
+from lavic.recommend.serving.guard import Guard
+from lavic.recommend.serving.metrics import Metrics
 from lavic.recommend.serving.page.routes import page_router
 from lavic.recommend.serving.schemas import (
     ChatRequest,
@@ -33,7 +35,7 @@ from lavic.recommend.serving.schemas import (
     RecommendResponse,
     recommend_response,
 )
-from lavic.recommend.serving.service import Limits, Service, check_limits
+from lavic.recommend.serving.service import Served, Service, check_limits
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -44,46 +46,34 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AppSettings:
-    """What an app allows."""
-
-    limits: Limits = field(default_factory=Limits)
-    cors: tuple[str, ...] = ()
-    """Origins of other sites whose pages may ask."""
-    guard: GuardSettings = field(default_factory=GuardSettings)
-
-
 def create_app(
-    settings: AppSettings,
-    start: Callable[[], Coroutine[Any, Any, Service]],
-    stop: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
-    metrics: Any = None,
+    settings: ServeSettings,
+    token: str | None,
+    load: Callable[[], Awaitable[Served]],
+    metrics: Metrics,
     record: ConversationRecord | None = None,
 ) -> FastAPI:
-    """The app.
+    """The app, with its `Service` in `app.state.service` while it runs.
 
     Args:
-        settings: What it allows.
-        start: Makes the service, in the event loop of the server.
-        stop: Ends it.
-        metrics: `Metrics` of the server.
+        settings: Of the server.
+        token: What clients must show; None: nothing.
+        load: Loads what is served first; awaited in the event loop of the server.
+        metrics: Of the server.
         record: Where conversations and likes are kept; None: they are not.
     """
-    from lavic.recommend.serving.metrics import Metrics
-
-    metrics = metrics or Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = await start()
+        batcher = Batcher(settings, metrics)
+        app.state.service = service = Service(settings, await load(), batcher, metrics)
+        batcher.start()
         service.ready = True
         try:
             yield
         finally:
             service.ready = False
-            if stop is not None:
-                await stop(service)
+            await batcher.stop()
 
     app = FastAPI(
         title="LaViC",
@@ -97,11 +87,11 @@ def create_app(
     add_error_handlers(app)
     _add_probes(app, metrics)
     _add_items(app)
-    _add_recommend(app, settings, record)
+    _add_recommend(app, settings, token, record)
     if record is not None:
         _add_feedback(app, settings, record)
     app.include_router(page_router(records=record is not None))
-    app.add_middleware(Guard, settings=settings.guard, metrics=metrics)
+    app.add_middleware(Guard, settings=settings, token=token, metrics=metrics)
     if settings.cors:  # outermost: a browser asks beforehand without a token
         app.add_middleware(
             CORSMiddleware,
@@ -119,7 +109,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _add_probes(app: FastAPI, metrics: Any) -> None:
+def _add_probes(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/healthz", tags=["probes"])
     async def alive() -> dict[str, str]:
         """Whether the process runs."""
@@ -172,10 +162,10 @@ def _add_items(app: FastAPI) -> None:
         return Response(found.data, media_type=found.media_type, headers=headers)
 
 
-def _add_recommend(app: FastAPI, settings: AppSettings, record: ConversationRecord | None) -> None:
+def _add_recommend(app: FastAPI, settings: ServeSettings, token: str | None, record: ConversationRecord | None) -> None:
     async def ask(request: Request, query: Query) -> RecommendResponse:
         service = _service(request)
-        check_limits(query, settings.limits)
+        check_limits(query, settings)
         served, answer = await until_gone(request, service.answer(query))
         if record is not None:
             await asyncio.to_thread(_keep, record, query, [item.id for item in answer])
@@ -199,7 +189,7 @@ def _add_recommend(app: FastAPI, settings: AppSettings, record: ConversationReco
         )
         answer = await ask(request, query)
         # Pictures in a chat are fetched without a token.
-        base_url = None if settings.guard.token else str(request.base_url).rstrip("/")
+        base_url = None if token else str(request.base_url).rstrip("/")
         if body.stream:
             events = chat.chunks(answer, body.model, base_url)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -219,13 +209,13 @@ def _keep(record: ConversationRecord, query: Query, shown: Sequence[str]) -> Non
         log.error("not recorded: %s", error)
 
 
-def _add_feedback(app: FastAPI, settings: AppSettings, record: ConversationRecord) -> None:
+def _add_feedback(app: FastAPI, settings: ServeSettings, record: ConversationRecord) -> None:
     @app.post("/v1/feedback", tags=["recommend"], status_code=204)
     def feedback(request: Request, body: FeedbackRequest) -> None:
         """Keeps a like or dislike, to train with. Only on a server that records (`--record`)."""
         store = _service(request).current.recommender.store
         query = Query(conversation=_form(body.conversation), candidates=body.candidates)
-        check_limits(query, settings.limits)
+        check_limits(query, settings)
         if unknown := [item for item in (body.item, *body.candidates) if item not in store]:
             raise ApiError(422, f"no item has the id {unknown[0][:100]!r}", param="item")
         if body.item not in body.candidates:

@@ -6,15 +6,14 @@ import asyncio
 import base64
 import binascii
 import hmac
-import ipaddress
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lavic.recommend.serve_settings import ServeSettings
 from lavic.recommend.serving.errors import ApiError
 from lavic.recommend.serving.metrics import Metrics
 
@@ -29,29 +28,36 @@ HEADERS = (
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'")
 """Of answers that are not pages; a page brings its own."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class GuardSettings:
-    """Limits of a request."""
-
-    body: int = 1 << 20
-    """Most bytes of a body."""
-    body_seconds: float = 10.0
-    """Longest time in which a body arrives."""
-    requests: int = 1024
-    """Most requests at a time, those included whose body arrives; further ones are answered with 503."""
-    token: str | None = None
-    """What clients must show; None: nothing."""
-    hosts: tuple[str, ...] | None = None
-    """Names under which the server is asked; None: any. Keeps web pages from reaching a local server under a name of
-    their own."""
+MAX_REQUESTS = 1024
+"""Most requests at a time, those included whose body is arriving; further ones are answered with 503."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Host names of a server on loopback."""
 
 
 class Guard:
-    """An ASGI middleware. Answers what it refuses itself, in the form of all errors."""
+    """An ASGI middleware. Answers what it refuses itself, in the form of all errors.
 
-    def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    Args:
+        app: The app behind it.
+        settings: Of the server.
+        token: What clients must show. Without one, requests must name a host of `LOOPBACK` or of the settings, so that
+            a web page cannot reach a local server under a name of its own.
+        metrics: Of the server.
+        max_requests: See `MAX_REQUESTS`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        token: str | None,
+        metrics: Metrics,
+        *,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
+        self.app, self.settings, self.token, self.metrics = app, settings, token, metrics
+        self._max_requests = max_requests
+        self._hosts = None if token else {*LOOPBACK, *(name.lower().rstrip(".") for name in settings.hosts)}
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,12 +97,11 @@ class Guard:
 
     def _check_head(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if self._running > self.settings.requests and scope["path"] not in OPEN:
+        if self._running > self._max_requests and scope["path"] not in OPEN:
             raise ApiError(503, "too many requests at a time; try again later", headers={"Retry-After": "1"})
-        if self.settings.hosts is not None and _host(headers.get(b"host", b"")) not in self.settings.hosts:
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             raise ApiError(403, "this server is not asked under that name; see --hosts")
-        token = self.settings.token
-        if token and scope["path"] not in OPEN and not _shows(headers.get(b"authorization", b""), token):
+        if self.token and scope["path"] not in OPEN and not _shows(headers.get(b"authorization", b""), self.token):
             raise ApiError(
                 401,
                 "a token is needed: send it as Authorization: Bearer TOKEN",
@@ -110,7 +115,7 @@ class Guard:
             if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
                 raise ApiError(415, "send the body without Content-Encoding", headers={"Accept-Encoding": "identity"})
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self.settings.body:
+        if length.isdigit() and int(length[:20]) > self.settings.max_body:
             raise self._too_large()
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
@@ -128,14 +133,14 @@ class Guard:
                 raise _ClientLeft
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > self.settings.body:
+            if size > self.settings.max_body:
                 raise self._too_large()
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self.settings.body} bytes")
+        return ApiError(413, f"the body is larger than {self.settings.max_body} bytes")
 
 
 class _ClientLeft(Exception):
@@ -154,21 +159,6 @@ class _Replay:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
         return await self.receive()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def local_names(more: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names under which a server on loopback is asked."""
-    return ("localhost", "127.0.0.1", "::1", *(name.lower().rstrip(".") for name in more))
 
 
 def _host(header: bytes) -> str:

@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Instruments(Protocol):
-    """Makes counters, as those of prometheus_client."""
-
-    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
-        """Of events."""
-
-    def gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
-        """Of a state."""
-
-    def histogram(self, name: str, description: str, labels: Sequence[str] = (), *, buckets: Sequence[float]) -> Any:
-        """Of sizes or times."""
-
-    def render(self) -> bytes | None:
-        """All of them in Prometheus' text format; None where something else exports them."""
-
-
-class PrometheusInstruments:
-    """Counters of one server, in a registry of its own; see `Instruments`."""
+class Instruments:
+    """Makes the counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Counter:
-        """Of events."""
+    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
         return Counter(name, description, labels, registry=self.registry)
 
-    def gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
-        """Of a state."""
+    def gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
         return Gauge(name, description, labels, registry=self.registry)
 
-    def histogram(
-        self, name: str, description: str, labels: Sequence[str] = (), *, buckets: Sequence[float]
-    ) -> Histogram:
-        """Of sizes or times."""
+    def histogram(self, name: str, description: str, labels: Sequence[str] = (), *, buckets: Sequence[float]) -> Any:
         return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
 
-    def render(self) -> bytes:
-        """All of them."""
+    def render(self) -> bytes | None:
+        """All of them in Prometheus' text format; None if something else exports them."""
         return generate_latest(self.registry)
 
 
@@ -57,7 +36,7 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, instruments: Instruments | None = None) -> None:
-        make = instruments or PrometheusInstruments()
+        make = instruments or Instruments()
         self.render = make.render
         self.requests = make.counter("lavic_requests", "Answers by route and status.", ["route", "status"])
         self.seconds = make.histogram(

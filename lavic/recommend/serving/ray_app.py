@@ -22,12 +22,11 @@ from lavic.errors import LaunchError, LavicError, first_line
 from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.candidates import CandidateSearch
-from lavic.recommend.serve_settings import ServeSettings, allowed, batches, read_token, sources
+from lavic.recommend.serve_settings import ServeSettings, check_settings, read_token
 from lavic.recommend.serving.app import create_app
-from lavic.recommend.serving.batching.batcher import Batcher
 from lavic.recommend.serving.metrics import Metrics
 from lavic.recommend.serving.ray_metrics import RayInstruments
-from lavic.recommend.serving.service import Service
+from lavic.recommend.serving.service import Served, load_served
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -80,19 +79,12 @@ def application(chosen: ServeSettings, generation: int = 0) -> serve.Application
 
 def replica_app(chosen: ServeSettings) -> FastAPI:
     """The app of one replica, which loads the recommender when it starts."""
-    metrics = Metrics(RayInstruments())
-    token = None if chosen.token is None else read_token(chosen.token)
-    batcher = Batcher(batches(chosen), metrics)
+    check_settings(chosen)
 
-    async def start() -> Service:
-        served = await asyncio.get_running_loop().run_in_executor(None, sources(chosen).load)
-        batcher.start()
-        return Service(served, batcher.answer, metrics)
+    async def load() -> Served:
+        return await asyncio.get_running_loop().run_in_executor(None, load_served, chosen)
 
-    async def stop(service: Service) -> None:
-        await batcher.stop()
-
-    return create_app(allowed(chosen, token), start, stop, metrics)
+    return create_app(chosen, read_token(chosen), load, Metrics(RayInstruments()))
 
 
 def run(chosen: ServeSettings) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lavic.errors import LavicError
-from lavic.recommend.serving.batching.admission import Admission, BatchSettings
+from lavic.recommend.serve_settings import ServeSettings
+from lavic.recommend.serving.batching.admission import Admission
 from lavic.recommend.serving.batching.batcher import Batcher
 from lavic.recommend.serving.errors import ApiError
 from lavic.recommend.serving.metrics import Metrics
 
 DEADLINE = 1000.0
+
+
+def serve_settings(**settings: Any) -> ServeSettings:
+    return ServeSettings(bundle=Path("bundle"), store=Path("store"), **settings)
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -53,7 +59,7 @@ class Server:
 
     def __init__(self, recommender: GatedRecommender, **settings: Any) -> None:
         self.recommender: Any = recommender
-        self.batcher = Batcher(BatchSettings(batch_ms=0.0, **{"deadline": DEADLINE, **settings}), Metrics())
+        self.batcher = Batcher(serve_settings(batch_ms=0.0, **{"deadline": DEADLINE, **settings}), Metrics())
         self.batcher.start()
 
     def ask(self, query: Any) -> asyncio.Task[Any]:
@@ -241,7 +247,7 @@ def test_nothing_is_tried_again_for_a_client_that_has_left():
 
 @pytest.mark.parametrize("measured, mean", [((10.0,), 10.0), ((1.0, 3.0), 2.0), ((2.0, 1.0), 1.8)])
 def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[float, ...], mean: float):
-    admission = Admission(BatchSettings())
+    admission = Admission(serve_settings())
     for prompt_s in measured:
         admission.measure(prompt_s)
     assert admission.prompt_s == pytest.approx(mean)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lavic.recommend.serving.guard import Guard, GuardSettings
+from lavic.recommend.serve_settings import ServeSettings
+from lavic.recommend.serving.guard import Guard
 from lavic.recommend.serving.metrics import Metrics
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +86,8 @@ def test_too_many_requests_at_a_time_are_refused_and_probes_are_not():
                 await go_on.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        guard = Guard(app, GuardSettings(requests=2), Metrics())
+        settings = ServeSettings(bundle=Path("bundle"), store=Path("store"))
+        guard = Guard(app, settings, None, Metrics(), max_requests=2)
 
         async def ask(path: str) -> int:
             statuses: list[int] = []
@@ -97,7 +99,9 @@ def test_too_many_requests_at_a_time_are_refused_and_probes_are_not():
                 if message["type"] == "http.response.start":
                     statuses.append(message["status"])
 
-            await guard({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+            await guard(
+                {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost")]}, receive, send
+            )
             return statuses[0]
 
         running = [asyncio.ensure_future(ask("/")) for _ in range(2)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
 
+from lavic.recommend.serve_settings import ServeSettings
 from lavic.recommend.serving.errors import ApiError
 
 _FIRST_GUESS_S = 0.05
@@ -21,20 +21,6 @@ _SLOWER, _FASTER = 0.5, 0.2
 a mean that is too low costs answers that come too late, one that is too high only a few refusals."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchSettings:
-    """How requests are put together."""
-
-    batch_size: int = 64
-    """Most prompts of a batch; a list that is ranked in groups counts as several. One request is always taken."""
-    batch_ms: float = 5.0
-    """Longest time that a request waits for others while the model is idle, milliseconds."""
-    queue: int = 256
-    """Most requests that wait; further ones are answered with 429."""
-    deadline: float = 30.0
-    """Seconds after which a request is answered with 503."""
-
-
 class Admission:
     """Estimates when requests are answered, by the recent time of a prompt. Used in one event loop.
 
@@ -44,7 +30,7 @@ class Admission:
         running: Prompts of the batch that is computed now.
     """
 
-    def __init__(self, settings: BatchSettings) -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.prompt_s = _FIRST_GUESS_S
         self.measured = False

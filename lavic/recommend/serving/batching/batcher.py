@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from lavic.recommend.recommendation import CheckedQuery, Recommendation
 from lavic.recommend.recommender import Recommender
-from lavic.recommend.serving.batching.admission import Admission, BatchSettings
+from lavic.recommend.serve_settings import ServeSettings
+from lavic.recommend.serving.batching.admission import Admission
 from lavic.recommend.serving.batching.answers import answer_each
 from lavic.recommend.serving.errors import ApiError
 from lavic.recommend.serving.metrics import Metrics
@@ -41,7 +42,7 @@ class Batcher:
     is taken out before it costs anything.
     """
 
-    def __init__(self, settings: BatchSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self.settings, self.metrics, self.admission = settings, metrics, Admission(settings)
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
