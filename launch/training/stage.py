@@ -48,8 +48,8 @@ class StageComponents:
     model: PeftModel
     """The base model with the adapter in training."""
     task: nn.Module
-    train: TaskDataset[Any]
-    valid: TaskDataset[Any]
+    train: TaskDataset
+    valid: TaskDataset
     vision: Path | None = None
     """Of stage 2: the vision adapter that made the item store."""
     scorer: Scorer | None = None

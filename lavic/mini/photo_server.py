@@ -19,20 +19,20 @@ class PhotoServer:
 
     with PhotoServer(folder) as server:
         fetch(f"{server.url}/photo.jpg")
+
+    Requests are answered from `__enter__` on.
+
+    Args:
+        folder: What to serve; nothing outside of it is.
+        port: 0 takes any free port.
+        host: Where to listen.
+
+    Raises:
+        DataError: There is no such folder.
+        LaunchError: The port is taken, or the host is none of this machine.
     """
 
     def __init__(self, folder: str | Path, port: int = 0, host: str = "127.0.0.1") -> None:
-        """Bind the address; requests are answered from `__enter__` on.
-
-        Args:
-            folder: What to serve; nothing outside of it is.
-            port: 0 takes any free port.
-            host: Where to listen.
-
-        Raises:
-            DataError: There is no such folder.
-            LaunchError: The port is taken, or the host is none of this machine.
-        """
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
             raise DataError(f"{folder}: no such folder of photos")

@@ -157,17 +157,16 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 class AdaptedLinear(nn.Linear):
-    """A frozen linear layer with a low-rank update that is computed separately, as in training: W x + scale B (A x)."""
+    """A frozen linear layer with a low-rank update that is computed separately, as in training: W x + scale B (A x).
+
+    Args:
+        linear: The layer, not changed.
+        a: [r, inputs]
+        b: [outputs, r]
+        scale: Of the update.
+    """
 
     def __init__(self, linear: nn.Linear, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-        """Shares the weights of a linear layer.
-
-        Args:
-            linear: The layer, not changed.
-            a: [r, inputs]
-            b: [outputs, r]
-            scale: Of the update.
-        """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale

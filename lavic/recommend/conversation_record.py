@@ -39,14 +39,12 @@ class ConversationRecord:
     """Appends rows to a file. Threads and processes may share the file: each row is one write, under a lock.
 
     Only the user who runs the server may read the file. It is opened for each row, so it may be moved away at any time.
+
+    Raises:
+        ConfigError: It cannot.
     """
 
     def __init__(self, path: Path) -> None:
-        """Checks that the file can be written.
-
-        Raises:
-            ConfigError: It cannot.
-        """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

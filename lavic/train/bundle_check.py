@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ def check_bundle(
     folder: Path,
     model: PeftModel,
     task: nn.Module,
-    samples: TaskDataset[Any],
+    samples: TaskDataset,
     world: DistributedContext,
     *,
     vision: Path | None,
@@ -59,9 +59,7 @@ def check_bundle(
         raise LavicError(f"{folder}: {problem}; this is a bug in lavic, do not use the bundle")
 
 
-def _compare(
-    folder: Path, model: PeftModel, task: nn.Module, samples: TaskDataset[Any], vision: Path | None
-) -> str | None:
+def _compare(folder: Path, model: PeftModel, task: nn.Module, samples: TaskDataset, vision: Path | None) -> str | None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -90,7 +88,7 @@ def _compare(
 
 
 @torch.no_grad()
-def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: TaskDataset[Any]) -> str | None:
+def _compare_losses(folder: Path, kind: Kind, task: nn.Module, samples: TaskDataset) -> str | None:
     """Loads the saved adapter and compares the losses on validation samples."""
     from lavic.model.lora import install
 

@@ -62,19 +62,18 @@ class TrainState:
 
 
 class CheckpointManager:
-    """Saves and loads the checkpoints of one run. Every method is collective."""
+    """Saves and loads the checkpoints of one run. Every method is collective.
+
+    Args:
+        folder: RUN/checkpoints, on a file system that all ranks share.
+        world: The ranks.
+        keep: How many of the newest to keep.
+        identity: Digests of model and data, which `load` compares.
+    """
 
     def __init__(
         self, folder: Path, world: DistributedContext, *, keep: int = 2, identity: Mapping[str, str] | None = None
     ) -> None:
-        """Opens a folder, which need not exist.
-
-        Args:
-            folder: RUN/checkpoints, on a file system that all ranks share.
-            world: The ranks.
-            keep: How many of the newest to keep.
-            identity: Digests of model and data, which `load` compares.
-        """
         self.folder = folder
         self.keep = keep
         self.identity = dict(identity or {})

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
-from lavic.train.input.data_loader import MicroBatch, TaskDataset, prefetch
+from lavic.train.input.collate import MicroBatch
+from lavic.train.input.data_loader import TaskDataset, prefetch
 from lavic.train.input.length_bucketing import bucket_by_length
 
 WINDOW_BATCHES = 8
@@ -61,7 +62,7 @@ class NoTargetTokensError(ConfigError):
 
 def evaluate(
     task: nn.Module,
-    samples: TaskDataset[Any],
+    samples: TaskDataset,
     world: DistributedContext,
     *,
     batch_size: int,
@@ -122,7 +123,7 @@ def inference(task: nn.Module) -> Iterator[None]:
 
 
 def _make_window(
-    samples: TaskDataset[Any], windows: Sequence[range], batch_size: int, max_tokens: int | None, number: int
+    samples: TaskDataset, windows: Sequence[range], batch_size: int, max_tokens: int | None, number: int
 ) -> list[MicroBatch]:
     window = [samples[position] for position in windows[number]]
     groups = bucket_by_length([s.length for s in window], tokens=max_tokens, most=batch_size, overhead=samples.overhead)

@@ -12,21 +12,20 @@ from lavic.distributed.context import DistributedContext
 from lavic.errors import LavicError
 
 if TYPE_CHECKING:
-    from lavic.train.input.data_loader import MicroBatch
+    from lavic.train.input.collate import MicroBatch
 
 
 class NonFiniteError(LavicError):
-    """A loss or a gradient is not finite; no weight was changed. Raised on all ranks."""
+    """A loss or a gradient is not finite; no weight was changed. Raised on all ranks.
+
+    Args:
+        what: `loss` or `gradient`.
+        samples: The samples that cause it, with their ranks.
+        lr: The step's learning rate.
+        stop: Whether any rank has a stop request.
+    """
 
     def __init__(self, what: str, samples: str, lr: float, *, stop: bool) -> None:
-        """Formats the message.
-
-        Args:
-            what: `loss` or `gradient`.
-            samples: The samples that cause it, with their ranks.
-            lr: The step's learning rate.
-            stop: Whether any rank has a stop request.
-        """
         super().__init__(
             f"the {what} of {samples} is not finite: check these samples, then run the same command again with "
             "--loop.skip-samples FILE (their keys, one per line), with --loop.max-skipped 1 to skip this step, or with "

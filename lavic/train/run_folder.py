@@ -61,6 +61,19 @@ CHANGEABLE = (
 class RunFolder:
     """The output folder of a training run, locked until `close`: a context manager.
 
+    Opening it creates the folder `settings.out` and, on rank 0, locks it. Before its first checkpoint, a run may be started
+    again with other settings.
+
+    Args:
+        settings: The run's settings.
+        command: Its name, for messages.
+        world: The ranks; rank 0 writes.
+        free: More keys that may change, such as the paths of inputs, whose content is compared.
+
+    Raises:
+        ConfigError: It has a run with other settings, a run in progress, or other content; or its path is not
+            UTF-8.
+
     Attributes:
         folder: The folder.
         bundle: Its bundle.
@@ -70,20 +83,6 @@ class RunFolder:
     """
 
     def __init__(self, settings: Any, *, command: str, world: DistributedContext, free: Iterable[str] = ()) -> None:
-        """Opens or creates the folder `settings.out` and, on rank 0, locks it.
-
-        Before its first checkpoint, a run may be started again with other settings.
-
-        Args:
-            settings: The run's settings.
-            command: Its name, for messages.
-            world: The ranks; rank 0 writes.
-            free: More keys that may change, such as the paths of inputs, whose content is compared.
-
-        Raises:
-            ConfigError: It has a run with other settings, a run in progress, or other content; or its path is not
-                UTF-8.
-        """
         self.folder: Path = settings.out
         try:
             str(self.folder.absolute()).encode()

@@ -27,16 +27,14 @@ class SanityChecks:
 
     A task's attribute `trains` is the kind of adapter that it trains, a key of `TRAINED_PARTS`; without it, the parts
     are not checked.
+
+    Args:
+        task: The task.
+        trained: Its trainable parameters by name.
+        world: The ranks.
     """
 
     def __init__(self, task: nn.Module, trained: Mapping[str, nn.Parameter], world: DistributedContext) -> None:
-        """Registers gradient hooks.
-
-        Args:
-            task: The task.
-            trained: Its trainable parameters by name.
-            world: The ranks.
-        """
         self._task, self._trained, self._world = task, dict(trained), world
         self._without_gradient = set(self._trained)
         """Parameters without a gradient since the last check."""

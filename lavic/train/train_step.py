@@ -12,7 +12,7 @@ import torch
 from lavic.distributed.context import DistributedContext
 from lavic.errors import DataError
 from lavic.train.deepspeed.engine import Engine
-from lavic.train.input.data_loader import MicroBatch
+from lavic.train.input.collate import MicroBatch
 from lavic.train.nonfinite import NonFiniteError, find_nonfinite_samples, first_keys
 
 

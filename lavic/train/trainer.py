@@ -13,7 +13,8 @@ from lavic.train.checkpoint import TrainState
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.evaluation import Scorer, evaluate, inference
-from lavic.train.input.data_loader import MicroBatch, TaskDataset, TrainDataLoader
+from lavic.train.input.collate import MicroBatch
+from lavic.train.input.data_loader import TaskDataset, TrainDataLoader
 from lavic.train.nonfinite import NonFiniteError
 from lavic.train.train_step import train_step
 
@@ -23,6 +24,18 @@ class Trainer:
 
     The loss of a step is the mean over the target tokens of all ranks and micro-batches: it does not depend on how the
     step's samples are split. With the same world size, a resumed run gives exactly the same losses.
+
+    Args:
+        engine: With the task.
+        train: The training set.
+        valid: The validation set.
+        loop: The settings.
+        world: The ranks.
+        callbacks: Called in this order, see `Callback`; the same on every rank.
+        scorer: Computes scores at each validation, besides the loss.
+
+    Raises:
+        ConfigError: The training set is empty, or the ranks cannot share a batch.
 
     Attributes:
         engine: With the task.
@@ -36,27 +49,13 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        train: TaskDataset[Any],
-        valid: TaskDataset[Any],
+        train: TaskDataset,
+        valid: TaskDataset,
         loop: LoopSettings,
         world: DistributedContext,
         callbacks: Sequence[Callback] = (),
         scorer: Scorer | None = None,
     ) -> None:
-        """Prepares a run.
-
-        Args:
-            engine: With the task.
-            train: The training set.
-            valid: The validation set.
-            loop: The settings.
-            world: The ranks.
-            callbacks: Called in this order, see `Callback`; the same on every rank.
-            scorer: Computes scores at each validation, besides the loss.
-
-        Raises:
-            ConfigError: The training set is empty, or the ranks cannot share a batch.
-        """
         self.engine, self.loop, self.world = engine, loop, world
         self.state = TrainState()
         self.total_steps = loop.total_steps(len(train))

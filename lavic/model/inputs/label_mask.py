@@ -40,8 +40,8 @@ class Batch:
         """Number of target tokens."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.lengths)))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        return Batch(*(t.to(device, non_blocking=non_blocking) for t in (self.input_ids, self.labels, self.lengths)))
 
 
 def masked_example(prompt: Sequence[int], target: Sequence[int]) -> Example:

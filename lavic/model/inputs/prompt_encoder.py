@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """Turns pieces into token ids with a base model's tokenizer."""
+    """Turns pieces into token ids with a base model's tokenizer.
+
+    Args:
+        tokenizer: Of the base model.
+        image_token_id: Of its image token.
+        style: Of the prompts.
+        chat: Tags of the base model's chat template.
+
+    Raises:
+        ConfigError: The tokenizer adds anything but one beginning-of-sequence token to a text.
+    """
 
     def __init__(
         self,
@@ -29,17 +39,6 @@ class Encoder:
         style: prompts.Style = "inst",
         chat: prompts.ChatFormat = prompts.MISTRAL,
     ) -> None:
-        """Checks the tokenizer.
-
-        Args:
-            tokenizer: Of the base model.
-            image_token_id: Of its image token.
-            style: Of the prompts.
-            chat: Tags of the base model's chat template.
-
-        Raises:
-            ConfigError: The tokenizer adds anything but one beginning-of-sequence token to a text.
-        """
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.style: prompts.Style = style

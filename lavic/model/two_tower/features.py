@@ -25,19 +25,18 @@ TITLE_LENGTH = 128
 
 
 class FeatureExtractor:
-    """Computes features of conversations and items with a base model."""
+    """Computes features of conversations and items with a base model.
+
+    Args:
+        backbone: Without vision tower; with the vision adapter of the store, for its projector.
+        tokens: `none` uses only the title of an item.
+        max_length: Longest conversation, tokens; see `query_ids`.
+        tokens_per_batch: Maximum tokens of a forward pass, with padding.
+    """
 
     def __init__(
         self, backbone: Backbone, *, tokens: Tokens = "items", max_length: int = 1024, tokens_per_batch: int = 8192
     ) -> None:
-        """Computes nothing yet.
-
-        Args:
-            backbone: Without vision tower; with the vision adapter of the store, for its projector.
-            tokens: `none` uses only the title of an item.
-            max_length: Longest conversation, tokens; see `query_ids`.
-            tokens_per_batch: Maximum tokens of a forward pass, with padding.
-        """
         self.backbone, self.tokens = backbone, tokens
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
         text = unwrap_peft(backbone.model).config.text_config

@@ -22,20 +22,19 @@ _MIN_STD = 1e-3
 
 
 class Projection(nn.Module):
-    """Maps standardized features to a unit vector: a hidden layer, or a linear map if `hidden` is 0."""
+    """Maps standardized features to a unit vector: a hidden layer, or a linear map if `hidden` is 0.
+
+    Args:
+        inputs: Width of the features.
+        dim: Width of the vectors.
+        hidden: Width of the hidden layer; 0 for none.
+        dropout: On the standardized features and the hidden layer, in training.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, inputs: int, dim: int, *, hidden: int = 0, dropout: float = 0.0) -> None:
-        """Initializes the weights.
-
-        Args:
-            inputs: Width of the features.
-            dim: Width of the vectors.
-            hidden: Width of the hidden layer; 0 for none.
-            dropout: On the standardized features and the hidden layer, in training.
-        """
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("std", torch.ones(inputs))
@@ -61,6 +60,14 @@ class TwoTowerHead(nn.Module):
     """The projections of both towers, and the temperature of their training.
 
     The score of an item for a conversation is the inner product of their vectors.
+
+    Args:
+        query_features: Width of a conversation's features.
+        item_features: Width of an item's features.
+        dim: Width of the vectors.
+        hidden: Width of each projection's hidden layer; 0 for none.
+        dropout: In training.
+        temperature: Initial value of the learned divisor of the inner products in the loss.
     """
 
     def __init__(
@@ -73,16 +80,6 @@ class TwoTowerHead(nn.Module):
         dropout: float = 0.0,
         temperature: float = 0.05,
     ) -> None:
-        """Initializes the weights.
-
-        Args:
-            query_features: Width of a conversation's features.
-            item_features: Width of an item's features.
-            dim: Width of the vectors.
-            hidden: Width of each projection's hidden layer; 0 for none.
-            dropout: In training.
-            temperature: Initial value of the learned divisor of the inner products in the loss.
-        """
         super().__init__()
         self.query = Projection(query_features, dim, hidden=hidden, dropout=dropout)
         self.item = Projection(item_features, dim, hidden=hidden, dropout=dropout)

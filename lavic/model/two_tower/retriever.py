@@ -134,19 +134,18 @@ def find_retriever(folder: Path) -> Path:
 
 
 class Retriever:
-    """A retriever with its base model: embeds conversations and items in the same space."""
+    """A retriever with its base model: embeds conversations and items in the same space.
+
+    Args:
+        bundle: Its base model and vision adapter, loaded.
+        folder: Of the bundle.
+        info: Of the retriever.
+
+    Raises:
+        DataError: A head cannot be read.
+    """
 
     def __init__(self, bundle: Bundle, folder: Path, info: RetrieverInfo) -> None:
-        """Reads the heads of a bundle.
-
-        Args:
-            bundle: Its base model and vision adapter, loaded.
-            folder: Of the bundle.
-            info: Of the retriever.
-
-        Raises:
-            DataError: A head cannot be read.
-        """
         self.bundle, self.info = bundle, info
         self.features = FeatureExtractor(bundle.backbone, tokens=bundle.info.tokens, max_length=info.max_length)
         sizes = {"dim": info.dim, "hidden": info.hidden}

@@ -47,6 +47,11 @@ def item_text(item: Item, fields: Sequence[Field]) -> str:
 class CatalogRows:
     """Reads a catalogue, one pass at each call.
 
+    Args:
+        paths: As for `read_items`.
+        text: What the items' texts are made of.
+        available: Ids of the items that may be recommended; None for all.
+
     Attributes:
         left_out: Rows of the last pass that are not indexed, by reason: `unreadable`, `unavailable` (not in the item
             store); and `no_text`, which are indexed but not found by words or meaning.
@@ -55,13 +60,6 @@ class CatalogRows:
     def __init__(
         self, paths: Sequence[str | Path], text: TextSettings, available: Container[str] | None = None
     ) -> None:
-        """Describes it.
-
-        Args:
-            paths: As for `read_items`.
-            text: What the items' texts are made of.
-            available: Ids of the items that may be recommended; None for all.
-        """
         self._paths, self._text, self._available = paths, text, available
         self.left_out: Counter[str] = Counter()
 

@@ -44,7 +44,6 @@ class RetrievalIndex:
     """
 
     def __init__(self, folder: Path, manifest: IndexManifest, shard: Shard = (0, 1)) -> None:
-        """Opens the files of a manifest. See `open`."""
         self.folder, self.manifest, self.shard = folder, manifest, shard
         self.table = ItemTable(folder / manifest.table, manifest.catalogue)
         self._encoders: dict[str, TextEncoder] = {}

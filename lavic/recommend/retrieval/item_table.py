@@ -37,6 +37,9 @@ class Row:
 class ItemTable:
     """The rows of an index, opened for reading. All arrays are mapped.
 
+    Raises:
+        DataError: It is not there, cut short, or another one.
+
     Attributes:
         ids: By row.
         rank: int32 [n], the place of each row's id in the order of ids.
@@ -44,11 +47,6 @@ class ItemTable:
     """
 
     def __init__(self, path: Path, digest: str) -> None:
-        """Opens a table.
-
-        Raises:
-            DataError: It is not there, cut short, or another one.
-        """
         self._file = open_array_file(path, KIND, digest)
         self.path, self.digest = path, digest
         self.ids = TextColumn(self._file, "id")

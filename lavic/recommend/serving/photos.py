@@ -44,6 +44,15 @@ class ItemPhotos:
     """The photos of items. Threads may share it.
 
     A set in a folder is read in place. Of a set in an object store single photos are downloaded, not shards.
+
+    Args:
+        folders: Of sets of shards, paths or addresses. The first set with a photo is asked.
+        key_of: Item id -> key of its photo, such as that which its tokens were made of; None for an unknown item.
+        cache: Where copies of shards may be already.
+        memory: Bytes of the photos that are kept after they were read.
+
+    Raises:
+        DataError: A folder is not a whole set of shards.
     """
 
     def __init__(
@@ -54,17 +63,6 @@ class ItemPhotos:
         cache: CacheSettings | None = None,
         memory: int = MEMORY,
     ) -> None:
-        """Opens the sets.
-
-        Args:
-            folders: Of sets of shards, paths or addresses. The first set with a photo is asked.
-            key_of: Item id -> key of its photo, such as that which its tokens were made of; None for an unknown item.
-            cache: Where copies of shards may be already.
-            memory: Bytes of the photos that are kept after they were read.
-
-        Raises:
-            DataError: A folder is not a whole set of shards.
-        """
         self._sets = [ShardDataset(folder, descriptions=None, cache=cache, copy=False) for folder in folders]
         for data in self._sets:
             _ = data.index  # made now rather than in the first request

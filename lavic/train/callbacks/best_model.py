@@ -14,15 +14,13 @@ class BestModel(Callback):
     """Keeps `best_step`, `best_loss`, `best_score` and `validations_since_best` of the trainer's state.
 
     The untrained model of step 0 does not count.
+
+    Args:
+        score: The highest value of this score of `EvalResult.scores`, and of equal ones the lowest loss: a score
+            over a few hundred lists takes few values. None: the lowest loss.
     """
 
     def __init__(self, score: str | None = None) -> None:
-        """Says what is best.
-
-        Args:
-            score: The highest value of this score of `EvalResult.scores`, and of equal ones the lowest loss: a score
-                over a few hundred lists takes few values. None: the lowest loss.
-        """
         self._score = score
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:

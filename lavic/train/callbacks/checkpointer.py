@@ -14,7 +14,6 @@ class Checkpointer(Callback):
     """
 
     def __init__(self, checkpoints: CheckpointManager) -> None:
-        """Takes the run's checkpoints."""
         self._checkpoints = checkpoints
         self._saved_step = 0
 

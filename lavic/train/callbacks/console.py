@@ -19,7 +19,6 @@ class ConsoleLogger(Callback):
     """Writes on rank 0 alone."""
 
     def __init__(self) -> None:
-        """Opens the bar in `pre_train`."""
         self._bar: ProgressBar | None = None
 
     def pre_train(self, trainer: Trainer) -> None:

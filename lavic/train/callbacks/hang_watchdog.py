@@ -11,7 +11,6 @@ class HangWatchdogCallback(Callback):
     """Lets the watchdog name the rank that the others wait for, and where it is."""
 
     def __init__(self, watchdog: HangWatchdog) -> None:
-        """Takes an open watchdog."""
         self._watchdog = watchdog
 
     def enter_phase(self, trainer: Trainer, phase: str) -> None:

@@ -15,7 +15,6 @@ class JournalLogger(Callback):
     """Reports to a tracker; on ranks other than 0 that is the null tracker."""
 
     def __init__(self, tracker: Tracker) -> None:
-        """Takes a started tracker."""
         self._tracker = tracker
 
     def pre_train(self, trainer: Trainer) -> None:

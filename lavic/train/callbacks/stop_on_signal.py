@@ -11,7 +11,6 @@ class StopOnSignal(Callback):
     """Hands a stop request on to the trainer."""
 
     def __init__(self, request: StopRequest) -> None:
-        """Takes an open stop request."""
         self._request = request
 
     def pre_eval_batch(self, trainer: Trainer) -> None:

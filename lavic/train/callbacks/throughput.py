@@ -22,7 +22,6 @@ class ThroughputMonitor(Callback):
     """
 
     def __init__(self) -> None:
-        """Measures from `pre_train` on."""
         self._meter: ThroughputMeter | None = None
         self._requested = 0.0
 

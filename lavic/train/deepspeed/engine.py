@@ -29,6 +29,17 @@ class Engine:
     Every method is collective: all ranks call it, in the same order. The ranks must have been connected
     (`DistributedContext.start`) before.
 
+    Args:
+        task: Parameters that require a gradient are trained.
+        world: The ranks, connected.
+        loop: Batch, learning rate, weight decay and clipping.
+        extra: More keys for DeepSpeed, see `zero2_config`.
+
+    Raises:
+        ConfigError: There is nothing to train, or `extra` contradicts our settings.
+        LaunchError: DeepSpeed is not installed.
+        LavicError: The wrong parameters would be trained, see `SanityChecks.check_start`.
+
     Attributes:
         task: The module as given; trained in place.
         parameters: What is trained, by name, in the module's order.
@@ -37,19 +48,6 @@ class Engine:
     def __init__(
         self, task: nn.Module, world: DistributedContext, loop: LoopSettings, *, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Initializes DeepSpeed with the task.
-
-        Args:
-            task: Parameters that require a gradient are trained.
-            world: The ranks, connected.
-            loop: Batch, learning rate, weight decay and clipping.
-            extra: More keys for DeepSpeed, see `zero2_config`.
-
-        Raises:
-            ConfigError: There is nothing to train, or `extra` contradicts our settings.
-            LaunchError: DeepSpeed is not installed.
-            LavicError: The wrong parameters would be trained, see `SanityChecks.check_start`.
-        """
         self.task = task
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         if not self.parameters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +17,18 @@ from lavic.model.inputs.label_mask import Batch, Example, collate
 from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.tiling import Geometry, Grid
 from lavic.model.visual_tokens import count_patch_tokens
-from lavic.train.input.collate import Order, TextBatch, collate_text
+from lavic.train.input.collate import MicroBatch, Sample, collate_text
 from lavic.train.input.length_table import LengthTable
+from lavic.train.input.shuffle_order import ShuffleOrder
 
 _READ_AHEAD = 4096
 """Photos that are downloaded ahead in a remote set that is read in its own order."""
 
 
 @dataclass(frozen=True)
-class PhotoSample:
+class PhotoSample(Sample):
     """A photo, cut into views, with its description as the target."""
 
-    key: str
-    example: Example
     views: torch.Tensor
     """float32 [views, 3, size, size]"""
     size: tuple[int, int]
@@ -47,7 +46,7 @@ class PhotoSample:
 
 
 @dataclass(frozen=True)
-class PhotoBatch(TextBatch):
+class PhotoBatch(MicroBatch):
     """A batch of `DistillDataset`."""
 
     views: torch.Tensor
@@ -61,12 +60,8 @@ class PhotoBatch(TextBatch):
     teacher_lengths: tuple[int, ...] = ()
     """Tokens of each of the teacher's prompts."""
 
-    def to(self, device: torch.device) -> PhotoBatch:
-        teacher_text = None if self.teacher_text is None else self.teacher_text.to(device)
-        views = self.views.to(device, non_blocking=True)
-        return replace(self, text=self.text.to(device), views=views, teacher_text=teacher_text)
 
-
+@dataclass(eq=False)
 class DistillDataset:
     """Described photos of a set of shards.
 
@@ -74,49 +69,35 @@ class DistillDataset:
     the loss, and the trainer counts it as skipped.
     """
 
-    def __init__(
-        self,
-        photos: Any,
-        geometry: Geometry,
-        encoder: Encoder,
-        *,
-        max_length: int,
-        tokens: Literal["cls", "all"] = "cls",
-        teach: bool = False,
-        nested: Sequence[int] = (),
-        seed: int = 0,
-        order: Order | None = None,
-        table: Path | None = None,
-    ) -> None:
-        """Describes the set.
+    photos: Any
+    """A `ShardDataset`: by index, samples with `key`, `title`, `text` and `image`."""
+    geometry: Geometry
+    """How the base model's photos are cut into views."""
+    encoder: Encoder
+    """Of the base model."""
+    _: KW_ONLY
+    max_length: int
+    """Longest prompt and description, tokens, without the photo's."""
+    tokens: Literal["cls", "all"] = "cls"
+    """What stands for the photo: the [CLS] of each view, or every patch token (for `TeacherTask`)."""
+    teach: bool = False
+    """Encode every prompt a second time, for the teacher."""
+    nested: Sequence[int] = ()
+    """Show only the first n views of each photo, n drawn from these; empty: all."""
+    seed: int = 0
+    """Of that draw."""
+    order: ShuffleOrder | None = None
+    """Of the samples, over all epochs; None reads them in the set's order."""
+    table: InitVar[Path | None] = None
+    """File in which this machine's ranks keep the lengths of samples, see `LengthTable`; its name identifies the set
+    and the tokenization. None: each rank counts tokens when it needs them."""
+    overhead: int = 0
+    """Cost of a photo in the vision tower, in tokens of the language model."""
 
-        Args:
-            photos: A `ShardDataset`: by index, samples with `key`, `title`, `text` and `image`.
-            geometry: How the base model's photos are cut into views.
-            encoder: Of the base model.
-            max_length: Longest prompt and description, tokens, without the photo's.
-            tokens: What stands for the photo: the [CLS] of each view, or every patch token (for `TeacherTask`).
-            teach: Encode every prompt a second time, for the teacher.
-            nested: Show only the first n views of each photo, n drawn from these; empty: all.
-            seed: Of that draw.
-            order: Of the samples, over all epochs; None reads them as they stand.
-            table: File in which this machine's ranks keep the lengths of samples, see `LengthTable`; its name
-                identifies the set and the tokenization. None: each rank counts tokens when it needs them.
-        """
-        self.photos = photos
-        self.geometry = geometry
-        self.encoder = encoder
-        self.max_length = max_length
-        self.tokens = tokens
-        self.teach = teach
-        self.nested = tuple(nested)
-        self.seed = seed
-        self.order = order
-        self.overhead = 0
-        """Cost of a photo in the vision tower, in tokens of the language model."""
-        self._table = None if table is None else LengthTable(table, len(photos), self._measure_all)
+    def __post_init__(self, table: Path | None) -> None:
+        self._table = None if table is None else LengthTable(table, len(self.photos), self._measure_all)
         self._ahead = range(0)
-        self._ahead_order = copy.copy(order)  # an order keeps the window that it was asked for last
+        self._ahead_order = copy.copy(self.order)  # an order keeps the window that it was asked for last
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -14,19 +14,18 @@ from lavic.train.distillation.losses import patch_distance, patch_means, teacher
 
 
 class DistillTask(nn.Module):
-    """Stage 1, the student: the loss of the description, given one token of each view."""
+    """Stage 1, the student: the loss of the description, given one token of each view.
+
+    Args:
+        model: With a vision adapter.
+        top_k: In training, also match the teacher's probabilities of the k likeliest tokens; 0: do not.
+        weight: Share of that in the loss.
+        patches: In training, weight of each photo's distance from the teacher's patch tokens, added to its losses.
+    """
 
     trains: Kind = "vision"
 
     def __init__(self, model: nn.Module, *, top_k: int = 0, weight: float = 0.5, patches: float = 0.0) -> None:
-        """Wraps a model.
-
-        Args:
-            model: With a vision adapter.
-            top_k: In training, also match the teacher's probabilities of the k likeliest tokens; 0: do not.
-            weight: Share of that in the loss.
-            patches: In training, weight of each photo's distance from the teacher's patch tokens, added to its losses.
-        """
         super().__init__()
         self.model = model
         self.top_k, self.weight, self.patches = top_k, weight, patches

@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-import numpy as np
+import torch
+from typing_extensions import Self
 
 from lavic.model.inputs.label_mask import IGNORED, Batch, Example, collate
 from lavic.model.inputs.prompt_encoder import Encoder
 
 
-class Order(Protocol):
-    """The order of an endless training set."""
+@dataclass(frozen=True)
+class Sample:
+    """One example before it is collated; each stage adds its photos or items."""
+
+    key: str
+    """Its name in messages."""
+    example: Example
+    """Its tokenized prompt and target."""
 
     @property
-    def window(self) -> int:
-        """About how many samples, adjacent in the set, are shuffled together."""
-
-    def at(self, position: int) -> int:
-        """Index of the sample at a position over all epochs."""
-
-    def span(self, first: int, last: int) -> np.ndarray:
-        """Indices at the positions from `first` to `last - 1`: int64 [last - first]."""
-
-
-class TextSample(Protocol):
-    """The common attributes of the samples of both stages."""
-
-    @property
-    def key(self) -> str:
-        """Its name in messages."""
-
-    @property
-    def example(self) -> Example:
-        """Its tokenized prompt and target."""
+    def length(self) -> int:
+        """Tokens: samples of similar length share a micro-batch."""
+        return len(self.example.input_ids)
 
 
 @dataclass(frozen=True)
-class TextBatch:
-    """Prompts with their targets; each stage adds its photos or items."""
+class MicroBatch:
+    """The input of a task's forward pass: prompts with their targets; each stage adds its photos or items."""
 
     keys: tuple[str, ...]
     """Each sample's name in messages."""
@@ -60,9 +50,15 @@ class TextBatch:
         """Tokens of all samples, with padding."""
         return self.text.input_ids.numel()
 
+    def to(self, device: torch.device) -> Self:
+        """The batch with its tensors on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if hasattr(value, "to")}
+        return replace(self, **moved)
 
-def collate_text(samples: Sequence[TextSample], encoder: Encoder) -> dict[str, Any]:
-    """The fields of a `TextBatch`."""
+
+def collate_text(samples: Sequence[Sample], encoder: Encoder) -> dict[str, Any]:
+    """The fields of a `MicroBatch`."""
     return {
         "keys": tuple(sample.key for sample in samples),
         "targets": tuple(sum(label != IGNORED for label in sample.example.labels) for sample in samples),

@@ -16,45 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError, DataError, LavicError
 from lavic.train.config import LoopSettings
+from lavic.train.input.collate import MicroBatch, Sample
 from lavic.train.input.length_bucketing import balance_micro_batches, bucket_by_length
 
-
-class Sample(Protocol):
-    """One example before it is collated."""
-
-    @property
-    def length(self) -> int:
-        """Tokens: samples of similar length share a micro-batch."""
-
-
-class MicroBatch(Protocol):
-    """The input of a task's forward pass."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """The name of each sample in messages."""
-
-    @property
-    def targets(self) -> Sequence[int]:
-        """Target tokens of each sample."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all samples, without padding."""
-
-    @property
-    def padded(self) -> int:
-        """Tokens of all samples, with padding."""
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """The batch on a device."""
-
-
-S = TypeVar("S", bound=Sample)
 T = TypeVar("T")
 
 
-class TaskDataset(Protocol[S]):
+class TaskDataset(Protocol):
     """A training or validation set.
 
     Positions are unbounded: position p of a set of n samples is in epoch p // n. `dataset[p]` depends only on p and on
@@ -64,7 +32,7 @@ class TaskDataset(Protocol[S]):
     def __len__(self) -> int:
         """Samples of one epoch."""
 
-    def __getitem__(self, position: int) -> S:
+    def __getitem__(self, position: int) -> Sample:
         """The sample at a position >= 0."""
 
     def key(self, position: int) -> str:
@@ -77,7 +45,7 @@ class TaskDataset(Protocol[S]):
     def overhead(self) -> int:
         """Cost of a sample besides its tokens, in tokens."""
 
-    def collate(self, samples: Sequence[S]) -> MicroBatch:
+    def collate(self, samples: Sequence[Any]) -> MicroBatch:
         """A batch of samples."""
 
 
@@ -87,19 +55,17 @@ class TrainDataLoader:
     Step s (from 0) has the positions s * batch to (s + 1) * batch - 1, with any number of ranks: the step is the only
     state of the loader. Without `micro_tokens`, rank r takes every size-th position, from r. Otherwise the samples are
     distributed by length (`balance_micro_batches`), which every rank computes independently.
+
+    Args:
+        samples: The training set.
+        world: The ranks.
+        loop: Batch, micro-batch and workers.
+
+    Raises:
+        ConfigError: The training set is empty, or ranks would get unequal shares.
     """
 
-    def __init__(self, samples: TaskDataset[Any], world: DistributedContext, loop: LoopSettings) -> None:
-        """Checks that the ranks can share a step.
-
-        Args:
-            samples: The training set.
-            world: The ranks.
-            loop: Batch, micro-batch and workers.
-
-        Raises:
-            ConfigError: The training set is empty, or ranks would get unequal shares.
-        """
+    def __init__(self, samples: TaskDataset, world: DistributedContext, loop: LoopSettings) -> None:
         if not len(samples):
             raise ConfigError("the training set is empty")
         self.samples = samples

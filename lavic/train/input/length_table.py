@@ -34,16 +34,14 @@ class LengthTable:
 
     The file is sparse: a process fills a chunk when one of its samples is first needed, while the others fill other
     chunks or wait. A chunk that a killed process did not write is counted again.
+
+    Args:
+        file: On a local disk; its name identifies the set and the tokenization.
+        samples: Number of samples.
+        count: Returns `COLUMNS` numbers, from 0 to `MAX_VALUE`, for each sample of a range.
     """
 
     def __init__(self, file: Path, samples: int, count: Callable[[range], Sequence[Sequence[int]]]) -> None:
-        """The file is created on first use.
-
-        Args:
-            file: On a local disk; its name identifies the set and the tokenization.
-            samples: Number of samples.
-            count: Returns `COLUMNS` numbers, from 0 to `MAX_VALUE`, for each sample of a range.
-        """
         self.file, self.samples = file, samples
         self._count = count
         self._rows: np.ndarray | None = None

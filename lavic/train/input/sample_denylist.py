@@ -11,7 +11,8 @@ from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.storage.text_files import TextFileError, read_lines
 from lavic.tracking.tracker import Tracker
-from lavic.train.input.data_loader import MicroBatch, TaskDataset
+from lavic.train.input.collate import MicroBatch
+from lavic.train.input.data_loader import TaskDataset
 from lavic.train.nonfinite import first_keys
 
 log = logging.getLogger(__name__)
@@ -19,9 +20,7 @@ _JOURNAL_KEYS = 1000
 """Maximum number of keys in the journal."""
 
 
-def apply_denylist(
-    samples: TaskDataset[Any], path: Path | None, tracker: Tracker, world: DistributedContext
-) -> TaskDataset[Any]:
+def apply_denylist(samples: TaskDataset, path: Path | None, tracker: Tracker, world: DistributedContext) -> TaskDataset:
     """The training set without the samples that a file lists, which are recorded in the journal. Collective.
 
     Raises:
@@ -62,15 +61,13 @@ class DenylistDataset:
 
     Positions, and so batches, shares and the order of the other samples, do not change: a run can be resumed with
     another list.
+
+    Args:
+        samples: The set.
+        keys: Of the samples to skip.
     """
 
-    def __init__(self, samples: TaskDataset[Any], keys: Collection[str]) -> None:
-        """Wraps a set.
-
-        Args:
-            samples: The set.
-            keys: Of the samples to skip.
-        """
+    def __init__(self, samples: TaskDataset, keys: Collection[str]) -> None:
         self.samples = samples
         self.keys = frozenset(keys)
 

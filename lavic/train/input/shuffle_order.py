@@ -13,20 +13,18 @@ class ShuffleOrder:
     Position p is sample p % n of epoch p // n. In every epoch the blocks of `block` adjacent samples are shuffled, then
     the samples within each window of `mix` blocks: random enough for training, local enough for reading from a disk. A
     window is shuffled when it is reached, so training resumes instantly at any position of a set of any size.
+
+    Args:
+        n: Samples per epoch, at least 1.
+        seed: Of the order.
+        block: Adjacent samples that stay in the same window.
+        mix: Blocks per window.
+        bounds: Instead of `block`: the start of each block, from 0, and the end of the last.
     """
 
     def __init__(
         self, n: int, seed: int = 0, block: int = 256, mix: int = 16, bounds: Sequence[int] | np.ndarray | None = None
     ) -> None:
-        """Shuffles nothing yet.
-
-        Args:
-            n: Samples per epoch, at least 1.
-            seed: Of the order.
-            block: Adjacent samples that stay in the same window.
-            mix: Blocks per window.
-            bounds: Instead of `block`: the start of each block, from 0, and the end of the last.
-        """
         if n < 1 or block < 1 or mix < 1:
             raise ValueError(f"n, block and mix are at least 1, got {n}, {block} and {mix}")
         if bounds is not None and (bounds[0] != 0 or bounds[-1] != n):

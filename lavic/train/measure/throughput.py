@@ -25,6 +25,12 @@ class ThroughputMeter:
 
     Forward hooks record each batch and its time. A forward pass is the part of a step in which a rank waits for no
     other, so ranks are compared by their time for data and forward passes.
+
+    Args:
+        task: Takes a `MicroBatch`.
+        world: The ranks.
+        flops: Floating point operations of a batch, forward and backward; None leaves utilisation out.
+        peak: Peak operations per second of one rank's device; None, for a CPU, leaves utilisation out.
     """
 
     def __init__(
@@ -35,14 +41,6 @@ class ThroughputMeter:
         flops: Callable[[Any], float] | None = None,
         peak: float | None = None,
     ) -> None:
-        """Registers the hooks.
-
-        Args:
-            task: Takes a `MicroBatch`.
-            world: The ranks.
-            flops: Floating point operations of a batch, forward and backward; None leaves utilisation out.
-            peak: Peak operations per second of one rank's device; None, for a CPU, leaves utilisation out.
-        """
         self._world = world
         self._device = next(task.parameters()).device
         self._flops, self._peak = flops, peak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 import torch
@@ -15,35 +15,27 @@ from lavic.model.inputs.label_mask import Example
 from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.item_store import ItemStore
 from lavic.model.prompts import NONE, Candidate
-from lavic.train.input.collate import Order, TextBatch, collate_text
+from lavic.train.input.collate import MicroBatch, Sample, collate_text
+from lavic.train.input.shuffle_order import ShuffleOrder
 
 
 @dataclass(frozen=True)
-class TuneSample:
+class TuneSample(Sample):
     """A conversation with its candidates, and the right ID as the target."""
 
-    key: str
-    example: Example
     items: torch.Tensor | None
     """Tokens of all candidates from the item store, [tokens, d_vision], in the list's order; None for titles only."""
 
-    @property
-    def length(self) -> int:
-        return len(self.example.input_ids)
-
 
 @dataclass(frozen=True)
-class TuneBatch(TextBatch):
+class TuneBatch(MicroBatch):
     """A batch of `TuneDataset`."""
 
     items: torch.Tensor | None
     """Of all samples, [tokens, d_vision]"""
 
-    def to(self, device: torch.device) -> TuneBatch:
-        items = None if self.items is None else self.items.to(device, non_blocking=True)
-        return replace(self, text=self.text.to(device), items=items)
 
-
+@dataclass(eq=False)
 class TuneDataset:
     """One sample for each target of each conversation.
 
@@ -51,63 +43,47 @@ class TuneDataset:
     list lacks replaces a candidate (the released training data has it in .2 to .7 of the rows; test lists are never
     changed). With "none of these" as an answer, some lists lack the target on purpose. The choices depend on the seed
     and the position alone.
+
+    Raises:
+        DataError: A list is missing, or names an item that is not in the store.
     """
 
-    def __init__(
-        self,
-        conversations: Sequence[Conversation],
-        store: ItemStore,
-        encoder: Encoder,
-        *,
-        candidates: str,
-        max_length: int,
-        tokens: Literal["items", "none"] = "items",
-        tokens_per_item: Sequence[int] = (),
-        none_share: float = 0.0,
-        shuffle: bool = False,
-        seed: int = 0,
-        order: Order | None = None,
-    ) -> None:
-        """Describes the set.
+    conversations: Sequence[Conversation]
+    """With lists and targets."""
+    store: ItemStore
+    """Titles and tokens of every candidate and target."""
+    encoder: Encoder
+    """Of the base model."""
+    _: KW_ONLY
+    candidates: str
+    """Which list, a key of the source such as `candidates_st`."""
+    max_length: int
+    """Longest prompt with its target, tokens; a longer conversation is shortened."""
+    tokens: Literal["items", "none"] = "items"
+    """What follows a title: its item tokens, or nothing."""
+    tokens_per_item: Sequence[int] = ()
+    """Show only the first n tokens of each item, n drawn from these for each list; empty: all."""
+    none_share: float = 0.0
+    """Share of the lists that lack the target, and are answered with "none of these"; above 0 every list offers that
+    answer."""
+    shuffle: bool = False
+    """Show each list in a new order each time."""
+    seed: int = 0
+    """Of the choices."""
+    order: ShuffleOrder | None = None
+    """Of the samples, over all epochs; None reads them in the file's order."""
+    overhead: int = field(default=0, init=False)
+    """See `TaskDataset.overhead`."""
 
-        Args:
-            conversations: With lists and targets.
-            store: Titles and tokens of every candidate and target.
-            encoder: Of the base model.
-            candidates: Which list, a key of the source such as `candidates_st`.
-            max_length: Longest prompt with its target, tokens; a longer conversation is shortened.
-            tokens: What follows a title: its item tokens, or nothing.
-            tokens_per_item: Show only the first n tokens of each item, n drawn from these for each list; empty: all.
-            none_share: Share of the lists that lack the target, and are answered with "none of these"; above 0 every
-                list offers that answer.
-            shuffle: Show each list in a new order each time.
-            seed: Of the choices.
-            order: Of the samples, over all epochs; None reads them as they stand.
-
-        Raises:
-            DataError: A list is missing, or names an item that is not in the store.
-        """
-        self.conversations = conversations
-        self.store = store
-        self.encoder = encoder
-        self.candidates = candidates
-        self.max_length = max_length
-        self.tokens = tokens
-        self.tokens_per_item = tuple(tokens_per_item)
-        self.none_share = none_share
-        self.shuffle = shuffle
-        self.seed = seed
-        self.order = order
-        self.overhead = 0
-        self.pairs = [(row, target) for row, c in enumerate(conversations) for target in dict.fromkeys(c.targets)]
-        for c in conversations:
-            place = c.place
-            if not c.candidates.get(candidates):
-                raise DataError(f"{place}: no list {candidates!r}, only {', '.join(c.candidates) or 'none'}")
-            for item in (*c.candidates[candidates], *c.targets):
-                if item not in store:
+    def __post_init__(self) -> None:
+        self.pairs = [(row, target) for row, c in enumerate(self.conversations) for target in dict.fromkeys(c.targets)]
+        for c in self.conversations:
+            if not c.candidates.get(self.candidates):
+                raise DataError(f"{c.place}: no list {self.candidates!r}, only {', '.join(c.candidates) or 'none'}")
+            for item in (*c.candidates[self.candidates], *c.targets):
+                if item not in self.store:
                     raise DataError(
-                        f"{place}: {item} is not in the item store {store.folder}: embed it, or drop the row"
+                        f"{c.place}: {item} is not in the item store {self.store.folder}: embed it, or drop the row"
                     )
 
     def __len__(self) -> int:

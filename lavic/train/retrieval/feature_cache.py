@@ -25,16 +25,15 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 class FeatureCache:
-    """The features of one run. Parts do not depend on the number of ranks."""
+    """The features of one run. Parts do not depend on the number of ranks.
+
+    Args:
+        folder: In the run's folder.
+        identity: Digest of all that the features are made from; features of another one are removed.
+        main: Whether this is the rank that removes them.
+    """
 
     def __init__(self, folder: Path, identity: str, *, main: bool = True) -> None:
-        """Opens the cache.
-
-        Args:
-            folder: In the run's folder.
-            identity: Digest of all that the features are made from; features of another one are removed.
-            main: Whether this is the rank that removes them.
-        """
         self.folder = folder / identity
         if main:
             for other in folder.glob("*"):

@@ -45,7 +45,15 @@ class TrainedHead:
 
 
 class HeadTrainer:
-    """Trains heads with the same settings on parts of the same pairs."""
+    """Trains heads with the same settings on parts of the same pairs.
+
+    Args:
+        settings: Of the head.
+        features: Of training conversations and all items.
+        device: Where to train.
+        log: Called with a step and numbers, after each epoch.
+        stop: Asked after each step; a true answer ends the training.
+    """
 
     def __init__(
         self,
@@ -56,15 +64,6 @@ class HeadTrainer:
         log: Callable[..., None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Takes over the features.
-
-        Args:
-            settings: Of the head.
-            features: Of training conversations and all items.
-            device: Where to train.
-            log: Called with a step and numbers, after each epoch.
-            stop: Asked after each step; a true answer ends the training.
-        """
         self.settings, self.features, self.device = settings, features, torch.device(device)
         self._log, self._stop = log or (lambda step, **numbers: None), stop
 

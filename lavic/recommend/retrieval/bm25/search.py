@@ -28,20 +28,18 @@ class Bm25Search:
     """The BM25 scores of an index, mapped; the words of a query select and add them, by bm25s.
 
     An item without a word of the query has no score: it is never returned.
+
+    Args:
+        folder: The index.
+        record: Of this method.
+        rank: Place of each row's id in the order of ids.
+        shard: Which part of the index to search.
+
+    Raises:
+        DataError: A file is missing, cut short, or of another index.
     """
 
     def __init__(self, folder: Path, record: MethodRecord, rank: np.ndarray, shard: Shard = (0, 1)) -> None:
-        """Opens the files.
-
-        Args:
-            folder: The index.
-            record: Of this method.
-            rank: Place of each row's id in the order of ids.
-            shard: Which part of the index to search.
-
-        Raises:
-            DataError: A file is missing, cut short, or of another index.
-        """
         (words,) = (file for file in record.files if not file.rows_from_items)
         self._vocabulary = open_array_file(folder / words.name, VOCABULARY, words.source)["hashes"]
         self._rank = rank

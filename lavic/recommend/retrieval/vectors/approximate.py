@@ -84,19 +84,18 @@ def searches_as(record: MethodRecord, chosen: ApproximateSettings) -> bool:
 
 
 class Approximate:
-    """Finds rows that are likely among the best of a query."""
+    """Finds rows that are likely among the best of a query.
+
+    Args:
+        folder: The index.
+        made: Of a method's record.
+        shard: Which part of the index.
+
+    Raises:
+        DataError: A file is missing or cut short.
+    """
 
     def __init__(self, folder: Path, made: Mapping[str, Any], shard: Shard = (0, 1)) -> None:
-        """Maps the files.
-
-        Args:
-            folder: The index.
-            made: Of a method's record.
-            shard: Which part of the index.
-
-        Raises:
-            DataError: A file is missing or cut short.
-        """
         part, parts = shard
         count = len(made["files"])
         self._indexes = [

@@ -179,21 +179,19 @@ def vectors_record(
 class VectorFiles:
     """The vectors of an index, mapped.
 
+    Args:
+        folder: The index.
+        record: Of the method.
+        shard: Which part of the index `blocks` yields.
+
+    Raises:
+        DataError: A file is missing, cut short, or of another index.
+
     Attributes:
         width: Numbers of a vector.
     """
 
     def __init__(self, folder: Path, record: MethodRecord, shard: Shard = (0, 1)) -> None:
-        """Opens the files.
-
-        Args:
-            folder: The index.
-            record: Of the method.
-            shard: Which part of the index `blocks` yields.
-
-        Raises:
-            DataError: A file is missing, cut short, or of another index.
-        """
         self._chunks: list[tuple[int, np.ndarray, np.ndarray]] = []
         for start, file in record.rows_of():
             arrays = open_array_file(folder / file.name, KIND, file.source)

@@ -18,18 +18,17 @@ def endpoint_settings(chosen: EndpointSettings, max_characters: int) -> dict[str
 
 
 class EndpointEncoder:
-    """A model behind servers. Answers are cached where the settings name a folder for them."""
+    """A model behind servers. Answers are cached where the settings name a folder for them.
+
+    Args:
+        chosen: Which servers and which model.
+        max_characters: Longest text that is sent: servers refuse longer ones, or cut them at their end.
+
+    Raises:
+        ConfigError: A setting is missing.
+    """
 
     def __init__(self, chosen: EndpointSettings, max_characters: int) -> None:
-        """Connects.
-
-        Args:
-            chosen: Which servers and which model.
-            max_characters: Longest text that is sent: servers refuse longer ones, or cut them at their end.
-
-        Raises:
-            ConfigError: A setting is missing.
-        """
         self.endpoint = Endpoint(chosen)
         self._limit = max_characters
 

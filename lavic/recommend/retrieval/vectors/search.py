@@ -29,16 +29,15 @@ _SAMPLE = 4096
 
 
 class VectorSearch:
-    """Search among the vectors of a method."""
+    """Search among the vectors of a method.
+
+    Args:
+        files: The vectors.
+        rank: Place of each row's id in the order of ids.
+        approximate: Finds likely rows; None compares all.
+    """
 
     def __init__(self, files: VectorFiles, rank: np.ndarray, approximate: Approximate | None = None) -> None:
-        """Takes opened files.
-
-        Args:
-            files: The vectors.
-            rank: Place of each row's id in the order of ids.
-            approximate: Finds likely rows; None compares all.
-        """
         self._files, self._rank, self._approximate = files, rank, approximate
 
     @property

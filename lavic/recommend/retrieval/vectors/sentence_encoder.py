@@ -48,20 +48,19 @@ def dense_settings(chosen: DenseSettings) -> dict[str, Any]:
 
 
 class SentenceEncoder:
-    """A model, loaded."""
+    """A model, loaded.
+
+    Args:
+        recorded: By `dense_settings`.
+        device: Of torch; by default a GPU where there is one.
+        batch_size: Texts of one forward pass.
+
+    Raises:
+        ConfigError: The model is not there, or is not the one that the index was made with.
+        LaunchError: sentence-transformers is not installed.
+    """
 
     def __init__(self, recorded: Mapping[str, Any], *, device: str | None = None, batch_size: int = 64) -> None:
-        """Loads the model.
-
-        Args:
-            recorded: By `dense_settings`.
-            device: Of torch; by default a GPU where there is one.
-            batch_size: Texts of one forward pass.
-
-        Raises:
-            ConfigError: The model is not there, or is not the one that the index was made with.
-            LaunchError: sentence-transformers is not installed.
-        """
         folder = _folder(recorded["model"])
         for name, digest in _digests(folder).items():
             if digest != recorded[name]:

@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 
 
 class TokensBuilder:
-    """Makes the vectors of an index's items from the item store; see `MethodBuilder`."""
+    """Makes the vectors of an index's items from the item store; see `MethodBuilder`.
+
+    Args:
+        recorded: By `tokens_settings`.
+        store: The item store; needed only if something is to be made.
+        tokens_per_batch: Of a forward pass.
+        make: Makes chunks elsewhere (on Ray); None makes them here.
+        chunk_rows: Rows of a file.
+
+    Raises:
+        DataError: The store is not whole.
+    """
 
     name = NAME
 
@@ -47,18 +58,6 @@ class TokensBuilder:
         make: Make | None = None,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
-        """Describes the work.
-
-        Args:
-            recorded: By `tokens_settings`.
-            store: The item store; needed only if something is to be made.
-            tokens_per_batch: Of a forward pass.
-            make: Makes chunks elsewhere (on Ray); None makes them here.
-            chunk_rows: Rows of a file.
-
-        Raises:
-            DataError: The store is not whole.
-        """
         from lavic.model.item_store import StoreManifest
 
         self.settings = recorded

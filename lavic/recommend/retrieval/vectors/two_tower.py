@@ -95,22 +95,21 @@ def check_retriever(recorded: Mapping[str, Any]) -> RetrieverInfo:
 
 
 class TwoTowerEncoder:
-    """A retriever, loaded."""
+    """A retriever, loaded.
+
+    Args:
+        recorded: By `tokens_settings`.
+        tokens_per_batch: Of a forward pass.
+        model: The base model, where it is loaded already; for queries alone.
+
+    Raises:
+        ConfigError: The base model is not found.
+        DataError: The retriever is not there, or is not the one that the index was made with.
+    """
 
     def __init__(
         self, recorded: Mapping[str, Any], *, tokens_per_batch: int = 8192, model: Bundle | None = None
     ) -> None:
-        """Loads the base model and the heads.
-
-        Args:
-            recorded: By `tokens_settings`.
-            tokens_per_batch: Of a forward pass.
-            model: The base model, where it is loaded already; for queries alone.
-
-        Raises:
-            ConfigError: The base model is not found.
-            DataError: The retriever is not there, or is not the one that the index was made with.
-        """
         from lavic.distributed.context import DistributedContext
         from lavic.model.two_tower.folds import FINAL
         from lavic.model.two_tower.retriever import Retriever
