@@ -45,7 +45,7 @@ def write_page(
         )
     parts = [
         sections.summary(results, *setup.training.numbers),
-        *sections.test_set_sections(results),
+        *(sections.test_set_section(name, results) for name in results["sets"]),
         *filter(None, (part(results) for part in FINDINGS)),
         *([chat_section(results["chat"])] if "chat" in results else []),
         *setup.training.sections,

@@ -20,7 +20,7 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
         questions = sum(bool(listed) for test_set in setup.test_sets for listed in test_set.lists)
         lines.append(f"chat model  {chosen.chat.model}, at most {questions:,} questions")
     if setup.texts:
-        listed = {item for test_set in setup.test_sets for candidates in test_set.lists for item in candidates}
+        listed = {item for test_set in setup.test_sets for item in test_set.items}
         lines.append(f"catalogue   texts of {len(setup.texts):,} of the {len(listed):,} candidates")
     lines.append(
         f"arms        {', '.join(setup.names)}" + f"; {models} models, loaded one after the other" * (models > 0)

@@ -11,13 +11,7 @@ from lavic.errors import DataError
 from lavic.evaluation.test_set import ClusterBy, TestSet
 from lavic.metrics.bootstrap import Bootstrap, Interval, mean_ratio
 from lavic.metrics.random_order import RandomOrders
-from lavic.metrics.ranking_metrics import (
-    BINS,
-    Ratio,
-    ceilings,
-    compute_metrics,
-    confidence_bins,
-)
+from lavic.metrics.ranking_metrics import BINS, Ratio, ceilings, compute_metrics, confidence_bins
 from lavic.metrics.relevance import Relevance, judge
 from lavic.metrics.significance import holm, mcnemar, permutation_test
 from lavic.recommend.ranking.ranked_list import RankedList

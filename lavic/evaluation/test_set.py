@@ -113,6 +113,11 @@ class TestSet:
         return len(self.conversations)
 
     @cached_property
+    def items(self) -> list[str]:
+        """The distinct candidates of all lists."""
+        return list(dict.fromkeys(item for listed in self.lists for item in listed))
+
+    @cached_property
     def digest(self) -> str:
         """Of the conversations and their lists, as they are ranked."""
         digest = hashlib.sha256(self.sha256.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def read_candidate_texts(
     Raises:
         DataError: A file cannot be read, or has the text of no candidate.
     """
-    wanted = {item for test_set in test_sets for listed in test_set.lists for item in listed}
+    wanted = {item for test_set in test_sets for item in test_set.items}
     texts = {item.id: _readable(item_text(item, fields)) for item in read_items(paths) if item.id in wanted}
     texts = {item: text for item, text in texts.items() if text.strip()}
     if not texts:
@@ -62,7 +62,7 @@ def rank_bm25(test_set: TestSet, texts: Mapping[str, str]) -> list[RankedList]:
     except ImportError:
         raise LaunchError("bm25s is not installed: pip install 'lavic[evaluate]'") from None
     words = words_of()
-    documents = {item: words(texts[item]) for item in _distinct(test_set.lists) if item in texts}
+    documents = {item: words(texts[item]) for item in test_set.items if item in texts}
     documents = {item: document for item, document in documents.items() if document}
     if not documents:
         return [by_score(listed, {}) for listed in test_set.lists]
@@ -91,7 +91,7 @@ def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings
         ConfigError: The model cannot be loaded.
         LaunchError: sentence-transformers is not installed.
     """
-    ids = [item for item in _distinct(test_set.lists) if item in texts]
+    ids = [item for item in test_set.items if item in texts]
     if not ids:
         return [by_score(listed, {}) for listed in test_set.lists]
     encoder = SentenceEncoder(dense_settings(dense), batch_size=dense.batch_size)
@@ -107,7 +107,3 @@ def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """[n, d] rows of length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _distinct(lists: Iterable[Collection[str]]) -> list[str]:
-    return list(dict.fromkeys(item for listed in lists for item in listed))

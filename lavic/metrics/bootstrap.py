@@ -125,14 +125,13 @@ class Bootstrap:
             intervals[key] = self._interval(_mean(ratios), low, high, ratios[0])
         return intervals
 
-    def differences(self, first: Mapping[Key, Ratio], second: Mapping[Key, Ratio]) -> dict[Key, Interval]:
-        """`first - second` for each metric that both have; both are resampled with the same clusters."""
-        return self.pooled_differences([first], [second])
-
     def pooled_differences(
         self, first: Sequence[Mapping[Key, Ratio]], second: Sequence[Mapping[Key, Ratio]]
     ) -> dict[Key, Interval]:
-        """As `differences`, of the means of the seeds of two models; seeds are resampled on their own."""
+        """`first - second`, of the means of two models' seeds, for each metric that all seeds have.
+
+        Both models are resampled with the same clusters, and each with seeds of its own.
+        """
         keys = _shared([*first, *second])
         tables, others = self._resample_seeds(first, keys), self._resample_seeds(second, keys)
         values = self._draw_seeds(tables, stream=1) - self._draw_seeds(others, stream=2)

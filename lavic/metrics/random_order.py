@@ -114,7 +114,6 @@ class RandomOrders:
             num_pairs=self._pairs,
             num_targets=self._targets,
             num_listed=self._listed,
-            num_candidates=self._sizes,
         )
 
 
@@ -140,7 +139,6 @@ def _by_rank(targets: Ints, repeats: Ints) -> dict[str, Floats]:
             num_pairs=ones,
             num_targets=each[0],
             num_listed=ones,
-            num_candidates=ones,
         )
     )
     return {name: ratio.numerator for name, ratio in metrics.items() if name != "valid_ratio"}

@@ -62,8 +62,6 @@ class Relevance:
     """[n]: distinct targets of the conversation."""
     num_listed: NDArray[np.int64]
     """[n]: those of them that are in the list."""
-    num_candidates: NDArray[np.int64]
-    """[n]: distinct candidates of the list."""
 
 
 def judge(predictions: Sequence[Prediction]) -> Relevance:
@@ -82,12 +80,12 @@ def judge(predictions: Sequence[Prediction]) -> Relevance:
     relevance = np.zeros((count, length))
     reciprocal_rank, pair_hits, valid = np.zeros(count), np.zeros(count), np.zeros(count)
     valid_answer, confidence = np.full(count, np.nan), np.full(count, np.nan)
-    counts = np.zeros((4, count), dtype=np.int64)
+    counts = np.zeros((3, count), dtype=np.int64)
     for row, prediction in enumerate(predictions):
         targets, candidates = set(prediction.targets), set(prediction.candidates)
         if not targets:
             raise ValueError(f"prediction {row} has no targets and cannot be scored")
-        counts[:, row] = len(targets), len(targets & candidates), len(candidates), len(prediction.targets)
+        counts[:, row] = len(targets), len(targets & candidates), len(prediction.targets)
         if prediction.answer is not None:
             valid_answer[row] = float(any(item in candidates for item in prediction.answer))
         if prediction.confidence is not None:
@@ -112,8 +110,7 @@ def judge(predictions: Sequence[Prediction]) -> Relevance:
         confidence=confidence,
         num_targets=counts[0],
         num_listed=counts[1],
-        num_candidates=counts[2],
-        num_pairs=counts[3],
+        num_pairs=counts[2],
     )
 
 

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lavic.config import settings
 from lavic.errors import DataError
-from lavic.mini import tokenizer as tokens
+from lavic.mini.tokenizer import IMAGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,11 +80,11 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
             max_position_embeddings=a.positions,
             sliding_window=None,
             tie_word_embeddings=False,
-            pad_token_id=tokens.token_id(tokenizer, tokens.PAD),
-            bos_token_id=tokens.token_id(tokenizer, tokens.BOS),
-            eos_token_id=tokens.token_id(tokenizer, tokens.EOS),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         ).to_dict(),
-        image_token_index=tokens.token_id(tokenizer, tokens.IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_grid_pinpoints=[[2 * a.view, 2 * a.view]],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -113,19 +113,19 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
 
 @dataclass(frozen=True)
 class Adopted:
-    """What was taken over from another miniature."""
+    """What was copied from another miniature."""
 
     words: int
-    """Words that both know."""
+    """Number of words in both vocabularies."""
     vision: bool
-    """Whether the vision side too."""
+    """Whether the vision side was copied too."""
 
 
 def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> Adopted:
-    """Takes another miniature over, as LLaVA began with Mistral's language model and CLIP's vision tower.
+    """Copies the weights of another miniature, as LLaVA began with Mistral's language model and CLIP's vision tower.
 
-    Words that both know keep their vectors; a new word keeps its fresh one, at the scale of the known ones. A vision
-    side of other sizes stays new.
+    Words of both vocabularies get the trained vectors; a new word keeps its initial one, scaled to the trained ones. A
+    vision side of other sizes keeps its initial weights.
 
     Raises:
         DataError: The folder is no miniature, or its language model has other sizes.
@@ -140,7 +140,7 @@ def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokeniz
     if other := [name for name in sizes if getattr(language[0], name) != getattr(language[1], name)]:
         raise DataError(f"{folder}: its language model has another {', '.join(other)}: choose the same --architecture")
     known = [(new, words[word]) for word, new in tokenizer.get_vocab().items() if word in words]
-    here, there = (torch.tensor(ids) for ids in zip(*known, strict=True))
+    ids, trained_ids = (torch.tensor(column) for column in zip(*known, strict=True))
     state = source.model.language_model.state_dict()
     tables = (
         (model.model.language_model.embed_tokens.weight, state.pop("embed_tokens.weight")),
@@ -148,8 +148,8 @@ def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokeniz
     )
     with torch.no_grad():
         for table, trained in tables:
-            table *= trained[there].std() / table.std()
-            table[here] = trained[there]
+            table *= trained[trained_ids].std() / table.std()
+            table[ids] = trained[trained_ids]
     model.model.language_model.load_state_dict(state, strict=False)
     vision: list[Any] = [model.config.vision_config, source.config.vision_config]
     alike = all(getattr(vision[0], name) == getattr(vision[1], name) for name in (*sizes, "image_size", "patch_size"))
@@ -161,7 +161,7 @@ def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokeniz
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes an ordinary Hugging Face folder with half-precision weights; they are there last, and whole."""
+    """Writes an ordinary Hugging Face folder with half-precision weights, which are renamed into it last."""
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     half = {name: value.half() for name, value in model.state_dict().items()}
@@ -177,11 +177,15 @@ def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenize
         "resample": 3,
         "do_pad": True,
     }
-    with TemporaryDirectory(prefix=".", dir=folder) as aside:
-        model.save_pretrained(aside, state_dict=half)
-        tokens.save_tokenizer(tokenizer, Path(aside))
-        (Path(aside) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-        template = importlib.resources.files("lavic.mini") / "base" / "chat_template.jinja"
-        (Path(aside) / "chat_template.jinja").write_text(template.read_text("utf-8"), "utf-8")
-        for file in sorted(Path(aside).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+    with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        model.save_pretrained(temporary, state_dict=half)
+        tokenizer.save_pretrained(temporary)
+        (Path(temporary) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        (Path(temporary) / "chat_template.jinja").write_text(read_chat_template(), "utf-8")
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".safetensors"):
             file.replace(folder / file.name)
+
+
+def read_chat_template() -> str:
+    """The chat template: the tags of LLaVA-v1.6-Mistral, the photo first."""
+    return (importlib.resources.files("lavic.mini") / "base" / "chat_template.jinja").read_text("utf-8")

@@ -7,6 +7,7 @@ answer away; the colour and pattern that the conversation asks for are in the ph
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Ro
 LINES = "Classic Urban Sport Home Studio Daily Prime Basic Soft Bold"
 ID_PREFIX = "B0MN"
 """Every drawn item's id is this and six digits: ten characters, as an ASIN has."""
+
+LOOKS = list(itertools.product(KINDS, COLOURS, PATTERNS))
+"""All combinations of kind, colour and pattern."""
 
 REQUESTS = (
     "I want a {colour} {pattern} {kind}. Any ideas?",
@@ -71,8 +75,7 @@ def held_out_looks(seed: int, count: int = 24) -> frozenset[tuple[str, str, str]
 
     They are the same for every catalogue: a base model that was pretrained with `seed` has not seen them either.
     """
-    looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
-    return frozenset(random.Random(seed).sample(looks, count))
+    return frozenset(random.Random(seed).sample(LOOKS, count))
 
 
 HELD_OUT_SEED = 77
@@ -100,8 +103,8 @@ def make_products(count: int, rng: random.Random, looks: list[tuple[str, str, st
 
 
 def pick_candidates(target: Product, pool: list[Product], rng: random.Random, count: int = 10) -> list[Product]:
-    """The target and `count - 1` others of its kind, each with a look of its own, in random order; fewer where the
-    pool has not so many looks.
+    """The target and `count - 1` others of its kind, each with another look, in random order; fewer if the pool has
+    fewer looks.
 
     Two share the target's colour and two its pattern (where the list is long enough), so that neither alone decides.
     """
@@ -175,8 +178,7 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     """
     rng = random.Random(seed)
     unseen = held_out_looks(HELD_OUT_SEED)
-    all_looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
-    seen = [look for look in all_looks if look not in unseen]
+    seen = [look for look in LOOKS if look not in unseen]
     counts = (size.train_items, size.heldout_items, size.combination_items)
     products = make_products(counts[0] + counts[1], rng, seen)
     train, heldout = products[: counts[0]], products[counts[0] :]

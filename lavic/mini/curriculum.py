@@ -17,7 +17,7 @@ from torch.nn import functional
 from lavic.model import prompts
 from lavic.model.inputs.label_mask import IGNORED, Batch, Example, collate
 from lavic.model.inputs.prompt_encoder import Encoder
-from lavic.model.prompts import Candidate, Piece, Text
+from lavic.model.prompts import Candidate, Piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +225,9 @@ def prompt_with_request_at(
     if at == 0:
         return prompts.recommend(turns, candidates, photo_tokens=photo_tokens)
     head = prompts.recommend((), candidates[:at], photo_tokens=photo_tokens)[:-1]
-    asked: list[Piece] = []
-    for role, text in turns:
-        asked += [f"{prompts.ROLES[role]}: ", Text(text), "\n"]
+    request = [piece for role, text in turns for piece in prompts.turn(role, text)]
     tail = prompts.recommend((), candidates[at:], photo_tokens=photo_tokens)[2:]
-    return (*head, *asked, *tail)
+    return (*head, *request, *tail)
 
 
 def _sample_candidates(
@@ -246,12 +244,12 @@ def _sample_candidates(
     rng.shuffle(chosen)
     target, looks = chosen.index(listing.target), [listing.looks[i] for i in chosen]
     if form == "look":
-        asked = rng.sample(looks[target].split(), len(looks[target].split()))
-        return [("seeker", " ".join(asked))], [(look, None, look) for look in looks], target, []
+        request = rng.sample(looks[target].split(), len(looks[target].split()))
+        return [("seeker", " ".join(request))], [(look, None, look) for look in looks], target, []
     titles = [listing.titles[i] for i in chosen]
     if form == "photo":
-        untold: list[tuple[str, str | None, str]] = [(t, None, look) for t, look in zip(titles, looks, strict=True)]
-        return listing.turns, untold, target, [listing.ids[i] for i in chosen]
+        pairs = zip(titles, looks, strict=True)
+        return listing.turns, [(title, None, look) for title, look in pairs], target, [listing.ids[i] for i in chosen]
     return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []
 
 

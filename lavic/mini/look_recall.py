@@ -1,7 +1,7 @@
 """Whether lists from the drawn catalogue have the look that a conversation asks for.
 
-Many drawn items look alike: no search can tell the right one from its doubles. look@k counts a list as right if one of
-its first k items has the kind, colour and pattern of the target.
+Many drawn items look alike: no search can distinguish them. look@k counts a list as right if one of its first k items
+has the kind, colour and pattern of the target.
 """
 
 from __future__ import annotations
@@ -50,14 +50,7 @@ def read_looks(catalogue: Path) -> dict[str, Look]:
 def look_recall(
     lists: Sequence[Sequence[str]], targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS
 ) -> dict[str, float]:
-    """The share of lists with the look of the target among their first k items: `look_at_<k>`.
-
-    Args:
-        lists: Ids, best first, of each conversation.
-        targets: Of each conversation.
-        looks: Of each item.
-        cuts: The numbers k.
-    """
+    """The share of lists (ids, best first) with the look of the target among their first k items: `look_at_<k>`."""
     return {
         f"look_at_{cut}": sum(
             any(looks[id] == looks[target] for id in ids[:cut]) for ids, target in zip(lists, targets, strict=True)
@@ -68,13 +61,7 @@ def look_recall(
 
 
 def chance(targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS) -> dict[str, float]:
-    """look@k of lists that are right about the kind, which titles name, and random in all else.
-
-    Args:
-        targets: Of each conversation.
-        looks: Of each item of the catalogue.
-        cuts: The numbers k.
-    """
+    """look@k of random lists of the right kind, which titles name; `looks` has all items of the catalogue."""
     kinds, alike = Counter(look[2] for look in looks.values()), Counter(looks.values())
 
     def without(target: str, cut: int) -> float:

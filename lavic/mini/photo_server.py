@@ -1,4 +1,4 @@
-"""A web server for a folder's photos, on loopback unless told otherwise: for the miniature and for benchmarks."""
+"""A web server for a folder's photos, on loopback by default: for the miniature and for benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 from lavic.errors import DataError, LaunchError
@@ -49,9 +48,7 @@ class PhotoServer:
         threading.Thread(target=self.serve, name="photo-server", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

@@ -61,13 +61,11 @@ def make_listings(
         for ids in conversation.candidates.values():
             targets = [t for t in conversation.targets if t in ids]
             if targets and all(i in looks and i in titles for i in ids):
-                turns = tuple((turn.role, turn.text) for turn in conversation.turns)
-                names = tuple(titles[i] for i in ids)
                 listings.append(
                     Listing(
                         ids=tuple(ids),
-                        turns=turns,
-                        titles=names,
+                        turns=tuple((turn.role, turn.text) for turn in conversation.turns),
+                        titles=tuple(titles[i] for i in ids),
                         looks=tuple(looks[i] for i in ids),
                         target=ids.index(targets[0]),
                     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -53,12 +52,7 @@ def word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def digit_pair_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the hundred two-digit tokens."""
-    return [token_id(tokenizer, f"{n:02d}") for n in range(100)]
-
-
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """The id of one token."""
-    return tokenizer.get_vocab()[token]
+    return list(tokenizer.convert_tokens_to_ids([f"{n:02d}" for n in range(100)]))
 
 
 def _pipeline(tokenizer: Tokenizer) -> Tokenizer:
@@ -73,8 +67,3 @@ def _pipeline(tokenizer: Tokenizer) -> Tokenizer:
     )
     tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
     return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`."""
-    tokenizer.save_pretrained(str(folder))

@@ -78,15 +78,7 @@ class BundleInfo:
         revision: str | None = None,
         **training: Any,
     ) -> BundleInfo:
-        """The description of a bundle.
-
-        Args:
-            backbone: The loaded base model.
-            vision_adapter: See the field.
-            language_adapter: See the field.
-            revision: See the field.
-            training: Fields from `tokens` to `list_size`.
-        """
+        """The description of a bundle of a loaded base model; `training`: the fields from `tokens` to `list_size`."""
         return cls(
             base=backbone.name,
             revision=revision,
@@ -259,10 +251,6 @@ class Bundle:
         if info.language_adapter and language and adapted:
             lora.apply_adapter(backbone, folder / "language_adapter", "language", merge=merge)
         return cls(backbone, info, merge)
-
-    def check_store(self, store: ItemStore) -> None:
-        """See `BundleInfo.check_store`."""
-        self.info.check_store(store)
 
 
 def save_bundle(

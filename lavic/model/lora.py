@@ -27,6 +27,7 @@ from lavic.errors import ConfigError, DataError, first_line
 from lavic.model.config import Kind, LoraSettings
 from lavic.model.hub import check_weights
 from lavic.model.loading import Backbone
+from lavic.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -96,8 +97,6 @@ def save_adapter(
         weights: The adapter's weights in full precision, by their names in the task, which prefixes them with `model.`
             (`Engine.weights`); None: the model's.
     """
-    from lavic.storage.atomic import atomic_folder
-
     state = None if weights is None else {k.removeprefix("model."): w for k, w in weights.items()}
     with atomic_folder(folder) as part:
         model.save_pretrained(str(part), safe_serialization=True, state_dict=state)
@@ -299,8 +298,6 @@ def _read_config(folder: Path) -> Any:
 
 def copy_adapter(source: Path, target: Path) -> None:
     """Copies an adapter folder, atomically."""
-    from lavic.storage.atomic import atomic_folder
-
     with atomic_folder(target) as part:
         shutil.copytree(source, part, dirs_exist_ok=True)
 

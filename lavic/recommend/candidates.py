@@ -84,14 +84,6 @@ class CandidateSearch:
                 f"--store {self.store.folder}: it makes what has changed"
             )
 
-    def check_files(self) -> None:
-        """Refuses an index of which a file was cut while it is served.
-
-        Raises:
-            ChangedFileError: Names the file.
-        """
-        self.index.check_files()
-
     @property
     def needs_model(self) -> bool:
         """Whether queries are embedded by the base model, see `load_encoders`."""

@@ -41,7 +41,7 @@ class ConversationRecord:
     Only the user who runs the server may read the file. It is opened for each row, so it may be moved away at any time.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -233,7 +233,7 @@ class Recommender:
         searched = [query for query in queries if query.candidates is None]
         found: Iterator[Candidates] = iter(())
         if self.search is not None:
-            self.search.check_files()
+            self.search.index.check_files()
             conversations, excluded = [q.conversation for q in searched], [q.exclude for q in searched]
             found = iter(self.search.search(conversations, self.retrieved, excluded))
         jobs = []

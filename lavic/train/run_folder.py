@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lavic.config import dump, flatten, load
@@ -61,8 +60,8 @@ CHANGEABLE = (
 class RunFolder:
     """The output folder of a training run, locked until `close`: a context manager.
 
-    Opening it creates the folder `settings.out` and, on rank 0, locks it. Before its first checkpoint, a run may be started
-    again with other settings.
+    Opening it creates the folder `settings.out` and, on rank 0, locks it. Before its first checkpoint, a run may be
+    started again with other settings.
 
     Args:
         settings: The run's settings.
@@ -71,8 +70,7 @@ class RunFolder:
         free: More keys that may change, such as the paths of inputs, whose content is compared.
 
     Raises:
-        ConfigError: It has a run with other settings, a run in progress, or other content; or its path is not
-            UTF-8.
+        ConfigError: It has a run with other settings, a run in progress, or other content; or its path is not UTF-8.
 
     Attributes:
         folder: The folder.
@@ -148,7 +146,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -88,15 +88,15 @@ def test_where_resamples_do_not_vary_other_clusters_may_be_as_frequent_as_an_uns
 def test_a_difference_that_does_not_vary_is_not_certain():
     ones, zeros = hits(np.ones(20)), hits(np.zeros(20))
     bootstrap = Bootstrap(np.arange(20), draws=200)
-    got = bootstrap.differences(ones, zeros)["hit"]
+    got = bootstrap.pooled_differences([ones], [zeros])["hit"]
     assert (got.value, got.low, got.high) == (1.0, pytest.approx(2 * B20 - 1), 1.0)
-    same = bootstrap.differences(ones, ones)["hit"]
+    same = bootstrap.pooled_differences([ones], [ones])["hit"]
     assert (same.value, same.low, same.high) == (0.0, pytest.approx(B20 - 1), pytest.approx(1 - B20))
-    alone = Bootstrap(np.arange(1), draws=200).differences(hits(np.ones(1)), hits(np.zeros(1)))["hit"]
+    alone = Bootstrap(np.arange(1), draws=200).pooled_differences([hits(np.ones(1))], [hits(np.zeros(1))])["hit"]
     assert (alone.low, alone.high) == (pytest.approx(-0.95), 1.0)  # one conversation shows nothing
     rng = np.random.default_rng(0)
     mixed = hits(rng.random(20) < 0.5)
-    assert bootstrap.differences(mixed, mixed)["hit"] == same  # both vary, their difference does not
+    assert bootstrap.pooled_differences([mixed], [mixed])["hit"] == same  # both vary, their difference does not
 
 
 def test_one_cluster_says_nothing_however_many_seeds_there_are():
@@ -135,7 +135,7 @@ def test_differences_are_paired():
     first = rng.random(300) < 0.6
     second = first.copy()
     second[:12] = False
-    shift = Bootstrap(np.arange(300)).differences(hits(first), hits(second))["hit"]
+    shift = Bootstrap(np.arange(300)).pooled_differences([hits(first)], [hits(second)])["hit"]
     alone = Bootstrap(np.arange(300)).intervals(hits(first))["hit"]
     assert shift.value == pytest.approx(first.mean() - second.mean())
     assert shift.low > 0

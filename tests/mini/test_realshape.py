@@ -124,9 +124,9 @@ def test_all_but_depth_and_weights_is_the_real_model(base: Path) -> None:
 
 @pytest.mark.parametrize("narrow", [True, False])
 def test_a_deeper_model_is_counted_by_its_names(narrow: bool) -> None:
-    shape = ModelDims.from_config(make_config(layers=5, vision_layers=4, narrow=narrow))
-    sizes = {name: torch.Size(size).numel() for name, size in entries(shape)}
-    assert sum(sizes.values()) == shape.parameters
+    config = make_config(layers=5, vision_layers=4, narrow=narrow)
+    sizes = {name: torch.Size(size).numel() for name, size in entries(config)}
+    assert sum(sizes.values()) == ModelDims.from_config(config).parameters
     assert "language_model.model.layers.4.mlp.down_proj.weight" in sizes
 
 

@@ -22,8 +22,7 @@ from lavic.model.two_tower.folds import FINAL
 from lavic.model.two_tower.head import TwoTowerHead
 from lavic.model.two_tower.retriever import FILE, FOLDER, Retriever, RetrieverInfo
 from lavic.tracking.journal import read_journal
-from lavic.train.retrieval.contrastive_loss import contrastive_loss
-from lavic.train.retrieval.head_trainer import Features, HeadTrainer, recall_at
+from lavic.train.retrieval.head_trainer import Features, HeadTrainer, contrastive_loss, recall_at
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
 from tests.train.assets import KEY, Assets
@@ -192,7 +191,7 @@ def recall(retriever: Retriever, store: ItemStore, rows: list, folds: list[int])
 def test_lists_for_training_rows_come_from_heads_that_have_not_seen_them(assets: Assets, run: Run) -> None:
     """The requests are random words: whoever has seen them knows the answers by heart, and nobody else can."""
     retriever, store = Retriever.load(run.folder), ItemStore.open(assets.store)
-    retriever.check_store(store)
+    retriever.bundle.info.check_store(store)
     rows = read_conversations(assets.rows, candidates=KEY)
     folds = retriever.folds(rows)
     assert set(folds) == {0, 1, 2}

@@ -22,7 +22,7 @@ def read_words(chosen: EvaluateSettings, store: ItemStore, test_sets: Iterable[T
         ConfigError: There is neither.
         DataError: A listed target has no text.
     """
-    items = {item for test_set in test_sets for listed in test_set.lists for item in listed}
+    items = {item for test_set in test_sets for item in test_set.items}
     if chosen.words is not None:
         words, place, missing = read_looks(chosen.words), str(chosen.words), "look"
     elif chosen.shards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -146,13 +146,13 @@ def _rank_function(
         photos = PhotoTokens(bundle.backbone, arm.photo)
         ranker = Ranker(bundle, arm.store, tokens_per_batch=tokens_per_batch, tokens=photos, max_length=size.context)
         if decode == "likelihood":
-            return lambda requests, progress: rank_in_groups(ranker, requests, size.size, progress), size.as_dict()
+            return lambda requests, progress: rank_in_groups(ranker, requests, size.size, progress), asdict(size)
         if (longest := max(map(len, test_set.lists))) > size.size:
             raise ConfigError(
                 f"--arms base_photos with --decode generate: {size.size} candidates fit into a prompt, a list of "
                 f"{test_set.name} has {longest}, and groups need likelihoods: use --decode likelihood"
             )
-        return lambda requests, progress: ranker.rank(requests, decode=decode, progress=progress), size.as_dict()
+        return lambda requests, progress: ranker.rank(requests, decode=decode, progress=progress), asdict(size)
     ranker = Ranker(
         bundle,
         arm.store,
@@ -167,12 +167,11 @@ def _replaced_tokens(arm: Arm, bundle: Bundle, test_set: TestSet, seed: int) -> 
     """What an arm shows instead of the store's item tokens."""
     from lavic.evaluation.model_arms.control_tokens import BlankTokens, NoiseTokens
 
-    items = list(dict.fromkeys(item for listed in test_set.lists for item in listed))
     most = arm.tokens_per_item or bundle.info.tokens_per_item
     if arm.shown == "blank":
-        return BlankTokens(bundle.backbone.model, arm.store, most, items)
+        return BlankTokens(bundle.backbone.model, arm.store, most, test_set.items)
     if arm.shown == "noise":
-        return NoiseTokens(bundle.backbone.model, arm.store, most, items, seed)
+        return NoiseTokens(bundle.backbone.model, arm.store, most, test_set.items, seed)
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,9 +68,6 @@ class GroupSize:
                 f"context is {longest:,})"
             )
         return cls(context=context, text=text, photo=photo, size=size)
-
-    def as_dict(self) -> dict[str, int | str]:
-        return asdict(self)
 
 
 class PhotoTokens:

@@ -86,21 +86,12 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReliabilityBin:
-    """Answers of similar confidence."""
-
-    confidence: float
-    """Their mean probability."""
-    hit_rate: float
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reliability:
     """A plot of hit rate over confidence."""
 
     name: str
-    bins: tuple[ReliabilityBin, ...]
+    bins: tuple[tuple[float, float, int], ...]
+    """(mean confidence, hit rate, number of answers) of answers of similar confidence, by ascending confidence."""
     tone: str = "main"
     """main, second, third or muted."""
 

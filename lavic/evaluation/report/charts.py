@@ -165,7 +165,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], *, name: str, tone: st
     """Hit rate over confidence, beside the diagonal of a calibrated model.
 
     Args:
-        bins: (mean confidence, hit rate, number of answers), by ascending confidence; the area of a dot is its number.
+        bins: As in `blocks.Reliability`; the area of a dot is the number of answers.
         name: Of the model.
         tone: Color by role, as in `Series`.
     """

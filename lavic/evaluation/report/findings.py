@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lavic.evaluation.report.blocks import Bar, Bars, Block, Reliability, ReliabilityBin, Section, Table, Text
+from lavic.evaluation.report.blocks import Bar, Bars, Block, Reliability, Section, Table, Text
 
 CONTROLS: Mapping[str, str] = {
     "shuffled": "each candidate's tokens are those of another candidate",
@@ -120,10 +120,7 @@ def calibration(results: Mapping[str, Any]) -> Section | None:
     plots = [
         Reliability(
             name=labels[arm]["label"],
-            bins=tuple(
-                ReliabilityBin(confidence=row["confidence"], hit_rate=row["hit_rate"], count=row["n"])
-                for row in bins[arm]
-            ),
+            bins=tuple((row["confidence"], row["hit_rate"], row["n"]) for row in bins[arm]),
             tone=tone,
         )
         for arm, tone in zip(arms[:PLOTTED], ("main", "second", "third"), strict=False)

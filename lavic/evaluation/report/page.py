@@ -26,11 +26,10 @@ from lavic.evaluation.report.gallery_page import gallery
 from lavic.storage.atomic import atomic_write
 
 
-def write_report(report: Report, path: Path) -> Path:
+def write_report(report: Report, path: Path) -> None:
     """Writes the page to `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, render(report))
-    return path
 
 
 def render(report: Report) -> str:
@@ -96,8 +95,7 @@ def _block(block: Block, key: str) -> str:
         case Curves():
             return curves(block.series, x_name=block.x_name, y_name=block.y_name, levels=block.levels)
         case Reliability():
-            bins = [(row.confidence, row.hit_rate, row.count) for row in block.bins]
-            return reliability(bins, name=block.name, tone=block.tone)
+            return reliability(block.bins, name=block.name, tone=block.tone)
         case Gallery():
             return gallery(block, key)
 

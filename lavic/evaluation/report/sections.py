@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lavic.evaluation.report.blocks import (
-    Bar,
-    Bars,
-    Block,
-    Number,
-    Numbers,
-    Section,
-    Table,
-    Text,
-)
+from lavic.evaluation.report.blocks import Bar, Bars, Block, Number, Numbers, Section, Table, Text
 from lavic.metrics.ranking_metrics import HELP, LABELS
-
-if TYPE_CHECKING:
-    pass
 
 TABLE_METRICS = (
     "hit_rate",
@@ -56,11 +44,6 @@ def summary(results: Mapping[str, Any], *more: Number) -> Section:
     return Section(title="Summary", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
 
 
-def test_set_sections(results: Mapping[str, Any]) -> tuple[Section, ...]:
-    """Hit rates, metrics and comparisons of each test set, the main one first."""
-    return tuple(_test_set(name, results) for name in results["sets"])
-
-
 def method(results: Mapping[str, Any]) -> Section:
     """How the numbers are computed."""
     settings = results["settings"]
@@ -94,7 +77,8 @@ def readable(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _test_set(name: str, results: Mapping[str, Any]) -> Section:
+def test_set_section(name: str, results: Mapping[str, Any]) -> Section:
+    """Hit rates, metrics and comparisons of a test set."""
     test_set, labels, main = results["sets"][name], results["labels"], results["main"]
     rows, cells = [], []
     best = test_set["ceiling"]["row"]["value"]

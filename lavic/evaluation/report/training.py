@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from lavic.evaluation.report.blocks import Bar, Bars, Block, Curves, Number, Section
@@ -60,7 +61,7 @@ def training(
     blocks: list[Block] = []
     for title, lines in charts.items():
         series = []
-        for (name, records), tone in zip(lines.items(), _tones(), strict=False):
+        for (name, records), tone in zip_longest(lines.items(), TONES[: len(lines)], fillvalue="muted"):
             points = [(r["step"], r["valid_perplexity"]) for r in records if r.get("valid_perplexity") is not None]
             if points:
                 series.append(Series(name=name, points=tuple(points), tone=tone))
@@ -70,7 +71,3 @@ def training(
     if not blocks:
         return None
     return Section(title="Training", lead="Validation perplexity by optimizer step.", blocks=tuple(blocks))
-
-
-def _tones() -> list[str]:
-    return [*TONES, *["muted"] * 8]

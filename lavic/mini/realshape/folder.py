@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
+from lavic.mini.architecture import read_chat_template
 from lavic.mini.realshape.tokenizer import IMAGE, PIECES, write_tokenizer
 from lavic.mini.realshape.weights import write_weights
 from lavic.model.dims import ModelDims
@@ -22,11 +22,6 @@ NARROW = {
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BOS, EOS = 1, 2
-
-
-def read_template() -> str:
-    """The chat template: the tags of LLaVA-v1.6-Mistral, the photo first."""
-    return (importlib.resources.files("lavic.mini") / "base" / "chat_template.jinja").read_text("utf-8")
 
 
 def make_config(*, layers: int, vision_layers: int, narrow: bool) -> dict[str, Any]:
@@ -82,13 +77,12 @@ def make_processor(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def write_folder(
     out: Path, tokenizer: Path, *, layers: int, vision_layers: int, narrow: bool, seed: int
 ) -> tuple[ModelDims, int]:
-    """Writes the model folder, whole or not at all.
+    """Writes the model folder, atomically.
 
     Args:
-        out: Where to.
+        out: The folder.
         tokenizer: Mistral's SentencePiece model.
-        layers: Of the language model.
-        vision_layers: Of the vision tower.
+        layers, vision_layers: Of language model and vision tower.
         narrow: Whether with small widths.
         seed: Of the weights.
 
@@ -104,11 +98,11 @@ def write_folder(
     files: dict[str, dict[str, Any]] = {
         "config.json": config,
         "generation_config.json": generation,
-        "chat_template.json": {"chat_template": read_template()},
+        "chat_template.json": {"chat_template": read_chat_template()},
         **make_processor(config),
     }
     with atomic_folder(out) as aside:
         write_tokenizer(tokenizer, aside)
         for name, value in files.items():
             (aside / name).write_text(json.dumps(value, indent=2) + "\n")
-        return shape, write_weights(shape, aside, seed)
+        return shape, write_weights(config, aside, seed)

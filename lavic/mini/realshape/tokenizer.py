@@ -35,8 +35,8 @@ def find_model(file: Path | None) -> Path:
         return file
     spec = importlib.util.find_spec("mistral_common")  # found, not imported: what it depends on may be missing
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (found := Path(folder).parent / INNER).is_file():
-            return found
+        if (model := Path(folder).parent / INNER).is_file():
+            return model
     raise ConfigError(
         f"Mistral's vocabulary is not here: get it with `{INSTALL}` (6.6 MB), then add --tokenizer vocabulary/{INNER}"
     )

@@ -180,14 +180,6 @@ class Retriever:
         info = RetrieverInfo.read(bundle)
         return cls(Bundle.load(bundle, device, dtype=dtype, base=base), bundle, info)
 
-    def check_store(self, store: ItemStore) -> None:
-        """Refuses a store whose tokens do not match the retriever's training.
-
-        Raises:
-            DataError: It does not match.
-        """
-        self.bundle.check_store(store)
-
     def folds(self, conversations: Sequence[Conversation]) -> list[int]:
         """The fold of each conversation, see `fold_of`."""
         return [fold_of(conversation, self._submissions, self.info.folds) for conversation in conversations]
@@ -213,7 +205,7 @@ class Retriever:
         """Vectors of items by several heads, float32 [heads, n, dim].
 
         Args:
-            store: Checked with `check_store`.
+            store: Checked with `BundleInfo.check_store`.
             ids: Any number.
             folds: The heads.
         """

@@ -58,7 +58,7 @@ class Ranker:
         tokens: TokenSource | None = None,
         max_length: int | None = None,
     ) -> None:
-        bundle.check_store(store)
+        bundle.info.check_store(store)
         self.tokens_per_item = tokens_per_item or bundle.info.tokens_per_item
         self.max_length = max_length or bundle.info.max_length
         self.tokens = tokens

@@ -7,7 +7,7 @@ are kept. A larger catalogue (`extend`) leaves the index as it is until all its 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,9 @@ from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, w
 from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
 from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
+
+FILE_TYPES = (".safetensors", ".faiss")
+"""Of an index, besides its manifest."""
 
 
 class MethodBuilder(Protocol):
@@ -125,7 +128,7 @@ def prepare_index(
     text = as_recorded(text)
     before = IndexManifest.read(folder) if (folder / FILE).is_file() else None
     if before is None:
-        if others := [path.name for path in folder.glob("*") if not path.name.startswith(".") and not _is_left(path)]:
+        if others := [path.name for path in folder.glob("[!.]*") if path.suffix not in FILE_TYPES]:
             raise ConfigError(f"{folder}: not an index, but not empty ({others[0]}): use a folder of its own")
         table, read = write_item_table(folder, rows())
         manifest = IndexManifest(
@@ -235,17 +238,9 @@ def _approximate_settings(record: MethodRecord | None) -> ApproximateSettings | 
 def remove_left(folder: Path, manifest: IndexManifest) -> None:
     """Removes files of earlier builds that the manifest does not name."""
     names = manifest.file_names()
-    for path in _index_files(folder):
-        if path.name not in names:
+    for path in folder.glob("[!.]*"):
+        if path.suffix in FILE_TYPES and path.name not in names:
             path.unlink(missing_ok=True)
-
-
-def _index_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("*") if not path.name.startswith(".") and _is_left(path))
-
-
-def _is_left(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".faiss")
 
 
 def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,20 +57,12 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
-        return error_body(self.status, self.message, self.param)
-
-    @property
     def response(self) -> JSONResponse:
-        """The answer."""
-        return JSONResponse(self.body, self.status, self.headers)
-
-
-def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """`{"error": {"message", "type", "param", "code"}}`"""
-    kind = "invalid_request_error" if status < 500 and status not in (429, 499) else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": _CODES.get(status, str(status))}}
+        """The answer: `{"error": {"message", "type", "param", "code"}}`."""
+        kind = "invalid_request_error" if self.status < 500 and self.status not in (429, 499) else "server_error"
+        code = _CODES.get(self.status, str(self.status))
+        body = {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+        return JSONResponse(body, self.status, self.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lavic.recommend.recommendation import Recommendation, RecommendedItem
+from lavic.recommend.recommendation import Recommendation
 
 EXAMPLE: dict[str, Any] = {"conversation": "a warm hat for winter, not too bright", "k": 3}
 
@@ -130,17 +130,10 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-def scored_item(item: RecommendedItem, photo: str | None) -> ScoredItem:
-    """A recommended item as the API answers it."""
-    return ScoredItem(id=item.id, title=item.title, photo=photo, probability=item.probability, scores=dict(item.scores))
-
-
 def recommend_response(answer: Recommendation, photos: list[str | None]) -> RecommendResponse:
-    """An answer of the recommender as the API answers it.
-
-    Args:
-        answer: Of the recommender.
-        photos: Path of each item's photo.
-    """
-    items = [scored_item(item, photo) for item, photo in zip(answer, photos, strict=True)]
+    """An answer of the recommender in the API's form, with the path of each item's photo."""
+    items = [
+        ScoredItem(id=item.id, title=item.title, photo=photo, probability=item.probability, scores=dict(item.scores))
+        for item, photo in zip(answer, photos, strict=True)
+    ]
     return RecommendResponse(items=items, candidates=answer.candidates, none=answer.none)

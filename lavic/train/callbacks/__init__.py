@@ -1,1 +1,1 @@
-"""What watches a training run: one file for each habit."""
+"""What watches a training run: one file for each callback."""

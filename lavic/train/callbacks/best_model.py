@@ -24,7 +24,6 @@ class BestModel(Callback):
         self._score = score
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """Compares with the best so far."""
         state = trainer.state
         if state.step == 0:
             return

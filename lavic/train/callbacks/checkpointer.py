@@ -27,7 +27,6 @@ class Checkpointer(Callback):
         self._saved_step = trainer.state.step
 
     def post_step(self, trainer: Trainer) -> None:
-        """Saves where it is due."""
         step = trainer.state.step
         if step % trainer.loop.save_every == 0 or step == trainer.total_steps:
             self._save(trainer)

@@ -22,7 +22,6 @@ class ConsoleLogger(Callback):
         self._bar: ProgressBar | None = None
 
     def pre_train(self, trainer: Trainer) -> None:
-        """Opens the bar."""
         step, total = trainer.state.step, trainer.total_steps
         self._bar = progress_bar(total, "steps", initial=step, shown=trainer.world.is_main)
         if step:
@@ -49,7 +48,6 @@ class ConsoleLogger(Callback):
         )
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """Moves the bar."""
         step, total = trainer.state.step, trainer.total_steps
         if self._bar is None:
             return
@@ -62,7 +60,6 @@ class ConsoleLogger(Callback):
         self._bar.update(step - self._bar.n)
 
     def close(self, trainer: Trainer) -> None:
-        """Ends the bar's line."""
         if self._bar is not None:
             self._bar.close()
 

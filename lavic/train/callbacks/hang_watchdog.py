@@ -1,4 +1,4 @@
-"""Tells the hang watchdog which part of a step this rank is in."""
+"""Reports to the hang watchdog which part of a step this rank is in."""
 
 from __future__ import annotations
 
@@ -14,5 +14,4 @@ class HangWatchdogCallback(Callback):
         self._watchdog = watchdog
 
     def enter_phase(self, trainer: Trainer, phase: str) -> None:
-        """An assignment; no message."""
         self._watchdog.mark(phase)

@@ -36,5 +36,4 @@ class JournalLogger(Callback):
         self._tracker.event("skipped_step", step=trainer.state.step + 1, reason=error.what, samples=error.samples)
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """The step's metrics."""
         self._tracker.log(trainer.state.step, **metrics)

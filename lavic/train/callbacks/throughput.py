@@ -32,17 +32,14 @@ class ThroughputMonitor(Callback):
         return self._meter
 
     def pre_train(self, trainer: Trainer) -> None:
-        """Begins to listen to the task's forward passes."""
         task = trainer.engine.task
-        most = peak_flops(trainer.engine.device, next(task.parameters()).dtype)
-        self._meter = ThroughputMeter(task, trainer.world, flops=make_flops_counter(task), peak=most)
+        peak = peak_flops(trainer.engine.device, next(task.parameters()).dtype)
+        self._meter = ThroughputMeter(task, trainer.world, flops=make_flops_counter(task), peak=peak)
 
     def pre_load_batch(self, trainer: Trainer) -> None:
-        """Notes the time."""
         self._requested = time.perf_counter()
 
     def post_load_batch(self, trainer: Trainer) -> None:
-        """What passed since then is time spent waiting for data."""
         self.meter.add_wait(time.perf_counter() - self._requested)
 
     def pre_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
@@ -50,18 +47,14 @@ class ThroughputMonitor(Callback):
         metrics |= self.meter.read()
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """A validation is not training."""
         self.meter.restart()
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
-        """The search for the samples is not training."""
         self.meter.restart()
 
     def post_checkpoint_saved(self, trainer: Trainer, path: Path) -> None:
-        """A save is not training."""
         self.meter.restart()
 
     def close(self, trainer: Trainer) -> None:
-        """Takes the hooks off the task."""
         if self._meter is not None:
             self._meter.close()

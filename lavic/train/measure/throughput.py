@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -109,7 +108,7 @@ class ThroughputMeter:
     def __enter__(self) -> ThroughputMeter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _begin(self, task: nn.Module, batches: tuple[Any, ...]) -> None:

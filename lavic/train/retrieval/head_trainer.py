@@ -3,13 +3,14 @@ negative of its batch in one place."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from lavic.model.two_tower.head import TwoTowerHead
-from lavic.train.retrieval.contrastive_loss import contrastive_loss
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
 
@@ -25,7 +26,7 @@ _QUERIES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of conversations or items, and what a head is validated on."""
+    """Features of the training conversations and of all items."""
 
     queries: torch.Tensor
     """[conversations, width]"""
@@ -35,13 +36,13 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """A head and how it got there."""
+    """A head with its validation."""
 
     head: TwoTowerHead
     step: int
     """Steps that it was trained for."""
     recall: dict[int, float]
-    """Share of the validation targets found among the first so many items; empty without validation."""
+    """Share of the validation targets among the first k items, by k; empty without validation."""
 
 
 class HeadTrainer:
@@ -52,7 +53,7 @@ class HeadTrainer:
         features: Of training conversations and all items.
         device: Where to train.
         log: Called with a step and numbers, after each epoch.
-        stop: Asked after each step; a true answer ends the training.
+        stop: Called after each step; True ends the training.
     """
 
     def __init__(
@@ -91,10 +92,10 @@ class HeadTrainer:
         epoch_steps = max(1, -(-len(pairs) // settings.batch_size))
         best: TrainedHead | None = None
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_number(f"{settings.seed}/{seed}"))
+            torch.manual_seed(_seed(f"{settings.seed}/{seed}"))
             head = self._fresh(pairs).to(self.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-            order = torch.Generator().manual_seed(_number(f"{settings.seed}/{seed}/order"))
+            order = torch.Generator().manual_seed(_seed(f"{settings.seed}/{seed}/order"))
             queue = torch.empty(0, dtype=torch.long)
             sum_of_losses, losses = torch.zeros((), device=self.device), 0
             for step in range(1, (last_step or total) + 1):
@@ -151,13 +152,33 @@ class HeadTrainer:
         return contrastive_loss(queries, items, scale, right, symmetric=self.settings.symmetric)
 
 
+def contrastive_loss(
+    queries: torch.Tensor, items: torch.Tensor, scale: torch.Tensor, right: torch.Tensor, *, symmetric: bool
+) -> torch.Tensor:
+    """The mean loss of a batch of pairs (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
+
+    Args:
+        queries: Unit vectors of the conversations, [b, dim].
+        items: Unit vectors of their targets, [b, dim].
+        scale: One over the temperature.
+        right: bool [b, b]: whether item j is a right answer to conversation i. Beside the diagonal such an item is no
+            negative: it is left out.
+        symmetric: Also the loss of finding the conversation of each item.
+    """
+    labels = torch.arange(len(queries), device=queries.device)
+    others = right & ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
+    scores = (queries @ items.T * scale).masked_fill(others, float("-inf"))
+    loss = functional.cross_entropy(scores, labels)
+    return (loss + functional.cross_entropy(scores.T, labels)) / 2 if symmetric else loss
+
+
 @torch.inference_mode()
 def recall_at(
     head: TwoTowerHead, queries: torch.Tensor, items: torch.Tensor, pairs: Pairs, cutoffs: tuple[int, ...] = CUTOFFS
 ) -> dict[int, float]:
     """The share of targets among the first k items of all, by k.
 
-    An item as near as the target counts as before it by half: a head that tells nothing apart is at chance.
+    An item with the same score as the target counts as before it by half: a constant head is at chance.
 
     Args:
         head: In evaluation mode.
@@ -169,22 +190,19 @@ def recall_at(
     device = head.log_scale.device
     vectors = torch.cat([head.item(part.to(device)) for part in items.split(8192)])
     answers = head.query(queries.to(device))
-    found = torch.zeros(len(cutoffs), dtype=torch.float64)
+    hits = torch.zeros(len(cutoffs), dtype=torch.float64)
     for start in range(0, len(pairs), _QUERIES):
         query, item = pairs.query[start : start + _QUERIES], pairs.item[start : start + _QUERIES]
         scores = answers[query.to(device)] @ vectors.T
-        own = scores.gather(1, item.to(device)[:, None])
-        before = (scores > own).sum(1).double()
-        before += ((scores == own).sum(1).double() - 1) / 2
+        target_scores = scores.gather(1, item.to(device)[:, None])
+        before = (scores > target_scores).sum(1).double()
+        before += ((scores == target_scores).sum(1).double() - 1) / 2
         for row, number in enumerate(query.tolist()):
             others = torch.tensor(sorted(pairs.targets[number] - {int(item[row])}), device=device, dtype=torch.long)
-            before[row] -= (scores[row, others] > own[row]).sum()
-        found += torch.stack([(before < cutoff).sum().double().cpu() for cutoff in cutoffs])
-    return {cutoff: float(value) / len(pairs) for cutoff, value in zip(cutoffs, found, strict=True)}
+            before[row] -= (scores[row, others] > target_scores[row]).sum()
+        hits += torch.stack([(before < cutoff).sum().double().cpu() for cutoff in cutoffs])
+    return {cutoff: float(value) / len(pairs) for cutoff, value in zip(cutoffs, hits, strict=True)}
 
 
-def _number(text: str) -> int:
-    """A seed of text."""
-    import hashlib
-
+def _seed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")

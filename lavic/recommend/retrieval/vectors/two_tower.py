@@ -149,7 +149,7 @@ class TwoTowerEncoder:
         Raises:
             DataError: The retriever was not trained on tokens of this store's making.
         """
-        self._retriever.check_store(store)
+        self._retriever.bundle.info.check_store(store)
         rows = [row for row, id in enumerate(ids) if id in store]
         vectors = np.zeros((len(ids), len(self._heads), self._retriever.info.dim), np.float32)
         for start in range(0, len(rows), _ITEMS):

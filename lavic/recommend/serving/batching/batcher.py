@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from lavic.errors import LavicError
 from lavic.recommend.recommendation import CheckedQuery, Recommendation
 from lavic.recommend.recommender import Recommender
 from lavic.recommend.serve_settings import ServeSettings
 from lavic.recommend.serving.batching.admission import Admission
-from lavic.recommend.serving.batching.answers import answer_each
-from lavic.recommend.serving.errors import ApiError
+from lavic.recommend.serving.errors import ApiError, from_lavic_error
 from lavic.recommend.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,17 @@ class Batcher:
 
 
 def _answer(batch: Sequence[_Waiting]) -> list[Recommendation | ApiError]:
-    """Answers a batch; if it fails as a whole, each request by itself, so that one does not spoil the others'."""
-    recommender, queries = batch[0].recommender, [waiting.query for waiting in batch]
-    return answer_each(recommender, queries, lambda row: not batch[row].answer.done())
+    """The answer, or the error answer, to each request of a batch; if the batch fails, each is tried by itself."""
+    try:
+        answers = batch[0].recommender.answer([waiting.query for waiting in batch])
+    except Exception as error:
+        if len(batch) > 1:
+            log.warning("a batch of %d requests failed (%s); each is tried by itself", len(batch), error)
+            left = ApiError(499, "nobody waits for the answer")
+            return [left if waiting.answer.done() else _answer([waiting])[0] for waiting in batch]
+        if isinstance(error, LavicError):
+            log.error("a request failed: %s", error)
+            return [ApiError(503, "the item store or index cannot be read; the server's log says why")]
+        log.exception("a request failed")
+        return [ApiError(500, "the server failed; its log says why")]
+    return [from_lavic_error(answer) if isinstance(answer, LavicError) else answer for answer in answers]
