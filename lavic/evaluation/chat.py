@@ -79,11 +79,7 @@ class ChatArm:
 
 
 def chat_section(chat: Mapping[str, Any]) -> Section:
-    """The report's part on the arm: how its answers were read, and what they took.
-
-    Args:
-        chat: Of `ChatArm.as_dict`.
-    """
+    """The report's part on the arm, of `ChatArm.as_dict`: how its answers were read, and what they took."""
     usage, cached = chat["usage"], chat["usage"]["cached"]
     rows = [
         (
@@ -119,9 +115,6 @@ def run_chat(
     """Asks the model about every list that has candidates.
 
     Args:
-        test_sets: The lists.
-        chosen: Settings of the arm.
-        endpoint: The model.
         title: Item -> its title or other text, empty where it has none.
         photo: Item -> its encoded photo; asked only with `chosen.photos`.
 

@@ -58,12 +58,7 @@ class SavedRankings:
         return ArmRankings(orders=[ranked[number * rows : (number + 1) * rows] for number in range(count)], group=group)
 
     def put(self, inputs: Mapping[str, Any], made: ArmRankings) -> None:
-        """Saves an arm's rankings. Where that fails, a warning: the evaluation itself goes on.
-
-        Args:
-            inputs: All that they depend on, as JSON.
-            made: The rankings.
-        """
+        """Saves an arm's rankings. Where that fails, a warning: the evaluation itself goes on."""
         if self._folder is None:
             return
         head = {"orders": len(made.orders), "rows": len(made.orders[0]), "group": made.group}

@@ -83,9 +83,7 @@ def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings
     """Cosine similarity of the conversation and each candidate's text, by a sentence encoder.
 
     Args:
-        test_set: The lists.
         texts: By item. Candidates without one are tied behind the others.
-        dense: The encoder.
 
     Raises:
         ConfigError: The model cannot be loaded.

@@ -20,10 +20,7 @@ def write_beir(
     """Writes the three files; the qrels, without which no reader takes the folder, last.
 
     Args:
-        folder: Where they go.
         corpus: Id, title and text of each item.
-        queries: The text of each query.
-        targets: The relevant items of each query.
     """
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     with atomic_open(folder / "corpus.jsonl") as file:

@@ -25,11 +25,7 @@ Ints = NDArray[np.int64]
 
 
 class RandomOrders:
-    """Random orders of the lists of some predictions, whose rankings are not used.
-
-    Args:
-        predictions: One per conversation.
-    """
+    """Random orders of the lists of some predictions, whose rankings are not used."""
 
     def __init__(self, predictions: Sequence[Prediction]) -> None:
         sizes, targets, pairs, rows, repeats = [], [], [], [], []

@@ -65,10 +65,7 @@ class Relevance:
 
 
 def judge(predictions: Sequence[Prediction]) -> Relevance:
-    """Marks each ranked item as relevant or not.
-
-    Args:
-        predictions: One per conversation.
+    """Marks each ranked item as relevant or not; takes one prediction per conversation.
 
     Raises:
         ValueError: There are no predictions, one has no targets, or scores do not fall along a ranking.

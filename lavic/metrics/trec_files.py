@@ -70,12 +70,7 @@ def write_run(path: Path, rows: Iterable[tuple[str, Sequence[str], Sequence[floa
 
 
 def write_qrels(path: Path, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Writes qrels.
-
-    Args:
-        path: The file.
-        rows: Query, and its relevant items.
-    """
+    """Writes qrels; a row is a query with its relevant items."""
     with atomic_open(path) as file:
         for query, items in rows:
             for item in dict.fromkeys(items):

@@ -25,10 +25,7 @@ _DESCRIPTION = re.compile(r"The photo shows a (\w+) (\w+) (\w+)\.")
 
 
 def read_looks(catalogue: Path) -> dict[str, Look]:
-    """The look of every item of a drawn catalogue, by id.
-
-    Args:
-        catalogue: Folder of `lavic mini catalog`.
+    """The look of every item, by id, of a folder of `lavic mini catalog`.
 
     Raises:
         DataError: It is not one.

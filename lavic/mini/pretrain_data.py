@@ -35,13 +35,7 @@ class Photo:
 
 
 def read_photos(data: ShardDataset, side: int, without: frozenset[str] = frozenset()) -> list[Photo]:
-    """The described photos of a set, scaled down to what a cut photo of `side` pixels needs.
-
-    Args:
-        data: The set.
-        side: Pixels that the cut photo has along an edge.
-        without: Keys to leave out.
-    """
+    """The described photos of a set, scaled down to what a cut photo of `side` pixels needs, `without` some keys."""
     photos = []
     for sample in (data[i] for i, key in enumerate(data.keys) if key not in without):
         if sample.text:

@@ -128,10 +128,6 @@ class BundleInfo:
     def check_adapters(self, folder: Path, kinds: Sequence[Kind] = ("vision", "language")) -> None:
         """Compares the adapters with their digests.
 
-        Args:
-            folder: The bundle.
-            kinds: The adapters to check.
-
         Raises:
             DataError: An adapter has changed; names it.
         """

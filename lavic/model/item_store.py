@@ -282,10 +282,7 @@ def write_manifest(
     """Completes a store: copies the adapter, builds the index, writes the manifest.
 
     Args:
-        folder: The store.
-        backbone: The model of the tokens.
         adapter: Folder of the vision adapter, if the model has one.
-        parts: Of the store.
         shards: Digests of the sets of shards with its photos.
     """
     if adapter is not None:

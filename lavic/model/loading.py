@@ -191,9 +191,6 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
     transformers 4 saves them in preprocessor_config.json, transformers 5 in processor_config.json under
     `image_processor`. If both exist, the newer form wins, as in transformers.
 
-    Args:
-        folder: Of the model.
-
     Raises:
         OSError: Neither file can be read.
         ValueError: A file is not JSON, or not an object.

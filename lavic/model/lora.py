@@ -239,7 +239,6 @@ def install(model: Any, folder: Path, *, merge: bool = True) -> Any:
 
     Args:
         model: The model; its linear layers are replaced, their weights are not changed.
-        folder: Of the adapter.
         merge: See `adapted`.
 
     Returns:

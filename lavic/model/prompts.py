@@ -112,9 +112,6 @@ def describe(
     """The prompt for a description of one photo; in `inst` the photo comes first, as in LLaVA's training.
 
     Args:
-        title: Of the item.
-        photo_tokens: Tokens of the photo.
-        style: Of the prompt.
         chat: Tags of the base model, used in `inst` alone.
         words: The user's question instead of ours, split at the title.
     """

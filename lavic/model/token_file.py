@@ -24,7 +24,6 @@ class MappedTokens:
     Unlike `mmap`, torch needs no open file once it is mapped: a large store has thousands.
 
     Args:
-        path: The file.
         shape: [n, views, d_vision] that its tokens must have.
     """
 
@@ -50,7 +49,6 @@ class ReadTokens:
     """A tokens file that is kept open and read.
 
     Args:
-        path: The file.
         shape: [n, views, d_vision] that its tokens must have.
     """
 

@@ -111,12 +111,8 @@ class CandidateSearch:
     def search(
         self, conversations: Sequence[Conversation], count: int, exclude: Sequence[Collection[str]]
     ) -> list[Candidates]:
-        """At most `count` candidates of each conversation, in the order of their fused ranks.
-
-        Args:
-            conversations: What is asked.
-            count: Length of each list.
-            exclude: Of each conversation, items that are left out.
+        """At most `count` candidates of each conversation, in the order of their fused ranks, without those to
+        `exclude`.
         """
         if not conversations:
             return []

@@ -107,10 +107,7 @@ class Recommender:
     def reloaded(
         self, bundle: str | Path, store: str | Path, index: str | Path | None = None, **options: Any
     ) -> Recommender:
-        """A recommender of what is in the folders now, with this one's model where the bundle is the same.
-
-        Args:
-            bundle, store, index, options: As for `load`.
+        """A recommender of what is in the folders now, with this one's model if the bundle is the same. See `load`.
 
         Raises:
             ConfigError, DataError: As `load`. This recommender is not changed.

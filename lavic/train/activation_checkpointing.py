@@ -11,12 +11,7 @@ from lavic.train.config import LoopSettings
 
 
 def configure_layers(model: nn.Module, loop: LoopSettings) -> None:
-    """Enables activation checkpointing and compilation, in place; call it before the engine is created.
-
-    Args:
-        model: A LlavaNext model with its adapter.
-        loop: `activation_checkpointing` and `compile`.
-    """
+    """Enables activation checkpointing and compilation, in place; call it before the engine is created."""
     llava = unwrap_peft(model)
     if loop.activation_checkpointing:
         with warnings.catch_warnings():

@@ -39,11 +39,7 @@ def check_bundle(
     """Checks a saved bundle: it has the trained weights, and nothing else has changed. Collective; rank 0 checks.
 
     Args:
-        folder: The bundle.
-        model: The trained model.
         task: Its task; the loaded bundle must give the same losses.
-        samples: The validation set.
-        world: The ranks.
         vision: In stage 2, the folder of stage 1's vision adapter, if any.
 
     Raises:

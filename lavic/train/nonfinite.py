@@ -20,8 +20,6 @@ class NonFiniteError(LavicError):
 
     Args:
         what: `loss` or `gradient`.
-        samples: The samples that cause it, with their ranks.
-        lr: The step's learning rate.
         stop: Whether any rank has a stop request.
     """
 
@@ -41,9 +39,7 @@ def find_nonfinite_samples(
 
     Args:
         task: With the weights before the step.
-        micro_batches: This rank's part of the step.
         losses: The losses of the target tokens of each micro-batch.
-        world: The ranks.
     """
     keys = [key for batch, loss in zip(micro_batches, losses, strict=True) for key in _nonfinite_keys(batch, loss)]
     by_rank = world.all_gather_object(keys)

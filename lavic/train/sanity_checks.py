@@ -27,11 +27,6 @@ class SanityChecks:
 
     A task's attribute `trains` is the kind of adapter that it trains, a key of `TRAINED_PARTS`; without it, the parts
     are not checked.
-
-    Args:
-        task: The task.
-        trained: Its trainable parameters by name.
-        world: The ranks.
     """
 
     def __init__(self, task: nn.Module, trained: Mapping[str, nn.Parameter], world: DistributedContext) -> None:
@@ -59,9 +54,6 @@ class SanityChecks:
 
     def check_start(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Before the first step. Collective.
-
-        Args:
-            groups: The optimizer's parameter groups.
 
         Raises:
             LavicError: A group is empty, a frozen part has a trainable parameter, or a part to be trained has none.

@@ -26,11 +26,6 @@ class Trainer:
     step's samples are split. With the same world size, a resumed run gives exactly the same losses.
 
     Args:
-        engine: With the task.
-        train: The training set.
-        valid: The validation set.
-        loop: The settings.
-        world: The ranks.
         callbacks: Called in this order, see `Callback`; the same on every rank.
         scorer: Computes scores at each validation, besides the loss.
 

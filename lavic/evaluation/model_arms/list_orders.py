@@ -47,9 +47,7 @@ def order_bias(test_set: TestSet, orders: Sequence[Sequence[RankedList]], seed: 
     """How much an arm's answers depend on the order of the list.
 
     Args:
-        test_set: The lists.
         orders: For each order (`reordered`) a ranking per conversation.
-        seed: Of the orders.
 
     Returns:
         `orders`, their number; `hit_rate` of each, the file's order first, with their `mean`, the `spread` (highest

@@ -111,9 +111,6 @@ def rank_in_groups(
     """Ranks lists in groups of at most `size` candidates; one that fits is ranked whole.
 
     Args:
-        ranker: Ranks the groups.
-        requests: Lists of any length.
-        size: Candidates of a group.
         progress: Called with the number of requests done since the last call.
     """
     rankings = []

@@ -91,9 +91,6 @@ def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequen
 
     Args:
         series: At least one with a finite point.
-        x_name: Label of the horizontal axis.
-        y_name: Label of the vertical axis.
-        levels: Reference lines.
     """
     clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
     clean = [(line, points) for line, points in clean if points]

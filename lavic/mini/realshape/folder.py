@@ -77,14 +77,7 @@ def make_processor(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def write_folder(
     out: Path, tokenizer: Path, *, layers: int, vision_layers: int, narrow: bool, seed: int
 ) -> tuple[ModelDims, int]:
-    """Writes the model folder, atomically.
-
-    Args:
-        out: The folder.
-        tokenizer: Mistral's SentencePiece model.
-        layers, vision_layers: Of language model and vision tower.
-        narrow: Whether with small widths.
-        seed: Of the weights.
+    """Writes the model folder, atomically; `tokenizer` is Mistral's SentencePiece model.
 
     Returns:
         The model's widths and depths, and the bytes of its weights.

@@ -45,10 +45,6 @@ def find_model(file: Path | None) -> Path:
 def write_tokenizer(model: Path, folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, as the hub's folder has them.
 
-    Args:
-        model: The SentencePiece model.
-        folder: Of the base model.
-
     Raises:
         ConfigError: The file is of another kind of model.
         DataError: It cannot be read.

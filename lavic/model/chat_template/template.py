@@ -46,13 +46,7 @@ def prompt_version(model: ModelSettings, folder: Path) -> str:
 def chat_format(
     model: ModelSettings, folder: Path, tokenizer: PreTrainedTokenizerBase, image_token_id: int
 ) -> ChatFormat:
-    """The tags around a model's prompts.
-
-    Args:
-        model: Its settings; the style `lavic` has no tags and needs no template.
-        folder: Of the model.
-        tokenizer: Of the model.
-        image_token_id: Of its image token.
+    """The tags around a model's prompts; the style `lavic` has none and needs no template.
 
     Raises:
         ConfigError: The template is missing or cannot be used.

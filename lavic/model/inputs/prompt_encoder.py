@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 class Encoder:
     """Turns pieces into token ids with a base model's tokenizer.
 
-    Args:
-        tokenizer: Of the base model.
-        image_token_id: Of its image token.
-        style: Of the prompts.
-        chat: Tags of the base model's chat template.
-
     Raises:
         ConfigError: The tokenizer adds anything but one beginning-of-sequence token to a text.
     """

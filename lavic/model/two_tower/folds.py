@@ -32,7 +32,6 @@ def fold_of(conversation: Conversation, trained: np.ndarray, folds: int) -> int:
     """The fold of a conversation's request.
 
     Args:
-        conversation: Any conversation.
         trained: `submission_hashes` of the training conversations.
         folds: Number of folds; 0 for none.
 

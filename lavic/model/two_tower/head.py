@@ -87,13 +87,7 @@ class TwoTowerHead(nn.Module):
 
 
 def save_head(head: TwoTowerHead, file: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes a head as safetensors, atomically.
-
-    Args:
-        head: The head.
-        file: The file.
-        metadata: JSON values, see `read_metadata`.
-    """
+    """Writes a head as safetensors, atomically, with `metadata` as JSON (see `read_metadata`)."""
     state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     # A single key: safetensors writes several in any order, and equal heads should give equal files.
     atomic_write(file, save(state, {_METADATA: json.dumps(metadata, sort_keys=True)}))
@@ -109,11 +103,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
 
 
 def load_head(file: Path, **sizes: Any) -> TwoTowerHead:
-    """Reads a head.
-
-    Args:
-        file: Written by `save_head`.
-        sizes: Arguments of `TwoTowerHead`.
+    """Reads a head that `save_head` wrote; `sizes` are those of `TwoTowerHead`.
 
     Raises:
         DataError: It cannot be read, has other sizes, or has numbers that are not finite.

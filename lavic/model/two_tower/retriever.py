@@ -96,12 +96,8 @@ def save_retriever(
     """Adds a retriever to a bundle, atomically.
 
     Args:
-        bundle: Of the base model and vision adapter of the features.
         heads: Files by fold, with `FINAL`.
         submissions: `submission_hashes` of the training conversations.
-        dim: Width of the vectors.
-        hidden: Width of the projections' hidden layers.
-        max_length: Longest conversation, tokens.
     """
     state = load_file(heads[FINAL])
     with atomic_folder(bundle / FOLDER) as part:
@@ -135,11 +131,6 @@ def find_retriever(folder: Path) -> Path:
 
 class Retriever:
     """A retriever with its base model: embeds conversations and items in the same space.
-
-    Args:
-        bundle: Its base model and vision adapter, loaded.
-        folder: Of the bundle.
-        info: Of the retriever.
 
     Raises:
         DataError: A head cannot be read.
@@ -189,7 +180,6 @@ class Retriever:
         """Vectors of conversations, float32 [n, dim], to compare with items of the same head.
 
         Args:
-            conversations: Any number.
             folds: The head of each; None: its fold.
         """
         folds = self.folds(conversations) if folds is None else folds
@@ -202,12 +192,6 @@ class Retriever:
 
     @torch.inference_mode()
     def embed_items(self, store: ItemStore, ids: Sequence[str], folds: Sequence[int] = (FINAL,)) -> torch.Tensor:
-        """Vectors of items by several heads, float32 [heads, n, dim].
-
-        Args:
-            store: Checked with `BundleInfo.check_store`.
-            ids: Any number.
-            folds: The heads.
-        """
+        """Vectors of items by several heads, float32 [heads, n, dim]; of a store that `check_store` accepts."""
         features = self.features.items(store, ids)
         return torch.stack([self.heads[fold].item(features) for fold in folds])

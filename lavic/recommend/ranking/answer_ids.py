@@ -33,8 +33,6 @@ def mentions(text: str, items: Collection[str], *, any_case: bool = False) -> li
     `B00.` Of ids that contain each other the longest counts.
 
     Args:
-        text: What a model wrote.
-        items: Ids of any form.
         any_case: Whether ASCII letters may be in another case.
     """
     words = _WordCharacters(items)

@@ -183,7 +183,6 @@ class RetrievalIndex:
         """The best rows of each query with their scores, best first; `hits` makes ids of them.
 
         Args:
-            method: Of the index.
             queries: Texts for bm25, else vectors, float [queries, width].
             k: Rows of each query, at most.
             exact: As for `search_vectors`.

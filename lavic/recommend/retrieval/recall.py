@@ -28,12 +28,7 @@ def recall(
     Intervals are of a bootstrap over clusters of conversations that share a submission or a target.
 
     Args:
-        conversations: All of a file.
         lists: For each method a list of ids for each conversation.
-        cuts: Values of k.
-        draws: Resamples.
-        level: Of the intervals.
-        seed: Of the resamples.
 
     Returns:
         For each method `recall_at_<k>`; nothing if no conversation has a target.

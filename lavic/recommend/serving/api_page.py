@@ -18,11 +18,7 @@ POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; frame-ancestors 'no
 
 
 def api_page(description: Mapping[str, Any]) -> str:
-    """The page.
-
-    Args:
-        description: The app's OpenAPI description.
-    """
+    """The page of an app's OpenAPI description."""
     parts = [
         f"<title>{escape(description['info']['title'])}: HTTP API</title>",
         f"<h1>{escape(description['info']['title'])}: HTTP API</h1>",

@@ -55,9 +55,7 @@ class Zero2Footprint:
         Args:
             frozen: Parameters of the base model.
             trained: Parameters of the adapter.
-            ranks: Processes that share gradients and optimizer state.
             element: Bytes of a weight and of its gradient.
-            micro_steps: Of a step.
         """
         part = -(-trained // ranks)
         # A bucket is flattened once more to be summed, and gradients of another dtype are copied to float32.

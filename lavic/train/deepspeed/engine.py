@@ -31,8 +31,6 @@ class Engine:
 
     Args:
         task: Parameters that require a gradient are trained.
-        world: The ranks, connected.
-        loop: Batch, learning rate, weight decay and clipping.
         extra: More keys for DeepSpeed, see `zero2_config`.
 
     Raises:
@@ -83,7 +81,6 @@ class Engine:
         """Adds the gradient of `loss`; gradients are *averaged* over the ranks.
 
         Args:
-            loss: A scalar.
             last: Whether this is the last micro step before `step`.
         """
         self._engine.set_gradient_accumulation_boundary(last)

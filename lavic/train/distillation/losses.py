@@ -72,10 +72,5 @@ def patch_means(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
 
 
 def patch_distance(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each token, relative to the mean square of the teacher's, [views].
-
-    Args:
-        teacher: Tokens, [views, d_text].
-        student: Tokens, the same shape.
-    """
+    """Mean squared error of tokens [views, d_text], relative to the mean square of the teacher's: [views]."""
     return (student.float() - teacher).square().mean(-1) / teacher.square().mean(-1)

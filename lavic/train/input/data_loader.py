@@ -56,11 +56,6 @@ class TrainDataLoader:
     state of the loader. Without `micro_tokens`, rank r takes every size-th position, from r. Otherwise the samples are
     distributed by length (`balance_micro_batches`), which every rank computes independently.
 
-    Args:
-        samples: The training set.
-        world: The ranks.
-        loop: Batch, micro-batch and workers.
-
     Raises:
         ConfigError: The training set is empty, or ranks would get unequal shares.
     """

@@ -61,10 +61,6 @@ class DenylistDataset:
 
     Positions, and so batches, shares and the order of the other samples, do not change: a run can be resumed with
     another list.
-
-    Args:
-        samples: The set.
-        keys: Of the samples to skip.
     """
 
     def __init__(self, samples: TaskDataset, keys: Collection[str]) -> None:

@@ -48,9 +48,7 @@ class FlopCosts:
         """Counts the operations.
 
         Args:
-            shape: Of the model.
             kind: Of its adapter; None where it has none.
-            r: The adapter's rank.
             training: False counts forward passes only.
         """
         linears = list(shape.linears())

@@ -139,13 +139,8 @@ def estimate_resources(
     """What training an adapter will take; stage 2 does not load the vision tower.
 
     Args:
-        shape: Of the base model.
-        kind: Of the adapter.
-        lora: Its settings.
-        loop: Batch, budget, activations.
         ranks: Processes, one GPU each.
         max_length: Longest text, tokens.
-        sample: A typical one.
         samples: Size of the training set; None where it does not exist yet.
         element: Bytes of an element of weights and activations.
 

@@ -53,10 +53,7 @@ class FeatureCache:
         """Makes the parts that are missing, this rank's share of them. Collective.
 
         Args:
-            name: Of the features.
-            rows: How many there are.
             make: The features of some rows, [rows, width].
-            world: The ranks.
             stop: Ends the work after a part.
 
         Raises:

@@ -49,9 +49,7 @@ class HeadTrainer:
     """Trains heads with the same settings on parts of the same pairs.
 
     Args:
-        settings: Of the head.
         features: Of training conversations and all items.
-        device: Where to train.
         log: Called with a step and numbers, after each epoch.
         stop: Called after each step; True ends the training.
     """
@@ -181,9 +179,6 @@ def recall_at(
     An item with the same score as the target counts as before it by half: a constant head is at chance.
 
     Args:
-        head: In evaluation mode.
-        queries: Features of the conversations.
-        items: Features of all items that are searched.
         pairs: Conversations and targets; a conversation's other targets are not counted as wrong.
         cutoffs: The numbers k.
     """

@@ -46,11 +46,7 @@ class Pairs:
         return Pairs(self.query[keep], self.item[keep], self.targets)
 
     def right_answers(self, batch: torch.Tensor) -> torch.Tensor:
-        """Which items of a batch answer which of its conversations: bool [b, b].
-
-        Args:
-            batch: int64 [b], positions of pairs.
-        """
+        """Which items of a batch (int64 [b], positions of pairs) answer which of its conversations: bool [b, b]."""
         items = self.item[batch].numpy()
         answers = np.zeros((len(batch), len(batch)), bool)
         for row, query in enumerate(self.query[batch].tolist()):

@@ -48,14 +48,7 @@ class Bm25Builder:
         self.settings: dict[str, Any] = {"k1": chosen.k1, "b": chosen.b, "part_rows": chosen.part_rows}
 
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
-        """Makes the files anew: each score depends on the whole catalogue.
-
-        Args:
-            folder: The index.
-            table: Its items.
-            previous: Of a smaller catalogue; not used.
-        """
-        del previous
+        """Makes the files anew: each score depends on the whole catalogue. `previous` is not used."""
         source = digest_json({"items": table.digest, "settings": self.settings})
         rows = self.settings["part_rows"]
         ranges = [(start, min(start + rows, len(table))) for start in range(0, len(table), rows)]

@@ -30,8 +30,6 @@ class Bm25Search:
     An item without a word of the query has no score: it is never returned.
 
     Args:
-        folder: The index.
-        record: Of this method.
         rank: Place of each row's id in the order of ids.
         shard: Which part of the index to search.
 
@@ -94,13 +92,7 @@ class Bm25Search:
 
 
 def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
-    """The rows of the `k` highest scores above 0, best first; equal scores in the order of `rank`.
-
-    Args:
-        scores: float32 [n]
-        rank: int32 [n]
-        k: At most how many.
-    """
+    """The rows of the `k` highest scores above 0, float32 [n], best first; equal scores in the order of `rank`."""
     rows = np.flatnonzero(scores >= _reached(scores, k))
     if len(rows) > _SORTED * k:  # many rows of the same score
         values = scores[rows]

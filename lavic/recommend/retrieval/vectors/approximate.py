@@ -86,11 +86,6 @@ def searches_as(record: MethodRecord, chosen: ApproximateSettings) -> bool:
 class Approximate:
     """Finds rows that are likely among the best of a query.
 
-    Args:
-        folder: The index.
-        made: Of a method's record.
-        shard: Which part of the index.
-
     Raises:
         DataError: A file is missing or cut short.
     """

@@ -90,8 +90,6 @@ def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray, sources: np.nda
     """Writes a chunk's vectors, made to have length 1.
 
     Args:
-        folder: The index.
-        chunk: Which.
         vectors: float [rows, d]
         sources: As for `plan_chunks`, of the chunk's rows; kept beside the vectors.
 
@@ -146,9 +144,6 @@ def make_chunk(
     """Makes a chunk's file from the items' texts; an empty text gets zeros.
 
     Args:
-        folder: The index.
-        chunk: Which.
-        table: The items.
         embed: From texts to vectors, float [n, d].
         previous: Of a smaller index, whose rows stand first in the same order.
     """
@@ -180,8 +175,6 @@ class VectorFiles:
     """The vectors of an index, mapped.
 
     Args:
-        folder: The index.
-        record: Of the method.
         shard: Which part of the index `blocks` yields.
 
     Raises:

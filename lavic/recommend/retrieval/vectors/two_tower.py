@@ -73,10 +73,7 @@ def _digests(folder: Path, info: RetrieverInfo) -> dict[str, Any]:
 
 
 def check_retriever(recorded: Mapping[str, Any]) -> RetrieverInfo:
-    """Refuses a retriever that is not the one that an index was made with; no model is loaded.
-
-    Args:
-        recorded: By `tokens_settings`.
+    """Refuses a retriever that is not the one that an index was made with (`tokens_settings`); no model is loaded.
 
     Raises:
         DataError: One line.
