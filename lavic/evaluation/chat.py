@@ -219,14 +219,14 @@ def _ranking(answer: ChatAnswer, listed: Sequence[str]) -> tuple[RankedList | No
 def _turns(conversation: Conversation, max_characters: int) -> str:
     """The turns, without the oldest ones where they are too long; of a longer last turn its beginning."""
     kept: list[str] = []
-    left = max_characters
+    remaining = max_characters
     for turn in reversed(conversation.turns):
         lines = turn.text.strip().splitlines()
         text = f"{_ROLES[turn.role]}: " + "\n  ".join(lines)  # indented: no line of a turn looks like one of the list
-        if kept and len(text) > left:
+        if kept and len(text) > remaining:
             break
-        kept.append(text[:left])
-        left -= len(text)
+        kept.append(text[:remaining])
+        remaining -= len(text)
     return "\n".join(reversed(kept))
 
 

@@ -87,7 +87,7 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
     for place, conversation in reversed(list(enumerate(test_set.conversations))):
         places[_content(conversation.turns, conversation.targets)].append(place)
     rankings: list[RankedList | None] = [None] * len(test_set)
-    strangers = []
+    unknown = []
     for record, row, answer in zip(records, rows, answers, strict=True):
         try:
             conversation = conversation_from_row(row, id="", index=0, file=str(file), line=record.line)
@@ -97,11 +97,11 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
             place = waiting.pop()
             rankings[place] = _ranking(answer, test_set.lists[place])
         elif conversation.targets:
-            strangers.append(record.line)
-    if len(strangers) == len(rows):
+            unknown.append(record.line)
+    if len(unknown) == len(rows):
         raise DataError(f"{file}: none of its {len(rows):,} rows is a conversation of {test_set.file}")
-    if strangers and not test_set.other_ids:
-        raise DataError(f"{file}:{strangers[0]}: this row{_more(strangers)} is no conversation of {test_set.file}")
+    if unknown and not test_set.other_ids:
+        raise DataError(f"{file}:{unknown[0]}: this row{_more(unknown)} is no conversation of {test_set.file}")
     return rankings
 
 

@@ -79,8 +79,8 @@ class TestSet:
         Raises:
             DataError: The file cannot be read or has nothing to score.
         """
-        every = read_conversations(file, candidates=candidates, top=top)
-        rows = every[:limit]
+        all_rows = read_conversations(file, candidates=candidates, top=top)
+        rows = all_rows[:limit]
         scored = tuple(row for row in rows if row.targets)
         if not scored:
             raise DataError(
@@ -105,7 +105,7 @@ class TestSet:
             sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
             conversations=scored,
             lists=tuple(lists),
-            other_ids=frozenset(row.id for row in every) - {row.id for row in scored},
+            other_ids=frozenset(row.id for row in all_rows) - {row.id for row in scored},
             left_out={kind: count for kind, count in left_out.items() if count},
         )
 

@@ -122,18 +122,18 @@ def _by_rank(targets: Ints, repeats: Ints) -> dict[str, Floats]:
     """
     count = len(targets)
     relevance = np.tile(np.eye(DEPTH + 1, DEPTH), (count, 1))
-    each = np.repeat(np.stack([targets, repeats]), DEPTH + 1, axis=1)
+    repeated = np.repeat(np.stack([targets, repeats]), DEPTH + 1, axis=1)
     ones, unknown = np.ones(relevance.shape[0], dtype=np.int64), np.full(relevance.shape[0], np.nan)
     metrics = compute_metrics(
         Relevance(
             relevance=relevance,
             reciprocal_rank=unknown,
-            pair_hits=each[1] * relevance[:, 0],
+            pair_hits=repeated[1] * relevance[:, 0],
             valid=unknown,
             valid_answer=unknown,
             confidence=unknown,
             num_pairs=ones,
-            num_targets=each[0],
+            num_targets=repeated[0],
             num_listed=ones,
         )
     )

@@ -152,12 +152,12 @@ def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokeniz
             table[ids] = trained[trained_ids]
     model.model.language_model.load_state_dict(state, strict=False)
     vision: list[Any] = [model.config.vision_config, source.config.vision_config]
-    alike = all(getattr(vision[0], name) == getattr(vision[1], name) for name in (*sizes, "image_size", "patch_size"))
-    if alike:
+    matches = all(getattr(vision[0], name) == getattr(vision[1], name) for name in (*sizes, "image_size", "patch_size"))
+    if matches:
         for part in ("vision_tower", "multi_modal_projector"):
             getattr(model.model, part).load_state_dict(getattr(source.model, part).state_dict())
         model.model.image_newline.data.copy_(source.model.image_newline)
-    return Adopted(words=len(known), vision=alike)
+    return Adopted(words=len(known), vision=matches)
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -121,9 +121,9 @@ def pick_candidates(target: Product, pool: list[Product], rng: random.Random, co
                 taken.add(p.look)
                 chosen.append(p)
 
-    alike = min(2, (count - 1) // 3)
-    take(alike, colour=target.colour)
-    take(2 * alike, pattern=target.pattern)
+    similar = min(2, (count - 1) // 3)
+    take(similar, colour=target.colour)
+    take(2 * similar, pattern=target.pattern)
     take(count - 1)
     chosen.append(target)
     rng.shuffle(chosen)

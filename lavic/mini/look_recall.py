@@ -59,11 +59,11 @@ def look_recall(
 
 def chance(targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS) -> dict[str, float]:
     """look@k of random lists of the right kind, which titles name; `looks` has all items of the catalogue."""
-    kinds, alike = Counter(look[2] for look in looks.values()), Counter(looks.values())
+    by_kind, by_look = Counter(look[2] for look in looks.values()), Counter(looks.values())
 
-    def without(target: str, cut: int) -> float:
+    def missed(target: str, cut: int) -> float:
         """The probability that none of `cut` items of the kind has the look."""
-        kind, count = kinds[looks[target][2]], alike[looks[target]]
+        kind, count = by_kind[looks[target][2]], by_look[looks[target]]
         return math.comb(kind - count, cut) / math.comb(kind, cut) if cut <= kind else 0.0
 
-    return {f"look_at_{cut}": 1 - sum(without(target, cut) for target in targets) / len(targets) for cut in cuts}
+    return {f"look_at_{cut}": 1 - sum(missed(target, cut) for target in targets) / len(targets) for cut in cuts}

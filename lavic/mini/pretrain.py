@@ -289,10 +289,10 @@ class Pretrainer:
         for offset in FETCH_AT:
             # An answer may be shorter than the offset.
             at = (lists.answer + offset).clamp(max=learnt.shape[1] - 1)
-            here = learnt[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
-            guess = self.fetch_head(middle[lists.row, at][here]).log_softmax(-1)
+            inside = learnt[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
+            guess = self.fetch_head(middle[lists.row, at][inside]).log_softmax(-1)
             share = self.settings.fetch_weight / len(FETCH_AT)
-            loss = loss - share * (guess * lists.requested[here]).sum(-1).sum() / len(lists.row)
+            loss = loss - share * (guess * lists.requested[inside]).sum(-1).sum() / len(lists.row)
         return loss, _share_right(learnt, logits.argmax(-1) == labels[learnt], lists.far)
 
     def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False) -> Any:

@@ -228,15 +228,15 @@ class Recommender:
     def _start(self, queries: Sequence[CheckedQuery]) -> list[Job]:
         """Each query with its candidates and their scores."""
         searched = [query for query in queries if query.candidates is None]
-        found: Iterator[Candidates] = iter(())
+        hits: Iterator[Candidates] = iter(())
         if self.search is not None:
             self.search.index.check_files()
             conversations, excluded = [q.conversation for q in searched], [q.exclude for q in searched]
-            found = iter(self.search.search(conversations, self.retrieved, excluded))
+            hits = iter(self.search.search(conversations, self.retrieved, excluded))
         jobs = []
         for query in queries:
             if query.candidates is None:  # `check` refuses it where there is no index
-                candidates = next(found)
+                candidates = next(hits)
                 ids, scores = candidates.ids, candidates.scores
             else:
                 ids = query.candidates

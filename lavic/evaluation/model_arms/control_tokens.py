@@ -59,10 +59,10 @@ def _moments(store: ItemStore, items: Sequence[str]) -> tuple[torch.Tensor, torc
         chunk = items[first : first + CHUNK]
         tokens = store.lookup(chunk).double()  # [n, views, d_vision], zeros where an item has fewer views
         views = torch.tensor([store.count(item) for item in chunk])
-        there = (torch.arange(tokens.shape[1])[None] < views[:, None]).double()
+        present = (torch.arange(tokens.shape[1])[None] < views[:, None]).double()
         total = total + tokens.sum(0)
         squares = squares + tokens.square().sum(0)
-        count = count + there.sum(0)[:, None]
+        count = count + present.sum(0)[:, None]
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
     return mean.float(), variance.sqrt().float()

@@ -33,11 +33,11 @@ def _shuffling(results: Mapping[str, Any]) -> str:
     row = test_set["against"].get("shuffled")
     if row is None or row["difference"]["low"] > 0:
         return ""
-    own, shuffled = (test_set["arms"][arm]["hit_rate"]["value"] for arm in (results["main"], "shuffled"))
+    tuned, shuffled = (test_set["arms"][arm]["hit_rate"]["value"] for arm in (results["main"], "shuffled"))
     return (
-        f"Shuffling the photo tokens between the candidates does not hurt: HitRatio@1 is {own:.3f} with a candidate's "
-        f"own tokens and {shuffled:.3f} with another's (difference {_difference(row['difference'])}). Nothing here "
-        "shows that the model looks at the photos."
+        f"Shuffling the photo tokens between the candidates does not hurt: HitRatio@1 is {tuned:.3f} with a "
+        f"candidate's own tokens and {shuffled:.3f} with another's (difference {_difference(row['difference'])}). "
+        "Nothing here shows that the model looks at the photos."
     )
 
 

@@ -62,11 +62,11 @@ def write_weights(config: Mapping[str, Any], folder: Path, seed: int) -> int:
     Returns:
         Bytes of all weights.
     """
-    every = list(entries(config))
-    total = sum(2 * math.prod(size) for _, size in every)
+    all_entries = list(entries(config))
+    total = sum(2 * math.prod(size) for _, size in all_entries)
     shards: list[list[Entry]] = [[] for _ in range(SHARDS)]
     before = 0
-    for entry in every:
+    for entry in all_entries:
         shards[min(before * SHARDS // total, SHARDS - 1)].append(entry)
         before += 2 * math.prod(entry[1])
     index: dict[str, str] = {}

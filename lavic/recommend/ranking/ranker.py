@@ -237,10 +237,10 @@ def _sort(candidates: Sequence[str], logprobs: Sequence[float]) -> RankedList:
     """The candidates best first; ties keep their order. A last log-probability without a candidate is of "none"."""
     order = sorted(range(len(candidates)), key=lambda index: -logprobs[index])
     ordered = torch.tensor([logprobs[index] for index in order], dtype=torch.float64)
-    every = torch.tensor(logprobs, dtype=torch.float64)
+    all_logprobs = torch.tensor(logprobs, dtype=torch.float64)
     return RankedList(
         ids=tuple(candidates[index] for index in order),
         logprobs=tuple(ordered.tolist()),
         probabilities=tuple(ordered.softmax(0).tolist()),
-        none=float(every.softmax(0)[-1]) if len(every) > len(candidates) else None,
+        none=float(all_logprobs.softmax(0)[-1]) if len(all_logprobs) > len(candidates) else None,
     )

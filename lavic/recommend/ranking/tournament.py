@@ -54,8 +54,8 @@ class Tournament:
             self._ranked.append(_Group(logprobs, ranking.ids[:places]))
         self._none = rankings[0].none if last else None
         # The winners in turns too, so that each round deals neighbours to different groups.
-        each = [group.winners for group in self._ranked[-len(rankings) :]]
-        best = [ids[place] for place in range(places) for ids in each if place < len(ids)]
+        winner_lists = [group.winners for group in self._ranked[-len(rankings) :]]
+        best = [ids[place] for place in range(places) for ids in winner_lists if place < len(ids)]
         self.groups = self._deal(best) if best else []
 
     def halve(self) -> bool:

@@ -86,8 +86,8 @@ class VectorBuilder:
         chunks = plan_chunks(self.name, self.settings, table, self.chunk_rows)
         todo = [chunk for chunk in chunks if not stands(folder, chunk)]
         if todo:
-            left = sum(chunk.file.rows for chunk in todo)
-            with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
+            remaining = sum(chunk.file.rows for chunk in todo)
+            with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
                 if self.make is not None:
                     self.make(folder, table, todo, previous, self.settings, bar.update)
                 else:

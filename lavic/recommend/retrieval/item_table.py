@@ -129,28 +129,28 @@ def write_item_table(
             writer.column("hashes", "<u8", 2),
         )
         id_hashes, read = writer.scratch("<u8", 2), _Scratch(writer)
-        for some in _pieces(rows):
-            read.append(some)
+        for batch in _batches(rows):
+            read.append(batch)
         fresh = _fresh(read.id_hashes.mapped(), old)
         if old is not None:
             _check_kept(old, read)
 
-        def add(some: Sequence[Row]) -> None:
+        def add(batch: Sequence[Row]) -> None:
             try:
-                ids.append([row.id for row in some])
+                ids.append([row.id for row in batch])
             except ValueError as error:
                 raise DataError(f"an item id is {error}; ids have at most 255 bytes") from None
-            data = [row.text.encode("utf-8", "surrogatepass") for row in some]
+            data = [row.text.encode("utf-8", "surrogatepass") for row in batch]
             lengths = np.array([len(text) for text in data], "<u8")
             starts.append(len(texts) + np.cumsum(lengths) - lengths)
             texts.append(b"".join(data))
-            hashes.append(_row_hashes(some))
-            id_hashes.append(hash_texts(row.id for row in some))
+            hashes.append(_row_hashes(batch))
+            id_hashes.append(hash_texts(row.id for row in batch))
 
-        for some in _pieces(old.rows() if old is not None else ()):
-            add(some)
-        for some in read.pieces(fresh):
-            add(some)
+        for batch in _batches(old.rows() if old is not None else ()):
+            add(batch)
+        for batch in read.pieces(fresh):
+            add(batch)
         count = len(id_hashes)
         if not count:
             raise DataError("the catalogue has no item to index")
@@ -214,11 +214,11 @@ class _Scratch:
         data, lengths = self._data.mapped(), self._lengths.mapped()
         at = 0
         for first in range(0, len(lengths), _AT_ONCE):
-            some = lengths[first : first + _AT_ONCE].astype(np.int64)
-            block = data[at : at + int(some.sum())].tobytes()
+            batch = lengths[first : first + _AT_ONCE].astype(np.int64)
+            block = data[at : at + int(batch.sum())].tobytes()
             at += len(block)
             rows, place = [], 0
-            for (id, text), keep in zip(some.tolist(), wanted[first : first + _AT_ONCE].tolist(), strict=True):
+            for (id, text), keep in zip(batch.tolist(), wanted[first : first + _AT_ONCE].tolist(), strict=True):
                 if keep:
                     middle, end = place + id, place + id + text
                     rows.append(
@@ -232,15 +232,15 @@ class _Scratch:
                 yield rows
 
 
-def _pieces(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    some: list[Row] = []
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     for row in rows:
-        some.append(row)
-        if len(some) == _AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
+        batch.append(row)
+        if len(batch) == _AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _row_hashes(rows: Sequence[Row]) -> np.ndarray:
@@ -262,12 +262,12 @@ def _fresh(id_hashes: np.ndarray, old: ItemTable | None) -> np.ndarray:
 
 def _check_kept(old: ItemTable, read: _Scratch) -> None:
     """Refuses a catalogue that lacks a row of the old table."""
-    gone = np.flatnonzero(~HashSet(read.row_hashes.mapped()).holds(old.hashes(0, len(old))))
-    if len(gone):
-        shown = ", ".join(old.ids[int(row)] for row in gone[:3]) + (", ..." if len(gone) > 3 else "")
+    missing = np.flatnonzero(~HashSet(read.row_hashes.mapped()).holds(old.hashes(0, len(old))))
+    if len(missing):
+        shown = ", ".join(old.ids[int(row)] for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{old.path.parent}: --extend adds items, but {len(gone)} of the index are gone from the catalogue or have "
-            f"another text ({shown}): make a new index in another folder"
+            f"{old.path.parent}: --extend adds items, but {len(missing)} of the index are gone from the catalogue or "
+            f"have another text ({shown}): make a new index in another folder"
         )
 
 

@@ -150,16 +150,16 @@ def _add_items(app: FastAPI) -> None:
         """The photo that an item's tokens were made of."""
         photos = _service(request).current.photos
         try:
-            found = photos.get(id) if photos else None
+            stored = photos.get(id) if photos else None
         except LavicError as error:
             log.warning("%s", error)  # it names a folder, which is not for clients
             raise ApiError(503, "the photo cannot be read now", headers={"Retry-After": "10"}) from None
-        if found is None:
+        if stored is None:
             raise ApiError(404, "no item with this id has a photo here", param="id")
-        headers = {"ETag": found.etag, "Cache-Control": "private, max-age=300"}
-        if found.etag in request.headers.get("if-none-match", ""):
+        headers = {"ETag": stored.etag, "Cache-Control": "private, max-age=300"}
+        if stored.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        return Response(found.data, media_type=found.media_type, headers=headers)
+        return Response(stored.data, media_type=stored.media_type, headers=headers)
 
 
 def _add_recommend(app: FastAPI, settings: ServeSettings, token: str | None, record: ConversationRecord | None) -> None:
@@ -242,15 +242,15 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ApiError: 499, which nobody reads: the client has left.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ApiError(499, "the client has left")
     finally:
         task.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
 async def _disconnected(request: Request) -> None:

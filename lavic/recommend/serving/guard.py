@@ -125,8 +125,8 @@ class Guard:
         until = asyncio.get_running_loop().time() + self.settings.body_seconds
         while True:
             try:
-                left = until - asyncio.get_running_loop().time()
-                message = await asyncio.wait_for(receive(), max(left, 0.0))
+                remaining = until - asyncio.get_running_loop().time()
+                message = await asyncio.wait_for(receive(), max(remaining, 0.0))
             except asyncio.TimeoutError:
                 raise ApiError(408, f"the body did not arrive within {self.settings.body_seconds:g} s") from None
             if message["type"] == "http.disconnect":

@@ -65,17 +65,17 @@ class Bm25Search:
 
     def _search(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         words = self._word_ids(query)
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        results: list[tuple[np.ndarray, np.ndarray]] = []
         for start, part in self._parts:
             if len(words):
                 scores = part.of_query(words)
                 rows = best_rows(scores, self._rank[start : start + len(scores)], k)
-                found.append((rows + start, scores[rows]))
-        if not found:
+                results.append((rows + start, scores[rows]))
+        if not results:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        if len(found) == 1:
-            return found[0]
-        rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if len(results) == 1:
+            return results[0]
+        rows, scores = (np.concatenate(parts) for parts in zip(*results, strict=True))
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
 

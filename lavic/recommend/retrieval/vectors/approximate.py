@@ -103,15 +103,15 @@ class Approximate:
         """Rows among which most of the k best are: int64 [some] for each query, [queries, width]."""
         faiss = _faiss()
         most = k + k // 8 + 10  # some of them have changed places: FAISS's scores are of shortened numbers
-        found = [np.zeros((len(queries), 0), np.int64)]
+        proposed = [np.zeros((len(queries), 0), np.int64)]
         for start, index in self._indexes:
             if _is_inverted(index):
                 faiss.extract_index_ivf(index).nprobe = self.effort
             elif hasattr(index, "hnsw"):
                 index.hnsw.efSearch = max(self.effort, most)
             _, rows = index.search(np.ascontiguousarray(queries), min(most, index.ntotal))
-            found.append(np.where(rows >= 0, rows + start, -1))
-        rows = np.concatenate(found, axis=1)
+            proposed.append(np.where(rows >= 0, rows + start, -1))
+        rows = np.concatenate(proposed, axis=1)
         return [some[some >= 0] for some in rows]
 
 

@@ -62,18 +62,18 @@ class VectorSearch:
         most = np.array(k, np.int64)
         results: list[tuple[np.ndarray, np.ndarray]] = []
         for first in range(0, len(queries), _QUERIES):
-            some = slice(first, first + _QUERIES)
+            batch = slice(first, first + _QUERIES)
             if self._approximate is not None and not exact:
-                near = self._approximate.near(queries[some], int(most[some].max(initial=0)))
+                near = self._approximate.near(queries[batch], int(most[batch].max(initial=0)))
             else:
-                near = self._near(queries[some], most[some])
-            for few in range(0, len(near), _RESCORED):
-                found = near[few : few + _RESCORED]
+                near = self._near(queries[batch], most[batch])
+            for offset in range(0, len(near), _RESCORED):
+                group = near[offset : offset + _RESCORED]
                 # read at once: a query's rows are in as many files as there are
                 blocks = np.split(
-                    self._files.rows(np.concatenate(found)), np.cumsum([len(rows) for rows in found])[:-1]
+                    self._files.rows(np.concatenate(group)), np.cumsum([len(rows) for rows in group])[:-1]
                 )
-                for place, (rows, values) in enumerate(zip(found, blocks, strict=True), first + few):
+                for place, (rows, values) in enumerate(zip(group, blocks, strict=True), first + offset):
                     best = self._best(queries[place], rows, values, int(most[place]))
                     if len(best[0]) < min(len(rows), most[place]) and queries[place].any():
                         # FAISS gave places of the list to rows without a vector
@@ -149,12 +149,12 @@ class _Kept:
 
     def _sampled(self, scores: np.ndarray) -> np.ndarray:
         """A bound that some of the scores already reach k times."""
-        some = scores[:, :_SAMPLE]
+        sample = scores[:, :_SAMPLE]
         least = np.full(len(scores), -np.inf, np.float32)
         for k in np.unique(self._k):
-            if 0 < k <= some.shape[1]:
-                mine = self._k == k
-                least[mine] = np.partition(some[mine], some.shape[1] - k, axis=1)[:, some.shape[1] - k]
+            if 0 < k <= sample.shape[1]:
+                same_k = self._k == k
+                least[same_k] = np.partition(sample[same_k], sample.shape[1] - k, axis=1)[:, sample.shape[1] - k]
         return least - np.float32(_NEAR)
 
     def _reduce(self) -> None:

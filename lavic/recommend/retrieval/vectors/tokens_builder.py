@@ -78,8 +78,8 @@ class TokensBuilder:
         chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows, sources)
         todo = [chunk for chunk in chunks if not stands(folder, chunk)]
         if todo:
-            left = sum(chunk.file.rows for chunk in todo)
-            with progress_bar(len(table), "items", self.name, initial=len(table) - left) as bar:
+            remaining = sum(chunk.file.rows for chunk in todo)
+            with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
                 if self._make is not None:
                     self._make(folder, table, todo, previous, self.settings, bar.update)
                 else:

@@ -150,9 +150,9 @@ class TwoTowerEncoder:
         rows = [row for row, id in enumerate(ids) if id in store]
         vectors = np.zeros((len(ids), len(self._heads), self._retriever.info.dim), np.float32)
         for start in range(0, len(rows), _ITEMS):
-            some = rows[start : start + _ITEMS]
-            embedded = self._retriever.embed_items(store, [ids[row] for row in some], self._heads)
-            vectors[some] = embedded.transpose(0, 1).numpy()
+            batch = rows[start : start + _ITEMS]
+            embedded = self._retriever.embed_items(store, [ids[row] for row in batch], self._heads)
+            vectors[batch] = embedded.transpose(0, 1).numpy()
         return vectors.reshape(len(ids), -1)
 
 

@@ -184,8 +184,8 @@ def _answer(batch: Sequence[_Waiting]) -> list[Recommendation | ApiError]:
     except Exception as error:
         if len(batch) > 1:
             log.warning("a batch of %d requests failed (%s); each is tried by itself", len(batch), error)
-            left = ApiError(499, "nobody waits for the answer")
-            return [left if waiting.answer.done() else _answer([waiting])[0] for waiting in batch]
+            abandoned = ApiError(499, "nobody waits for the answer")
+            return [abandoned if waiting.answer.done() else _answer([waiting])[0] for waiting in batch]
         if isinstance(error, LavicError):
             log.error("a request failed: %s", error)
             return [ApiError(503, "the item store or index cannot be read; the server's log says why")]
