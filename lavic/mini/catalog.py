@@ -162,7 +162,7 @@ class CatalogueSize:
     train_conversations: int = 6000
     valid_conversations: int = 200
     test_conversations: int = 400
-    """Of held-out items, and as many again of held-out combinations."""
+    """Of held-out items, and the same number of held-out combinations."""
 
 
 def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int) -> dict[str, int]:
@@ -185,7 +185,7 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     used_ids = {p.id for p in products}
     combinations = [p for p in make_products(2 * counts[2], rng, sorted(unseen)) if p.id not in used_ids][: counts[2]]
     used_ids |= {p.id for p in combinations}
-    # A generator of its own: training and test do not depend on the number of validation items.
+    # A separate generator: training and test do not depend on the number of validation items.
     valid_rng = random.Random(f"valid {seed}")
     valid = [p for p in make_products(2 * size.valid_items, valid_rng, seen) if p.id not in used_ids][
         : size.valid_items

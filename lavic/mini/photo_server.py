@@ -99,4 +99,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: a line per photo helps nobody."""
+        """Prints nothing: a line per photo is of no use."""

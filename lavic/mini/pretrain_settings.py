@@ -37,31 +37,31 @@ class PretrainSettings:
     """Share of the batches of photos that are described from the mean of each view's patches, five tokens as an item
     will have, and not from all of them."""
     title_weight: NonNegativeFloat = 0.0
-    """Weight of the loss that draws each view's [CLS] towards the words of the photo's title, as CLIP's was drawn
-    towards captions. A head that is thrown away reads them there: projector and language model never see a [CLS]."""
+    """Weight of the loss that trains each view's [CLS] to predict the words of the photo's title, as CLIP's was trained
+    on captions. The head that predicts them is discarded: projector and language model never see a [CLS]."""
     rehearse_every: PositiveInt = 4
-    """Every so many steps a batch of look-up lists in words is added, so that reading is not forgotten."""
+    """Steps between additional batches of look-up lists in words, so that reading is not forgotten."""
     compare_every: PositiveInt = 2
-    """Every so many steps a batch of lists with photos is added, once descriptions are learnt a little."""
+    """Steps between additional batches of lists with photos."""
     compare_from: NonNegativeInt = 150
-    """Step of the second phase at which that begins."""
+    """Step of the second phase at which these batches begin."""
     compare_mastery: Share = 0.9
     """Share of right answers that lengthens the lists with photos."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
     compare_reach: NonNegativeInt = 10
-    """How many items of a list with photos may stand between the request and the answer. With 0 the request stands
-    behind all photos, as LLaVA is asked about what it has been shown; the order of `lavic tune` is then new."""
+    """Most items of a list with photos between the request and the answer. With 0 the request follows all photos, as in
+    LLaVA's training; the order of `lavic tune` is then new."""
     compare_as_items: bool = False
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""
     compare_align: NonNegativeFloat = 0.0
-    """Weight of the loss that draws the tokens of a photo in a list towards the embeddings of its look's words, in
-    direction and in length: they are what the first phase has learnt to look up."""
+    """Weight of the loss on the distance, in direction and in length, between the tokens of a photo in a list and the
+    embeddings of its look's words, which the first phase has learnt to look up."""
     near_ids: Share = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
     fetch_weight: NonNegativeFloat = 1.0
-    """Weight of the fetch supervision beside the language-model loss."""
+    """Weight of the fetch supervision; that of the language-model loss is 1."""
     weight_decay: NonNegativeFloat = 0.02
     """AdamW's."""
     augment: bool = False
@@ -75,9 +75,9 @@ class MiniPretrainSettings:
     """Train a miniature LLaVA-NeXT from scratch: first to read (look-up in lists), then to see (photos described)."""
 
     shards: Path
-    """Set of photos to learn from, those with a description."""
+    """Set of training photos; those with a description are used."""
     valid: Path
-    """Set of held-out photos: never learnt from, also where `shards` holds them."""
+    """Set of held-out photos: excluded from training even if `shards` has them."""
     train: Path
     """Conversations with candidates, as `lavic tune` takes them."""
     candidates: str = "candidates_st"
@@ -87,8 +87,8 @@ class MiniPretrainSettings:
     out: Path
     """Folder of the model."""
     start: str | None = None
-    """A miniature whose language model is taken over, and its vision side where that has the same sizes, as LLaVA began
-    with Mistral's and CLIP's; `mini` is the packaged one."""
+    """A miniature whose language model is copied, and its vision side if that has the same sizes, as LLaVA began with
+    Mistral's and CLIP's; `mini` is the packaged one."""
     architecture: Architecture = Architecture()
     pretrain: PretrainSettings = PretrainSettings()
     minimum: PositiveInt = 1

@@ -1,4 +1,4 @@
-"""The tokenizer of LLaVA-v1.6-Mistral-7B: Mistral's SentencePiece vocabulary with `<image>` and `<pad>` behind it.
+"""The tokenizer of LLaVA-v1.6-Mistral-7B: Mistral's SentencePiece vocabulary, then `<image>` and `<pad>`.
 
 The vocabulary is not part of this package. It is `tokenizer.model.v1` of the Python package mistral-common. Beside
 transformers and without its dependencies, that package breaks transformers' processors: it is installed apart.

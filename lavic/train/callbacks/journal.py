@@ -18,7 +18,7 @@ class JournalLogger(Callback):
         self._tracker = tracker
 
     def pre_train(self, trainer: Trainer) -> None:
-        """What an earlier start wrote beyond the checkpoint is taken back."""
+        """Cancels what an earlier start wrote after the checkpoint."""
         self._tracker.event("resume", step=trainer.state.step, total=trainer.total_steps)
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:

@@ -65,7 +65,7 @@ class Engine:
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=loop.lr, weight_decay=loop.weight_decay)
         deepspeed = _deepspeed(world.device())
         self._utils = deepspeed.utils
-        # DeepSpeed wants the variable also in a process group that the caller has made without a launcher.
+        # DeepSpeed requires the variable also in a process group that the caller has created without a launcher.
         with _changed(os.environ, "LOCAL_RANK", os.environ.get("LOCAL_RANK", str(world.local_rank))):
             self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
         # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
@@ -145,7 +145,7 @@ class Engine:
 
         Args:
             state: The same on every rank.
-            steps: Optimizer steps behind it: Adam's bias correction needs them.
+            steps: Optimizer steps done, for Adam's bias correction.
 
         Raises:
             ConfigError: It belongs to other parameters.

@@ -62,7 +62,7 @@ class FlopCosts:
             if linear.name == "q_proj":
                 backward = first is not None and first <= (part, layer, 0)
                 pair[part] += 4 * linear.outputs * (3 if backward else 1)
-        # The patch embedding lies below everything that is trained.
+        # The patch embedding is below every trained layer: forward only.
         patch_embedding = 2 * shape.patches * shape.patch_numbers * shape.vision_hidden
         tokens = shape.patches + 1
         return cls(

@@ -66,7 +66,7 @@ class FeatureCache:
             if not path.is_file():
                 features = make(range(part * ROWS, min(rows, (part + 1) * ROWS)))
                 file = io.BytesIO()
-                # a rare large number is cut; what stands out that far stays so
+                # Rare outliers are clamped to the range of float16.
                 np.save(file, features.clamp(-_LARGEST, _LARGEST).numpy().astype(np.float16))
                 atomic_write(path, file.getvalue())
         stop.raise_if_requested(world)

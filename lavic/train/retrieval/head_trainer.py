@@ -78,7 +78,7 @@ class HeadTrainer:
 
         Args:
             pairs: To learn.
-            seed: Added to the settings' seed: tells the heads of one run apart.
+            seed: Added to the settings' seed, so that the heads of a run differ.
             validate: Recall of a head by cutoff, measured after each epoch; the best one by recall@10 is kept.
             last_step: Stop there and keep that head, for one that is not validated.
 

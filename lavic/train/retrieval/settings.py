@@ -41,7 +41,7 @@ class HeadSettings:
     """Seed of weights, order and dropout."""
 
     def total_steps(self, pairs: int) -> int:
-        """Steps of a training on so many pairs."""
+        """Steps of a training on a number of pairs."""
         return max(1, math.ceil(self.epochs * pairs / self.batch_size))
 
     def learning_rate(self, step: int, total: int) -> float:
