@@ -48,13 +48,7 @@ SEVEN_B_CONFIG: Mapping[str, Any] = {
 }
 """Of `SEVEN_B`, so that a run can be planned before the model is downloaded."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 """Files of a tokenizer without tokenizer.json."""
 _FINGERPRINT_SAMPLE = 1 << 20
 """Bytes of the start and the end of each weight file: enough to distinguish models without reading 15 GB."""

@@ -9,15 +9,7 @@ from typing import Any
 from lavic.evaluation.report.blocks import Bar, Bars, Block, Number, Numbers, Section, Table, Text
 from lavic.metrics.ranking_metrics import HELP, LABELS
 
-TABLE_METRICS = (
-    "hit_rate",
-    "hit_rate_in_list",
-    "recall_micro",
-    "recall_at_3",
-    "mrr",
-    "ndcg_at_10",
-    "valid_ratio",
-)
+TABLE_METRICS = ("hit_rate", "hit_rate_in_list", "recall_micro", "recall_at_3", "mrr", "ndcg_at_10", "valid_ratio")
 """Metrics in the tables; `results.json` has all."""
 
 REFERENCES = ("words", "words_before_tuning", "base_photos")

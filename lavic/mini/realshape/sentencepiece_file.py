@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lavic.errors import DataError, first_line
 
@@ -33,16 +34,16 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceFile:
-    """What a model file says."""
+    """What a model file contains; defaults are those of the format."""
 
     pieces: tuple[Piece, ...]
-    model_type: int
-    byte_fallback: bool
-    dummy_prefix: bool
+    model_type: int = 1
+    byte_fallback: bool = False
+    add_dummy_prefix: bool = True
     """Whether a text gets a space at its beginning."""
-    squeezed: bool
+    remove_extra_whitespaces: bool = True
     """Whether repeated spaces become one."""
-    charsmap: bool
+    charsmap: bool = False
     """Whether characters are mapped to others first."""
 
     @classmethod
@@ -53,45 +54,29 @@ class SentencePieceFile:
             DataError: It cannot be read, or is no SentencePiece model.
         """
         pieces: list[Piece] = []
-        model_type, byte_fallback, dummy_prefix, squeezed, charsmap = 1, False, True, True, False  # the format's own
+        options: dict[str, Any] = {}
         try:
             for field, value in _fields(path.read_bytes()):
                 if field == 1:
-                    pieces.append(_piece(_bytes(value)))
+                    piece = dict(_fields(value))
+                    (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+                    pieces.append(Piece(piece[1].decode("utf-8"), score, int(piece.get(3, NORMAL))))
                 elif field == 2:
-                    trainer = dict(_fields(_bytes(value)))
-                    model_type, byte_fallback = int(trainer.get(3, 1)), bool(trainer.get(35, 0))
+                    trainer = dict(_fields(value))
+                    options |= {"model_type": int(trainer.get(3, 1)), "byte_fallback": bool(trainer.get(35, 0))}
                 elif field == 3:
-                    prepare = dict(_fields(_bytes(value)))
-                    dummy_prefix, squeezed = bool(prepare.get(3, 1)), bool(prepare.get(4, 1))
-                    charsmap = bool(prepare.get(2))
-        except (OSError, ValueError, IndexError, TypeError, struct.error) as e:
+                    prepare = dict(_fields(value))
+                    options["add_dummy_prefix"] = bool(prepare.get(3, 1))
+                    options["remove_extra_whitespaces"] = bool(prepare.get(4, 1))
+                    options["charsmap"] = bool(prepare.get(2))
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, struct.error) as e:
             raise DataError(f"{path}: not a SentencePiece model ({first_line(e)})") from None
         if not pieces:
             raise DataError(f"{path}: not a SentencePiece model (no pieces)")
-        return cls(
-            pieces=tuple(pieces),
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            dummy_prefix=dummy_prefix,
-            squeezed=squeezed,
-            charsmap=charsmap,
-        )
+        return cls(pieces=tuple(pieces), **options)
 
 
-def _piece(data: bytes) -> Piece:
-    fields = dict(_fields(data))
-    (score,) = struct.unpack("<f", _bytes(fields.get(2, bytes(4))))
-    return Piece(_bytes(fields[1]).decode("utf-8"), score, int(fields.get(3, NORMAL)))
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise TypeError("a number where bytes are expected")
-    return value
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of each field of a message: an integer, or the bytes of a string, message or fixed number."""
     at = 0
     while at < len(data):

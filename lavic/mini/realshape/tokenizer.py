@@ -50,7 +50,7 @@ def write_tokenizer(model: Path, folder: Path) -> None:
         DataError: It cannot be read.
     """
     read = SentencePieceFile.read(model)
-    plain = read.byte_fallback and read.dummy_prefix and not read.squeezed and not read.charsmap
+    plain = read.byte_fallback and read.add_dummy_prefix and not (read.remove_extra_whitespaces or read.charsmap)
     if read.model_type != BPE or len(read.pieces) != PIECES or not plain:
         raise ConfigError(
             f"--tokenizer {model}: not the vocabulary of Mistral-7B-Instruct-v0.2 (byte-pair encoding of {PIECES:,} "
