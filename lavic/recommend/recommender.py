@@ -71,6 +71,7 @@ class Recommender:
         retrieved: int = RETRIEVED,
         methods: Sequence[str] = (),
         weights: Sequence[float] = (),
+        reuse: Recommender | None = None,
     ) -> Recommender:
         """Loads everything that recommending needs.
 
@@ -85,6 +86,7 @@ class Recommender:
             retrieved: Candidates retrieved for a query that names none.
             methods: Of the index, to search by; by default all that take text.
             weights: Of each method's ranks in the fusion, in the order of `methods`; by default all count the same.
+            reuse: A recommender whose loaded model is used if the bundle is the same.
 
         Raises:
             ConfigError: It is a stage-1 bundle, the base model is not found, or the index has no such method.
@@ -96,34 +98,24 @@ class Recommender:
         if info.language_adapter is None:
             raise ConfigError(f"--bundle {bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
         search = _open_search(index, opened, methods, weights)
-        device = DistributedContext.from_env().device() if device is None else device
         shared = search is not None and search.needs_model
-        loaded = Bundle.load(bundle, device, dtype=dtype, base=base, merge=not shared)
+        lock = None
+        if reuse is not None and reuse.ranker.bundle.info == info and not (shared and reuse.ranker.bundle.merged):
+            info.check_adapters(bundle)
+            model, lock = reuse.ranker.bundle, reuse._lock
+        else:
+            device = DistributedContext.from_env().device() if device is None else device
+            model = Bundle.load(bundle, device, dtype=dtype, base=base, merge=not shared)
         if search is not None:
-            search.load_encoders(loaded if shared else None)
-        ranker = Ranker(loaded, opened, tokens_per_item=tokens_per_item)
-        return cls(ranker, search, retrieved=retrieved)
+            search.load_encoders(model if shared else None)
+        ranker = Ranker(model, opened, tokens_per_item=tokens_per_item)
+        return cls(ranker, search, retrieved=retrieved, lock=lock)
 
     def reloaded(
         self, bundle: str | Path, store: str | Path, index: str | Path | None = None, **options: Any
     ) -> Recommender:
-        """A recommender of what is in the folders now, with this one's model if the bundle is the same. See `load`.
-
-        Raises:
-            ConfigError, DataError: As `load`. This recommender is not changed.
-        """
-        bundle, model = Path(bundle), self.ranker.bundle
-        info, opened = BundleInfo.read(bundle), ItemStore.open(store, mapped=False)
-        info.check_store(opened)
-        search = _open_search(index, opened, options.get("methods", ()), options.get("weights", ()))
-        shared = search is not None and search.needs_model
-        if info != model.info or (shared and model.merged):
-            return Recommender.load(bundle, store, index, **options)
-        info.check_adapters(bundle)
-        if search is not None:
-            search.load_encoders(model if shared else None)
-        ranker = Ranker(model, opened, tokens_per_item=options.get("tokens_per_item"))
-        return Recommender(ranker, search, retrieved=options.get("retrieved", RETRIEVED), lock=self._lock)
+        """A recommender of what is in the folders now, see `load`; this one is not changed, and its model is reused."""
+        return Recommender.load(bundle, store, index, reuse=self, **options)
 
     def recommend(
         self,

@@ -46,8 +46,7 @@ def load_served(settings: ServeSettings, before: Served | None = None) -> Served
     Raises:
         ConfigError, DataError: As `Recommender.load`; `before` is not changed.
     """
-    load = Recommender.load if before is None else before.recommender.reloaded
-    recommender = load(
+    recommender = Recommender.load(
         settings.bundle,
         settings.store,
         settings.index,
@@ -57,6 +56,7 @@ def load_served(settings: ServeSettings, before: Served | None = None) -> Served
         retrieved=settings.retrieved,
         methods=settings.methods,
         weights=settings.weights,
+        reuse=None if before is None else before.recommender,
     )
     store = recommender.store
     photos = None
