@@ -22,7 +22,7 @@ def by_score(candidates: Sequence[str], scores: Mapping[str, float]) -> RankedLi
 
 
 def list_order(candidates: Sequence[str]) -> RankedList:
-    """The list as given: its score shows how much the position of the target tells."""
+    """The list as given: its score shows how informative the position of the target is."""
     return RankedList(ids=tuple(dict.fromkeys(candidates)))
 
 

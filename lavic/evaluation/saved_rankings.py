@@ -58,7 +58,7 @@ class SavedRankings:
         return ArmRankings(orders=[ranked[number * rows : (number + 1) * rows] for number in range(count)], group=group)
 
     def put(self, inputs: Mapping[str, Any], made: ArmRankings) -> None:
-        """Saves an arm's rankings. Where that fails, a warning: the evaluation itself goes on."""
+        """Saves an arm's rankings. If that fails, it logs a warning, and the evaluation continues."""
         if self._folder is None:
             return
         head = {"orders": len(made.orders), "rows": len(made.orders[0]), "group": made.group}

@@ -90,7 +90,7 @@ class CandidateSearch:
         return TOKENS in self.methods
 
     def load_encoders(self, bundle: Bundle | None = None) -> None:
-        """Loads what embeds queries: now, so that a model that is missing or is another one shows at the start.
+        """Loads what embeds queries, so that a missing or wrong model is an error at the start.
 
         Args:
             bundle: A recommender's model, loaded with `merge=False`: it embeds the queries of `tokens`, its language

@@ -23,7 +23,7 @@ messages with `role` and `content`."""
 def to_conversation(form: ConversationForm, name: str = "conversation") -> Conversation:
     """Reads a conversation in any of its forms; error messages call it `name`.
 
-    As in the training data, the seeker's first message is the request and all later ones, of whomever, are comments: a
+    As in the training data, the seeker's first message is the request and all later messages are comments: a
     conversation that is too long loses its oldest comments and keeps the request.
 
     Raises:

@@ -26,8 +26,8 @@ class Job:
     scores: Scores
 
     def encode(self, ranker: Ranker) -> list[EncodedRequest]:
-        """The prompts of its groups. Retrieved candidates whose prompt is too long meet in smaller groups: whoever
-        asked did not choose them."""
+        """The prompts of its groups. Retrieved candidates whose prompt is too long are ranked in smaller groups: the
+        client did not choose them."""
         while True:
             try:
                 return [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What `recommend` is asked."""
+    """A question to a recommender."""
 
     conversation: ConversationForm
     candidates: Sequence[str] | None = None

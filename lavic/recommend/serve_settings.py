@@ -58,12 +58,12 @@ class ServeSettings:
     """What clients must show, as `Authorization: Bearer TOKEN` or as the password that a browser asks for: env:NAME or
     @FILE. Needed on any address but loopback."""
     hosts: tuple[str, ...] = ()
-    """Further names under which a server without a token may be asked, besides localhost."""
+    """Further host names of a server without a token, besides localhost."""
     cors: tuple[str, ...] = ()
-    """Origins of other sites whose pages may ask, as https://shop.example.org. Default: none."""
+    """Origins of other sites whose pages may send requests, such as https://shop.example.org. Default: none."""
     record: Path | None = None
     """Append conversations, likes and dislikes to this file, in the released form, to train with. Default: nothing is
-    kept. The page says so to whoever uses it."""
+    kept. The page shows this to its users."""
     retrieved: PositiveInt = 50
     """Candidates that are searched for, for a request that names none."""
     methods: tuple[str, ...] = ()

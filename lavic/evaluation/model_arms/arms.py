@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
 
 Shown = Literal["items", "shuffled", "blank", "noise", "photos", "text"]
-"""What stands behind a candidate's title: its item tokens (as in tuning), those of another candidate of the list, the
+"""What follows a candidate's title: its item tokens (as in tuning), those of another candidate of the list, the
 mean of all candidates' tokens, random ones, all image tokens of its photo, or words, which may be none."""
 
 
@@ -27,7 +27,7 @@ class Arm:
     language: bool = True
     """False for the model without its language adapter, as before stage 2."""
     shown: Shown = "items"
-    """What stands behind the titles."""
+    """What follows the titles."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Of `text`: item -> its words; an item that is not in it has its title alone."""
     photo: Callable[[str], bytes | None] | None = None

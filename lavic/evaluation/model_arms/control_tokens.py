@@ -1,4 +1,4 @@
-"""Controls: item tokens that tell nothing of the item they stand behind.
+"""Controls: item tokens without information about their item.
 
 Both are made of the tokens of a test set's candidates, so that they lie where the model's own inputs lie: a model that
 scores as high with them does not look at the photos.

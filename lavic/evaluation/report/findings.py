@@ -62,7 +62,7 @@ def controls(results: Mapping[str, Any]) -> Section | None:
 
 
 def order_bias(results: Mapping[str, Any]) -> Section | None:
-    """Hit rates by the order of the lists, and which places the first items stood at. None for a single order."""
+    """Hit rates by the order of the lists, and the positions of the first items. None for a single order."""
     rows = results["sets"][results["main_set"]].get("order")
     if not rows:
         return None

@@ -28,7 +28,7 @@ class Mention:
 def mentions(text: str, items: Collection[str], *, any_case: bool = False) -> list[Mention]:
     """Where a text names items, in its order.
 
-    An id is named where it stands as a whole word. Letters and digits continue a word, and so does a single `-`, `_`,
+    An id is named where it is a whole word. Letters and digits continue a word, and so does a single `-`, `_`,
     `.` or other character that ids have, where a letter or digit follows: `B00` is not named in `B00.X`, and is in
     `B00.` Of ids that contain each other the longest counts.
 
@@ -95,7 +95,7 @@ class _WordCharacters:
         return not self._continues(text[max(0, start - 2) : start][::-1]) and not self._continues(text[end : end + 2])
 
     def _continues(self, beside: str) -> bool:
-        """Whether a word goes on with the two characters that stand beside it, the nearest first."""
+        """Whether a word continues with the two adjacent characters, the nearest first."""
         if beside[:1] in self._letters:
             return True
         return len(beside) == 2 and beside[0] in self._joiners and beside[1] in self._letters

@@ -1,4 +1,4 @@
-"""What a ranker is asked."""
+"""Requests to a ranker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands behind a candidate's title in a prompt: where a ranker gets each candidate's tokens from."""
+"""The tokens that follow a candidate's title in a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes an index, goes on with one, and adds to one.
+"""Builds an index, continues an incomplete build, and adds to an index.
 
 The manifest is written when the items stand, and again after each method; files of vectors that a stopped build left
 are kept. A larger catalogue (`extend`) leaves the index as it is until all its methods have been made for it.
@@ -19,7 +19,14 @@ from lavic.errors import ConfigError, DataError
 from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord, identity
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, with_approximate
-from lavic.recommend.retrieval.vectors.chunks import CHUNK_ROWS, Chunk, make_chunk, plan_chunks, stands, vectors_record
+from lavic.recommend.retrieval.vectors.chunks import (
+    CHUNK_ROWS,
+    Chunk,
+    is_complete,
+    make_chunk,
+    plan_chunks,
+    vectors_record,
+)
 from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
 
@@ -48,8 +55,8 @@ class MethodBuilder(Protocol):
         Args:
             folder: The index.
             table: Its items.
-            previous: What stands of the same settings: of a smaller catalogue whose rows are the first of `table`, or
-                of another state of the item store.
+            previous: The existing record of the same settings: of a smaller catalogue whose rows are the first of
+                `table`, or of another state of the item store.
         """
 
 
@@ -84,7 +91,7 @@ class VectorBuilder:
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """See `MethodBuilder`."""
         chunks = plan_chunks(self.name, self.settings, table, self.chunk_rows)
-        todo = [chunk for chunk in chunks if not stands(folder, chunk)]
+        todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
         if todo:
             remaining = sum(chunk.file.rows for chunk in todo)
             with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
@@ -120,7 +127,7 @@ def prepare_index(
         counts: Rows of the catalogue that were left out, by reason, when it has been read.
 
     Returns:
-        The manifest to add methods to; and, where the catalogue has grown, the one that stands until they are added.
+        The manifest to add methods to; and, where the catalogue has grown, the one that is valid until they are added.
 
     Raises:
         DataError: The index is of another catalogue or of other texts.
@@ -190,7 +197,7 @@ def add_methods(
         manifest: By `prepare_index`.
         builders: Of the methods that are wanted.
         before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
-        approximate: How to search among vectors; None leaves that as it stands.
+        approximate: How to search among vectors; None leaves that as it is.
         others: Of the methods that a growing index has besides; they are searched as before.
 
     Raises:

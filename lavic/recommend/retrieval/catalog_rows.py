@@ -96,7 +96,7 @@ class CatalogRows:
 
 
 def files_state(paths: Sequence[str | Path], store: Path | None) -> dict[str, Any]:
-    """What tells that a catalogue's local files, and the store's list of items, are the same as before.
+    """The state of a catalogue's local files and of the store's list of items, to see whether they have changed.
 
     Returns:
         Size and times of change by path (of content, and of the file itself, which a copy with the old time changes

@@ -101,7 +101,7 @@ class RetrievalIndex:
         self._encoders[method] = encoder
 
     def check_files(self) -> None:
-        """Refuses an index of which a file was cut while it is mapped: to read what is gone would end the process.
+        """Refuses an index with a file that was truncated while mapped: reading beyond its end would kill the process.
 
         A file that was removed or replaced stays as it was for those who have mapped it.
 

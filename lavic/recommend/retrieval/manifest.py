@@ -28,8 +28,8 @@ class IndexFile:
 
 
 PLACES = {"bundle": "retriever", "model": "fingerprint"}
-"""Settings that say where a model lies, each with the setting that tells which one it is: where that is recorded, two
-places are the same setting."""
+"""Settings with the path of a model, each with the setting that identifies the model: if that is recorded, the path may
+differ."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def create_app(
         _add_feedback(app, settings, record)
     app.include_router(page_router(records=record is not None))
     app.add_middleware(Guard, settings=settings, token=token, metrics=metrics)
-    if settings.cors:  # outermost: a browser asks beforehand without a token
+    if settings.cors:  # outermost: a browser's preflight request has no token
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors),
@@ -202,7 +202,7 @@ def _add_recommend(app: FastAPI, settings: ServeSettings, token: str | None, rec
 
 
 def _keep(record: ConversationRecord, query: Query, shown: Sequence[str]) -> None:
-    """Keeps an answered conversation; where that fails the answer goes out all the same."""
+    """Records an answered conversation; if that fails, the answer is sent all the same."""
     try:
         record.add_answer(to_conversation(query.conversation).turns, shown)
     except LavicError as error:

@@ -1,4 +1,4 @@
-"""What stands before the routes: size and time of a body, the token, the host name, and headers of every answer."""
+"""Checks before the routes: size and time of a body, the token, the host name; and headers of every answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lavic.recommend.serving.errors import ApiError
 from lavic.recommend.serving.metrics import Metrics
 
 OPEN = ("/healthz", "/readyz")
-"""Paths that probes ask without a token."""
+"""Paths of probes, which need no token."""
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -170,7 +170,7 @@ def _host(header: bytes) -> str:
 
 
 def _shows(header: bytes, token: str) -> bool:
-    """Whether an Authorization header has the token: as Bearer, or as the password of Basic, which browsers ask for."""
+    """Whether an Authorization header has the token: as Bearer, or as the password of Basic, as browsers send it."""
     scheme, _, value = header.partition(b" ")
     shown = value.strip()
     if scheme.lower() == b"basic":

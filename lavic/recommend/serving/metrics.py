@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Instruments:
-    """Makes the counters of one server, in a registry of its own."""
+    """Makes the counters of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

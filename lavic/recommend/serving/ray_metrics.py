@@ -23,7 +23,7 @@ class RayInstruments(Instruments):
         return RayInstrument(metrics.Histogram(name, description, list(buckets), tuple(labels)), labels)
 
     def render(self) -> None:
-        """Nothing: a replica knows its own counters alone."""
+        """Nothing: a replica has only its own counters."""
 
 
 class RayInstrument:

@@ -27,7 +27,7 @@ BACKLOG = 1024
 _OTHER_FILES = 0.25
 """Share of the open files that a process may have which is kept for others than connections."""
 _FILES = 1 << 16
-"""Open files that a process asks for, if the system allows so many."""
+"""Limit of open files that a process requests from the system."""
 
 
 def listen(host: str, port: int) -> socket.socket:

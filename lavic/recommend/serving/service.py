@@ -1,4 +1,4 @@
-"""What the server serves: a recommender and its photos, swapped whole when bundle, store or index are new."""
+"""What the server serves: a recommender and its photos, replaced together when bundle, store or index change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Served:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What tells bundle and store from others: digests of the language adapter and the store's manifest."""
+        """What identifies bundle and store: digests of the language adapter and the store's manifest."""
         return str(self.recommender.ranker.bundle.info.language_adapter), self.recommender.store.manifest.digest[:16]
 
 

@@ -110,7 +110,7 @@ def _reached(scores: np.ndarray, k: int) -> np.float32:
     size = len(scores) // (_BLOCKS * k)
     least = np.float32(0)
     if size > 1:
-        # a block takes every so many-th row: the maximum of long rows is quicker than that of many short ones
+        # A block has every size-th row: the maximum over a few long axes is faster than over many short ones.
         most = scores[: len(scores) // size * size].reshape(size, -1).max(axis=0)
         least = np.partition(most, len(most) - k)[len(most) - k]
     return max(least, np.nextafter(np.float32(0), np.float32(1)))

@@ -46,7 +46,7 @@ class ApproximateSettings:
 
 
 def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSettings, rank: np.ndarray) -> MethodRecord:
-    """A method's record with the approximate search that is wanted; it is made if it does not stand.
+    """A method's record with the wanted approximate search, which is built if it does not exist.
 
     Args:
         folder: The index.

@@ -1,7 +1,7 @@
-"""The vectors of an index, in files of a fixed number of rows: each is made on its own, by whatever process.
+"""The vectors of an index, in files of a fixed number of rows, which different processes can make.
 
-A file says what it was made from (the rows' texts and the settings), so one that stands is kept when a build goes on
-after a stop, and when the catalogue has grown. Vectors have length 1. A row of zeros stands for an item that has no
+A file says what it was made from (the rows' texts and the settings), so a complete one is kept when a build continues
+after a stop, and when the catalogue has grown. Vectors have length 1. A row of zeros is an item without a
 vector (no text, no photo): it is never found.
 """
 
@@ -77,7 +77,7 @@ def _sha256(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def stands(folder: Path, chunk: Chunk) -> bool:
+def is_complete(folder: Path, chunk: Chunk) -> bool:
     """Whether a chunk's file is there and whole."""
     try:
         ArrayFile(folder / chunk.file.name, kind=KIND, source=chunk.file.source)
@@ -163,7 +163,7 @@ def make_chunk(
 def vectors_record(
     folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], parts: tuple[str, ...] = ()
 ) -> MethodRecord:
-    """The record of a method whose chunks all stand; for `parts` see `MethodRecord`."""
+    """The record of a method with all its chunks; for `parts` see `MethodRecord`."""
     files = tuple(chunk.file for chunk in chunks)
     # a chunk whose items all have no text has no width
     opened = (open_array_file(folder / file.name, KIND, file.source)["vectors"] for file in files)

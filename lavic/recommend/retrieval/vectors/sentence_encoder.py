@@ -112,7 +112,7 @@ class SentenceEncoder:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """What tells a model from others: of config and weights, and of all else that vectors depend on."""
+    """Digests that identify a model: of config and weights, and of everything else that vectors depend on."""
     from lavic.model.hub import fingerprint
 
     digest = hashlib.sha256()

@@ -19,9 +19,9 @@ from lavic.recommend.retrieval.vectors.chunks import (
     CHUNK_ROWS,
     Chunk,
     chunk_source,
+    is_complete,
     plan_chunks,
     previous_arrays,
-    stands,
     vectors_record,
     write_chunk,
 )
@@ -76,7 +76,7 @@ class TokensBuilder:
             raise ConfigError("--methods tokens needs --store, the item store with the items' tokens")
         sources = row_sources(ItemStore.open(self._store), table.ids)
         chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows, sources)
-        todo = [chunk for chunk in chunks if not stands(folder, chunk)]
+        todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
         if todo:
             remaining = sum(chunk.file.rows for chunk in todo)
             with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
@@ -131,7 +131,7 @@ class TokenChunks:
 
 
 def row_sources(store: ItemStore, ids: Sequence[str]) -> np.ndarray:
-    """What tells that an item's tokens and title are the same as before: uint64 [n]."""
+    """Hashes that change when an item's tokens or title change: uint64 [n]."""
     parts = store.manifest.part_digests
     texts = []
     for id in ids:

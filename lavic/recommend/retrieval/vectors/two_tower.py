@@ -65,7 +65,7 @@ def tokens_settings(chosen: TokensSettings) -> dict[str, Any]:
 
 
 def _digests(folder: Path, info: RetrieverInfo) -> dict[str, Any]:
-    """What tells a retriever's bundle from others."""
+    """Digests that identify a retriever's bundle."""
     from lavic.model.bundle import BundleInfo
 
     base = BundleInfo.read(folder)

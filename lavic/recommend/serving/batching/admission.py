@@ -48,7 +48,7 @@ class Admission:
         return _BATCH_OF_DEADLINE * self.settings.deadline
 
     def begin(self, prompts: int) -> None:
-        """A batch of so many prompts is computed from now on."""
+        """The computation of a batch begins."""
         self._began, self.running = asyncio.get_running_loop().time(), prompts
 
     def end(self) -> float:

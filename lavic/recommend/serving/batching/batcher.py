@@ -36,7 +36,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Answers queries in batches, in a thread of its own, first come, first served.
+    """Answers queries in batches, in a separate thread, first come, first served.
 
     While a batch is computed, requests gather for the next one. What has passed its deadline, or whose client has left,
     is taken out before it costs anything.
@@ -95,7 +95,7 @@ class Batcher:
             raise
         finally:
             if not waiting.answer.cancel() and not waiting.answer.cancelled():
-                waiting.answer.exception()  # a client that has left does not ask for it
+                waiting.answer.exception()  # a client that has left does not retrieve it
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiting)
             self.metrics.waiting.set(len(self._waiting))
