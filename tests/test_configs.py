@@ -133,8 +133,7 @@ def test_a_cluster_file_is_one_that_ray_up_takes(path):
 @pytest.mark.parametrize("path", DEPLOYED, ids=lambda path: path.stem)
 def test_an_application_file_is_one_that_serve_deploy_takes(path):
     schema = pytest.importorskip("ray.serve.schema")
-    from lavic.recommend.serve_settings import ServeSettings
-    from lavic.recommend.serving.guard import is_loopback
+    from lavic.recommend.serve_settings import ServeSettings, is_loopback
 
     values = yaml.safe_load(path.read_text("utf-8"))
     (application,) = schema.ServeDeploySchema.model_validate(values).applications

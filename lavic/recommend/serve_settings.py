@@ -133,14 +133,14 @@ def check_settings(chosen: ServeSettings) -> None:
     """
     if chosen.ray and chosen.record is not None:
         raise ConfigError("--record: not with --ray, whose replicas would write to one file: serve without --ray")
-    if chosen.token is None and not _is_loopback(chosen.host):
+    if chosen.token is None and not is_loopback(chosen.host):
         raise ConfigError(
             f"--host {chosen.host}: other machines can reach this address: give a token with --token env:NAME or "
             "--token @FILE"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address to listen on."""
     if host == "localhost":
         return True
