@@ -84,7 +84,7 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         ).to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         image_grid_pinpoints=[[2 * a.view, 2 * a.view]],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

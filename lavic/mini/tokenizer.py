@@ -52,7 +52,8 @@ def word_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def digit_pair_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the hundred two-digit tokens."""
-    return list(tokenizer.convert_tokens_to_ids([f"{n:02d}" for n in range(100)]))
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[f"{n:02d}"] for n in range(100)]
 
 
 def _pipeline(tokenizer: Tokenizer) -> Tokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from lavic.evaluation.report.blocks import Bar, Bars, Block, Curves, Number, Section
@@ -61,10 +60,10 @@ def training(
     blocks: list[Block] = []
     for title, lines in charts.items():
         series = []
-        for (name, records), tone in zip_longest(lines.items(), TONES[: len(lines)], fillvalue="muted"):
+        for number, (name, records) in enumerate(lines.items()):
             points = [(r["step"], r["valid_perplexity"]) for r in records if r.get("valid_perplexity") is not None]
             if points:
-                series.append(Series(name=name, points=tuple(points), tone=tone))
+                series.append(Series(name=name, points=tuple(points), tone=TONES[min(number, len(TONES) - 1)]))
         if series:
             dashed = tuple(Level(name=name, value=value) for name, value in levels.get(title, {}).items())
             blocks.append(Curves(series=tuple(series), y_name=title, levels=dashed))
