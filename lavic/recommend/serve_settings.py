@@ -14,7 +14,6 @@ from lavic.config.secrets import reveal
 from lavic.errors import ConfigError
 from lavic.model.config import BaseModelSettings
 
-
 _ORIGIN = re.compile(r"https?://[^\s/?#]+")
 
 
