@@ -45,7 +45,7 @@ class RegisterSettings:
     uri: Annotated[str | None, Reference] = None
     """MLflow tracking URI; env:NAME or @FILE if it holds a password. Default: the store of the run that trained the
     bundle, else MLFLOW_TRACKING_URI, else mlflow.db beside the run's folder."""
-    experiment: str = "lavic"
+    experiment: Annotated[str, StringConstraints(min_length=1)] = "lavic"
     """MLflow experiment of the model, if the training run is not in the store."""
 
 

@@ -7,17 +7,19 @@ the bundle, the item store and, where there is one, the retrieval index.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.pyfunc import PythonModel
 
 from lavic import __version__
-from lavic.errors import DataError, LavicError
+from lavic.config.secrets import redact
+from lavic.errors import DataError, LaunchError, LavicError, first_line
 from lavic.model.bundle import BundleInfo
 from lavic.storage.json_text import BadJson, parse_json
-from lavic.tracking.mlflow_client import connect
+from lavic.tracking.mlflow_client import StoreClient, connect
 from lavic.tracking.sync_record import read_records
 
 if TYPE_CHECKING:
@@ -157,9 +159,9 @@ def log_model(
         weights: Of each method's ranks in the fusion, in the order of `methods`.
 
     Raises:
-        ConfigError: The index has no such method.
-        DataError: Bundle, store and index do not belong together.
-        LaunchError: mlflow is not installed.
+        ConfigError: The index has no such method, or `base` is no model.
+        DataError: Bundle, store, index and base do not belong together.
+        LaunchError: mlflow is not installed, or refuses the URI or the model.
     """
     client = connect(uri)
     import mlflow
@@ -174,6 +176,8 @@ def log_model(
     if info.language_adapter is None:
         raise DataError(f"{bundle}: a stage-1 bundle cannot recommend: run `lavic tune` first")
     settings: dict[str, Any] = {"store": str(store.absolute())} if link_store else {}
+    if base is not None:
+        info.base_model(bundle, str(base))
     if index is not None:
         CandidateSearch.open(Path(index), opened, methods, weights)
         settings |= {"methods": list(methods), "weights": list(weights)}
@@ -186,8 +190,13 @@ def log_model(
     mlflow.set_registry_uri(uri)
     run_id = training_run(bundle, uri)
     if run_id is None:
-        mlflow.set_experiment(experiment)
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id, run_name=None if run_id else "model"):
+        with _refusals_in_one_line(uri):
+            mlflow.set_experiment(experiment_id=StoreClient(uri).experiment_id(experiment))
+    with (
+        _refusals_in_one_line(uri),
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=run_id, run_name=None if run_id else "model"),
+    ):
         code = Path(folder) / "lavic_model.py"
         code.write_text(_CODE, "utf-8")
         model = mlflow.pyfunc.log_model(
@@ -207,6 +216,17 @@ def log_model(
         for key, value in tags.items():
             client.set_model_version_tag(registered_name, str(model.registered_model_version), key, value)
     return str(model.model_uri)
+
+
+@contextmanager
+def _refusals_in_one_line(uri: str) -> Iterator[None]:
+    """Raises LaunchError for what MLflow raises."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise LaunchError(f"MLflow at {redact(uri)}: {redact(first_line(error))[:300]}") from None
 
 
 def lineage(info: BundleInfo, store_digest: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import logging
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -99,7 +100,7 @@ class StoreClient:
             existing = self.find_run(journal_id)
             if existing is not None:
                 return existing, True
-            place = client.get_run(parent).info.experiment_id if parent else self._experiment_id(experiment)
+            place = client.get_run(parent).info.experiment_id if parent else self.experiment_id(experiment)
             tags = {"mlflow.source.name": "lavic", ID_TAG: journal_id}
             if parent:
                 tags["mlflow.parentRunId"] = parent
@@ -187,7 +188,7 @@ class StoreClient:
         for first in range(0, len(entries), size):
             self.client.log_batch(run_id, **{kind: entries[first : first + size]})
 
-    def _experiment_id(self, name: str) -> str:
+    def experiment_id(self, name: str) -> str:
         """The id of an experiment, which is created or restored."""
         client, path, name = self.client, sqlite_path(self.uri), valid_text(name)
         from mlflow.exceptions import MlflowException
@@ -236,6 +237,7 @@ def connect(uri: str) -> Any:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "true" if sys.stderr.isatty() else "false",
     }.items():
         os.environ.setdefault(name, value)
     try:

@@ -37,6 +37,27 @@ def test_words_that_begin_with_a_bracket_are_words(text: str):
     assert [query.conversation for query in asked] == [text]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--uri", "http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9: API request to "),
+        (["--base", "nowhere"], "nowhere"),
+        (["--experiment", ""], "--experiment: string should have at least 1 character"),
+    ],
+)
+def test_what_cannot_be_registered_is_one_line(ground: Ground, tmp_path: Path, words: list[str], message: str):
+    given = ["--bundle", ground.bundle, "--store", ground.store, "--name", "shop"]
+    if "--uri" not in words:
+        words = [*words, "--uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command = [sys.executable, "-m", "lavic", "register", *map(str, given), *words]
+    env = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]  # MLflow and PyTorch may warn before it
+    assert last.startswith("lavic register: error: ") and message in last
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture(scope="module")
 def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
     """A registered model, of a run folder that MLflow does not know."""
@@ -45,7 +66,7 @@ def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFac
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     words = ("--bundle", folder / "tune" / "bundle", "--store", ground.store, "--index", index, "--uri", uri)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # MLflow leaves artifacts beside it
+        patch.chdir(folder)
         assert main(["register", *map(str, words), "--name", "shop"]) == 0
         yield uri
         mlflow.set_tracking_uri(None)
@@ -54,6 +75,9 @@ def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_model_of_code_and_artifacts(ground: Ground, registered: str):
     client = mlflow.MlflowClient(registered)
+    folder = Path(registered.removeprefix("sqlite:///")).parent
+    assert client.get_experiment_by_name("lavic").artifact_location == (folder / "mlartifacts").as_uri()
+    assert not (folder / "mlruns").exists()  # MLflow's default is below the folder that the command runs in
     version = client.get_model_version("shop", "1")
     info = BundleInfo.read(ground.bundle)
     assert version.tags["lavic.language_adapter"] == info.language_adapter
