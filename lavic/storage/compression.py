@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from lavic.errors import first_line
 
 _INPUT = 64 << 10
-_OUTPUT = 256 << 10
+# Less than 128 KiB: for larger blocks glibc's malloc may ask the kernel for fresh pages each time.
+_OUTPUT = 96 << 10
 """Bytes of a block, at most: it stays in the processor's cache while it is searched."""
 HEAD = 16
 """Bytes from the start of a file that `compression_of` needs."""

@@ -37,14 +37,14 @@ class Served:
 
 
 def load_served(settings: ServeSettings, before: Served | None = None) -> Served:
-    """Loads what is in the folders now.
+    """Loads what is in the folders now, and answers one request: no client waits for what a model's first pass sets up.
 
     Args:
         settings: Of the server.
         before: What is served so far: its model is kept if the bundle is the same.
 
     Raises:
-        ConfigError, DataError: As `Recommender.load`; `before` is not changed.
+        ConfigError, DataError: As `Recommender.load`, or the request failed; `before` is not changed.
     """
     recommender = Recommender.load(
         settings.bundle,
@@ -58,6 +58,7 @@ def load_served(settings: ServeSettings, before: Served | None = None) -> Served
         weights=settings.weights,
         reuse=None if before is None else before.recommender,
     )
+    recommender.recommend("a product", list(recommender.store.ids[: recommender.list_size]))
     store = recommender.store
     photos = None
     if settings.shards:

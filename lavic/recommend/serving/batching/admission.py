@@ -10,12 +10,16 @@ from lavic.recommend.serving.errors import ApiError
 
 _FIRST_GUESS_S = 0.05
 """Seconds of a prompt, before the first batch was measured."""
-_WAIT_OF_DEADLINE = 0.95
-"""Share of the deadline after which an answer is no longer waited for; the rest is for sending the refusal."""
-_MOST_OF_DEADLINE = 0.8
-"""Share of the deadline in which a request must be expected to be answered when it is taken into the queue."""
+_SENDING_OF_DEADLINE, _SENDING_S = 0.05, 0.4
+"""The end of the deadline, for sending the refusal of what is not answered yet: this share of it, and so many seconds
+(at most a quarter), by which a flood of requests can delay a short one."""
+_MOST_OF_WAIT = 0.85
+"""Share of that wait in which a request must be expected to be answered when it is taken into the queue."""
 _BATCH_OF_DEADLINE = 0.25
 """Share of the deadline that a batch may be expected to take."""
+_REFUSAL_S = 0.1
+"""Seconds before a request that is not taken is answered, at most a tenth of the deadline: clients that ask again at once
+would otherwise take the processor from the model, and an overloaded server would not recover."""
 _SLOWER, _FASTER = 0.5, 0.2
 """Share of the last batch in the running mean of a prompt's seconds, by whether it was slower or faster than the mean:
 a mean that is too low costs answers that come too late, one that is too high only a few refusals."""
@@ -40,7 +44,13 @@ class Admission:
     @property
     def wait_s(self) -> float:
         """Seconds for which an answer is waited for."""
-        return _WAIT_OF_DEADLINE * self.settings.deadline
+        deadline = self.settings.deadline
+        return deadline - max(_SENDING_OF_DEADLINE * deadline, min(_SENDING_S, deadline / 4))
+
+    @property
+    def refusal_s(self) -> float:
+        """Seconds before a request that is not taken is answered."""
+        return min(_REFUSAL_S, self.settings.deadline / 10)
 
     @property
     def longest_s(self) -> float:
@@ -78,7 +88,7 @@ class Admission:
             return False
         if not requests and not self.running:
             return True
-        return self._ahead_s(waiting) + prompts * self.prompt_s <= _MOST_OF_DEADLINE * self.settings.deadline
+        return self._ahead_s(waiting) + prompts * self.prompt_s <= _MOST_OF_WAIT * self.wait_s
 
     def too_many(self, waiting: int) -> ApiError:
         """The answer to a request that is not taken."""
