@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -98,14 +99,17 @@ def run(test: Coroutine[Any, Any, None]) -> None:
         loop.close()
 
 
-def test_what_comes_while_the_model_computes_waits_or_is_refused_at_once():
+def test_what_comes_while_the_model_computes_waits_or_is_refused():
     async def test() -> None:
         server = Server(GatedRecommender(), queue=4)
         first = server.ask("a")
         await server.begun(1)
         clients = [server.ask("b") for _ in range(40)]
         refused = clients[4:]
+        began = asyncio.get_running_loop().time()
         await asyncio.wait(refused)  # the model computes yet: the event loop does not wait for it
+        # not at once: clients that ask again would keep the processor from the model
+        assert asyncio.get_running_loop().time() - began >= server.batcher.admission.refusal_s
         assert {status(task) for task in refused} == {429} and not any(task.done() for task in (first, *clients[:4]))
         server.recommender.gate.release(2)
         await asyncio.wait({first, *clients[:4]})
@@ -251,3 +255,18 @@ def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[fl
     for prompt_s in measured:
         admission.measure(prompt_s)
     assert admission.prompt_s == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("deadline, wait, refusal", [(30.0, 28.5, 0.1), (2.0, 1.6, 0.1), (0.5, 0.375, 0.05)])
+def test_a_deadline_leaves_time_to_send_what_is_not_an_answer(deadline: float, wait: float, refusal: float):
+    admission = Admission(serve_settings(deadline=deadline))
+    assert (admission.wait_s, admission.refusal_s) == pytest.approx((wait, refusal))
+
+
+def test_the_model_waits_little_for_its_turn_among_threads():
+    async def test() -> None:
+        server = Server(GatedRecommender())
+        assert sys.getswitchinterval() <= 2e-4
+        await server.batcher.stop()
+
+    run(test())

@@ -18,8 +18,8 @@ _MOST_OF_WAIT = 0.85
 _BATCH_OF_DEADLINE = 0.25
 """Share of the deadline that a batch may be expected to take."""
 _REFUSAL_S = 0.1
-"""Seconds before a request that is not taken is answered, at most a tenth of the deadline: clients that ask again at once
-would otherwise take the processor from the model, and an overloaded server would not recover."""
+"""Seconds before a request that is not taken is answered, at most a tenth of the deadline: clients that ask again at
+once would otherwise take the processor from the model, and an overloaded server would not recover."""
 _SLOWER, _FASTER = 0.5, 0.2
 """Share of the last batch in the running mean of a prompt's seconds, by whether it was slower or faster than the mean:
 a mean that is too low costs answers that come too late, one that is too high only a few refusals."""

@@ -22,8 +22,8 @@ from lavic.recommend.serving.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 2e-4
-"""Time after which a thread that runs Python code gives way to another. The model's thread waits for its turn after each
-operation of PyTorch. With Python's 5 ms, refusing a flood of requests makes a forward pass take seconds."""
+"""Time after which a thread that runs Python code gives way to another. The model's thread waits for its turn after
+each operation of PyTorch. With Python's 5 ms, refusing a flood of requests makes a forward pass take seconds."""
 
 
 @dataclass(eq=False)
