@@ -159,7 +159,7 @@ def test_retrieved_candidates_with_long_titles_meet_in_smaller_groups(
     search = SimpleNamespace(
         search=lambda conversations, count, excluded: [found for _ in conversations],
         score=lambda conversation, ids: {},
-        check_files=lambda: None,
+        index=SimpleNamespace(check_files=lambda: None),
     )
     searching = Recommender(recommender.ranker, search, retrieved=6)  # type: ignore[arg-type]
     answer = searching.recommend("a mug", k=6)
