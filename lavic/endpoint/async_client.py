@@ -100,9 +100,12 @@ class AsyncEndpoint:
         sent = [sent_text(text) for text in texts]
         digests = [request_digest("embedding", embedding_body([text], self._settings)) for text in sent]
         vectors = [self._kept_vector(digest) for digest in digests]
-        wanted = list(dict.fromkeys(sent[n] for n, vector in enumerate(vectors) if vector is None))
-        if wanted:
-            made = dict(zip(wanted, await self._embed_new(wanted, first), strict=True))
+        numbers: dict[str, int] = {}
+        for n, vector in enumerate(vectors):
+            if vector is None:
+                numbers.setdefault(sent[n], first + n)
+        if numbers:
+            made = dict(zip(numbers, await self._embed_new(list(numbers), list(numbers.values())), strict=True))
             for n, vector in enumerate(vectors):
                 if vector is None:
                     vectors[n] = made[sent[n]]
@@ -110,7 +113,7 @@ class AsyncEndpoint:
                         self._cache.put(digests[n], pack(made[sent[n]]))
         return [vector for vector in vectors if vector is not None]
 
-    async def _embed_new(self, texts: list[str], first: int) -> list[Vector]:
+    async def _embed_new(self, texts: list[str], numbers: list[int]) -> list[Vector]:
         def parse(answer: Any) -> list[Vector]:
             vectors = parse_embeddings(answer, len(texts), self._settings.dimensions)
             self.usage.add(token_counts(answer)[0], 0, cached=False)
@@ -121,8 +124,11 @@ class AsyncEndpoint:
         except Fault as fault:
             if fault.kind == REFUSED and len(texts) > 1:  # too many for the server, or one is too long
                 half = len(texts) // 2
-                return [*await self._embed_new(texts[:half], first), *await self._embed_new(texts[half:], first + half)]
-            which = f"of text {first} ({len(texts[0])} characters)" if len(texts) == 1 else f"of {len(texts)} texts"
+                before = await self._embed_new(texts[:half], numbers[:half])
+                return before + await self._embed_new(texts[half:], numbers[half:])
+            which = (
+                f"of text {numbers[0]} ({len(texts[0])} characters)" if len(texts) == 1 else f"of {len(texts)} texts"
+            )
             raise EndpointError(f"{self._flag}: no embedding {which}: {fault.message}") from None
 
     async def _send(self, path: str, body: dict[str, Any], parse: Callable[[Any], T]) -> T:

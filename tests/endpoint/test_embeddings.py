@@ -86,11 +86,12 @@ def test_a_server_that_takes_fewer_texts_at_once(connect, server):
     assert np.array_equal(connect().embed(TEXTS), EXPECTED)
 
 
-def test_a_text_that_is_refused_is_named(connect, server):
+@pytest.mark.parametrize("before", [TEXTS[:9], TEXTS[:1] * 9])
+def test_a_text_that_is_refused_is_named(connect, server, before):
     long = "x" * 5000
     server.embeddings = lambda texts: (400, {}, b"too long") if long in texts else embeddings_body(texts)
     with pytest.raises(EndpointError, match=r"no embedding of text 9 \(5000 characters\): .*400 \(too long\)"):
-        connect(batch_size=4).embed([*TEXTS[:9], long, *TEXTS[9:]])
+        connect(batch_size=4).embed([*before, long, *TEXTS[9:]])
 
 
 def test_embeddings_are_kept_by_text(connect, server, tmp_path):
