@@ -21,9 +21,9 @@ from lavic.recommend.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_SWITCH_SECONDS = 2e-4
-"""Time after which a thread that runs Python code gives way to another. The model's thread waits for its turn after
-each operation of PyTorch. With Python's 5 ms, refusing a flood of requests makes a forward pass take seconds."""
+_SWITCH_INTERVAL_S = 2e-4
+"""The interpreter's switch interval while the server runs. PyTorch releases the GIL in each operation and must acquire
+it again. With Python's default of 5 ms, an event loop that is busy with refusals makes a forward pass take seconds."""
 
 
 @dataclass(eq=False)
@@ -55,8 +55,8 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to answer; called in the event loop. Threads of this process take turns more often from now on."""
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        """Begins to answer; called in the event loop. Sets the interpreter's switch interval."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._task = asyncio.create_task(self._run(), name="lavic-batcher")
 
     @property
