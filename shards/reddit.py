@@ -20,7 +20,7 @@ from lavic.data.reddit.card import card_html, card_markdown
 from lavic.data.reddit.dumps.dump_file import check_dump
 from lavic.data.reddit.splits import NAMES
 from lavic.distributed.ray_session import RaySettings, ray_session
-from lavic.errors import ConfigError, DataError
+from lavic.errors import ConfigError
 from lavic.shards.cluster.executor import Executor, stop_on_signal, uses_ray
 from lavic.shards.cluster.worker_process import prepare
 from lavic.shards.reddit_build import steps
@@ -29,7 +29,6 @@ from lavic.shards.reddit_build.pipeline import Pipeline
 from lavic.shards.reddit_build.rebuild import rebuild
 from lavic.shards.reddit_build.work_folder import WorkFolder, digest_of, input_files
 from lavic.shards.reddit_settings import RebuildSettings, RedditSettings
-from lavic.storage import format_bytes
 from lavic.storage.atomic import atomic_write
 from lavic.storage.output_folder import lock_output_folder
 from lavic.storage.paths import as_path, storage_errors
@@ -60,20 +59,6 @@ FUNNEL, INPUTS = "funnel.json", "inputs.json"
 MAX_LOCAL_BYTES = 8 << 30
 """Local processes read so much in about the time after which several nodes pay."""
 _KEPT = "finished files and parts"
-
-
-def is_complete(settings: RedditSettings) -> bool:
-    """Whether the set is there: its funnel is written last."""
-    return (settings.out / FUNNEL).is_file()
-
-
-def estimate(settings: RedditSettings) -> str:
-    """How much will be read, as text; empty where the dumps are not there yet."""
-    try:
-        size = sum(as_path(path).stat().st_size for path in input_files(settings.dumps, "dump"))
-    except DataError:
-        return ""
-    return f"bytes: {format_bytes(size)} of dumps, read twice"
 
 
 def main(argv: Sequence[str]) -> int:

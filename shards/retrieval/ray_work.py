@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lavic.errors import LavicError, first_line
@@ -45,7 +44,6 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
     """What embeds on a Ray cluster: one actor for each GPU, else for each CPU."""
 
     def make(
-        folder: Path,
         table: ItemTable,
         chunks: Sequence[Chunk],
         previous: MethodRecord | None,

@@ -65,7 +65,6 @@ class Make(Protocol):
 
     def __call__(
         self,
-        folder: Path,
         table: ItemTable,
         chunks: Sequence[Chunk],
         previous: MethodRecord | None,
@@ -90,19 +89,37 @@ class VectorBuilder:
 
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """See `MethodBuilder`."""
+
+        def load() -> Callable[[Chunk], None]:
+            embed = self.embed()
+            return lambda chunk: make_chunk(folder, chunk, table, embed, previous)
+
         chunks = plan_chunks(self.name, self.settings, table, self.chunk_rows)
-        todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
-        if todo:
-            remaining = sum(chunk.file.rows for chunk in todo)
-            with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
-                if self.make is not None:
-                    self.make(folder, table, todo, previous, self.settings, bar.update)
-                else:
-                    embed = self.embed()
-                    for chunk in todo:
-                        make_chunk(folder, chunk, table, embed, previous)
-                        bar.update(chunk.file.rows)
-        return vectors_record(folder, self.settings, chunks)
+        return build_chunks(self, folder, table, chunks, previous, self.make, load)
+
+
+def build_chunks(
+    builder: MethodBuilder,
+    folder: Path,
+    table: ItemTable,
+    chunks: Sequence[Chunk],
+    previous: MethodRecord | None,
+    make: Make | None,
+    load: Callable[[], Callable[[Chunk], None]],
+) -> MethodRecord:
+    """Makes the missing files of a method: by `make`, or without it by the function that `load` returns."""
+    todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
+    if todo:
+        remaining = sum(chunk.file.rows for chunk in todo)
+        with progress_bar(len(table), "items", builder.name, initial=len(table) - remaining) as bar:
+            if make is not None:
+                make(table, todo, previous, builder.settings, bar.update)
+            else:
+                make_file = load()
+                for chunk in todo:
+                    make_file(chunk)
+                    bar.update(chunk.file.rows)
+    return vectors_record(folder, builder.settings, chunks, builder.parts)
 
 
 def prepare_index(

@@ -5,29 +5,26 @@ A file of vectors records what each row was made from, so when items were embedd
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lavic.errors import ConfigError, DataError
-from lavic.recommend.retrieval.build import Make
+from lavic.recommend.retrieval.build import Make, build_chunks
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import (
     CHUNK_ROWS,
     Chunk,
     chunk_source,
-    is_complete,
     plan_chunks,
     previous_arrays,
-    vectors_record,
     write_chunk,
 )
 from lavic.recommend.retrieval.vectors.two_tower import NAME, TwoTowerEncoder
 from lavic.storage.index.text_hash import hash_texts
-from lavic.tracking.progress import progress_bar
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
@@ -72,22 +69,15 @@ class TokensBuilder:
         """
         from lavic.model.item_store import ItemStore
 
-        if self._store is None:
+        if (store := self._store) is None:
             raise ConfigError("--methods tokens needs --store, the item store with the items' tokens")
-        sources = row_sources(ItemStore.open(self._store), table.ids)
+        sources = row_sources(ItemStore.open(store), table.ids)
         chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows, sources)
-        todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
-        if todo:
-            remaining = sum(chunk.file.rows for chunk in todo)
-            with progress_bar(len(table), "items", self.name, initial=len(table) - remaining) as bar:
-                if self._make is not None:
-                    self._make(folder, table, todo, previous, self.settings, bar.update)
-                else:
-                    worker = TokenChunks(table, self.settings, self._store, previous, self._tokens_per_batch)
-                    for chunk in todo:
-                        worker.make(chunk)
-                        bar.update(chunk.file.rows)
-        return vectors_record(folder, self.settings, chunks, self.parts)
+
+        def load() -> Callable[[Chunk], None]:
+            return TokenChunks(table, self.settings, store, previous, self._tokens_per_batch).make
+
+        return build_chunks(self, folder, table, chunks, previous, self._make, load)
 
 
 class TokenChunks:
