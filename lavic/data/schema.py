@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from lavic.storage.json_text import BadJson, json_type, parse_json
 
@@ -23,30 +22,15 @@ SIZES: tuple[ImageSize, ...] = ("hi_res", "large", "thumb")
 _ITEM_KEYS = """parent_asin asin image_name title images image categories features description details price
 main_category average_rating rating_number videos store bought_together subtitle author"""
 ITEM_KEYS = frozenset(_ITEM_KEYS.split())
-"""Keys that an item's record has by itself, so an object with one of them holds an item and not items by their ids."""
+"""Keys of an item's record: an object with one of them is an item, not a mapping of ids to items."""
 
 _OPENING_TAG = re.compile(r"<(submission|comment)>")
 TAG = re.compile(r"<(?=/?(?:submission|comment)>)")
 """The start of a tag, which begins or ends a turn in the text of a conversation."""
-_AMAZON = re.compile(r"(?:.+\.)?(?:media-amazon|images-amazon|ssl-images-amazon)\.com")
-_AMAZON_PHOTO = re.compile(
-    r"/images/(?:W/[^/]+/images/)*(?P<kind>[A-Z])/(?P<id>.+?)(?:\._(?P<changes>.*)_)?\.\w+", re.DOTALL
-)
-"""A served image: its id, then how the server is to change it, as `._AC_SX300_`. `W/...` names a way of delivery."""
-_PLAIN_LINK = re.compile(r"https?://(?P<host>[A-Za-z0-9.-]+)(?::\d+)?(?P<path>/[!$->@-~]*)(?:[?#][!-~]*)?")
-_ONLY_SIZE = re.compile(
-    r"(?:S[XYLS]|U[XYLS])\d+"  # width, height, longest side, side of a square
-    r"|SC(?:L|M|T)ZZZZZZZ|SCTHUMBZZZ|SCSWATCHZZ"  # the older names of five sizes
-    r"|QL\d+|FM(?:jpg|png|webp)|AC|\.?"  # JPEG quality, file format, a prefix of the web shop's sizes
-)
-"""The changes that leave the picture as it is. A square (`_SS`, `_US`) adds white margins where it needs them and crops
-nothing, see https://hail2u.net/blog/internet/zoom-resize-crop-amazon-image.html; `_SC...` are the sizes of the Product
-Advertising API. Others crop the image, lay another over it or add a badge (`_CR`, `_CLa`, `_PE20`); one that is not
-known here counts as such."""
 _NO_LINK = frozenset({"", "none", "nan", "null", "nil", "na", "n/a", "<na>", "undefined", "-"})
-"""What exports write where there is no link."""
+"""What exports contain in place of a missing link."""
 NO_TEXT = (bool, list, tuple, Mapping)
-"""Types of values that no text stands for."""
+"""Types that are not converted to text."""
 _PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
 
 
@@ -154,45 +138,6 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
     )
 
 
-def picture_of(url: str) -> str:
-    """What a link shows, whatever the size: equal for links to one picture.
-
-    Amazon serves an image under one id in any size, https://m.media-amazon.com/images/I/<id>._<changes>_.<ext>; links
-    whose changes are known to be of size, quality or format alone show one picture. Any other link is its own picture;
-    letter case of the host and a fragment do not matter.
-    """
-    if image := _amazon_image(url):
-        changes = image["changes"] or ""
-        same = all(map(_ONLY_SIZE.fullmatch, changes.split("_")))
-        return f"amazon:{image['kind']}/{image['id']}" + ("" if same else f"._{changes}_")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, parts.query, ""))
-
-
-def amazon_image_id(url: str) -> str | None:
-    """The id of an image that Amazon serves, as `01RmK+J4pJL`, whatever is done to it; None for any other link."""
-    image = _amazon_image(url)
-    return image["id"] if image else None
-
-
-def _amazon_image(url: str) -> re.Match[str] | None:
-    if "amazon.com" not in url.lower():
-        return None
-    # Asked of every photo: the usual form of a link is taken apart in a tenth of urlsplit's time.
-    if plain := _PLAIN_LINK.fullmatch(url):
-        host, path = plain["host"].lower(), plain["path"]
-    else:
-        try:
-            parts = urlsplit(url)
-            host, path = parts.hostname or "", parts.path
-        except ValueError:
-            return None
-    return _AMAZON_PHOTO.fullmatch(unquote(path)) if _AMAZON.fullmatch(host.rstrip(".")) else None
-
-
 def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: str, line: int = 0) -> Conversation:
     """The conversation of a row of the released files. Raises ValueError for another row, without its place."""
     if "context" not in row or "gt_items" not in row:
@@ -212,7 +157,7 @@ def conversation_from_row(row: Mapping[str, Any], *, id: str, index: int, file: 
 
 
 def _ids(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """A list of item ids. A number is refused: an id that was written as one may have lost its zeros."""
+    """A list of item ids. Numbers are refused: an id written as a number may have lost leading zeros."""
     ids = row.get(key, ())
     if not isinstance(ids, (list, tuple)):
         raise ValueError(f"`{key}` is {_type_of(ids)}, not a list of item ids")
@@ -235,7 +180,7 @@ def turns_of(context: str) -> tuple[Turn, ...]:
         tag = opening[1]
         if opening.start() < end or tag in unclosed:
             continue
-        # Looked for once where there is none: a text of a thousand opening tags is read in one pass too.
+        # A missing closing tag is searched for only once: many opening tags do not make this quadratic.
         close = context.find(f"</{tag}>", opening.end())
         if close < 0:
             unclosed.add(tag)
@@ -252,7 +197,7 @@ def turns_of(context: str) -> tuple[Turn, ...]:
 def context_of(turns: Sequence[Turn]) -> str:
     """The `context` of some turns: `turns_of` reads the same turns from it.
 
-    A tag within a turn gets a blank behind its `<`, so that it ends or begins no turn.
+    In a tag within a turn, a space is inserted after `<`, so that it does not begin or end a turn.
     """
     tags = {"seeker": "submission", "comment": "comment"}
     return "".join(f"<{tags[turn.role]}>{TAG.sub('< ', turn.text.strip())}</{tags[turn.role]}>\n" for turn in turns)
@@ -301,7 +246,7 @@ def as_link(value: Any) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-    # Tables hold NaN where a cell is empty.
+    # An empty cell of a table is read as NaN.
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -326,10 +271,10 @@ def as_text(value: Any) -> str:
     if isinstance(value, NO_TEXT):
         raise ValueError(f"{json_type(value)} where a text was expected")
     if isinstance(value, bytes):
-        # Parquet files of older writers do not say that their texts are texts.
+        # Older Parquet writers do not mark byte arrays as strings.
         value = value.decode("utf-8", "replace")
     text = "" if _is_missing(value) else str(value).strip()
-    # JSON may hold half of a surrogate pair, which no file of ours could.
+    # JSON may contain a lone surrogate, which UTF-8 cannot encode.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from lavic.data.schema import amazon_image_id
+from lavic.data.sources.image_links import amazon_image_id
 from lavic.storage.text_files import TextFileError, read_lines
 
 AMAZON = frozenset(

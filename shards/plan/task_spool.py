@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from lavic.data.schema import picture_of
+from lavic.data.sources.image_links import picture_of
 from lavic.shards.plan.counts import PlanCounts
 from lavic.shards.plan.external_dedup import ExternalDedup, hash64
 from lavic.shards.plan.photo_tasks import PhotoTask, read_task, task_line

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavic.data.schema import amazon_image_id, conversation_from_row, item_from_meta, picture_of, turns_of
+from lavic.data.schema import conversation_from_row, item_from_meta, turns_of
 
 AMAZON = {
     "parent_asin": "B000000001",
@@ -131,68 +131,6 @@ def test_conversation_row() -> None:
     assert conversation.candidates == {"candidates_st": ("A", "C")} and conversation.row == 3
 
 
-AMAZON_HOST = "https://m.media-amazon.com/images"
-AMAZON_URL = f"{AMAZON_HOST}/I/"
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEF._AC_SL1500_.jpg"),
-        (AMAZON_URL + "71a+b.jpg", "https://images-na.ssl-images-amazon.com/images/I/71a%2Bb._SX300_.png"),
-        (AMAZON_URL + "31x._SS40_.jpg", AMAZON_URL + "31x._AC_US40_.jpg?x=1#y"),
-        (AMAZON_URL + "71x._AC_SX679_.jpg", AMAZON_URL + "71x._AC_UL320_QL65_FMwebp_.jpg"),
-        (
-            AMAZON_URL + "71x._SY300_.jpg",
-            "https://m.media-amazon.com/images/W/MEDIAX_792452-T1/images/I/71x._SL99_.jpg",
-        ),
-        (AMAZON_URL + "71x._CR0,0,300,300_.jpg", AMAZON_URL + "71x.%5FCR0%2c0%2C300%2C300%5F.jpg"),
-        (AMAZON_URL + "A1._CLa%7C2140%2C2000%7C81a.png_UL9_.png", AMAZON_URL + "A1._CLa|2140,2000|81a.png_UL9_.png"),
-        (AMAZON_URL + "71x._AC_._SX300_.jpg", AMAZON_URL + "71x.jpg"),
-        (AMAZON_HOST + "/P/B00.01._SCMZZZZZZZ_.jpg", AMAZON_HOST + "/P/B00.01._SCTHUMBZZZ_.jpg"),
-        ("HTTP://Shop.Example/a.jpg#top", "http://shop.example/a.jpg"),
-    ],
-)
-def test_links_to_one_picture(one: str, other: str) -> None:
-    assert picture_of(one) == picture_of(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEf.jpg"),
-        (AMAZON_URL + "A1._CLa|9,9|81a.png|0,0_UL9_.png", AMAZON_URL + "A1._CLa|9,9|71b.png|0,0_UL9_.png"),
-        (AMAZON_URL + "A1._CLa|9,9|81a.png|0,0_UL9_.png", AMAZON_URL + "A1._UL9_.png"),
-        (AMAZON_URL + "71x._CR0,0,300,300_.jpg", AMAZON_URL + "71x._CR300,0,300,300_.jpg"),
-        (AMAZON_URL + "71x._SX300_CR0,0,300,300_.jpg", AMAZON_URL + "71x._SX600_CR0,0,300,300_.jpg"),
-        (AMAZON_URL + "71x._SX300_PE20_.jpg", AMAZON_URL + "71x._SX300_.jpg"),
-        (AMAZON_URL + "71x._SX300_NEW7_.jpg", AMAZON_URL + "71x._SX300_.jpg"),
-        (AMAZON_HOST + "/P/B00.01._SCMZZZZZZZ_.jpg", AMAZON_HOST + "/P/B00.01.PT02._SCMZZZZZZZ_.jpg"),
-        (AMAZON_HOST + "/P/B00.01.PT02.jpg", AMAZON_HOST + "/P/B00.01.PT03.jpg"),
-        (AMAZON_HOST + "/P/0000.jpg", AMAZON_HOST + "/I/0000.jpg"),
-        (AMAZON_HOST + "/G/01/a/icon._SX9_.gif", AMAZON_HOST + "/G/01/b/icon._SX9_.gif"),
-        ("https://shop.example/images/I/1._SX1_.jpg", "https://shop.example/images/I/1._SX2_.jpg"),
-        (
-            "https://media-amazon.com.evil.example/images/I/1.a.jpg",
-            "https://media-amazon.com.evil.example/images/I/1.jpg",
-        ),
-        ("http://x/a.jpg", "http://x/a.jpg?size=2"),
-        ("http://x/A.jpg", "http://x/a.jpg"),
-    ],
-)
-def test_links_to_two_pictures(one: str, other: str) -> None:
-    assert picture_of(one) != picture_of(other)
-
-
-def test_the_id_of_an_image_that_amazon_serves() -> None:
-    for url in ("01RmK+J4pJL.gif", "01RmK%2BJ4pJL._AC_UL9_.gif", "01RmK+J4pJL._CR1,2,3,4_.jpg?x"):
-        assert amazon_image_id(AMAZON_URL + url) == "01RmK+J4pJL"
-    assert amazon_image_id(f"{AMAZON_HOST}/W/x-1/images/I/31x._SX9_.jpg") == "31x"
-    assert amazon_image_id(f"{AMAZON_HOST}/G/01/icons/no-img-sm._CB12_.gif") == "01/icons/no-img-sm"
-    assert amazon_image_id("https://shop.example/images/I/31x.jpg") is None
-    assert amazon_image_id("http://[") is None
-
-
 @pytest.mark.parametrize("none", ["None", "nan", "NULL", " ", "", "N/A", None, float("nan")])
 def test_what_stands_for_no_link_is_none_and_the_next_size_counts(none: object) -> None:
     links = [{"hi_res": none, "large": "http://x/l.jpg"}, {"hi_res": none, "large": none}, none]
@@ -212,11 +150,6 @@ def test_cells_without_a_value_are_missing() -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": 1e999}', "{'a': 1}"])
 def test_details_that_cannot_be_read_are_kept_as_text(text: str) -> None:
     assert json.loads(item_from_meta({**AMAZON, "details": text}).details) == {"text": text}
-
-
-@given(st.text(max_size=300))
-def test_any_text_is_some_picture(url: str) -> None:
-    assert picture_of(url) == picture_of(url) and isinstance(picture_of(AMAZON_URL + url), str)
 
 
 JSON = st.recursive(
