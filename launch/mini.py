@@ -188,9 +188,9 @@ def _pretrain(argv: Sequence[str]) -> int:
     torch.manual_seed(chosen.pretrain.seed)
     model = architecture.build(chosen.architecture, tokenizer)
     if chosen.start:
-        adopted = architecture.adopt(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
-        what = "vision side and language model are" if adopted.vision else "language model is"
-        print(f"{chosen.start}: its {what} copied; it knows {adopted.words} of {len(tokenizer)} words")
+        copied = architecture.copy_weights(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
+        what = "vision side and language model are" if copied.vision else "language model is"
+        print(f"{chosen.start}: its {what} copied; it knows {copied.words} of {len(tokenizer)} words")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
 

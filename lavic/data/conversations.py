@@ -46,7 +46,7 @@ def parse_conversations(text: str, *, name: str, candidates: str | None = None) 
     records = json_records(name, file, None, is_json=Path(name).suffix == ".json", keyed=False)
     conversations = [_conversation(record, index) for index, record in enumerate(records)]
     if not conversations:
-        raise DataError(f"{name}: no conversation in it")
+        raise DataError(f"{name}: contains no conversations")
     for conversation in conversations:
         if candidates is not None and candidates not in conversation.candidates:
             present = ", ".join(conversation.candidates) or "none"

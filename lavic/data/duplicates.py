@@ -54,7 +54,7 @@ def read_references(shard: Path) -> list[Reference]:
 
 
 def parse_references(data: bytes, path: Path) -> list[Reference]:
-    """The references in the content of a sidecar; `path` is for messages. Raises DataError for a line that is none."""
+    """The references in the content of a sidecar; `path` is for messages. Raises DataError for an invalid line."""
     try:
         references = [Reference(**json.loads(line)) for line in data.decode().split("\n") if line]
         for row in references:

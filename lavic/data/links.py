@@ -1,4 +1,5 @@
-"""Amazon links in a text, as people write them: markdown, redirects, app links, old and cut ones."""
+"""Amazon links in a text, in the forms that people post: markdown, redirects, app links, old and truncated
+ones."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 _LONGEST = 2048
-"""Characters of a link that are looked at."""
+"""Maximum number of characters of a link that are examined."""
 _ROUNDS = 3
 """Times that a link may be percent-encoded: a redirect within a redirect."""
 
@@ -27,7 +28,7 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 NAMED = re.compile(r"amazon|amzn|\ba\.co\b", re.IGNORECASE)
-"""What every link has, in any encoding of its target."""
+"""Occurs in every link, however the rest of the link is encoded."""
 _SHORT_NAMED = re.compile(r"amzn|\ba\.co\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s")
 _TARGET = re.compile(r"[/?#%&]")
@@ -35,8 +36,8 @@ _TARGET = re.compile(r"[/?#%&]")
 _SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 _SHORT_PATH = re.compile(r"/(?:d/)?[A-Za-z0-9_-]{5,}")
 
-# Not the start of a longer word, which would be something else. Every id of Amazon has a digit; words may have ten
-# letters. Books have their ISBN-10.
+# The lookahead at the end rejects longer words. Every Amazon id has a digit, unlike words of ten letters. Books have
+# their ISBN-10.
 _ID = r"(?P<id>(?:B(?=[A-Z]*\d)[0-9A-Z]{9}|\d{9}[\dX]))(?![0-9A-Z])"
 _FORMS = (
     ("dp", rf"/dp/(?:product/|ref=[^/?]*/)?{_ID}"),
@@ -56,7 +57,7 @@ _FORMS = (
 _PATTERNS = tuple((form, re.compile(pattern, re.IGNORECASE)) for form, pattern in _FORMS)
 
 FORMS = tuple(form for form, _ in _FORMS)
-"""How a link names its item, the surest first."""
+"""The forms of links, most reliable first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +73,17 @@ class Link:
 
 
 def asins(text: str) -> list[str]:
-    """Ids of the items that a text (markdown, HTML or plain) links to, in its order, once each."""
+    """Ids of the items that a text (markdown, HTML or plain) links to, in order, without repeats."""
     return list(dict.fromkeys(link.asin for link in find_links(text)))
 
 
 def find_links(text: str) -> list[Link]:
-    """Links to items on Amazon in a text, in its order; an id that is linked twice is there twice."""
+    """Links to items on Amazon in a text, in order; an item that is linked twice is returned twice."""
     return [link for part in _parts(text) for link in _links(part)]
 
 
 def short_links(text: str) -> list[str]:
-    """Links of a text whose item only a request can tell, as `https://amzn.to/3HR4q7E`, in its order, once each."""
+    """Short links in a text, as `https://amzn.to/3HR4q7E`, in order, without repeats; only a request shows the item."""
     urls: dict[str, None] = {}
     for part in _parts(text) if _SHORT_NAMED.search(text) else ():
         for host, target in _targets(part):
@@ -111,7 +112,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _decoded(part: str) -> str:
-    """A piece without percent-encoding, as far as that goes."""
+    """A piece with its percent-encoding decoded, at most `_ROUNDS` times."""
     for _ in range(_ROUNDS):
         if "%" not in part or (plain := unquote(part)) == part:
             break
@@ -129,7 +130,7 @@ def _links(part: str) -> list[Link]:
 
 
 def _targets(part: str) -> Iterator[tuple[re.Match[str], str]]:
-    """Each host of Amazon's in a piece, and what follows it up to the next link."""
+    """Each Amazon host in a piece, with the text between it and the next link."""
     hosts = list(_HOST.finditer(part))
     ends = [host.start() for host in hosts[1:]] + [len(part)]
     for host, end in zip(hosts, ends, strict=False):

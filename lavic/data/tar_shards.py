@@ -176,13 +176,13 @@ class ShardWriter:
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """The header by `tarfile` of a member with this name and size and no time or owner, in a tenth of the time."""
+    """The header that `tarfile` writes for a member without time and owner, in a tenth of the time."""
     assert len(name) <= 100, f"{name!r} is too long for a USTAR name"
     octal = b"%011o" % size
     header = bytearray(_EMPTY)
     header[: len(name)] = name
     header[124:135] = octal
-    # The checksum counts its own field as blanks.
+    # The checksum counts its own field as spaces.
     header[148:154] = b"%06o" % (_EMPTY_SUM + sum(name) + sum(octal) - 11 * ord("0"))
     return bytes(header)
 
@@ -247,7 +247,7 @@ def parse_sample(data: bytes, where: str) -> Sample:
 
 
 def member_bytes(header: bytes, where: str) -> int:
-    """Bytes of a member in a tar, with its header and padding. Raises DataError for what is no header."""
+    """Bytes of a member in a tar, with its header and padding. Raises DataError for an invalid header."""
     size = _parse_header(header, where).size
     return BLOCK + size + -size % BLOCK
 

@@ -56,8 +56,8 @@ class Architecture:
 def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlavaNextForConditionalGeneration:
     """A freshly initialised miniature.
 
-    The usual small initialisation never learns to copy at this size. Embeddings of unit variance, linears of
-    1/sqrt(fan-in) and damped residual outputs do within 150 steps.
+    With the usual small initialisation a model of this size never learns to copy. With embeddings of unit variance,
+    linears scaled by 1/sqrt(fan-in) and damped residual outputs it does within 150 steps.
     """
     a = architecture
     config = LlavaNextConfig(
@@ -112,7 +112,7 @@ def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Lla
 
 
 @dataclass(frozen=True)
-class Adopted:
+class CopiedWeights:
     """What was copied from another miniature."""
 
     words: int
@@ -121,20 +121,22 @@ class Adopted:
     """Whether the vision side was copied too."""
 
 
-def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> Adopted:
+def copy_weights(
+    model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
+) -> CopiedWeights:
     """Copies the weights of another miniature, as LLaVA began with Mistral's language model and CLIP's vision tower.
 
     Words of both vocabularies get the trained vectors; a new word keeps its initial one, scaled to the trained ones. A
     vision side of other sizes keeps its initial weights.
 
     Raises:
-        DataError: The folder is no miniature, or its language model has other sizes.
+        DataError: The folder is not a miniature, or its language model has other sizes.
     """
     try:
         source = LlavaNextForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32)
         words = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no miniature to start from: {error}") from None
+        raise DataError(f"{folder}: not a miniature to start from: {error}") from None
     language: list[Any] = [model.config.text_config, source.config.text_config]
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if other := [name for name in sizes if getattr(language[0], name) != getattr(language[1], name)]:
@@ -157,11 +159,11 @@ def adopt(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokeniz
         for part in ("vision_tower", "multi_modal_projector"):
             getattr(model.model, part).load_state_dict(getattr(source.model, part).state_dict())
         model.model.image_newline.data.copy_(source.model.image_newline)
-    return Adopted(words=len(known), vision=matches)
+    return CopiedWeights(words=len(known), vision=matches)
 
 
 def save(model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes an ordinary Hugging Face folder with half-precision weights, which are renamed into it last."""
+    """Writes a Hugging Face model folder with half-precision weights; the weights are moved into it last."""
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     half = {name: value.half() for name, value in model.state_dict().items()}

@@ -154,11 +154,11 @@ class CatalogueSize:
 
     train_items: int = 1300
     valid_items: int = 120
-    """Items that no stage trains on and that choose what is kept of stage 2, with looks that training shows."""
+    """Items for validating stage 2, which no stage trains on, with looks that training shows."""
     heldout_items: int = 200
-    """Items that no stage trains on or chooses by, with looks that training shows."""
+    """Test items, which no stage trains on or validates with, with looks that training shows."""
     combination_items: int = 200
-    """Items whose look (kind, colour and pattern together) no training photo shows."""
+    """Test items whose look (kind, colour and pattern together) no training photo shows."""
     train_conversations: int = 6000
     valid_conversations: int = 200
     test_conversations: int = 400
@@ -171,10 +171,10 @@ def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int)
     `images/`, `item2meta_train.json` (every item), `item2meta_valid.jsonl` (the photos that stage 1 does not train on,
     with descriptions), `meta_Mini.jsonl` (Amazon Reviews 2023 form), `looks.jsonl` (colour and pattern of the training
     items in words, for `lavic mini pretrain`), `train|valid|test|test_combinations.jsonl` (conversations). Each is
-    written whole, the last one last.
+    written atomically, `test_combinations.jsonl` last.
 
     Returns:
-        What was written, counted.
+        The number of items, and of the rows of each file.
     """
     rng = random.Random(seed)
     unseen = held_out_looks(HELD_OUT_SEED)

@@ -1,7 +1,7 @@
 """The text-only curriculum of the miniature: look-up tasks of rising difficulty.
 
 It teaches what a large language model can do already: repeat, look a key up, find the line of a list that a request
-refers to. A level opens when the one below is mastered; without levels a model of this size stays at chance.
+refers to. A level starts when the previous one is mastered; without levels a model of this size stays at chance.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ class Level:
     form: str
     """`word`: one random word each; `look`: the look alone; `full`: conversation, title and look; `photo`:
     conversation, title and photo."""
-    most: int
-    """Longest list."""
+    max_items: int
+    """Length of the longest list."""
     batch: int
-    reach: int = 10
+    max_distance: int = 10
     """Most items between the request and the answer."""
-    more: int = 0
+    extra_requests: int = 0
     """Further requests after the first answer, each with its own answer."""
 
 
 LEVELS = (
-    Level(form="word", most=4, batch=32, reach=0, more=3),
-    Level(form="word", most=8, batch=32, reach=0, more=3),
-    *(Level(form="word", most=4, batch=128, reach=reach) for reach in (1, 2, 3, 4)),
-    Level(form="word", most=8, batch=96),
-    Level(form="look", most=5, batch=64),
-    Level(form="look", most=10, batch=48),
-    Level(form="full", most=10, batch=32),
+    Level(form="word", max_items=4, batch=32, max_distance=0, extra_requests=3),
+    Level(form="word", max_items=8, batch=32, max_distance=0, extra_requests=3),
+    *(Level(form="word", max_items=4, batch=128, max_distance=distance) for distance in (1, 2, 3, 4)),
+    Level(form="word", max_items=8, batch=96),
+    Level(form="look", max_items=5, batch=64),
+    Level(form="look", max_items=10, batch=48),
+    Level(form="full", max_items=10, batch=32),
 )
 PHOTO_LEVELS = (
-    Level(form="photo", most=3, batch=16, more=4),
-    Level(form="photo", most=6, batch=12, more=4),
-    Level(form="photo", most=10, batch=12),
+    Level(form="photo", max_items=3, batch=16, extra_requests=4),
+    Level(form="photo", max_items=6, batch=12, extra_requests=4),
+    Level(form="photo", max_items=10, batch=12),
 )
 """Used in the second phase: the same lists, with photos in place of words."""
 
@@ -160,10 +160,10 @@ def make_lookup_batch(
 ) -> LookupBatch:
     """Lists with one request each, most often as far from the answer as the level allows.
 
-    `near` is the share of lists whose ids are neighbours in `ids` and so share a prefix, as those of similar products
-    may: such an id is right only if the model stays on its line after the first tokens.
+    `near` is the share of lists whose ids are neighbours in `ids`, so that they share a prefix, as those of similar
+    products may: to generate such an id, the model must keep to its line after the first tokens.
     """
-    size = rng.randint(2, level.most)
+    size = rng.randint(2, level.max_items)
     examples: list[Example] = []
     answers: list[tuple[int, int, bool]] = []
     requested: list[torch.Tensor] = []
@@ -178,18 +178,18 @@ def make_lookup_batch(
         turns, shown, target, seen = _sample_candidates(level.form, listings, words, size, rng)
         photos += seen
         looks += [token_distribution(look, encoder) for _, _, look in shown] if seen else []
-        reach = min(level.reach, len(shown))
-        between = rng.choices((reach, rng.randint(0, reach), 0), (0.6, 0.25, 0.15))[0]
-        # An item gets another id in every list: its meaning must be read from the list, not learnt in the weights.
+        farthest = min(level.max_distance, len(shown))
+        between = rng.choices((farthest, rng.randint(0, farthest), 0), (0.6, 0.25, 0.15))[0]
+        # An item gets another id in every list, so that ids are read from the list and not memorized.
         item_ids = _sample_ids(ids, len(shown), near, rng)
         candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(item_ids, shown, strict=True)]
         example = encoder.example(
             prompt_with_request_at(turns, candidates, len(shown) - between, photo_tokens), item_ids[target]
         )
-        expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == reach)
+        expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == farthest)
         look_counts = Counter(look for _, _, look in shown)
         unambiguous = [i for i, (_, _, look) in enumerate(shown) if i == target or look_counts[look] == 1]
-        for _ in range(level.more):
+        for _ in range(level.extra_requests):
             other = rng.choice(unambiguous)  # a look of two candidates has no single right answer
             request = encoder.prompt(prompt_with_request_at([("seeker", shown[other][2])], []))[2:]
             answer = encoder.target(item_ids[other])

@@ -1,4 +1,4 @@
-"""Draws a product photo: a silhouette of a kind, filled with a colour and a pattern, on a grey ground."""
+"""Draws a product photo: a silhouette of a kind, filled with a colour and a pattern, on a grey background."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _vary(colour: Colour, amount: float, rng: random.Random) -> Colour:
 
 
 def _texture(colour: str, pattern: str, rng: random.Random) -> Image.Image:
-    """A whole square of the colour with the pattern in a contrasting ink."""
+    """A square of the colour with the pattern in a contrasting colour."""
     base = _vary(COLOURS[colour], 14, rng)
     if colour in _PALE:
         ink = _vary((60, 60, 65), 18, rng)

@@ -28,7 +28,7 @@ def read_looks(catalogue: Path) -> dict[str, Look]:
     """The look of every item, by id, of a folder of `lavic mini catalog`.
 
     Raises:
-        DataError: It is not one.
+        DataError: It is not such a folder.
     """
     try:
         meta = json.loads((catalogue / "item2meta_train.json").read_text("utf-8"))

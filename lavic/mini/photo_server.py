@@ -22,13 +22,13 @@ class PhotoServer:
     Requests are answered from `__enter__` on.
 
     Args:
-        folder: What to serve; nothing outside of it is.
+        folder: Folder to serve; files outside it are not served.
         port: 0 takes any free port.
-        host: Where to listen.
+        host: Address to listen on.
 
     Raises:
         DataError: There is no such folder.
-        LaunchError: The port is taken, or the host is none of this machine.
+        LaunchError: The port is in use, or the host is not an address of this machine.
     """
 
     def __init__(self, folder: str | Path, port: int = 0, host: str = "127.0.0.1") -> None:
@@ -75,7 +75,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Without this every answer waits for the acknowledgement of the one before, 40 ms.
+    # Otherwise each response waits 40 ms for a delayed acknowledgement.
     disable_nagle_algorithm = True
     wbufsize = -1
     timeout = 60
@@ -99,4 +99,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Prints nothing: a line per photo is of no use."""
+        """Does not print a line per request."""

@@ -2,7 +2,7 @@
 
 LLaVA-v1.6-Mistral-7B comes with a language model that can look things up and a vision side that can describe photos.
 The miniature learns both here, the first from `curriculum`, the second from described photos. It never sees item
-tokens: no [CLS] output, which stage 1 works on, goes through the projector here.
+tokens: the [CLS] outputs, which stage 1 trains, do not pass through the projector here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Pretrainer:
         words = [w for w in word_ids(encoder.tokenizer) if w not in prompt_tokens]
         sampled = random.Random(settings.seed).sample(words, min(KEYS, len(words)))
         self.words = [w for w in words if w in requested or w in sampled]
-        if len(self.words) < (fewest := max(level.most for level in LEVELS)):
+        if len(self.words) < (fewest := max(level.max_items for level in LEVELS)):
             raise DataError(
                 f"the tokenizer knows {len(self.words)} words besides the prompt's own; lists of keys need {fewest}: "
                 "lower --minimum, or give more descriptions"
@@ -106,9 +106,9 @@ class Pretrainer:
 
             def fetch(n: int = n) -> tuple[torch.Tensor, float | None]:
                 # One batch in five is of a level already mastered.
-                back = n > 0 and self.rng.random() < 0.2
-                loss, right = self._lookup_loss(self._lists(self.rng.randrange(n) if back else n))
-                return loss, None if back else right
+                review = n > 0 and self.rng.random() < 0.2
+                loss, right = self._lookup_loss(self._lists(self.rng.randrange(n) if review else n))
+                return loss, None if review else right
 
             last = n + 1 == len(LEVELS)
             mastery = self.settings.last_mastery if last else self.settings.mastery
@@ -151,12 +151,16 @@ class Pretrainer:
         photo_right: deque[float] = deque(maxlen=8)
         level = 0
         levels = [
-            replace(level, more=max(level.more, settings.compare_more), reach=settings.compare_reach)
+            replace(
+                level,
+                extra_requests=max(level.extra_requests, settings.compare_more),
+                max_distance=settings.compare_reach,
+            )
             for level in PHOTO_LEVELS
         ]
         for step in range(settings.see_steps):
             batch = self.rng.choices(photos, k=settings.batch_size)
-            # No random number where the setting is off: the packaged base was trained before it existed.
+            # Draws no random number where the setting is off, so that the packaged base stays reproducible.
             as_items = bool(settings.describe_as_items) and self.rng.random() < settings.describe_as_items
             caption = self.caption_losses(batch, augment=settings.augment, as_items=as_items).mean()
             loss = caption
@@ -238,12 +242,12 @@ class Pretrainer:
 
     @torch.no_grad()
     def perplexity(self, photos: Sequence[Photo]) -> float:
-        """Of the descriptions, given all photo tokens."""
+        """The perplexity of the descriptions, given all photo tokens."""
         losses = [self.caption_losses(photos[i : i + 64]) for i in range(0, len(photos), 64)]
         return math.exp(torch.cat(losses).mean().item())
 
     def _prepare(self, photos: Sequence[Photo], augment: bool) -> list[Image]:
-        return [p.prepare(2 * self.geometry.size, self.rng if augment else None) for p in photos]
+        return [p.prepare(self.rng if augment else None) for p in photos]
 
     def _as_items(self, images: Sequence[Image]) -> torch.Tensor:
         """The mean of each view's patches, [photos, 5, d_text]: like item tokens, without a [CLS]."""
@@ -253,13 +257,14 @@ class Pretrainer:
     def _alignment_loss(self, tokens: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
         """Distance of photo tokens, [photos, n, d_text], from the embeddings of the words of their looks.
 
-        In direction: cross-entropy of naming the look by comparing the tokens' mean with every word. In length: the
-        squared log-ratio: the layers of the language model change tokens that are much longer than words too little.
+        In direction: cross-entropy of the look's words, with the similarities of the tokens' mean to all words as
+        logits. In length: the squared log-ratio, since the layers of the language model hardly change tokens that are
+        much longer than words.
         """
         words = self.model.model.language_model.embed_tokens.weight.detach()
-        word, token = (t.square().mean(-1, keepdim=True).sqrt() for t in (words, tokens))
-        named = (tokens / token).mean(1) @ (words / word.mean()).T / math.sqrt(words.shape[1])
-        return functional.cross_entropy(named, looks) + (token / word.mean()).log().square().mean()
+        word_rms, token_rms = (t.square().mean(-1, keepdim=True).sqrt() for t in (words, tokens))
+        logits = (tokens / token_rms).mean(1) @ (words / word_rms.mean()).T / math.sqrt(words.shape[1])
+        return functional.cross_entropy(logits, looks) + (token_rms / word_rms.mean()).log().square().mean()
 
     # shared ------------------------------------------------------------------------------------------------------
 
@@ -272,8 +277,8 @@ class Pretrainer:
     def _language_loss(self, batch: Batch) -> tuple[torch.Tensor, float]:
         """Language-model loss, and the share of target tokens that are predicted right."""
         hidden = self._language(batch).last_hidden_state
-        learnt = batch.labels[:, 1:] != IGNORED
-        logits, labels = self.model.lm_head(hidden[:, :-1][learnt]), batch.labels[:, 1:][learnt]
+        is_target = batch.labels[:, 1:] != IGNORED
+        logits, labels = self.model.lm_head(hidden[:, :-1][is_target]), batch.labels[:, 1:][is_target]
         right = (logits.argmax(-1) == labels).float().mean().item()
         return functional.cross_entropy(logits, labels), right
 
@@ -281,19 +286,21 @@ class Pretrainer:
         """Loss of language model and fetch head, and the share of far requests that are answered right."""
         output = self._language(lists.batch, photos, layers=True)
         labels = lists.batch.labels[:, 1:]
-        learnt = labels != IGNORED
-        logits = self.model.lm_head(output.last_hidden_state[:, :-1][learnt])
-        loss = functional.cross_entropy(logits, labels[learnt])
+        is_target = labels != IGNORED
+        logits = self.model.lm_head(output.last_hidden_state[:, :-1][is_target])
+        loss = functional.cross_entropy(logits, labels[is_target])
         middle = output.hidden_states[FETCH_LAYER]
         middle = middle * torch.rsqrt(middle.pow(2).mean(-1, keepdim=True) + 1e-5)
         for offset in FETCH_AT:
             # An answer may be shorter than the offset.
-            at = (lists.answer + offset).clamp(max=learnt.shape[1] - 1)
-            inside = learnt[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
-            guess = self.fetch_head(middle[lists.row, at][inside]).log_softmax(-1)
+            at = (lists.answer + offset).clamp(max=is_target.shape[1] - 1)
+            inside = (
+                is_target[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
+            )
+            log_probs = self.fetch_head(middle[lists.row, at][inside]).log_softmax(-1)
             share = self.settings.fetch_weight / len(FETCH_AT)
-            loss = loss - share * (guess * lists.requested[inside]).sum(-1).sum() / len(lists.row)
-        return loss, _share_right(learnt, logits.argmax(-1) == labels[learnt], lists.far)
+            loss = loss - share * (log_probs * lists.requested[inside]).sum(-1).sum() / len(lists.row)
+        return loss, _share_right(is_target, logits.argmax(-1) == labels[is_target], lists.far)
 
     def _language(self, batch: Batch, photos: torch.Tensor | None = None, *, layers: bool = False) -> Any:
         embeds = splice(self.model, batch.input_ids, photos)
@@ -304,17 +311,17 @@ class Pretrainer:
         self.log({"phase": phase, "step": step, "seconds": round(time.monotonic() - self.started, 1), **rounded})
 
 
-def _share_right(learnt: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:
+def _share_right(is_target: torch.Tensor, right: torch.Tensor, far: torch.Tensor) -> float:
     """The share of far requests whose answer is right in every token.
 
     Args:
-        learnt: bool [b, length], target positions.
+        is_target: bool [b, length], target positions.
         right: bool [targets], whether each is predicted right.
         far: bool [answers], in reading order; an answer is a run of target positions.
     """
-    begins = learnt.clone()
-    begins[:, 1:] &= ~learnt[:, :-1]
-    answer = begins.flatten().cumsum(0)[learnt.flatten()] - 1
+    starts = is_target.clone()
+    starts[:, 1:] &= ~is_target[:, :-1]
+    answer = starts.flatten().cumsum(0)[is_target.flatten()] - 1
     wrong = torch.zeros(len(far)).index_add_(0, answer, (~right).float())
     return (wrong[far] == 0).float().mean().item() if far.any() else 0.0
 

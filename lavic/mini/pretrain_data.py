@@ -24,8 +24,8 @@ class Photo:
     title: str
     description: str
 
-    def prepare(self, side: int, rng: random.Random | None) -> Image.Image:
-        """The photo, or with `rng` a random mirror image and crop of it, by up to a twelfth."""
+    def prepare(self, rng: random.Random | None) -> Image.Image:
+        """The photo, or with `rng` a random crop of it, by up to a twelfth, perhaps mirrored."""
         if rng is None:
             return self.image
         image = ImageOps.mirror(self.image) if rng.random() < 0.5 else self.image

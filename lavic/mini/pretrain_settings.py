@@ -24,7 +24,7 @@ class PretrainSettings:
     fetch_lr: PositiveFloat = 1.5e-3
     """Peak learning rate on the look-up lists."""
     mastery: Share = 0.9
-    """Share of right answers, over the last eight batches, that opens the next level."""
+    """Share of right answers, over the last eight batches, at which the next level begins."""
     last_mastery: Share = 0.9
     """The same for the last level, the real prompt with looks in words."""
     see_steps: PositiveInt = 1200
@@ -46,7 +46,7 @@ class PretrainSettings:
     compare_from: NonNegativeInt = 150
     """Step of the second phase at which these batches begin."""
     compare_mastery: Share = 0.9
-    """Share of right answers that lengthens the lists with photos."""
+    """Share of right answers at which the lists with photos become longer."""
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
     compare_reach: NonNegativeInt = 10

@@ -68,7 +68,7 @@ def _thread(row: Conversation, number: int, created: int, rng: random.Random) ->
     """The submission of a conversation, its comments, and posts that are not part of it."""
     first = _FIRST_ID + number * _THREAD_IDS
     link = id_of(first)
-    # Other products of the asker make each text unique: requests that are the same would be one near-duplicate.
+    # Random product names make each post unique: equal requests would be dropped as near-duplicates.
     names = [f"{rng.choice(BRANDS.split())} {rng.choice(LINES.split())}" for _ in range(2)]
     texts = [turn.text for turn in row.turns]
     yield {
@@ -84,7 +84,7 @@ def _thread(row: Conversation, number: int, created: int, rng: random.Random) ->
         id, time = id_of(first + offset), time + rng.randrange(60, 3600)
         yield _comment(id, link, parent, text, f"helper_{rng.randrange(500)}", time)
         parent = f"t1_{id}"
-    # Rows that a builder must leave out: a program, a deleted post, talk without a link.
+    # Rows that `lavic reddit` must leave out: a bot, a deleted post, a comment without a link.
     id = id_of(first + _THREAD_IDS - 1)
     match rng.randrange(4):
         case 0:

@@ -1,4 +1,4 @@
-"""How files are opened: local or in an object store, packed or plain, in whatever encoding they were saved."""
+"""Reading and writing files: local or in an object store, compressed or plain, in any encoding."""
 
 from __future__ import annotations
 

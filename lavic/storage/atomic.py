@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or not there. It is written aside, flushed to disk, then renamed."""
+"""Atomic writes: a file is complete or missing. It is written under another name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def lock_output_folder(folder: Path, *, timeout_s: float = _KILLED_S, exclusive: bool = True) -> Iterator[FileLock]:
-    """Creates a folder, checks that it is writable, and locks it for the length of a block.
+    """Creates a folder, checks that it is writable, and locks it for the duration of a block.
 
     Partial files of a killed command are removed. If the block leaves the folder empty, for example because the input
     was refused, the folder and its new parents are removed.
@@ -82,8 +82,8 @@ def not_writable(folder: Path, error: BaseException) -> LavicError:
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or first_line(error)
     if number in _TRANSIENT or number is None:  # None: of an object store
-        mend = "fix that" if number is None else "make room"
-        return LavicError(f"{folder}: cannot be written to ({reason}): {mend}, then run the same command again")
+        advice = "fix that" if number is None else "make room"
+        return LavicError(f"{folder}: cannot be written to ({reason}): {advice}, then run the same command again")
     if number in (errno.ENOTDIR, errno.EEXIST):
         reason = "a file is where a folder is needed"
     return ConfigError(f"{folder}: cannot be written to ({reason}); use another folder, or change its permissions")

@@ -25,10 +25,10 @@ _DNS_CACHE_S = 300
 
 
 class ConnectionPool:
-    """Connections of a fetcher; use it as an async context.
+    """Connections of a fetcher: an async context manager.
 
     Raises:
-        ConfigError: The environment names no usable proxy, or the file of headers is wrong.
+        ConfigError: The environment has no usable proxy, or the file of headers is wrong.
     """
 
     def __init__(self, settings: FetchSettings) -> None:
@@ -40,7 +40,7 @@ class ConnectionPool:
     async def __aenter__(self) -> ConnectionPool:
         resolver = CheckedResolver(allow_private=self._settings.allow_private)
         self._direct = self._session(resolver)
-        # The user names the proxy: it may be in a private network. What is requested from it is checked before.
+        # The user chose the proxy, so it may be in a private network. Hosts are checked before it is asked for them.
         self._proxied = self._session(None) if self._proxies else None
         self._names = NameChecker(allow_private=self._settings.allow_private, cache_s=_DNS_CACHE_S)
         return self
@@ -63,14 +63,14 @@ class ConnectionPool:
         """Send one GET; see `send_request`.
 
         Args:
-            url: What is requested.
-            limits: Of the response.
+            url: The URL to request.
+            limits: Limits of the response.
             remaining_s: Seconds that remain of the deadline; None for all of it.
-            headers: Sent too; they take precedence over those of the user's file.
+            headers: More headers; they take precedence over those of the user's file.
             original: The catalogue's link that led to this request, see `CustomHeaders.for_url`.
 
         Raises:
-            BlockedAddress: The host's name leads to an address that is not allowed.
+            BlockedAddress: The host has an address that is not allowed.
         """
         timeout = None if remaining_s is None else aiohttp.ClientTimeout(total=remaining_s, sock_connect=self._connect)
         if self._headers:
@@ -107,7 +107,7 @@ class ConnectionPool:
             headers={"User-Agent": self._settings.user_agent, "Accept": "image/*", "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=self._settings.deadline, sock_connect=self._connect),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A compressed response, which is not requested, is decompressed within the limit of size.
+            # Responses that are compressed although not requested so are decompressed within `max_bytes`.
             auto_decompress=False,
         )
 
@@ -119,5 +119,5 @@ def check_connection_settings(settings: FetchSettings) -> None:
 
 @lru_cache(maxsize=1)
 def ssl_context() -> Any:
-    """One context per process: making it reads every certificate of the machine, tens of milliseconds."""
+    """The context, made once per process: that reads every certificate of the machine, in tens of milliseconds."""
     return ssl.create_default_context()

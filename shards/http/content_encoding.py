@@ -35,13 +35,13 @@ def codings(content: Iterable[str], transfer: Iterable[str] = ()) -> list[str]:
 
 
 def decode(body: bytes, names: list[str], limit: int) -> bytes:
-    """Decompress a body, to at limit `limit + 1` bytes.
+    """Decompress a body, to at most `limit + 1` bytes.
 
     A body that is an image or text is returned as it is: some servers label files as compressed that are not.
 
     Raises:
-        Undecodable: There is no decoder for one of them.
-        BrokenBody: The body is cut or damaged.
+        UnsupportedEncoding: There is no decoder for one of them.
+        CorruptBody: The body is truncated or damaged.
     """
     for name in reversed(names):
         if _is_plain(body):
@@ -61,7 +61,7 @@ def _is_plain(body: bytes) -> bool:
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
-        # A character may be cut at the end.
+        # The last character may be truncated.
         return len(body) > _EXAMINED and error.start > _EXAMINED - 4
     return True
 
@@ -99,7 +99,7 @@ def _inflate(body: bytes, bits: int, limit: int) -> tuple[bytes, bytes]:
     except zlib.error as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.eof:
-        raise CorruptBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response ended early")
     return plain, decoder.unused_data
 
 
@@ -118,7 +118,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
     except brotli.error as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.is_finished():
-        raise CorruptBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response ended early")
     return plain
 
 
@@ -133,7 +133,7 @@ def _zstd(body: bytes, limit: int) -> bytes:
     except zstd.ZstdError as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
     if len(plain) < limit and not decoder.eof:
-        raise CorruptBody("the compressed response breaks off")
+        raise CorruptBody("the compressed response ended early")
     return plain
 
 

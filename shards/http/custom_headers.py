@@ -1,4 +1,4 @@
-"""Headers from a file of the user; those that may hold credentials do not follow a redirect to another site."""
+"""Headers from the user's file; those that may hold credentials do not follow a redirect to another site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lavic.shards.http.url import BadUrl, parse_url
 from lavic.storage.text_files import TextFileError, read_lines
 
 _PUBLIC = frozenset({"accept", "accept-language", "cache-control", "dnt", "from", "pragma", "referer", "user-agent"})
-"""Headers that hold no credentials. All others may, and are sent to their own site alone."""
+"""Headers that hold no credentials. All others may, and are only sent to their own site."""
 _REFUSED = frozenset(
     {
         *("accept-encoding", "connection", "content-length", "expect", "host", "if-modified-since", "if-none-match"),
@@ -82,6 +82,6 @@ def _site(text: str, where: str) -> str:
     try:
         url = parse_url(f"http://{text}/")
     except BadUrl:
-        raise ConfigError(f"{where}: [{text[:80]}] names no host") from None
+        raise ConfigError(f"{where}: [{text[:80]}] is not a host") from None
     host = url.raw_host or ""
     return host if re.fullmatch(r"[^:]*|\[.*\]", text) else f"{host}:{url.port}"

@@ -34,7 +34,7 @@ class FetchSettings:
     """Retries of a photo after failures that may be transient: timeouts, broken connections, 429, 5xx."""
     backoff: float = Field(default=0.5, ge=0)
     """Seconds before the first retry, doubled for each further one. When a host answers 429 or 503, all workers pause
-    requests to it for so long, or for its Retry-After."""
+    requests to it for this time, or for its Retry-After."""
     patience: float = Field(default=60.0, ge=0)
     """Seconds that photos wait for a host that is down, asks for a pause, or whose robots.txt cannot be read. After
     that those that were not requested end as `unasked`, and the next run requests them. A host whose robots.txt asks

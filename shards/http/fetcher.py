@@ -41,7 +41,7 @@ class _Attempt(NamedTuple):
     """One of the attempts to fetch a photo."""
 
     fresh: bool
-    """The first one, and no earlier run has failed to fetch the photo."""
+    """Whether it is the first one, and no earlier run has failed to fetch the photo."""
     retry: bool = False
     refused: tuple[str, int] | None = None
     """See `Response.refused`."""
@@ -58,7 +58,7 @@ class _Site:
 
 
 class Fetcher:
-    """Fetches URLs; use it as an async context, from one event loop.
+    """Fetches URLs: an async context manager, for one event loop.
 
     Without a coordinator the rate limits hold for this fetcher alone.
     """
@@ -95,7 +95,7 @@ class Fetcher:
         Args:
             url: Of the photo.
             conditions: Headers such as If-None-Match; a response with status 304 is then `ok` and has no body.
-            fresh: No earlier run has failed to fetch it.
+            fresh: Whether no earlier run has failed to fetch it.
         """
         limits = replace(self._photos, conditions=conditions) if conditions else self._photos
         attempts = 0
@@ -108,7 +108,7 @@ class Fetcher:
                 return response
             attempts += response.attempts
             if last is not None and not response.attempts and last.reached:
-                # The host was given up between two attempts: the first of them tells about this photo.
+                # The host was given up between two attempts: only the first one says something about this photo.
                 return replace(last, attempts=attempts)
             if not is_retryable(response) or attempts > self.settings.retries:
                 return replace(response, attempts=attempts)
@@ -117,7 +117,7 @@ class Fetcher:
 
     @property
     def only_slow_hosts(self) -> bool:
-        """All open requests wait for hosts that are slow or paused."""
+        """Whether all open requests wait for hosts that are slow or paused."""
         if self._limits.in_flight.processing:
             return False
         return self._limits.slow or (bool(self._loading_sites) and not self._limits.busy)

@@ -47,7 +47,7 @@ class LenientConnector(aiohttp.TCPConnector):
 
 
 class Repair:
-    """Rewrites one malformed response as a valid one, whatever pieces it arrives in.
+    """Rewrites one malformed response as a valid one, in whatever pieces it arrives.
 
     The head keeps its status and every header with a valid name. The body's length is stated once: as
     `Content-Length`, as valid chunks, or by the end of the connection. `Connection: close` is added, since what
@@ -57,9 +57,9 @@ class Repair:
     def __init__(self) -> None:
         self._data = b""
         self._position = 0
-        """Bytes of it that were passed on."""
+        """Bytes of `_data` that were passed on."""
         self._remaining = 0
-        """Bytes that are missing of a body or chunk of known length."""
+        """Bytes still missing from a body or chunk of known length."""
         self._step = self._head
 
     def feed(self, data: bytes) -> bytes:

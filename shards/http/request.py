@@ -29,12 +29,12 @@ _RANGE = re.compile(r"\s*bytes\s+0-(\d+)/(?:(\d+)|\*)\s*", re.IGNORECASE)
 _MAX_VALIDATOR = 200
 """Characters of the longest ETag or Last-Modified that a ledger keeps."""
 _MAX_DRAINED = 64 * 1024
-"""Error pages of at most so many bytes are read, so that the connection can be used again."""
+"""Error pages of at most this many bytes are read, so that the connection can be reused."""
 
 
 @dataclass
 class Response:
-    """The result of fetching one URL. Not frozen, which costs microseconds per photo; nobody changes one."""
+    """The result of fetching one URL. Treated as frozen; `frozen=True` would cost microseconds per photo."""
 
     kind: Kind
     """`ok` is a complete response with status 200, 203 or 206; whether it is a photo is checked elsewhere."""
@@ -46,15 +46,15 @@ class Response:
     retry_after: float = 0.0
     """Seconds that the server asks to wait."""
     target: URL | None = None
-    """Of a redirect that is to be followed."""
+    """Location of a redirect to follow."""
     etag: str = ""
     """Validator for a later conditional request."""
     last_modified: str = ""
     """Another one."""
     final: bool = False
-    """A retry is of no use."""
+    """Whether a retry cannot succeed."""
     reached: bool = True
-    """There was a connection to the host."""
+    """Whether there was a connection to the host."""
     refused: tuple[str, int] | None = None
     """If the host refused: the name of its rate limit, and the version under which the request was sent."""
     codings: tuple[str, ...] = ()
@@ -72,9 +72,9 @@ class ResponseLimits:
     """Bytes per second on average, once `speed_after` seconds have passed."""
     speed_after: float
     opt_outs: bool = True
-    """Obey opt-outs in the headers."""
+    """Whether to obey opt-outs in the headers."""
     raw: bool = False
-    """Accept any 2xx without decompression, and the beginning of a body that is too long."""
+    """Whether to accept any 2xx without decompression, and the beginning of a body that is too long."""
     conditions: Mapping[str, str] = field(default_factory=dict)
     """Headers of a conditional request; then status 304 is `ok`, without a body."""
 
@@ -92,7 +92,7 @@ async def send_request(
     The timeout replaces the session's, the headers are sent with the session's; `options` are further ones of aiohttp.
 
     Raises:
-        BlockedAddress: The host's name leads to an address that is not public.
+        BlockedAddress: The host has an address that is not public.
     """
     if timeout is not None:
         options["timeout"] = timeout
@@ -118,7 +118,7 @@ async def send_request(
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
         return Response("tls", reason=_message(error), reached=False)
     except aiohttp.ClientPayloadError as error:
-        return Response("truncated", reason=f"the response breaks off: {_message(error)}")
+        return Response("truncated", reason=f"the response ended early: {_message(error)}")
     except aiohttp.InvalidURL:
         return Response("bad_url", reason="the link is not one that can be requested")
     except aiohttp.ClientResponseError as error:
@@ -192,7 +192,7 @@ def _validator(headers: Mapping[str, str], name: str) -> str:
 
 
 def _is_complete(content_range: str) -> bool:
-    """Whether a Content-Range spans all of the file, as far as it says."""
+    """Whether a Content-Range spans the whole file; true where it does not give the length of the file."""
     match = _RANGE.fullmatch(content_range)
     return not content_range or (match is not None and (match[2] is None or int(match[1]) + 1 == int(match[2])))
 
@@ -253,5 +253,5 @@ def _timestamp(date: str) -> float | None:
 
 
 def _message(error: BaseException) -> str:
-    """It may hold what a server sent: no more than a ledger's row should."""
+    """The error in one short line: it may contain text from the server, and goes into the ledger."""
     return first_line(error)[:200]

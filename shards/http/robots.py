@@ -33,7 +33,7 @@ _BOMS = {
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))
 _RULE = re.compile(rb"^\s*(user-?agent|(dis)?allow)\s*:", re.IGNORECASE | re.MULTILINE)
 _OUR_VERSION = re.compile(rf"^(\s*user-?agent\s*:\s*{PRODUCT})(?![a-z_-])[^\r\n#]+", re.IGNORECASE | re.MULTILINE)
-"""A version or comment behind this crawler's name, as in `LaViC/1.0`, which crawlers ignore."""
+"""A version or comment after this crawler's name, as in `LaViC/1.0`, which crawlers ignore."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _WITH_VALUE = re.compile(r"\s*(unavailable_after|max-[a-z-]+)\s*:", re.IGNORECASE)
 _WITH_PRODUCT = re.compile(r"\s*([A-Za-z0-9_*.-]+)\s*:(.*)", re.DOTALL)
@@ -47,9 +47,9 @@ class Robots:
     """Other than ok: it could not be read, so nothing is allowed (RFC 9309, 2.3.1.4) and photos end as this kind."""
     reason: str = ""
     text: str = ""
-    """Empty: everything is allowed, or there is none."""
+    """Empty if there is no robots.txt, or none with rules: everything is allowed."""
     final: bool = False
-    """It could not be read, and a retry is of no use."""
+    """Whether a retry cannot succeed."""
 
     @classmethod
     def read(cls, body: bytes, codings: Iterable[str] = ()) -> Robots:
@@ -64,7 +64,7 @@ class Robots:
         if max(len(body), len(plain)) >= MAX_BYTES:
             # A rule that was cut in two would forbid more, or less, than it should.
             text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
-        # Further byte order marks are in files that were concatenated.
+        # Concatenated files contain further byte order marks.
         return cls(text=_OUR_VERSION.sub(r"\1", text.replace("\ufeff", "")))
 
 

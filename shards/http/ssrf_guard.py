@@ -92,13 +92,13 @@ class NameChecker:
             raise
 
     def close(self) -> None:
-        """Cancel what is being resolved."""
+        """Cancel running resolutions."""
         for _, task in self._checks.values():
             task.cancel()
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:
-    """Refuse a URL from `parse_url` whose host is a forbidden address as a number, which no resolver gets.
+    """Refuse a URL from `parse_url` whose host is a literal forbidden address; a resolver never sees these.
 
     Raises:
         BlockedAddress: It must not be requested.
@@ -108,7 +108,7 @@ def check_url(url: URL, *, allow_private: bool) -> None:
 
 
 def parse_address(host: str) -> Address | None:
-    """The address that a host is as a number; None for a name."""
+    """The address of a host that is a literal IP address; None for a host name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -118,8 +118,8 @@ def parse_address(host: str) -> Address | None:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: not loopback, private, link-local, multicast or metadata.
 
-    Of an IPv6 address that wraps an IPv4 one (mapped, NAT64, 6to4) the latter counts. Of IPv6 only global unicast is
-    public.
+    For an IPv6 address that wraps an IPv4 one (mapped, NAT64, 6to4) the latter counts. Other IPv6 addresses are public
+    only if they are global unicast.
     """
     address = _unwrap(address)
     if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
@@ -140,7 +140,7 @@ def _is_metadata(address: Address) -> bool:
 def _check(address: Address, host: str, allow_private: bool) -> None:
     if is_metadata(address):
         raise BlockedAddress(
-            f"{host} is {address}, where clouds keep their metadata; such addresses are never requested"
+            f"{host} is {address}, an address of clouds' metadata services; such addresses are never requested"
         )
     if not allow_private and not is_public(address):
         raise BlockedAddress(

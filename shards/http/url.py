@@ -149,7 +149,7 @@ def _escape(text: str, escaped: re.Pattern[bytes]) -> str:
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        # Half of a character, from a JSON escape.
+        # A lone surrogate, from a JSON escape.
         data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
     return escaped.sub(lambda match: b"%%%02X" % match[0][0], data).decode("ascii")
 
@@ -200,7 +200,7 @@ def _ipv4(labels: list[str]) -> str:
             raise ValueError
         return str(ipaddress.IPv4Address(value + numbers[-1]))
     except ValueError:
-        raise BadUrl(f"the link's host is {'.'.join(labels)[:80]!r}, a number and no IPv4 address") from None
+        raise BadUrl(f"the link's host is {'.'.join(labels)[:80]!r}, a number but not an IPv4 address") from None
 
 
 def _parse_ipv4_number(text: str) -> int:
@@ -212,8 +212,8 @@ def _parse_ipv4_number(text: str) -> int:
 
 
 def _ipv6(text: str) -> str:
-    """Without the zone, which only addresses of this machine's links have, and these are never requested."""
+    """The address without its zone, which only link-local addresses have; these are never requested."""
     try:
         return ipaddress.IPv6Address(unquote_to_bytes(text).decode("utf-8", "replace").partition("%")[0]).compressed
     except ValueError:
-        raise BadUrl(f"the link's host is {text[:60]!r}, no IPv6 address") from None
+        raise BadUrl(f"the link's host is {text[:60]!r}, not an IPv6 address") from None

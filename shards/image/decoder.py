@@ -28,7 +28,7 @@ _MEMORY = 8 << 30
 _START_S, _WAIT_S = 120, 60
 """Timeouts of the start, and of a reply beyond the CPU time: the machine may be busy."""
 _WALL_TO_CPU = 20
-"""A process is killed after so many times its CPU time, even if it does not use the CPU."""
+"""A process is killed after this many times its CPU time, even if it does not use the CPU."""
 _CODE = "import sys; sys.path[:] = {path!r}; from lavic.shards.image.decoder import serve; serve({fd})"
 
 
@@ -58,7 +58,7 @@ class Decoder:
                     unchanged, jpg, width, height, error = pickle.loads(self._request(request, settings.decode_seconds))
                     break
                 except _ProcessEnded as ended:
-                    # Killed from outside, perhaps for the memory that others use.
+                    # Killed from outside, perhaps because other processes use too much memory.
                     if first_attempt and ended.args[0] in (-signal.SIGKILL, -signal.SIGTERM):
                         continue
                     raise _error_of(ended.args[0], settings) from None
@@ -87,7 +87,7 @@ class Decoder:
         try:
             connection, child = Pipe()
             with child:
-                # In a session of its own: Ctrl-C goes to its parent alone, with which it ends.
+                # In its own session: Ctrl-C reaches only the parent, and this process ends with the parent.
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _CODE.format(path=sys.path, fd=child.fileno())],
                     pass_fds=(child.fileno(),),
@@ -96,7 +96,7 @@ class Decoder:
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )
         except OSError as error:
-            # An OSError would be taken for one of the set's storage.
+            # An OSError would be mistaken for an error of the set's storage.
             raise LavicError(f"the process that decodes photos cannot be started: {error}") from None
         self._connection = connection
         with suppress(EOFError, OSError):
@@ -107,14 +107,14 @@ class Decoder:
         raise LavicError(f"the process that decodes photos does not start (exit code {code}); see its output")
 
     def _end(self) -> int:
-        """End the process, whatever it does; returns its exit code."""
+        """End the process, even if it hangs; returns its exit code."""
         process, connection, self._process, self._connection = self._process, self._connection, None, None
         if connection:
             connection.close()
         if not process:
             return 0
         try:
-            # If it ends by itself, or since its connection is closed, the exit code says more than if it is killed.
+            # The exit code of a process that crashed or ended by itself says more than that of a killed one.
             return process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()

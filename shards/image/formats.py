@@ -114,7 +114,7 @@ def _reads_heif() -> bool:
 
 
 def check_magic(data: bytes) -> None:
-    """Raise PhotoError for what does not begin like a supported file."""
+    """Raise PhotoError for data that does not begin like a supported file."""
     if not data:
         raise PhotoError("truncated", "an empty response")
     if data[4:8] == b"ftyp" or (data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")):

@@ -184,7 +184,7 @@ def _rebuilt(data: bytes) -> bytes | None:
 
 
 def _next_marker(data: bytes, at: int) -> int:
-    """The position of the next marker's second byte, whatever is before it; -1 if there is none."""
+    """The position of the next marker's second byte, skipping anything before it; -1 if there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
         while at < len(data) and data[at] == 0xFF:
             at += 1
@@ -204,7 +204,7 @@ def _fix_segment(marker: int, segment: bytearray, progressive: bool) -> None:
 
 
 def _fix_color_transform(adobe: bytearray, components: int) -> None:
-    """Set an invalid colour transform to the one that decoders assume for so many components."""
+    """Set an invalid colour transform to the one that decoders assume for this number of components."""
     if adobe and components in (3, 4) and adobe[13] not in (0, usual := {3: 1, 4: 2}[components]):
         adobe[13] = usual
 

@@ -2,7 +2,7 @@
 
 Each photo has a perceptual hash of 64 bits (pHash: the signs of the lowest frequencies of its cosine transform around
 their median, see https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html) and its mean colour, so
-that one product in two colours is not taken for one picture. Hashes that differ in at most four bits are found by
+that one product in two colours is not mistaken for one picture. Hashes that differ in at most four bits are found by
 sorting (Manku, Jain, Das Sarma: Detecting Near-Duplicates for Web Crawling, WWW 2007).
 
 Hashes are stored beside each shard, so that only new shards of a set are read. It takes about 50 bytes of memory per
@@ -37,7 +37,7 @@ _SIDE, _LOW = 32, 8
 _FLAT = 2.0
 """Photos with a smaller standard deviation of their greys are not compared."""
 _MAX_BITS, _MAX_COLOUR = 4, 16
-"""Near duplicates differ at most in so many bits, and levels of red, green and blue."""
+"""Near duplicates differ in at most this many bits, and levels of red, green and blue."""
 _PARTS = (10, 9, 9, 9, 9, 9, 9)
 """Bits of the parts of a hash. If at most four bits differ, three of the seven parts are equal."""
 _EQUAL = 3

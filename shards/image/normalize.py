@@ -48,7 +48,7 @@ class PhotoSettings:
     """Seconds of CPU time to decode one photo; one that takes longer is refused. Of animations the first frame is
     decoded alone."""
     min_side: int = Field(default=32, ge=1)
-    """Images with a side of fewer pixels than this are taken for placeholders."""
+    """Images with a side of fewer pixels than this are treated as placeholders."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of photos that must be converted: other formats, rotated or transparent ones, other colour spaces.
     Others keep their bytes."""

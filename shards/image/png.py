@@ -23,8 +23,8 @@ def has_intact_pixels(data: bytes) -> bool:
 def repair_png(data: bytes) -> bytes:
     """A PNG with the same pixels and correct checksums; empty if pixels are missing or may be wrong.
 
-    Wrong checksums of text, a missing end or bytes behind it say nothing about pixels. Pixels are right where one of
-    the two checksums over them is: the CRC of every IDAT chunk, or the Adler-32 of the compressed stream.
+    A wrong checksum of a text, a missing end or bytes after the end do not affect pixels. The pixels are right if one
+    of the two checksums over them is: the CRC of every IDAT chunk, or the Adler-32 of the compressed stream.
     """
     if not data.startswith(_SIGNATURE):
         return b""

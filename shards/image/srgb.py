@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _MAX_SHIFT = 3
-"""Of 255: a profile that changes no colour by more is taken for sRGB."""
+"""A profile that changes no colour by more than this, of 255, is treated as sRGB."""
 _STEPS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
-"""Tags of TIFF and values of theirs, which Pillow follows for images of up to 8 bits."""
+"""TIFF tags and values, which Pillow applies to images of up to 8 bits."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -37,7 +37,7 @@ _MAX_KNOWN = 64
 
 
 def remember_srgb(profile: bytes, mode: str) -> None:
-    """Remember a profile for which `is_srgb` is true, as another process may have found."""
+    """Remember a profile for which `is_srgb` was true in another process."""
     if len(_known_srgb) < _MAX_KNOWN:
         _known_srgb.add((profile, mode))
 
@@ -51,7 +51,7 @@ def is_known_srgb(profile: bytes, mode: str) -> bool:
 def is_srgb(profile: bytes, mode: str) -> bool:
     """Whether an embedded profile shows RGB (or L) values as sRGB does; so does a broken one, which is ignored.
 
-    Names say little (`sRGB IEC61966-2.1`, `c2`, `sRGB built-in`, ...): a palette is converted.
+    Names are unreliable (`sRGB IEC61966-2.1`, `c2`, `sRGB built-in`, ...), so a palette is converted.
     """
     if mode == "L":
         values = np.arange(256, dtype=np.uint8)[None]
@@ -90,7 +90,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         greys = (values >> (tags.get(_BITS, (16,))[0] - 8)).astype(np.uint8)
     elif image.format == "PNG":
-        # 16 bits, which older Pillows give as 32.
+        # 16 bits, which older versions of Pillow return as 32.
         greys = (values >> 8).astype(np.uint8)
     else:
         values = values.astype(np.float32)

@@ -1,8 +1,8 @@
 """The last step of a set that stores equal photos once: which photo keeps its bytes, and which refer to it.
 
-The bytes are known when every shard is complete. Then the first photo of the plan with certain bytes keeps them,
-whatever was fetched first, and the tars that hold others are written again without them. The same command continues a
-step that was interrupted.
+The bytes are known when every shard is complete. Of photos with equal bytes, the first one of the plan keeps them,
+whichever was fetched first, and the tars that hold the others are rewritten without them. The same command continues
+an interrupted step.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def _owners(plan: Plan, shards: int) -> Iterator[dict[str, Owner]]:
         owners: dict[int, tuple[str, str, str]] = {}
         count = 0
         for number in range(shards):
-            of_shard: dict[str, Owner] = {}
+            shard_owners: dict[str, Owner] = {}
             for shard, row in _stored_rows(plan, [number]):
                 if count in wanted:
                     owners[count] = (row.key, shard.name, row.sha256)
                 elif (first := int(firsts[count])) != count:
                     key, name, sha256 = owners[first]
-                    # Two pictures may share a hash of eight bytes.
+                    # Different pictures may have the same hash of eight bytes.
                     if sha256 == row.sha256:
-                        of_shard[row.key] = (key, name)
+                        shard_owners[row.key] = (key, name)
                 count += 1
-            yield of_shard
+            yield shard_owners
 
 
 def _stored_rows(plan: Plan, numbers: Sequence[int]) -> Iterator[tuple[Path, Outcome]]:
@@ -95,5 +95,5 @@ def _without_duplicates(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Se
                 writer.add(sample)
         # Before the tar, which drops these photos.
         references_sha256 = write_references(shard, references)
-    made = replace(seal, entry=writer.entry, references=digest, references_sha256=references_sha256)
-    return write_seal(shard, made)
+    new_seal = replace(seal, entry=writer.entry, references=digest, references_sha256=references_sha256)
+    return write_seal(shard, new_seal)

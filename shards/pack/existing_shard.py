@@ -19,7 +19,7 @@ from lavic.storage.paths import is_remote, storage_errors
 
 
 class ExistingShard:
-    """Samples of a shard by key; use it as a context. A tar that is missing or damaged has those before the damage."""
+    """Samples of a shard by key: a context manager. Of a damaged tar, those before the damage."""
 
     def __init__(self, shard: Path) -> None:
         self._shard = shard
@@ -33,7 +33,7 @@ class ExistingShard:
         try:
             self._file = self._stack.enter_context(self._shard.open("rb"))
             if is_remote(self._shard):
-                # Samples are read one by one, each of which would be a request.
+                # Samples are read one by one, and each read would be a request.
                 copy = self._stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile()))
                 shutil.copyfileobj(self._file, copy, 8 << 20)
                 self._file = copy

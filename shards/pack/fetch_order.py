@@ -22,7 +22,7 @@ async def run_by_host(
 ) -> list[int]:
     """Run the task of each number; those of each host start in this order. What a task raises is raised here.
 
-    `stop` is called now and then; True cancels the tasks that are not done. Returns their numbers.
+    `stop` is called periodically; True cancels the tasks that are not done. Returns the numbers of these.
     """
     windows: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WINDOW))
 

@@ -61,7 +61,7 @@ def finalize_set(
         if files.get(name) != len(EMPTY_TAR):
             atomic_write(plan.folder / name, EMPTY_TAR)
     if before := _same_set(manifest):
-        # It was made by these, not by packages that were upgraded since.
+        # The versions that made the set; packages may have been upgraded since.
         manifest = replace(manifest, versions=before.versions)
     manifest.save()
     return manifest

@@ -110,7 +110,7 @@ _NETWORK: frozenset[str] = frozenset({"dns", "connect", "tls", "timeout"})
 class Outcome:
     """One row of a shard's ledger; every planned photo has one, in the order of the plan.
 
-    Not frozen, which costs microseconds per photo; nobody changes one.
+    Treated as frozen; `frozen=True` would cost microseconds per photo.
     """
 
     key: str
@@ -131,7 +131,7 @@ class Outcome:
     seconds: float = 0.0
     """From the first request to the checked photo."""
     same_as: str = ""
-    """Key of the photo that was fetched for this one too, since both links lead to one picture."""
+    """Key of the photo that was fetched for this one too, since both links show one picture."""
     etag: str = ""
     """Of the response with the stored photo; `--refresh` uses it in a conditional request."""
     last_modified: str = ""

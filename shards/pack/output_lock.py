@@ -19,7 +19,7 @@ FILE = ".owner"
 
 
 class Superseded(Exception):
-    """Another crawl owns the folder now."""
+    """Another crawl owns the folder."""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def check_owner(folder: Path, name: str) -> None:
         Superseded: It has another one.
     """
     if (folder / FILE).read_text("utf-8") != name:
-        raise Superseded(f"{folder}: another crawl has taken this folder over")
+        raise Superseded(f"{folder}: another crawl has taken over this folder")
 
 
 def _claim(folder: Path, name: str) -> None:

@@ -16,8 +16,8 @@ from lavic.shards.pack.outcomes import Outcome
 from lavic.shards.plan.photo_tasks import PhotoTask
 
 _INLINE_BYTES = 256 * 1024
-"""JPEGs of at most so many bytes and little effort are checked in the event loop: the way to a thread and back costs
-about a third of a check to the last bit, and many times one of the header."""
+"""JPEGs of at most this size and little effort are checked in the event loop: handing one to a thread costs about a
+third of a full check, and many times a check of the header."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def outcome_of(task: PhotoTask, **values: Any) -> Outcome:
 
 
 def deferred(task: PhotoTask) -> PhotoResult:
-    """The result, for now, of a photo whose host is slow."""
+    """The preliminary result of a photo whose host is slow."""
     return PhotoResult(outcome_of(task, kind="unasked", reason="its host is slow: deferred"))
 
 
@@ -118,5 +118,5 @@ def _sample(task: PhotoTask, jpg: bytes, width: int, height: int, sha256: str, s
 
 
 def _planned(task: PhotoTask) -> dict[str, Any]:
-    """What a row has from the plan alone, so that it does not depend on the run that wrote it."""
+    """The fields of a row that come from the plan, and so do not depend on the run that writes it."""
     return {"key": task.key, "item_id": task.item_id, "n": task.n, "url": task.url, "same_as": task.same_as}

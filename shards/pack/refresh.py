@@ -1,7 +1,7 @@
-"""`lavic crawl --refresh`: requests stored photos again and stores those anew that have changed.
+"""`lavic crawl --refresh`: requests stored photos again and replaces those that have changed.
 
-OUT/.refresh names a refresh that has begun, and each shard's seal names the last one that it went through. So the same
-command continues one that was stopped. The file is removed when the set is complete, and the next refresh starts anew.
+OUT/.refresh holds the name of the running refresh, and each shard's seal that of its last one, so that the same command
+continues an interrupted refresh. The file is removed when the set is complete; then the next refresh starts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lavic.storage.atomic import atomic_write
 FILE = ".refresh"
 
 CHANGED, UNCHANGED, KEPT = "changed", "unchanged", "kept"
-"""Results of a stored photo; one that cannot be fetched any more is kept."""
+"""Results of a stored photo; one that can no longer be fetched is kept."""
 
 
 def begin_refresh(folder: Path) -> str:
-    """The name of the refresh that a folder is in, a new one if it is in none."""
+    """The name of a folder's running refresh, or of a new one."""
     path = folder / FILE
     if path.exists() and (name := path.read_text("utf-8").strip()):
         return name
@@ -32,7 +32,7 @@ def begin_refresh(folder: Path) -> str:
 
 
 def end_refresh(folder: Path) -> None:
-    """The refresh is done."""
+    """Ends a folder's running refresh."""
     (folder / FILE).unlink(missing_ok=True)
 
 
@@ -43,7 +43,7 @@ def conditional_headers(row: Outcome) -> dict[str, str]:
 
 
 def refreshed(stored: Outcome, fresh: Outcome) -> tuple[str, Outcome]:
-    """The result of a stored photo and its new row, by the row that its new response would have as a first one."""
+    """The result of a stored photo, and its new row; `fresh` is the row of the new response by itself."""
     if fresh.kind != "ok":
         return KEPT, replace(stored, refresh_failed=f"{fresh.kind}: {fresh.reason}")
     if fresh.http == 304:

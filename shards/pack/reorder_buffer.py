@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 class ReorderBuffer(Generic[Result]):
-    """Passes numbered results on to `emit` in the order 0, 1, 2, ...; use it as a context.
+    """Passes numbered results on to `emit` in the order 0, 1, 2, ...: a context manager.
 
-    Results that wait are in memory up to so many bytes, and on disk beyond.
+    Waiting results are kept in memory up to `memory` bytes, and on disk beyond.
     """
 
     def __init__(self, emit: Callable[[Result], None], memory: int = 64 << 20) -> None:

@@ -44,7 +44,7 @@ from lavic.shards.ratelimit.client import CoordinatorHandle
 _REPORT_S = 1.0
 
 Report = Callable[[Mapping[str, int]], None]
-"""Called now and then with the number of the shard's photos by outcome so far."""
+"""Called periodically with the number of the shard's photos by outcome so far."""
 
 
 def pack_shard(
@@ -70,17 +70,17 @@ def pack_shard(
         retry: Kinds of failure to retry; other failures in the ledger are kept.
         refresh: Name of the refresh, if stored photos are to be requested again.
         coordinator: Of the crawl's rate limits; by default the limits hold for this shard alone.
-        report: Called now and then with the progress.
+        report: Called periodically with the progress.
         before_publish: Called before any file is put in place; it may raise to prevent that.
-        defer_after: If all missing photos are those of slow hosts for so many seconds, the shard is made without them,
-            and they are `unasked`.
+        defer_after: Seconds after which a shard that waits only for slow hosts is completed without their photos, whose
+            outcome is then `unasked`.
 
     Raises:
         OSError: The folder cannot be written to.
     """
     began = time.time()
     tasks = read_tasks(shard)
-    # From here on the shard is incomplete, whatever happens.
+    # From here on the shard is incomplete until it is sealed again.
     seal_path(shard).unlink(missing_ok=True)
     ledger = _Ledger(report)
     with ExistingShard(shard) as stored, ShardWriter(shard) as writer:
@@ -112,7 +112,7 @@ def _read_rows(shard: Path) -> dict[str, Outcome]:
     try:
         return {row.key: row for row in read_ledger(shard)}
     except DataError:
-        # It was damaged: the failures in it are retried.
+        # The ledger is damaged: its failures are retried.
         return {}
 
 
@@ -141,9 +141,9 @@ class _EarlierRun:
         self._rows, self._stored, self._retry = rows, stored, retry
         self._empty = not rows and stored.empty
         self.refresh = refresh
-        """Stored photos are to be requested again."""
+        """Whether stored photos are requested again."""
         self.refreshed: Counter[str] = Counter()
-        """Stored photos by the result of that."""
+        """Stored photos by the result of the refresh."""
 
     def result(self, task: PhotoTask) -> PhotoResult | None:
         """The result of a photo; None if it is to be fetched."""
@@ -251,7 +251,7 @@ async def _fetch_photos(
 
 
 class _SlowHosts:
-    """Whether all that a shard has waited for during so many seconds are slow hosts."""
+    """Whether a shard has been waiting only for slow hosts for `seconds`."""
 
     def __init__(self, fetcher: Fetcher, seconds: float) -> None:
         self._fetcher, self._seconds = fetcher, seconds

@@ -33,7 +33,7 @@ class CoordinatorHandle(Protocol):
 
 
 class RateLimitClient:
-    """The permits of one worker for all hosts, for `requests` in flight at once; use it as an async context."""
+    """The permits of one worker for all hosts, with at most `requests` in flight: an async context manager."""
 
     def __init__(self, coordinator: CoordinatorHandle, requests: int) -> None:
         self.coordinator = coordinator
@@ -70,19 +70,19 @@ class RateLimitClient:
 
     @property
     def busy(self) -> bool:
-        """Requests are in flight or wait."""
+        """Whether requests are in flight or waiting."""
         return any(host.busy for host in self._hosts.values())
 
     @property
     def slow(self) -> bool:
-        """Requests wait, and all of them for slow hosts."""
+        """Whether requests are in flight or waiting, all of them for slow hosts."""
         busy = [host for host in self._hosts.values() if host.busy]
         return bool(busy) and all(host.slow for host in busy)
 
     async def _sync(self) -> None:
         since = time.monotonic()
         while True:
-            # Not `wait_for`, which may swallow the cancellation that ends this.
+            # Not `wait_for`, which may swallow the cancellation of this task.
             heartbeat = asyncio.get_running_loop().call_later(_HEARTBEAT_S, self._wake.set)
             await self._wake.wait()
             heartbeat.cancel()

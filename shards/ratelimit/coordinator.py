@@ -19,9 +19,9 @@ from lavic.shards.pack.outcomes import Kind
 from lavic.shards.ratelimit.host_limiter import UNLIMITED, Grant, HostLimiter, HostReport, Limits
 
 _POLL_S = 5.0
-"""`wait_for_change` returns after so long at the latest."""
+"""`wait_for_change` returns after this time at the latest."""
 _SILENT_S = 10.0
-"""If the worker that fetches a robots.txt has not reported for so long, another one does; they report every 2 s."""
+"""If the worker that fetches a robots.txt does not report for this time, another one fetches it."""
 _MAX_SITES = 10_000
 """Sites whose robots.txt is kept; beyond that the least recently used ones are fetched again when needed."""
 _LONGEST_WAIT_S = 10.0
@@ -41,7 +41,7 @@ class _Site:
     failing_since: float = 0.0
     next_attempt: float = 0.0
     answered: bool = False
-    """One of the failed attempts got an answer, though no robots.txt."""
+    """Whether one of the failed attempts got a response, but not a robots.txt."""
     reason: str = ""
     """Of the last failure."""
 
@@ -53,7 +53,7 @@ class Coordinator:
         self._limits, self._clock = limits, clock
         self._hosts: dict[str, HostLimiter] = {}
         self._changed: dict[str, asyncio.Event] = {}
-        """By worker: it must sync."""
+        """By worker: set when it must sync."""
         self._last_seen: dict[str, float] = {}
         self._rate_limits: dict[str, float] = {}
         self._sites: OrderedDict[str, _Site] = OrderedDict()
@@ -87,7 +87,7 @@ class Coordinator:
         changed.clear()
 
     async def remove_worker(self, worker: str) -> None:
-        """A worker has no more requests for any host."""
+        """Remove a worker that has no more requests for any host."""
         for host in self._hosts.values():
             self._notify(host.remove_worker(worker))
         self._changed.pop(worker, None)

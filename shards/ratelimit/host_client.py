@@ -22,13 +22,13 @@ _IDLE_S = 5.0
 _LATE_S = 0.25
 """Older slots expire, so that a delayed worker does not send a burst."""
 _PROBES = 8
-"""Photos of a shard that are requested from a host that is given up."""
+"""Photos of a shard that are still requested from a host that is given up."""
 _SLOW_S = 1.0
-"""A host with more seconds than this between two requests is slow,"""
+"""A host with more seconds than this between two requests is slow."""
 _LONG_PAUSE_S = 5.0
-"""and so is one that is paused for longer than this."""
+"""A host that is paused for longer than this is slow too."""
 _GOLDEN = 0.618034
-"""Its multiples modulo 1 are spread evenly."""
+"""The golden ratio: its multiples modulo 1 are spread evenly."""
 
 
 class HostUnavailable(Exception):
@@ -219,17 +219,17 @@ class HostClient:
 
     @property
     def idle(self) -> bool:
-        """Unused for some seconds."""
+        """Whether it is unused for some seconds."""
         return not self._waiting and not self._in_flight and time.monotonic() - self.last_used > _IDLE_S
 
     @property
     def slow(self) -> bool:
-        """The host has seconds between two requests, or a long pause."""
+        """Whether there are seconds between two requests to the host, or it is in a long pause."""
         return self._pace > _SLOW_S or time.monotonic() + _LONG_PAUSE_S < self._paused_until
 
     @property
     def busy(self) -> bool:
-        """Requests are in flight or wait."""
+        """Whether requests are in flight or waiting."""
         return self._in_flight > 0 or any(not waiting.done() for waiting, _ in self._waiting)
 
     def dispatch(self) -> None:

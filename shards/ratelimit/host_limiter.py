@@ -2,12 +2,13 @@
 
 Arithmetic on times that are passed in; no clock, no network. Workers report what they have seen and are granted slots,
 points in time at which one request may be sent, or no limit at all. A change that invalidates slots (the host asks for
-fewer requests, or only fails) raises the version; what was sent under an older version says nothing about the new one.
+fewer requests, or only fails) raises the version; results of requests that were sent under an older version do not
+count.
 
-One photo that fails says little about its host. A host asks for fewer requests if half of its latest answers are 429 or
-503, each photo counted once, or if photos that it refused are served a little later. It is down if connections to it
-fail, one after the other. One that answers with errors alone gets fewer requests, for photos all over the shards, until
-one succeeds.
+A single failed photo does not show the state of its host. A host asks for fewer requests if half of its latest answers
+are 429 or 503, each photo counted once, or if photos that it refused are served a little later. It is down if
+connections to it fail, one after the other. One that answers with errors alone gets fewer requests, for photos all over
+the shards, until one succeeds.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _RECOVERY_S = 60.0
 """Time in which a reduced rate rises by the full rate."""
 _MIN_RATE = 1.0
 _USUAL_RATE = 50.0
-"""At least this is taken for the rate of a host that was measured only briefly."""
+"""Lower bound of the assumed rate of a host that was measured only briefly."""
 _SILENT_S = 20.0
-"""A worker without a report for so long is dead; others get its connections."""
+"""A worker without a report for this time is dead; others get its connections."""
 _MEASURE_S = 4.0
 _FAILURES = 20
 """Failures of different photos in a row after which a host counts as failing."""
@@ -47,7 +48,7 @@ _MAX_SLOWDOWN = 8
 """Largest factor by which the rate of a host that only fails is reduced."""
 _LONGEST_PAUSE = 600.0
 _REMEMBER_S = 3600.0
-"""The state of a host that nobody requests from is kept so long."""
+"""The state of a host without requests is kept for this time."""
 _PROBE_S = 60.0
 """Timeout of the one request after a pause, in case its worker died."""
 
@@ -63,8 +64,8 @@ class Limits:
     backoff: float = 0.5
     """Seconds of the first pause; each further one without a success between is twice as long."""
     patience: float = 60.0
-    """Longest pause in seconds that photos wait for; in a longer one they fail at once. A host without a success for so
-    long is given up too, except for a few photos of every shard."""
+    """Longest pause in seconds that photos wait for; in a longer one they fail at once. A host without a success for
+    this time is given up too, except for a few photos of every shard."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +102,7 @@ class Grant:
     connections: int
     """Requests in flight."""
     unlimited: bool = False
-    """No slots are needed."""
+    """Whether requests need no slots."""
     slots: int = 0
     start: float = 0.0
     """Seconds from now to the first slot."""
@@ -109,16 +110,16 @@ class Grant:
     pause: float = 0.0
     """Seconds in which nothing may be sent."""
     give_up: bool = False
-    """The pause is too long to wait for: photos end as `kind`."""
+    """Whether the pause is too long to wait for: photos end as `kind`."""
     kind: Kind = "ok"
     """Outcome of photos that are given up; other than ok while there is any problem."""
     reason: str = ""
     answered: bool = False
-    """The host has answered before: if it cannot be reached now, it will be later."""
+    """Whether the host has answered before: if it cannot be reached now, it is down for a time."""
     scatter: bool = False
-    """The host only fails: request photos that are far from each other, new ones first."""
+    """Whether the host only fails: then photos far from each other are requested, new ones first."""
     probe: bool = False
-    """The host is given up except for a few photos; when one of them succeeds, it is back."""
+    """Whether the host is given up except for a few photos; when one of them succeeds, it is back."""
 
 
 @dataclass
@@ -162,7 +163,7 @@ class HostLimiter:
         return grant, (set(self._workers) if changed else self._unbalanced()) - {worker}
 
     def remove_worker(self, worker: str) -> set[str]:
-        """A worker has no more requests for this host; returns the workers that must sync again."""
+        """Remove a worker that has no more requests for this host; returns the workers that must sync again."""
         self._workers.pop(worker, None)
         if self._probe and self._probe[0] == worker:
             self._probe = None
@@ -185,7 +186,7 @@ class HostLimiter:
         return f"one request each {self._delay:g} s (Crawl-delay)" if self._workers and self._delay >= 1 else ""
 
     def idle(self, now: float) -> bool:
-        """No worker uses it, and its state need not be kept."""
+        """Whether no worker uses it, and its state need not be kept."""
         unchanged = self.rate == self.limits.rate and not self._pause and self._since == math.inf
         expired = now - self._last_report > _REMEMBER_S
         return not self._workers and (unchanged or expired) and now > max(self.paused_until, self._next)
@@ -307,7 +308,7 @@ class HostLimiter:
     def _raise_rate(self, now: float) -> None:
         if self.rate < self.limits.rate and now > self._raised:
             self.rate = min(self.limits.rate, self.rate + self._base * (now - self._raised) / _RECOVERY_S)
-            # Without a limit of ours there is none again well above the rate at which the host refused.
+            # Without a limit in the settings, the limit ends well above the rate at which the host refused.
             if self.limits.rate == UNLIMITED and self.rate > 2 * self._base:
                 self.rate = UNLIMITED
         self._raised = max(now, self._raised)

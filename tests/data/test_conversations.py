@@ -90,7 +90,7 @@ def test_a_list_and_rows_over_several_lines_are_read(tmp_path: Path, name: str) 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such conversation file"):
         read_conversations(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no conversation in it"):
+    with pytest.raises(DataError, match="contains no conversations"):
         read_conversations(write(tmp_path / "empty.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):

@@ -11,7 +11,7 @@ import torch
 
 from lavic.errors import DataError
 from lavic.mini import catalog
-from lavic.mini.architecture import Architecture, adopt, build
+from lavic.mini.architecture import Architecture, build, copy_weights
 from lavic.mini.catalog import make_conversation, pick_candidates
 from lavic.mini.drawing import draw
 from lavic.mini.tokenizer import SPACE, make_tokenizer
@@ -71,8 +71,8 @@ def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
     tokenizer = make_tokenizer(["blue circle", "a bicycle in turquoise", "blue bicycle"])
     model = build(Architecture(), tokenizer)
     new = tokenizer.get_vocab()[f"{SPACE}bicycle"]
-    adopted = adopt(model, tokenizer, resolve(ModelSettings(name="mini")))
-    assert 100 < adopted.words < len(tokenizer) and adopted.vision
+    copied = copy_weights(model, tokenizer, resolve(ModelSettings(name="mini")))
+    assert 100 < copied.words < len(tokenizer) and copied.vision
     taught = mini.model.model.language_model
     assert torch.equal(model.model.language_model.layers[2].mlp.up_proj.weight, taught.layers[2].mlp.up_proj.weight)
     for word in (f"{SPACE}blue", "17"):
@@ -85,6 +85,6 @@ def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
         assert all(torch.equal(value, taught_side[name]) for name, value in taken.items())
     # a larger tower begins afresh, another language model is refused
     larger = build(Architecture(vision_width=128), tokenizer)
-    assert not adopt(larger, tokenizer, resolve(ModelSettings(name="mini"))).vision
+    assert not copy_weights(larger, tokenizer, resolve(ModelSettings(name="mini"))).vision
     with pytest.raises(DataError, match="another hidden_size"):
-        adopt(build(Architecture(width=64), tokenizer), tokenizer, resolve(ModelSettings(name="mini")))
+        copy_weights(build(Architecture(width=64), tokenizer), tokenizer, resolve(ModelSettings(name="mini")))

@@ -26,7 +26,7 @@ def test_lists_supervise_what_they_say(
             level, listings, words, ids, encoder, rng, 3 if level.form == "photo" else 0
         )
         labels = lists.batch.labels
-        assert len(lists.row) == len(lists.answer) == len(lists.requested) == level.batch * (1 + level.more)
+        assert len(lists.row) == len(lists.answer) == len(lists.requested) == level.batch * (1 + level.extra_requests)
         torch.testing.assert_close(lists.requested.sum(1), torch.ones(len(lists.row)))
         # an answer begins where its first token is learnt, and the words wanted of it stand in its row
         assert (labels[lists.row, lists.answer] != IGNORED).all()
@@ -49,7 +49,7 @@ def test_ids_of_a_list_may_be_neighbours(mini: Backbone) -> None:
 
     def beginnings(near: float) -> float:
         """How many different first two tokens the answers of a list have, on average."""
-        level, rng = Level(form="word", most=4, batch=32, more=3), random.Random(3)
+        level, rng = Level(form="word", max_items=4, batch=32, extra_requests=3), random.Random(3)
         batches = [
             curriculum.make_lookup_batch(level, (), words, ids, mini.encoder, rng, near=near).batch for _ in range(8)
         ]
@@ -75,7 +75,7 @@ def test_a_request_stands_ahead_of_photos_or_behind_them(
     listings: list[Listing],
 ) -> None:
     rng = random.Random(0)
-    level = Level(form="photo", most=10, batch=400, reach=reach)
+    level = Level(form="photo", max_items=10, batch=400, max_distance=reach)
     lists = curriculum.make_lookup_batch(level, listings, [], [p.id for p in products], mini.encoder, rng, 1)
     texts = [mini.encoder.tokenizer.decode(row) for row in lists.batch.input_ids]
     assert ahead[0] <= np.mean([text.index("Seeker") < text.index("<image>") for text in texts]) <= ahead[1]
@@ -91,7 +91,7 @@ def test_a_request_has_one_right_answer(mini: Backbone, products: list[catalog.P
         looks=("red", "blue", "blue", "green"),
         target=0,
     )
-    level = Level(form="photo", most=4, batch=64, more=4)
+    level = Level(form="photo", max_items=4, batch=64, extra_requests=4)
     for seed in range(8):
         lists = curriculum.make_lookup_batch(
             level, [listing], [], [p.id for p in products], mini.encoder, random.Random(seed), 1

@@ -124,7 +124,7 @@ def test_a_photo_in_a_list_has_as_many_tokens_as_asked(
     with torch.no_grad():
         pretrainer._photo_lookup_loss(PHOTO_LEVELS[0], pretrainer.listings, by_id)
         lists, tokens = shown[0]
-        image = by_id[lists.photos[-1]].prepare(2 * pretrainer.geometry.size, None)
+        image = by_id[lists.photos[-1]].prepare(None)
         patches = patch_tokens(pretrainer.model, torch.from_numpy(pretrainer.geometry.cut(image)))
     image_token = pretrainer.model.config.image_token_id
     assert (lists.batch.input_ids == image_token).sum() == each * len(lists.photos)

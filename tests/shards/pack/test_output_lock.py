@@ -86,7 +86,7 @@ def test_in_an_object_store_the_last_to_come_has_it(tmp_path: Path) -> None:
     folder = as_path(f"memory://{tmp_path.name}/lock_output")
     with lock_output(folder) as name, lock_output(folder) as another:
         check_owner(folder, another)
-        with pytest.raises(Superseded, match="has taken this folder over"):
+        with pytest.raises(Superseded, match="has taken over this folder"):
             check_owner(folder, name)
 
 
