@@ -16,11 +16,11 @@
 
 : "${LAVIC_PYTHON:=python}"
 
-# Put in front of every program that runs on a node, split at blanks: a container, a profiler, numactl.
+# Put in front of every program that runs on a node, split at spaces: a container, a profiler, numactl.
 # LAVIC_PREFIX="apptainer exec --nv --bind /scratch lavic.sif"
 : "${LAVIC_PREFIX:=}"
 
-# More flags for every srun, split at blanks, such as those of pyxis.
+# More flags for every srun, split at spaces, such as those of pyxis.
 # LAVIC_SRUN="--container-image=lavic.sqsh --container-mounts=/scratch,$PWD --container-workdir=$PWD"
 : "${LAVIC_SRUN:=}"
 
@@ -40,8 +40,8 @@
 
 # -- Network ----------------------------------------------------------------------------------------------------------
 
-# Where the ranks meet: the job's first node, at a free port below Linux's own dynamic ports; jobs begin to look for
-# one at different ports.
+# Where the ranks meet: the job's first node, at a free port below Linux's ephemeral ports. The search starts at a port
+# that depends on the job's id.
 : "${RDZV_HOST:=$(first_address)}"
 : "${RDZV_PORT:=$(free_port $((20000 + SLURM_JOB_ID % 12000)))}"
 : "${RAY_PORT:=$RDZV_PORT}"

@@ -66,7 +66,7 @@ wait_for_step() {
       say "$LAVIC_STOP_FILE exists"
       stop_requested=1
     fi
-    # repeated, since a rank only handles it once it is training
+    # repeated, since a rank handles the signal only once it is training
     if ((stop_requested && SECONDS - sent >= 15)); then
       sent=$SECONDS
       say "asking the ranks to save and stop"
@@ -126,7 +126,7 @@ run_ranks() {
   preflight ranks "$@"
   case ${1:-} in
     preflight) finish 0 ;;
-    # their ranks do not wait for each other: one node may be done hours before another
+    # the ranks of these do not wait for each other: one node may be done hours before another
     describe | embed | evaluate) : "${LAVIC_WAIT:=0}" ;;
   esac
   export MASTER_ADDR=$RDZV_HOST MASTER_PORT=$RDZV_PORT
@@ -170,7 +170,7 @@ run_on_ray() {
     export RAY_worker_niceness=${RAY_worker_niceness:-0}
   fi
   preflight ray "$@"
-  # Whoever connects to Ray's port can run programs as this user: only the nodes of this job have the token.
+  # Anyone who connects to Ray's port can run programs as this user, so only the nodes of this job get the token.
   export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
   if [[ $RAY_AUTH_MODE == token && -z ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} ]]; then
     RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
@@ -193,7 +193,7 @@ run_on_ray() {
   start_step job --nodes=1 --ntasks=1 --nodelist="$first_node" --cpus-per-task="$cpus" -- \
     "$LAVIC_PYTHON" -m lavic "$@" "--$nodes" "$SLURM_JOB_NUM_NODES"
   wait_for_step job
-  # killed: nothing in it is needed any more, and a shutdown takes half a minute on each node
+  # Ray is killed: nothing in it is needed any more, and a shutdown takes half a minute on each node.
   say "stopping Ray"
   for name in ray-workers ray-head; do signal_step KILL "$name"; done
   wait "${ray[@]}" || true
@@ -203,7 +203,7 @@ run_on_ray() {
   finish "$code"
 }
 
-# A server of SERVE_MODEL with all GPUs of its node on every node. Only this job has their key.
+# On every node, a server of SERVE_MODEL with all GPUs of the node. Only this job has the servers' API key.
 run_with_servers() {
   local node log urls=() more=() server_pid
   if [[ -z ${SERVE_MODEL:-} ]]; then
@@ -255,7 +255,7 @@ finish() {
     2) say "exit code 2: fix the error above, then submit the same line again" ;;
     *) say "failed with exit code $code, see above; submit the same line again to continue" ;;
   esac
-  exec >&- 2>&- # completes the log before SLURM ends what is left of the job
+  exec >&- 2>&- # completes the log before SLURM ends the remaining processes
   wait "$log_pid" || true
   exit "$code"
 }

@@ -66,11 +66,11 @@ class Step:
     inputs: tuple[str, ...] = ()
     """Files and globs from outside the pipeline that must exist."""
     selected: bool = True
-    """Whether its stage is one of the pipeline's; the result of one that is not must exist where another needs it."""
+    """Whether its stage is one of the pipeline's. If not, its result must exist where another step needs it."""
 
     @property
     def output_args(self) -> tuple[str, ...]:
-        """The arguments that the pipeline fills in: they say where the result is, whatever the user's settings are."""
+        """The arguments that the pipeline fills in: where the result is, independent of the user's settings."""
         return (*self.positional, *to_args(self.filled_in))
 
 

@@ -113,8 +113,8 @@ def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, sett
     ranks, loop = job.resources.nodes * job.resources.ranks_per_node, settings.loop
     batch = loop.global_batch_size
     micro, accumulation = loop.split_batch(ranks)
-    parts = (_count(micro, "sample"), _count(accumulation, "micro step"), _count(ranks, "rank"))
-    uneven = "" if micro * accumulation * ranks == batch else " (the last micro step is smaller)"
+    parts = (_count(micro, "sample"), _count(accumulation, "micro-step"), _count(ranks, "rank"))
+    uneven = "" if micro * accumulation * ranks == batch else " (the last micro-step is smaller)"
     yield f"effective batch: {batch} = {' x '.join(parts)}{uneven}"
     samples, unit = _sample_count(pipeline, step, settings)
     if loop.steps:

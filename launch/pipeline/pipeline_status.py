@@ -66,7 +66,7 @@ def pipeline_status(
     for step in steps:
         job = jobs.get(step.name)
         if step.name in records and job:
-            # what a job has read is noted the first time that it is seen to have ended
+            # the results that a job has read are recorded when it is first seen to have ended
             now = {name: digest for name, digest in results.items() if reads_result_of(step, name)}
             read = used.get(job.id, now if step.name in complete and not job.seen.active else {})
             records[step.name] = with_results(records[step.name], read)

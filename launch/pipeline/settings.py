@@ -21,7 +21,7 @@ from lavic.tracking.settings import TrackingSettings
 Stage = Literal["crawl", "verify", "describe", "distill", "embed", "tune-retriever", "retrieve", "tune", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 RETRIEVAL: tuple[Stage, ...] = ("tune-retriever", "retrieve")
-"""Stages that a pipeline has only where it names them: without, conversations come with their candidate lists."""
+"""Stages that a pipeline has only if it names them; otherwise the conversations must have candidate lists."""
 
 BASE_MODEL = ("model", "name")
 """A setting of a stage that is a path only where it names a folder."""
@@ -194,7 +194,7 @@ def stage_settings(pipeline: PipelineSettings, stage: Stage) -> StageSettings:
 
 
 def stage_of(step_name: str) -> str:
-    """The stage of a step: its name, less the set of photos that it is for."""
+    """The stage of a step: its name without that of a set of photos."""
     return step_name if step_name in STAGES else step_name.rpartition("-")[0]
 
 

@@ -26,7 +26,7 @@ _CAUSES = (
     re.compile(r".*(\berror\b|\bError\b|Exception|CANCELLED|TIME LIMIT|Killed|\boom\b).*", re.I),
     re.compile(r".*\S.*"),
 )
-"""Lines that tell why a job ended, the most telling first. A killed rank makes the ranks that wait for it fail;
+"""Lines that tell why a job ended, the most reliable first. A killed rank makes the ranks that wait for it fail;
 a command's error explains the exit code that its launcher reports."""
 _UPDATING = ("crawl", "describe")
 """Stages that may leave an existing result as it is."""
@@ -79,7 +79,7 @@ def step_statuses(
 ) -> dict[str, StepStatus]:
     """The status of each step, by name.
 
-    `complete` are the steps whose results are. `differences` tells how a step's result, or what there is of it, differs
+    `complete`: the steps with a complete result. `differences`: by step, how its complete or partial result differs
     from what is wanted now.
     """
     statuses: dict[str, StepStatus] = {}
@@ -114,7 +114,7 @@ def _step_status(step: Step, job: Job | None, complete: bool, earlier: Mapping[s
     if job is None:
         return StepStatus(step, "done" if complete else "open")
     now = job.seen
-    # a job that runs no longer depends on others
+    # a running job no longer depends on others
     blocker = None if now.active and now.state != "PENDING" else _blocker(job, earlier)
     if now.active and not blocker and not (now.state == "COMPLETING" and complete):
         state: State = "waiting" if now.state == "PENDING" else "running"

@@ -42,7 +42,7 @@ def run(
         program: What to run instead of `lavic COMMAND`.
 
     Returns:
-        0 when every rank did, else the exit code of the first that failed; 128 + n where signal n killed it.
+        0 if all ranks returned 0, else the exit code of the first that failed; 128 + n if signal n killed it.
 
     Raises:
         LaunchError: More ranks than visible GPUs, or fewer than one.
@@ -90,14 +90,14 @@ def visible_gpus() -> int:
 def _start(args: Sequence[str], nproc: int, number: int, port: int) -> subprocess.Popen[bytes]:
     rank = DistributedContext(rank=number, local_rank=number, size=nproc, local_world_size=nproc)
     env = {
-        # one machine needs no other network, and gloo fails on a host name that does not resolve
+        # ranks of one machine need no other network, and gloo fails if the host name does not resolve
         "GLOO_SOCKET_IFNAME": "lo",
         # ranks that each use every core slow each other down
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc)),
         **os.environ,
         **rank_environment(rank, "127.0.0.1", port),
     }
-    # In a session of its own: a Ctrl-C in the terminal reaches this process alone, which forwards it once.
+    # In its own session: Ctrl-C in the terminal reaches only this process, which forwards it once.
     return subprocess.Popen(args, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -106,7 +106,7 @@ def _wait(command: str, ranks: Sequence[subprocess.Popen[bytes]], grace_s: float
         codes = [rank.poll() for rank in ranks]
         failed = [(number, code) for number, code in enumerate(codes) if code]
         if failed:
-            # an exit code tells more than the signal by which a rank was killed afterwards
+            # an exit code says more than the signal that killed another rank afterwards
             number, code = min(failed, key=lambda rank_and_code: rank_and_code[1] < 0)
             # Ranks agree to stop: when one has stopped, the others are saving and are only waited for.
             _end(ranks, grace_s, terminate=code != Stopped.exit_code)

@@ -30,11 +30,11 @@ _LOOKUPS, _PAUSE_S = 3, 5.0
 _NO_ANSWER = re.compile(
     r"timed? ?out|unable to contact|zero bytes were|communication connection|connection refused", re.I
 )
-"""Errors of SLURM's commands that leave open whether the controller did what it was asked."""
+"""Errors of SLURM's commands after which it is not known whether the controller carried out the request."""
 
 
 class NoAnswer(LaunchError):
-    """SLURM did not answer: whether it did what it was asked is not known."""
+    """SLURM did not answer: it is not known whether it carried out the request."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _accounted_states(ids: set[str]) -> tuple[dict[str, JobState], bool]:
 
 
 def _sacct(*args: str) -> tuple[list[str], bool]:
-    """Lines of the accounting, and whether they are complete; they are where the site has no accounting."""
+    """Lines of the accounting, and whether they are complete: no lines are, on a site without accounting."""
     if shutil.which("sacct") is None:
         return [], True
     try:

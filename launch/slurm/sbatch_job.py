@@ -106,7 +106,7 @@ def _job(
         "account": resources.account or pipeline.slurm.account,
     }
     options = [f"--{option}={value}" for option, value in values.items() if value is not None]
-    # a job whose dependency failed is cancelled instead of waiting for ever
+    # a job whose dependency failed is cancelled instead of waiting forever
     options += ["--export=ALL", "--kill-on-invalid-dep=yes", *pipeline.slurm.options, *resources.options]
     return SbatchJob(
         name=name,

@@ -82,7 +82,7 @@ def test_gradients_and_optimizer_state_are_shared() -> None:
     assert (alone.gradients, eight.gradients) == (made + 4 * 800, made + 4 * 100)
     assert (alone.traffic, eight.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
     three = Zero2Footprint.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
-    assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro step"
+    assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro-step"
     assert alone.checkpoint == eight.checkpoint == 12 * 800
     assert Zero2Footprint.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, (
         "a rank's part is not less than the largest"

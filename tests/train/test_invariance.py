@@ -165,7 +165,7 @@ def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
         held += [key for one in micros for key in one.keys]
         counts.add(len(micros))
     assert sorted(held) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
-    assert len(counts) == 1, "a rank with fewer micro steps would leave the others waiting"
+    assert len(counts) == 1, "a rank with fewer micro-steps would leave the others waiting"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

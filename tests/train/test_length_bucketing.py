@@ -1,4 +1,4 @@
-"""Cutting and dealing a step: nothing lost, the budget kept, as many micro steps on every rank."""
+"""Cutting and dealing a step: nothing lost, the budget kept, as many micro-steps on every rank."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_dry_run_reads_no_weights_and_starts_nothing(
 def test_a_dry_run_without_a_model_or_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["tune", "--store", "a", "--train", "b", "--valid", "c", "--out", str(tmp_path / "run"), "--dry-run"]
     assert main(argv) == 0
-    assert "unknown: the training set is not there" in capsys.readouterr().out
+    assert "unknown: the training set does not exist yet" in capsys.readouterr().out
     assert main([*argv, "--model.name", "some/other"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "some/other: no such folder, and not in Hugging Face's cache" in line

@@ -91,7 +91,7 @@ def gradient(folder: Path) -> torch.Tensor:
 def test_in_bfloat16_too_ranks_do_not_change_a_step(
     tmp_path: Path, start: Start, world: DistributedContext, accumulation: int
 ) -> None:
-    """Each sample's gradient is rounded to bfloat16; their sum over micro steps and ranks is not."""
+    """Each sample's gradient is rounded to bfloat16; their sum over micro-steps and ranks is not."""
     loop = {"steps": 1, "global_batch_size": 2 * accumulation, "micro_batch": 1, "max_grad_norm": 0.0}
     run = start(tmp_path / "two", 2, loop, bf16=True)
     (tmp_path / "one").mkdir()

@@ -1,1 +1,1 @@
-"""What watches a training run: one file for each callback."""
+"""Callbacks of the training loop, one per module."""

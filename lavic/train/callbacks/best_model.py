@@ -16,8 +16,8 @@ class BestModel(Callback):
     The untrained model of step 0 does not count.
 
     Args:
-        score: The highest value of this score of `EvalResult.scores`, and of equal ones the lowest loss: a score
-            over a few hundred lists takes few values. None: the lowest loss.
+        score: Name of the score in `EvalResult.scores` whose highest value is best. The loss decides between equal
+            values, since a score over a few hundred lists takes few values. None: the lowest loss is best.
     """
 
     def __init__(self, score: str | None = None) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Does nothing at every hook; a subclass overrides those that it needs.
+    """Base class: every hook does nothing, and a subclass overrides those that it needs.
 
     The trainer calls the hooks on every rank, in the order of its list of callbacks, so a hook may be collective. One
     step of the loop:
@@ -41,10 +41,10 @@ class Callback:
         """Before the step's micro-batches are taken from the data loader."""
 
     def post_load_batch(self, trainer: Trainer) -> None:
-        """After they were."""
+        """After the step's micro-batches were taken from the data loader."""
 
     def pre_optim_step(self, trainer: Trainer) -> None:
-        """After the last backward pass. The last moment at which `trainer.stop_requested` counts for this step."""
+        """After the last backward pass. A `trainer.stop_requested` that is set later counts for the next step."""
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
         """After a step that changed no weight, because its loss or gradient is not finite."""

@@ -12,7 +12,7 @@ from lavic.train.nonfinite import NonFiniteError
 from lavic.train.trainer import Trainer
 
 LOG_LINES = 20
-"""Lines of a run in a log."""
+"""About how many lines of metrics a run writes to a log."""
 
 
 class ConsoleLogger(Callback):
@@ -28,7 +28,7 @@ class ConsoleLogger(Callback):
             self._write(trainer, f"resuming after step {step} of {total}")
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """The validation's perplexity and scores; and that the run ends early, where it does."""
+        """Shows the validation's perplexity and scores, and an early end of the run."""
         state = trainer.state
         scores = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.scores.items())
         self._write(trainer, f"step {state.step}: validation perplexity {result.perplexity:.4f}{scores}")
@@ -40,7 +40,7 @@ class ConsoleLogger(Callback):
             )
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
-        """Which step, and because of which samples."""
+        """Shows the step and the samples because of which it was skipped."""
         self._write(
             trainer,
             f"step {trainer.state.step + 1} is skipped ({trainer.state.skipped_steps} of --loop.max-skipped "

@@ -18,11 +18,11 @@ class JournalLogger(Callback):
         self._tracker = tracker
 
     def pre_train(self, trainer: Trainer) -> None:
-        """Cancels what an earlier start wrote after the checkpoint."""
+        """Records the resumed step: readers skip what an earlier start wrote after it."""
         self._tracker.event("resume", step=trainer.state.step, total=trainer.total_steps)
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
-        """The validation's loss, perplexity and scores; and that the run ends early, where it does."""
+        """Writes the validation's loss, perplexity and scores, and an early end of the run."""
         state = trainer.state
         scores = {f"valid_{name}": value for name, value in result.scores.items()}
         self._tracker.log(
@@ -32,7 +32,7 @@ class JournalLogger(Callback):
             self._tracker.event("early_stop", step=state.step, best_step=state.best_step)
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
-        """Which step, and because of which samples."""
+        """Writes the step and the samples because of which it was skipped."""
         self._tracker.event("skipped_step", step=trainer.state.step + 1, reason=error.what, samples=error.samples)
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:

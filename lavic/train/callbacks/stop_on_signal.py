@@ -8,15 +8,15 @@ from lavic.train.trainer import Trainer
 
 
 class StopOnSignal(Callback):
-    """Hands a stop request on to the trainer."""
+    """Passes a stop request on to the trainer."""
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
 
     def pre_eval_batch(self, trainer: Trainer) -> None:
-        """A validation of a large set takes longer than a scheduler waits. Collective."""
+        """Stops within a validation too, which may take longer than the scheduler waits. Collective."""
         self._request.raise_if_requested(trainer.world)
 
     def pre_optim_step(self, trainer: Trainer) -> None:
-        """The ranks agree on it as part of the step's own reduction."""
+        """Sets this rank's flag; the step's all-reduce shares it with the other ranks."""
         trainer.stop_requested |= self._request.requested

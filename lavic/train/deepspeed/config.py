@@ -15,7 +15,7 @@ from lavic.storage.text_files import TextFileError, read_text
 BUCKET_SIZE = 50_000_000
 """Elements that are reduced, or gathered, at once."""
 FP32 = 4
-"""Bytes of an element of the master weights and of Adam's moments, whatever the model's dtype."""
+"""Bytes of an element of the master weights and of Adam's moments, for any dtype of the model."""
 
 MANAGED_KEYS = {
     "train_batch_size": "loop.global_batch_size",
@@ -37,14 +37,14 @@ class Zero2Footprint:
     """What ZeRO-2 holds on one rank, sends in a step and saves, in bytes; without activations."""
 
     weights: int
-    """Of the frozen base model and the adapter, whole on every rank."""
+    """The frozen base model and the adapter, complete on every rank."""
     gradients: int
     """The gradients themselves, the bucket that they are reduced through (always of full size), the copies that are
     summed, and this rank's part of the sum."""
     optimizer: int
     """This rank's part of the master weights and of Adam's two moments."""
     traffic: int
-    """Sent by each rank in a step: gradients all-reduced after each micro step, weights gathered once."""
+    """Sent by each rank in a step: gradients all-reduced after each micro-step, weights gathered once."""
     checkpoint: int
     """Master weights and moments of all ranks."""
 

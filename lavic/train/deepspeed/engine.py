@@ -26,8 +26,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Engine:
     """Runs a task's forward and backward passes and its optimizer steps.
 
-    Every method is collective: all ranks call it, in the same order. The ranks must have been connected
-    (`DistributedContext.start`) before.
+    Every method is collective: all ranks call it, in the same order. The process group must exist already
+    (`DistributedContext.start`).
 
     Args:
         task: Parameters that require a gradient are trained.
@@ -40,7 +40,7 @@ class Engine:
 
     Attributes:
         task: The module as given; trained in place.
-        parameters: What is trained, by name, in the module's order.
+        parameters: The trained parameters by name, in the module's order.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Engine:
         """Adds the gradient of `loss`; gradients are *averaged* over the ranks.
 
         Args:
-            last: Whether this is the last micro step before `step`.
+            last: Whether this is the last micro-step before `step`.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss / self._world.size, scale_wrt_gas=False)
@@ -111,7 +111,7 @@ class Engine:
         return {name: master.cpu() for name, master in masters.items()} if self._world.is_main else {}
 
     def discard_gradients(self) -> None:
-        """Drops the gradients of a step that is skipped, the way DeepSpeed does on overflow."""
+        """Drops the gradients of a step that is skipped, as DeepSpeed does on overflow."""
         checked = self._zero.check_grad_overflow
         self._zero.check_grad_overflow, self._zero.has_overflow = True, lambda *args, **kwargs: True
         try:
@@ -203,7 +203,7 @@ def _deepspeed(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _changed(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
-    """Sets a key of `os.environ` or `sys.modules` for the length of a block; None in `sys.modules`: not importable."""
+    """Sets a key of `os.environ` or `sys.modules` within a block; None in `sys.modules`: not importable."""
     if mapping is sys.modules and key in mapping:  # already imported
         yield
         return

@@ -1,8 +1,8 @@
 """Floating point operations of a step: for the utilisation in the journal and the estimate of `--dry-run`.
 
 A matrix multiplication of T tokens by a weight of n elements takes 2Tn operations forward, 2Tn backward for the
-gradient of its input and 2Tn backward for that of the weight. The last is computed for trained weights (LoRA) alone,
-the one before where something upstream is trained. So
+gradient of its input and 2Tn backward for that of the weight. The weight's gradient is computed for trained weights
+(LoRA) alone, the input's where something upstream is trained. So
 
 * a frozen linear above the first trained one costs 4Tn, below it 2Tn (the query, key and value of a language model's
   first layer in stage 2; the whole vision tower, where it runs in stage 2);
@@ -89,7 +89,7 @@ class FlopCosts:
 
     @property
     def photo(self) -> float:
-        """Of one photo in vision tower and projector, in tokens of the language model."""
+        """Of one photo in vision tower and projector, as a number of language-model tokens."""
         return VIEWS * (self.view + self.photo_token) / self.token
 
 
@@ -99,7 +99,7 @@ def _linear_flops(linear: Linear, rank: int, first: LayerPosition | None) -> int
     Args:
         linear: The linear.
         rank: Of its adapter; 0 without one.
-        first: The first trained place; None for a forward pass alone.
+        first: Position of the first trained linear; None for a forward pass alone.
     """
     size = linear.inputs * linear.outputs
     adapter = rank * (linear.inputs + linear.outputs)

@@ -58,14 +58,14 @@ class ResourceEstimate:
     zero: Zero2Footprint
     """What a rank holds, sends and saves."""
     activations: float
-    """Bytes of the largest micro step, on one GPU."""
+    """Bytes of the largest micro-step, on one GPU."""
     trained: int
     """Parameters of the adapter."""
     frozen: int
     ranks: int
     batch: int
     micro_tokens: int
-    """Most tokens of a micro step, on one rank."""
+    """Most tokens of a micro-step, on one rank."""
     photos: int
     """Most photos of a micro-step in the vision tower, on one rank."""
     micro_steps: int
@@ -102,26 +102,30 @@ class ResourceEstimate:
             (
                 "batch",
                 f"{self.batch} samples a step, {self.batch // self.ranks} on each of {self.ranks} ranks; "
-                f"micro steps: about {self.micro_steps}",
+                f"micro-steps: about {self.micro_steps}",
             ),
             (
                 "steps",
-                f"{self.steps}, of {self.samples} samples" if self.steps else "unknown: the training set is not there",
+                f"{self.steps}, of {self.samples} samples"
+                if self.steps
+                else "unknown: the training set does not exist yet",
             ),
             (
-                "arithmetic",
+                "compute",
                 f"{self.flops / 1e12:.0f} TFLOP a step of samples with {typical}: at {ASSUMED_MFU:.0%} of the peak "
                 + ", ".join(f"{value:.1f} s on {self.ranks} {name}" for name, value in seconds.items()),
             ),
         ]
         if self.steps:
             hours = {name: value * self.steps / 3600 for name, value in seconds.items()}
-            rows.append(("in all", ", ".join(f"{value:.1f} h on {self.ranks} {name}" for name, value in hours.items())))
+            rows.append(
+                ("total time", ", ".join(f"{value:.1f} h on {self.ranks} {name}" for name, value in hours.items()))
+            )
         return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
     def _micro_step(self) -> str:
         photos = f", {self.photos} photo{'s' * (self.photos != 1)}" if self.photos else ""
-        return f"a micro step of at most {self.micro_tokens} tokens{photos}"
+        return f"a micro-step of at most {self.micro_tokens} tokens{photos}"
 
 
 def estimate_resources(

@@ -22,8 +22,8 @@ _FIELDS = ("samples", "tokens", "padded", "flops", "wait", "forward", "peak")
 class ThroughputMeter:
     """Measures the forward passes of a task since the last reading.
 
-    Forward hooks record each batch and its time. A forward pass is the part of a step in which a rank waits for no
-    other, so ranks are compared by their time for data and forward passes.
+    Forward hooks record each batch and its time. In a forward pass a rank does not wait for others, so ranks are
+    compared by their time for data and forward passes.
 
     Args:
         task: Takes a `MicroBatch`.
@@ -47,7 +47,7 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts measuring anew: what came before, such as a validation or a save, does not count."""
+        """Restarts the measurement: time before, such as that of a validation or a save, does not count."""
         self._start = time.perf_counter()
         self._sums = dict.fromkeys(_FIELDS, 0.0)
         self._spans: list[tuple[Any, Any]] = []
