@@ -67,8 +67,8 @@ def pipeline_status(
         job = jobs.get(step.name)
         if step.name in records and job:
             # the results that a job has read are recorded when it is first seen to have ended
-            now = {name: digest for name, digest in results.items() if reads_result_of(step, name)}
-            read = used.get(job.id, now if step.name in complete and not job.seen.active else {})
+            current = {name: digest for name, digest in results.items() if reads_result_of(step, name)}
+            read = used.get(job.id, current if step.name in complete and not job.seen.active else {})
             records[step.name] = with_results(records[step.name], read)
     differences = {name: records[name].differences(inputs) for name, inputs in wanted.items() if name in records}
     statuses = step_statuses(steps, jobs, complete, differences)

@@ -113,27 +113,27 @@ def _changing_inputs(step: Step, job: Job | None, earlier: Mapping[str, StepStat
 def _step_status(step: Step, job: Job | None, complete: bool, earlier: Mapping[str, StepStatus]) -> StepStatus:
     if job is None:
         return StepStatus(step, "done" if complete else "open")
-    now = job.seen
+    seen = job.seen
     # a running job no longer depends on others
-    blocker = None if now.active and now.state != "PENDING" else _blocker(job, earlier)
-    if now.active and not blocker and not (now.state == "COMPLETING" and complete):
-        state: State = "waiting" if now.state == "PENDING" else "running"
-        return StepStatus(step, state, job, now.reason if state == "waiting" else "")
+    blocker = None if seen.active and seen.state != "PENDING" else _blocker(job, earlier)
+    if seen.active and not blocker and not (seen.state == "COMPLETING" and complete):
+        state: State = "waiting" if seen.state == "PENDING" else "running"
+        return StepStatus(step, state, job, seen.reason if state == "waiting" else "")
     if complete:
         return StepStatus(step, "done", job)
-    if blocker and (now.active or now.state in ("CANCELLED", "GONE") or now.reason == NEVER):
+    if blocker and (seen.active or seen.state in ("CANCELLED", "GONE") or seen.reason == NEVER):
         return StepStatus(step, "cancelled", job, f"{blocker.step.name} {blocker.state}: {blocker.why}")
-    return _ended(step, job, now)
+    return _ended(step, job, seen)
 
 
-def _ended(step: Step, job: Job, now: JobState) -> StepStatus:
+def _ended(step: Step, job: Job, seen: JobState) -> StepStatus:
     """The status of a step whose job ended without its result."""
     cause = last_error(Path(job.log))
-    if now.state == "COMPLETED":
+    if seen.state == "COMPLETED":
         return StepStatus(step, "failed", job, cause or "it ended without its result")
-    if now.state == "CANCELLED":
+    if seen.state == "CANCELLED":
         return StepStatus(step, "cancelled", job, cause or "scancel")
-    state = {"GONE": now.reason, "FAILED": ""}.get(now.state, now.state)
+    state = {"GONE": seen.reason, "FAILED": ""}.get(seen.state, seen.state)
     why = "; ".join(part for part in (state, cause) if part)
     return StepStatus(step, "failed", job, why or "FAILED; its log is empty")
 

@@ -173,11 +173,11 @@ def _hashes(shard: Path, entry: ShardEntry) -> np.ndarray:
     except storage_errors(ValueError, EOFError):
         pass
     rows = [(sample.key.encode(), *perceptual_hash(sample.jpg)) for sample in read_samples(shard)]
-    made = np.array(rows, _ROW)
+    table = np.array(rows, _ROW)
     with atomic_open(path) as part:
         part.write(entry.sha256.encode())
-        np.save(part, made, allow_pickle=False)
-    return made
+        np.save(part, table, allow_pickle=False)
+    return table
 
 
 def _lines(

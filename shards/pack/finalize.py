@@ -53,8 +53,8 @@ def finalize_set(
     if not manifest.samples or success_rate(outcomes) < min_success:
         (plan.folder / NAME).unlink(missing_ok=True)
         _print_outcomes(manifest, seals)
-        if left := _not_requested(manifest, seals):
-            print(left)
+        if not_requested := _not_requested(manifest, seals):
+            print(not_requested)
         raise TooFewStored(_too_few(manifest, min_success, allow_private))
     files = file_sizes(plan.folder)
     for name in manifest.empty:
@@ -84,7 +84,7 @@ def finalize_splits(folder: Path, names: Iterable[str]) -> None:
 def print_report(
     manifest: Manifest,
     seals: Sequence[Seal],
-    made: Sequence[Seal],
+    new_seals: Sequence[Seal],
     requested: int,
     seconds: float,
     *,
@@ -95,15 +95,15 @@ def print_report(
     more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
     print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
     _print_outcomes(manifest, seals)
-    if made:
-        rate = requested / max(1e-9, max(seal.ended for seal in made) - min(seal.began for seal in made))
+    if new_seals:
+        rate = requested / max(1e-9, max(seal.ended for seal in new_seals) - min(seal.began for seal in new_seals))
         print(
             f"this run: {requested:,} photos in {seconds:.1f} s with start-up; {rate:,.0f} photos/s from first to last"
         )
-    if line := refresh_line(seal.refreshed for seal in made):
+    if line := refresh_line(seal.refreshed for seal in new_seals):
         print(line)
-    if left := _not_requested(manifest, seals):
-        print(left)
+    if not_requested := _not_requested(manifest, seals):
+        print(not_requested)
     if hint := advice(manifest.outcomes, allow_private=allow_private):
         print(hint)
 

@@ -75,9 +75,9 @@ class Coordinator:
         if now - self._swept > 60.0:
             self._swept = now
             self._hosts = {name: host for name, host in self._hosts.items() if not host.idle(now)}
-            for lost in [name for name, seen in self._last_seen.items() if now - seen > 60.0]:
-                del self._last_seen[lost]
-                self._changed.pop(lost, None)
+            for silent in [name for name, seen in self._last_seen.items() if now - seen > 60.0]:
+                del self._last_seen[silent]
+                self._changed.pop(silent, None)
         return grants
 
     async def wait_for_change(self, worker: str) -> None:

@@ -18,7 +18,7 @@ class JournalLogger(Callback):
         self._tracker = tracker
 
     def pre_train(self, trainer: Trainer) -> None:
-        """Records the resumed step: readers skip what an earlier start wrote after it."""
+        """Records the step that the run resumes from, which voids later records of an earlier start."""
         self._tracker.event("resume", step=trainer.state.step, total=trainer.total_steps)
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:

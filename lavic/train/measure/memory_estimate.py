@@ -155,12 +155,12 @@ def estimate_resources(
     work = FlopCosts.of(shape, kind, lora.r)
     overhead = round(work.photo) if sample.views else 0
     budget = loop.micro_tokens or micro_batch * (max_length + overhead)
-    most = min(micro_batch, max(1, budget // (sample.tokens + overhead)))
-    photos = most if sample.views else 0
+    samples_per_micro_step = min(micro_batch, max(1, budget // (sample.tokens + overhead)))
+    photos = samples_per_micro_step if sample.views else 0
     tokens = min(micro_batch * max_length, max(max_length, budget - photos * overhead))
     trained, frozen = shape.adapter(kind, lora.r), shape.loaded(kind)
     per_token = activation_bytes(shape, kind, lora, loop, element=element)
-    micro_steps = -(-loop.global_batch_size // (ranks * most))
+    micro_steps = -(-loop.global_batch_size // (ranks * samples_per_micro_step))
     return ResourceEstimate(
         zero=Zero2Footprint.of(frozen=frozen, trained=trained, ranks=ranks, element=element, micro_steps=micro_steps),
         activations=tokens * per_token["language"] + photos * shape.tower_tokens * per_token["vision"],
