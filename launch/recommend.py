@@ -17,10 +17,10 @@ from lavic.data.schema import Conversation, Turn
 from lavic.errors import ConfigError, DataError
 from lavic.launch.conversation_input import NO_CANDIDATES, read_candidates, read_conversation
 from lavic.model.config import BaseModelSettings
+from lavic.recommend.recommendation import Recommendation, not_in_store
 
 if TYPE_CHECKING:
     from lavic.model.item_store import ItemStore
-    from lavic.recommend.recommendation import Recommendation
     from lavic.recommend.recommender import Recommender
 
 DESCRIPTION = """Rank candidates for a conversation by the probability that the model answers with them. The candidates
@@ -127,7 +127,9 @@ def _check_candidates(
         if len(known) < len(ids):
             place = source or f"{conversation.place}: {chosen.key}"
             if chosen.missing == "refuse":
-                raise DataError(_not_in_store(place, [item for item in ids if item not in store], store))
+                missing = [item for item in ids if item not in store]
+                name, remedy = f"the item store {store.folder}", "drop such items with --missing drop"
+                raise DataError(f"{place}: {not_in_store(missing, store, name=name, remedy=remedy)}")
             print(f"{place}: {len(ids) - len(known)} of {len(ids)} items are not in the store", file=sys.stderr)
         elif not ids:
             print(f"{conversation.place}: the list {chosen.key} is empty", file=sys.stderr)
@@ -135,16 +137,6 @@ def _check_candidates(
     if not any(conversation.candidates[chosen.key] for conversation in kept):
         raise DataError(f"{source or conversations[0].file}: no candidate is left to rank; {NO_CANDIDATES}")
     return kept
-
-
-def _not_in_store(place: str, missing: Sequence[str], store: ItemStore) -> str:
-    """An error message with a hint."""
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    if missing[0].upper() in store:
-        hint = f"did you mean {missing[0].upper()}?"
-    else:
-        hint = "embed its photo first, or drop such items with --missing drop"
-    return f"{place}: {missing[0]}{more} is not in the item store {store.folder}: {hint}"
 
 
 def _open_store(chosen: RecommendSettings) -> ItemStore:

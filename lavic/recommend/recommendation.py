@@ -79,14 +79,16 @@ class CheckedQuery:
     exclude: frozenset[str]
 
 
-def not_in_store(missing: Sequence[str], store: ItemStore) -> str:
-    """An error message with a hint."""
+def not_in_store(
+    missing: Sequence[str], store: ItemStore, *, name: str = "the item store", remedy: str = "drop it from the list"
+) -> str:
+    """The error message for items that a store, called `name`, lacks; `remedy`: what to do besides embedding them."""
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     if missing[0].upper() in store:
         hint = f"did you mean {missing[0].upper()}?"
     else:
-        hint = "embed its photo first, or drop it from the list"
-    return f"{shown_id(missing[0])}{more} is not in the item store: {hint}"
+        hint = f"embed its photo first, or {remedy}"
+    return f"{shown_id(missing[0])}{more} {'are' if more else 'is'} not in {name}: {hint}"
 
 
 def shown_id(item: str) -> str:
