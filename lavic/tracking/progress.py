@@ -15,7 +15,7 @@ _LINE = "{n_fmt}/{total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {remaining} 
 
 
 def progress_bar(total: int, unit: str, desc: str = "", *, initial: int = 0, shown: bool = True) -> ProgressBar:
-    """A progress bar; use it as a context, and call `update(n)` for every n units of work done.
+    """A progress bar, as a context manager: call `update(n)` for every n units of work done.
 
     The unit is in the plural (`photos`, `steps`); `initial` units were done by an earlier run and do not count for the
     rate. With `shown=False`, for ranks other than 0, nothing is written.

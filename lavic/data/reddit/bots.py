@@ -1,4 +1,4 @@
-"""Which posts programs have written."""
+"""Recognizes posts by bots."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ profanitycounter remindmebot repostsleuthbot sneakpeekbot smallsubbot stabbot st
 thehelpfulbot timezone_bot totesmessenger tweetposter useles-converter-bot video_descriptionbot videodescriptionbot
 wikitextbot youtubefactsbot ytubeinfobot"""
 NAMES = frozenset(_NAMES.split())
-"""Accounts that are known, in lower case; `--bots` adds a user's own."""
+"""Known accounts of bots, in lower case; `--bots` adds more."""
 
-# "...bot" with a mark of a name's part before it; "abbot" and "talbot" are names.
+# "bot" as a separate part of the name; "abbot" and "talbot" are ordinary names.
 _NAME = re.compile(r".*(?:[-_]bot|[a-z0-9]Bot|BOT)(?:[-_]?\d*)|bot[-_].*|(?:auto|the)[-_]?mod(?:erator)?[-_]?\w*")
 _SELF = re.compile(
     r"\b(?:i'?m|i am|this is)\s+(?:just\s+)?(?:a|an)\s+(?:automated\s+|friendly\s+|reddit\s+)?(?:ro)?bot\b"
@@ -28,7 +28,7 @@ _SELF = re.compile(
 
 
 def is_bot(post: Post, names: Collection[str] = ()) -> bool:
-    """Whether a comment is a program's: by the list, by its author's name, or by what it says of itself.
+    """Whether a comment is by a bot: by the list, by its author's name, or by what it says about itself.
 
     `names` are more accounts, in lower case.
     """

@@ -15,12 +15,12 @@ _TERMS = (
     "use is not commercial without an agreement; its user agreement and the terms of the dumps' publishers apply.",
     "Amazon Reviews 2023 is published without a licence.",
     "Posts that were deleted or removed by the second retrieval are left out. What was deleted after the dumps were "
-    "made is still in: fetch newer dumps, or rebuild the set from its ids.",
+    "made is still included: fetch newer dumps, or rebuild the set from its ids.",
     "Share the ids, not the texts: `<split>.ids.jsonl` has no text, and `lavic reddit rebuild` makes the set again "
     "from them and the dumps.",
 )
 _KNOWN = (
-    "A link is not always a recommendation: the sentiment check finds warnings, no irony.",
+    "A link is not always a recommendation: the sentiment check finds warnings but not irony.",
     "Scores are those of 36 hours after the post (Arctic Shift) or of the retrieval (Pushshift), not today's.",
     "A category is the first of the item's in the catalogue.",
     "The ids say what was linked, not which variant was meant; variants count for their parent where reviews name it.",

@@ -1,4 +1,4 @@
-"""Text of posts, as a model is to read it: mojibake and entities mended, names of users and links removed."""
+"""Cleans the text of posts for a model: fixes mojibake and HTML entities, removes links and names of users."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _USER = re.compile(
 )
 """Reddit's editor escapes the `_` of a name."""
 _NAME = re.compile(r"(?:\\?[\w-]){4,}")
-_TELLING = re.compile(r"[A-Za-z0-9_-]{4,}")
+_LONG_NAME = re.compile(r"[A-Za-z0-9_-]{4,}")
 _QUOTE = re.compile(r"^[ \t]*(?:>|&gt;)(?!!)[^\n]*$", re.MULTILINE)
 """A line that quotes; `>!` begins a spoiler instead."""
 _ESCAPED = re.compile(r"\\([_*~#>^()\[\]|.!+-])")
@@ -38,9 +38,9 @@ USER = "[user]"
 
 
 @lru_cache(maxsize=1 << 12)
-def mend(text: str) -> str:
+def fix_text(text: str) -> str:
     """A text without mojibake, HTML entities, control characters and broken surrogates."""
-    # Entities first: mojibake may be written in them; twice, since some dumps escaped twice.
+    # Entities first, since they may encode mojibake; twice, since some dumps are escaped twice.
     for _ in range(2):
         if "&" not in text:
             break
@@ -49,13 +49,13 @@ def mend(text: str) -> str:
 
 
 def target_text(text: str, users: AbstractSet[str] = frozenset()) -> str:
-    """The text of a comment that recommends, with its links; names of `users`, who take part, are replaced."""
-    return _TAG.sub("", _without_users(mend(text), users)).strip()
+    """The text of a comment that recommends, with its links; names of `users`, the participants, are replaced."""
+    return _TAG.sub("", _without_users(fix_text(text), users)).strip()
 
 
 def context_text(text: str, users: AbstractSet[str] = frozenset()) -> str:
     """The text of a turn before it, without links; arguments as for `target_text`."""
-    text = _MARKDOWN.sub(lambda match: "" if _LINK.search(match[1]) else match[1], mend(text))
+    text = _MARKDOWN.sub(lambda match: "" if _LINK.search(match[1]) else match[1], fix_text(text))
     text = _ESCAPED.sub(r"\1", _without_users(_LINK.sub("", text), users))
     text = _LINES.sub("\n\n", _SPACES.sub(" ", _TAG.sub("", text)))
     return text.strip()
@@ -69,7 +69,7 @@ def without_quotes(text: str) -> str:
 def _without_users(text: str, users: AbstractSet[str]) -> str:
     def hidden(match: re.Match[str]) -> str:
         name = match[0].replace("\\", "")
-        # A name of letters alone may be a word of the language.
-        return USER if name in users and _TELLING.fullmatch(name) and not name.isalpha() else match[0]
+        # A name of letters alone may be an ordinary word.
+        return USER if name in users and _LONG_NAME.fullmatch(name) and not name.isalpha() else match[0]
 
     return _NAME.sub(hidden, _USER.sub(USER, text))

@@ -1,13 +1,13 @@
-"""What is counted on the way from a line of a dump to a row of the set, by name and in words."""
+"""What is counted from the lines of the dumps to the rows of the set: the name and meaning of each count."""
 
 from __future__ import annotations
 
 LINES = {
     "lines": "lines of the dumps",
     "without_a_link": "lines that do not name Amazon; not parsed",
-    "not_json": "lines that are no JSON object",
+    "not_json": "lines that are not JSON objects",
     "neither_comment_nor_submission": "lines with neither `link_id` nor `title`",
-    "no_id": "posts without an id of Reddit's",
+    "no_id": "posts without a Reddit id",
     "no_submission_id": "comments without `link_id`",
     "no_time": "posts without a time in `created_utc`",
     "submission": "submissions that name Amazon",
@@ -21,12 +21,12 @@ LINES = {
 POSTS = {
     "comments": "comments in the threads of these comments",
     "submissions": "their submissions",
-    "repeated": "posts that the dumps hold more than once",
+    "repeated": "posts that the dumps contain more than once",
 }
 """The second pass."""
 
 BROKEN = ("not_json", "neither_comment_nor_submission", "no_id", "no_submission_id", "no_time")
-"""Why a line is no post; of `LINES`, and counted in the threads too."""
+"""Why a line is not a post: keys of `LINES`, counted in the second pass too."""
 
 COMMENTS = {
     "linking": "comments that link to an item of the catalogue, each once",
@@ -35,8 +35,8 @@ COMMENTS = {
     "deleted_later": "deleted or removed by the second retrieval",
     "restored": "deleted at first and restored in the dump; not used",
     "author_missing": "without an author",
-    "author_deleted": "by an account that is gone",
-    "bot": "by a program, or by a moderator in that role",
+    "author_deleted": "by a deleted account",
+    "bot": "by a bot, or by a moderator in that role",
     "quoted_links": "whose links are all in quotes",
     "asker": "by the asker",
     "score": "with a low score",
@@ -47,7 +47,7 @@ COMMENTS = {
     "submission_gone": "whose submission is deleted or removed",
     "parent_missing": "with a comment above them that is not in the dumps",
     "parent_gone": "with a comment above them that is deleted or removed",
-    "bot_context": "with a program's comment above them",
+    "bot_context": "with a bot's comment above them",
     "no_context": "without any text before them",
     "kept": "that became a conversation",
 }
@@ -55,7 +55,7 @@ COMMENTS = {
 
 NOTES = {
     "score_unknown": "conversations whose comment has no score in the dumps",
-    "turns_left_out": "turns that conversations go on without (--labels.incomplete keep)",
+    "turns_left_out": "turns that are missing in conversations (--labels.incomplete keep)",
     "items_quoted": "items of kept comments that were left out, since only quotes link to them",
     "items_in_context": "items of kept comments that were left out, since they were named before",
     "items_against": "items of kept comments that were left out, since the comment advises against them",

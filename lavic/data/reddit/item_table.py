@@ -1,4 +1,4 @@
-"""The catalogue's items and their variants, looked up where they stand on disk.
+"""The catalogue's items and their variants, looked up in files on disk.
 
 Amazon Reviews 2023 keys its items by `parent_asin` and has no list of variants; its reviews hold both ids.
 """

@@ -1,6 +1,6 @@
-"""Submissions that are the same: near-duplicates by MinHash, reposts, crossposts. They must be in one split.
+"""Groups equal submissions, which must be in one split: near-duplicates by MinHash, reposts, crossposts.
 
-The bands of all signatures are compared one band after the other, so that memory is some numbers per submission.
+The signatures are compared one band after the other, which takes a few numbers of memory per submission.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 128
 FEW_WORDS = 8
-"""Shorter texts ("help please") say too little: they are the same only if one account wrote both."""
+"""Shorter texts ("help please") are too unspecific: they are equal only if one account wrote both."""
 
 _SHINGLE = 3
 _NEIGHBOURS = 20
@@ -36,7 +36,7 @@ def signature_of(text: str) -> np.ndarray:
 
 
 def exact_hash(text: str, author: str) -> int:
-    """A number for a text and its account, both the same in a repost; 0 for an account that is gone."""
+    """A hash of a text and its account, equal for reposts; 0 for a deleted account."""
     if not author:
         return 0
     plain = " ".join(_WORD.findall(text.lower()))
@@ -48,7 +48,7 @@ def exact_hash(text: str, author: str) -> int:
 def group_submissions(
     ids: np.ndarray, crossposts: np.ndarray, exact: np.ndarray, signatures: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """The group of each submission: the place of its first member.
+    """The group of each submission: the index of the group's first member.
 
     Args:
         ids: uint64 [n], in the order that decides which member is first.
@@ -61,7 +61,7 @@ def group_submissions(
         int64 [n].
     """
     groups = _Groups(len(ids))
-    # A crosspost is one with the post that it repeats, and with the other crossposts of it, there or not.
+    # A crosspost is in the group of the original and its other crossposts, even if the original is missing.
     origin = np.where(crossposts > 0, crossposts, ids)
     for numbers in (origin, exact):
         for run in _runs(numbers):

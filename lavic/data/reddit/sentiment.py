@@ -1,6 +1,6 @@
-"""Whether a comment speaks against what it links to: a small list of words, for the sentences at the link.
+"""Whether a comment advises against what it links to: by a list of words, for the lines with the link.
 
-It finds warnings ("do not buy this", "fell apart in a week"), no finer tone; what it takes for a warning is counted.
+It finds warnings ("do not buy this", "fell apart in a week") but not irony.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ can't cannot couldn't shouldn't haven't hasn't isnt wasnt dont doesnt didnt wont
 _WEIGHTS = {**dict.fromkeys(_NEGATIVE.split(), -1), **dict.fromkeys(_POSITIVE.split(), 1)}
 _NEGATE = frozenset(_NEGATIONS.split())
 _REACH = 3
-"""Words that a negation reaches, within its clause."""
+"""Number of words that a negation affects, within its clause."""
 _WARNING = re.compile(
     r"\b(?:do\s*n[o']?t|dont|never|wouldn'?t|would not|shouldn'?t)\s+(?:ever\s+)?"
     r"(?:buy|get|order|use|recommend|bother|waste|purchase|touch|trust)\b"
@@ -39,9 +39,9 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[.,;:!?\n]")
 
 
 def sentiment(text: str) -> int:
-    """Positive words less negative ones, negations turned; two off for each warning, two more for praise by negation.
+    """The number of positive words minus that of negative ones; negated words count with the opposite sign.
 
-    The text is without links, whose words say nothing.
+    Each warning subtracts two, and each praise by negation adds two. Links must have been removed from the text.
     """
     plain = text.lower().replace("’", "'").replace("not only", " ")
     plain, praises = _PRAISE.subn(" ", plain)

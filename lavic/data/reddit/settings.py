@@ -15,15 +15,15 @@ class LabelSettings:
     """Which comments with a link are recommendations."""
 
     min_score: int | None = Field(default=1, ge=-1_000_000, le=1_000_000)
-    """Lowest score of a comment: upvotes less downvotes. Arctic Shift's are those of 36 hours after the post,
+    """Lowest score of a comment: upvotes minus downvotes. Arctic Shift's are those of 36 hours after the post,
     Pushshift's those of its retrieval. A comment whose score is not known is kept, and counted. None keeps all."""
     min_sentiment: int | None = Field(default=0, ge=-1000, le=1000)
-    """Lowest sentiment of the lines that link to an item: good words less bad ones, two off for a warning such as
-    "do not buy". None keeps all."""
+    """Lowest sentiment of the lines that link to an item: positive words minus negative ones, and minus two for a
+    warning such as "do not buy". None keeps all."""
     incomplete: Literal["drop", "keep"] = "drop"
-    """Conversations that lack a turn, since it is not in the dumps or was deleted. keep: go on without that turn."""
+    """Conversations with a turn that was deleted or is not in the dumps. keep: without that turn."""
     deleted_authors: Literal["drop", "keep"] = "drop"
-    """Comments whose account is gone: nobody can tell whether the asker has written them."""
+    """Comments by deleted accounts, which may be the asker's own."""
     max_items: int = Field(default=20, ge=1, le=10_000)
     """Most items of a comment; with more it is a list, not an answer."""
 

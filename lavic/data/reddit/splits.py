@@ -1,4 +1,4 @@
-"""Which submissions are for training, validation and test: by time, groups of the same submissions undivided."""
+"""Splits submissions into train, valid and test by time; groups of equal submissions are not divided."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def split_submissions(files: list[Path], settings: SplitSettings) -> Splits:
     first = times[groups]
     edges = settings.days or _edges(first, rows[order], settings)
     chosen = np.searchsorted(np.array(edges), first, side="right")
-    alone = np.searchsorted(np.array(edges), times, side="right")
+    ungrouped = np.searchsorted(np.array(edges), times, side="right")
     counts = np.bincount(groups, minlength=len(groups))
     places = np.empty(len(ids), np.int64)
     places[order] = chosen
@@ -68,7 +68,7 @@ def split_submissions(files: list[Path], settings: SplitSettings) -> Splits:
         parts=np.split(places, np.cumsum(sizes)[:-1]),
         groups=int((counts > 1).sum()),
         grouped=int(counts[counts > 1].sum()),
-        moved=int((chosen != alone).sum()),
+        moved=int((chosen != ungrouped).sum()),
     )
 
 

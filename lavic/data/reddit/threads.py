@@ -22,12 +22,12 @@ SHORT = "short"
 
 
 class Dropped(Exception):
-    """A comment that becomes no conversation; its text is the reason."""
+    """A comment that does not become a conversation; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A conversation with what is known of it."""
+    """A conversation with its metadata."""
 
     submission: int
     turns: tuple[int, ...]
@@ -44,7 +44,7 @@ class Example:
     forms: tuple[str, ...]
     """How the comment's links name their items."""
     hosts: tuple[str, ...]
-    """The shops that they lead to."""
+    """The domains of the shops."""
     context: str
     """`<submission>` and `<comment>`s."""
     context_items: tuple[str, ...]
@@ -73,7 +73,7 @@ class Threads:
     items: ItemTable
     labels: LabelSettings
     bots: Collection[str] = ()
-    """More accounts of programs, in lower case."""
+    """More accounts of bots, in lower case."""
     resolved: Mapping[str, str] = field(default_factory=dict)
     """The item of each short link that was resolved."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -100,10 +100,10 @@ class Threads:
         kinds: tuple[dict[int, Post], dict[int, Post]] = ({}, {})
         repeated: dict[tuple[bool, int], list[Post]] = {}
         for post in self.posts:
-            known = kinds[post.is_comment].setdefault(post.id, post)
-            if known is not post:
+            first = kinds[post.is_comment].setdefault(post.id, post)
+            if first is not post:
                 self.counts["repeated"] += 1
-                repeated.setdefault((post.is_comment, post.id), [known]).append(post)
+                repeated.setdefault((post.is_comment, post.id), [first]).append(post)
         for (is_comment, id), versions in repeated.items():
             kinds[is_comment][id] = _latest(versions)
         self.counts["comments"], self.counts["submissions"] = len(kinds[True]), len(kinds[False])
@@ -168,7 +168,7 @@ class Threads:
         return example
 
     def _recommended(self, comment: Post, submission: Post | None) -> list[_Target]:
-        """The items that somebody else than the asker recommends in a comment that may be used."""
+        """The items that someone other than the asker recommends in a usable comment."""
         labels = self.labels
         if comment.gone:
             raise Dropped(comment.gone)
@@ -252,14 +252,14 @@ def render_conversation(submission: Post, path: Sequence[Post], comment: Post) -
 
 @lru_cache(maxsize=1 << 14)
 def author_hash(name: str) -> str:
-    """16 hex digits for an account; empty for one that is gone."""
+    """16 hex digits for an account; empty for a deleted one."""
     if not name or is_gone(name):
         return ""
     return hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _latest(versions: Sequence[Post]) -> Post:
-    """The latest retrieved version, whatever their order; it may not be used if any version says so."""
+    """The version that was retrieved last; it is marked as gone if any version is."""
     latest = max(versions, key=lambda post: (post.retrieved, repr(post)))
     gone = latest.gone or min((post.gone for post in versions if post.gone), default="")
     return replace(latest, gone=gone)

@@ -51,7 +51,7 @@ class SentencePieceFile:
         """Reads a model file.
 
         Raises:
-            DataError: It cannot be read, or is no SentencePiece model.
+            DataError: It cannot be read, or is not a SentencePiece model.
         """
         pieces: list[Piece] = []
         options: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where the next thing begins."""
+    """A number of seven bits a byte, and the offset after it."""
     value = shift = 0
     while True:
         byte = data[at]

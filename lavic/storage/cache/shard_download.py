@@ -97,4 +97,4 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 class _DownloadError(Exception):
-    """A download broke off."""
+    """A download failed midway."""

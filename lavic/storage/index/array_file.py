@@ -111,7 +111,7 @@ class ArrayWriter:
         self._files = ExitStack()
 
     def column(self, name: str, dtype: str, width: int = 0) -> GrowingColumn:
-        """A new column of numbers; with `width`, of rows of so many numbers."""
+        """A new column of numbers; with `width`, of rows of that many numbers."""
         self._columns[name] = self.scratch(dtype, width)
         return self._columns[name]
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 SUFFIX = ".safetensors"
 _DAY_S = 24 * 3600.0
 _MAX_UNUSED_S = 30 * _DAY_S
-"""An index that no process opens for so long is removed from the cache."""
+"""An index that no process opens for this time is removed from the cache."""
 
 log = logging.getLogger(__name__)
 

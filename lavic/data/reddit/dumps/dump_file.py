@@ -1,7 +1,7 @@
 """The bytes of a dump, in pieces of complete lines.
 
-Dumps are frames of zstd with windows of up to 2 GiB, one or several in a file. Files that are not compressed, or
-otherwise, are read too; the content decides.
+Dumps are zstd files of one or several frames, with windows of up to 2 GiB. Uncompressed files and other compressions
+are detected by content and read too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_pieces(path: str | Path) -> Iterator[bytes]:
 
 
 def check_dump(path: str | Path) -> None:
-    """Raises DataError for a file, or what a URI names, of which none of the first lines is a post of Reddit."""
+    """Raises DataError if none of the first lines of a file or URI is a post of Reddit."""
     for piece in read_pieces(path):
         if any(map(_is_post, piece.split(b"\n")[:_CHECKED_LINES])):
             return

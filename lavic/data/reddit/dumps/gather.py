@@ -1,7 +1,7 @@
 """The second pass over a dump: all posts of the submissions that the first pass has found, by bucket.
 
-The posts of one dump stand in one file, as runs that are sorted by bucket; an index tells where each bucket's part of
-each run lies.
+The posts of one dump are stored in one file, as runs that are sorted by bucket; an index has the offset of each bucket
+in each run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RUN_BYTES = 32 << 20
 """Bytes of posts that are collected before they are written."""
 
 _SUBMISSION_OF_COMMENT = re.compile(rb'"link_id"\s*:\s*"t3_([0-9a-z]{1,13})"')
-# Objects within a submission have ids too, and so have comments; which is a submission's, the parser tells.
+# Comments and objects within a submission have ids too; the parser decides which id is the submission's.
 _ID = re.compile(rb'"id"\s*:\s*"([0-9a-z]{1,13})"')
 _WIDTH = 13
 _DIGIT = np.zeros(256, np.uint64)
@@ -93,7 +93,7 @@ def read_buckets(spools: Sequence[Path], first: int, end: int) -> Iterator[Post]
 
 
 def index_of(spool: Path) -> Path:
-    """The index of such a file; it is there once the file is complete."""
+    """The index of a file of `gather_dump`; it exists once the file is complete."""
     return spool.with_name(f"{spool.name}.index")
 
 

@@ -1,4 +1,4 @@
-"""Tables of numbers on disk, in the order of a mixed key, so that each bucket of them is a slice.
+"""Tables of numbers on disk, sorted by a mixed key, so that each bucket is a slice.
 
 A bucket is a range of keys. As the key is a function of the number alone, what a bucket holds does not depend on how
 many files the numbers came from; and tables of many files are merged a bucket at a time.
@@ -78,7 +78,7 @@ def _write(path: Path, parts: Iterator[np.ndarray], with_values: bool) -> None:
 
 
 class Table:
-    """A table of `write_table` or `merge_tables`, read where it stands, without being loaded."""
+    """A table of `write_table` or `merge_tables`, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self._keys = _map(path)
@@ -88,7 +88,7 @@ class Table:
         return len(self._keys)
 
     def bucket(self, n: int) -> np.ndarray:
-        """Keys and values of a bucket, in their order: uint64 [some, 2]."""
+        """Keys and values of a bucket, in their order: uint64 [n, 2]."""
         edges = np.array([n, n + 1], np.uint64) << _SHIFT
         start, end = np.searchsorted(self._keys, edges)
         if n == BUCKETS - 1:

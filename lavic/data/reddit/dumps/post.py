@@ -24,7 +24,7 @@ _LARGEST = (1 << 63) - 1
 
 
 class BadPost(ValueError):
-    """A row that is no post; its text is the reason by which it is counted."""
+    """A row that is not a post; the message is the reason by which it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Post:
     created: int
     """Seconds since 1970."""
     score: int | None
-    """Upvotes less downvotes, as of the retrieval; None where it is not known."""
+    """Upvotes minus downvotes, as of the retrieval; None where it is not known."""
     subreddit: str
     title: str
     link: str
-    """What a submission without a text links to; empty for others."""
+    """The link of a submission without a text; empty for others."""
     text: str
     gone: str
     """Why the text may not be used: `deleted`, `removed`, `deleted_later`, `restored`; or empty."""
@@ -60,11 +60,11 @@ class Post:
 
 
 def read_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line. Raises BadPost where it is none."""
+    """The JSON object of a line. Raises BadPost for any other line."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
-        # Half a surrogate pair is refused by orjson and accepted by the standard library.
+        # orjson refuses lone surrogates, which the standard library accepts.
         try:
             row = json.loads(line.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
@@ -136,7 +136,7 @@ def post_from_row(row: Mapping[str, Any]) -> Post:
 
 
 def is_gone(text: str) -> bool:
-    """Whether a text, title or author is what Reddit puts in the place of one, as `[deleted]`."""
+    """Whether a text, title or author is Reddit's placeholder for a deleted or removed one, such as `[deleted]`."""
     return _GONE.fullmatch(text) is not None
 
 
@@ -167,7 +167,7 @@ def id_of(number: int) -> str:
 
 
 def number_of(id: Any) -> int:
-    """A post's number; 0 for what is no id of Reddit's."""
+    """A post's number; 0 for anything but a Reddit id."""
     if not isinstance(id, str):
         return 0
     digits = id.rpartition("_")[2]
@@ -186,7 +186,7 @@ def _parent(id: Any) -> int:
 
 
 def _whole(value: Any) -> int | None:
-    """An integer, also as text; None for what is none."""
+    """An integer, also as text; None for anything else."""
     if isinstance(value, bool) or value is None:
         return None
     try:
@@ -218,6 +218,6 @@ def _retrieved(row: Mapping[str, Any]) -> int:
 
 
 def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What Arctic Shift notes of a post."""
+    """Arctic Shift's metadata of a post."""
     meta = row.get("_meta")
     return meta if isinstance(meta, dict) else {}

@@ -22,7 +22,7 @@ from lavic.data.reddit.item_table import ItemTable
 
 _LINE_END = ord("\n")
 _PENDING_BYTES = 4 << 20
-"""Lines are parsed together: among the blocks of a dump each would find the processor's caches cold."""
+"""Lines are parsed in batches of this size: between the blocks of a dump, the parser would start with cold caches."""
 
 
 def _in_any_case(word: str) -> list[bytes]:
@@ -30,9 +30,9 @@ def _in_any_case(word: str) -> list[bytes]:
 
 
 _NAME = re.compile(rb"amazon|amzn|a\.co[/\\%]", re.IGNORECASE)
-"""What every link has in its JSON, with slashes escaped or not, within a redirect or not."""
+"""Occurs in the JSON of every link, with slashes escaped or not, within a redirect or not."""
 _LONGEST = len(b"amazon")
-# The search is quickest for few short patterns with a rare letter.
+# The search is fastest for few short patterns with a rare letter.
 _PARTS = BytesAhoCorasick(
     [part for name in ("maz", "mzn", "a.co") for part in _in_any_case(name)], matchkind=MatchKind.LeftmostFirst
 )
