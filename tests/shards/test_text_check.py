@@ -1,10 +1,10 @@
-"""Which descriptions are of no use."""
+"""Which descriptions are flagged, and where a truncated one ends."""
 
 from __future__ import annotations
 
 import pytest
 
-from lavic.shards.teacher.text_check import check_text
+from lavic.shards.teacher.text_check import check_text, complete_sentences
 
 TITLE = "Acme Striped Mug, 300 ml"
 
@@ -48,3 +48,8 @@ def test_an_item_without_a_title():
 
 def test_a_long_text_takes_no_time():
     assert check_text(" ".join(map(str, range(50_000))), TITLE) == ""
+
+
+def test_a_truncated_description_ends_at_its_last_complete_sentence() -> None:
+    assert complete_sentences("A red bag. It has a") == "A red bag."
+    assert complete_sentences("A red bag with  a\nhandle") == "A red bag with a handle"
