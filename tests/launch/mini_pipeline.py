@@ -1,4 +1,4 @@
-"""`lavic submit` of `pipeline-mini` on the fake SLURM, its jobs, and the files that they would leave."""
+"""`lavic submit` of `pipeline-mini` on the fake SLURM, its jobs, and the results that they would write."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from lavic.data.descriptions import write_descriptions
 from lavic.data.manifest import digest_manifest
 from lavic.data.shard_dataset import ShardDataset
 from lavic.data.tar_shards import Sample
+from lavic.launch.pipeline.settings import PipelineSettings
 from tests.crawled_sets import write_set
 
 ORDER = ["crawl-train", "crawl-valid", "verify-train", "verify-valid", "describe-train"]
 ORDER += ["distill", "embed", "tune", "evaluate"]
 
 
-def submit(*words: str) -> int:
-    return main(["submit", "--config", "pipeline-mini", "--tracking.no-mlflow", *words])
+def pipeline(**settings) -> PipelineSettings:
+    """Settings of a pipeline, with inputs that do not exist."""
+    photos = {"train": {"items": ["a.json"]}, "valid": {"items": ["b.jsonl"], "described": True}}
+    conversations = {"train": "t.jsonl", "valid": "v.jsonl", "test": ["e.jsonl"]}
+    return PipelineSettings(**{"out": "out", "photos": photos, "conversations": conversations, **settings})
+
+
+def submit(*args: str) -> int:
+    return main(["submit", "--config", "pipeline-mini", "--tracking.no-mlflow", *args])
 
 
 def jobs(cluster: Path) -> list[dict]:
@@ -30,18 +38,18 @@ def jobs(cluster: Path) -> list[dict]:
 
 def set_slurm(cluster: Path, **changes) -> None:
     file = cluster / "bin" / "slurm.json"
-    now = json.loads(file.read_text()) if file.exists() else {"jobs": []}
-    file.write_text(json.dumps(now | changes))
+    state = json.loads(file.read_text()) if file.exists() else {"jobs": []}
+    file.write_text(json.dumps(state | changes))
 
 
 def end_job(cluster: Path, number: int, state: str, reason: str = "None") -> None:
-    """As SLURM does: ends a job with a state; if it failed, cancels those after it."""
-    now = jobs(cluster)
-    now[number - 1] |= {"state": state, "reason": reason}
+    """Ends a job with a state; if it failed, cancels the jobs after it, as SLURM does."""
+    queue = jobs(cluster)
+    queue[number - 1] |= {"state": state, "reason": reason}
     if state != "COMPLETED":
-        for job in now[number:]:
+        for job in queue[number:]:
             job |= {"state": "CANCELLED", "reason": "DependencyNeverSatisfied"}
-    set_slurm(cluster, jobs=now)
+    set_slurm(cluster, jobs=queue)
 
 
 def status(out: Path | str = "pipeline-mini") -> dict[str, dict]:
