@@ -65,14 +65,12 @@ def evaluate(folder: Path, seed: int, *, limit: int, orders: int, small: bool) -
     return results
 
 
-def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table holds of one seed."""
-    (test_set,) = results["sets"].values()
+def summarise(test_set: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table shows of one seed, from a test set in `results.json`."""
     order = test_set.get("order", {})
     return {
         "conversations": test_set["conversations"],
         "clusters": test_set["clusters"],
-        "seconds": results["seconds"],
         "arms": {
             arm: {
                 "hit_rate": metrics["hit_rate"],
@@ -127,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in chosen.seeds:
         folder = chosen.out / f"seed-{seed}"
         results = evaluate(folder, seed, limit=chosen.limit, orders=chosen.orders, small=chosen.small)
-        seeds[seed] = summarise(results)
+        (seeds[seed],) = (summarise(test_set) for test_set in results["sets"].values())
         (chosen.out / "arms.json").write_text(json.dumps(seeds, indent=2) + "\n", encoding="utf-8")
     print("\n" + table(seeds))
     return 0

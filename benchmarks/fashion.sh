@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# The demo's pipeline on real product photos: serve, crawl, pretrain a miniature, describe, distil, embed, tune, evaluate.
+# The demo's pipeline on real product photos: serve, crawl, pretrain a miniature, describe, distil, embed, tune a
+# retriever, retrieve, tune, evaluate.
 #
 #   benchmarks/fashion.sh [DATA [OUT]]
 #
 # DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json (the demo's form) and OUT/evaluation/report.html. docs/benchmarks.md says
-# what came out, docs/real_photos.md how the settings were found.
-# Run the same line again after a stop: what is done is not done again (a pretraining that was stopped starts anew).
+# FASHION_CATALOG names. Writes OUT/summary.json and OUT/evaluation/report.html. docs/benchmarks.md has the results,
+# docs/real_photos.md says how the settings were chosen.
+#
+# FASHION_SEED    seed of everything (0)
+# FASHION_REUSE   OUT of a finished run: its catalogue, shards and base model are used, so that FASHION_SEED is the seed of
+#                 stage 1, of the retriever and of stage 2 alone
+# FASHION_DENSE   folder of a sentence-transformers model: adds the arm `dense`
+#
+# Run the same line again after a stop: finished steps are not repeated (a pretraining that was stopped starts anew).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=${1:-$here/../../shared/data/fashion}
@@ -32,8 +39,13 @@ if [[ -f $out/seed && $(<"$out/seed") != "$seed" ]]; then
   exit 2
 fi
 echo "$seed" >"$out/seed"
+if [[ -n ${FASHION_REUSE:-} ]]; then
+  for part in catalog shards base; do
+    [[ -e $out/$part ]] || ln -s "$(realpath "$FASHION_REUSE/$part")" "$out/$part"
+  done
+fi
 log=$out/seconds.tsv
-step() { # NAME COMMAND...: runs a command, says it, and notes its seconds
+step() { # NAME COMMAND...: prints a command, runs it and logs its seconds
   local name=$1 began
   shift
   began=$(date +%s)
@@ -83,19 +95,40 @@ step embed "${embed[@]}" --adapter "$out/runs/distill" --out "$out/store"
 step embed "${embed[@]}" --out "$out/store_undistilled"
 
 head -300 "$catalog/valid.jsonl" >"$out/valid.jsonl"
-tune=(lavic tune --config tune-mini --model.name "$base" --train "$catalog/train.jsonl" --valid "$out/valid.jsonl"
-  --lora.r 64 --lora.alpha 128 --loop.steps 400 --loop.lr 1e-3 --loop.eval-every 50
-  --loop.seed "$seed" --nproc 2)
-step tune "${tune[@]}" --store "$out/store" --out "$out/runs/tune"
-step tune_controls "${tune[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
-step tune_controls "${tune[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
+head -1200 "$catalog/test.jsonl" >"$out/test.jsonl"
+step tune_retriever lavic tune-retriever --config tune-retriever-mini --model.name "$base" --store "$out/store" \
+  --train "$catalog/train.jsonl" --valid "$out/valid.jsonl" --head.seed "$seed" --out "$out/runs/retriever"
+retrieve=(lavic retrieve --items "$catalog/meta_Fashion.jsonl" --store "$out/store" --index "$out/index"
+  --tokens.retriever "$out/runs/retriever" --draws 1000)
+step retrieve "${retrieve[@]}" --methods bm25 tokens --conversations "$out/test.jsonl" --out "$out/retrieval"
+step retrieve "${retrieve[@]}" --methods tokens --key candidates_tokens \
+  --conversations "$catalog/train.jsonl" "$out/valid.jsonl" "$out/test.jsonl" --out "$out/lists"
 
-step evaluate lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" \
-  --test "test=$catalog/test.jsonl" "strangers=$catalog/strangers.jsonl" --limit 2400 \
-  --arms lavic shuffled before_tuning random words words_before_tuning --words "$catalog/looks_all.jsonl" \
-  --compare "text_only=$out/runs/tune_text_only/bundle" \
+tune=(lavic tune --config tune-mini --model.name "$base" --lora.r 64 --lora.alpha 128 --loop.steps 400 --loop.lr 1e-3
+  --loop.eval-every 50 --loop.seed "$seed" --nproc 2)
+given=(--train "$catalog/train.jsonl" --valid "$out/valid.jsonl")
+found=(--train "$out/lists/train.jsonl" --valid "$out/lists/valid.jsonl" --candidates candidates_tokens --top 10)
+step tune "${tune[@]}" "${given[@]}" --store "$out/store" --out "$out/runs/tune"
+step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
+step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
+step tune_retrieved "${tune[@]}" "${found[@]}" --store "$out/store" --out "$out/runs/tune_retrieved"
+
+evaluate=(lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" --nproc 2)
+arms=(lavic shuffled blank noise words before_tuning base_titles words_before_tuning base_photos
+  popularity repeat_last bm25 list_order random)
+dense=()
+if [[ -n ${FASHION_DENSE:-} ]]; then
+  arms+=(dense)
+  dense=(--dense.model "$FASHION_DENSE")
+fi
+step evaluate "${evaluate[@]}" --test "test=$catalog/test.jsonl" "strangers=$catalog/strangers.jsonl" --limit 1200 \
+  --arms "${arms[@]}" "${dense[@]}" --words "$catalog/looks_all.jsonl" --train "$catalog/train.jsonl" \
+  --items "$catalog/meta_Fashion.jsonl" --compare "text_only=$out/runs/tune_text_only/bundle" \
   "undistilled=$out/runs/tune_undistilled/bundle@$out/store_undistilled" \
   --shards "${sets[@]}" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
-  --title "Real photos: does it recommend by looking?" --out "$out/evaluation" --nproc 2
+  --title "Real photos: does it recommend by looking?" --out "$out/evaluation"
+step evaluate "${evaluate[@]}" --test "test=$out/lists/test.jsonl" --candidates candidates_tokens --top 10 \
+  --arms lavic list_order random --compare "tuned_on_retrieved=$out/runs/tune_retrieved/bundle" \
+  --out "$out/evaluation_retrieved"
 
 python "$here/fashion_summary.py" "$out"

@@ -273,4 +273,7 @@ def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Pla
         what = f"no photo to fetch: no item of the catalogue falls into the split {settings.split}"
     else:
         what = f"no photo to fetch: {counts.items:,} items"
-    return f"{', '.join(items)}: " + ", ".join([what, *(reason for reason, count in reasons.items() if count)])
+    message = f"{', '.join(items)}: " + ", ".join([what, *(reason for reason, count in reasons.items() if count)])
+    if counts.without_photo and not counts.unlinked and not settings.columns:
+        message += "; --columns url=KEY names the key of the links where it is not `images`"
+    return message
