@@ -36,8 +36,12 @@ def test_limit_and_ids_select_items(tmp_path: Path) -> None:
 
 def test_a_catalogue_without_photos_is_refused_with_counts(tmp_path: Path) -> None:
     items = write_items(tmp_path / "c.json", {"B1": 0, "B2": 0})
-    with pytest.raises(DataError, match=r"no photo to fetch: 2 items, 2 of them without a photo URL$"):
+    with pytest.raises(DataError, match="no photo to fetch: 2 items, 2 of them without a photo URL; --columns url=KEY"):
         make_plan(items, tmp_path / "out", SETTINGS)
+    links = tmp_path / "links.jsonl"
+    links.write_text(json.dumps({"asin": "B1", "imageURLHighRes": []}) + "\n")
+    with pytest.raises(DataError, match=r"1 entries of their lists of images without a link$"):
+        make_plan((str(links),), tmp_path / "out", replace(SETTINGS, columns={"url": "imageURLHighRes", "id": "asin"}))
     (path,) = write_links(tmp_path / "d.jsonl", ("B1", ["None", " "]), ("B2", []))
     Path(path).write_text(Path(path).read_text() + "{\n")
     (tmp_path / "ids").write_text("B1\nB3\nB4\n")
