@@ -1,4 +1,4 @@
-"""The end of a log that is being written: its last lines, and what is added to it."""
+"""Reads the last lines of a log, and follows a log that is being written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_tail(path: Path) -> list[bytes]:
 
 
 def follow(path: Path, offset: int, is_active: Callable[[], bool], *, poll_s: float) -> Iterator[bytes]:
-    """What is added to a file after `offset`, until its writer has ended; the file may not exist yet.
+    """Yields what is appended to a file after `offset`, until its writer has ended; the file may not exist yet.
 
     Every `poll_s` seconds `is_active` tells whether more may be written.
     """

@@ -240,7 +240,7 @@ def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
 
 
 def as_link(value: Any) -> str:
-    """A link, or empty for what stands for none."""
+    """A link; empty for a value that stands for a missing one."""
     text = "" if isinstance(value, NO_TEXT) else as_text(value)
     return "" if text.lower() in _NO_LINK else text
 

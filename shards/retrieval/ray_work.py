@@ -32,14 +32,6 @@ class EmbedTexts:
         return chunk.file.rows
 
 
-class EmbedTokens(TokenChunks):
-    """Makes files of an index's vectors from the item tokens."""
-
-    def __call__(self, chunk: Chunk) -> int:
-        self.make(chunk)
-        return chunk.file.rows
-
-
 def embed_on_ray(chosen: RetrieveSettings) -> Make:
     """What embeds on a Ray cluster: one actor for each GPU, else for each CPU."""
 
@@ -53,7 +45,7 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
         stage: Stage
         if "retriever" in settings:
             tokens_per_batch = chosen.tokens.tokens_per_batch
-            stage = (EmbedTokens, (table, dict(settings), chosen.store, previous, tokens_per_batch), True)
+            stage = (TokenChunks, (table, dict(settings), chosen.store, previous, tokens_per_batch), True)
         else:
             stage = (EmbedTexts, (table, dict(settings), chosen.dense.batch_size, previous), True)
         for rows in _map(chunks, [stage], chosen):

@@ -90,7 +90,7 @@ class VectorBuilder:
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """See `MethodBuilder`."""
 
-        def load() -> Callable[[Chunk], None]:
+        def load() -> Callable[[Chunk], object]:
             embed = self.embed()
             return lambda chunk: make_chunk(folder, chunk, table, embed, previous)
 
@@ -105,7 +105,7 @@ def build_chunks(
     chunks: Sequence[Chunk],
     previous: MethodRecord | None,
     make: Make | None,
-    load: Callable[[], Callable[[Chunk], None]],
+    load: Callable[[], Callable[[Chunk], object]],
 ) -> MethodRecord:
     """Makes the missing files of a method: by `make`, or without it by the function that `load` returns."""
     todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]

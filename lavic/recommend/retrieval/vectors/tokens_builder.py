@@ -5,7 +5,8 @@ A file of vectors records what each row was made from, so when items were embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,7 @@ class TokensBuilder:
         sources = row_sources(ItemStore.open(store), table.ids)
         chunks = plan_chunks(self.name, self.settings, table, self._chunk_rows, sources)
 
-        def load() -> Callable[[Chunk], None]:
-            return TokenChunks(table, self.settings, store, previous, self._tokens_per_batch).make
-
+        load = partial(TokenChunks, table, self.settings, store, previous, self._tokens_per_batch)
         return build_chunks(self, folder, table, chunks, previous, self._make, load)
 
 
@@ -91,15 +90,15 @@ class TokenChunks:
         previous: MethodRecord | None,
         tokens_per_batch: int,
     ) -> None:
-        """Loads the retriever and opens the store. The arguments are those of `TokensBuilder.build`."""
+        """Loads the retriever and opens the store; arguments as for `TokensBuilder`."""
         from lavic.model.item_store import ItemStore
 
         self._table, self._recorded, self._previous = table, recorded, previous
         self._encoder = TwoTowerEncoder(recorded, tokens_per_batch=tokens_per_batch)
         self._store = ItemStore.open(store)
 
-    def make(self, chunk: Chunk) -> None:
-        """Makes a chunk's file; rows of the previous index whose tokens are still the same are copied.
+    def __call__(self, chunk: Chunk) -> int:
+        """Makes a chunk's file and returns its rows; those of the previous index with the same tokens are copied.
 
         Raises:
             DataError: The store is no longer the one that the work was planned for.
@@ -118,6 +117,7 @@ class TokenChunks:
         if fresh.any():
             vectors[fresh] = self._encoder.items(self._store, [ids[row] for row in np.flatnonzero(fresh)])
         write_chunk(folder, chunk, vectors, sources)
+        return chunk.file.rows
 
 
 def row_sources(store: ItemStore, ids: Sequence[str]) -> np.ndarray:
