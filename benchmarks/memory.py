@@ -70,7 +70,8 @@ def make_set(folder: Path, items: int, per_shard: int = SHARD) -> None:
     from lavic.data.descriptions import descriptions_path
     from lavic.data.ledger import ledger_path
     from lavic.data.manifest import Manifest, ShardEntry, shard_name
-    from lavic.data.tar_shards import Sample, ShardWriter, index_path, pack_offsets
+    from lavic.data.tar_shards import Sample, index_path
+    from lavic.data.tar_writer import ShardWriter, pack_offsets
 
     folder.mkdir(parents=True)
     entries = []

@@ -35,7 +35,8 @@ from plain import Plain, stock_cut
 from lavic.data.conversations import read_conversations
 from lavic.data.manifest import Manifest, shard_name
 from lavic.data.shard_dataset import ShardDataset
-from lavic.data.tar_shards import Sample, ShardWriter
+from lavic.data.tar_shards import Sample
+from lavic.data.tar_writer import ShardWriter
 from lavic.distributed.context import DistributedContext
 from lavic.mini.catalog import Product, conversation_row, make_products
 from lavic.mini.drawing import COLOURS, KINDS, PATTERNS, draw

@@ -158,8 +158,8 @@ def _pretrain(argv: Sequence[str]) -> int:
     import torch
 
     from lavic.data.conversations import read_conversations
-    from lavic.data.item_attributes import read_looks
     from lavic.data.shard_dataset import ShardDataset
+    from lavic.data.sources.item_looks import read_looks
     from lavic.mini import architecture, pretrain_data
     from lavic.mini.pretrain import Pretrainer
     from lavic.mini.tokenizer import make_tokenizer

@@ -17,7 +17,8 @@ import numpy as np
 from lavic.data.duplicates import parse_references, references_path
 from lavic.data.ledger import ledger_path
 from lavic.data.manifest import EMPTY_TAR, NAME, Manifest, ShardEntry
-from lavic.data.tar_shards import META, Sample, index_path, iter_samples, pack_offsets
+from lavic.data.tar_shards import META, Sample, index_path, iter_samples
+from lavic.data.tar_writer import pack_offsets
 from lavic.errors import DataError, first_line
 from lavic.shards.pack.outcomes import parse_ledger
 from lavic.shards.pack.seal import Seal, seal_path, unpack_seal

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from lavic.data.manifest import Manifest, ShardEntry, shard_name
-from lavic.data.tar_shards import Sample, ShardWriter
+from lavic.data.tar_shards import Sample
+from lavic.data.tar_writer import ShardWriter
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.dedup import deduplicate

@@ -1,4 +1,4 @@
-"""The format of a shard: its samples, and how they are written to a tar and read by offset.
+"""The format of a shard: its samples, and how they are read from a tar, also by offset.
 
 A shard is a USTAR file that webdataset, Hugging Face `datasets`, Ray and open_clip read unchanged. A sample is three
 adjacent members, `<key>.jpg`, `<key>.json`, `<key>.txt`. Equal samples give equal bytes: times and owners are zero.
@@ -12,19 +12,15 @@ import io
 import json
 import os
 import re
-import struct
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from lavic.data.manifest import ShardEntry
 from lavic.errors import DataError, first_line
-from lavic.storage.atomic import atomic_open, atomic_write
 from lavic.storage.paths import storage_errors
 
 if TYPE_CHECKING:
@@ -50,10 +46,8 @@ META: dict[str, type] = {
 """
 
 MEMBERS = ("jpg", "json", "txt")
-_SCHEMA = (*META, *META.values())
-BLOCK, _RECORD = 512, 10240
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""A single encoder: `json.dumps` with options creates one at each call."""
+BLOCK, RECORD = 512, 10240
+"""Bytes that members, and a whole tar, are padded to."""
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -118,87 +112,9 @@ class Sample:
         return Image.open(io.BytesIO(self.jpg)).convert("RGB")
 
 
-class ShardWriter:
-    """Writes a shard and its index atomically, when the block ends without an error.
-
-    A shard without a sample is not written, and an older one of its name is removed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.samples = 0
-        self.bytes = 0
-        self._hash = hashlib.sha256()
-        self._offsets: list[int] = []
-        self._stack = ExitStack()
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def add(self, sample: Sample) -> None:
-        """Appends one sample."""
-        schema = (*sample.meta, *map(type, sample.meta.values()))
-        assert schema == _SCHEMA, f"{sample.key}: the json member does not match META: {schema}"
-        self._offsets.append(self.bytes)
-        meta = _to_json(sample.meta)
-        parts: list[bytes] = []
-        for ending, data in zip(MEMBERS, (sample.jpg, meta.encode(), sample.text.encode()), strict=True):
-            parts += (_header(f"{sample.key}.{ending}".encode(), len(data)), data, bytes(-len(data) % BLOCK))
-        self._write(b"".join(parts))
-        self.samples += 1
-
-    @property
-    def entry(self) -> ShardEntry:
-        """The manifest's entry of the shard, once it is closed."""
-        sha256 = self._hash.hexdigest()
-        return ShardEntry(name=self.path.name, samples=self.samples, bytes=self.bytes, sha256=sha256)
-
-    def __exit__(self, *raised: Any) -> None:
-        complete = raised[0] is None
-        if complete and self.samples:
-            self._offsets.append(self.bytes)
-            self._write(bytes(2 * BLOCK))
-            self._write(bytes(-self.bytes % _RECORD))
-        self._stack.__exit__(*raised)
-        if complete and self.samples:
-            atomic_write(index_path(self.path), pack_offsets(self._offsets))
-        elif complete:
-            self.path.unlink(missing_ok=True)
-            index_path(self.path).unlink(missing_ok=True)
-
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            self._file = self._stack.enter_context(atomic_open(self.path))
-        self._file.write(data)
-        self._hash.update(data)
-        self.bytes += len(data)
-
-
-def _header(name: bytes, size: int) -> bytes:
-    """The header that `tarfile` writes for a member without time and owner, in a tenth of the time."""
-    assert len(name) <= 100, f"{name!r} is too long for a USTAR name"
-    octal = b"%011o" % size
-    header = bytearray(_EMPTY)
-    header[: len(name)] = name
-    header[124:135] = octal
-    # The checksum counts its own field as spaces.
-    header[148:154] = b"%06o" % (_EMPTY_SUM + sum(name) + sum(octal) - 11 * ord("0"))
-    return bytes(header)
-
-
-_EMPTY = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-_EMPTY_SUM = int(_EMPTY[148:154], 8)
-
-
 def index_path(shard: Path) -> Path:
     """The path of a shard's index."""
     return shard.with_name(shard.name + ".idx")
-
-
-def pack_offsets(offsets: Sequence[int]) -> bytes:
-    """The content of an index, from the offsets of a shard's samples and the end of the last."""
-    return struct.pack(f"<{len(offsets)}Q", *offsets)
 
 
 def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
@@ -218,7 +134,7 @@ def read_offsets(shard: Path, samples: int, size: int) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); {hint}") from None
     offsets = np.frombuffer(data[: len(data) // 8 * 8], "<u8")
     increasing = len(data) == 8 * (samples + 1) and offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
-    if not increasing or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < _RECORD:
+    if not increasing or not 0 <= size - int(offsets[-1]) - 2 * BLOCK < RECORD:
         raise DataError(f"{path} does not belong to its shard; {hint}")
     return offsets
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavic.data.duplicates import Reference, read_references, write_references
-from lavic.data.tar_shards import ShardWriter
+from lavic.data.tar_writer import ShardWriter
 from lavic.errors import LavicError
 from lavic.shards.pack.existing_shard import ExistingShard
 from lavic.shards.pack.outcomes import Outcome, read_ledger

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lavic.data.duplicates import write_references
-from lavic.data.tar_shards import ShardWriter
+from lavic.data.tar_writer import ShardWriter
 from lavic.errors import DataError
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.fetcher import Fetcher

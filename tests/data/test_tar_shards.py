@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavic.data import tar_shards
+from lavic.data import tar_writer
 from lavic.data.descriptions import descriptions_path, read_descriptions, write_descriptions
-from lavic.data.tar_shards import META, Sample, ShardWriter, index_path, parse_sample, read_samples, sample_key
+from lavic.data.tar_shards import META, Sample, index_path, parse_sample, read_samples, sample_key
+from lavic.data.tar_writer import ShardWriter
 from lavic.errors import DataError
 from lavic.storage.atomic import atomic_open, atomic_write, remove_partial_files
 
@@ -48,7 +49,7 @@ def test_a_shard_is_plain_ustar_without_times_or_owners(tmp_path: Path, make_sam
 def test_headers_are_those_of_tarfile(key: str, size: int) -> None:
     member = tarfile.TarInfo(f"{key}.json")
     member.size = size
-    assert tar_shards._header(f"{key}.json".encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)
+    assert tar_writer._header(f"{key}.json".encode(), size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_equal_samples_give_equal_bytes(tmp_path: Path, make_sample: Make) -> None:

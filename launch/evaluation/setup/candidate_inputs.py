@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from lavic.data.item_attributes import read_looks
+from lavic.data.sources.item_looks import read_looks
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.test_set import TestSet
 from lavic.launch.evaluation.report_inputs import described

@@ -1,1 +1,1 @@
-"""Readers of a catalogue's file formats, as streams of records (JSON, csv, parquet), and of its photo links."""
+"""Readers of input files: catalogues as streams of records (JSON, csv, parquet), links to photos, looks of items."""

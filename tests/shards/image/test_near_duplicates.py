@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from lavic.data.manifest import Manifest
-from lavic.data.tar_shards import Sample, ShardWriter
+from lavic.data.tar_shards import Sample
+from lavic.data.tar_writer import ShardWriter
 from lavic.shards.image import near_duplicates
 from lavic.shards.image.near_duplicates import NAME, find_near, perceptual_hash, report_near_duplicates
 from tests.shards.fault_server import encoded

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lavic.data.item_attributes import read_looks
+from lavic.data.sources.item_looks import read_looks
 from lavic.errors import DataError
 
 
