@@ -101,7 +101,7 @@ def _children() -> Iterator[int]:
                 # the process's name, in brackets, may contain anything; state and parent follow it
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # the process has ended
             if parent == str(os.getpid()):
                 yield int(folder.name)
 

@@ -74,7 +74,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Turn:
-    """One post of a conversation: the seeker's request or somebody's comment."""
+    """One post of a conversation: the seeker's request, or a comment."""
 
     role: Literal["seeker", "comment"]
     text: str

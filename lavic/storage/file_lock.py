@@ -53,7 +53,7 @@ class FileLock:
                 return True
             if self._is_current():
                 return True
-            # The last holder has removed the file: a lock on the removed one excludes nobody.
+            # The previous holder removed the file: a lock on a removed file excludes no other process.
             self.release()
 
     def release(self) -> None:

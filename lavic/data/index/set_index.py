@@ -58,8 +58,8 @@ class SetIndex:
     def of(cls, data: ShardDataset) -> SetIndex:
         """Opens the index of a set; builds it if it is missing. Raises DataError where the set is broken."""
         folder = data.manifest.folder
-        beside = file_sizes(folder) if data.manifest.references else {}
-        files = {name: size for name, size in beside.items() if name.endswith(f".{ENDING}")}
+        sizes = file_sizes(folder) if data.manifest.references else {}
+        files = {name: size for name, size in sizes.items() if name.endswith(f".{ENDING}")}
         source = digest_json({"manifest": data.manifest.digest, "duplicates": files})
         names = sorted(files)
         file = shared_index(lambda writer: _build(data, names, writer), kind=KIND, source=source, owner=folder)
