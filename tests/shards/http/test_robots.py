@@ -1,11 +1,10 @@
-"""What sites forbid: robots.txt by RFC 9309, and opt-outs in headers."""
+"""robots.txt by RFC 9309 and opt-out headers: how they are parsed and obeyed."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import gzip
-import time
 import zlib
 from typing import Any
 
@@ -14,9 +13,8 @@ import pytest
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.http.request import Response
-from lavic.shards.http.robots import MAX_BYTES, RETRY_S, Robots, Rules, opt_out
+from lavic.shards.http.robots import MAX_BYTES, Robots, Rules, opt_out
 from lavic.shards.ratelimit.coordinator import Coordinator
-from lavic.shards.ratelimit.host_limiter import UNLIMITED, HostReport, Limits
 from tests.shards.fault_server import PHOTOS
 
 QUICK = FetchSettings(allow_private=True, deadline=2.0, retries=1, backoff=0.01, host_rate=0, patience=0.3)
@@ -53,7 +51,7 @@ def fetch(*urls: str, settings: FetchSettings = QUICK, workers: int = 1) -> list
         ("<html>no robots</html>", True),
     ],
 )
-def test_rules(text: str, allowed: bool) -> None:
+def test_rules_allow_or_forbid_a_url(text: str, allowed: bool) -> None:
     assert Rules(Robots.read(text.encode())).allow("https://example.org/images/1.jpg") == allowed
 
 
@@ -80,19 +78,19 @@ RULES = "User-agent: *\nDisallow: /images/caf\u00e9/\nDisallow: /n/\n"
         (RULES.encode() + b"\x07" + bytes(500), ()),
     ],
 )
-def test_rules_are_read_however_they_are_written(body: bytes, codings: tuple[str, ...]) -> None:
+def test_rules_are_parsed_in_any_encoding(body: bytes, codings: tuple[str, ...]) -> None:
     rules = Rules(Robots.read(body, codings))
     allowed = [rules.allow(f"https://example.org/{path}/1.jpg") for path in ("n", "images/caf%C3%A9", "images/the")]
     assert allowed == [False, False, True]
 
 
-def test_bytes_of_an_old_encoding_forbid_the_address_that_holds_them() -> None:
+def test_latin1_bytes_in_a_rule_match_the_percent_encoded_url() -> None:
     rules = Rules(Robots.read(RULES.encode("latin-1")))
     assert not rules.allow("https://example.org/images/caf%E9/1.jpg") and not rules.allow("https://example.org/n/1.jpg")
     assert rules.allow("https://example.org/images/cafe/1.jpg")
 
 
-def test_a_rule_that_is_cut_in_two_is_none() -> None:
+def test_a_rule_truncated_at_the_size_limit_is_ignored() -> None:
     rules = b"User-agent: *\nDisallow: /n/\n"
     body = (rules + b"#" * (MAX_BYTES - len(rules) - 13) + b"\nDisallow: /images/private/")[:MAX_BYTES]
     assert body.endswith(b"\nDisallow: /i")
@@ -104,13 +102,13 @@ def test_a_rule_that_is_cut_in_two_is_none() -> None:
     ("body", "codings"),
     [(bytes(range(256)), ()), (gzip.compress(RULES.encode(), mtime=0)[:40], ("gzip",)), (b"\x8b\x00\x80x", ("br",))],
 )
-def test_what_cannot_be_decoded_allows_nothing_and_says_so(body: bytes, codings: tuple[str, ...]) -> None:
+def test_an_undecodable_robots_txt_allows_nothing(body: bytes, codings: tuple[str, ...]) -> None:
     robots = Robots.read(body, codings)
     assert robots.kind == "unasked" and robots.final and robots.reason
 
 
 @pytest.mark.parametrize("body", [b"<html>Not found</html>", PHOTOS["plain.jpg"], PHOTOS["clear.png"], b"", b"{}"])
-def test_what_holds_no_rules_allows_all(body: bytes) -> None:
+def test_content_without_rules_allows_everything(body: bytes) -> None:
     assert Rules(Robots.read(body)).allow("https://example.org/n/1.jpg")
 
 
@@ -125,45 +123,45 @@ def test_what_holds_no_rules_allows_all(body: bytes) -> None:
         (226, {}),
     ],
 )
-def test_a_robots_txt_that_is_there_is_obeyed(server: Any, status: int, headers: dict[str, str]) -> None:
+def test_rules_are_obeyed_for_any_successful_response(server: Any, status: int, headers: dict[str, str]) -> None:
     server.robots, server.robots_headers = (status, b"User-agent: *\nDisallow: /n/\n"), headers
     assert [answer.kind for answer in fetch(f"{server.url}/n/1.jpg", f"{server.url}/plain.jpg")] == ["opted_out", "ok"]
 
 
-def test_a_robots_txt_on_another_host_is_read_for_this_one(server: Any, second_server: Any) -> None:
+def test_a_redirected_robots_txt_applies_to_the_first_host(server: Any, second_server: Any) -> None:
     server.robots, server.robots_headers = (302, b""), {"Location": f"{second_server.url}/robots.txt"}
     second_server.robots = (200, b"User-agent: *\nDisallow: /n/\n")
     assert fetch(f"{server.url}/n/1.jpg")[0].kind == "opted_out" and not server.requests
 
 
-def test_a_robots_txt_that_cannot_be_decoded_is_not_waited_for(server: Any) -> None:
+def test_an_undecodable_robots_txt_is_not_retried(server: Any) -> None:
     server.robots, server.robots_headers = (200, b"\x8b\x02\x80" + bytes(range(64))), {"Content-Encoding": "br"}
     settings = FetchSettings(**{**vars(QUICK), "patience": 1000.0})
     (answer,) = fetch(f"{server.url}/n/1.jpg", settings=settings)
     assert (answer.kind, answer.attempts) == ("unasked", 0) and "br" in answer.reason and not server.requests
 
 
-@pytest.mark.parametrize("trouble", [(500, b""), (503, b""), (429, b"")])
-def test_photos_wait_for_a_robots_txt_that_cannot_be_read_now(server: Any, trouble: tuple[int, bytes]) -> None:
-    server.robots_first = [trouble, trouble]
+@pytest.mark.parametrize("failure", [(500, b""), (503, b""), (429, b"")])
+def test_photos_wait_while_robots_txt_is_retried(server: Any, failure: tuple[int, bytes]) -> None:
+    server.robots_first = [failure, failure]
     settings = FetchSettings(**{**vars(QUICK), "patience": 30.0})
     answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(200)), settings=settings, workers=2)
     assert {answer.kind for answer in answers} == {"ok"} and server.robots_asked == 3
 
 
-def test_a_host_that_nobody_reaches_ends_its_photos_under_that_name(server: Any) -> None:
+def test_photos_of_an_unreachable_host_fail_with_connect(server: Any) -> None:
     server.close()
     answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(200)), workers=2)
     assert {(answer.kind, answer.attempts) for answer in answers} == {("connect", 0)}
 
 
-def test_the_delay_a_site_asks_for() -> None:
+def test_crawl_delay_is_parsed() -> None:
     assert Rules(Robots(text="User-agent: *\nCrawl-delay: 2.5")).delay == 2.5
     assert Rules(Robots(text="User-agent: other\nCrawl-delay: 2.5")).delay == 0.0
 
 
 @pytest.mark.parametrize(
-    ("tags", "found"),
+    ("tags", "directive"),
     [
         ([], ""),
         (["noai"], "noai"),
@@ -182,15 +180,15 @@ def test_the_delay_a_site_asks_for() -> None:
         ([""], ""),
     ],
 )
-def test_opt_outs(tags: list[str], found: str) -> None:
-    assert opt_out(tags) == (f"X-Robots-Tag: {found}" if found else "")
+def test_opt_out_directives_in_x_robots_tag(tags: list[str], directive: str) -> None:
+    assert opt_out(tags) == (f"X-Robots-Tag: {directive}" if directive else "")
 
 
-def test_reserved_rights() -> None:
+def test_tdm_reservation_header() -> None:
     assert opt_out([], "1") and not opt_out([], "0")
 
 
-def test_a_site_is_asked_once_for_all_workers_and_obeyed(server: Any) -> None:
+def test_robots_txt_is_requested_once_for_all_workers(server: Any) -> None:
     server.robots = (200, b"User-agent: *\nDisallow: /n/\nAllow: /n/1\n")
     answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(1, 21)), workers=4)
     assert sorted({answer.kind for answer in answers}) == ["ok", "opted_out"]
@@ -198,37 +196,37 @@ def test_a_site_is_asked_once_for_all_workers_and_obeyed(server: Any) -> None:
     assert all(path.startswith("/n/1") for path in server.requests) and len(server.requests) == 11
 
 
-def test_headers_that_opt_out(server: Any) -> None:
+def test_opt_out_headers_are_obeyed_unless_robots_is_off(server: Any) -> None:
     urls = [f"{server.url}/{path}" for path in ("tagged/noai", "tagged/googlebot:+noai", "reserved", "tagged/noml")]
     assert [answer.kind for answer in fetch(*urls)] == ["opted_out", "ok", "opted_out", "opted_out"]
-    unheeded = FetchSettings(**{**vars(QUICK), "robots": False})
+    without_robots = FetchSettings(**{**vars(QUICK), "robots": False})
     server.robots = (200, b"User-agent: *\nDisallow: /\n")
-    assert {answer.kind for answer in fetch(*urls, settings=unheeded)} == {"ok"}
+    assert {answer.kind for answer in fetch(*urls, settings=without_robots)} == {"ok"}
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(404, "ok"), (403, "ok"), (204, "ok"), (500, "unasked"), (503, "unasked"), (429, "unasked")],
 )
-def test_a_robots_txt_that_is_away_allows_all_and_one_out_of_reach_nothing(server: Any, status: int, kind: str) -> None:
+def test_a_missing_robots_txt_allows_everything_and_a_failing_one_nothing(server: Any, status: int, kind: str) -> None:
     server.robots = (status, b"User-agent: *\nDisallow: /\n" if status != 204 else b"")
     (answer, *_) = answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(5)))
     assert {answer.kind for answer in answers} == {kind}
     if kind == "ok":
         assert server.robots_asked == 1
     else:
-        # At once, after 0.1 s, 0.2 s more, and at the end of the patience.
+        # Requests at 0 s, 0.1 s, 0.3 s and at the end of the patience.
         assert 2 <= server.robots_asked <= 4
         assert not server.requests and "robots.txt" in answer.reason and answer.attempts == 0
 
 
-def test_a_long_robots_txt_is_read_as_far_as_the_rfc_demands(server: Any) -> None:
+def test_a_long_robots_txt_is_read_up_to_the_size_limit(server: Any) -> None:
     rules = b"User-agent: *\nDisallow: /n/\n"
     server.robots = (200, rules + b"#" * MAX_BYTES * 3)
     assert fetch(f"{server.url}/n/1.jpg")[0].kind == "opted_out"
 
 
-def test_a_redirect_is_followed_only_where_the_next_site_allows_it(server: Any, second_server: Any) -> None:
+def test_a_redirect_is_followed_only_if_the_target_site_allows_it(server: Any, second_server: Any) -> None:
     server.elsewhere = f"{second_server.url}/n/1.jpg"
     second_server.robots = (200, b"User-agent: lavic\nDisallow: /n/\n")
     assert fetch(f"{server.url}/away")[0].kind == "opted_out"
@@ -237,120 +235,11 @@ def test_a_redirect_is_followed_only_where_the_next_site_allows_it(server: Any, 
     assert fetch(f"{server.url}/away")[0].kind == "ok"
 
 
-def test_what_cannot_be_read_anew_holds_on() -> None:
-    clock = [0.0]
-    coordinator = Coordinator(Limits(), clock=lambda: clock[0])
-
-    async def run() -> None:
-        rules = Robots(text="User-agent: *\nDisallow: /")
-        assert await coordinator.get_robots("http://x", "a") is None
-        other = asyncio.create_task(coordinator.get_robots("http://x", "b"))
-        await asyncio.sleep(0)
-        await coordinator.put_robots("http://x", rules)
-        assert await other == rules
-        clock[0] = 25 * 3600.0
-        assert await coordinator.get_robots("http://x", "b") is None
-        await coordinator.put_robots("http://x", Robots(kind="connect", reason="refused"))
-        assert await coordinator.get_robots("http://x", "a") == rules
-        clock[0] += 3600.0
-        assert await coordinator.get_robots("http://x", "a") is None
-
-    asyncio.run(run())
-
-
-def test_what_a_lost_worker_was_to_fetch_is_fetched_by_another() -> None:
-    clock = [0.0]
-    coordinator = Coordinator(Limits(), clock=lambda: clock[0])
-
-    async def run() -> None:
-        assert await coordinator.get_robots("http://x", "lost") is None
-        other = asyncio.create_task(coordinator.get_robots("http://x", "b"))
-        await asyncio.sleep(0.01)
-        assert not other.done()
-        clock[0] = 11.0
-        assert await other is None
-        assert await coordinator.get_robots("http://y", "gone") is None
-        await coordinator.remove_worker("gone")
-        assert await coordinator.get_robots("http://y", "b") is None
-
-    asyncio.run(run())
-
-
-def test_a_robots_txt_that_cannot_be_read_is_given_up_after_the_patience_and_tried_again_later() -> None:
-    clock = [0.0]
-    coordinator = Coordinator(Limits(patience=60.0, backoff=0.5), clock=lambda: clock[0])
-    failing = Robots(kind="http_error", reason="HTTP 500")
-
-    async def run() -> None:
-        asked = []
-        while True:
-            assert await coordinator.get_robots("http://x", "a") is None
-            asked.append(clock[0])
-            given_up = await coordinator.put_robots("http://x", failing)
-            if given_up:
-                break
-            clock[0] = coordinator._sites["http://x"].next_attempt
-        assert asked == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 25.5, 35.5, 45.5, 55.5, 60.0]
-        assert given_up.kind == "unasked" and given_up.reason == "HTTP 500"
-        assert await coordinator.get_robots("http://x", "b") == given_up
-        clock[0] += RETRY_S + 1
-        assert await coordinator.get_robots("http://x", "b") is None
-        assert await coordinator.put_robots("http://x", failing) == given_up
-        clock[0] += RETRY_S + 1
-        assert await coordinator.get_robots("http://x", "b") is None
-        assert (
-            await coordinator.put_robots("http://x", Robots())
-            == Robots()
-            == await coordinator.get_robots("http://x", "a")
-        )
-
-    asyncio.run(run())
-
-
-def test_a_delay_is_kept_before_the_host_is_asked_and_while_nobody_asks_it() -> None:
-    clock = [0.0]
-    coordinator = Coordinator(Limits(rate=UNLIMITED), clock=lambda: clock[0])
-
-    async def grant(wanted: int = 5) -> Any:
-        return (await coordinator.sync("a", {"x": HostReport(waiting=wanted)}, []))["x"]
-
-    async def run() -> None:
-        await coordinator.limit_rate("x", 0.1)
-        assert (await grant()).interval == 10.0
-        await coordinator.sync("a", {}, ["x"])
-        clock[0] = 100.0
-        await coordinator.sync("a", {}, [])
-        assert "x" not in coordinator._hosts
-        first = await grant()
-        assert first.interval == 10.0 and first.slots == 1
-
-    asyncio.run(run())
-
-
-def test_a_delay_of_a_day_ends_that_hosts_photos_alone(server: Any, second_server: Any) -> None:
+def test_a_crawl_delay_of_a_day_fails_only_that_hosts_photos(server: Any, second_server: Any) -> None:
     server.robots = (200, b"User-agent: *\nCrawl-delay: 86400\nDisallow: /n/7.jpg\n")
-    urls = [f"{one.url}/n/{n}.jpg" for n in range(20) for one in (server, second_server)]
+    urls = [f"{host.url}/n/{n}.jpg" for n in range(20) for host in (server, second_server)]
     answers = dict(zip(urls, fetch(*urls), strict=True))
     assert {answer.kind for url, answer in answers.items() if url.startswith(second_server.url)} == {"ok"}
     slow = {url: answer for url, answer in answers.items() if url.startswith(server.url)}
     assert slow.pop(f"{server.url}/n/7.jpg").kind == "opted_out" and not server.requests
     assert all(answer.kind == "throttled" and "Crawl-delay" in answer.reason for answer in slow.values())
-
-
-def test_waiting_for_the_next_reading_costs_no_cpu() -> None:
-    """Photos wait for a site up to a minute: the coordinator, which serves all workers, must sleep meanwhile."""
-    looks = 0
-
-    def clock() -> float:
-        nonlocal looks
-        looks += 1
-        return time.monotonic()
-
-    async def run() -> None:
-        coordinator = Coordinator(Limits(patience=60.0, backoff=0.4), clock=clock)
-        assert await coordinator.get_robots("http://a", "w") is None
-        await coordinator.put_robots("http://a", Robots(kind="timeout", reason="no answer"))
-        assert await coordinator.get_robots("http://a", "w") is None
-
-    asyncio.run(run())
-    assert looks < 20
