@@ -1,4 +1,4 @@
-"""Who this process is, and what real processes tell each other over gloo."""
+"""`DistributedContext`: ranks from the environment, collectives over gloo in real processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lavic.distributed.wait import InterruptibleWait
 from lavic.errors import ConfigError, LaunchError
 from lavic.launch.ranks import local
 
-TALK = """
+COLLECTIVES = """
 import json, os, sys, time
 import torch
 from lavic.distributed.context import DistributedContext
@@ -63,7 +63,7 @@ world.destroy_process_group()
             },
             DistributedContext(rank=5, size=7, local_rank=1, local_world_size=2, node_rank=2, launcher="srun"),
         ),
-        # The batch script's own shell: it has the job's variables but is no rank.
+        # The shell of a batch script: it has the job's variables but is no rank.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, DistributedContext()),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, DistributedContext()),
         # A shell that salloc opens: a step of one task in a job of eight.
@@ -106,7 +106,7 @@ world.destroy_process_group()
         ),
     ],
 )
-def test_read_from_the_environment(env, world):
+def test_ranks_are_read_from_the_environment(env, world):
     assert DistributedContext.from_env(env) == world
 
 
@@ -119,12 +119,12 @@ def test_read_from_the_environment(env, world):
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "two"},
     ],
 )
-def test_an_impossible_environment_is_refused(env):
+def test_an_inconsistent_environment_is_refused(env):
     with pytest.raises(ConfigError, match="environment"):
         DistributedContext.from_env(env)
 
 
-def test_a_world_of_one_needs_no_start():
+def test_a_world_of_one_needs_no_process_group():
     world = DistributedContext()
     value = torch.tensor([1.0])
     total = world.all_reduce(value)
@@ -137,32 +137,26 @@ def test_a_world_of_one_needs_no_start():
     assert world.is_main
 
 
-@pytest.fixture
-def no_group(monkeypatch):
-    """Hides the group that other tests may have left open in this process."""
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
-
-
-def test_a_world_of_several_refuses_to_talk_before_start(no_group):
+def test_collectives_before_init_process_group_are_refused(no_group):
     with pytest.raises(RuntimeError, match="call init_process_group"):
         DistributedContext(size=2).barrier()
 
 
-def test_a_world_of_several_without_an_address_says_how_to_start(no_group, monkeypatch):
+def test_a_missing_master_address_names_torchrun_and_nproc(no_group, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(LaunchError, match="torchrun or --nproc"):
         DistributedContext(size=2).init_process_group()
 
 
-def test_the_cpu_can_be_forced(monkeypatch):
+def test_lavic_device_cpu_forces_the_cpu(monkeypatch):
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
     assert DistributedContext(local_rank=99).device() == torch.device("cpu")
 
 
 @pytest.mark.dist
-def test_a_world_of_one_starts_twice_and_leaves_the_environment_as_it_was():
-    run_alone("""
+def test_a_world_of_one_starts_twice_and_restores_the_environment():
+    run_in_new_process("""
 before = dict(os.environ)
 for _ in range(2):
     world = DistributedContext()
@@ -178,8 +172,8 @@ for _ in range(2):
 
 @pytest.mark.dist
 @pytest.mark.parametrize("end", ["pass", "raise Stopped", "raise ValueError"])
-def test_a_block_leaves_the_group_that_it_joined_and_no_other(end):
-    run_alone(f"""
+def test_process_group_block_leaves_only_the_group_that_it_joined(end):
+    run_in_new_process(f"""
 world = DistributedContext()
 for joined in (False, True):
     if joined:
@@ -191,24 +185,24 @@ for joined in (False, True):
 """)
 
 
-def run_alone(lines: str) -> None:
-    """Runs lines in a process of its own: other tests share the group of this one."""
-    head = """
+def run_in_new_process(lines: str) -> None:
+    """Runs lines in a new process: tests of this process share one process group."""
+    imports = """
 import os
 from contextlib import suppress
 from lavic.distributed.context import DistributedContext
 from lavic.errors import LaunchError, Stopped
 """
     env = {**os.environ, "LAVIC_DEVICE": "cpu"}
-    done = subprocess.run([sys.executable, "-c", head + lines], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", imports + lines], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.dist
-def test_two_processes_talk(tmp_path, monkeypatch):
+def test_collectives_between_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
     script, out = tmp_path / "talk.py", tmp_path / "output"
-    script.write_text(TALK)
+    script.write_text(COLLECTIVES)
     assert local.run("talk", [str(out)], 2, program=[sys.executable, str(script)]) == 0
     for rank in (0, 1):
         output = json.loads((tmp_path / f"output.{rank}").read_text())
@@ -225,24 +219,24 @@ def test_two_processes_talk(tmp_path, monkeypatch):
 
 
 @pytest.mark.dist
-def test_a_rank_that_never_comes_is_an_error_and_not_a_hang(monkeypatch):
+def test_a_missing_rank_is_an_error_and_not_a_hang(monkeypatch):
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
     }.items():
         monkeypatch.setenv(name, value)
-    run_alone("""
+    run_in_new_process("""
 try:
     DistributedContext(size=2).init_process_group(timeout_s=2)
 except LaunchError as error:
     assert "rank 0 of 2 could not connect to the other ranks" in str(error), error
 else:
-    raise AssertionError("it connected to nobody")
+    raise AssertionError("it did not fail")
 """)
 
 
-ALONE = """
+RANK_OF_TWO = """
 import sys
 from datetime import timedelta
 import lavic.distributed.wait
@@ -257,99 +251,27 @@ with StopRequest():
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
-def test_a_rank_that_waits_for_the_others_says_so_and_ends_when_it_is_asked_to(rank, number, code):
+def test_a_waiting_rank_reports_it_and_stops_on_a_signal(rank, number, code):
     env = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"LAVIC_DEVICE": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    words = [sys.executable, "-c", ALONE]
-    with subprocess.Popen(words, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as process:
+    argv = [sys.executable, "-c", RANK_OF_TWO]
+    with subprocess.Popen(argv, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        wanted = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
-        assert any(line.startswith(wanted) for line in process.stderr)
+        expected = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
+        assert any(line.startswith(expected) for line in process.stderr)
         process.send_signal(number)
         output = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert "got a stop signal while waiting for the other ranks" in output
 
 
-def test_a_wait_that_ends_leaves_signals_to_their_handlers():
-    noted = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+def test_signal_handlers_are_restored_after_a_wait():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         with InterruptibleWait("rank 0 of 2", "the others"):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert noted == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
-
-
-def task(number: int, **more: str) -> dict[str, str]:
-    """What srun tells one of eight tasks on two nodes."""
-    ids = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number % 4), "SLURM_NODEID": str(number // 4)}
-    return {**STEP, **ids, **more}
-
-
-def exported(number: int) -> dict[str, str]:
-    """The same, in a wrapper script that exports torchrun's names."""
-    names = {"RANK": str(number), "LOCAL_RANK": str(number % 4), "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-    return task(number, **names)
-
-
-@pytest.mark.parametrize(
-    ("env", "visible", "index"),
-    [
-        (task(6), 4, 2),  # all GPUs of the node
-        (task(6), 1, 0),  # --gpus-per-task=1
-        (exported(6), 1, 0),
-        (task(1, SLURM_GPUS_PER_TASK="2"), 2, 1),
-        (task(7, SLURM_GPUS_PER_TASK="2"), 2, 1),
-        (task(6, SLURM_TRES_PER_TASK="cpu:8,gres/gpu:2"), 2, 0),
-        ({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 8, 3),
-        ({}, 1, 0),
-    ],
-)
-def test_the_gpu_is_one_that_the_rank_sees(env, visible, index):
-    assert DistributedContext.from_env(env).gpu_index(visible, env) == index
-
-
-@pytest.mark.parametrize(
-    ("env", "visible"),
-    [
-        (task(7), 2),  # four tasks share the node's two GPUs
-        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1),
-        # torchrun below srun: a task per node
-        (
-            {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-            | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"},
-            1,
-        ),
-        (task(0), 0),
-    ],
-)
-def test_more_ranks_than_gpus_are_refused(env, visible):
-    with pytest.raises(
-        LaunchError, match=f"but {visible} are visible on this node; start at most {visible} processes per node"
-    ):
-        DistributedContext.from_env(env).gpu_index(visible, env)
-
-
-@pytest.mark.parametrize("env", [task(6), exported(6)])
-def test_deepspeed_is_told_the_index_of_the_gpu_that_the_rank_sees(env, no_group, monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
-    for name, value in {**env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("LAVIC_DEVICE", raising=False)
-    before, world = dict(os.environ), DistributedContext.from_env()
-    world.init_process_group()
-    received = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    world.destroy_process_group()
-    assert received == {"RANK": "6", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-    assert chosen == [torch.device("cuda", 0)]
-    assert dict(os.environ) == before
