@@ -1,4 +1,4 @@
-"""The packaged base model: what it can do, what it cannot, and what another takes over from it."""
+"""The packaged base model: its files, its skills, and the weights that a new miniature copies."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 
 
-def test_it_is_small_and_safe() -> None:
+def test_the_packaged_model_is_small_and_has_no_pickles() -> None:
     folder = resolve(ModelSettings(name="mini"))
     assert sum(f.stat().st_size for f in folder.iterdir()) < 5_000_000
     assert not [f for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
-    # how it was made stands beside it
+    # its training log is in the folder
     log = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
     assert log[-1]["phase"] == "see" and log[-1]["held_out_perplexity"] < 1.1
 
 
-def test_it_describes_photos_from_all_tokens_and_not_from_five(mini: Backbone, products: list[catalog.Product]) -> None:
-    some = products[:64]
-    photos = [draw(p.kind, p.colour, p.pattern, p.seed) for p in some]
+def test_descriptions_need_all_tokens_of_a_photo(mini: Backbone, products: list[catalog.Product]) -> None:
+    sample = products[:64]
+    photos = [draw(p.kind, p.colour, p.pattern, p.seed) for p in sample]
     views = torch.from_numpy(np.stack([mini.geometry.cut(photo) for photo in photos]))
     with torch.no_grad():
-        whole = all_tokens(mini.model, views, [photo.size for photo in photos])
+        all_views = all_tokens(mini.model, views, [photo.size for photo in photos])
         five = list(project(mini.model, cls_tokens(mini.model, views)))
         loss = {}
-        for name, tokens in (("all", whole), ("five", five)):
+        for name, tokens in (("all", all_views), ("five", five)):
             examples = [
                 mini.encoder.example(describe(p.title, len(t)), p.description)
-                for p, t in zip(some, tokens, strict=True)
+                for p, t in zip(sample, tokens, strict=True)
             ]
             loss[name] = token_losses(mini.model, collate(examples, mini.encoder.pad), torch.cat(tokens)).mean().item()
     assert loss["all"] < 0.15
     assert loss["five"] > 1.0
 
 
-def test_it_finds_the_line_that_words_describe(mini: Backbone, products: list[catalog.Product]) -> None:
-    """The look-up that a large language model brings along, in the real prompt's order: the request first."""
+def test_the_candidate_whose_text_fits_the_request_is_chosen(mini: Backbone, products: list[catalog.Product]) -> None:
+    """The language model finds the line that fits the request, which comes first in the prompt."""
     rng = random.Random(5)
-    right = 0
+    correct = 0
     for target in rng.sample(products, 40):
         listed = pick_candidates(target, products, rng)
         candidates = [Candidate(p.id, p.title, p.look_words) for p in listed]
@@ -63,27 +63,27 @@ def test_it_finds_the_line_that_words_describe(mini: Backbone, products: list[ca
         answers = [mini.encoder.example(pieces, p.id) for p in listed]
         with torch.no_grad():
             losses = token_losses(mini.model, collate(answers, mini.encoder.pad), None).view(10, -1).sum(1)
-        right += listed[int(losses.argmin())].id == target.id
-    assert right >= 30
+        correct += listed[int(losses.argmin())].id == target.id
+    assert correct >= 30
 
 
-def test_a_miniature_starts_from_anothers_language(mini: Backbone) -> None:
+def test_copy_weights_copies_language_model_and_vision_side(mini: Backbone) -> None:
     tokenizer = make_tokenizer(["blue circle", "a bicycle in turquoise", "blue bicycle"])
     model = build(Architecture(), tokenizer)
     new = tokenizer.get_vocab()[f"{SPACE}bicycle"]
     copied = copy_weights(model, tokenizer, resolve(ModelSettings(name="mini")))
     assert 100 < copied.words < len(tokenizer) and copied.vision
-    taught = mini.model.model.language_model
-    assert torch.equal(model.model.language_model.layers[2].mlp.up_proj.weight, taught.layers[2].mlp.up_proj.weight)
+    packaged = mini.model.model.language_model
+    assert torch.equal(model.model.language_model.layers[2].mlp.up_proj.weight, packaged.layers[2].mlp.up_proj.weight)
     for word in (f"{SPACE}blue", "17"):
-        here, there = tokenizer.get_vocab()[word], mini.tokenizer.get_vocab()[word]
-        assert torch.equal(model.lm_head.weight[here], mini.model.lm_head.weight[there])
+        row, packaged_row = tokenizer.get_vocab()[word], mini.tokenizer.get_vocab()[word]
+        assert torch.equal(model.lm_head.weight[row], mini.model.lm_head.weight[packaged_row])
     assert model.model.language_model.embed_tokens.weight[new].std() > 0.1
     for side in ("vision_tower", "multi_modal_projector"):
-        taught_side = getattr(mini.model.model, side).state_dict()
-        taken = getattr(model.model, side).state_dict()
-        assert all(torch.equal(value, taught_side[name]) for name, value in taken.items())
-    # a larger tower begins afresh, another language model is refused
+        packaged_side = getattr(mini.model.model, side).state_dict()
+        side_weights = getattr(model.model, side).state_dict()
+        assert all(torch.equal(value, packaged_side[name]) for name, value in side_weights.items())
+    # a larger vision tower keeps its random weights, another language model is refused
     larger = build(Architecture(vision_width=128), tokenizer)
     assert not copy_weights(larger, tokenizer, resolve(ModelSettings(name="mini"))).vision
     with pytest.raises(DataError, match="another hidden_size"):

@@ -1,4 +1,4 @@
-"""The drawn catalogue: what only photos can tell, in the forms of the real data."""
+"""The drawn catalogue: only the photos show the looks, in the file formats of the real data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_catalogue_forms_hold_the_same_items(catalogue: Path) -> None:
+def test_both_catalogue_formats_hold_the_same_items(catalogue: Path) -> None:
     lavic = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
     amazon = {i.id: i for i in read_items([catalogue / "meta_Mini.jsonl"])}
     assert lavic.keys() == amazon.keys() and len(lavic) == 480
@@ -62,16 +62,16 @@ def test_held_out_items_are_described_for_validation_only(catalogue: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["train", "valid", "test", "test_combinations"])
-def test_titles_cannot_answer_a_conversation(catalogue: Path, name: str) -> None:
+def test_titles_do_not_reveal_the_target(catalogue: Path, name: str) -> None:
     items = {i.id: i for i in read_items([catalogue / "item2meta_train.json"])}
-    words = {*COLOURS, *PATTERNS}
+    look_words = {*COLOURS, *PATTERNS}
     for conversation in read_conversations(catalogue / f"{name}.jsonl", candidates="candidates_st"):
         listed = conversation.candidates["candidates_st"]
         assert len(set(listed)) == 10
         assert conversation.targets[0] in listed
         titles = [items[id].title.lower().split() for id in listed]
         assert len({title[-1] for title in titles}) == 1  # one kind
-        assert not any(words & set(title) for title in titles)
+        assert not any(look_words & set(title) for title in titles)
 
 
 def test_test_targets_are_never_training_items(catalogue: Path) -> None:
@@ -81,7 +81,7 @@ def test_test_targets_are_never_training_items(catalogue: Path) -> None:
             assert not train & {*conversation.targets, *conversation.candidates["candidates_st"]}
 
 
-def test_nothing_is_chosen_by_a_test_item(catalogue: Path) -> None:
+def test_validation_and_test_share_no_items(catalogue: Path) -> None:
     listed = {
         name: {id for c in read_conversations(catalogue / f"{name}.jsonl") for id in c.candidates["candidates_st"]}
         for name in ("valid", "test", "test_combinations")
@@ -89,13 +89,13 @@ def test_nothing_is_chosen_by_a_test_item(catalogue: Path) -> None:
     assert not listed["valid"] & (listed["test"] | listed["test_combinations"])
 
 
-def test_more_validation_changes_neither_training_nor_test(catalogue: Path, tmp_path: Path) -> None:
+def test_valid_items_change_neither_training_nor_test(catalogue: Path, tmp_path: Path) -> None:
     write_catalogue(tmp_path, base_url="http://127.0.0.1:1", size=replace(SIZE, valid_items=60), seed=3)
     for name in ("train", "test", "test_combinations"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (catalogue / f"{name}.jsonl").read_bytes()
 
 
-def test_held_out_combinations_are_shown_by_no_training_photo() -> None:
+def test_held_out_combinations_are_not_in_training_photos() -> None:
     unseen = held_out_looks(HELD_OUT_SEED)
     assert len(unseen) == 24
     assert {k for k, _, _ in unseen} <= set(KINDS)
@@ -103,7 +103,7 @@ def test_held_out_combinations_are_shown_by_no_training_photo() -> None:
     assert len(seen) == 216
 
 
-def test_every_candidate_looks_different() -> None:
+def test_candidates_have_different_looks_close_to_the_targets() -> None:
     rng = random.Random(0)
     looks = [(k, c, p) for k in KINDS for c in COLOURS for p in PATTERNS]
     products = make_products(2000, rng, looks)
@@ -115,13 +115,13 @@ def test_every_candidate_looks_different() -> None:
         assert sum(p.pattern == target.pattern for p in listed) >= 3
 
 
-def test_a_photo_is_drawn_the_same_twice() -> None:
-    one, two = draw("bag", "red", "dotted", 5), draw("bag", "red", "dotted", 5)
-    assert one.tobytes() == two.tobytes() != draw("bag", "red", "dotted", 6).tobytes()
+def test_drawing_is_deterministic_by_seed() -> None:
+    first, second = draw("bag", "red", "dotted", 5), draw("bag", "red", "dotted", 5)
+    assert first.tobytes() == second.tobytes() != draw("bag", "red", "dotted", 6).tobytes()
 
 
-def test_a_photo_that_the_disk_has_no_room_for_is_not_stored(tmp_path: Path) -> None:
-    """A limit of the process, one byte below the largest photo, cuts a write short as a full disk does."""
+def test_a_truncated_photo_is_not_stored_on_a_full_disk(tmp_path: Path) -> None:
+    """A file size limit one byte below the largest photo truncates a write as a full disk does."""
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"

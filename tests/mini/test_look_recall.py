@@ -1,4 +1,4 @@
-"""look@k, counted by hand and against draws."""
+"""look@k against values by hand and random lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lavic.mini.catalog import CatalogueSize, write_catalogue
 from lavic.mini.look_recall import chance, look_recall, read_looks
 
 
-def test_a_double_counts_as_the_look_and_another_kind_does_not() -> None:
+def test_an_item_with_the_targets_look_and_kind_counts() -> None:
     looks = {
         "A": ("red", "plain", "mug"),
         "B": ("red", "plain", "mug"),
@@ -23,7 +23,7 @@ def test_a_double_counts_as_the_look_and_another_kind_does_not() -> None:
     lists = [["D", "B", "A"], ["C", "D"], [], ["A"]]
     targets = ["A", "A", "D", "B"]
     assert look_recall(lists, targets, looks, (1, 2, 3)) == {"look_at_1": 0.25, "look_at_2": 0.5, "look_at_3": 0.5}
-    # one of three mugs is as D; two are as A
+    # one of three mugs looks like D, two look like A
     assert chance(["D", "A"], looks, (1, 2, 10)) == {
         "look_at_1": pytest.approx((1 / 3 + 2 / 3) / 2),
         "look_at_2": pytest.approx((2 / 3 + 1) / 2),
@@ -31,7 +31,7 @@ def test_a_double_counts_as_the_look_and_another_kind_does_not() -> None:
     }
 
 
-def test_looks_are_read_from_a_drawn_catalogue_and_chance_is_what_draws_reach(tmp_path: Path) -> None:
+def test_chance_is_the_mean_of_random_lists_on_a_drawn_catalogue(tmp_path: Path) -> None:
     size = CatalogueSize(
         train_items=80,
         valid_items=20,
@@ -55,6 +55,6 @@ def test_looks_are_read_from_a_drawn_catalogue_and_chance_is_what_draws_reach(tm
         assert sum(draw[cut] for draw in draws) / len(draws) == pytest.approx(expected, abs=0.03)
 
 
-def test_another_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_drawn_catalogue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a drawn catalogue"):
         read_looks(tmp_path)

@@ -38,7 +38,7 @@ def test_serves_a_folder_over_one_connection(tmp_path: Path) -> None:
         assert answer.read() == b""
 
 
-def test_other_machines_may_be_let_in(tmp_path: Path) -> None:
+def test_host_0_0_0_0_listens_on_all_addresses(tmp_path: Path) -> None:
     with PhotoServer(tmp_path, host="0.0.0.0") as server:
         port = int(server.url.rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.2", port, timeout=10)
@@ -46,7 +46,7 @@ def test_other_machines_may_be_let_in(tmp_path: Path) -> None:
         assert connection.getresponse().status == 404
 
 
-def test_what_cannot_be_served(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_used_port_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         PhotoServer(tmp_path / "none")
     with PhotoServer(tmp_path) as server, pytest.raises(LaunchError, match="choose another port"):

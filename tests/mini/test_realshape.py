@@ -1,4 +1,4 @@
-"""`lavic mini realshape`: the folder is the hub's in all but depth and weights; its tokenizer is SentencePiece's."""
+"""`lavic mini realshape`: a model folder like the hub's except for depth and weights, tokenized as by SentencePiece."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lavic.model.hub import SEVEN_B_CONFIG
 from lavic.model.loading import Backbone
 from lavic.model.prompts import MISTRAL
 
-ODD = [
+UNUSUAL_TEXTS = [
     "",
     " ",
     "  two  spaces   and three",
@@ -70,22 +70,22 @@ def random_texts(count: int) -> list[str]:
     return ["".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(1, 60))) for _ in range(count)]
 
 
-def test_ids_are_those_of_sentencepiece(base: Path, vocabulary: Path) -> None:
+def test_token_ids_equal_sentencepiece(base: Path, vocabulary: Path) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
     ours = load_tokenizer(ModelSettings(name=str(base)), base)
-    for text in (*ODD, *random_texts(3000)):
+    for text in (*UNUSUAL_TEXTS, *random_texts(3000)):
         assert ours(text).input_ids == [theirs.bos_id(), *theirs.encode(text)], repr(text)
 
 
-def test_what_is_written_is_read_back(base: Path) -> None:
+def test_decoding_restores_the_text(base: Path) -> None:
     tokenizer = load_tokenizer(ModelSettings(name=str(base)), base)
-    for text in (text for text in ODD if SPACE not in text):  # SentencePiece's own sign for a space comes back as one
+    for text in (text for text in UNUSUAL_TEXTS if SPACE not in text):  # the space marker is decoded as a space
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids) == text, repr(text)
 
 
-def test_special_tokens_are_the_hub_s(base: Path) -> None:
+def test_special_tokens_equal_the_hubs(base: Path) -> None:
     tokenizer = load_tokenizer(ModelSettings(name=str(base)), base)
     assert [tokenizer.convert_ids_to_tokens(number) for number in (0, 1, 2, 32000, 32001)] == [
         *("<unk>", "<s>", "</s>", "<image>", "<pad>"),
@@ -95,7 +95,7 @@ def test_special_tokens_are_the_hub_s(base: Path) -> None:
     assert tokenizer("a<image><image>b").input_ids.count(32000) == 2
 
 
-def test_the_folder_loads_with_every_key_accounted_for(base: Path) -> None:
+def test_the_folder_loads_without_missing_or_unexpected_keys(base: Path) -> None:
     loaded: Any = LlavaNextForConditionalGeneration.from_pretrained(base, dtype=torch.float32, output_loading_info=True)
     model, info = loaded
     assert not any(info.values()), info
@@ -107,66 +107,66 @@ def test_the_folder_loads_with_every_key_accounted_for(base: Path) -> None:
     assert type(AutoProcessor.from_pretrained(base)).__name__ == "LlavaNextProcessor"
 
 
-def test_all_but_depth_and_weights_is_the_real_model(base: Path) -> None:
-    """Widths from the folder's config.json, against what is known of the model on the hub."""
-    real = dict(SEVEN_B_CONFIG)
-    whole = make_config(layers=32, vision_layers=24, narrow=False)
-    assert ModelDims.from_config(whole) == ModelDims.from_config(real)
-    assert ModelDims.from_config(whole).parameters == 7_566_747_648
+def test_config_equals_the_real_model_except_for_depth(base: Path) -> None:
+    """Widths from the folder's config.json against those of the model on the hub."""
+    hub_config = dict(SEVEN_B_CONFIG)
+    full_config = make_config(layers=32, vision_layers=24, narrow=False)
+    assert ModelDims.from_config(full_config) == ModelDims.from_config(hub_config)
+    assert ModelDims.from_config(full_config).parameters == 7_566_747_648
     assert ModelDims.from_config(make_config(layers=2, vision_layers=3, narrow=False)).parameters == 758_866_944
     config = json.loads((base / "config.json").read_text())
     for key in ("image_grid_pinpoints", "image_token_index", "model_type"):
-        assert config[key] == real[key]
-    read = AutoConfig.from_pretrained(base)
-    assert read.text_config.rope_parameters["rope_theta"] == 1e6
-    assert read.vision_feature_layer == -2
+        assert config[key] == hub_config[key]
+    loaded = AutoConfig.from_pretrained(base)
+    assert loaded.text_config.rope_parameters["rope_theta"] == 1e6
+    assert loaded.vision_feature_layer == -2
 
 
 @pytest.mark.parametrize("narrow", [True, False])
-def test_a_deeper_model_is_counted_by_its_names(narrow: bool) -> None:
+def test_weight_entries_sum_to_the_parameter_count(narrow: bool) -> None:
     config = make_config(layers=5, vision_layers=4, narrow=narrow)
     sizes = {name: torch.Size(size).numel() for name, size in entries(config)}
     assert sum(sizes.values()) == ModelDims.from_config(config).parameters
     assert "language_model.model.layers.4.mlp.down_proj.weight" in sizes
 
 
-def test_depth_changes_no_layer_and_seeds_change_all(base: Path, vocabulary: Path, tmp_path: Path) -> None:
-    words = ["mini", "realshape", "--narrow", "--layers", "1", "--vision-layers", "2", "--tokenizer", str(vocabulary)]
-    assert main([*words, "--out", str(tmp_path / "flat")]) == 0
-    assert main([*words, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
-    deep, flat, other = (read_weights(folder) for folder in (base, tmp_path / "flat", tmp_path / "other"))
-    assert flat.keys() < deep.keys()
-    assert all(torch.equal(flat[name], deep[name]) for name in flat)
-    assert not any(torch.equal(flat[name], other[name]) for name in flat)
+def test_layers_do_not_depend_on_depth_but_on_the_seed(base: Path, vocabulary: Path, tmp_path: Path) -> None:
+    argv = ["mini", "realshape", "--narrow", "--layers", "1", "--vision-layers", "2", "--tokenizer", str(vocabulary)]
+    assert main([*argv, "--out", str(tmp_path / "shallow")]) == 0
+    assert main([*argv, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    deep, shallow, other = (read_weights(folder) for folder in (base, tmp_path / "shallow", tmp_path / "other"))
+    assert shallow.keys() < deep.keys()
+    assert all(torch.equal(shallow[name], deep[name]) for name in shallow)
+    assert not any(torch.equal(shallow[name], other[name]) for name in shallow)
     index = json.loads((base / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == deep.keys()
     assert index["metadata"]["total_size"] == sum(2 * weight.numel() for weight in deep.values())
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
+    tensors = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (no dict)
-    return found
+            tensors |= {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (no dict)
+    return tensors
 
 
-@pytest.mark.parametrize("part", ["catalog", "serve", "pretrain", "realshape"])
-def test_every_part_is_in_the_usage_and_has_a_manual(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("subcommand", ["catalog", "serve", "pretrain", "realshape"])
+def test_every_subcommand_is_in_the_usage_and_has_help(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mini", "--help"]) == 0
-    assert f"\n  {part} " in capsys.readouterr().out
-    assert main(["mini", part, "--help"]) == 0
-    assert f"usage: lavic mini {part} " in capsys.readouterr().out
+    assert f"\n  {subcommand} " in capsys.readouterr().out
+    assert main(["mini", subcommand, "--help"]) == 0
+    assert f"usage: lavic mini {subcommand} " in capsys.readouterr().out
 
 
-def test_without_a_vocabulary_the_command_says_how_to_get_one(
+def test_a_missing_vocabulary_names_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(realshape_tokenizer.importlib.util, "find_spec", lambda name: None)
     assert main(["mini", "realshape", "--out", str(tmp_path / "base")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "pip install --no-deps --target vocabulary mistral-common" in said
-    assert "--tokenizer vocabulary/mistral_common/data/tokenizer.model.v1" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install --no-deps --target vocabulary mistral-common" in error
+    assert "--tokenizer vocabulary/mistral_common/data/tokenizer.model.v1" in error
     assert not (tmp_path / "base").exists()
     assert main(["mini", "realshape", "--out", str(tmp_path / "base"), "--tokenizer", "nowhere.model"]) == 2
     assert "--tokenizer nowhere.model: no such file" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_the_vocabulary_of_an_installed_package_is_found(
     assert find_model(None) == package / "data" / "tokenizer.model.v1"
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(
+def test_a_folder_that_is_not_empty_is_refused(
     base: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in base.iterdir()}
@@ -203,13 +203,13 @@ def test_a_file_that_is_no_model_is_refused(data: bytes, tmp_path: Path, capsys:
     assert not (tmp_path / "base").exists()
 
 
-def test_another_model_s_vocabulary_is_refused(
+def test_another_models_vocabulary_is_refused(
     vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One piece more than Mistral's."""
+    """A vocabulary with one piece more than Mistral's."""
     file = tmp_path / "more.model"
     shutil.copy(vocabulary, file)
-    with file.open("ab") as more:
-        more.write(b"\x0a\x09\x0a\x02zz\x15\x00\x00\x00\x00")
+    with file.open("ab") as output:
+        output.write(b"\x0a\x09\x0a\x02zz\x15\x00\x00\x00\x00")
     assert main(["mini", "realshape", "--out", str(tmp_path / "base"), "--tokenizer", str(file)]) == 2
     assert "not the vocabulary of Mistral-7B-Instruct" in capsys.readouterr().err

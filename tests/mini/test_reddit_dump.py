@@ -1,4 +1,4 @@
-"""The drawn Reddit dump: `lavic reddit` makes the drawn conversations of it again."""
+"""The drawn Reddit dump: `lavic reddit` restores the drawn conversations from it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lavic.data.conversations import read_conversations
 from lavic.mini.reddit_dump import TEST_FROM, VALID_FROM
 
 
-def test_the_conversations_come_back_split_by_item(tmp_path: Path) -> None:
+def test_lavic_reddit_restores_the_drawn_conversations(tmp_path: Path) -> None:
     data, dumps, out = tmp_path / "data", tmp_path / "dumps", tmp_path / "conversations"
     sizes = ["--train-items", "40", "--valid-items", "20", "--heldout-items", "20", "--combination-items", "10"]
     counts = {"train": 60, "valid": 20, "test": 20}
-    rows = [word for split, count in counts.items() for word in (f"--{split}-conversations", str(count))]
-    assert main(["mini", "catalog", "--out", str(data), *sizes, *rows]) == 0
+    conversation_counts = [arg for split, count in counts.items() for arg in (f"--{split}-conversations", str(count))]
+    assert main(["mini", "catalog", "--out", str(data), *sizes, *conversation_counts]) == 0
     assert main(["mini", "dump", "--catalog", str(data), "--out", str(dumps), "--test", "15"]) == 0
     days = ["--split.valid-from", VALID_FROM, "--split.test-from", TEST_FROM]
     inputs = ["--dumps", str(dumps / "*.zst"), "--items", str(data / "meta_Mini.jsonl"), "--out", str(out)]
@@ -23,7 +23,7 @@ def test_the_conversations_come_back_split_by_item(tmp_path: Path) -> None:
     for split, count in {**counts, "test": 15}.items():
         drawn = read_conversations(data / f"{split}.jsonl")[:count]
         built = read_conversations(out / f"{split}.jsonl")
-        # The text of the asker's other products follows the request.
+        # The request is followed by the text about the asker's other products.
         shortened = [(row.targets, row.turns[0].text.partition(" I have the ")[0], row.turns[1:]) for row in built]
         assert sorted(shortened, key=str) == sorted(
             ((row.targets, row.turns[0].text, row.turns[1:]) for row in drawn), key=str
@@ -32,12 +32,12 @@ def test_the_conversations_come_back_split_by_item(tmp_path: Path) -> None:
     assert sum(split["rows"] for split in funnel["splits"].values()) == 95
 
 
-def test_the_dump_is_the_same_every_time(tmp_path: Path) -> None:
+def test_the_dump_is_deterministic(tmp_path: Path) -> None:
     data = tmp_path / "data"
     sizes = [f"--{name}-items" for name in ("train", "valid", "heldout", "combination")]
     rows = [f"--{name}-conversations" for name in ("train", "valid", "test")]
-    words = [word for flag in (*sizes, *rows) for word in (flag, "10")]
-    assert main(["mini", "catalog", "--out", str(data), *words]) == 0
+    argv = [word for flag in (*sizes, *rows) for word in (flag, "10")]
+    assert main(["mini", "catalog", "--out", str(data), *argv]) == 0
     for name in ("a", "b"):
         assert main(["mini", "dump", "--catalog", str(data), "--out", str(tmp_path / name)]) == 0
     files = sorted(path.name for path in (tmp_path / "a").glob("*.zst"))
