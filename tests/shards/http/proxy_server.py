@@ -11,18 +11,18 @@ from urllib.parse import urlsplit
 
 
 class ProxyServer:
-    """Forwards to what it is asked for and remembers it.
+    """Forwards requests and records them.
 
     Args:
-        user: `name:password` that it wants; empty for none.
+        user: `name:password` that it requires; empty for none.
     """
 
     def __init__(self, user: str = "") -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         """Absolute links of forwarded requests and `CONNECT host:port`, in order."""
         self.heads: list[str] = []
         """Heads of these requests as received."""
-        wanted = f"Basic {b64encode(user.encode()).decode()}" if user else ""
+        expected = f"Basic {b64encode(user.encode()).decode()}" if user else ""
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -43,9 +43,9 @@ class ProxyServer:
             def _answer(self, head: list[bytes]) -> bool:
                 method, target, _ = head[0].decode("latin-1").split()
                 outer.heads.append(b"".join(head).decode("latin-1"))
-                outer.asked.append(f"CONNECT {target}" if method == "CONNECT" else target)
+                outer.requests.append(f"CONNECT {target}" if method == "CONNECT" else target)
                 headers = dict(line.decode("latin-1").strip().split(": ", 1) for line in head[1:])
-                if wanted and headers.get("Proxy-Authorization") != wanted:
+                if expected and headers.get("Proxy-Authorization") != expected:
                     self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                     return False
                 if method == "CONNECT":
@@ -81,9 +81,9 @@ class ProxyServer:
         self._server.server_close()
 
 
-def _tunnel(one: socket.socket, other: socket.socket) -> None:
+def _tunnel(client: socket.socket, upstream: socket.socket) -> None:
     while True:
-        for ready in select.select([one, other], [], [], 10.0)[0] or (None,):
+        for ready in select.select([client, upstream], [], [], 10.0)[0] or (None,):
             if ready is None or not (data := ready.recv(65536)):
                 return
-            (other if ready is one else one).sendall(data)
+            (upstream if ready is client else client).sendall(data)

@@ -1,4 +1,4 @@
-"""A web server on loopback that sends the bytes it is given, for answers that no well-behaved server writes."""
+"""A web server on loopback that sends given bytes, for responses that no correct server writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RawServer:
         self.answers = dict(answers)
         self.closing = set(closing)
         self.targets: list[str] = []
-        """Request targets as they were received, in order, robots.txt left out."""
+        """Request targets as received, in order, without robots.txt."""
         self.headers: list[dict[str, str]] = []
         """Headers of each of these requests, names in lower case."""
         self.robots_headers: list[dict[str, str]] = []
@@ -72,7 +72,7 @@ class RawServer:
             request_queue_size = 256
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """Clients that hang up are what some tests are about."""
+                """Some tests close connections early."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
@@ -103,13 +103,13 @@ def raw_server(
 def answer(
     body: bytes, *lines: bytes, status: bytes = b"HTTP/1.1 200 OK", length: bool = True, end: bytes = b"\r\n"
 ) -> bytes:
-    """An answer with header lines as they are given.
+    """A response with the given header lines.
 
     Args:
         body: Follows the head as it is.
         lines: Header lines without their ends.
         status: The first line.
-        length: Add a Content-Length that is right.
+        length: Add the right Content-Length.
         end: Ends each line of the head.
     """
     head = [status, *lines, *([b"Content-Length: %d" % len(body)] if length else [])]

@@ -1,4 +1,4 @@
-"""Proxies from the environment and headers from a file: what is sent to whom, and that nothing of it is recorded."""
+"""Proxies from the environment and headers from a file: who receives them, and that no credential is recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fetch(*links: str, settings: FetchSettings = PROXIED) -> list[Response]:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -46,77 +46,80 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProxyServer]:
     running = ProxyServer("user:p@ss")
-    ssrf_guard = f"user:p%40ss@127.0.0.1:{running.port}"
-    monkeypatch.setenv("HTTP_PROXY", f"http://{ssrf_guard}")
-    monkeypatch.setenv("HTTPS_PROXY", ssrf_guard)
+    address = f"user:p%40ss@127.0.0.1:{running.port}"
+    monkeypatch.setenv("HTTP_PROXY", f"http://{address}")
+    monkeypatch.setenv("HTTPS_PROXY", address)
     yield running
     running.close()
 
 
 class TestProxy:
-    def test_http_and_https_go_through_it_with_their_escapes(
+    def test_http_and_https_use_the_proxy_with_escapes_unchanged(
         self, proxy: ProxyServer, server: Any, tls_servers: tuple[Any, Any]
     ) -> None:
         trusted, foreign = tls_servers
         links = [f"{server.url}/n/1.jpg?a=%2F&b=?", f"{trusted.url}/n/2.jpg", f"{trusted.url}/n/2.jpg"]
-        kinds = [got.kind for got in fetch(*links, f"{foreign.url}/n/3.jpg")]
+        kinds = [response.kind for response in fetch(*links, f"{foreign.url}/n/3.jpg")]
         assert kinds == ["ok", "ok", "ok", "tls"] and not foreign.requests
-        tunnels = [f"CONNECT {one.url.removeprefix('https://')}" for one in (trusted, foreign)]
-        assert proxy.asked == [links[0], *tunnels], "and the tunnel is kept for the second photo"
+        tunnels = [f"CONNECT {tls_server.url.removeprefix('https://')}" for tls_server in (trusted, foreign)]
+        assert proxy.requests == [links[0], *tunnels], "the tunnel is reused for the second photo"
         assert "Proxy-Authorization" in proxy.heads[0] and "Proxy-Authorization" in proxy.heads[1]
-        assert "/n/2.jpg" not in "".join(proxy.heads), "the request itself is inside of the tunnel"
+        assert "/n/2.jpg" not in "".join(proxy.heads), "the request is inside the tunnel"
 
-    def test_it_is_used_where_it_is_asked_for_alone(self, proxy: ProxyServer, server: Any) -> None:
-        (got,) = fetch(f"{server.url}/n/1.jpg", settings=FetchSettings(allow_private=True, host_rate=0))
-        assert got.kind == "ok" and not proxy.asked
+    def test_the_proxy_is_unused_by_default(self, proxy: ProxyServer, server: Any) -> None:
+        (response,) = fetch(f"{server.url}/n/1.jpg", settings=FetchSettings(allow_private=True, host_rate=0))
+        assert response.kind == "ok" and not proxy.requests
 
-    def test_what_it_is_asked_for_is_checked_before(self, proxy: ProxyServer, server: Any) -> None:
-        """The proxy is on this machine; what is on this machine is not asked of it."""
+    def test_private_targets_are_blocked_before_the_proxy(self, proxy: ProxyServer, server: Any) -> None:
+        """The proxy itself is on loopback, but targets on loopback are blocked."""
         port = server.url.rpartition(":")[2]
         hosts = [f"localhost:{port}", f"127.0.0.1:{port}", f"2130706433:{port}", "169.254.169.254", "[fe80::1]"]
         strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
-        assert {got.kind for got in fetch(*(f"http://{host}/1.jpg" for host in hosts), settings=strict)} == {
-            "blocked_address"
-        }
+        responses = fetch(*(f"http://{host}/1.jpg" for host in hosts), settings=strict)
+        assert {response.kind for response in responses} == {"blocked_address"}
         assert fetch("https://localhost/1.jpg", settings=strict)[0].kind == "blocked_address"
         (secret,) = fetch("http://169.254.169.254/latest")
-        assert secret.kind == "blocked_address" and not proxy.asked
+        assert secret.kind == "blocked_address" and not proxy.requests
 
-    def test_a_redirect_is_checked_too(self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        home = ipaddress.ip_address("127.0.0.1")
+    def test_redirects_to_private_targets_are_blocked(
+        self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loopback = ipaddress.ip_address("127.0.0.1")
         real = ssrf_guard.is_public
-        monkeypatch.setattr(ssrf_guard, "is_public", lambda one: one == home or real(one))
+        monkeypatch.setattr(ssrf_guard, "is_public", lambda address: address == loopback or real(address))
         server.elsewhere = "http://127.0.0.2/1.jpg"
         strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
-        (got,) = fetch(f"{server.url}/away", settings=strict)
-        assert got.kind == "blocked_address" and proxy.asked == [f"{server.url}/away"]
+        (response,) = fetch(f"{server.url}/away", settings=strict)
+        assert response.kind == "blocked_address" and proxy.requests == [f"{server.url}/away"]
 
-    def test_a_name_that_is_not_known_here_is_not_asked_of_it(self, proxy: ProxyServer) -> None:
-        (got,) = fetch("http://no-such-host.invalid/1.jpg")
-        assert got.kind == "dns" and "before a proxy is used" in got.reason and not proxy.asked
+    def test_an_unknown_host_is_not_sent_to_the_proxy(self, proxy: ProxyServer) -> None:
+        (response,) = fetch("http://no-such-host.invalid/1.jpg")
+        assert response.kind == "dns" and "before a proxy is used" in response.reason and not proxy.requests
 
-    def test_no_proxy_goes_directly(self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy_hosts_are_reached_directly(
+        self, proxy: ProxyServer, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("NO_PROXY", "example.org, 127.0.0.0/8")
-        assert fetch(f"{server.url}/n/1.jpg")[0].kind == "ok" and not proxy.asked
+        assert fetch(f"{server.url}/n/1.jpg")[0].kind == "ok" and not proxy.requests
         strict = FetchSettings(retries=0, host_rate=0, robots=False, proxy="env")
         assert fetch(f"{server.url}/n/1.jpg", settings=strict)[0].kind == "blocked_address"
 
-    def test_a_proxy_that_refuses_or_is_down_is_a_connection_that_fails(
+    def test_a_failing_proxy_is_a_connect_failure(
         self, proxy: ProxyServer, tls_servers: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trusted, _ = tls_servers
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:wrong@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
         refused, plain = fetch(f"{trusted.url}/n/1.jpg", f"{trusted.url.replace('https', 'http')}/n/1.jpg")
-        for got in (refused, plain):
-            assert got.kind == "connect" and "proxy" in got.reason and "407" in got.reason
+        for response in (refused, plain):
+            assert response.kind == "connect" and "proxy" in response.reason and "407" in response.reason
         proxy.close()
         (down,) = fetch(f"{trusted.url}/n/1.jpg")
         assert down.kind == "connect" and "proxy" in down.reason
         monkeypatch.setenv("HTTPS_PROXY", "http://no-such-proxy.invalid:3128")
         (unknown,) = fetch(f"{trusted.url}/n/1.jpg")
         assert unknown.kind == "connect" and "proxy" in unknown.reason
-        assert not any("wrong" in got.reason for got in (refused, down, unknown))
+        assert not any("wrong" in response.reason for response in (refused, down, unknown))
 
     @pytest.mark.parametrize(
         ("entries", "covered"),
@@ -135,7 +138,9 @@ class TestProxy:
             ("com.", ["h.com", "sub.h.com", "nh.com", "h.com:8080"]),
         ],
     )
-    def test_entries_of_no_proxy(self, entries: str, covered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy_entries_match_hosts(
+        self, entries: str, covered: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
         monkeypatch.setenv("NO_PROXY", entries)
         proxies = Proxies.from_environment()
@@ -159,21 +164,21 @@ class TestProxy:
     ) -> None:
         monkeypatch.setenv("HTTPS_PROXY", value)
         assert main(["crawl", "--items", "x.jsonl", "--out", str(tmp_path / "o"), "--fetch.proxy", "env"]) == 2
-        said = capsys.readouterr().err
-        assert "HTTPS_PROXY" in said and "secret" not in said
+        error = capsys.readouterr().err
+        assert "HTTPS_PROXY" in error and "secret" not in error
 
-    def test_env_without_a_variable_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_proxy_env_without_a_variable_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert main(["crawl", "--items", "x.jsonl", "--out", str(tmp_path / "o"), "--fetch.proxy", "env"]) == 2
         assert "HTTPS_PROXY" in capsys.readouterr().err
 
 
 class TestHeaders:
-    def test_they_are_sent_and_credentials_stay_with_their_site(self, tmp_path: Path) -> None:
+    def test_headers_are_sent_and_credentials_stay_with_their_host(self, tmp_path: Path) -> None:
         path = tmp_path / "headers.txt"
-        moved = b"HTTP/1.1 302 Found"
+        found = b"HTTP/1.1 302 Found"
         with raw_server({"/1.jpg": answer(PHOTO)}) as other, raw_server({"/2.jpg": answer(PHOTO)}) as home:
-            home.answers["/away"] = answer(b"", b"Location: " + other.url.encode() + b"/1.jpg", status=moved)
-            home.answers["/near"] = answer(b"", b"Location: /2.jpg", status=moved)
+            home.answers["/away"] = answer(b"", b"Location: " + other.url.encode() + b"/1.jpg", status=found)
+            home.answers["/near"] = answer(b"", b"Location: /2.jpg", status=found)
             path.write_text(
                 "# of the shop\nReferer: https://shop.example/\nAuthorization: Bearer t0ken\nX-Api-Key : k3y\n\n"
                 f"[127.0.0.1:{other.port}]\nCookie: c00kie\n[elsewhere.example]\nX-Other: s3cret\n"
@@ -185,21 +190,21 @@ class TestHeaders:
                 f"{other.url}/1.jpg",
                 f"http://u:p@127.0.0.1:{home.port}/2.jpg",
             ]
-            assert [got.kind for got in fetch(*links, settings=settings)] == ["ok"] * 4
+            assert [response.kind for response in fetch(*links, settings=settings)] == ["ok"] * 4
             assert home.targets == ["/away", "/near", "/2.jpg", "/2.jpg"]
             for sent in home.headers:
                 assert sent["authorization"] == "Bearer t0ken" and sent["x-api-key"] == "k3y", (
-                    "before a link's own user"
+                    "they win over the user in a link"
                 )
                 assert "cookie" not in sent and "x-other" not in sent
-            followed, asked = other.headers
-            assert followed["referer"] == asked["referer"] == "https://shop.example/"
+            followed, direct = other.headers
+            assert followed["referer"] == direct["referer"] == "https://shop.example/"
             assert not {"authorization", "x-api-key", "cookie"} & followed.keys()
-            assert asked["authorization"] == "Bearer t0ken" and asked["cookie"] == "c00kie"
+            assert direct["authorization"] == "Bearer t0ken" and direct["cookie"] == "c00kie"
             for sent in (*other.robots_headers, *home.robots_headers):
                 assert not {"authorization", "x-api-key", "cookie"} & sent.keys() and "referer" in sent
 
-    def test_they_replace_the_crawls_own(self, tmp_path: Path) -> None:
+    def test_headers_replace_the_defaults(self, tmp_path: Path) -> None:
         path = tmp_path / "headers.txt"
         path.write_bytes(b"\xef\xbb\xbfuser-agent: mine/1.0\r\nAccept: image/webp\r\n")
         with raw_server({"/1.jpg": answer(PHOTO)}) as server:
@@ -211,19 +216,21 @@ class TestHeaders:
         "text",
         ["secret", "Na me: secret", "Host: secret", "Proxy-Authorization: secret", "A: secret\x07", "[a b]", "[h:x]"],
     )
-    def test_a_wrong_file_is_named_by_line(self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_invalid_headers_file_is_refused_with_its_line(
+        self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         path = tmp_path / "headers.txt"
         path.write_text(f"Accept: image/*\n{text}\n")
         assert main(["crawl", "--items", "x", "--out", str(tmp_path / "o"), "--fetch.headers", str(path)]) == 2
-        said = capsys.readouterr().err
-        assert f"{path}:2" in said and "secret" not in said
+        error = capsys.readouterr().err
+        assert f"{path}:2" in error and "secret" not in error
 
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+    def test_a_missing_headers_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"none\.txt"):
             CustomHeaders.read(tmp_path / "none.txt")
 
 
-def test_nothing_that_a_run_leaves_holds_a_credential(
+def test_no_output_of_a_crawl_holds_a_credential(
     tmp_path: Path,
     catalogue: Callable[..., Path],
     server: Any,
@@ -241,23 +248,25 @@ def test_nothing_that_a_run_leaves_holds_a_credential(
         "n/1.jpg", "moved", "status/404", "hang-up", f"{trusted.url}/n/2.jpg", "https://127.0.0.1:9/1.jpg"
     )
     out, store = tmp_path / "out", tmp_path / "mlflow.db"
-    words = ["crawl", "--items", str(items), "--out", str(out), "--fetch.proxy", "env", "--fetch.headers", str(headers)]
-    words += ["--fetch.allow-private", "--fetch.retries", "0", "--min-success", "0"]
-    words += ["--tracking.mlflow", "--tracking.uri", f"sqlite:///{store}"]
-    assert main(words) == 0
-    assert len(proxy.asked) > 5 and any("t0ken" in head for head in proxy.heads), "they were used"
-    assert not [head for head in proxy.heads if head.startswith("CONNECT") and "t0ken" in head], "inside of tunnels"
-    said = capfd.readouterr()
+    argv = ["crawl", "--items", str(items), "--out", str(out), "--fetch.proxy", "env", "--fetch.headers", str(headers)]
+    argv += ["--fetch.allow-private", "--fetch.retries", "0", "--min-success", "0"]
+    argv += ["--tracking.mlflow", "--tracking.uri", f"sqlite:///{store}"]
+    assert main(argv) == 0
+    assert len(proxy.requests) > 5 and any("t0ken" in head for head in proxy.heads), "proxy and headers were used"
+    assert not [head for head in proxy.heads if head.startswith("CONNECT") and "t0ken" in head], (
+        "tunnelled headers are not sent to the proxy"
+    )
+    captured = capfd.readouterr()
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != headers]
     assert any(path.name == "metrics.jsonl" for path in files) and store in files
     for secret in secrets:
-        assert secret not in said.out + said.err
+        assert secret not in captured.out + captured.err
         assert not [path for path in files if secret.encode() in path.read_bytes()]
     with sqlite3.connect(store) as database:
         assert str(headers) in [value for (value,) in database.execute("select value from params")]
 
 
-def test_a_file_of_headers_may_be_in_utf_16(tmp_path: Path) -> None:
+def test_a_headers_file_in_utf_16_is_read(tmp_path: Path) -> None:
     file = tmp_path / "headers.txt"
     file.write_bytes("Referer: https://shop.example/\r\n[A.example]\r\nX-Token: one two\r\n".encode("utf-16"))
     assert CustomHeaders.read(file).for_url(URL("https://a.example/1.jpg"), None) == {

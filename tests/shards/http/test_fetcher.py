@@ -1,4 +1,4 @@
-"""Fetching from a server that does things wrong: each ends under its name, in time, within its limits."""
+"""Fetching from a faulty server: outcome kinds, deadlines, limits and blocked addresses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Response]:
         ("drip", "too_slow", 200, 3),
     ],
 )
-def test_what_a_server_does_has_a_name(server: Any, path: str, kind: str, http: int, requests: int | None) -> None:
+def test_each_fault_has_an_outcome_kind(server: Any, path: str, kind: str, http: int, requests: int | None) -> None:
     (answer,) = fetch(f"{server.url}/{path}")
     assert (answer.kind, answer.http) == (kind, http), answer.reason
     assert (answer.kind == "ok") == bool(answer.body) and bool(answer.reason) == (kind != "ok")
@@ -62,14 +62,14 @@ def test_what_a_server_does_has_a_name(server: Any, path: str, kind: str, http: 
 
 
 @pytest.mark.parametrize("path", ["slow", "drip"])
-def test_the_deadline_is_for_the_whole_answer(server: Any, path: str) -> None:
+def test_the_deadline_covers_the_complete_response(server: Any, path: str) -> None:
     began = time.monotonic()
     settings = FetchSettings(allow_private=True, deadline=0.5, retries=0, min_speed=0)
     (answer,) = fetch(f"{server.url}/{path}", settings=settings)
     assert answer.kind == "timeout" and "0.5 s" in answer.reason and time.monotonic() - began < 2.5
 
 
-def test_a_server_that_lies_about_lengths_disturbs_no_other_answer(server: Any, photos: dict[str, bytes]) -> None:
+def test_wrong_content_lengths_do_not_disturb_other_responses(server: Any, photos: dict[str, bytes]) -> None:
     paths = [path for n in range(30) for path in ("long", "short", "status/404", f"n/{n}.jpg")]
     settings = FetchSettings(**{**vars(QUICK), "concurrency": 3})
     answers = dict(zip(paths, fetch(*(f"{server.url}/{path}" for path in paths), settings=settings), strict=True))
@@ -80,25 +80,25 @@ def test_a_server_that_lies_about_lengths_disturbs_no_other_answer(server: Any, 
     )
 
 
-def test_error_pages_do_not_cost_connections(server: Any) -> None:
+def test_error_pages_reuse_connections(server: Any) -> None:
     settings = FetchSettings(**{**vars(QUICK), "concurrency": 2})
     fetch(*(f"{server.url}/status/404" for _ in range(40)), settings=settings)
     assert len(server.connections) <= 2
 
 
-def test_retry_after_is_waited_for(server: Any) -> None:
+def test_retry_after_is_obeyed(server: Any) -> None:
     began = time.monotonic()
     (answer,) = fetch(f"{server.url}/patience")
     assert answer.kind == "ok" and answer.attempts == 2 and time.monotonic() - began >= 1.0
 
 
-def test_connections_are_kept_and_limited(server: Any) -> None:
+def test_connections_are_reused_and_limited(server: Any) -> None:
     settings = FetchSettings(allow_private=True, concurrency=4, host_rate=0)
     answers = fetch(*(f"{server.url}/n/{n}.jpg" for n in range(60)), settings=settings)
     assert all(answer.kind == "ok" for answer in answers) and len(server.connections) <= 4
 
 
-def test_the_crawler_says_who_it_is(server: Any) -> None:
+def test_the_user_agent_names_crawler_and_contact(server: Any) -> None:
     fetch(f"{server.url}/plain.jpg", settings=FetchSettings(allow_private=True, contact="me@example.org"))
     (agent,) = server.agents
     assert agent.startswith("lavic/") and "me@example.org" in agent and "Mozilla" not in agent
@@ -135,7 +135,7 @@ def test_the_crawler_says_who_it_is(server: Any) -> None:
         "http://LOCALHOST.:{port}/plain.jpg",
     ],
 )
-def test_private_addresses_are_refused_however_they_are_written(server: Any, link: str) -> None:
+def test_private_addresses_are_blocked_in_every_notation(server: Any, link: str) -> None:
     (answer,) = fetch(link.format(port=server.url.rpartition(":")[2]), settings=FetchSettings(retries=0))
     assert answer.kind == "blocked_address", answer
     assert not server.requests and not server.connections
@@ -149,13 +149,13 @@ def test_private_addresses_are_refused_however_they_are_written(server: Any, lin
         *("100.100.100.200", "[fd00:ec2::254]", "\uff11\uff16\uff19.254.169.254"),
     ],
 )
-def test_metadata_is_refused_with_allow_private_too(host: str) -> None:
+def test_metadata_addresses_are_blocked_with_allow_private(host: str) -> None:
     (answer,) = fetch(f"http://{host}/latest/meta-data")
     assert answer.kind == "blocked_address" and "metadata" in answer.reason and answer.attempts == 1
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.0.0.1", "\uff11\uff12\uff17.0.0.1", "127.0.0.1."])
-def test_what_was_checked_is_what_is_connected_to(server: Any, host: str) -> None:
+def test_loopback_in_every_notation_is_reached_with_allow_private(server: Any, host: str) -> None:
     port = server.url.rpartition(":")[2]
     (answer,) = fetch(f"http://{host}:{port}/plain.jpg")
     assert answer.kind == "ok" and server.requests == {"/plain.jpg": 1}
@@ -178,10 +178,10 @@ def test_a_malformed_link_is_a_bad_url(link: str) -> None:
 
 
 def test_every_redirect_is_checked(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server passes for public here, so that a redirect from it can lead into a private network."""
-    home = ipaddress.ip_address("127.0.0.1")
+    """The server counts as public here: its redirects lead into a private network."""
+    loopback = ipaddress.ip_address("127.0.0.1")
     real = ssrf_guard.is_public
-    monkeypatch.setattr(ssrf_guard, "is_public", lambda one: one == home or real(one))
+    monkeypatch.setattr(ssrf_guard, "is_public", lambda address: address == loopback or real(address))
     port = server.url.rpartition(":")[2]
     for target in ("http://10.20.30.40/x.jpg", f"http://[::1]:{port}/n/1.jpg", f"http://127.0.0.2:{port}/n/1.jpg"):
         server.elsewhere = target
@@ -192,30 +192,30 @@ def test_every_redirect_is_checked(server: Any, monkeypatch: pytest.MonkeyPatch)
     assert server.requests["/n/1.jpg"] == 1
 
 
-def test_the_address_that_was_checked_is_the_one_connected_to(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is public when it is first looked up, and this machine from then on."""
+def test_dns_rebinding_does_not_reach_a_private_address(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host resolves to a public address first, then to loopback."""
     answers = iter([[("93.184.216.34", 80)], [("127.0.0.1", 80)], [("127.0.0.1", 80)]])
-    asked = []
+    lookups = []
 
     async def look_up(loop: Any, host: str, *_: object, **__: object) -> list[Any]:
-        asked.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in next(answers)]
+        lookups.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in next(answers)]
 
     connected = []
 
     async def connect(loop: Any, sock: Any, target: Any) -> None:
         connected.append(target)
-        raise ConnectionRefusedError("nobody is asked in this test")
+        raise ConnectionRefusedError("no connection in this test")
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", look_up)
     monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_connect", connect)
     settings = FetchSettings(retries=0, robots=False)
     assert fetch("http://rebinding.example/1.jpg", settings=settings)[0].kind == "connect"
     assert fetch("http://rebinding.example/1.jpg", settings=settings)[0].kind == "blocked_address"
-    assert [target[0] for target in connected] == ["93.184.216.34"] and len(asked) == 2 and not server.requests
+    assert [target[0] for target in connected] == ["93.184.216.34"] and len(lookups) == 2 and not server.requests
 
 
-def test_https_is_not_left_and_a_foreign_certificate_not_taken(
+def test_redirects_from_https_to_http_and_untrusted_certificates_are_refused(
     server: Any, tls_servers: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted, foreign = tls_servers
@@ -224,13 +224,13 @@ def test_https_is_not_left_and_a_foreign_certificate_not_taken(
     assert kinds == ["ok", "blocked_address", "tls"] and not server.requests and not foreign.requests
 
 
-def test_failures_of_the_connection_have_names(server: Any) -> None:
+def test_connection_failures_have_outcome_kinds(server: Any) -> None:
     port = server.url.rpartition(":")[2]
     tls, dns = fetch(f"https://127.0.0.1:{port}/plain.jpg", "http://no-such-host.invalid/x.jpg")
     assert (tls.kind, dns.kind) == ("tls", "dns") and tls.attempts == dns.attempts == 0
     server.close()
-    unheeded = FetchSettings(**{**vars(QUICK), "robots": False})
-    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=unheeded)
+    without_robots = FetchSettings(**{**vars(QUICK), "robots": False})
+    (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=without_robots)
     assert refused.kind == "connect" and refused.attempts == 3
     (refused,) = fetch(f"http://127.0.0.1:{port}/plain.jpg", settings=FetchSettings(**{**vars(QUICK), "patience": 0.5}))
     assert refused.kind == "connect" and refused.attempts == 0 and "robots.txt" in refused.reason

@@ -1,4 +1,4 @@
-"""Answers with odd heads and bodies: taken as curl takes them, refused where curl refuses them."""
+"""Malformed responses: read if curl reads them, refused if curl refuses them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def raw_deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def chunks(data: bytes, size: bytes = b"%x", more: bytes = b"", trailer: bytes = b"", end: bytes = b"\r\n") -> bytes:
+def chunks(
+    data: bytes, size: bytes = b"%x", extension: bytes = b"", trailer: bytes = b"", end: bytes = b"\r\n"
+) -> bytes:
     half = len(data) // 2
-    parts = [size % len(part) + more + end + part + end for part in (data[:half], data[half:])]
+    parts = [size % len(part) + extension + end + part + end for part in (data[:half], data[half:])]
     return b"".join(parts) + b"0" + end + trailer + end
 
 
-GOOD = {
+ACCEPTED = {
     "header-9k": answer(PHOTO, b"Content-Security-Policy: img-src " + b"https://a.example " * 500),
     "header-90k": answer(PHOTO, b"X-Long: " + b"a" * 90_000),
     "header-name-9k": answer(PHOTO, b"X-" + b"a" * 9000 + b": 1"),
@@ -54,7 +56,7 @@ GOOD = {
     "identity-and-length": answer(PHOTO, b"Transfer-Encoding: identity"),
     "chunk-size-upper": answer(chunks(PHOTO, b"%X"), CHUNKED, length=False),
     "chunk-size-zeros": answer(chunks(PHOTO, b"0000%x"), CHUNKED, length=False),
-    "chunk-extension": answer(chunks(PHOTO, more=b' ; name="value"'), CHUNKED, length=False),
+    "chunk-extension": answer(chunks(PHOTO, extension=b' ; name="value"'), CHUNKED, length=False),
     "chunk-bare-lf": answer(chunks(PHOTO, end=b"\n"), CHUNKED, length=False),
     "chunk-trailer": answer(chunks(PHOTO, trailer=b"x-checksum: 1\r\n"), CHUNKED, length=False),
     "chunk-trailer-no-colon": answer(chunks(PHOTO, trailer=b"checksum\r\n"), CHUNKED, length=False),
@@ -126,36 +128,37 @@ def fetch(server: RawServer, *names: str, settings: FetchSettings = QUICK) -> li
 
 
 @pytest.fixture(scope="module")
-def odd() -> RawServer:
-    answers = {f"/{name}": data for name, data in {**GOOD, **CLOSING, **REFUSED}.items()}
+def malformed() -> RawServer:
+    answers = {f"/{name}": data for name, data in {**ACCEPTED, **CLOSING, **REFUSED}.items()}
     with raw_server(answers, frozenset(f"/{name}" for name in CLOSING)) as running:
         yield running
 
 
-@pytest.mark.parametrize("name", [*GOOD, *CLOSING])
-def test_an_odd_answer_gives_its_photo(odd: RawServer, name: str) -> None:
-    (got,) = fetch(odd, name)
-    assert got.kind == "ok" and got.body == PHOTO, got.reason
+@pytest.mark.parametrize("name", [*ACCEPTED, *CLOSING])
+def test_a_malformed_response_gives_its_photo(malformed: RawServer, name: str) -> None:
+    (response,) = fetch(malformed, name)
+    assert response.kind == "ok" and response.body == PHOTO, response.reason
 
 
-def test_an_odd_answer_costs_one_request_and_disturbs_no_other(odd: RawServer) -> None:
-    before = len(odd.targets)
-    names = [name for odd_name in GOOD for name in (odd_name, "line-bare-lf")]
-    assert all(got.body == PHOTO for got in fetch(odd, *names, settings=FetchSettings(**{**vars(QUICK), "retries": 2})))
-    assert len(odd.targets) - before == len(names)
+def test_a_malformed_response_costs_one_request(malformed: RawServer) -> None:
+    before = len(malformed.targets)
+    names = [name for accepted in ACCEPTED for name in (accepted, "line-bare-lf")]
+    settings = FetchSettings(**{**vars(QUICK), "retries": 2})
+    assert all(response.body == PHOTO for response in fetch(malformed, *names, settings=settings))
+    assert len(malformed.targets) - before == len(names)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_answer_is_an_error_with_a_reason(odd: RawServer, name: str) -> None:
-    (got,) = fetch(odd, name)
-    assert got.kind == "http_error" and got.reason and len(got.reason) < 300
+def test_an_unreadable_response_is_an_http_error_with_a_reason(malformed: RawServer, name: str) -> None:
+    (response,) = fetch(malformed, name)
+    assert response.kind == "http_error" and response.reason and len(response.reason) < 300
 
 
-def test_headers_of_a_repaired_answer_count() -> None:
-    odd_head = (b"no colon here", b"X-Robots-Tag: noai")
+def test_headers_of_a_malformed_response_are_used() -> None:
+    malformed_head = (b"no colon here", b"X-Robots-Tag: noai")
     with raw_server(
         {
-            "/tagged": answer(PHOTO, *odd_head),
+            "/tagged": answer(PHOTO, *malformed_head),
             "/moved": answer(b"", b"no colon", b"Location: /target", status=b"HTTP/1.1 302 Found"),
             "/target": answer(PHOTO),
             "/part": answer(PHOTO[:99], b"Content-Range: bytes 0-98/%d" % N, status=b"HTTP/1.1 206 Partial Content"),
@@ -168,7 +171,7 @@ def test_headers_of_a_repaired_answer_count() -> None:
     assert busy.retry_after == 7 and "0-98" in part.reason
 
 
-def test_a_cut_or_huge_compressed_body_is_named() -> None:
+def test_a_truncated_or_huge_compressed_body_is_refused() -> None:
     packed = gzip.compress(PHOTO)
     with raw_server(
         {
@@ -178,12 +181,12 @@ def test_a_cut_or_huge_compressed_body_is_named() -> None:
             "/bomb-deflate": answer(raw_deflate(bytes(30_000_000)), b"Content-Encoding: deflate"),
         }
     ) as server:
-        kinds = [got.kind for got in fetch(server, "cut", "damaged", "bomb", "bomb-deflate")]
+        kinds = [response.kind for response in fetch(server, "cut", "damaged", "bomb", "bomb-deflate")]
     assert kinds == ["truncated", "truncated", "too_big", "too_big"]
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd"])
-def test_other_compressions_are_read_where_a_decoder_is_installed(coding: str) -> None:
+def test_brotli_and_zstd_are_read_if_installed(coding: str) -> None:
     if coding == "br":
         brotli = pytest.importorskip("brotli")
         compress = brotli.compress
@@ -196,17 +199,17 @@ def test_other_compressions_are_read_where_a_decoder_is_installed(coding: str) -
     assert good.body == PHOTO and bomb.kind == "too_big" and cut.kind == "truncated"
 
 
-@pytest.mark.parametrize("name", [*GOOD, *CLOSING])
+@pytest.mark.parametrize("name", [*ACCEPTED, *CLOSING])
 @pytest.mark.parametrize("size", [1, 7, 500])
-def test_repair_does_not_depend_on_how_an_answer_arrives(name: str, size: int) -> None:
-    data = {**GOOD, **CLOSING}[name]
+def test_repair_does_not_depend_on_packet_boundaries(name: str, size: int) -> None:
+    data = {**ACCEPTED, **CLOSING}[name]
     if len(data) > 20_000:
         data = data[:300] + data[-N - 2000 :] if size == 1 else data
-    whole, pieces = Repair(), Repair()
-    at_once = whole.feed(data)
+    single, split = Repair(), Repair()
+    at_once = single.feed(data)
     head, _, _ = at_once.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.") and head.count(b"\r\n") == head.count(b"\n") and b"\0" not in head
-    parts = b"".join(pieces.feed(data[at : at + size]) for at in range(0, len(data), size))
+    parts = b"".join(split.feed(data[start : start + size]) for start in range(0, len(data), size))
     assert unchunked(parts) == unchunked(at_once)
 
 
@@ -223,7 +226,7 @@ def unchunked(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["name-with-space", "chunk-extension", "informational-odd", "line-no-colon"])
-def test_a_connection_reads_an_odd_answer_wherever_it_is_cut(name: str) -> None:
+def test_a_malformed_response_is_read_with_any_split(name: str) -> None:
     async def read(pieces: list[bytes]) -> bytes:
         async with LenientConnector() as connector:
             connection = connector._factory()
@@ -235,26 +238,26 @@ def test_a_connection_reads_an_odd_answer_wherever_it_is_cut(name: str) -> None:
             return await message[1].read()
 
     async def run() -> None:
-        data = GOOD[name]
+        data = ACCEPTED[name]
         for cut in range(1, 200):
             assert await read([data[:cut], data[cut:]]) == PHOTO, cut
 
     asyncio.run(run())
 
 
-def test_an_odd_answer_that_breaks_off_is_truncated() -> None:
+def test_a_malformed_response_that_ends_early_is_truncated() -> None:
     with raw_server(
         {
             "/length": answer(PHOTO[:99], b"no colon", b"Content-Length: %d" % N, length=False),
-            "/chunks": answer(chunks(PHOTO, more=b" ; a=b")[:-30], CHUNKED, length=False),
+            "/chunks": answer(chunks(PHOTO, extension=b" ; a=b")[:-30], CHUNKED, length=False),
         },
         frozenset({"/length", "/chunks"}),
     ) as server:
-        assert [got.kind for got in fetch(server, "length", "chunks")] == ["truncated", "truncated"]
+        assert [response.kind for response in fetch(server, "length", "chunks")] == ["truncated", "truncated"]
 
 
 def test_tiny_chunks_take_linear_time() -> None:
-    """Two megabytes in chunks of one byte: seconds where each chunk copies what is behind it."""
+    """Two megabytes in chunks of one byte: a parser that copies the rest for each chunk takes minutes."""
     repair = Repair()
     data = answer(b"1;a \r\nx\r\n" * 200_000 + b"0\r\n\r\n", CHUNKED, length=False)
     began = time.process_time()

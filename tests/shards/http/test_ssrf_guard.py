@@ -1,4 +1,4 @@
-"""Addresses that a crawler has no business at, however they are written."""
+"""Private and metadata addresses, as IPv4, IPv6 and mapped forms."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ PRIVATE = [
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::1", "2002:c0a8:101::1"),
     *("::127.0.0.1", "64:ff9b:1::a00:1", "2001:db8::1", "fec0::1", "2001::1"),
 ]
-SECRET = [
+METADATA = [
     *("169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"),
     *("fe80::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"),
 ]
 
 
 @pytest.mark.parametrize("text", PUBLIC)
-def test_public(text: str) -> None:
+def test_public_addresses_are_public(text: str) -> None:
     assert is_public(ipaddress.ip_address(text)) and not is_metadata(ipaddress.ip_address(text))
 
 
-@pytest.mark.parametrize("text", [*PRIVATE, *SECRET])
-def test_not_public(text: str) -> None:
+@pytest.mark.parametrize("text", [*PRIVATE, *METADATA])
+def test_private_and_metadata_addresses_are_not_public(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_private_may_be_allowed(text: str) -> None:
+def test_private_addresses_are_not_metadata(text: str) -> None:
     assert not is_metadata(ipaddress.ip_address(text))
 
 
-@pytest.mark.parametrize("text", SECRET)
-def test_secret_never(text: str) -> None:
+@pytest.mark.parametrize("text", METADATA)
+def test_metadata_addresses_are_recognized(text: str) -> None:
     assert is_metadata(ipaddress.ip_address(text))

@@ -1,4 +1,4 @@
-"""Links: what is sent for them, to the byte."""
+"""Links and redirects: the request target that is sent, and links that are refused."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ def fetch(*links: str) -> list[Response]:
     return asyncio.run(run())
 
 
-def test_what_a_server_sees_of_a_link() -> None:
-    wanted = {**{target: target for target in UNCHANGED}, **CHANGED}
-    with raw_server({target: answer(PHOTO) for target in wanted.values()}) as server:
-        got = fetch(*(server.url + target for target in wanted))
-        assert server.targets == list(wanted.values())
-    assert all(one.kind == "ok" for one in got)
+def test_a_link_is_requested_as_the_url_standard_says() -> None:
+    expected = {**{target: target for target in UNCHANGED}, **CHANGED}
+    with raw_server({target: answer(PHOTO) for target in expected.values()}) as server:
+        responses = fetch(*(server.url + target for target in expected))
+        assert server.targets == list(expected.values())
+    assert all(response.kind == "ok" for response in responses)
 
 
-def test_what_a_server_sees_of_a_redirect() -> None:
-    """Bytes that are not ASCII are sent as the bytes they are, in whatever encoding the server wrote them."""
+def test_a_redirect_is_requested_as_the_url_standard_says() -> None:
+    """Bytes that are not ASCII are sent unchanged, whatever their encoding."""
     raw = {"/bilder/fl\u00fcgel.jpg".encode(code): code for code in ("latin-1", "utf-8")}
     targets = {"latin-1": "/bilder/fl%FCgel.jpg", "utf-8": "/bilder/fl%C3%BCgel.jpg"}
     with raw_server({}) as server:
@@ -90,23 +90,24 @@ def test_what_a_server_sees_of_a_redirect() -> None:
             **{data: targets[code] for data, code in raw.items()},
         }
         for location, target in locations.items():
-            moved = answer(b"", b"Location: " + location, status=b"HTTP/1.1 302 Found")
-            server.answers = {"/from/here?a": moved, target: answer(PHOTO)}
+            redirect = answer(b"", b"Location: " + location, status=b"HTTP/1.1 302 Found")
+            server.answers = {"/from/here?a": redirect, target: answer(PHOTO)}
             server.targets.clear()
-            (got,) = fetch(f"{server.url}/from/here?a")
-            assert got.kind == "ok" and server.targets == ["/from/here?a", target], location
+            (response,) = fetch(f"{server.url}/from/here?a")
+            assert response.kind == "ok" and server.targets == ["/from/here?a", target], location
 
 
 @pytest.mark.parametrize("location", [b"javascript:alert(1)", b"http://", b"http://[::1", b"http://a b/", b"data:,x"])
-def test_a_redirect_to_no_address_is_a_bad_url(location: bytes) -> None:
-    moved = answer(b"", b"Location: " + location, status=b"HTTP/1.1 302 Found")
-    with raw_server({"/x": moved}) as server:
-        (got,) = fetch(f"{server.url}/x")
-    assert (got.kind, got.http, got.attempts) == ("bad_url", 302, 1) and got.reason.startswith("redirected")
+def test_a_redirect_to_an_invalid_url_is_a_bad_url(location: bytes) -> None:
+    redirect = answer(b"", b"Location: " + location, status=b"HTTP/1.1 302 Found")
+    with raw_server({"/x": redirect}) as server:
+        (response,) = fetch(f"{server.url}/x")
+    assert (response.kind, response.http, response.attempts) == ("bad_url", 302, 1)
+    assert response.reason.startswith("redirected")
 
 
 @pytest.mark.parametrize(
-    ("link", "read"),
+    ("link", "parsed"),
     [
         ("//h.com/x.jpg", "https://h.com/x.jpg"),
         ("h.com/x.jpg", "https://h.com/x.jpg"),
@@ -136,8 +137,8 @@ def test_a_redirect_to_no_address_is_a_bad_url(location: bytes) -> None:
         ("\ufeff\u00a0 http://h.com/x\u3000", "http://h.com/x"),
     ],
 )
-def test_scheme_host_and_port(link: str, read: str) -> None:
-    assert str(parse_url(link)) == read
+def test_scheme_host_and_port_are_parsed(link: str, parsed: str) -> None:
+    assert str(parse_url(link)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -153,11 +154,11 @@ def test_scheme_host_and_port(link: str, read: str) -> None:
         ("0x.0.0.1", "0.0.0.1"),
     ],
 )
-def test_numbers_are_read_as_inet_aton_reads_them(number: str, address: str) -> None:
+def test_numeric_hosts_are_read_as_by_inet_aton(number: str, address: str) -> None:
     assert parse_url(f"http://{number}/x").raw_host == address
 
 
-def test_a_reason_does_not_repeat_what_may_be_secret() -> None:
+def test_a_reason_does_not_repeat_credentials() -> None:
     for link in ("http://user:secret@a b/x", "ftp://user:secret@h/x", "http://user:secret@h:0/?sig=secret"):
         with pytest.raises(BadUrl) as caught:
             parse_url(link)
