@@ -1,4 +1,4 @@
-"""Small files that take a decoder long, made by hand: no encoder writes them."""
+"""Small files that are slow to decode; no encoder writes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def many_scans(side: int, bits: int = 0) -> bytes:
         # Codes for runs of blocks without a coefficient: many (0) and one (10).
         segment(0xC4, b"\x10" + bytes((1, 1, *bytes(14))) + b"\xe0\x00"),
         segment(0xDA, bytes((1, 1, 0x00, 0, 0, 0))),
-        packed("0" * blocks),
+        entropy_coded("0" * blocks),
     ]
     runs = ""
     while blocks >= 1 << 14:
         run = min(blocks, 32767)
         runs += "0" + format(run - (1 << 14), "014b")
         blocks -= run
-    data = packed(runs + "10" * blocks)
+    data = entropy_coded(runs + "10" * blocks)
     for low in range(bits, -1, -1):
         for k in range(1, 64):
             high = 0 if low == bits else low + 1
@@ -36,14 +36,14 @@ def many_scans(side: int, bits: int = 0) -> bytes:
     return b"".join((*parts, b"\xff\xd9"))
 
 
-def packed(bits: str) -> bytes:
-    """A scan's data: filled up with ones, and every byte of ones with a zero behind it."""
+def entropy_coded(bits: str) -> bytes:
+    """Entropy-coded data of a scan: padded with ones, a zero byte after each 0xFF."""
     bits += "1" * (-len(bits) % 8)
     return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
 
 
 def many_directories(count: int) -> bytes:
-    """A TIFF with so many images of 64 x 48 grey pixels, which share their bytes."""
+    """A TIFF of `count` images of 64 x 48 grey pixels, which share their bytes."""
     pixels = bytes(64 * 48)
     tags = ((256, 64), (257, 48), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 48), (279, len(pixels)))
     size = 2 + 12 * len(tags) + 4
@@ -54,7 +54,7 @@ def many_directories(count: int) -> bytes:
 
 
 def many_chunks(count: int) -> bytes:
-    """A PNG with so many chunks of text."""
+    """A PNG with `count` text chunks."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -65,7 +65,7 @@ def many_chunks(count: int) -> bytes:
 
 
 def many_comments(count: int) -> bytes:
-    """A GIF with a comment of so many blocks before its image."""
+    """A GIF with a comment of `count` blocks before its image."""
     head = b"GIF89a" + struct.pack("<HHBBB", 64, 48, 0x80, 0, 0) + bytes(6)
     image = b"\x2c" + struct.pack("<HHHHB", 0, 0, 64, 48, 0) + b"\x02\x02\x4c\x01\x00\x3b"
     return head + b"\x21\xfe" + (b"\x01a" * count) + b"\0" + image

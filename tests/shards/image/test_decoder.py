@@ -1,4 +1,4 @@
-"""Photos that take long, crash their decoder or raise anything: each ends under its name, and holds up nothing else."""
+"""Photos that are slow, crash their decoder or raise an exception: outcome kinds, and no delay for other photos."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def decoder() -> Iterator[Decoder]:
     running.close()
 
 
-def test_another_process_gives_the_same_photos(decoder: Decoder) -> None:
+def test_the_decoder_process_gives_the_same_photos(decoder: Decoder) -> None:
     for name in ("clear.png", "rotated.jpg", "srgb.jpg", "animated.webp", "cut.png", "cut.jpg", "text-bomb.png"):
         try:
             expected: object = to_jpeg(PHOTOS[name], SETTINGS)
         except PhotoError as error:
             expected = error.args
         try:
-            made: object = decoder.normalize(inspect(PHOTOS[name], SETTINGS), SETTINGS)
+            result: object = decoder.normalize(inspect(PHOTOS[name], SETTINGS), SETTINGS)
         except PhotoError as error:
-            made = error.args
-        assert made == expected, name
-    # The profile is known from then on: such photos are checked where they are.
+            result = error.args
+        assert result == expected, name
+    # The profile is known from now on: such photos are checked in this process.
     assert inspect(PHOTOS["srgb.jpg"], SETTINGS).effort == "little"
 
 
-def test_a_photo_that_takes_too_long_is_refused_and_the_next_is_not(decoder: Decoder) -> None:
+def test_decode_seconds_refuses_a_slow_photo(decoder: Decoder) -> None:
     slow = inspect(many_scans(6000), SETTINGS)
     assert slow.effort == "unknown"
     with pytest.raises(PhotoError, match=r"0\.05 s of CPU time of --photo\.decode-seconds") as caught:
@@ -65,7 +65,7 @@ def test_a_photo_that_takes_too_long_is_refused_and_the_next_is_not(decoder: Dec
     assert decoder.normalize(slow, SETTINGS).jpg is slow.data
 
 
-def test_a_process_that_ends_is_replaced(decoder: Decoder) -> None:
+def test_a_dead_decoder_process_is_replaced(decoder: Decoder) -> None:
     good = inspect(PHOTOS["clear.png"], SETTINGS)
     decoder.normalize(good, SETTINGS)
     assert decoder._process
@@ -77,9 +77,7 @@ def test_a_process_that_ends_is_replaced(decoder: Decoder) -> None:
     assert decoder.normalize(good, SETTINGS).width == 64
 
 
-def test_a_process_that_cannot_start_is_no_error_of_the_storage(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_process_that_cannot_start_is_an_error(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     good = inspect(PHOTOS["clear.png"], SETTINGS)
     for program, reason in (("/no/such/python", "cannot be started"), ("/bin/false", "exit code 1")):
         monkeypatch.setattr(sys, "executable", program)
@@ -87,7 +85,7 @@ def test_a_process_that_cannot_start_is_no_error_of_the_storage(
             decoder.normalize(good, SETTINGS)
 
 
-def test_the_process_ends_with_its_parent() -> None:
+def test_the_decoder_process_ends_with_its_parent() -> None:
     code = (
         "import os, signal; from lavic.shards.image.decoder import shared_decoder;"
         "from lavic.shards.image.normalize import *;"
@@ -113,7 +111,9 @@ def test_the_process_ends_with_its_parent() -> None:
         (AssertionError(), "truncated"),
     ],
 )
-def test_whatever_a_decoder_raises_is_the_photos(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str) -> None:
+def test_any_exception_of_a_decoder_refuses_the_photo(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -124,7 +124,7 @@ def test_whatever_a_decoder_raises_is_the_photos(monkeypatch: pytest.MonkeyPatch
         assert caught.value.kind == kind and caught.value.reason
 
 
-def test_too_many_scans_are_counted_before_they_are_read_and_further_directories_are_not_read() -> None:
+def test_too_many_scans_are_refused_and_extra_directories_skipped() -> None:
     with pytest.raises(PhotoError) as caught:
         to_jpeg(many_scans(500, bits=1), SETTINGS)
     assert caught.value.kind == "bomb" and "127 scans" in caught.value.reason
@@ -132,8 +132,8 @@ def test_too_many_scans_are_counted_before_they_are_read_and_further_directories
     assert to_jpeg(many_directories(24_000), PhotoSettings(decode_seconds=1)).height == 48
 
 
-class Watched(Fetcher):
-    """Notes the longest time for which the event loop did not come round."""
+class LoopLagFetcher(Fetcher):
+    """Records the longest delay of the event loop."""
 
     longest = 0.0
 
@@ -145,7 +145,7 @@ class Watched(Fetcher):
         while True:
             began = time.monotonic()
             await asyncio.sleep(0.01)
-            Watched.longest = max(Watched.longest, time.monotonic() - began)
+            LoopLagFetcher.longest = max(LoopLagFetcher.longest, time.monotonic() - began)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -154,20 +154,20 @@ class Watched(Fetcher):
         await super().__aexit__(kind, error, trace)
 
 
-def test_slow_photos_hold_up_neither_the_loop_nor_the_others(
+def test_slow_photos_do_not_block_the_event_loop(
     tmp_path: Path, catalogue: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = many_chunks(300_000)
     began = time.monotonic()
     to_jpeg(chunks, SETTINGS)
-    alone = time.monotonic() - began
+    decode_time = time.monotonic() - began
     monkeypatch.setitem(PHOTOS, "scans.jpg", many_scans(6000))
     monkeypatch.setitem(PHOTOS, "directories.tif", many_directories(24_000))
     monkeypatch.setitem(PHOTOS, "chunks.png", chunks)
-    monkeypatch.setattr(shard_writer, "Fetcher", Watched)
-    wanted = ["scans.jpg", "plain.jpg", "directories.tif", "chunks.png", *(f"n/{n}.jpg" for n in range(20))]
+    monkeypatch.setattr(shard_writer, "Fetcher", LoopLagFetcher)
+    paths = ["scans.jpg", "plain.jpg", "directories.tif", "chunks.png", *(f"n/{n}.jpg" for n in range(20))]
     plan = make_plan(
-        (str(catalogue(*wanted)),),
+        (str(catalogue(*paths)),),
         tmp_path / "out",
         PlanSettings(set="t", split="train", photos_per_shard=1000, photos="first", image_size="large"),
     )
@@ -176,6 +176,6 @@ def test_slow_photos_hold_up_neither_the_loop_nor_the_others(
     shared_decoder().close()
     pack_shard(plan.shard(0), plan.digests[0], fetch, settings)
     rows = {row.url.rpartition("/")[2]: row.kind for row in read_ledger(plan.shard(0))}
-    assert [rows[name] for name in wanted[:4]] == ["bomb", "ok", "ok", "bomb"]
+    assert [rows[name] for name in paths[:4]] == ["bomb", "ok", "ok", "bomb"]
     assert len(list(read_samples(plan.shard(0)))) == 22
-    assert Watched.longest < 0.9 * alone, "a photo was decoded between two answers"
+    assert LoopLagFetcher.longest < 0.9 * decode_time, "a photo was decoded between two answers"

@@ -1,4 +1,4 @@
-"""JPEGs that are odd and whole are kept, those that lack a coded pixel are refused, wherever they are cut."""
+"""JPEGs: malformed but complete files are kept or repaired, truncated ones are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.shards.fault_server import encoded, make_noise
 from tests.shards.image.to_jpeg import to_jpeg
 
 SETTINGS = PhotoSettings()
-FORMS = {
+ENCODINGS = {
     "baseline": {"quality": 85},
     "progressive": {"quality": 85, "progressive": True},
     "restarts": {"quality": 85, "restart_marker_blocks": 2},
@@ -27,13 +27,13 @@ def pixels(data: bytes) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, "RGB", strict=False)
 
 
-def strictly_read(data: bytes) -> None:
-    """As readers do that take no warning: libjpeg's own check, and Pillow."""
+def check_strict_decoding(data: bytes) -> None:
+    """Decodes as readers do that treat warnings as errors: libjpeg and Pillow."""
     simplejpeg.decode_jpeg(data, "RGB", strict=True)
     Image.open(io.BytesIO(data)).load()
 
 
-def odd_forms(data: bytes) -> dict[str, bytes]:
+def malformed_variants(data: bytes) -> dict[str, bytes]:
     tables, scan = data.index(b"\xff\xdb"), data.index(b"\xff\xda")
     first = scan + 2 + struct.unpack(">H", data[scan + 2 : scan + 4])[0]
     return {
@@ -57,20 +57,20 @@ def adobe(transform: int) -> bytes:
 
 
 def without_jfif(data: bytes, transform: int) -> bytes:
-    """With an Adobe segment instead, which decides the colours where there is no JFIF."""
+    """Replaces JFIF by an Adobe segment, which then decides the colour transform."""
     return data[:2] + adobe(transform) + data[20:]
 
 
-@pytest.mark.parametrize("name", odd_forms(encoded(make_noise())))
-def test_odd_jpegs_keep_their_pixels_and_can_be_read_by_all(name: str) -> None:
+@pytest.mark.parametrize("name", malformed_variants(encoded(make_noise())))
+def test_malformed_jpegs_are_repaired_with_the_same_pixels(name: str) -> None:
     plain = encoded(make_noise(), quality=85)
-    stored = to_jpeg(odd_forms(plain)[name], SETTINGS).jpg
-    strictly_read(stored)
+    stored = to_jpeg(malformed_variants(plain)[name], SETTINGS).jpg
+    check_strict_decoding(stored)
     assert np.array_equal(pixels(stored), pixels(plain))
 
 
 @pytest.mark.parametrize("name", ["trailing bytes", "bytes before the end marker", "broken EXIF"])
-def test_odd_jpegs_that_all_can_read_keep_their_bytes(name: str) -> None:
+def test_harmless_extra_bytes_keep_the_file_unchanged(name: str) -> None:
     plain = encoded(make_noise(), quality=85)
     data = {
         "trailing bytes": plain + b"garbage" * 100,
@@ -81,42 +81,43 @@ def test_odd_jpegs_that_all_can_read_keep_their_bytes(name: str) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\xff\xd9", bytes(3000), bytes(3000) + b"\xff\xd9"])
-def test_odd_jpegs_without_their_second_half_are_refused(tail: bytes) -> None:
-    for name, data in odd_forms(encoded(make_noise(), quality=85)).items():
+def test_malformed_jpegs_without_their_end_are_refused(tail: bytes) -> None:
+    for name, data in malformed_variants(encoded(make_noise(), quality=85)).items():
         with pytest.raises(PhotoError) as caught:
             to_jpeg(data[: len(data) * 2 // 3] + tail, SETTINGS)
         assert caught.value.kind == "truncated", name
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_jpeg_is_kept_only_where_every_pixel_is_there(form: str) -> None:
-    """Cut at any byte, alone, closed with an end marker, or filled up with zeros."""
-    whole = encoded(make_noise(), **FORMS[form])
-    expected = pixels(whole)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_truncated_jpeg_is_kept_only_with_every_pixel(encoding: str) -> None:
+    """Truncated at any byte: as is, with an end marker, or padded with zeros."""
+    complete = encoded(make_noise(), **ENCODINGS[encoding])
+    expected = pixels(complete)
     kept = 0
-    for at in range(2, len(whole)):
+    for length in range(2, len(complete)):
         for tail in (b"", b"\xff\xd9", bytes(300), bytes(3000) + b"\xff\xd9"):
             try:
-                stored = to_jpeg(whole[:at] + tail, SETTINGS).jpg
+                stored = to_jpeg(complete[:length] + tail, SETTINGS).jpg
             except PhotoError:
                 continue
-            assert np.array_equal(pixels(stored), expected), f"cut at {at} of {len(whole)}, then {tail[:4]!r}"
+            assert np.array_equal(pixels(stored), expected), f"cut at {length} of {len(complete)}, then {tail[:4]!r}"
             kept += 1
     assert kept >= 5
 
 
-def test_codings_that_few_readers_know_are_written_anew() -> None:
-    """Without its own Huffman tables, as frames of a camera's film are: libjpeg-turbo has the usual ones."""
+def test_a_jpeg_without_huffman_tables_is_encoded_again() -> None:
+    """As frames of motion JPEG: libjpeg-turbo uses the standard tables."""
     plain = encoded(make_noise(), quality=85)
-    bare = plain
-    while (at := bare.find(b"\xff\xc4")) >= 0:
-        bare = bare[:at] + bare[at + 2 + struct.unpack(">H", bare[at + 2 : at + 4])[0] :]
-    stored = to_jpeg(bare, SETTINGS).jpg
+    without_tables = plain
+    while (offset := without_tables.find(b"\xff\xc4")) >= 0:
+        (size,) = struct.unpack(">H", without_tables[offset + 2 : offset + 4])
+        without_tables = without_tables[:offset] + without_tables[offset + 2 + size :]
+    stored = to_jpeg(without_tables, SETTINGS).jpg
     assert b"\xff\xc4" in stored and np.abs(pixels(stored).astype(int) - pixels(plain)).mean() < 3
 
 
-def test_four_components_of_an_unknown_transform_are_those_that_decoders_take_them_for() -> None:
+def test_an_unknown_cmyk_transform_is_read_as_ycck() -> None:
     plain = encoded(make_noise().convert("CMYK"), quality=85)
-    at = plain.index(b"Adobe") + 11
-    odd = plain[:at] + b"\x07" + plain[at + 1 :]
-    assert to_jpeg(odd, SETTINGS).jpg == to_jpeg(plain[:at] + b"\x02" + plain[at + 1 :], SETTINGS).jpg
+    offset = plain.index(b"Adobe") + 11
+    unknown, ycck = (plain[:offset] + code + plain[offset + 1 :] for code in (b"\x07", b"\x02"))
+    assert to_jpeg(unknown, SETTINGS).jpg == to_jpeg(ycck, SETTINGS).jpg

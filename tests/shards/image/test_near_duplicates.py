@@ -1,4 +1,4 @@
-"""Near duplicates: the same picture in another size or quality is found, another product is not."""
+"""Near duplicates: found in another size or quality, other products are not."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lavic.shards.image.near_duplicates import NAME, find_near, perceptual_hash,
 from tests.shards.fault_server import encoded
 
 
-def drawn(seed: int) -> Image.Image:
-    """Something on white, as shops show it."""
+def product_image(seed: int) -> Image.Image:
+    """Random colours on white, like a product photo."""
     values = np.random.default_rng(seed).integers(0, 255, (9, 8, 3)).astype(np.uint8)
     image = Image.new("RGB", (400, 300), "white")
     image.paste(Image.fromarray(values).resize((300, 260), Image.Resampling.BICUBIC), (50, 20))
     return image
 
 
-def test_size_and_quality_change_few_bits() -> None:
-    hashes = [perceptual_hash(encoded(drawn(seed), quality=95)) for seed in range(20)]
+def test_resizing_and_compression_change_few_hash_bits() -> None:
+    hashes = [perceptual_hash(encoded(product_image(seed), quality=95)) for seed in range(20)]
     changed_bits = []
     for seed, (hash, colour) in enumerate(hashes):
         for size in ((160, 120), (900, 700)):
-            changed, changed_colour = perceptual_hash(encoded(drawn(seed).resize(size), quality=60))
+            changed, changed_colour = perceptual_hash(encoded(product_image(seed).resize(size), quality=60))
             changed_bits.append((hash ^ changed).bit_count())
             assert max(abs(a - b) for a, b in zip(colour, changed_colour, strict=True)) <= 4
     assert np.mean(np.array(changed_bits) <= 4) > 0.9
@@ -39,8 +39,8 @@ def test_size_and_quality_change_few_bits() -> None:
     assert perceptual_hash(encoded(Image.new("RGB", (64, 48), "red"))) == (0, (254, 0, 0))
 
 
-def test_all_pairs_within_four_bits_are_found() -> None:
-    """As a search through all pairs finds them, with the earliest photo of each group as its first."""
+def test_find_near_equals_a_search_of_all_pairs() -> None:
+    """Each photo is matched with the earliest similar photo that has no match itself."""
     random = np.random.default_rng(3)
     hashes = random.integers(1, 1 << 63, 900, dtype=np.uint64)
     colours = random.integers(0, 256, (900, 3)).astype(np.uint8)
@@ -64,13 +64,13 @@ def test_all_pairs_within_four_bits_are_found() -> None:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """Two shards: a picture, another, one of another colour; then the first smaller and the first again."""
-    recoloured = Image.merge("RGB", drawn(1).split()[::-1])
+    """Two shards: two images and one in other colours; then the first image resized, the first again, a plain one."""
+    recoloured = Image.merge("RGB", product_image(1).split()[::-1])
     brighter = ImageEnhance.Color(recoloured).enhance(0.2)
     shards = []
     for name, images in (
-        ("s-000000.tar", [drawn(1), drawn(2), brighter]),
-        ("s-000001.tar", [drawn(1).resize((200, 150)), drawn(1), Image.new("RGB", (64, 64))]),
+        ("s-000000.tar", [product_image(1), product_image(2), brighter]),
+        ("s-000001.tar", [product_image(1).resize((200, 150)), product_image(1), Image.new("RGB", (64, 64))]),
     ):
         with ShardWriter(tmp_path / name) as writer:
             for n, image in enumerate(images):
@@ -80,9 +80,7 @@ def manifest(tmp_path: Path) -> Manifest:
     return Manifest(folder=tmp_path, set="s", split="train", shards=tuple(shards))
 
 
-def test_the_report_names_photos_and_reads_new_shards_alone(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_names_photos_and_reads_only_new_shards(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_near_duplicates(manifest) == f"2 of 6 photos look like an earlier one, see {NAME}"
     text = (manifest.folder / NAME).read_text()
     rows = [json.loads(line) for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Every kind of photo becomes a whole, upright RGB JPEG, or is refused under its name."""
+"""Every photo becomes an upright sRGB JPEG or is refused with an outcome kind."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ KEPT = ["plain.jpg", "progressive.jpg", "grey.jpg", "bad-exif.jpg", "srgb.jpg", 
 
 
 @pytest.mark.parametrize("name", KEPT)
-@pytest.mark.parametrize("how", [DECODE, HEADER])
-def test_a_good_jpeg_is_kept_byte_for_byte(photos: dict[str, bytes], name: str, how: PhotoSettings) -> None:
-    stored = to_jpeg(photos[name], how)
+@pytest.mark.parametrize("settings", [DECODE, HEADER])
+def test_a_valid_jpeg_is_stored_unchanged(photos: dict[str, bytes], name: str, settings: PhotoSettings) -> None:
+    stored = to_jpeg(photos[name], settings)
     assert stored.jpg == photos[name] and (stored.width, stored.height) == (64, 48)
 
 
@@ -35,7 +35,7 @@ def test_a_good_jpeg_is_kept_byte_for_byte(photos: dict[str, bytes], name: str, 
         "profile.jpg",
     ],
 )
-def test_others_become_upright_srgb_jpegs(photos: dict[str, bytes], name: str) -> None:
+def test_other_photos_become_upright_srgb_jpegs(photos: dict[str, bytes], name: str) -> None:
     stored = to_jpeg(photos[name], HEADER)
     image = Image.open(io.BytesIO(stored.jpg))
     assert (
@@ -52,22 +52,22 @@ def test_others_become_upright_srgb_jpegs(photos: dict[str, bytes], name: str) -
         assert (255, 255, 255) in (left, right), f"the transparent colour is not white: {left}, {right}"
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_every_orientation_is_undone(turn: int) -> None:
-    """The picture of each is the same once a viewer has turned it."""
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(orientation: int) -> None:
+    """All eight files show the same image after their orientation is applied."""
     upright = Image.new("RGB", (80, 48), "blue")
     upright.paste("red", (0, 0, 40, 24))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
-    exif[0x0112] = turn
+    exif[0x0112] = orientation
     out = io.BytesIO()
     stored.save(out, "JPEG", exif=exif, quality=95, subsampling=0)
-    made = to_jpeg(out.getvalue(), DECODE)
-    image = Image.open(io.BytesIO(made.jpg))
-    assert image.size == (80, 48) == (made.width, made.height)
+    normalized = to_jpeg(out.getvalue(), DECODE)
+    image = Image.open(io.BytesIO(normalized.jpg))
+    assert image.size == (80, 48) == (normalized.width, normalized.height)
     red = [image.getpixel(at)[0] > 128 for at in ((9, 9), (70, 9), (9, 38), (70, 38))]
-    assert red == [True, False, False, False] and (turn == 1) == (made.jpg == out.getvalue())
+    assert red == [True, False, False, False] and (orientation == 1) == (normalized.jpg == out.getvalue())
 
 
 def test_transparency_becomes_white(photos: dict[str, bytes]) -> None:
@@ -98,33 +98,33 @@ def test_sixteen_bits_become_eight(photos: dict[str, bytes]) -> None:
         ("apple.jpg", "unsupported"),
     ],
 )
-def test_what_is_refused(photos: dict[str, bytes], name: str, kind: str) -> None:
-    assert refused(photos[name], DECODE) == kind
+def test_refused_photos_have_an_outcome_kind(photos: dict[str, bytes], name: str, kind: str) -> None:
+    assert refusal_kind(photos[name], DECODE) == kind
 
 
-def refused(data: bytes, settings: PhotoSettings) -> str:
+def refusal_kind(data: bytes, settings: PhotoSettings) -> str:
     with pytest.raises(PhotoError) as caught:
         to_jpeg(data, settings)
     assert caught.value.reason
     return caught.value.kind
 
 
-def test_damage_within_is_found_where_pixels_are_read(photos: dict[str, bytes]) -> None:
-    """Half of the coded data is gone, both ends stand: libjpeg would draw it and say nothing."""
+def test_damage_inside_a_jpeg_is_found_by_decoding(photos: dict[str, bytes]) -> None:
+    """Half of the coded data is lost, both ends are intact: libjpeg decodes it without an error."""
     data = photos["plain.jpg"]
     damaged = data[: len(data) // 2] + bytes(200) + data[-200:]
-    assert refused(damaged, DECODE) == "truncated"
+    assert refusal_kind(damaged, DECODE) == "truncated"
     assert to_jpeg(damaged, HEADER).jpg == damaged
 
 
-def test_the_header_check_looks_at_both_ends(photos: dict[str, bytes]) -> None:
-    assert refused(photos["cut.jpg"], HEADER) == "truncated"
-    assert refused(photos["plain.jpg"], PhotoSettings(check="header", max_pixels=100)) == "bomb"
+def test_the_header_check_reads_both_ends(photos: dict[str, bytes]) -> None:
+    assert refusal_kind(photos["cut.jpg"], HEADER) == "truncated"
+    assert refusal_kind(photos["plain.jpg"], PhotoSettings(check="header", max_pixels=100)) == "bomb"
     padded = photos["plain.jpg"] + bytes(1000)
     assert to_jpeg(padded, HEADER).jpg == padded
 
 
-def test_random_bytes_never_do_worse_than_be_refused(photos: dict[str, bytes]) -> None:
+def test_corrupted_photos_are_decoded_or_refused(photos: dict[str, bytes]) -> None:
     random = Random(1)
     for name in ("plain.jpg", "clear.png", "animated.gif", "animated.webp", "profile.jpg"):
         for _ in range(60):
@@ -137,19 +137,19 @@ def test_random_bytes_never_do_worse_than_be_refused(photos: dict[str, bytes]) -
                 assert error.kind in KINDS
 
 
-def test_placeholders_are_known_by_digest_and_by_amazon_id(photos: dict[str, bytes], tmp_path: Path) -> None:
+def test_placeholders_are_matched_by_digest_and_amazon_id(photos: dict[str, bytes], tmp_path: Path) -> None:
     digest = hashlib.sha256(photos["stand-in.jpg"]).hexdigest()
     (tmp_path / "known.txt").write_text(f"\ufeff{digest}  stand-in.jpg\n{'0' * 64}\n\n71-Ab+cdEfL no photo\n")
-    for words in ((digest.upper(),), (str(tmp_path / "known.txt"),)):
-        settings = PhotoSettings(placeholders=words)
-        assert refused(photos["stand-in.jpg"], settings) == "placeholder" and digest in settings.placeholders
+    for placeholders in ((digest.upper(),), (str(tmp_path / "known.txt"),)):
+        settings = PhotoSettings(placeholders=placeholders)
+        assert refusal_kind(photos["stand-in.jpg"], settings) == "placeholder" and digest in settings.placeholders
         assert to_jpeg(photos["plain.jpg"], settings).jpg == photos["plain.jpg"]
     amazon = "https://m.media-amazon.com/images/I/71-Ab%2BcdEfL._AC_SL1500_.jpg"
-    for words in (("71-Ab+cdEfL",), (str(tmp_path / "known.txt"),), (amazon,)):
-        assert placeholder_id(amazon, PhotoSettings(placeholders=words).placeholders) == "71-Ab+cdEfL"
-    for wrong in (str(tmp_path / "none"), "abc"):
+    for placeholders in (("71-Ab+cdEfL",), (str(tmp_path / "known.txt"),), (amazon,)):
+        assert placeholder_id(amazon, PhotoSettings(placeholders=placeholders).placeholders) == "71-Ab+cdEfL"
+    for unknown in (str(tmp_path / "none"), "abc"):
         with pytest.raises(ValueError, match="neither a sha256 digest nor a file"):
-            PhotoSettings(placeholders=(wrong,))
+            PhotoSettings(placeholders=(unknown,))
     (tmp_path / "wrong.txt").write_text("a shop's word\n")
     with pytest.raises(ValueError, match="'a' is not a sha256 digest or an Amazon image id"):
         PhotoSettings(placeholders=(str(tmp_path / "wrong.txt"),))
@@ -170,22 +170,22 @@ def test_placeholders_are_known_by_digest_and_by_amazon_id(photos: dict[str, byt
         ("http://[broken/images/I/01RmK+J4pJL.gif", False),
     ],
 )
-def test_amazons_own_placeholders_are_known_in_any_size(url: str, known: bool) -> None:
+def test_amazon_placeholders_are_matched_in_any_size(url: str, known: bool) -> None:
     assert bool(placeholder_id(url, ())) == known
 
 
-def test_plans_of_sets_that_do_not_know_a_setting_still_hold() -> None:
+def test_defaults_of_newer_settings_are_not_in_the_identity() -> None:
     before = {"check": "decode", "max_pixels": 50_000_000, "max_frames": 1000, "quality": 95, "placeholders": ()}
     assert PhotoSettings().identity() == PhotoSettings(decode_seconds=1).identity() == before
     assert PhotoSettings(min_side=16, resize=512).identity() == {**before, "min_side": 16, "resize": 512}
 
 
-def test_of_an_animation_the_first_frame_is_stored_however_many_follow(photos: dict[str, bytes]) -> None:
-    few, many = (to_jpeg(photos[name], DECODE) for name in ("animated.gif", "frames.gif"))
-    assert few == many and (many.width, many.height) == (64, 48)
+def test_the_first_frame_of_an_animation_is_stored(photos: dict[str, bytes]) -> None:
+    three_frames, many_frames = (to_jpeg(photos[name], DECODE) for name in ("animated.gif", "frames.gif"))
+    assert three_frames == many_frames and (many_frames.width, many_frames.height) == (64, 48)
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="there is no folder of cases beside the checkout")
+@pytest.mark.skipif(not CASES.is_dir(), reason="no folder of test cases beside the checkout")
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -199,7 +199,7 @@ def test_of_an_animation_the_first_frame_is_stored_however_many_follow(photos: d
 def test_cases_from_bug_reports(name: str, kind: str) -> None:
     data = (CASES / name).read_bytes()
     if kind != "ok":
-        assert refused(data, DECODE) == kind
+        assert refusal_kind(data, DECODE) == kind
         return
     image = Image.open(io.BytesIO(to_jpeg(data, DECODE).jpg))
     image.load()
