@@ -76,7 +76,7 @@ def start() -> Iterator[Start]:
     started: list[Ranks] = []
 
     def begin(folder: Path, ranks: int = 1, loop: dict | None = None, **options: object) -> Ranks:
-        words = [
+        argv = [
             sys.executable,
             str(TOY),
             str(folder),
@@ -90,7 +90,7 @@ def start() -> Iterator[Start]:
         run = Ranks(
             [
                 subprocess.Popen(
-                    words, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+                    argv, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
                 )
                 for rank in range(ranks)
             ]
@@ -104,7 +104,7 @@ def start() -> Iterator[Start]:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """What the journal says of a run, without what depends on the clock."""
+    """The journal of a run, without values that depend on time."""
     return [{k: row[k] for k in ("step", *EXACT) if k in row} for row in read_journal(folder / "metrics.jsonl")]
 
 

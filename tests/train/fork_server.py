@@ -99,16 +99,14 @@ class ForkServer:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def _ask(self, question: dict) -> int:
+    def _ask(self, request: dict) -> int:
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(
-                f"the fork_server ended with exit code {self._process.wait(30)}; stderr has its last words"
-            )
-        return int(answer)
+        if not (reply := self._process.stdout.readline()):
+            raise RuntimeError(f"the fork_server ended with exit code {self._process.wait(30)}; see its stderr")
+        return int(reply)
 
 
 def _serve() -> None:
@@ -118,32 +116,32 @@ def _serve() -> None:
 
     _deepspeed(torch.device("cpu"))
     for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
-        elif "argv" in question:
-            answer = os.fork()
-            if answer == 0:
-                _become(question)
+        request = json.loads(line)
+        if "wait" in request:
+            reply = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif "argv" in request:
+            reply = os.fork()
+            if reply == 0:
+                _become(request)
         else:
-            answer = 0
-        print(answer, flush=True)
+            reply = 0
+        print(reply, flush=True)
 
 
-def _become(question: dict) -> None:
+def _become(request: dict) -> None:
     """The forked process: never returns."""
     code = 70
     try:
         os.setsid()
-        log = os.open(question["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        log = os.open(request["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)):
             os.dup2(source, target)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        os.environ.update(question["env"])
+        os.environ.update(request["env"])
         from lavic.cli import main
 
-        code = main(question["argv"])
+        code = main(request["argv"])
     except BaseException:
         import traceback
 
@@ -153,7 +151,7 @@ def _become(question: dict) -> None:
 
 
 if __name__ == "__main__":
-    # what is printed while importing must not be taken for an answer
+    # output of imports must not be read as a reply
     answers = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(answers, "w")

@@ -38,53 +38,53 @@ def build(assets: Assets, stage: int, loop: LoopSettings) -> tuple[nn.Module, ob
 
 
 def run(task: nn.Module, batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """Losses, gradients, and the bytes kept for the way back."""
-    kept: dict[int, int] = {}
-    held = []  # or memory that is freed meanwhile is given out again, and counted once
+    """Losses, gradients, and the bytes saved for the backward pass."""
+    saved_bytes: dict[int, int] = {}
+    references = []  # keeps tensors alive: reused memory would be counted once
     parameters = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
+            references.append(tensor)
         return tensor
 
     task.train()
     torch.manual_seed(1)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         losses = task(batch)
-    total = sum(kept.values())
+    total = sum(saved_bytes.values())
     losses.sum().backward()
     return losses.detach(), {n: p.grad for n, p in task.named_parameters() if p.grad is not None}, total
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_recomputing_changes_nothing_but_memory(assets: Assets, stage: int) -> None:
+def test_checkpointing_changes_memory_but_not_gradients(assets: Assets, stage: int) -> None:
     plain = run(*build(assets, stage, LoopSettings()))
-    again = run(*build(assets, stage, LoopSettings(activation_checkpointing=True)))
-    assert torch.equal(plain[0], again[0])
-    assert plain[1].keys() == again[1].keys()
+    recomputed = run(*build(assets, stage, LoopSettings(activation_checkpointing=True)))
+    assert torch.equal(plain[0], recomputed[0])
+    assert plain[1].keys() == recomputed[1].keys()
     for name in plain[1]:
-        torch.testing.assert_close(again[1][name], plain[1][name], rtol=1e-6, atol=1e-7)
-    assert again[2] < plain[2] / 3
+        torch.testing.assert_close(recomputed[1][name], plain[1][name], rtol=1e-6, atol=1e-7)
+    assert recomputed[2] < plain[2] / 3
 
 
-def test_every_layer_is_found(assets: Assets) -> None:
+def test_transformer_layers_lists_every_layer(assets: Assets) -> None:
     model = Backbone.load(ModelSettings(name=str(assets.base))).model
     assert [type(layer).__name__ for layer in transformer_layers(model)] == ["CLIPEncoderLayer"] * 2 + [
         "MistralDecoderLayer"
     ] * 2
 
 
-def test_compiled_layers_learn_the_same(assets: Assets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without generating code, which takes a compiler and a minute: what is traced is what would be compiled."""
+def test_compiled_layers_give_the_same_gradients(assets: Assets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the eager backend: graphs are traced but no code is generated, which needs a compiler and a minute."""
     real = torch.compile
     traced = []
 
-    def eager(module, **how):
-        traced.append(how)
-        return real(module, **{**how, "backend": "eager"})
+    def eager(module, **options):
+        traced.append(options)
+        return real(module, **{**options, "backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", eager)
     plain = run(*build(assets, 2, LoopSettings()))

@@ -1,4 +1,4 @@
-"""The hooks of the loop, and what the callbacks do at them."""
+"""Callbacks: the order of hooks, errors, stop requests, console output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP = ["pre_load_batch", "post_load_batch", "pre_optim_step", "pre_log", "log_m
 
 
 def recorder(calls: list[str]) -> Callback:
-    """A callback that notes each hook."""
+    """A callback that records each hook."""
 
     def make(name: str) -> Any:
         return lambda self, trainer, *args: calls.append(name)
@@ -50,7 +50,7 @@ def trainer(
     )
 
 
-def test_hooks_come_in_the_documented_order(tmp_path: Path, world: DistributedContext) -> None:
+def test_hooks_are_called_in_the_documented_order(tmp_path: Path, world: DistributedContext) -> None:
     calls: list[str] = []
     trainer(tmp_path, world, 2, recorder(calls), eval_every=1).fit()
     validation = ["pre_eval", "pre_eval_batch", "post_eval"]
@@ -58,7 +58,7 @@ def test_hooks_come_in_the_documented_order(tmp_path: Path, world: DistributedCo
     assert calls == ["pre_train", *validation, *STEP, *validation, *last, *validation, "close"]
 
 
-def test_a_skipped_step_has_its_own_hook_and_is_logged(tmp_path: Path, world: DistributedContext) -> None:
+def test_a_skipped_step_calls_its_hook_and_is_logged(tmp_path: Path, world: DistributedContext) -> None:
     calls: list[str] = []
     trainer(tmp_path, world, 2, recorder(calls), poison=3, max_skipped=1).fit()
     first = calls[calls.index("pre_load_batch") :][: len(STEP) + 1]
@@ -66,14 +66,14 @@ def test_a_skipped_step_has_its_own_hook_and_is_logged(tmp_path: Path, world: Di
     assert [event["step"] for event in read_events(tmp_path / "metrics.jsonl", "skipped_step")] == [1]
 
 
-def test_an_error_closes_the_callbacks_too(tmp_path: Path, world: DistributedContext) -> None:
+def test_callbacks_are_closed_after_an_error(tmp_path: Path, world: DistributedContext) -> None:
     calls: list[str] = []
     run = trainer(tmp_path, world, 2, recorder(calls), poison=3)
     hooks = dict(run.engine.task._forward_hooks)
     with pytest.raises(NonFiniteError):
         run.fit()
     assert calls[-1] == "close" and "post_step" not in calls
-    assert run.engine.task._forward_hooks == hooks, "the throughput is still measured"
+    assert run.engine.task._forward_hooks == hooks, "the throughput meter is still attached"
 
 
 class StopAt(Callback):
@@ -86,7 +86,7 @@ class StopAt(Callback):
         trainer.stop_requested = trainer.state.step + 1 == self.step
 
 
-def test_a_callback_can_stop_the_run_which_then_resumes(tmp_path: Path, world: DistributedContext) -> None:
+def test_a_callback_can_stop_a_run_that_then_resumes(tmp_path: Path, world: DistributedContext) -> None:
     calls: list[str] = []
     with pytest.raises(Stopped):
         trainer(tmp_path, world, 5, StopAt(3), recorder(calls)).fit()
@@ -97,9 +97,11 @@ def test_a_callback_can_stop_the_run_which_then_resumes(tmp_path: Path, world: D
     assert [row["step"] for row in read_journal(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5]
 
 
-def test_the_console_of_a_log(tmp_path: Path, world: DistributedContext, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_output_is_thinned(
+    tmp_path: Path, world: DistributedContext, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer(tmp_path, world, 60).fit()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) < 30, "a line for each step"
+    assert len(lines) < 30, "one line per step"
     assert any(line.startswith("step 60: validation perplexity ") for line in lines)
     assert any(line.startswith("60/60 steps") and "loss" in line and "samples/s" in line for line in lines)

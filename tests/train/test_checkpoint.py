@@ -37,66 +37,66 @@ def checkpoints(tmp_path: Path, engine: Engine) -> CheckpointManager:
     return checkpoints
 
 
-def holds(engine: Engine, value: float) -> bool:
+def weights_equal(engine: Engine, value: float) -> bool:
     return all((p == value).all() for p in engine.parameters.values())
 
 
-def test_the_newest_is_loaded(checkpoints: CheckpointManager, engine: Engine) -> None:
+def test_the_newest_checkpoint_is_loaded(checkpoints: CheckpointManager, engine: Engine) -> None:
     progress = checkpoints.load(engine)
     assert progress == TrainState(step=2, samples=16, best_step=2, best_loss=0.5, validated=2)
-    assert holds(engine, 2)
+    assert weights_equal(engine, 2)
 
 
-def test_nothing_there_is_a_fresh_start(tmp_path: Path, engine: Engine) -> None:
+def test_load_without_checkpoints_returns_none(tmp_path: Path, engine: Engine) -> None:
     assert CheckpointManager(tmp_path / "none", DistributedContext()).load(engine) is None
 
 
-def cut(folder: Path, name: str) -> None:
+def truncate(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
 
 
-def flip(folder: Path, name: str) -> None:
+def flip_last_byte(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
 
 
 @pytest.mark.parametrize("name", [STATE, PROGRESS, COMPLETE])
-@pytest.mark.parametrize("harm", [cut, flip, lambda folder, name: (folder / name).unlink()])
-def test_a_torn_one_is_passed_over(checkpoints: CheckpointManager, engine: Engine, name: str, harm) -> None:
+@pytest.mark.parametrize("damage", [truncate, flip_last_byte, lambda folder, name: (folder / name).unlink()])
+def test_a_damaged_checkpoint_is_skipped(checkpoints: CheckpointManager, engine: Engine, name: str, damage) -> None:
     newest = checkpoints.folder / "step-000002"
     assert not find_damage(newest)
-    if (name, harm) == (COMPLETE, flip):
-        (newest / COMPLETE).write_text("[]")  # its last byte is a line end, which says nothing
+    if (name, damage) == (COMPLETE, flip_last_byte):
+        (newest / COMPLETE).write_text("[]")  # its last byte is a newline: flipping it changes nothing
     else:
-        harm(newest, name)
+        damage(newest, name)
     assert find_damage(newest)
     progress = checkpoints.load(engine)
     assert progress is not None and progress.step == 1
-    assert holds(engine, 1)
+    assert weights_equal(engine, 1)
 
 
-def test_what_a_killed_writer_left_is_neither_read_nor_kept(checkpoints: CheckpointManager, engine: Engine) -> None:
+def test_partial_checkpoints_are_ignored_and_removed(checkpoints: CheckpointManager, engine: Engine) -> None:
     shutil.copytree(checkpoints.folder / "step-000002", checkpoints.folder / ".step-000003.0123.part")
     assert checkpoints.latest() == checkpoints.folder / "step-000002"
     checkpoints.save(engine, TrainState(step=3, samples=24))
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000002", "step-000003"]
 
 
-def test_a_torn_one_beyond_the_newest_goes(checkpoints: CheckpointManager, engine: Engine) -> None:
-    cut(checkpoints.folder / "step-000002", STATE)
+def test_a_damaged_later_checkpoint_is_removed(checkpoints: CheckpointManager, engine: Engine) -> None:
+    truncate(checkpoints.folder / "step-000002", STATE)
     checkpoints.save(engine, TrainState(step=1, samples=8))
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000001"]
 
 
-def test_one_of_another_model_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
+def test_a_checkpoint_of_another_model_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
     other = CheckpointManager(checkpoints.folder, DistributedContext(), identity={"base model": "b"})
     with pytest.raises(ConfigError, match=r"step-000002 belongs to another base model \(a, here b\)"):
         other.load(engine)
 
 
-def test_one_of_another_format_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
+def test_a_checkpoint_of_another_format_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:
     import lavic.train.checkpoint as module
 
     folder = checkpoints.folder / "step-000002"
@@ -108,7 +108,7 @@ def test_one_of_another_format_is_refused(checkpoints: CheckpointManager, engine
         checkpoints.load(engine)
 
 
-def test_frozen_weights_are_not_in_it(checkpoints: CheckpointManager, engine: Engine) -> None:
+def test_frozen_weights_are_not_saved(checkpoints: CheckpointManager, engine: Engine) -> None:
     trained = sum(p.numel() for p in engine.parameters.values())
     size = (checkpoints.folder / "step-000002" / STATE).stat().st_size
     assert 12 * trained < size < 12 * trained + 4000

@@ -27,7 +27,7 @@ from tests.train.assets import KEY, Assets
 ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def words(command: str, assets: Assets, out: Path, *more: str) -> list[str]:
+def command_argv(command: str, assets: Assets, out: Path, *options: str) -> list[str]:
     inputs = {
         "distill": ["--shards", assets.photos, "--valid", assets.valid],
         "tune": [
@@ -53,7 +53,7 @@ def words(command: str, assets: Assets, out: Path, *more: str) -> list[str]:
         "--lora.r",
         "4",
     ]
-    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *loop, *more]
+    return [command, *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *loop, *options]
 
 
 def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -61,9 +61,9 @@ def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.dist
-def test_distill_in_two_processes(assets: Assets, tmp_path: Path) -> None:
+def test_distill_with_two_ranks_completes_once(assets: Assets, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    argv = words("distill", assets, out, "--nproc", "2")
+    argv = command_argv("distill", assets, out, "--nproc", "2")
     run = lavic(*argv)
     assert run.returncode == 0, run.stderr
     captions = json.loads((out / "captions.json").read_text())
@@ -76,45 +76,48 @@ def test_distill_in_two_processes(assets: Assets, tmp_path: Path) -> None:
     info = BundleInfo.read(out / "bundle")
     assert info.vision_adapter and not info.language_adapter
 
-    again = lavic(*argv)
-    assert again.returncode == 0
-    assert "already complete" in again.stdout
+    repeated = lavic(*argv)
+    assert repeated.returncode == 0
+    assert "already complete" in repeated.stdout
     assert read_journal(out / "metrics.jsonl") == rows
 
-    other = lavic(*words("distill", assets, out, "--loop.seed", "5"))
-    assert other.returncode == 2
-    assert "loop.seed was 0, is 5" in other.stderr
-    assert "Traceback" not in other.stderr
+    changed = lavic(*command_argv("distill", assets, out, "--loop.seed", "5"))
+    assert changed.returncode == 2
+    assert "loop.seed was 0, is 5" in changed.stderr
+    assert "Traceback" not in changed.stderr
 
 
 @pytest.mark.dist
-def test_tune_stopped_by_a_signal_goes_on_to_the_same_end(assets: Assets, tmp_path: Path) -> None:
-    """The launcher gets SIGTERM, as from `timeout` or a scheduler; its two ranks save and leave with 75."""
-    cut, uncut = tmp_path / "cut", tmp_path / "whole"
-    argv = words("tune", assets, cut, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle")
+def test_tune_resumes_after_sigterm_with_the_same_result(assets: Assets, tmp_path: Path) -> None:
+    """The launcher gets SIGTERM, as from `timeout` or a scheduler; its two ranks save and exit with 75."""
+    interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"
+    argv = command_argv(
+        "tune", assets, interrupted, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle"
+    )
     process = subprocess.Popen([sys.executable, "-m", "lavic", *argv], env=ENV, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
-    while not (cut / "checkpoints/step-000002").exists() and time.monotonic() < until and process.poll() is None:
+    deadline = time.monotonic() + 120
+    checkpoint = interrupted / "checkpoints/step-000002"
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=60)[1]
     assert process.returncode == 75, message
     assert "run the same command again" in message
-    assert not (cut / "result.json").exists()
+    assert not (interrupted / "result.json").exists()
     assert lavic(*argv).returncode == 0
-    assert lavic(*[str(uncut) if word == str(cut) else word for word in argv]).returncode == 0
+    assert lavic(*[str(uninterrupted) if arg == str(interrupted) else arg for arg in argv]).returncode == 0
 
     def curve(folder: Path) -> list[tuple]:
         rows = read_journal(folder / "metrics.jsonl")
         return [(row["step"], row.get("loss"), row.get("grad_norm"), row.get("valid_loss")) for row in rows]
 
-    assert curve(cut) == curve(uncut)
-    assert [event["status"] for event in read_events(cut / "metrics.jsonl", "end")] == ["KILLED", "FINISHED"]
-    check_bundle(assets, uncut)
+    assert curve(interrupted) == curve(uninterrupted)
+    assert [event["status"] for event in read_events(interrupted / "metrics.jsonl", "end")] == ["KILLED", "FINISHED"]
+    check_bundle(assets, uninterrupted)
 
 
 def check_bundle(assets: Assets, run: Path) -> None:
-    """The loaded bundle gives the validation loss that training saw: nothing of the adapters was lost."""
+    """The loaded bundle gives the validation loss of the training run."""
     bundle = Bundle.load(run / "bundle")
     assert bundle.info.vision_adapter and bundle.info.language_adapter
     data = TuneDataset(
@@ -141,7 +144,7 @@ def check_bundle(assets: Assets, run: Path) -> None:
         (["--model.name", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_2(
+def test_invalid_input_is_one_line_and_exit_code_2(
     assets: Assets,
     tmp_path: Path,
     change: list[str],
@@ -149,13 +152,13 @@ def test_wrong_input_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str],
     world: DistributedContext,
 ) -> None:
-    assert main(words("tune", assets, tmp_path / "run", *change)) == 2
+    assert main(command_argv("tune", assets, tmp_path / "run", *change)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lavic tune: error: ")
     assert message in error
 
 
-def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
+def test_a_store_of_another_base_is_refused_before_loading_the_model(
     assets: Assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "other"
@@ -163,11 +166,11 @@ def test_a_store_of_another_base_is_refused_before_the_model_is_loaded(
     weights = bytearray((base / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (base / "model.safetensors").write_bytes(weights)
-    assert main(words("tune", assets, tmp_path / "run", "--model.name", str(base))) == 2
+    assert main(command_argv("tune", assets, tmp_path / "run", "--model.name", str(base))) == 2
     assert "an item store of another base model" in capsys.readouterr().err
 
 
-def test_items_without_a_photo_are_named_or_left_out(
+def test_items_missing_from_the_store_are_refused_or_dropped(
     assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENV, "MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
@@ -175,7 +178,7 @@ def test_items_without_a_photo_are_named_or_left_out(
     rows[0][KEY][-1] = "GONE000001"
     rows[1]["gt_items"] = ["GONE000002"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = words("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
+    argv = command_argv("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
     refused = lavic(*argv)
     assert refused.returncode == 2
     assert "GONE000001" in refused.stderr
@@ -188,12 +191,14 @@ def test_items_without_a_photo_are_named_or_left_out(
     assert "env:MLFLOW_TRACKING_URI" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_rows_whose_list_is_empty_are_left_out(assets: Assets, tmp_path: Path) -> None:
+def test_rows_with_an_empty_list_are_dropped(assets: Assets, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     rows[0][KEY] = []
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = words("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(file), "--valid", str(file))
+    argv = command_argv(
+        "tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(file), "--valid", str(file)
+    )
     run = lavic(*argv)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(f"{file}: 1 of {len(rows)} rows left out: their list `{KEY}` is empty") == 2
@@ -203,31 +208,31 @@ def test_rows_whose_list_is_empty_are_left_out(assets: Assets, tmp_path: Path) -
     assert f"{file}: every list `{KEY}` is empty" in refused.stderr
 
 
-SPOILING = """
+DAMAGING = """
 import sys
 from safetensors.torch import load_file, save_file
 from lavic.cli import main
 from lavic.model import bundle
 
-whole = bundle.save_bundle
+save_bundle = bundle.save_bundle
 
-def spoil(folder, *parts, **how):
-    info = whole(folder, *parts, **how)
+def save_damaged(folder, *parts, **options):
+    info = save_bundle(folder, *parts, **options)
     (file,) = (folder / "language_adapter").glob("*.safetensors")
     weights = load_file(file)
     name = next(name for name in weights if "lora_B" in name)
     save_file({**weights, name: weights[name] + 1}, file, {"format": "pt"})
     return info
 
-bundle.save_bundle = spoil
+bundle.save_bundle = save_damaged
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.dist
-def test_a_bundle_that_is_spoilt_while_it_is_written_ends_the_run(assets: Assets, tmp_path: Path) -> None:
-    """That the guards find it is tested by itself: here, that the command asks them."""
-    argv = [sys.executable, "-c", SPOILING, *words("tune", assets, tmp_path / "run")]
+def test_a_damaged_bundle_ends_the_run(assets: Assets, tmp_path: Path) -> None:
+    """The command runs the bundle check; test_bundle_check.py tests what it finds."""
+    argv = [sys.executable, "-c", DAMAGING, *command_argv("tune", assets, tmp_path / "run")]
     run = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=240)
     assert run.returncode == 1
     assert "bundle" in run.stderr.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Who gets which sample, and when."""
+"""The training data loader: which rank gets which sample in which micro-batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lavic.train.input.data_loader import TrainDataLoader
 from tests.train.toy import ToyData
 
 
-def keys(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]]:
+def keys_by_step(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]]:
     """The keys of each step, over all ranks."""
     feeds = [TrainDataLoader(ToyData(40, 1), DistributedContext(rank=rank, size=size), loop) for rank in range(size)]
     steps = [list(feed.steps(first, last)) for feed in feeds]
     for step in range(last - first):
-        assert len({len(rank[step]) for rank in steps}) == 1, "ranks must not wait"
+        assert len({len(rank[step]) for rank in steps}) == 1, "all ranks need the same number of micro-batches"
     return [sorted(key for rank in steps for micro in rank[step] for key in micro.keys) for step in range(last - first)]
 
 
@@ -33,27 +33,28 @@ def keys(size: int, loop: LoopSettings, first: int, last: int) -> list[list[str]
     first=st.integers(0, 30),
     count=st.integers(1, 4),
 )
-def test_a_step_holds_its_positions_once_whatever_the_ranks(
+def test_each_step_holds_its_positions_once_for_any_ranks(
     size: int, micro_batch: int | None, micro_tokens: int | None, first: int, count: int
 ) -> None:
     loop = LoopSettings(global_batch_size=12, micro_batch=micro_batch, micro_tokens=micro_tokens)
     expected = [sorted(f"toy-{p}" for p in range(12 * step, 12 * step + 12)) for step in range(first, first + count)]
-    assert keys(size, loop, first, first + count) == expected
+    assert keys_by_step(size, loop, first, first + count) == expected
 
 
-def test_worker_processes_change_nothing() -> None:
-    here, there = (
+def test_worker_processes_give_the_same_batches() -> None:
+    without_workers, with_workers = (
         LoopSettings(global_batch_size=8, micro_batch=3, micro_tokens=20, num_workers=workers) for workers in (0, 2)
     )
-    left, right = (
-        list(TrainDataLoader(ToyData(40, 1), DistributedContext(), loop).steps(5, 9)) for loop in (here, there)
+    expected, loaded = (
+        list(TrainDataLoader(ToyData(40, 1), DistributedContext(), loop).steps(5, 9))
+        for loop in (without_workers, with_workers)
     )
-    for a, b in zip(left, right, strict=True):
+    for a, b in zip(expected, loaded, strict=True):
         assert [m.keys for m in a] == [m.keys for m in b]
         assert all((x.inputs == y.inputs).all() for x, y in zip(a, b, strict=True))
 
 
-def test_like_lengths_share_a_micro_batch() -> None:
+def test_samples_of_similar_length_share_a_micro_batch() -> None:
     (micros,) = TrainDataLoader(
         ToyData(40, 1), DistributedContext(), LoopSettings(global_batch_size=12, micro_batch=4)
     ).steps(0, 1)
@@ -62,7 +63,7 @@ def test_like_lengths_share_a_micro_batch() -> None:
     assert len(set(lengths)) > 3
 
 
-def test_a_budget_of_tokens_is_kept_by_every_micro_batch() -> None:
+def test_every_micro_batch_keeps_the_token_budget() -> None:
     data = ToyData(40, 1)
     loop = LoopSettings(global_batch_size=12, micro_tokens=21)
     for rank in range(2):
@@ -72,14 +73,14 @@ def test_a_budget_of_tokens_is_kept_by_every_micro_batch() -> None:
                 assert len(micro.keys) * (max(micro.targets) + data.overhead) <= 21
 
 
-def test_nothing_to_train_on_and_unequal_shares_are_refused() -> None:
+def test_an_empty_set_and_an_indivisible_batch_are_refused() -> None:
     with pytest.raises(ConfigError, match="training set is empty"):
         TrainDataLoader(ToyData(0, 1), DistributedContext(), LoopSettings())
     with pytest.raises(ConfigError, match=r"--loop.global-batch-size 9 cannot be shared by 2 processes"):
         TrainDataLoader(ToyData(5, 1), DistributedContext(size=2), LoopSettings(global_batch_size=9))
 
 
-def test_an_error_outside_of_the_loader_ends_the_process() -> None:
+def test_an_error_outside_the_loader_ends_the_process() -> None:
     """Its workers ignore the SIGTERM that Python sends them at exit before it waits for them."""
     code = (
         "from lavic.train.input.data_loader import prefetch\n"

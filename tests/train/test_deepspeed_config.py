@@ -1,4 +1,4 @@
-"""How DeepSpeed is told to run ZeRO-2, and what is computed of it."""
+"""The DeepSpeed configuration for ZeRO-2, a user's JSON, and its memory footprint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lavic.errors import ConfigError
 from lavic.train.deepspeed.config import BUCKET_SIZE, Zero2Footprint, read_deepspeed_config, zero2_config
 
 
-def test_the_configuration_is_zero_2_without_surprises() -> None:
+def test_the_default_configuration_is_zero_2() -> None:
     config = zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=True)
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["overlap_comm"] is False
@@ -20,7 +20,7 @@ def test_the_configuration_is_zero_2_without_surprises() -> None:
     assert "bf16" not in zero2_config(micro_batch=4, accumulation=2, clip=1.0, bf16=False)
 
 
-def test_a_users_json_adds_but_does_not_contradict() -> None:
+def test_a_users_json_may_add_but_not_override() -> None:
     extra = {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
     config = zero2_config(micro_batch=1, accumulation=1, clip=0.0, bf16=False, extra=extra)
     assert config["zero_optimization"]["reduce_bucket_size"] == 7
@@ -50,7 +50,7 @@ def test_a_users_json_adds_but_does_not_contradict() -> None:
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, message):
+def test_an_unusable_json_is_refused_with_its_file_name(tmp_path, text, message):
     file = tmp_path / "ds.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"--deepspeed .*ds\.json: ") as raised:
@@ -58,12 +58,12 @@ def test_a_json_that_cannot_be_used_is_refused_with_its_name(tmp_path, text, mes
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_offloading_that_is_switched_off_is_taken(tmp_path):
+def test_offload_device_none_is_accepted(tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"offload_optimizer": {"device": "none"}}}')
     assert read_deepspeed_config(tmp_path / "ds.json")
 
 
-def test_a_users_json_that_is_none(tmp_path: Path) -> None:
+def test_read_deepspeed_config_of_none_list_and_missing_file(tmp_path: Path) -> None:
     assert read_deepspeed_config(None) == {}
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "good.json").write_text(json.dumps({"a": 1}))
@@ -74,16 +74,16 @@ def test_a_users_json_that_is_none(tmp_path: Path) -> None:
         read_deepspeed_config(tmp_path / "missing.json")
 
 
-def test_gradients_and_optimizer_state_are_shared() -> None:
-    alone, eight = (Zero2Footprint.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
-    assert alone.weights == eight.weights == 2 * 1800
-    assert (alone.optimizer, eight.optimizer) == (12 * 800, 12 * 100)
-    made = 2 * (800 + BUCKET_SIZE) + (2 + 4) * 800
-    assert (alone.gradients, eight.gradients) == (made + 4 * 800, made + 4 * 100)
-    assert (alone.traffic, eight.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
-    three = Zero2Footprint.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
-    assert three.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 sums after each micro-step"
-    assert alone.checkpoint == eight.checkpoint == 12 * 800
+def test_zero2_footprint_shards_gradients_and_optimizer_state() -> None:
+    one_rank, eight_ranks = (Zero2Footprint.of(frozen=1000, trained=800, ranks=ranks) for ranks in (1, 8))
+    assert one_rank.weights == eight_ranks.weights == 2 * 1800
+    assert (one_rank.optimizer, eight_ranks.optimizer) == (12 * 800, 12 * 100)
+    buffers = 2 * (800 + BUCKET_SIZE) + (2 + 4) * 800
+    assert (one_rank.gradients, eight_ranks.gradients) == (buffers + 4 * 800, buffers + 4 * 100)
+    assert (one_rank.traffic, eight_ranks.traffic) == (0, (2 * 4 + 2) * 800 * 7 // 8)
+    three_micro_steps = Zero2Footprint.of(frozen=1000, trained=800, ranks=8, micro_steps=3)
+    assert three_micro_steps.traffic == (3 * 2 * 4 + 2) * 800 * 7 // 8, "ZeRO-2 reduces gradients after each micro-step"
+    assert one_rank.checkpoint == eight_ranks.checkpoint == 12 * 800
     assert Zero2Footprint.of(frozen=0, trained=9, ranks=8).optimizer == 12 * 2, (
-        "a rank's part is not less than the largest"
+        "every rank is counted with the largest part"
     )

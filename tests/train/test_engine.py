@@ -19,7 +19,7 @@ from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
 
-def test_nothing_to_train_is_an_error(world: DistributedContext) -> None:
+def test_a_task_without_trainable_parameters_is_refused(world: DistributedContext) -> None:
     with pytest.raises(ConfigError, match="no trainable parameter"):
         Engine(ToyTask().requires_grad_(False), world, LoopSettings())
 
@@ -38,7 +38,7 @@ print([name for name in sys.modules if name.startswith(slow)])
 """
 
 
-TWICE = """
+TWO_GROUPS = """
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.config import LoopSettings
 from lavic.distributed.context import DistributedContext
@@ -50,7 +50,7 @@ for _ in range(2):
 """
 
 
-JOINED = """
+CALLERS_GROUP = """
 import torch.distributed as dist
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.config import LoopSettings
@@ -64,24 +64,24 @@ assert world.is_initialized
 """
 
 
-@pytest.mark.parametrize("program", [TWICE, JOINED], ids=["one after another", "the caller's"])
-def test_a_process_trains_in_any_process_group(program: str) -> None:
+@pytest.mark.parametrize("program", [TWO_GROUPS, CALLERS_GROUP], ids=["two groups", "caller's group"])
+def test_engines_start_in_new_and_existing_process_groups(program: str) -> None:
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     env |= {"LAVIC_DEVICE": "cpu", "PYTHONPATH": ".", "GLOO_SOCKET_IFNAME": "lo"}
     run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
-def test_a_start_compiles_nothing_and_imports_no_tracker(tmp_path: Path) -> None:
-    """With an empty cache and no compiler in sight."""
+def test_engine_start_compiles_nothing_and_imports_no_mlflow(tmp_path: Path) -> None:
+    """With an empty extension cache and no compiler on PATH."""
     env = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path), "LAVIC_DEVICE": "cpu", "PYTHONPATH": "."}
     run = subprocess.run([sys.executable, "-c", START], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_bfloat16_keeps_float32_masters(world: DistributedContext) -> None:
-    """Steps too small for a bfloat16 weight add up in its master, and a checkpoint holds the master."""
+def test_bfloat16_weights_have_float32_masters(world: DistributedContext) -> None:
+    """Updates too small for a bfloat16 weight add up in its master, which the checkpoint holds."""
     engine, data = Engine(ToyTask().bfloat16(), world, LoopSettings(max_grad_norm=0.0)), ToyData(40, 1)
     batch = data.collate([data[p] for p in range(8)])
     batch = replace(batch, inputs=batch.inputs.bfloat16())
@@ -106,7 +106,7 @@ def test_bfloat16_keeps_float32_masters(world: DistributedContext) -> None:
     assert all((other.state_dict()[key] == value).all() for key, value in state.items())
 
 
-def test_state_goes_into_another_engine_and_back(world: DistributedContext) -> None:
+def test_state_dict_round_trip_into_another_engine(world: DistributedContext) -> None:
     def steps(engine: Engine, first: int, last: int) -> list[float]:
         data, losses = ToyData(40, 1), []
         for step in range(first, last):
@@ -117,20 +117,22 @@ def test_state_goes_into_another_engine_and_back(world: DistributedContext) -> N
         return losses
 
     loop = LoopSettings(max_grad_norm=0.0)
-    left = Engine(ToyTask(), world, loop)
-    steps(left, 0, 3)
-    state = {name: tensor.clone() for name, tensor in left.state_dict().items()}
-    assert set(state) == {f"{name}/{part}" for name in left.parameters for part in ("weight", "exp_avg", "exp_avg_sq")}
+    source = Engine(ToyTask(), world, loop)
+    steps(source, 0, 3)
+    state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    assert set(state) == {
+        f"{name}/{part}" for name in source.parameters for part in ("weight", "exp_avg", "exp_avg_sq")
+    }
     assert all(torch.count_nonzero(tensor) for tensor in state.values())
 
     task = ToyTask()
     torch.nn.init.zeros_(task.first.weight)
-    right = Engine(task, world, loop)
-    right.load_state_dict(state, steps=3)
-    for name, tensor in right.state_dict().items():
+    restored = Engine(task, world, loop)
+    restored.load_state_dict(state, steps=3)
+    for name, tensor in restored.state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
-    assert steps(right, 3, 6) == steps(left, 3, 6)
+    assert steps(restored, 3, 6) == steps(source, 3, 6)
 
     del state["first.bias/exp_avg"]
     with pytest.raises(ConfigError, match="another model"):
-        right.load_state_dict(state, steps=3)
+        restored.load_state_dict(state, steps=3)

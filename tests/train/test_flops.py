@@ -65,7 +65,7 @@ def list_batch(backbone: Backbone) -> TuneBatch:
     return TuneBatch(**named, text=text(backbone, PHOTOS), items=items)
 
 
-def counted(task, batch, *, backward: bool = True) -> int:
+def counted_flops(task, batch, *, backward: bool = True) -> int:
     with FlopCounterMode(display=False) as counter:
         losses = task(batch)
         if backward:
@@ -73,65 +73,67 @@ def counted(task, batch, *, backward: bool = True) -> int:
     return counter.get_total_flops()
 
 
-def shape(backbone: Backbone) -> ModelDims:
+def dims_of(backbone: Backbone) -> ModelDims:
     return ModelDims.from_config(backbone.model.config.to_dict())
 
 
-def unmasked(work: FlopCosts, length: int) -> float:
-    """What plain kernels compute beyond causal attention: every token looks at every token, half of it is masked."""
+def masked_attention_flops(work: FlopCosts, length: int) -> float:
+    """FLOPs of the masked half of attention, which plain kernels compute too."""
     return SAMPLES * (length**2 - length * (length + 1) / 2) * work.pair
 
 
-def test_a_batch_tells_its_own_work(backbone: Backbone) -> None:
-    """As the loop asks, with fewer views of one photo, and with the teacher's pass over every patch."""
+def test_make_flops_counter_counts_views_and_teacher(backbone: Backbone) -> None:
+    """With fewer views of one photo, and with the teacher's pass over every patch."""
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     task, batch = DistillTask(model, top_k=4), photo_batch(backbone)
     batch = replace(batch, views_shown=(5, 2, 5), text=text(backbone, 1))
     batch.text.input_ids[1, 4:7] = 1
-    asked = make_flops_counter(task)
-    work = FlopCosts.of(shape(backbone), "vision", 3)
-    assert asked(batch) == work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=12, photo_tokens=12)
+    flops_of = make_flops_counter(task)
+    work = FlopCosts.of(dims_of(backbone), "vision", 3)
+    assert flops_of(batch) == work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=12, photo_tokens=12)
 
-    places = 9 + 2 * 3 * (2 * 3 + 1)  # patches of the whole, and of the quarters with a newline for each row
-    ids = torch.ones(SAMPLES, LENGTH + places, dtype=torch.long)
-    ids[:, 2 : 2 + places] = backbone.encoder.image_token_id
+    image_tokens = 9 + 2 * 3 * (2 * 3 + 1)  # patches of the thumbnail, and of the quarters with a newline for each row
+    ids = torch.ones(SAMPLES, LENGTH + image_tokens, dtype=torch.long)
+    ids[:, 2 : 2 + image_tokens] = backbone.encoder.image_token_id
     labels = torch.full_like(ids, IGNORED)
     labels[:, -TARGETS:] = 1
-    lengths = (LENGTH + places,) * SAMPLES
-    taught = replace(batch, teacher_text=Batch(ids, labels, torch.tensor(lengths)), teacher_lengths=lengths)
-    plain = unmasked(work, LENGTH) + unmasked(FlopCosts.of(shape(backbone)), LENGTH + places)
-    assert counted(task.train(), taught) == pytest.approx(asked(taught) + plain, rel=1e-3)
+    lengths = (LENGTH + image_tokens,) * SAMPLES
+    with_teacher = replace(batch, teacher_text=Batch(ids, labels, torch.tensor(lengths)), teacher_lengths=lengths)
+    plain = masked_attention_flops(work, LENGTH) + masked_attention_flops(
+        FlopCosts.of(dims_of(backbone)), LENGTH + image_tokens
+    )
+    assert counted_flops(task.train(), with_teacher) == pytest.approx(flops_of(with_teacher) + plain, rel=1e-3)
 
 
-def test_stage_1_beside_the_patches_of_its_views(backbone: Backbone) -> None:
+def test_stage_1_with_patch_distance(backbone: Backbone) -> None:
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     task, batch = DistillTask(model, patches=0.5), photo_batch(backbone)
-    plain = unmasked(FlopCosts.of(shape(backbone), "vision", 3), LENGTH)
+    plain = masked_attention_flops(FlopCosts.of(dims_of(backbone), "vision", 3), LENGTH)
     assert make_flops_counter(task)(batch) > 1.05 * make_flops_counter(DistillTask(model))(batch)
-    assert counted(task.train(), batch) == pytest.approx(make_flops_counter(task)(batch) + plain, rel=1e-3)
+    assert counted_flops(task.train(), batch) == pytest.approx(make_flops_counter(task)(batch) + plain, rel=1e-3)
 
 
-def test_stage_1(backbone: Backbone) -> None:
-    work = FlopCosts.of(shape(backbone), "vision", 3)
+def test_stage_1_flops_equal_those_counted(backbone: Backbone) -> None:
+    work = FlopCosts.of(dims_of(backbone), "vision", 3)
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
     expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, views=5 * SAMPLES, photo_tokens=5 * SAMPLES)
-    expected += unmasked(work, LENGTH)
-    assert counted(DistillTask(model), photo_batch(backbone)) == pytest.approx(expected, rel=1e-3)
+    expected += masked_attention_flops(work, LENGTH)
+    assert counted_flops(DistillTask(model), photo_batch(backbone)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_stage_2(backbone: Backbone) -> None:
-    work = FlopCosts.of(shape(backbone), "language", 3)
+def test_stage_2_flops_equal_those_counted(backbone: Backbone) -> None:
+    work = FlopCosts.of(dims_of(backbone), "language", 3)
     del backbone.model.model.vision_tower
     model = add_adapter(backbone, "language", LoraSettings(r=3))
     expected = work.flops((LENGTH,) * SAMPLES, targets=SAMPLES * TARGETS, photo_tokens=5 * SAMPLES * PHOTOS)
     task, batch = TuneTask(model), list_batch(backbone)
     assert make_flops_counter(task)(batch) == expected
-    assert counted(task, batch) == pytest.approx(expected + unmasked(work, LENGTH), rel=1e-3)
+    assert counted_flops(task, batch) == pytest.approx(expected + masked_attention_flops(work, LENGTH), rel=1e-3)
 
 
 def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
-    """Frozen and upstream of all that is trained, it is only ever run forward."""
-    work = FlopCosts.of(shape(backbone), "language", 3)
+    """The tower is frozen and upstream of all trained weights: it has no backward pass."""
+    work = FlopCosts.of(dims_of(backbone), "language", 3)
     model = add_adapter(backbone, "language", LoraSettings(r=3))
     views = torch.randn(SAMPLES * PHOTOS * 5, 3, backbone.geometry.size, backbone.geometry.size)
     batch = list_batch(backbone)
@@ -145,28 +147,28 @@ def test_stage_2_with_the_vision_tower_in_the_loop(backbone: Backbone) -> None:
         views=5 * SAMPLES * PHOTOS,
         photo_tokens=5 * SAMPLES * PHOTOS,
     )
-    assert counted(task, batch) == pytest.approx(expected + unmasked(work, LENGTH), rel=1e-3)
+    assert counted_flops(task, batch) == pytest.approx(expected + masked_attention_flops(work, LENGTH), rel=1e-3)
 
 
-def test_without_gradients(backbone: Backbone) -> None:
+def test_forward_flops_without_gradients(backbone: Backbone) -> None:
     model = add_adapter(backbone, "vision", LoraSettings(r=3))
-    work = FlopCosts.of(shape(backbone), "vision", 3, training=False)
+    work = FlopCosts.of(dims_of(backbone), "vision", 3, training=False)
     views = photo_batch(backbone).views
     with torch.no_grad():
-        seen = counted(lambda v: cls_tokens(model, v), views, backward=False)
-    assert seen == pytest.approx(work.flops((), targets=0, views=5 * SAMPLES), rel=1e-3)
+        flops = counted_flops(lambda v: cls_tokens(model, v), views, backward=False)
+    assert flops == pytest.approx(work.flops((), targets=0, views=5 * SAMPLES), rel=1e-3)
 
 
-def test_a_trained_language_model_costs_six_per_weight_and_a_frozen_one_four(backbone: Backbone) -> None:
-    """The rule of thumb, where adapters are small and the first layer is one of many."""
+def test_flops_per_token_are_4_per_frozen_weight_in_training(backbone: Backbone) -> None:
+    """The rule of thumb for small adapters; 2 per weight in a forward pass."""
     linears = sum(p.numel() for n, p in backbone.model.model.language_model.named_parameters() if p.dim() == 2)
     linears -= backbone.model.get_input_embeddings().weight.numel()
-    assert FlopCosts.of(shape(backbone), "vision", 3).token == 4 * linears
-    assert FlopCosts.of(shape(backbone)).token == 2 * linears
+    assert FlopCosts.of(dims_of(backbone), "vision", 3).token == 4 * linears
+    assert FlopCosts.of(dims_of(backbone)).token == 2 * linears
 
 
-def test_a_token_looks_at_those_before_it_and_at_itself(backbone: Backbone) -> None:
-    work = FlopCosts.of(shape(backbone))
+def test_causal_attention_counts_earlier_tokens_and_itself(backbone: Backbone) -> None:
+    work = FlopCosts.of(dims_of(backbone))
     assert work.flops((9,), targets=0) == 9 * work.token + 45 * work.pair
 
 
@@ -182,5 +184,5 @@ def test_a_token_looks_at_those_before_it_and_at_itself(backbone: Backbone) -> N
         ("Tesla T4", None),
     ],
 )
-def test_devices_are_known_by_whole_words(name: str, flops: float | None) -> None:
+def test_listed_peak_matches_whole_words_of_the_device_name(name: str, flops: float | None) -> None:
     assert listed_peak(name) == flops

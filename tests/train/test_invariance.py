@@ -1,4 +1,4 @@
-"""What is learnt does not depend on how samples are put together: batch, padding, batch-mates, workers, ranks."""
+"""Losses and gradients do not depend on batch size, padding, batch-mates, workers or ranks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.train.toy import ToyData
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 CPU = torch.device("cpu")
-drawn = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @functools.cache
@@ -71,9 +71,11 @@ def losses(task: Any, data: Any, batches: list[list[int]]) -> dict[int, torch.Te
 
 
 @pytest.mark.parametrize(("name", "views"), STAGES)
-@drawn
+@few_examples
 @given(draw=st.data())
-def test_batch_size_and_batch_mates_change_nothing(assets: Assets, name: str, views: str, draw: st.DataObject) -> None:
+def test_losses_do_not_depend_on_batch_size_and_batch_mates(
+    assets: Assets, name: str, views: str, draw: st.DataObject
+) -> None:
     task, data = stage(assets, name, views)
     positions = draw.draw(st.lists(st.integers(0, 3 * len(data)), min_size=2, max_size=9, unique=True))
     size = draw.draw(st.integers(1, len(positions)))
@@ -84,57 +86,57 @@ def test_batch_size_and_batch_mates_change_nothing(assets: Assets, name: str, vi
 
 
 @pytest.mark.parametrize("name", ["distill", "tune"])
-@drawn
+@few_examples
 @given(draw=st.data())
-def test_more_padding_on_either_side_changes_nothing(assets: Assets, name: str, draw: st.DataObject) -> None:
-    """Right, as batches are padded; left with a mask and positions, as for generation, by the stock forward pass."""
+def test_losses_do_not_depend_on_padding_on_either_side(assets: Assets, name: str, draw: st.DataObject) -> None:
+    """On the right, as batches are padded; on the left with mask and positions, as for generation."""
     task, data = stage(assets, name)
     positions = draw.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5, unique=True))
-    right, left = draw.draw(st.integers(0, 20)), draw.draw(st.integers(0, 20))
+    pad_right, pad_left = draw.draw(st.integers(0, 20)), draw.draw(st.integers(0, 20))
     batch = data.collate([data[p] for p in positions])
     text, rows = batch.text, len(positions)
 
-    def filler(value: int, count: int) -> torch.Tensor:
+    def padding(value: int, count: int) -> torch.Tensor:
         return torch.full((rows, count), value)
 
-    wider = Batch(
-        torch.cat([text.input_ids, filler(data.encoder.pad, right)], 1),
-        torch.cat([text.labels, filler(IGNORED, right)], 1),
+    padded = Batch(
+        torch.cat([text.input_ids, padding(data.encoder.pad, pad_right)], 1),
+        torch.cat([text.labels, padding(IGNORED, pad_right)], 1),
         text.lengths,
     )
     model = unwrap_peft(task.model)
     with torch.no_grad():
         expected = task(batch)
-        torch.testing.assert_close(task(replace(batch, text=wider)), expected, **CLOSE)
+        torch.testing.assert_close(task(replace(batch, text=padded)), expected, **CLOSE)
 
         vectors: list[torch.Tensor] = []
-        spy = model.model.language_model.register_forward_pre_hook(
+        hook = model.model.language_model.register_forward_pre_hook(
             lambda _, args, given: vectors.append(given["inputs_embeds"].clone()), with_kwargs=True
         )
         task(batch)
-        spy.remove()
+        hook.remove()
         (embeds,) = vectors
-        longest = embeds.shape[1] + left
-        moved = torch.zeros(rows, longest, embeds.shape[2])
+        longest = embeds.shape[1] + pad_left
+        shifted_embeds = torch.zeros(rows, longest, embeds.shape[2])
         mask, labels = torch.zeros(rows, longest, dtype=torch.long), torch.full((rows, longest), IGNORED)
         for row, length in enumerate(text.lengths.tolist()):
-            moved[row, longest - length :] = embeds[row, :length]
+            shifted_embeds[row, longest - length :] = embeds[row, :length]
             mask[row, longest - length :] = 1
             labels[row, longest - length :] = text.labels[row, :length]
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = model(inputs_embeds=moved, attention_mask=mask, position_ids=places).logits[:, :-1]
-        learnt = labels[:, 1:] != IGNORED
-        shifted = torch.nn.functional.cross_entropy(logits[learnt], labels[:, 1:][learnt], reduction="none")
+        position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(inputs_embeds=shifted_embeds, attention_mask=mask, position_ids=position_ids).logits[:, :-1]
+        labelled = labels[:, 1:] != IGNORED
+        shifted = torch.nn.functional.cross_entropy(logits[labelled], labels[:, 1:][labelled], reduction="none")
     torch.testing.assert_close(shifted, expected, rtol=1e-5, atol=1e-5)
 
 
-@drawn
+@few_examples
 @given(counts=st.lists(st.integers(1, 25), min_size=2, max_size=6))
-def test_free_text_does_not_depend_on_batch_mates(assets: Assets, counts: list[int]) -> None:
+def test_generated_text_does_not_depend_on_batch_mates(assets: Assets, counts: list[int]) -> None:
     task, data = stage(assets, "tune")
-    asked = [data.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in counts]
-    together = generate(task.model, data.encoder, asked, None, max_new_tokens=6)
-    for prompt, continuation in zip(asked, together, strict=True):
+    prompts = [data.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in counts]
+    together = generate(task.model, data.encoder, prompts, None, max_new_tokens=6)
+    for prompt, continuation in zip(prompts, together, strict=True):
         (alone,) = generate(task.model, data.encoder, [prompt], None, max_new_tokens=6)
         assert continuation.text == alone.text
         assert continuation.logprob == pytest.approx(alone.logprob, abs=1e-4)
@@ -151,25 +153,25 @@ def test_free_text_does_not_depend_on_batch_mates(assets: Assets, counts: list[i
     first=st.integers(0, 40),
     samples=st.integers(1, 60),
 )
-def test_a_step_holds_the_same_samples_for_any_ranks_and_micro_batches(
+def test_a_step_has_the_same_samples_for_any_ranks_and_micro_batches(
     ranks: int, share: int, micro: int | None, first: int, samples: int
 ) -> None:
     batch = ranks * share
     loop = LoopSettings(global_batch_size=batch, micro_batch=micro)
-    held: list[str] = []
+    step_keys: list[str] = []
     counts = set()
     for rank in range(ranks):
         (micros,) = TrainDataLoader(ToyData(samples, 1), DistributedContext(rank=rank, size=ranks), loop).steps(
             first, first + 1
         )
-        held += [key for one in micros for key in one.keys]
+        step_keys += [key for batch_of_rank in micros for key in batch_of_rank.keys]
         counts.add(len(micros))
-    assert sorted(held) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
-    assert len(counts) == 1, "a rank with fewer micro-steps would leave the others waiting"
+    assert sorted(step_keys) == sorted(f"toy-{p}" for p in range(first * batch, (first + 1) * batch))
+    assert len(counts) == 1, "a rank with fewer micro-steps makes the others wait"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(assets: Assets, workers: int) -> None:
+def test_worker_processes_give_the_same_batches(assets: Assets, workers: int) -> None:
     for name in ("distill", "tune"):
         _, data = stage(assets, name)
         steps = []
@@ -178,15 +180,15 @@ def test_workers_change_nothing(assets: Assets, workers: int) -> None:
                 data, DistributedContext(), LoopSettings(global_batch_size=6, micro_batch=4, num_workers=count)
             )
             steps.append([micro for micros in feed.steps(0, 3) for micro in micros])
-        for one, other in zip(*steps, strict=True):
-            assert (one.keys, one.targets, one.tokens) == (other.keys, other.targets, other.tokens)
-            assert torch.equal(one.text.input_ids, other.text.input_ids)
-            pair = (one.views, other.views) if name == "distill" else (one.items, other.items)
+        for expected, loaded in zip(*steps, strict=True):
+            assert (expected.keys, expected.targets, expected.tokens) == (loaded.keys, loaded.targets, loaded.tokens)
+            assert torch.equal(expected.text.input_ids, loaded.text.input_ids)
+            pair = (expected.views, loaded.views) if name == "distill" else (expected.items, loaded.items)
             assert torch.equal(*pair)
 
 
 @pytest.mark.parametrize(("name", "views"), STAGES)
-def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(assets: Assets, name: str, views: str) -> None:
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(assets: Assets, name: str, views: str) -> None:
     task, data = stage(assets, name, views)
     results = []
     for batches in ([list(range(8))], [[p] for p in range(8)], [[7, 0, 3], [1, 2, 6, 5], [4]]):
@@ -199,12 +201,12 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(assets: Asset
 
 
 class Share(DistributedContext):
-    """One of several ranks that are run one after the other: notes what it would add to a sum."""
+    """One of several ranks that run one after the other: records the values that it would reduce."""
 
-    noted: ClassVar[list[torch.Tensor]] = []
+    values: ClassVar[list[torch.Tensor]] = []
 
     def all_reduce(self, value: torch.Tensor) -> torch.Tensor:
-        self.noted.append(value)
+        self.values.append(value)
         return value.clone()
 
     def any_rank(self, flag: bool) -> bool:
@@ -212,18 +214,18 @@ class Share(DistributedContext):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_a_validation_does_not_depend_on_ranks_and_batch(assets: Assets, ranks: int) -> None:
+def test_validation_loss_does_not_depend_on_ranks_and_batch_size(assets: Assets, ranks: int) -> None:
     task, data = stage(assets, "tune")
     single = evaluate(task, data, DistributedContext(), batch_size=8, device=CPU)
-    Share.noted.clear()
+    Share.values.clear()
     for rank in range(ranks):
         evaluate(task, data, Share(rank=rank, size=ranks), batch_size=3, device=CPU)
-    loss, tokens = torch.stack(Share.noted).sum(0).tolist()
+    loss, tokens = torch.stack(Share.values).sum(0).tolist()
     assert tokens == single.tokens
     assert loss / tokens == pytest.approx(single.loss, rel=1e-6)
 
 
-def test_a_mask_of_photo_places_is_filled_in_reading_order(assets: Assets) -> None:
+def test_image_tokens_are_filled_in_reading_order(assets: Assets) -> None:
     task, _ = stage(assets, "tune")
     model = unwrap_peft(task.model)
     image = model.config.image_token_id

@@ -1,4 +1,4 @@
-"""What a dry run says, against what autograd keeps and what a checkpoint holds."""
+"""The memory estimate of a dry run against the bytes that autograd saves."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.train.assets import KEY, Assets
 SAMPLES, LENGTH, PATCHES = 2, 64, 17
 
 
-def sizes(*, layers: int, vision_layers: int) -> LlavaNextConfig:
-    """Sizes of which none is another's double."""
+def small_config(*, layers: int, vision_layers: int) -> LlavaNextConfig:
+    """A small config in which no size is twice another."""
     return LlavaNextConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=48,
@@ -55,36 +55,36 @@ def sizes(*, layers: int, vision_layers: int) -> LlavaNextConfig:
 
 def model(kind: Kind, lora: LoraSettings, config: LlavaNextConfig) -> nn.Module:
     """In bfloat16, as on a GPU."""
-    made = LlavaNextForConditionalGeneration._from_config(
+    wrapped = LlavaNextForConditionalGeneration._from_config(
         config, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).requires_grad_(False)
-    made = wrap(made, kind, lora)
-    for parameter in trainable(made):
+    wrapped = wrap(wrapped, kind, lora)
+    for parameter in trainable(wrapped):
         parameter.data = parameter.data.bfloat16()
-    return made
+    return wrapped
 
 
-def kept_by_autograd(task: nn.Module, batch: object) -> int:
-    kept: dict[int, int] = {}
-    held = []  # or memory that is freed meanwhile is given out again, and counted once
+def bytes_saved_by_autograd(task: nn.Module, batch: object) -> int:
+    saved_bytes: dict[int, int] = {}
+    references = []  # keeps tensors alive: reused memory would be counted once
     parameters = {p.untyped_storage().data_ptr() for p in task.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
+            references.append(tensor)
         return tensor
 
     task.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         task(batch)
-    return sum(kept.values())
+    return sum(saved_bytes.values())
 
 
 def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_layers: int) -> int:
-    made = model(kind, lora, sizes(layers=layers, vision_layers=vision_layers))
-    configure_layers(made, loop)
+    wrapped = model(kind, lora, small_config(layers=layers, vision_layers=vision_layers))
+    configure_layers(wrapped, loop)
     photos = 1 if kind == "vision" else 2
     ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
     ids[:, 2 : 2 + 5 * photos] = 5
@@ -96,18 +96,20 @@ def run(kind: Kind, lora: LoraSettings, loop: LoopSettings, layers: int, vision_
         views = torch.randn(SAMPLES * 5, 3, 56, 56)
         shapes = {"sizes": ((56, 56),) * SAMPLES, "grids": ((2, 2),) * SAMPLES, "views_shown": (5,) * SAMPLES}
         batch = PhotoBatch(**named, text=text, views=views, **shapes)
-        return kept_by_autograd(DistillTask(made), batch)
+        return bytes_saved_by_autograd(DistillTask(wrapped), batch)
     items = torch.randn(SAMPLES * 2 * 5, 48, dtype=torch.bfloat16)
-    return kept_by_autograd(TuneTask(made), TuneBatch(**named, text=text, items=items))
+    return bytes_saved_by_autograd(TuneTask(wrapped), TuneBatch(**named, text=text, items=items))
 
 
 @pytest.mark.parametrize("kind", ["vision", "language"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None:
-    """By layer, as the difference that one more layer makes; a CPU's dropout mask is of the input's own type."""
+def test_activation_bytes_equal_those_saved_by_autograd(kind: Kind, dropout: float) -> None:
+    """Per layer, from the difference of one layer; on a CPU the dropout mask has the dtype of the input."""
     lora, loop = LoraSettings(r=4, dropout=dropout), LoopSettings()
     base = run(kind, lora, loop, 3, 3)
-    kept = activation_bytes(ModelDims.from_config(sizes(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2)
+    kept = activation_bytes(
+        ModelDims.from_config(small_config(layers=1, vision_layers=1).to_dict()), kind, lora, loop, mask=2
+    )
     text = (base - run(kind, lora, loop, 2, 3)) / (SAMPLES * LENGTH)
     assert text == pytest.approx(kept["language"], rel=0.01)
     if kind == "vision":
@@ -115,15 +117,15 @@ def test_activations_are_what_autograd_keeps(kind: Kind, dropout: float) -> None
         assert views == pytest.approx(kept["vision"], rel=0.01)
 
 
-def test_a_recomputing_layer_keeps_its_input() -> None:
+def test_a_checkpointed_layer_saves_its_input_only() -> None:
     lora, loop = LoraSettings(r=4), LoopSettings(activation_checkpointing=True)
-    more = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
-    shapes = [ModelDims.from_config(sizes(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
+    difference = run("language", lora, loop, 4, 1) - run("language", lora, loop, 2, 1)
+    shapes = [ModelDims.from_config(small_config(layers=layers, vision_layers=1).to_dict()) for layers in (4, 2)]
     four, two = (activation_bytes(shape, "language", lora, loop)["language"] for shape in shapes)
-    assert more / (SAMPLES * LENGTH) == pytest.approx(four - two, rel=0.02)
+    assert difference / (SAMPLES * LENGTH) == pytest.approx(four - two, rel=0.02)
 
 
-def test_the_7b_models_stage_2() -> None:
+def test_estimate_for_stage_2_of_the_7b_model() -> None:
     estimate = estimate_resources(
         ModelDims.from_config(read_config(ModelSettings())),
         "language",
@@ -134,12 +136,12 @@ def test_the_7b_models_stage_2() -> None:
         sample=TypicalSample(tokens=900, targets=10, views=0, photo_tokens=50),
         samples=640,
     )
-    query, value, wide = 4096 + 4096, 4096 + 1024, 4096 + 14336
-    assert estimate.trained == 32 * 8 * (2 * query + 2 * value + 3 * wide)
+    query, value, mlp = 4096 + 4096, 4096 + 1024, 4096 + 14336
+    assert estimate.trained == 32 * 8 * (2 * query + 2 * value + 3 * mlp)
     assert estimate.frozen == pytest.approx(7.263e9, rel=0.0001), "all but the vision tower"
     assert estimate.steps == 10
     assert estimate.zero.checkpoint == 12 * estimate.trained
-    # four operations per frozen weight and token
+    # four FLOPs per frozen weight and token
     assert estimate.flops == pytest.approx(64 * 900 * 4 * 7.0e9, rel=0.05)
 
 
@@ -171,7 +173,7 @@ def test_a_dry_run_reads_no_weights_and_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_without_a_model_or_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_without_model_or_data_says_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["tune", "--store", "a", "--train", "b", "--valid", "c", "--out", str(tmp_path / "run"), "--dry-run"]
     assert main(argv) == 0
     assert "unknown: the training set does not exist yet" in capsys.readouterr().out
@@ -184,7 +186,7 @@ def test_a_dry_run_without_a_model_or_data(tmp_path: Path, capsys: pytest.Captur
     ("gpu", "gib"), [("24gb", 24e9 / 2**30), ("80gb", 80e9 / 2**30), ("8gpu", 80e9 / 2**30), ("4x8", 80e9 / 2**30)]
 )
 @pytest.mark.parametrize("command", ["distill", "tune"])
-def test_the_7b_configurations_fit_their_gpus(
+def test_7b_configurations_fit_their_gpus(
     command: str, gpu: str, gib: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inputs = {"distill": ["--shards", "a"], "tune": ["--store", "a", "--train", "b"]}[command]

@@ -36,42 +36,44 @@ EXACT = 1e-5
 LORA = LoraSettings(r=2, dropout=0.0)
 
 
-def awaken(model: nn.Module) -> None:
-    """A fresh adapter does nothing; this one does, so that both of its matrices have gradients."""
+def randomize_adapter(model: nn.Module) -> None:
+    """Random values for a new adapter, so that both LoRA matrices have gradients."""
     generator = torch.Generator().manual_seed(9)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.05, generator=generator)
 
 
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative, of two tensors as a whole."""
+def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative distance of two tensors."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def assert_same(model: nn.Module, ours: torch.Tensor, plain: PlainLavic, theirs: torch.Tensor) -> None:
     """Losses, and the gradient of each LoRA matrix."""
-    assert distance(ours, theirs) < EXACT
+    assert relative_distance(ours, theirs) < EXACT
     (ours.sum() / ours.numel()).backward()
     (theirs.sum() / theirs.numel()).backward()
     gradients = {name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert gradients.keys() == plain.trained.keys()
     for name, gradient in gradients.items():
         assert gradient.norm() > 0, name
-        assert distance(gradient, plain.trained[name].grad) < EXACT, name
+        assert relative_distance(gradient, plain.trained[name].grad) < EXACT, name
 
 
-def released(assets: Assets, folder: Path) -> tuple[Path, Path]:
-    """A vision adapter for the released choice of grids, and the store that `lavic embed` makes with it."""
+def released_views_assets(assets: Assets, folder: Path) -> tuple[Path, Path]:
+    """A vision adapter for the released views, and the store that `lavic embed` makes with it."""
     settings = ModelSettings(name=str(assets.base), views="lavic")
     backbone = Backbone.load(settings)
     model = add_adapter(backbone, "vision", LORA)
-    awaken(model)
+    randomize_adapter(model)
     save_adapter(model, folder / "vision", backbone, "vision")
-    chosen = EmbedSettings(model=settings, shards=[assets.photos], precision="float32", out=folder / "store")
+    embed_settings = EmbedSettings(model=settings, shards=[assets.photos], precision="float32", out=folder / "store")
     assert (
-        embed.run(chosen, DistributedContext(), [ShardDataset(assets.photos, descriptions=None)], folder / "vision")
+        embed.run(
+            embed_settings, DistributedContext(), [ShardDataset(assets.photos, descriptions=None)], folder / "vision"
+        )
         == 0
     )
     store = ItemStore.open(folder / "store")
@@ -79,47 +81,49 @@ def released(assets: Assets, folder: Path) -> tuple[Path, Path]:
     return folder / "vision", folder / "store"
 
 
-def described(folder: Path) -> list:
+def described_photos(folder: Path) -> list:
     return [sample for sample in read_photos(folder) if sample[2]]
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_stage_1_is_the_plain_method(assets: Assets, tmp_path: Path, views: str) -> None:
+def test_stage_1_equals_the_plain_implementation(assets: Assets, tmp_path: Path, views: str) -> None:
     backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views))
     model = add_adapter(backbone, "vision", LORA)
-    awaken(model)
+    randomize_adapter(model)
     save_adapter(model, tmp_path / "adapter", backbone, "vision")
     data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
     ours = DistillTask(model)(data.collate([data[p] for p in range(len(data))]))
 
     plain = PlainLavic(assets.base, pinpoints=PINPOINTS if views == "lavic" else None)
     plain.adapt(tmp_path / "adapter", train=True)
-    theirs = torch.cat([plain.student(photo, title, text) for _, title, text, photo in described(assets.photos)])
+    theirs = torch.cat([plain.student(photo, title, text) for _, title, text, photo in described_photos(assets.photos)])
     assert_same(model, ours, plain, theirs)
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_the_teacher_is_the_stock_model(assets: Assets, views: str) -> None:
+def test_teacher_loss_equals_the_stock_model(assets: Assets, views: str) -> None:
     backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views))
     data = DistillDataset(ShardDataset(assets.valid), backbone.geometry, backbone.encoder, max_length=64, tokens="all")
     plain = PlainLavic(assets.base, pinpoints=PINPOINTS if views == "lavic" else None)
     with torch.no_grad():
         ours = TeacherTask(backbone.model)(data.collate([data[p] for p in range(len(data))]))
-        theirs = torch.cat([plain.teacher(photo, title, text) for _, title, text, photo in described(assets.valid)])
-    assert distance(ours, theirs) < EXACT
+        theirs = torch.cat(
+            [plain.teacher(photo, title, text) for _, title, text, photo in described_photos(assets.valid)]
+        )
+    assert relative_distance(ours, theirs) < EXACT
 
 
 @pytest.mark.parametrize(("views", "seed"), [("five", 0), ("five", 3), ("lavic", 0)])
-def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
+def test_stage_2_from_the_store_equals_the_plain_implementation(
     assets: Assets, tmp_path: Path, seed: int, views: str
 ) -> None:
     vision, stored = assets.vision, assets.store
     if views == "lavic":
-        vision, stored = released(assets, tmp_path)
+        vision, stored = released_views_assets(assets, tmp_path)
     backbone = Backbone.load(ModelSettings(name=str(assets.base), views=views), vision=False)
     apply_adapter(backbone, vision, "vision")
     model = add_adapter(backbone, "language", LORA)
-    awaken(model)
+    randomize_adapter(model)
     save_adapter(model, tmp_path / "adapter", backbone, "language")
     rows, store = read_conversations(assets.rows), ItemStore.open(stored)
     data = TuneDataset(rows, store, backbone.encoder, candidates=KEY, max_length=400, seed=seed)
@@ -139,11 +143,11 @@ def test_stage_2_from_the_store_is_the_plain_method_with_the_tower(
 # --- updates: ZeRO-2 over two ranks with accumulation, and one process without either ---------------------------------
 
 
-def start_ranks(count: int, *words: str) -> None:
+def start_ranks(count: int, *args: str) -> None:
     """Runs tests/train/stage_program.py in `count` processes to its end."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "tests.train.stage_program", *words]
+    command = [sys.executable, "-m", "tests.train.stage_program", *args]
     root = Path(__file__).parents[2]
     ranks = [
         subprocess.Popen(command, cwd=root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)
@@ -157,7 +161,7 @@ def start_ranks(count: int, *words: str) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As each rank has: sums in another order differ in the last digit, which AdamW enlarges where a gradient is 0."""
+    """One thread as in each rank: another summation order changes last digits, which AdamW amplifies."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -171,7 +175,7 @@ def test_two_ranks_with_accumulation_update_as_one_plain_process(assets: Assets,
     backbone = Backbone.load(ModelSettings(name=str(assets.base)))
     kind = "vision" if stage == "distill" else "language"
     model = add_adapter(backbone, kind, LORA)
-    awaken(model)
+    randomize_adapter(model)
     save_adapter(model, tmp_path / "adapter", backbone, kind)
     folder = assets.base.parent
     start_ranks(2, stage, str(folder), str(tmp_path / "adapter"), str(tmp_path / "run"), "--loop", '{"micro_batch": 2}')
@@ -204,8 +208,8 @@ def test_two_ranks_with_accumulation_update_as_one_plain_process(assets: Assets,
         assert [row[key] for row in steps] == pytest.approx([row[key] for row in expected], rel=1e-6), key
     weights = load_file(tmp_path / "run" / "end.safetensors")
     assert weights.keys() == plain.trained.keys()
-    began = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    initial = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, parameter in plain.trained.items():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6, msg=name)
-        assert (weights[name] - began[name]).abs().max() > LOOP.lr, name
+        assert (weights[name] - initial[name]).abs().max() > LOOP.lr, name
     assert max(row["grad_norm"] for row in expected) > LOOP.max_grad_norm, "nothing was clipped"

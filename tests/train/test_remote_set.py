@@ -1,4 +1,4 @@
-"""Training from an object store: what every rank and every machine reads of it."""
+"""Training from an object store: which samples ranks read and which shards they download."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for argv in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def store(assets: Assets) -> Iterator[ObjectStore]:
-    """With both of the assets's sets: 24 photos in shards of 10, 10 and 4, and 6 to validate with."""
+    """Both sets of the assets: 24 photos in shards of 10, 10 and 4, and 6 for validation."""
     with object_store() as store:
         for folder in (assets.photos, assets.valid):
             for file in sorted(folder.iterdir()):
@@ -43,19 +43,19 @@ def store(assets: Assets) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture(autouse=True)
-def fresh(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIC_CACHE", str(tmp_path / "cache"))
     store.served.clear()
 
 
 def check_downloads(store: ObjectStore, folder: Path) -> None:
-    """Every shard has come once."""
+    """Every shard was downloaded once."""
     sizes = {f"{folder.name}/{path.name}": path.stat().st_size for path in folder.glob("*.tar")}
     assert {key: count for key, count in store.served.items() if key in sizes} == sizes
 
 
 @pytest.mark.parametrize(("micro_tokens", "workers"), [(None, 0), (60, 0), (60, 2)])
-def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
+def test_two_ranks_read_each_sample_and_download_each_shard_once(
     assets: Assets, store: ObjectStore, tmp_path: Path, micro_tokens: int | None, workers: int
 ) -> None:
     argv = [sys.executable, str(PROGRAM), "--shards", "s3://photos/photos", "--base", str(assets.base)]
@@ -66,36 +66,34 @@ def test_each_sample_is_read_once_over_all_ranks_and_each_shard_downloaded_once(
     ranks = [subprocess.Popen([*argv, "--rank", str(rank)], env=env) for rank in range(2)]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     photos = sorted(map(int, (tmp_path / "getitem.log").read_text().split()))
-    assert photos == list(range(24)), "every photo once, by one rank"
+    assert photos == list(range(24)), "every photo is read once, by one rank"
     log = tmp_path / "meta_and_text.log"
-    words = sorted(map(int, log.read_text().split())) if log.exists() else []
-    assert words == (list(range(24)) if micro_tokens else []), "and every text once, for the lengths"
+    texts = sorted(map(int, log.read_text().split())) if log.exists() else []
+    assert texts == (list(range(24)) if micro_tokens else []), "every text is read once, for its length"
     check_downloads(store, assets.photos)
 
 
-def test_shards_are_downloaded_ahead_and_no_more_than_half_of_the_cache(
-    assets: Assets, store: ObjectStore, tmp_path: Path
-) -> None:
-    here = ShardDataset(assets.photos)
-    first, _, third = (shard.bytes for shard in here.manifest.shards)
-    chosen = CacheSettings(folder=tmp_path / "cache", bytes=2 * (first + third) + 10)
-    data = ShardDataset("s3://photos/photos", cache=chosen)
-    assert data.is_remote and not here.is_remote
-    data.read_ahead(np.array([3, 23, 4, 15]))  # the third needs more room than is left
-    expected = {f"{here.manifest.shards[n].sha256}.tar" for n in (0, 2)}
-    until = time.monotonic() + 120
-    while {path.name for path in chosen.folder.glob("*.tar")} != expected and time.monotonic() < until:
+def test_read_ahead_uses_at_most_half_of_the_cache(assets: Assets, store: ObjectStore, tmp_path: Path) -> None:
+    local = ShardDataset(assets.photos)
+    first, _, third = (shard.bytes for shard in local.manifest.shards)
+    cache = CacheSettings(folder=tmp_path / "cache", bytes=2 * (first + third) + 10)
+    data = ShardDataset("s3://photos/photos", cache=cache)
+    assert data.is_remote and not local.is_remote
+    data.read_ahead(np.array([3, 23, 4, 15]))  # the third does not fit
+    expected = {f"{local.manifest.shards[n].sha256}.tar" for n in (0, 2)}
+    deadline = time.monotonic() + 120
+    while {path.name for path in cache.folder.glob("*.tar")} != expected and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert {path.name for path in chosen.folder.glob("*.tar")} == expected
-    assert data[3] == here[3] and data[23] == here[23]
-    without = FilteredDataset(data, HeldOut.of([12]))
-    assert without.bounds.tolist() == [0, 10, 19, 23]
-    without.read_ahead(np.array([12]))
-    assert without[12] == here[13]
-    assert sum(path.stat().st_size for path in chosen.folder.glob("*.tar")) <= chosen.bytes
+    assert {path.name for path in cache.folder.glob("*.tar")} == expected
+    assert data[3] == local[3] and data[23] == local[23]
+    filtered = FilteredDataset(data, HeldOut.of([12]))
+    assert filtered.bounds.tolist() == [0, 10, 19, 23]
+    filtered.read_ahead(np.array([12]))
+    assert filtered[12] == local[13]
+    assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= cache.bytes
 
 
-def test_an_order_by_shards_uses_one_up_before_the_next(assets: Assets) -> None:
+def test_shuffle_by_shards_finishes_a_shard_before_the_next(assets: Assets) -> None:
     data = ShardDataset(assets.photos)
     order = ShuffleOrder(len(data), 3, mix=1, bounds=data.bounds)
     for epoch in range(3):
@@ -127,13 +125,13 @@ def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store:
         "2",
     ]
     sets = ["--shards", "s3://photos/photos", "--valid", "s3://photos/valid", "--shuffle", "shards"]
-    learn = ["distill", *sets, "--out", str(tmp_path / "run"), *model, *loop, "--loop.micro-tokens", "200"]
-    make = ["embed", *model, "--num-workers", "1", "--shards"]
+    distill = ["distill", *sets, "--out", str(tmp_path / "run"), *model, *loop, "--loop.micro-tokens", "200"]
+    embed = ["embed", *model, "--num-workers", "1", "--shards"]
     commands = [
-        learn,
-        [*learn, "--cache.bytes", "2TB"],  # may change, like all that does not change what is learnt
-        [*make, "s3://photos/photos", "--out", str(tmp_path / "store")],
-        [*make, str(assets.photos), "--out", str(tmp_path / "here")],
+        distill,
+        [*distill, "--cache.bytes", "2TB"],  # may change: it does not affect the weights
+        [*embed, "s3://photos/photos", "--out", str(tmp_path / "store")],
+        [*embed, str(assets.photos), "--out", str(tmp_path / "local")],
         ["describe", *model, "--max-new-tokens", "4", "--shards", "s3://photos/valid"],
     ]
     run = subprocess.run(
@@ -146,13 +144,13 @@ def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store:
     )
     assert run.returncode == 0, run.stderr
     assert "already complete" in run.stdout and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
-    made, expected = (
+    tokens, expected = (
         [path.read_bytes() for path in sorted((tmp_path / name).glob("tokens-*.safetensors"))]
-        for name in ("store", "here")
+        for name in ("store", "local")
     )
-    assert made == expected and len(made) == 3
+    assert tokens == expected and len(tokens) == 3
     assert not (tmp_path / "s3:").exists()
-    data, here = ShardDataset("s3://photos/valid"), ShardDataset(assets.valid)
-    assert data[0].jpg == here[0].jpg and data[0].text != here[0].text
+    data, local = ShardDataset("s3://photos/valid"), ShardDataset(assets.valid)
+    assert data[0].jpg == local[0].jpg and data[0].text != local[0].text
     for folder in (assets.photos, assets.valid):
         check_downloads(store, folder)

@@ -65,7 +65,7 @@ class ToyBatch:
 
 
 class ToyData:
-    """Sample p has 0 to 6 target tokens, unlike its neighbours: a loss that forgets to weigh tokens comes out wrong."""
+    """Sample p has 0 to 6 target tokens, unlike its neighbours: averaging over samples instead of tokens is wrong."""
 
     def __init__(self, n: int, seed: int, *, poison: int | None = None, slow: float = 0.0) -> None:
         self.n, self.seed, self.poison, self.slow = n, seed, poison, slow
@@ -122,27 +122,27 @@ class ToyTask(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a test does to a run."""
+    """Faults and settings of a run."""
 
     dropout: float = 0.0
     idle: bool = False
     poison: int | None = None
-    """The sample at this position is not a number."""
+    """The inputs of the sample at this position are NaN."""
     slow: float = 0.0
     """Seconds per sample."""
     signal: str = ""
-    """Sent by rank 0 to itself ..."""
+    """A signal that rank 0 sends to itself, see `at`."""
     at: int = 0
-    """... in the middle of this step of this process."""
+    """The step of this process in which `signal` is sent."""
     bf16: bool = False
     """Weights and inputs."""
     odd: bool = False
-    """The frozen weights of rank 1 are not those of rank 0."""
+    """Rank 1 has other frozen weights than rank 0."""
     no_room: int = 0
-    """Bytes beyond which no file of rank 0 grows: a full disk."""
+    """Largest file size of rank 0 in bytes, as a full disk; 0 for no limit."""
 
 
-class Signalling(Engine):
+class SignallingEngine(Engine):
     """An engine that sends rank 0 a signal in the middle of a step."""
 
     options = Options()
@@ -156,7 +156,7 @@ class Signalling(Engine):
 
 
 def make_callbacks(stop: StopRequest, checkpoints: CheckpointManager, tracker: Tracker) -> list[Callback]:
-    """Those of the commands, less the watchdog and the bundle."""
+    """The callbacks of the commands, without watchdog and bundle."""
     return [
         StopOnSignal(stop),
         Checkpointer(checkpoints),
@@ -168,7 +168,7 @@ def make_callbacks(stop: StopRequest, checkpoints: CheckpointManager, tracker: T
 
 
 def train(folder: Path, loop: LoopSettings, options: Options, world: DistributedContext) -> None:
-    """One run in `folder`, from wherever it stands."""
+    """Starts or resumes a run in `folder`."""
     if options.no_room and world.is_main:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.no_room, resource.RLIM_INFINITY))
     data = ToyData(40, 1, poison=options.poison, slow=options.slow)
@@ -177,7 +177,7 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: Distributed
         task.bfloat16()
     if options.odd and world.rank == 1:
         task.base.weight.data[0, 0] += 1.0
-    engine = Signalling(task, world, loop)
+    engine = SignallingEngine(task, world, loop)
     engine.options = options
     tracker = Tracker.open(folder, main=world.is_main)
     checkpoints = CheckpointManager(folder / "checkpoints", world, keep=loop.save_total_limit, identity={"data": "toy"})
@@ -191,16 +191,16 @@ def train(folder: Path, loop: LoopSettings, options: Options, world: Distributed
 
 
 def main() -> int:
-    reader = argparse.ArgumentParser()
-    reader.add_argument("folder", type=Path)
-    reader.add_argument("--loop", type=json.loads, default={})
-    reader.add_argument("--options", type=json.loads, default={})
-    chosen = reader.parse_args()
-    loop, world = LoopSettings(**chosen.loop), DistributedContext.from_env()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--loop", type=json.loads, default={})
+    parser.add_argument("--options", type=json.loads, default={})
+    args = parser.parse_args()
+    loop, world = LoopSettings(**args.loop), DistributedContext.from_env()
     try:
         loop.split_batch(world.size)
         world.init_process_group(timeout_s=60)
-        train(chosen.folder, loop, Options(**chosen.options), world)
+        train(args.folder, loop, Options(**args.options), world)
     except LavicError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
