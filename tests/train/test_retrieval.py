@@ -1,4 +1,4 @@
-"""The retriever: its loss, its training, and `lavic tune-retriever` as a user types it."""
+"""The retriever: its loss, its training, and the command `lavic tune-retriever`."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def make_pairs(targets: list[list[int]]) -> Pairs:
     )
 
 
-def test_a_target_that_is_in_the_batch_twice_is_no_negative() -> None:
+def test_other_targets_in_the_batch_are_not_negatives() -> None:
     generator = torch.Generator().manual_seed(0)
     queries, items = (functional.normalize(torch.randn(4, 8, generator=generator), dim=-1) for _ in range(2))
     scale = torch.tensor(7.0)
     # conversations 0 and 1 have target 5; conversation 2 has targets 6 and 7, of which 7 is in the batch too
     pairs = make_pairs([[5], [5], [6, 7], [7]])
     batch = torch.tensor([0, 1, 2, 4])
-    right = pairs.right_answers(batch)
-    assert right.tolist() == [
+    positives = pairs.right_answers(batch)
+    assert positives.tolist() == [
         [True, True, False, False],
         [True, True, False, False],
         [False, False, True, True],
@@ -56,39 +56,39 @@ def test_a_target_that_is_in_the_batch_twice_is_no_negative() -> None:
     for row, negatives in enumerate([[2, 3], [2, 3], [0, 1], [0, 1, 2]]):
         total = sum(math.exp(scores[row][column]) for column in [row, *negatives])
         expected += -math.log(math.exp(scores[row][row]) / total) / 4
-    loss = contrastive_loss(queries, items, scale, right, symmetric=False)
+    loss = contrastive_loss(queries, items, scale, positives, symmetric=False)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    both = contrastive_loss(queries, items, scale, right, symmetric=True)
-    backward = contrastive_loss(items, queries, scale, right.T, symmetric=False)
+    both = contrastive_loss(queries, items, scale, positives, symmetric=True)
+    backward = contrastive_loss(items, queries, scale, positives.T, symmetric=False)
     assert float(both) == pytest.approx((float(loss) + float(backward)) / 2, rel=1e-5)
 
 
-def planted(count: int, seed: int) -> tuple[Features, Pairs]:
-    """Items with a hidden code that a conversation's features hold too, in another basis and under noise."""
+def features_with_shared_code(count: int, seed: int) -> tuple[Features, Pairs]:
+    """Features of items and conversations that share a hidden code, in different bases and with noise."""
     generator = torch.Generator().manual_seed(seed)
     code = torch.randn(count, 8, generator=generator)
     bases = [torch.randn(8, 24, generator=torch.Generator().manual_seed(side)) for side in (1, 2)]
     noise = [0.1 * torch.randn(count, 24, generator=generator) for _ in range(2)]
     queries, items = (code @ basis + part for basis, part in zip(bases, noise, strict=True))
-    scales = torch.logspace(-2, 3, 24)  # a language model's features differ like that
+    scales = torch.logspace(-2, 3, 24)  # the scales of a language model's features differ as much
     return Features(queries=queries * scales, items=items * scales), make_pairs([[row] for row in range(count)])
 
 
 SMALL = HeadSettings(dim=16, hidden=0, dropout=0.0, epochs=40, batch_size=64, lr=1e-2)
 
 
-def test_a_head_learns_what_both_towers_hold_and_finds_new_items() -> None:
-    features, pairs = planted(256, 3)
+def test_a_trained_head_generalizes_to_new_items() -> None:
+    features, pairs = features_with_shared_code(256, 3)
     trained = HeadTrainer(SMALL, features).train(pairs)
     assert trained is not None
-    other, new = planted(200, 4)
+    other, new = features_with_shared_code(200, 4)
     assert recall_at(trained.head, other.queries, other.items, new)[10] > 0.9
     unrelated = Features(queries=other.queries[torch.randperm(200)], items=other.items)
     assert recall_at(trained.head, unrelated.queries, other.items, new)[10] < 0.2
 
 
-def test_a_training_is_repeated_to_the_bit_and_differs_by_seed() -> None:
-    features, pairs = planted(100, 3)
+def test_head_training_is_deterministic_by_seed() -> None:
+    features, pairs = features_with_shared_code(100, 3)
     settings = HeadSettings(dim=8, hidden=12, dropout=0.2, epochs=2, batch_size=32)
     states = []
     for seed in ("", "", "fold-0/"):
@@ -99,23 +99,23 @@ def test_a_training_is_repeated_to_the_bit_and_differs_by_seed() -> None:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-def test_the_head_of_the_best_validation_is_kept() -> None:
-    features, pairs = planted(64, 3)
-    seen: list[float] = []
+def test_the_head_with_the_best_recall_is_kept() -> None:
+    features, pairs = features_with_shared_code(64, 3)
+    recalls: list[float] = []
 
     def validate(head: TwoTowerHead) -> dict[int, float]:
-        seen.append([0.2, 0.9, 0.9, 0.1][len(seen)])
-        return {10: seen[-1]}
+        recalls.append([0.2, 0.9, 0.9, 0.1][len(recalls)])
+        return {10: recalls[-1]}
 
     settings = HeadSettings(dim=8, hidden=0, epochs=4, batch_size=32)
     trained = HeadTrainer(settings, features).train(pairs, validate=validate)
     assert trained is not None and (trained.step, trained.recall) == (4, {10: 0.9})
-    again = HeadTrainer(settings, features).train(pairs, last_step=4)  # as the heads of the folds are trained
-    assert again is not None and again.step == 4
-    assert torch.equal(again.head.item.layers[0].weight, trained.head.item.layers[0].weight)
+    retrained = HeadTrainer(settings, features).train(pairs, last_step=4)  # as the heads of folds are trained
+    assert retrained is not None and retrained.step == 4
+    assert torch.equal(retrained.head.item.layers[0].weight, trained.head.item.layers[0].weight)
 
 
-def test_recall_counts_ties_by_half_and_no_other_target_as_wrong() -> None:
+def test_recall_counts_ties_by_half_and_skips_other_targets() -> None:
     head = TwoTowerHead(2, 2, dim=2)
     for side in (head.query, head.item):
         side.layers[0].weight.data = torch.eye(2)
@@ -126,30 +126,30 @@ def test_recall_counts_ties_by_half_and_no_other_target_as_wrong() -> None:
     queries = items[[0, 0]]
     assert recall_at(head, queries, items, make_pairs([[0]]), (1, 2)) == {1: 1.0, 2: 1.0}
     assert recall_at(head, queries, items, make_pairs([[2]]), (1, 2, 3)) == {1: 0.0, 2: 0.0, 3: 1.0}
-    # item 0 is nearer than item 1 and right as well: both are first
+    # items 0 and 1 are both targets: both count as first
     assert recall_at(head, queries, items, make_pairs([[0, 1]]), (1,)) == {1: 1.0}
     head.item.layers[0].weight.data.zero_()
     head.item.layers[0].bias.data = torch.ones(2)
     same = recall_at(head, queries, items, make_pairs([[0], [3]]), (1, 2, 4))
-    assert same == {1: 0.0, 2: 1.0, 4: 1.0}  # 1.5 items are as near, on average, before either
+    assert same == {1: 0.0, 2: 1.0, 4: 1.0}  # on average 1.5 tied items come before either
 
 
 # -- The command ------------------------------------------------------------------------------------------------------
 
 
-def words(assets: Assets, out: Path, *more: str) -> list[str]:
+def command_argv(assets: Assets, out: Path, *options: str) -> list[str]:
     inputs = ["--store", assets.store, "--train", assets.rows, "--valid", assets.rows, "--out", out]
     head = ["--head.dim", "16", "--head.hidden", "32", "--head.dropout", "0", "--head.lr", "0.01"]
     head += ["--head.batch-size", "16", "--head.epochs", "60", "--head.folds", "3"]
-    return ["tune-retriever", *map(str, inputs), "--model.name", str(assets.base), *head, *more]
+    return ["tune-retriever", *map(str, inputs), "--model.name", str(assets.base), *head, *options]
 
 
-def finish(server: ForkServer, argv: list[str], log: Path, ranks: int = 1) -> str:
-    """Runs a command to its end; returns what it said."""
+def run_command(server: ForkServer, argv: list[str], log: Path, ranks: int = 1) -> str:
+    """Runs a command; returns its output."""
     codes = server.wait(server.start(argv, log, ranks=ranks))
-    said = "".join(log.with_name(f"{log.name}.{rank}").read_text() for rank in range(ranks))
-    assert codes == [0] * ranks, said
-    return said
+    output = "".join(log.with_name(f"{log.name}.{rank}").read_text() for rank in range(ranks))
+    assert codes == [0] * ranks, output
+    return output
 
 
 @dataclass(frozen=True)
@@ -157,29 +157,29 @@ class Run:
     """A finished run."""
 
     folder: Path
-    said: str
+    output: str
     server: ForkServer
 
 
 @pytest.fixture(scope="module")
 def run(assets: Assets, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("retriever")
-    said = finish(fork_server, words(assets, folder / "run"), folder / "log")
-    return Run(folder / "run", said, fork_server)
+    output = run_command(fork_server, command_argv(assets, folder / "run"), folder / "log")
+    return Run(folder / "run", output, fork_server)
 
 
-def test_the_command_trains_and_a_second_call_finds_it_done(assets: Assets, run: Run) -> None:
-    assert "recall@10" in run.said and "lavic retrieve --methods tokens" in run.said
+def test_tune_retriever_completes_once(assets: Assets, run: Run) -> None:
+    assert "recall@10" in run.output and "lavic retrieve --methods tokens" in run.output
     result = json.loads((run.folder / "result.json").read_text())
     assert result["items"] == 24 and 0 < result["recall_10"] <= 1
     curve = [row for row in read_journal(run.folder / "metrics.jsonl") if "loss" in row]
     assert curve[-1]["loss"] < curve[0]["loss"] and "recall_10" in curve[0]
     assert any("fold-2/loss" in row for row in read_journal(run.folder / "metrics.jsonl"))
-    again = finish(run.server, words(assets, run.folder), run.folder.parent / "again")
-    assert "already complete" in again
+    second_output = run_command(run.server, command_argv(assets, run.folder), run.folder.parent / "again")
+    assert "already complete" in second_output
 
 
-def recall(retriever: Retriever, store: ItemStore, rows: list, folds: list[int]) -> float:
+def recall_at_1(retriever: Retriever, store: ItemStore, rows: list, folds: list[int]) -> float:
     """The share of conversations whose nearest item of all is a target."""
     ids = list(store.ids)
     items = dict(zip(set(folds), retriever.embed_items(store, ids, sorted(set(folds))), strict=True))
@@ -188,24 +188,24 @@ def recall(retriever: Retriever, store: ItemStore, rows: list, folds: list[int])
     return sum(item in row.targets for item, row in zip(nearest, rows, strict=True)) / len(rows)
 
 
-def test_lists_for_training_rows_come_from_heads_that_have_not_seen_them(assets: Assets, run: Run) -> None:
-    """The requests are random words: whoever has seen them knows the answers by heart, and nobody else can."""
+def test_training_rows_use_the_head_that_was_not_trained_on_them(assets: Assets, run: Run) -> None:
+    """Requests are random words: only a head trained on a row can know its targets."""
     retriever, store = Retriever.load(run.folder), ItemStore.open(assets.store)
     retriever.bundle.info.check_store(store)
     rows = read_conversations(assets.rows, candidates=KEY)
     folds = retriever.folds(rows)
     assert set(folds) == {0, 1, 2}
-    others = [(fold + 1) % 3 for fold in folds]  # trained on the row: another fold was left out
-    unseen = recall(retriever, store, rows, folds)
-    seen = [recall(retriever, store, rows, chosen) for chosen in ([FINAL] * len(rows), others)]
+    others = [(fold + 1) % 3 for fold in folds]  # heads that were trained on the row
+    unseen = recall_at_1(retriever, store, rows, folds)
+    seen = [recall_at_1(retriever, store, rows, used_folds) for used_folds in ([FINAL] * len(rows), others)]
     print(seen, unseen)
     assert min(seen) > unseen + 0.25
 
 
-def test_a_run_that_is_stopped_and_killed_ends_with_the_same_heads(assets: Assets, run: Run, tmp_path: Path) -> None:
-    """Also on another number of ranks. A process may be done before the signal reaches it: then it has ended well."""
-    argv = words(assets, tmp_path / "run")
-    for ends_with, number, file in (
+def test_a_stopped_and_killed_run_resumes_with_the_same_heads(assets: Assets, run: Run, tmp_path: Path) -> None:
+    """Also on another number of ranks. A process may finish before the signal: then it exits with 0."""
+    argv = command_argv(assets, tmp_path / "run")
+    for exit_codes, number, file in (
         ({75}, signal.SIGTERM, "features/*/queries-00000.npy"),
         ({-signal.SIGKILL}, signal.SIGKILL, "heads/head.safetensors"),
     ):
@@ -215,20 +215,20 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_same_heads(assets: Asset
         for rank in ranks:
             os.kill(rank.pid, number)
         codes = set(run.server.wait(ranks))
-        assert codes <= ends_with | {0}, (tmp_path / "log.0").read_text()
-    finish(run.server, argv, tmp_path / "again")
-    whole, resumed = (RetrieverInfo.read(folder / "bundle") for folder in (run.folder, tmp_path / "run"))
-    assert resumed == whole
+        assert codes <= exit_codes | {0}, (tmp_path / "log.0").read_text()
+    run_command(run.server, argv, tmp_path / "again")
+    expected, resumed = (RetrieverInfo.read(folder / "bundle") for folder in (run.folder, tmp_path / "run"))
+    assert resumed == expected
 
 
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_invalid_input_and_damaged_heads_are_refused(
     assets: Assets, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(assets, tmp_path / "new", "--head.folds", "1")) == 2
+    assert main(command_argv(assets, tmp_path / "new", "--head.folds", "1")) == 2
     assert "--head.folds 1" in capsys.readouterr().err
     rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0] | {"gt_items": ["B0MISSING1"]}) + "\n")
-    argv = words(assets, tmp_path / "new")
+    argv = command_argv(assets, tmp_path / "new")
     argv[argv.index("--train") + 1] = str(tmp_path / "rows.jsonl")
     assert main(argv) == 2
     assert "rows.jsonl:1: B0MISSING1 is not in the item store" in capsys.readouterr().err

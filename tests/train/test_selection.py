@@ -1,4 +1,4 @@
-"""Which adapter of a run goes into the bundle, and when a run ends early: by the loss, or by what a scorer says."""
+"""Model selection and early stopping, by the validation loss or by a score."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.train.test_restart import output, stop_when
 from tests.train.toy import ToyData, ToyTask, make_callbacks
 
 RATES = {0: 0.9, 1: 0.2, 2: 0.6, 3: 0.1, 4: 0.6, 5: 0.5, 6: 0.4, 7: 0.3, 8: 0.2}
-"""The score after each step. The toy's loss falls all the time: it would choose the last step."""
+"""The score after each step. The toy's loss always falls: it selects the last step."""
 
 
-class Rates:
-    """A scorer with a script."""
+class ScriptedScorer:
+    """A scorer that returns RATES."""
 
     trainer: Trainer
 
@@ -53,7 +53,9 @@ class Rates:
         return {"rate": RATES[self.trainer.state.step]}
 
 
-def toy_run(folder: Path, world: DistributedContext, score: str | None, *more: Callback, patience: int = 0) -> Trainer:
+def toy_run(
+    folder: Path, world: DistributedContext, score: str | None, *extra_callbacks: Callback, patience: int = 0
+) -> Trainer:
     """Eight steps of the toy, each with a validation."""
     loop = LoopSettings(
         steps=8, global_batch_size=8, lr=0.01, eval_every=1, save_every=2, early_stopping_patience=patience
@@ -61,14 +63,14 @@ def toy_run(folder: Path, world: DistributedContext, score: str | None, *more: C
     tracker, checkpoints = Tracker.open(folder), CheckpointManager(folder / "checkpoints", world)
     callbacks = make_callbacks(StopRequest(), checkpoints, tracker)
     callbacks = [BestModel(score) if isinstance(callback, BestModel) else callback for callback in callbacks]
-    engine, scorer = Engine(ToyTask(), world, loop), Rates()
+    engine, scorer = Engine(ToyTask(), world, loop), ScriptedScorer()
     scorer.trainer = Trainer(
-        engine, ToyData(40, 1), ToyData(13, 2), loop, world, [*callbacks, *more], scorer if score else None
+        engine, ToyData(40, 1), ToyData(13, 2), loop, world, [*callbacks, *extra_callbacks], scorer if score else None
     )
     return scorer.trainer
 
 
-def test_the_score_selects_and_equal_ones_by_their_loss(tmp_path: Path, world: DistributedContext) -> None:
+def test_the_best_score_is_selected_and_ties_by_loss(tmp_path: Path, world: DistributedContext) -> None:
     state = toy_run(tmp_path / "rate", world, "rate").fit()
     losses = {
         row["step"]: row["valid_loss"] for row in read_journal(tmp_path / "rate/metrics.jsonl") if "valid_loss" in row
@@ -84,7 +86,7 @@ def test_the_score_selects_and_equal_ones_by_their_loss(tmp_path: Path, world: D
     assert (state.best_step, state.best_score) == (8, None)
 
 
-def test_training_ends_early_where_nothing_better_comes(
+def test_early_stopping_after_patience_validations(
     tmp_path: Path, world: DistributedContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = toy_run(tmp_path / "rate", world, "rate", patience=2).fit()
@@ -106,12 +108,12 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
-def test_a_stopped_run_counts_on(tmp_path: Path, world: DistributedContext, step: int) -> None:
-    whole = toy_run(tmp_path / "whole", world, "rate", patience=2).fit()
+def test_patience_is_counted_across_a_restart(tmp_path: Path, world: DistributedContext, step: int) -> None:
+    expected = toy_run(tmp_path / "uninterrupted", world, "rate", patience=2).fit()
     with pytest.raises(Stopped):
-        toy_run(tmp_path / "cut", world, "rate", StopAfter(step), patience=2).fit()
-    assert toy_run(tmp_path / "cut", world, "rate", patience=2).fit() == whole
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+        toy_run(tmp_path / "killed", world, "rate", StopAfter(step), patience=2).fit()
+    assert toy_run(tmp_path / "killed", world, "rate", patience=2).fit() == expected
+    assert curve(tmp_path / "killed") == curve(tmp_path / "uninterrupted")
 
 
 def test_patience_needs_validations() -> None:
@@ -119,32 +121,32 @@ def test_patience_needs_validations() -> None:
         LoopSettings(early_stopping_patience=3).split_batch(1)
 
 
-def test_a_tie_for_first_place_is_scored_by_expectation() -> None:
+def test_expected_hit_of_tied_candidates() -> None:
     ranking = RankedList(ids=("a", "b", "c"), logprobs=(-1.0, -1.0, -2.0))
     assert expected_hit(ranking, ["b"]) == 0.5
     assert expected_hit(ranking, ["a", "b"]) == 1.0
     assert expected_hit(ranking, ["c"]) == 0.0
 
 
-def test_lists_without_a_target_are_not_ranked_and_the_others_evenly(assets: Assets) -> None:
+def test_listed_subset_is_evenly_spaced_over_lists_with_a_target(assets: Assets) -> None:
     rows = read_conversations(assets.rows)
     listed = [row for row in rows if set(row.targets) & set(row.candidates[KEY])]
     assert 0 < len(listed) < len(rows)
     assert listed_subset(rows, KEY, 1000) == listed
     assert listed_subset(rows, KEY, 0) == []
-    some = listed_subset(rows, KEY, len(listed) // 2)
-    assert [listed.index(row) for row in some][:3] == [0, 2, 4]
+    half = listed_subset(rows, KEY, len(listed) // 2)
+    assert [listed.index(row) for row in half][:3] == [0, 2, 4]
 
 
-def words(assets: Assets, out: Path, *more: str) -> list[str]:
+def tune_argv(assets: Assets, out: Path, *options: str) -> list[str]:
     inputs = ["--store", assets.store, "--train", assets.rows, "--valid", assets.rows, "--max-length", "400"]
     loop = {"steps": 10, "global-batch-size": 8, "lr": 0.02, "eval-every": 1, "save-every": 2, "schedule": "constant"}
-    flags = [word for key, value in loop.items() for word in (f"--loop.{key}", str(value))]
-    chosen = [*flags, "--lora.r", "2", "--lora.dropout", "0.2", "--select", "hit_rate"]
-    return ["tune", *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *chosen, *more]
+    flags = [arg for key, value in loop.items() for arg in (f"--loop.{key}", str(value))]
+    selection = [*flags, "--lora.r", "2", "--lora.dropout", "0.2", "--select", "hit_rate"]
+    return ["tune", *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *selection, *options]
 
 
-def adapter(run: Path) -> str:
+def adapter_digest(run: Path) -> str:
     return hashlib.sha256((run / "bundle/language_adapter/adapter_model.safetensors").read_bytes()).hexdigest()
 
 
@@ -152,26 +154,26 @@ def adapter(run: Path) -> str:
 def test_tune_keeps_the_adapter_of_the_highest_hit_rate(
     assets: Assets, tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    """Two ranks, whole and killed; the bundle that is left has the hit rate that the journal gives it."""
-    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
-    run = fork_server.start(words(assets, whole), log, ranks=2)
+    """Two ranks, uninterrupted and killed; the bundle has the hit rate that the journal records."""
+    uninterrupted, killed, log = tmp_path / "uninterrupted", tmp_path / "killed", tmp_path / "log"
+    run = fork_server.start(tune_argv(assets, uninterrupted), log, ranks=2)
     assert fork_server.wait(run) == [0, 0], output(run)
-    run = fork_server.start(words(assets, cut), log, ranks=2)
-    stop_when(run, (cut / "checkpoints/step-000004").exists, signal.SIGKILL)
+    run = fork_server.start(tune_argv(assets, killed), log, ranks=2)
+    stop_when(run, (killed / "checkpoints/step-000004").exists, signal.SIGKILL)
     fork_server.kill(run)
     fork_server.wait(run)
-    run = fork_server.start(words(assets, cut), log, ranks=2)
+    run = fork_server.start(tune_argv(assets, killed), log, ranks=2)
     assert fork_server.wait(run) == [0, 0], output(run)
-    assert curve(cut) == curve(whole)
-    assert adapter(cut) == adapter(whole)
+    assert curve(killed) == curve(uninterrupted)
+    assert adapter_digest(killed) == adapter_digest(uninterrupted)
 
-    rows = [row for row in curve(whole) if row["step"] and "valid_hit_rate" in row]
+    rows = [row for row in curve(uninterrupted) if row["step"] and "valid_hit_rate" in row]
     best = max(rows, key=lambda row: (row["valid_hit_rate"], -row["valid_loss"]))
-    result = json.loads((whole / "result.json").read_text())
+    result = json.loads((uninterrupted / "result.json").read_text())
     assert (result["best_step"], result["best_hit_rate"]) == (best["step"], best["valid_hit_rate"])
 
     lists = listed_subset(read_conversations(assets.rows), KEY, 200)
-    ranker = Ranker(Bundle.load(whole / "bundle"), ItemStore.open(assets.store))
+    ranker = Ranker(Bundle.load(uninterrupted / "bundle"), ItemStore.open(assets.store))
     rankings = ranker.rank([Request(conversation=c, candidates=c.candidates[KEY]) for c in lists])
     hits = [expected_hit(ranking, c.targets) for ranking, c in zip(rankings, lists, strict=True)]
     assert sum(hits) / len(hits) == pytest.approx(best["valid_hit_rate"])
@@ -186,12 +188,12 @@ rates = iter((0.0, 0.1, 0.9, 0.2, 0.3, 0.4))
 hit_rate.HitRateScorer.__call__ = lambda self, check_stop: {hit_rate.HIT_RATE: next(rates)}
 sys.exit(main(sys.argv[1:]))
 """
-"""The command with hit rates that have a peak after the second step, wherever the loss has its own."""
+"""The command with hit rates that peak after the second step."""
 
 
 @pytest.mark.dist
-def test_the_command_goes_by_the_hit_rate(assets: Assets, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", SCRIPTED, *words(assets, tmp_path / "run", "--loop.early-stopping-patience", "3")]
+def test_tune_stops_early_by_the_hit_rate(assets: Assets, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", SCRIPTED, *tune_argv(assets, tmp_path / "run", "--loop.early-stopping-patience", "3")]
     env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
@@ -199,11 +201,11 @@ def test_the_command_goes_by_the_hit_rate(assets: Assets, tmp_path: Path) -> Non
     assert (result["steps"], result["best_step"], result["best_hit_rate"]) == (5, 2, 0.9)
 
 
-def test_selection_by_lists_that_are_not_there_is_refused(assets: Assets, tmp_path: Path) -> None:
+def test_select_hit_rate_without_ranked_lists_is_refused(assets: Assets, tmp_path: Path) -> None:
     from lavic.launch.training.tune_stage import TuneStage
     from lavic.model.config import ModelSettings
 
-    given = {"store": assets.store, "train": assets.rows, "valid": assets.rows, "out": tmp_path / "run"}
-    settings = TuneSettings(**given, model=ModelSettings(name=str(assets.base)), select="hit_rate", ranked_lists=0)
+    paths = {"store": assets.store, "train": assets.rows, "valid": assets.rows, "out": tmp_path / "run"}
+    settings = TuneSettings(**paths, model=ModelSettings(name=str(assets.base)), select="hit_rate", ranked_lists=0)
     with pytest.raises(ConfigError, match="--select hit_rate: --ranked-lists is 0"):
         TuneStage(settings, DistributedContext())

@@ -1,4 +1,4 @@
-"""What the journal says a step cost."""
+"""Throughput measurements and their journal entries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.train.toy import ToyBatch, ToyData, ToyTask
 
 
 @dataclass(frozen=True)
-class Padded(ToyBatch):
-    """Twice as long as what it holds."""
+class HalfPaddedBatch(ToyBatch):
+    """Its padded length is twice its tokens."""
 
     @property
     def padded(self) -> int:
@@ -30,22 +30,22 @@ def batches(seconds: float) -> Iterator[ToyBatch]:
     data = ToyData(40, 1)
     for start in range(0, 40, 8):
         time.sleep(seconds)
-        yield Padded(**vars(data.collate([data[p] for p in range(start, start + 8)])))
+        yield HalfPaddedBatch(**vars(data.collate([data[p] for p in range(start, start + 8)])))
 
 
-def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
+def test_throughput_since_the_last_reading() -> None:
     task, feed = ToyTask(), batches(0.05)
     with ThroughputMeter(task, DistributedContext(), flops=lambda batch: 100.0 * batch.tokens, peak=1e6) as meter:
-        task(next(feed))  # a validation, say
+        task(next(feed))  # before restart: not counted
         meter.restart()
         start = time.perf_counter()
-        held = [meter.wait(feed) for _ in range(2)]
-        for batch in held:
+        loaded = [meter.wait(feed) for _ in range(2)]
+        for batch in loaded:
             task(batch)
         figures = meter.read()
         seconds = time.perf_counter() - start
-        again = meter.read()
-    tokens = sum(batch.tokens for batch in held)
+        second_reading = meter.read()
+    tokens = sum(batch.tokens for batch in loaded)
     assert figures["samples_per_s"] * seconds == pytest.approx(16, rel=0.2)
     assert figures["tokens_per_s"] / figures["samples_per_s"] == pytest.approx(tokens / 16)
     assert figures["padding"] == pytest.approx(0.5)
@@ -54,34 +54,34 @@ def test_figures_are_those_of_the_passes_since_the_last_reading() -> None:
     assert figures["data_wait"] * seconds >= 0.09
     assert figures["rank_spread"] == 1
     assert figures["peak_gib"] > 0.01
-    assert again["samples_per_s"] == 0
-    task(held[0])
-    assert not task._forward_hooks, "it goes on listening"
+    assert second_reading["samples_per_s"] == 0
+    task(loaded[0])
+    assert not task._forward_hooks, "the hook is still attached"
 
 
-def test_utilisation_needs_a_peak() -> None:
+def test_mfu_is_omitted_without_a_peak() -> None:
     task = ToyTask()
     with ThroughputMeter(task, DistributedContext(), flops=lambda batch: 1.0, peak=None) as meter:
         task(next(batches(0)))
         assert "mfu" not in meter.read()
 
 
-class Others(DistributedContext):
-    """This rank and one that took three times as long."""
+class ThreeTimesSlowerRank(DistributedContext):
+    """This rank and one that takes three times as long."""
 
     def all_reduce(self, value: torch.Tensor) -> torch.Tensor:
         return value + 3 * value.roll(1, 0)
 
 
-def test_the_slowest_rank_is_told() -> None:
+def test_rank_spread_is_the_slowest_over_the_median() -> None:
     task = ToyTask()
-    with ThroughputMeter(task, Others(size=2)) as meter:
+    with ThroughputMeter(task, ThreeTimesSlowerRank(size=2)) as meter:
         task(meter.wait(batches(0.02)))
         assert meter.read()["rank_spread"] == pytest.approx(1.5)  # over the median of 1 and 3
 
 
 @pytest.mark.dist
-def test_every_step_of_two_ranks_says_what_it_cost(tmp_path: Path, start: Start) -> None:
+def test_every_step_logs_throughput_with_two_ranks(tmp_path: Path, start: Start) -> None:
     loop = {"steps": 3, "global_batch_size": 8, "micro_tokens": 21, "num_workers": 1}
     assert start(tmp_path, 2, loop).wait() == [0, 0]
     rows = [row for row in read_journal(tmp_path / "metrics.jsonl") if "loss" in row]

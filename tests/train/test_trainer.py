@@ -32,20 +32,20 @@ LOOP = {
 pytestmark = pytest.mark.dist
 
 
-def assert_close(left: list[dict], right: list[dict], tolerance: float) -> None:
-    assert [(row["step"], *sorted(row)) for row in left] == [(row["step"], *sorted(row)) for row in right]
-    for a, b in zip(left, right, strict=True):
+def assert_close(actual: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert [(row["step"], *sorted(row)) for row in actual] == [(row["step"], *sorted(row)) for row in expected]
+    for a, b in zip(actual, expected, strict=True):
         for key in a:
             assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
 
 
-def assert_same_weights(left: dict, right: dict, tolerance: float) -> None:
-    for name in left:
-        torch.testing.assert_close(torch.tensor(left[name]), torch.tensor(right[name]), rtol=0, atol=tolerance)
+def assert_same_weights(actual: dict, expected: dict, tolerance: float) -> None:
+    for name in actual:
+        torch.testing.assert_close(torch.tensor(actual[name]), torch.tensor(expected[name]), rtol=0, atol=tolerance)
 
 
 def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
-    """The method without DeepSpeed, ranks, micro-batches or batches: one sample after the other."""
+    """Training without DeepSpeed, ranks or batches: one sample after the other."""
     task, data = ToyTask(), ToyData(40, 1)
     trained = [p for p in task.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=loop.lr, weight_decay=loop.weight_decay)
@@ -66,29 +66,29 @@ def plain_run(loop: LoopSettings) -> tuple[list[float], list[float], dict]:
     return losses, norms, {name: p.tolist() for name, p in task.named_parameters()}
 
 
-def test_ranks_and_micro_steps_do_not_change_the_result(tmp_path: Path, start: Start) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    runs = [start(one, 1, LOOP), start(two, 2, {**LOOP, "micro_batch": 1, "num_workers": 1})]
+def test_result_does_not_depend_on_ranks_and_micro_steps(tmp_path: Path, start: Start) -> None:
+    one_rank, two_ranks = tmp_path / "one", tmp_path / "two"
+    runs = [start(one_rank, 1, LOOP), start(two_ranks, 2, {**LOOP, "micro_batch": 1, "num_workers": 1})]
     assert [run.wait() for run in runs] == [[0], [0, 0]]
-    assert_close(curve(two), curve(one), 1e-6)
-    assert_same_weights(weights(two), weights(one), 1e-6)
+    assert_close(curve(two_ranks), curve(one_rank), 1e-6)
+    assert_same_weights(weights(two_ranks), weights(one_rank), 1e-6)
 
     losses, norms, last = plain_run(LoopSettings(**LOOP))
-    steps = [row for row in curve(two) if "loss" in row]
+    steps = [row for row in curve(two_ranks) if "loss" in row]
     assert [row["loss"] for row in steps] == pytest.approx(losses, rel=1e-6)
     assert [row["grad_norm"] for row in steps] == pytest.approx(norms, rel=1e-6)
-    assert_same_weights(weights(two), last, 1e-6)
-    assert max(norms) > LOOP["max_grad_norm"], "nothing was clipped: the test would not see clipping go wrong"
+    assert_same_weights(weights(two_ranks), last, 1e-6)
+    assert max(norms) > LOOP["max_grad_norm"], "nothing was clipped: the test does not cover clipping"
 
 
 def gradient(folder: Path) -> torch.Tensor:
-    """Of the first step of a run of one step: Adam's first moment is a tenth of it."""
+    """Gradient of the only step of a run: Adam's first moment is a tenth of it."""
     state = load_file(folder / "checkpoints" / "step-000001" / "state.safetensors")
     return 10 * torch.cat([value.flatten() for key, value in sorted(state.items()) if key.endswith("/exp_avg")])
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_in_bfloat16_too_ranks_do_not_change_a_step(
+def test_bfloat16_gradients_do_not_depend_on_ranks(
     tmp_path: Path, start: Start, world: DistributedContext, accumulation: int
 ) -> None:
     """Each sample's gradient is rounded to bfloat16; their sum over micro-steps and ranks is not."""
@@ -97,13 +97,15 @@ def test_in_bfloat16_too_ranks_do_not_change_a_step(
     (tmp_path / "one").mkdir()
     train(tmp_path / "one", LoopSettings(**loop), Options(bf16=True), world)
     assert run.wait() == [0, 0], run.stderr
-    one, two = gradient(tmp_path / "one"), gradient(tmp_path / "two")
-    assert (one - two).norm() < 1e-6 * one.norm()
+    one_rank, two_ranks = gradient(tmp_path / "one"), gradient(tmp_path / "two")
+    assert (one_rank - two_ranks).norm() < 1e-6 * one_rank.norm()
 
 
-def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: DistributedContext, tmp_path: Path) -> None:
-    """Of 64 gradients that are powers of two: in bfloat16 the small ones vanish beside the large one."""
-    engine = Engine(Weighed().bfloat16(), world, LoopSettings(global_batch_size=64, micro_batch=1, max_grad_norm=0.0))
+def test_bfloat16_gradients_are_summed_in_float32(world: DistributedContext, tmp_path: Path) -> None:
+    """64 gradients that are powers of two: summed in bfloat16, the small ones would vanish."""
+    engine = Engine(
+        GradientIsInput().bfloat16(), world, LoopSettings(global_batch_size=64, micro_batch=1, max_grad_norm=0.0)
+    )
     scales = [256.0] + 63 * [0.5]
     for number, scale in enumerate(scales):
         engine.backward(engine.forward(torch.tensor(scale)), last=number == len(scales) - 1)
@@ -111,7 +113,7 @@ def test_in_bfloat16_too_a_sum_of_many_micro_steps_is_exact(world: DistributedCo
     engine.close()
 
 
-class Weighed(nn.Module):
+class GradientIsInput(nn.Module):
     """Its gradient is its input."""
 
     def __init__(self) -> None:
@@ -122,7 +124,7 @@ class Weighed(nn.Module):
         return (self.weight.float() * scale).sum()
 
 
-def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_path: Path, start: Start) -> None:
+def test_a_nonfinite_loss_names_the_sample_and_keeps_the_checkpoint(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 2, {**LOOP, "micro_batch": 2}, poison=8 * 6 + 3)
     assert run.wait() == [1, 1]
     for text in run.stderr:
@@ -130,22 +132,22 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_spares_the_weights(tmp_p
         assert "Traceback" not in text
     assert (tmp_path / "checkpoints/step-000004/COMPLETE").exists()
     assert [row["step"] for row in curve(tmp_path) if "loss" in row][-1] == 6
-    assert start(tmp_path, 1, LOOP).wait() == [0], "the run cannot go on with mended data"
+    assert start(tmp_path, 1, LOOP).wait() == [0], "the run does not resume with repaired data"
 
 
-def test_a_parameter_without_gradient_is_named_before_the_first_step(tmp_path: Path, start: Start) -> None:
+def test_a_parameter_without_gradient_is_refused_before_the_first_step(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 1, LOOP, idle=True)
     assert run.wait() == [1]
     assert "2 of 6 trainable parameters got no gradient (first: idle.bias)" in run.stderr[0]
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, start: Start) -> None:
+def test_an_indivisible_global_batch_is_refused(tmp_path: Path, start: Start) -> None:
     run = start(tmp_path, 2, {**LOOP, "global_batch_size": 7})
     assert run.wait() == [2, 2]
     assert "--loop.global-batch-size 7 cannot be shared by 2 processes" in run.stderr[0]
 
 
-def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Start) -> None:
+def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path: Path, start: Start) -> None:
     assert start(tmp_path, 1, LOOP, signal="SIGTERM", at=2).wait() == [75]
     run = start(tmp_path, 2, LOOP, no_room=6000)
     assert run.wait() == [1, 1]
@@ -155,7 +157,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, start: Sta
     assert start(tmp_path, 1, LOOP).wait() == [0]
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> None:
+def test_a_finished_run_is_not_repeated(tmp_path: Path, start: Start) -> None:
     assert start(tmp_path, 1, LOOP).wait() == [0]
     before = json.loads((tmp_path / "end.json").read_text())
     rows = curve(tmp_path)
@@ -164,13 +166,13 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, start: Start) -> 
     assert curve(tmp_path) == rows
 
 
-def test_a_step_tells_where_it_is(world: DistributedContext) -> None:
-    """So that a rank that hangs in a forward pass is behind those that wait for its gradients."""
+def test_train_step_and_evaluate_report_their_phase(world: DistributedContext) -> None:
+    """Phases are ordered: a rank that hangs in a forward pass is behind those that wait for its gradients."""
     data, phases = ToyData(8, 1), []
     engine = Engine(ToyTask(), world, LoopSettings(global_batch_size=2, micro_batch=1))
     train_step(engine, [data.collate([data[n]]) for n in (1, 2)], 0.01, world, enter_phase=phases.append)
     engine.close()
-    passes = [f"{way} {number}" for number in (1, 2) for way in ("forward", "backward")]
+    passes = [f"{direction} {number}" for number in (1, 2) for direction in ("forward", "backward")]
     assert phases == ["the token count", *passes, "the update"]
     evaluate(engine.task, data, world, batch_size=1, device=engine.device, enter_phase=phases.append)
     assert phases[6:] == ["window 1", "the end"]
