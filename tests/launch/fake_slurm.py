@@ -1,4 +1,4 @@
-"""A fake of SLURM's programs: keeps its jobs, and the arguments it was called with, in JSON files beside it."""
+"""A fake of SLURM's programs: it keeps jobs and calls in JSON files beside it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ gives none, `hang` queues it and never ends. `user`: the only user whose jobs ar
 
 
 def write(state: dict) -> None:
-    """Atomically, since a test may read it at any time."""
-    aside = STATE.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(state))
-    aside.replace(STATE)
+    """Writes atomically: a test may read at any time."""
+    temporary = STATE.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(state))
+    temporary.replace(STATE)
 
 
 def main(name: str, args: list[str]) -> int:
     state = EMPTY | (json.loads(STATE.read_text()) if STATE.exists() else {})
     if name == "sbatch":
         return sbatch(state, args)
-    with (FOLDER / "calls.jsonl").open("a") as calls:  # not into the state, which a test may be changing
+    with (FOLDER / "calls.jsonl").open("a") as calls:  # a separate file: a test may be changing the state
         calls.write(json.dumps([name, *args]) + "\n")
     if name == "squeue":
         return squeue(state, args)
@@ -50,14 +50,14 @@ def sbatch(state: dict, args: list[str]) -> int:
         return 1
     if "--test-only" in args:
         return 0
-    how = state["sbatch"]
-    if how != "lost":
+    failure = state["sbatch"]
+    if failure != "lost":
         env = {key: value for key, value in os.environ.items() if key.startswith(("LAVIC_", "RANKS_"))}
         state["jobs"].append({"args": args, "env": env, "state": "PENDING", "reason": "Dependency"})
         write(state)
-    if how == "hang":
+    if failure == "hang":
         time.sleep(600)
-    if how:
+    if failure:
         print("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", file=sys.stderr)
         return 1
     print(f"{len(state['jobs'])};cluster")
@@ -81,8 +81,8 @@ def squeue(state: dict, args: list[str]) -> int:
         ids = [f"{number}_{task}" for task in array.partition("%")[0].split(",")] if array else [number]
         for id in ids if "--array" in args else [f"{number}_[{array}]" if array else number]:
             task = job.get("tasks", {}).get(str(id).partition("_")[2], {})
-            now = {**values, "i": id, "T": task.get("state", values["T"]), "r": task.get("reason", values["r"])}
-            print("|".join(str(now[field[1]]) for field in form.split("|")))
+            shown = {**values, "i": id, "T": task.get("state", values["T"]), "r": task.get("reason", values["r"])}
+            print("|".join(str(shown[field[1]]) for field in form.split("|")))
     return 0
 
 
@@ -93,8 +93,8 @@ def sacct(state: dict, args: list[str]) -> int:
     if state["sacct"] == "down":
         print("sacct: error: Problem talking to the database: Connection refused", file=sys.stderr)
         return 1
-    wanted = next((arg.partition("=")[2].split(",") for arg in args if arg.startswith("--jobs=")), [])
-    for number in wanted:
+    job_ids = next((arg.partition("=")[2].split(",") for arg in args if arg.startswith("--jobs=")), [])
+    for number in job_ids:
         if accounted := state["jobs"][int(number) - 1].get("accounted"):
             print(f"{number}|{accounted}|00:10:00|01:00:00|2026-01-01T00:00:00|2:0|None")
     return 0

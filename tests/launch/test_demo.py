@@ -1,4 +1,4 @@
-"""The demo, whole but small: every stage through its public command, twice."""
+"""`lavic demo --small`: every stage through its command, then a second call that serves."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import httpx
 import pytest
 
 
-def demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), *more]
-    return subprocess.run(words, capture_output=True, text=True, timeout=900, env={**os.environ, "NO_COLOR": "1"})
+def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "NO_COLOR": "1"})
 
 
 def check_server(out: Path) -> None:
-    """The same demo with --serve finds everything done and ends in a server with a page, products and photos."""
-    words = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), "--serve", "--port", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The same demo with --serve repeats nothing and serves a page, products and photos."""
+    command = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), "--serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines: list[str] = []
     try:
         for line in process.stdout:
             lines.append(line)
-            if found := re.search(r"serving on (http://127\.0\.0\.1:\d+)$", line):
+            if match := re.search(r"serving on (http://127\.0\.0\.1:\d+)$", line):
                 break
-        assert found, "".join(lines)[-3000:]
-        with httpx.Client(base_url=found[1], timeout=120, trust_env=False) as client:
+        assert match, "".join(lines)[-3000:]
+        with httpx.Client(base_url=match[1], timeout=120, trust_env=False) as client:
             assert "What are you looking for?" in client.get("/").text
             answer = client.post("/v1/recommend", json={"conversation": "a red striped mug"})
             items = answer.json()["items"]
@@ -48,7 +48,7 @@ def check_server(out: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.ray
-def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path) -> None:
+def test_the_demo_completes_once_and_serves(tmp_path: Path) -> None:
     first = demo(tmp_path / "demo")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
@@ -57,17 +57,17 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     assert arms <= set(summary["hit_rate"]) and arms <= set(summary["hit_rate_held_out_combinations"])
     for hit in summary["hit_rate"].values():
         assert hit["low"] <= hit["value"] <= hit["high"] and hit["n"] == 8
-    for searched in ("held_out_items", "held_out_combinations"):
-        rows = summary["full_catalogue"][searched]
+    for test_set in ("held_out_items", "held_out_combinations"):
+        rows = summary["full_catalogue"][test_set]
         assert set(rows) == {"chance", "bm25", "tokens", "fused"} and "recall_at_100" in rows["tokens"]
         assert all(0 <= value <= 1 for row in rows.values() for value in row.values())
     assert "random item of the kind" in first.stdout
     assert {"crawl", "describe", "distill", "embed", "tune", "evaluate", "total"} <= set(summary["seconds"])
-    # captions: the packaged base model reads photos, and six steps do not yet teach five tokens
+    # captions: the packaged base model reads photos; six steps are too few to learn five tokens
     full, before = summary["captions"]["full"], summary["captions"]["cls_before"]
     assert full["perplexity"] < 1.2 < before["perplexity"]
 
-    # a client of its own: mlflow.set_tracking_uri would stay in the environment of every later test
+    # a separate client: mlflow.set_tracking_uri would affect later tests
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}")
@@ -84,8 +84,8 @@ def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(tmp_path: Path)
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
 
     bundle = tmp_path / "demo" / "runs" / "tune" / "bundle" / "bundle.json"
-    made = bundle.stat().st_mtime_ns
+    modified = bundle.stat().st_mtime_ns
     check_server(tmp_path / "demo")
-    assert bundle.stat().st_mtime_ns == made
+    assert bundle.stat().st_mtime_ns == modified
     other = demo(tmp_path / "demo", "--seed", "1")
     assert other.returncode == 2 and "a demo that was started with --seed 0 --small" in other.stderr

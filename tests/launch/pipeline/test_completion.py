@@ -1,4 +1,4 @@
-"""Whether a step is done, and how far it is, by the files in its folder."""
+"""Completion, progress and remaining time of a step, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def shards(tmp_path: Path) -> Path:
     return write_set(tmp_path / "train", samples, photos_per_shard=2).folder
 
 
-def test_a_set(shards: Path) -> None:
+def test_a_crawled_set_is_complete_with_all_its_shards(shards: Path) -> None:
     assert is_complete(step("crawl", shards))
     (shards / "photos-train-000001.tar").unlink()
     assert not is_complete(step("crawl", shards))
     assert not is_complete(step("crawl", shards.parent / "valid"))
 
 
-def test_a_receipt_of_an_older_set_is_none(shards: Path) -> None:
+def test_a_receipt_of_an_older_set_is_ignored(shards: Path) -> None:
     receipt = shards.parent / "train.verified.json"
     assert not is_complete(step("verify", receipt))
     receipt.write_text(json.dumps({"manifest": digest_manifest(shards)}))
@@ -70,7 +70,7 @@ def test_a_receipt_of_an_older_set_is_none(shards: Path) -> None:
     assert not is_complete(step("verify", receipt))
 
 
-def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
+def test_describe_is_complete_with_every_photo_of_every_shard(shards: Path) -> None:
     described = step("describe", shards)
     tars = sorted(shards.glob("*.tar"))
 
@@ -80,7 +80,7 @@ def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
 
     write_descriptions(tars[0], rows("B0_0"))
     write_descriptions(tars[1], rows("B2_0"))
-    assert not is_complete(described), "a photo that nobody described"
+    assert not is_complete(described), "a photo without a description"
     descriptions_path(tars[1]).unlink()
     write_descriptions(tars[0], rows("B0_0", "B1_0"))
     assert not is_complete(described) and progress(described) == "1 of 2 shards"
@@ -88,21 +88,21 @@ def test_descriptions_of_every_shard_as_it_is_now(shards: Path) -> None:
     assert is_complete(described) and progress(described) == "2 of 2 shards"
     later = descriptions_path(tars[0]).stat().st_mtime + 10
     os.utime(tars[0], (later, later))
-    assert is_complete(described), "packed anew, with the same photos"
+    assert is_complete(described), "packed again with the same photos"
 
 
 @pytest.mark.parametrize(
     ("stage", "mark"),
     [("distill", "result.json"), ("embed", "manifest.json"), ("tune", "result.json"), ("evaluate", "results.json")],
 )
-def test_the_last_file_of_a_stage(stage: Stage, mark: str, tmp_path: Path) -> None:
+def test_a_stage_is_complete_with_its_last_file(stage: Stage, mark: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     assert not is_complete(step(stage, tmp_path))
     (tmp_path / mark).write_text("{}")
     assert is_complete(step(stage, tmp_path))
 
 
-def test_progress_is_the_end_of_the_journal(tmp_path: Path) -> None:
+def test_progress_reads_the_end_of_the_journal(tmp_path: Path) -> None:
     run = step("distill", tmp_path)
     assert progress(run) == ""
     journal = Journal(tmp_path / "metrics.jsonl")
@@ -118,10 +118,10 @@ def test_progress_is_the_end_of_the_journal(tmp_path: Path) -> None:
     assert remaining_seconds(run) is None
 
 
-def test_a_training_that_says_how_many_steps_it_has_is_told_how_long_it_takes(tmp_path: Path) -> None:
+def test_remaining_time_of_training_from_its_steps(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"time": 100.0, "event": "resume", "step": 0, "total": 1000}]
     rows += [{"time": 100.0 + n, "step": n, "loss": 1.0} for n in range(1, 11)]
-    # stopped for an hour: that is no step's time
+    # stopped for an hour, which is not counted
     rows += [{"time": 3700.0, "event": "resume", "step": 10, "total": 1000}]
     rows += [{"time": 3700.0 + 2 * n, "step": 10 + n, "loss": 1.0} for n in range(1, 11)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -130,13 +130,13 @@ def test_a_training_that_says_how_many_steps_it_has_is_told_how_long_it_takes(tm
     assert remaining_seconds(run) == 2 * 980
 
 
-def test_what_is_made_shard_by_shard_is_told_how_long_it_takes(tmp_path: Path) -> None:
+def test_remaining_time_of_embed_from_its_parts(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"shards": ["x"] * 10}))
     now = time.time()
     for number in range(4):
         part = tmp_path / f"part-{number}.json"
         part.touch()
         os.utime(part, (now - 300 + 100 * number,) * 2)
-    left = remaining_seconds(step("embed", tmp_path))
-    assert left is not None and 580 < left <= 600
+    remaining = remaining_seconds(step("embed", tmp_path))
+    assert remaining is not None and 580 < remaining <= 600
     assert progress(step("embed", tmp_path)) == "4 of 10 parts"

@@ -1,4 +1,4 @@
-"""Ranks on one machine: what they are told, how signals reach them, whose exit code counts."""
+"""Ranks on one machine: their environment, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lavic.launch.ranks import local
 
 pytestmark = pytest.mark.slow
 
-TELL = """
+WRITE_ENVIRONMENT = """
 import json, os, sys
 names = [name for name in os.environ if name.endswith("RANK") or name.endswith("WORLD_SIZE") or "MASTER" in name]
 names += ["OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"]
@@ -27,33 +27,33 @@ json.dump({name: os.environ[name] for name in names}, open(f"{sys.argv[1]}.{os.e
 """
 
 # argv: folder, then what each rank does: an exit code, "wait", "stubborn" or "slow".
-ACT = """
+RANK = """
 import os, signal, sys, time
 from pathlib import Path
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-deed = sys.argv[2 + int(rank)]
+action = sys.argv[2 + int(rank)]
 
-def note(number, frame):
+def record(number, frame):
     with open(folder / f"signals.{rank}", "a") as file:
         file.write(signal.Signals(number).name + "\\n")
-    if deed == "wait":
+    if action == "wait":
         sys.exit(75)
 
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, note)
+    signal.signal(number, record)
 (folder / f"pid.{rank}").write_text(str(os.getpid()))
 while len(list(folder.glob("pid.*"))) < len(sys.argv) - 2:
     time.sleep(0.01)
-if deed in ("wait", "stubborn"):
+if action in ("wait", "stubborn"):
     time.sleep(60)
-if deed == "slow":
+if action == "slow":
     time.sleep(1)
     (folder / "saved").touch()
     sys.exit(75)
-if deed == "kill":
+if action == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(int(deed))
+sys.exit(int(action))
 """
 
 LAUNCH = """
@@ -69,18 +69,18 @@ def on_cpu(monkeypatch):
 
 
 @pytest.fixture
-def act(tmp_path):
+def run_ranks(tmp_path):
     script = tmp_path / "act.py"
-    script.write_text(ACT)
+    script.write_text(RANK)
 
-    def run(*deeds: str, grace_s: float = 5.0) -> int:
-        argv = [str(tmp_path), *deeds]
-        return local.run("act", argv, len(deeds), grace_s=grace_s, program=[sys.executable, str(script)])
+    def run(*actions: str, grace_s: float = 5.0) -> int:
+        argv = [str(tmp_path), *actions]
+        return local.run("act", argv, len(actions), grace_s=grace_s, program=[sys.executable, str(script)])
 
     return run
 
 
-def gone(folder: Path) -> bool:
+def all_ended(folder: Path) -> bool:
     for pid in folder.glob("pid.*"):
         try:
             os.kill(int(pid.read_text()), 0)
@@ -90,18 +90,18 @@ def gone(folder: Path) -> bool:
     return True
 
 
-def test_ranks_are_told_what_torchrun_tells_them(tmp_path, monkeypatch):
+def test_ranks_get_the_variables_of_torchrun(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     script = tmp_path / "tell.py"
-    script.write_text(TELL)
-    assert local.run("tell", [str(tmp_path / "told")], 2, program=[sys.executable, str(script)]) == 0
-    told = [json.loads((tmp_path / f"told.{rank}").read_text()) for rank in (0, 1)]
-    assert [env.pop("RANK") for env in told] == ["0", "1"]
-    assert [env.pop("LOCAL_RANK") for env in told] == ["0", "1"]
-    assert told[0] == told[1]
-    assert told[0].pop("MASTER_PORT").isdigit()
-    assert told[0] == {
+    script.write_text(WRITE_ENVIRONMENT)
+    assert local.run("tell", [str(tmp_path / "environment")], 2, program=[sys.executable, str(script)]) == 0
+    environments = [json.loads((tmp_path / f"environment.{rank}").read_text()) for rank in (0, 1)]
+    assert [env.pop("RANK") for env in environments] == ["0", "1"]
+    assert [env.pop("LOCAL_RANK") for env in environments] == ["0", "1"]
+    assert environments[0] == environments[1]
+    assert environments[0].pop("MASTER_PORT").isdigit()
+    assert environments[0] == {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "0",
@@ -112,31 +112,31 @@ def test_ranks_are_told_what_torchrun_tells_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])
-def test_the_failing_rank_gives_the_exit_code_and_ends_the_others(act, tmp_path, code):
+def test_a_failed_rank_gives_the_exit_code_and_ends_the_others(run_ranks, tmp_path, code):
     start = time.monotonic()
-    assert act("wait", str(code)) == (code if code != 75 else 75)
+    assert run_ranks("wait", str(code)) == (code if code != 75 else 75)
     assert time.monotonic() - start < 20
-    assert gone(tmp_path)
+    assert all_ended(tmp_path)
 
 
-def test_all_well_is_zero(act):
-    assert act("0", "0", "0") == 0
+def test_exit_code_is_0_if_all_ranks_succeed(run_ranks):
+    assert run_ranks("0", "0", "0") == 0
 
 
-def test_a_rank_that_will_not_end_is_killed(act, tmp_path):
-    assert act("stubborn", "1", grace_s=0.5) == 1
+def test_a_rank_that_ignores_sigterm_is_killed(run_ranks, tmp_path):
+    assert run_ranks("stubborn", "1", grace_s=0.5) == 1
     assert (tmp_path / "signals.0").read_text() == "SIGTERM\n"
-    assert gone(tmp_path)
+    assert all_ended(tmp_path)
 
 
-def test_a_killed_rank_is_named(act, capfd):
-    assert act("wait", "kill") == 128 + signal.SIGKILL
+def test_a_killed_rank_is_named(run_ranks, capfd):
+    assert run_ranks("wait", "kill") == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in capfd.readouterr().err
 
 
-def test_ranks_that_stop_together_are_not_hurried(act, tmp_path):
-    """Rank 0 may still write when rank 1 has left with 75."""
-    assert act("slow", "75") == 75
+def test_ranks_that_stop_with_75_are_waited_for(run_ranks, tmp_path):
+    """Rank 0 may still write when rank 1 has exited with 75."""
+    assert run_ranks("slow", "75") == 75
     assert (tmp_path / "saved").exists()
     assert not (tmp_path / "signals.0").exists()
 
@@ -144,7 +144,7 @@ def test_ranks_that_stop_together_are_not_hurried(act, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank_once(tmp_path, number):
     script = tmp_path / "act.py"
-    script.write_text(ACT)
+    script.write_text(RANK)
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, str(script), str(tmp_path), "wait", "wait"])
     wait_for(lambda: len(list(tmp_path.glob("pid.*"))) == 2)
     time.sleep(0.2)
@@ -153,25 +153,25 @@ def test_a_signal_reaches_every_rank_once(tmp_path, number):
     assert [(tmp_path / f"signals.{rank}").read_text() for rank in (0, 1)] == [f"{number.name}\n"] * 2
 
 
-def test_ranks_go_when_the_launcher_is_killed(tmp_path):
-    """The ranks are the real command here: `demo` is any command that lives a while, as `mini serve` does."""
+def test_ranks_end_when_the_launcher_is_killed(tmp_path):
+    """The ranks install the check for a dead launcher, as every command does."""
     code = (
         "import sys; from lavic.launch.ranks import local\n"
-        "words = [sys.executable, '-c', 'from lavic.launch.ranks import local; local._end_with_launcher();'\n"
+        "program = [sys.executable, '-c', 'from lavic.launch.ranks import local; local._end_with_launcher();'\n"
         '\'import os, sys, time; open(sys.argv[1] + "/pid." + os.environ["RANK"], "w").write(str(os.getpid()));\'\n'
         "'time.sleep(60)']\n"
-        "local.run('x', [sys.argv[1]], 2, program=words)\n"
+        "local.run('x', [sys.argv[1]], 2, program=program)\n"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     wait_for(lambda: [pid.read_text() != "" for pid in tmp_path.glob("pid.*")] == [True, True])
     launcher.kill()
     launcher.wait()
-    wait_for(lambda: gone(tmp_path))
+    wait_for(lambda: all_ended(tmp_path))
 
 
-def test_the_handlers_are_put_back(act):
+def test_signal_handlers_are_restored(run_ranks):
     before = signal.getsignal(signal.SIGTERM)
-    act("0")
+    run_ranks("0")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -194,13 +194,13 @@ def test_nproc_beyond_the_gpus_is_refused(monkeypatch):
         local.check_nproc(gpus + 1)
 
 
-def test_the_ranks_of_a_command_run_it_and_one_of_them_says_what_is_wrong(capfd):
+def test_an_error_of_all_ranks_is_printed_once(capfd):
     assert start_ranks("doctor", ["--nonsense"], 2) == 2
     assert capfd.readouterr().err.count("lavic doctor: error: unknown flag --nonsense") == 1
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""torchrun on a node of a job: what it does with signals, and what it says of its ranks."""
+"""torchrun on one node of a job: signals, exit codes and messages about its ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ action = sys.argv[2 + int(rank)]
 (folder / f"begun.{rank}").touch()
 if action == "stop":
     while not (folder / "warned").exists():
-        time.sleep(0.05)  # loading a model, deaf to signals
+        time.sleep(0.05)  # loading a model, without signal handlers
     with StopRequest() as stop:
         until = time.monotonic() + 30
         while not stop.requested and time.monotonic() < until:
@@ -42,18 +42,21 @@ sys.exit(int(action))
 
 
 @pytest.fixture
-def begin(tmp_path: Path):
+def start_ranks(tmp_path: Path):
     """Starts the ranks of one node."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     started: list[subprocess.Popen[str]] = []
 
     def run(*actions: str) -> subprocess.Popen[str]:
-        meet = ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-        words = [sys.executable, "-m", "lavic.launch.ranks.torchrun", "--nproc-per-node", str(len(actions)), *meet]
+        rendezvous = ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        command = [sys.executable, "-m", "lavic.launch.ranks.torchrun", *rendezvous]
+        command += ["--nproc-per-node", str(len(actions))]
         env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07", "OMP_NUM_THREADS": "1"}
         started.append(
-            subprocess.Popen([*words, str(script), str(tmp_path), *actions], env=env, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*command, str(script), str(tmp_path), *actions], env=env, stderr=subprocess.PIPE, text=True
+            )
         )
         return started[-1]
 
@@ -63,46 +66,46 @@ def begin(tmp_path: Path):
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
-def test_a_warning_to_it_alone_reaches_ranks_that_are_loading(begin, tmp_path) -> None:
+def test_sigusr1_to_torchrun_reaches_ranks_that_are_loading(start_ranks, tmp_path) -> None:
     """Many sites deliver a signal to the first process of a task only."""
-    process = begin("stop", "stop")
+    process = start_ranks("stop", "stop")
     wait_for(lambda: len(list(tmp_path.glob("begun.*"))) == 2)
     process.send_signal(signal.SIGUSR1)
     time.sleep(1)
     assert process.poll() is None
     (tmp_path / "warned").touch()
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, said
-    assert "rank" not in said
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert "rank" not in error
 
 
-def test_a_killed_rank_is_named_with_its_node(begin) -> None:
-    process = begin("wait", "kill")
-    said = process.communicate(timeout=90)[1]
+def test_a_killed_rank_is_named_with_its_node(start_ranks) -> None:
+    process = start_ranks("wait", "kill")
+    error = process.communicate(timeout=90)[1]
     assert process.returncode == 128 + signal.SIGKILL
-    assert "lavic: rank 1 on gpu07 was killed by SIGKILL (out of memory?)" in said
+    assert "lavic: rank 1 on gpu07 was killed by SIGKILL (out of memory?)" in error
 
 
-def test_the_exit_code_is_the_rank_s(begin) -> None:
-    process = begin("2", "wait")
-    said = process.communicate(timeout=90)[1]
+def test_the_exit_code_is_that_of_the_failed_rank(start_ranks) -> None:
+    process = start_ranks("2", "wait")
+    error = process.communicate(timeout=90)[1]
     assert process.returncode == 2
-    assert "lavic: rank 0 on gpu07 exited with code 2" in said
-    assert "Traceback" not in said
+    assert "lavic: rank 0 on gpu07 exited with code 2" in error
+    assert "Traceback" not in error
 
 
-def test_a_wait_for_the_other_nodes_is_announced() -> None:
-    meet = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+def test_waiting_for_other_nodes_is_logged() -> None:
+    rendezvous = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     code = "import lavic.launch.ranks.torchrun as t; t.FIRST_S = 0.2; t.main()"
-    words = [sys.executable, "-c", code, *meet, "--module", "lavic"]
+    command = [sys.executable, "-c", code, *rendezvous, "--module", "lavic"]
     env = {**os.environ, "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu07"}
-    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         assert any(line.startswith("lavic: gpu07: waiting for the other nodes") for line in process.stderr)
         process.terminate()

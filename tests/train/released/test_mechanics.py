@@ -39,8 +39,8 @@ LORA = LoraSettings(r=2, dropout=0.1)
 CPU = torch.device("cpu")
 
 
-def load(assets: Assets, **how) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(assets.base)), **how)
+def load(assets: Assets, **options) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base)), **options)
 
 
 def stage_2(assets: Assets, lora: LoraSettings = LORA) -> tuple[Backbone, TuneTask, TuneDataset]:
@@ -56,7 +56,7 @@ def stage_2(assets: Assets, lora: LoraSettings = LORA) -> tuple[Backbone, TuneTa
     return backbone, TuneTask(add_adapter(backbone, "language", lora)), data
 
 
-def test_b24_stage_2_trains_the_language_side_alone(assets: Assets, world: DistributedContext) -> None:
+def test_b24_stage_2_trains_only_the_language_side(assets: Assets, world: DistributedContext) -> None:
     _, task, data = stage_2(assets)
     assert all("language_model" in name for name, p in task.named_parameters() if p.requires_grad)
     engine = Engine(task, world, LoopSettings(global_batch_size=4, lr=0.01))
@@ -67,10 +67,8 @@ def test_b24_stage_2_trains_the_language_side_alone(assets: Assets, world: Distr
     assert all(torch.equal(p, before[name]) for name, p in task.named_parameters() if name in before)
 
 
-def test_b24_a_second_wrapping_that_sets_the_vision_side_free_is_refused(
-    assets: Assets, world: DistributedContext
-) -> None:
-    """What the released script does: one more adapter around a model that already wears one."""
+def test_b24_a_second_peft_wrapper_on_both_sides_is_refused(assets: Assets, world: DistributedContext) -> None:
+    """As the released script does: a second adapter around a model that already has one."""
     backbone = load(assets)
     both = f"({TARGETS['vision']})|({TARGETS['language']})"
     backbone.model = get_peft_model(backbone.model, LoraConfig(r=2, target_modules=both))
@@ -78,7 +76,7 @@ def test_b24_a_second_wrapping_that_sets_the_vision_side_free_is_refused(
         Engine(TuneTask(backbone.model), world, LoopSettings(global_batch_size=4))
 
 
-def test_b25_a_bundle_brings_both_sides_back(assets: Assets, tmp_path: Path) -> None:
+def test_b25_a_bundle_restores_both_adapters(assets: Assets, tmp_path: Path) -> None:
     backbone, task, data = stage_2(assets)
     for p in trainable(task):
         torch.nn.init.normal_(p, std=0.05)
@@ -93,29 +91,29 @@ def test_b25_a_bundle_brings_both_sides_back(assets: Assets, tmp_path: Path) -> 
     )
 
 
-def test_b26_no_weight_is_lost_when_modules_had_other_names(assets: Assets, tmp_path: Path) -> None:
-    """Names that PEFT knows from older versions are found again; others are refused, never dropped."""
+def test_b26_adapter_keys_of_older_versions_are_mapped_or_refused(assets: Assets, tmp_path: Path) -> None:
+    """Keys that PEFT knows from older versions are mapped; others are refused, not ignored."""
     file = tmp_path / "a" / WEIGHTS
     copy_adapter(assets.vision, tmp_path / "a")
-    own = load_file(file)
-    plain, expected, old = load(assets), load(assets), load(assets)
+    state = load_file(file)
+    plain, expected, mapped = load(assets), load(assets), load(assets)
     apply_adapter(expected, assets.vision, "vision")
-    save_file({key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in own.items()}, file)
-    apply_adapter(old, tmp_path / "a", "vision")
+    save_file({key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in state.items()}, file)
+    apply_adapter(mapped, tmp_path / "a", "vision")
     changed = 0
     for name, weight in expected.model.named_parameters():
-        torch.testing.assert_close(old.model.get_parameter(name), weight)
+        torch.testing.assert_close(mapped.model.get_parameter(name), weight)
         changed += not torch.equal(plain.model.get_parameter(name), weight)
-    assert changed == len(own) // 2
-    save_file({key.replace("multi_modal_projector", "projector"): value for key, value in own.items()}, file)
+    assert changed == len(state) // 2
+    save_file({key.replace("multi_modal_projector", "projector"): value for key, value in state.items()}, file)
     with pytest.raises(DataError, match="does not fit the base model: 4 weights missing, 4 unknown"):
         apply_adapter(load(assets), tmp_path / "a", "vision")
 
 
-def test_b27_small_steps_are_kept_of_a_bfloat16_model(
+def test_b27_bfloat16_training_keeps_and_saves_float32_weights(
     assets: Assets, tmp_path: Path, world: DistributedContext
 ) -> None:
-    """Under DeepSpeed: the model computes in bfloat16, what is learnt is kept, and saved, in float32."""
+    """Under DeepSpeed the model computes in bfloat16; trained weights are kept and saved in float32."""
     backbone = Backbone.load(ModelSettings(name=str(assets.base), dtype="bfloat16"), vision=False)
     apply_adapter(backbone, assets.vision, "vision")
     rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
@@ -124,22 +122,22 @@ def test_b27_small_steps_are_kept_of_a_bfloat16_model(
     assert {p.dtype for p in trainable(task)} == {torch.float32}
     engine = Engine(task, world, LoopSettings(global_batch_size=4, max_grad_norm=0.0, weight_decay=0.0))
     assert {p.dtype for p in task.parameters()} == {torch.bfloat16}
-    a = next(name for name in engine.parameters if "lora_A" in name)
-    for _ in range(2):  # the first step moves B alone: while it is zero A has no gradient
+    name = next(name for name in engine.parameters if "lora_A" in name)
+    for _ in range(2):  # the first step changes B only: while B is zero, A has no gradient
         train_step(engine, [data.collate([data[n] for n in range(4)])], 1e-6, world)
     weights = engine.full_precision_weights()
     save_bundle(tmp_path / "bundle", backbone, vision=assets.vision, language=task.model, weights=weights)
     saved = load_file(tmp_path / "bundle" / "language_adapter" / WEIGHTS)
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
-    master = saved[a.removeprefix("model.").replace(".default", "")]
-    assert torch.equal(master, weights[a])
-    held = engine.parameters[a].detach()
-    assert torch.equal(master.bfloat16(), held)
-    assert not torch.equal(master, held.float()), "the digits that bfloat16 has no room for"
+    master = saved[name.removeprefix("model.").replace(".default", "")]
+    assert torch.equal(master, weights[name])
+    parameter = engine.parameters[name].detach()
+    assert torch.equal(master.bfloat16(), parameter)
+    assert not torch.equal(master, parameter.float()), "float32 has digits that bfloat16 lacks"
     engine.close()
 
 
-def test_b28_the_whole_task_trains_or_validates_at_once(assets: Assets, world: DistributedContext) -> None:
+def test_b28_train_and_eval_mode_apply_to_every_module(assets: Assets, world: DistributedContext) -> None:
     _, task, data = stage_2(assets)
     engine = Engine(task, world, LoopSettings(global_batch_size=4))
     task.eval()
@@ -151,16 +149,16 @@ def test_b28_the_whole_task_trains_or_validates_at_once(assets: Assets, world: D
     engine.close()
 
 
-def test_b29_the_vocabulary_is_the_model_s_own(assets: Assets) -> None:
+def test_b29_the_vocabulary_is_not_extended(assets: Assets) -> None:
     backbone = load(assets)
     stored = next(value for key, value in load_file(assets.base / "model.safetensors").items() if "embed_tokens" in key)
     torch.testing.assert_close(backbone.model.get_input_embeddings().weight.detach(), stored.float())
     assert len(backbone.tokenizer) == len(stored)
     ids = backbone.encoder.prompt(prompts.describe("Acme mug", 5))
-    assert ids.count(backbone.model.config.image_token_id) == 5, "a token that the model knows, no new row"
+    assert ids.count(backbone.model.config.image_token_id) == 5, "a token of the model, no new row"
 
 
-def test_b30_a_checkpoint_holds_what_is_trained(assets: Assets, world: DistributedContext) -> None:
+def test_b30_a_checkpoint_holds_only_trained_weights(assets: Assets, world: DistributedContext) -> None:
     _, task, data = stage_2(assets)
     loop = LoopSettings(global_batch_size=4, micro_batch=2, warmup=3, steps=10)
     engine = Engine(task, world, loop)
@@ -188,7 +186,7 @@ def test_b31_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert [world.device() for world in worlds] == [torch.device("cuda", n) for n in range(4)]
 
 
-def test_b32_prompts_have_the_form_that_the_base_model_was_trained_with(assets: Assets) -> None:
+def test_b32_prompts_use_the_bases_chat_format(assets: Assets) -> None:
     encoder = load(assets).encoder
     for pieces in (
         prompts.describe("Acme mug", 5),
@@ -198,18 +196,18 @@ def test_b32_prompts_have_the_form_that_the_base_model_was_trained_with(assets: 
         assert text.startswith("[INST] ") and text.endswith(" [/INST]")
 
 
-def test_b32_the_released_order_is_to_be_had(assets: Assets) -> None:
+def test_b32_the_released_prompt_order_is_available(assets: Assets) -> None:
     encoder = Backbone.load(ModelSettings(name=str(assets.base), prompt="lavic")).encoder
     photo = encoder.image_token
-    asked = encoder.render(prompts.describe("Acme mug", 3, encoder.style))
-    assert asked.index("Acme mug") < asked.index(photo * 3) < asked.index("Assistant:")
-    assert asked.endswith("Assistant:") and "[INST]" not in asked
+    text = encoder.render(prompts.describe("Acme mug", 3, encoder.style))
+    assert text.index("Acme mug") < text.index(photo * 3) < text.index("Assistant:")
+    assert text.endswith("Assistant:") and "[INST]" not in text
     turns = [("seeker", "word"), ("comment", "nice")]
     listed = [prompts.Candidate("B0MN010001", "Acme mug"), prompts.Candidate("B0MN010002", "Nova mug")]
-    asked = encoder.render(prompts.recommend(turns, listed, photo_tokens=[5, 3], style=encoder.style))
-    assert asked.index("<submission>word</submission>") < asked.index("<comment>nice</comment>")
-    assert f"B0MN010001: Acme mug {photo * 5}\nB0MN010002: Nova mug {photo * 3}\n" in asked
-    assert asked.endswith("Assistant:") and "[INST]" not in asked
+    text = encoder.render(prompts.recommend(turns, listed, photo_tokens=[5, 3], style=encoder.style))
+    assert text.index("<submission>word</submission>") < text.index("<comment>nice</comment>")
+    assert f"B0MN010001: Acme mug {photo * 5}\nB0MN010002: Nova mug {photo * 3}\n" in text
+    assert text.endswith("Assistant:") and "[INST]" not in text
 
 
 def test_b33_stage_2_has_no_vision_tower(assets: Assets) -> None:
@@ -218,20 +216,20 @@ def test_b33_stage_2_has_no_vision_tower(assets: Assets) -> None:
     assert not any("vision_tower" in name for name, _ in task.named_parameters())
 
 
-def test_b33_nor_has_the_command(assets: Assets, tmp_path: Path) -> None:
-    chosen = TuneSettings(
+def test_b33_lavic_tune_loads_no_vision_tower(assets: Assets, tmp_path: Path) -> None:
+    settings = TuneSettings(
         store=assets.store,
         train=assets.rows,
         valid=assets.rows,
         out=tmp_path / "run",
         model=ModelSettings(name=str(assets.base)),
     )
-    components = TuneStage(chosen, DistributedContext()).load(SimpleNamespace(world=DistributedContext()))
+    components = TuneStage(settings, DistributedContext()).load(SimpleNamespace(world=DistributedContext()))
     assert not hasattr(components.backbone.model.model, "vision_tower")
 
 
-class Whereabouts(ToyData):
-    """Samples that are called by the process that made them."""
+class ProcessIdData(ToyData):
+    """Samples whose key is the id of the process that made them."""
 
     def __getitem__(self, position: int) -> ToySample:
         return ToySample(str(os.getpid()), torch.zeros(1, 16), torch.zeros(1, dtype=torch.long))
@@ -240,16 +238,16 @@ class Whereabouts(ToyData):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_b34_samples_are_prepared_in_other_processes(workers: int) -> None:
     feed = TrainDataLoader(
-        Whereabouts(8, 1), DistributedContext(), LoopSettings(global_batch_size=4, num_workers=workers)
+        ProcessIdData(8, 1), DistributedContext(), LoopSettings(global_batch_size=4, num_workers=workers)
     )
     steps: list[list[ToyBatch]] = list(feed.steps(0, 4))
-    makers = {key for micros in steps for micro in micros for key in micro.keys}
-    assert (str(os.getpid()) in makers) == (workers == 0)
-    assert len(makers) == max(1, workers)
+    process_ids = {key for micros in steps for micro in micros for key in micro.keys}
+    assert (str(os.getpid()) in process_ids) == (workers == 0)
+    assert len(process_ids) == max(1, workers)
 
 
-class Operations(TorchDispatchMode):
-    """Counts what is asked of torch."""
+class OperationCounter(TorchDispatchMode):
+    """Counts torch operations by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,16 +258,16 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_b35_photo_tokens_are_put_in_by_one_operation(assets: Assets) -> None:
+def test_b35_photo_tokens_are_inserted_by_one_operation(assets: Assets) -> None:
     model = load(assets).model
     ids = torch.tensor([[1, *[model.config.image_token_id] * 50, 2]])
-    with Operations() as asked:
+    with OperationCounter() as counter:
         splice(model, ids, torch.zeros(50, model.config.text_config.hidden_size))
-    assert asked.counts["masked_scatter"] == 1
-    assert asked.counts["_local_scalar_dense"] <= 1, "the device is asked once, not for every token"
+    assert counter.counts["masked_scatter"] == 1
+    assert counter.counts["_local_scalar_dense"] <= 1, "one synchronization with the device, not one per token"
 
 
-def test_b36_item_tokens_stay_on_the_disk(assets: Assets) -> None:
+def test_b36_item_tokens_are_memory_mapped(assets: Assets) -> None:
     store = ItemStore.open(assets.store)
     maps = Path("/proc/self/maps")
     if not maps.exists():

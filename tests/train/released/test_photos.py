@@ -29,7 +29,7 @@ from lavic.train.recommendation.task import TuneTask
 from tests.shards.image.to_jpeg import to_jpeg
 from tests.train.assets import KEY, Assets
 
-SLIM, SQUARE = (60, 20), (50, 50)
+NARROW, SQUARE = (60, 20), (50, 50)
 
 
 def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -41,7 +41,7 @@ def load(assets: Assets, views: str = "five") -> Backbone:
 
 
 @pytest.fixture
-def uneven(assets: Assets, tmp_path: Path) -> ItemStore:
+def uneven_store(assets: Assets, tmp_path: Path) -> ItemStore:
     """A store in which items have three, four or five tokens."""
     backbone = load(assets, "lavic")
     (tmp_path / "store").mkdir()
@@ -55,57 +55,60 @@ def uneven(assets: Assets, tmp_path: Path) -> ItemStore:
     return ItemStore.open(tmp_path / "store")
 
 
-@pytest.mark.parametrize("size", [SLIM, SQUARE, (20, 60), (7, 300), (1000, 10)])
+@pytest.mark.parametrize("size", [NARROW, SQUARE, (20, 60), (7, 300), (1000, 10)])
 def test_b16_every_photo_has_five_views(assets: Assets, size: tuple[int, int]) -> None:
     assert len(load(assets).geometry.cut(photo(size))) == 5
 
 
-def test_b16_the_released_views_are_to_be_had(assets: Assets) -> None:
+def test_b16_the_released_views_are_available(assets: Assets) -> None:
     geometry = load(assets, "lavic").geometry
-    assert [len(geometry.cut(photo(size))) for size in (SLIM, SQUARE, (20, 20), (20, 30), (90, 20))] == [4, 5, 3, 3, 4]
+    sizes = (NARROW, SQUARE, (20, 20), (20, 30), (90, 20))
+    assert [len(geometry.cut(photo(size))) for size in sizes] == [4, 5, 3, 3, 4]
 
 
 @pytest.mark.parametrize("views", ["five", "lavic"])
-def test_b17_a_photo_s_tokens_do_not_depend_on_its_batch_mates(assets: Assets, views: str) -> None:
+def test_b17_tokens_do_not_depend_on_batch_mates(assets: Assets, views: str) -> None:
     backbone = load(assets, views)
     data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
     task, samples = DistillTask(backbone.model), [data[n] for n in range(12)]
     counts = {len(sample.views) for sample in samples}
     assert counts == {5} if views == "five" else len(counts) > 1
     for sample in samples:
-        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == len(sample.views), "no empty place"
+        assert sample.example.input_ids.count(backbone.encoder.image_token_id) == len(sample.views), (
+            "one image token per view"
+        )
     with torch.no_grad():
         together = task(data.collate(samples))
         alone = torch.cat([task(data.collate([sample])) for sample in samples])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_b18_each_candidate_s_tokens_stand_behind_its_own_title(assets: Assets, uneven: ItemStore) -> None:
+def test_b18_each_candidates_tokens_follow_its_title(assets: Assets, uneven_store: ItemStore) -> None:
     backbone = load(assets, "lavic")
-    data = TuneDataset(read_conversations(assets.rows), uneven, backbone.encoder, candidates=KEY, max_length=400)
+    data = TuneDataset(read_conversations(assets.rows), uneven_store, backbone.encoder, candidates=KEY, max_length=400)
     sample = data[0]
     batch = data.collate([sample])
     embeds = splice(backbone.model, batch.text.input_ids, project(backbone.model, batch.items))[0]
-    words = backbone.encoder.tokenizer
-    places = torch.tensor(sample.example.input_ids) == backbone.encoder.image_token_id
-    found = []
+    tokenizer = backbone.encoder.tokenizer
+    is_image_token = torch.tensor(sample.example.input_ids) == backbone.encoder.image_token_id
+    counts = []
     for item in data._list(data.conversations[data.pairs[0][0]], data.pairs[0][1], None):
-        name = words(f"{item}:", add_special_tokens=False).input_ids
-        start = next(n for n in range(len(places)) if sample.example.input_ids[n : n + len(name)] == name)
-        first = start + int(places[start:].int().argmax())
-        count = uneven.count(item)
-        assert places[first : first + count].all() and not places[first + count]
-        torch.testing.assert_close(embeds[first : first + count], project(backbone.model, uneven.tokens([item])))
-        found.append(count)
-    assert len(set(found)) > 1, "lists of like items would show nothing"
+        name = tokenizer(f"{item}:", add_special_tokens=False).input_ids
+        start = next(n for n in range(len(is_image_token)) if sample.example.input_ids[n : n + len(name)] == name)
+        first = start + int(is_image_token[start:].int().argmax())
+        count = uneven_store.count(item)
+        assert is_image_token[first : first + count].all() and not is_image_token[first + count]
+        torch.testing.assert_close(embeds[first : first + count], project(backbone.model, uneven_store.tokens([item])))
+        counts.append(count)
+    assert len(set(counts)) > 1, "items need different numbers of tokens"
 
 
-def test_b19_lists_of_different_lengths_share_a_batch(assets: Assets, uneven: ItemStore) -> None:
+def test_b19_lists_of_different_lengths_share_a_batch(assets: Assets, uneven_store: ItemStore) -> None:
     backbone = load(assets, "lavic")
     rows = read_conversations(assets.rows)
     for n, row in enumerate(rows):
         row.candidates[KEY] = row.candidates[KEY][: 2 + n % 4]
-    data = TuneDataset(rows, uneven, backbone.encoder, candidates=KEY, max_length=400)
+    data = TuneDataset(rows, uneven_store, backbone.encoder, candidates=KEY, max_length=400)
     task, samples = TuneTask(backbone.model), [data[n] for n in range(8)]
     with torch.no_grad():
         together = task(data.collate(samples))
@@ -113,8 +116,8 @@ def test_b19_lists_of_different_lengths_share_a_batch(assets: Assets, uneven: It
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(assets: Assets) -> None:
-    """Not a fault but the method: before the closing norm, one layer after the projector's own."""
+def test_b20_item_tokens_are_cls_before_the_final_norm(assets: Assets) -> None:
+    """The method, not a fault: the last hidden layer before the final norm."""
     backbone = load(assets)
     views = torch.from_numpy(backbone.geometry.cut(photo(SQUARE)))
     tower = backbone.model.model.vision_tower
@@ -123,14 +126,14 @@ def test_b20_item_tokens_are_taken_where_the_released_code_takes_them(assets: As
     assert not torch.allclose(output.pooler_output, output.hidden_states[-1][:, 0])
 
 
-def test_b21_the_teacher_s_own_probabilities_can_be_matched(assets: Assets) -> None:
-    """By default its words alone, as released, but written here: `lavic describe`."""
+def test_b21_teacher_probabilities_can_be_distilled(assets: Assets) -> None:
+    """By default only the teacher's text is used, as released; `lavic describe` writes it."""
     backbone = load(assets)
     model = add_adapter(backbone, "vision", LoraSettings(r=2, dropout=0.0))
     data = DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64, teach=True)
     batch = data.collate([data[n] for n in range(4)])
-    words, both = DistillTask(model).train()(batch), DistillTask(model, top_k=8, weight=0.5).train()(batch)
-    assert both.shape == words.shape and not torch.allclose(words, both)
+    token_loss, mixed_loss = DistillTask(model).train()(batch), DistillTask(model, top_k=8, weight=0.5).train()(batch)
+    assert mixed_loss.shape == token_loss.shape and not torch.allclose(token_loss, mixed_loss)
 
 
 def test_b22_an_item_without_a_photo_is_refused_or_counted(assets: Assets, tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ def test_b22_an_item_without_a_photo_is_refused_or_counted(assets: Assets, tmp_p
     assert test_set.left_out["candidates_not_in_store"] > 0
 
 
-def test_b23_a_transparent_photo_becomes_a_jpeg_and_a_cut_write_leaves_nothing(tmp_path: Path) -> None:
+def test_b23_transparent_photos_become_jpegs_and_partial_writes_are_removed(tmp_path: Path) -> None:
     clear = io.BytesIO()
     Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(clear, "PNG")
     assert Image.open(io.BytesIO(to_jpeg(clear.getvalue(), PhotoSettings()).jpg)).getpixel((3, 3)) == (255, 255, 255)

@@ -40,29 +40,29 @@ def backbone(assets: Assets) -> Backbone:
     return Backbone.load(ModelSettings(name=str(assets.base)))
 
 
-def photos(assets: Assets, backbone: Backbone) -> DistillDataset:
+def distill_data(assets: Assets, backbone: Backbone) -> DistillDataset:
     return DistillDataset(ShardDataset(assets.photos), backbone.geometry, backbone.encoder, max_length=64)
 
 
-def lists(assets: Assets, backbone: Backbone, **how) -> TuneDataset:
+def tune_data(assets: Assets, backbone: Backbone, **options) -> TuneDataset:
     rows, store = read_conversations(assets.rows), ItemStore.open(assets.store)
-    return TuneDataset(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **how})
+    return TuneDataset(rows, store, backbone.encoder, **{"candidates": KEY, "max_length": 400, **options})
 
 
 def test_b06_each_row_is_masked_by_its_own_prompt(assets: Assets, backbone: Backbone) -> None:
-    for data in (photos(assets, backbone), lists(assets, backbone)):
+    for data in (distill_data(assets, backbone), tune_data(assets, backbone)):
         samples = [data[n] for n in range(8)]
-        assert len({sample.length for sample in samples}) > 2, "rows of one length would show nothing"
+        assert len({sample.length for sample in samples}) > 2, "the rows need different lengths"
         batch = data.collate(samples).text
         for row, sample in enumerate(samples):
-            learnt = batch.input_ids[row][batch.labels[row] != IGNORED].tolist()
-            assert learnt == [label for label in sample.example.labels if label != IGNORED]
-            assert learnt[-1] == backbone.encoder.eos
-            assert backbone.encoder.image_token_id not in learnt
+            labelled = batch.input_ids[row][batch.labels[row] != IGNORED].tolist()
+            assert labelled == [label for label in sample.example.labels if label != IGNORED]
+            assert labelled[-1] == backbone.encoder.eos
+            assert backbone.encoder.image_token_id not in labelled
 
 
-def test_b06_the_loss_of_a_batch_is_that_of_its_rows(assets: Assets, backbone: Backbone) -> None:
-    data, task = photos(assets, backbone), DistillTask(backbone.model)
+def test_b06_a_batchs_losses_equal_those_of_its_rows(assets: Assets, backbone: Backbone) -> None:
+    data, task = distill_data(assets, backbone), DistillTask(backbone.model)
     samples = [data[n] for n in range(8)]
     with torch.no_grad():
         together = task(data.collate(samples))
@@ -71,28 +71,28 @@ def test_b06_the_loss_of_a_batch_is_that_of_its_rows(assets: Assets, backbone: B
 
 
 def test_b07_validation_has_targets(assets: Assets, backbone: Backbone) -> None:
-    data = lists(assets, backbone)
+    data = tune_data(assets, backbone)
     result = evaluate(TuneTask(backbone.model), data, DistributedContext(), batch_size=4, device=torch.device("cpu"))
     assert result.tokens == sum(len(backbone.encoder.target(target)) for _, target in data.pairs)
     assert 0 < result.loss < 100
 
 
-def test_b08_a_prompt_that_is_too_long_keeps_candidates_cue_and_target(assets: Assets, backbone: Backbone) -> None:
+def test_b08_a_truncated_prompt_keeps_candidates_cue_and_target(assets: Assets, backbone: Backbone) -> None:
     encoder = backbone.encoder
-    talk = Conversation(
+    conversation = Conversation(
         id="t", turns=(Turn("seeker", "word " * 900), *[Turn("comment", "Any word") for _ in range(99)])
     )
     listed = [Candidate(item, "Acme mug") for item in assets.ids[:10]]
-    example = encoder.recommendation(talk, listed, photo_tokens=5, target=assets.ids[3], max_length=400)
+    example = encoder.recommendation(conversation, listed, photo_tokens=5, target=assets.ids[3], max_length=400)
     assert len(example.input_ids) <= 400
     assert example.input_ids.count(encoder.image_token_id) == 50
-    learnt = [label for label in example.labels if label != IGNORED]
-    assert learnt == example.input_ids[-len(learnt) :] == encoder.target(assets.ids[3])
-    assert "[/INST]" in encoder.tokenizer.decode(example.input_ids[-len(learnt) - 2 : -len(learnt)])
+    labels = [label for label in example.labels if label != IGNORED]
+    assert labels == example.input_ids[-len(labels) :] == encoder.target(assets.ids[3])
+    assert "[/INST]" in encoder.tokenizer.decode(example.input_ids[-len(labels) - 2 : -len(labels)])
 
 
-def test_b09_every_target_ends_with_the_end_of_sequence(assets: Assets, backbone: Backbone) -> None:
-    for data in (photos(assets, backbone), lists(assets, backbone)):
+def test_b09_every_target_ends_with_eos(assets: Assets, backbone: Backbone) -> None:
+    for data in (distill_data(assets, backbone), tune_data(assets, backbone)):
         batch = data.collate([data[n] for n in range(6)]).text
         ends = [ids[labels != IGNORED][-1].item() for ids, labels in zip(batch.input_ids, batch.labels, strict=True)]
         assert ends == [backbone.encoder.eos] * 6
@@ -105,28 +105,28 @@ def ranker(assets: Assets, backbone: Backbone, tmp_path: Path) -> Ranker:
     return Ranker(Bundle.load(tmp_path / "bundle"), ItemStore.open(assets.store))
 
 
-def test_b10_no_id_is_cut(assets: Assets, ranker: Ranker) -> None:
-    assert MAX_NEW_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens; a word or two may stand before it"
+def test_b10_ids_are_not_truncated(assets: Assets, ranker: Ranker) -> None:
+    assert MAX_NEW_TOKENS >= 10 + 6, "an ASIN needs up to 10 tokens and may follow a few words"
     row = read_conversations(assets.rows)[0]
     encoded = ranker.encode(Request(conversation=row, candidates=assets.ids[:4]))
     assert encoded.targets == [ranker.encoder.target(item) for item in assets.ids[:4]]
 
 
-def test_b11_an_id_of_any_form_can_be_the_answer(ranker: Ranker) -> None:
+def test_b11_ids_of_any_form_are_parsed(ranker: Ranker) -> None:
     assert ranker._parse_id("I choose 0123456789 of them", ["0123456789", "B0MN010001"]) == "0123456789"
     assert ranker._parse_id("BATHROOM1 B0MN010001", ["B0MN010001"]) == "B0MN010001"
     assert ranker._parse_id(f"'{ranker.store.ids[2]}'.", ["B0MN010001"]) == ranker.store.ids[2], "not a candidate"
 
 
-def test_b12_a_row_with_two_targets_can_be_right() -> None:
+def test_b12_a_row_with_two_targets_can_be_a_hit() -> None:
     row = Prediction(targets=("a", "b"), candidates=("a", "b", "c"), ranking=("a", "c", "b"))
     values = {name: terms.value for name, terms in compute_metrics(judge([row])).items()}
     assert values["hit_rate"] == 1.0
     assert values["recall_micro"] == 0.5
 
 
-def test_b13_a_row_is_not_changed_by_being_read(assets: Assets, backbone: Backbone) -> None:
-    data = lists(assets, backbone)
+def test_b13_reading_a_row_does_not_change_it(assets: Assets, backbone: Backbone) -> None:
+    data = tune_data(assets, backbone)
     before = copy.deepcopy(data.conversations)
     several = [n for n, (row, _) in enumerate(data.pairs) if len(before[row].targets) > 1]
     assert several
@@ -138,7 +138,7 @@ def test_b13_a_row_is_not_changed_by_being_read(assets: Assets, backbone: Backbo
     assert data.conversations == before
 
 
-def test_b14_test_lists_get_no_target(assets: Assets, tmp_path: Path) -> None:
+def test_b14_targets_are_not_added_to_test_lists(assets: Assets, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     absent = [n for n, row in enumerate(rows) if not set(row["gt_items"]) & set(row[KEY])]
     assert absent
@@ -146,17 +146,17 @@ def test_b14_test_lists_get_no_target(assets: Assets, tmp_path: Path) -> None:
     assert [list(listed) for listed in test_set.lists] == [row[KEY] for row in rows]
 
 
-def test_b15_free_text_does_not_depend_on_the_batch(assets: Assets, backbone: Backbone) -> None:
-    asked = [backbone.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in (1, 9, 4, 30)]
-    together = generate(backbone.model, backbone.encoder, asked, None, max_new_tokens=12)
-    alone = [generate(backbone.model, backbone.encoder, [one], None, max_new_tokens=12)[0] for one in asked]
+def test_b15_generated_text_does_not_depend_on_the_batch(assets: Assets, backbone: Backbone) -> None:
+    prompts = [backbone.encoder.prompt(("[INST] ", "word " * n, "[/INST]")) for n in (1, 9, 4, 30)]
+    together = generate(backbone.model, backbone.encoder, prompts, None, max_new_tokens=12)
+    alone = [generate(backbone.model, backbone.encoder, [prompt], None, max_new_tokens=12)[0] for prompt in prompts]
     assert [continuation.text for continuation in together] == [continuation.text for continuation in alone]
-    for one, other in zip(together, alone, strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    for batched, single in zip(together, alone, strict=True):
+        assert batched.logprob == pytest.approx(single.logprob, abs=1e-4)
 
 
-def test_b14_training_can_show_lists_that_hold_nothing_fitting(assets: Assets, backbone: Backbone) -> None:
-    data = lists(assets, backbone, none_share=0.5)
+def test_b14_training_lists_may_lack_their_target(assets: Assets, backbone: Backbone) -> None:
+    data = tune_data(assets, backbone, none_share=0.5)
     none = backbone.encoder.target(NONE)
-    learnt = [[label for label in data[n].example.labels if label != IGNORED] for n in range(40)]
-    assert 5 < learnt.count(none) < 35
+    labels = [[label for label in data[n].example.labels if label != IGNORED] for n in range(40)]
+    assert 5 < labels.count(none) < 35

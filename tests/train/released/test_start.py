@@ -29,31 +29,32 @@ from tests.train.toy import ToyData, ToyTask
 ROOT = Path(__file__).parents[3]
 
 
-def declared() -> list[Requirement]:
-    """What setup.py asks for."""
+def declared_requirements() -> list[Requirement]:
+    """The requirements in setup.py."""
     text = (ROOT / "setup.py").read_text("utf-8")
     return [Requirement(line) for line in re.findall(r'"([\w.-]+(?:\[\w+\])?[><=][^"]*)"', text)]
 
 
-def load(assets: Assets, **how) -> Backbone:
-    return Backbone.load(ModelSettings(name=str(assets.base), **how))
+def load(assets: Assets, **options) -> Backbone:
+    return Backbone.load(ModelSettings(name=str(assets.base), **options))
 
 
-def test_b01_what_stage_1_writes_is_enough_for_what_comes_after(assets: Assets, tmp_path: Path) -> None:
+def test_b01_the_stage_1_bundle_is_complete(assets: Assets, tmp_path: Path) -> None:
     backbone = load(assets)
     save_bundle(tmp_path / "bundle", backbone, vision=add_adapter(backbone, "vision", LoraSettings(r=2)))
-    again = Bundle.load(tmp_path / "bundle", vision=True).backbone
-    assert again.geometry == backbone.geometry
-    assert again.tokenizer.get_vocab() == backbone.tokenizer.get_vocab()
+    loaded = Bundle.load(tmp_path / "bundle", vision=True).backbone
+    assert loaded.geometry == backbone.geometry
+    assert loaded.tokenizer.get_vocab() == backbone.tokenizer.get_vocab()
     assert (tmp_path / "bundle" / "tokenizer" / "tokenizer.json").is_file()
 
 
-def test_b02_versions_are_bounded_and_the_parts_are_where_they_are_looked_for(assets: Assets) -> None:
-    wanted = [need for need in declared() if need.name in ("transformers", "torch", "peft", "deepspeed")]
-    assert {need.name for need in wanted} == {"transformers", "torch", "peft", "deepspeed"}
-    for need in wanted:
-        assert {">=", "<"} <= {one.operator for one in need.specifier}, f"{need} has no two bounds"
-        assert need.specifier.contains(importlib.metadata.version(need.name).partition("+")[0])
+def test_b02_versions_are_bounded_and_model_parts_exist(assets: Assets) -> None:
+    requirements = {requirement.name: requirement for requirement in declared_requirements()}
+    for name in ("transformers", "torch", "peft", "deepspeed"):
+        requirement = requirements[name]
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert {">=", "<"} <= operators, f"{requirement} has no two bounds"
+        assert requirement.specifier.contains(importlib.metadata.version(requirement.name).partition("+")[0])
     model = load(assets).model
     for part in (model.model.vision_tower, model.model.multi_modal_projector, model.model.language_model):
         assert isinstance(part, torch.nn.Module)
@@ -70,37 +71,39 @@ def test_b03_a_checkpoint_is_read_without_unpickling(tmp_path: Path, world: Dist
     engine.close()
 
 
-def test_b04_everything_that_is_imported_is_declared() -> None:
-    called = {"pil": "pillow", "yaml": "pyyaml", "upath": "universal_pathlib", "pynvml": "nvidia-ml-py"}
-    called |= {"pillow_heif": "pillow-heif", "backports": "backports.zstd", "faiss": "faiss-cpu"}
-    called |= {"ahocorasick_rs": "ahocorasick-rs"}
-    called |= {"prometheus_client": "prometheus-client", "sentence_transformers": "sentence-transformers"}
-    comes_with = {"huggingface_hub": "transformers", "tokenizers": "transformers", "yarl": "aiohttp"}
-    comes_with |= {"sqlalchemy": "mlflow", "starlette": "fastapi", "pydantic_core": "pydantic"}
-    found = set()
+def test_b04_every_import_is_declared() -> None:
+    package_names = {"pil": "pillow", "yaml": "pyyaml", "upath": "universal_pathlib", "pynvml": "nvidia-ml-py"}
+    package_names |= {"pillow_heif": "pillow-heif", "backports": "backports.zstd", "faiss": "faiss-cpu"}
+    package_names |= {"ahocorasick_rs": "ahocorasick-rs"}
+    package_names |= {"prometheus_client": "prometheus-client", "sentence_transformers": "sentence-transformers"}
+    dependency_of = {"huggingface_hub": "transformers", "tokenizers": "transformers", "yarl": "aiohttp"}
+    dependency_of |= {"sqlalchemy": "mlflow", "starlette": "fastapi", "pydantic_core": "pydantic"}
+    imported = set()
     for part in ("lavic", "launch", "shards"):
         for file in (ROOT / part).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.Import):
-                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
-                    found.add((node.module or "").partition(".")[0])
-    newer = {"compression"}  # of the standard library, from Python 3.14
-    others = {name.lower() for name in found} - set(sys.stdlib_module_names) - newer - {"lavic", ""}
-    undeclared = {comes_with.get(name, called.get(name, name)) for name in others}
-    undeclared -= {need.name.lower() for need in declared()}
+                    imported.add((node.module or "").partition(".")[0])
+    newer_stdlib = {"compression"}  # of the standard library, from Python 3.14
+    others = {name.lower() for name in imported} - set(sys.stdlib_module_names) - newer_stdlib - {"lavic", ""}
+    undeclared = {dependency_of.get(name, package_names.get(name, name)) for name in others}
+    undeclared -= {need.name.lower() for need in declared_requirements()}
     assert not undeclared
 
 
-def test_b04_no_gpu_is_needed_and_no_folder_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b04_no_gpu_is_needed_and_no_path_is_hard_coded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIC_DEVICE", "cpu")
     assert DistributedContext().device() == torch.device("cpu")
     for part in ("lavic", "launch", "shards"):
         for file in (ROOT / part).rglob("*.py"):
-            assert not re.search(r"""["']\.\./""", file.read_text("utf-8")), f"{file} looks beside the working folder"
+            assert not re.search(r"""["']\.\./""", file.read_text("utf-8")), (
+                f"{file} has a path relative to the parent folder"
+            )
 
 
-def test_b05_the_model_is_loaded_as_what_it_is(assets: Assets) -> None:
+def test_b05_the_model_is_loaded_as_llava_next(assets: Assets) -> None:
     model = load(assets).model
     assert type(model) is LlavaNextForConditionalGeneration
     stored = load_file(assets.base / "model.safetensors")
