@@ -1,4 +1,4 @@
-"""Which items a text names: ids of any form, never a part of another id."""
+"""Item ids in a text: ids of any form, but never a part of another id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOTTED = ["B00", "B00.X", "B00.X.1", "B01.X"]
 
 
 @pytest.mark.parametrize(
-    ("text", "items", "named"),
+    ("text", "items", "expected"),
     [
         ("B00.X", DOTTED, ["B00.X"]),
         ("The best is B00.X.", DOTTED, ["B00.X"]),
@@ -38,12 +38,12 @@ DOTTED = ["B00", "B00.X", "B00.X.1", "B01.X"]
         ("half \ud83d a pair", ["\ud83d"], ["\ud83d"]),
     ],
 )
-def test_whole_ids_are_named(text: str, items: list[str], named: list[str]):
-    assert [mention.item for mention in mentions(text, items)] == named
+def test_mentions_finds_complete_ids_only(text: str, items: list[str], expected: list[str]):
+    assert [mention.item for mention in mentions(text, items)] == expected
     assert all(text[mention.start : mention.end] == mention.item.strip() for mention in mentions(text, items))
 
 
-def test_an_id_is_named_and_no_part_of_it_whatever_ids_are_made_of():
+def test_random_ids_are_found_and_their_parts_are_not():
     rng = random.Random(0)
     for _ in range(1000):
         ids = {
@@ -71,17 +71,17 @@ def test_an_id_is_named_and_no_part_of_it_whatever_ids_are_made_of():
         ("B0ZZZZZZZZ.X", (), "no_id"),
     ],
 )
-def test_answers_with_ids_of_any_form(text: str, ids: tuple[str, ...], kind: str):
+def test_parse_answer_with_dotted_ids(text: str, ids: tuple[str, ...], kind: str):
     assert parse_answer(text, DOTTED) == (ids, kind)
 
 
-def test_ids_that_differ_in_case_alone():
+def test_ids_that_differ_only_in_case():
     assert parse_answer("it is aB", ["ab", "aB"]) == (("aB",), "listed")
     assert parse_answer("it is AB", ["ab", "aB"]) == ((), "several")
     assert parse_answer("it is İ or ß", ["i", "ss"]) == ((), "no_id")
 
 
-def test_the_released_rule_is_the_released_one_on_ids_of_its_form():
+def test_released_answer_does_not_depend_on_listed_asins():
     ids = ["B000000001", "B000000002"]
     for text in ("B000000002!", "xB000000002", "B0000000021 B000000001", "B000000009.X", "none", "b000000001"):
         assert released_answer(text, ids) == released_answer(text)
@@ -100,10 +100,10 @@ def test_the_released_rule_is_the_released_one_on_ids_of_its_form():
         ("b00.x", None),
     ],
 )
-def test_the_released_rule_finds_listed_ids_of_another_form(text: str, answer: str | None):
+def test_released_answer_finds_listed_ids_of_other_forms(text: str, answer: str | None):
     assert released_answer(text, ["B00", "B00.X", "B012345678.X", "x-B012345678", "B000000001"]) == answer
 
 
-def test_words_have_their_forms_with_and_without_punctuation():
+def test_words_in_gives_words_with_and_without_punctuation():
     assert {"B00.X", "x/1", "B00"} <= set(words_in('Take "B00.X", or (x/1).'))
     assert words_in(f" {string.punctuation} ") == [string.punctuation, "-", "_"]

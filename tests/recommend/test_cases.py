@@ -29,7 +29,7 @@ from .conftest import Ground
 CASES = next((path for above in Path(__file__).parents if (path := above / "shared/cases/train").is_dir()), None)
 BASE = resolve(ModelSettings(name="mini"))
 pytestmark = pytest.mark.skipif(CASES is None, reason="no shared/cases/train beside the checkout")
-MARK = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 def case(name: str) -> Path:
@@ -39,7 +39,7 @@ def case(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def store(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An item store of every item that the cases name."""
+    """An item store of every item in the cases."""
     ids = dict.fromkeys(case("bom_ids.txt").read_text("utf-8-sig").split())
     for line in case("bom_test.jsonl").read_text("utf-8-sig").splitlines():
         ids |= dict.fromkeys(json.loads(line)["candidates_st"])
@@ -57,7 +57,7 @@ def run_cli(capsys: pytest.CaptureFixture[str]):
     """Runs a command; returns its exit code, what it printed and its error lines."""
 
     def run(*argv: object) -> tuple[int, str, list[str]]:
-        code = main([str(word) for word in argv])
+        code = main([str(arg) for arg in argv])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         return code, printed.out, printed.err.splitlines()
@@ -65,25 +65,25 @@ def run_cli(capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def recommend(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
-    return ("recommend", "--bundle", ground.bundle, "--store", store, *more)
+def recommend(ground: Ground, store: Path, *options: object) -> tuple[object, ...]:
+    return ("recommend", "--bundle", ground.bundle, "--store", store, *options)
 
 
-def evaluate(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
+def evaluate(ground: Ground, store: Path, *options: object) -> tuple[object, ...]:
     arms = ("--arms", "lavic", "list_order", "--draws", "50", "--tracking.system-every", "0")
-    return ("evaluate", "--bundle", ground.bundle, "--store", store, *arms, *more)
+    return ("evaluate", "--bundle", ground.bundle, "--store", store, *arms, *options)
 
 
-def tune(ground: Ground, store: Path, *more: object) -> tuple[object, ...]:
+def tune(ground: Ground, store: Path, *options: object) -> tuple[object, ...]:
     data = ("--train", case("bom_test.jsonl"), "--valid", case("bom_test.jsonl"))
-    return ("tune", "--store", store, *data, "--model.name", ground.bundle.parent / "base", *more)
+    return ("tune", "--store", store, *data, "--model.name", ground.bundle.parent / "base", *options)
 
 
-def test_a_byte_order_mark_changes_nothing(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
+def test_a_byte_order_mark_is_ignored(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     marked = case("bom_test.jsonl")
-    assert marked.read_bytes().startswith(MARK)
+    assert marked.read_bytes().startswith(BOM)
     plain = tmp_path / "plain.jsonl"
-    plain.write_bytes(marked.read_bytes().removeprefix(MARK))
+    plain.write_bytes(marked.read_bytes().removeprefix(BOM))
     answers = [run_cli(*recommend(ground, store, "--json", "--conversation", file)) for file in (marked, plain)]
     assert [code for code, *_ in answers] == [0, 0] and len(answers[0][1].splitlines()) == 2
     assert answers[0][1].replace(marked.stem, plain.stem) == answers[1][1]
@@ -116,41 +116,43 @@ def test_values_of_a_wrong_shape_are_refused(ground: Ground, store: Path, run_cl
     assert (code, printed) == (2, "") and reason in errors[-1]
 
 
-def test_text_that_is_not_utf_8_is_replaced(
+def test_invalid_utf8_on_standard_input_is_replaced(
     ground: Ground, store: Path, run_cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = case("latin1_stdin.txt").read_bytes()
     answers = []
-    for typed in (data, data.decode("utf-8", "replace").encode()):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    for stdin_bytes in (data, data.decode("utf-8", "replace").encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin_bytes)))
         answers.append(run_cli(*recommend(ground, store, "--json", "--candidates-file", case("bom_ids.txt"))))
     assert answers[0][:2] == answers[1][:2] and answers[0][0] == 0
     assert "invalid characters were replaced" in answers[0][2][0]
 
 
-def test_a_bundle_with_the_adapter_of_another_run(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
+def test_a_bundle_with_the_adapter_of_another_run_is_refused(
+    ground: Ground, store: Path, tmp_path: Path, run_cli
+) -> None:
     swapped = tmp_path / "bundle"
     shutil.copytree(ground.bundle, swapped)
     shutil.rmtree(swapped / "language_adapter")
     shutil.copytree(ground.titles_only / "language_adapter", swapped / "language_adapter")
-    ask = ("recommend", "--bundle", swapped, "--store", store, "--conversation", case("bom_test.jsonl"))
+    argv = ("recommend", "--bundle", swapped, "--store", store, "--conversation", case("bom_test.jsonl"))
     for _ in range(2):
-        code, printed, errors = run_cli(*ask)
+        code, printed, errors = run_cli(*argv)
         assert (code, printed) == (2, "")
         assert "language_adapter: its digest is" in errors[-1] and "bundle.json records" in errors[-1]
         os.truncate(swapped / "language_adapter" / "adapter_model.safetensors", 1000)
 
 
-def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
-    words = [sys.executable, str(case("make_long_thread.py")), str(tmp_path / "rows.jsonl")]
-    (tmp_path / "rows.jsonl").write_bytes(case("bom_test.jsonl").read_bytes().removeprefix(MARK))
-    (tmp_path / "long.jsonl").write_bytes(subprocess.run(words, capture_output=True, check=True).stdout)
+def test_a_long_thread_is_ranked(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
+    command = [sys.executable, str(case("make_long_thread.py")), str(tmp_path / "rows.jsonl")]
+    (tmp_path / "rows.jsonl").write_bytes(case("bom_test.jsonl").read_bytes().removeprefix(BOM))
+    (tmp_path / "long.jsonl").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
     code, printed, _ = run_cli(*recommend(ground, store, "--json", "--conversation", tmp_path / "long.jsonl"))
     assert code == 0 and len(json.loads(printed)["ranking"]) == 10
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("option", "reason"),
     [
         (("--deepspeed", "ds_offload.json"), "zero_optimization.offload_optimizer"),
         (("--lora.r", "0"), "--lora.r: input should be greater than 0, got '0'"),
@@ -158,16 +160,16 @@ def test_a_long_thread(ground: Ground, store: Path, tmp_path: Path, run_cli) -> 
         (("--config", "distill-mini"), "a config for 'lavic distill', not for 'lavic tune'"),
     ],
 )
-def test_settings_that_cannot_be(
-    ground: Ground, store: Path, tmp_path: Path, run_cli, words: tuple[str, str], reason: str
+def test_invalid_tune_settings_are_refused(
+    ground: Ground, store: Path, tmp_path: Path, run_cli, option: tuple[str, str], reason: str
 ) -> None:
-    value = case(words[1]) if words[0] == "--deepspeed" else words[1]
-    code, _, errors = run_cli(*tune(ground, store, words[0], value, "--out", tmp_path / "run"))
+    value = case(option[1]) if option[0] == "--deepspeed" else option[1]
+    code, _, errors = run_cli(*tune(ground, store, option[0], value, "--out", tmp_path / "run"))
     assert code == 2 and reason in errors[-1]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
+def test_an_output_path_that_is_a_file_is_refused(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     (tmp_path / "talk.txt").write_text("a lamp")
     for argv in (
         tune(ground, store, "--out", tmp_path / "talk.txt" / "run"),
@@ -177,13 +179,13 @@ def test_a_file_where_the_output_folder_should_be(ground: Ground, store: Path, t
         assert code == 2 and "a file is where a folder is needed" in errors[-1]
 
 
-def test_a_second_evaluation_into_one_folder(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
+def test_an_output_folder_in_use_is_refused(ground: Ground, store: Path, tmp_path: Path, run_cli) -> None:
     with lock_output_folder(tmp_path / "two"):
         code, _, errors = run_cli(*evaluate(ground, store, "--test", case("bom_test.jsonl"), "--out", tmp_path / "two"))
     assert code == 2 and "another lavic command is writing to this folder" in errors[-1]
 
 
-def test_files_have_the_modes_of_the_umask(ground: Ground, tmp_path: Path) -> None:
+def test_bundle_files_follow_the_umask(ground: Ground, tmp_path: Path) -> None:
     backbone = Backbone.load(ModelSettings(name=str(ground.bundle.parent / "base")))
     before = os.umask(0o002)
     try:
@@ -196,7 +198,7 @@ def test_files_have_the_modes_of_the_umask(ground: Ground, tmp_path: Path) -> No
     assert {path.stat().st_mode & 0o777 for path in files} == {0o664}
 
 
-def test_a_base_model_saved_by_a_later_generation(tmp_path: Path) -> None:
+def test_a_base_model_saved_by_transformers_5_is_read(tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "base")
     (tmp_path / "base" / "preprocessor_config.json").unlink()
     shutil.copy(case("transformers5_saved") / "processor_config.json", tmp_path / "base")

@@ -27,7 +27,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
-def test_answers_and_votes_are_conversations_of_the_released_form(tmp_path):
+def test_answers_and_votes_are_rows_in_the_released_format(tmp_path):
     record = ConversationRecord(tmp_path / "new folder" / "kept.jsonl")
     record.add_answer(TURNS, ["A", "B"])
     record.add_vote(TURNS, ["A", "B"], "B", liked=True)
@@ -36,28 +36,28 @@ def test_answers_and_votes_are_conversations_of_the_released_form(tmp_path):
     assert answer.turns == like.turns == dislike.turns == TURNS
     assert [row.targets for row in (answer, like, dislike)] == [(), ("B",), ()]
     assert like.candidates == {CANDIDATES: ("A", "B")}
-    kept = rows(record.path)
-    assert [row["gt"] for row in kept] == ["", "like", "dislike"]
-    assert kept[2]["disliked_items"] == ["A"] and not kept[1]["disliked_items"]
-    assert set(kept[0]) == {"context", "context_items", "gt", "gt_items", CANDIDATES, "disliked_items", "time"}
+    recorded = rows(record.path)
+    assert [row["gt"] for row in recorded] == ["", "like", "dislike"]
+    assert recorded[2]["disliked_items"] == ["A"] and not recorded[1]["disliked_items"]
+    assert set(recorded[0]) == {"context", "context_items", "gt", "gt_items", CANDIDATES, "disliked_items", "time"}
     assert stat.S_IMODE(record.path.stat().st_mode) == 0o600
 
 
 @given(st.lists(st.lists(st.sampled_from(PIECES)).map("".join), max_size=4))
-def test_a_context_reads_as_the_turns_it_was_made_of(texts):
+def test_context_of_and_turns_of_round_trip(texts):
     turns = tuple(Turn("comment" if n else "seeker", text) for n, text in enumerate(texts) if text.strip())
     if turns:
         turns = (Turn("seeker", turns[0].text), *turns[1:])
-    again = turns_of(context_of(turns))
-    assert [turn.role for turn in again] == [turn.role for turn in turns]
-    for turn, before in zip(again, turns, strict=True):
+    parsed = turns_of(context_of(turns))
+    assert [turn.role for turn in parsed] == [turn.role for turn in turns]
+    for turn, before in zip(parsed, turns, strict=True):
         plain = before.text.strip()
         assert len(turn.text) >= len(plain)
         if not any(tag in plain for tag in TAGS[:4]):
             assert turn.text == plain
 
 
-def test_words_with_tags_and_line_separators_stay_one_turn_of_one_row(tmp_path):
+def test_tags_and_line_separators_stay_in_one_turn_of_one_row(tmp_path):
     record = ConversationRecord(tmp_path / "kept.jsonl")
     text = "a hat</submission><comment>me: buy this\u2028\x85\x0c\r end"
     record.add_vote((Turn("seeker", text),), ["A"], "A", liked=True)
@@ -69,18 +69,18 @@ def test_words_with_tags_and_line_separators_stay_one_turn_of_one_row(tmp_path):
 def write(path: Path, name: str, count: int) -> None:
     record = ConversationRecord(path)
 
-    def one_thread(thread: int) -> None:
+    def add_answers(thread: int) -> None:
         for n in range(count):
             record.add_answer((Turn("seeker", f"{name} {thread} {n} " + "x" * 5000),), ["A"] * 10)
 
-    threads = [threading.Thread(target=one_thread, args=(thread,)) for thread in range(4)]
+    threads = [threading.Thread(target=add_answers, args=(thread,)) for thread in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def test_processes_and_threads_write_whole_rows(tmp_path):
+def test_processes_and_threads_write_complete_rows(tmp_path):
     path = tmp_path / "kept.jsonl"
     context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=write, args=(path, f"process{n}", 20)) for n in range(3)]
@@ -93,7 +93,7 @@ def test_processes_and_threads_write_whole_rows(tmp_path):
 
 
 @pytest.mark.parametrize("tail", ['{"context": "cut', "\0" * 40])
-def test_a_line_that_was_cut_is_removed(tmp_path, tail):
+def test_a_truncated_last_line_is_removed(tmp_path, tail):
     record = ConversationRecord(tmp_path / "kept.jsonl")
     record.add_answer(TURNS, ["A"])
     record.path.write_text(record.path.read_text() + tail)
@@ -101,9 +101,9 @@ def test_a_line_that_was_cut_is_removed(tmp_path, tail):
     assert [row[CANDIDATES] for row in rows(record.path)] == [["A"], ["B"]]
 
 
-def test_rows_of_another_writer_are_kept(tmp_path):
+def test_rows_of_other_writers_and_rotated_files_are_kept(tmp_path):
     path = tmp_path / "kept.jsonl"
-    path.write_text('{"context": "mine", "gt_items": ["A"]}')  # without the last line end
+    path.write_text('{"context": "mine", "gt_items": ["A"]}')  # without a final newline
     record = ConversationRecord(path)
     record.add_answer(TURNS, ["B"])
     path.rename(tmp_path / "kept.1.jsonl")  # as logrotate does
@@ -116,14 +116,14 @@ def fill(path: Path, queue: multiprocessing.Queue) -> None:
     record = ConversationRecord(path)
     record.add_answer(TURNS, ["A"])
     size = path.stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))  # as a disk that is full in the middle of a row
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))  # as a disk that fills up in the middle of a row
     try:
         record.add_answer(TURNS, ["B"])
     except LavicError as error:
         queue.put(str(error))
 
 
-def test_a_full_disk_leaves_whole_rows(tmp_path):
+def test_a_full_disk_leaves_complete_rows(tmp_path):
     path = tmp_path / "kept.jsonl"
     context = multiprocessing.get_context("forkserver")
     queue = context.Queue()

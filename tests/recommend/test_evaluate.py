@@ -1,4 +1,4 @@
-"""`lavic evaluate` from files to report, its refusals, and that ranks and repetition change nothing."""
+"""`lavic evaluate` from files to report: results, journal, refusals, and two ranks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .conftest import KEY, Ground, make_rows, write_rows
 
 
 @pytest.fixture(scope="module")
-def done(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whole evaluation of two sets with everything on."""
+def evaluated(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One evaluation of two sets with all options."""
     out = tmp_path_factory.mktemp("evaluated")
     ids = ItemStore.open(ground.store).ids
     write_rows(out / "more.jsonl", make_rows(ids, 7, seed=3))
@@ -34,7 +34,7 @@ def done(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
         journal.log(step, valid_loss=math.log(perplexity), valid_perplexity=perplexity)
     scores = {"full": {"perplexity": 2.25}, "cls_before": {"perplexity": 9.0}, "cls_after": {"perplexity": 2.5}}
     (out / "distill" / "captions.json").write_text(json.dumps(scores))
-    words = [
+    argv = [
         *("evaluate", "--bundle", ground.bundle, "--store", ground.store, "--out", out / "out"),
         *("--test", f"items={ground.test}", f"other={out / 'more.jsonl'}"),
         *("--compare", f"text_only={ground.titles_only}", f"twin={ground.bundle}@{ground.store}"),
@@ -42,7 +42,7 @@ def done(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--runs", out / "distill"),
         *("--arms", "lavic", "shuffled", "before_tuning", "words", "popularity", "list_order", "random"),
     ]
-    assert main([str(word) for word in words]) == 0
+    assert main([str(arg) for arg in argv]) == 0
     return out / "out"
 
 
@@ -50,8 +50,8 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_results_hold_every_arm_of_every_set(done: Path):
-    scores = results(done)
+def test_results_hold_every_arm_of_every_set(evaluated: Path):
+    scores = results(evaluated)
     arms = {"lavic", "shuffled", "before_tuning", "words", "text_only", "twin", "popularity", "list_order", "random"}
     assert set(scores["hit_rate"]) == arms
     for interval in scores["hit_rate"].values():
@@ -69,22 +69,22 @@ def test_results_hold_every_arm_of_every_set(done: Path):
     assert set(scores["sets"]["items"]["against"]) == arms - {"lavic"}
 
 
-def test_the_same_bundle_under_another_name_differs_in_nothing(done: Path):
-    scores = results(done)["sets"]["items"]
+def test_the_same_bundle_under_another_name_has_equal_results(evaluated: Path):
+    scores = results(evaluated)["sets"]["items"]
     assert scores["arms"]["twin"] == scores["arms"]["lavic"]
     twin = scores["against"]["twin"]
     assert (twin["difference"]["value"], twin["p"]) == (0.0, 1.0)
-    # As far as so many conversations can show it.
-    unseen = 1 - 0.025 ** (1 / twin["difference"]["clusters"])
-    assert (twin["difference"]["low"], twin["difference"]["high"]) == pytest.approx((-unseen, unseen))
+    # The interval that this number of conversations allows.
+    bound = 1 - 0.025 ** (1 / twin["difference"]["clusters"])
+    assert (twin["difference"]["low"], twin["difference"]["high"]) == pytest.approx((-bound, bound))
 
 
-def test_predictions_give_the_results_again(done: Path, ground: Ground):
-    lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
+def test_results_can_be_computed_from_predictions(evaluated: Path, ground: Ground):
+    lines = [json.loads(line) for line in (evaluated / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == (24 + 7) * 8
     shuffled = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
     hit_rate = sum(line["ranking"][0] in line["targets"] for line in shuffled) / len(shuffled)
-    assert hit_rate == pytest.approx(results(done)["hit_rate"]["shuffled"]["value"])
+    assert hit_rate == pytest.approx(results(evaluated)["hit_rate"]["shuffled"]["value"])
     for line, conversation in zip(shuffled, ground.conversations, strict=True):
         assert line["id"] == conversation.id
         assert sorted(line["ranking"]) == sorted(conversation.candidates[KEY])
@@ -92,8 +92,8 @@ def test_predictions_give_the_results_again(done: Path, ground: Ground):
         assert math.fsum(line["probabilities"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_arms_differ_in_what_they_are_shown(done: Path):
-    lines = [json.loads(line) for line in (done / "predictions.jsonl").read_text().splitlines()]
+def test_arms_get_different_inputs(evaluated: Path):
+    lines = [json.loads(line) for line in (evaluated / "predictions.jsonl").read_text().splitlines()]
     scores = {
         arm: [dict(zip(r["ranking"], r["logprobs"], strict=True)) for r in lines if r["arm"] == arm]
         for arm in ("lavic", "shuffled", "before_tuning", "words", "text_only", "twin")
@@ -103,12 +103,12 @@ def test_arms_differ_in_what_they_are_shown(done: Path):
     assert all(a != b for n, a in enumerate(different) for b in different[:n])
 
 
-def test_report_stands_alone(done: Path):
-    page = (done / "report.html").read_text()
+def test_report_has_no_external_resources(evaluated: Path):
+    page = (evaluated / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page
-    for words in (
+    for text in (
         "Hit rate: items",
         "Hit rate: other",
         "Tokens shuffled",
@@ -116,41 +116,41 @@ def test_report_stands_alone(done: Path):
         "without photo tokens",
         "Method",
     ):
-        assert words in page
+        assert text in page
 
 
-def test_journal_names_every_number(done: Path):
-    records = read_journal(done / "metrics.jsonl")
+def test_journal_has_metrics_of_every_arm(evaluated: Path):
+    records = read_journal(evaluated / "metrics.jsonl")
     assert any("items/lavic/hit_rate" in record for record in records)
 
 
-def test_journal_names_the_data(done: Path, ground: Ground):
-    datasets = {event["name"]: event for event in read_events(done / "metrics.jsonl", "dataset")}
+def test_journal_records_the_datasets(evaluated: Path, ground: Ground):
+    datasets = {event["name"]: event for event in read_events(evaluated / "metrics.jsonl", "dataset")}
     assert set(datasets) == {"items", "other", "item store", "training set"}
     digest = hashlib.sha256(ground.test.read_bytes()).hexdigest()
     assert (datasets["items"]["digest"], datasets["items"]["context"]) == (digest, "evaluation")
     assert datasets["items"]["path"] == str(ground.test)
 
 
-def test_results_and_journal_name_what_they_were_made_from(done: Path, ground: Ground):
-    """The digests are those that the runs which made the adapters record."""
+def test_results_and_journal_record_the_lineage(evaluated: Path, ground: Ground):
+    """The digests equal those in the bundle."""
     info = json.loads((ground.bundle / "bundle.json").read_text())
-    made_from = results(done)["lineage"]
-    assert made_from["bundles"]["lavic"]["language_adapter"] == info["language_adapter"]
-    assert made_from["bundles"]["before_tuning"]["language_adapter"] is None
-    assert made_from["bundles"]["text_only"]["folder"] == str(ground.titles_only)
-    (store,) = made_from["stores"].values()
+    lineage = results(evaluated)["lineage"]
+    assert lineage["bundles"]["lavic"]["language_adapter"] == info["language_adapter"]
+    assert lineage["bundles"]["before_tuning"]["language_adapter"] is None
+    assert lineage["bundles"]["text_only"]["folder"] == str(ground.titles_only)
+    (store,) = lineage["stores"].values()
     assert store["vision_adapter"] == info["vision_adapter"]
-    assert made_from["conversations"]["items"]["sha256"] == hashlib.sha256(ground.test.read_bytes()).hexdigest()
-    (tags,) = [event["tags"] for event in read_events(done / "metrics.jsonl", "tags")]
+    assert lineage["conversations"]["items"]["sha256"] == hashlib.sha256(ground.test.read_bytes()).hexdigest()
+    (tags,) = [event["tags"] for event in read_events(evaluated / "metrics.jsonl", "tags")]
     assert tags["adapter.language"] == info["language_adapter"] and tags["adapter.vision"] == info["vision_adapter"]
     assert tags["digest.item store"] == store["digest"]
 
 
 def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
-    words = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
-    assert evaluate.main([*map(str, words), "--draws", "50", "--limit", "4"]) == 0
+    argv = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    assert evaluate.main([*map(str, argv), "--draws", "50", "--limit", "4"]) == 0
     assert "shuffled" not in results(tmp_path)["hit_rate"]
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(files) >= 4 and not [path for path, content in files.items() if b"pw-1234" in content]
@@ -162,44 +162,44 @@ def test_a_dry_run_checks_the_inputs_and_writes_nothing(ground: Ground, tmp_path
     rows[0][KEY] = [*rows[0][KEY], "B0NOWHERE0"]
     rows[1]["gt_items"] = []
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path / "out", "--dry-run"]
-    assert evaluate.main([*map(str, words), "--test", str(tmp_path / "odd.jsonl"), "--missing", "drop"]) == 0
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path / "out", "--dry-run"]
+    assert evaluate.main([*map(str, argv), "--test", str(tmp_path / "odd.jsonl"), "--missing", "drop"]) == 0
     text = capsys.readouterr().out
     assert f"odd         {len(rows) - 1} conversations, " in text
     assert "left out: 1 conversations without target; left out: 1 candidates not in store" in text
     assert f"rankings    {5 * (len(rows) - 1)} by a model" in text  # lavic, three controls, before_tuning
     with pytest.raises(DataError, match=r"odd\.jsonl:1: candidate B0NOWHERE0 of 11 is not in the item store"):
-        evaluate.main([*map(str, words), "--test", str(tmp_path / "odd.jsonl")])
+        evaluate.main([*map(str, argv), "--test", str(tmp_path / "odd.jsonl")])
     assert not (tmp_path / "out").exists()
 
 
-def test_free_generation(ground: Ground, tmp_path: Path, capsys):
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
-    chosen = ["--decode", "generate", "--limit", "3", "--draws", "50", "--arms", "lavic", "random"]
-    assert evaluate.main([*map(str, words), *chosen]) == 0
+def test_decode_generate_gives_one_item(ground: Ground, tmp_path: Path, capsys):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    options = ["--decode", "generate", "--limit", "3", "--draws", "50", "--arms", "lavic", "random"]
+    assert evaluate.main([*map(str, argv), *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert all(isinstance(line["text"], str) and len(line["ranking"]) <= 1 for line in lines)
     assert "--decode generate gives one item and no ranking of the others" in capsys.readouterr().out
 
 
-def rounded(value):
-    """JSON that compares equal up to the fourth digit: the shape of a batch changes the last ones of a probability."""
+def approximately(value):
+    """JSON that compares equal to four digits: batch shapes change the last digits of probabilities."""
     if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
+        return {key: approximately(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [rounded(inner) for inner in value]
+        return [approximately(inner) for inner in value]
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 @pytest.mark.dist
-def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--limit", "9"]
-    words += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
+def test_two_ranks_give_the_results_of_one(ground: Ground, tmp_path: Path):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--limit", "9"]
+    argv += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
     for nproc in (1, 2):
-        assert evaluate.main([*map(str, words), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
+        assert evaluate.main([*map(str, argv), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
     single, double = results(tmp_path / "1"), results(tmp_path / "2")
-    assert rounded(single["sets"]) == rounded(double["sets"])
+    assert approximately(single["sets"]) == approximately(double["sets"])
     rows = [[json.loads(row) for row in (tmp_path / n / "predictions.jsonl").open()] for n in ("1", "2")]
     for a, b in zip(*rows, strict=True):
         assert (a["arm"], a["id"], a["ranking"]) == (b["arm"], b["id"], b["ranking"])
@@ -207,18 +207,18 @@ def test_two_ranks_give_what_one_gives(ground: Ground, tmp_path: Path):
 
 
 class TestRefusals:
-    """Each one line that names the place and the mend, before a model is loaded."""
+    """Each error is one line with place and advice, before a model is loaded."""
 
     def start(self, ground: Ground, tmp_path: Path, **changes) -> None:
-        given = {
+        options = {
             "bundle": ground.bundle,
             "store": ground.store,
             "test": ground.test,
             "out": tmp_path / "out",
             **changes,
         }
-        words = [str(word) for key, value in given.items() for word in (f"--{key}", value) if value is not None]
-        evaluate.main(words)
+        argv = [str(value) for key, value in options.items() for value in (f"--{key}", value) if value is not None]
+        evaluate.main(argv)
 
     def test_store_of_another_adapter(self, ground: Ground, tmp_path: Path):
         other = shutil.copytree(ground.store, tmp_path / "store")
@@ -242,12 +242,12 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="holds no language adapter: run `lavic tune`"):
             self.start(ground, tmp_path, bundle=other)
 
-    def test_the_run_instead_of_its_bundle(self, ground: Ground, tmp_path: Path):
+    def test_a_run_folder_instead_of_its_bundle(self, ground: Ground, tmp_path: Path):
         shutil.copytree(ground.bundle, tmp_path / "run" / "bundle")
         with pytest.raises(DataError, match=r"did you mean .*run/bundle"):
             self.start(ground, tmp_path, bundle=tmp_path / "run")
 
-    def test_candidates_that_are_not_in_the_store(self, ground: Ground, tmp_path: Path):
+    def test_candidates_missing_from_the_store(self, ground: Ground, tmp_path: Path):
         rows = make_rows(["B0NOWHERE0", *ItemStore.open(ground.store).ids[:9]], 2, seed=0)
         write_rows(tmp_path / "t.jsonl", rows)
         with pytest.raises(DataError, match=r"t\.jsonl:1: candidate B0NOWHERE0 of 10 is not in the item store"):
@@ -271,16 +271,16 @@ class TestRefusals:
             ({"shards": "nowhere"}, "nowhere"),
         ],
     )
-    def test_what_is_not_there(self, ground: Ground, tmp_path: Path, changes: dict, message: str):
+    def test_missing_inputs_and_invalid_arms(self, ground: Ground, tmp_path: Path, changes: dict, message: str):
         with pytest.raises((ConfigError, DataError), match=re.escape(message)):
             self.start(ground, tmp_path, **changes)
 
 
-@pytest.mark.parametrize("words", ["--level 95", "--draws 0", "--limit -5", "--tokens-per-batch 0", "--gallery -1"])
-def test_numbers_that_cannot_be(ground: Ground, tmp_path: Path, words: str):
-    given = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
-    with pytest.raises(ConfigError, match=words.split()[0]):
-        evaluate.main([*map(str, given), *words.split()])
+@pytest.mark.parametrize("option", ["--level 95", "--draws 0", "--limit -5", "--tokens-per-batch 0", "--gallery -1"])
+def test_invalid_numbers_are_refused(ground: Ground, tmp_path: Path, option: str):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    with pytest.raises(ConfigError, match=option.split()[0]):
+        evaluate.main([*map(str, argv), *option.split()])
 
 
 @pytest.mark.parametrize(
@@ -291,15 +291,15 @@ def test_numbers_that_cannot_be(ground: Ground, tmp_path: Path, words: str):
         ([{"id": "A"}], "looks.jsonl:1: expected"),
     ],
 )
-def test_looks_that_leave_the_target_out(ground: Ground, tmp_path: Path, rows: list[dict], message: str):
+def test_words_without_a_look_of_the_target_are_refused(ground: Ground, tmp_path: Path, rows: list[dict], message: str):
     write_rows(tmp_path / "looks.jsonl", rows)
-    given = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
     with pytest.raises(DataError, match=message):
-        evaluate.main([*map(str, given), "--words", str(tmp_path / "looks.jsonl"), "--arms", "words"])
+        evaluate.main([*map(str, argv), "--words", str(tmp_path / "looks.jsonl"), "--arms", "words"])
 
 
-def test_what_is_told_in_words_is_no_control(done: Path):
-    scores = results(done)
+def test_the_words_arm_is_not_a_control(evaluated: Path):
+    scores = results(evaluated)
     hit_rate = scores["sets"]["items"]["arms"]["words"]["hit_rate"]
     scores["sets"]["items"]["arms"]["words"]["hit_rate"] = {**hit_rate, "value": 1.0, "low": 1.0, "high": 1.0}
     labels = [number.label for number in sections.summary(scores).blocks[0].items]
@@ -307,8 +307,8 @@ def test_what_is_told_in_words_is_no_control(done: Path):
     assert "best control: Photos as text" not in labels
 
 
-def test_two_test_files_of_one_name(ground: Ground, tmp_path: Path):
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path, "--test", ground.test, ground.test]
+def test_two_test_files_of_one_name_are_refused(ground: Ground, tmp_path: Path):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path, "--test", ground.test, ground.test]
     with pytest.raises(ConfigError, match="give them names, NAME=FILE"):
-        evaluate.main([str(word) for word in words])
-    assert read_conversations(ground.test)  # untouched
+        evaluate.main([str(arg) for arg in argv])
+    assert read_conversations(ground.test)  # the file is unchanged

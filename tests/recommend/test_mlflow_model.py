@@ -25,55 +25,55 @@ mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[red] mug", "[1, 2"])
-def test_words_that_begin_with_a_bracket_are_words(text: str):
+def test_text_that_begins_with_a_bracket_is_not_parsed_as_json(text: str):
     import pandas
 
     from lavic.recommend.mlflow_model import RecommenderModel
 
-    asked = []
+    queries_seen = []
     model = RecommenderModel()
-    model._recommender = SimpleNamespace(recommend_batch=lambda queries: asked.extend(queries) or [])
+    model._recommender = SimpleNamespace(recommend_batch=lambda queries: queries_seen.extend(queries) or [])
     model.predict(None, pandas.DataFrame([{"conversation": text}]))
-    assert [query.conversation for query in asked] == [text]
+    assert [query.conversation for query in queries_seen] == [text]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--uri", "http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9: API request to "),
         (["--base", "nowhere"], "nowhere"),
         (["--experiment", ""], "--experiment: string should have at least 1 character"),
     ],
 )
-def test_what_cannot_be_registered_is_one_line(ground: Ground, tmp_path: Path, words: list[str], message: str):
-    given = ["--bundle", ground.bundle, "--store", ground.store, "--name", "shop"]
-    if "--uri" not in words:
-        words = [*words, "--uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    command = [sys.executable, "-m", "lavic", "register", *map(str, given), *words]
+def test_errors_of_register_are_one_line(ground: Ground, tmp_path: Path, options: list[str], message: str):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--name", "shop"]
+    if "--uri" not in options:
+        options = [*options, "--uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command = [sys.executable, "-m", "lavic", "register", *map(str, argv), *options]
     env = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]  # MLflow and PyTorch may warn before it
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.splitlines()[-1]  # MLflow and PyTorch may warn before it
     assert last.startswith("lavic register: error: ") and message in last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.fixture(scope="module")
 def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A registered model, of a run folder that MLflow does not know."""
+    """A registered model of a run folder that is not in MLflow."""
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copytree(ground.bundle, folder / "tune" / "bundle")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    words = ("--bundle", folder / "tune" / "bundle", "--store", ground.store, "--index", index, "--uri", uri)
+    argv = ("--bundle", folder / "tune" / "bundle", "--store", ground.store, "--index", index, "--uri", uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["register", *map(str, words), "--name", "shop"]) == 0
+        assert main(["register", *map(str, argv), "--name", "shop"]) == 0
         yield uri
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
 
 
-def test_a_model_of_code_and_artifacts(ground: Ground, registered: str):
+def test_the_registered_model_is_code_and_artifacts_without_pickles(ground: Ground, registered: str):
     client = mlflow.MlflowClient(registered)
     folder = Path(registered.removeprefix("sqlite:///")).parent
     assert client.get_experiment_by_name("lavic").artifact_location == (folder / "mlartifacts").as_uri()
@@ -93,24 +93,24 @@ def test_a_model_of_code_and_artifacts(ground: Ground, registered: str):
 
 
 @pytest.mark.slow
-def test_a_real_request(ground: Ground, index: Path, registered: str):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_requests_to_mlflow_models_serve(ground: Ground, index: Path, registered: str):
+    with socket.create_server(("127.0.0.1", 0)) as unused_port:
+        port = unused_port.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", "models:/shop/1"]
     env = {**os.environ, "MLFLOW_TRACKING_URI": registered, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    words = ["-h", "127.0.0.1", "-p", str(port), "--workers", "1"]
-    process = subprocess.Popen([*command, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    options = ["-h", "127.0.0.1", "-p", str(port), "--workers", "1"]
+    process = subprocess.Popen([*command, *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
-            until = time.monotonic() + 180
+            deadline = time.monotonic() + 180
             while True:
                 try:
                     if client.get("/ping").status_code == 200:
                         break
                 except httpx.TransportError:
                     pass
-                assert process.poll() is None and time.monotonic() < until, "mlflow models serve does not start"
+                assert process.poll() is None and time.monotonic() < deadline, "mlflow models serve does not start"
                 time.sleep(0.2)
             recommender = Recommender.load(ground.bundle, ground.store, index)
             listed = recommender.store.ids[:6]

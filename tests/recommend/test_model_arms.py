@@ -37,7 +37,7 @@ from .conftest import KEY, Ground
 
 @pytest.fixture(scope="module")
 def shards(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photo of some shape for every item of the store, described."""
+    """A photo with a description for every item of the store."""
     folder, rng, samples = tmp_path_factory.mktemp("photos") / "set", random.Random(7), []
     for number, item in enumerate(ItemStore.open(ground.store).ids):
         size = (60 + 7 * (number % 5), 60)
@@ -63,7 +63,7 @@ def photo_of(shards: Path):
     return lambda item: data[data.index.find_stored(f"{item}_0")].jpg
 
 
-def test_blank_tokens_are_the_mean_and_noise_has_its_moments(ground: Ground) -> None:
+def test_blank_tokens_are_the_mean_and_noise_has_mean_and_deviation(ground: Ground) -> None:
     store = ItemStore.open(ground.store)
     items = list(store.ids)
     tokens = store.lookup(items).float()
@@ -77,17 +77,17 @@ def test_blank_tokens_are_the_mean_and_noise_has_its_moments(ground: Ground) -> 
     assert torch.allclose(rows.mean((0, 1)), tokens[:, :2].mean((0, 1)), atol=0.5)
     assert rows.std() == pytest.approx(tokens.std().item(), rel=0.05)
     assert not torch.equal(rows[0], rows[1])
-    again = NoiseTokens(nn.Linear(1, 1), store, 2, items[:30], seed=1)
-    drawn = (again.raw(items[:1]) - again.mean[:2]) / again.deviation[:2]
+    noise_of_subset = NoiseTokens(nn.Linear(1, 1), store, 2, items[:30], seed=1)
+    drawn = (noise_of_subset.raw(items[:1]) - noise_of_subset.mean[:2]) / noise_of_subset.deviation[:2]
     assert torch.allclose(drawn, (rows[0] - noise.mean[:2]) / noise.deviation[:2], atol=1e-4)
     other = NoiseTokens(nn.Linear(1, 1), store, 2, items, seed=2)
     assert not torch.equal(other.raw(items[:1]), rows[0])
 
 
-def test_with_all_image_tokens_a_list_is_scored_as_by_the_plain_model(
+def test_photo_token_scores_equal_the_hugging_face_forward_pass(
     ground: Ground, shards: Path, test_set: TestSet
 ) -> None:
-    """Against Hugging Face's own forward pass of the base model, from pixels, without any adapter."""
+    """Against Hugging Face's forward pass of the base model from pixels, without adapters."""
     bundle = Bundle.load(ground.bundle, vision=True, language=False, adapted=False)
     store, photo = ItemStore.open(ground.store), photo_of(shards)
     ranker = Ranker(bundle, store, tokens=PhotoTokens(bundle.backbone, photo), max_length=1024)
@@ -115,11 +115,11 @@ def test_with_all_image_tokens_a_list_is_scored_as_by_the_plain_model(
                 input_ids=torch.tensor([[*prompt, *target]]), pixel_values=pixels, image_sizes=sizes
             ).logits[0]
         scores = logits[len(prompt) - 1 : -1].log_softmax(-1)
-        expected = sum(scores[place, token].item() for place, token in enumerate(target))
+        expected = sum(scores[position, token].item() for position, token in enumerate(target))
         assert logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_group_size_is_what_fits(ground: Ground) -> None:
+def test_group_size_fits_the_context(ground: Ground) -> None:
     bundle = Bundle.load(ground.bundle, language=False, adapted=False)
     size = GroupSize.of(bundle, None)
     assert (size.context, size.text, size.photo) == (1024, 512, 16 + 8 * 9)
@@ -130,52 +130,52 @@ def test_the_group_size_is_what_fits(ground: Ground) -> None:
         GroupSize.of(bundle, 600)
 
 
-def first_in_prompt(listed: tuple[str, ...]) -> RankedList:
-    """A model that answers with the first candidate, whatever it is."""
+def rank_first_candidate_highest(listed: tuple[str, ...]) -> RankedList:
+    """A model that always answers with the first candidate."""
     probabilities = [0.5, *[0.5 / (len(listed) - 1)] * (len(listed) - 1)]
     return RankedList(
         ids=listed, probabilities=tuple(probabilities), logprobs=tuple(math.log(p) - 3 for p in probabilities)
     )
 
 
-def test_a_model_that_goes_by_the_place_is_told_from_one_that_does_not(test_set: TestSet) -> None:
+def test_order_bias_detects_a_position_biased_model(test_set: TestSet) -> None:
     orders = [[reordered(test_set, row, number, 0) for row in range(len(test_set))] for number in range(4)]
     assert orders[0] == list(test_set.lists)
     assert all(sorted(a) == sorted(b) for lists in orders for a, b in zip(lists, test_set.lists, strict=True))
     assert len({tuple(lists) for lists in orders}) == 4
 
-    biased = [[first_in_prompt(listed) for listed in lists] for lists in orders]
+    biased = [[rank_first_candidate_highest(listed) for listed in lists] for lists in orders]
     bias = order_bias(test_set, biased, 0)
     assert bias["orders"] == 4 and bias["position_lists"] == 3 * len(test_set)
     assert bias["positions"] == [1.0] + [0.0] * 9 and bias["uniform"] == 0.1
     assert bias["same_first"] < 1
     assert bias["spread"] == max(bias["hit_rate"]) - min(bias["hit_rate"])
 
-    fair = [[first_in_prompt(tuple(sorted(listed))) for listed in lists] for lists in orders]
+    fair = [[rank_first_candidate_highest(tuple(sorted(listed))) for listed in lists] for lists in orders]
     bias = order_bias(test_set, fair, 0)
     assert (bias["spread"], bias["deviation"], bias["same_first"]) == (0, 0, 1)
     assert max(bias["positions"]) < 0.5
 
 
-def test_the_average_over_orders_is_of_probabilities() -> None:
+def test_average_over_orders_averages_probabilities() -> None:
     first = RankedList(ids=("a", "b"), probabilities=(0.9, 0.1), logprobs=(-1.0, -3.0), none=0.2)
     second = RankedList(ids=("b", "a"), probabilities=(0.6, 0.4), logprobs=(-2.0, -2.5), none=0.4)
-    both = average([first, second])
-    assert both.ids == ("a", "b")
-    assert both.probabilities == pytest.approx((0.65, 0.35))
-    assert both.scores == both.probabilities
-    assert both.none == pytest.approx(0.3)
+    averaged = average([first, second])
+    assert averaged.ids == ("a", "b")
+    assert averaged.probabilities == pytest.approx((0.65, 0.35))
+    assert averaged.scores == averaged.probabilities
+    assert averaged.none == pytest.approx(0.3)
     assert average([first]) is first
 
 
 @pytest.fixture(scope="module")
-def done(ground: Ground, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All arms that need a model, in two orders, as the command ranks them."""
+def evaluated(ground: Ground, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of all arms that need a model, in two orders."""
     out = tmp_path_factory.mktemp("evaluated")
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--shards", shards, "--test", ground.test]
-    words += ["--out", out, "--limit", 6, "--draws", 50, "--orders", 2, "--compare", f"text_only={ground.titles_only}"]
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--shards", shards, "--test", ground.test]
+    argv += ["--out", out, "--limit", 6, "--draws", 50, "--orders", 2, "--compare", f"text_only={ground.titles_only}"]
     arms = ["lavic", "shuffled", "blank", "noise", "words", "before_tuning", "base_titles", "words_before_tuning"]
-    assert evaluate.main([*map(str, words), "--arms", *arms, "base_photos", "random"]) == 0
+    assert evaluate.main([*map(str, argv), "--arms", *arms, "base_photos", "random"]) == 0
     return out
 
 
@@ -187,18 +187,18 @@ def scores_of(folder: Path) -> dict[str, list[dict[str, float]]]:
     return rows
 
 
-def test_every_arm_is_shown_something_else(done: Path) -> None:
-    scores = scores_of(done)
+def test_every_arm_gives_different_scores(evaluated: Path) -> None:
+    scores = scores_of(evaluated)
     assert len(scores) == 10
     rows = list(scores.values())
     assert all(a != b for n, a in enumerate(rows) for b in rows[:n])
     assert all(len(row) == 10 and math.isclose(sum(row.values()), 1, abs_tol=1e-6) for arm in rows for row in arm)
 
 
-def test_the_results_hold_order_bias_and_groups(done: Path) -> None:
-    results = json.loads((done / "results.json").read_text())
+def test_results_hold_order_bias_and_groups(evaluated: Path) -> None:
+    results = json.loads((evaluated / "results.json").read_text())
     order = results["sets"]["test"]["order"]
-    assert set(order) == set(scores_of(done))
+    assert set(order) == set(scores_of(evaluated))
     assert order["lavic"]["orders"] == 2
     assert order["lavic"]["hit_rate"][0] == pytest.approx(results["hit_rate"]["lavic"]["value"])
     groups = results["groups"]["base_photos"]
@@ -206,18 +206,20 @@ def test_the_results_hold_order_bias_and_groups(done: Path) -> None:
     assert "dealt out in turn" in groups["rule"]
 
 
-def test_words_are_the_descriptions_beside_the_shards(ground: Ground, shards: Path, tmp_path: Path, done: Path) -> None:
+def test_the_words_arm_uses_descriptions_of_the_shards(
+    ground: Ground, shards: Path, tmp_path: Path, evaluated: Path
+) -> None:
     data = ShardDataset(shards)
     looks = [{"id": data[row].item_id, "look": data[row].text} for row in range(len(data))]
     (tmp_path / "looks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in looks))
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
-    words += ["--limit", 6, "--draws", 50, "--words", tmp_path / "looks.jsonl", "--arms", "words"]
-    assert evaluate.main([*map(str, words)]) == 0
-    for a, b in zip(scores_of(tmp_path / "out")["words"], scores_of(done)["words"], strict=True):
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv += ["--limit", 6, "--draws", 50, "--words", tmp_path / "looks.jsonl", "--arms", "words"]
+    assert evaluate.main([*map(str, argv)]) == 0
+    for a, b in zip(scores_of(tmp_path / "out")["words"], scores_of(evaluated)["words"], strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
 
-def test_averaged_orders_are_what_is_scored(ground: Ground, test_set: TestSet) -> None:
+def test_averaged_orders_are_ranked(ground: Ground, test_set: TestSet) -> None:
     arm = Arm(name="lavic", bundle=ground.bundle, store=ItemStore.open(ground.store))
     ranked = rank_test_sets([arm], [test_set], DistributedContext(), orders=3, averaged=True)
     lists = ranked.orders["test"]["lavic"]
@@ -232,7 +234,7 @@ def test_averaged_orders_are_what_is_scored(ground: Ground, test_set: TestSet) -
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("options", "message"),
     [
         (("--average-orders",), "--average-orders needs --orders N"),
         (("--average-orders", "--orders", "3", "--decode", "generate"), "--average-orders needs --decode likelihood"),
@@ -240,16 +242,18 @@ def test_averaged_orders_are_what_is_scored(ground: Ground, test_set: TestSet) -
         (("--arms", "words"), "--arms words needs --words FILE, or --shards"),
     ],
 )
-def test_what_cannot_be_is_refused(ground: Ground, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+def test_incompatible_options_are_refused(
+    ground: Ground, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
     with pytest.raises(ConfigError, match=message):
-        evaluate.main([*map(str, words), *more])
+        evaluate.main([*map(str, argv), *options])
 
 
 def test_a_candidate_without_a_photo_is_named(ground: Ground, shards: Path, tmp_path: Path) -> None:
     data = ShardDataset(shards)
     absent = ground.conversations[1].candidates[KEY][4]
     write_set(tmp_path / "fewer", [data[row] for row in range(len(data)) if data[row].item_id != absent])
-    words = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
     with pytest.raises(DataError, match=f"no photo of the candidate {absent} is in --shards"):
-        evaluate.main([*map(str, words), "--shards", str(tmp_path / "fewer"), "--arms", "base_photos"])
+        evaluate.main([*map(str, argv), "--shards", str(tmp_path / "fewer"), "--arms", "base_photos"])

@@ -29,8 +29,8 @@ def by_id(ranking) -> dict[str, float]:
     return dict(zip(ranking.ids, ranking.logprobs, strict=True))
 
 
-def whole_sequence(bundle: Bundle, store: ItemStore, request: Request) -> dict[str, float]:
-    """The log-probability of each id by the plain way: one full sequence per candidate, the training loss."""
+def logprobs_by_full_sequences(bundle: Bundle, store: ItemStore, request: Request) -> dict[str, float]:
+    """The log-probability of each id from one full sequence per candidate and the training loss."""
     encoder, model = bundle.backbone.encoder, bundle.backbone.model
     listed = [prompts.Candidate(item, store.title(item)) for item in request.candidates]
     photos = project(model, store.tokens(request.candidates)) if bundle.info.tokens == "items" else None
@@ -44,24 +44,24 @@ def whole_sequence(bundle: Bundle, store: ItemStore, request: Request) -> dict[s
     return scores
 
 
-@pytest.mark.parametrize("which", ["bundle", "titles_only"])
-def test_scores_are_those_of_the_whole_sequence(ground: Ground, which: str):
-    bundle, store = Bundle.load(getattr(ground, which)), ItemStore.open(ground.store)
-    asked = requests(ground, 6)
-    for request, ranking in zip(asked, Ranker(bundle, store).rank(asked), strict=True):
-        expected = whole_sequence(bundle, store, request)
+@pytest.mark.parametrize("bundle_name", ["bundle", "titles_only"])
+def test_scores_equal_those_of_full_sequences(ground: Ground, bundle_name: str):
+    bundle, store = Bundle.load(getattr(ground, bundle_name)), ItemStore.open(ground.store)
+    batch = requests(ground, 6)
+    for request, ranking in zip(batch, Ranker(bundle, store).rank(batch), strict=True):
+        expected = logprobs_by_full_sequences(bundle, store, request)
         assert by_id(ranking) == pytest.approx(expected, abs=1e-5)
-        assert max(expected.values()) - min(expected.values()) > 1e-3  # there is something to tell apart
+        assert max(expected.values()) - min(expected.values()) > 1e-3  # the scores differ
         assert list(ranking.ids) == sorted(expected, key=lambda item: -expected[item])
         assert sum(ranking.probabilities) == pytest.approx(1)
 
 
-def test_batch_mates_change_nothing(ground: Ground):
+def test_scores_do_not_depend_on_batch_mates(ground: Ground):
     bundle, store = Bundle.load(ground.bundle), ItemStore.open(ground.store)
-    asked = requests(ground)
-    together = Ranker(bundle, store, tokens_per_batch=1_000_000).rank(asked)
-    alone = Ranker(bundle, store, tokens_per_batch=1).rank(asked)
-    backwards = Ranker(bundle, store, tokens_per_batch=2000).rank(asked[::-1])[::-1]
+    batch = requests(ground)
+    together = Ranker(bundle, store, tokens_per_batch=1_000_000).rank(batch)
+    alone = Ranker(bundle, store, tokens_per_batch=1).rank(batch)
+    backwards = Ranker(bundle, store, tokens_per_batch=2000).rank(batch[::-1])[::-1]
     for a, b, c in zip(together, alone, backwards, strict=True):
         assert by_id(a) == pytest.approx(by_id(b), abs=1e-5)
         assert by_id(a) == pytest.approx(by_id(c), abs=1e-5)
@@ -69,11 +69,11 @@ def test_batch_mates_change_nothing(ground: Ground):
 
 def test_lists_of_unequal_length_share_a_batch(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    asked = [replace(request, candidates=request.candidates[:n]) for n, request in enumerate(requests(ground, 5))]
-    together = ranker.rank(asked)
+    batch = [replace(request, candidates=request.candidates[:n]) for n, request in enumerate(requests(ground, 5))]
+    together = ranker.rank(batch)
     assert [len(ranking.ids) for ranking in together] == [0, 1, 2, 3, 4]
     assert together[0].probabilities == ()
-    for request, ranking in zip(asked, together, strict=True):
+    for request, ranking in zip(batch, together, strict=True):
         assert by_id(ranking) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
 
 
@@ -84,19 +84,19 @@ def test_repeated_candidates_are_shown_once(ground: Ground):
     assert ranker.rank([doubled]) == ranker.rank([request])
 
 
-def test_tokens_of_another_item_change_the_scores_and_its_own_do_not(ground: Ground):
+def test_tokens_of_other_items_change_the_scores(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     (request,) = requests(ground, 1)
     same = {item: item for item in request.candidates}
-    turned = dict(zip(request.candidates, request.candidates[1:] + request.candidates[:1], strict=True))
-    plain, unchanged, moved = (
-        ranker.rank([replace(request, tokens_of=tokens_of)])[0] for tokens_of in (None, same, turned)
+    rotated = dict(zip(request.candidates, request.candidates[1:] + request.candidates[:1], strict=True))
+    plain, unchanged, changed = (
+        ranker.rank([replace(request, tokens_of=tokens_of)])[0] for tokens_of in (None, same, rotated)
     )
     assert by_id(plain) == by_id(unchanged)
-    assert max(abs(by_id(plain)[item] - by_id(moved)[item]) for item in request.candidates) > 1e-3
+    assert max(abs(by_id(plain)[item] - by_id(changed)[item]) for item in request.candidates) > 1e-3
 
 
-def test_words_take_the_place_of_tokens(ground: Ground):
+def test_texts_replace_tokens(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     (request,) = requests(ground, 1)
     red = replace(request, texts=dict.fromkeys(request.candidates, "red striped"))
@@ -107,13 +107,13 @@ def test_words_take_the_place_of_tokens(ground: Ground):
     assert by_id(mixed[1]) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
 
 
-def test_free_text_is_the_greedy_path(ground: Ground):
+def test_generated_text_starts_with_the_most_probable_token(ground: Ground):
     bundle, store = Bundle.load(ground.bundle), ItemStore.open(ground.store)
     ranker = Ranker(bundle, store)
     (request,) = requests(ground, 1)
     (answer,) = ranker.rank([request], decode="generate")
     assert answer.text is not None
-    # The first token by the plain way: the most probable one after the prompt.
+    # The first token: the most probable one after the prompt.
     encoded = ranker.encode(request)
     from lavic.model.inputs.token_loss import splice, unwrap_peft
 
@@ -127,7 +127,7 @@ def test_free_text_is_the_greedy_path(ground: Ground):
 
 
 @pytest.mark.parametrize(
-    ("text", "read"),
+    ("text", "parsed"),
     [
         ("{0}", "{0}"),
         ("I would take {0}, or {1}.", "{0}"),
@@ -136,15 +136,15 @@ def test_free_text_is_the_greedy_path(ground: Ground):
         ("", None),
     ],
 )
-def test_reading_the_id_out_of_free_text(ground: Ground, text: str, read: str | None):
+def test_parse_id_from_generated_text(ground: Ground, text: str, parsed: str | None):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     listed = ground.conversations[0].candidates[KEY]
-    assert ranker._parse_id(text.format(*listed), listed) == (read.format(*listed) if read else None)
-    dotted = [f"{item}.X" for item in listed]  # ids of a store, with more behind them, are other ids
-    assert ranker._parse_id(text.format(*dotted), dotted) == (read.format(*dotted) if read else None)
+    assert ranker._parse_id(text.format(*listed), listed) == (parsed.format(*listed) if parsed else None)
+    dotted = [f"{item}.X" for item in listed]  # a store id with a suffix is another id
+    assert ranker._parse_id(text.format(*dotted), dotted) == (parsed.format(*dotted) if parsed else None)
 
 
-def test_long_conversations_are_shortened_not_refused(ground: Ground):
+def test_long_conversations_are_truncated(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     turns = (Turn("seeker", "I want a red mug"), *[Turn("comment", "Any ideas " * 40)] * 30)
     long = Conversation(id="long", turns=turns, candidates=ground.conversations[0].candidates)
@@ -153,7 +153,7 @@ def test_long_conversations_are_shortened_not_refused(ground: Ground):
     assert len(ranker.rank([request])[0].ids) == 10
 
 
-def test_candidates_that_are_not_in_the_store_are_named(ground: Ground):
+def test_candidates_missing_from_the_store_are_named(ground: Ground):
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
     (request,) = requests(ground, 1)
     with pytest.raises(DataError, match=r"test\.jsonl:1: candidate B0NOWHERE0 of 11 is not in the item store"):

@@ -24,28 +24,28 @@ from lavic.recommend.ranking.request import Request
 
 from .conftest import KEY, Ground
 
-TALK = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
+TAGGED_TEXT = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
 
 
-def words(ground: Ground, *more: str | Path) -> list[str]:
-    return [str(word) for word in ("--bundle", ground.bundle, "--store", ground.store, *more)]
+def argv_for(ground: Ground, *options: str | Path) -> list[str]:
+    return [str(arg) for arg in ("--bundle", ground.bundle, "--store", ground.store, *options)]
 
 
-def test_every_row_of_a_file_as_json(ground: Ground, capsys: pytest.CaptureFixture[str]):
-    assert recommend.main(words(ground, "--conversation", ground.test, "--json", "--top", "3")) == 0
+def test_rows_of_a_file_are_ranked_as_json(ground: Ground, capsys: pytest.CaptureFixture[str]):
+    assert recommend.main(argv_for(ground, "--conversation", ground.test, "--json", "--top", "3")) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    asked = [Request(conversation=c, candidates=c.candidates[KEY]) for c in ground.conversations]
-    for row, ranking in zip(rows, ranker.rank(asked), strict=True):
+    requests = [Request(conversation=c, candidates=c.candidates[KEY]) for c in ground.conversations]
+    for row, ranking in zip(rows, ranker.rank(requests), strict=True):
         assert [item["id"] for item in row["ranking"]] == list(ranking.ids[:3])
         assert row["ranking"][0]["probability"] == pytest.approx(ranking.probabilities[0], abs=1e-6)
         assert row["ranking"][0]["title"] == ranker.store.title(ranking.ids[0])
 
 
-def test_a_text_and_named_candidates(ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_text_file_and_candidates_give_a_table(ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ids = ItemStore.open(ground.store).ids[:4]
-    (tmp_path / "talk.txt").write_text(TALK)
-    assert recommend.main(words(ground, "--conversation", tmp_path / "talk.txt", "--candidates", *ids)) == 0
+    (tmp_path / "talk.txt").write_text(TAGGED_TEXT)
+    assert recommend.main(argv_for(ground, "--conversation", tmp_path / "talk.txt", "--candidates", *ids)) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 4
     shown = [re.match(r"\s*\d+\s+([\d.]+)%\s+(\w+)  Acme mug \d\d$", line) for line in lines]
@@ -54,35 +54,35 @@ def test_a_text_and_named_candidates(ground: Ground, tmp_path: Path, capsys: pyt
     assert sum(float(match[1]) for match in shown) == pytest.approx(100, abs=0.3)
 
 
-def test_a_pipe_and_a_file_of_candidates(
+def test_standard_input_and_a_candidates_file(
     ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     ids = ItemStore.open(ground.store).ids[:4]
     (tmp_path / "ids.txt").write_bytes(("\r\n".join(ids[:2]) + f"\r\n{ids[2]}, {ids[3]}\r\n\r\n").encode("utf-16"))
     rankings = []
-    for text in (TALK, json.dumps({"context": TALK, "gt_items": []})):
+    for text in (TAGGED_TEXT, json.dumps({"context": TAGGED_TEXT, "gt_items": []})):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8-sig"))))
-        assert recommend.main(words(ground, "--candidates-file", tmp_path / "ids.txt", "--json")) == 0
+        assert recommend.main(argv_for(ground, "--candidates-file", tmp_path / "ids.txt", "--json")) == 0
         rankings.append(json.loads(capsys.readouterr().out)["ranking"])
     assert rankings[0] == rankings[1]
 
 
-def test_typed_in_a_terminal(ground: Ground):
-    """In a real pseudo-terminal: a request, a further line, the end."""
+def test_a_session_in_a_terminal(ground: Ground):
+    """In a pseudo-terminal: a request, a second line, end of input."""
     ids = ItemStore.open(ground.store).ids[:3]
     outer, inner = pty.openpty()
-    plain = {**os.environ, "TERM": "dumb"}  # no escape sequences around the prompt
-    command = [sys.executable, "-m", "lavic", "recommend", *words(ground, "--candidates", *ids)]
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.DEVNULL, env=plain)
+    env = {**os.environ, "TERM": "dumb"}  # no escape sequences around the prompt
+    command = [sys.executable, "-m", "lavic", "recommend", *argv_for(ground, "--candidates", *ids)]
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.DEVNULL, env=env)
     os.close(inner)
 
-    def read_until(mark: bytes) -> bytes:
-        seen, until = b"", time.monotonic() + 60
-        while mark not in seen and time.monotonic() < until:
+    def read_until(marker: bytes) -> bytes:
+        received, deadline = b"", time.monotonic() + 60
+        while marker not in received and time.monotonic() < deadline:
             if select.select([outer], [], [], 1.0)[0]:
-                seen += os.read(outer, 4096)
-        assert mark in seen, seen
-        return seen
+                received += os.read(outer, 4096)
+        assert marker in received, received
+        return received
 
     try:
         read_until(b"\n> ")
@@ -99,7 +99,7 @@ def test_typed_in_a_terminal(ground: Ground):
         os.close(outer)
 
 
-def test_words_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path: Path, capsys):
+def test_text_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path: Path, capsys):
     ids = ItemStore.open(ground.store).ids[:3]
     (tmp_path / "talk.txt").write_text("I want a red mug")
     outputs = []
@@ -108,88 +108,90 @@ def test_words_on_the_command_line_and_ids_with_commas(ground: Ground, tmp_path:
         ("I want a red mug", [",".join(ids)]),
         ("I want a red mug", [f"{ids[0]},", f" {ids[1]} , {ids[2]}"]),
     ):
-        assert recommend.main(words(ground, "--conversation", conversation, "--candidates", *candidates, "--json")) == 0
+        assert (
+            recommend.main(argv_for(ground, "--conversation", conversation, "--candidates", *candidates, "--json")) == 0
+        )
         outputs.append(json.loads(capsys.readouterr().out)["ranking"])
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-@pytest.mark.parametrize("talk", [TALK, "<submission>mug</submission>", "<submission>and/or</submission>"])
-def test_a_text_with_tags_is_no_path(ground: Ground, tmp_path: Path, capsys, talk: str):
+@pytest.mark.parametrize("text", [TAGGED_TEXT, "<submission>mug</submission>", "<submission>and/or</submission>"])
+def test_a_text_with_tags_is_not_taken_for_a_path(ground: Ground, tmp_path: Path, capsys, text: str):
     ids = ItemStore.open(ground.store).ids[:3]
-    (tmp_path / "talk.txt").write_text(talk)
+    (tmp_path / "talk.txt").write_text(text)
     outputs = []
-    for conversation in (talk, tmp_path / "talk.txt"):
-        assert recommend.main(words(ground, "--conversation", conversation, "--candidates", *ids, "--json")) == 0
+    for conversation in (text, tmp_path / "talk.txt"):
+        assert recommend.main(argv_for(ground, "--conversation", conversation, "--candidates", *ids, "--json")) == 0
         outputs.append(json.loads(capsys.readouterr().out))
     assert outputs[0]["ranking"] == outputs[1]["ranking"]
     assert [output["id"] for output in outputs] == ["conversation", "talk"]
 
 
-def test_without_candidates_the_whole_catalogue_is_searched(ground: Ground, index: Path, capsys):
-    given = words(ground, "--index", index, "--json")
-    assert recommend.main([*given, "--conversation", "an acme mug"]) == 0
+def test_without_candidates_the_index_is_searched(ground: Ground, index: Path, capsys):
+    argv = argv_for(ground, "--index", index, "--json")
+    assert recommend.main([*argv, "--conversation", "an acme mug"]) == 0
     ranking = json.loads(capsys.readouterr().out)["ranking"]
     assert len(ranking) == 10 and all(item["scores"]["bm25"] > 0 for item in ranking)
-    assert recommend.main([*given, "--conversation", str(ground.test), "--top", "4", "--retrieved", "12"]) == 0
+    assert recommend.main([*argv, "--conversation", str(ground.test), "--top", "4", "--retrieved", "12"]) == 0
     rows = [json.loads(line)["ranking"] for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == len(ground.conversations) and max(map(len, rows)) == 4
     with pytest.raises(DataError, match="nowhere"):
-        recommend.main(words(ground, "--index", "nowhere", "--conversation", "a mug"))
+        recommend.main(argv_for(ground, "--index", "nowhere", "--conversation", "a mug"))
 
 
 @pytest.mark.parametrize("text", ["{brand} mug, red please", "{", '{"a": 1} is not what I want', "[red] mug"])
-def test_prose_that_begins_like_json_is_prose(ground: Ground, tmp_path: Path, capsys, text: str):
+def test_text_that_begins_like_json_is_text(ground: Ground, tmp_path: Path, capsys, text: str):
     ids = ItemStore.open(ground.store).ids[:3]
     (tmp_path / "talk.txt").write_text(text)
-    assert recommend.main(words(ground, "--conversation", tmp_path / "talk.txt", "--candidates", *ids)) == 0
+    assert recommend.main(argv_for(ground, "--conversation", tmp_path / "talk.txt", "--candidates", *ids)) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 3
     (tmp_path / "talk.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"talk\.jsonl:1: "):
-        recommend.main(words(ground, "--conversation", tmp_path / "talk.jsonl", "--candidates", *ids))
+        recommend.main(argv_for(ground, "--conversation", tmp_path / "talk.jsonl", "--candidates", *ids))
 
 
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("listed", [False, True])
-def test_json_is_never_taken_for_prose(ground: Ground, monkeypatch, capsys, listed: bool, indent: int | None):
+def test_json_is_not_taken_for_text(ground: Ground, monkeypatch, capsys, listed: bool, indent: int | None):
     ids = ItemStore.open(ground.store).ids[:3]
-    row = {"context": TALK, "gt_items": []}
+    row = {"context": TAGGED_TEXT, "gt_items": []}
     outputs = []
-    for text in (TALK, json.dumps([row] if listed else row, indent=indent)):
+    for text in (TAGGED_TEXT, json.dumps([row] if listed else row, indent=indent)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        assert recommend.main(words(ground, "--candidates", *ids, "--json")) == 0
+        assert recommend.main(argv_for(ground, "--candidates", *ids, "--json")) == 0
         outputs.append(json.loads(capsys.readouterr().out)["ranking"])
     assert outputs[0] == outputs[1]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text[: len(text) // 2].encode())))
     with pytest.raises(DataError, match=r"standard input:\d+: not JSON"):
-        recommend.main(words(ground, "--candidates", *ids))
+        recommend.main(argv_for(ground, "--candidates", *ids))
 
 
 def test_an_empty_conversation_does_not_wait_for_standard_input(ground: Ground):
     with pytest.raises(DataError, match="--conversation: empty"):
-        recommend.main(words(ground, "--candidates", "A", "--conversation", ""))
+        recommend.main(argv_for(ground, "--candidates", "A", "--conversation", ""))
 
 
-def test_standard_input_that_is_not_utf_8_is_ranked_with_what_can_be_read(ground: Ground, monkeypatch, capsys):
+def test_invalid_utf8_on_standard_input_is_replaced_and_reported(ground: Ground, monkeypatch, capsys):
     ids = ItemStore.open(ground.store).ids[:3]
     outputs = []
     for data in (b"a caf\xe9 mug", "a caf\ufffd mug".encode()):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        assert recommend.main(words(ground, "--candidates", *ids, "--json")) == 0
+        assert recommend.main(argv_for(ground, "--candidates", *ids, "--json")) == 0
         outputs.append(capsys.readouterr())
     assert outputs[0].out == outputs[1].out
     assert "not UTF-8" in outputs[0].err and not outputs[1].err
 
 
-def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: Path, capsys):
+def test_missing_drop_removes_items_missing_from_the_store(ground: Ground, tmp_path: Path, capsys):
     ids = ItemStore.open(ground.store).ids[:3]
     rows = [
-        {"context": TALK, "gt_items": [], KEY: [*ids, "B0NOWHERE0"]},
-        {"context": TALK, "gt_items": [], KEY: []},
-        {"context": TALK, "gt_items": [], KEY: ids},
+        {"context": TAGGED_TEXT, "gt_items": [], KEY: [*ids, "B0NOWHERE0"]},
+        {"context": TAGGED_TEXT, "gt_items": [], KEY: []},
+        {"context": TAGGED_TEXT, "gt_items": [], KEY: ids},
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    given = words(ground, "--conversation", tmp_path / "rows.jsonl", "--missing", "drop", "--json")
-    assert recommend.main(given) == 0
+    argv = argv_for(ground, "--conversation", tmp_path / "rows.jsonl", "--missing", "drop", "--json")
+    assert recommend.main(argv) == 0
     output = capsys.readouterr()
     first, second, third = (json.loads(line)["ranking"] for line in output.out.splitlines())
     assert first == third and len(first) == 3 and second == []
@@ -198,7 +200,7 @@ def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (["--conversation", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--conversation", "{talk}"], "give the items to rank"),
@@ -228,19 +230,19 @@ def test_items_that_are_not_stored_leave_their_lists(ground: Ground, tmp_path: P
         (["--conversation", "{talk}", "--candidates", "a", "--store", "{index}"], "not the manifest of an item store"),
     ],
 )
-def test_refusals(ground: Ground, tmp_path: Path, given: list[str], message: str):
-    (tmp_path / "talk.txt").write_text(TALK)
+def test_invalid_input_is_refused(ground: Ground, tmp_path: Path, options: list[str], message: str):
+    (tmp_path / "talk.txt").write_text(TAGGED_TEXT)
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "ids.txt").write_text("B0NOWHERE0\nB0NOWHERE1\n")
-    row = {"context": TALK, "gt_items": [], KEY: []}
+    row = {"context": TAGGED_TEXT, "gt_items": [], KEY: []}
     (tmp_path / "unlisted.jsonl").write_text(json.dumps(row))
-    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'context': [TALK]})}")
-    places = {name: tmp_path / f"{name}.txt" for name in ("talk", "empty", "ids")}
-    places |= {name: tmp_path / f"{name}.jsonl" for name in ("rows", "unlisted")} | {"test": ground.test}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'context': [TAGGED_TEXT]})}")
+    values = {name: tmp_path / f"{name}.txt" for name in ("talk", "empty", "ids")}
+    values |= {name: tmp_path / f"{name}.jsonl" for name in ("rows", "unlisted")} | {"test": ground.test}
     item = ItemStore.open(ground.store).ids[0]
-    places |= {"lower": item.lower(), "upper": item, "index": tmp_path / "index"}
+    values |= {"lower": item.lower(), "upper": item, "index": tmp_path / "index"}
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text('{"format": "lavic-retrieval/1"}')
-    message = message.format(**places)
+    message = message.format(**values)
     with pytest.raises((ConfigError, DataError), match=re.escape(message)):
-        recommend.main(words(ground, *(word.format(**places) for word in given)))
+        recommend.main(argv_for(ground, *(option.format(**values) for option in options)))

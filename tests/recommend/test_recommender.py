@@ -23,7 +23,7 @@ from lavic.recommend.recommender import Recommender
 
 from .conftest import KEY, Ground
 
-TALK = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
+TAGGED_TEXT = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def queries(ground: Ground, count: int, size: int = 10) -> list[Query]:
     return [Query(conversation=c, candidates=c.candidates[KEY][:size]) for c in ground.conversations[:count]]
 
 
-def test_importing_the_package_needs_no_torch():
+def test_importing_lavic_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; import lavic; lavic.__version__; print('fine')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "fine\n"
 
 
-def test_an_answer(ground: Ground, recommender: Recommender):
+def test_recommend_equals_the_ranker(ground: Ground, recommender: Recommender):
     conversation = ground.conversations[0]
     listed = conversation.candidates[KEY]
     (ranking,) = recommender.ranker.rank([Request(conversation=conversation, candidates=listed)])
@@ -54,7 +54,7 @@ def test_an_answer(ground: Ground, recommender: Recommender):
 @pytest.mark.parametrize(
     "form",
     [
-        TALK,
+        TAGGED_TEXT,
         ["I want a red striped mug", "Any ideas?"],
         [Turn("seeker", "I want a red striped mug"), Turn("comment", "Any ideas?")],
         [
@@ -65,7 +65,7 @@ def test_an_answer(ground: Ground, recommender: Recommender):
         [{"role": "user", "content": "I want a red striped mug"}, {"role": "user", "content": "Any ideas?"}],
     ],
 )
-def test_forms_of_one_conversation(form):
+def test_conversation_formats_are_equivalent(form):
     expected = (Turn("seeker", "I want a red striped mug"), Turn("comment", "Any ideas?"))
     assert to_conversation(form).turns == expected
 
@@ -84,92 +84,92 @@ def test_forms_of_one_conversation(form):
         (7, "conversation: int"),
     ],
 )
-def test_forms_that_are_refused(form, message: str):
+def test_invalid_conversations_are_refused(form, message: str):
     with pytest.raises(DataError, match=message):
         to_conversation(form)
 
 
-def test_half_a_surrogate_pair_does_not_reach_the_tokenizer(recommender: Recommender):
+def test_unpaired_surrogates_are_replaced(recommender: Recommender):
     ids = recommender.store.ids[:2]
     assert len(recommender.recommend("a \ud83d mug", ids)) == 2
     assert len(recommender.recommend([{"role": "user", "content": "a \ud83d mug"}], ids)) == 2
 
 
 def test_answers_do_not_depend_on_the_batch(ground: Ground, recommender: Recommender):
-    asked = queries(ground, 12) + queries(ground, 12, size=3)
-    together = recommender.recommend_batch(asked)
-    for query, answer in zip(asked, together, strict=True):
+    batch = queries(ground, 12) + queries(ground, 12, size=3)
+    together = recommender.recommend_batch(batch)
+    for query, answer in zip(batch, together, strict=True):
         alone = recommender.recommend(query.conversation, query.candidates)
         assert [item.id for item in alone] == [item.id for item in answer]
-        for one, other in zip(alone, answer, strict=True):
-            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+        for expected, item in zip(alone, answer, strict=True):
+            assert expected.probability == pytest.approx(item.probability, abs=1e-5)
 
 
-def test_a_list_longer_than_those_of_training(ground: Ground, recommender: Recommender):
+def test_a_list_longer_than_in_training_is_ranked_in_groups(ground: Ground, recommender: Recommender):
     listed = recommender.store.ids[:35]
-    answer = recommender.recommend(TALK, listed, k=50)
+    answer = recommender.recommend(TAGGED_TEXT, listed, k=50)
     assert sorted(item.id for item in answer) == sorted(listed) and answer.candidates == 35
     probabilities = [item.probability for item in answer]
     assert math.fsum(probabilities) == pytest.approx(1) and probabilities == sorted(probabilities, reverse=True)
-    # 35 in groups of 10: four groups, of which two each go on; the best eight are in the order of one prompt of them.
+    # 35 in groups of 10: four groups, two of each go on; the best eight are ordered by one prompt.
     last = [item.id for item in answer if item.id in _last_group(recommender, listed)]
     (ranking,) = recommender.ranker.rank(
-        [Request(conversation=to_conversation(TALK), candidates=_last_group(recommender, listed))]
+        [Request(conversation=to_conversation(TAGGED_TEXT), candidates=_last_group(recommender, listed))]
     )
     assert last == list(ranking.ids) and len(last) == 8
 
 
 def _last_group(recommender: Recommender, listed: list[str]) -> tuple[str, ...]:
-    conversation = to_conversation(TALK)
+    conversation = to_conversation(TAGGED_TEXT)
     groups = [tuple(listed[first::4]) for first in range(4)]
     rankings = recommender.ranker.rank([Request(conversation=conversation, candidates=group) for group in groups])
-    return tuple(ranking.ids[place] for place in range(2) for ranking in rankings)
+    return tuple(ranking.ids[position] for position in range(2) for ranking in rankings)
 
 
-def test_a_query_that_fails_leaves_the_others_alone(ground: Ground, recommender: Recommender, monkeypatch):
-    """A list with too long a prompt is only known when it is tokenized."""
-    asked = queries(ground, 3)
-    listed = {item for query in asked for item in query.candidates or ()}
+def test_a_failed_query_does_not_affect_the_others(ground: Ground, recommender: Recommender, monkeypatch):
+    """A prompt that is too long is only known after tokenization."""
+    batch = queries(ground, 3)
+    listed = {item for query in batch for item in query.candidates or ()}
     others = [item for item in recommender.store.ids if item not in listed]
-    asked[1] = Query(conversation=TALK, candidates=others[:10])
+    batch[1] = Query(conversation=TAGGED_TEXT, candidates=others[:10])
     title = recommender.store.title
     monkeypatch.setattr(
         type(recommender.store),
         "title",
         lambda self, id: "mug " * 400 if id == others[0] else title(id),
     )
-    answers = recommender.answer([recommender.check(query) for query in asked])
+    answers = recommender.answer([recommender.check(query) for query in batch])
     assert isinstance(answers[1], DataError) and "10 candidates alone need" in str(answers[1])
     assert [isinstance(answer, LavicError) for answer in answers] == [False, True, False]
     with pytest.raises(DataError, match="candidates alone need"):
-        recommender.recommend_batch(asked)
+        recommender.recommend_batch(batch)
 
 
-def test_retrieved_candidates_with_long_titles_meet_in_smaller_groups(
+def test_retrieved_candidates_with_long_titles_are_ranked_in_smaller_groups(
     ground: Ground, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whoever asks has not chosen them; only a list that was named is refused."""
-    long = recommender.store.ids[:6]
+    """Only a list that the caller gave is refused."""
+    long_titled = recommender.store.ids[:6]
     title = recommender.store.title
     limit = recommender.ranker.bundle.info.max_length
     monkeypatch.setattr(
-        type(recommender.store), "title", lambda self, id: "mug " * (limit // 4) if id in long else title(id)
+        type(recommender.store), "title", lambda self, id: "mug " * (limit // 4) if id in long_titled else title(id)
     )
-    found = Candidates(ids=tuple(long), scores={"bm25": dict.fromkeys(long, 1.0)})
+    retrieved = Candidates(ids=tuple(long_titled), scores={"bm25": dict.fromkeys(long_titled, 1.0)})
     search = SimpleNamespace(
-        search=lambda conversations, count, excluded: [found for _ in conversations],
+        search=lambda conversations, count, excluded: [retrieved for _ in conversations],
         score=lambda conversation, ids: {},
         index=SimpleNamespace(check_files=lambda: None),
     )
     searching = Recommender(recommender.ranker, search, retrieved=6)  # type: ignore[arg-type]
     answer = searching.recommend("a mug", k=6)
-    assert sorted(item.id for item in answer) == sorted(long)
+    assert sorted(item.id for item in answer) == sorted(long_titled)
     assert math.fsum(item.probability for item in answer) == pytest.approx(1)
     with pytest.raises(DataError, match="candidates alone need"):
-        searching.recommend("a mug", long)
+        searching.recommend("a mug", long_titled)
 
 
-def test_what_cannot_be_answered(ground: Ground, recommender: Recommender):
+def test_invalid_queries_are_refused(ground: Ground, recommender: Recommender):
     item = recommender.store.ids[0]
     with pytest.raises(ConfigError, match="no retrieval index"):
         recommender.recommend("a mug")
@@ -193,7 +193,7 @@ def test_what_cannot_be_answered(ground: Ground, recommender: Recommender):
             recommender.recommend("a mug", [item], exclude=ids)
 
 
-def test_excluded_and_repeated_candidates(recommender: Recommender):
+def test_excluded_and_repeated_candidates_are_removed(recommender: Recommender):
     first, second, third = recommender.store.ids[:3]
     answer = recommender.recommend("a mug", [first, second, second, third], exclude=[third])
     assert sorted(item.id for item in answer) == sorted([first, second])
@@ -205,7 +205,7 @@ def searching(ground: Ground, recommender: Recommender, index: Path) -> Recommen
     return recommender.reloaded(ground.bundle, ground.store, index, retrieved=25)
 
 
-def test_candidates_from_the_whole_catalogue(searching: Recommender):
+def test_candidates_are_retrieved_from_the_index(searching: Recommender):
     number = searching.store.ids[7][-2:]
     answer = searching.recommend(f"an acme mug with {number}")
     assert len(answer) == 10 and answer.candidates == 25
@@ -213,21 +213,21 @@ def test_candidates_from_the_whole_catalogue(searching: Recommender):
         assert item.id in searching.store and set(item.scores) == {"bm25"} and item.scores["bm25"] > 0
     (hits,) = searching.search.index.search([f"an acme mug with {number}"], 100)["bm25"]
     expected = [item for item in hits.ids if item in searching.store][:25]
-    whole = searching.recommend(f"an acme mug with {number}", k=100)
-    assert sorted(item.id for item in whole) == sorted(expected)
-    (again,) = searching.recommend_batch([Query(conversation=f"an acme mug with {number}")])
-    assert [item.id for item in again] == [item.id for item in answer]
+    all_retrieved = searching.recommend(f"an acme mug with {number}", k=100)
+    assert sorted(item.id for item in all_retrieved) == sorted(expected)
+    (from_batch,) = searching.recommend_batch([Query(conversation=f"an acme mug with {number}")])
+    assert [item.id for item in from_batch] == [item.id for item in answer]
 
 
 def test_searched_and_named_candidates_in_one_batch(searching: Recommender):
     named = searching.store.ids[:3]
-    asked = [
+    batch = [
         Query(conversation="mug"),
         Query(conversation="mug", candidates=named),
         Query(conversation="xyzzy"),
         Query(conversation="mug", exclude=[item.id for item in searching.recommend("mug", k=1)]),
     ]
-    first, second, nothing, other = searching.recommend_batch(asked)
+    first, second, nothing, other = searching.recommend_batch(batch)
     assert [item.id for item in first] == [item.id for item in searching.recommend("mug")]
     assert sorted(item.id for item in second) == sorted(named)
     assert all(item.scores["bm25"] > 0 for item in second)
@@ -235,25 +235,25 @@ def test_searched_and_named_candidates_in_one_batch(searching: Recommender):
     assert first[0].id not in {item.id for item in other} and len(other) == 10
 
 
-def test_a_reload_keeps_the_model_and_takes_the_store(ground: Ground, recommender: Recommender, tmp_path: Path):
+def test_reloaded_keeps_the_model_and_replaces_the_store(ground: Ground, recommender: Recommender, tmp_path: Path):
     shutil.copytree(ground.store, tmp_path / "store")
-    again = recommender.reloaded(ground.bundle, tmp_path / "store")
-    assert again.ranker.bundle is recommender.ranker.bundle and again.store.folder == tmp_path / "store"
+    reloaded = recommender.reloaded(ground.bundle, tmp_path / "store")
+    assert reloaded.ranker.bundle is recommender.ranker.bundle and reloaded.store.folder == tmp_path / "store"
     other = recommender.reloaded(ground.titles_only, ground.store)
     assert other.ranker.bundle is not recommender.ranker.bundle
     with pytest.raises(DataError, match="no such item store"):
         recommender.reloaded(ground.bundle, tmp_path / "nowhere")
 
 
-def test_threads(ground: Ground, recommender: Recommender):
-    asked = queries(ground, 16)
-    expected = [[item.id for item in answer] for answer in recommender.recommend_batch(asked)]
+def test_concurrent_threads_get_the_same_answers(ground: Ground, recommender: Recommender):
+    batch = queries(ground, 16)
+    expected = [[item.id for item in answer] for answer in recommender.recommend_batch(batch)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda query: recommender.recommend(query.conversation, query.candidates), asked * 2))
+        answers = list(pool.map(lambda query: recommender.recommend(query.conversation, query.candidates), batch * 2))
     assert [[item.id for item in answer] for answer in answers] == expected * 2
 
 
-def test_a_row_without_a_request_is_ranked(recommender: Recommender):
+def test_a_row_without_text_is_ranked(recommender: Recommender):
     """`lavic recommend` ranks rows of files whose text is empty, as `lavic evaluate` does."""
     empty = Conversation(id="row", turns=())
     assert len(recommender.recommend(empty, recommender.store.ids[:4])) == 4

@@ -12,16 +12,16 @@ from .conftest import KEY, Ground
 
 
 @pytest.mark.slow
-def test_a_model_is_tuned_on_what_was_liked(ground: Ground, tmp_path):
+def test_tune_on_recorded_votes(ground: Ground, tmp_path):
     record = ConversationRecord(tmp_path / "kept.jsonl")
     for number, row in enumerate(ground.conversations[:6]):
         shown = row.candidates[KEY]
         record.add_answer(row.turns, shown)
         record.add_vote(row.turns, shown, shown[number], liked=number % 2 == 0)
-    words = [
+    argv = [
         *("tune", "--store", ground.store, "--train", record.path, "--valid", record.path, "--candidates", CANDIDATES),
         *("--model.name", ground.store.parent / "base", "--out", tmp_path / "run", "--lora.r", "2"),
         *("--loop.steps", "1", "--loop.global-batch-size", "2", "--max-length", "512"),
     ]
-    assert main([str(word) for word in words]) == 0
+    assert main([str(arg) for arg in argv]) == 0
     assert BundleInfo.read(tmp_path / "run" / "bundle").list_size == 10

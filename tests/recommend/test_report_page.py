@@ -1,4 +1,4 @@
-"""The report of a real evaluation in a real browser: light and dark, narrow and wide, with hostile titles and texts."""
+"""The report of an evaluation in a browser: light and dark, narrow and wide, with hostile titles and texts."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from .conftest import Ground, write_rows
 pytestmark = pytest.mark.slow
 
 HOSTILE = '<script>window.harmed = 1</script><img src=https://example.com/x.png onerror="window.harmed = 1">'
-LONG = "W" * 600
-"""A word that no line holds."""
+LONG_WORD = "W" * 600
+"""A word longer than a line."""
 
 
 @pytest.fixture(scope="module")
 def page(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights, evaluated in three orders: titles, comments and names of files are hostile."""
+    """The report of a model with random weights in three orders, with hostile titles, comments and file names."""
     folder = tmp_path_factory.mktemp("report")
     store, backbone = (
         ItemStore.open(ground.store),
         Backbone.load(ModelSettings(name=str(ground.bundle.parent / "base"))),
     )
     titles = itertools.cycle(
-        [HOSTILE, LONG, "</title></style><!--", "' onmouseover='window.harmed = 1", "mug\u202egum"]
+        [HOSTILE, LONG_WORD, "</title></style><!--", "' onmouseover='window.harmed = 1", "mug\u202egum"]
     )
     items = [{"id": item, "key": store.key(item), "title": f"{next(titles)} {item[-2:]}"} for item in store.ids]
     (folder / "store").mkdir()
     part = write_part(folder / "store", "00000", items, store.lookup(list(store.ids)))
     write_manifest(folder / "store", backbone, ground.bundle.parent / "vision", [part])
     rows = [json.loads(line) for line in ground.test.read_text().splitlines()][:12]
-    for row, text in zip(rows, itertools.cycle([HOSTILE, LONG, "</p></article><h1>harmed</h1>"]), strict=False):
+    for row, text in zip(rows, itertools.cycle([HOSTILE, LONG_WORD, "</p></article><h1>harmed</h1>"]), strict=False):
         row["context"] += f"<comment>{text}</comment>\n"
     write_rows(folder / "<b>test.jsonl", rows)
-    words = ["--bundle", ground.bundle, "--store", folder / "store", "--out", folder / "out", "--draws", 100]
-    words += ["--test", f"main={folder / '<b>test.jsonl'}", "--orders", 3, "--title", f"{HOSTILE} {LONG}"]
-    words += ["--compare", f"text_only={ground.titles_only}"]
-    assert evaluate.main([*map(str, words)]) == 0
+    argv = ["--bundle", ground.bundle, "--store", folder / "store", "--out", folder / "out", "--draws", 100]
+    argv += ["--test", f"main={folder / '<b>test.jsonl'}", "--orders", 3, "--title", f"{HOSTILE} {LONG_WORD}"]
+    argv += ["--compare", f"text_only={ground.titles_only}"]
+    assert evaluate.main([*map(str, argv)]) == 0
     return folder / "out" / "report.html"
 
 
@@ -55,7 +55,7 @@ def text(browser: Browser) -> str:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_stands_alone_at_every_width(page: Path, browser: Browser, width: int, scheme: str) -> None:
+def test_the_page_loads_nothing_and_fits_every_width(page: Path, browser: Browser, width: int, scheme: str) -> None:
     browser.open(page, width=width, scheme=scheme)  # type: ignore[arg-type]
     assert browser.console() == []
     assert browser.requests() == [page.as_uri()]
@@ -68,7 +68,7 @@ def test_the_page_stands_alone_at_every_width(page: Path, browser: Browser, widt
     assert (background > 200 > 90 > ink) if scheme == "light" else (background < 60 < 180 < ink)
 
 
-def test_hostile_text_stays_text(page: Path, browser: Browser) -> None:
+def test_html_in_texts_is_escaped(page: Path, browser: Browser) -> None:
     browser.open(page)
     assert browser.driver.execute_script("return window.harmed") is None
     count = "return document.querySelectorAll(arguments[0]).length"
@@ -79,8 +79,8 @@ def test_hostile_text_stays_text(page: Path, browser: Browser) -> None:
     assert content.count(HOSTILE) > 3 and "</p></article><h1>harmed</h1>" in content and "<b>test.jsonl" in content
 
 
-def test_what_shuffling_does_is_the_first_line(page: Path, browser: Browser) -> None:
-    """Of a model with random weights it does not hurt."""
+def test_the_effect_of_shuffling_is_the_first_line(page: Path, browser: Browser) -> None:
+    """With random weights, shuffling does not hurt."""
     browser.open(page)
     assert text(browser).startswith("Shuffling the photo tokens between the candidates does not hurt: HitRatio@1 is ")
     sections = [heading.text for heading in browser.driver.find_elements("css selector", "h2")]
@@ -91,30 +91,30 @@ def test_what_shuffling_does_is_the_first_line(page: Path, browser: Browser) -> 
     assert len(circles) == sum(map(len, bins)) > 0
 
 
-def test_filters_show_what_they_count(page: Path, browser: Browser) -> None:
+def test_filters_show_the_number_of_cases_they_name(page: Path, browser: Browser) -> None:
     browser.open(page)
-    shown = (
+    script = (
         "return [...document.querySelectorAll('.case')].filter(c => getComputedStyle(c).display !== 'none')"
         ".map(c => c.className)"
     )
     labels = browser.driver.find_elements("css selector", ".filters label")
     assert len(labels) == 3 + 2 * 6  # all, right, wrong; won and lost against the six other arms that rank
-    everything = browser.driver.execute_script(shown)
-    assert len(everything) == 12
-    seen = []
+    all_cases = browser.driver.execute_script(script)
+    assert len(all_cases) == 12
+    filtered = []
     for label in labels:
         browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", label)
         label.click()
-        classes = browser.driver.execute_script(shown)
-        words, count = label.text.rsplit(maxsplit=1)
+        classes = browser.driver.execute_script(script)
+        name, count = label.text.rsplit(maxsplit=1)
         assert len(classes) == int(count)
-        seen.append((words, classes))
-    assert any(words == "won" and 0 < len(classes) < 12 for words, classes in seen)
-    assert all("wrong" in name for words, classes in seen if words == "lost" for name in classes)
-    assert all("right" in name for words, classes in seen if words == "won" for name in classes)
+        filtered.append((name, classes))
+    assert any(name == "won" and 0 < len(classes) < 12 for name, classes in filtered)
+    assert all("wrong" in class_name for name, classes in filtered if name == "lost" for class_name in classes)
+    assert all("right" in class_name for name, classes in filtered if name == "won" for class_name in classes)
 
 
-def test_a_case_has_an_address(page: Path, browser: Browser) -> None:
+def test_a_case_has_a_permalink(page: Path, browser: Browser) -> None:
     browser.open(page)
     (link,) = browser.driver.find_elements("css selector", "#row-7 .permalink")
     address = link.get_attribute("href")

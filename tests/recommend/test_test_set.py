@@ -15,50 +15,52 @@ from lavic.model.item_store import ItemStore
 from .conftest import KEY, Ground, make_rows, write_rows
 
 
-def read(ground: Ground, path: Path, rows: list[dict], **settings) -> TestSet:
+def read_test_set(ground: Ground, path: Path, rows: list[dict], **settings) -> TestSet:
     write_rows(path, rows)
     return TestSet.read("t", path, candidates=KEY, stores=[ItemStore.open(ground.store)], **settings)
 
 
-def rows_of(ground: Ground, count: int, **changes) -> list[dict]:
+def make_changed_rows(ground: Ground, count: int, **changes) -> list[dict]:
     rows = make_rows(ItemStore.open(ground.store).ids, count, seed=9)
     return [{**row, **changes} for row in rows]
 
 
-def test_a_missing_candidate_is_refused_or_left_out_and_counted(ground: Ground, tmp_path: Path):
-    rows = rows_of(ground, 3)
+def test_a_missing_candidate_is_refused_or_dropped_and_counted(ground: Ground, tmp_path: Path):
+    rows = make_changed_rows(ground, 3)
     rows[1][KEY] = [*rows[1][KEY][:4], "B0GONE0001", "B0GONE0002", *rows[1][KEY][4:]]
     rows[1]["gt_items"] = ["B0GONE0001"]
     with pytest.raises(DataError, match=r"t\.jsonl:2: candidate B0GONE0001 and 1 more of 12 .* --missing drop"):
-        read(ground, tmp_path / "t.jsonl", rows)
-    test_set = read(ground, tmp_path / "t.jsonl", rows, missing="drop")
+        read_test_set(ground, tmp_path / "t.jsonl", rows)
+    test_set = read_test_set(ground, tmp_path / "t.jsonl", rows, missing="drop")
     assert test_set.left_out == {"candidates_not_in_store": 2}
     assert [len(listed) for listed in test_set.lists] == [10, 10, 10]
-    # The target that was dropped is still what is asked for: dropping never flatters.
+    # The dropped item stays the target: dropping never raises the hit rate.
     assert test_set.conversations[1].targets == ("B0GONE0001",)
 
 
 def test_conversations_without_a_target_are_counted(ground: Ground, tmp_path: Path):
-    rows = rows_of(ground, 4)
+    rows = make_changed_rows(ground, 4)
     rows[2]["gt_items"] = []
-    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    test_set = read_test_set(ground, tmp_path / "t.jsonl", rows)
     assert (len(test_set), test_set.left_out) == (3, {"conversations_without_target": 1})
     with pytest.raises(DataError, match="none of its 2 conversations has a target"):
-        read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, gt_items=[]))
+        read_test_set(ground, tmp_path / "t.jsonl", make_changed_rows(ground, 2, gt_items=[]))
 
 
-def test_empty_lists_are_counted_and_nothing_but_them_is_refused(ground: Ground, tmp_path: Path):
-    rows = rows_of(ground, 3)
+def test_empty_lists_are_counted_and_a_set_without_candidates_is_refused(ground: Ground, tmp_path: Path):
+    rows = make_changed_rows(ground, 3)
     rows[1][KEY] = []
-    assert read(ground, tmp_path / "t.jsonl", rows).left_out == {"empty_lists": 1}
+    assert read_test_set(ground, tmp_path / "t.jsonl", rows).left_out == {"empty_lists": 1}
     with pytest.raises(DataError, match=rf"t\.jsonl: every list `{KEY}` is empty$"):
-        read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: []}))
+        read_test_set(ground, tmp_path / "t.jsonl", make_changed_rows(ground, 2, **{KEY: []}))
     with pytest.raises(DataError, match=rf"every list `{KEY}` is empty without the items that are not in the store"):
-        read(ground, tmp_path / "t.jsonl", rows_of(ground, 2, **{KEY: ["B0GONE0001"]}), missing="drop")
+        read_test_set(
+            ground, tmp_path / "t.jsonl", make_changed_rows(ground, 2, **{KEY: ["B0GONE0001"]}), missing="drop"
+        )
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "", "a%"])
-def test_a_name_with_other_characters_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_an_invalid_set_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(tmp_path)
     Path("test.jsonl").touch()
     with pytest.raises(ConfigError, match="is not a name: use letters"):
@@ -66,46 +68,46 @@ def test_a_name_with_other_characters_is_refused_by_name(tmp_path: Path, monkeyp
     assert named("né_1-b=test.jsonl") == ("né_1-b", "test.jsonl")
 
 
-def test_who_is_resampled_together(ground: Ground, tmp_path: Path):
-    rows = rows_of(ground, 5)
+def test_bootstrap_clusters_by_submission_and_target(ground: Ground, tmp_path: Path):
+    rows = make_changed_rows(ground, 5)
     rows[1]["context"] = rows[0]["context"].upper().replace("SUBMISSION", "submission").replace("COMMENT", "comment")
     rows[3]["gt_items"] = rows[1]["gt_items"]
     rows[4]["gt_items"] = ["B0OTHER001"]
     for row, target in zip(rows, "abcbe", strict=True):
         row["gt_items"] = [target]
-    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    test_set = read_test_set(ground, tmp_path / "t.jsonl", rows)
     assert test_set.clusters("both").tolist() == [0, 0, 1, 0, 2]
     assert test_set.clusters("submission").tolist() == [0, 0, 1, 2, 3]
     assert test_set.clusters("target").tolist() == [0, 1, 2, 1, 3]
     assert test_set.clusters("none").tolist() == [0, 1, 2, 3, 4]
 
 
-def test_shuffling_is_a_derangement_that_only_seed_and_conversation_decide(ground: Ground, tmp_path: Path):
-    test_set = read(ground, tmp_path / "t.jsonl", rows_of(ground, 300))
+def test_derangement_depends_only_on_seed_and_conversation(ground: Ground, tmp_path: Path):
+    test_set = read_test_set(ground, tmp_path / "t.jsonl", make_changed_rows(ground, 300))
     partners = Counter()
     for row, listed in enumerate(test_set.lists):
         shown = test_set.derangement(row, seed=0)
         assert sorted(shown) == sorted(shown.values()) == sorted(listed)
         assert all(item != other for item, other in shown.items())
         partners[listed.index(shown[listed[0]])] += 1
-    # The first candidate's tokens come from every other place about equally often.
+    # The first candidate's tokens come from every other position about equally often.
     assert set(partners) == set(range(1, 10))
     assert max(partners.values()) < 3 * min(partners.values())
-    fewer = read(ground, tmp_path / "t.jsonl", rows_of(ground, 300)[:7])
+    fewer = read_test_set(ground, tmp_path / "t.jsonl", make_changed_rows(ground, 300)[:7])
     assert fewer.derangement(5, seed=0) == test_set.derangement(5, seed=0) != test_set.derangement(5, seed=1)
 
 
-def test_a_list_of_one_stays(ground: Ground, tmp_path: Path):
-    rows = rows_of(ground, 1)
+def test_derangement_of_one_item_is_the_identity(ground: Ground, tmp_path: Path):
+    rows = make_changed_rows(ground, 1)
     rows[0][KEY] = rows[0][KEY][:1]
-    test_set = read(ground, tmp_path / "t.jsonl", rows)
+    test_set = read_test_set(ground, tmp_path / "t.jsonl", rows)
     assert test_set.derangement(0, seed=0) == {rows[0][KEY][0]: rows[0][KEY][0]}
 
 
-def test_top_ranks_the_first_of_each_list(ground: Ground) -> None:
-    every, first = (
+def test_top_keeps_the_first_candidates_of_each_list(ground: Ground) -> None:
+    full, shortened = (
         TestSet.read("t", ground.test, candidates=KEY, stores=[ItemStore.open(ground.store)], top=top)
         for top in (None, 3)
     )
-    assert first.lists == tuple(listed[:3] for listed in every.lists)
-    assert [row.targets for row in first.conversations] == [row.targets for row in every.conversations]
+    assert shortened.lists == tuple(listed[:3] for listed in full.lists)
+    assert [row.targets for row in shortened.conversations] == [row.targets for row in full.conversations]

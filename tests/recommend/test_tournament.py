@@ -1,4 +1,4 @@
-"""Long lists in groups: which prompts are made, and what comes of their results."""
+"""Tournaments: long lists ranked in groups, and the ranking from their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lavic.recommend.ranking.tournament import Tournament
 
 
 def run(weights: dict[str, float], size: int) -> tuple[Tournament, list[list[tuple[str, ...]]]]:
-    """A tournament judged by a scorer for which Luce's axiom holds."""
+    """A tournament with a scorer that satisfies Luce's choice axiom."""
     tournament, rounds = Tournament(list(weights), size), []
     while tournament.groups:
         rounds.append(tournament.groups)
@@ -26,7 +26,7 @@ def run(weights: dict[str, float], size: int) -> tuple[Tournament, list[list[tup
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 10), (10, 10), (11, 10), (20, 10), (95, 10), (101, 10), (7, 2)])
-def test_a_scorer_that_holds_to_the_axiom_gets_its_distribution_back(count: int, size: int):
+def test_the_distribution_of_a_consistent_scorer_is_restored(count: int, size: int):
     rng = random.Random(count)
     weights = {f"i{number}": rng.expovariate(1) + 1e-9 for number in range(count)}
     tournament, rounds = run(weights, size)
@@ -39,20 +39,20 @@ def test_a_scorer_that_holds_to_the_axiom_gets_its_distribution_back(count: int,
     assert len(rounds[-1]) == 1 and tournament.prompts == sum(map(len, rounds))
 
 
-def test_groups_differ_by_one_at_most_and_neighbours_are_apart():
+def test_group_sizes_differ_by_at_most_one_and_neighbours_are_separated():
     groups = Tournament([f"i{number}" for number in range(23)], 10).groups
     assert sorted(map(len, groups)) == [7, 8, 8]
     assert groups[0][:2] == ("i0", "i3")
 
 
-def test_the_prompts_of_a_hundred_candidates():
+def test_number_of_prompts_per_round():
     weights = {f"i{number}": 1.0 + number for number in range(100)}
     assert [len(groups) for groups in run(weights, 10)[1]] == [10, 1]
     weights = {f"i{number}": 1.0 + number for number in range(1000)}
     assert [len(groups) for groups in run(weights, 10)[1]] == [100, 10, 1]
 
 
-def test_one_group_keeps_the_ranking_as_it_is():
+def test_one_group_keeps_its_ranking():
     tournament = Tournament(["a", "b", "c"], 10)
     tournament.advance([RankedList(ids=("c", "a", "b"), logprobs=(-1.0, -2.0, -2.0), none=0.25)])
     assert not tournament.groups and tournament.ranking.ids == ("c", "a", "b")
@@ -75,11 +75,11 @@ def test_probabilities_too_small_for_a_float_stay_in_order():
     assert tournament.ranking.ids == tuple(f"i{number}" for number in reversed(range(30)))
 
 
-def test_an_empty_list_is_over_at_once():
+def test_an_empty_list_needs_no_prompt():
     assert not Tournament([], 10).groups and Tournament([], 10).ranking.ids == ()
 
 
-def test_a_list_is_dealt_to_smaller_groups_where_a_prompt_is_too_long():
+def test_halve_splits_the_list_into_smaller_groups():
     weights = {f"i{number}": 1.0 + number for number in range(10)}
     tournament = Tournament(list(weights), 10)
     while max(map(len, tournament.groups)) > 3:

@@ -1,4 +1,4 @@
-"""An evaluation that did not finish: what it leaves, and that the same command ranks only what is missing."""
+"""An unfinished evaluation: what it leaves, and that the same command ranks only what is missing."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def catalogue(ground: Ground, tmp_path: Path) -> Path:
     return path
 
 
-def words(ground: Ground, out: Path, catalogue: Path, url: str, *more: object) -> list[str]:
-    given = ["evaluate", "--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", out]
-    given += ["--items", catalogue, "--chat.url", url, "--chat.model", "drawn", "--chat.backoff-s", 0]
-    given += ["--chat.retries", 0, "--draws", 50, "--limit", 4, "--orders", 2, *more]
-    return [str(word) for word in given]
+def evaluate_argv(ground: Ground, out: Path, catalogue: Path, url: str, *options: object) -> list[str]:
+    argv = ["evaluate", "--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", out]
+    argv += ["--items", catalogue, "--chat.url", url, "--chat.model", "drawn", "--chat.backoff-s", 0]
+    argv += ["--chat.retries", 0, "--draws", 50, "--limit", 4, "--orders", 2, *options]
+    return [str(arg) for arg in argv]
 
 
 def results(out: Path, name: str = "results.json") -> dict[str, Any]:
     return json.loads((out / name).read_text())
 
 
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The bundles that are loaded from now on."""
+def record_loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Records the bundles that are loaded from now on."""
     loaded: list[Path] = []
     load = Bundle.load
     monkeypatch.setattr(
-        Bundle, "load", lambda folder, *args, **more: loaded.append(folder) or load(folder, *args, **more)
+        Bundle, "load", lambda folder, *args, **options: loaded.append(folder) or load(folder, *args, **options)
     )
     return loaded
 
@@ -65,54 +65,54 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 ARMS = ("--arms", "chat", "lavic", "shuffled", "bm25", "list_order", "random")
 
 
-def test_a_chat_server_that_fails_costs_no_other_arm(
+def test_a_failed_chat_server_does_not_affect_other_arms(
     ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer, capsys, monkeypatch
 ):
-    whole = words(ground, tmp_path / "whole", catalogue, server.url, *ARMS)
-    assert main(whole) == 0
-    assert not (tmp_path / "whole" / "rankings").exists()
+    complete_argv = evaluate_argv(ground, tmp_path / "complete", catalogue, server.url, *ARMS)
+    assert main(complete_argv) == 0
+    assert not (tmp_path / "complete" / "rankings").exists()
     capsys.readouterr()
 
     out = tmp_path / "out"
-    command = words(ground, out, catalogue, server.url, *ARMS, "--chat.cache", tmp_path / "answers")
+    command = evaluate_argv(ground, out, catalogue, server.url, *ARMS, "--chat.cache", tmp_path / "answers")
     server.faults.extend([DOWN] * 50)
     assert main(command) == 1
-    said = capsys.readouterr()
-    (error,) = (line for line in said.err.splitlines() if "error:" in line)
+    captured = capsys.readouterr()
+    (error,) = (line for line in captured.err.splitlines() if "error:" in line)
     assert "--arms chat has not run: --chat.model drawn: none of 4" in error and "results.partial.json has" in error
-    assert said.out.startswith("Not all arms have run: chat (")
+    assert captured.out.startswith("Not all arms have run: chat (")
     assert not (out / "results.json").exists()
     partial = results(out, "results.partial.json")
     assert list(partial["not_run"]) == ["chat"] and "none of 4 questions" in partial["not_run"]["chat"]
     assert set(partial["arms"]) == set(partial["labels"]) == {"lavic", "shuffled", "bm25", "list_order", "random"}
     assert "Not all arms have run: chat" in (out / "report.html").read_text()
-    assert main(["evaluate", "compare", str(out), str(tmp_path / "whole")]) == 2
+    assert main(["evaluate", "compare", str(out), str(tmp_path / "complete")]) == 2
     assert "some arms have not run, see results.partial.json" in capsys.readouterr().err
 
     server.faults.clear()
-    loaded = loads(monkeypatch)
+    loaded = record_loads(monkeypatch)
     assert main(command) == 0
     assert loaded == []
     assert not (out / "results.partial.json").exists() and not (out / "rankings").exists()
-    got, expected = results(out), results(tmp_path / "whole")
+    resumed, expected = results(out), results(tmp_path / "complete")
     for key in ("arms", "sets", "labels", "main", "ceiling"):
-        assert got[key] == expected[key], key
-    assert "not_run" not in got
-    lines = [(folder / "predictions.jsonl").read_text() for folder in (out, tmp_path / "whole")]
+        assert resumed[key] == expected[key], key
+    assert "not_run" not in resumed
+    lines = [(folder / "predictions.jsonl").read_text() for folder in (out, tmp_path / "complete")]
     assert lines[0] == lines[1]
 
 
-def test_an_arm_is_ranked_again_where_its_inputs_differ(ground: Ground, tmp_path: Path, monkeypatch):
+def test_an_arm_is_ranked_again_if_its_inputs_differ(ground: Ground, tmp_path: Path, monkeypatch):
     store = ItemStore.open(ground.store)
     saved = SavedRankings(tmp_path / "rankings")
     arm = Arm(name="lavic", bundle=ground.bundle, store=store)
-    loaded = loads(monkeypatch)
+    loaded = record_loads(monkeypatch)
 
-    def is_ranked(arm: Arm, file: Path = ground.test, limit: int = 1, **more: Any) -> bool:
+    def is_ranked(arm: Arm, file: Path = ground.test, limit: int = 1, **options: Any) -> bool:
         loaded.clear()
         test_set = TestSet.read("test", file, candidates=KEY, stores=[store], limit=limit)
-        made = rank_test_sets([arm], [test_set], DistributedContext(), saved=saved, **more)
-        assert len(made.rankings["test"][arm.name]) == limit
+        ranked = rank_test_sets([arm], [test_set], DistributedContext(), saved=saved, **options)
+        assert len(ranked.rankings["test"][arm.name]) == limit
         return bool(loaded)
 
     other = tmp_path / ground.test.name
@@ -137,52 +137,50 @@ def test_an_arm_is_ranked_again_where_its_inputs_differ(ground: Ground, tmp_path
         assert not is_ranked(**{"arm": arm, **changed}), changed
 
 
-def test_a_model_that_cannot_rank_costs_no_arm_before_it(
+def test_an_interrupted_evaluation_keeps_completed_arms(
     ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer, monkeypatch
 ):
-    """As an interrupt, or a lack of memory: what was ranked is kept, and the results are those of one run."""
+    """Rankings before the interrupt are kept, and the results equal those of an uninterrupted run."""
     arms = ("--arms", "lavic", "shuffled", "before_tuning", "random")
-    command = words(ground, tmp_path / "out", catalogue, server.url, *arms)
+    command = evaluate_argv(ground, tmp_path / "out", catalogue, server.url, *arms)
     load = Bundle.load
 
-    def without_memory(folder: Path, *args: Any, **more: Any) -> Bundle:
-        if not more["language"]:
+    def interrupt(folder: Path, *args: Any, **options: Any) -> Bundle:
+        if not options["language"]:
             raise KeyboardInterrupt
-        return load(folder, *args, **more)
+        return load(folder, *args, **options)
 
-    monkeypatch.setattr(Bundle, "load", without_memory)
+    monkeypatch.setattr(Bundle, "load", interrupt)
     assert main(command) == 130
     assert not list((tmp_path / "out").glob("results*"))
     monkeypatch.setattr(Bundle, "load", load)
-    loaded = loads(monkeypatch)
+    loaded = record_loads(monkeypatch)
     assert main(command) == 0
     assert loaded == [ground.bundle]
-    assert main(words(ground, tmp_path / "whole", catalogue, server.url, *arms)) == 0
-    assert results(tmp_path / "out")["sets"] == results(tmp_path / "whole")["sets"]
+    assert main(evaluate_argv(ground, tmp_path / "complete", catalogue, server.url, *arms)) == 0
+    assert results(tmp_path / "out")["sets"] == results(tmp_path / "complete")["sets"]
 
 
 @pytest.mark.dist
-def test_two_ranks_go_on_with_what_one_has_ranked(
-    ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer
-):
+def test_two_ranks_reuse_rankings_of_one(ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer):
     server.faults.extend([DOWN] * 50)
-    command = words(ground, tmp_path / "out", catalogue, server.url, "--arms", "lavic", "chat", "random")
+    command = evaluate_argv(ground, tmp_path / "out", catalogue, server.url, "--arms", "lavic", "chat", "random")
     assert main(command) == 1
     before = results(tmp_path / "out", "results.partial.json")
-    more = ("--nproc", 2, "--arms", "lavic", "before_tuning", "random")
-    assert main(words(ground, tmp_path / "out", catalogue, server.url, *more)) == 0
+    options = ("--nproc", 2, "--arms", "lavic", "before_tuning", "random")
+    assert main(evaluate_argv(ground, tmp_path / "out", catalogue, server.url, *options)) == 0
     after = results(tmp_path / "out")
     assert after["arms"]["lavic"] == before["arms"]["lavic"] and "before_tuning" in after["arms"]
 
 
-def test_saved_rankings_come_back_as_they_were(tmp_path: Path):
+def test_saved_rankings_round_trip_and_damage_is_detected(tmp_path: Path):
     saved = SavedRankings(tmp_path / "rankings")
     first = RankedList(ids=("a", "\ud83d", "b c"), logprobs=(-0.1, -1 / 3, float("-inf")), none=1 / 7)
     text = RankedList(ids=(), text="no\nid \ud83d", answer=None)
-    made = ArmRankings(orders=[[first, text], [text, first]], group={"size": 3})
+    rankings = ArmRankings(orders=[[first, text], [text, first]], group={"size": 3})
     assert saved.get({"arm": "x"}) is None
-    saved.put({"arm": "x"}, made)
-    assert saved.get({"arm": "x"}) == made and saved.get({"arm": "y"}) is None
+    saved.put({"arm": "x"}, rankings)
+    assert saved.get({"arm": "x"}) == rankings and saved.get({"arm": "y"}) is None
     (file,) = (tmp_path / "rankings").iterdir()
     content = file.read_bytes()
     for damage in (b"", b"{}\n", content[:-9], content.rsplit(b"\n", 2)[0], b"\xff" + content, content + b"[1]\n"):
@@ -190,6 +188,6 @@ def test_saved_rankings_come_back_as_they_were(tmp_path: Path):
         assert saved.get({"arm": "x"}) is None
     saved.remove()
     assert not (tmp_path / "rankings").exists()
-    (tmp_path / "rankings").write_text("a file, where the folder should be")
-    saved.put({"arm": "x"}, made)  # a warning
+    (tmp_path / "rankings").write_text("a file instead of the folder")
+    saved.put({"arm": "x"}, rankings)  # logs a warning
     assert saved.get({"arm": "x"}) is None

@@ -1,4 +1,4 @@
-"""Approximate search: measured against the exact one, never a filler, refused where it is damaged."""
+"""Approximate search: recall against exact search, missing vectors, shards, damaged files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytest.importorskip("faiss")
 COUNT, WIDTH = 3000, 24
 
 
-def clustered(count: int, seed: int) -> np.ndarray:
+def clustered_vectors(count: int, seed: int) -> np.ndarray:
     centres = np.random.default_rng(9).normal(size=(60, WIDTH))
     rng = np.random.default_rng(seed)
     return centres[rng.integers(0, 60, count)] + 0.6 * rng.normal(size=(count, WIDTH))
 
 
-def make(folder: Path, approximate: ApproximateSettings, count: int = COUNT) -> RetrievalIndex:
-    vectors = clustered(count, 0)
+def make_index(folder: Path, approximate: ApproximateSettings, count: int = COUNT) -> RetrievalIndex:
+    vectors = clustered_vectors(count, 0)
     rows = [Row(f"B{n:05d}", f"{n}") for n in range(count)]
     folder.mkdir(exist_ok=True)
     manifest, before = prepare_index(folder, lambda: rows, text={})
@@ -34,26 +34,26 @@ def make(folder: Path, approximate: ApproximateSettings, count: int = COUNT) -> 
 
 
 @pytest.mark.parametrize(("name", "part_rows"), [("auto", 1 << 20), ("auto", 1100), ("HNSW16", 1 << 20)])
-def test_recall_is_what_the_manifest_says(tmp_path, name, part_rows):
-    index = make(tmp_path, ApproximateSettings(index=name, k=20, part_rows=part_rows))
-    made = index.manifest.methods["meaning"].approximate
-    assert made["recall"] >= 0.95
-    assert len(made["files"]) == -(-COUNT // part_rows)
-    queries = clustered(200, 5)
+def test_recall_matches_the_manifest(tmp_path, name, part_rows):
+    index = make_index(tmp_path, ApproximateSettings(index=name, k=20, part_rows=part_rows))
+    approximate = index.manifest.methods["meaning"].approximate
+    assert approximate["recall"] >= 0.95
+    assert len(approximate["files"]) == -(-COUNT // part_rows)
+    queries = clustered_vectors(200, 5)
     exact = index.search_vectors("meaning", queries, 20, exact=True)
-    found = index.search_vectors("meaning", queries, 20)
+    approximate_hits = index.search_vectors("meaning", queries, 20)
     scores = {(n, id): score for n, hits in enumerate(exact) for id, score in zip(hits.ids, hits.scores, strict=True)}
-    same = [(n, id) for n, hits in enumerate(found) for id in hits.ids if (n, id) in scores]
-    assert len(same) / len(scores) >= 0.9
-    for n, hits in enumerate(found):
+    shared = [(n, id) for n, hits in enumerate(approximate_hits) for id in hits.ids if (n, id) in scores]
+    assert len(shared) / len(scores) >= 0.9
+    for n, hits in enumerate(approximate_hits):
         assert len(hits) == 20
         assert hits.scores == sorted(hits.scores, reverse=True)
         assert all(scores.get((n, id), s) == s for id, s in zip(hits.ids, hits.scores, strict=True)), "exact scores"
 
 
-def test_few_items_are_all_found_once(tmp_path):
-    index = make(tmp_path, ApproximateSettings(index="auto"), count=3)
-    (hits,) = index.search_vectors("meaning", clustered(1, 1), 10)
+def test_a_few_items_are_all_found_once(tmp_path):
+    index = make_index(tmp_path, ApproximateSettings(index="auto"), count=3)
+    (hits,) = index.search_vectors("meaning", clustered_vectors(1, 1), 10)
     assert sorted(hits.ids) == ["B00000", "B00001", "B00002"]
 
 
@@ -66,28 +66,28 @@ def test_items_without_a_vector_are_not_proposed(tmp_path):
     assert hits.ids == sorted(row.id for row in rows if row.text)
 
 
-def test_shards_find_what_the_index_finds(tmp_path):
-    index = make(tmp_path, ApproximateSettings(index="auto", k=20, part_rows=700))
-    queries = clustered(5, 2)
+def test_merged_shards_equal_the_index(tmp_path):
+    index = make_index(tmp_path, ApproximateSettings(index="auto", k=20, part_rows=700))
+    queries = clustered_vectors(5, 2)
     parts = [RetrievalIndex.open(tmp_path, shard=(n, 3)).search_rows("meaning", queries, [20] * 5) for n in range(3)]
-    merged = [index.merge(some, 20) for some in zip(*parts, strict=True)]
+    merged = [index.merge(shard_rows, 20) for shard_rows in zip(*parts, strict=True)]
     assert index.hits(merged, 20) == index.search_vectors("meaning", queries, 20)
 
 
-def test_it_is_added_changed_and_taken_away_without_new_vectors(tmp_path):
-    make(tmp_path, ApproximateSettings())
+def test_the_approximate_index_changes_without_new_vectors(tmp_path):
+    make_index(tmp_path, ApproximateSettings())
     vectors = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("meaning-0*")}
     for name in ("IVF8,Flat", "auto", None):
-        index = make(tmp_path, ApproximateSettings(index=name, k=10))
+        index = make_index(tmp_path, ApproximateSettings(index=name, k=10))
         assert len(list(tmp_path.glob("*.faiss"))) == (name is not None)
         assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("meaning-0*")} == vectors
         assert (index.manifest.methods["meaning"].approximate is None) == (name is None)
 
 
-def test_what_cannot_be_is_refused_in_one_line(tmp_path):
+def test_invalid_settings_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--approximate\.index IVF8,nonsense"):
-        make(tmp_path / "absent", ApproximateSettings(index="IVF8,nonsense"))
-    make(tmp_path / "index", ApproximateSettings(index="auto", k=10))
+        make_index(tmp_path / "absent", ApproximateSettings(index="IVF8,nonsense"))
+    make_index(tmp_path / "index", ApproximateSettings(index="auto", k=10))
     (path,) = (tmp_path / "index").glob("*.faiss")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="cut short"):

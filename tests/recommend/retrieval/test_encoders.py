@@ -1,4 +1,4 @@
-"""Texts to vectors, by a real model and by a server: what is cut of a long text, and what is not."""
+"""Encoders of texts, by a model and by a server: how long texts are truncated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILLER = "I have been looking for a while and nothing in the shops was quite rig
 
 
 def conversation(*texts: str) -> Conversation:
-    turns = [Turn("comment" if place else "seeker", text) for place, text in enumerate(texts)]
+    turns = [Turn("comment" if position else "seeker", text) for position, text in enumerate(texts)]
     return Conversation(id="c-0", turns=tuple(turns))
 
 
@@ -42,7 +42,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
         ("short", FILLER + "{}"),
     ],
 )
-def test_long_threads_that_differ_in_their_last_turn_differ(encoder, turns):
+def test_the_last_turn_of_a_long_thread_affects_its_vector(encoder, turns):
     queries = [
         query_text(conversation(*(turn.format(last) for turn in turns)))
         for last in ("a black lamp made of glass", "warm woollen socks for hiking", "warm woollen socks for hiking")
@@ -52,27 +52,27 @@ def test_long_threads_that_differ_in_their_last_turn_differ(encoder, turns):
     assert cosine(socks, same) > 0.999
 
 
-def test_a_long_thread_keeps_its_request(encoder):
-    asked = ["a black lamp made of glass", "warm woollen socks for hiking"]
-    lamp, socks = encoder.queries([query_text(conversation(text, FILLER, FILLER, "any ideas?")) for text in asked])
+def test_the_request_of_a_long_thread_affects_its_vector(encoder):
+    texts = ["a black lamp made of glass", "warm woollen socks for hiking"]
+    lamp, socks = encoder.queries([query_text(conversation(text, FILLER, FILLER, "any ideas?")) for text in texts])
     assert cosine(lamp, socks) < 0.97
 
 
-def test_a_short_query_is_the_plain_text(encoder):
+def test_a_short_query_is_embedded_as_plain_text(encoder):
     short = conversation("a black lamp", "of glass?")
     assert plain(query_text(short)) == "a black lamp\nof glass?"
-    made = encoder.queries([query_text(short)])[0]
-    assert cosine(made, encoder.documents(["a black lamp\nof glass?"])[0]) > 0.999
+    vector = encoder.queries([query_text(short)])[0]
+    assert cosine(vector, encoder.documents(["a black lamp\nof glass?"])[0]) > 0.999
 
 
-def test_a_vector_does_not_depend_on_the_others(encoder):
+def test_vectors_do_not_depend_on_the_batch(encoder):
     texts = ["a lamp", FILLER, "woollen socks"]
     together = encoder.documents(texts)
     for text, vector in zip(texts, together, strict=True):
         assert np.allclose(encoder.documents([text])[0], vector, atol=1e-5)
 
 
-def test_another_model_is_refused(sentence_model):
+def test_another_version_of_the_model_is_refused(sentence_model):
     recorded = dense_settings(DenseSettings(model=str(sentence_model)))
     with pytest.raises(ConfigError, match="another version of this model"):
         SentenceEncoder({**recorded, "fingerprint": "0" * 16})
@@ -81,7 +81,7 @@ def test_another_model_is_refused(sentence_model):
 
 
 @pytest.mark.parametrize("name", ["1_Pooling/config.json", "tokenizer.json", "config_sentence_transformers.json"])
-def test_a_model_that_pools_or_reads_otherwise_is_another_one(sentence_model, tmp_path, name):
+def test_changed_pooling_or_tokenizer_files_are_another_version(sentence_model, tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(sentence_model, folder)
     recorded = dense_settings(DenseSettings(model=str(folder)))
@@ -91,7 +91,7 @@ def test_a_model_that_pools_or_reads_otherwise_is_another_one(sentence_model, tm
         SentenceEncoder(recorded)
 
 
-def cut_words(text: str, limit: int, middle: bool) -> tuple[str, int]:
+def truncate_words(text: str, limit: int, middle: bool) -> tuple[str, int]:
     words = text.split()
     if len(words) > limit:
         head = limit // 2 if middle else limit
@@ -100,7 +100,7 @@ def cut_words(text: str, limit: int, middle: bool) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "kept"),
+    ("limit", "expected"),
     [
         (99, "a b c\nd e f\ng h i\nj k l m"),
         (10, "a b c\ng h i\nj k l m"),
@@ -111,15 +111,15 @@ def cut_words(text: str, limit: int, middle: bool) -> tuple[str, int]:
         (1, "m"),
     ],
 )
-def test_what_is_kept_of_a_query(limit, kept):
+def test_shorten_keeps_the_request_and_the_last_turn(limit, expected):
     query = query_text(conversation("a b c", "d e f", "g h i", "j k l m"))
-    assert shorten(query, limit, cut_words) == kept
+    assert shorten(query, limit, truncate_words) == expected
 
 
-def test_a_server_gets_the_last_turn_too():
+def test_endpoint_queries_keep_the_last_turn():
     with openai_server() as server:
-        chosen = EndpointSettings(url=(server.url,), model="m")
-        encoder = EndpointEncoder(chosen, 100)
+        settings = EndpointSettings(url=(server.url,), model="m")
+        encoder = EndpointEncoder(settings, 100)
         encoder.queries([query_text(conversation("a lamp", FILLER, f"{FILLER} of glass")), ""])
         encoder.documents([FILLER])
         sent = [text for body in server.bodies for text in body["input"]]

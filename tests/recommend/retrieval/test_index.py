@@ -1,4 +1,4 @@
-"""An index of a catalogue: what it finds, what it refuses, and how it grows."""
+"""A retrieval index: search results, refused input, extension, damage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WORDS = ["lamp", "shirt", "red", "black", "desk", "wool", "soft", "chair", "gree
 TEXT = {"fields": ["title"]}
 
 
-def drawn_rows(count: int, seed: int = 0) -> list[Row]:
+def random_rows(count: int, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     return [Row(f"B{n:05d}", " ".join(rng.choice(WORDS, rng.integers(1, 6)))) for n in rng.permutation(count)]
 
 
 def embed(texts):
-    """Stands for a model: a vector by the words of a text, plus a little of its own."""
+    """A model for tests: a vector of word counts plus noise by the length of the text."""
     return np.array([np.random.default_rng(len(text)).normal(0, 0.1, 16) + count(text) for text in texts])
 
 
@@ -41,25 +41,25 @@ def builders(part_rows=1 << 20, chunk_rows=100):
     ]
 
 
-def make(folder: Path, rows, *, extend=False, **sizes) -> RetrievalIndex:
+def make_index(folder: Path, rows, *, extend=False, **sizes) -> RetrievalIndex:
     folder.mkdir(exist_ok=True)
     manifest, before = prepare_index(folder, lambda: rows, text=TEXT, extend=extend)
     add_methods(folder, manifest, builders(**sizes), before)
     return RetrievalIndex.open(folder)
 
 
-def everything(index: RetrievalIndex, k: int = 20):
+def search_all(index: RetrievalIndex, k: int = 20):
     vectors = embed(["red shirt", "black desk lamp", "glass cup"])
-    words = index.search(["red shirt", "the black black lamp on the desk", "glass"], k, methods=["bm25"])["bm25"]
-    return words, index.search_vectors("meaning", vectors, k)
+    bm25_hits = index.search(["red shirt", "the black black lamp on the desk", "glass"], k, methods=["bm25"])["bm25"]
+    return bm25_hits, index.search_vectors("meaning", vectors, k)
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> RetrievalIndex:
-    return make(tmp_path_factory.mktemp("index") / "index", drawn_rows(500))
+    return make_index(tmp_path_factory.mktemp("index") / "index", random_rows(500))
 
 
-def test_bm25_scores_are_those_of_bm25s(index):
+def test_bm25_scores_equal_bm25s(index):
     rows = list(index.table.rows())
     bare = bm25s.BM25()
     bare.index(bm25s.tokenize([row.text for row in rows], show_progress=False), show_progress=False)
@@ -83,9 +83,9 @@ def test_vectors_are_compared_by_their_cosine(index):
         assert hits.scores == sorted(hits.scores, reverse=True)
 
 
-def test_ties_stand_in_the_order_of_ids(tmp_path):
+def test_ties_are_ordered_by_id(tmp_path):
     rows = [Row(id, "red shirt") for id in ("m", "c", "x", "a", "k")] + [Row("z", "lamp")]
-    index = make(tmp_path / "index", rows, part_rows=2, chunk_rows=2)
+    index = make_index(tmp_path / "index", rows, part_rows=2, chunk_rows=2)
     assert index.search(["shirt"], 3, methods=["bm25"])["bm25"][0].ids == ["a", "c", "k"]
     assert index.search_vectors("meaning", embed(["red shirt"]), 4)[0].ids == ["a", "c", "k", "m"]
 
@@ -95,28 +95,28 @@ def test_a_query_without_a_known_word_finds_nothing(index, query):
     assert index.search([query], 10, methods=["bm25"])["bm25"] == [Hits()]
 
 
-def test_a_list_is_not_filled_up(tmp_path):
-    index = make(tmp_path / "index", [Row("a", "red"), Row("b", "lamp"), Row("c", "red lamp")])
+def test_bm25_lists_are_not_padded(tmp_path):
+    index = make_index(tmp_path / "index", [Row("a", "red"), Row("b", "lamp"), Row("c", "red lamp")])
     assert index.search(["red"], 5, methods=["bm25"])["bm25"][0].ids == ["a", "c"]
     hits = index.search_vectors("meaning", embed(["red"]), 5)[0]
     assert sorted(hits.ids) == ["a", "b", "c"]
 
 
-def test_an_item_without_text_is_found_by_none(tmp_path):
-    index = make(tmp_path / "index", [Row("a", "red"), Row("b", ""), Row("c", " ")])
+def test_items_without_text_are_not_found(tmp_path):
+    index = make_index(tmp_path / "index", [Row("a", "red"), Row("b", ""), Row("c", " ")])
     assert index.search_vectors("meaning", embed(["red"]), 5)[0].ids == ["a"]
-    only = make(tmp_path / "empty", [Row("b", "")])
+    only = make_index(tmp_path / "empty", [Row("b", "")])
     assert only.search(["red"], 5, methods=["bm25"])["bm25"] == [Hits()]
 
 
-def test_results_do_not_depend_on_the_division_or_order_of_rows(index, tmp_path):
-    rows = drawn_rows(500)
-    expected = everything(index)
-    assert everything(make(tmp_path / "parts", rows, part_rows=7, chunk_rows=3)) == expected
-    assert everything(make(tmp_path / "sorted", sorted(rows, key=lambda row: row.id), part_rows=90)) == expected
+def test_results_do_not_depend_on_parts_or_row_order(index, tmp_path):
+    rows = random_rows(500)
+    expected = search_all(index)
+    assert search_all(make_index(tmp_path / "parts", rows, part_rows=7, chunk_rows=3)) == expected
+    assert search_all(make_index(tmp_path / "sorted", sorted(rows, key=lambda row: row.id), part_rows=90)) == expected
 
 
-def test_results_do_not_depend_on_the_other_queries(index):
+def test_results_do_not_depend_on_other_queries(index):
     vectors = np.random.default_rng(0).normal(size=(70, 16))
     together = index.search_vectors("meaning", vectors, 10)
     assert [index.search_vectors("meaning", vector[None], 10)[0] for vector in vectors] == together
@@ -124,13 +124,13 @@ def test_results_do_not_depend_on_the_other_queries(index):
 
 @pytest.mark.parametrize("count", [2, 5, 9])
 def test_results_do_not_depend_on_shards(tmp_path, count):
-    index = make(tmp_path / "index", drawn_rows(300), part_rows=60, chunk_rows=40)
+    index = make_index(tmp_path / "index", random_rows(300), part_rows=60, chunk_rows=40)
     queries, vectors = ["red shirt", "the lamp", ""], embed(["red shirt", "glass cup"])
     shards = [RetrievalIndex.open(index.folder, shard=(number, count)) for number in range(count)]
-    for method, asked in (("bm25", queries), ("meaning", vectors)):
-        expected = index.hits(index.search_rows(method, asked, [7] * len(asked)), 7)
-        parts = [shard.search_rows(method, asked, [7] * len(asked)) for shard in shards]
-        merged = [index.merge(some, 7) for some in zip(*parts, strict=True)]
+    for method, method_queries in (("bm25", queries), ("meaning", vectors)):
+        expected = index.hits(index.search_rows(method, method_queries, [7] * len(method_queries)), 7)
+        parts = [shard.search_rows(method, method_queries, [7] * len(method_queries)) for shard in shards]
+        merged = [index.merge(shard_rows, 7) for shard_rows in zip(*parts, strict=True)]
         assert index.hits(merged, 7) == expected
 
 
@@ -153,7 +153,7 @@ def test_given_items_are_scored_as_in_a_search(index):
     assert index.score_vector("meaning", vectors[0], [*hits.ids, "absent"]) == [*hits.scores, -1.0]
 
 
-def test_queries_must_be_vectors_of_numbers(index):
+def test_invalid_queries_are_refused(index):
     with pytest.raises(DataError, match="vector 1 has values that are not finite"):
         index.search_vectors("meaning", np.array([[1.0] * 16, [np.nan] * 16]), 3)
     with pytest.raises(DataError, match="vectors of 16 numbers"):
@@ -161,22 +161,22 @@ def test_queries_must_be_vectors_of_numbers(index):
     assert index.search_vectors("meaning", np.zeros((1, 16)), 3) == [Hits()]
     with pytest.raises(ConfigError, match="no method `dense`, only bm25, meaning"):
         index.search(["red"], 3, methods=["dense"])
-    for wrong in ({"queries": "red"}, {"queries": ["red"], "methods": "bm25"}):
+    for arguments in ({"queries": "red"}, {"queries": ["red"], "methods": "bm25"}):
         with pytest.raises(ConfigError, match="queries and methods are lists of texts"):
-            index.search(**wrong, k=3)
+            index.search(**arguments, k=3)
     with pytest.raises(ConfigError, match="queries are a list of texts"):
         index.encode("meaning", "red")
 
 
-def test_items_must_have_vectors_of_numbers(tmp_path):
+def test_item_vectors_that_are_not_finite_are_refused(tmp_path):
     builder = VectorBuilder("meaning", {}, lambda: lambda texts: np.full((len(texts), 4), np.nan))
     manifest, _ = prepare_index(tmp_path, lambda: [Row("a", "red")], text=TEXT)
     with pytest.raises(DataError, match="vector 0 has values that are not finite"):
         add_methods(tmp_path, manifest, [builder])
 
 
-def test_the_first_of_several_rows_counts(tmp_path):
-    index = make(tmp_path / "index", [Row("a", "red"), Row("b", "red"), Row("a", "lamp"), Row("a", "lamp")])
+def test_the_first_row_of_an_id_is_used(tmp_path):
+    index = make_index(tmp_path / "index", [Row("a", "red"), Row("b", "red"), Row("a", "lamp"), Row("a", "lamp")])
     assert index.manifest.counts == {"rows": 4, "repeated": 2}
     assert len(index) == 2
     assert "a" in index
@@ -185,55 +185,58 @@ def test_the_first_of_several_rows_counts(tmp_path):
 
 
 def test_another_catalogue_is_refused(tmp_path):
-    rows = drawn_rows(20)
-    make(tmp_path / "index", rows)
-    make(tmp_path / "index", rows[::-1])  # the same, in another order
+    rows = random_rows(20)
+    make_index(tmp_path / "index", rows)
+    make_index(tmp_path / "index", rows[::-1])  # the same rows in another order
     before = sorted(path.name for path in (tmp_path / "index").iterdir())
     with pytest.raises(DataError, match="another catalogue \\(20 items, now 19"):
-        make(tmp_path / "index", rows[1:])
+        make_index(tmp_path / "index", rows[1:])
     with pytest.raises(DataError, match="another catalogue"):
-        make(tmp_path / "index", [Row(rows[0].id, "other"), *rows[1:]])
+        make_index(tmp_path / "index", [Row(rows[0].id, "other"), *rows[1:]])
     with pytest.raises(DataError, match="other texts"):
         prepare_index(tmp_path / "index", lambda: rows, text={"fields": ["title", "features"]})
     assert sorted(path.name for path in (tmp_path / "index").iterdir()) == before
 
 
 def test_other_settings_are_refused(tmp_path):
-    make(tmp_path / "index", drawn_rows(20))
-    manifest, _ = prepare_index(tmp_path / "index", lambda: drawn_rows(20), text=TEXT)
+    make_index(tmp_path / "index", random_rows(20))
+    manifest, _ = prepare_index(tmp_path / "index", lambda: random_rows(20), text=TEXT)
     with pytest.raises(DataError, match=r"`bm25` was made with other settings \(k1 was 1.5, is 2.0\)"):
         add_methods(tmp_path / "index", manifest, [Bm25Builder(Bm25Settings(k1=2.0))])
 
 
-def test_a_grown_index_finds_what_a_new_one_finds(tmp_path):
-    rows = drawn_rows(500)
-    small = make(tmp_path / "grown", rows[:310], chunk_rows=100)
-    found = everything(small)
-    grown = make(tmp_path / "grown", rows[::-1], extend=True, chunk_rows=100)
-    assert everything(small) == found, "an index that is open stays as it was"
-    assert everything(grown) == everything(make(tmp_path / "new", rows, chunk_rows=100))
+def test_an_extended_index_equals_a_new_one(tmp_path):
+    rows = random_rows(500)
+    old = make_index(tmp_path / "grown", rows[:310], chunk_rows=100)
+    before = search_all(old)
+    grown = make_index(tmp_path / "grown", rows[::-1], extend=True, chunk_rows=100)
+    assert search_all(old) == before, "an open index does not change"
+    assert search_all(grown) == search_all(make_index(tmp_path / "new", rows, chunk_rows=100))
     assert grown.manifest.file_names() == {path.name for path in (tmp_path / "grown").iterdir()}
     with pytest.raises(DataError, match="1 of the index are gone"):
-        make(tmp_path / "grown", rows[1:], extend=True)
+        make_index(tmp_path / "grown", rows[1:], extend=True)
 
 
-def test_only_new_items_are_embedded_when_it_grows(tmp_path):
-    rows = drawn_rows(250)
-    make(tmp_path / "index", rows[:150])
-    seen: list[str] = []
+def test_extending_embeds_only_new_items(tmp_path):
+    rows = random_rows(250)
+    make_index(tmp_path / "index", rows[:150])
+    embedded: list[str] = []
 
-    def noting(texts):
-        seen.extend(texts)
+    def record_texts(texts):
+        embedded.extend(texts)
         return embed(texts)
 
     manifest, before = prepare_index(tmp_path / "index", lambda: rows, text=TEXT, extend=True)
-    chosen = [Bm25Builder(Bm25Settings()), VectorBuilder("meaning", {"model": "test"}, lambda: noting, chunk_rows=100)]
-    add_methods(tmp_path / "index", manifest, chosen, before)
-    assert set(seen) == {row.text for row in rows[150:]}
+    methods = [
+        Bm25Builder(Bm25Settings()),
+        VectorBuilder("meaning", {"model": "test"}, lambda: record_texts, chunk_rows=100),
+    ]
+    add_methods(tmp_path / "index", manifest, methods, before)
+    assert set(embedded) == {row.text for row in rows[150:]}
 
 
 def test_a_damaged_index_is_refused_in_one_line(tmp_path):
-    index = make(tmp_path / "index", drawn_rows(300))
+    index = make_index(tmp_path / "index", random_rows(300))
     for name in sorted(index.manifest.file_names()):
         path = tmp_path / "index" / name
         data = path.read_bytes()
@@ -260,9 +263,9 @@ def test_processes_share_an_index(index):
         assert pool.map(_search, [index] * 4) == [_search(index)] * 4
 
 
-def test_it_is_pickled_as_its_folder(index):
+def test_an_index_is_pickled_as_its_folder(index):
     assert len(pickle.dumps(index)) < 4000
-    assert everything(pickle.loads(pickle.dumps(index))) == everything(index)
+    assert search_all(pickle.loads(pickle.dumps(index))) == search_all(index)
 
 
 def test_fusion_by_reciprocal_rank():

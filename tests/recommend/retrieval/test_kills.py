@@ -1,4 +1,4 @@
-"""A build that is killed, whenever, ends the same when it runs again."""
+"""A build or extension that is killed gives the same index when it runs again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ folder, count, kill_at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 replaced, replace = 0, Path.replace
 
 def counting(self, target):
-    "Kills this process in place of its n-th file being put in place."
+    "Kills this process instead of the n-th rename."
     global replaced
     replaced += 1
     if replaced == kill_at:
@@ -47,8 +47,8 @@ print(replaced)
 
 
 def build(folder: Path, count: int, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", BUILD, str(folder), str(count), str(kill_at)]
-    return subprocess.run(words, capture_output=True, text=True)
+    command = [sys.executable, "-c", BUILD, str(folder), str(count), str(kill_at)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -56,23 +56,23 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_build_that_was_killed_ends_the_same(tmp_path):
-    whole = build(tmp_path / "whole", 50)
-    assert whole.returncode == 0, whole.stderr
-    files = int(whole.stdout)
+def test_a_killed_build_resumes_with_the_same_files(tmp_path):
+    uninterrupted = build(tmp_path / "uninterrupted", 50)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    files = int(uninterrupted.stdout)
     for kill_at in (1, files - 1):
         folder = tmp_path / f"killed-{kill_at}"
         assert build(folder, 50, kill_at).returncode == -signal.SIGKILL
         if kill_at <= 1:
             with pytest.raises(DataError, match="no retrieval index here"):
                 RetrievalIndex.open(folder)
-        again = build(folder, 50)
-        assert again.returncode == 0, again.stderr
-        assert content(folder) == content(tmp_path / "whole")
+        resumed = build(folder, 50)
+        assert resumed.returncode == 0, resumed.stderr
+        assert content(folder) == content(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
-def test_an_index_that_was_killed_while_it_grew_is_the_old_one(tmp_path):
+def test_a_killed_extension_leaves_the_old_index(tmp_path):
     assert build(tmp_path / "index", 50).returncode == 0
     before = RetrievalIndex.open(tmp_path / "index").search(["lamp 3"], 9, methods=["bm25"])
     assert build(tmp_path / "index", 70, kill_at=4).returncode == -signal.SIGKILL
