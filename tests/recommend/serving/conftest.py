@@ -1,4 +1,4 @@
-"""Real servers on loopback: `lavic serve` in a process of its own."""
+"""`lavic serve` as a separate process on loopback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     lines: list[str] = field(default_factory=list)
-    """What it has printed and logged."""
+    """Lines that it has printed and logged."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
@@ -39,7 +39,7 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=600, trust_env=False, **options)
 
     def wait_for(self, text: str, count: int = 1) -> str:
-        """The line with a text, when it has been logged so many times."""
+        """Waits until a text has been logged `count` times; returns that line."""
 
         def line() -> str | None:
             matching = [line for line in self.lines if text in line]
@@ -58,9 +58,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*words: object, env: dict[str, str] | None = None) -> Iterator[Server]:
+def serve(*args: object, env: dict[str, str] | None = None) -> Iterator[Server]:
     """Starts `lavic serve` on a free port and waits until it serves."""
-    command = [sys.executable, "-m", "lavic", "serve", "--port", "0", *map(str, words)]
+    command = [sys.executable, "-m", "lavic", "serve", "--port", "0", *map(str, args)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def serve(*words: object, env: dict[str, str] | None = None) -> Iterator[Server]
 
 @pytest.fixture(scope="session")
 def server(ground: Ground, index: Path) -> Iterator[Server]:
-    """One server for all tests that leave it as it is."""
+    """One server for all tests that do not change it."""
     with serve("--bundle", ground.bundle, "--store", ground.store, "--index", index, "--retrieved", "20") as running:
         yield running
 

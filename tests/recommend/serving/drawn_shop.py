@@ -1,4 +1,4 @@
-"""A small shop of drawn products, and a server of the same routes whose ranking is made up: for tests of the page."""
+"""A small shop of drawn products, and a server with the same routes and a simple ranking, for tests of the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.crawled_sets import write_set
 
 @dataclass(frozen=True)
 class Product:
-    """What the shop knows of one."""
+    """A product of the shop."""
 
     id: str
     title: str
@@ -33,17 +33,17 @@ class Product:
 
 @dataclass
 class Shop:
-    """Products with photos, and what the server is to answer next."""
+    """Products with photos, and the next answers of the server."""
 
     products: dict[str, Product]
     photos: ItemPhotos | None
     answers: list[Response] = field(default_factory=list)
-    """Taken first, in their order."""
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    """Sent first, in order."""
+    requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of the requests."""
     feedback: list[dict[str, Any]] = field(default_factory=list)
     hold: threading.Event = field(default_factory=threading.Event)
-    """Cleared, an answer waits."""
+    """While cleared, answers wait."""
 
     def app(self, *, records: bool = False) -> FastAPI:
         """The server."""
@@ -52,17 +52,19 @@ class Shop:
 
         @app.get("/photos/{id:path}")
         def photo(id: str) -> Response:
-            found = self.photos.get(id) if self.photos else None
-            return Response(found.data, media_type=found.media_type) if found else Response(status_code=404)
+            photo_file = self.photos.get(id) if self.photos else None
+            if photo_file is None:
+                return Response(status_code=404)
+            return Response(photo_file.data, media_type=photo_file.media_type)
 
         @app.post("/v1/recommend")
         def recommend(body: Annotated[dict[str, Any], Body()]) -> Any:
-            self.asked.append(body)
+            self.requests.append(body)
             self.hold.wait()
             if self.answers:
                 return self.answers.pop(0)
-            words = " ".join(turn["content"] for turn in body["conversation"])
-            return {"items": self._rank(words, body["k"], body["exclude"])}
+            text = " ".join(turn["content"] for turn in body["conversation"])
+            return {"items": self._rank(text, body["k"], body["exclude"])}
 
         @app.post("/v1/feedback", status_code=204)
         def feedback(body: Annotated[dict[str, Any], Body()]) -> None:
@@ -70,10 +72,10 @@ class Shop:
 
         return app
 
-    def _rank(self, words: str, k: int, exclude: list[str]) -> list[dict[str, Any]]:
-        asked = set(words.lower().split())
-        left = [product for product in self.products.values() if product.id not in exclude]
-        scored = [(len(asked & set(product.words.split())), product) for product in left]
+    def _rank(self, text: str, k: int, exclude: list[str]) -> list[dict[str, Any]]:
+        requested_words = set(text.lower().split())
+        remaining = [product for product in self.products.values() if product.id not in exclude]
+        scored = [(len(requested_words & set(product.words.split())), product) for product in remaining]
         scored.sort(key=lambda pair: -pair[0])
         total = sum(4.0**score for score, _ in scored[:k])
         return [
@@ -93,7 +95,7 @@ def make_shop(folder: Path, titles: Sequence[str] = (), count: int = 40) -> Shop
 
     Args:
         folder: For the set.
-        titles: Of the first products, in place of drawn ones.
+        titles: Titles of the first products, instead of drawn ones.
         count: Products; the last has no photo.
     """
     looks = [(kind, colour, pattern) for kind in KINDS for colour in COLOURS for pattern in PATTERNS]
@@ -113,16 +115,16 @@ def make_shop(folder: Path, titles: Sequence[str] = (), count: int = 40) -> Shop
 
 @contextmanager
 def running(app: Any) -> Iterator[str]:
-    """The address of a server on loopback, which ends with the block."""
+    """Runs a server on loopback during the block; yields its address."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
     started = threading.Event()
     startup = server.startup
 
-    async def startup_and_tell(sockets: Any = None) -> None:
+    async def startup_and_signal(sockets: Any = None) -> None:
         await startup(sockets)
         started.set()
 
-    server.startup = startup_and_tell  # type: ignore[method-assign]
+    server.startup = startup_and_signal  # type: ignore[method-assign]
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

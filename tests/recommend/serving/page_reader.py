@@ -1,4 +1,4 @@
-"""Somebody who uses the page in a browser, and titles that should not get out of their place."""
+"""A user of the page in a browser, and hostile titles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOSTILE = (
 
 
 class Reader:
-    """Somebody who looks at the page."""
+    """Reads and operates the page as a user does."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.browser, self.url = browser, url
@@ -54,7 +54,7 @@ class Reader:
         self.settle()
 
     def settle(self) -> None:
-        """Waits until nothing is under way."""
+        """Waits until no request is pending."""
         self.until(lambda: not self.all("[aria-busy]"))
 
     def click(self, css: str) -> None:
@@ -74,9 +74,9 @@ class Reader:
         return self.browser.driver.execute_script(script)
 
     def check(self) -> None:
-        """Nothing went wrong, nothing was loaded from elsewhere, and the page fits its window."""
+        """Checks that there are no errors and no requests to other hosts, and that the page fits its window."""
         assert self.browser.errors() == []
-        here = urlsplit(self.url).netloc.rpartition("@")[2]
+        netloc = urlsplit(self.url).netloc.rpartition("@")[2]
         requests = self.browser.requests()
-        assert requests and all(urlsplit(url).netloc.rpartition("@")[2] == here for url in requests), requests
+        assert requests and all(urlsplit(url).netloc.rpartition("@")[2] == netloc for url in requests), requests
         assert self.browser.overflow() <= 0

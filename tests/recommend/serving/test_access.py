@@ -1,4 +1,4 @@
-"""Who may ask: addresses, tokens, names of the server, pages of other sites."""
+"""Access to the server: addresses, tokens, host names, other origins."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SHOP = "https://shop.example.org"
 
 
 @pytest.fixture(scope="module")
-def guarded(ground: Ground) -> Iterator[Server]:
-    """A server on every address, which needs a token, and answers the pages of one other site."""
-    words = ("--bundle", ground.bundle, "--store", ground.store, "--host", "0.0.0.0", "--cors", SHOP)
-    with serve(*words, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as server:
+def token_server(ground: Ground) -> Iterator[Server]:
+    """A server on all addresses with a token and one allowed origin."""
+    args = ("--bundle", ground.bundle, "--store", ground.store, "--host", "0.0.0.0", "--cors", SHOP)
+    with serve(*args, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
         yield server
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (("--host", "0.0.0.0"), "give a token with --token env:NAME"),
         (("--host", "::"), "give a token with --token env:NAME"),
@@ -37,19 +37,19 @@ def guarded(ground: Ground) -> Iterator[Server]:
         (("--host", "192.0.2.1", "--token", "env:LAVIC_SERVE_TOKEN"), "cannot listen there"),
     ],
 )
-def test_a_server_that_does_not_start(ground: Ground, words, message: str, monkeypatch, capsys):
+def test_unsafe_access_settings_are_refused_at_start(ground: Ground, args, message: str, monkeypatch, capsys):
     monkeypatch.setenv("LAVIC_SHORT_TOKEN", "short")
     monkeypatch.setenv("LAVIC_SERVE_TOKEN", TOKEN)
     monkeypatch.delenv("LAVIC_NO_TOKEN", raising=False)
-    assert main(["serve", "--bundle", str(ground.bundle), "--store", str(ground.store), *words]) == 2
+    assert main(["serve", "--bundle", str(ground.bundle), "--store", str(ground.store), *args]) == 2
     error = capsys.readouterr().err
     assert message in error and TOKEN not in error
     logging.getLogger("lavic").handlers.clear()
 
 
-def test_a_token_is_asked_for(guarded: Server):
+def test_requests_without_the_token_are_refused(token_server: Server):
     wrong = ("", "Bearer", "Bearer x", f"Bearer {TOKEN}x", f"Token {TOKEN}", TOKEN, "Basic !!!", "Bearer \xff")
-    with guarded.client() as client:
+    with token_server.client() as client:
         for header in wrong:
             for path in ("/v1/items/x", "/photos/x", "/metrics", "/docs", "/openapi.json", "/nowhere"):
                 answer = client.get(path, headers={"Authorization": header.encode("latin-1")} if header else {})
@@ -60,26 +60,26 @@ def test_a_token_is_asked_for(guarded: Server):
         assert client.get("/v1/models", auth=("anyone", TOKEN)).status_code == 200
         assert client.get("/v1/models", auth=(TOKEN, "")).status_code == 401
         named = client.get("/v1/models", headers={"Authorization": f"Bearer {TOKEN}", "Host": "shop.example.org"})
-        assert named.status_code == 200  # with a token any name will do
-    assert not [line for line in guarded.lines if TOKEN in line]
+        assert named.status_code == 200  # with a token any host name is accepted
+    assert not [line for line in token_server.lines if TOKEN in line]
 
 
-def test_pages_of_other_sites(guarded: Server, client: httpx.Client):
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+def test_cors_allows_only_the_given_origin(token_server: Server, client: httpx.Client):
+    preflight_headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     token = {"Authorization": f"Bearer {TOKEN}"}
-    with guarded.client() as other:
-        preflight = other.options("/v1/recommend", headers={**ask, "Origin": SHOP})
+    with token_server.client() as other:
+        preflight = other.options("/v1/recommend", headers={**preflight_headers, "Origin": SHOP})
         assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == SHOP
         answer = other.get("/v1/models", headers={**token, "Origin": SHOP})
         assert answer.headers["access-control-allow-origin"] == SHOP
-        strange = other.get("/v1/models", headers={**token, "Origin": "https://evil.example.org"})
-        assert "access-control-allow-origin" not in strange.headers
+        other_origin = other.get("/v1/models", headers={**token, "Origin": "https://evil.example.org"})
+        assert "access-control-allow-origin" not in other_origin.headers
     for origin in (SHOP, "null"):
-        refused = client.options("/v1/recommend", headers={**ask, "Origin": origin})
+        refused = client.options("/v1/recommend", headers={**preflight_headers, "Origin": origin})
         assert refused.status_code >= 400
         assert not [name for name in refused.headers if name.startswith("access-control")]
 
 
-def test_a_local_server_answers_to_local_names_alone(server: Server, client: httpx.Client):
+def test_a_local_server_accepts_only_local_host_names(server: Server, client: httpx.Client):
     for host, status in (("localhost", 200), (f"127.0.0.1:{server.port}", 200), ("[::1]:80", 200), ("evil.org", 403)):
         assert client.get("/healthz", headers={"Host": host}).status_code == status

@@ -15,7 +15,7 @@ from lavic.recommend.recommender import Recommender
 from ..conftest import KEY, Ground
 from .conftest import Server
 
-TALK = [{"role": "user", "content": "an acme mug, red"}, {"role": "assistant", "content": "Striped or plain?"}]
+MESSAGES = [{"role": "user", "content": "an acme mug, red"}, {"role": "assistant", "content": "Striped or plain?"}]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def recommender(ground: Ground, index) -> Recommender:
     return Recommender.load(ground.bundle, ground.store, index, retrieved=20)
 
 
-def test_named_candidates(ground: Ground, client: httpx.Client, recommender: Recommender):
+def test_recommend_ranks_given_candidates(ground: Ground, client: httpx.Client, recommender: Recommender):
     listed = list(ground.conversations[0].candidates[KEY])
     answer = client.post("/v1/recommend", json={"conversation": "a red mug", "candidates": listed, "k": 4})
     assert answer.status_code == 200
@@ -36,26 +36,26 @@ def test_named_candidates(ground: Ground, client: httpx.Client, recommender: Rec
     assert answer.json()["candidates"] == 10
 
 
-def test_the_whole_catalogue(client: httpx.Client, recommender: Recommender):
-    expected = [item.id for item in recommender.recommend(TALK)]
-    for conversation in (TALK, ["an acme mug, red", "Striped or plain?"]):
+def test_recommend_searches_the_index_and_excludes_items(client: httpx.Client, recommender: Recommender):
+    expected = [item.id for item in recommender.recommend(MESSAGES)]
+    for conversation in (MESSAGES, ["an acme mug, red", "Striped or plain?"]):
         answer = client.post("/v1/recommend", json={"conversation": conversation})
         assert [item["id"] for item in answer.json()["items"]] == expected
-    excluded = client.post("/v1/recommend", json={"conversation": TALK, "exclude": expected[:2]}).json()["items"]
+    excluded = client.post("/v1/recommend", json={"conversation": MESSAGES, "exclude": expected[:2]}).json()["items"]
     assert not {item["id"] for item in excluded} & set(expected[:2])
 
 
-def test_answers_of_requests_that_share_batches(ground: Ground, server: Server, recommender: Recommender):
-    asked = [Query(conversation=c.turns[0].text, candidates=c.candidates[KEY]) for c in ground.conversations]
-    expected = [recommender.recommend(query.conversation, query.candidates) for query in asked]
+def test_answers_do_not_depend_on_batches(ground: Ground, server: Server, recommender: Recommender):
+    queries = [Query(conversation=c.turns[0].text, candidates=c.candidates[KEY]) for c in ground.conversations]
+    expected = [recommender.recommend(query.conversation, query.candidates) for query in queries]
 
     def ask(query: Query) -> list[dict]:
         with server.client() as client:
             body = {"conversation": query.conversation, "candidates": list(query.candidates)}
             return client.post("/v1/recommend", json=body).json()["items"]
 
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(ask, asked))
+    with ThreadPoolExecutor(len(queries)) as pool:
+        answers = list(pool.map(ask, queries))
     for answer, alone in zip(answers, expected, strict=True):
         assert [item["id"] for item in answer] == [item.id for item in alone]
         assert [item["probability"] for item in answer] == pytest.approx([i.probability for i in alone], abs=1e-5)
@@ -98,7 +98,7 @@ def test_answers_of_requests_that_share_batches(ground: Ground, server: Server, 
         ("[1, 2]", 422, None),
     ],
 )
-def test_what_is_malformed_or_unknown_is_refused_in_one_form(client: httpx.Client, body, status: int, param):
+def test_invalid_bodies_are_refused_in_one_error_format(client: httpx.Client, body, status: int, param):
     data = json.dumps(body) if isinstance(body, dict) else body
     answer = client.post("/v1/recommend", content=data, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
@@ -118,12 +118,12 @@ def test_what_is_malformed_or_unknown_is_refused_in_one_form(client: httpx.Clien
         ("GET", "/photos/..%2f..%2fetc%2fpasswd", 404),
     ],
 )
-def test_unknown_paths(client: httpx.Client, method: str, path: str, status: int):
+def test_unknown_paths_and_methods_are_refused(client: httpx.Client, method: str, path: str, status: int):
     answer = client.request(method, path)
     assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_body_that_is_no_json_by_its_type(client: httpx.Client):
+def test_other_content_types_and_encodings_are_refused(client: httpx.Client):
     answer = client.post("/v1/recommend", content='{"conversation": "a"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 415 and answer.json()["error"]["code"] == "unsupported_media_type"
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
@@ -138,7 +138,7 @@ def test_head_is_get_without_a_body(client: httpx.Client, path: str):
     assert head.headers["content-length"] == get.headers["content-length"] and not head.content
 
 
-def test_what_is_ignored_may_be_nested_to_any_depth(client: httpx.Client):
+def test_unknown_deeply_nested_keys_are_ignored(client: httpx.Client):
     nested: list = []
     for _ in range(600):
         nested = [nested]
@@ -147,12 +147,10 @@ def test_what_is_ignored_may_be_nested_to_any_depth(client: httpx.Client):
     assert answer.json() == client.post("/v1/recommend", json={"conversation": "a mug", "k": 3}).json()
 
 
-def test_keys_that_are_null_count_as_left_out(client: httpx.Client):
-    asked = {"conversation": "a mug", "k": None, "candidates": None, "exclude": None}
-    assert (
-        client.post("/v1/recommend", json=asked).json() == client.post("/v1/recommend", json=asked | {"k": 10}).json()
-    )
-    chat = {"messages": TALK, "model": None, "stream": None, "k": None}
+def test_null_keys_are_treated_as_missing(client: httpx.Client):
+    body = {"conversation": "a mug", "k": None, "candidates": None, "exclude": None}
+    assert client.post("/v1/recommend", json=body).json() == client.post("/v1/recommend", json=body | {"k": 10}).json()
+    chat = {"messages": MESSAGES, "model": None, "stream": None, "k": None}
     assert client.post("/v1/chat/completions", json=chat).json()["model"] == "lavic"
 
 
@@ -169,13 +167,13 @@ def test_keys_that_are_null_count_as_left_out(client: httpx.Client):
         ("a mug", "messages"),
     ],
 )
-def test_a_refusal_of_chat_messages_names_them(client: httpx.Client, messages, param: str):
+def test_errors_of_chat_messages_name_the_messages(client: httpx.Client, messages, param: str):
     answer = client.post("/v1/chat/completions", json={"messages": messages})
     error = answer.json()["error"]
     assert answer.status_code == 422 and error["param"] == param and error["message"].startswith(f"{param}: ")
 
 
-def test_an_item(ground: Ground, client: httpx.Client, recommender: Recommender):
+def test_item_route(ground: Ground, client: httpx.Client, recommender: Recommender):
     item = recommender.store.ids[3]
     answer = client.get(f"/v1/items/{item}")
     assert answer.json() == {"id": item, "title": recommender.store.title(item), "photo": None}
@@ -183,9 +181,9 @@ def test_an_item(ground: Ground, client: httpx.Client, recommender: Recommender)
 
 
 def test_chat_completions(client: httpx.Client, recommender: Recommender):
-    body = {"model": "any", "messages": TALK, "temperature": 0.7, "k": 3}
+    body = {"model": "any", "messages": MESSAGES, "temperature": 0.7, "k": 3}
     answer = client.post("/v1/chat/completions", json=body).json()
-    expected = recommender.recommend(TALK, k=3)
+    expected = recommender.recommend(MESSAGES, k=3)
     (choice,) = answer["choices"]
     assert answer["object"] == "chat.completion" and answer["model"] == "any" and choice["finish_reason"] == "stop"
     assert [item["id"] for item in choice["message"]["lavic"]["items"]] == [item.id for item in expected]
@@ -203,7 +201,7 @@ def test_chat_completions(client: httpx.Client, recommender: Recommender):
     assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 422
 
 
-def test_probes_metrics_and_the_api_page(client: httpx.Client):
+def test_probes_metrics_and_api_page(client: httpx.Client):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"
     client.post("/v1/recommend", json={"conversation": "a mug"})

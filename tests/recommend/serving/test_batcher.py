@@ -1,4 +1,4 @@
-"""Overload of the batcher: a recommender that answers when the test lets it, and a clock that the test moves."""
+"""The batcher under load, with a recommender and a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve_settings(**settings: Any) -> ServeSettings:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose clock can be moved on."""
+    """An event loop whose clock can be advanced."""
 
     ahead = 0.0
 
@@ -40,7 +40,7 @@ class GatedRecommender:
     def __init__(self, *, fails: bool = False) -> None:
         self.gate = threading.Semaphore(0)
         self.batches: list[list[Any]] = []
-        """All that was computed."""
+        """All computed batches."""
         self.fails = fails
         """Whether batches of several queries fail."""
 
@@ -56,7 +56,7 @@ class GatedRecommender:
 
 
 class Server:
-    """A batcher, and clients that ask it."""
+    """A batcher and its clients."""
 
     def __init__(self, recommender: GatedRecommender, **settings: Any) -> None:
         self.recommender: Any = recommender
@@ -99,7 +99,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
         loop.close()
 
 
-def test_what_comes_while_the_model_computes_waits_or_is_refused():
+def test_requests_during_a_batch_wait_up_to_the_queue_size():
     async def test() -> None:
         server = Server(GatedRecommender(), queue=4)
         first = server.ask("a")
@@ -107,8 +107,8 @@ def test_what_comes_while_the_model_computes_waits_or_is_refused():
         clients = [server.ask("b") for _ in range(40)]
         refused = clients[4:]
         began = asyncio.get_running_loop().time()
-        await asyncio.wait(refused)  # the model computes yet: the event loop does not wait for it
-        # not at once: clients that ask again would keep the processor from the model
+        await asyncio.wait(refused)  # the model still computes: the event loop does not wait for it
+        # not at once: clients that retry would take CPU time from the model
         assert asyncio.get_running_loop().time() - began >= server.batcher.admission.refusal_s
         assert {status(task) for task in refused} == {429} and not any(task.done() for task in (first, *clients[:4]))
         server.recommender.gate.release(2)
@@ -120,7 +120,7 @@ def test_what_comes_while_the_model_computes_waits_or_is_refused():
     run(test())
 
 
-def test_at_the_deadline_all_are_refused_and_none_of_them_is_computed():
+def test_waiting_requests_are_refused_at_the_deadline():
     async def test() -> None:
         server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
         assert isinstance(loop, Loop)
@@ -129,22 +129,22 @@ def test_at_the_deadline_all_are_refused_and_none_of_them_is_computed():
         clients = [server.ask("waits") for _ in range(50)]
         await asyncio.sleep(0)
         loop.ahead = DEADLINE
-        await asyncio.wait({running, *clients})  # though the model has not answered
+        await asyncio.wait({running, *clients})  # although the model has not answered
         assert {status(task) for task in (running, *clients)} == {503}
         meanwhile = server.ask("meanwhile")
         await asyncio.wait({meanwhile})
         assert status(meanwhile) == 429  # the batch is far overdue
         server.recommender.gate.release(2)
         await server.idle()
-        again = server.ask("again")  # an idle server tries, however slow the last batch was
-        await asyncio.wait({again})
-        assert status(again) == 200 and server.recommender.batches == [["running"], ["again"]]
+        retried = server.ask("again")  # an idle server accepts requests after a slow batch
+        await asyncio.wait({retried})
+        assert status(retried) == 200 and server.recommender.batches == [["running"], ["again"]]
         await server.batcher.stop()
 
     run(test())
 
 
-def test_an_answer_that_comes_after_the_deadline_is_a_refusal():
+def test_an_answer_after_the_deadline_is_refused():
     async def test() -> None:
         server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
         assert isinstance(loop, Loop)
@@ -159,8 +159,8 @@ def test_an_answer_that_comes_after_the_deadline_is_a_refusal():
     run(test())
 
 
-def test_a_request_counts_by_its_prompts():
-    """Of requests of 300 prompts of a second each two are taken; those of one prompt are taken beside them."""
+def test_the_queue_counts_prompts():
+    """Two requests of 300 prompts of a second each are accepted, and a request of one prompt beside them."""
 
     async def test() -> None:
         server = Server(GatedRecommender(), batch_size=64)
@@ -178,7 +178,7 @@ def test_a_request_counts_by_its_prompts():
     run(test())
 
 
-def test_a_batch_is_kept_within_a_share_of_the_deadline():
+def test_batch_size_is_limited_by_the_deadline():
     async def test() -> None:
         server = Server(GatedRecommender(), batch_size=1000, queue=1000)
         await server.warm()
@@ -193,8 +193,8 @@ def test_a_batch_is_kept_within_a_share_of_the_deadline():
     run(test())
 
 
-def test_what_is_expected_to_be_late_is_not_computed():
-    """The batch before took far longer than expected; who cannot be answered in time is refused when it ends."""
+def test_requests_expected_to_be_late_are_not_computed():
+    """The previous batch took longer than expected; requests that would be late are refused when it ends."""
 
     async def test() -> None:
         server, loop = Server(GatedRecommender()), asyncio.get_running_loop()
@@ -215,24 +215,24 @@ def test_what_is_expected_to_be_late_is_not_computed():
     run(test())
 
 
-def test_a_client_that_leaves_does_not_hold_up_its_batch():
+def test_a_cancelled_request_does_not_delay_its_batch():
     async def test() -> None:
         server = Server(GatedRecommender())
         await server.warm()
-        left, stays = server.ask("left"), server.ask("stays")
+        cancelled, stays = server.ask("left"), server.ask("stays")
         await server.begun(2)
-        left.cancel()
-        await asyncio.wait({left})
-        assert left.cancelled()
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+        assert cancelled.cancelled()
         server.recommender.gate.release(2)
-        await asyncio.wait({stays, again := server.ask("again")})
-        assert status(stays) == status(again) == 200
+        await asyncio.wait({stays, later := server.ask("again")})
+        assert status(stays) == status(later) == 200
         await server.batcher.stop()
 
     run(test())
 
 
-def test_nothing_is_tried_again_for_a_client_that_has_left():
+def test_a_failed_batch_is_not_retried_for_cancelled_requests():
     async def test() -> None:
         server = Server(GatedRecommender(fails=True))
         await server.warm()
@@ -250,7 +250,7 @@ def test_nothing_is_tried_again_for_a_client_that_has_left():
 
 
 @pytest.mark.parametrize("measured, mean", [((10.0,), 10.0), ((1.0, 3.0), 2.0), ((2.0, 1.0), 1.8)])
-def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[float, ...], mean: float):
+def test_the_mean_rises_faster_than_it_falls(measured: tuple[float, ...], mean: float):
     admission = Admission(serve_settings())
     for prompt_s in measured:
         admission.measure(prompt_s)
@@ -258,12 +258,12 @@ def test_the_mean_follows_slow_batches_faster_than_quick_ones(measured: tuple[fl
 
 
 @pytest.mark.parametrize("deadline, wait, refusal", [(30.0, 28.5, 0.1), (2.0, 1.6, 0.1), (0.5, 0.375, 0.05)])
-def test_a_deadline_leaves_time_to_send_what_is_not_an_answer(deadline: float, wait: float, refusal: float):
+def test_the_deadline_leaves_time_to_send_a_refusal(deadline: float, wait: float, refusal: float):
     admission = Admission(serve_settings(deadline=deadline))
     assert (admission.wait_s, admission.refusal_s) == pytest.approx((wait, refusal))
 
 
-def test_the_model_waits_little_for_its_turn_among_threads():
+def test_the_thread_switch_interval_is_short():
     async def test() -> None:
         server = Server(GatedRecommender())
         assert sys.getswitchinterval() <= 2e-4

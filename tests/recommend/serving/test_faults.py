@@ -1,4 +1,4 @@
-"""What goes wrong while a server runs: clients, files, signals."""
+"""Faults while a server runs: clients, files, signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..conftest import KEY, Ground
 from .conftest import Server, serve
 
 
-def asked(ground: Ground, number: int) -> dict:
+def request_body(ground: Ground, number: int) -> dict:
     conversation = ground.conversations[number]
     return {"conversation": conversation.turns[0].text, "candidates": list(conversation.candidates[KEY])}
 
@@ -31,7 +31,7 @@ def request_bytes(body: bytes, length: int | None = None) -> bytes:
 
 
 def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and rest of an answer, until the server closes the connection; 0 where there is none."""
+    """Status and bytes of a response until the server closes the connection; status 0 without a response."""
     connection.settimeout(120)
     data = b""
     try:
@@ -49,25 +49,25 @@ def metric(client: httpx.Client, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def slow_batches(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A server that gathers requests for a second, with small limits of its own."""
+    """A server that collects requests for a second, with small limits."""
     limits = ("--batch-ms", 1000, "--body-seconds", 2, "--queue", 12, "--max-turns", 50)
     with serve("--bundle", ground.bundle, "--store", ground.store, "--index", index, *limits) as running:
         yield running
 
 
-def test_one_batch_of_good_bad_and_cancelled_requests(ground: Ground, slow_batches: Server):
-    """Eight at once: one malformed, one of an unknown id, one whose client leaves; five answers."""
+def test_a_batch_of_valid_invalid_and_cancelled_requests(ground: Ground, slow_batches: Server):
+    """Eight requests at once: one malformed, one with an unknown id, one cancelled; five answers."""
     with slow_batches.client() as client:
-        left, batches = 'lavic_dropped_requests_total{cause="client_left"}', "lavic_batch_requests_count"
-        before = metric(client, batches), metric(client, left)
-        expected = [client.post("/v1/recommend", json=asked(ground, number)).json() for number in range(5)]
+        dropped, batches = 'lavic_dropped_requests_total{cause="client_left"}', "lavic_batch_requests_count"
+        before = metric(client, batches), metric(client, dropped)
+        expected = [client.post("/v1/recommend", json=request_body(ground, number)).json() for number in range(5)]
         alone = metric(client, batches)
         leaving = socket.create_connection(("127.0.0.1", slow_batches.port))
-        leaving.sendall(request_bytes(json.dumps(asked(ground, 6)).encode()))
+        leaving.sendall(request_bytes(json.dumps(request_body(ground, 6)).encode()))
         while metric(client, "lavic_waiting_requests") < 1:
             pass
         leaving.close()
-        bodies = [json.dumps(asked(ground, number)) for number in range(5)]
+        bodies = [json.dumps(request_body(ground, number)) for number in range(5)]
         bodies += ["{", json.dumps({"conversation": "a mug", "candidates": ["B0NOWHERE0"]})]
 
         def send(body: str) -> httpx.Response:
@@ -79,14 +79,14 @@ def test_one_batch_of_good_bad_and_cancelled_requests(ground: Ground, slow_batch
         assert [answer.status_code for answer in answers] == [200] * 5 + [400, 422]
         for answer, other in zip(answers, expected, strict=False):
             assert [item["id"] for item in answer.json()["items"]] == [item["id"] for item in other["items"]]
-        assert metric(client, left) == before[1] + 1
+        assert metric(client, dropped) == before[1] + 1
         assert alone == before[0] + 5 and metric(client, batches) <= alone + 3
 
 
-def test_a_full_queue_is_refused_with_a_time_to_come_back(ground: Ground, slow_batches: Server):
+def test_a_full_queue_is_refused_with_retry_after(ground: Ground, slow_batches: Server):
     def send(number: int) -> httpx.Response:
         with slow_batches.client() as other:
-            return other.post("/v1/recommend", json=asked(ground, number % 20))
+            return other.post("/v1/recommend", json=request_body(ground, number % 20))
 
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(send, range(30)))
@@ -96,29 +96,29 @@ def test_a_full_queue_is_refused_with_a_time_to_come_back(ground: Ground, slow_b
             assert int(answer.headers["Retry-After"]) >= 1 and answer.json()["error"]["code"] == "overloaded"
 
 
-def test_slow_clients_do_not_hold_others_up(ground: Ground, slow_batches: Server):
-    """Bodies that do not arrive are answered with 408, and meanwhile others are served."""
-    body = json.dumps(asked(ground, 0)).encode()
+def test_slow_request_bodies_time_out_without_delaying_others(ground: Ground, slow_batches: Server):
+    """Bodies that do not arrive get 408; other requests are served meanwhile."""
+    body = json.dumps(request_body(ground, 0)).encode()
     slow = [socket.create_connection(("127.0.0.1", slow_batches.port)) for _ in range(5)]
     for connection in slow:
         connection.sendall(request_bytes(body[:10], length=len(body)))
     with slow_batches.client() as client:
-        assert client.post("/v1/recommend", json=asked(ground, 1)).status_code == 200
+        assert client.post("/v1/recommend", json=request_body(ground, 1)).status_code == 200
     for connection in slow:
-        connection.sendall(body[10:11])  # a byte now and then does not help
+        connection.sendall(body[10:11])  # single bytes do not extend the time
         status, answer = read_answer(connection)
         assert status == 408 and b"request_timeout" in answer
         connection.close()
 
 
-def test_a_head_that_does_not_arrive_closes_the_connection(slow_batches: Server):
+def test_incomplete_request_headers_close_the_connection(slow_batches: Server):
     with socket.create_connection(("127.0.0.1", slow_batches.port)) as connection:
         connection.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: loc")
         assert read_answer(connection) == (0, b"")
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_large_bodies(slow_batches: Server, declared: bool):
+def test_too_large_bodies_are_refused(slow_batches: Server, declared: bool):
     data = b'{"conversation": "' + b"a" * 10_000_000 + b'"}'
 
     def pieces():
@@ -133,14 +133,14 @@ def test_large_bodies(slow_batches: Server, declared: bool):
             for piece in pieces():
                 connection.sendall(piece if declared else f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all was sent
+            pass  # refused before the body was complete
         status, answer = read_answer(connection)
     assert status in (413, 0) and (status == 0 or b"too_large" in answer)
     with slow_batches.client() as client:
         assert client.get("/healthz").status_code == 200
 
 
-def test_ten_thousand_turns(ground: Ground, slow_batches: Server):
+def test_too_many_turns_and_characters_are_refused(ground: Ground, slow_batches: Server):
     with slow_batches.client() as client:
         body = {"conversation": [{"role": "user", "content": "a mug"}] * 10_000}
         answer = client.post("/v1/recommend", json=body)
@@ -150,40 +150,40 @@ def test_ten_thousand_turns(ground: Ground, slow_batches: Server):
         )
         answer = client.post("/v1/recommend", json={"conversation": "a mug " * 10_000})
         assert answer.status_code == 422 and "60000 characters" in answer.json()["error"]["message"]
-        ids = asked(ground, 0)["candidates"]
+        ids = request_body(ground, 0)["candidates"]
         answer = client.post("/v1/recommend", json={"conversation": ["a mug " * 200] * 40, "candidates": ids})
         assert answer.status_code == 200, answer.text
 
 
-def test_the_store_is_cut_while_it_is_served(ground: Ground, tmp_path: Path):
-    """What cannot be read any more is refused, the process lives, and a whole store is taken up."""
+def test_a_store_truncated_while_served_gives_503_until_restored(ground: Ground, tmp_path: Path):
+    """Requests get 503, the process survives, and the restored store is loaded."""
     store = tmp_path / "store"
     shutil.copytree(ground.store, store)
     with serve("--bundle", ground.bundle, "--store", store) as server, server.client() as client:
-        first = client.post("/v1/recommend", json=asked(ground, 0))
+        first = client.post("/v1/recommend", json=request_body(ground, 0))
         assert first.status_code == 200
         files = [*store.glob("tokens-*.safetensors"), *store.glob("items-*.safetensors")]
-        whole = {path: path.read_bytes() for path in files}
-        assert len(whole) == 2
+        contents = {path: path.read_bytes() for path in files}
+        assert len(contents) == 2
         for path in files:
             os.truncate(path, 100)
         for number in range(3):
-            answer = client.post("/v1/recommend", json=asked(ground, number))
+            answer = client.post("/v1/recommend", json=request_body(ground, number))
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("not taken up")
         assert client.get("/readyz").status_code == 200
-        for path, data in whole.items():
+        for path, data in contents.items():
             path.with_suffix(".new").write_bytes(data)
             path.with_suffix(".new").replace(path)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("serving bundle", 2)
-        again = client.post("/v1/recommend", json=asked(ground, 0))
-        assert again.json() == first.json()
+        restored = client.post("/v1/recommend", json=request_body(ground, 0))
+        assert restored.json() == first.json()
         assert server.stop() == 0
 
 
-def test_a_new_store_and_bundle_without_a_dropped_request(ground: Ground, tmp_path: Path):
+def test_sighup_loads_a_new_bundle_without_dropping_requests(ground: Ground, tmp_path: Path):
     for name, source in (("bundle", ground.bundle), ("store", ground.store)):
         (tmp_path / name).symlink_to(source)
     with serve("--bundle", tmp_path / "bundle", "--store", tmp_path / "store") as server:
@@ -194,7 +194,7 @@ def test_a_new_store_and_bundle_without_a_dropped_request(ground: Ground, tmp_pa
         def ask() -> None:
             with server.client() as client:
                 while going:
-                    answer = client.post("/v1/recommend", json=asked(ground, 0))
+                    answer = client.post("/v1/recommend", json=request_body(ground, 0))
                     statuses.append(answer.status_code)
                     orders.append(tuple(f"{item['id']} {item['probability']:.4f}" for item in answer.json()["items"]))
 
@@ -217,13 +217,13 @@ def test_a_new_store_and_bundle_without_a_dropped_request(ground: Ground, tmp_pa
         assert server.stop() == 0
 
 
-def test_sigterm_with_requests_in_flight(ground: Ground):
-    """What was taken is answered, then the process ends with 0."""
+def test_sigterm_answers_accepted_requests_first(ground: Ground):
+    """Accepted requests are answered, then the process exits with 0."""
     with serve("--bundle", ground.bundle, "--store", ground.store, "--batch-ms", 1000) as server:
 
         def send(number: int) -> int:
             with server.client() as client:
-                return client.post("/v1/recommend", json=asked(ground, number)).status_code
+                return client.post("/v1/recommend", json=request_body(ground, number)).status_code
 
         with ThreadPoolExecutor(6) as pool, server.client() as client:
             sent = [pool.submit(send, number) for number in range(6)]
@@ -236,29 +236,29 @@ def test_sigterm_with_requests_in_flight(ground: Ground):
             socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def test_what_is_late_is_refused(ground: Ground):
+def test_requests_past_the_deadline_are_refused(ground: Ground):
     limits = ("--batch-ms", 1000, "--deadline", 0.2)
     with (
         serve("--bundle", ground.bundle, "--store", ground.store, *limits) as server,
         server.client() as client,
     ):
-        answer = client.post("/v1/recommend", json=asked(ground, 0))
+        answer = client.post("/v1/recommend", json=request_body(ground, 0))
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
         assert client.get("/healthz").status_code == 200
         assert metric(client, 'lavic_dropped_requests_total{cause="deadline"}') == 1
 
 
-def test_the_index_is_cut_while_it_is_served(ground: Ground, index: Path, tmp_path: Path):
-    """Requests are refused, the process lives, and a whole index is taken up."""
+def test_an_index_truncated_while_served_gives_503_until_restored(ground: Ground, index: Path, tmp_path: Path):
+    """Requests get 503, the process survives, and the restored index is loaded."""
     copy = tmp_path / "index"
     shutil.copytree(index, copy)
-    words = ("--bundle", ground.bundle, "--store", ground.store, "--index", copy, "--retrieved", 10)
-    with serve(*words) as server, server.client() as client:
+    args = ("--bundle", ground.bundle, "--store", ground.store, "--index", copy, "--retrieved", 10)
+    with serve(*args) as server, server.client() as client:
         first = client.post("/v1/recommend", json={"conversation": "a mug"})
         assert first.status_code == 200
         for path in copy.glob("*.safetensors"):
             os.truncate(path, 0)
-        for body in ({"conversation": "a mug"}, asked(ground, 0)):
+        for body in ({"conversation": "a mug"}, request_body(ground, 0)):
             answer = client.post("/v1/recommend", json=body)
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
         copy.rename(tmp_path / "cut")

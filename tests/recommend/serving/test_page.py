@@ -1,4 +1,4 @@
-"""The page in a real browser: typing, clicking, by keyboard alone, and with a server in trouble."""
+"""The page in a browser: mouse, keyboard, accessibility, hostile titles, server errors."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def url(shop: Shop) -> Iterator[str]:
 
 @pytest.fixture
 def reader(browser: Browser, shop: Shop, url: str) -> Reader:
-    shop.asked.clear()
+    shop.requests.clear()
     shop.answers.clear()
     browser.open(url)
     return Reader(browser, url)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_ask_see_ten_products_go_on_like_and_dislike(browser, shop, url, width, scheme):
+def test_request_follow_up_like_dislike_and_restart(browser, shop, url, width, scheme):
     browser.open(url, width=width, scheme=scheme)
     reader = Reader(browser, url)
-    shop.asked.clear()
+    shop.requests.clear()
     reader.say("a red striped mug")
     assert len(reader.all(".card")) == 10
     reader.until(lambda: reader.photos_loaded() == 10)
@@ -84,14 +84,14 @@ def test_ask_see_ten_products_go_on_like_and_dislike(browser, shop, url, width, 
     reader.click(".card:nth-child(3) .like")
     pressed = [button.get_attribute("aria-pressed") for button in reader.all(".card.liked .like")]
     assert pressed == ["true"] and reader.texts(".turn.like") == [f"Like: {liked}"]
-    said = [turn["content"] for turn in shop.asked[-1]["conversation"]]
-    assert said == ["a red striped mug", "plain would be fine too", "Not that one, please.", f"I like the {liked}."]
-    assert {turn["role"] for turn in shop.asked[-1]["conversation"]} == {"user"}
-    assert (shop.asked[-1]["k"], shop.asked[-1]["exclude"]) == (10, [first])
+    messages = [turn["content"] for turn in shop.requests[-1]["conversation"]]
+    assert messages == ["a red striped mug", "plain would be fine too", "Not that one, please.", f"I like the {liked}."]
+    assert {turn["role"] for turn in shop.requests[-1]["conversation"]} == {"user"}
+    assert (shop.requests[-1]["k"], shop.requests[-1]["exclude"]) == (10, [first])
 
-    reader.click(".card.liked .like")  # again: taken back
+    reader.click(".card.liked .like")  # a second click removes the like
     reader.click(".turn.dislike .remove")
-    assert len(reader.all(".turn")) == 2 and len(shop.asked[-1]["conversation"]) == 2
+    assert len(reader.all(".turn")) == 2 and len(shop.requests[-1]["conversation"]) == 2
     assert browser.driver.execute_script(CONTRAST) == []
     reader.check()
     reader.click("#restart")
@@ -100,13 +100,13 @@ def test_ask_see_ten_products_go_on_like_and_dislike(browser, shop, url, width, 
     reader.check()
 
 
-def test_by_keyboard_alone(reader, shop):
+def test_the_page_works_by_keyboard(reader, shop):
     assert reader.focused.get_attribute("id") == "request"
     reader.press("a mug")
     ActionChains(reader.browser.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
     reader.press("in blue", Keys.ENTER)
     reader.until(lambda: len(reader.all(".card:not(.blank)")) == 10)
-    assert shop.asked[-1]["conversation"][0]["content"] == "a mug\nin blue"
+    assert shop.requests[-1]["conversation"][0]["content"] == "a mug\nin blue"
     assert reader.focused.get_attribute("id") == "request"
     reader.press("striped", Keys.TAB, Keys.ENTER)  # to the button
     reader.until(lambda: len(reader.all(".turn")) == 2)
@@ -141,7 +141,7 @@ def test_by_keyboard_alone(reader, shop):
     reader.check()
 
 
-def test_what_a_screen_reader_is_given(reader):
+def test_the_accessibility_tree_has_names_and_roles(reader):
     reader.say("a red mug")
     tree = reader.browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     seen = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node.get("ignored")]
@@ -154,7 +154,7 @@ def test_what_a_screen_reader_is_given(reader):
     assert status.text.startswith("10 products")
 
 
-def test_titles_full_of_markup_stay_text(browser, tmp_path):
+def test_markup_in_titles_is_escaped(browser, tmp_path):
     shop = make_shop(tmp_path / "set", HOSTILE, count=len(HOSTILE))
     with running(shop.app()) as url:
         browser.open(url)
@@ -178,7 +178,7 @@ def test_titles_full_of_markup_stay_text(browser, tmp_path):
         reader.check()
 
 
-def test_the_policy_stops_what_would_get_in(reader):
+def test_the_content_security_policy_blocks_injection(reader):
     driver = reader.browser.driver
     thrown, hacked = driver.execute_async_script("""
         const done = arguments[0];
@@ -204,18 +204,18 @@ def test_the_policy_stops_what_would_get_in(reader):
     assert hacked is None and thrown == ["TypeError"] * 4
 
 
-def test_a_busy_server_is_asked_again(reader, shop):
+def test_a_busy_server_is_retried(reader, shop):
     shop.answers += [Response("{}", 429, {"Retry-After": "1"}), Response("{}", 503, {"Retry-After": "1"})]
     reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
     reader.until(lambda: "busy" in reader.texts("#problem-text")[0])
     reader.until(lambda: len(reader.all(".card:not(.blank)")) == 10)
-    assert len(shop.asked) == 3 and not reader.all("#problem")[0].is_displayed()
+    assert len(shop.requests) == 3 and not reader.all("#problem")[0].is_displayed()
 
 
-def test_a_server_that_stays_busy_is_left_to_the_reader(reader, shop):
+def test_after_three_busy_answers_a_retry_button_is_shown(reader, shop):
     shop.answers += [Response("{}", 503, {"Retry-After": "1"}) for _ in range(3)]
     reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
-    reader.until(lambda: len(shop.asked) == 3 and reader.all("#problem")[0].is_displayed())
+    reader.until(lambda: len(shop.requests) == 3 and reader.all("#problem")[0].is_displayed())
     reader.settle()
     assert reader.texts("#problem-text") == ["The server could not answer in time."]
     assert reader.texts("#countdown") == [""] and not reader.all(".card")
@@ -232,7 +232,7 @@ def test_a_server_that_stays_busy_is_left_to_the_reader(reader, shop):
     ],
     ids=["refused", "proxy", "gone"],
 )
-def test_an_error_is_shown_and_can_be_tried_again(reader, shop, answer, shown):
+def test_errors_are_shown_and_can_be_retried(reader, shop, answer, shown):
     if answer is None:
         reader.browser.driver.execute_cdp_cmd("Network.enable", {})
         offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -248,40 +248,40 @@ def test_an_error_is_shown_and_can_be_tried_again(reader, shop, answer, shown):
     assert len(reader.all(".card")) == 10 and not reader.all("#problem")[0].is_displayed()
 
 
-def test_no_product_and_no_photo(reader, shop):
+def test_empty_results_and_missing_photos(reader, shop):
     shop.answers.append(Response(json.dumps({"items": []})))
     reader.say("a spaceship")
     assert reader.texts("#nothing") == ["No product fits. Say it in other words, or say more."]
-    some = {"id": "gone", "title": "", "probability": 1e-5, "photo": "/photos/gone"}
-    shop.answers.append(Response(json.dumps({"items": [some, {**some, "id": "none", "photo": None}]})))
+    item = {"id": "gone", "title": "", "probability": 1e-5, "photo": "/photos/gone"}
+    shop.answers.append(Response(json.dumps({"items": [item, {**item, "id": "none", "photo": None}]})))
     reader.say("a boat")
     reader.until(lambda: reader.texts(".missing") == ["No photo", "No photo"])
     assert reader.texts(".card .title") == ["gone", "none"] and reader.texts(".card b") == ["< 0.1 %"] * 2
 
 
-def test_a_new_message_replaces_the_one_under_way(reader, shop):
+def test_a_new_message_replaces_the_pending_one(reader, shop):
     shop.hold.clear()
     try:
         reader.all("#request")[0].send_keys("a hat", Keys.ENTER)
-        reader.until(lambda: len(shop.asked) == 1)
+        reader.until(lambda: len(shop.requests) == 1)
         assert len(reader.all(".card.blank")) == 10 and reader.texts("#status") == ["Looking…"]
-        shop.answers.append(Response(json.dumps({"items": []})))  # the first answer, which nobody waits for
+        shop.answers.append(Response(json.dumps({"items": []})))  # the answer to the first request, which was replaced
         reader.all("#request")[0].send_keys("a red hat", Keys.ENTER)
-        reader.until(lambda: len(shop.asked) == 2)
+        reader.until(lambda: len(shop.requests) == 2)
     finally:
         shop.hold.set()
     reader.until(lambda: reader.all(".card:not(.blank)") or reader.all("#nothing")[0].is_displayed())
-    assert len(shop.asked[1]["conversation"]) == 2
+    assert len(shop.requests[1]["conversation"]) == 2
 
 
-def test_every_file_of_the_page_has_its_policy(url):
+def test_every_file_of_the_page_has_a_content_security_policy(url):
     with httpx.Client(base_url=url) as client:
         for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
             answer = client.get(path)
             policy = answer.headers["Content-Security-Policy"]
             assert answer.headers["Content-Type"].startswith(kind) and "unsafe" not in policy and "*" not in policy
             assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-            again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
-            assert (again.status_code, again.content) == (304, b"")
-            assert again.headers["Content-Security-Policy"] == policy
+            cached = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+            assert (cached.status_code, cached.content) == (304, b"")
+            assert cached.headers["Content-Security-Policy"] == policy
         assert client.get("/page.html").status_code == client.get("/page/page.html").status_code == 404

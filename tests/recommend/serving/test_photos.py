@@ -1,4 +1,4 @@
-"""Photos by item id: from local sets and object stores, duplicates too; nothing else can be read through an id."""
+"""Photos by item id from local sets and object stores, with duplicates; hostile ids read nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def uploaded(manifest: Manifest, address: str) -> Path:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_an_id_gives_the_bytes_of_its_photo(photo_set, tmp_path, remote):
+def test_get_returns_the_bytes_of_the_photo(photo_set, tmp_path, remote):
     folder = uploaded(photo_set, f"memory://{tmp_path.name}/set") if remote else photo_set.folder
     cache = CacheSettings(folder=tmp_path / "copies")
     photos = ItemPhotos([folder], key_of, cache=cache)
@@ -57,24 +57,24 @@ def test_an_id_gives_the_bytes_of_its_photo(photo_set, tmp_path, remote):
     assert (photo.data, photo.media_type) == (JPEG + bytes([13]) * 100, "image/jpeg")
     assert photos.get("A014").etag != photo.etag == ItemPhotos([folder], key_of, cache=cache).get("A013").etag
     assert photos.get("a/b: ü").data == JPEG + b"odd" and photos.path("a/b: ü") == "/photos/a%2Fb%3A%20%C3%BC"
-    assert not (tmp_path / "copies").exists(), "a shard was copied for the sake of a photo"
-    if remote:  # where a copy is here for another reason, it is used
+    assert not (tmp_path / "copies").exists(), "a shard was copied for one photo"
+    if remote:  # a copy that exists for another reason is used
         ShardDataset(folder, cache=cache)[0]
         (folder / photo_set.shards[0].name).unlink()
         assert photos.get("A000").data == JPEG + bytes([0]) * 100
 
 
 @pytest.mark.parametrize("item", HOSTILE, ids=[repr(item[:20]) for item in HOSTILE])
-def test_an_id_of_no_item_gives_nothing(photo_set, item):
+def test_hostile_ids_return_none(photo_set, item):
     photos = ItemPhotos([photo_set.folder], key_of)
     assert photos.get(item) is None and item not in photos and photos.path(item) is None
 
 
-def test_an_id_without_a_key_or_too_long_is_not_looked_up(photo_set):
-    asked = []
-    photos = ItemPhotos([photo_set.folder], lambda item: asked.append(item))
+def test_ids_without_a_key_or_too_long_are_not_looked_up(photo_set):
+    looked_up = []
+    photos = ItemPhotos([photo_set.folder], lambda item: looked_up.append(item))
     assert photos.get("A000") is None and photos.get("x" * (MOST_CHARACTERS + 1)) is None
-    assert asked == ["A000"]
+    assert looked_up == ["A000"]
 
 
 def test_a_duplicate_has_the_photo_of_its_original(photo_set):
@@ -89,13 +89,13 @@ def test_a_duplicate_has_the_photo_of_its_original(photo_set):
     assert "TWIN_1" not in ShardDataset(photo_set.folder).references
 
 
-def test_the_first_set_with_a_photo_is_asked(photo_set, tmp_path):
+def test_the_first_set_with_a_photo_is_used(photo_set, tmp_path):
     second = write_set(tmp_path / "second", [sample("A001", JPEG + b"other"), sample("B", JPEG + b"B")])
     photos = ItemPhotos([photo_set.folder, second.folder], key_of)
     assert photos.get("A001").data == JPEG + b"\1" * 100 and photos.get("B").data == JPEG + b"B"
 
 
-def test_what_is_kept_is_bounded(photo_set, monkeypatch):
+def test_the_cache_is_bounded(photo_set, monkeypatch):
     read = []
     original = photos_module._read
     monkeypatch.setattr(photos_module, "_read", lambda data, row: read.append(row) or original(data, row))
@@ -108,7 +108,7 @@ def test_what_is_kept_is_bounded(photo_set, monkeypatch):
     assert sum(len(photo.data) for photo in photos._kept.values()) == photos._bytes <= 250
 
 
-def test_threads_share_it(photo_set):
+def test_threads_share_the_cache(photo_set):
     photos = ItemPhotos([photo_set.folder], key_of, memory=350)
     failed: list[BaseException] = []
 
@@ -128,7 +128,7 @@ def test_threads_share_it(photo_set):
     assert not failed and sum(len(photo.data) for photo in photos._kept.values()) == photos._bytes <= 350
 
 
-def test_bytes_that_are_no_photo_are_not_served(tmp_path):
+def test_bytes_that_are_not_an_image_are_not_served(tmp_path):
     page = write_set(tmp_path / "set", [sample("P", b"<script>alert(1)</script>"), sample("G", b"GIF89a")])
     photos = ItemPhotos([page.folder], key_of)
     assert photos.get("P") is None and photos.get("G").media_type == "image/gif"
@@ -145,7 +145,7 @@ def test_a_damaged_photo_is_an_error_that_names_the_set(photo_set):
     assert photos.get("A001") is not None
 
 
-def test_a_store_that_lost_a_shard_is_an_error(photo_set, tmp_path):
+def test_a_missing_shard_in_an_object_store_is_an_error(photo_set, tmp_path):
     folder = uploaded(photo_set, f"memory://{tmp_path.name}/lost")
     photos = ItemPhotos([folder], key_of, cache=CacheSettings(folder=tmp_path / "copies"))
     (folder / photo_set.shards[0].name).unlink()

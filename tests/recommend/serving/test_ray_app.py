@@ -1,4 +1,4 @@
-"""The server on Ray Serve: replicas, and one that is killed."""
+"""The server on Ray Serve: answers, metrics, a killed replica, reload."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ pytest.importorskip("ray.serve")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def exported(server: Server, name: str, most: int, **labels: str) -> float:
+def exported_counter(server: Server, name: str, most: int, **labels: str) -> float:
     """The sum of a counter over all replicas, once Ray's export has reached it."""
     url = server.wait_for("metrics of all replicas").split()[-1]
     pattern = re.compile(rf"^{name}{{(.*)}} (\S+)$", re.MULTILINE)
-    found = 0.0
+    total = 0.0
     for _ in range(200):
         lines = pattern.findall(httpx.get(url, trust_env=False).text)
-        found = sum(float(value) for tags, value in lines if all(f'{k}="{v}"' in tags for k, v in labels.items()))
-        if found >= most:
+        total = sum(float(value) for tags, value in lines if all(f'{k}="{v}"' in tags for k, v in labels.items()))
+        if total >= most:
             break
         time.sleep(0.5)
-    return found
+    return total
 
 
-def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path: Path):
+def test_replicas_answer_also_after_one_is_killed(ground: Ground, index: Path, tmp_path: Path):
     copied = tmp_path / "bundle"
     shutil.copytree(ground.bundle, copied)
-    words = ("--bundle", copied, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
+    args = ("--bundle", copied, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
     bodies = [
         {"conversation": c.turns[0].text, "candidates": list(c.candidates[KEY])} for c in ground.conversations[:8]
     ]
     recommender = Recommender.load(ground.bundle, ground.store, index, retrieved=20)
     with (
-        serve(*words, "--scale.replicas", 2, "--scale.cpus", 0.5, env={"RAY_ADDRESS": ""}) as server,
+        serve(*args, "--scale.replicas", 2, "--scale.cpus", 0.5, env={"RAY_ADDRESS": ""}) as server,
         server.client() as client,
     ):
 
@@ -63,7 +63,7 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path
             assert [item["probability"] for item in items] == pytest.approx([i.probability for i in alone], abs=1e-5)
         # a scrape of one replica would miss the others: Ray exports the counters of all
         assert client.get("/metrics").status_code == 404
-        counted = exported(server, "ray_lavic_requests_total", 8, route="/v1/recommend", status="200")
+        counted = exported_counter(server, "ray_lavic_requests_total", 8, route="/v1/recommend", status="200")
         assert counted == len(bodies) == 8
         malformed = client.post("/v1/recommend", json={"conversation": ""})
         assert malformed.status_code == 422 and malformed.json()["error"]["param"] == "conversation"
@@ -77,7 +77,7 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path
             if "servereplica" in " ".join(process.cmdline()).replace("_", "").lower()
         ]
         assert len(replicas) == 2
-        # Ray's 15 would let every other busy process of the machine go first
+        # with Ray's default niceness of 15, other processes would delay the replicas
         assert [replica.nice() for replica in replicas] == [psutil.Process().nice()] * 2
         with ThreadPoolExecutor(8) as pool:
             sent = [pool.submit(send, body) for body in bodies * 3]
@@ -87,8 +87,8 @@ def test_replicas_answer_and_one_is_killed(ground: Ground, index: Path, tmp_path
         assert [send(body).status_code for body in bodies] == [200] * len(bodies)
 
         description = copied / "bundle.json"
-        kept = description.read_text("utf-8")
-        description.write_text(kept[: len(kept) // 2], "utf-8")
+        content = description.read_text("utf-8")
+        description.write_text(content[: len(content) // 2], "utf-8")
         server.process.send_signal(signal.SIGHUP)
         assert str(description) in server.wait_for("not taken up")
         assert send(bodies[0]).status_code == 200

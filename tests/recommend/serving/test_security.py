@@ -1,4 +1,4 @@
-"""A server with a token and a catalogue full of markup: what gets in, what gets out, what is written down."""
+"""Security of a server with a token and markup in its catalogue: paths, headers, tokens, records."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from .page_reader import Reader
 pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-28-characters-987"
-WRONG = "a-token-of-28-characters-986"
+WRONG_TOKEN = "a-token-of-28-characters-986"
 TITLES = ("<script>h=1</script>", "<img src onerror=h=2>", "<svg onload=h=3>", "<b>bold</b>", "&lt;i&gt;", "${7*7}")
-"""Short, because ten of them must fit into a prompt of the miniature."""
-ODD = ("a/b", "../../secret", "<b>id</b>")
-"""Ids of items that have a photo all the same."""
+"""Short: ten of them must fit into a prompt of the miniature."""
+UNUSUAL_IDS = ("a/b", "../../secret", "<b>id</b>")
+"""Unusual ids of items with photos."""
 
 
 @dataclass(frozen=True)
 class Shop:
-    """A running server, what it serves and what it keeps."""
+    """A running server, its items and photos, and its record."""
 
     server: Server
     ids: list[str]
@@ -60,7 +60,7 @@ def shop(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     shutil.copytree(ground.store, store, ignore=shutil.ignore_patterns("items-*.safetensors"))
     items = [json.loads(line) for line in list_path(store, part).read_text("utf-8").splitlines()]
     for number, item in enumerate(items):
-        item["id"] = ODD[number] if number < len(ODD) else item["id"]
+        item["id"] = UNUSUAL_IDS[number] if number < len(UNUSUAL_IDS) else item["id"]
         item["title"] = TITLES[number % len(TITLES)] + f" mug {number}"
     lines = "".join(json.dumps(item) + "\n" for item in items).encode()
     list_path(store, part).write_bytes(lines)
@@ -72,9 +72,9 @@ def shop(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     for number, item in enumerate(items):
         data = io.BytesIO()
         Image.new("RGB", (24, 24), (4 * number, 80, 160)).save(data, "JPEG")
-        made = Sample.of(item_id=item["id"], n=0, jpg=data.getvalue(), title="", width=24, height=24)
+        drawn = Sample.of(item_id=item["id"], n=0, jpg=data.getvalue(), title="", width=24, height=24)
         samples.append(
-            Sample(key=item["key"], item_id=item["id"], jpg=made.jpg, meta={**made.meta, "key": item["key"]})
+            Sample(key=item["key"], item_id=item["id"], jpg=drawn.jpg, meta={**drawn.meta, "key": item["key"]})
         )
     photos = write_set(folder / "set", samples, photos_per_shard=25).folder
     (photos / "secret.jpg").write_bytes(b"\xff\xd8\xffa secret")
@@ -82,17 +82,17 @@ def shop(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     index = folder / "index"
     index.mkdir()
     rows = [Row(item["id"], item["title"]) for item in items]
-    made_index, before = prepare_index(index, lambda: rows, text={"fields": ["title"]})
-    add_methods(index, made_index, [Bm25Builder(Bm25Settings())], before)
+    index_manifest, before = prepare_index(index, lambda: rows, text={"fields": ["title"]})
+    add_methods(index, index_manifest, [Bm25Builder(Bm25Settings())], before)
 
     record = folder / "kept.jsonl"
-    words = ("--bundle", ground.bundle, "--store", store, "--index", index, "--shards", photos, "--record", record)
-    with serve(*words, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as running:
+    args = ("--bundle", ground.bundle, "--store", store, "--index", index, "--shards", photos, "--record", record)
+    with serve(*args, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as running:
         yield Shop(running, [item["id"] for item in items], photos, record)
 
 
 def ask(shop: Shop, path: str, *, token: str = TOKEN, method: str = "GET", **headers: str):
-    """Status, headers and body of a request whose path is sent as it stands; no client tidies it up."""
+    """Status, headers and body of a request whose path is sent unchanged."""
     connection = http.client.HTTPConnection("127.0.0.1", shop.server.port, timeout=120)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -138,24 +138,24 @@ def test_no_file_is_reached_through_photos(shop: Shop, path: str):
         assert headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
-def test_an_item_has_its_photo_whatever_its_id(shop: Shop):
+def test_items_with_unusual_ids_have_photos(shop: Shop):
     bodies = set()
     for item in shop.ids[:5]:
         status, headers, body = ask(shop, f"/photos/{quote(item, safe='')}")
         assert (status, headers["Content-Type"], headers["X-Content-Type-Options"]) == (200, "image/jpeg", "nosniff")
         assert Image.open(io.BytesIO(body)).size == (24, 24)
         bodies.add(body)
-        again = ask(shop, f"/photos/{quote(item, safe='')}", If_None_Match=headers["ETag"])
-        assert again[0] == 304 and not again[2]
-        known = json.loads(ask(shop, f"/v1/items/{quote(item, safe='')}")[2])
-        assert known["id"] == item and known["photo"] == f"/photos/{quote(item, safe='')}"
+        cached = ask(shop, f"/photos/{quote(item, safe='')}", If_None_Match=headers["ETag"])
+        assert cached[0] == 304 and not cached[2]
+        item_info = json.loads(ask(shop, f"/v1/items/{quote(item, safe='')}")[2])
+        assert item_info["id"] == item and item_info["photo"] == f"/photos/{quote(item, safe='')}"
     assert len(bodies) == 5
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/v1/items/a", "/photos/a", "/docs", "/openapi.json", "/metrics"])
-def test_nothing_is_given_without_the_token(shop: Shop, path: str):
-    for shown in ("", WRONG, TOKEN[:-1], TOKEN + "0", "é"):
-        status, headers, body = ask(shop, path, token=shown.encode().decode("latin-1"))
+def test_every_path_requires_the_token(shop: Shop, path: str):
+    for wrong_token in ("", WRONG_TOKEN, TOKEN[:-1], TOKEN + "0", "é"):
+        status, headers, body = ask(shop, path, token=wrong_token.encode().decode("latin-1"))
         assert status == 401 and headers["WWW-Authenticate"].startswith("Basic")
         assert headers["Content-Security-Policy"].startswith("default-src 'none'") and TOKEN.encode() not in body
     assert ask(shop, f"{path}?token={TOKEN}", token="")[0] == 401
@@ -173,7 +173,7 @@ def test_every_answer_has_a_strict_policy(shop: Shop, path: str):
     assert headers["X-Frame-Options"] == "DENY"
 
 
-def test_pages_of_other_sites_get_nothing(shop: Shop):
+def test_other_origins_get_no_cors_headers(shop: Shop):
     origin = {"Origin": "https://evil.example"}
     for method in ("GET", "OPTIONS"):
         preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "content-type"}
@@ -190,7 +190,7 @@ def test_pages_of_other_sites_get_nothing(shop: Shop):
                 assert answer.status_code == 415
 
 
-def test_the_page_with_a_token_and_a_catalogue_full_of_markup(shop: Shop, browser: Browser):
+def test_the_page_with_a_token_and_markup_in_titles(shop: Shop, browser: Browser):
     url = f"http://anybody:{TOKEN}@127.0.0.1:{shop.server.port}/"
     browser.open(url)
     reader = Reader(browser, url)
@@ -209,15 +209,15 @@ def test_the_page_with_a_token_and_a_catalogue_full_of_markup(shop: Shop, browse
     reader.check()
 
     rows = read_conversations(shop.record, candidates=CANDIDATES)
-    kept = [json.loads(line) for line in shop.record.read_text("utf-8").splitlines()]
-    assert [row["gt"] for row in kept] == ["", "dislike", "", "like", ""]
-    assert kept[0][CANDIDATES] == kept[1][CANDIDATES] == shown and kept[1]["disliked_items"] == [shown[0]]
+    recorded = [json.loads(line) for line in shop.record.read_text("utf-8").splitlines()]
+    assert [row["gt"] for row in recorded] == ["", "dislike", "", "like", ""]
+    assert recorded[0][CANDIDATES] == recorded[1][CANDIDATES] == shown and recorded[1]["disliked_items"] == [shown[0]]
     (liked,) = (row for row in rows if row.targets)
     assert liked.targets[0] in liked.candidates[CANDIDATES] and len(liked.turns) == 2
     assert rows[0].turns[0].text == "a mug <script>h=9</script>"
 
 
-def test_the_api_page_is_shown_under_its_policy(shop: Shop, browser: Browser):
+def test_the_api_page_renders_under_its_policy(shop: Shop, browser: Browser):
     browser.open(f"http://anybody:{TOKEN}@127.0.0.1:{shop.server.port}/docs")
     (page,) = browser.driver.find_elements("css selector", "body")
     assert "POST /v1/recommend" in page.text and page.value_of_css_property("font-family").startswith("system-ui")
@@ -239,19 +239,21 @@ def test_feedback_of_unknown_items_is_refused(shop: Shop):
             assert client.post("/v1/feedback", json=body).status_code == 422
 
 
-def test_the_token_is_written_nowhere(shop: Shop):
-    """The last test of the file: whatever the others asked for is in the log by now."""
+def test_the_token_is_not_logged_or_stored(shop: Shop):
+    """The last test of the file: the log has the requests of the other tests."""
     ask(shop, f"/v1/items/x?token={TOKEN}")
-    ask(shop, f"/nowhere/{TOKEN}", token=WRONG)
+    ask(shop, f"/nowhere/{TOKEN}", token=WRONG_TOKEN)
     written = "\n".join(shop.server.lines) + shop.record.read_text("utf-8")
-    assert TOKEN not in written and WRONG not in written
+    assert TOKEN not in written and WRONG_TOKEN not in written
     command = Path(f"/proc/{shop.server.process.pid}/cmdline").read_bytes()
     assert TOKEN.encode() not in command
 
 
-@pytest.mark.parametrize("shown", ["", "Bearer", f"Bearer {WRONG}", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}"])
-def test_a_token_is_compared_in_constant_time_and_in_no_other_way(shown: str, monkeypatch: pytest.MonkeyPatch):
-    for answer in (False, True):  # whatever it says is what counts
+@pytest.mark.parametrize(
+    "shown", ["", "Bearer", f"Bearer {WRONG_TOKEN}", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}"]
+)
+def test_tokens_are_compared_only_in_constant_time(shown: str, monkeypatch: pytest.MonkeyPatch):
+    for answer in (False, True):  # its result decides
         compare = Mock(return_value=answer)
         monkeypatch.setattr(guard.hmac, "compare_digest", compare)
         assert guard._shows(shown.encode(), TOKEN) is answer

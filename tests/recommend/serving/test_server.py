@@ -1,4 +1,4 @@
-"""Signals and connections of the server, with an app that only says that it is there."""
+"""Signals and connections of the server, with a minimal app."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start() -> subprocess.Popen[str]:
     )
 
 
-def test_sighup_while_everything_is_loaded_is_answered_afterwards():
+def test_sighup_during_loading_reloads_afterwards():
     with start() as process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline().startswith("loading")
@@ -57,8 +57,8 @@ def test_sighup_while_everything_is_loaded_is_answered_afterwards():
         assert process.wait(120) == 0
 
 
-def test_more_connections_than_files():
-    """Those that are too many are closed, and one that stands is served on."""
+def test_connections_beyond_the_file_limit_are_closed():
+    """Excess connections are closed; an open one is still served."""
     with start() as process:
         assert process.stdin is not None and process.stdout is not None
         port = int(process.stdout.readline().split()[1])
@@ -77,13 +77,13 @@ def test_more_connections_than_files():
         assert process.wait(120) == 0
 
 
-def test_too_many_requests_at_a_time_are_refused_and_probes_are_not():
+def test_too_many_concurrent_requests_are_refused_but_not_probes():
     async def test() -> None:
-        go_on = asyncio.Event()
+        proceed = asyncio.Event()
 
         async def app(scope, receive, send) -> None:
             if scope["path"] == "/":
-                await go_on.wait()
+                await proceed.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
         settings = ServeSettings(bundle=Path("bundle"), store=Path("store"))
@@ -107,7 +107,7 @@ def test_too_many_requests_at_a_time_are_refused_and_probes_are_not():
         running = [asyncio.ensure_future(ask("/")) for _ in range(2)]
         await asyncio.sleep(0)
         assert await ask("/") == 503 and await ask("/healthz") == 200
-        go_on.set()
+        proceed.set()
         assert await asyncio.gather(*running) == [200] * 2 and await ask("/") == 200
 
     asyncio.run(test())
