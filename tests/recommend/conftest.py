@@ -1,4 +1,4 @@
-"""A miniature with random weights, adapters that do something, a store of random tokens: exactness needs no skill."""
+"""A miniature with random weights and adapters, and an item store of random tokens."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROLES = "Seeker: Comment: Which one? Answer with its ID. Title: Describe how it 
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Everything that an evaluation starts from."""
+class Assets:
+    """Files that an evaluation starts from."""
 
     bundle: Path
     titles_only: Path
@@ -40,7 +40,7 @@ class Ground:
 
 
 def scramble(model: torch.nn.Module, seed: int) -> None:
-    """Gives a fresh adapter's B matrices values, so that merging it changes what the model says."""
+    """Random values for the B matrices of a new adapter, so that it changes the scores."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -52,7 +52,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def make_rows(ids: list[str], count: int, seed: int, size: int = 10) -> list[dict]:
-    """Conversations of unequal length, over lists of `size`, the target among them."""
+    """Conversations of different lengths with lists of `size` items that include the target."""
     rng = random.Random(seed)
     rows = []
     for number in range(count):
@@ -66,8 +66,8 @@ def make_rows(ids: list[str], count: int, seed: int, size: int = 10) -> list[dic
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    folder = tmp_path_factory.mktemp("ground")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    folder = tmp_path_factory.mktemp("assets")
     torch.manual_seed(0)
     tokenizer = make_tokenizer([WORDS, ROLES, "B0MN"])
     architecture.save(architecture.build(architecture.Architecture(), tokenizer), tokenizer, folder / "base")
@@ -93,15 +93,15 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
     write_rows(folder / "test.jsonl", make_rows(ids, 24, seed=5))
     conversations = read_conversations(folder / "test.jsonl", candidates=KEY)
-    return Ground(folder / "bundle", folder / "titles", folder / "store", folder / "test.jsonl", conversations)
+    return Assets(folder / "bundle", folder / "titles", folder / "store", folder / "test.jsonl", conversations)
 
 
 @pytest.fixture(scope="session")
-def index(ground: Ground) -> Path:
-    """A retrieval index by words: of the store's items, and of two that the store does not hold."""
-    store = ItemStore.open(ground.store)
+def index(assets: Assets) -> Path:
+    """A BM25 index of the store's items and of two items that are not in the store."""
+    store = ItemStore.open(assets.store)
     rows = [Row(item, store.title(item)) for item in store.ids] + [Row(f"B0NOSTORE{n}", "Acme mug 00") for n in (1, 2)]
-    folder = ground.store.with_name("index")
+    folder = assets.store.with_name("index")
     folder.mkdir()
     manifest, before = prepare_index(folder, lambda: rows, text={"fields": ["title"]})
     add_methods(folder, manifest, [Bm25Builder(Bm25Settings())], before)

@@ -19,14 +19,14 @@ from lavic.launch import evaluate
 from lavic.model.item_store import ItemStore
 from lavic.tracking.journal import Journal, read_events, read_journal
 
-from .conftest import KEY, Ground, make_rows, write_rows
+from .conftest import KEY, Assets, make_rows, write_rows
 
 
 @pytest.fixture(scope="module")
-def evaluated(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One evaluation of two sets with all options."""
     out = tmp_path_factory.mktemp("evaluated")
-    ids = ItemStore.open(ground.store).ids
+    ids = ItemStore.open(assets.store).ids
     write_rows(out / "more.jsonl", make_rows(ids, 7, seed=3))
     write_rows(out / "looks.jsonl", [{"id": item, "look": "red dotted"} for item in ids])
     journal = Journal(out / "distill" / "metrics.jsonl")
@@ -35,10 +35,10 @@ def evaluated(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = {"full": {"perplexity": 2.25}, "cls_before": {"perplexity": 9.0}, "cls_after": {"perplexity": 2.5}}
     (out / "distill" / "captions.json").write_text(json.dumps(scores))
     argv = [
-        *("evaluate", "--bundle", ground.bundle, "--store", ground.store, "--out", out / "out"),
-        *("--test", f"items={ground.test}", f"other={out / 'more.jsonl'}"),
-        *("--compare", f"text_only={ground.titles_only}", f"twin={ground.bundle}@{ground.store}"),
-        *("--train", ground.test, "--words", out / "looks.jsonl", "--draws", "500"),
+        *("evaluate", "--bundle", assets.bundle, "--store", assets.store, "--out", out / "out"),
+        *("--test", f"items={assets.test}", f"other={out / 'more.jsonl'}"),
+        *("--compare", f"text_only={assets.titles_only}", f"twin={assets.bundle}@{assets.store}"),
+        *("--train", assets.test, "--words", out / "looks.jsonl", "--draws", "500"),
         *("--runs", out / "distill"),
         *("--arms", "lavic", "shuffled", "before_tuning", "words", "popularity", "list_order", "random"),
     ]
@@ -79,13 +79,13 @@ def test_the_same_bundle_under_another_name_has_equal_results(evaluated: Path):
     assert (twin["difference"]["low"], twin["difference"]["high"]) == pytest.approx((-bound, bound))
 
 
-def test_results_can_be_computed_from_predictions(evaluated: Path, ground: Ground):
+def test_results_can_be_computed_from_predictions(evaluated: Path, assets: Assets):
     lines = [json.loads(line) for line in (evaluated / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == (24 + 7) * 8
     shuffled = [line for line in lines if line["set"] == "items" and line["arm"] == "shuffled"]
     hit_rate = sum(line["ranking"][0] in line["targets"] for line in shuffled) / len(shuffled)
     assert hit_rate == pytest.approx(results(evaluated)["hit_rate"]["shuffled"]["value"])
-    for line, conversation in zip(shuffled, ground.conversations, strict=True):
+    for line, conversation in zip(shuffled, assets.conversations, strict=True):
         assert line["id"] == conversation.id
         assert sorted(line["ranking"]) == sorted(conversation.candidates[KEY])
         assert line["logprobs"] == sorted(line["logprobs"], reverse=True)
@@ -124,32 +124,32 @@ def test_journal_has_metrics_of_every_arm(evaluated: Path):
     assert any("items/lavic/hit_rate" in record for record in records)
 
 
-def test_journal_records_the_datasets(evaluated: Path, ground: Ground):
+def test_journal_records_the_datasets(evaluated: Path, assets: Assets):
     datasets = {event["name"]: event for event in read_events(evaluated / "metrics.jsonl", "dataset")}
     assert set(datasets) == {"items", "other", "item store", "training set"}
-    digest = hashlib.sha256(ground.test.read_bytes()).hexdigest()
+    digest = hashlib.sha256(assets.test.read_bytes()).hexdigest()
     assert (datasets["items"]["digest"], datasets["items"]["context"]) == (digest, "evaluation")
-    assert datasets["items"]["path"] == str(ground.test)
+    assert datasets["items"]["path"] == str(assets.test)
 
 
-def test_results_and_journal_record_the_lineage(evaluated: Path, ground: Ground):
+def test_results_and_journal_record_the_lineage(evaluated: Path, assets: Assets):
     """The digests equal those in the bundle."""
-    info = json.loads((ground.bundle / "bundle.json").read_text())
+    info = json.loads((assets.bundle / "bundle.json").read_text())
     lineage = results(evaluated)["lineage"]
     assert lineage["bundles"]["lavic"]["language_adapter"] == info["language_adapter"]
     assert lineage["bundles"]["before_tuning"]["language_adapter"] is None
-    assert lineage["bundles"]["text_only"]["folder"] == str(ground.titles_only)
+    assert lineage["bundles"]["text_only"]["folder"] == str(assets.titles_only)
     (store,) = lineage["stores"].values()
     assert store["vision_adapter"] == info["vision_adapter"]
-    assert lineage["conversations"]["items"]["sha256"] == hashlib.sha256(ground.test.read_bytes()).hexdigest()
+    assert lineage["conversations"]["items"]["sha256"] == hashlib.sha256(assets.test.read_bytes()).hexdigest()
     (tags,) = [event["tags"] for event in read_events(evaluated / "metrics.jsonl", "tags")]
     assert tags["adapter.language"] == info["language_adapter"] and tags["adapter.vision"] == info["vision_adapter"]
     assert tags["digest.item store"] == store["digest"]
 
 
-def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: Path, monkeypatch):
+def test_titles_only_bundle_has_no_tokens_to_shuffle(assets: Assets, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
-    argv = ["--bundle", ground.titles_only, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    argv = ["--bundle", assets.titles_only, "--store", assets.store, "--test", assets.test, "--out", tmp_path]
     assert evaluate.main([*map(str, argv), "--draws", "50", "--limit", "4"]) == 0
     assert "shuffled" not in results(tmp_path)["hit_rate"]
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -157,12 +157,12 @@ def test_titles_only_bundle_has_no_tokens_to_shuffle(ground: Ground, tmp_path: P
     assert b"env:MLFLOW_TRACKING_URI" in files[tmp_path / "metrics.jsonl"]
 
 
-def test_a_dry_run_checks_the_inputs_and_writes_nothing(ground: Ground, tmp_path: Path, capsys):
-    rows = [json.loads(line) for line in ground.test.read_text().splitlines()]
+def test_a_dry_run_checks_the_inputs_and_writes_nothing(assets: Assets, tmp_path: Path, capsys):
+    rows = [json.loads(line) for line in assets.test.read_text().splitlines()]
     rows[0][KEY] = [*rows[0][KEY], "B0NOWHERE0"]
     rows[1]["gt_items"] = []
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path / "out", "--dry-run"]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--out", tmp_path / "out", "--dry-run"]
     assert evaluate.main([*map(str, argv), "--test", str(tmp_path / "odd.jsonl"), "--missing", "drop"]) == 0
     text = capsys.readouterr().out
     assert f"odd         {len(rows) - 1} conversations, " in text
@@ -173,8 +173,8 @@ def test_a_dry_run_checks_the_inputs_and_writes_nothing(ground: Ground, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_decode_generate_gives_one_item(ground: Ground, tmp_path: Path, capsys):
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+def test_decode_generate_gives_one_item(assets: Assets, tmp_path: Path, capsys):
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path]
     options = ["--decode", "generate", "--limit", "3", "--draws", "50", "--arms", "lavic", "random"]
     assert evaluate.main([*map(str, argv), *options]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -193,8 +193,8 @@ def approximately(value):
 
 
 @pytest.mark.dist
-def test_two_ranks_give_the_results_of_one(ground: Ground, tmp_path: Path):
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--limit", "9"]
+def test_two_ranks_give_the_results_of_one(assets: Assets, tmp_path: Path):
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--limit", "9"]
     argv += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
     for nproc in (1, 2):
         assert evaluate.main([*map(str, argv), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
@@ -209,49 +209,49 @@ def test_two_ranks_give_the_results_of_one(ground: Ground, tmp_path: Path):
 class TestRefusals:
     """Each error is one line with place and advice, before a model is loaded."""
 
-    def start(self, ground: Ground, tmp_path: Path, **changes) -> None:
+    def start(self, assets: Assets, tmp_path: Path, **changes) -> None:
         options = {
-            "bundle": ground.bundle,
-            "store": ground.store,
-            "test": ground.test,
+            "bundle": assets.bundle,
+            "store": assets.store,
+            "test": assets.test,
             "out": tmp_path / "out",
             **changes,
         }
         argv = [str(value) for key, value in options.items() for value in (f"--{key}", value) if value is not None]
         evaluate.main(argv)
 
-    def test_store_of_another_adapter(self, ground: Ground, tmp_path: Path):
-        other = shutil.copytree(ground.store, tmp_path / "store")
+    def test_store_of_another_adapter(self, assets: Assets, tmp_path: Path):
+        other = shutil.copytree(assets.store, tmp_path / "store")
         manifest = json.loads((other / "manifest.json").read_text())
         (other / "manifest.json").write_text(json.dumps({**manifest, "vision_adapter": "0" * 16}))
         with pytest.raises(DataError, match="item store of another vision adapter"):
-            self.start(ground, tmp_path, store=other)
+            self.start(assets, tmp_path, store=other)
 
-    def test_bundle_of_another_base(self, ground: Ground, tmp_path: Path):
-        other = shutil.copytree(ground.bundle, tmp_path / "bundle")
+    def test_bundle_of_another_base(self, assets: Assets, tmp_path: Path):
+        other = shutil.copytree(assets.bundle, tmp_path / "bundle")
         info = json.loads((other / "bundle.json").read_text())
         (other / "bundle.json").write_text(json.dumps({**info, "fingerprint": "0" * 16}))
         with pytest.raises(DataError, match="another base model"):
-            self.start(ground, tmp_path, bundle=other)
+            self.start(assets, tmp_path, bundle=other)
 
-    def test_bundle_of_stage_1(self, ground: Ground, tmp_path: Path):
-        other = shutil.copytree(ground.bundle, tmp_path / "bundle")
+    def test_bundle_of_stage_1(self, assets: Assets, tmp_path: Path):
+        other = shutil.copytree(assets.bundle, tmp_path / "bundle")
         info = json.loads((other / "bundle.json").read_text())
         (other / "bundle.json").write_text(json.dumps({**info, "language_adapter": None}))
         shutil.rmtree(other / "language_adapter")
         with pytest.raises(ConfigError, match="holds no language adapter: run `lavic tune`"):
-            self.start(ground, tmp_path, bundle=other)
+            self.start(assets, tmp_path, bundle=other)
 
-    def test_a_run_folder_instead_of_its_bundle(self, ground: Ground, tmp_path: Path):
-        shutil.copytree(ground.bundle, tmp_path / "run" / "bundle")
+    def test_a_run_folder_instead_of_its_bundle(self, assets: Assets, tmp_path: Path):
+        shutil.copytree(assets.bundle, tmp_path / "run" / "bundle")
         with pytest.raises(DataError, match=r"did you mean .*run/bundle"):
-            self.start(ground, tmp_path, bundle=tmp_path / "run")
+            self.start(assets, tmp_path, bundle=tmp_path / "run")
 
-    def test_candidates_missing_from_the_store(self, ground: Ground, tmp_path: Path):
-        rows = make_rows(["B0NOWHERE0", *ItemStore.open(ground.store).ids[:9]], 2, seed=0)
+    def test_candidates_missing_from_the_store(self, assets: Assets, tmp_path: Path):
+        rows = make_rows(["B0NOWHERE0", *ItemStore.open(assets.store).ids[:9]], 2, seed=0)
         write_rows(tmp_path / "t.jsonl", rows)
         with pytest.raises(DataError, match=r"t\.jsonl:1: candidate B0NOWHERE0 of 10 is not in the item store"):
-            self.start(ground, tmp_path, test=tmp_path / "t.jsonl")
+            self.start(assets, tmp_path, test=tmp_path / "t.jsonl")
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -271,14 +271,14 @@ class TestRefusals:
             ({"shards": "nowhere"}, "nowhere"),
         ],
     )
-    def test_missing_inputs_and_invalid_arms(self, ground: Ground, tmp_path: Path, changes: dict, message: str):
+    def test_missing_inputs_and_invalid_arms(self, assets: Assets, tmp_path: Path, changes: dict, message: str):
         with pytest.raises((ConfigError, DataError), match=re.escape(message)):
-            self.start(ground, tmp_path, **changes)
+            self.start(assets, tmp_path, **changes)
 
 
 @pytest.mark.parametrize("option", ["--level 95", "--draws 0", "--limit -5", "--tokens-per-batch 0", "--gallery -1"])
-def test_invalid_numbers_are_refused(ground: Ground, tmp_path: Path, option: str):
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+def test_invalid_numbers_are_refused(assets: Assets, tmp_path: Path, option: str):
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path / "out"]
     with pytest.raises(ConfigError, match=option.split()[0]):
         evaluate.main([*map(str, argv), *option.split()])
 
@@ -291,9 +291,9 @@ def test_invalid_numbers_are_refused(ground: Ground, tmp_path: Path, option: str
         ([{"id": "A"}], "looks.jsonl:1: expected"),
     ],
 )
-def test_words_without_a_look_of_the_target_are_refused(ground: Ground, tmp_path: Path, rows: list[dict], message: str):
+def test_words_without_a_look_of_the_target_are_refused(assets: Assets, tmp_path: Path, rows: list[dict], message: str):
     write_rows(tmp_path / "looks.jsonl", rows)
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path / "out"]
     with pytest.raises(DataError, match=message):
         evaluate.main([*map(str, argv), "--words", str(tmp_path / "looks.jsonl"), "--arms", "words"])
 
@@ -307,8 +307,8 @@ def test_the_words_arm_is_not_a_control(evaluated: Path):
     assert "best control: Photos as text" not in labels
 
 
-def test_two_test_files_of_one_name_are_refused(ground: Ground, tmp_path: Path):
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--out", tmp_path, "--test", ground.test, ground.test]
+def test_two_test_files_of_one_name_are_refused(assets: Assets, tmp_path: Path):
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--out", tmp_path, "--test", assets.test, assets.test]
     with pytest.raises(ConfigError, match="give them names, NAME=FILE"):
         evaluate.main([str(arg) for arg in argv])
-    assert read_conversations(ground.test)  # the file is unchanged
+    assert read_conversations(assets.test)  # the file is unchanged

@@ -19,7 +19,7 @@ from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.recommender import Recommender
 
-from .conftest import Ground
+from .conftest import Assets
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -45,8 +45,8 @@ def test_text_that_begins_with_a_bracket_is_not_parsed_as_json(text: str):
         (["--experiment", ""], "--experiment: string should have at least 1 character"),
     ],
 )
-def test_errors_of_register_are_one_line(ground: Ground, tmp_path: Path, options: list[str], message: str):
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--name", "shop"]
+def test_errors_of_register_are_one_line(assets: Assets, tmp_path: Path, options: list[str], message: str):
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--name", "shop"]
     if "--uri" not in options:
         options = [*options, "--uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     command = [sys.executable, "-m", "lavic", "register", *map(str, argv), *options]
@@ -59,12 +59,12 @@ def test_errors_of_register_are_one_line(ground: Ground, tmp_path: Path, options
 
 
 @pytest.fixture(scope="module")
-def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
+def registered(assets: Assets, index: Path, tmp_path_factory: pytest.TempPathFactory):
     """A registered model of a run folder that is not in MLflow."""
     folder = tmp_path_factory.mktemp("mlflow")
-    shutil.copytree(ground.bundle, folder / "tune" / "bundle")
+    shutil.copytree(assets.bundle, folder / "tune" / "bundle")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    argv = ("--bundle", folder / "tune" / "bundle", "--store", ground.store, "--index", index, "--uri", uri)
+    argv = ("--bundle", folder / "tune" / "bundle", "--store", assets.store, "--index", index, "--uri", uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["register", *map(str, argv), "--name", "shop"]) == 0
@@ -73,15 +73,15 @@ def registered(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFac
         mlflow.set_registry_uri(None)
 
 
-def test_the_registered_model_is_code_and_artifacts_without_pickles(ground: Ground, registered: str):
+def test_the_registered_model_is_code_and_artifacts_without_pickles(assets: Assets, registered: str):
     client = mlflow.MlflowClient(registered)
     folder = Path(registered.removeprefix("sqlite:///")).parent
     assert client.get_experiment_by_name("lavic").artifact_location == (folder / "mlartifacts").as_uri()
     assert not (folder / "mlruns").exists()  # MLflow's default is below the folder that the command runs in
     version = client.get_model_version("shop", "1")
-    info = BundleInfo.read(ground.bundle)
+    info = BundleInfo.read(assets.bundle)
     assert version.tags["lavic.language_adapter"] == info.language_adapter
-    assert version.tags["lavic.store"] == ItemStore.open(ground.store).manifest.digest
+    assert version.tags["lavic.store"] == ItemStore.open(assets.store).manifest.digest
     assert client.get_run(version.run_id).data.tags["lavic.fingerprint"] == info.fingerprint
     mlflow.set_tracking_uri(registered)
     files = [path for path in Path(mlflow.artifacts.download_artifacts("models:/shop/1")).rglob("*") if path.is_file()]
@@ -93,7 +93,7 @@ def test_the_registered_model_is_code_and_artifacts_without_pickles(ground: Grou
 
 
 @pytest.mark.slow
-def test_requests_to_mlflow_models_serve(ground: Ground, index: Path, registered: str):
+def test_requests_to_mlflow_models_serve(assets: Assets, index: Path, registered: str):
     with socket.create_server(("127.0.0.1", 0)) as unused_port:
         port = unused_port.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", "models:/shop/1"]
@@ -112,7 +112,7 @@ def test_requests_to_mlflow_models_serve(ground: Ground, index: Path, registered
                     pass
                 assert process.poll() is None and time.monotonic() < deadline, "mlflow models serve does not start"
                 time.sleep(0.2)
-            recommender = Recommender.load(ground.bundle, ground.store, index)
+            recommender = Recommender.load(assets.bundle, assets.store, index)
             listed = recommender.store.ids[:6]
             rows = [
                 {"conversation": "a red mug", "candidates": listed},

@@ -32,14 +32,14 @@ from lavic.recommend.ranking.ranker import Ranker
 from lavic.recommend.ranking.request import Request
 from tests.crawled_sets import write_set
 
-from .conftest import KEY, Ground
+from .conftest import KEY, Assets
 
 
 @pytest.fixture(scope="module")
-def shards(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photo with a description for every item of the store."""
     folder, rng, samples = tmp_path_factory.mktemp("photos") / "set", random.Random(7), []
-    for number, item in enumerate(ItemStore.open(ground.store).ids):
+    for number, item in enumerate(ItemStore.open(assets.store).ids):
         size = (60 + 7 * (number % 5), 60)
         photo = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1])).resize((90, 80))
         data = io.BytesIO()
@@ -54,8 +54,8 @@ def shards(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_set(ground: Ground) -> TestSet:
-    return TestSet.read("test", ground.test, candidates=KEY, stores=[ItemStore.open(ground.store)], limit=6)
+def test_set(assets: Assets) -> TestSet:
+    return TestSet.read("test", assets.test, candidates=KEY, stores=[ItemStore.open(assets.store)], limit=6)
 
 
 def photo_of(shards: Path):
@@ -63,8 +63,8 @@ def photo_of(shards: Path):
     return lambda item: data[data.index.find_stored(f"{item}_0")].jpg
 
 
-def test_blank_tokens_are_the_mean_and_noise_has_mean_and_deviation(ground: Ground) -> None:
-    store = ItemStore.open(ground.store)
+def test_blank_tokens_are_the_mean_and_noise_has_mean_and_deviation(assets: Assets) -> None:
+    store = ItemStore.open(assets.store)
     items = list(store.ids)
     tokens = store.lookup(items).float()
     blank = BlankTokens(nn.Linear(1, 1), store, None, items)
@@ -85,11 +85,11 @@ def test_blank_tokens_are_the_mean_and_noise_has_mean_and_deviation(ground: Grou
 
 
 def test_photo_token_scores_equal_the_hugging_face_forward_pass(
-    ground: Ground, shards: Path, test_set: TestSet
+    assets: Assets, shards: Path, test_set: TestSet
 ) -> None:
     """Against Hugging Face's forward pass of the base model from pixels, without adapters."""
-    bundle = Bundle.load(ground.bundle, vision=True, language=False, adapted=False)
-    store, photo = ItemStore.open(ground.store), photo_of(shards)
+    bundle = Bundle.load(assets.bundle, vision=True, language=False, adapted=False)
+    store, photo = ItemStore.open(assets.store), photo_of(shards)
     ranker = Ranker(bundle, store, tokens=PhotoTokens(bundle.backbone, photo), max_length=1024)
     conversation, listed = test_set.conversations[0], test_set.lists[0][:3]
     (ranking,) = ranker.rank([Request(conversation=conversation, candidates=listed)])
@@ -119,8 +119,8 @@ def test_photo_token_scores_equal_the_hugging_face_forward_pass(
         assert logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_group_size_fits_the_context(ground: Ground) -> None:
-    bundle = Bundle.load(ground.bundle, language=False, adapted=False)
+def test_group_size_fits_the_context(assets: Assets) -> None:
+    bundle = Bundle.load(assets.bundle, language=False, adapted=False)
     size = GroupSize.of(bundle, None)
     assert (size.context, size.text, size.photo) == (1024, 512, 16 + 8 * 9)
     assert size.size == (1024 - 512) // 88
@@ -169,11 +169,11 @@ def test_average_over_orders_averages_probabilities() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(ground: Ground, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(assets: Assets, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of all arms that need a model, in two orders."""
     out = tmp_path_factory.mktemp("evaluated")
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--shards", shards, "--test", ground.test]
-    argv += ["--out", out, "--limit", 6, "--draws", 50, "--orders", 2, "--compare", f"text_only={ground.titles_only}"]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--shards", shards, "--test", assets.test]
+    argv += ["--out", out, "--limit", 6, "--draws", 50, "--orders", 2, "--compare", f"text_only={assets.titles_only}"]
     arms = ["lavic", "shuffled", "blank", "noise", "words", "before_tuning", "base_titles", "words_before_tuning"]
     assert evaluate.main([*map(str, argv), "--arms", *arms, "base_photos", "random"]) == 0
     return out
@@ -207,20 +207,20 @@ def test_results_hold_order_bias_and_groups(evaluated: Path) -> None:
 
 
 def test_the_words_arm_uses_descriptions_of_the_shards(
-    ground: Ground, shards: Path, tmp_path: Path, evaluated: Path
+    assets: Assets, shards: Path, tmp_path: Path, evaluated: Path
 ) -> None:
     data = ShardDataset(shards)
     looks = [{"id": data[row].item_id, "look": data[row].text} for row in range(len(data))]
     (tmp_path / "looks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in looks))
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path / "out"]
     argv += ["--limit", 6, "--draws", 50, "--words", tmp_path / "looks.jsonl", "--arms", "words"]
     assert evaluate.main([*map(str, argv)]) == 0
     for a, b in zip(scores_of(tmp_path / "out")["words"], scores_of(evaluated)["words"], strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
 
-def test_averaged_orders_are_ranked(ground: Ground, test_set: TestSet) -> None:
-    arm = Arm(name="lavic", bundle=ground.bundle, store=ItemStore.open(ground.store))
+def test_averaged_orders_are_ranked(assets: Assets, test_set: TestSet) -> None:
+    arm = Arm(name="lavic", bundle=assets.bundle, store=ItemStore.open(assets.store))
     ranked = rank_test_sets([arm], [test_set], DistributedContext(), orders=3, averaged=True)
     lists = ranked.orders["test"]["lavic"]
     for row, ranking in enumerate(ranked.rankings["test"]["lavic"]):
@@ -243,17 +243,17 @@ def test_averaged_orders_are_ranked(ground: Ground, test_set: TestSet) -> None:
     ],
 )
 def test_incompatible_options_are_refused(
-    ground: Ground, tmp_path: Path, options: tuple[str, ...], message: str
+    assets: Assets, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path]
     with pytest.raises(ConfigError, match=message):
         evaluate.main([*map(str, argv), *options])
 
 
-def test_a_candidate_without_a_photo_is_named(ground: Ground, shards: Path, tmp_path: Path) -> None:
+def test_a_candidate_without_a_photo_is_named(assets: Assets, shards: Path, tmp_path: Path) -> None:
     data = ShardDataset(shards)
-    absent = ground.conversations[1].candidates[KEY][4]
+    absent = assets.conversations[1].candidates[KEY][4]
     write_set(tmp_path / "fewer", [data[row] for row in range(len(data)) if data[row].item_id != absent])
-    argv = ["--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", tmp_path / "out"]
+    argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", tmp_path / "out"]
     with pytest.raises(DataError, match=f"no photo of the candidate {absent} is in --shards"):
         evaluate.main([*map(str, argv), "--shards", str(tmp_path / "fewer"), "--arms", "base_photos"])

@@ -18,11 +18,11 @@ from lavic.model.visual_tokens import project
 from lavic.recommend.ranking.ranker import Ranker
 from lavic.recommend.ranking.request import Request
 
-from .conftest import KEY, Ground
+from .conftest import KEY, Assets
 
 
-def requests(ground: Ground, count: int = 24) -> list[Request]:
-    return [Request(conversation=c, candidates=c.candidates[KEY]) for c in ground.conversations[:count]]
+def requests(assets: Assets, count: int = 24) -> list[Request]:
+    return [Request(conversation=c, candidates=c.candidates[KEY]) for c in assets.conversations[:count]]
 
 
 def by_id(ranking) -> dict[str, float]:
@@ -45,9 +45,9 @@ def logprobs_by_full_sequences(bundle: Bundle, store: ItemStore, request: Reques
 
 
 @pytest.mark.parametrize("bundle_name", ["bundle", "titles_only"])
-def test_scores_equal_those_of_full_sequences(ground: Ground, bundle_name: str):
-    bundle, store = Bundle.load(getattr(ground, bundle_name)), ItemStore.open(ground.store)
-    batch = requests(ground, 6)
+def test_scores_equal_those_of_full_sequences(assets: Assets, bundle_name: str):
+    bundle, store = Bundle.load(getattr(assets, bundle_name)), ItemStore.open(assets.store)
+    batch = requests(assets, 6)
     for request, ranking in zip(batch, Ranker(bundle, store).rank(batch), strict=True):
         expected = logprobs_by_full_sequences(bundle, store, request)
         assert by_id(ranking) == pytest.approx(expected, abs=1e-5)
@@ -56,9 +56,9 @@ def test_scores_equal_those_of_full_sequences(ground: Ground, bundle_name: str):
         assert sum(ranking.probabilities) == pytest.approx(1)
 
 
-def test_scores_do_not_depend_on_batch_mates(ground: Ground):
-    bundle, store = Bundle.load(ground.bundle), ItemStore.open(ground.store)
-    batch = requests(ground)
+def test_scores_do_not_depend_on_batch_mates(assets: Assets):
+    bundle, store = Bundle.load(assets.bundle), ItemStore.open(assets.store)
+    batch = requests(assets)
     together = Ranker(bundle, store, tokens_per_batch=1_000_000).rank(batch)
     alone = Ranker(bundle, store, tokens_per_batch=1).rank(batch)
     backwards = Ranker(bundle, store, tokens_per_batch=2000).rank(batch[::-1])[::-1]
@@ -67,9 +67,9 @@ def test_scores_do_not_depend_on_batch_mates(ground: Ground):
         assert by_id(a) == pytest.approx(by_id(c), abs=1e-5)
 
 
-def test_lists_of_unequal_length_share_a_batch(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    batch = [replace(request, candidates=request.candidates[:n]) for n, request in enumerate(requests(ground, 5))]
+def test_lists_of_unequal_length_share_a_batch(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    batch = [replace(request, candidates=request.candidates[:n]) for n, request in enumerate(requests(assets, 5))]
     together = ranker.rank(batch)
     assert [len(ranking.ids) for ranking in together] == [0, 1, 2, 3, 4]
     assert together[0].probabilities == ()
@@ -77,16 +77,16 @@ def test_lists_of_unequal_length_share_a_batch(ground: Ground):
         assert by_id(ranking) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
 
 
-def test_repeated_candidates_are_shown_once(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    (request,) = requests(ground, 1)
+def test_repeated_candidates_are_shown_once(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    (request,) = requests(assets, 1)
     doubled = replace(request, candidates=(*request.candidates, *request.candidates[:3]))
     assert ranker.rank([doubled]) == ranker.rank([request])
 
 
-def test_tokens_of_other_items_change_the_scores(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    (request,) = requests(ground, 1)
+def test_tokens_of_other_items_change_the_scores(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    (request,) = requests(assets, 1)
     same = {item: item for item in request.candidates}
     rotated = dict(zip(request.candidates, request.candidates[1:] + request.candidates[:1], strict=True))
     plain, unchanged, changed = (
@@ -96,9 +96,9 @@ def test_tokens_of_other_items_change_the_scores(ground: Ground):
     assert max(abs(by_id(plain)[item] - by_id(changed)[item]) for item in request.candidates) > 1e-3
 
 
-def test_texts_replace_tokens(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    (request,) = requests(ground, 1)
+def test_texts_replace_tokens(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    (request,) = requests(assets, 1)
     red = replace(request, texts=dict.fromkeys(request.candidates, "red striped"))
     blue = replace(request, texts={**red.texts, request.candidates[0]: "blue dotted"})
     assert ranker.encode(red).prompt.count(ranker.encoder.image_token_id) == 0
@@ -107,10 +107,10 @@ def test_texts_replace_tokens(ground: Ground):
     assert by_id(mixed[1]) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
 
 
-def test_generated_text_starts_with_the_most_probable_token(ground: Ground):
-    bundle, store = Bundle.load(ground.bundle), ItemStore.open(ground.store)
+def test_generated_text_starts_with_the_most_probable_token(assets: Assets):
+    bundle, store = Bundle.load(assets.bundle), ItemStore.open(assets.store)
     ranker = Ranker(bundle, store)
-    (request,) = requests(ground, 1)
+    (request,) = requests(assets, 1)
     (answer,) = ranker.rank([request], decode="generate")
     assert answer.text is not None
     # The first token: the most probable one after the prompt.
@@ -136,25 +136,25 @@ def test_generated_text_starts_with_the_most_probable_token(ground: Ground):
         ("", None),
     ],
 )
-def test_parse_id_from_generated_text(ground: Ground, text: str, parsed: str | None):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    listed = ground.conversations[0].candidates[KEY]
+def test_parse_id_from_generated_text(assets: Assets, text: str, parsed: str | None):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    listed = assets.conversations[0].candidates[KEY]
     assert ranker._parse_id(text.format(*listed), listed) == (parsed.format(*listed) if parsed else None)
     dotted = [f"{item}.X" for item in listed]  # a store id with a suffix is another id
     assert ranker._parse_id(text.format(*dotted), dotted) == (parsed.format(*dotted) if parsed else None)
 
 
-def test_long_conversations_are_truncated(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
+def test_long_conversations_are_truncated(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
     turns = (Turn("seeker", "I want a red mug"), *[Turn("comment", "Any ideas " * 40)] * 30)
-    long = Conversation(id="long", turns=turns, candidates=ground.conversations[0].candidates)
+    long = Conversation(id="long", turns=turns, candidates=assets.conversations[0].candidates)
     request = Request(conversation=long, candidates=long.candidates[KEY])
     assert len(ranker.encode(request).prompt) <= 512
     assert len(ranker.rank([request])[0].ids) == 10
 
 
-def test_candidates_missing_from_the_store_are_named(ground: Ground):
-    ranker = Ranker(Bundle.load(ground.bundle), ItemStore.open(ground.store))
-    (request,) = requests(ground, 1)
+def test_candidates_missing_from_the_store_are_named(assets: Assets):
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    (request,) = requests(assets, 1)
     with pytest.raises(DataError, match=r"test\.jsonl:1: candidate B0NOWHERE0 of 11 is not in the item store"):
         ranker.rank([replace(request, candidates=(*request.candidates, "B0NOWHERE0"))])

@@ -21,18 +21,18 @@ from lavic.recommend.ranking.request import Request
 from lavic.recommend.recommendation import Query
 from lavic.recommend.recommender import Recommender
 
-from .conftest import KEY, Ground
+from .conftest import KEY, Assets
 
 TAGGED_TEXT = "<submission>I want a red striped mug</submission>\n<comment>Any ideas?</comment>"
 
 
 @pytest.fixture(scope="module")
-def recommender(ground: Ground) -> Recommender:
-    return lavic.Recommender.load(ground.bundle, ground.store)
+def recommender(assets: Assets) -> Recommender:
+    return lavic.Recommender.load(assets.bundle, assets.store)
 
 
-def queries(ground: Ground, count: int, size: int = 10) -> list[Query]:
-    return [Query(conversation=c, candidates=c.candidates[KEY][:size]) for c in ground.conversations[:count]]
+def queries(assets: Assets, count: int, size: int = 10) -> list[Query]:
+    return [Query(conversation=c, candidates=c.candidates[KEY][:size]) for c in assets.conversations[:count]]
 
 
 def test_importing_lavic_needs_no_torch():
@@ -40,8 +40,8 @@ def test_importing_lavic_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "fine\n"
 
 
-def test_recommend_equals_the_ranker(ground: Ground, recommender: Recommender):
-    conversation = ground.conversations[0]
+def test_recommend_equals_the_ranker(assets: Assets, recommender: Recommender):
+    conversation = assets.conversations[0]
     listed = conversation.candidates[KEY]
     (ranking,) = recommender.ranker.rank([Request(conversation=conversation, candidates=listed)])
     answer = recommender.recommend(conversation, listed, k=3)
@@ -95,8 +95,8 @@ def test_unpaired_surrogates_are_replaced(recommender: Recommender):
     assert len(recommender.recommend([{"role": "user", "content": "a \ud83d mug"}], ids)) == 2
 
 
-def test_answers_do_not_depend_on_the_batch(ground: Ground, recommender: Recommender):
-    batch = queries(ground, 12) + queries(ground, 12, size=3)
+def test_answers_do_not_depend_on_the_batch(assets: Assets, recommender: Recommender):
+    batch = queries(assets, 12) + queries(assets, 12, size=3)
     together = recommender.recommend_batch(batch)
     for query, answer in zip(batch, together, strict=True):
         alone = recommender.recommend(query.conversation, query.candidates)
@@ -105,7 +105,7 @@ def test_answers_do_not_depend_on_the_batch(ground: Ground, recommender: Recomme
             assert expected.probability == pytest.approx(item.probability, abs=1e-5)
 
 
-def test_a_list_longer_than_in_training_is_ranked_in_groups(ground: Ground, recommender: Recommender):
+def test_a_list_longer_than_in_training_is_ranked_in_groups(assets: Assets, recommender: Recommender):
     listed = recommender.store.ids[:35]
     answer = recommender.recommend(TAGGED_TEXT, listed, k=50)
     assert sorted(item.id for item in answer) == sorted(listed) and answer.candidates == 35
@@ -126,9 +126,9 @@ def _last_group(recommender: Recommender, listed: list[str]) -> tuple[str, ...]:
     return tuple(ranking.ids[position] for position in range(2) for ranking in rankings)
 
 
-def test_a_failed_query_does_not_affect_the_others(ground: Ground, recommender: Recommender, monkeypatch):
+def test_a_failed_query_does_not_affect_the_others(assets: Assets, recommender: Recommender, monkeypatch):
     """A prompt that is too long is only known after tokenization."""
-    batch = queries(ground, 3)
+    batch = queries(assets, 3)
     listed = {item for query in batch for item in query.candidates or ()}
     others = [item for item in recommender.store.ids if item not in listed]
     batch[1] = Query(conversation=TAGGED_TEXT, candidates=others[:10])
@@ -146,7 +146,7 @@ def test_a_failed_query_does_not_affect_the_others(ground: Ground, recommender: 
 
 
 def test_retrieved_candidates_with_long_titles_are_ranked_in_smaller_groups(
-    ground: Ground, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ):
     """Only a list that the caller gave is refused."""
     long_titled = recommender.store.ids[:6]
@@ -169,7 +169,7 @@ def test_retrieved_candidates_with_long_titles_are_ranked_in_smaller_groups(
         searching.recommend("a mug", long_titled)
 
 
-def test_invalid_queries_are_refused(ground: Ground, recommender: Recommender):
+def test_invalid_queries_are_refused(assets: Assets, recommender: Recommender):
     item = recommender.store.ids[0]
     with pytest.raises(ConfigError, match="no retrieval index"):
         recommender.recommend("a mug")
@@ -201,8 +201,8 @@ def test_excluded_and_repeated_candidates_are_removed(recommender: Recommender):
 
 
 @pytest.fixture(scope="module")
-def searching(ground: Ground, recommender: Recommender, index: Path) -> Recommender:
-    return recommender.reloaded(ground.bundle, ground.store, index, retrieved=25)
+def searching(assets: Assets, recommender: Recommender, index: Path) -> Recommender:
+    return recommender.reloaded(assets.bundle, assets.store, index, retrieved=25)
 
 
 def test_candidates_are_retrieved_from_the_index(searching: Recommender):
@@ -235,18 +235,18 @@ def test_searched_and_named_candidates_in_one_batch(searching: Recommender):
     assert first[0].id not in {item.id for item in other} and len(other) == 10
 
 
-def test_reloaded_keeps_the_model_and_replaces_the_store(ground: Ground, recommender: Recommender, tmp_path: Path):
-    shutil.copytree(ground.store, tmp_path / "store")
-    reloaded = recommender.reloaded(ground.bundle, tmp_path / "store")
+def test_reloaded_keeps_the_model_and_replaces_the_store(assets: Assets, recommender: Recommender, tmp_path: Path):
+    shutil.copytree(assets.store, tmp_path / "store")
+    reloaded = recommender.reloaded(assets.bundle, tmp_path / "store")
     assert reloaded.ranker.bundle is recommender.ranker.bundle and reloaded.store.folder == tmp_path / "store"
-    other = recommender.reloaded(ground.titles_only, ground.store)
+    other = recommender.reloaded(assets.titles_only, assets.store)
     assert other.ranker.bundle is not recommender.ranker.bundle
     with pytest.raises(DataError, match="no such item store"):
-        recommender.reloaded(ground.bundle, tmp_path / "nowhere")
+        recommender.reloaded(assets.bundle, tmp_path / "nowhere")
 
 
-def test_concurrent_threads_get_the_same_answers(ground: Ground, recommender: Recommender):
-    batch = queries(ground, 16)
+def test_concurrent_threads_get_the_same_answers(assets: Assets, recommender: Recommender):
+    batch = queries(assets, 16)
     expected = [[item.id for item in answer] for answer in recommender.recommend_batch(batch)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda query: recommender.recommend(query.conversation, query.candidates), batch * 2))
@@ -259,7 +259,7 @@ def test_a_row_without_text_is_ranked(recommender: Recommender):
     assert len(recommender.recommend(empty, recommender.store.ids[:4])) == 4
 
 
-def test_the_size_of_training_lists_is_read_from_the_bundle(ground: Ground, recommender: Recommender):
+def test_the_size_of_training_lists_is_read_from_the_bundle(assets: Assets, recommender: Recommender):
     assert recommender.list_size == 10
     assert Recommender(recommender.ranker, list_size=4).list_size == 4
     listed = recommender.store.ids[:12]

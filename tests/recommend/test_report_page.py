@@ -14,7 +14,7 @@ from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.loading import Backbone
 from tests.browser import Browser
 
-from .conftest import Ground, write_rows
+from .conftest import Assets, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +24,12 @@ LONG_WORD = "W" * 600
 
 
 @pytest.fixture(scope="module")
-def page(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a model with random weights in three orders, with hostile titles, comments and file names."""
     folder = tmp_path_factory.mktemp("report")
     store, backbone = (
-        ItemStore.open(ground.store),
-        Backbone.load(ModelSettings(name=str(ground.bundle.parent / "base"))),
+        ItemStore.open(assets.store),
+        Backbone.load(ModelSettings(name=str(assets.bundle.parent / "base"))),
     )
     titles = itertools.cycle(
         [HOSTILE, LONG_WORD, "</title></style><!--", "' onmouseover='window.harmed = 1", "mug\u202egum"]
@@ -37,14 +37,14 @@ def page(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = [{"id": item, "key": store.key(item), "title": f"{next(titles)} {item[-2:]}"} for item in store.ids]
     (folder / "store").mkdir()
     part = write_part(folder / "store", "00000", items, store.lookup(list(store.ids)))
-    write_manifest(folder / "store", backbone, ground.bundle.parent / "vision", [part])
-    rows = [json.loads(line) for line in ground.test.read_text().splitlines()][:12]
+    write_manifest(folder / "store", backbone, assets.bundle.parent / "vision", [part])
+    rows = [json.loads(line) for line in assets.test.read_text().splitlines()][:12]
     for row, text in zip(rows, itertools.cycle([HOSTILE, LONG_WORD, "</p></article><h1>harmed</h1>"]), strict=False):
         row["context"] += f"<comment>{text}</comment>\n"
     write_rows(folder / "<b>test.jsonl", rows)
-    argv = ["--bundle", ground.bundle, "--store", folder / "store", "--out", folder / "out", "--draws", 100]
+    argv = ["--bundle", assets.bundle, "--store", folder / "store", "--out", folder / "out", "--draws", 100]
     argv += ["--test", f"main={folder / '<b>test.jsonl'}", "--orders", 3, "--title", f"{HOSTILE} {LONG_WORD}"]
-    argv += ["--compare", f"text_only={ground.titles_only}"]
+    argv += ["--compare", f"text_only={assets.titles_only}"]
     assert evaluate.main([*map(str, argv)]) == 0
     return folder / "out" / "report.html"
 

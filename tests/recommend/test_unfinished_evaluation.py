@@ -21,7 +21,7 @@ from lavic.model.item_store import ItemStore
 from lavic.recommend.ranking.ranked_list import RankedList
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server
 
-from .conftest import KEY, Ground
+from .conftest import KEY, Assets
 
 DOWN = (500, {}, b"<h1>down</h1>")
 
@@ -34,15 +34,15 @@ def server() -> Iterator[OpenAiServer]:
 
 
 @pytest.fixture
-def catalogue(ground: Ground, tmp_path: Path) -> Path:
-    items = sorted({item for conversation in ground.conversations for item in conversation.candidates[KEY]})
+def catalogue(assets: Assets, tmp_path: Path) -> Path:
+    items = sorted({item for conversation in assets.conversations for item in conversation.candidates[KEY]})
     path = tmp_path / "items.jsonl"
     path.write_text("".join(json.dumps({"parent_asin": item, "title": f"mug {item[-2:]}"}) + "\n" for item in items))
     return path
 
 
-def evaluate_argv(ground: Ground, out: Path, catalogue: Path, url: str, *options: object) -> list[str]:
-    argv = ["evaluate", "--bundle", ground.bundle, "--store", ground.store, "--test", ground.test, "--out", out]
+def evaluate_argv(assets: Assets, out: Path, catalogue: Path, url: str, *options: object) -> list[str]:
+    argv = ["evaluate", "--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--out", out]
     argv += ["--items", catalogue, "--chat.url", url, "--chat.model", "drawn", "--chat.backoff-s", 0]
     argv += ["--chat.retries", 0, "--draws", 50, "--limit", 4, "--orders", 2, *options]
     return [str(arg) for arg in argv]
@@ -66,15 +66,15 @@ ARMS = ("--arms", "chat", "lavic", "shuffled", "bm25", "list_order", "random")
 
 
 def test_a_failed_chat_server_does_not_affect_other_arms(
-    ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer, capsys, monkeypatch
+    assets: Assets, tmp_path: Path, catalogue: Path, server: OpenAiServer, capsys, monkeypatch
 ):
-    complete_argv = evaluate_argv(ground, tmp_path / "complete", catalogue, server.url, *ARMS)
+    complete_argv = evaluate_argv(assets, tmp_path / "complete", catalogue, server.url, *ARMS)
     assert main(complete_argv) == 0
     assert not (tmp_path / "complete" / "rankings").exists()
     capsys.readouterr()
 
     out = tmp_path / "out"
-    command = evaluate_argv(ground, out, catalogue, server.url, *ARMS, "--chat.cache", tmp_path / "answers")
+    command = evaluate_argv(assets, out, catalogue, server.url, *ARMS, "--chat.cache", tmp_path / "answers")
     server.faults.extend([DOWN] * 50)
     assert main(command) == 1
     captured = capsys.readouterr()
@@ -102,21 +102,21 @@ def test_a_failed_chat_server_does_not_affect_other_arms(
     assert lines[0] == lines[1]
 
 
-def test_an_arm_is_ranked_again_if_its_inputs_differ(ground: Ground, tmp_path: Path, monkeypatch):
-    store = ItemStore.open(ground.store)
+def test_an_arm_is_ranked_again_if_its_inputs_differ(assets: Assets, tmp_path: Path, monkeypatch):
+    store = ItemStore.open(assets.store)
     saved = SavedRankings(tmp_path / "rankings")
-    arm = Arm(name="lavic", bundle=ground.bundle, store=store)
+    arm = Arm(name="lavic", bundle=assets.bundle, store=store)
     loaded = record_loads(monkeypatch)
 
-    def is_ranked(arm: Arm, file: Path = ground.test, limit: int = 1, **options: Any) -> bool:
+    def is_ranked(arm: Arm, file: Path = assets.test, limit: int = 1, **options: Any) -> bool:
         loaded.clear()
         test_set = TestSet.read("test", file, candidates=KEY, stores=[store], limit=limit)
         ranked = rank_test_sets([arm], [test_set], DistributedContext(), saved=saved, **options)
         assert len(ranked.rankings["test"][arm.name]) == limit
         return bool(loaded)
 
-    other = tmp_path / ground.test.name
-    other.write_text("".join(ground.test.read_text().splitlines(keepends=True)[1:]))
+    other = tmp_path / assets.test.name
+    other.write_text("".join(assets.test.read_text().splitlines(keepends=True)[1:]))
     assert is_ranked(arm) and not is_ranked(arm)
     assert not is_ranked(replace(arm, name="another name"), tokens_per_batch=100)
     for changed in (
@@ -130,19 +130,19 @@ def test_an_arm_is_ranked_again_if_its_inputs_differ(ground: Ground, tmp_path: P
         {"arm": replace(arm, shown="shuffled")},
         {"arm": replace(arm, language=False)},
         {"arm": replace(arm, shown="text")},
-        {"arm": replace(arm, shown="text", texts={ground.conversations[0].candidates[KEY][0]: "red"})},
-        {"arm": replace(arm, bundle=ground.titles_only)},
+        {"arm": replace(arm, shown="text", texts={assets.conversations[0].candidates[KEY][0]: "red"})},
+        {"arm": replace(arm, bundle=assets.titles_only)},
     ):
         assert is_ranked(**{"arm": arm, **changed}), changed
         assert not is_ranked(**{"arm": arm, **changed}), changed
 
 
 def test_an_interrupted_evaluation_keeps_completed_arms(
-    ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer, monkeypatch
+    assets: Assets, tmp_path: Path, catalogue: Path, server: OpenAiServer, monkeypatch
 ):
     """Rankings before the interrupt are kept, and the results equal those of an uninterrupted run."""
     arms = ("--arms", "lavic", "shuffled", "before_tuning", "random")
-    command = evaluate_argv(ground, tmp_path / "out", catalogue, server.url, *arms)
+    command = evaluate_argv(assets, tmp_path / "out", catalogue, server.url, *arms)
     load = Bundle.load
 
     def interrupt(folder: Path, *args: Any, **options: Any) -> Bundle:
@@ -156,19 +156,19 @@ def test_an_interrupted_evaluation_keeps_completed_arms(
     monkeypatch.setattr(Bundle, "load", load)
     loaded = record_loads(monkeypatch)
     assert main(command) == 0
-    assert loaded == [ground.bundle]
-    assert main(evaluate_argv(ground, tmp_path / "complete", catalogue, server.url, *arms)) == 0
+    assert loaded == [assets.bundle]
+    assert main(evaluate_argv(assets, tmp_path / "complete", catalogue, server.url, *arms)) == 0
     assert results(tmp_path / "out")["sets"] == results(tmp_path / "complete")["sets"]
 
 
 @pytest.mark.dist
-def test_two_ranks_reuse_rankings_of_one(ground: Ground, tmp_path: Path, catalogue: Path, server: OpenAiServer):
+def test_two_ranks_reuse_rankings_of_one(assets: Assets, tmp_path: Path, catalogue: Path, server: OpenAiServer):
     server.faults.extend([DOWN] * 50)
-    command = evaluate_argv(ground, tmp_path / "out", catalogue, server.url, "--arms", "lavic", "chat", "random")
+    command = evaluate_argv(assets, tmp_path / "out", catalogue, server.url, "--arms", "lavic", "chat", "random")
     assert main(command) == 1
     before = results(tmp_path / "out", "results.partial.json")
     options = ("--nproc", 2, "--arms", "lavic", "before_tuning", "random")
-    assert main(evaluate_argv(ground, tmp_path / "out", catalogue, server.url, *options)) == 0
+    assert main(evaluate_argv(assets, tmp_path / "out", catalogue, server.url, *options)) == 0
     after = results(tmp_path / "out")
     assert after["arms"]["lavic"] == before["arms"]["lavic"] and "before_tuning" in after["arms"]
 

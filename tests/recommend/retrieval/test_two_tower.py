@@ -20,18 +20,18 @@ from lavic.recommend.retrieval.vectors.tokens_builder import TokensBuilder
 from lavic.recommend.retrieval.vectors.two_tower import TokensSettings, tokens_settings
 from lavic.shards.retrieval import ray_work
 from lavic.shards.retrieval.settings import RetrieveSettings
-from tests.recommend.conftest import Ground
+from tests.recommend.conftest import Assets
 from tests.recommend.retrieval.tokens_index import (
     make_index,
 )
 
 
 def test_each_conversation_is_searched_with_the_head_of_its_fold(
-    ground: Ground, retriever: Path, tmp_path: Path
+    assets: Assets, retriever: Path, tmp_path: Path
 ) -> None:
-    store, rows = ItemStore.open(ground.store), ground.conversations
+    store, rows = ItemStore.open(assets.store), assets.conversations
     ids = [*store.ids, "B0ELSEWHERE"]
-    make_index(tmp_path / "index", ids, retriever, ground.store)
+    make_index(tmp_path / "index", ids, retriever, assets.store)
     index = RetrievalIndex.open(tmp_path / "index")
     assert index.methods == index.text_methods == ("tokens",)
     lists = index.search([query_text(row) for row in rows], 100)["tokens"]
@@ -54,13 +54,13 @@ def test_each_conversation_is_searched_with_the_head_of_its_fold(
 
 
 def test_searching_training_conversations_without_fold_heads_warns(
-    ground: Ground, retriever: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    assets: Assets, retriever: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = ItemStore.open(ground.store)
-    make_index(tmp_path / "index", list(store.ids), retriever, ground.store, folds=False)
+    store = ItemStore.open(assets.store)
+    make_index(tmp_path / "index", list(store.ids), retriever, assets.store, folds=False)
     index = RetrievalIndex.open(tmp_path / "index")
     assert index.manifest.methods["tokens"].width == 8
-    queries = [query_text(row) for row in ground.conversations]
+    queries = [query_text(row) for row in assets.conversations]
     index.search(queries[12:], 5)
     assert not caplog.records
     index.search(queries, 5)
@@ -68,24 +68,24 @@ def test_searching_training_conversations_without_fold_heads_warns(
 
 
 def test_extending_keeps_vectors_and_other_settings_are_refused(
-    ground: Ground, retriever: Path, tmp_path: Path
+    assets: Assets, retriever: Path, tmp_path: Path
 ) -> None:
-    ids, index = list(ItemStore.open(ground.store).ids), tmp_path / "index"
-    make_index(index, ids[:40], retriever, ground.store)
+    ids, index = list(ItemStore.open(assets.store).ids), tmp_path / "index"
+    make_index(index, ids[:40], retriever, assets.store)
     before = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(before) == 3
-    make_index(index, ids, retriever, ground.store, extend=True)
+    make_index(index, ids, retriever, assets.store, extend=True)
     after = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(after) == 4 and len(before.keys() & after.keys()) == 2
-    make_index(tmp_path / "fresh", ids, retriever, ground.store)
-    query = [query_text(ground.conversations[0])]
+    make_index(tmp_path / "fresh", ids, retriever, assets.store)
+    query = [query_text(assets.conversations[0])]
     grown, fresh = (RetrievalIndex.open(folder).search(query, 60) for folder in (index, tmp_path / "fresh"))
     assert grown == fresh
 
     recorded = tokens_settings(TokensSettings(retriever=retriever))
     manifest, _ = prepare_index(index, lambda: [Row(id, "") for id in ids], text={})
     with pytest.raises(DataError, match="`tokens` was made with other settings"):
-        add_methods(index, manifest, [TokensBuilder({**recorded, "retriever": "another"}, ground.store)])
+        add_methods(index, manifest, [TokensBuilder({**recorded, "retriever": "another"}, assets.store)])
     with pytest.raises(ConfigError, match=r"--tokens\.retriever"):
         tokens_settings(TokensSettings())
     (tmp_path / "more").mkdir()
@@ -94,33 +94,33 @@ def test_extending_keeps_vectors_and_other_settings_are_refused(
         add_methods(tmp_path / "more", manifest, [TokensBuilder(recorded, None)])
 
 
-def test_the_recommender_embeds_queries_with_the_rankers_model(ground: Ground, retriever: Path, tmp_path: Path) -> None:
+def test_the_recommender_embeds_queries_with_the_rankers_model(assets: Assets, retriever: Path, tmp_path: Path) -> None:
     """One model in memory: its language adapter is off for the query and on for the ranking."""
-    store = ItemStore.open(ground.store)
-    make_index(tmp_path / "index", list(store.ids), retriever, ground.store)
-    recommender = Recommender.load(ground.bundle, ground.store, tmp_path / "index", retrieved=10)
+    store = ItemStore.open(assets.store)
+    make_index(tmp_path / "index", list(store.ids), retriever, assets.store)
+    recommender = Recommender.load(assets.bundle, assets.store, tmp_path / "index", retrieved=10)
     assert not recommender.ranker.bundle.merged
-    queries = [query_text(row) for row in ground.conversations]
+    queries = [query_text(row) for row in assets.conversations]
     expected = RetrievalIndex.open(tmp_path / "index").search(queries, 10)["tokens"]
-    merged = Recommender.load(ground.bundle, ground.store)
+    merged = Recommender.load(assets.bundle, assets.store)
     for _ in range(2):
-        answers = recommender.recommend_batch(list(ground.conversations))
-        for row, answer, hits in zip(ground.conversations, answers, expected, strict=True):
+        answers = recommender.recommend_batch(list(assets.conversations))
+        for row, answer, hits in zip(assets.conversations, answers, expected, strict=True):
             assert sorted(item.id for item in answer) == sorted(hits.ids)
             scores = {item.id: item.scores["tokens"] for item in answer}
             assert [scores[id] for id in hits.ids] == pytest.approx(hits.scores, abs=1e-5)
             ranked = merged.recommend(row, hits.ids)
             assert [item.probability for item in answer] == pytest.approx([i.probability for i in ranked], abs=1e-5)
-    reloaded = recommender.reloaded(ground.bundle, ground.store, tmp_path / "index")
+    reloaded = recommender.reloaded(assets.bundle, assets.store, tmp_path / "index")
     assert reloaded.ranker.bundle is recommender.ranker.bundle
 
 
 def test_ray_actors_write_the_same_files(
-    ground: Ground, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The actors of a Ray job run one after the other in this process."""
-    ids = list(ItemStore.open(ground.store).ids)
-    make_index(tmp_path / "local", ids, retriever, ground.store)
+    ids = list(ItemStore.open(assets.store).ids)
+    make_index(tmp_path / "local", ids, retriever, assets.store)
 
     def in_this_process(chunks, stages, settings):
         ((make, arguments, wants_gpu),) = stages
@@ -128,14 +128,14 @@ def test_ray_actors_write_the_same_files(
         return map(make(*pickle.loads(pickle.dumps(arguments))), chunks)
 
     monkeypatch.setattr(ray_work, "_map", in_this_process)
-    settings = RetrieveSettings(conversations=("c",), out=tmp_path, index=tmp_path / "ray", store=ground.store)
+    settings = RetrieveSettings(conversations=("c",), out=tmp_path, index=tmp_path / "ray", store=assets.store)
     recorded = tokens_settings(TokensSettings(retriever=retriever))
     (tmp_path / "ray").mkdir()
     manifest, _ = prepare_index(tmp_path / "ray", lambda: [Row(id, "") for id in ids], text={})
-    builder = TokensBuilder(recorded, ground.store, make=ray_work.embed_on_ray(settings), chunk_rows=16)
+    builder = TokensBuilder(recorded, assets.store, make=ray_work.embed_on_ray(settings), chunk_rows=16)
     add_methods(tmp_path / "ray", manifest, [builder])
     local_files, ray_files = (sorted((tmp_path / name).glob("tokens-*")) for name in ("local", "ray"))
     assert len(local_files) == 4 and [path.name for path in local_files] == [path.name for path in ray_files]
-    queries = [query_text(row) for row in ground.conversations]
+    queries = [query_text(row) for row in assets.conversations]
     results = [RetrievalIndex.open(tmp_path / name).search(queries, 60) for name in ("local", "ray")]
     assert results[0] == results[1]

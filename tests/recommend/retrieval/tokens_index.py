@@ -18,7 +18,7 @@ from lavic.recommend.retrieval.build import add_methods, prepare_index
 from lavic.recommend.retrieval.item_table import Row
 from lavic.recommend.retrieval.vectors.tokens_builder import TokensBuilder
 from lavic.recommend.retrieval.vectors.two_tower import TokensSettings, TwoTowerEncoder, tokens_settings
-from tests.recommend.conftest import Ground
+from tests.recommend.conftest import Assets
 
 
 def make_index(folder: Path, ids: list[str], retriever: Path, store: Path, *, folds: bool = True, **more) -> None:
@@ -41,11 +41,11 @@ class EmbeddedIds(list):
         monkeypatch.setattr(TwoTowerEncoder, "items", items)
 
 
-def write_store(ground: Ground, folder: Path, counts: Sequence[int], changed: Collection[str]) -> Path:
+def write_store(assets: Assets, folder: Path, counts: Sequence[int], changed: Collection[str]) -> Path:
     """Writes the item store in parts of the given sizes, with other tokens for the `changed` items."""
-    old = ItemStore.open(ground.store)
-    shutil.copytree(ground.store / "vision_adapter", folder / "vision_adapter", dirs_exist_ok=True)
-    backbone = Backbone.load(ModelSettings(name=str(ground.store.parent / "base")), vision=False)
+    old = ItemStore.open(assets.store)
+    shutil.copytree(assets.store / "vision_adapter", folder / "vision_adapter", dirs_exist_ok=True)
+    backbone = Backbone.load(ModelSettings(name=str(assets.store.parent / "base")), vision=False)
     parts, start = [], 0
     for number, count in enumerate(counts):
         ids = list(old.ids)[start : start + count]
@@ -54,7 +54,7 @@ def write_store(ground: Ground, folder: Path, counts: Sequence[int], changed: Co
         items = [{"id": id, "key": old.key(id), "title": old.title(id)} for id in ids]
         parts.append(write_part(folder, f"{number:05d}", items, tokens))
         start += count
-    write_manifest(folder, backbone, ground.store / "vision_adapter", parts)
+    write_manifest(folder, backbone, assets.store / "vision_adapter", parts)
     return folder
 
 
@@ -69,9 +69,9 @@ def read_lists(path: Path) -> list[list[str]]:
     return [json.loads(line)["candidates_fused"] for line in path.read_text("utf-8").splitlines()]
 
 
-def retrieve(ground: Ground, retriever: Path, folder: Path, out: str, *options: str) -> list[list[str]]:
+def retrieve(assets: Assets, retriever: Path, folder: Path, out: str, *options: str) -> list[list[str]]:
     """`lavic retrieve`, with the index in `folder`; returns its lists."""
-    argv = ["--items", folder / "meta.jsonl", "--store", ground.store, "--conversations", ground.test]
+    argv = ["--items", folder / "meta.jsonl", "--store", assets.store, "--conversations", assets.test]
     argv += ["--index", folder / f"index-{out}", "--out", folder / f"{out}.jsonl", "--tokens.retriever", retriever]
     if "--methods" not in options:
         options += ("--methods", "tokens", "--k", "12")

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import Ground
+from ..conftest import Assets
 
 TOKEN = "0123456789abcdef-of-a-test"
 
@@ -94,9 +94,9 @@ def serve(*args: object, env: dict[str, str] | None = None) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def server(ground: Ground, index: Path) -> Iterator[Server]:
+def server(assets: Assets, index: Path) -> Iterator[Server]:
     """One server for all tests that do not change it."""
-    with serve("--bundle", ground.bundle, "--store", ground.store, "--index", index, "--retrieved", "20") as running:
+    with serve("--bundle", assets.bundle, "--store", assets.store, "--index", index, "--retrieved", "20") as running:
         yield running
 
 

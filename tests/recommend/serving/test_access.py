@@ -10,7 +10,7 @@ import pytest
 
 from lavic.cli import main
 
-from ..conftest import Ground
+from ..conftest import Assets
 from .conftest import Server, serve
 
 TOKEN = "0123456789abcdef-of-a-test"
@@ -18,9 +18,9 @@ SHOP = "https://shop.example.org"
 
 
 @pytest.fixture(scope="module")
-def token_server(ground: Ground) -> Iterator[Server]:
+def token_server(assets: Assets) -> Iterator[Server]:
     """A server on all addresses with a token and one allowed origin."""
-    args = ("--bundle", ground.bundle, "--store", ground.store, "--host", "0.0.0.0", "--cors", SHOP)
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--host", "0.0.0.0", "--cors", SHOP)
     with serve(*args, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
         yield server
@@ -37,11 +37,11 @@ def token_server(ground: Ground) -> Iterator[Server]:
         (("--host", "192.0.2.1", "--token", "env:LAVIC_SERVE_TOKEN"), "cannot listen there"),
     ],
 )
-def test_unsafe_access_settings_are_refused_at_start(ground: Ground, args, message: str, monkeypatch, capsys):
+def test_unsafe_access_settings_are_refused_at_start(assets: Assets, args, message: str, monkeypatch, capsys):
     monkeypatch.setenv("LAVIC_SHORT_TOKEN", "short")
     monkeypatch.setenv("LAVIC_SERVE_TOKEN", TOKEN)
     monkeypatch.delenv("LAVIC_NO_TOKEN", raising=False)
-    assert main(["serve", "--bundle", str(ground.bundle), "--store", str(ground.store), *args]) == 2
+    assert main(["serve", "--bundle", str(assets.bundle), "--store", str(assets.store), *args]) == 2
     error = capsys.readouterr().err
     assert message in error and TOKEN not in error
     logging.getLogger("lavic").handlers.clear()

@@ -12,19 +12,19 @@ import pytest
 from lavic.recommend.recommendation import Query
 from lavic.recommend.recommender import Recommender
 
-from ..conftest import KEY, Ground
+from ..conftest import KEY, Assets
 from .conftest import Server
 
 MESSAGES = [{"role": "user", "content": "an acme mug, red"}, {"role": "assistant", "content": "Striped or plain?"}]
 
 
 @pytest.fixture(scope="module")
-def recommender(ground: Ground, index) -> Recommender:
-    return Recommender.load(ground.bundle, ground.store, index, retrieved=20)
+def recommender(assets: Assets, index) -> Recommender:
+    return Recommender.load(assets.bundle, assets.store, index, retrieved=20)
 
 
-def test_recommend_ranks_given_candidates(ground: Ground, client: httpx.Client, recommender: Recommender):
-    listed = list(ground.conversations[0].candidates[KEY])
+def test_recommend_ranks_given_candidates(assets: Assets, client: httpx.Client, recommender: Recommender):
+    listed = list(assets.conversations[0].candidates[KEY])
     answer = client.post("/v1/recommend", json={"conversation": "a red mug", "candidates": listed, "k": 4})
     assert answer.status_code == 200
     expected = recommender.recommend("a red mug", listed, k=4)
@@ -45,8 +45,8 @@ def test_recommend_searches_the_index_and_excludes_items(client: httpx.Client, r
     assert not {item["id"] for item in excluded} & set(expected[:2])
 
 
-def test_answers_do_not_depend_on_batches(ground: Ground, server: Server, recommender: Recommender):
-    queries = [Query(conversation=c.turns[0].text, candidates=c.candidates[KEY]) for c in ground.conversations]
+def test_answers_do_not_depend_on_batches(assets: Assets, server: Server, recommender: Recommender):
+    queries = [Query(conversation=c.turns[0].text, candidates=c.candidates[KEY]) for c in assets.conversations]
     expected = [recommender.recommend(query.conversation, query.candidates) for query in queries]
 
     def ask(query: Query) -> list[dict]:
@@ -173,7 +173,7 @@ def test_errors_of_chat_messages_name_the_messages(client: httpx.Client, message
     assert answer.status_code == 422 and error["param"] == param and error["message"].startswith(f"{param}: ")
 
 
-def test_item_route(ground: Ground, client: httpx.Client, recommender: Recommender):
+def test_item_route(assets: Assets, client: httpx.Client, recommender: Recommender):
     item = recommender.store.ids[3]
     answer = client.get(f"/v1/items/{item}")
     assert answer.json() == {"id": item, "title": recommender.store.title(item), "photo": None}

@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import KEY, Ground
+from ..conftest import KEY, Assets
 from .conftest import Server, serve
 
 
-def request_body(ground: Ground, number: int) -> dict:
-    conversation = ground.conversations[number]
+def request_body(assets: Assets, number: int) -> dict:
+    conversation = assets.conversations[number]
     return {"conversation": conversation.turns[0].text, "candidates": list(conversation.candidates[KEY])}
 
 
@@ -48,26 +48,26 @@ def metric(client: httpx.Client, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def slow_batches(ground: Ground, index: Path, tmp_path_factory: pytest.TempPathFactory):
+def slow_batches(assets: Assets, index: Path, tmp_path_factory: pytest.TempPathFactory):
     """A server that collects requests for a second, with small limits."""
     limits = ("--batch-ms", 1000, "--body-seconds", 2, "--queue", 12, "--max-turns", 50)
-    with serve("--bundle", ground.bundle, "--store", ground.store, "--index", index, *limits) as running:
+    with serve("--bundle", assets.bundle, "--store", assets.store, "--index", index, *limits) as running:
         yield running
 
 
-def test_a_batch_of_valid_invalid_and_cancelled_requests(ground: Ground, slow_batches: Server):
+def test_a_batch_of_valid_invalid_and_cancelled_requests(assets: Assets, slow_batches: Server):
     """Eight requests at once: one malformed, one with an unknown id, one cancelled; five answers."""
     with slow_batches.client() as client:
         dropped, batches = 'lavic_dropped_requests_total{cause="client_left"}', "lavic_batch_requests_count"
         before = metric(client, batches), metric(client, dropped)
-        expected = [client.post("/v1/recommend", json=request_body(ground, number)).json() for number in range(5)]
+        expected = [client.post("/v1/recommend", json=request_body(assets, number)).json() for number in range(5)]
         alone = metric(client, batches)
         leaving = socket.create_connection(("127.0.0.1", slow_batches.port))
-        leaving.sendall(request_bytes(json.dumps(request_body(ground, 6)).encode()))
+        leaving.sendall(request_bytes(json.dumps(request_body(assets, 6)).encode()))
         while metric(client, "lavic_waiting_requests") < 1:
             pass
         leaving.close()
-        bodies = [json.dumps(request_body(ground, number)) for number in range(5)]
+        bodies = [json.dumps(request_body(assets, number)) for number in range(5)]
         bodies += ["{", json.dumps({"conversation": "a mug", "candidates": ["B0NOWHERE0"]})]
 
         def send(body: str) -> httpx.Response:
@@ -83,10 +83,10 @@ def test_a_batch_of_valid_invalid_and_cancelled_requests(ground: Ground, slow_ba
         assert alone == before[0] + 5 and metric(client, batches) <= alone + 3
 
 
-def test_a_full_queue_is_refused_with_retry_after(ground: Ground, slow_batches: Server):
+def test_a_full_queue_is_refused_with_retry_after(assets: Assets, slow_batches: Server):
     def send(number: int) -> httpx.Response:
         with slow_batches.client() as other:
-            return other.post("/v1/recommend", json=request_body(ground, number % 20))
+            return other.post("/v1/recommend", json=request_body(assets, number % 20))
 
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(send, range(30)))
@@ -96,14 +96,14 @@ def test_a_full_queue_is_refused_with_retry_after(ground: Ground, slow_batches: 
             assert int(answer.headers["Retry-After"]) >= 1 and answer.json()["error"]["code"] == "overloaded"
 
 
-def test_slow_request_bodies_time_out_without_delaying_others(ground: Ground, slow_batches: Server):
+def test_slow_request_bodies_time_out_without_delaying_others(assets: Assets, slow_batches: Server):
     """Bodies that do not arrive get 408; other requests are served meanwhile."""
-    body = json.dumps(request_body(ground, 0)).encode()
+    body = json.dumps(request_body(assets, 0)).encode()
     slow = [socket.create_connection(("127.0.0.1", slow_batches.port)) for _ in range(5)]
     for connection in slow:
         connection.sendall(request_bytes(body[:10], length=len(body)))
     with slow_batches.client() as client:
-        assert client.post("/v1/recommend", json=request_body(ground, 1)).status_code == 200
+        assert client.post("/v1/recommend", json=request_body(assets, 1)).status_code == 200
     for connection in slow:
         connection.sendall(body[10:11])  # single bytes do not extend the time
         status, answer = read_answer(connection)
@@ -140,7 +140,7 @@ def test_too_large_bodies_are_refused(slow_batches: Server, declared: bool):
         assert client.get("/healthz").status_code == 200
 
 
-def test_too_many_turns_and_characters_are_refused(ground: Ground, slow_batches: Server):
+def test_too_many_turns_and_characters_are_refused(assets: Assets, slow_batches: Server):
     with slow_batches.client() as client:
         body = {"conversation": [{"role": "user", "content": "a mug"}] * 10_000}
         answer = client.post("/v1/recommend", json=body)
@@ -150,17 +150,17 @@ def test_too_many_turns_and_characters_are_refused(ground: Ground, slow_batches:
         )
         answer = client.post("/v1/recommend", json={"conversation": "a mug " * 10_000})
         assert answer.status_code == 422 and "60000 characters" in answer.json()["error"]["message"]
-        ids = request_body(ground, 0)["candidates"]
+        ids = request_body(assets, 0)["candidates"]
         answer = client.post("/v1/recommend", json={"conversation": ["a mug " * 200] * 40, "candidates": ids})
         assert answer.status_code == 200, answer.text
 
 
-def test_a_store_truncated_while_served_gives_503_until_restored(ground: Ground, tmp_path: Path):
+def test_a_store_truncated_while_served_gives_503_until_restored(assets: Assets, tmp_path: Path):
     """Requests get 503, the process survives, and the restored store is loaded."""
     store = tmp_path / "store"
-    shutil.copytree(ground.store, store)
-    with serve("--bundle", ground.bundle, "--store", store) as server, server.client() as client:
-        first = client.post("/v1/recommend", json=request_body(ground, 0))
+    shutil.copytree(assets.store, store)
+    with serve("--bundle", assets.bundle, "--store", store) as server, server.client() as client:
+        first = client.post("/v1/recommend", json=request_body(assets, 0))
         assert first.status_code == 200
         files = [*store.glob("tokens-*.safetensors"), *store.glob("items-*.safetensors")]
         contents = {path: path.read_bytes() for path in files}
@@ -168,7 +168,7 @@ def test_a_store_truncated_while_served_gives_503_until_restored(ground: Ground,
         for path in files:
             os.truncate(path, 100)
         for number in range(3):
-            answer = client.post("/v1/recommend", json=request_body(ground, number))
+            answer = client.post("/v1/recommend", json=request_body(assets, number))
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("not taken up")
@@ -178,13 +178,13 @@ def test_a_store_truncated_while_served_gives_503_until_restored(ground: Ground,
             path.with_suffix(".new").replace(path)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("serving bundle", 2)
-        restored = client.post("/v1/recommend", json=request_body(ground, 0))
+        restored = client.post("/v1/recommend", json=request_body(assets, 0))
         assert restored.json() == first.json()
         assert server.stop() == 0
 
 
-def test_sighup_loads_a_new_bundle_without_dropping_requests(ground: Ground, tmp_path: Path):
-    for name, source in (("bundle", ground.bundle), ("store", ground.store)):
+def test_sighup_loads_a_new_bundle_without_dropping_requests(assets: Assets, tmp_path: Path):
+    for name, source in (("bundle", assets.bundle), ("store", assets.store)):
         (tmp_path / name).symlink_to(source)
     with serve("--bundle", tmp_path / "bundle", "--store", tmp_path / "store") as server:
         statuses: list[int] = []
@@ -194,7 +194,7 @@ def test_sighup_loads_a_new_bundle_without_dropping_requests(ground: Ground, tmp
         def ask() -> None:
             with server.client() as client:
                 while going:
-                    answer = client.post("/v1/recommend", json=request_body(ground, 0))
+                    answer = client.post("/v1/recommend", json=request_body(assets, 0))
                     statuses.append(answer.status_code)
                     orders.append(tuple(f"{item['id']} {item['probability']:.4f}" for item in answer.json()["items"]))
 
@@ -203,7 +203,7 @@ def test_sighup_loads_a_new_bundle_without_dropping_requests(ground: Ground, tmp
             try:
                 while len(statuses) < 4:
                     time.sleep(0.01)
-                (tmp_path / "new").symlink_to(ground.titles_only)
+                (tmp_path / "new").symlink_to(assets.titles_only)
                 (tmp_path / "new").replace(tmp_path / "bundle")
                 server.process.send_signal(signal.SIGHUP)
                 server.wait_for("serving bundle", 2)
@@ -217,13 +217,13 @@ def test_sighup_loads_a_new_bundle_without_dropping_requests(ground: Ground, tmp
         assert server.stop() == 0
 
 
-def test_sigterm_answers_accepted_requests_first(ground: Ground):
+def test_sigterm_answers_accepted_requests_first(assets: Assets):
     """Accepted requests are answered, then the process exits with 0."""
-    with serve("--bundle", ground.bundle, "--store", ground.store, "--batch-ms", 1000) as server:
+    with serve("--bundle", assets.bundle, "--store", assets.store, "--batch-ms", 1000) as server:
 
         def send(number: int) -> int:
             with server.client() as client:
-                return client.post("/v1/recommend", json=request_body(ground, number)).status_code
+                return client.post("/v1/recommend", json=request_body(assets, number)).status_code
 
         with ThreadPoolExecutor(6) as pool, server.client() as client:
             sent = [pool.submit(send, number) for number in range(6)]
@@ -236,29 +236,29 @@ def test_sigterm_answers_accepted_requests_first(ground: Ground):
             socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def test_requests_past_the_deadline_are_refused(ground: Ground):
+def test_requests_past_the_deadline_are_refused(assets: Assets):
     limits = ("--batch-ms", 1000, "--deadline", 0.2)
     with (
-        serve("--bundle", ground.bundle, "--store", ground.store, *limits) as server,
+        serve("--bundle", assets.bundle, "--store", assets.store, *limits) as server,
         server.client() as client,
     ):
-        answer = client.post("/v1/recommend", json=request_body(ground, 0))
+        answer = client.post("/v1/recommend", json=request_body(assets, 0))
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
         assert client.get("/healthz").status_code == 200
         assert metric(client, 'lavic_dropped_requests_total{cause="deadline"}') == 1
 
 
-def test_an_index_truncated_while_served_gives_503_until_restored(ground: Ground, index: Path, tmp_path: Path):
+def test_an_index_truncated_while_served_gives_503_until_restored(assets: Assets, index: Path, tmp_path: Path):
     """Requests get 503, the process survives, and the restored index is loaded."""
     copy = tmp_path / "index"
     shutil.copytree(index, copy)
-    args = ("--bundle", ground.bundle, "--store", ground.store, "--index", copy, "--retrieved", 10)
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--index", copy, "--retrieved", 10)
     with serve(*args) as server, server.client() as client:
         first = client.post("/v1/recommend", json={"conversation": "a mug"})
         assert first.status_code == 200
         for path in copy.glob("*.safetensors"):
             os.truncate(path, 0)
-        for body in ({"conversation": "a mug"}, request_body(ground, 0)):
+        for body in ({"conversation": "a mug"}, request_body(assets, 0)):
             answer = client.post("/v1/recommend", json=body)
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "unavailable"
         copy.rename(tmp_path / "cut")

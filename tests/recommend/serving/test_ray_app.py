@@ -16,7 +16,7 @@ import pytest
 
 from lavic.recommend.recommender import Recommender
 
-from ..conftest import KEY, Ground
+from ..conftest import KEY, Assets
 from .conftest import Server, serve
 
 pytest.importorskip("ray.serve")
@@ -37,14 +37,14 @@ def exported_counter(server: Server, name: str, most: int, **labels: str) -> flo
     return total
 
 
-def test_replicas_answer_also_after_one_is_killed(ground: Ground, index: Path, tmp_path: Path):
+def test_replicas_answer_also_after_one_is_killed(assets: Assets, index: Path, tmp_path: Path):
     copied = tmp_path / "bundle"
-    shutil.copytree(ground.bundle, copied)
-    args = ("--bundle", copied, "--store", ground.store, "--index", index, "--retrieved", 20, "--ray")
+    shutil.copytree(assets.bundle, copied)
+    args = ("--bundle", copied, "--store", assets.store, "--index", index, "--retrieved", 20, "--ray")
     bodies = [
-        {"conversation": c.turns[0].text, "candidates": list(c.candidates[KEY])} for c in ground.conversations[:8]
+        {"conversation": c.turns[0].text, "candidates": list(c.candidates[KEY])} for c in assets.conversations[:8]
     ]
-    recommender = Recommender.load(ground.bundle, ground.store, index, retrieved=20)
+    recommender = Recommender.load(assets.bundle, assets.store, index, retrieved=20)
     with (
         serve(*args, "--scale.replicas", 2, "--scale.cpus", 0.5, env={"RAY_ADDRESS": ""}) as server,
         server.client() as client,

@@ -28,7 +28,7 @@ from lavic.recommend.serving import guard
 from tests.browser import Browser
 from tests.crawled_sets import write_set
 
-from ..conftest import Ground
+from ..conftest import Assets
 from .conftest import Server, serve
 from .page_reader import Reader
 
@@ -53,11 +53,11 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """The miniature's store with other titles, with photos, an index and a token."""
     folder = tmp_path_factory.mktemp("shop")
     store, part = folder / "store", "00000"
-    shutil.copytree(ground.store, store, ignore=shutil.ignore_patterns("items-*.safetensors"))
+    shutil.copytree(assets.store, store, ignore=shutil.ignore_patterns("items-*.safetensors"))
     items = [json.loads(line) for line in list_path(store, part).read_text("utf-8").splitlines()]
     for number, item in enumerate(items):
         item["id"] = UNUSUAL_IDS[number] if number < len(UNUSUAL_IDS) else item["id"]
@@ -86,7 +86,7 @@ def shop(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     add_methods(index, index_manifest, [Bm25Builder(Bm25Settings())], before)
 
     record = folder / "kept.jsonl"
-    args = ("--bundle", ground.bundle, "--store", store, "--index", index, "--shards", photos, "--record", record)
+    args = ("--bundle", assets.bundle, "--store", store, "--index", index, "--shards", photos, "--record", record)
     with serve(*args, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as running:
         yield Shop(running, [item["id"] for item in items], photos, record)
 
