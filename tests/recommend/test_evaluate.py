@@ -217,7 +217,7 @@ class TestRefusals:
             "out": tmp_path / "out",
             **changes,
         }
-        argv = [str(value) for key, value in options.items() for value in (f"--{key}", value) if value is not None]
+        argv = [str(arg) for key, value in options.items() for arg in (f"--{key}", value) if value is not None]
         evaluate.main(argv)
 
     def test_store_of_another_adapter(self, assets: Assets, tmp_path: Path):

@@ -211,7 +211,7 @@ def test_missing_drop_removes_items_missing_from_the_store(assets: Assets, tmp_p
         (["--conversation", "{talk}", "--candidates", "{lower}"], "did you mean {upper}?"),
         (
             ["--conversation", "{talk}", "--candidates-file", "{ids}"],
-            "--candidates-file: B0NOWHERE0 and 1 more is not in",
+            "--candidates-file: B0NOWHERE0 and 1 more are not in",
         ),
         (["--conversation", "{talk}", "--candidates", ","], "--candidates: no item id in it"),
         (
