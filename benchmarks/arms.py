@@ -88,7 +88,7 @@ def table(seeds: Mapping[int, Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for arm in next(iter(seeds.values()))["arms"]:
         rows = [summary["arms"][arm] for summary in seeds.values()]
-        cells = [_interval(row["hit_rate"]) for row in rows]
+        cells = [interval(row["hit_rate"]) for row in rows]
         cells.append(_mean([row["hit_rate"]["value"] for row in rows], spread=True))
         cells.append(_mean([row["ece"] for row in rows]))
         cells.append(_mean([row.get("spread") for row in rows]))
@@ -97,19 +97,23 @@ def table(seeds: Mapping[int, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{_short(value['value'])} [{_short(value['low'])}, {_short(value['high'])}]"
+def interval(value: Mapping[str, float]) -> str:
+    """A number with the bounds of its interval."""
+    return f"{short(value['value'])} [{short(value['low'])}, {short(value['high'])}]"
 
 
 def _mean(values: Sequence[float | None], *, spread: bool = False) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    mean = _short(statistics.mean(known))
-    return f"{mean} ± {_short(statistics.stdev(known))}" if spread and len(known) > 1 else mean
+    mean = short(statistics.mean(known))
+    return f"{mean} ± {short(statistics.stdev(known))}" if spread and len(known) > 1 else mean
 
 
-def _short(value: float) -> str:
+def short(value: float | None) -> str:
+    """Three decimals, without a leading zero; nothing for None."""
+    if value is None:
+        return ""
     return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
 
 

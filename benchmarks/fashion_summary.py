@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms import interval, short
 from arms import summarise as summarise_arms
 from arms import table as arms_table
 
@@ -45,8 +46,10 @@ def summarise(out: Path) -> dict[str, Any]:
     for line in (out / "seconds.tsv").read_text().splitlines():
         name, value = line.split("\t")
         seconds[name] += int(value)
-    test_sets = json.loads((out / "evaluation" / "results.json").read_text())["sets"]
-    retrieved = json.loads((out / "evaluation_retrieved" / "results.json").read_text())["sets"]["test"]
+    evaluated, retrieved, found = (
+        json.loads((out / folder / "results.json").read_text())["sets"]
+        for folder in ("evaluation", "evaluation_retrieved", "retrieval")
+    )
 
     looks = read_looks(out / "catalog")
     conversations = read_conversations(out / "test.jsonl")
@@ -58,21 +61,19 @@ def summarise(out: Path) -> dict[str, Any]:
         return look_recall(lists, targets, looks)
 
     catalogue: dict[str, Any] = {"random item of the kind": chance(targets, looks)}
-    for method, recall in json.loads((out / "retrieval" / "results.json").read_text())["sets"]["test"][
-        "methods"
-    ].items():
+    for method, recall in found["test"]["methods"].items():
         values = {key: value["value"] for key, value in recall.items()}
         catalogue[method] = values | look_recalls(out / "retrieval" / f"test.{method}.run")
     end_to_end = {
         arm: {"hit_rate": metrics["hit_rate"]}
         | (look_recalls(out / "evaluation_retrieved" / "trec" / "test" / f"{arm}.run") if arm != "random" else {})
-        for arm, metrics in retrieved["arms"].items()
+        for arm, metrics in retrieved["test"]["arms"].items()
     }
     return {
         "captions": json.loads((out / "runs" / "distill" / "captions.json").read_text()),
-        "sets": {name: summarise_arms(test_set) for name, test_set in test_sets.items()},
+        "sets": {name: summarise_arms(test_set) for name, test_set in evaluated.items()},
         "full_catalogue": catalogue,
-        "end_to_end": {"ceiling": retrieved["ceiling"], "arms": end_to_end},
+        "end_to_end": {"ceiling": retrieved["test"]["ceiling"], "arms": end_to_end},
         "seconds": {**seconds, "total": seconds.total()},
     }
 
@@ -88,7 +89,7 @@ def tables(seeds: Mapping[int, Mapping[str, Any]]) -> str:
         [
             f"`{method}`" if number == 0 else "",
             seed,
-            *(_short(run["full_catalogue"][method].get(key)) for key in RECALLS),
+            *(short(run["full_catalogue"][method].get(key)) for key in RECALLS),
         ]
         for method in first["full_catalogue"]
         for number, (seed, run) in enumerate(seeds.items())
@@ -99,13 +100,12 @@ def tables(seeds: Mapping[int, Mapping[str, Any]]) -> str:
     for arm in first["end_to_end"]["arms"]:
         for number, (seed, run) in enumerate(seeds.items()):
             values = run["end_to_end"]["arms"][arm]
-            hit = values["hit_rate"]
-            interval = f"{_short(hit['value'])} [{_short(hit['low'])}, {_short(hit['high'])}]"
-            rows.append([f"`{arm}`" if number == 0 else "", seed, interval, _short(values.get("look_at_1"))])
+            cells = [interval(values["hit_rate"]), short(values.get("look_at_1"))]
+            rows.append([f"`{arm}`" if number == 0 else "", seed, *cells])
     parts.append(_table(["retrieved lists of ten", "seed", "HitRatio@1", "look@1"], rows))
 
     rows = [
-        [name, *(_short(run["captions"][key]["perplexity"]) for run in seeds.values())]
+        [name, *(short(run["captions"][key]["perplexity"]) for run in seeds.values())]
         for key, name in PERPLEXITIES.items()
     ]
     parts.append(_table(["perplexity of validation photos' descriptions", *(f"seed {seed}" for seed in seeds)], rows))
@@ -119,10 +119,6 @@ def tables(seeds: Mapping[int, Mapping[str, Any]]) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+pytestmark = pytest.mark.slow
 pytest.importorskip("psutil", reason="psutil is not installed: pip install '.[train]'")
 
 
