@@ -18,6 +18,11 @@ from tests.browser import missing as missing_browser
 from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Set before torch is imported, and for the commands that tests start: the test processes use all cores already, and
+    # threads that wait for each other in a loop take the cores from the other processes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no-deadline")
 
