@@ -87,13 +87,14 @@ def table(seeds: Mapping[int, Mapping[str, Any]]) -> str:
     heads = ["arm", *(f"seed {seed}" for seed in seeds), "mean ± sd", "ECE", "spread by order", "same first item"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for arm in next(iter(seeds.values()))["arms"]:
-        rows = [summary["arms"][arm] for summary in seeds.values()]
-        cells = [interval(row["hit_rate"]) for row in rows]
-        cells.append(_mean([row["hit_rate"]["value"] for row in rows], spread=True))
-        cells.append(_mean([row["ece"] for row in rows]))
-        cells.append(_mean([row.get("spread") for row in rows]))
-        cells.append(_mean([row.get("same_first") for row in rows]))
-        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+        cells = [summary["arms"].get(arm) for summary in seeds.values()]  # a seed may lack an arm
+        rows = [row for row in cells if row is not None]
+        shown = [interval(row["hit_rate"]) if row else "" for row in cells]
+        shown.append(_mean([row["hit_rate"]["value"] for row in rows], spread=True))
+        shown.append(_mean([row["ece"] for row in rows]))
+        shown.append(_mean([row.get("spread") for row in rows]))
+        shown.append(_mean([row.get("same_first") for row in rows]))
+        lines.append(f"| `{arm}` | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@
 #
 # FASHION_SEED    seed of everything (0)
 # FASHION_REUSE   OUT of a finished run: its catalogue, shards and base model are used, so that FASHION_SEED is the seed of
-#                 stage 1, of the retriever and of stage 2 alone
+#                 stage 1, of the retriever and of stage 2 alone; leaves out `base_photos`, which depends on none of
+#                 them, and tuning on retrieved lists
 # FASHION_DENSE   folder of a sentence-transformers model: adds the arm `dense`
 #
 # Run the same line again after a stop: finished steps are not repeated (a pretraining that was stopped starts anew).
@@ -111,11 +112,17 @@ found=(--train "$out/lists/train.jsonl" --valid "$out/lists/valid.jsonl" --candi
 step tune "${tune[@]}" "${given[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
 step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
-step tune_retrieved "${tune[@]}" "${found[@]}" --store "$out/store" --out "$out/runs/tune_retrieved"
+again=${FASHION_REUSE:-}
+[[ -n $again ]] || step tune_retrieved "${tune[@]}" "${found[@]}" --store "$out/store" --out "$out/runs/tune_retrieved"
 
 evaluate=(lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" --nproc 2)
-arms=(lavic shuffled blank noise words before_tuning base_titles words_before_tuning base_photos
+arms=(lavic shuffled blank noise words before_tuning base_titles words_before_tuning
   popularity repeat_last bm25 list_order random)
+retrieved=()
+if [[ -z $again ]]; then
+  arms+=(base_photos)
+  retrieved=(--compare "tuned_on_retrieved=$out/runs/tune_retrieved/bundle")
+fi
 dense=()
 if [[ -n ${FASHION_DENSE:-} ]]; then
   arms+=(dense)
@@ -128,7 +135,6 @@ step evaluate "${evaluate[@]}" --test "test=$catalog/test.jsonl" "strangers=$cat
   --shards "${sets[@]}" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
   --title "Real photos: does it recommend by looking?" --out "$out/evaluation"
 step evaluate "${evaluate[@]}" --test "test=$out/lists/test.jsonl" --candidates candidates_tokens --top 10 \
-  --arms lavic list_order random --compare "tuned_on_retrieved=$out/runs/tune_retrieved/bundle" \
-  --out "$out/evaluation_retrieved"
+  --arms lavic list_order random "${retrieved[@]}" --out "$out/evaluation_retrieved"
 
 python "$here/fashion_summary.py" "$out"

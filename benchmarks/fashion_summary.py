@@ -99,7 +99,8 @@ def tables(seeds: Mapping[int, Mapping[str, Any]]) -> str:
     rows = []
     for arm in first["end_to_end"]["arms"]:
         for number, (seed, run) in enumerate(seeds.items()):
-            values = run["end_to_end"]["arms"][arm]
+            if (values := run["end_to_end"]["arms"].get(arm)) is None:
+                continue
             cells = [interval(values["hit_rate"]), short(values.get("look_at_1"))]
             rows.append([f"`{arm}`" if number == 0 else "", seed, *cells])
     parts.append(_table(["retrieved lists of ten", "seed", "HitRatio@1", "look@1"], rows))
