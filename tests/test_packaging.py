@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SHIPPED = {"lavic": "lavic", **{name: f"lavic/{name}" for name in ("shards", "launch", "configs", "slurm")}}
 NOT_SHIPPED = {"__pycache__", ".mypy_cache"}

@@ -154,25 +154,23 @@ def test_every_arm_is_in_the_table_with_its_seeds(tmp_path: Path, module: Callab
     made = {stage.name: stage for stage in stages(DemoSettings(out=tmp_path), "http://127.0.0.1")}
     assert set(arms.BESIDE) < set(made)
     assert "tune_text_only" in " ".join(made["tune_controls"].argv)  # the one of the two that the table has
-    results = {
-        "seconds": 1.0,
-        "sets": {
-            "test": {
-                "conversations": 4,
-                "clusters": 3,
-                "arms": {
-                    "lavic": {"hit_rate": {"value": 0.75, "low": 0.5, "high": 1.0}, "ece": {"value": 0.1}},
-                    "random": {"hit_rate": {"value": 0.1, "low": 0.0, "high": 0.25}},
-                },
-                "order": {"lavic": {"spread": 0.05, "same_first": 0.8}},
-            }
+    test_set = {
+        "conversations": 4,
+        "clusters": 3,
+        "arms": {
+            "lavic": {"hit_rate": {"value": 0.75, "low": 0.5, "high": 1.0}, "ece": {"value": 0.1}},
+            "random": {"hit_rate": {"value": 0.1, "low": 0.0, "high": 0.25}},
+            "base_photos": {"hit_rate": {"value": 0.5, "low": 0.25, "high": 0.75}},
         },
+        "order": {"lavic": {"spread": 0.05, "same_first": 0.8}},
     }
-    seeds = {0: arms.summarise(results), 1: arms.summarise(results)}
+    seeds = {0: arms.summarise(test_set), 1: arms.summarise(test_set)}
     seeds[1]["arms"]["lavic"]["hit_rate"] = {"value": 0.25, "low": 0.0, "high": 0.5}
+    del seeds[1]["arms"]["base_photos"]  # a seed may lack an arm
     assert arms.table(seeds).splitlines()[2:] == [
         "| `lavic` | .750 [.500, 1.000] | .250 [.000, .500] | .500 ± .354 | .100 | .050 | .800 |",
         "| `random` | .100 [.000, .250] | .100 [.000, .250] | .100 ± .000 |  |  |  |",
+        "| `base_photos` | .500 [.250, .750] |  | .500 |  |  |  |",
     ]
 
 

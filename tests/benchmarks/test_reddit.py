@@ -15,6 +15,8 @@ import pytest
 from lavic.data.links import asins
 from lavic.data.reddit.dumps.post import post_from_row
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 

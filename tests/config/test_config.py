@@ -237,6 +237,7 @@ def test_dump_and_load_give_the_same_instance(tmp_path):
 
 @example(names=["0E0", "1e-4", "null", "~"], lr=0.0)
 @given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))), lr=st.floats(-1e9, 1))
+@pytest.mark.slow
 def test_any_text_and_number_survives_dump_and_load(tmp_path_factory, names, lr):
     chosen = Crawl(items=[Path("a")], out=Path("b"), names=tuple(names), lr=lr)
     file = tmp_path_factory.mktemp("dump") / "config.yaml"
@@ -259,6 +260,7 @@ def test_a_truth_value_is_no_number(tmp_path, text):
         ("limit: 2024-13-45", "month must be in"),
     ],
 )
+@pytest.mark.slow
 def test_yaml_that_cannot_be_read_is_one_line(tmp_path, text, says):
     file = tmp_path / "config.yaml"
     file.write_text(text)

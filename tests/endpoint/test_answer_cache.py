@@ -43,6 +43,7 @@ def test_a_damaged_cached_answer_is_requested_again(connect, server, tmp_path):
     assert server.requests == 4
 
 
+@pytest.mark.slow
 def test_answers_are_shared_by_processes(server, tmp_path):
     code = (
         "import sys\nfrom lavic.endpoint.client import Endpoint\nfrom lavic.endpoint.settings import EndpointSettings\n"

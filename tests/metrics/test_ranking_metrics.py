@@ -114,6 +114,7 @@ def random_answers(draw: st.DrawFn) -> list[Prediction]:
 
 @settings(max_examples=150, deadline=None)
 @given(random_answers())
+@pytest.mark.slow
 def test_against_the_slow_definitions(answers: list[Prediction]):
     got = values(*answers)
     for name, expected in slow(answers).items():

@@ -23,6 +23,8 @@ from lavic.model.loading import Backbone
 from lavic.model.prompts import Candidate, describe, recommend
 from lavic.model.visual_tokens import all_tokens, cls_tokens, project
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_packaged_model_is_small_and_has_no_pickles() -> None:
     folder = resolve(ModelSettings(name="mini"))

@@ -13,6 +13,8 @@ from lavic.mini.curriculum import LEVELS, PHOTO_LEVELS, Level, Listing
 from lavic.model.inputs.label_mask import IGNORED, Batch
 from lavic.model.loading import Backbone
 
+pytestmark = pytest.mark.slow
+
 
 def test_labels_and_requested_words_match_the_lists(
     mini: Backbone, products: list[catalog.Product], listings: list[Listing]

@@ -21,6 +21,8 @@ from lavic.model.config import ModelSettings
 from lavic.model.loading import Backbone
 from lavic.model.visual_tokens import patch_tokens
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def photos(products: list[catalog.Product], listings: list[Listing]) -> list[pretrain_data.Photo]:

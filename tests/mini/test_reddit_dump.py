@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
 from lavic.mini.reddit_dump import TEST_FROM, VALID_FROM
+
+pytestmark = pytest.mark.slow
 
 
 def test_lavic_reddit_restores_the_drawn_conversations(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from lavic.shards.teacher.text_check import check_text, complete_sentences
 from tests.realshape.hugging_face import HuggingFace
 from tests.realshape.stages import NEW_TOKENS, REQUEST, Lavic, Run, make_photos, run_stages
 
+pytestmark = pytest.mark.slow
+
 LOSS = {"float32": 2e-4, "bfloat16": 2e-2}
 """Most that a mean loss may differ, nats a token. Losses are near 10.5; bfloat16 has three digits."""
 LOGPROB = {"float32": 1e-3, "bfloat16": 0.3}

@@ -43,6 +43,7 @@ def test_mentions_finds_complete_ids_only(text: str, items: list[str], expected:
     assert all(text[mention.start : mention.end] == mention.item.strip() for mention in mentions(text, items))
 
 
+@pytest.mark.slow
 def test_random_ids_are_found_and_their_parts_are_not():
     rng = random.Random(0)
     for _ in range(1000):

@@ -50,6 +50,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_results_hold_every_arm_of_every_set(evaluated: Path):
     scores = results(evaluated)
     arms = {"lavic", "shuffled", "before_tuning", "words", "text_only", "twin", "popularity", "list_order", "random"}

@@ -21,6 +21,8 @@ from lavic.recommend.recommender import Recommender
 
 from .conftest import Assets
 
+pytestmark = pytest.mark.slow
+
 mlflow = pytest.importorskip("mlflow")
 
 

@@ -34,6 +34,8 @@ from tests.crawled_sets import write_set
 
 from .conftest import KEY, Assets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shards(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:

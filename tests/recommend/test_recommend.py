@@ -67,6 +67,7 @@ def test_standard_input_and_a_candidates_file(
     assert rankings[0] == rankings[1]
 
 
+@pytest.mark.slow
 def test_a_session_in_a_terminal(assets: Assets):
     """In a pseudo-terminal: a request, a second line, end of input."""
     ids = ItemStore.open(assets.store).ids[:3]

@@ -105,6 +105,7 @@ def test_answers_do_not_depend_on_the_batch(assets: Assets, recommender: Recomme
             assert expected.probability == pytest.approx(item.probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_list_longer_than_in_training_is_ranked_in_groups(assets: Assets, recommender: Recommender):
     listed = recommender.store.ids[:35]
     answer = recommender.recommend(TAGGED_TEXT, listed, k=50)

@@ -23,6 +23,8 @@ from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server
 
 from .conftest import KEY, Assets
 
+pytestmark = pytest.mark.slow
+
 DOWN = (500, {}, b"<h1>down</h1>")
 
 

@@ -28,7 +28,7 @@ CASES = next((found for above in Path(__file__).parents if (found := above / "sh
 SETTINGS = PlanSettings(
     set="cases", split="train", photos_per_shard=1000, photos="all", image_size="hi_res", text="auto"
 )
-pytestmark = pytest.mark.skipif(CASES is None, reason="no shared/cases/crawl beside the checkout")
+pytestmark = [pytest.mark.skipif(CASES is None, reason="no shared/cases/crawl beside the checkout"), pytest.mark.slow]
 
 
 def case(name: str) -> tuple[str, ...]:

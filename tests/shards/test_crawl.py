@@ -22,6 +22,8 @@ from lavic.distributed.ray_session import RaySettings, ray_session
 from lavic.shards.pack.outcomes import read_ledger
 from lavic.storage.file_lock import FileLock
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
 QUICK += ["--fetch.host-rate", "0"]
 

@@ -20,6 +20,8 @@ from lavic.model.hub import fingerprint, resolve
 from tests.crawled_sets import write_set
 from tests.shards.drawn_sets import photo, read_rows, shard_paths
 
+pytestmark = pytest.mark.slow
+
 
 def test_describe_stops_on_sigusr1_and_resumes(shards: Path, sigusr1_after: Callable[[str], None]) -> None:
     argv = ["describe", "--config", "describe-mini", "--shards", str(shards), "--batch-size", "4"]

@@ -15,6 +15,8 @@ from lavic.cli import main
 from lavic.data.shard_dataset import ShardDataset
 from lavic.shards.pack.outcomes import KINDS, read_ledger
 
+pytestmark = pytest.mark.slow
+
 FAULTS = {
     "plain.jpg": "ok",
     "progressive.jpg": "ok",

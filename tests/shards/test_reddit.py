@@ -26,6 +26,8 @@ from tests.data.reddit.reddit_dumps import (
 )
 from tests.shards.reddit_command import reddit_argv, write_catalogue
 
+pytestmark = pytest.mark.slow
+
 SET_FILES = (
     "train.jsonl",
     "valid.jsonl",

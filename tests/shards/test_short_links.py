@@ -25,6 +25,8 @@ from tests.data.reddit.reddit_dumps import (
 )
 from tests.shards.reddit_command import reddit_argv, write_catalogue
 
+pytestmark = pytest.mark.slow
+
 
 class ShortLinkServer:
     """Answers for short links as their hosts do."""

@@ -187,6 +187,7 @@ def check_ray_ports(port: int, within: int, second: str = "127.0.0.1") -> list[s
     return [line for node in nodes for line in node.communicate(timeout=60)[0].splitlines()]
 
 
+@pytest.mark.slow
 def test_ray_s_ports_are_tried_both_ways(capsys):
     report = PreflightReport(("a", "b"))
     report.read(check_ray_ports(free_port(), 30))

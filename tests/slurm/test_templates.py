@@ -35,6 +35,7 @@ def test_bash_reads_it(script):
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here: apt-get install shellcheck")
+@pytest.mark.slow
 def test_shellcheck_finds_nothing():
     words = ["shellcheck", "--external-sources", *(str(script.relative_to(FOLDER.parent)) for script in ALL)]
     done = subprocess.run(words, cwd=FOLDER.parent, capture_output=True, text=True)

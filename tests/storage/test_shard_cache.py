@@ -71,6 +71,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(".*") if path.name != ".room.lock")
 
 
+@pytest.mark.slow
 def test_many_processes_download_a_shard_once(store: ObjectStore, tmp_path: Path) -> None:
     data = make(3_000_000, 1)
     wanted = shard(store.put("once.tar", data), data)

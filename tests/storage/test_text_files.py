@@ -139,6 +139,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         read_text(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_small_file_that_unpacks_without_end_is_not_held(tmp_path: Path) -> None:
     (tmp_path / "a.bz2").write_bytes(bz2.compress(b"\0" * 200_000_000))
     with open_text_file(tmp_path / "a.bz2") as file:

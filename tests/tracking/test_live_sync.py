@@ -23,6 +23,8 @@ from lavic.tracking.sync_record import read_record
 from lavic.tracking.tracker import Tracker
 from tests.tracking.mlflow_runs import stored, tracked
 
+pytestmark = pytest.mark.slow
+
 
 class Wrong(http.server.BaseHTTPRequestHandler):
     """Answers everything, and never what was asked for."""

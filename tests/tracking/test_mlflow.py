@@ -19,6 +19,8 @@ from lavic.tracking.system_metrics import SYSTEM_FOLDER
 from lavic.tracking.tracker import Tracker
 from tests.tracking.mlflow_runs import lines, stored, tracked
 
+pytestmark = pytest.mark.slow
+
 
 def test_mlflow_gets_everything_and_a_resumed_run_has_no_duplicates(store_uri, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -20,6 +20,8 @@ from lavic.tracking.sync_record import read_record
 from lavic.tracking.tracker import Tracker
 from tests.tracking.mlflow_runs import stored, tracked
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_child_run_is_shown_under_its_parent(store_uri, tmp_path):
     parent = Tracker.open(tmp_path / "demo", TrackingSettings(mlflow=True, uri=store_uri))

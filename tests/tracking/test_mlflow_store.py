@@ -19,6 +19,8 @@ from lavic.tracking.mlflow_store import sqlite_path, store_key
 from lavic.tracking.mlflow_sync import sync
 from tests.tracking.mlflow_runs import Store, stored, tracked
 
+pytestmark = pytest.mark.slow
+
 
 def test_mlflow_works_for_a_user_without_a_home_folder(store_uri, monkeypatch):
     def nowhere():

@@ -20,6 +20,8 @@ from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
 from tests.train.assets import KEY, Assets
 
+pytestmark = pytest.mark.slow
+
 
 def build(assets: Assets, stage: int, loop: LoopSettings) -> tuple[nn.Module, object]:
     backbone = Backbone.load(ModelSettings(name=str(assets.base)))

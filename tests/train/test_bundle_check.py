@@ -27,6 +27,8 @@ from lavic.train.train_step import train_step
 from tests.train.assets import Assets
 from tests.train.stage_tasks import LOOP, stage_1, stage_2, trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("stage", [stage_1, stage_2, partial(stage_2, dtype="bfloat16")])
 def test_checking_a_bundle_does_not_change_the_training(

@@ -24,6 +24,8 @@ from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
 from tests.train.assets import KEY, Assets
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 

@@ -80,6 +80,7 @@ def test_an_empty_set_and_an_indivisible_batch_are_refused() -> None:
         TrainDataLoader(ToyData(5, 1), DistributedContext(size=2), LoopSettings(global_batch_size=9))
 
 
+@pytest.mark.slow
 def test_an_error_outside_the_loader_ends_the_process() -> None:
     """Its workers ignore the SIGTERM that Python sends them at exit before it waits for them."""
     code = (

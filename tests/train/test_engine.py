@@ -18,6 +18,8 @@ from lavic.train.deepspeed.config import Zero2Footprint
 from lavic.train.deepspeed.engine import Engine
 from tests.train.toy import ToyData, ToyTask
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_task_without_trainable_parameters_is_refused(world: DistributedContext) -> None:
     with pytest.raises(ConfigError, match="no trainable parameter"):

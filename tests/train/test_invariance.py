@@ -32,6 +32,8 @@ from lavic.train.recommendation.task import TuneTask
 from tests.train.assets import KEY, Assets
 from tests.train.toy import ToyData
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 CPU = torch.device("cpu")
 few_examples = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

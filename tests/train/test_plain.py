@@ -32,6 +32,8 @@ from tests.train.conftest import curve
 from tests.train.plain_torch import PlainLavic, adamw_step, read_choices, read_photos
 from tests.train.stage_program import LOOP
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-5
 LORA = LoraSettings(r=2, dropout=0.0)
 

@@ -21,6 +21,8 @@ from lavic.train.input.shuffle_order import ShuffleOrder
 from tests.storage.object_store import ObjectStore, object_store
 from tests.train.assets import Assets
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("remote_rank.py")
 RUN = """

@@ -28,6 +28,8 @@ from lavic.train.retrieval.settings import HeadSettings
 from tests.train.assets import KEY, Assets
 from tests.train.fork_server import ForkServer
 
+pytestmark = pytest.mark.slow
+
 
 def make_pairs(targets: list[list[int]]) -> Pairs:
     return Pairs(

@@ -187,6 +187,7 @@ def test_items_missing_from_the_store_are_named(assets: Assets, backbone: Backbo
 
 
 @pytest.mark.parametrize("stage", [distill_data, tune_data])
+@pytest.mark.slow
 def test_forkserver_workers_give_the_same_batches(assets: Assets, backbone: Backbone, stage: Any) -> None:
     """The start method of Python 3.14: workers are not sent the set or the store."""
     data = stage(assets, backbone)

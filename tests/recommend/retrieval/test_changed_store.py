@@ -25,6 +25,8 @@ from tests.recommend.retrieval.tokens_index import (
     write_store,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_items_embedded_again_are_refused_until_their_vectors_are_updated(
     assets: Assets, retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -56,6 +56,7 @@ def test_weights_give_the_recommender_and_lavic_retrieve_equal_lists(assets: Ass
     ],
 )
 @pytest.mark.parametrize("command", ["recommend", "serve", "register"])
+@pytest.mark.slow
 def test_methods_and_weights_that_do_not_fit_the_index_are_refused(
     assets: Assets, hybrid_index: Path, capsys: pytest.CaptureFixture[str], command: str, options, message: str
 ) -> None:

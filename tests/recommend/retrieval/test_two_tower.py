@@ -25,6 +25,8 @@ from tests.recommend.retrieval.tokens_index import (
     make_index,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_conversation_is_searched_with_the_head_of_its_fold(
     assets: Assets, retriever: Path, tmp_path: Path

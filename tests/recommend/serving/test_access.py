@@ -13,6 +13,8 @@ from lavic.cli import main
 from ..conftest import Assets
 from .conftest import Server, serve
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "0123456789abcdef-of-a-test"
 SHOP = "https://shop.example.org"
 

@@ -17,6 +17,8 @@ import pytest
 from ..conftest import KEY, Assets
 from .conftest import Server, serve
 
+pytestmark = pytest.mark.slow
+
 
 def request_body(assets: Assets, number: int) -> dict:
     conversation = assets.conversations[number]

@@ -31,6 +31,8 @@ from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.storage.atomic import remove_partial_files
 from lavic.storage.paths import file_sizes
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("LAVIC_KILL_SEED", random.SystemRandom().randrange(10**6)))
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "60", "--fetch.retries", "3", "--fetch.backoff", "0.01"]
 QUICK += ["--fetch.host-rate", "0"]

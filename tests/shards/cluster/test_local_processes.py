@@ -20,6 +20,8 @@ from lavic.shards.crawl_settings import CrawlSettings
 from tests.shards.cluster.test_kills import below, kill
 from tests.shards.test_crawl import QUICK, leftovers, whole
 
+pytestmark = pytest.mark.slow
+
 SHARDS, PER_SHARD = 6, 20
 
 

@@ -230,6 +230,7 @@ class TestHeaders:
             CustomHeaders.read(tmp_path / "none.txt")
 
 
+@pytest.mark.slow
 def test_no_output_of_a_crawl_holds_a_credential(
     tmp_path: Path,
     catalogue: Callable[..., Path],

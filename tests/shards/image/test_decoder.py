@@ -31,6 +31,8 @@ from tests.shards.fault_server import PHOTOS
 from tests.shards.image.decompression_bombs import many_chunks, many_directories, many_scans
 from tests.shards.image.to_jpeg import to_jpeg
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = PhotoSettings()
 
 

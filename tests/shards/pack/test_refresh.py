@@ -18,6 +18,8 @@ from lavic.shards.pack.refresh import FILE, conditional_headers
 from tests.shards.fault_server import encoded, send
 from tests.shards.test_crawl import QUICK
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 12
 
 

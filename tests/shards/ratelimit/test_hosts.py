@@ -30,6 +30,8 @@ from lavic.shards.ratelimit.host_limiter import HostReport, Limits
 from tests.shards.fault_server import FaultServer
 from tests.shards.pack.test_shard_writer import bytes_of
 
+pytestmark = pytest.mark.slow
+
 FETCH = FetchSettings(
     allow_private=True, concurrency=8, deadline=1.0, retries=1, backoff=0.01, host_rate=0, patience=2.0, robots=False
 )

@@ -7,10 +7,14 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.http.request import Response
 from lavic.shards.ratelimit.coordinator import Coordinator
+
+pytestmark = pytest.mark.slow
 
 WORKERS = 4
 
