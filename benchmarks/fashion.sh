@@ -135,6 +135,6 @@ step evaluate "${evaluate[@]}" --test "test=$catalog/test.jsonl" "strangers=$cat
   --shards "${sets[@]}" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
   --title "Real photos: does it recommend by looking?" --out "$out/evaluation"
 step evaluate "${evaluate[@]}" --test "test=$out/lists/test.jsonl" --candidates candidates_tokens --top 10 \
-  --arms lavic list_order random "${retrieved[@]}" --out "$out/evaluation_retrieved"
+  --arms lavic list_order random --out "$out/evaluation_retrieved" "${retrieved[@]}"
 
 python "$here/fashion_summary.py" "$out"
