@@ -1,7 +1,7 @@
 # The front door. From a bare clone and a plain Python:
 #
 #   make demo    the whole pipeline in miniature, a few minutes on two cores
-#   make test    everything but what needs a GPU; make test-fast, the fast tests of one process
+#   make test    everything but what needs a GPU; make test-fast, the fast ones
 #
 # PYTHON picks the interpreter, VENV the virtual environment; one that is already active is not touched.
 
@@ -12,6 +12,7 @@ OUT    ?= demo
 TORCH  ?= torch==2.13.0
 # Processes that run tests: many of them wait for servers, jobs and other processes.
 TEST_WORKERS ?= 2
+PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
@@ -29,10 +30,10 @@ test-faults: $(VENV)/.installed  ## every command under every fault (full disk, 
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run every test but those that need a GPU
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not realshape"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape"
 
-test-fast: $(VENV)/.installed  ## run the fast tests of one process: no ranks, no Ray, no SLURM
-	$(BIN)/python -m pytest -m "not gpu and not realshape and not dist and not ray and not slurm and not slow"
+test-fast: $(VENV)/.installed  ## run the fast tests: no ranks, no Ray, no SLURM, none marked slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape and not dist and not ray and not slurm and not slow"
 
 test-realshape: $(VENV)/.installed  ## every stage on a model of the 7B model's widths, against Hugging Face code
 	$(BIN)/python -m pytest -m realshape -s tests/realshape
