@@ -11,7 +11,7 @@
 # FASHION_SEED    seed of everything (0)
 # FASHION_REUSE   OUT of a finished run: its catalogue, shards and base model are used, so that FASHION_SEED is the seed of
 #                 stage 1, of the retriever and of stage 2 alone; leaves out `base_photos`, which depends on none of
-#                 them, and tuning on retrieved lists
+#                 them, and tuning on retrieved lists. Several such runs may run at the same time
 # FASHION_DENSE   folder of a sentence-transformers model: adds the arm `dense`
 #
 # Run the same line again after a stop: finished steps are not repeated (a pretraining that was stopped starts anew).
@@ -23,6 +23,7 @@ tool=${FASHION_CATALOG:-$here/../../shared/tools/fashion_catalog.py}
 port=${FASHION_PORT:-8765}
 seed=${FASHION_SEED:-0}
 threads=${FASHION_THREADS:-2}
+reuse=${FASHION_REUSE:-}
 
 if [[ ! -f $data/styles.csv || ! -d $data/images ]]; then
   echo "skipped: no styles.csv and images/ in $data"
@@ -40,9 +41,9 @@ if [[ -f $out/seed && $(<"$out/seed") != "$seed" ]]; then
   exit 2
 fi
 echo "$seed" >"$out/seed"
-if [[ -n ${FASHION_REUSE:-} ]]; then
+if [[ -n $reuse ]]; then
   for part in catalog shards base; do
-    [[ -e $out/$part ]] || ln -s "$(realpath "$FASHION_REUSE/$part")" "$out/$part"
+    [[ -e $out/$part ]] || ln -s "$(realpath "$reuse/$part")" "$out/$part"
   done
 fi
 log=$out/seconds.tsv
@@ -57,37 +58,40 @@ step() { # NAME COMMAND...: prints a command, runs it and logs its seconds
 }
 
 catalog=$out/catalog
-if [[ ! -f $catalog/looks_all.jsonl ]]; then
-  step catalog python "$tool" --images "$data/images" --styles "$data/styles.csv" --out "$catalog" \
-    --base-url "http://127.0.0.1:$port" --conversations 40000 --seed "$seed"
-  step catalog python "$here/fashion_catalogue.py" "$catalog" --styles "$data/styles.csv" \
-    --images "$data/images" --seed "$seed"
+base=$out/base
+sets=("$out/shards/train" "$out/shards/valid" "$out/shards/test")
+crawl=(lavic crawl --config crawl-mini --set fashion --photos-per-shard 1000)
+if [[ -z $reuse ]]; then
+  if [[ ! -f $catalog/looks_all.jsonl ]]; then
+    step catalog python "$tool" --images "$data/images" --styles "$data/styles.csv" --out "$catalog" \
+      --base-url "http://127.0.0.1:$port" --conversations 40000 --seed "$seed"
+    step catalog python "$here/fashion_catalogue.py" "$catalog" --styles "$data/styles.csv" \
+      --images "$data/images" --seed "$seed"
+  fi
+
+  lavic mini serve --folder "$data/images" --port "$port" &
+  server=$!
+  trap 'kill $server' EXIT
+  sleep 2
+  kill -0 $server # another server on the port: it would have ended by now
+
+  step crawl "${crawl[@]}" --items "$catalog/item2meta_train.json" --out "$out/shards/train"
+  step crawl "${crawl[@]}" --items "$catalog/item2meta_valid.jsonl" --out "$out/shards/valid" --split valid
+  step crawl "${crawl[@]}" --items "$catalog/item2meta_test.json" --out "$out/shards/test" --split test
+  step verify lavic verify "$out/shards/train"
+
+  [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
+    --valid "$out/shards/valid" --train "$catalog/base.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
+    --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
+    --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch-size 16 --pretrain.rehearse-every 4 --pretrain.augment \
+    --pretrain.describe-as-items 0.5 --pretrain.title-weight 1 --pretrain.compare-from 20 --pretrain.compare-every 1 \
+    --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
+    --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"
+
+  step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
+    --shards "$out/shards/train"
 fi
 
-lavic mini serve --folder "$data/images" --port "$port" &
-server=$!
-trap 'kill $server' EXIT
-sleep 2
-kill -0 $server # another server on the port: it would have ended by now
-
-crawl=(lavic crawl --config crawl-mini --set fashion --photos-per-shard 1000)
-step crawl "${crawl[@]}" --items "$catalog/item2meta_train.json" --out "$out/shards/train"
-step crawl "${crawl[@]}" --items "$catalog/item2meta_valid.jsonl" --out "$out/shards/valid" --split valid
-step crawl "${crawl[@]}" --items "$catalog/item2meta_test.json" --out "$out/shards/test" --split test
-sets=("$out/shards/train" "$out/shards/valid" "$out/shards/test")
-step verify lavic verify "$out/shards/train"
-
-base=$out/base
-[[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
-  --valid "$out/shards/valid" --train "$catalog/base.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-  --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
-  --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch-size 16 --pretrain.rehearse-every 4 --pretrain.augment \
-  --pretrain.describe-as-items 0.5 --pretrain.title-weight 1 --pretrain.compare-from 20 --pretrain.compare-every 1 \
-  --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
-  --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"
-
-step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
-  --shards "$out/shards/train"
 step distill lavic distill --config distill-mini --model.name "$base" --max-length 128 \
   --select best --teacher-top-k 16 --teacher-patches 1 --lora.r 64 --loop.steps 800 --loop.seed "$seed" \
   --shards "$out/shards/train" --valid "$out/shards/valid" --out "$out/runs/distill" --nproc 2
@@ -108,20 +112,19 @@ step retrieve "${retrieve[@]}" --methods tokens --key candidates_tokens \
 tune=(lavic tune --config tune-mini --model.name "$base" --lora.r 64 --lora.alpha 128 --loop.steps 400 --loop.lr 1e-3
   --loop.eval-every 50 --loop.seed "$seed" --nproc 2)
 given=(--train "$catalog/train.jsonl" --valid "$out/valid.jsonl")
-found=(--train "$out/lists/train.jsonl" --valid "$out/lists/valid.jsonl" --candidates candidates_tokens --top 10)
+from_search=(--train "$out/lists/train.jsonl" --valid "$out/lists/valid.jsonl" --candidates candidates_tokens --top 10)
 step tune "${tune[@]}" "${given[@]}" --store "$out/store" --out "$out/runs/tune"
 step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store" --tokens none --out "$out/runs/tune_text_only"
 step tune_controls "${tune[@]}" "${given[@]}" --store "$out/store_undistilled" --out "$out/runs/tune_undistilled"
-again=${FASHION_REUSE:-}
-[[ -n $again ]] || step tune_retrieved "${tune[@]}" "${found[@]}" --store "$out/store" --out "$out/runs/tune_retrieved"
+[[ -n $reuse ]] || step tune_retrieved "${tune[@]}" "${from_search[@]}" --store "$out/store" --out "$out/runs/tune_retrieved"
 
 evaluate=(lavic evaluate --bundle "$out/runs/tune/bundle" --store "$out/store" --nproc 2)
 arms=(lavic shuffled blank noise words before_tuning base_titles words_before_tuning
   popularity repeat_last bm25 list_order random)
-retrieved=()
-if [[ -z $again ]]; then
+compared=()
+if [[ -z $reuse ]]; then
   arms+=(base_photos)
-  retrieved=(--compare "tuned_on_retrieved=$out/runs/tune_retrieved/bundle")
+  compared=(--compare "tuned_on_retrieved=$out/runs/tune_retrieved/bundle")
 fi
 dense=()
 if [[ -n ${FASHION_DENSE:-} ]]; then
@@ -135,6 +138,6 @@ step evaluate "${evaluate[@]}" --test "test=$catalog/test.jsonl" "strangers=$cat
   --shards "${sets[@]}" --runs "$out/runs/distill" "$out/runs/tune" --gallery 60 \
   --title "Real photos: does it recommend by looking?" --out "$out/evaluation"
 step evaluate "${evaluate[@]}" --test "test=$out/lists/test.jsonl" --candidates candidates_tokens --top 10 \
-  --arms lavic list_order random --out "$out/evaluation_retrieved" "${retrieved[@]}"
+  --arms lavic list_order random --out "$out/evaluation_retrieved" "${compared[@]}"
 
 python "$here/fashion_summary.py" "$out"

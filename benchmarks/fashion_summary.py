@@ -46,7 +46,7 @@ def summarise(out: Path) -> dict[str, Any]:
     for line in (out / "seconds.tsv").read_text().splitlines():
         name, value = line.split("\t")
         seconds[name] += int(value)
-    evaluated, retrieved, found = (
+    evaluated, retrieved, searched = (
         json.loads((out / folder / "results.json").read_text())["sets"]
         for folder in ("evaluation", "evaluation_retrieved", "retrieval")
     )
@@ -61,7 +61,7 @@ def summarise(out: Path) -> dict[str, Any]:
         return look_recall(lists, targets, looks)
 
     catalogue: dict[str, Any] = {"random item of the kind": chance(targets, looks)}
-    for method, recall in found["test"]["methods"].items():
+    for method, recall in searched["test"]["methods"].items():
         values = {key: value["value"] for key, value in recall.items()}
         catalogue[method] = values | look_recalls(out / "retrieval" / f"test.{method}.run")
     end_to_end = {

@@ -208,7 +208,7 @@ def _accounted_states(ids: set[str]) -> tuple[dict[str, JobState], bool]:
 
 
 def _sacct(*args: str) -> tuple[list[str], bool]:
-    """Lines of the accounting, and whether they are complete: no lines are, on a site without accounting."""
+    """Lines of the accounting, and whether they are complete; a site without accounting has none to miss."""
     if shutil.which("sacct") is None:
         return [], True
     try:

@@ -119,5 +119,5 @@ def check_connection_settings(settings: FetchSettings) -> None:
 
 @lru_cache(maxsize=1)
 def ssl_context() -> Any:
-    """The context, made once per process: that reads every certificate of the machine, in tens of milliseconds."""
+    """The context, made once per process: reading every certificate of the machine takes tens of milliseconds."""
     return ssl.create_default_context()

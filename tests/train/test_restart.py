@@ -17,6 +17,7 @@ import pytest
 
 from lavic.tracking.journal import read_events, read_journal
 from lavic.tracking.mlflow_sync import sync
+from tests.conftest import go_without
 from tests.train.assets import Assets
 from tests.train.conftest import curve
 from tests.train.fork_server import ForkServer, Rank
@@ -256,7 +257,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no permission to mount a file system")
+        go_without("no permission to mount a file system")
     try:
         out = disk / "run"
         argv = command_argv(
