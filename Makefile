@@ -1,7 +1,8 @@
 # The front door. From a bare clone and a plain Python:
 #
 #   make demo    the whole pipeline in miniature, a few minutes on two cores
-#   make test    everything but what needs a GPU; make test-fast, the fast ones
+#   make test    all tests, except GPU tests, make test-realshape and part of make test-faults;
+#                make test-fast, the fast ones
 #
 # PYTHON picks the interpreter, VENV the virtual environment; one that is already active is not touched.
 
@@ -26,10 +27,10 @@ help:  ## show this
 demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
 	$(BIN)/lavic demo --out $(OUT)
 
-test-faults: $(VENV)/.installed  ## every command under every fault (full disk, SIGKILL, ...)
+test-faults: $(VENV)/.installed  ## the whole fault matrix (full disk, SIGKILL, ...): 14 of 19 commands
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
-test: $(VENV)/.installed  ## run every test but those that need a GPU
+test: $(VENV)/.installed  ## run all tests, except GPU tests, test-realshape and part of test-faults
 	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape"
 
 test-fast: $(VENV)/.installed  ## run the fast tests: no ranks, no Ray, no SLURM, none marked slow
@@ -69,6 +70,6 @@ $(VENV)/.installed: setup.py pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	# Only its loader is tested; its dependencies bring a torchvision that does not fit every torch.
 	$(BIN)/python -m pip install -q --no-deps "open_clip_torch>=3.3,<4"
-	# Only its vocabulary is used. It stands apart: without its dependencies it would break transformers' processors.
+	# Only its vocabulary is used. It is kept apart: without its dependencies it would break transformers' processors.
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/mistral-common "mistral-common>=1.13,<2"
 	touch $@

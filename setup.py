@@ -1,6 +1,6 @@
 """Packaging: five folders of the repository become one package, `lavic`.
 
-`shards/`, `launch/`, `configs/` and `slurm/` stand at the top of the repository and are installed as `lavic.shards`,
+`shards/`, `launch/`, `configs/` and `slurm/` are at the top of the repository and are installed as `lavic.shards`,
 `lavic.launch`, `lavic.configs` and `lavic.slurm`, so that no module with so common a name lands in site-packages.
 """
 

@@ -1,4 +1,4 @@
-"""Every arm of `lavic evaluate` on the demo's drawn world, with several seeds: the table in docs/benchmarks.md.
+"""Every arm of `lavic evaluate` on the demo's synthetic data, with several seeds: the table in docs/benchmarks.md.
 
     python benchmarks/arms.py --out arms --seeds 0 1 2
 

@@ -1,4 +1,4 @@
-"""What the settings beyond the released method bring, on the demo's drawn world, with several seeds.
+"""What the settings beyond the released method bring, on the demo's synthetic data, with several seeds.
 
     python benchmarks/beyond.py --out beyond --seeds 0 1 2
 

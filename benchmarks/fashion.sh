@@ -2,42 +2,44 @@
 # The demo's pipeline on real product photos: serve, crawl, pretrain a miniature, describe, distil, embed, tune a
 # retriever, retrieve, tune, evaluate.
 #
-#   benchmarks/fashion.sh [DATA [OUT]]
+#   FASHION_CATALOG=converter.py benchmarks/fashion.sh DATA [OUT]
 #
-# DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. The catalogue is made by the script that
-# FASHION_CATALOG names. Writes OUT/summary.json and OUT/evaluation/report.html. docs/benchmarks.md has the results,
-# docs/real_photos.md says how the settings were chosen.
+# DATA holds images/<id>.jpg and styles.csv of the Fashion Product Images set. FASHION_CATALOG is your own Python script
+# that converts them into a catalogue: docs/benchmarks.md says what it must write. Writes OUT/summary.json and
+# OUT/evaluation/report.html. docs/benchmarks.md has the results, docs/real_photos.md says how the settings were chosen.
 #
+# FASHION_CATALOG the converter; not needed with FASHION_REUSE
 # FASHION_SEED    seed of everything (0)
 # FASHION_REUSE   OUT of a finished run: its catalogue, shards and base model are used, so that FASHION_SEED is the seed of
 #                 stage 1, of the retriever and of stage 2 alone; leaves out `base_photos`, which depends on none of
 #                 them, and tuning on retrieved lists. Several such runs may run at the same time
 # FASHION_DENSE   folder of a sentence-transformers model: adds the arm `dense`
 #
-# Run the same line again after a stop: finished steps are not repeated (a pretraining that was stopped starts anew).
+# Run the same line again after a stop: finished steps are not repeated (a stopped pretraining starts from the beginning).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-data=${1:-$here/../../shared/data/fashion}
+data=${1:-}
 out=${2:-fashion-out}
-tool=${FASHION_CATALOG:-$here/../../shared/tools/fashion_catalog.py}
+tool=${FASHION_CATALOG:-}
 port=${FASHION_PORT:-8765}
 seed=${FASHION_SEED:-0}
 threads=${FASHION_THREADS:-2}
 reuse=${FASHION_REUSE:-}
 
+usage="usage: FASHION_CATALOG=converter.py $0 DATA [OUT]"
 if [[ ! -f $data/styles.csv || ! -d $data/images ]]; then
-  echo "skipped: no styles.csv and images/ in $data"
-  exit 0
+  echo "$usage: no styles.csv and images/ in DATA '$data'" >&2
+  exit 2
 fi
-if [[ ! -f $tool ]]; then
-  echo "skipped: no catalogue script at $tool (set FASHION_CATALOG)"
-  exit 0
+if [[ -z $reuse && ! -f $tool ]]; then
+  echo "$usage: no catalogue converter at FASHION_CATALOG '$tool'" >&2
+  exit 2
 fi
 [[ -x $here/../.venv/bin/lavic ]] && PATH=$here/../.venv/bin:$PATH
 
 mkdir -p "$out"
 if [[ -f $out/seed && $(<"$out/seed") != "$seed" ]]; then
-  echo "$out was begun with FASHION_SEED=$(<"$out/seed"): go on with that, or choose another OUT" >&2
+  echo "$out was begun with FASHION_SEED=$(<"$out/seed"): use that seed, or choose another OUT" >&2
   exit 2
 fi
 echo "$seed" >"$out/seed"

@@ -1,6 +1,7 @@
 """Prepares the catalogue of real photos for `fashion.sh`: what training may see, and what it may not.
 
-Reads the files that `fashion_catalog.py` wrote into FOLDER, the attribute table and the photos, and parts the items:
+Reads the files that the converter FASHION_CATALOG wrote into FOLDER, the attribute table and the photos, and splits
+the items:
 
   the base's   all that are no target of valid or test: the base model is pretrained on these
   new          most of the targets of valid: in training, but unknown to the base model, as a catalogue is to LLaVA.

@@ -4,14 +4,14 @@
     python benchmarks/gpu.py --small                          # a small model on whatever is there: does it run?
     torchrun --nproc-per-node 8 benchmarks/gpu.py --only stage1 stage2 --no-plain
 
-LLaVA-v1.6-Mistral-7B's sizes with random weights in bfloat16; token ids, photos and item tokens are drawn. Nothing is
-downloaded, and torch, transformers, peft and deepspeed with what they bring are enough; without Pillow photos are
+LLaVA-v1.6-Mistral-7B's sizes with random weights in bfloat16; token ids, photos and item tokens are synthetic. Nothing
+is downloaded, and torch, transformers, peft and deepspeed with what they bring are enough; without Pillow photos are
 prepared by torch instead, in both loops. Prompts have LaViC's lengths: 400 to 2,048 tokens, half of them under 900, ten
 candidates of five tokens, ten target tokens; descriptions have 120 tokens on average.
 
 Utilisation (`mfu`) is the model's own arithmetic without padding and recomputation over the GPU's peak, see
-lavic/train/measure/flops.py. The bars, on one H100: stage 2 at 45 %, stage 1 at 40 %, stage 2 at five times the plain
-loop.
+lavic/train/measure/flops.py. The targets, on one H100: stage 2 at 45 %, stage 1 at 40 %, stage 2 at five times the
+plain loop.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def judged(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that count, and of the real model whether they clear the bars."""
+    """The figures that count, and of the real model whether they reach the targets."""
     found: dict[str, Any] = {}
     for number in (1, 2):
         stage = figures.get(f"stage{number}", {})

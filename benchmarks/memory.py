@@ -1,14 +1,14 @@
 """Memory and open files at catalogue size: bytes of an item on a node, whatever the number of processes.
 
     python benchmarks/memory.py                 measure at 1 and 10 million items, write memory.json and the document
-    python benchmarks/memory.py --document      write the tables into docs/benchmarks.md anew, from memory.json
+    python benchmarks/memory.py --document      rewrite the tables of docs/benchmarks.md from memory.json
     python benchmarks/memory.py --check         fail where they are not what memory.json says
 
-A catalogue is drawn: one photo an item, real ledgers, offsets, descriptions and lists of items, in shards of 5,000. The
-tokens of the store and the photos of all shards but the first are holes in their files, which nothing reads here. Some
-processes open the set and the store at the same time, as ranks and their data workers do, and read every column of the
-indexes from end to end, every shard's offsets and descriptions, and items by their ids. What they hold besides what
-they held before is their memory, by Linux's own count (PSS): a page that several share counts once.
+The catalogue is synthetic: one photo an item, real ledgers, offsets, descriptions and lists of items, in shards of
+5,000. The tokens of the store and the photos of all shards but the first are holes in their files, which nothing reads
+here. Some processes open the set and the store at the same time, as ranks and their data workers do, and read every
+column of the indexes from end to end, every shard's offsets and descriptions, and items by their ids. Their memory is
+the increase in total PSS, as Linux counts it: a page that several share counts once.
 """
 
 from __future__ import annotations
@@ -390,7 +390,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--shard", type=int, default=SHARD, help="photos of a shard")
     parser.add_argument("--work", type=Path, help="an empty folder with room for 1.2 kB an item")
     parser.add_argument("--json", type=Path, help="write what was measured here, and leave the document alone")
-    parser.add_argument("--document", action="store_true", help="measure nothing; write the document anew")
+    parser.add_argument("--document", action="store_true", help="measure nothing; rewrite the tables of the document")
     parser.add_argument("--check", action="store_true", help="measure nothing; fail where the document differs")
     parser.add_argument("--hold", type=Path, nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args(argv)

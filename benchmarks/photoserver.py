@@ -1,6 +1,6 @@
 """Photos for the crawl's benchmarks, and an nginx on loopback that serves them and notes when.
 
-The photos are crops of one drawn canvas of waves and noise, 500 x 500 pixels and about 48 KB, every one different.
+The photos are crops of one synthetic canvas of waves and noise, 500 x 500 pixels and about 48 KB, every one different.
 Photo n is the same wherever it is made, and is made once: a folder that holds them already is taken as it is.
 """
 

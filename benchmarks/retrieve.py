@@ -9,7 +9,7 @@ near    approximate search: recall of the exact one and how many times its speed
 build   seconds by number of documents
 memory  anonymous memory of a process that has searched
 
-Documents are drawn: words by Zipf's law, vectors in clusters. With --texts FILE (a text on each line) and --model,
+Documents are synthetic: words by Zipf's law, vectors in clusters. With --texts FILE (a text on each line) and --model,
 approximate search is measured with a model's vectors of real texts too. Unset OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE.
 """
 

@@ -1,6 +1,6 @@
 """The arithmetic of docs/scaling.md: from stated rates to its tables.
 
-    python benchmarks/scaling.py            write the tables into docs/scaling.md anew
+    python benchmarks/scaling.py            rewrite the tables of docs/scaling.md
     python benchmarks/scaling.py --check    fail where they are not what this file computes
 
 A rate is measured (and says where), published (and says by whom) or assumed. Replace one by your own measurement here
@@ -50,14 +50,14 @@ class Rate:
 
 
 ANCHOR = (81_000, 4.5 * 3600, PEAK_FLOPS["RTX 4090"])
-"""Samples, seconds and peak of somebody's stage 1 with the released code, on an RTX 4090."""
+"""Samples, seconds and peak FLOP/s of a third-party run of the released stage 1, on an RTX 4090."""
 
 RATES = {
     "photo": Rate(PHOTO_BYTES, "bytes of a photo", "assumed: 500 pixels on the long side (`image_size: large`)"),
     "beside": Rate(
-        SIDECAR_BYTES, "bytes of a sample beside its photo", "measured on the drawn catalogue: tar headers, json"
+        SIDECAR_BYTES, "bytes of a sample beside its photo", "measured on the synthetic catalogue: tar headers, json"
     ),
-    "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the drawn catalogue"),
+    "ledger": Rate(274, "bytes of a photo's row in the ledger", "measured on the synthetic catalogue"),
     "plan": Rate(1014, "bytes of a photo's row in the plan", "measured: five million photos, four an item"),
     "description": Rate(600, "bytes of a description", "assumed: 110 words"),
     "item": Rate(
@@ -80,13 +80,13 @@ RATES = {
     "cut": Rate(0.016, "seconds of a core to decode a photo and cut it", "measured: 500 x 500 pixels of noise"),
     "answer": Rate(0.15, "seconds of an answer", "assumed"),
     "disk": Rate(1.0e9, "bytes a second of a shared disk", "assumed"),
-    "peak": Rate(PEAK_FLOPS["H100"], "operations a second of an H100", "published: NVIDIA, bfloat16, dense"),
+    "peak": Rate(PEAK_FLOPS["H100"], "FLOP/s of an H100", "published: NVIDIA, bfloat16, dense"),
     "train": Rate(
         0.30,
-        "of the peak, training",
+        "MFU, training",
         "assumed: below the .40 to .43 that NeMo Automodel publishes for LoRA on packed text",
     ),
-    "infer": Rate(0.40, "of the peak, reading (prefill, vision tower)", "assumed: what that training reaches"),
+    "infer": Rate(0.40, "MFU, reading (prefill, vision tower)", "assumed: what that training reaches"),
     "token": Rate(0.025, "seconds to write one token of a batch", "assumed: the weights alone take 0.0043 to read"),
     "words": Rate(110, "tokens of a description", "assumed"),
     "prompt": Rate(45, "tokens of title and prompt in stage 1", "assumed"),
@@ -190,7 +190,7 @@ def derived_table() -> Iterator[Sequence[str]]:
     yield "`tune`", f"{1 / tune_s():.0f} conversations", tera(tune_flops())
     samples, seconds, peak = ANCHOR
     share = samples * both / seconds / peak
-    yield "an RTX 4090 (published)", f"{samples / seconds:.0f} photos", f"the released stage 1: {share:.0%} of its peak"
+    yield "an RTX 4090 (published)", f"{samples / seconds:.0f} photos", f"the released stage 1: {share:.0%} MFU"
 
 
 def growth_table() -> Iterator[Sequence[str]]:
@@ -300,8 +300,8 @@ def size(number: float) -> str:
 
 
 def tera(number: float) -> str:
-    """Operations, short."""
-    return f"{number / 1e12:.1f} T operations"
+    """FLOPs, short."""
+    return f"{number / 1e12:.1f} TFLOP"
 
 
 def span(seconds: float) -> str:

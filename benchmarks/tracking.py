@@ -6,7 +6,7 @@
 Runs `lavic tune` on the demo's store again and again: without MLflow and without looks at the node; with both, into a
 sqlite store; with a server that does not listen; with one that answers each request after seconds. The ways take turns,
 so that a machine that slows down slows all of them. A step's time is taken from the journal, without the first steps.
-The bar is 2 %. Run it on an idle machine with two cores or more.
+The target is 2 %. Run it on an idle machine with two cores or more.
 """
 
 from __future__ import annotations

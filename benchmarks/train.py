@@ -87,7 +87,7 @@ def make_inputs(folder: Path, items: int, rows: int) -> None:
 
 
 def photo(product: Product) -> Sample:
-    """A drawn product at the size of a shop's photo."""
+    """A synthetic product photo at the size of a shop's photo."""
     file = io.BytesIO()
     draw(*product.look, product.seed).resize((SIDE, SIDE)).save(file, "JPEG", quality=90)
     return Sample.of(

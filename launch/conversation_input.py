@@ -21,7 +21,7 @@ NO_CANDIDATES = (
 )
 
 _ROW = re.compile(r'[\s\[]*\{\s*"(context|context_items|gt|gt_items|candidates\w*)"\s*:')
-"""The start of a row in the released format, complete or not."""
+"""The start of a row in the LaViC format, complete or not."""
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".gz", ".md", ".csv", ".tsv")
 
 

@@ -1,7 +1,7 @@
 """`lavic demo`: the whole pipeline in miniature, from a crawl to a report, through the commands a user would type.
 
-A catalogue is drawn and served on this machine; the rest is `lavic crawl`, `lavic describe` and so on, each printed
-before it runs. The same command continues a demo that was stopped.
+A synthetic catalogue is generated and served on this machine; the rest is `lavic crawl`, `lavic describe` and so on,
+each printed before it runs. The same command continues a demo that was stopped.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from lavic.tracking.tracker import Tracker
 
 DESCRIPTION = """Run the whole pipeline in miniature on this machine: about seven minutes on two CPU cores.
 
-It draws a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos over
-HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. The result to
-look for: the right one of ten items is found with the photos' five tokens, and at chance level without them. The whole
-catalogue is searched too, by words and by item tokens: words are at chance about the looks that were asked for.
+It generates a catalogue of products whose titles do not tell which one a conversation asks for, crawls their photos
+over HTTP, distils, tunes and evaluates against controls, and writes OUT/summary.json and OUT/report.html. The result
+to look for: the right one of ten items is found with the photos' five tokens, and at chance level without them. The
+whole catalogue is searched too, by words and by item tokens: words are at chance about the looks that were asked for.
 
-With --serve it ends in `lavic serve` on the drawn catalogue: a page to type requests in, until Ctrl-C."""
+With --serve it ends in `lavic serve` on the synthetic catalogue: a page to type requests in, until Ctrl-C."""
 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "ray", "webdataset", "mlflow")
 """Their versions are in the summary."""

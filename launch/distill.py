@@ -55,7 +55,7 @@ class DistillSettings:
     """Weight of another loss: the distance of each view's token from the mean of the untrained model's patch tokens; 0
     disables it. Costs a pass through the vision tower in every step."""
     nested: tuple[PositiveInt, ...] = ()
-    """Train each photo on its first n views, n drawn from these numbers (1 2 5), so that the adapter also works with
+    """Train each photo on its first n views, n sampled from these numbers (1 2 5), so that the adapter also works with
     fewer tokens per item; by default always on all views."""
     shuffle: Literal["blocks", "shards"] = "blocks"
     """What is shuffled together in an epoch: 16 blocks of 256 adjacent photos, from anywhere in the set; or 8 complete

@@ -3,7 +3,7 @@
 OUT/report.html        the results as a page
 OUT/predictions.jsonl  a line per test set, arm and conversation: the ranking with its probabilities
 OUT/results.json       all numbers; written last
-OUT/rankings/          rankings of a run that has not finished; the same command goes on with them
+OUT/rankings/          rankings of a run that has not finished; the same command resumes from them
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lavic.storage.output_folder import lock_output_folder
 
 DESCRIPTION = """Evaluate a tuned bundle on held-out conversations, beside controls that each lack one of its inputs
 (tokens shuffled between candidates, the model before stage 2), baselines (list order, random) and other bundles; or,
-without a bundle, the baselines and upper bounds of any file in the released format.
+without a bundle, the baselines and upper bounds of any file in the LaViC format.
 
   lavic evaluate --bundle runs/tune/bundle --store store --test test.jsonl --out evaluation
   lavic evaluate --bundle runs/tune/bundle --store store --test items=test.jsonl combinations=test_combinations.jsonl \\

@@ -1,4 +1,4 @@
-"""`lavic mini`: the parts of the miniature: its drawn catalogue, its web server, its base model."""
+"""`lavic mini`: the parts of the miniature: its synthetic catalogue, its web server, its base model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lavic.storage.output_folder import lock_output_folder
 
 USAGE = """usage: lavic mini catalog|dump|serve|pretrain|realshape [--key value ...]
 
-  catalog    draw products, their metadata and conversations into a folder
-  dump       write the conversations of a drawn catalogue as a Reddit dump, for 'lavic reddit'
+  catalog    generate products, their metadata and conversations into a folder
+  dump       write the conversations of a synthetic catalogue as a Reddit dump, for 'lavic reddit'
   serve      serve a folder's photos over HTTP
   pretrain   train a miniature base model from scratch on a set of shards
   realshape  make a model folder that is LLaVA-v1.6-Mistral-7B in all but depth and weights
@@ -28,7 +28,7 @@ USAGE = """usage: lavic mini catalog|dump|serve|pretrain|realshape [--key value 
 
 @settings
 class CatalogSettings:
-    """Draw a catalogue: photos, metadata in the formats of LaViC and of Amazon Reviews 2023, conversations."""
+    """Generate a catalogue: photos, metadata in the formats of LaViC and of Amazon Reviews 2023, conversations."""
 
     out: Path
     """Output folder, for `images/` and the metadata."""
@@ -54,7 +54,7 @@ class CatalogSettings:
 
 @settings
 class DumpSettings:
-    """Write the conversations of a drawn catalogue as a Reddit dump: a month of submissions and of comments per split.
+    """Write the conversations of a synthetic catalogue as a Reddit dump: a month of submissions and comments per split.
 
     `lavic reddit --split.valid-from 2024-02-01 --split.test-from 2024-03-01` splits it by item again.
     """

@@ -61,7 +61,7 @@ class RecommendSettings:
     """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     conversation: str | None = None
     """A file, - for standard input, or text ("a black lamp"). A file holds plain text (one conversation, with optional
-    `<submission>` and `<comment>` tags) or jsonl in the released format (every row is ranked). Default: standard input,
+    `<submission>` and `<comment>` tags) or jsonl in the LaViC format (every row is ranked). Default: standard input,
     or a prompt in a terminal."""
     candidates: tuple[str, ...] = ()
     """Item ids to rank, separated by blanks or commas."""

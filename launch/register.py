@@ -37,7 +37,7 @@ class RegisterSettings:
     weights: tuple[PositiveFloat, ...] = ()
     """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     name: Annotated[str, StringConstraints(pattern=r"^[^/:]*[^/:\s][^/:]*$")]
-    """Of the model in the registry, without / and :."""
+    """Model name in the registry; must not contain / or :."""
     link_store: bool = False
     """Record where the store is rather than copy it, for one that is too large to copy."""
     base: Path | None = None

@@ -18,8 +18,9 @@ POST /v1/chat/completions for chat front ends. /docs describes every route.
   LAVIC_SERVE_TOKEN=... lavic serve ... --host 0.0.0.0 --token env:LAVIC_SERVE_TOKEN
   lavic serve ... --ray --scale.replicas 4 --scale.gpus 1
 
-The server listens on this machine alone. On any other address clients must show a token. SIGHUP takes up what is new
-in bundle, store, index and shards without a dropped request; SIGTERM answers what runs and ends."""
+The server listens on 127.0.0.1. On any other address clients must send a token. SIGHUP reloads bundle, store, index and
+shards without dropping a request. On SIGTERM or Ctrl-C the server finishes requests in flight, accepts no new ones, and
+exits with 0."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ DESCRIPTION = """Sends the journals (metrics.jsonl) of runs to MLflow, from wher
 A run goes to the store that it was started with or was sent to before. Runs without a store go to MLFLOW_TRACKING_URI,
 else all runs of a folder to one mlflow.db in that folder. No point is sent twice: a run is known by the id in its
 journal, under any path, and RUN/mlflow.json records what each store has. Run this command as often as you like, also
-while the runs go on. A run that was killed is marked KILLED, one that goes on RUNNING. A run whose folder lies inside
+during the runs. A run that was killed is marked KILLED, one that continues RUNNING. A run whose folder lies inside
 another run's folder becomes its child run.
 
   lavic sync runs/ --uri http://mlflow.example.org:5000 --experiment beauty

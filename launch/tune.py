@@ -46,8 +46,8 @@ class TuneSettings:
     tokens: Literal["items", "none"] = "items"
     """What follows a candidate's title: its item tokens, or nothing (the titles-only control)."""
     tokens_per_item: tuple[PositiveInt, ...] = ()
-    """Use only the first n tokens of each item, by default all. With several numbers (1 2 5), n is drawn for each list,
-    and the bundle works with any of them; for fewer than all, distill with --nested."""
+    """Use only the first n tokens of each item, by default all. With several numbers (1 2 5), n is sampled for each
+    list, and the bundle works with any of them; for fewer than all, distill with --nested."""
     none_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the lists that are shown without their target and answered with "none of these"; above 0, every list
     ends with that answer."""

@@ -22,7 +22,7 @@ items of a whole catalogue can be searched by their photos and titles.
 
 The base model is frozen and without the adapter of stage 2. Its features of conversations and items are computed once,
 by all processes, and kept in OUT/features; the heads are then trained by the first process, in minutes, with the other
-items of a batch as negatives. The same command goes on after any stop.
+items of a batch as negatives. The same command resumes after any stop.
 
   lavic tune-retriever --store store --train train.jsonl --valid valid.jsonl --out runs/retriever
 
@@ -46,9 +46,9 @@ class TuneRetrieverSettings:
     missing: Literal["refuse", "drop"] = "refuse"
     """What happens to a target that is not in the store: an error, or it is left out, counted."""
     max_length: PositiveInt = 1024
-    """Longest conversation, tokens; of a longer one the middle is left out, and its last turn kept."""
+    """Maximum length of a conversation, tokens; a longer one loses its middle and keeps its last turn."""
     valid_items: PositiveInt = 100_000
-    """Validation searches all targets and, drawn from the store, as many other items as make this number."""
+    """Validation searches all targets, and other items sampled from the store up to this number in all."""
     tokens_per_batch: PositiveInt = 8192
     """Tokens of one forward pass of the base model, padding included."""
     model: ModelSettings = ModelSettings()
@@ -58,7 +58,7 @@ class TuneRetrieverSettings:
     tracking: TrackingSettings = TrackingSettings()
     """Where the run is recorded."""
     nproc: PositiveInt = 1
-    """Processes on this machine that compute features; inside torchrun or srun their number counts."""
+    """Processes on this machine that compute features; ignored inside torchrun or srun."""
 
 
 SETTINGS = TuneRetrieverSettings

@@ -45,5 +45,5 @@ class Stopped(LavicError):
 
     exit_code = 75
 
-    def __init__(self, message: str = "stopped on request; checkpoint saved; run the same command again to go on"):
+    def __init__(self, message: str = "stopped on request; checkpoint saved; run the same command again to resume"):
         super().__init__(message)

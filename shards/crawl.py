@@ -59,7 +59,7 @@ sample. Records of the catalogue that cannot be read are listed in OUT/rejected.
 a catalogue that has grown as new shards; the old ones stay.
 
 With --refresh the stored photos are requested again, by the ETag or Last-Modified that their servers sent, and those
-that have changed are stored anew; a photo that cannot be fetched again is kept.
+that have changed are stored again; a photo that cannot be fetched again is kept.
 
 --dry-run only prints how many photos would be fetched from which hosts, and how long their rate limits make that take.
 

@@ -62,17 +62,17 @@ class CrawlSettings:
     ids: str | None = None
     """File of the items to plan, one id on each line."""
     max_rejected: int = Field(default=100, ge=0)
-    """Most broken records of the catalogue that are accepted; with more of them nothing is fetched."""
+    """Maximum number of broken records of the catalogue; with more of them nothing is fetched."""
     extend: bool = False
     """Accept a catalogue that has changed: items that are not in the set yet become new shards."""
     retry: tuple[str, ...] = ()
-    """Fetch photos with these outcomes again, as `timeout throttled`; their shards are written anew."""
+    """Fetch photos with these outcomes again, as `timeout throttled`; their shards are rewritten."""
     min_success: float = Field(default=0.5, ge=0, le=1)
     """Share of the photos that must be stored for the set to count as complete, without those that are gone, opted out
     or placeholders. With fewer the shards are kept, there is no manifest.json, and the exit code is 1."""
     refresh: bool = False
-    """Request the stored photos again, by the ETag or Last-Modified that their servers sent, and store those anew that
-    have changed. A photo that cannot be fetched any more is kept, with the reason in its ledger row. The same command
+    """Request the stored photos again, by the ETag or Last-Modified that their servers sent, and store the changed ones
+    again. A photo that cannot be fetched any more is kept, with the reason in its ledger row. The same command
     continues a refresh that was interrupted."""
     fetch: FetchSettings = FetchSettings()
     """How photos are fetched."""

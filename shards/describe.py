@@ -82,7 +82,7 @@ class DescribeSettings:
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     """Nucleus sampling: the most likely tokens that together have this probability."""
     seed: Seed = 0
-    """Of the sampling."""
+    """Sampling seed."""
     flagged: Literal["empty", "keep"] = "empty"
     """A text that is still unusable after the second attempt becomes an empty description (`empty`), and stage 1 skips
     the photo, or is kept (`keep`). Its row says what is wrong with it."""

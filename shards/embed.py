@@ -58,7 +58,7 @@ class EmbedSettings:
     """The store. The same command resumes after a stop, and extends the store when its sets have grown (`lavic crawl
     --extend`, `--retry`): it computes only new items, and the store stays usable until they are complete."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of the stored vectors."""
+    """Type of the stored vectors."""
     batch_size: PositiveInt = 32
     """Photos per forward pass."""
     num_workers: NonNegativeInt = 0

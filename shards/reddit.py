@@ -36,18 +36,18 @@ from lavic.storage.text_files import read_lines
 
 DESCRIPTION = """Make conversations from dumps of Reddit and a catalogue of Amazon's items.
 
-A comment that links to an item of the catalogue, by somebody else than the asker, is a recommendation: its conversation
-is the submission and the comments on the way to it. OUT gets train.jsonl, valid.jsonl and test.jsonl in the released
-form, the ids of each (`<split>.ids.jsonl`, without text), card.md and card.html, inputs.json with the files it was
-made of, and funnel.json with every count, written last. Then `lavic retrieve` adds candidates.
+A comment that links to an item of the catalogue, by someone other than the original poster, is a recommendation: its
+conversation is the submission and the comments on the way to it. OUT gets train.jsonl, valid.jsonl and test.jsonl in
+the LaViC format, the ids of each (`<split>.ids.jsonl`, without text), card.md and card.html, inputs.json with the files
+it was made of, and funnel.json with every count, written last. Then `lavic retrieve` adds candidates.
 
 The dumps are read twice: for the submissions with links, then for the posts of these. The posts are kept in buckets by
-submission, and one part of the buckets is in a worker's memory at a time. The same command goes on after a crash, with
+submission, and one part of the buckets is in a worker's memory at a time. The same command resumes after a crash, with
 the files and parts that were not done; the set's bytes do not depend on workers, on restarts, or on how the rows are
 spread over files. Posts that were deleted or removed are not used. Short links are counted, and resolved only with
 --short-links.resolve.
 
-`lavic reddit rebuild --manifest DIR --dumps FILES --out DIR` makes a set again from its ids.
+`lavic reddit rebuild --manifest DIR --dumps FILES --out DIR` rebuilds a set from its ids.
 """
 
 log = logging.getLogger(__name__)

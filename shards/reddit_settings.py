@@ -19,11 +19,11 @@ class ShortLinkSettings:
     resolve: bool = False
     """Request short links from their hosts to learn their targets. The only requests that this command makes."""
     rate: float = Field(default=1.0, gt=0, le=100)
-    """Most requests per second, to all hosts together."""
+    """Maximum number of requests per second, to all hosts together."""
     cache: Path | None = None
     """File of the results, which are requested once; by default OUT/short_links.jsonl. It can be shared."""
     limit: int | None = Field(default=None, ge=0)
-    """Most requests of this run; links that are left are counted as not resolved."""
+    """Maximum number of requests of this run; links that are left are counted as not resolved."""
     timeout: float = Field(default=10.0, gt=0, le=600)
     """Timeout of a request, seconds."""
     server: str | None = None

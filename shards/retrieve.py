@@ -29,7 +29,7 @@ DESCRIPTION = """Find candidates for conversations in a whole catalogue: by word
   lavic retrieve --items 'meta_*.jsonl.gz' --store store --conversations train.jsonl valid.jsonl test.jsonl \\
       --out lists --index index --methods bm25 dense
 
-The index is made at first use and kept; a stopped command goes on when it is run again. Writes the conversations with
+The index is made at first use and kept; a stopped command resumes when it is run again. Writes the conversations with
 the new list (ids, best first) and its scores, a TREC run for each method, and results.json: recall with intervals. A
 target is never added to a list, and items that the conversation has named are left out."""
 

@@ -41,7 +41,7 @@ class EvaluateSettings:
     compare: tuple[str, ...] = ()
     """Other bundles to compare with, each NAME=BUNDLE or NAME=BUNDLE@STORE, such as text_only=runs/titles/bundle."""
     run: tuple[str, ...] = ()
-    """Rankings of other systems, each NAME=FILE: a TREC run, or rows of the released format with `recommended_*` or
+    """Rankings of other systems, each NAME=FILE: a TREC run, or rows in the LaViC format with `recommended_*` or
     `response_*`, of which FILE@KEY chooses one. NAME@SET=FILE: of another test set than the main one."""
     arms: tuple[ArmName, ...] = ()
     """The model of --bundle, its controls and baselines; by default lavic, shuffled, blank, noise, before_tuning,
@@ -63,8 +63,8 @@ class EvaluateSettings:
     average_orders: bool = False
     """Score the mean of a candidate's probabilities over these orders, instead of those in the file's order."""
     photo_context: PositiveInt | None = None
-    """Longest prompt of the arm `base_photos`, tokens; by default, and at most, the base model's context. A list whose
-    photos do not fit is ranked in groups, whose winners meet again."""
+    """Maximum length of a prompt of the arm `base_photos`, tokens; by default, and at most, the base model's context. A
+    list whose photos do not fit is ranked in groups, whose winners are ranked again."""
     tokens_per_item: PositiveInt | None = None
     """Number of item tokens per candidate, the first ones; by default as in tuning."""
     train: Path | None = None

@@ -111,13 +111,13 @@ class SweepSettings:
     """Stage 2 and evaluation once for each category, candidate list and seed; the other stages once."""
 
     categories: tuple[str, ...] = ()
-    """Each stands for `{category}` in the files of `conversations`."""
+    """Each replaces `{category}` in the files of `conversations`."""
     candidates: tuple[str, ...] = ()
     """Keys of the candidate lists, such as [candidates_st, candidates_gpt_large]."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Seeds of stage 2."""
     at_once: PositiveInt | None = None
-    """Most tasks of an array that run at once; by default as many as SLURM starts."""
+    """Maximum number of tasks of an array that run at once; by default as many as SLURM starts."""
 
 
 @settings

@@ -1,4 +1,4 @@
-"""Results that are made again with other settings: moved to OUT/stale, never overwritten."""
+"""Results that are rebuilt with other settings: moved to OUT/stale, never overwritten."""
 
 from __future__ import annotations
 

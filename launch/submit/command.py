@@ -46,7 +46,7 @@ tune-retriever, retrieve (both where `stages` names them), tune, evaluate.
 One yaml file has the stages, their settings and the resources of their jobs; the pipeline fills in the folders between
 them, all below OUT. Every setting of every stage is checked before the first job is queued. The same command again
 submits the steps that are neither done nor have a job. A step is done when its result is complete and was made with
-these settings and inputs. A result that was made with others is stale: it is moved to OUT/stale and made again, and so
+these settings and inputs. A result that was made with others is stale: it is moved to OUT/stale and rebuilt, and so
 is everything that depends on it; --keep accepts it as it is.
 
   lavic submit --config pipeline-7b --out /shared/amazon --dry-run
@@ -222,7 +222,7 @@ def _check_active(
         name, job = status.step.name, status.job.id if status.job else ""
         why = f"it reads {' and '.join(changed_inputs)}" if changed_inputs else "--force names it"
         raise ConfigError(
-            f"{name} is {status.state} (job {job}) and would be made again, since {why}: "
+            f"{name} is {status.state} (job {job}) and would be rebuilt, since {why}: "
             f"cancel it with `lavic submit cancel {shlex.quote(str(pipeline.out))} {name}`, or wait until it has ended"
         )
 

@@ -1,4 +1,4 @@
-"""Cells whose results were made with other settings or files than now: moved to OUT/stale and made again."""
+"""Cells whose results were made with other settings or files than now: moved to OUT/stale and rebuilt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lavic.launch.sweep.cells import SWEEP_STAGES, Sweep, SweepStage, cell_outpu
 
 log = logging.getLogger(__name__)
 Remade = dict[tuple[SweepStage, str], str]
-"""Stage and cell -> why it is made again."""
+"""Stage and cell -> why it is rebuilt."""
 
 
 def remade_cells(
@@ -36,7 +36,7 @@ def remade_cells(
         statuses: Of all cells.
 
     Raises:
-        ConfigError: One of them is running or waiting, and --force names it or its stage 2 is made again.
+        ConfigError: One of them is running or waiting, and --force names it or its stage 2 is rebuilt.
     """
     remade: Remade = {}
     for cell in plan_cells(pipeline):
@@ -49,11 +49,11 @@ def remade_cells(
             forced = stage in stages and stage in pipeline.force
             if is_active and (after or forced):
                 raise ConfigError(
-                    f"{stage} of {cell.name} is {status.state} ({status.job}) and would be made again: "
+                    f"{stage} of {cell.name} is {status.state} ({status.job}) and would be rebuilt: "
                     f"`lavic submit cancel {pipeline.out} {stage}-{cell.name}`, or wait until it has ended"
                 )
             if after or forced:
-                remade[stage, cell.name] = "its stage 2 is made again" if after else "--force"
+                remade[stage, cell.name] = "its stage 2 is rebuilt" if after else "--force"
             elif changes and is_active:
                 log.warning("%s of %s continues as it was submitted, before a change: %s", stage, cell.name, changes)
             elif changes and stage in stages:
@@ -68,7 +68,7 @@ def move_remade(pipeline: PipelineSettings, remade: Remade) -> None:
     layout = Layout(pipeline.out)
     for (stage, cell), why in remade.items():
         if moved := move_aside(cell_output(layout.out, stage, cell), layout, f"{stage}-{cell}"):
-            print(f"{stage:<16}{cell} is made again ({why}); the old result is now in {moved}", flush=True)
+            print(f"{stage:<16}{cell} is rebuilt ({why}); the old result is now in {moved}", flush=True)
 
 
 def with_kept(sweep: Sweep, wanted: Mapping[str, StepInputs], done: Sequence[str], *, keep: bool) -> Sweep:

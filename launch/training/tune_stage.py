@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lavic.train.recommendation.dataset import TuneDataset
 
 TOKENS_PER_BATCH = 8192
-"""Most tokens of a batch of lists that are ranked, where `loop.micro_tokens` does not say."""
+"""Maximum number of tokens of a batch of lists that are ranked, where `loop.micro_tokens` does not say."""
 
 
 class TuneStage(TrainingStage):

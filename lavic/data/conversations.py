@@ -1,4 +1,4 @@
-"""Conversations in the released format: jsonl, or a JSON list."""
+"""Conversations in the LaViC format, that of the released data: jsonl, or a JSON list."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class StopRequest:
     def raise_if_requested(self, world: DistributedContext) -> None:
         """Raises Stopped on all ranks if any of them has got a stop signal. Collective; saves nothing."""
         if world.any_rank(self.requested):
-            raise Stopped("stopped on request; run the same command again to go on")
+            raise Stopped("stopped on request; run the same command again to resume")
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

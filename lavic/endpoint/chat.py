@@ -36,7 +36,7 @@ class ChatRequest:
     system: str = ""
     """The system message; empty for none."""
     max_tokens: int | None = None
-    """Longest answer."""
+    """Maximum length of the answer, tokens."""
     temperature: float | None = 0.0
     """None: the server's default; so for `top_p` and `seed`."""
     top_p: float | None = None

@@ -34,7 +34,7 @@ class EndpointSettings:
     concurrency: PositiveInt = 16
     """Requests in flight, of each process, to all servers together."""
     requests_per_minute: PositiveFloat | None = None
-    """Most requests a minute, of each process, retries included; none: no limit."""
+    """Maximum number of requests per minute, of each process, retries included; none: no limit."""
     timeout_s: PositiveFloat = 300.0
     """Seconds for one complete answer."""
     startup_s: NonNegativeFloat = 0.0
@@ -46,7 +46,7 @@ class EndpointSettings:
     """Seconds before the first retry, doubled for each further one up to a minute, with jitter. A Retry-After of the
     server takes precedence."""
     max_wait_s: NonNegativeFloat = 300.0
-    """The longest Retry-After that is waited for; the request fails if the server asks for more."""
+    """Maximum Retry-After that is waited for; the request fails if the server asks for more."""
     give_up_after: PositiveInt = 20
     """Failed requests in a row, after all their retries, at which the command stops."""
     input_price: NonNegativeFloat | None = None

@@ -38,11 +38,11 @@ class ChatSettings(EndpointSettings):
     photos: bool = False
     """Show it the candidates' photos, from --shards, and not their titles alone."""
     max_tokens: PositiveInt = 64
-    """Longest answer; a model that thinks first needs more."""
+    """Maximum length of an answer, tokens; a reasoning model needs more."""
     temperature: NonNegativeFloat | None = 0.0
-    """Of its sampling; none: the server's default."""
+    """Sampling temperature; none: the server's default."""
     max_characters: PositiveInt = 20_000
-    """Of a conversation: a longer one loses its oldest turns."""
+    """Maximum length of a conversation, characters; a longer one loses its oldest turns."""
 
 
 @dataclass

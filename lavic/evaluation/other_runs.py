@@ -1,4 +1,4 @@
-"""The rankings of other systems, from their files: TREC runs, and answers in the released format."""
+"""The rankings of other systems, from their files: TREC runs, and answers in the LaViC format."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def read_other_run(file: Path, test_set: TestSet, key: str | None = None) -> lis
 
     Args:
         file: A TREC run, whose queries are conversations by id (`test-0`) or by number of their row (`0`); or rows of
-            the released format with `recommended_*` (an id, a list of ids, or nothing) or `response_*` (a text, of
+            the LaViC format with `recommended_*` (an id, a list of ids, or nothing) or `response_*` (a text, of
             which the released rule reads the id).
         test_set: The conversations.
-        key: The key to read, where rows of the released format have several.
+        key: The key to read, where rows in the LaViC format have several.
 
     Raises:
         ConfigError: `key` is needed, or is not there.

@@ -66,7 +66,7 @@ class TestSet:
 
         Args:
             name: Its name in the results.
-            file: A jsonl file in the released format.
+            file: A jsonl file in the LaViC format.
             candidates: Key of the list, such as `candidates_st`.
             stores: Item stores that must each hold every candidate, since all models rank the same lists; none where no
                 arm needs one.

@@ -1,1 +1,1 @@
-"""What the demo runs on: a drawn catalogue, its photo server and a miniature LLaVA-NeXT."""
+"""What the demo runs on: a synthetic catalogue, its photo server and a miniature LLaVA-NeXT."""

@@ -50,7 +50,7 @@ class Architecture:
     heads: PositiveInt = 4
     """Attention heads of both; the language model has half as many key-value heads."""
     positions: PositiveInt = 1024
-    """Longest prompt, tokens."""
+    """Maximum length of a prompt, tokens."""
 
 
 def build(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlavaNextForConditionalGeneration:

@@ -1,4 +1,4 @@
-"""The drawn catalogue: products of a kind, a colour and a pattern, and conversations that only photos can answer.
+"""The synthetic catalogue: products of a kind, a colour and a pattern, and conversations that only photos can answer.
 
 A title names brand, line and kind. The ten candidates of a conversation share the kind, so titles never give the
 answer away; the colour and pattern that the conversation asks for are in the photo alone.
@@ -19,7 +19,7 @@ from lavic.storage.atomic import atomic_open, atomic_write, remove_partial_files
 BRANDS = "Acme Nova Orbit Zeta Luna Kito Vega Solis Brio Fern Onyx Pala Quill Rook Sable Tarn Umbra Vale Wren Yarrow"
 LINES = "Classic Urban Sport Home Studio Daily Prime Basic Soft Bold"
 ID_PREFIX = "B0MN"
-"""Every drawn item's id is this and six digits: ten characters, as an ASIN has."""
+"""Every synthetic item's id is this and six digits: ten characters, as an ASIN has."""
 
 LOOKS = list(itertools.product(KINDS, COLOURS, PATTERNS))
 """All combinations of kind, colour and pattern."""
@@ -41,7 +41,7 @@ COMMENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One drawn item."""
+    """One synthetic item."""
 
     id: str
     title: str
@@ -83,7 +83,7 @@ HELD_OUT_SEED = 77
 
 
 def make_products(count: int, rng: random.Random, looks: list[tuple[str, str, str]]) -> list[Product]:
-    """Draws `count` products with looks taken at random from `looks`; ids are unique within the call."""
+    """Makes `count` products with looks taken at random from `looks`; ids are unique within the call."""
     numbers = rng.sample(range(1_000_000), count)
     products = []
     for number in numbers:
@@ -162,7 +162,7 @@ class CatalogueSize:
     train_conversations: int = 6000
     valid_conversations: int = 200
     test_conversations: int = 400
-    """Of held-out items, and the same number of held-out combinations."""
+    """Conversations about held-out items, and as many about held-out combinations."""
 
 
 def write_catalogue(out: Path, *, base_url: str, size: CatalogueSize, seed: int) -> dict[str, int]:

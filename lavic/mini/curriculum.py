@@ -43,7 +43,7 @@ class Level:
     """Length of the longest list."""
     batch: int
     max_distance: int = 10
-    """Most items between the request and the answer."""
+    """Maximum number of items between the request and the answer."""
     extra_requests: int = 0
     """Further requests after the first answer, each with its own answer."""
 

@@ -1,7 +1,7 @@
-"""Whether lists from the drawn catalogue have the look that a conversation asks for.
+"""Whether lists from the synthetic catalogue have the look that a conversation asks for.
 
-Many drawn items look alike: no search can distinguish them. look@k counts a list as right if one of its first k items
-has the kind, colour and pattern of the target.
+Many synthetic items look alike: no search can distinguish them. look@k counts a list as right if one of its first k
+items has the kind, colour and pattern of the target.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def read_looks(catalogue: Path) -> dict[str, Look]:
             texts[row["image_name"].rpartition("_")[0]] = row["image_description_llava_cleaned"]
         looks = {id: match.groups() for id, text in texts.items() if (match := _DESCRIPTION.fullmatch(text))}
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{catalogue}: not a drawn catalogue ({error})") from None
+        raise DataError(f"{catalogue}: not a synthetic catalogue ({error})") from None
     if len(looks) < len(meta):
-        raise DataError(f"{catalogue}: {len(meta) - len(looks)} items are not described as drawn")
+        raise DataError(f"{catalogue}: {len(meta) - len(looks)} items lack the description of a synthetic item")
     return looks  # type: ignore[return-value]
 
 

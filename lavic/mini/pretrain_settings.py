@@ -18,7 +18,7 @@ class PretrainSettings:
     """Both phases of pretraining."""
 
     read_steps: PositiveInt = 3000
-    """Most steps of the first phase; it ends when the last level is mastered."""
+    """Maximum number of steps of the first phase; it ends when the last level is mastered."""
     read_lr: PositiveFloat = 2e-3
     """Peak learning rate while repeating and recalling."""
     fetch_lr: PositiveFloat = 1.5e-3
@@ -50,8 +50,8 @@ class PretrainSettings:
     compare_more: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
     compare_reach: NonNegativeInt = 10
-    """Most items of a list with photos between the request and the answer. With 0 the request follows all photos, as in
-    LLaVA's training; the order of `lavic tune` is then new."""
+    """Maximum number of items of a list with photos between the request and the answer. With 0 the request follows all
+    photos, as in LLaVA's training; the order of `lavic tune` is then new."""
     compare_as_items: bool = False
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""
@@ -63,11 +63,11 @@ class PretrainSettings:
     fetch_weight: NonNegativeFloat = 1.0
     """Weight of the fetch supervision; that of the language-model loss is 1."""
     weight_decay: NonNegativeFloat = 0.02
-    """AdamW's."""
+    """Weight decay of AdamW."""
     augment: bool = False
     """Mirror and crop the photos at random."""
     seed: Seed = 0
-    """Of weights, order and lists."""
+    """Seed of weights, order and lists."""
 
 
 @settings

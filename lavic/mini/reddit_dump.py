@@ -1,4 +1,4 @@
-"""A Reddit dump of the drawn catalogue: monthly `RS_` and `RC_` files whose answers link to drawn items.
+"""A Reddit dump of the synthetic catalogue: monthly `RS_` and `RC_` files whose answers link to its items.
 
 The rows have the fields of Arctic Shift's dumps that matter here. January holds threads about training items, February
 about validation items, March about test items, so that a split by time keeps the items apart.
@@ -21,7 +21,7 @@ from lavic.storage.atomic import atomic_write
 from lavic.storage.compression import zstd_module
 
 MONTHS = {"train": 1, "valid": 2, "test": 3}
-"""Split of the drawn conversations -> month of 2024 of its threads."""
+"""Split of the synthetic conversations -> month of 2024 of its threads."""
 VALID_FROM, TEST_FROM = "2024-02-01", "2024-03-01"
 """First days of validation and test, for `--split.valid-from` and `--split.test-from`."""
 
@@ -32,7 +32,7 @@ _LEVEL = 9
 
 
 def write_reddit_dump(catalog: Path, out: Path, *, seed: int = 0, limits: Mapping[str, int] | None = None) -> int:
-    """Writes `RS_2024-0M.zst` and `RC_2024-0M.zst` for each split of a drawn catalogue.
+    """Writes `RS_2024-0M.zst` and `RC_2024-0M.zst` for each split of a synthetic catalogue.
 
     Args:
         catalog: Folder of `write_catalogue`; its train, valid and test conversations become threads.
@@ -44,7 +44,7 @@ def write_reddit_dump(catalog: Path, out: Path, *, seed: int = 0, limits: Mappin
         The number of threads.
 
     Raises:
-        DataError: The folder has no drawn conversations.
+        DataError: The folder has no synthetic conversations.
     """
     out.mkdir(parents=True, exist_ok=True)
     total = 0

@@ -54,7 +54,7 @@ class BundleInfo:
     """Digest of the language adapter; None: stage 1 only."""
     tokens: Tokens = "items"
     max_length: int = 2048
-    """Longest prompt, tokens."""
+    """Maximum length of a prompt, tokens."""
     tokens_per_item: int | None = None
     """How many item tokens of each candidate are used, the first ones; None: all."""
     none: bool = False

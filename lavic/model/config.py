@@ -22,7 +22,7 @@ class ModelSettings:
     revision: str | None = None
     """Commit or branch of the Hugging Face repository."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Type of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     views: Literal["five", "lavic"] = "five"
     """Views of a photo. `five`: the photo and its four quarters, whatever its shape; `lavic`: as in the released code,
     the grid that the model's processor chooses: slim photos get three or four views."""
@@ -53,4 +53,4 @@ class LoraSettings:
     alpha: PositiveInt = 32
     """The update is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """On the adapter's input, while training."""
+    """Dropout on the adapter's input, in training."""

@@ -1,4 +1,4 @@
-"""Conversations of a server and what was liked in them, kept in the released form to train with.
+"""Conversations of a server and what was liked in them, kept in the LaViC format to train with.
 
 A row is one answer or one like, and has the keys of the released files:
 

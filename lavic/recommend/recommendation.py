@@ -22,7 +22,7 @@ class Query:
     candidates: Sequence[str] | None = None
     """Item ids to rank; None: retrieved from the whole catalogue."""
     k: int = 10
-    """Most items of the answer."""
+    """Maximum number of items of the answer."""
     exclude: Collection[str] = ()
     """Item ids that are not recommended."""
     name: str = "conversation"

@@ -54,14 +54,14 @@ class ServeSettings:
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: any that is free, which is printed."""
     token: Annotated[str | None, Reference] = None
-    """What clients must show, as `Authorization: Bearer TOKEN` or as the password that a browser asks for: env:NAME or
-    @FILE. Needed on any address but loopback."""
+    """Token that clients must send, as `Authorization: Bearer TOKEN` or as the password that a browser asks for:
+    env:NAME or @FILE. Needed on any address but loopback."""
     hosts: tuple[str, ...] = ()
     """Further host names of a server without a token, besides localhost."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may send requests, such as https://shop.example.org. Default: none."""
     record: Path | None = None
-    """Append conversations, likes and dislikes to this file, in the released form, to train with. Default: nothing is
+    """Append conversations, likes and dislikes to this file, in the LaViC format, to train with. Default: nothing is
     kept. The page shows this to its users."""
     retrieved: PositiveInt = 50
     """Candidates that are searched for, for a request that names none."""
@@ -70,25 +70,25 @@ class ServeSettings:
     weights: tuple[PositiveFloat, ...] = ()
     """Weight of each method's ranks in the fusion, in the order of `methods`; by default all count the same."""
     batch_size: PositiveInt = 64
-    """Most prompts that are answered together; a list that is ranked in groups counts as several."""
+    """Maximum number of prompts of a batch; a list that is ranked in groups counts as several."""
     batch_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
-    """Longest time that a request waits for others while the model is idle, milliseconds."""
+    """Maximum time that a request waits for others while the model is idle, milliseconds."""
     queue: PositiveInt = 256
-    """Most requests that wait; further ones are answered with 429."""
+    """Maximum number of requests that wait; further ones are answered with 429."""
     deadline: PositiveFloat = 30.0
     """Seconds after which a request is answered with 503."""
     max_body: ByteCount = Field(default="1MiB", validate_default=True, gt=0)
-    """Largest body of a request."""
+    """Maximum size of a request's body."""
     body_seconds: PositiveFloat = 10.0
-    """Longest time in which the body of a request arrives."""
+    """Maximum time in which the body of a request arrives."""
     max_characters: PositiveInt = 50_000
-    """Most characters of a conversation."""
+    """Maximum number of characters of a conversation."""
     max_turns: PositiveInt = 200
-    """Most turns of a conversation."""
+    """Maximum number of turns of a conversation."""
     max_candidates: PositiveInt = 1000
-    """Most candidates of a request."""
+    """Maximum number of candidates of a request."""
     max_k: PositiveInt = 100
-    """Most items of an answer."""
+    """Maximum number of items of an answer."""
     tokens_per_item: PositiveInt | None = None
     """Number of item tokens per candidate, the first ones; by default as in tuning."""
     model: BaseModelSettings = BaseModelSettings()
@@ -98,7 +98,7 @@ class ServeSettings:
     ray: bool = False
     """Serve on Ray Serve, in replicas, on one machine or a cluster."""
     scale: ReplicaSettings = ReplicaSettings()
-    """Of --ray."""
+    """Replica settings for --ray."""
 
     @field_validator("hosts")
     @classmethod

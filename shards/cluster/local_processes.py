@@ -2,7 +2,7 @@
 
 A worker process makes one shard after the other. One pipe to it carries everything: the shard to make, its progress,
 its result, and the worker's calls of the coordinator, which runs in a thread of the driver. A worker that dies is
-replaced, and its shard is made again. A worker whose driver dies exits at once.
+replaced, and its shard is rebuilt. A worker whose driver dies exits at once.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _Pool:
                         # Its connections are free at once, not only after the timeout.
                         await self._coordinator.remove_worker(worker.caller)
                     end, worker = worker.stop(), None
-                    log.warning("%s: its worker died (%s); another one makes it again", row["shard"], end)
+                    log.warning("%s: its worker died (%s); another one rebuilds it", row["shard"], end)
                 else:
                     raise LavicError(
                         f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {end}; if "

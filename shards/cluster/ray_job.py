@@ -14,7 +14,7 @@ from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.ratelimit.coordinator import RayCoordinator
 
 _MAX_PORTION = 16
-"""Shards of a task, at most: when a worker dies, those that it has made are made again, from what they hold."""
+"""Shards of a task, at most: when a worker dies, those that it has made are rebuilt from what they hold."""
 
 
 @contextmanager

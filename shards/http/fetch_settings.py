@@ -29,7 +29,7 @@ class FetchSettings:
     min_speed: int = Field(default=2_000, ge=0)
     """Bytes per second of a response, on average after its first seconds; 0: no minimum."""
     max_bytes: int = Field(default=25_000_000, ge=1)
-    """Longest response accepted."""
+    """Maximum size of a response, bytes."""
     retries: int = Field(default=2, ge=0)
     """Retries of a photo after failures that may be transient: timeouts, broken connections, 429, 5xx."""
     backoff: float = Field(default=0.5, ge=0)

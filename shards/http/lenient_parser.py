@@ -16,11 +16,11 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 
 MAX_LINE = 100 * 1024
-"""Longest header line in bytes, curl's limit."""
+"""Maximum length of a header line in bytes, curl's limit."""
 MAX_HEADERS = 5_000
-"""Most header lines of one response, curl's limit."""
+"""Maximum number of header lines of one response, curl's limit."""
 MAX_HEAD = 300 * 1024
-"""Longest head (status line and header lines) in bytes, curl's limit."""
+"""Maximum length of a head (status line and header lines) in bytes, curl's limit."""
 
 _LIMITS = {"max_line_size": MAX_LINE, "max_field_size": MAX_LINE, "max_headers": MAX_HEADERS}
 _HEAD_END = re.compile(rb"\n\r*\n")

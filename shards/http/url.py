@@ -16,7 +16,7 @@ import idna
 from yarl import URL
 
 MAX_LENGTH = 64 * 1024
-"""Longest link in characters."""
+"""Maximum length of a link in characters."""
 
 _PLAIN = re.compile(r"(https?)://([!-.0-;=A-Z\[\]_a-z~]+)(/[A-Za-z0-9._~!$&'()*+,;=:@%/|?-]*)")
 """Links that can be sent as they are, if they have no dot segments either."""

@@ -42,7 +42,7 @@ _PARTS = (10, 9, 9, 9, 9, 9, 9)
 """Bits of the parts of a hash. If at most four bits differ, three of the seven parts are equal."""
 _EQUAL = 3
 _MAX_COMPARED = 200
-"""Most hashes with three equal parts that a hash is compared with."""
+"""Maximum number of hashes with three equal parts that a hash is compared with."""
 _ANGLES = np.outer(np.arange(_LOW), np.arange(_SIDE) + 0.5) * (np.pi / _SIDE)
 _TRANSFORM = np.cos(_ANGLES).astype(np.float32)
 _ONES = np.array([value.bit_count() for value in range(256)], np.uint8)

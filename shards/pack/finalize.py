@@ -20,7 +20,7 @@ from lavic.storage.paths import file_sizes
 from lavic.tracking.run_metadata import versions
 
 _MAX_REASONS = 3
-"""Most frequent reasons that are named for photos that were not requested."""
+"""Number of reasons, the most frequent ones, that are named for photos that were not requested."""
 
 
 class TooFewStored(LavicError):

@@ -1,7 +1,7 @@
 """Makes one shard from its plan: fetch, check, write in the order of the plan. The unit of work, restart and retry.
 
 Files appear in this order, each complete: tar, index, ledger, seal. A shard is complete when it has a seal; what a
-killed worker leaves is made again. Photos that an earlier run has stored are taken from its tar.
+killed worker leaves is rebuilt. Photos that an earlier run has stored are taken from its tar.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ class PlanSettings:
     split: str
     photos_per_shard: int
     photos: str
-    """Of an item: `first`, `all`, or their number from the first."""
+    """Photos of an item: `first`, `all`, or their number from the first."""
     image_size: ImageSize
     splits: Mapping[str, float] = field(default_factory=dict)
     """Share of the items by split; if empty, all items are in `split`."""
     text: Literal["auto", "catalogue", "title", "none"] = "catalogue"
     """Source of the txt members; `auto` becomes `catalogue` or `title`, see `Captions`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Of files with one link per row: name of each column by its content."""
+    """For files with one link per row: name of each column by its content."""
     duplicates: Literal["stored", "referenced"] = "stored"
     """How photos with the same bytes are stored."""
     limit: int | None = None

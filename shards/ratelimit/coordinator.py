@@ -25,7 +25,7 @@ _SILENT_S = 10.0
 _MAX_SITES = 10_000
 """Sites whose robots.txt is kept; beyond that the least recently used ones are fetched again when needed."""
 _LONGEST_WAIT_S = 10.0
-"""Longest time between two attempts to read a robots.txt that photos wait for."""
+"""Maximum time between two attempts to read a robots.txt that photos wait for."""
 _NETWORK: frozenset[Kind] = frozenset({"dns", "connect", "tls", "timeout"})
 
 

@@ -64,7 +64,7 @@ class Limits:
     backoff: float = 0.5
     """Seconds of the first pause; each further one without a success between is twice as long."""
     patience: float = 60.0
-    """Longest pause in seconds that photos wait for; in a longer one they fail at once. A host without a success for
+    """Maximum pause in seconds that photos wait for; in a longer one they fail at once. A host without a success for
     this time is given up too, except for a few photos of every shard."""
 
 

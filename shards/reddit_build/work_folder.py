@@ -1,4 +1,4 @@
-"""OUT/work: the results of the steps, so that the same command goes on where it was ended."""
+"""OUT/work: the results of the steps, so that the same command resumes where it was ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WorkFolder:
         self.digest = digest_of(plan)
         written = self.path / _PLAN
         if self.path.exists() and (not written.exists() or written.read_text("utf-8") != self.digest):
-            log.info("inputs or settings have changed: the steps start anew")
+            log.info("inputs or settings have changed: all steps run again")
             shutil.rmtree(self.path)
         for step in ("table", "reviews", "scan", "gather", "threads"):
             folder = self.path / step

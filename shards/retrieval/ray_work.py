@@ -109,7 +109,7 @@ def _map(values: Sequence[Any], stages: Sequence[Stage], chosen: RetrieveSetting
     try:
         for row in data.iter_rows():
             if row["error"]:
-                raise LavicError(f"{chosen.index}: {row['error']}; run the same command again to go on")
+                raise LavicError(f"{chosen.index}: {row['error']}; run the same command again to resume")
             yield pickle.loads(row["value"])
     except ray.exceptions.RayError as error:
-        raise LavicError(f"the job on Ray failed ({first_line(error)}); run the same command again to go on") from None
+        raise LavicError(f"the job on Ray failed ({first_line(error)}); run the same command again to resume") from None

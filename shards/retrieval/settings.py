@@ -29,7 +29,7 @@ class RetrieveSettings:
     items: tuple[str, ...] = ()
     """The catalogue: files, globs and URIs, as for `lavic crawl`. An existing index can be used without them."""
     conversations: tuple[str, ...] = Field(min_length=1)
-    """Conversation files in the released form: paths and URIs."""
+    """Conversation files in the LaViC format: paths and URIs."""
     out: Path
     """A file ending in .jsonl for one conversation file, or a folder."""
     index: Path
@@ -61,7 +61,7 @@ class RetrieveSettings:
     tokens: TokensSettings = TokensSettings()
     """Search by item tokens and titles, with a retriever of `lavic tune-retriever`; needs `store`."""
     max_characters: PositiveInt = 24_000
-    """Longest text that is sent to the server; its model may allow fewer tokens. A query keeps its last turn."""
+    """Maximum length of a text for the server; its model may allow fewer tokens. A query keeps its last turn."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the intervals."""
     draws: PositiveInt = 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fashion_catalogue.py"
+PIPELINE = SCRIPT.with_name("fashion.sh")
 VALID, TEST, TWINS = range(1, 12), range(12, 23), {59: 1, 60: 12, 11: 12}
 """Targets of validation and of test among 60 shirts in 13 colours, and the items whose photo is that of a target:
 the last of validation's own has one of test's."""
@@ -115,3 +117,15 @@ def test_strangers_are_all_held_out(catalogue: Path, sets: dict[str, set[str]]) 
         (target,) = row["gt_items"]
         assert set(row["candidates_st"]) <= sets["valid"] | sets["test"] and len(set(row["candidates_st"])) == 10
         assert [looks[id] for id in row["candidates_st"]].count(looks[target]) == 1
+
+
+@pytest.mark.parametrize("missing", ["DATA", "FASHION_CATALOG"])
+def test_the_pipeline_names_the_input_that_is_missing(tmp_path: Path, missing: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "styles.csv").touch()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FASHION_")}
+    data = [] if missing == "DATA" else [tmp_path]
+    done = subprocess.run(["bash", PIPELINE, *data], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
+    assert f"{missing} ''" in done.stderr

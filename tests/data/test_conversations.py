@@ -1,4 +1,4 @@
-"""Conversation files: the released form, and what is said about others."""
+"""Conversation files: the LaViC format, and what is said about others."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every command under every fault: its exit code, one line that says what is wrong, nothing half-written, and the
-result of an undisturbed run afterwards.
+"""The commands of `commands.py` under every fault: the exit code, one line that says what is wrong, nothing
+half-written, and the result of an undisturbed run afterwards.
 
 CI runs a part: each fault on one command of each group, so that each pair of a group and a fault is there. All of it:
 `make test-faults`, whose table is docs/faults.md.

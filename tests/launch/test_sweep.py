@@ -136,7 +136,7 @@ def test_cells_with_changed_settings_are_moved_and_run_again(
     capsys.readouterr()
     assert sweep("--tune.settings", "{loop: {lr: 0.5}}") == 0
     text = capsys.readouterr().out
-    assert "mugs-st-0 is made again" in text and "mugs/train.jsonl has changed" in text and "bags-st-0" not in text
+    assert "mugs-st-0 is rebuilt" in text and "mugs/train.jsonl has changed" in text and "bags-st-0" not in text
     tune, evaluation = arrays(cluster)[2:]
     assert tune["array"] == evaluation["array"] == "0" and evaluation["dependency"] == "aftercorr:3"
     assert (out / "stale" / "tune-mugs-st-0-1" / "result.json").is_file()
@@ -164,7 +164,7 @@ def test_a_new_item_store_runs_its_cells_again(cluster: Path, out: Path):
 def test_force_runs_completed_stages_again(cluster: Path, out: Path, capsys: pytest.CaptureFixture[str]):
     assert sweep() == 0
     assert sweep("--force", "tune") == 2
-    assert "tune of mugs-st-0 is waiting (1_0) and would be made again" in capsys.readouterr().err
+    assert "tune of mugs-st-0 is waiting (1_0) and would be rebuilt" in capsys.readouterr().err
     write_cell_results(out, "mugs-st-0", "bags-st-0")
     end_all_jobs(cluster)
     assert sweep("--force", "evaluate") == 0

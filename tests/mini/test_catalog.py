@@ -1,4 +1,4 @@
-"""The drawn catalogue: only the photos show the looks, in the file formats of the real data."""
+"""The synthetic catalogue: only the photos show the looks, in the file formats of the real data."""
 
 from __future__ import annotations
 

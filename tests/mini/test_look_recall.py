@@ -56,5 +56,5 @@ def test_chance_is_the_mean_of_random_lists_on_a_drawn_catalogue(tmp_path: Path)
 
 
 def test_a_folder_without_a_drawn_catalogue_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a drawn catalogue"):
+    with pytest.raises(DataError, match="not a synthetic catalogue"):
         read_looks(tmp_path)

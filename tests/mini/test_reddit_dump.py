@@ -1,4 +1,4 @@
-"""The drawn Reddit dump: `lavic reddit` restores the drawn conversations from it."""
+"""The synthetic Reddit dump: `lavic reddit` restores the synthetic conversations from it."""
 
 from __future__ import annotations
 

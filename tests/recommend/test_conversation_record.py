@@ -1,4 +1,4 @@
-"""What a server keeps of its conversations: whole rows in the released form, whoever writes at the same time."""
+"""What a server keeps of its conversations: whole rows in the LaViC format, whoever writes at the same time."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_results_hold_order_bias_and_groups(evaluated: Path) -> None:
     assert order["lavic"]["hit_rate"][0] == pytest.approx(results["hit_rate"]["lavic"]["value"])
     groups = results["groups"]["base_photos"]
     assert (groups["size"], groups["context"], groups["photo"]) == (5, 1024, 88)
-    assert "dealt out in turn" in groups["rule"]
+    assert "assigned round-robin to groups" in groups["rule"]
 
 
 def test_the_words_arm_uses_descriptions_of_the_shards(

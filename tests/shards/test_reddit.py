@@ -210,7 +210,7 @@ def test_an_empty_result_names_the_reasons(tmp_path: Path, capsys: pytest.Captur
     rows = [comment("a1", "s1", "t3_s1", f"mine: {dp(ITEMS[0])}", author="asker")]
     dumps = [write_dump(tmp_path / "c.zst", rows), write_dump(tmp_path / "s.zst", [submission("s1", "t")])]
     assert main(reddit_argv(folder, dumps, tmp_path / "out")) == 2
-    assert "1 by the asker" in capsys.readouterr().err
+    assert "1 by the original poster" in capsys.readouterr().err
     assert main(reddit_argv(folder, [tmp_path / "none.zst"], tmp_path / "out")) == 2
     assert "none.zst: no such dump" in capsys.readouterr().err
 

@@ -96,7 +96,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A drawn catalogue whose photos are served, and the pipeline run on it once."""
+    """A synthetic catalogue whose photos are served, and the pipeline run on it once."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "mini" / "images").mkdir(parents=True)
     with PhotoServer(folder / "mini" / "images") as server:

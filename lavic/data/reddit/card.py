@@ -16,7 +16,7 @@ _TERMS = (
     "Amazon Reviews 2023 is published without a licence.",
     "Posts that were deleted or removed by the second retrieval are left out. What was deleted after the dumps were "
     "made is still included: fetch newer dumps, or rebuild the set from its ids.",
-    "Share the ids, not the texts: `<split>.ids.jsonl` has no text, and `lavic reddit rebuild` makes the set again "
+    "Share the ids, not the texts: `<split>.ids.jsonl` has no text, and `lavic reddit rebuild` rebuilds the set "
     "from them and the dumps.",
 )
 _KNOWN = (

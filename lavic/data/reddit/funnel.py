@@ -38,7 +38,7 @@ COMMENTS = {
     "author_deleted": "by a deleted account",
     "bot": "by a bot, or by a moderator in that role",
     "quoted_links": "whose links are all in quotes",
-    "asker": "by the asker",
+    "asker": "by the original poster",
     "score": "with a low score",
     "in_context": "whose items the conversation has named already",
     "too_many_items": "with a list of items",

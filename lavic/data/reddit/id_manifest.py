@@ -1,4 +1,4 @@
-"""The ids of a set, by which it can be shared without its text and made again from dumps."""
+"""The ids of a set, by which it can be shared without its text and rebuilt from dumps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def manifest_path(folder: Path, split: str) -> Path:
 
 
 def row_line(row: Mapping[str, Any]) -> bytes:
-    """A row of the released form, as a line."""
+    """A row in the LaViC format, as a line."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def digest_of_row(line: bytes) -> str:
-    """16 hex digits for a row's line, which tell whether it was made again as it was."""
+    """16 hex digits for a row's line, which tell whether it was rebuilt unchanged."""
     return hashlib.blake2b(line, digest_size=8).hexdigest()
 
 

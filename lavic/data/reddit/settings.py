@@ -23,9 +23,9 @@ class LabelSettings:
     incomplete: Literal["drop", "keep"] = "drop"
     """Conversations with a turn that was deleted or is not in the dumps. keep: without that turn."""
     deleted_authors: Literal["drop", "keep"] = "drop"
-    """Comments by deleted accounts, which may be the asker's own."""
+    """Comments by deleted accounts, which may be the original poster's."""
     max_items: int = Field(default=20, ge=1, le=10_000)
-    """Most items of a comment; with more it is a list, not an answer."""
+    """Maximum number of items of a comment; with more it is a list, not an answer."""
 
 
 @settings

@@ -53,7 +53,7 @@ class Example:
 
     @property
     def row(self) -> dict[str, object]:
-        """The row of the released form."""
+        """The row in the LaViC format."""
         return {key: getattr(self, key) for key in ("context", "context_items", "gt", "gt_items")}
 
 
@@ -241,7 +241,7 @@ class Threads:
 
 
 def render_conversation(submission: Post, path: Sequence[Post], comment: Post) -> tuple[str, str] | None:
-    """The context in the released form and the comment's text; None where nothing is left of the context."""
+    """The context in the LaViC format and the comment's text; None where nothing is left of the context."""
     users = {post.author for post in (submission, *path, comment)} - {""}
     title, body = context_text(submission.title, users), context_text(submission.text, users)
     turns = [("submission", f"{title} {body}".strip())]

@@ -24,9 +24,9 @@ from lavic.recommend.ranking.request import Request
 from lavic.recommend.ranking.tournament import Tournament
 
 RULE = (
-    "A prompt's text may have the bundle's longest prompt; the rest of the context holds photos. A list of more "
-    "candidates than fit is dealt out in turn to groups; the best of each group, as many as fit into one last group, "
-    "meet there, and the others keep their probability relative to their group's winners."
+    "A prompt's text may be as long as the bundle's longest prompt; the rest of the context holds photos. If more "
+    "candidates are in a list than fit, they are assigned round-robin to groups; the top items of each group, as many "
+    "as fit, are re-ranked in a final group, and eliminated items keep their odds relative to their group's winners."
 )
 """How a list becomes groups."""
 
@@ -36,11 +36,11 @@ class GroupSize:
     """How many candidates fit into a prompt with all image tokens."""
 
     context: int
-    """Longest prompt, tokens."""
+    """Maximum length of a prompt, tokens."""
     text: int
-    """Of these, for conversation, titles and the words around them."""
+    """Tokens of these for conversation, titles and the words around them."""
     photo: int
-    """Most tokens of a photo."""
+    """Maximum number of tokens of a photo."""
     size: int
     """Candidates of a group."""
     rule: str = RULE

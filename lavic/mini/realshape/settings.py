@@ -26,4 +26,4 @@ class RealShapeSettings:
     """Mistral's SentencePiece model, vocabulary/mistral_common/data/tokenizer.model.v1 after `pip install --no-deps
     --target vocabulary mistral-common`. By default that of an installed mistral-common."""
     seed: Seed = 0
-    """Of the weights."""
+    """Seed of the weights."""

@@ -21,7 +21,7 @@ from lavic.model.loading import Backbone
 from lavic.model.visual_tokens import project
 
 TITLE_LENGTH = 128
-"""Longest title, tokens; a longer one is truncated."""
+"""Maximum length of a title, tokens; a longer one is truncated."""
 
 
 class FeatureExtractor:

@@ -56,7 +56,7 @@ class RetrieverInfo:
     folds: int
     """Number of folds."""
     max_length: int
-    """Longest conversation, tokens."""
+    """Maximum length of a conversation, tokens."""
     sha256: dict[str, str]
     """Of the other files."""
     format: int = FORMAT

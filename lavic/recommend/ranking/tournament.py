@@ -1,8 +1,8 @@
 """Ranking of a list that is longer than those a model was tuned on: in groups, then the winners of the groups.
 
-The list is dealt out in turn, like cards, to groups of at most the size that the model knows. Where the groups are few,
-the best of each, as many as fit into one last group, meet there. Where they are too many for that, the first of each
-group goes on, and the winners are dealt out again. Candidates that do not go on are placed by Luce's choice axiom (Luce
+The items are assigned round-robin to groups of at most the size that the model knows. If the groups are few, the top
+items of each, as many as fit, are re-ranked in one final group. If they are too many for that, the first of each group
+advances, and these winners are assigned to groups again. Eliminated candidates are placed by Luce's choice axiom (Luce
 1959): the ratio of two candidates' probabilities is taken to be the same in every list, so one that was half as
 probable as its group's winners is half as probable as they are in the end. The result is one distribution over the
 whole list. n candidates in groups of m take about n / (m - 1) prompts instead of one that is too long.
@@ -24,7 +24,7 @@ class _Group:
     logprobs: dict[str, float]
     """Candidate -> the model's log-probability, best first."""
     winners: tuple[str, ...]
-    """Those that went on; none of the last group."""
+    """Those that advanced; none of the last group."""
 
 
 class Tournament:
@@ -32,7 +32,7 @@ class Tournament:
 
     Args:
         ids: The candidates, without repeats.
-        size: Most candidates of a group.
+        size: Maximum number of candidates of a group.
     """
 
     def __init__(self, ids: Sequence[str], size: int) -> None:

@@ -29,7 +29,7 @@ POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'non
 """Of answers that are not pages; a page brings its own."""
 
 MAX_REQUESTS = 1024
-"""Most requests at a time, those included whose body is arriving; further ones are answered with 503."""
+"""Maximum number of requests at a time, including those whose body is arriving; further ones are answered with 503."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Host names of a server on loopback."""
 

@@ -140,7 +140,7 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
                 try:
                     _check(chosen)  # Ray would stop a replica before the new one fails to load
                 except LavicError as error:
-                    log.error("not taken up: %s; the server goes on with what it has", error)
+                    log.error("not taken up: %s; the server keeps what it has", error)
                     continue
                 generation += 1
                 _deploy(chosen, generation)

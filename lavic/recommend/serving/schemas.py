@@ -49,7 +49,7 @@ class RecommendRequest(_Request):
     candidates: list[str] | None = None
     """Item ids to rank; without them the whole catalogue is searched."""
     k: Count = 10
-    """Most items of the answer."""
+    """Maximum number of items of the answer."""
     exclude: list[str] = []
     """Item ids not to recommend, such as those that were disliked."""
 
@@ -82,7 +82,7 @@ class ChatRequest(_Request):
     candidates: list[str] | None = None
     """Item ids to rank, as in /v1/recommend."""
     k: Count = 10
-    """Most items of the answer."""
+    """Maximum number of items of the answer."""
     exclude: list[str] = []
     """Item ids not to recommend."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HEADER_SECONDS = 10.0
-"""Longest time in which the head of a request arrives."""
+"""Maximum time in which the head of a request arrives."""
 BACKLOG = 1024
 """Connections that wait in the kernel until they are accepted."""
 _OTHER_FILES = 0.25

@@ -103,7 +103,7 @@ class Service:
                     None, load_served, self.settings, self.current
                 )
             except Exception as error:
-                log.error("not taken up: %s; the server goes on with what it has", error)
+                log.error("not taken up: %s; the server keeps what it has", error)
                 self.metrics.reloads.labels("failed").inc()
                 return False
             self.current = loaded

@@ -77,15 +77,15 @@ class DistillDataset:
     """Of the base model."""
     _: KW_ONLY
     max_length: int
-    """Longest prompt and description, tokens, without the photo's."""
+    """Maximum length of prompt and description, tokens, without the photo's."""
     tokens: Literal["cls", "all"] = "cls"
     """What stands for the photo: the [CLS] of each view, or every patch token (for `TeacherTask`)."""
     teach: bool = False
     """Encode every prompt a second time, for the teacher."""
     nested: Sequence[int] = ()
-    """Show only the first n views of each photo, n drawn from these; empty: all."""
+    """Show only the first n views of each photo, n sampled from these; empty: all."""
     seed: int = 0
-    """Of that draw."""
+    """Seed of that choice."""
     order: ShuffleOrder | None = None
     """Of the samples, over all epochs; None reads them in the set's order."""
     table: InitVar[Path | None] = None

@@ -65,9 +65,9 @@ class ResourceEstimate:
     ranks: int
     batch: int
     micro_tokens: int
-    """Most tokens of a micro-step, on one rank."""
+    """Maximum number of tokens of a micro-step, on one rank."""
     photos: int
-    """Most photos of a micro-step in the vision tower, on one rank."""
+    """Maximum number of photos of a micro-step in the vision tower, on one rank."""
     micro_steps: int
     """Micro-steps of a step with typical samples."""
     flops: float

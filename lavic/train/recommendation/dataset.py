@@ -58,11 +58,11 @@ class TuneDataset:
     candidates: str
     """Which list, a key of the source such as `candidates_st`."""
     max_length: int
-    """Longest prompt with its target, tokens; a longer conversation is shortened."""
+    """Maximum length of a prompt with its target, tokens; a longer conversation is shortened."""
     tokens: Literal["items", "none"] = "items"
     """What follows a title: its item tokens, or nothing."""
     tokens_per_item: Sequence[int] = ()
-    """Show only the first n tokens of each item, n drawn from these for each list; empty: all."""
+    """Show only the first n tokens of each item, n sampled from these for each list; empty: all."""
     none_share: float = 0.0
     """Share of the lists that lack the target, and are answered with "none of these"; above 0 every list offers that
     answer."""

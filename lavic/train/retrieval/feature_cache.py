@@ -85,7 +85,7 @@ class FeatureCache:
                 parts.append(np.load(path, allow_pickle=False))
             except (OSError, ValueError, EOFError) as error:
                 path.unlink(missing_ok=True)
-                raise DataError(f"{path}: broken ({error}): run the same command again to make it anew") from None
+                raise DataError(f"{path}: broken ({error}): run the same command again to rebuild it") from None
         return torch.from_numpy(np.concatenate(parts))
 
     def _part(self, name: str, number: int) -> Path:

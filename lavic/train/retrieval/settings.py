@@ -19,10 +19,11 @@ class HeadSettings:
     hidden: NonNegativeInt = 512
     """Width of each projection's hidden layer; 0 makes it linear."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """On the features and the hidden layer, in training."""
+    """Dropout on the features and the hidden layer, in training."""
     folds: Annotated[int, Field(ge=0, le=64)] = 5
     """Further heads, each trained without one fold of the conversations: lists for training conversations are made by
-    the head that has not seen them. At least 2; 0 trains none, and the lists of training conversations are too good."""
+    the head that has not seen them. At least 2; 0 trains none, and the lists of training conversations are
+    optimistically biased."""
     epochs: PositiveFloat = 20.0
     """Passes over the training pairs."""
     batch_size: Annotated[int, Field(ge=2)] = 512
@@ -34,7 +35,7 @@ class HeadSettings:
     weight_decay: NonNegativeFloat = 0.01
     """Weight decay of AdamW."""
     temperature: PositiveFloat = 0.05
-    """Divides the inner products in the loss; learnt from there on."""
+    """Initial temperature, which divides the inner products in the loss and is learnt."""
     symmetric: bool = True
     """Also learn to find the conversation of an item; without it only the item of a conversation."""
     seed: Seed = 0

@@ -212,9 +212,9 @@ def test_force_runs_a_stage_and_its_dependents_unless_queued(cluster, capsys):
     assert (out / "stale" / "embed-1" / "manifest.json").is_file()
     assert submit("--force", "embed") == 2
     error = capsys.readouterr().err
-    assert "embed is waiting (job 10) and would be made again, since --force names it" in error
+    assert "embed is waiting (job 10) and would be rebuilt, since --force names it" in error
     assert submit("--force", "distill") == 2
-    assert "embed is waiting (job 10) and would be made again, since it reads distill" in capsys.readouterr().err
+    assert "embed is waiting (job 10) and would be rebuilt, since it reads distill" in capsys.readouterr().err
     assert len(jobs(cluster)) == 12 and (out / "runs" / "distill").is_dir()
 
 

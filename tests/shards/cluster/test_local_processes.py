@@ -111,7 +111,7 @@ def test_the_same_bytes_whatever_dies(tmp_path: Path, items: Path, server: Any) 
         kill(third.workers()[0])
     server.delay = 0.0
     assert third.end() == 0, log.read_text()
-    assert "its worker died (SIGKILL); another one makes it again" in log.read_text()
+    assert "its worker died (SIGKILL); another one rebuilds it" in log.read_text()
     assert whole(out) == whole(tmp_path / "undisturbed") and not leftovers(out)
 
 

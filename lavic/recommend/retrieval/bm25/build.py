@@ -31,9 +31,9 @@ class Bm25Settings:
     """Search by words."""
 
     k1: NonNegativeFloat = 1.5
-    """How fast a word counts less when it is repeated in an item's text."""
+    """BM25 k1 (term-frequency saturation)."""
     b: NonNegativeFloat = 0.75
-    """How much a long text counts less, from 0 to 1."""
+    """BM25 b (length normalization), from 0 to 1."""
     part_rows: PositiveInt = 1 << 20
     """Items of a part, which is searched at once; results do not depend on it."""
 

@@ -30,8 +30,8 @@ class DenseSettings:
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: a folder, or a name on Hugging Face."""
     max_tokens: PositiveInt | None = None
-    """Longest text, tokens; by default the model's own limit. An item's text is cut at its end; a query keeps its last
-    turn, then its first."""
+    """Maximum length of a text, tokens; by default the model's own limit. An item's text is cut at its end; a query
+    keeps its last turn, then its first."""
     batch_size: PositiveInt = 64
     """Texts of one forward pass."""
 

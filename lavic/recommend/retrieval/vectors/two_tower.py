@@ -41,8 +41,8 @@ class TokensSettings:
     """Run of `lavic tune-retriever`, or its bundle."""
     folds: bool = True
     """Keep the items' vectors of every head, so that lists for the retriever's own training conversations are made by
-    heads that have not seen them. Without it the vectors are smaller by the number of heads, and these lists are too
-    good: for an index that answers new conversations alone."""
+    heads that have not seen them. Without it the vectors are smaller by the number of heads, and these lists are
+    optimistically biased: for an index that answers new conversations alone."""
     tokens_per_batch: PositiveInt = 8192
     """Tokens of a forward pass of the base model, padding included."""
 
