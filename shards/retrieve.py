@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracker.start("retrieve", flatten(chosen))
         manifest = make_index(chosen, make)
         (chosen.folder / RESULTS).unlink(missing_ok=True)
-        results = search(chosen, inputs, run, tracker)
+        results = search(chosen, manifest, inputs, run, tracker)
         results["index"] = {
             "items": manifest.items,
             "catalogue": manifest.catalogue,

@@ -37,6 +37,7 @@ from lavic.launch.pipeline.settings import (
     named_paths,
     named_test,
     stage_settings,
+    stage_values,
 )
 
 _OPTIONAL = frozenset({"verify", "describe", *RETRIEVAL})
@@ -228,7 +229,7 @@ def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[
         with_lists = {file: layout.retrieval / f"{name}.jsonl" for file, name in zip(read, names, strict=True)}
         given = {key: with_lists[file] for key, file in given.items()}
         tests = [(name, with_lists[file]) for name, file in tests]
-        listed = {"candidates": pipeline.retrieve.settings.get("key", "candidates_fused")}
+        listed = {"candidates": stage_values("retrieve", pipeline.retrieve).get("key", "candidates_fused")}
     from_outside = () if listed else tuple(map(str, given.values()))
     yield Step(
         name="tune",

@@ -239,18 +239,22 @@ def _stage_with_absolute_paths(stage: Stage, settings: StageSettings) -> StageSe
 
 def named_paths(stage: Stage, settings: StageSettings) -> Iterator[tuple[Keys, Path]]:
     """The files and folders that a stage's settings or its yaml file name."""
-    args = [*(["--config", settings.config] if settings.config else []), *to_args(settings.settings)]
-    kind = command_module(stage).SETTINGS
-    try:
-        values = parse_values(kind, args, command=stage)
-    except LavicError:  # reported with the step's name when the step's settings are resolved
-        return
-    schema = Schema(kind, stage)
+    values = stage_values(stage, settings)
+    schema = Schema(command_module(stage).SETTINGS, stage)
     for keys, leaf in schema.leaves.items():
         value = value_at(values, keys)
         is_base_model = keys == BASE_MODEL and value != "mini" and Path(str(value)).expanduser().is_dir()
         if value and (leaf.type is Path or is_base_model) and value != schema.defaults.get(keys):
             yield keys, Path(value)
+
+
+def stage_values(stage: Stage, settings: StageSettings) -> dict[str, Any]:
+    """A stage's settings with those of its yaml file and the defaults; empty where they are not valid."""
+    args = [*(["--config", settings.config] if settings.config else []), *to_args(settings.settings)]
+    try:
+        return parse_values(command_module(stage).SETTINGS, args, command=stage)
+    except LavicError:  # reported with the step's name when the step's settings are resolved
+        return {}
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[Keys, str]) -> dict[str, Any]:

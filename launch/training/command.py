@@ -59,6 +59,7 @@ def _run_rank(stage_class: type[TrainingStage], settings: Any, world: Distribute
     with RunFolder(settings, command=stage.command, world=world, free=stage.input_keys) as folder:
         if folder.done and not folder.extended:
             if world.is_main:
+                folder.check_inputs({data.name: data.digest for data in stage.inputs()})
                 unused = f"; not used: {', '.join(folder.changed)}; to continue, raise --loop.steps"
                 print(f"{settings.out}: already complete, {settings.out / RESULT}{unused if folder.changed else ''}")
             return 0
@@ -175,7 +176,8 @@ def _finish(stage: TrainingStage, run: TrainingRun, **result: Any) -> None:
         tracker.tag({f"adapter.{kind}": digest for kind, digest in adapters.items() if digest})
         for name in ("config.yaml", "bundle", *stage.artifacts()):
             tracker.artifact(folder.folder / name)
-        folder.finish({"command": stage.command, **result, **stage.result()})
+        inputs = {data.name: data.digest for data in stage.inputs()}
+        folder.finish({"command": stage.command, **result, **stage.result()}, inputs)
         print(stage.completion_message(folder))
 
     write_on_rank_0(folder.folder / RESULT, write, run.world)

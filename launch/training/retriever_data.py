@@ -54,6 +54,16 @@ class RetrieverData:
             targets |= dict.fromkeys(id for id, _ in zip(sampled, range(others), strict=False))
         return cls(store, train, valid, list(targets))
 
+    def digests(self, settings: TuneRetrieverSettings) -> dict[str, str]:
+        """Digests of what it was read from, by name."""
+        from lavic.train.run_folder import digest_files
+
+        return {
+            "item store": digest_files([self.store.folder / "manifest.json"]),
+            "training set": digest_files([settings.train]),
+            "validation set": digest_files([settings.valid]),
+        }
+
 
 def _with_targets(rows: Sequence[Conversation], store: ItemStore, *, drop: bool, verbose: bool) -> list[Conversation]:
     """The conversations with a target, and of their targets those that the store holds.

@@ -16,7 +16,7 @@ from lavic.errors import DataError
 from lavic.launch.training.retriever_data import RetrieverData
 from lavic.storage.checksummed_json import digest_json
 from lavic.tracking.tracker import Tracker
-from lavic.train.run_folder import RESULT, RunFolder, digest_files, write_on_rank_0
+from lavic.train.run_folder import RESULT, RunFolder, write_on_rank_0
 
 if TYPE_CHECKING:
     from lavic.launch.tune_retriever import TuneRetrieverSettings
@@ -44,6 +44,7 @@ def run(settings: TuneRetrieverSettings, argv: Sequence[str] | None) -> int:
         with RunFolder(settings, command=COMMAND, world=world, free=_INPUT_KEYS) as folder:
             if folder.done:
                 if world.is_main:
+                    folder.check_inputs(data.digests(settings))
                     print(f"{settings.out}: already complete, {settings.out / RESULT}")
                 return 0
             with (
@@ -124,13 +125,12 @@ class RetrieverRun:
     def _identity(self, base: str, prompt_version: str, dtype: str) -> str:
         """Digest of what the features are made from; recorded with the run."""
         settings, data = self.settings, self.data
-        manifest = data.store.folder / "manifest.json"
-        digests = {"item store": digest_files([manifest])}
-        digests |= {name: digest_files([getattr(settings, name)]) for name in ("train", "valid")}
+        digests = data.digests(settings)
         if self.world.is_main:
+            manifest = data.store.folder / "manifest.json"
             self.tracker.dataset("item store", digests["item store"], settings.store, manifest=manifest)
-            for context, name in (("training", "train"), ("validation", "valid")):
-                self.tracker.dataset(f"{context} set", digests[name], getattr(settings, name), context=context)
+            for context, path in (("training", settings.train), ("validation", settings.valid)):
+                self.tracker.dataset(f"{context} set", digests[f"{context} set"], path, context=context)
         made_from = {
             **digests,
             "base": base,
@@ -187,6 +187,8 @@ class RetrieverRun:
                 pairs if fold == FINAL else pairs.without([other == fold for other in folds]),
                 seed=name,
                 validate=validate if fold == FINAL else None,
+                # as the final head, so that at the same step the learning rate is the same
+                total_steps=settings.head.total_steps(len(pairs)),
                 last_step=final.step if final else None,
             )
             if trained is None:
@@ -220,7 +222,7 @@ class RetrieverRun:
             self.tracker.artifact(self.folder.folder / name)
         recall = {f"recall_{cutoff}": value for cutoff, value in trained.recall.items()}
         result = {"command": COMMAND, "best_step": trained.step, "items": len(self.data.items), **recall}
-        self.folder.finish(result)
+        self.folder.finish(result, self.data.digests(settings))
         following = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--tokens.retriever", str(settings.out)])
         print(f"{bundle}: done, {_recall_text(trained)}; next: {following} --store {settings.store} ...")
 

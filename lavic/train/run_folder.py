@@ -149,10 +149,27 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the result: the run is complete."""
+    def check_inputs(self, digests: Mapping[str, str]) -> None:
+        """Compares the inputs with those of a complete run. On rank 0.
+
+        Raises:
+            ConfigError: One of them has another content.
+        """
+        recorded = json.loads((self.folder / RESULT).read_text("utf-8")).get("inputs", {})
+        if changed := [name for name, digest in digests.items() if recorded.get(name, digest) != digest]:
+            raise ConfigError(
+                f"--out {self.folder}: its run is complete, and its {changed[0]} was another one: use another folder"
+            )
+
+    def finish(self, result: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Writes the result: the run is complete.
+
+        Args:
+            result: Its fields.
+            inputs: Digests of the data by name, see `check_inputs`.
+        """
         if self._main:
-            atomic_write(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+            atomic_write(self.folder / RESULT, json.dumps({**result, "inputs": dict(inputs)}, indent=2) + "\n")
 
 
 def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedContext) -> None:

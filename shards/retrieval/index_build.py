@@ -9,7 +9,15 @@ from pathlib import Path
 from lavic.config import flatten
 from lavic.data.index.item_index import ItemIndex
 from lavic.errors import DataError, LavicError
-from lavic.recommend.retrieval.build import Make, add_methods, as_recorded, out_of_date, prepare_index
+from lavic.recommend.retrieval.build import (
+    Make,
+    add_methods,
+    as_recorded,
+    is_usable,
+    open_table,
+    out_of_date,
+    prepare_index,
+)
 from lavic.recommend.retrieval.catalog_rows import CatalogRows, files_state
 from lavic.recommend.retrieval.item_table import ItemTable
 from lavic.recommend.retrieval.manifest import FILE, PLACES, IndexManifest, identity
@@ -72,10 +80,11 @@ def _complete_index(chosen: RetrieveSettings) -> IndexManifest | None:
         (record := manifest.methods.get(builder.name)) is not None
         and identity(record.settings) == identity(as_recorded(builder.settings))
         and not out_of_date(record, builder)
+        and is_usable(chosen.index, record)
         and (record.kind == "bm25" or searches_as(record, chosen.approximate))
         for builder in builders(chosen)
     )
-    return manifest if same and made else None
+    return manifest if same and made and open_table(chosen.index, manifest) is not None else None
 
 
 def _record_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
@@ -88,7 +97,8 @@ def _record_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
     }
     if moved:
         with suppress(LavicError, OSError), lock_output_folder(chosen.index, timeout_s=0.0):
-            replace(manifest, methods={**manifest.methods, **moved}).write(chosen.index)
+            if IndexManifest.read(chosen.index) == manifest:  # another command may have added to it
+                replace(manifest, methods={**manifest.methods, **moved}).write(chosen.index)
 
 
 def _check_store(chosen: RetrieveSettings) -> None:

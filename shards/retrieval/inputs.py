@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavic.data.catalog import find_files
 from lavic.data.conversations import parse_conversations, set_names
 from lavic.data.schema import Conversation
 from lavic.data.sources.json_records import json_records
@@ -15,6 +17,7 @@ from lavic.errors import ConfigError
 from lavic.shards.retrieval.settings import RetrieveSettings
 from lavic.storage.paths import as_path, is_remote
 from lavic.storage.text_files import TextFile, decode_text, open_bytes
+from lavic.tracking.journal import JOURNAL_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,9 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
         raise ConfigError(
             "--conversations: two files have the same name, and their folders too: give each its own --out"
         )
+    _check_outs(chosen, outs)
     inputs = []
     for name, path, out in zip(names, paths, outs, strict=True):
-        source = as_path(path)
-        if out.exists() and not is_remote(source) and source.exists() and out.samefile(source):
-            raise ConfigError(f"--out {out}: is an input too: use another one")
         with open_bytes(path) as file:
             data = file.read()
         text = decode_text(data, path)
@@ -71,6 +72,21 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
             )
         )
     return inputs
+
+
+def _check_outs(chosen: RetrieveSettings, outs: Sequence[Path]) -> None:
+    """Refuses to write over an input, or over a file that the command keeps in OUT.
+
+    Raises:
+        ConfigError: One line.
+    """
+    sources = [as_path(path) for path in (*chosen.conversations, *find_files(chosen.items))]
+    present = [path for path in sources if not is_remote(path) and path.exists()]
+    for out in outs:
+        if out.exists() and any(out.samefile(path) for path in present):
+            raise ConfigError(f"--out {out}: is an input too: use another one")
+        if out.parent == chosen.folder and out.name == JOURNAL_FILE:
+            raise ConfigError(f"--out {out}: the command's own journal has this name: rename the conversation file")
 
 
 def _rows(text: str, path: str) -> list[dict[str, Any]]:

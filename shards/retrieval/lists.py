@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from lavic.config import flatten
+from lavic.data.conversations import file_stem
 from lavic.data.index.item_index import ItemIndex
 from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
 from lavic.recommend.retrieval.hits import method_weights
-from lavic.recommend.retrieval.recall import recall
+from lavic.recommend.retrieval.manifest import IndexManifest
+from lavic.recommend.retrieval.recall import CUTS, recall
 from lavic.shards.retrieval.inputs import Input
 from lavic.shards.retrieval.output import count_targets, falling, recall_table, write_conversations
 from lavic.shards.retrieval.search_work import Run, search_all
@@ -22,9 +24,11 @@ from lavic.tracking.tracker import Tracker
 FUSED = "fused"
 
 
-def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker: Tracker) -> dict[str, Any]:
+def search(
+    chosen: RetrieveSettings, manifest: IndexManifest, inputs: Sequence[Input], run: Run, tracker: Tracker
+) -> dict[str, Any]:
     """Writes the lists of all conversations; returns what becomes results.json."""
-    index = RetrievalIndex.open(chosen.index)
+    index = RetrievalIndex(chosen.index, manifest, methods=())
     store = ItemIndex.of_store(chosen.store) if chosen.store else None
     sets: dict[str, Any] = {}
     tables: dict[str, Any] = {}
@@ -37,17 +41,18 @@ def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker:
                 for conversation in file.conversations
             ]
             queries = [query_text(conversation) for conversation in file.conversations]
-            lists = search_all(chosen, queries, exclude, parts=chosen.index_parts, run=run, done=bar.update)
+            lists = search_all(chosen, manifest, queries, exclude, parts=chosen.index_parts, run=run, done=bar.update)
             final = _final(lists, chosen)
             write_conversations(file.out, file.rows, final, chosen.key)
             ranked = {**lists, **({FUSED: final} if len(lists) > 1 else {})}
             for name in {*get_args(MethodName), FUSED}.difference(ranked):  # of an earlier command
                 (chosen.folder / f"{file.name}.{name}.run").unlink(missing_ok=True)
+            # The ids that `lavic evaluate` gives the rows of the written file.
+            ids = [f"{file_stem(file.out)}-{conversation.row}" for conversation in file.conversations]
             for name, hits in ranked.items():
-                rows = zip(file.conversations, hits, strict=True)
                 write_run(
                     chosen.folder / f"{file.name}.{name}.run",
-                    ((conversation.id, list_.ids, falling(list_.scores)) for conversation, list_ in rows),
+                    ((id, list_.ids, falling(list_.scores)) for id, list_ in zip(ids, hits, strict=True)),
                     tag=f"lavic-{name}",
                 )
             targets = {id for conversation in file.conversations for id in conversation.targets}
@@ -57,6 +62,7 @@ def search(chosen: RetrieveSettings, inputs: Sequence[Input], run: Run, tracker:
                 draws=chosen.draws,
                 level=chosen.level,
                 seed=chosen.seed,
+                cuts=tuple(cut for cut in CUTS if cut <= chosen.k),
             )
             counts = count_targets(
                 file.conversations,

@@ -9,7 +9,7 @@ from typing import Any
 from lavic.errors import LavicError, first_line
 from lavic.recommend.retrieval.build import Make
 from lavic.recommend.retrieval.item_table import ItemTable
-from lavic.recommend.retrieval.manifest import MethodRecord
+from lavic.recommend.retrieval.manifest import IndexManifest, MethodRecord
 from lavic.recommend.retrieval.vectors.chunks import Chunk, make_chunk
 from lavic.recommend.retrieval.vectors.sentence_encoder import SentenceEncoder
 from lavic.recommend.retrieval.vectors.tokens_builder import TokenChunks
@@ -54,16 +54,18 @@ def embed_on_ray(chosen: RetrieveSettings) -> Make:
     return make
 
 
-def search_on_ray(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[BlockRows]:
+def search_on_ray(
+    chosen: RetrieveSettings, manifest: IndexManifest, blocks: Sequence[Block], parts: int
+) -> Iterator[BlockRows]:
     """Encodes and searches blocks on a Ray cluster; for `search_all`."""
-    encode: Stage = (Encoder, (chosen,), bool({"dense", "tokens"} & {*chosen.methods}))
+    encode: Stage = (Encoder, (chosen, manifest), bool({"dense", "tokens"} & {*chosen.methods}))
     if parts == 1:
-        yield from _map(blocks, [encode, (Searcher, (chosen, 0, 1), False)], chosen)
+        yield from _map(blocks, [encode, (Searcher, (chosen, manifest, 0, 1), False)], chosen)
         return
     # encoded once, and searched in one part of the index after the other: a worker maps one part alone
     encoded = list(_map(blocks, [encode], chosen))
     for number in range(parts):
-        yield from _map(encoded, [(Searcher, (chosen, number, parts), False)], chosen)
+        yield from _map(encoded, [(Searcher, (chosen, manifest, number, parts), False)], chosen)
 
 
 class _Actor:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lavic.recommend.retrieval import Hits, RetrievalIndex
 from lavic.recommend.retrieval.index import Rows, lengths
+from lavic.recommend.retrieval.manifest import IndexManifest
 from lavic.shards.retrieval.methods import encoder
 from lavic.shards.retrieval.settings import RetrieveSettings
 
@@ -39,8 +40,8 @@ BlockRows = tuple[int, dict[str, list[Rows]]]
 class Encoder:
     """Makes the vectors of blocks, in one process, which loads the methods' models."""
 
-    def __init__(self, chosen: RetrieveSettings) -> None:
-        self.index = RetrievalIndex.open(chosen.index)
+    def __init__(self, chosen: RetrieveSettings, manifest: IndexManifest) -> None:
+        self.index = RetrievalIndex(chosen.index, manifest, methods=chosen.methods)
         self._methods = [name for name in chosen.methods if self.index.manifest.methods[name].kind == "vectors"]
         for name in self._methods:
             self.index.set_encoder(name, encoder(name, chosen, self.index.manifest))
@@ -52,10 +53,10 @@ class Encoder:
 class Searcher:
     """Searches a part of an index for the queries of blocks."""
 
-    def __init__(self, chosen: RetrieveSettings, number: int, count: int) -> None:
+    def __init__(self, chosen: RetrieveSettings, manifest: IndexManifest, number: int, count: int) -> None:
         """Opens part `number` of `count` of the index."""
         self.settings = chosen
-        self.index = RetrievalIndex.open(chosen.index, shard=(number, count))
+        self.index = RetrievalIndex(chosen.index, manifest, (number, count), chosen.methods)
 
     def __call__(self, block: Block) -> BlockRows:
         return block.number, {
@@ -64,14 +65,16 @@ class Searcher:
         }
 
 
-Run = Callable[[RetrieveSettings, Sequence[Block], int], Iterable[BlockRows]]
+Run = Callable[[RetrieveSettings, IndexManifest, Sequence[Block], int], Iterable[BlockRows]]
 """Encodes and searches blocks in each part of an index, of so many; yields what each part found, in any order."""
 
 
-def run_here(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> Iterator[BlockRows]:
+def run_here(
+    chosen: RetrieveSettings, manifest: IndexManifest, blocks: Sequence[Block], parts: int
+) -> Iterator[BlockRows]:
     """Searches in this process."""
-    encode = Encoder(chosen)
-    searchers = [Searcher(chosen, number, parts) for number in range(parts)]
+    encode = Encoder(chosen, manifest)
+    searchers = [Searcher(chosen, manifest, number, parts) for number in range(parts)]
     for block in blocks:
         encoded = encode(block)
         for searcher in searchers:
@@ -80,6 +83,7 @@ def run_here(chosen: RetrieveSettings, blocks: Sequence[Block], parts: int) -> I
 
 def search_all(
     chosen: RetrieveSettings,
+    manifest: IndexManifest,
     queries: Sequence[str],
     exclude: Sequence[Collection[str]],
     *,
@@ -91,6 +95,7 @@ def search_all(
 
     Args:
         chosen: Of the search.
+        manifest: Of the index, the same for all workers: another command may extend the index meanwhile.
         queries: Texts.
         exclude: For each query, ids that its lists must not have.
         parts: Of the index, which are searched apart.
@@ -105,10 +110,10 @@ def search_all(
         Block(number=number, texts=tuple(queries[row] for row in rows), counts=tuple(counts[row] for row in rows))
         for number, rows in enumerate(rows_of)
     ]
-    index = RetrievalIndex.open(chosen.index)
+    index = RetrievalIndex(chosen.index, manifest, methods=())
     waiting: dict[int, list[dict[str, list[Rows]]]] = {}
     lists: dict[str, list[Hits]] = {name: [Hits()] * len(queries) for name in chosen.methods}
-    for number, rows_found in run(chosen, blocks, parts):
+    for number, rows_found in run(chosen, manifest, blocks, parts):
         waiting.setdefault(number, []).append(rows_found)
         if len(waiting[number]) < parts:
             continue

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
 
 from lavic.config import Seed, settings
 from lavic.distributed.ray_session import RaySettings
@@ -16,7 +16,7 @@ from lavic.recommend.retrieval.catalog_rows import TextSettings
 from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings
 from lavic.recommend.retrieval.vectors.sentence_encoder import DenseSettings
 from lavic.recommend.retrieval.vectors.two_tower import TokensSettings
-from lavic.shards.cluster.executor import Executor, uses_ray
+from lavic.shards.cluster.executor import Executor, check_executor, uses_ray
 from lavic.tracking.settings import TrackingSettings
 
 MethodName = Literal["bm25", "dense", "endpoint", "tokens"]
@@ -77,6 +77,17 @@ class RetrieveSettings:
     """The Ray cluster."""
     tracking: TrackingSettings = TrackingSettings()
     """Where the results are recorded besides OUT."""
+
+    @model_validator(mode="after")
+    def _used(self) -> RetrieveSettings:
+        check_executor(self.executor, self.ray)
+        if not self.items and (self.extend or self.text != TextSettings()):
+            name = "--extend" if self.extend else "--text.fields"
+            raise ValueError(f"{name} is about the items of a catalogue: name it with --items")
+        near = self.approximate
+        if near.index is None and near != ApproximateSettings():
+            raise ValueError("--approximate.recall, .k and .part-rows need --approximate.index")
+        return self
 
     @property
     def needs_gpu(self) -> bool:

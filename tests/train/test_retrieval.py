@@ -117,6 +117,13 @@ def test_the_head_with_the_best_recall_is_kept() -> None:
     assert torch.equal(retrained.head.item.layers[0].weight, trained.head.item.layers[0].weight)
 
 
+def test_a_diverged_head_is_refused() -> None:
+    features, pairs = features_with_shared_code(64, 3)
+    settings = HeadSettings(dim=8, hidden=0, epochs=4, batch_size=32, lr=1e30)
+    with pytest.raises(DataError, match=r"the loss is not finite after \d+ steps: lower --head\.lr"):
+        HeadTrainer(settings, features).train(pairs, validate=lambda head: {10: 1.0})
+
+
 def test_recall_counts_ties_by_half_and_skips_other_targets() -> None:
     head = TwoTowerHead(2, 2, dim=2)
     for side in (head.query, head.item):
@@ -176,9 +183,28 @@ def test_tune_retriever_completes_once(assets: Assets, run: Run) -> None:
     assert result["items"] == 24 and 0 < result["recall_10"] <= 1
     curve = [row for row in read_journal(run.folder / "metrics.jsonl") if "loss" in row]
     assert curve[-1]["loss"] < curve[0]["loss"] and "recall_10" in curve[0]
-    assert any("fold-2/loss" in row for row in read_journal(run.folder / "metrics.jsonl"))
+    rows = read_journal(run.folder / "metrics.jsonl")
+    assert any("fold-2/loss" in row for row in rows)
+    rates = {row["step"]: row["lr"] for row in curve}
+    assert [row["fold-2/lr"] for row in rows if row["step"] == result["best_step"] and "fold-2/lr" in row] == [
+        rates[result["best_step"]]
+    ], "the heads of folds follow the schedule of the final head"
     second_output = run_command(run.server, command_argv(assets, run.folder), run.folder.parent / "again")
     assert "already complete" in second_output
+
+
+def test_a_complete_run_of_other_conversations_is_refused(
+    assets: Assets, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = command_argv(assets, run.folder)
+    position = argv.index("--train") + 1
+    (tmp_path / "copied.jsonl").write_bytes(assets.rows.read_bytes())
+    argv[position] = str(tmp_path / "copied.jsonl")
+    assert main(argv) == 0, "the same content"
+    (tmp_path / "fewer.jsonl").write_text("".join(assets.rows.read_text().splitlines(keepends=True)[1:]))
+    argv[position] = str(tmp_path / "fewer.jsonl")
+    assert main(argv) == 2
+    assert "its training set was another one: use another folder" in capsys.readouterr().err
 
 
 def recall_at_1(retriever: Retriever, store: ItemStore, rows: list, folds: list[int]) -> float:

@@ -39,7 +39,7 @@ def test_settings_that_do_not_affect_weights_may_change(tmp_path: Path) -> None:
     assert not run.done
     write_first_checkpoint(run)
     run = open_run(out=out, data=Path("b"), nproc=2, loop=LoopSettings(num_workers=3, micro_batch=2, save_every=7))
-    run.finish({"steps": 3})
+    run.finish({"steps": 3}, {"training set": "a"})
     assert run.done
     run.close()
 
@@ -75,11 +75,19 @@ def test_learning_rate_and_steps_may_change(tmp_path: Path) -> None:
     run.close()
 
 
+def test_a_complete_run_of_other_data_is_refused(tmp_path: Path) -> None:
+    run = open_run(out=tmp_path / "run")
+    run.finish({"steps": 3}, {"training set": "a", "validation set": "b"})
+    run.check_inputs({"training set": "a", "validation set": "b", "item store": "of a later version"})
+    with pytest.raises(ConfigError, match="its run is complete, and its validation set was another one"):
+        run.check_inputs({"training set": "a", "validation set": "c"})
+
+
 def test_a_complete_run_continues_only_with_more_steps(tmp_path: Path) -> None:
     out = tmp_path / "run"
     write_first_checkpoint(open_run(out=out))
     run = open_run(out=out)
-    run.finish({"steps": 3})
+    run.finish({"steps": 3}, {"training set": "a"})
     run.close()
     run = open_run(out=out, loop=LoopSettings(lr=0.5))
     assert run.done and not run.extended

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from lavic.errors import ConfigError, DataError
-from lavic.recommend.retrieval.item_table import ItemTable, Row, write_item_table
+from lavic.recommend.retrieval.bm25.build import KIND as BM25_KIND
+from lavic.recommend.retrieval.bm25.build import VOCABULARY
+from lavic.recommend.retrieval.item_table import ItemTable, Row, is_readable, write_item_table
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest, MethodRecord, identity
-from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, with_approximate
+from lavic.recommend.retrieval.vectors.approximate import ApproximateSettings, approximate_is_whole, with_approximate
 from lavic.recommend.retrieval.vectors.chunks import (
     CHUNK_ROWS,
     Chunk,
@@ -27,6 +29,7 @@ from lavic.recommend.retrieval.vectors.chunks import (
     plan_chunks,
     vectors_record,
 )
+from lavic.recommend.retrieval.vectors.chunks import KIND as VECTORS_KIND
 from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
 
@@ -168,20 +171,28 @@ def prepare_index(
         return manifest, None
     if before.text != text:
         raise DataError(f"{folder}: the index has other texts ({before.text}, now {dict(text)}): use another --index")
-    if files and before.catalogue_files == files:
+    old = open_table(folder, before)
+    if old is not None and files and before.catalogue_files == files:
         return before, None
-    old = ItemTable(folder / before.table, before.catalogue)
     table, read = write_item_table(folder, rows(), old=old if extend else None)
     counted = {**read, **counts()}
     if table.digest == before.catalogue:
-        if table.path.name != before.table:
-            table.path.unlink()
         manifest = replace(before, catalogue_files=dict(files or {}), counts=counted)
+        if table.path.name != before.table:  # the same items in another order
+            if old is not None:
+                table.path.unlink()
+            else:
+                manifest = replace(manifest, table=table.path.name, methods={})
         manifest.write(folder)
         return manifest, None
-    if not extend:
+    if not extend or old is None:
         with suppress(OSError):
             table.path.unlink()
+        if old is None:
+            raise DataError(
+                f"{folder / before.table}: missing or damaged, and the catalogue is another one now: make the index in "
+                "another folder"
+            )
         raise DataError(
             f"{folder}: the index is of another catalogue ({before.items:,} items, now {len(table):,}, or other texts)"
             ": --extend adds new items to it; else use another --index"
@@ -214,7 +225,7 @@ def add_methods(
         manifest: By `prepare_index`.
         builders: Of the methods that are wanted.
         before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
-        approximate: How to search among vectors; None leaves that as it is.
+        approximate: How to search among vectors; None, or one that names no index, leaves that as it is.
         others: Of the methods that a growing index has besides; they are searched as before.
 
     Raises:
@@ -231,11 +242,13 @@ def add_methods(
             if record is not None and (changed := _changed(record.settings, builder.settings)):
                 raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
         standing = manifest.methods.get(name)
-        if standing is None or out_of_date(standing, builder):
+        if standing is None or out_of_date(standing, builder) or not is_whole(folder, standing):
             record = builder.build(folder, table, standing or smaller)
         else:
             record = standing
-        near = approximate if name in wanted else _approximate_settings(smaller)
+        near = _approximate_settings(standing or smaller)
+        if name in wanted and approximate is not None and approximate.index is not None:
+            near = approximate
         if near is not None and record.kind == "vectors":
             record = with_approximate(folder, record, near, table.rank)
         if record == standing:
@@ -245,8 +258,30 @@ def add_methods(
             manifest.write(folder)
     if before is not None:
         manifest.write(folder)
-    remove_left(folder, manifest)
+    remove_left(folder, manifest, chosen)
     return manifest
+
+
+def open_table(folder: Path, manifest: IndexManifest) -> ItemTable | None:
+    """The items of an index; None where their file is missing or damaged."""
+    try:
+        return ItemTable(folder / manifest.table, manifest.catalogue)
+    except DataError:
+        return None
+
+
+def is_whole(folder: Path, record: MethodRecord) -> bool:
+    """Whether all files of a method are there and whole, but for those of approximate search."""
+    for file in record.files:
+        kind = VECTORS_KIND if record.kind == "vectors" else BM25_KIND if file.rows_from_items else VOCABULARY
+        if not is_readable(folder / file.name, kind, file.source):
+            return False
+    return True
+
+
+def is_usable(folder: Path, record: MethodRecord) -> bool:
+    """Whether a method can be searched: all its files are there and whole."""
+    return is_whole(folder, record) and approximate_is_whole(folder, record)
 
 
 def out_of_date(record: MethodRecord, builder: MethodBuilder) -> bool:
@@ -259,11 +294,15 @@ def _approximate_settings(record: MethodRecord | None) -> ApproximateSettings | 
     return ApproximateSettings(**record.approximate["settings"]) if record is not None and record.approximate else None
 
 
-def remove_left(folder: Path, manifest: IndexManifest) -> None:
-    """Removes files of earlier builds that the manifest does not name."""
+def remove_left(folder: Path, manifest: IndexManifest, methods: Iterable[str]) -> None:
+    """Removes files that the manifest does not name: of the items, and of methods that have been made.
+
+    Those of other methods may be the part of a build that was stopped and will be continued.
+    """
     names = manifest.file_names()
+    prefixes = ("items-", *(f"{name}-" for name in methods))
     for path in folder.glob("[!.]*"):
-        if path.suffix in FILE_TYPES and path.name not in names:
+        if path.suffix in FILE_TYPES and path.name not in names and path.name.startswith(prefixes):
             path.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lavic.errors import ChangedFileError, ConfigError
+from lavic.errors import ChangedFileError, ConfigError, DataError
 from lavic.recommend.retrieval.bm25.search import Bm25Search
 from lavic.recommend.retrieval.hits import Hits
 from lavic.recommend.retrieval.item_table import ItemTable
@@ -36,20 +36,32 @@ class RetrievalIndex:
     Files are mapped: they are in memory once, however many processes search, and little of them in each. Pickled it is
     its folder.
 
+    Args:
+        methods: Opens the files of these methods alone; by default of all.
+
     Attributes:
         folder: The index.
         shard: Which part of its items is searched.
         manifest: What it holds.
+        methods: The methods that can be searched.
         table: Its items.
     """
 
-    def __init__(self, folder: Path, manifest: IndexManifest, shard: Shard = (0, 1)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: IndexManifest,
+        shard: Shard = (0, 1),
+        methods: Sequence[str] | None = None,
+    ) -> None:
         self.folder, self.manifest, self.shard = folder, manifest, shard
+        self.methods = tuple(name for name in manifest.methods if methods is None or name in methods)
         self.table = ItemTable(folder / manifest.table, manifest.catalogue)
         self._encoders: dict[str, TextEncoder] = {}
         self._bm25: dict[str, Bm25Search] = {}
         self._vectors: dict[str, VectorSearch] = {}
-        for name, record in manifest.methods.items():
+        for name in self.methods:
+            record = manifest.methods[name]
             if record.kind == "bm25":
                 self._bm25[name] = Bm25Search(folder, record, self.table.rank, shard)
             else:
@@ -78,18 +90,13 @@ class RetrievalIndex:
         return cls(Path(folder), IndexManifest.read(Path(folder)), shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RetrievalIndex, (self.folder, self.manifest, self.shard)
+        return RetrievalIndex, (self.folder, self.manifest, self.shard, self.methods)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __contains__(self, id: str) -> bool:
         return self.table.row_of(id) is not None
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that it has been made for."""
-        return tuple(self.manifest.methods)
 
     @property
     def text_methods(self) -> tuple[str, ...]:
@@ -239,6 +246,7 @@ class RetrievalIndex:
 
         Raises:
             ConfigError: The index has no such method, it takes no text, or a text stands in place of a list.
+            DataError: Its model gives vectors of another width.
         """
         if isinstance(queries, str):
             raise ConfigError("queries are a list of texts, also where there is one")
@@ -246,7 +254,13 @@ class RetrievalIndex:
         self.load_encoder(method)
         vectors = np.zeros((len(queries), width), np.float32)
         if filled := [row for row, query in enumerate(queries) if plain(query).strip()]:
-            vectors[filled] = self._encoders[method].queries([queries[row] for row in filled])
+            encoded = np.asarray(self._encoders[method].queries([queries[row] for row in filled]))
+            if encoded.shape != (len(filled), width):
+                raise DataError(
+                    f"{self.folder}: the model of `{method}` gives vectors of shape {encoded.shape} for {len(filled)} "
+                    f"queries, and the index has vectors of {width} numbers: use the model that the index was made with"
+                )
+            vectors[filled] = encoded
         return vectors
 
     def load_encoder(self, method: str) -> None:

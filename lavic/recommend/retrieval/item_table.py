@@ -94,6 +94,10 @@ class ItemTable:
         """Hashes of id and text of some rows: uint64 [end - start, 2]."""
         return self._hashes[start:end]
 
+    def order_digest(self) -> str:
+        """Digest of ids and texts in the order of the rows, which every file about rows depends on."""
+        return _order_digest(self._hashes)
+
     def rows(self, start: int = 0) -> Iterator[Row]:
         """The items from a row on."""
         for first in range(start, len(self), _AT_ONCE):
@@ -168,7 +172,8 @@ def write_item_table(
             fixed.append(all_ids.view("u1").reshape(len(all_ids), -1))
         digest = _digest(hashes.mapped())
         counts = {"rows": len(read), "repeated": len(read) - int(fresh.sum()) - (len(old) if old else 0)}
-        path = folder / f"items-{digest[:16]}.safetensors"
+        # Named by the order too: a catalogue in another order must not replace the table that other files are about.
+        path = folder / f"items-{_order_digest(hashes.mapped())[:16]}.safetensors"
         with atomic_open(path) as file:
             writer.put_together(file, {"kind": KIND, "source": digest})
     table = ItemTable(path, digest)
@@ -184,10 +189,19 @@ def open_array_file(path: Path, kind: str, source: str) -> ArrayFile:
     try:
         return ArrayFile(path, kind=kind, source=source)
     except FileNotFoundError:
-        raise DataError(f"{path}: missing: run the same `lavic retrieve` again to make it") from None
+        raise DataError(f"{path}: missing: `lavic retrieve` with --items makes it again") from None
     except (ArrayFileError, OSError) as error:
         words = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path}: {words}: remove this file and run the same `lavic retrieve` again") from None
+        raise DataError(f"{path}: {words}: `lavic retrieve` with --items makes it again") from None
+
+
+def is_readable(path: Path, kind: str, source: str) -> bool:
+    """Whether a file of an index is there and whole."""
+    try:
+        ArrayFile(path, kind=kind, source=source)
+    except (ArrayFileError, OSError):
+        return False
+    return True
 
 
 class _Scratch:
@@ -282,6 +296,11 @@ def _ranks(ids: np.ndarray) -> np.ndarray:
     ranks = np.empty(len(ids), "<i4")
     ranks[np.argsort(ids, kind="stable")] = np.arange(len(ids))
     return ranks
+
+
+def _order_digest(hashes: np.ndarray) -> str:
+    """The digest of all rows in their order."""
+    return hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()
 
 
 def _digest(hashes: np.ndarray) -> str:

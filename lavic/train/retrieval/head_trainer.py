@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from lavic.errors import DataError
 from lavic.model.two_tower.head import TwoTowerHead
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
@@ -72,6 +73,7 @@ class HeadTrainer:
         *,
         seed: str = "",
         validate: Callable[[TwoTowerHead], dict[int, float]] | None = None,
+        total_steps: int | None = None,
         last_step: int | None = None,
     ) -> TrainedHead | None:
         """Trains one head.
@@ -80,13 +82,17 @@ class HeadTrainer:
             pairs: To learn.
             seed: Added to the settings' seed, so that the heads of a run differ.
             validate: Recall of a head by cutoff, measured after each epoch; the best one by recall@10 is kept.
+            total_steps: Of the schedule of the learning rate; by default those of the settings' epochs.
             last_step: Stop there and keep that head, for one that is not validated.
 
         Returns:
             The head, on the CPU; None after a request to stop.
+
+        Raises:
+            DataError: The loss is not finite.
         """
         settings = self.settings
-        total = settings.total_steps(len(pairs))
+        total = total_steps or settings.total_steps(len(pairs))
         epoch_steps = max(1, -(-len(pairs) // settings.batch_size))
         best: TrainedHead | None = None
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -111,6 +117,8 @@ class HeadTrainer:
                     return None
                 if step % epoch_steps and step != (last_step or total):
                     continue
+                if not torch.isfinite(sum_of_losses):
+                    raise DataError(f"the loss is not finite after {step} steps: lower --head.lr ({settings.lr:g})")
                 numbers = {"loss": float(sum_of_losses) / losses, "lr": settings.learning_rate(step, total)}
                 sum_of_losses, losses = torch.zeros((), device=self.device), 0
                 recall = validate(head.eval()) if validate else {}

@@ -51,6 +51,25 @@ def test_recall_matches_the_manifest(tmp_path, name, part_rows):
         assert all(scores.get((n, id), s) == s for id, s in zip(hits.ids, hits.scores, strict=True)), "exact scores"
 
 
+@pytest.mark.parametrize("k", [100, 500, 2900])
+def test_lists_longer_than_those_that_were_measured_are_full(tmp_path, k):
+    index = make_index(tmp_path, ApproximateSettings(index="auto", k=20))
+    queries = clustered_vectors(50, 5)
+    exact = index.search_vectors("meaning", queries, k, exact=True)
+    approximate_hits = index.search_vectors("meaning", queries, k)
+    assert [len(hits) for hits in approximate_hits] == [k] * 50
+    shared = sum(len(set(a.ids) & set(b.ids)) for a, b in zip(exact, approximate_hits, strict=True))
+    assert shared / (50 * k) >= 0.9
+
+
+def test_a_list_does_not_depend_on_the_other_queries(tmp_path):
+    index = make_index(tmp_path, ApproximateSettings(index="auto", k=10, recall=0.5))
+    queries = clustered_vectors(3, 5)
+    together = index.search_rows("meaning", queries, [8, 60, 14])
+    alone = [index.search_rows("meaning", queries[n : n + 1], [k])[0] for n, k in enumerate((8, 60, 14))]
+    assert [rows.tolist() for rows, _ in together] == [rows.tolist() for rows, _ in alone]
+
+
 def test_a_few_items_are_all_found_once(tmp_path):
     index = make_index(tmp_path, ApproximateSettings(index="auto"), count=3)
     (hits,) = index.search_vectors("meaning", clustered_vectors(1, 1), 10)
@@ -66,6 +85,19 @@ def test_items_without_a_vector_are_not_proposed(tmp_path):
     assert hits.ids == sorted(row.id for row in rows if row.text)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_shards_of_items_without_a_vector_equal_the_index(tmp_path, parts):
+    rows = [Row(f"B{n:02d}", f"{n}" if n % 2 else "") for n in range(12)]
+    manifest, _ = prepare_index(tmp_path, lambda: rows, text={})
+    vectors = np.random.default_rng(0).normal(size=(12, 8))
+    builder = VectorBuilder("meaning", {}, lambda: lambda texts: vectors[[int(t) for t in texts]], chunk_rows=5)
+    add_methods(tmp_path, manifest, [builder], approximate=ApproximateSettings(index="IVF1,Flat"))
+    shards = [RetrievalIndex.open(tmp_path, shard=(n, parts)) for n in range(parts)]
+    (merged,) = zip(*(shard.search_rows("meaning", vectors[:1], [8]) for shard in shards), strict=True)
+    (hits,) = shards[0].hits([shards[0].merge(merged, 8)], 8)
+    assert sorted(hits.ids) == [f"B{n:02d}" for n in range(1, 12, 2)]
+
+
 def test_merged_shards_equal_the_index(tmp_path):
     index = make_index(tmp_path, ApproximateSettings(index="auto", k=20, part_rows=700))
     queries = clustered_vectors(5, 2)
@@ -77,11 +109,12 @@ def test_merged_shards_equal_the_index(tmp_path):
 def test_the_approximate_index_changes_without_new_vectors(tmp_path):
     make_index(tmp_path, ApproximateSettings())
     vectors = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("meaning-0*")}
-    for name in ("IVF8,Flat", "auto", None):
+    for name in ("IVF8,Flat", "auto", None, "exact"):
         index = make_index(tmp_path, ApproximateSettings(index=name, k=10))
-        assert len(list(tmp_path.glob("*.faiss"))) == (name is not None)
+        assert len(list(tmp_path.glob("*.faiss"))) == (name != "exact")
         assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("meaning-0*")} == vectors
-        assert (index.manifest.methods["meaning"].approximate is None) == (name is None)
+        approximate = index.manifest.methods["meaning"].approximate
+        assert (approximate and approximate["settings"]["index"]) == {None: "auto", "exact": None}.get(name, name)
 
 
 def test_invalid_settings_and_damaged_files_are_refused(tmp_path):
@@ -95,3 +128,5 @@ def test_invalid_settings_and_damaged_files_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="missing"):
         RetrievalIndex.open(tmp_path / "index")
+    make_index(tmp_path / "index", ApproximateSettings())
+    assert path.is_file(), "made again"

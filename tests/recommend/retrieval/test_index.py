@@ -184,10 +184,44 @@ def test_the_first_row_of_an_id_is_used(tmp_path):
     assert not index.search(["lamp"], 3, methods=["bm25"])["bm25"][0].ids
 
 
+def test_a_catalogue_in_another_order_is_the_same_catalogue(tmp_path):
+    rows = random_rows(300)
+    before = search_all(make_index(tmp_path, rows, chunk_rows=100))
+    files = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert search_all(make_index(tmp_path, rows[::-1], chunk_rows=100)) == before
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == files
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut short"])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+    rows = random_rows(300)
+    index = make_index(tmp_path, rows, chunk_rows=100)
+    before, names = search_all(index), index.manifest.file_names()
+    for name in sorted(names - {"manifest.json"}):
+        if damage == "removed":
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-10])
+        index = make_index(tmp_path, rows, chunk_rows=100)
+        assert search_all(index) == before, name
+        assert index.manifest.file_names() == {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_lost_table_is_made_again_from_a_catalogue_in_another_order(tmp_path):
+    rows = random_rows(300)
+    index = make_index(tmp_path, rows, chunk_rows=100)
+    before = search_all(index)
+    (tmp_path / index.manifest.table).unlink()
+    with pytest.raises(DataError, match="missing or damaged, and the catalogue is another one now"):
+        make_index(tmp_path, rows[1:], chunk_rows=100)
+    index = make_index(tmp_path, rows[::-1], chunk_rows=100)
+    assert search_all(index) == before
+    assert index.manifest.file_names() == {path.name for path in tmp_path.iterdir()}
+
+
 def test_another_catalogue_is_refused(tmp_path):
     rows = random_rows(20)
     make_index(tmp_path / "index", rows)
-    make_index(tmp_path / "index", rows[::-1])  # the same rows in another order
     before = sorted(path.name for path in (tmp_path / "index").iterdir())
     with pytest.raises(DataError, match="another catalogue \\(20 items, now 19"):
         make_index(tmp_path / "index", rows[1:])
@@ -233,6 +267,59 @@ def test_extending_embeds_only_new_items(tmp_path):
     ]
     add_methods(tmp_path / "index", manifest, methods, before)
     assert set(embedded) == {row.text for row in rows[150:]}
+
+
+def test_vectors_of_another_width_are_refused(tmp_path):
+    def wide(texts):
+        return np.ones((len(texts), 77))
+
+    rows = random_rows(50)
+    make_index(tmp_path, rows[:30])
+    before = {path.name for path in tmp_path.iterdir()}
+    manifest, smaller = prepare_index(tmp_path, lambda: rows, text=TEXT, extend=True)
+    methods = [Bm25Builder(Bm25Settings()), VectorBuilder("meaning", {"model": "test"}, lambda: wide)]
+    with pytest.raises(DataError, match="vectors of 77 numbers, and the index has vectors of"):
+        add_methods(tmp_path, manifest, methods, smaller)
+    index = RetrievalIndex.open(tmp_path)
+    assert len(index) == 30 and index.manifest.file_names() == before
+
+    class Wide:
+        queries = staticmethod(wide)
+
+    index.set_encoder("meaning", Wide())
+    with pytest.raises(DataError, match="use the model that the index was made with"):
+        index.search(["lamp"], 3, methods=["meaning"])
+
+
+def test_another_method_keeps_the_files_of_a_stopped_build(tmp_path):
+    def stop(texts):
+        if embedded:
+            raise KeyboardInterrupt
+        embedded.extend(texts)
+        return embed(texts)
+
+    embedded: list[str] = []
+    rows = random_rows(100)
+    manifest, _ = prepare_index(tmp_path, lambda: rows, text=TEXT)
+    with pytest.raises(KeyboardInterrupt):
+        add_methods(tmp_path, manifest, [VectorBuilder("meaning", {}, lambda: stop, chunk_rows=60)])
+    chunks = {path.name for path in tmp_path.glob("meaning-*")}
+    manifest = add_methods(tmp_path, manifest, [Bm25Builder(Bm25Settings())])
+    assert {path.name for path in tmp_path.glob("meaning-*")} == chunks != set()
+    again: list[str] = []
+    builder = VectorBuilder("meaning", {}, lambda: lambda texts: again.extend(texts) or embed(texts), chunk_rows=60)
+    manifest = add_methods(tmp_path, manifest, [builder])
+    assert len(again) <= 40
+    assert manifest.file_names() == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_damaged_file_of_another_method_is_not_needed(tmp_path):
+    index = make_index(tmp_path, random_rows(30))
+    (file,) = index.manifest.methods["meaning"].files
+    (tmp_path / file.name).unlink()
+    index = RetrievalIndex(tmp_path, index.manifest, methods=["bm25"])
+    assert index.methods == ("bm25",)
+    assert index.search(["lamp"], 3).keys() == {"bm25"}
 
 
 def test_a_damaged_index_is_refused_in_one_line(tmp_path):

@@ -26,6 +26,61 @@ def test_a_repeated_command_only_reads_the_index(tmp_path, argv, monkeypatch):
     assert (tmp_path / "lists.jsonl").read_bytes() == first
 
 
+def test_a_catalogue_in_another_order_gives_the_same_lists(tmp_path, argv):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*argv, *out]) == 0
+    first = (tmp_path / "lists.jsonl").read_bytes()
+    items = tmp_path / "meta.jsonl"
+    items.write_text("".join(items.read_text("utf-8").splitlines(keepends=True)[::-1]), "utf-8")
+    assert main([*argv, *out]) == 0
+    assert (tmp_path / "lists.jsonl").read_bytes() == first
+
+
+def test_a_missing_file_is_made_again(tmp_path, argv, capsys):
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200"]
+    assert main([*argv, *out]) == 0
+    first = (tmp_path / "lists.jsonl").read_bytes()
+    for name in sorted(RetrievalIndex.open(tmp_path / "index").manifest.file_names() - {"manifest.json"}):
+        (tmp_path / "index" / name).unlink()
+        capsys.readouterr()
+        without_items = [word for word in argv if word not in ("--items", f"{tmp_path / 'meta.jsonl'}")]
+        if name.startswith("items"):
+            assert main([*without_items, *out]) == 2
+            assert "missing: `lavic retrieve` with --items makes it again" in capsys.readouterr().err
+        assert main([*argv, *out]) == 0
+        assert (tmp_path / "lists.jsonl").read_bytes() == first
+
+
+def test_approximate_search_stays_until_another_is_named(tmp_path, argv):
+    def approximate():
+        record = RetrievalIndex.open(tmp_path / "index").manifest.methods["endpoint"].approximate
+        return record and record["settings"]["index"]
+
+    out = ["--out", f"{tmp_path / 'lists.jsonl'}", "--draws", "200", "--methods", "endpoint"]
+    with openai_server() as server:
+        out += ["--endpoint.url", server.url, "--endpoint.model", "m"]
+        for option, expected in ((["Flat"], "Flat"), ([], "Flat"), (["exact"], None), ([], None)):
+            words = ["--approximate.index", *option] if option else []
+            assert main([*argv, *out, *words]) == 0
+            assert approximate() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--extend"], "--extend is about the items of a catalogue"),
+        (["--text.fields", "title", "features"], "--text.fields is about the items of a catalogue"),
+        (["--approximate.recall", "0.99"], "need --approximate.index"),
+        (["--executor", "local", "--ray.address", "nowhere:1"], "--executor local does not use Ray"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(tmp_path, argv, capsys, options, message):
+    without_items = [word for word in argv if word not in ("--items", f"{tmp_path / 'meta.jsonl'}")]
+    assert main([*without_items, "--out", f"{tmp_path / 'lists.jsonl'}", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

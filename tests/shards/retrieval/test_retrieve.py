@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lavic.cli import main
+from lavic.data.conversations import read_conversations
 from lavic.distributed.ray_session import RaySettings, ray_session
 from tests.endpoint.openai_server import openai_server
 from tests.shards.retrieval.retrieval_files import (
@@ -39,9 +40,10 @@ def test_lists_are_added_to_the_rows(tmp_path, argv, capsys):
     assert "recall@10" in capsys.readouterr().out
 
 
-def test_a_trec_run_has_falling_scores_and_the_same_items(tmp_path, argv):
+def test_a_trec_run_has_falling_scores_and_the_items_and_ids_of_the_written_rows(tmp_path, argv):
     assert main([*argv, "--out", f"{tmp_path / 'lists.jsonl'}", "--k", "20", "--draws", "200"]) == 0
-    lists = {f"test-{n}": row["candidates_fused"] for n, row in enumerate(read_rows(tmp_path / "lists.jsonl"))}
+    written = read_conversations(tmp_path / "lists.jsonl")
+    lists = {conversation.id: list(conversation.candidates["candidates_fused"]) for conversation in written}
     run: dict[str, list[str]] = {}
     last = {}
     for line in (tmp_path / "lists.retrieve" / "test.bm25.run").read_text().splitlines():
@@ -185,6 +187,28 @@ def test_weights_scale_the_methods(tmp_path, argv, capsys):
             lists.setdefault(line.split()[0], []).append(line.split()[2])
     for query, ids in runs["bm25"].items():
         assert runs["fused"][query][: len(ids)] == ids
+
+
+@pytest.mark.parametrize("name", ["meta.jsonl", "test.jsonl"])
+def test_an_input_is_never_overwritten(tmp_path, argv, capsys, name):
+    before = (tmp_path / name).read_bytes()
+    assert main([*argv, "--out", f"{tmp_path / name}"]) == 2
+    assert "is an input too" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_lists_do_not_take_the_name_of_the_journal(tmp_path, argv, capsys):
+    (tmp_path / "test.jsonl").rename(tmp_path / "metrics.jsonl")
+    argv[argv.index(f"{tmp_path / 'test.jsonl'}")] = f"{tmp_path / 'metrics.jsonl'}"
+    assert main([*argv, "--out", f"{tmp_path / 'lists'}"]) == 2
+    assert "rename the conversation file" in capsys.readouterr().err
+
+
+def test_recall_is_measured_at_cutoffs_that_the_lists_reach(tmp_path, argv, capsys):
+    for k, cutoffs in (("5", ["recall_at_1"]), ("20", ["recall_at_1", "recall_at_10"])):
+        assert main([*argv, "--out", f"{tmp_path / 'lists.jsonl'}", "--k", k, "--draws", "50"]) == 0
+        methods = read_results(tmp_path / "lists.retrieve")["sets"]["test"]["methods"]
+        assert list(methods["bm25"]) == cutoffs
 
 
 @pytest.mark.parametrize("name", ["lists.json", "lists.jsonl.gz"])

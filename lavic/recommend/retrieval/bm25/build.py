@@ -49,7 +49,7 @@ class Bm25Builder:
 
     def build(self, folder: Path, table: ItemTable, previous: MethodRecord | None = None) -> MethodRecord:
         """Makes the files anew: each score depends on the whole catalogue. `previous` is not used."""
-        source = digest_json({"items": table.digest, "settings": self.settings})
+        source = digest_json({"rows": table.order_digest(), "settings": self.settings})
         rows = self.settings["part_rows"]
         ranges = [(start, min(start + rows, len(table))) for start in range(0, len(table), rows)]
         with ArrayWriter(folder) as writer:

@@ -6,7 +6,7 @@ vectors. Its files are mapped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from lavic.recommend.retrieval.vectors.chunks import VectorFiles
 from lavic.storage.atomic import atomic_open
 from lavic.storage.checksummed_json import digest_json
 
-AUTO = "auto"
+AUTO, EXACT = "auto", "exact"
 _SAMPLE = 128
 """Items whose vectors are the queries that recall is measured with."""
 _MAX_EFFORT = 1 << 14
@@ -34,8 +34,8 @@ class ApproximateSettings:
     """Approximate search among vectors."""
 
     index: str | None = None
-    """None searches exactly. `auto` for an inverted file of a size that fits the catalogue, or an index in the words of
-    FAISS's index_factory, such as IVF4096,SQ8 or HNSW32,SQ8."""
+    """`auto` for an inverted file of a size that fits the catalogue, or an index in the words of FAISS's index_factory,
+    such as IVF4096,SQ8 or HNSW32,SQ8; `exact` for none. By default an index stays as it is, and a new one is exact."""
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of the exact search's items to be found: the smallest effort (nprobe, efSearch; to about an eighth) that
     reaches it with a sample of the items as queries is chosen and recorded with what it reached."""
@@ -46,7 +46,7 @@ class ApproximateSettings:
 
 
 def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSettings, rank: np.ndarray) -> MethodRecord:
-    """A method's record with the wanted approximate search, which is built if it does not exist.
+    """A method's record with the wanted approximate search, which is built if it does not exist or is damaged.
 
     Args:
         folder: The index.
@@ -58,9 +58,9 @@ def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSett
         ConfigError: FAISS does not know such an index.
         LaunchError: It is not installed.
     """
-    if searches_as(record, chosen):
+    if searches_as(record, chosen) and approximate_is_whole(folder, record):
         return record
-    if chosen.index is None:
+    if chosen.index == EXACT:
         return replace(record, approximate=None)
     recorded = flatten(chosen)
     vectors = VectorFiles(folder, record)
@@ -69,8 +69,8 @@ def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSett
     for number, start in enumerate(range(0, len(vectors), chosen.part_rows)):
         rows = min(chosen.part_rows, len(vectors) - start)
         path = folder / f"{record.files[0].name.partition('-')[0]}-near-{number:05d}-{source[:16]}.faiss"
-        if not path.is_file():
-            _write(path, vectors, start, rows, chosen.index)
+        if not path.is_file() or path.stat().st_size != _sizes(record).get(path.name, path.stat().st_size):
+            _write(path, vectors, start, rows, str(chosen.index))
         files.append({"name": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
     made = {"settings": recorded, "files": files, "effort": 1}
     return replace(record, approximate={**made, **_measure(folder, vectors, made, chosen, rank)})
@@ -78,9 +78,23 @@ def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSett
 
 def searches_as(record: MethodRecord, chosen: ApproximateSettings) -> bool:
     """Whether a method is already searched as it is wanted."""
-    if record.approximate is None or chosen.index is None:
-        return record.approximate is None and chosen.index is None
+    if chosen.index is None:
+        return True
+    if record.approximate is None or chosen.index == EXACT:
+        return record.approximate is None and chosen.index == EXACT
     return bool(record.approximate["settings"] == flatten(chosen))
+
+
+def approximate_is_whole(folder: Path, record: MethodRecord) -> bool:
+    """Whether the files of a method's approximate search are there and whole."""
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in _sizes(record).items()
+    )
+
+
+def _sizes(record: MethodRecord) -> dict[str, int]:
+    """The files of a method's approximate search, with their bytes."""
+    return {file["name"]: file["bytes"] for file in (record.approximate or {}).get("files", ())}
 
 
 class Approximate:
@@ -88,31 +102,61 @@ class Approximate:
 
     Raises:
         DataError: A file is missing or cut short.
+
+    Attributes:
+        files: The rows of each file.
+        effort: nprobe or efSearch, for lists as long as those that recall was measured with.
     """
 
     def __init__(self, folder: Path, made: Mapping[str, Any], shard: Shard = (0, 1)) -> None:
         part, parts = shard
         count = len(made["files"])
         self._indexes = [
-            (file["start"], _open(folder / file["name"], file["bytes"]))
+            (range(file["start"], file["start"] + file["rows"]), _open(folder / file["name"], file["bytes"]))
             for file in made["files"][part * count // parts : (part + 1) * count // parts]
         ]
+        self.files = tuple(file for file, _ in self._indexes)
+        self._measured_k = int(made["settings"]["k"])
         self.effort = int(made["effort"])
 
-    def near(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
-        """Rows among which most of the k best are: int64 [some] for each query, [queries, width]."""
-        faiss = _faiss()
-        most = k + k // 8 + 10  # some of them have changed places: FAISS's scores are of shortened numbers
-        proposed = [np.zeros((len(queries), 0), np.int64)]
-        for start, index in self._indexes:
-            if _is_inverted(index):
-                faiss.extract_index_ivf(index).nprobe = self.effort
-            elif hasattr(index, "hnsw"):
-                index.hnsw.efSearch = max(self.effort, most)
-            _, rows = index.search(np.ascontiguousarray(queries), min(most, index.ntotal))
-            proposed.append(np.where(rows >= 0, rows + start, -1))
-        rows = np.concatenate(proposed, axis=1)
-        return [some[some >= 0] for some in rows]
+    def near(self, queries: np.ndarray, k: np.ndarray) -> Iterator[tuple[range, list[np.ndarray]]]:
+        """The rows of each file, and those of them among which most of a query's k best are.
+
+        Longer lists than those that recall was measured with take more effort, in proportion. What is found for a query
+        does not depend on the others.
+
+        Args:
+            queries: float [queries, width]
+            k: int [queries]
+
+        Yields:
+            A file's rows, and for each query int64 [some].
+        """
+        most = _proposals(k)
+        times = np.maximum(1, np.rint(k / self._measured_k)).astype(np.int64)
+        for file, index in self._indexes:
+            rows = [np.zeros(0, np.int64)] * len(queries)
+            for factor in np.unique(times).tolist():
+                same = np.flatnonzero(times == factor)
+                self._set_effort(index, factor)
+                width = min(int(most[same].max()), index.ntotal)
+                _, proposed = index.search(np.ascontiguousarray(queries[same]), width)
+                for number, some in zip(same.tolist(), proposed, strict=True):
+                    some = some[: most[number]]
+                    rows[number] = some[some >= 0] + file.start
+            yield file, rows
+
+    def _set_effort(self, index: Any, factor: int) -> None:
+        effort = self.effort * factor
+        if _is_inverted(index):
+            _faiss().extract_index_ivf(index).nprobe = effort
+        elif hasattr(index, "hnsw"):  # at least what the longest of these lists proposes
+            index.hnsw.efSearch = max(effort, int(_proposals(np.array(self._measured_k * (2 * factor + 1) // 2))))
+
+
+def _proposals(k: np.ndarray) -> np.ndarray:
+    """Rows that FAISS proposes for lists of k: its scores are of shortened numbers, so some have changed places."""
+    return k + k // 8 + 10
 
 
 def _write(path: Path, vectors: VectorFiles, start: int, rows: int, name: str) -> None:
@@ -143,7 +187,7 @@ def _open(path: Path, size: int) -> Any:
     faiss = _faiss()
     try:
         if path.stat().st_size != size:
-            raise DataError(f"{path}: cut short: remove this file and run the same `lavic retrieve` again")
+            raise DataError(f"{path}: cut short: run the same `lavic retrieve` again to make it again")
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         index = faiss.read_index(str(path), flags)
         return index if _is_inverted(index) else faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

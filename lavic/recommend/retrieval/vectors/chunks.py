@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from lavic.errors import DataError
-from lavic.recommend.retrieval.item_table import ItemTable, open_array_file
+from lavic.recommend.retrieval.item_table import ItemTable, is_readable, open_array_file
 from lavic.recommend.retrieval.manifest import IndexFile, MethodRecord, Shard, identity
 from lavic.storage.atomic import atomic_open
 from lavic.storage.checksummed_json import digest_json
-from lavic.storage.index.array_file import ArrayFile, ArrayFileError, ArrayWriter
+from lavic.storage.index.array_file import ArrayFile, ArrayWriter
 
 KIND = "retrieval-vectors/1"
 CHUNK_ROWS = 1 << 14
@@ -79,11 +79,7 @@ def _sha256(values: np.ndarray) -> str:
 
 def is_complete(folder: Path, chunk: Chunk) -> bool:
     """Whether a chunk's file is there and whole."""
-    try:
-        ArrayFile(folder / chunk.file.name, kind=KIND, source=chunk.file.source)
-    except (ArrayFileError, OSError):
-        return False
-    return True
+    return is_readable(folder / chunk.file.name, KIND, chunk.file.source)
 
 
 def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray, sources: np.ndarray | None = None) -> None:
@@ -125,11 +121,12 @@ def unit_rows(vectors: np.ndarray, first: int, what: str) -> np.ndarray:
 
 
 def previous_arrays(folder: Path, previous: MethodRecord | None, chunk: Chunk) -> ArrayFile | None:
-    """The file of a chunk's first rows in the index as it was before, of the same settings."""
+    """The file of a chunk's first rows in the index of the same settings; None if there is no whole one."""
     start = 0
     for file in previous.files if previous else ():
         if start == chunk.start and file.rows <= chunk.file.rows:
-            return open_array_file(folder / file.name, KIND, file.source)
+            whole = is_readable(folder / file.name, KIND, file.source)
+            return open_array_file(folder / file.name, KIND, file.source) if whole else None
         start += file.rows
     return None
 
@@ -146,6 +143,9 @@ def make_chunk(
     Args:
         embed: From texts to vectors, float [n, d].
         previous: Of a smaller index, whose rows stand first in the same order.
+
+    Raises:
+        DataError: The vectors have another width than those of the smaller index.
     """
     old = previous_arrays(folder, previous, chunk)
     kept = np.asarray(old["vectors"]) if old is not None else np.zeros((0, 0), np.float32)
@@ -154,8 +154,10 @@ def make_chunk(
     places: dict[str, int] = {}
     numbers = [places.setdefault(text, len(places)) if text.strip() else -1 for text in texts]
     vectors = np.asarray(embed(list(places)), np.float32) if places else np.zeros((0, kept.shape[1] or 1), np.float32)
-    if len(kept) and kept.shape[1] != vectors.shape[1]:  # there was no text among them
-        kept = np.zeros((len(kept), vectors.shape[1]), np.float32)
+    if len(kept) and kept.shape[1] != vectors.shape[1]:
+        if kept.any():
+            raise DataError(_widths(folder, kept.shape[1], vectors.shape[1]))
+        kept = np.zeros((len(kept), vectors.shape[1]), np.float32)  # there was no text among them
     rows = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), np.float32)])[numbers]
     write_chunk(folder, chunk, np.concatenate([kept, rows]) if len(kept) else rows)
 
@@ -163,12 +165,31 @@ def make_chunk(
 def vectors_record(
     folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], parts: tuple[str, ...] = ()
 ) -> MethodRecord:
-    """The record of a method with all its chunks; for `parts` see `MethodRecord`."""
+    """The record of a method with all its chunks; for `parts` see `MethodRecord`.
+
+    Raises:
+        DataError: The chunks have vectors of different widths.
+    """
     files = tuple(chunk.file for chunk in chunks)
-    # a chunk whose items all have no text has no width
-    opened = (open_array_file(folder / file.name, KIND, file.source)["vectors"] for file in files)
-    width = max(vectors.shape[1] for vectors in opened)
+    width = widest = 0
+    for file in files:
+        arrays = open_array_file(folder / file.name, KIND, file.source)
+        other = arrays["vectors"].shape[1]
+        if len(arrays["empty"]) == file.rows:
+            widest = max(widest, other)  # a chunk whose items all have no text may have another width
+        elif width and other != width:
+            raise DataError(_widths(folder, width, other))
+        else:
+            width = other
+    width = width or widest
     return MethodRecord(kind="vectors", settings=settings, files=files, width=width, parts=parts)
+
+
+def _widths(folder: Path, before: int, now: int) -> str:
+    return (
+        f"{folder}: the model gives vectors of {now} numbers, and the index has vectors of {before}: it is another "
+        "model of the same name; use another --index"
+    )
 
 
 class VectorFiles:
@@ -200,12 +221,34 @@ class VectorFiles:
     def __len__(self) -> int:
         return sum(len(vectors) for _, vectors, _ in self._chunks)
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """First row, vectors float32 [n, width], and places of the rows without one, of each file."""
-        for place in self._shard:
+    def blocks(self, rows: range | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """First row, vectors float32 [n, width], and places of the rows without one, of each file.
+
+        Args:
+            rows: Yields these rows alone, whatever the shard; by default those of the shard.
+        """
+        for place in self._shard if rows is None else range(len(self._chunks)):
             start, vectors, empty = self._chunks[place]
-            if vectors.shape[1] == self.width:
+            if vectors.shape[1] != self.width:
+                continue
+            if rows is None:
                 yield start, vectors, empty
+                continue
+            first, end = max(rows.start - start, 0), min(rows.stop - start, len(vectors))
+            if first < end:
+                left, right = np.searchsorted(empty, [first, end])
+                yield start + first, vectors[first:end], empty[left:right] - first
+
+    def have_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Which of some rows have a vector: bool [n]."""
+        have = np.ones(len(rows), bool)
+        places = np.searchsorted(self._starts, rows, side="right") - 1
+        for place in np.unique(places).tolist():
+            start, _, empty = self._chunks[place]
+            if len(empty):
+                inside = places == place
+                have[inside] = ~np.isin(rows[inside] - start, empty)
+        return have
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some rows: float32 [n, width]."""

@@ -39,6 +39,11 @@ class VectorSearch:
 
     def __init__(self, files: VectorFiles, rank: np.ndarray, approximate: Approximate | None = None) -> None:
         self._files, self._rank, self._approximate = files, rank, approximate
+        self._searchable = {
+            file: sum(len(vectors) - len(empty) for _, vectors, empty in files.blocks(file))
+            for file in (approximate.files if approximate is not None else ())
+        }
+        """Rows with a vector of each file of the approximate search."""
 
     @property
     def width(self) -> int:
@@ -64,7 +69,7 @@ class VectorSearch:
         for first in range(0, len(queries), _QUERIES):
             batch = slice(first, first + _QUERIES)
             if self._approximate is not None and not exact:
-                near = self._approximate.near(queries[batch], int(most[batch].max(initial=0)))
+                near = self._proposed(self._approximate, queries[batch], most[batch])
             else:
                 near = self._near(queries[batch], most[batch])
             for offset in range(0, len(near), _RESCORED):
@@ -74,11 +79,7 @@ class VectorSearch:
                     self._files.rows(np.concatenate(group)), np.cumsum([len(rows) for rows in group])[:-1]
                 )
                 for place, (rows, values) in enumerate(zip(group, blocks, strict=True), first + offset):
-                    best = self._best(queries[place], rows, values, int(most[place]))
-                    if len(best[0]) < min(len(rows), most[place]) and queries[place].any():
-                        # FAISS gave places of the list to rows without a vector
-                        (best,) = self.search(queries[place : place + 1], [int(most[place])], exact=True)
-                    results.append(best)
+                    results.append(self._best(queries[place], rows, values, int(most[place])))
         return results
 
     def score(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -97,11 +98,9 @@ class VectorSearch:
         return unit_rows(values, 0, "the queries")
 
     def _best(self, query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        if not query.any():
+            return np.zeros(0, np.int64), np.zeros(0)
         scores = self._scores(query, vectors)
-        # FAISS proposes rows without a vector too
-        if (zero := scores == 0).any():
-            kept = ~zero | (vectors.any(axis=1) & query.any())
-            rows, scores = rows[kept], scores[kept]
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
 
@@ -109,10 +108,31 @@ class VectorSearch:
     def _scores(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return np.round(vectors.astype(np.float64) @ query.astype(np.float64), DECIMALS) + 0.0
 
-    def _near(self, queries: np.ndarray, k: np.ndarray) -> list[np.ndarray]:
-        """The rows among which a query's k best are: int64 [some] for each query."""
+    def _proposed(self, approximate: Approximate, queries: np.ndarray, k: np.ndarray) -> list[np.ndarray]:
+        """The rows that an approximate search proposes: int64 [some] for each query.
+
+        A file that proposes fewer than k rows with a vector, although it has more, is searched exactly: each file by
+        itself, so that the result does not depend on which files are searched together.
+        """
+        lists: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in queries]
+        for file, proposed in approximate.near(queries, k):
+            have = np.split(
+                self._files.have_vectors(np.concatenate(proposed)), np.cumsum([len(rows) for rows in proposed])[:-1]
+            )
+            proposed = [rows[kept] for rows, kept in zip(proposed, have, strict=True)]
+            least = np.minimum(k, self._searchable[file])
+            short = [number for number, rows in enumerate(proposed) if len(rows) < least[number]]
+            if short:
+                for number, rows in zip(short, self._near(queries[short], k[short], file), strict=True):
+                    proposed[number] = rows
+            for rows_of, rows in zip(lists, proposed, strict=True):
+                rows_of.append(rows)
+        return [np.concatenate(rows) for rows in lists]
+
+    def _near(self, queries: np.ndarray, k: np.ndarray, rows: range | None = None) -> list[np.ndarray]:
+        """The rows among which a query's k best are, of all or of some `rows`: int64 [some] for each query."""
         kept = _Kept(k)
-        for start, vectors, empty in self._files.blocks():
+        for start, vectors, empty in self._files.blocks(rows):
             scores = queries @ vectors.T
             scores[:, empty] = -np.inf
             kept.add(scores, start)

@@ -112,12 +112,19 @@ class SentenceEncoder:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Digests that identify a model: of config and weights, and of everything else that vectors depend on."""
+    """Digests that identify a model: of config and weights, and of everything else that vectors depend on.
+
+    Raises:
+        ConfigError: The model's list of modules is damaged.
+    """
     from lavic.model.hub import fingerprint
 
     digest = hashlib.sha256()
     modules = folder / "modules.json"
-    parts = [part["path"] for part in json.loads(modules.read_bytes())] if modules.is_file() else []
+    try:
+        parts = [part["path"] for part in json.loads(modules.read_bytes())] if modules.is_file() else []
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{modules}: damaged ({first_line(error)}): copy the model again") from None
     inner = [path for part in parts if part for path in sorted((folder / part).rglob("*"))]
     for path in [*(folder / name for name in _FILES), *inner]:
         if path.is_file():
