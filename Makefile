@@ -18,7 +18,7 @@ BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test test-fast test-faults test-lowest test-realshape lint format clean help
+.PHONY: demo test test-external test-fast test-faults test-lowest test-realshape lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -31,13 +31,18 @@ test-faults: $(VENV)/.installed  ## the whole fault matrix (full disk, SIGKILL, 
 	LAVIC_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
 
 test: $(VENV)/.installed  ## run all tests, except GPU tests, test-realshape and part of test-faults
-	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape and not external"
 
 test-fast: $(VENV)/.installed  ## run the fast tests: no ranks, no Ray, no SLURM, none marked slow
-	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape and not dist and not ray and not slurm and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not realshape and not external and not dist and not ray and not slurm and not slow"
 
 test-realshape: $(VENV)/.installed  ## every stage on a model of the 7B model's widths, against Hugging Face code
 	$(BIN)/python -m pytest -m realshape -s tests/realshape
+
+# LAVIC_TEST_DATA=FOLDER, see tests/external.py.
+test-external: $(VENV)/.installed  ## run the tests of inputs from bug reports and of real photos, which you must have
+	test -d "$(LAVIC_TEST_DATA)" || { echo "make test-external LAVIC_TEST_DATA=FOLDER: no such folder" >&2; exit 2; }
+	LAVIC_TEST_DATA="$(LAVIC_TEST_DATA)" $(BIN)/python -m pytest -m external
 
 # A virtual environment of its own, with direct requirements at their lower bounds and what they need at its newest.
 test-lowest:  ## run the tests of crawl and reddit on the lowest releases that setup.py allows

@@ -11,7 +11,7 @@ from lavic.config import flatten, parse
 from lavic.data.catalog import check_readable
 from lavic.distributed.ray_session import ray_session
 from lavic.recommend.retrieval.build import Make
-from lavic.recommend.retrieval.hits import method_weights
+from lavic.recommend.retrieval.fusion import method_weights
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest
 from lavic.shards.retrieval.index_build import make_index
 from lavic.shards.retrieval.inputs import read_inputs

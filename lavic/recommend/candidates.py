@@ -15,7 +15,7 @@ from lavic.model.bundle import Bundle, BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.model.lora import adapter_off
 from lavic.recommend.retrieval import RetrievalIndex, fuse, query_text
-from lavic.recommend.retrieval.hits import method_weights
+from lavic.recommend.retrieval.fusion import method_weights
 from lavic.recommend.retrieval.index import TextEncoder
 from lavic.recommend.retrieval.vectors.two_tower import NAME as TOKENS
 from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, check_retriever

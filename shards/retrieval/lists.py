@@ -10,7 +10,7 @@ from lavic.data.conversations import file_stem
 from lavic.data.index.item_index import ItemIndex
 from lavic.metrics.trec_files import write_run
 from lavic.recommend.retrieval import Hits, RetrievalIndex, fuse, query_text
-from lavic.recommend.retrieval.hits import method_weights
+from lavic.recommend.retrieval.fusion import method_weights
 from lavic.recommend.retrieval.manifest import IndexManifest
 from lavic.recommend.retrieval.recall import CUTS, recall
 from lavic.shards.retrieval.inputs import Input

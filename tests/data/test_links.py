@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from lavic.data import links
 from lavic.data.links import FORMS, asins, find_links, short_links
+from tests.external import EXTERNAL
 
 A, B = "B097CMQVF4", "B079N83MSD"
-REAL = Path(__file__).parents[3] / "shared" / "data" / "reddit_amazon" / "all_beauty"
+RELEASED = EXTERNAL / "data/reddit_amazon/all_beauty"
 
 LINKS = {
     "behind letters of another script": f"アマゾンamazon.co.jp/dp/{A}",
@@ -186,8 +186,8 @@ def test_a_long_text_takes_linear_time() -> None:
         asins("amazon.com" + piece * 100_000)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the released conversations do not lie beside the checkout")
+@pytest.mark.external
 def test_real_comments_give_back_their_items() -> None:
-    rows = [json.loads(line) for name in ("valid", "test") for line in (REAL / f"{name}.jsonl").open()]
+    rows = [json.loads(line) for name in ("valid", "test") for line in (RELEASED / f"{name}.jsonl").open()]
     whole = sum(set(row["gt_items"]) <= set(asins(row["gt"])) for row in rows)
     assert whole >= 0.995 * len(rows), f"{whole} of {len(rows)}"

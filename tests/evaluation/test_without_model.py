@@ -17,8 +17,9 @@ from lavic.evaluation.assessment import assess
 from lavic.evaluation.test_set import TestSet
 from lavic.launch import evaluate
 from lavic.recommend.ranking.ranked_list import RankedList
+from tests.external import EXTERNAL
 
-RELEASED = Path(__file__).parents[3] / "shared" / "data" / "reddit_amazon" / "all_beauty"
+RELEASED = EXTERNAL / "data/reddit_amazon/all_beauty"
 KEY = "candidates_st"
 
 
@@ -42,14 +43,13 @@ def lines(tmp_path: Path, arm: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["arm"] == arm]
 
 
+@pytest.mark.external
 @pytest.mark.parametrize(
     ("key", "row_ceiling", "micro_ceiling", "random_micro"),
     [("candidates_st", 0.2319, 0.2011, 0.0218), ("candidates_gpt_large", 0.4249, 0.3685, 0.0390)],
 )
 def test_the_released_file(tmp_path: Path, key: str, row_ceiling: float, micro_ceiling: float, random_micro: float):
-    if not (file := RELEASED / "test.jsonl").is_file():
-        pytest.skip(f"the released conversations do not lie at {RELEASED}")
-    results = run(tmp_path, "--candidates", key, "--arms", "random", "list_order", test=file)
+    results = run(tmp_path, "--candidates", key, "--arms", "random", "list_order", test=RELEASED / "test.jsonl")
     (test_set,) = results["sets"].values()
     assert (test_set["conversations"], test_set["targets"]) == (772, 890)
     assert results["ceiling"] == {

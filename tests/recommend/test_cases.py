@@ -1,7 +1,4 @@
-"""Inputs that failed once, kept beside the checkout, on commands of this miniature.
-
-Where they are not there, tests of the same kinds stand in: of text files, bundles, output folders and configs.
-"""
+"""Inputs of bug reports, on commands of this miniature. Other tests have inputs of the same kinds."""
 
 from __future__ import annotations
 
@@ -23,17 +20,17 @@ from lavic.model.hub import resolve
 from lavic.model.item_store import write_manifest, write_part
 from lavic.model.loading import Backbone, read_geometry
 from lavic.storage.output_folder import lock_output_folder
+from tests.external import EXTERNAL
 
 from .conftest import Assets
 
-CASES = next((path for above in Path(__file__).parents if (path := above / "shared/cases/train").is_dir()), None)
+CASES = EXTERNAL / "cases/train"
 BASE = resolve(ModelSettings(name="mini"))
-pytestmark = pytest.mark.skipif(CASES is None, reason="no shared/cases/train beside the checkout")
+pytestmark = pytest.mark.external
 BOM = b"\xef\xbb\xbf"
 
 
 def case(name: str) -> Path:
-    assert CASES is not None
     return CASES / name
 
 

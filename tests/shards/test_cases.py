@@ -1,4 +1,4 @@
-"""Inputs that failed once, kept beside the checkout; where they are not there the tests of the same kinds stand in."""
+"""Inputs of bug reports, crawled. Other tests have inputs of the same kinds."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lavic.errors import DataError
 from lavic.shards.pack.outcomes import read_ledger
 from lavic.shards.plan.crawl_plan import make_plan, read_tasks
 from lavic.shards.plan.photo_tasks import PlanSettings
+from tests.external import EXTERNAL
 
-CASES = next((found for above in Path(__file__).parents if (found := above / "shared/cases/crawl").is_dir()), None)
+CASES = EXTERNAL / "cases/crawl"
 SETTINGS = PlanSettings(
     set="cases", split="train", photos_per_shard=1000, photos="all", image_size="hi_res", text="auto"
 )
-pytestmark = [pytest.mark.skipif(CASES is None, reason="no shared/cases/crawl beside the checkout"), pytest.mark.slow]
+pytestmark = [pytest.mark.external, pytest.mark.slow]
 
 
 def case(name: str) -> tuple[str, ...]:
-    assert CASES is not None
     return (str(CASES / "cat" / name),)
 
 
@@ -42,7 +42,6 @@ def serve() -> Iterator[Callable[..., None]]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*robots: str) -> None:
-        assert CASES is not None
         words = [sys.executable, str(CASES / "serve.py"), *(str(CASES / "http" / name) for name in robots)]
         server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         running.append(server)

@@ -23,13 +23,11 @@ from lavic.shards.pack.outcomes import read_ledger
 from lavic.storage.paths import as_path, file_sizes
 from lavic.tracking.journal import read_journal
 from tests.conftest import go_without
+from tests.external import EXTERNAL
 
 QUICK = ["--fetch.allow-private", "--fetch.deadline", "20", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
 QUICK += ["--fetch.host-rate", "0"]
-FASHION = Path(os.environ.get("LAVIC_FASHION", Path(__file__).parents[3] / "shared/data/fashion"))
-FASHION_CATALOG = Path(
-    os.environ.get("LAVIC_FASHION_CATALOG", Path(__file__).parents[3] / "shared/tools/fashion_catalog.py")
-)
+FASHION, FASHION_CATALOG = EXTERNAL / "data/fashion", EXTERNAL / "tools/fashion_catalog.py"
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +196,7 @@ class TestStorage:
         card = read_journal(out / "metrics.jsonl")[-1]
         assert card["outcome.ok"] == 33 and card["photos_per_second"] > 0
 
-    @pytest.mark.skipif(not (FASHION / "styles.csv").is_file(), reason=f"no real photos in {FASHION}")
-    @pytest.mark.skipif(not FASHION_CATALOG.is_file(), reason=f"no catalogue script at {FASHION_CATALOG}")
+    @pytest.mark.external
     def test_real_photos_from_both_forms_of_their_catalogue(self, tmp_path: Path) -> None:
         class Quiet(SimpleHTTPRequestHandler):
             protocol_version = "HTTP/1.1"

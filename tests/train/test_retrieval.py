@@ -22,7 +22,8 @@ from lavic.model.two_tower.folds import FINAL
 from lavic.model.two_tower.head import TwoTowerHead
 from lavic.model.two_tower.retriever import FILE, FOLDER, Retriever, RetrieverInfo
 from lavic.tracking.journal import read_journal
-from lavic.train.retrieval.head_trainer import Features, HeadTrainer, contrastive_loss, recall_at
+from lavic.train.retrieval.head_trainer import Features, HeadTrainer, recall_at
+from lavic.train.retrieval.losses import contrastive_loss
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
 from tests.train.assets import KEY, Assets

@@ -1,6 +1,7 @@
 """Candidates from a whole catalogue: an index of its items, searched by words, by meaning or by item tokens."""
 
-from lavic.recommend.retrieval.hits import Hits, fuse
+from lavic.recommend.retrieval.fusion import fuse
+from lavic.recommend.retrieval.hits import Hits
 from lavic.recommend.retrieval.index import RetrievalIndex
 from lavic.recommend.retrieval.query import query_text
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from lavic.errors import DataError
 from lavic.model.two_tower.head import TwoTowerHead
+from lavic.train.retrieval.losses import contrastive_loss
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
 
@@ -156,26 +156,6 @@ class HeadTrainer:
         scale = head.log_scale.exp().clamp(max=_LARGEST_SCALE)
         right = pairs.right_answers(batch).to(self.device)
         return contrastive_loss(queries, items, scale, right, symmetric=self.settings.symmetric)
-
-
-def contrastive_loss(
-    queries: torch.Tensor, items: torch.Tensor, scale: torch.Tensor, right: torch.Tensor, *, symmetric: bool
-) -> torch.Tensor:
-    """The mean loss of a batch of pairs (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
-
-    Args:
-        queries: Unit vectors of the conversations, [b, dim].
-        items: Unit vectors of their targets, [b, dim].
-        scale: One over the temperature.
-        right: bool [b, b]: whether item j is a right answer to conversation i. Beside the diagonal such an item is no
-            negative: it is left out.
-        symmetric: Also the loss of finding the conversation of each item.
-    """
-    labels = torch.arange(len(queries), device=queries.device)
-    others = right & ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-    scores = (queries @ items.T * scale).masked_fill(others, float("-inf"))
-    loss = functional.cross_entropy(scores, labels)
-    return (loss + functional.cross_entropy(scores.T, labels)) / 2 if symmetric else loss
 
 
 @torch.inference_mode()

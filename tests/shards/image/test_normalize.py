@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from random import Random
 
@@ -14,9 +13,10 @@ from PIL import Image
 from lavic.shards.image.normalize import PhotoError, PhotoSettings
 from lavic.shards.image.placeholders import placeholder_id
 from lavic.shards.pack.outcomes import KINDS
+from tests.external import EXTERNAL
 from tests.shards.image.to_jpeg import to_jpeg
 
-CASES = Path(os.environ.get("LAVIC_CASES", Path(__file__).parents[4] / "shared/cases/crawl")) / "img"
+CASES = EXTERNAL / "cases/crawl/img"
 DECODE, HEADER = PhotoSettings(), PhotoSettings(check="header")
 KEPT = ["plain.jpg", "progressive.jpg", "grey.jpg", "bad-exif.jpg", "srgb.jpg", "bad-profile.jpg"]
 
@@ -185,7 +185,7 @@ def test_the_first_frame_of_an_animation_is_stored(photos: dict[str, bytes]) -> 
     assert three_frames == many_frames and (many_frames.width, many_frames.height) == (64, 48)
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="no folder of test cases beside the checkout")
+@pytest.mark.external
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
