@@ -137,7 +137,8 @@ def test_all_tokens_of_a_photo_are_the_stock_model_s(run: Run, stock: HuggingFac
         ).pooler_output[0]
         views = torch.from_numpy(backbone.geometry.cut(photo))
         (ours,) = all_tokens(backbone.model, views, [photo.size], [backbone.geometry.grid(photo.size)])
-    assert torch.equal(ours, features)
+    # Some CPUs round bfloat16 products differently for another number of views; another patch would differ by about 1.
+    torch.testing.assert_close(ours, features, rtol=2**-6, atol=2**-5)
 
 
 def test_the_teacher_writes_what_the_stock_model_writes(run: Run, stock: HuggingFace) -> None:

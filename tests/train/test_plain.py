@@ -212,6 +212,7 @@ def test_two_ranks_with_accumulation_update_as_one_plain_process(assets: Assets,
     assert weights.keys() == plain.trained.keys()
     initial = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, parameter in plain.trained.items():
-        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6, msg=name)
+        # AdamW divides a gradient by its size: of a tiny one it amplifies the last digits, which differ by CPU.
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-5, msg=name)
         assert (weights[name] - initial[name]).abs().max() > LOOP.lr, name
     assert max(row["grad_norm"] for row in expected) > LOOP.max_grad_norm, "nothing was clipped"
