@@ -78,6 +78,15 @@ def test_tune_and_evaluate_read_the_lists_of_retrieve():
     assert step.needs == ("embed",) and "--tokens.retriever" not in step.args
 
 
+def test_the_key_of_the_lists_may_be_in_the_yaml_file_of_retrieve(tmp_path):
+    file = tmp_path / "retrieve.yaml"
+    file.write_text("# lavic retrieve\nkey: candidates_mine\n")
+    steps = plan_steps(pipeline(stages=STAGES, retrieve={"config": str(file)}))
+    by_name = {step.name: step for step in steps}
+    for name in ("tune", "evaluate"):
+        assert by_name[name].filled_in["candidates"] == "candidates_mine"
+
+
 def test_stage_of_a_step_is_the_longest_prefix_of_its_name():
     names = ["crawl-train", "tune-retriever", "tune", "embed"]
     assert [stage_of(name) for name in names] == ["crawl", "tune-retriever", "tune", "embed"]
