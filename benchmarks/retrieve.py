@@ -5,7 +5,7 @@
 
 bm25    queries/s beside bare bm25s on the same documents and words, short queries and long conversations apart
 exact   queries/s beside numpy's product with argpartition, and beside FAISS's flat index
-near    approximate search: recall of the exact one and how many times its speed
+near    approximate search: recall of the exact one and how many times its speed, 256 queries and one at a time
 build   seconds by number of documents
 memory  anonymous memory of a process that has searched
 
@@ -154,6 +154,16 @@ def measure_near(folder: Path, vectors: np.ndarray, name: str, seconds: float) -
         "exact": lambda: index.search_vectors("drawn", held, K, exact=True),
     }
     measured = rates(searches, len(held), seconds)
+    single = rates(
+        {
+            name: lambda exact=name == "exact": [
+                index.search_vectors("drawn", held[row : row + 1], K, exact=exact) for row in range(32)
+            ]
+            for name in searches
+        },
+        32,
+        seconds,
+    )
     return {
         "documents": len(items),
         "index": name,
@@ -164,6 +174,9 @@ def measure_near(folder: Path, vectors: np.ndarray, name: str, seconds: float) -
         "queries_per_s": measured["near"],
         "exact_queries_per_s": measured["exact"],
         "times_exact": round(measured["near"] / measured["exact"], 1),
+        "single_queries_per_s": single["near"],
+        "exact_single_queries_per_s": single["exact"],
+        "times_exact_single": round(single["near"] / single["exact"], 1),
     }
 
 

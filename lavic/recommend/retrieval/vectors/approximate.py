@@ -122,8 +122,8 @@ class Approximate:
     def near(self, queries: np.ndarray, k: np.ndarray) -> Iterator[tuple[range, list[np.ndarray]]]:
         """The rows of each file, and those of them among which most of a query's k best are.
 
-        Longer lists than those that recall was measured with take more effort, in proportion. What is found for a query
-        does not depend on the others.
+        Longer lists than those that recall was measured with take more effort, in proportion. The effort is doubled
+        until k rows are found. What is found for a query does not depend on the others.
 
         Args:
             queries: float [queries, width]
@@ -133,28 +133,37 @@ class Approximate:
             A file's rows, and for each query int64 [some].
         """
         most = _proposals(k)
-        times = np.maximum(1, np.rint(k / self._measured_k)).astype(np.int64)
+        factors = np.maximum(1, np.rint(k / self._measured_k)).astype(np.int64)
         for file, index in self._indexes:
             rows = [np.zeros(0, np.int64)] * len(queries)
-            for factor in np.unique(times).tolist():
-                same = np.flatnonzero(times == factor)
-                self._set_effort(index, factor)
-                width = min(int(most[same].max()), index.ntotal)
-                _, proposed = index.search(np.ascontiguousarray(queries[same]), width)
-                for number, some in zip(same.tolist(), proposed, strict=True):
-                    some = some[: most[number]]
-                    rows[number] = some[some >= 0] + file.start
+            for factor in np.unique(factors).tolist():
+                todo = np.flatnonzero(factors == factor)
+                width = min(int(most[todo].max()), index.ntotal)
+                more = True
+                while more and len(todo):
+                    more = self._set_effort(index, factor)
+                    _, proposed = index.search(np.ascontiguousarray(queries[todo]), width)
+                    for number, found in zip(todo.tolist(), proposed, strict=True):
+                        first = found[: most[number]]
+                        rows[number] = first[first >= 0] + file.start
+                    todo = todo[[len(rows[number]) < min(k[number], index.ntotal) for number in todo]]
+                    factor *= 2
             yield file, rows
 
-    def _set_effort(self, index: Any, factor: int) -> None:
+    def _set_effort(self, index: Any, factor: int) -> bool:
+        """Sets so many times the effort; returns whether more of it could find more."""
         effort = self.effort * factor
         if _is_inverted(index):
-            _faiss().extract_index_ivf(index).nprobe = effort
-        elif hasattr(index, "hnsw"):  # at least what the longest of these lists proposes
-            index.hnsw.efSearch = max(effort, int(_proposals(np.array(self._measured_k * (2 * factor + 1) // 2))))
+            lists = _faiss().extract_index_ivf(index)
+            lists.nprobe = min(effort, lists.nlist)
+            return bool(effort < lists.nlist)
+        if hasattr(index, "hnsw"):  # at least what the longest of these lists proposes
+            index.hnsw.efSearch = max(effort, int(_proposals(self._measured_k * (2 * factor + 1) // 2)))
+            return bool(index.hnsw.efSearch < index.ntotal)
+        return False
 
 
-def _proposals(k: np.ndarray) -> np.ndarray:
+def _proposals(k: Any) -> Any:
     """Rows that FAISS proposes for lists of k: its scores are of shortened numbers, so some have changed places."""
     return k + k // 8 + 10
 
