@@ -18,11 +18,13 @@ BIN    := $(VENV)/bin
 # The package as it is installed, of links: mypy finds shards/ and launch/ under their real names only there.
 TYPED  := build/typed/lavic
 
-.PHONY: demo test test-external test-fast test-faults test-lowest test-realshape lint format clean help
+.PHONY: demo install test test-external test-fast test-faults test-lowest test-realshape lint format clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(VENV)/.installed  ## set the virtual environment up
 
 demo: $(VENV)/.installed  ## run the whole pipeline in miniature; writes OUT (default: demo/)
 	$(BIN)/lavic demo --out $(OUT)

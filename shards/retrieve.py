@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from lavic.config import flatten, parse
 from lavic.data.catalog import check_readable
 from lavic.distributed.ray_session import ray_session
+from lavic.errors import LavicError
 from lavic.recommend.retrieval.build import Make
 from lavic.recommend.retrieval.fusion import method_weights
 from lavic.recommend.retrieval.manifest import FILE, IndexManifest
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracker.start("retrieve", flatten(chosen))
         manifest = make_index(chosen, make)
         (chosen.folder / RESULTS).unlink(missing_ok=True)
-        results = search(chosen, manifest, inputs, run, tracker)
+        with _unchanged(chosen, manifest):
+            results = search(chosen, manifest, inputs, run, tracker)
         results["index"] = {
             "items": manifest.items,
             "catalogue": manifest.catalogue,
@@ -90,6 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         atomic_write(chosen.folder / RESULTS, json.dumps(results, indent=2, default=str) + "\n")
         tracker.artifact(chosen.folder / RESULTS)
     return 0
+
+
+@contextmanager
+def _unchanged(chosen: RetrieveSettings, manifest: IndexManifest) -> Iterator[None]:
+    """Says so when a search fails because another command has extended the index, which removes files."""
+    try:
+        yield
+    except LavicError:
+        if IndexManifest.read(chosen.index) != manifest:
+            raise LavicError(
+                f"{chosen.index}: another command has changed the index meanwhile: run the same command again"
+            ) from None
+        raise
 
 
 def _executor(chosen: RetrieveSettings, stack: ExitStack) -> tuple[Make | None, Run]:

@@ -109,9 +109,10 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
         "base model": components.backbone.fingerprint,
         "prompt version": components.backbone.encoder.version,
     }
+    inputs: dict[str, str] = {}
     if world.is_main:
         for data in stage.inputs():
-            identity[data.name] = data.digest
+            inputs[data.name] = identity[data.name] = data.digest
             tracker.dataset(data.name, data.digest, data.path, context=data.context, manifest=data.manifest)
         tracker.tag({f"digest.{name}": digest for name, digest in identity.items()})
     identity = world.broadcast_object(identity)
@@ -145,7 +146,7 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
     best = {"best_step": state.best_step, "best_loss": state.best_loss}
     if stage.selecting_score is not None:
         best[f"best_{stage.selecting_score}"] = state.best_score
-    _finish(stage, run, steps=state.step, **best)
+    _finish(stage, run, inputs, steps=state.step, **best)
 
 
 def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) -> None:
@@ -164,8 +165,8 @@ def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) 
         log.info("from step %d on: %s", steps + 1, changes)
 
 
-def _finish(stage: TrainingStage, run: TrainingRun, **result: Any) -> None:
-    """Rank 0 writes the result; a failure ends every rank."""
+def _finish(stage: TrainingStage, run: TrainingRun, inputs: Mapping[str, str], **result: Any) -> None:
+    """Rank 0 writes the result; a failure ends every rank. `inputs`: digests of the data that it was trained on."""
     from lavic.model.bundle import BundleInfo
 
     folder, tracker = run.folder, run.tracker
@@ -176,7 +177,6 @@ def _finish(stage: TrainingStage, run: TrainingRun, **result: Any) -> None:
         tracker.tag({f"adapter.{kind}": digest for kind, digest in adapters.items() if digest})
         for name in ("config.yaml", "bundle", *stage.artifacts()):
             tracker.artifact(folder.folder / name)
-        inputs = {data.name: data.digest for data in stage.inputs()}
         folder.finish({"command": stage.command, **result, **stage.result()}, inputs)
         print(stage.completion_message(folder))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,8 @@ class RetrieverRun:
             max_length=settings.max_length,
             tokens_per_batch=settings.tokens_per_batch,
         )
-        identity = self._identity(backbone.fingerprint, backbone.encoder.version, str(backbone.model.dtype))
+        digests = data.digests(settings)  # before the work: an input may change or be removed during it
+        identity = self._identity(digests, backbone.fingerprint, backbone.encoder.version, str(backbone.model.dtype))
         cache = FeatureCache(self.folder.folder / "features", identity, main=world.is_main)
         world.barrier()
         rows = [*data.train, *data.valid]
@@ -117,22 +118,23 @@ class RetrieverRun:
                 max_length=settings.max_length,
                 revision=settings.model.revision,
             )
-            self._finish(trained)
+            self._finish(trained, digests)
 
         write_on_rank_0(self.folder.bundle, train_and_save, world)
         self.stop.raise_if_requested(world)
 
-    def _identity(self, base: str, prompt_version: str, dtype: str) -> str:
+    def _identity(self, digests: Mapping[str, str], base: str, prompt_version: str, dtype: str) -> str:
         """Digest of what the features are made from; recorded with the run."""
         settings, data = self.settings, self.data
-        digests = data.digests(settings)
         if self.world.is_main:
             manifest = data.store.folder / "manifest.json"
             self.tracker.dataset("item store", digests["item store"], settings.store, manifest=manifest)
             for context, path in (("training", settings.train), ("validation", settings.valid)):
                 self.tracker.dataset(f"{context} set", digests[f"{context} set"], path, context=context)
         made_from = {
-            **digests,
+            "item store": digests["item store"],
+            "train": digests["training set"],
+            "valid": digests["validation set"],
             "base": base,
             "prompt": prompt_version,
             "dtype": dtype,
@@ -159,7 +161,7 @@ class RetrieverRun:
         folds = [fold_of(row, submissions, settings.head.folds) for row in data.train]
         if settings.head.folds and len(set(folds)) < 2:
             raise DataError(f"{settings.train}: its conversations are in one fold: use more of them, or --head.folds 0")
-        made_by = digest_json({"features": identity, "head": asdict(settings.head)})
+        made_from = {"features": identity, "head": asdict(settings.head)}
         heads = self.folder.folder / "heads"
         heads.mkdir(exist_ok=True)
         sizes = {"dim": settings.head.dim, "hidden": settings.head.hidden}
@@ -168,6 +170,7 @@ class RetrieverRun:
         for fold in (FINAL, *range(settings.head.folds)):
             name, file = "" if fold == FINAL else f"fold-{fold}/", heads / head_file(fold)
             metadata = read_metadata(file)
+            made_by = digest_json({**made_from, **({} if fold == FINAL else {"schedule": "of the final head"})})
             if metadata.get("made_by") == made_by:
                 if fold == FINAL:
                     recall = {int(cutoff): value for cutoff, value in metadata["recall"].items()}
@@ -203,7 +206,7 @@ class RetrieverRun:
                 log.info("%s", _recall_text(trained))
         return final
 
-    def _finish(self, trained: TrainedHead) -> None:
+    def _finish(self, trained: TrainedHead, digests: Mapping[str, str]) -> None:
         """Puts the heads into the bundle and ends the run. On rank 0."""
         from lavic.model.two_tower.folds import FINAL, submission_hashes
         from lavic.model.two_tower.retriever import head_file, save_retriever
@@ -222,7 +225,7 @@ class RetrieverRun:
             self.tracker.artifact(self.folder.folder / name)
         recall = {f"recall_{cutoff}": value for cutoff, value in trained.recall.items()}
         result = {"command": COMMAND, "best_step": trained.step, "items": len(self.data.items), **recall}
-        self.folder.finish(result, self.data.digests(settings))
+        self.folder.finish(result, digests)
         following = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--tokens.retriever", str(settings.out)])
         print(f"{bundle}: done, {_recall_text(trained)}; next: {following} --store {settings.store} ...")
 

@@ -95,7 +95,7 @@ def search_all(
 
     Args:
         chosen: Of the search.
-        manifest: Of the index, the same for all workers: another command may extend the index meanwhile.
+        manifest: Of the index, the same for all workers.
         queries: Texts.
         exclude: For each query, ids that its lists must not have.
         parts: Of the index, which are searched apart.

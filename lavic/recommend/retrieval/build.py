@@ -147,7 +147,8 @@ def prepare_index(
         counts: Rows of the catalogue that were left out, by reason, when it has been read.
 
     Returns:
-        The manifest to add methods to; and, where the catalogue has grown, the one that is valid until they are added.
+        The manifest to add methods to; and, where the catalogue has grown or its table was lost, the one that is in
+        place until they are added.
 
     Raises:
         DataError: The index is of another catalogue or of other texts.
@@ -179,10 +180,11 @@ def prepare_index(
     if table.digest == before.catalogue:
         manifest = replace(before, catalogue_files=dict(files or {}), counts=counted)
         if table.path.name != before.table:  # the same items in another order
-            if old is not None:
-                table.path.unlink()
-            else:
-                manifest = replace(manifest, table=table.path.name, methods={})
+            if old is None:
+                # the files are about rows of the lost table: all methods are made again
+                lost = {name: replace(record, files=()) for name, record in before.methods.items()}
+                return replace(manifest, table=table.path.name, methods={}), replace(before, methods=lost)
+            table.path.unlink()
         manifest.write(folder)
         return manifest, None
     if not extend or old is None:

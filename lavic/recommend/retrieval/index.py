@@ -253,6 +253,8 @@ class RetrievalIndex:
         width = self._vector_search(method).width
         self.load_encoder(method)
         vectors = np.zeros((len(queries), width), np.float32)
+        if self._vector_search(method).is_empty:
+            return vectors
         if filled := [row for row, query in enumerate(queries) if plain(query).strip()]:
             encoded = np.asarray(self._encoders[method].queries([queries[row] for row in filled]))
             if encoded.shape != (len(filled), width):

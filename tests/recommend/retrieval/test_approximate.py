@@ -130,3 +130,16 @@ def test_invalid_settings_and_damaged_files_are_refused(tmp_path):
         RetrievalIndex.open(tmp_path / "index")
     make_index(tmp_path / "index", ApproximateSettings())
     assert path.is_file(), "made again"
+    for file in (tmp_path / "index").glob("meaning-00*"):
+        file.write_bytes(file.read_bytes()[:-50])
+    path.write_bytes(path.read_bytes()[:-100])
+    index = make_index(tmp_path / "index", ApproximateSettings())
+    assert index.manifest.methods["meaning"].approximate["settings"]["index"] == "auto"
+    assert len(index.search_vectors("meaning", clustered_vectors(1, 1), 10)[0]) == 10
+
+
+def test_a_query_of_zeros_finds_nothing(tmp_path):
+    index = make_index(tmp_path, ApproximateSettings(index="auto", k=10))
+    queries = np.concatenate([np.zeros((1, WIDTH)), clustered_vectors(1, 1), np.zeros((1, WIDTH))])
+    for exact in (False, True):
+        assert [len(hits) for hits in index.search_vectors("meaning", queries, 10, exact=exact)] == [0, 10, 0]

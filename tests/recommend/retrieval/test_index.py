@@ -214,6 +214,9 @@ def test_a_lost_table_is_made_again_from_a_catalogue_in_another_order(tmp_path):
     (tmp_path / index.manifest.table).unlink()
     with pytest.raises(DataError, match="missing or damaged, and the catalogue is another one now"):
         make_index(tmp_path, rows[1:], chunk_rows=100)
+    manifest, smaller = prepare_index(tmp_path, lambda: rows[::-1], text=TEXT)
+    with pytest.raises(DataError, match="the index has `meaning` too"):
+        add_methods(tmp_path, manifest, [Bm25Builder(Bm25Settings())], smaller)
     index = make_index(tmp_path, rows[::-1], chunk_rows=100)
     assert search_all(index) == before
     assert index.manifest.file_names() == {path.name for path in tmp_path.iterdir()}
@@ -267,6 +270,17 @@ def test_extending_embeds_only_new_items(tmp_path):
     ]
     add_methods(tmp_path / "index", manifest, methods, before)
     assert set(embedded) == {row.text for row in rows[150:]}
+
+
+def test_a_method_without_any_vector_finds_nothing(tmp_path):
+    index = make_index(tmp_path, [Row(f"B{n}", "") for n in range(5)])
+
+    class Encoder:
+        queries = staticmethod(embed)
+
+    index.set_encoder("meaning", Encoder())
+    (hits,) = index.search(["a lamp"], 3, methods=["meaning"])["meaning"]
+    assert not hits.ids
 
 
 def test_vectors_of_another_width_are_refused(tmp_path):

@@ -68,9 +68,8 @@ def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSett
     files = []
     for number, start in enumerate(range(0, len(vectors), chosen.part_rows)):
         rows = min(chosen.part_rows, len(vectors) - start)
-        path = folder / f"{record.files[0].name.partition('-')[0]}-near-{number:05d}-{source[:16]}.faiss"
-        if not path.is_file() or path.stat().st_size != _sizes(record).get(path.name, path.stat().st_size):
-            _write(path, vectors, start, rows, str(chosen.index))
+        stem = f"{record.files[0].name.partition('-')[0]}-near-{number:05d}-{source[:16]}"
+        path = _whole_file(folder, stem) or _write(folder, stem, vectors, start, rows, str(chosen.index))
         files.append({"name": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
     made = {"settings": recorded, "files": files, "effort": 1}
     return replace(record, approximate={**made, **_measure(folder, vectors, made, chosen, rank)})
@@ -168,7 +167,12 @@ def _proposals(k: Any) -> Any:
     return k + k // 8 + 10
 
 
-def _write(path: Path, vectors: VectorFiles, start: int, rows: int, name: str) -> None:
+def _whole_file(folder: Path, stem: str) -> Path | None:
+    """A file that was written before. Its name ends in its size, which tells that it is whole."""
+    return next((path for path in folder.glob(f"{stem}-*.faiss") if path.stem == f"{stem}-{path.stat().st_size}"), None)
+
+
+def _write(folder: Path, stem: str, vectors: VectorFiles, start: int, rows: int, name: str) -> Path:
     faiss = _faiss()
     lists = max(1, min(int(2 * rows**0.5), rows // 39))  # 39: FAISS's own least
     words = f"IVF{lists},SQ8" if name == AUTO else name
@@ -180,8 +184,10 @@ def _write(path: Path, vectors: VectorFiles, start: int, rows: int, name: str) -
             index.add(vectors.rows(np.arange(first, min(first + (1 << 16), start + rows))))
     except RuntimeError as error:
         raise ConfigError(f"--approximate.index {name}: {first_line(error)}") from None
-    with atomic_open(path) as file:
+    written = folder / f"{stem}-new.faiss"
+    with atomic_open(written) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+    return written.replace(folder / f"{stem}-{written.stat().st_size}.faiss")
 
 
 def _lists(index: Any, default: int) -> int:
@@ -203,7 +209,9 @@ def _open(path: Path, size: int) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: missing: run the same `lavic retrieve` again to make it") from None
     except RuntimeError as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}): remove it and run the same `lavic retrieve` again"
+        ) from None
 
 
 def _measure(

@@ -203,6 +203,7 @@ class VectorFiles:
 
     Attributes:
         width: Numbers of a vector.
+        is_empty: Whether no row has a vector.
     """
 
     def __init__(self, folder: Path, record: MethodRecord, shard: Shard = (0, 1)) -> None:
@@ -216,6 +217,7 @@ class VectorFiles:
             places = {start: place for place, (start, _, _) in enumerate(self._chunks)}
             self._shard = range(places[first[0][0]], places[first[-1][0]] + 1) if first else range(0)
         self.width = record.width
+        self.is_empty = all(len(empty) == len(vectors) for _, vectors, empty in self._chunks)
         self._starts = np.array([start for start, _, _ in self._chunks])
 
     def __len__(self) -> int:

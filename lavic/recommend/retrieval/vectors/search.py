@@ -50,6 +50,11 @@ class VectorSearch:
         """Numbers of a vector."""
         return self._files.width
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has a vector."""
+        return self._files.is_empty
+
     def search(
         self, vectors: np.ndarray, k: Sequence[int], *, exact: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -64,8 +69,15 @@ class VectorSearch:
             DataError: The vectors have another width, or values that are not finite.
         """
         queries = self.checked(vectors)
-        most = np.array(k, np.int64)
-        results: list[tuple[np.ndarray, np.ndarray]] = []
+        results = [(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
+        asked = np.flatnonzero(queries.any(axis=1))
+        for number, rows in zip(asked, self._search(queries[asked], np.array(k, np.int64)[asked], exact), strict=True):
+            results[number] = rows
+        return results
+
+    def _search(self, queries: np.ndarray, most: np.ndarray, exact: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `search`, for queries of length 1."""
+        results = []
         for first in range(0, len(queries), _QUERIES):
             batch = slice(first, first + _QUERIES)
             if self._approximate is not None and not exact:
@@ -98,8 +110,6 @@ class VectorSearch:
         return unit_rows(values, 0, "the queries")
 
     def _best(self, query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        if not query.any():
-            return np.zeros(0, np.int64), np.zeros(0)
         scores = self._scores(query, vectors)
         order = np.lexsort((self._rank[rows], -scores))[:k]
         return rows[order], scores[order]
