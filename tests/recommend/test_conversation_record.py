@@ -1,4 +1,4 @@
-"""What a server keeps of its conversations: whole rows in the LaViC format, whoever writes at the same time."""
+"""The conversations that a server records: complete rows in the LaViC format, also with concurrent writers."""
 
 from __future__ import annotations
 
