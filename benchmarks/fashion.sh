@@ -84,11 +84,12 @@ if [[ -z $reuse ]]; then
 
   [[ -f $base/model.safetensors ]] || step pretrain lavic mini pretrain --shards "$out/shards/train" \
     --valid "$out/shards/valid" --train "$catalog/base.jsonl" --looks "$catalog/looks.jsonl" --out "$base" \
-    --start mini --minimum 3 --pretrain.read-steps 2500 --pretrain.mastery 0.75 --pretrain.last-mastery 0.95 \
-    --pretrain.near-ids 0.5 --pretrain.see-steps 2500 --pretrain.batch-size 16 --pretrain.rehearse-every 4 --pretrain.augment \
-    --pretrain.describe-as-items 0.5 --pretrain.title-weight 1 --pretrain.compare-from 20 --pretrain.compare-every 1 \
-    --pretrain.compare-more 4 --pretrain.compare-as-items --pretrain.compare-reach 0 --pretrain.compare-align 1 \
-    --pretrain.compare-mastery 0.6 --pretrain.weight-decay 0.05 --pretrain.seed "$seed" --threads "$threads"
+    --start mini --minimum 3 --threads "$threads" --pretrain.seed "$seed" --pretrain.batch-size 16 --pretrain.augment \
+    --pretrain.language-steps 2500 --pretrain.mastery 0.75 --pretrain.final-mastery 0.95 --pretrain.vision-steps 2500 \
+    --pretrain.neighboring-ids 0.5 --pretrain.text-lookup-every 4 --pretrain.describe-as-items 0.5 \
+    --pretrain.title-weight 1 --pretrain.photo-lookup-start 20 --pretrain.photo-lookup-every 1 \
+    --pretrain.photo-lookup-extra-requests 4 --pretrain.photo-lookup-as-items --pretrain.photo-lookup-max-distance 0 \
+    --pretrain.photo-lookup-alignment 1 --pretrain.photo-lookup-mastery 0.6 --pretrain.weight-decay 0.05
 
   step describe lavic describe --config describe-mini --model.name "$base" --max-new-tokens 40 \
     --shards "$out/shards/train"

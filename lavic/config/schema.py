@@ -35,6 +35,22 @@ RENAMED = {
     "loop.activations": "loop.activation_checkpointing",
     "loop.patience": "loop.hang_warn_minutes",
     "pretrain.batch": "pretrain.batch_size",
+    "pretrain.read_steps": "pretrain.language_steps",
+    "pretrain.read_lr": "pretrain.recall_lr",
+    "pretrain.fetch_lr": "pretrain.lookup_lr",
+    "pretrain.fetch_weight": "pretrain.lookup_weight",
+    "pretrain.last_mastery": "pretrain.final_mastery",
+    "pretrain.see_steps": "pretrain.vision_steps",
+    "pretrain.see_lr": "pretrain.vision_lr",
+    "pretrain.rehearse_every": "pretrain.text_lookup_every",
+    "pretrain.compare_every": "pretrain.photo_lookup_every",
+    "pretrain.compare_from": "pretrain.photo_lookup_start",
+    "pretrain.compare_mastery": "pretrain.photo_lookup_mastery",
+    "pretrain.compare_more": "pretrain.photo_lookup_extra_requests",
+    "pretrain.compare_reach": "pretrain.photo_lookup_max_distance",
+    "pretrain.compare_as_items": "pretrain.photo_lookup_as_items",
+    "pretrain.compare_align": "pretrain.photo_lookup_alignment",
+    "pretrain.near_ids": "pretrain.neighboring_ids",
 }
 """Keys of older versions -> today's: a yaml file or a command line that has one is refused with the new name."""
 

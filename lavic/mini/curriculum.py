@@ -67,7 +67,7 @@ PHOTO_LEVELS = (
 
 @dataclass(frozen=True)
 class LookupBatch:
-    """A batch of look-up tasks with m answers, and the targets of the fetch head."""
+    """A batch of look-up tasks with m answers, and the targets of the lookup head."""
 
     batch: Batch
     row: torch.Tensor

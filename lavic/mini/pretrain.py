@@ -39,9 +39,9 @@ from lavic.model.visual_tokens import all_tokens, cls_tokens, patch_tokens
 Log = Callable[[dict], None]
 KEYS = 300
 """Words that serve as keys, besides those of looks: with thousands, each would occur too rarely."""
-FETCH_LAYER = 2
-"""The fetch head reads the requested words from the output of this layer of the language model."""
-FETCH_AT = (-1, 0, 1, 2)
+LOOKUP_LAYER = 2
+"""The lookup head reads the requested words from the output of this layer of the language model."""
+LOOKUP_AT = (-1, 0, 1, 2)
 """Positions that it reads at, counted from the first token of the answer's id."""
 
 
@@ -74,7 +74,7 @@ class Pretrainer:
             )
         self.word_texts = encoder.tokenizer.batch_decode([[w] for w in self.words])
         # Discarded after training: predicts the requested words from the middle of the language model.
-        self.fetch_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
+        self.lookup_head = nn.Linear(text.hidden_size, len(encoder.tokenizer))
         # Discarded too: predicts a photo's title from a view's [CLS].
         self.title_head = nn.Linear(vision.hidden_size, len(encoder.tokenizer)) if settings.title_weight else None
         self.ids = sorted({id for listing in listings for id in listing.ids})
@@ -85,15 +85,15 @@ class Pretrainer:
     def train_language(self) -> None:
         """Repeat, recall, then lists of growing length; ends when the last level is mastered."""
         language = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
-        optimizer = _adamw([*language, *self.fetch_head.parameters()], self.settings)
-        steps = iter(range(self.settings.read_steps))
+        optimizer = _adamw([*language, *self.lookup_head.parameters()], self.settings)
+        steps = iter(range(self.settings.language_steps))
         generator = torch.Generator().manual_seed(self.settings.seed)
         reserved, vocabulary = 7, len(self.encoder.tokenizer)
 
         def repeat() -> tuple[torch.Tensor, float]:
             return self._language_loss(curriculum.make_repeat_batch(128, vocabulary, reserved, generator))
 
-        self._until_mastered("repeat", steps, repeat, optimizer, self.settings.read_lr, warmup=40)
+        self._until_mastered("repeat", steps, repeat, optimizer, self.settings.recall_lr, warmup=40)
         digits = digit_pair_ids(self.encoder.tokenizer)
         for level in range(3):
 
@@ -101,18 +101,18 @@ class Pretrainer:
                 batch = curriculum.make_recall_batch(64, level, self.words, digits, self.ids[0], self.encoder, self.rng)
                 return self._lookup_loss(batch)
 
-            self._until_mastered(f"recall {level}", steps, recall, optimizer, self.settings.read_lr)
+            self._until_mastered(f"recall {level}", steps, recall, optimizer, self.settings.recall_lr)
         for n, _ in enumerate(LEVELS):
 
-            def fetch(n: int = n) -> tuple[torch.Tensor, float | None]:
+            def lookup(n: int = n) -> tuple[torch.Tensor, float | None]:
                 # One batch in five is of a level already mastered.
                 review = n > 0 and self.rng.random() < 0.2
                 loss, right = self._lookup_loss(self._lists(self.rng.randrange(n) if review else n))
                 return loss, None if review else right
 
             last = n + 1 == len(LEVELS)
-            mastery = self.settings.last_mastery if last else self.settings.mastery
-            self._until_mastered(f"lists {n}", steps, fetch, optimizer, self.settings.fetch_lr, mastery=mastery)
+            mastery = self.settings.final_mastery if last else self.settings.mastery
+            self._until_mastered(f"lists {n}", steps, lookup, optimizer, self.settings.lookup_lr, mastery=mastery)
 
     def _until_mastered(
         self,
@@ -133,7 +133,7 @@ class Pretrainer:
                 recent.append(right)
             mastered = len(recent) == recent.maxlen and np.mean(recent) > mastery
             if mastered or step % 50 == 49:
-                self._record("read", step + 1, level=name, loss=loss.item(), right=float(np.mean(recent or [0.0])))
+                self._record("language", step + 1, level=name, loss=loss.item(), right=float(np.mean(recent or [0.0])))
             if mastered:
                 return
 
@@ -142,7 +142,7 @@ class Pretrainer:
     def train_vision(self, photos: Sequence[Photo], held_out: Sequence[Photo]) -> None:
         """Descriptions from all photo tokens, with look-up batches in between."""
         settings = self.settings
-        heads = [head for head in (self.fetch_head, self.title_head) if head]
+        heads = [head for head in (self.lookup_head, self.title_head) if head]
         optimizer = _adamw([p for part in (self.model, *heads) for p in part.parameters()], settings)
         by_id = {photo.id: photo for photo in photos}
         listings = [listing for listing in self.listings if all(id in by_id for id in listing.ids)]
@@ -153,12 +153,12 @@ class Pretrainer:
         levels = [
             replace(
                 level,
-                extra_requests=max(level.extra_requests, settings.compare_more),
-                max_distance=settings.compare_reach,
+                extra_requests=max(level.extra_requests, settings.photo_lookup_extra_requests),
+                max_distance=settings.photo_lookup_max_distance,
             )
             for level in PHOTO_LEVELS
         ]
-        for step in range(settings.see_steps):
+        for step in range(settings.vision_steps):
             batch = self.rng.choices(photos, k=settings.batch_size)
             # Draws no random number where the setting is off, so that the packaged base stays reproducible.
             as_items = bool(settings.describe_as_items) and self.rng.random() < settings.describe_as_items
@@ -166,32 +166,32 @@ class Pretrainer:
             loss = caption
             if self.title_head:
                 loss = loss + settings.title_weight * self.title_loss(batch, self.title_head)
-            if step % settings.rehearse_every == 0:
+            if step % settings.text_lookup_every == 0:
                 lookup_loss, right = self._lookup_loss(self._lists(len(LEVELS) - 1))
                 loss = loss + lookup_loss
                 text_right.append(right)
-            if listings and step >= settings.compare_from and (step + 1) % settings.compare_every == 0:
+            if listings and step >= settings.photo_lookup_start and (step + 1) % settings.photo_lookup_every == 0:
                 lookup_loss, right = self._photo_lookup_loss(levels[level], listings, by_id)
                 loss = loss + lookup_loss
                 photo_right.append(right)
-                mastered = len(photo_right) == photo_right.maxlen and np.mean(photo_right) > settings.compare_mastery
-                if mastered and level + 1 < len(levels):
+                share = np.mean(photo_right) if len(photo_right) == photo_right.maxlen else 0.0
+                if share > settings.photo_lookup_mastery and level + 1 < len(levels):
                     level += 1
                     photo_right.clear()
-            cosine = 0.5 * (1 + math.cos(math.pi * step / settings.see_steps)) * 0.98 + 0.02
-            _update(loss, optimizer, settings.see_lr * min(1.0, (step + 1) / 80) * cosine)
+            cosine = 0.5 * (1 + math.cos(math.pi * step / settings.vision_steps)) * 0.98 + 0.02
+            _update(loss, optimizer, settings.vision_lr * min(1.0, (step + 1) / 80) * cosine)
             captions.append(caption.item())
             if step % 50 == 49:
                 self._record(
-                    "see",
+                    "vision",
                     step + 1,
                     caption=float(np.mean(captions)),
                     right=float(np.mean(text_right)),
                     photo_level=level,
                     photo_right=float(np.mean(photo_right or [0.0])),
                 )
-            if held_out and (step % 300 == 299 or step + 1 == settings.see_steps):
-                self._record("see", step + 1, held_out_perplexity=self.perplexity(held_out))
+            if held_out and (step % 300 == 299 or step + 1 == settings.vision_steps):
+                self._record("vision", step + 1, held_out_perplexity=self.perplexity(held_out))
 
     def caption_losses(self, photos: Sequence[Photo], *, augment: bool = False, as_items: bool = False) -> torch.Tensor:
         """Loss of every description token, [targets], given all photo tokens or as many as an item has."""
@@ -223,9 +223,9 @@ class Pretrainer:
         """Loss of a look-up batch with photos, each given by the patches of its whole view, as LLaVA reads several at
         once, or by as many tokens as an item has.
 
-        `compare_align` weighs the distance of these tokens from words.
+        `photo_lookup_alignment` weighs the distance of these tokens from words.
         """
-        as_items, near = self.settings.compare_as_items, self.settings.near_ids
+        as_items, near = self.settings.photo_lookup_as_items, self.settings.neighboring_ids
         per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
         lists = curriculum.make_lookup_batch(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
         images = self._prepare([by_id[id] for id in lists.photos], self.settings.augment)
@@ -236,8 +236,8 @@ class Pretrainer:
             tokens = patch_tokens(self.model, torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images])))
             shown = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
         loss, right = self._lookup_loss(lists, shown.flatten(0, 1))
-        if self.settings.compare_align:
-            loss = loss + self.settings.compare_align * self._alignment_loss(tokens, lists.looks)
+        if self.settings.photo_lookup_alignment:
+            loss = loss + self.settings.photo_lookup_alignment * self._alignment_loss(tokens, lists.looks)
         return loss, right
 
     @torch.no_grad()
@@ -269,7 +269,7 @@ class Pretrainer:
     # shared ------------------------------------------------------------------------------------------------------
 
     def _lists(self, level: int) -> LookupBatch:
-        near = self.settings.near_ids
+        near = self.settings.neighboring_ids
         return curriculum.make_lookup_batch(
             LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng, near=near
         )
@@ -283,22 +283,22 @@ class Pretrainer:
         return functional.cross_entropy(logits, labels), right
 
     def _lookup_loss(self, lists: LookupBatch, photos: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
-        """Loss of language model and fetch head, and the share of far requests that are answered right."""
+        """Loss of language model and lookup head, and the share of far requests that are answered right."""
         output = self._language(lists.batch, photos, layers=True)
         labels = lists.batch.labels[:, 1:]
         is_target = labels != IGNORED
         logits = self.model.lm_head(output.last_hidden_state[:, :-1][is_target])
         loss = functional.cross_entropy(logits, labels[is_target])
-        middle = output.hidden_states[FETCH_LAYER]
+        middle = output.hidden_states[LOOKUP_LAYER]
         middle = middle * torch.rsqrt(middle.pow(2).mean(-1, keepdim=True) + 1e-5)
-        for offset in FETCH_AT:
+        for offset in LOOKUP_AT:
             # An answer may be shorter than the offset.
             at = (lists.answer + offset).clamp(max=is_target.shape[1] - 1)
             inside = (
                 is_target[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
             )
-            log_probs = self.fetch_head(middle[lists.row, at][inside]).log_softmax(-1)
-            share = self.settings.fetch_weight / len(FETCH_AT)
+            log_probs = self.lookup_head(middle[lists.row, at][inside]).log_softmax(-1)
+            share = self.settings.lookup_weight / len(LOOKUP_AT)
             loss = loss - share * (log_probs * lists.requested[inside]).sum(-1).sum() / len(lists.row)
         return loss, _share_right(is_target, logits.argmax(-1) == labels[is_target], lists.far)
 
@@ -327,7 +327,7 @@ def _share_right(is_target: torch.Tensor, right: torch.Tensor, far: torch.Tensor
 
 
 def _adamw(parameters: Sequence[nn.Parameter], settings: PretrainSettings) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=settings.read_lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+    return torch.optim.AdamW(parameters, lr=settings.recall_lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
 
 
 def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -17,19 +17,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class PretrainSettings:
     """Both phases of pretraining."""
 
-    read_steps: PositiveInt = 3000
+    language_steps: PositiveInt = 3000
     """Maximum number of steps of the first phase; it ends when the last level is mastered."""
-    read_lr: PositiveFloat = 2e-3
+    recall_lr: PositiveFloat = 2e-3
     """Peak learning rate while repeating and recalling."""
-    fetch_lr: PositiveFloat = 1.5e-3
+    lookup_lr: PositiveFloat = 1.5e-3
     """Peak learning rate on the look-up lists."""
     mastery: Share = 0.9
     """Share of right answers, over the last eight batches, at which the next level begins."""
-    last_mastery: Share = 0.9
+    final_mastery: Share = 0.9
     """The same for the last level, the real prompt with looks in words."""
-    see_steps: PositiveInt = 1200
+    vision_steps: PositiveInt = 1200
     """Steps of the second phase."""
-    see_lr: PositiveFloat = 1.5e-3
+    vision_lr: PositiveFloat = 1.5e-3
     """Peak learning rate of the second phase, with a cosine to 2 % of it."""
     batch_size: PositiveInt = 32
     """Photos a step in the second phase."""
@@ -39,29 +39,29 @@ class PretrainSettings:
     title_weight: NonNegativeFloat = 0.0
     """Weight of the loss that trains each view's [CLS] to predict the words of the photo's title, as CLIP's was trained
     on captions. The head that predicts them is discarded: projector and language model never see a [CLS]."""
-    rehearse_every: PositiveInt = 4
+    text_lookup_every: PositiveInt = 4
     """Steps between additional batches of look-up lists in words, so that reading is not forgotten."""
-    compare_every: PositiveInt = 2
+    photo_lookup_every: PositiveInt = 2
     """Steps between additional batches of lists with photos."""
-    compare_from: NonNegativeInt = 150
+    photo_lookup_start: NonNegativeInt = 150
     """Step of the second phase at which these batches begin."""
-    compare_mastery: Share = 0.9
+    photo_lookup_mastery: Share = 0.9
     """Share of right answers at which the lists with photos become longer."""
-    compare_more: NonNegativeInt = 0
+    photo_lookup_extra_requests: NonNegativeInt = 0
     """Requests that follow the first under the longest lists with photos too, each with its own answer."""
-    compare_reach: NonNegativeInt = 10
+    photo_lookup_max_distance: NonNegativeInt = 10
     """Maximum number of items of a list with photos between the request and the answer. With 0 the request follows all
     photos, as in LLaVA's training; the order of `lavic tune` is then new."""
-    compare_as_items: bool = False
+    photo_lookup_as_items: bool = False
     """Show a photo of a list as an item will be shown, by five tokens: the mean of each view's patches. Otherwise by
     every patch of the whole view and the newline, as LLaVA shows a view."""
-    compare_align: NonNegativeFloat = 0.0
+    photo_lookup_alignment: NonNegativeFloat = 0.0
     """Weight of the loss on the distance, in direction and in length, between the tokens of a photo in a list and the
     embeddings of its look's words, which the first phase has learnt to look up."""
-    near_ids: Share = 0.0
+    neighboring_ids: Share = 0.0
     """Share of the lists in which the ids are neighbours, with common first tokens."""
-    fetch_weight: NonNegativeFloat = 1.0
-    """Weight of the fetch supervision; that of the language-model loss is 1."""
+    lookup_weight: NonNegativeFloat = 1.0
+    """Weight of the look-up supervision; that of the language-model loss is 1."""
     weight_decay: NonNegativeFloat = 0.02
     """Weight decay of AdamW."""
     augment: bool = False

@@ -32,7 +32,7 @@ def test_the_packaged_model_is_small_and_has_no_pickles() -> None:
     assert not [f for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
     # its training log is in the folder
     log = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
-    assert log[-1]["phase"] == "see" and log[-1]["held_out_perplexity"] < 1.1
+    assert log[-1]["phase"] == "vision" and log[-1]["held_out_perplexity"] < 1.1
 
 
 def test_descriptions_need_all_tokens_of_a_photo(mini: Backbone, products: list[catalog.Product]) -> None:

@@ -50,10 +50,10 @@ def begin(mini: Backbone, listings: list[Listing]) -> Begin:
 
 
 @pytest.mark.parametrize(("every", "lists"), [(1, 4), (2, 2), (3, 1)])
-def test_compare_every_sets_the_number_of_photo_lists(
+def test_photo_lookup_every_sets_the_number_of_photo_lists(
     every: int, lists: int, begin: Begin, photos: list[pretrain_data.Photo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = PretrainSettings(see_steps=4, batch_size=2, compare_from=0, compare_every=every)
+    settings = PretrainSettings(vision_steps=4, batch_size=2, photo_lookup_start=0, photo_lookup_every=every)
     pretrainer = begin(settings)
     calls = []
 
@@ -66,13 +66,13 @@ def test_compare_every_sets_the_number_of_photo_lists(
     assert len(calls) == lists
 
 
-def test_compare_align_loss_falls_in_training(begin: Begin, photos: list[pretrain_data.Photo]) -> None:
-    """The loss that compare_align adds is proportional to it and falls in training."""
+def test_photo_lookup_alignment_loss_falls_in_training(begin: Begin, photos: list[pretrain_data.Photo]) -> None:
+    """The loss that photo_lookup_alignment adds is proportional to it and falls in training."""
     pretrainer = begin(PretrainSettings())
     by_id = {photo.id: photo for photo in photos}
 
     def loss(weight: float) -> torch.Tensor:
-        pretrainer.settings = PretrainSettings(compare_align=weight)
+        pretrainer.settings = PretrainSettings(photo_lookup_alignment=weight)
         pretrainer.rng.seed(3)
         return pretrainer._photo_lookup_loss(PHOTO_LEVELS[0], pretrainer.listings, by_id)[0]
 
@@ -100,13 +100,13 @@ def test_title_loss_trains_the_vision_tower_only(begin: Begin, photos: list[pret
     with_gradient = {name for name, p in pretrainer.model.named_parameters() if p.grad is not None}
     assert with_gradient and all("vision_tower" in name for name in with_gradient)
     before = pretrainer.title_loss(photos, head).item()
-    pretrainer.settings = PretrainSettings(see_steps=20, batch_size=4, compare_from=99, title_weight=1.0)
+    pretrainer.settings = PretrainSettings(vision_steps=20, batch_size=4, photo_lookup_start=99, title_weight=1.0)
     pretrainer.train_vision(photos, [])
     assert pretrainer.title_loss(photos, head).item() < before - 0.1
 
 
 @pytest.mark.parametrize(("as_items", "tokens_per_photo"), [(True, 5), (False, 17)])
-def test_compare_as_items_sets_the_tokens_of_a_photo(
+def test_photo_lookup_as_items_sets_the_tokens_of_a_photo(
     as_items: bool,
     tokens_per_photo: int,
     begin: Begin,
@@ -114,7 +114,7 @@ def test_compare_as_items_sets_the_tokens_of_a_photo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As an item: one token per view, in the order of an item's views; else the thumbnail's patches and the newline."""
-    pretrainer = begin(PretrainSettings(compare_as_items=as_items))
+    pretrainer = begin(PretrainSettings(photo_lookup_as_items=as_items))
     calls = []
 
     def record_call(lists: curriculum.LookupBatch, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -138,7 +138,7 @@ def test_compare_as_items_sets_the_tokens_of_a_photo(
 def test_describe_as_items_sets_the_share_of_item_tokens(
     share: float, as_items: int, begin: Begin, photos: list[pretrain_data.Photo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = PretrainSettings(see_steps=4, batch_size=2, compare_from=9, describe_as_items=share)
+    settings = PretrainSettings(vision_steps=4, batch_size=2, photo_lookup_start=9, describe_as_items=share)
     pretrainer = begin(settings)
     batch_sizes = []
     real = pretrainer._as_items
@@ -172,10 +172,10 @@ def test_pretrain_command_on_a_small_catalogue(tmp_path: Path, capsys: pytest.Ca
     argv = f"""mini pretrain --out {tmp_path}/base --shards {tmp_path}/train --valid {tmp_path}/valid
         --train {tmp_path}/catalogue/train.jsonl --looks {tmp_path}/catalogue/looks.jsonl --threads 1
         --architecture.width 32 --architecture.heads 2 --architecture.layers 3 --architecture.vision-width 16
-        --pretrain.read-steps 3 --pretrain.see-steps 4 --pretrain.batch-size 4 --pretrain.augment
-        --pretrain.describe-as-items .5 --pretrain.title-weight 1 --pretrain.compare-from 1 --pretrain.compare-every 1
-        --pretrain.compare-more 2 --pretrain.compare-as-items --pretrain.compare-reach 0
-        --pretrain.compare-align 1""".split()
+        --pretrain.language-steps 3 --pretrain.vision-steps 4 --pretrain.batch-size 4 --pretrain.augment
+        --pretrain.describe-as-items .5 --pretrain.title-weight 1 --pretrain.photo-lookup-start 1
+        --pretrain.photo-lookup-every 1 --pretrain.photo-lookup-extra-requests 2 --pretrain.photo-lookup-as-items
+        --pretrain.photo-lookup-max-distance 0 --pretrain.photo-lookup-alignment 1""".split()
     assert main([*argv, "--minimum", "1000"]) == 2
     assert "words besides the prompt's own" in capsys.readouterr().err
     assert main(argv) == 0
