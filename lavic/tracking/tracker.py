@@ -185,15 +185,18 @@ class Tracker:
 
     def _end_live_sync(self, process: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
         uri, deadline = self.settings.resolve_uri(run_dir), time.monotonic() + timeout_s
-        while process.poll() is None and time.monotonic() < deadline:
+        failure = ""
+        while process.poll() is None and not failure and time.monotonic() < deadline:
             record = read_record(run_dir, uri)
-            if record is not None and record.pid == process.pid and record.error:
-                break
+            if record is not None and record.pid == process.pid:
+                failure = record.error
             time.sleep(0.05)
         if process.poll() is None:
-            process.kill()  # what it has sent is recorded
+            process.kill()  # what it has sent is recorded; it may not have printed its failure yet
             process.wait()
         if process.returncode:
             log.warning(
-                "MLflow does not have all of this run; `lavic sync %s` sends the rest", shlex.quote(str(run_dir))
+                "MLflow does not have all of this run%s; `lavic sync %s` sends the rest",
+                f" ({failure})" if failure else "",
+                shlex.quote(str(run_dir)),
             )
