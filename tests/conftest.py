@@ -15,6 +15,7 @@ import pytest
 
 from tests.browser import Browser, chromium
 from tests.browser import missing as missing_browser
+from tests.fork_server import ForkServer
 from tests.slurm.cluster import NotStarted, cluster, missing
 from tests.slurm.slurm_jobs import Slurm
 
@@ -67,6 +68,14 @@ def browser(chromium_session: Browser) -> Browser:
     chromium_session.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
     chromium_session.forget()
     return chromium_session
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Runs commands without their start-up, one server for all tests of a process."""
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture(scope="session")

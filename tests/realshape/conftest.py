@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lavic.mini.realshape.folder import write_folder
+from tests.fork_server import ForkServer
 from tests.realshape.stages import Lavic, as_words
-from tests.train.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
@@ -30,20 +30,15 @@ def base(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lavic]:
+def forked(fork_server: ForkServer) -> Lavic:
     """Commands in forked ranks of one thread each."""
-    fork_server, folder = ForkServer(), tmp_path_factory.mktemp("logs")
 
     def lavic(argv: Sequence[object], *, ranks: int) -> str:
-        log = folder / f"{argv[0]}-{len(list(folder.iterdir()))}"
-        started = fork_server.start(as_words(argv), log, ranks=ranks)
-        codes = fork_server.wait(started)
-        said = "".join(rank.log.read_text() for rank in started)
-        assert codes == [0] * ranks, said[-3000:]
-        return said
+        done = fork_server.lavic(*as_words(argv), ranks=ranks)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+        return done.stdout
 
-    yield lavic
-    fork_server.close()
+    return lavic
 
 
 @pytest.fixture(scope="session")

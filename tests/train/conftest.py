@@ -16,7 +16,6 @@ from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port, restore_launcher_env
 from lavic.tracking.journal import read_journal
 from tests.train.assets import Assets, make_assets
-from tests.train.fork_server import ForkServer
 
 TOY = Path(__file__).with_name("toy.py")
 EXACT = ("loss", "grad_norm", "lr", "valid_loss", "valid_hit_rate")
@@ -116,10 +115,3 @@ def weights(folder: Path) -> dict[str, list]:
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     return make_assets(tmp_path_factory.mktemp("assets"))
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()

@@ -18,9 +18,9 @@ from lavic.model.item_store import ItemStore
 from lavic.model.visual_tokens import project
 from lavic.tracking.journal import read_journal
 from lavic.train.recommendation.dataset import TuneDataset
+from tests.fork_server import ForkServer
 from tests.model.chat_bases import KINDS, make_base
 from tests.train.assets import KEY, Assets
-from tests.train.fork_server import ForkServer
 
 
 def run(fork_server: ForkServer, log: Path, *argv: object, code: int = 0) -> str:

@@ -18,9 +18,9 @@ import pytest
 from lavic.tracking.journal import read_events, read_journal
 from lavic.tracking.mlflow_sync import sync
 from tests.conftest import go_without
+from tests.fork_server import ForkedProcess, ForkServer
 from tests.train.assets import Assets
 from tests.train.conftest import curve
-from tests.train.fork_server import ForkServer, Rank
 
 pytestmark = pytest.mark.dist
 
@@ -45,7 +45,7 @@ def adapter_digests(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def output(ranks: list[Rank]) -> str:
+def output(ranks: list[ForkedProcess]) -> str:
     return "".join(rank.log.read_text() for rank in ranks)[-4000:]
 
 
@@ -120,7 +120,7 @@ def test_a_run_resumes_on_other_numbers_of_ranks(assets: Assets, tmp_path: Path,
 
 
 def stop_when(
-    run: list[Rank], condition: Callable[[], bool], number: int, send: Callable[[int, int], None] = os.kill
+    run: list[ForkedProcess], condition: Callable[[], bool], number: int, send: Callable[[int, int], None] = os.kill
 ) -> None:
     """Sends a signal to the last rank, alone or with its whole group, as soon as a condition holds."""
     deadline = time.monotonic() + 300

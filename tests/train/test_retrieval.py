@@ -26,8 +26,8 @@ from lavic.train.retrieval.head_trainer import Features, HeadTrainer, recall_at
 from lavic.train.retrieval.losses import contrastive_loss
 from lavic.train.retrieval.pairs import Pairs
 from lavic.train.retrieval.settings import HeadSettings
+from tests.fork_server import ForkServer
 from tests.train.assets import KEY, Assets
-from tests.train.fork_server import ForkServer
 
 pytestmark = pytest.mark.slow
 

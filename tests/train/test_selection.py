@@ -32,9 +32,9 @@ from lavic.train.checkpoint import CheckpointManager
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.trainer import Trainer
+from tests.fork_server import ForkServer
 from tests.train.assets import KEY, Assets
 from tests.train.conftest import curve
-from tests.train.fork_server import ForkServer
 from tests.train.test_restart import output, stop_when
 from tests.train.toy import ToyData, ToyTask, make_callbacks
 
