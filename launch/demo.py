@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt
 
+from lavic.cli import command_module
 from lavic.config import Seed, dump, flatten, load, parse, settings
 from lavic.data.conversations import read_conversations
 from lavic.errors import ConfigError, LavicError
@@ -89,7 +90,6 @@ class Stage:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = parse(DemoSettings, argv, command="demo", description=DESCRIPTION)
-    started = time.monotonic()
     out = chosen.out
     photos = out / "catalog" / "images"
     _check_folder(chosen)
@@ -98,14 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with PhotoServer(photos, port(out / "catalog")) as server, Tracker.open(out) as tracker:
         tracker.start("demo", flatten(chosen))  # the stages' runs are in its folder: MLflow shows them below it
         for stage in stages(chosen, server.url):
-            began = time.monotonic()
-            _run(stage)
-            seconds[stage.name] = round(seconds.get(stage.name, 0.0) + time.monotonic() - began, 1)
+            _run(stage, seconds)
         tracker.log(0, **{f"seconds/{name}": value for name, value in seconds.items()})
-    began = time.monotonic()
-    _run(Stage("mlflow", ("sync", str(out), "--uri", default_store_uri(out), "--experiment", "demo")))
-    seconds["mlflow"] = round(time.monotonic() - began, 1)
-    seconds["total"] = round(time.monotonic() - started, 1)
+    _run(Stage("mlflow", ("sync", str(out), "--uri", default_store_uri(out), "--experiment", "demo")), seconds)
     summary = summarise(out, seconds)
     atomic_write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     shutil.copyfile(out / "evaluation" / "report.html", out / "report.html")
@@ -143,7 +138,7 @@ def stages(chosen: DemoSettings, url: str) -> Iterator[Stage]:
     for split, items in (("train", "item2meta_train.json"), ("valid", "item2meta_valid.jsonl")):
         crawl = ("crawl", "--config", "crawl-mini", "--items", str(catalog / items), "--out", str(shards / split))
         yield Stage("crawl", (*crawl, "--split", split))
-        yield Stage("verify", ("verify", str(shards / split)))
+        yield Stage("verify", ("verify", str(shards / split), "--receipt", str(shards / f"{split}.receipt.json")))
     yield Stage("describe", ("describe", "--config", "describe-mini", "--shards", str(shards / "train")))
 
     steps = ("--loop.steps", "6", "--loop.save-every", "3") if chosen.small else ()
@@ -223,16 +218,25 @@ def port(catalog: Path) -> int:
     return urlsplit(json.loads(path.open(encoding="utf-8").readline())["image"]).port or 0
 
 
-def _run(stage: Stage) -> None:
-    """Runs a stage's command, and the one that runs in parallel.
+def _run(stage: Stage, seconds: dict[str, float]) -> None:
+    """Runs a stage's command, and the one that runs in parallel, unless their results are complete.
+
+    Args:
+        stage: What to run.
+        seconds: Gets the run time of a stage that runs.
 
     Raises:
         StageFailed: With the command's exit code.
     """
-    commands = [argv for argv in (stage.argv, stage.parallel) if argv is not None]
+    commands = []
+    for argv in (stage.argv, stage.parallel):
+        if argv is not None:
+            complete = _is_complete(argv)
+            print(f"\n$ lavic {shlex.join(argv)}{'   # already complete' if complete else ''}", flush=True)
+            commands += [] if complete else [argv]
+    began = time.monotonic()
     running = []
     for argv in commands:
-        print(f"\n$ lavic {shlex.join(argv)}", flush=True)
         threads = {} if len(commands) == 1 else {"OMP_NUM_THREADS": "1"}
         running.append(subprocess.Popen([sys.executable, "-m", "lavic", *argv], env={**os.environ, **threads}))
     try:
@@ -243,6 +247,14 @@ def _run(stage: Stage) -> None:
     failed = next((number for number, code in enumerate(codes) if code), None)
     if failed is not None:
         raise StageFailed(commands[failed][0], codes[failed])
+    if commands:
+        seconds[stage.name] = round(seconds.get(stage.name, 0.0) + time.monotonic() - began, 1)
+
+
+def _is_complete(argv: Sequence[str]) -> bool:
+    """Whether the result of a stage's command is there: a process that finds it would take seconds to start."""
+    command = command_module(argv[0])
+    return hasattr(command, "is_complete") and bool(command.is_complete(command.resolve(argv[1:])))
 
 
 class StageFailed(LavicError):
@@ -263,7 +275,15 @@ def _wait_for_interrupted(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The main results, read from the files of the stages, and the run time of each stage."""
+    """The main results, read from the files of the stages, and the run time of each stage.
+
+    Args:
+        out: The demo's folder; stages that an earlier call ran keep the times in its summary.
+        seconds: Run times of the stages that this call ran.
+    """
+    if (out / "summary.json").is_file():
+        seconds = json.loads((out / "summary.json").read_text())["seconds"] | dict(seconds)
+    seconds = {name: value for name, value in seconds.items() if name != "total"}
     results = json.loads((out / "evaluation" / "results.json").read_text())
     _, *others = results["sets"]
     return {
@@ -274,7 +294,7 @@ def summarise(out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
             for name in others
         },
         "full_catalogue": full_catalogue(out),
-        "seconds": dict(seconds),
+        "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
     }
 

@@ -31,6 +31,10 @@ def check_server(out: Path) -> None:
             if match := re.search(r"serving on (http://127\.0\.0\.1:\d+)$", line):
                 break
         assert match, "".join(lines)[-3000:]
+        commands = [line.split()[2] for line in lines if line.startswith("$ lavic")]
+        complete = [line.split()[2] for line in lines if line.endswith("# already complete\n")]
+        assert [command for command in commands if command not in complete] == ["recommend", "sync", "serve"]
+        assert len(complete) == 14
         with httpx.Client(base_url=match[1], timeout=120, trust_env=False) as client:
             assert "What are you looking for?" in client.get("/").text
             answer = client.post("/v1/recommend", json={"conversation": "a red striped mug"})
@@ -87,5 +91,8 @@ def test_the_demo_completes_once_and_serves(tmp_path: Path) -> None:
     modified = bundle.stat().st_mtime_ns
     check_server(tmp_path / "demo")
     assert bundle.stat().st_mtime_ns == modified
+    seconds = json.loads((tmp_path / "demo" / "summary.json").read_text())["seconds"]
+    rerun = {"recommend", "mlflow", "total"}
+    assert {name for name, value in seconds.items() if value != summary["seconds"][name]} <= rerun
     other = demo(tmp_path / "demo", "--seed", "1")
     assert other.returncode == 2 and "a demo that was started with --seed 0 --small" in other.stderr
