@@ -259,7 +259,8 @@ def _default_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES} | DEFAULTS
 
 
-def _serve() -> None:
+def preload() -> None:
+    """Imports `PRELOADED` and DeepSpeed, for the processes that are forked from this one."""
     import torch
 
     for name in PRELOADED:
@@ -267,6 +268,10 @@ def _serve() -> None:
     from lavic.train.deepspeed.engine import _deepspeed
 
     _deepspeed(torch.device("cpu"))
+
+
+def _serve() -> None:
+    preload()
     running = set()
     for line in sys.stdin:
         request = json.loads(line)
