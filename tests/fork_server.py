@@ -86,16 +86,22 @@ class ForkedProcess:
         while not self.gone:
             if time.monotonic() > until:
                 self.kill()
-                raise TimeoutError(f"{self.stdout.read_text()}\n{self.stderr.read_text()}"[-3000:])
+                raise TimeoutError("\n".join(self._output())[-3000:])
             time.sleep(0.005)
         if self.returncode is None:
             self.returncode = self.server.request({"wait": self.pid})
         return self.returncode
 
     def communicate(self, timeout: float = 300.0) -> tuple[str, str]:
-        """Waits; returns what it has printed to stdout and stderr."""
+        """Waits; returns what it has printed to stdout and stderr, "" for a device."""
         self.wait(timeout)
-        return self.stdout.read_text("utf-8"), self.stderr.read_text("utf-8")
+        return self._output()
+
+    def _output(self) -> tuple[str, str]:
+        stdout, stderr = (
+            file.read_text("utf-8", "surrogateescape") if file.is_file() else "" for file in (self.stdout, self.stderr)
+        )
+        return stdout, stderr
 
     def send_signal(self, number: int) -> None:
         """Sends a signal unless it has ended."""
@@ -127,6 +133,7 @@ class ForkServer:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         log: Path | None = None,
+        stdout: Path | None = None,
     ) -> ForkedProcess:
         """Starts a program.
 
@@ -135,9 +142,10 @@ class ForkServer:
             env: Its environment; by default that of the test with `DEFAULTS`, without `LAUNCHER_VARIABLES`.
             cwd: Its working directory; by default that of the test.
             log: File to which it appends both stdout and stderr; by default each goes to a file of its own.
+            stdout: File or device for stdout alone.
         """
         self._outputs += 1
-        stdout = log or self._folder / f"{self._outputs}.stdout"
+        stdout = stdout or log or self._folder / f"{self._outputs}.stdout"
         stderr = log or self._folder / f"{self._outputs}.stderr"
         request = {
             "argv": [str(arg) for arg in argv],
@@ -147,6 +155,10 @@ class ForkServer:
             "stderr": str(stderr),
         }
         return ForkedProcess(self, self.request(request), stdout, stderr)
+
+    def preload(self, *modules: str) -> None:
+        """Imports modules that programs started from now on need not import."""
+        self.request({"preload": modules})
 
     def run(
         self, argv: Sequence[object], *, timeout: float = 300.0, **options: object
@@ -284,6 +296,8 @@ def _serve() -> None:
                 _become(request)
             running.add(reply)
         else:
+            for name in request.get("preload", ()):
+                importlib.import_module(name)
             reply = 0
         print(reply, flush=True)
     for pid in running:

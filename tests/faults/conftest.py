@@ -1,4 +1,4 @@
-"""One set of inputs for all commands and faults, and the table of what was tried."""
+"""One set of inputs for all commands and faults, and a table of the results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import pytest
 
 from tests.conftest import go_without
 from tests.faults.faulty_run import FaultInputs, missing
+from tests.fork_server import ForkServer
 
 _tried: Counter[tuple[str, str]] = Counter()
 _passed: Counter[tuple[str, str]] = Counter()
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultInputs]:
-    """Inputs and what each command makes of them."""
+def inputs(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Iterator[FaultInputs]:
+    """Inputs of all commands, and what each command makes of them without a fault."""
     if why := missing():
         go_without(why)
-    inputs = FaultInputs(tmp_path_factory.mktemp("faults"))
+    inputs = FaultInputs(tmp_path_factory.mktemp("faults"), fork_server)
     yield inputs
     inputs.close()
 

@@ -1,15 +1,20 @@
-"""The inputs of all commands, and a command that runs on a copy of them under one fault."""
+"""The inputs of all commands, and runs of one command on a copy of them under a fault.
+
+Commands are forked by `tests.fork_server`. New interpreters run them where the fault is in the process itself: other
+capabilities, another user, another locale.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,18 +29,14 @@ from lavic.model.lora import add_adapter
 from lavic.storage.compression import zstd_module
 from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
+from tests.fork_server import ForkedProcess, ForkServer
 from tests.train.assets import make_assets
 
-KILLED = Path(__file__).with_name("self_killing_command.py")
+SELF_KILLING = Path(__file__).with_name("self_killing_command.py")
 BLOCK = 4096
-_BIND = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-# A size of 0 would be none: one block is taken by a file that is nobody's.
-_SMALL = (
-    'mkdir "$0.kept" && cp -a "$0/." "$0.kept" && '
-    'mount -t tmpfs -o "size=$SIZE" tmpfs "$0" && cp -a "$0.kept/." "$0" && '
-    'head -c 4096 /dev/zero >"$0/.filler" && '
-    '{ "$@"; code=$?; rm -r "$0.kept" "$0/.filler"; cp -a "$0/." "$0.kept"; exit $code; }'
-)
+TIMEOUT_S = 180.0
+PRELOADED = ("matplotlib.backends.backend_agg", "mlflow.store.tracking.sqlalchemy_store")
+"""What `lavic sync` imports and other commands do not."""
 
 
 def make_inputs(folder: Path, server: PhotoServer) -> None:
@@ -106,168 +107,190 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        """Its lines that say what was wrong."""
+        """The error messages among its lines."""
         return [line for line in self.stderr.splitlines() if ": error: " in line]
 
 
 @dataclass
 class FaultyRun:
-    """A command in a folder of its own."""
+    """A command with a folder for its inputs and outputs."""
 
     command: Command
     folder: Path
-    env: dict[str, str] = field(default_factory=dict)
+    env: Mapping[str, str]
+    fork_server: ForkServer
 
     @property
     def out(self) -> Path:
+        """The folder of the outputs."""
         return self.folder / "out"
 
-    def words(self) -> list[str]:
-        return self.command.words(self.folder)
+    @property
+    def argv(self) -> list[str]:
+        """The arguments of `lavic`."""
+        return self.command.argv(self.folder)
 
     def blocks(self) -> int:
-        """Blocks that the files of `out` take."""
+        """Disk blocks of the files in `out`."""
         return sum(-(-path.stat().st_size // BLOCK) for path in self.out.rglob("*") if path.is_file())
 
-    def printed(self, ended: Outcome) -> str:
-        """What a command printed, whatever its folder is called."""
-        text, folder = ended.stdout, str(self.folder)
-        for spelled in (json.dumps(folder)[1:-1], folder.replace("%", "%%"), folder):
-            text = text.replace(spelled, "FOLDER")
+    def printed(self, outcome: Outcome) -> str:
+        """What a command printed, without the name of its folder."""
+        text, folder = outcome.stdout, str(self.folder)
+        for spelling in (json.dumps(folder)[1:-1], folder.replace("%", "%%"), folder):
+            text = text.replace(spelling, "FOLDER")
         return re.sub(r"[\d.]+ GiB", "N GiB", text.replace("'", ""))  # a shell needs quotes around some folders
 
-    def start(
-        self,
-        prefix: Sequence[str] = (),
-        env: dict[str, str] | None = None,
-        program: Sequence[str] = (),
-        stdout: str = "",
-    ) -> subprocess.Popen[str]:
-        """The command as a process, after words that spoil something for it."""
-        words = [*prefix, sys.executable, *(program or ("-m", "lavic")), *self.words()]
-        target = open(stdout, "w") if stdout else subprocess.PIPE  # noqa: PTH123, SIM115
-        return subprocess.Popen(
-            words,
+    def start(self, *, program: Sequence[object] = ("-m", "lavic"), stdout: Path | None = None) -> ForkedProcess:
+        """Starts the command, or a program with the command's arguments."""
+        return self.fork_server.popen([*program, *self.argv], env=self.env, cwd=self.folder, stdout=stdout)
+
+    def run(self, *, program: Sequence[object] = ("-m", "lavic"), stdout: Path | None = None) -> Outcome:
+        """Runs the command to its end."""
+        return wait(self.start(program=program, stdout=stdout))
+
+    def run_interpreter(self, *prefix: str, env: Mapping[str, str] | None = None) -> Outcome:
+        """Runs the command in a new interpreter, below the program `prefix` that changes the process."""
+        done = subprocess.run(
+            [*prefix, sys.executable, "-m", "lavic", *self.argv],
             env=self.env if env is None else env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            stdout=target,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",
+            timeout=TIMEOUT_S,
         )
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def run(self, *prefix: str, **how: object) -> Outcome:
-        """The command to its end."""
-        return wait(self.start(prefix, **how))  # type: ignore[arg-type]
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Mounts `out` read-only."""
+        with mounted(self.out, "--bind", str(self.out)):
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(self.out)], check=True)
+            yield
 
-    def read_only(self) -> Outcome:
-        """With everything that it writes to on a file system that is mounted to be read only."""
-        return self.run("unshare", "--mount", "sh", "-c", _BIND, str(self.out))
-
-    def on_a_small_disk(self, free: int) -> Outcome:
-        """With so many blocks left where it writes; afterwards `out` holds what it left."""
-        env = {**self.env, "SIZE": str((self.blocks() + free + 1) * BLOCK)}
-        ended = self.run("unshare", "--mount", "sh", "-c", _SMALL, str(self.out), env=env)
+    @contextlib.contextmanager
+    def small_disk(self, free: int) -> Iterator[None]:
+        """Puts `out` on a disk with `free` free blocks; keeps the files that it then has."""
+        copy = self.folder / "out.copy"
+        size = (self.blocks() + free + 1) * BLOCK
+        shutil.copytree(self.out, copy, symlinks=True)
+        with mounted(self.out, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+            shutil.copytree(copy, self.out, symlinks=True, dirs_exist_ok=True)
+            filler = self.out / ".filler"  # tmpfs takes a size of 0 for no limit
+            filler.write_bytes(bytes(BLOCK))
+            yield
+            filler.unlink()
+            shutil.rmtree(copy)
+            shutil.copytree(self.out, copy, symlinks=True)
         shutil.rmtree(self.out)
-        self.out.with_name("out.kept").rename(self.out)
-        return ended
+        copy.rename(self.out)
 
-    def obeying_modes(self) -> Outcome:
-        """As a user whom file modes bind; root's power over them is taken away."""
-        return self.run("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    def run_obeying_modes(self) -> Outcome:
+        """Runs without root's capabilities to ignore file modes."""
+        return self.run_interpreter("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
-    def nobody_at_home(self) -> Outcome:
-        """As a user without a name and a home, who may write where root may."""
-        powers = "+dac_override,+dac_read_search,+fowner"
-        who = ["--reuid=54321", "--regid=54321", "--clear-groups", f"--inh-caps={powers}", f"--ambient-caps={powers}"]
-        gone = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "HF_HOME")
-        return self.run("setpriv", *who, env={key: value for key, value in self.env.items() if key not in gone})
+    def run_without_home(self) -> Outcome:
+        """Runs as a user without a name and a home who may write where root may."""
+        capabilities = "+dac_override,+dac_read_search,+fowner"
+        user = ["--reuid=54321", "--regid=54321", "--clear-groups"]
+        user += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+        names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "HF_HOME")
+        env = {key: value for key, value in self.env.items() if key not in names}
+        return self.run_interpreter("setpriv", *user, env=env)
 
-    def killed(self, moment: int) -> tuple[Outcome, int]:
-        """Killed at its n-th change of a file; 0 kills nothing. Also returns how many it has made by its end."""
+    def run_killed(self, moment: int) -> tuple[Outcome, int]:
+        """Runs until SIGKILL at the n-th change of a file; 0 for no kill. Also returns the number of changes."""
         count = self.folder / "count"
         count.unlink(missing_ok=True)
-        ended = self.run(program=(str(KILLED), str(self.out), str(moment), str(count)))
-        return ended, int(count.read_text()) if count.exists() else moment
+        outcome = self.run(program=(SELF_KILLING, self.out, moment, count))
+        return outcome, int(count.read_text()) if count.exists() else moment
 
 
-def wait(process: subprocess.Popen[str]) -> Outcome:
-    """How a process ends; one that hangs is killed and fails the test."""
+def wait(process: ForkedProcess) -> Outcome:
+    """Waits until a process ends; kills one that hangs, and fails the test."""
+    stdout, stderr = process.communicate(TIMEOUT_S)
+    assert process.returncode is not None
+    return Outcome(process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    """A mount at a folder."""
+    subprocess.run(["mount", *options, str(folder)], check=True)
     try:
-        stdout, stderr = process.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        stdout, stderr = process.communicate()
-        raise AssertionError(f"it hangs: {stdout or ''}{stderr}") from None
-    return Outcome(process.returncode, stdout or "", stderr)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class FaultInputs:
-    """Inputs, made once, and what each command makes of them undisturbed."""
+    """Inputs of all commands, and what each command makes of them without a fault."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the inputs; the photos are served until `close`."""
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
+        """Makes the inputs and serves the photos until `close`."""
         self.folder = folder
+        self.fork_server = fork_server
+        fork_server.preload(*PRELOADED)
         (folder / "images").mkdir()
         self.server = PhotoServer(folder / "images").__enter__()
         make_inputs(folder / "in", self.server)
         self._undisturbed: dict[str, Undisturbed] = {}
 
     def close(self) -> None:
-        """End the server."""
+        """Stops the server."""
         self.server.__exit__(None, None, None)
 
     def undisturbed(self, command: Command) -> Undisturbed:
-        """What the command does when nothing is in its way."""
+        """How the command ends without a fault."""
         if command.name not in self._undisturbed:
             run = self.prepare(command, self.folder / "undisturbed" / command.name.replace(" ", "_"))
-            held = run.blocks()
-            ended, changes = run.killed(0)
-            assert not ended.errors, ended.stderr
-            made = Undisturbed(
-                code=ended.code,
-                stdout=run.printed(ended),
+            blocks_before = run.blocks()
+            outcome, changes = run.run_killed(0)
+            assert not outcome.errors, outcome.stderr
+            self._undisturbed[command.name] = Undisturbed(
+                code=outcome.code,
+                stdout=run.printed(outcome),
                 signature=command.signature(run.folder),
                 changes=changes,
-                blocks=run.blocks() - held,
+                blocks=run.blocks() - blocks_before,
             )
-            self._undisturbed[command.name] = made
         return self._undisturbed[command.name]
 
     def prepare(self, command: Command, folder: Path) -> FaultyRun:
-        """The command with inputs of its own, in a folder."""
+        """The command with a copy of the inputs in a folder."""
         shutil.copytree(self.folder / "in", folder / "in")
         (folder / "out").mkdir()
         (folder / "home").mkdir()
         for name in command.copies:
             (folder / "in" / name).rename(folder / "out" / name)
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH")}
-        env = {**kept, "HOME": str(folder / "home"), "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
-        env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-        return FaultyRun(command, folder, env)
+        env = {key: value for key, value in os.environ.items() if key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH")}
+        env |= {"HOME": str(folder / "home"), "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
+        env |= {"PYTHONPATH": str(Path(__file__).parents[2]), "NO_COLOR": "1"}
+        return FaultyRun(command, folder, env, self.fork_server)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Undisturbed:
-    """How a command ends when nothing is in its way."""
+    """How a command ends without a fault."""
 
     code: int
     stdout: str
     signature: dict[str, object]
     changes: int
-    """Changes of files that it makes itself."""
+    """Number of changes of files, made by Python code."""
     blocks: int
-    """Blocks of the disk that its files take."""
+    """Disk blocks of its files."""
 
 
 def missing() -> str:
-    """Why faults cannot be made here; empty where they can."""
-    for words in (["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/tmp"], ["setpriv", "--reuid=1", "true"]):
+    """Why faults cannot be injected on this machine; empty if they can."""
+    for argv in (["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/tmp"], ["setpriv", "--reuid=1", "true"]):
         try:
-            done = subprocess.run(words, capture_output=True, text=True)
+            done = subprocess.run(argv, capture_output=True, text=True)
         except FileNotFoundError:
-            return f"there is no {words[0]} (package util-linux)"
+            return f"there is no {argv[0]} (package util-linux)"
         if done.returncode:
-            return f"mounting and changing users need root: {' '.join(words)}: {done.stderr.strip()}"
+            return f"mounting and changing users need root: {' '.join(argv)}: {done.stderr.strip()}"
     return ""

@@ -1,4 +1,4 @@
-"""Whether any file below a folder is half-written."""
+"""Looks for incomplete files in a folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 
 def check_complete(folder: Path) -> None:
-    """Every file that a reader would take (names with a dot in front are aside) can be read to its end."""
+    """Reads every file to its end, except hidden ones, which no reader opens."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             try:
                 _read(path)
             except Exception as error:
-                raise AssertionError(f"half-written: {path}: {error!r}") from error
+                raise AssertionError(f"incomplete: {path}: {error!r}") from error
 
 
 def _read(path: Path) -> None:
@@ -37,7 +37,7 @@ def _read(path: Path) -> None:
     elif path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + size])
-        ends = [each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"]
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         assert len(data) == 8 + size + max(ends)
     elif path.suffix == ".tar":
         with tarfile.open(path) as archive:

@@ -1,9 +1,9 @@
-"""A command that kills itself at its n-th change of a folder, or counts them.
+"""A command that kills itself at its n-th change of a folder, or counts the changes.
 
 self_killing_command.py FOLDER N COUNT-FILE ARGUMENTS...
 
-Moments between two changes leave the same files behind, so these are all that differ. What a library writes from C or
-Rust is not seen; the rename that puts it in place is.
+Between two changes the files are the same, so other moments need no test. Writes of C and Rust libraries are not
+counted; the renames that put their files in place are.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
-def main(folder: str, moment: int, count_file: str, words: list[str]) -> None:
-    """Run `lavic WORDS`; `moment` 0 kills nothing."""
-    made = 0
+def main(folder: str, moment: int, count_file: str, argv: list[str]) -> None:
+    """Runs `lavic ARGV` until its change number `moment`; 0 for no kill."""
+    changes = 0
 
-    def look(event: str, details: tuple[Any, ...]) -> None:
-        nonlocal made
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        nonlocal changes
         if event == "open":
             writes = isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if not writes:
@@ -31,20 +31,20 @@ def main(folder: str, moment: int, count_file: str, words: list[str]) -> None:
         path = details[0]
         if not isinstance(path, (str, bytes, os.PathLike)):
             return
-        # As it is spelled: to resolve links would ask the file system, and be looked at again.
+        # Links are not resolved: that would raise audit events again.
         if not os.path.abspath(os.fsdecode(path)).startswith(folder + os.sep):  # noqa: PTH100
             return
-        made += 1
-        if made == moment:
+        changes += 1
+        if changes == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     from lavic import cli
 
-    sys.argv = ["lavic", *words]
-    sys.addaudithook(look)
+    sys.argv = ["lavic", *argv]
+    sys.addaudithook(hook)
     code = cli.main()
-    with open(count_file, "w") as file:  # noqa: PTH123 (pathlib would do; the fewer imports the better)
-        file.write(str(made))
+    with open(count_file, "w") as file:  # noqa: PTH123 (few imports)
+        file.write(str(changes))
     cli.exit_process(code)
 
 

@@ -1,8 +1,7 @@
-"""The commands of `commands.py` under every fault: the exit code, one line that says what is wrong, nothing
-half-written, and the result of an undisturbed run afterwards.
+"""The commands of `commands.py` under every fault: the exit code, one line about the error, no incomplete file, and
+afterwards the result of an undisturbed run.
 
-CI runs a part: each fault on one command of each group, so that each pair of a group and a fault is there. All of it:
-`make test-faults`, whose table is docs/faults.md.
+CI runs each fault on one command of each group, `make test-faults` on all commands; docs/faults.md has the results.
 """
 
 from __future__ import annotations
@@ -20,77 +19,77 @@ from tests.faults.file_check import check_complete
 
 pytestmark = pytest.mark.slow
 
-# The part in CI has the same moments every time, so that a change is what makes it fail; the whole matrix new ones.
+# CI always kills at the same moments, so that a new failure is due to a change; the whole matrix draws new ones.
 SEED = int(
     os.environ.get("LAVIC_FAULTS_SEED")
     or (random.SystemRandom().randrange(10**6) if os.environ.get("LAVIC_ALL_FAULTS") else 1)
 )
 MOMENTS = 4
-"""How often a command is killed in the whole matrix, and on how many sizes of disk it runs."""
+"""Number of kills, and of sizes of a full disk, for each command in the whole matrix."""
 ODD = "a b#c%20d?é"
 
 
-def refused(run: FaultyRun, ended: Outcome, code: int) -> None:
-    """It has said in one line what is wrong."""
-    assert "Traceback" not in ended.stderr, ended.stderr
-    assert ended.code == code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
-    assert len(ended.errors) == 1, ended.stderr
-    assert ended.stderr.splitlines()[-1] == ended.errors[0], ended.stderr
-    assert ended.errors[0].startswith(f"lavic {run.words()[0]}: error: ")
+def check_refused(run: FaultyRun, outcome: Outcome, code: int) -> None:
+    """The command has printed one line about the error, and nothing after it."""
+    assert "Traceback" not in outcome.stderr, outcome.stderr
+    assert outcome.code == code, f"{outcome.code}\n{outcome.stdout}{outcome.stderr}"
+    assert len(outcome.errors) == 1, outcome.stderr
+    assert outcome.stderr.splitlines()[-1] == outcome.errors[0], outcome.stderr
+    assert outcome.errors[0].startswith(f"lavic {run.argv[0]}: error: ")
 
 
-def as_undisturbed(inputs: FaultInputs, run: FaultyRun, ended: Outcome) -> None:
-    """It has ended as when nothing was in its way, and left the same."""
+def check_undisturbed(inputs: FaultInputs, run: FaultyRun, outcome: Outcome) -> None:
+    """The command has ended as a run without a fault does, with the same result."""
     expected = inputs.undisturbed(run.command)
-    assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
-    assert ended.code == expected.code, f"{ended.code}\n{ended.stdout}{ended.stderr}"
+    assert "Traceback" not in outcome.stderr and not outcome.errors, outcome.stderr
+    assert outcome.code == expected.code, f"{outcome.code}\n{outcome.stdout}{outcome.stderr}"
     if run.command.prints:
-        assert run.printed(ended) == expected.stdout
+        assert run.printed(outcome) == expected.stdout
     assert run.command.signature(run.folder) == expected.signature
 
 
 def read_only(inputs: FaultInputs, run: FaultyRun) -> None:
     before = run.command.signature(run.folder) if run.command.result is None else {}
-    ended = run.read_only()
+    with run.read_only():
+        outcome = run.run()
     if run.command.prints:
-        as_undisturbed(inputs, run, ended)
+        check_undisturbed(inputs, run, outcome)
         return
-    refused(run, ended, 2)
+    check_refused(run, outcome, 2)
     if run.command.result is None:
         assert run.command.signature(run.folder) == before
 
 
 def disk_full(inputs: FaultInputs, run: FaultyRun, share: float = 0.0) -> None:
     if run.command.prints:
-        refused(run, run.run(stdout="/dev/full"), 1)
+        check_refused(run, run.run(stdout=Path("/dev/full")), 1)
         return
-    free = int(share * inputs.undisturbed(run.command).blocks)
-    ended = run.on_a_small_disk(free)
-    refused(run, ended, 1)
+    with run.small_disk(int(share * inputs.undisturbed(run.command).blocks)):
+        outcome = run.run()
+    check_refused(run, outcome, 1)
     check_complete(run.out)
-    as_undisturbed(inputs, run, run.run())
+    check_undisturbed(inputs, run, run.run())
 
 
-def unreadable(inputs: FaultInputs, run: FaultyRun, name: str) -> None:
-    file = only(run, name)
-    file.chmod(0)
-    spoilt(run, run.obeying_modes(), "input unreadable", name)
+def unreadable(inputs: FaultInputs, run: FaultyRun, pattern: str) -> None:
+    first_file(run, pattern).chmod(0)
+    check_damaged_input(run, run.run_obeying_modes(), "input unreadable", pattern)
 
 
-def cut(inputs: FaultInputs, run: FaultyRun, name: str) -> None:
-    file = only(run, name)
+def cut(inputs: FaultInputs, run: FaultyRun, pattern: str) -> None:
+    file = first_file(run, pattern)
     os.truncate(file, file.stat().st_size // 2)
-    spoilt(run, run.run(), "input cut", name)
+    check_damaged_input(run, run.run(), "input cut", pattern)
 
 
-def spoilt(run: FaultyRun, ended: Outcome, fault: str, name: str) -> None:
-    """It has refused an input and left nothing, or says what it makes of it."""
-    code, said = run.command.tells.get((fault, name), (2, ""))
-    if said:
-        assert ended.code == code and said in ended.stdout + ended.stderr, ended.stdout + ended.stderr
-        assert "Traceback" not in ended.stderr and not ended.errors, ended.stderr
+def check_damaged_input(run: FaultyRun, outcome: Outcome, fault: str, pattern: str) -> None:
+    """The command has refused the input and left no files, or has printed what is expected of it."""
+    code, message = run.command.tolerates.get((fault, pattern), (2, ""))
+    if message:
+        assert outcome.code == code and message in outcome.stdout + outcome.stderr, outcome.stdout + outcome.stderr
+        assert "Traceback" not in outcome.stderr and not outcome.errors, outcome.stderr
         return
-    refused(run, ended, code)
+    check_refused(run, outcome, code)
     if run.command.keeps_work and fault == "input cut":
         assert {path.name for folder in run.out.iterdir() for path in folder.iterdir()} <= {"work", ".lock"}
     elif not run.command.copies:
@@ -99,50 +98,50 @@ def spoilt(run: FaultyRun, ended: Outcome, fault: str, name: str) -> None:
 
 def killed(inputs: FaultInputs, run: FaultyRun, share: float = 0.0) -> None:
     changes = inputs.undisturbed(run.command).changes
-    if not changes:  # it writes nothing: killed when it has loaded what it needs
+    if not changes:  # it writes nothing: kill it at any time
         process = run.start()
         process.kill()
         assert wait(process).code == -9
     else:
-        ended, _ = run.killed(1 + int(share * changes))
+        outcome, _ = run.run_killed(1 + int(share * changes))
         # A run may make fewer changes than the one that was counted, and end before its moment.
-        assert ended.code in (-9, inputs.undisturbed(run.command).code), ended.stderr
+        assert outcome.code in (-9, inputs.undisturbed(run.command).code), outcome.stderr
     check_complete(run.out)
-    as_undisturbed(inputs, run, run.run())
+    check_undisturbed(inputs, run, run.run())
 
 
 def twice(inputs: FaultInputs, run: FaultyRun) -> None:
-    both = [wait(process) for process in [run.start(), run.start()]]
-    last = [ended for ended in both if ended.code == 2 and not run.command.prints]
-    assert len(last) < 2, [ended.stderr for ended in both]
-    for ended in last:
-        refused(run, ended, 2)
-    for ended in both:
-        if ended not in last:
-            as_undisturbed(inputs, run, ended)
+    outcomes = [wait(process) for process in [run.start(), run.start()]]
+    locked_out = [outcome for outcome in outcomes if outcome.code == 2 and not run.command.prints]
+    assert len(locked_out) < 2, [outcome.stderr for outcome in outcomes]
+    for outcome in outcomes:
+        if outcome in locked_out:
+            check_refused(run, outcome, 2)
+        else:
+            check_undisturbed(inputs, run, outcome)
 
 
 def no_home(inputs: FaultInputs, run: FaultyRun) -> None:
-    ended = run.nobody_at_home()
-    if run.command.name == "doctor":  # which is asked what is missing
-        assert ended.code == 1 and "HOME" in ended.stdout and not ended.stderr, ended.stdout + ended.stderr
+    outcome = run.run_without_home()
+    if run.command.name == "doctor":  # it reports what is missing
+        assert outcome.code == 1 and "HOME" in outcome.stdout and not outcome.stderr, outcome.stdout + outcome.stderr
     else:
-        as_undisturbed(inputs, run, ended)
+        check_undisturbed(inputs, run, outcome)
 
 
 def c_locale(inputs: FaultInputs, run: FaultyRun) -> None:
     env = {key: value for key, value in run.env.items() if key != "LANG"}
-    ended = run.run(env={**env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
-    as_undisturbed(inputs, run, ended)
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    check_undisturbed(inputs, run, run.run_interpreter(env=env))
 
 
 def odd_path(inputs: FaultInputs, run: FaultyRun) -> None:
-    as_undisturbed(inputs, run, run.run())
+    check_undisturbed(inputs, run, run.run())
 
 
-def only(run: FaultyRun, name: str) -> Path:
-    """The first file that a pattern matches."""
-    return sorted(run.folder.glob(name))[0]
+def first_file(run: FaultyRun, pattern: str) -> Path:
+    """The first file that matches a pattern."""
+    return sorted(run.folder.glob(pattern))[0]
 
 
 FAULTS: dict[str, Callable[..., None]] = {
@@ -159,44 +158,44 @@ FAULTS: dict[str, Callable[..., None]] = {
 
 
 def rows(command: Command, fault: str) -> list[tuple[object, ...]]:
-    """What is varied of one command under one fault."""
+    """The variants of a fault for a command: inputs, disk sizes or moments."""
     if fault in ("input unreadable", "input cut"):
-        return [(name,) for name in command.reads]
+        return [(pattern,) for pattern in command.reads]
     if fault in ("disk full", "killed") and not command.prints:
-        chance = random.Random(f"{SEED} {command.name} {fault}")
-        return [((number + chance.random()) / MOMENTS,) for number in range(MOMENTS)]
+        generator = random.Random(f"{SEED} {command.name} {fault}")
+        return [((number + generator.random()) / MOMENTS,) for number in range(MOMENTS)]
     return [()]
 
 
-def choose(everything: bool) -> Iterator[object]:
-    """The rows of the matrix: all, or of each fault and each group of commands one."""
+def parameters(everything: bool) -> Iterator[object]:
+    """Rows of the matrix: all, or one for each fault and each group of commands."""
     groups: dict[str, list[Command]] = {}
     for command in COMMANDS.values():
         groups.setdefault(command.group, []).append(command)
     for number, fault in enumerate(FAULTS):
-        for members in groups.values():
-            able = [command for command in members if rows(command, fault)]
-            for command in able if everything else [able[number % len(able)]]:
-                varied = rows(command, fault)
-                chosen = varied if everything else [varied[SEED % len(varied)]]
-                for more in chosen:
+        for group in groups.values():
+            commands = [command for command in group if rows(command, fault)]
+            for command in commands if everything else [commands[number % len(commands)]]:
+                variants = rows(command, fault)
+                for variant in variants if everything else [variants[SEED % len(variants)]]:
                     label = f"{command.name}-{fault}" + "".join(
-                        f"-{each:.2f}" if isinstance(each, float) else f"-{Path(str(each)).name}" for each in more
+                        f"-{value:.2f}" if isinstance(value, float) else f"-{Path(str(value)).name}"
+                        for value in variant
                     )
-                    yield pytest.param(command, fault, more, id=label.replace(" ", "_"))
+                    yield pytest.param(command, fault, variant, id=label.replace(" ", "_"))
 
 
-@pytest.mark.parametrize(("command", "fault", "more"), choose(bool(os.environ.get("LAVIC_ALL_FAULTS"))))
+@pytest.mark.parametrize(("command", "fault", "variant"), parameters(bool(os.environ.get("LAVIC_ALL_FAULTS"))))
 def test_fault(
     inputs: FaultInputs,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
     command: Command,
     fault: str,
-    more: tuple[object, ...],
+    variant: tuple[object, ...],
 ) -> None:
     record_property("command", command.name)
     record_property("fault", fault)
     print(f"LAVIC_FAULTS_SEED={SEED}")
     run = inputs.prepare(command, tmp_path / (ODD if fault == "odd path" else "here"))
-    FAULTS[fault](inputs, run, *more)
+    FAULTS[fault](inputs, run, *variant)
