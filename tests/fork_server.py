@@ -182,13 +182,13 @@ class ForkServer:
         Returns:
             The first exit code that is not 0, rank 0's stdout, and stderr of all ranks.
         """
-        started = self.ranks(argv, ranks=ranks, env=env, cwd=cwd)
+        started = self.popen_ranks(["-m", "lavic", *argv], ranks=ranks, env=env, cwd=cwd)
         outputs = [process.communicate(timeout) for process in started]
         code = next((process.returncode for process in started if process.returncode), 0)
         stderr = "".join(stderr for _, stderr in outputs)
         return subprocess.CompletedProcess([str(arg) for arg in argv], code, outputs[0][0], stderr)
 
-    def ranks(
+    def popen_ranks(
         self,
         argv: Sequence[object],
         *,
@@ -197,7 +197,7 @@ class ForkServer:
         cwd: Path | None = None,
         log: Path | None = None,
     ) -> list[ForkedProcess]:
-        """Starts `lavic ARGV` in `ranks` processes of one process group; with a `log`, each appends to `log`.RANK."""
+        """Starts a program in `ranks` processes of one process group; with a `log`, each appends to `log`.RANK."""
         env = _default_environment() if env is None else dict(env)
         port = str(free_port())
         started = []
@@ -213,12 +213,12 @@ class ForkServer:
             }
             file = Path(f"{log}.{rank}") if log else None
             rank_env = env | own if ranks > 1 else env
-            started.append(self.popen(["-m", "lavic", *argv], env=rank_env, cwd=cwd, log=file))
+            started.append(self.popen(argv, env=rank_env, cwd=cwd, log=file))
         return started
 
     def start(self, argv: Sequence[str], log: Path, *, ranks: int = 1) -> list[ForkedProcess]:
         """Starts `lavic ARGV` in `ranks` processes; each appends its output to `log`.RANK."""
-        return self.ranks(argv, ranks=ranks, log=log)
+        return self.popen_ranks(["-m", "lavic", *argv], ranks=ranks, log=log)
 
     def wait(self, processes: Sequence[ForkedProcess], seconds: float = 300.0, *, until_one: bool = False) -> list[int]:
         """Exit codes of the ranks of one run, negative for a signal.
@@ -283,6 +283,10 @@ def preload() -> None:
 
 
 def _serve() -> None:
+    """Answers each line of stdin with a line: a process, its exit code or 0."""
+    # Imports, and loggers that they set up, keep sys.stdout: nothing that they print there must be read as a reply.
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     preload()
     running = set()
     for line in sys.stdin:
@@ -291,15 +295,17 @@ def _serve() -> None:
             reply = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
             running.discard(request["wait"])
         elif "argv" in request:
+            sys.stdout.flush()
             reply = os.fork()
             if reply == 0:
+                replies.close()
                 _become(request)
             running.add(reply)
         else:
             for name in request.get("preload", ()):
                 importlib.import_module(name)
             reply = 0
-        print(reply, flush=True)
+        print(reply, file=replies, flush=True)
     for pid in running:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -315,7 +321,6 @@ def _become(request: dict) -> None:
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
-        sys.stdout = os.fdopen(1, "w", closefd=False)
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
@@ -358,8 +363,4 @@ def _run_program(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # output of imports must not be read as a reply
-    replies = os.dup(1)
-    os.dup2(2, 1)
-    sys.stdout = os.fdopen(replies, "w")
     _serve()

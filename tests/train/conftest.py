@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lavic.distributed.context import DistributedContext
-from lavic.distributed.launcher_env import free_port, restore_launcher_env
+from lavic.distributed.launcher_env import restore_launcher_env
 from lavic.tracking.journal import read_journal
+from tests.fork_server import ForkedProcess, ForkServer
 from tests.train.assets import Assets, make_assets
 
 TOY = Path(__file__).with_name("toy.py")
@@ -26,7 +25,7 @@ EXACT = ("loss", "grad_norm", "lr", "valid_loss", "valid_hit_rate")
 def process_group() -> Iterator[dict[str, str]]:
     """A process group of one rank, for all tests: DeepSpeed keeps hold of the first group it sees.
 
-    Returns the variables that DeepSpeed reads, which the processes that other tests start must not inherit.
+    Returns the variables that DeepSpeed reads; processes that other tests start must not inherit them.
     """
     before = dict(os.environ)
     DistributedContext().init_process_group()
@@ -49,57 +48,33 @@ def world(process_group: dict[str, str]) -> Iterator[DistributedContext]:
 class Ranks:
     """The processes of one run."""
 
-    processes: list[subprocess.Popen[str]]
+    processes: list[ForkedProcess]
     stderr: list[str] = field(default_factory=list)
+    """What each has printed, by rank."""
 
-    def wait(self, timeout: float = 90) -> list[int]:
+    def wait(self) -> list[int | None]:
         """Exit codes, by rank."""
-        try:
-            self.stderr = [process.communicate(timeout=timeout)[1] for process in self.processes]
-        finally:
-            self.kill()
+        self.stderr = [process.communicate()[1] for process in self.processes]
         return [process.returncode for process in self.processes]
-
-    def kill(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
 
 
 Start = Callable[..., Ranks]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(fork_server: ForkServer) -> Iterator[Start]:
     """Starts `ranks` processes of the toy in a folder; ends them with the test."""
     started: list[Ranks] = []
 
     def begin(folder: Path, ranks: int = 1, loop: dict | None = None, **options: object) -> Ranks:
-        argv = [
-            sys.executable,
-            str(TOY),
-            str(folder),
-            "--loop",
-            json.dumps(loop or {}),
-            "--options",
-            json.dumps(options),
-        ]
-        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-        env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-        run = Ranks(
-            [
-                subprocess.Popen(
-                    argv, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-                )
-                for rank in range(ranks)
-            ]
-        )
+        argv = [TOY, folder, "--loop", json.dumps(loop or {}), "--options", json.dumps(options)]
+        run = Ranks(fork_server.popen_ranks(argv, ranks=ranks))
         started.append(run)
         return run
 
     yield begin
     for run in started:
-        run.kill()
+        fork_server.kill(run.processes)
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
