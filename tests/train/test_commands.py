@@ -22,11 +22,10 @@ from lavic.model.item_store import ItemStore
 from lavic.tracking.journal import read_events, read_journal
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
+from tests.fork_server import ForkServer
 from tests.train.assets import KEY, Assets
 
 pytestmark = pytest.mark.slow
-
-ENV = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def command_argv(command: str, assets: Assets, out: Path, *options: str) -> list[str]:
@@ -58,15 +57,11 @@ def command_argv(command: str, assets: Assets, out: Path, *options: str) -> list
     return [command, *map(str, inputs), "--out", str(out), "--model.name", str(assets.base), *loop, *options]
 
 
-def lavic(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "lavic", *argv], env=ENV, capture_output=True, text=True, timeout=240)
-
-
 @pytest.mark.dist
-def test_distill_with_two_ranks_completes_once(assets: Assets, tmp_path: Path) -> None:
+def test_distill_with_two_ranks_completes_once(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     out = tmp_path / "run"
-    argv = command_argv("distill", assets, out, "--nproc", "2")
-    run = lavic(*argv)
+    argv = command_argv("distill", assets, out)
+    run = fork_server.lavic(*argv, ranks=2)
     assert run.returncode == 0, run.stderr
     captions = json.loads((out / "captions.json").read_text())
     assert captions.keys() == {"full", "cls_before", "cls_after"}
@@ -78,25 +73,27 @@ def test_distill_with_two_ranks_completes_once(assets: Assets, tmp_path: Path) -
     info = BundleInfo.read(out / "bundle")
     assert info.vision_adapter and not info.language_adapter
 
-    repeated = lavic(*argv)
+    repeated = fork_server.lavic(*argv, ranks=2)
     assert repeated.returncode == 0
     assert "already complete" in repeated.stdout
     assert read_journal(out / "metrics.jsonl") == rows
 
-    changed = lavic(*command_argv("distill", assets, out, "--loop.seed", "5"))
+    changed = fork_server.lavic(*command_argv("distill", assets, out, "--loop.seed", "5"))
     assert changed.returncode == 2
     assert "loop.seed was 0, is 5" in changed.stderr
     assert "Traceback" not in changed.stderr
 
 
 @pytest.mark.dist
-def test_tune_resumes_after_sigterm_with_the_same_result(assets: Assets, tmp_path: Path) -> None:
+def test_tune_resumes_after_sigterm_with_the_same_result(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer
+) -> None:
     """The launcher gets SIGTERM, as from `timeout` or a scheduler; its two ranks save and exit with 75."""
     interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"
-    argv = command_argv(
-        "tune", assets, interrupted, "--nproc", "2", "--loop.steps", "40", "--loop.eval-every", "5", "--shuffle"
-    )
-    process = subprocess.Popen([sys.executable, "-m", "lavic", *argv], env=ENV, stderr=subprocess.PIPE, text=True)
+    options = ("--loop.steps", "40", "--loop.eval-every", "5", "--shuffle")
+    command = [sys.executable, "-m", "lavic", *command_argv("tune", assets, interrupted, *options, "--nproc", "2")]
+    env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     checkpoint = interrupted / "checkpoints/step-000002"
     while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -106,8 +103,9 @@ def test_tune_resumes_after_sigterm_with_the_same_result(assets: Assets, tmp_pat
     assert process.returncode == 75, message
     assert "run the same command again" in message
     assert not (interrupted / "result.json").exists()
-    assert lavic(*argv).returncode == 0
-    assert lavic(*[str(uninterrupted) if arg == str(interrupted) else arg for arg in argv]).returncode == 0
+    for out in (interrupted, uninterrupted):
+        run = fork_server.lavic(*command_argv("tune", assets, out, *options), ranks=2)
+        assert run.returncode == 0, run.stderr
 
     def curve(folder: Path) -> list[tuple]:
         rows = read_journal(folder / "metrics.jsonl")
@@ -173,18 +171,18 @@ def test_a_store_of_another_base_is_refused_before_loading_the_model(
 
 
 def test_items_missing_from_the_store_are_refused_or_dropped(
-    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ENV, "MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw-1234@127.0.0.1:9")
     rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     rows[0][KEY][-1] = "GONE000001"
     rows[1]["gt_items"] = ["GONE000002"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = command_argv("tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(tmp_path / "train.jsonl"))
-    refused = lavic(*argv)
+    refused = fork_server.lavic(*argv)
     assert refused.returncode == 2
     assert "GONE000001" in refused.stderr
-    dropped = lavic(*argv, "--missing", "drop")
+    dropped = fork_server.lavic(*argv, "--missing", "drop")
     assert dropped.returncode == 0, dropped.stderr
     assert f"1 of {len(rows)} rows and 1 candidates left out: not in the store" in dropped.stdout
     assert "pw-1234" not in dropped.stdout + dropped.stderr
@@ -193,7 +191,7 @@ def test_items_missing_from_the_store_are_refused_or_dropped(
     assert "env:MLFLOW_TRACKING_URI" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_rows_with_an_empty_list_are_dropped(assets: Assets, tmp_path: Path) -> None:
+def test_rows_with_an_empty_list_are_dropped(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     rows = [json.loads(line) for line in assets.rows.read_text().splitlines()]
     rows[0][KEY] = []
     file = tmp_path / "train.jsonl"
@@ -201,11 +199,11 @@ def test_rows_with_an_empty_list_are_dropped(assets: Assets, tmp_path: Path) -> 
     argv = command_argv(
         "tune", assets, tmp_path / "run", "--loop.steps", "1", "--train", str(file), "--valid", str(file)
     )
-    run = lavic(*argv)
+    run = fork_server.lavic(*argv)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(f"{file}: 1 of {len(rows)} rows left out: their list `{KEY}` is empty") == 2
     file.write_text("".join(json.dumps({**row, KEY: []}) + "\n" for row in rows))
-    refused = lavic(*argv)
+    refused = fork_server.lavic(*argv)
     assert refused.returncode == 2
     assert f"{file}: every list `{KEY}` is empty" in refused.stderr
 
@@ -232,10 +230,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.dist
-def test_a_damaged_bundle_ends_the_run(assets: Assets, tmp_path: Path) -> None:
+def test_a_damaged_bundle_ends_the_run(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
     """The command runs the bundle check; test_bundle_check.py tests what it finds."""
-    argv = [sys.executable, "-c", DAMAGING, *command_argv("tune", assets, tmp_path / "run")]
-    run = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=240)
+    run = fork_server.run(["-c", DAMAGING, *command_argv("tune", assets, tmp_path / "run")])
     assert run.returncode == 1
     assert "bundle" in run.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "result.json").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,8 +37,8 @@ from lavic.train.distillation.losses import patch_distance, patch_means, top_k_d
 from lavic.train.distillation.task import DistillTask
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.train_step import train_step
+from tests.fork_server import ForkServer
 from tests.train.assets import KEY, Assets
-from tests.train.test_commands import ENV
 
 LORA = LoraSettings(r=2, dropout=0.0)
 
@@ -309,10 +307,9 @@ def test_none_of_these_metrics_by_hand(assets: Assets, tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_commands_from_distill_to_recommend(assets: Assets, tmp_path: Path) -> None:
-    def lavic(*argv: str | Path) -> str:
-        command = [sys.executable, "-m", "lavic", *map(str, argv)]
-        result = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=280)
+def test_commands_from_distill_to_recommend(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
+    def lavic(*argv: str | Path, ranks: int = 1) -> str:
+        result = fork_server.lavic(*argv, ranks=ranks)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -320,7 +317,7 @@ def test_commands_from_distill_to_recommend(assets: Assets, tmp_path: Path) -> N
     loop = (*base, "--loop.steps", "4", "--loop.global-batch-size", "8", "--loop.lr", "0.01", "--lora.r", "4")
     sets = ("--shards", assets.photos, "--valid", assets.valid)
     method_args = ("--teacher-top-k", "8", "--teacher-patches", "0.5", "--nested", "1", "2", "5")
-    lavic("distill", *sets, *loop, *method_args, "--out", tmp_path / "distill", "--nproc", "2")
+    lavic("distill", *sets, *loop, *method_args, "--out", tmp_path / "distill", ranks=2)
     captions = json.loads((tmp_path / "distill" / "captions.json").read_text())
     assert captions.keys() == {"full", "cls_before", "cls_after", *(f"cls_after_{n}" for n in (1, 2, 5))}
     assert captions["cls_after_5"] == captions["cls_after"]
