@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ class ForkServer:
         self._outputs += 1
         stdout = stdout or log or self._folder / f"{self._outputs}.stdout"
         stderr = log or self._folder / f"{self._outputs}.stderr"
+        for file in (stdout, stderr):
+            file.open("a").close()  # a test may read it before the program opens it
         request = {
             "argv": [str(arg) for arg in argv],
             "env": _default_environment() if env is None else dict(env),
@@ -346,14 +349,17 @@ def _run_program(argv: list[str]) -> int:
         elif argv[0] == "-m":
             sys.argv = argv[1:]
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
-        elif argv[0] == "-c":
-            sys.argv = ["-c", *argv[2:]]
-            sys.modules["__main__"].__dict__.pop("__file__", None)
-            exec(compile(argv[1], "<string>", "exec"), sys.modules["__main__"].__dict__)
         else:
-            sys.argv = argv
-            sys.path.insert(0, str(Path(argv[0]).resolve().parent))
-            runpy.run_path(argv[0], run_name="__main__")
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            if argv[0] == "-c":
+                source, name = argv[1].encode(), "<string>"
+                sys.argv = ["-c", *argv[2:]]
+            else:
+                main.__file__ = argv[0]
+                source, name = Path(argv[0]).read_bytes(), argv[0]
+                sys.argv = argv
+                sys.path.insert(0, str(Path(argv[0]).resolve().parent))
+            exec(compile(source, name, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0

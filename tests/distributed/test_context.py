@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from lavic.distributed.context import DistributedContext
 from lavic.distributed.launcher_env import free_port
 from lavic.distributed.wait import InterruptibleWait
 from lavic.errors import ConfigError, LaunchError
-from lavic.launch.ranks import local
+from tests.fork_server import ForkServer
 
 COLLECTIVES = """
 import json, os, sys, time
@@ -155,8 +155,10 @@ def test_lavic_device_cpu_forces_the_cpu(monkeypatch):
 
 
 @pytest.mark.dist
-def test_a_world_of_one_starts_twice_and_restores_the_environment():
-    run_in_new_process("""
+def test_a_world_of_one_starts_twice_and_restores_the_environment(fork_server: ForkServer):
+    run_in_new_process(
+        fork_server,
+        """
 before = dict(os.environ)
 for _ in range(2):
     world = DistributedContext()
@@ -167,13 +169,16 @@ for _ in range(2):
     world.destroy_process_group()
     assert not world.is_initialized
     assert dict(os.environ) == before
-""")
+""",
+    )
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("end", ["pass", "raise Stopped", "raise ValueError"])
-def test_process_group_block_leaves_only_the_group_that_it_joined(end):
-    run_in_new_process(f"""
+def test_process_group_block_leaves_only_the_group_that_it_joined(end, fork_server: ForkServer):
+    run_in_new_process(
+        fork_server,
+        f"""
 world = DistributedContext()
 for joined in (False, True):
     if joined:
@@ -182,10 +187,11 @@ for joined in (False, True):
         assert world.is_initialized
         {end}
     assert world.is_initialized == joined
-""")
+""",
+    )
 
 
-def run_in_new_process(lines: str) -> None:
+def run_in_new_process(fork_server: ForkServer, lines: str) -> None:
     """Runs lines in a new process: tests of this process share one process group."""
     imports = """
 import os
@@ -193,17 +199,15 @@ from contextlib import suppress
 from lavic.distributed.context import DistributedContext
 from lavic.errors import LaunchError, Stopped
 """
-    env = {**os.environ, "LAVIC_DEVICE": "cpu"}
-    result = subprocess.run([sys.executable, "-c", imports + lines], env=env, capture_output=True, text=True)
+    result = fork_server.run(["-c", imports + lines])
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.dist
-def test_collectives_between_two_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAVIC_DEVICE", "cpu")
+def test_collectives_between_two_processes(tmp_path, fork_server: ForkServer):
     script, out = tmp_path / "talk.py", tmp_path / "output"
     script.write_text(COLLECTIVES)
-    assert local.run("talk", [str(out)], 2, program=[sys.executable, str(script)]) == 0
+    assert fork_server.wait(fork_server.popen_ranks([script, out], ranks=2)) == [0, 0]
     for rank in (0, 1):
         output = json.loads((tmp_path / f"output.{rank}").read_text())
         assert output == {
@@ -219,21 +223,17 @@ def test_collectives_between_two_processes(tmp_path, monkeypatch):
 
 
 @pytest.mark.dist
-def test_a_missing_rank_is_an_error_and_not_a_hang(monkeypatch):
-    for name, value in {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }.items():
-        monkeypatch.setenv(name, value)
-    run_in_new_process("""
+def test_a_missing_rank_is_an_error_and_not_a_hang(fork_server: ForkServer):
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    lines = """
 try:
     DistributedContext(size=2).init_process_group(timeout_s=2)
 except LaunchError as error:
     assert "rank 0 of 2 could not connect to the other ranks" in str(error), error
 else:
     raise AssertionError("it did not fail")
-""")
+"""
+    run_in_new_process(fork_server, f"os.environ |= {env}{lines}")
 
 
 RANK_OF_TWO = """
@@ -251,16 +251,16 @@ with StopRequest():
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
-def test_a_waiting_rank_reports_it_and_stops_on_a_signal(rank, number, code):
+def test_a_waiting_rank_reports_it_and_stops_on_a_signal(rank, number, code, fork_server: ForkServer):
     env = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"LAVIC_DEVICE": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-    argv = [sys.executable, "-c", RANK_OF_TWO]
-    with subprocess.Popen(argv, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        expected = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
-        assert any(line.startswith(expected) for line in process.stderr)
-        process.send_signal(number)
-        output = process.communicate(timeout=60)[1]
+    process = fork_server.popen(["-c", RANK_OF_TWO], env=os.environ | env)
+    expected = f"lavic: rank {rank} of 2: waiting for the other ranks at 127.0.0.1:{env['MASTER_PORT']}"
+    while not re.search(f"^{re.escape(expected)}.*\n", process.stderr.read_text(), re.MULTILINE):
+        assert not process.gone, process.stderr.read_text()
+        time.sleep(0.01)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert "got a stop signal while waiting for the other ranks" in output
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.dist
 
@@ -44,11 +44,11 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each kind of failure said; the program ends although taking down a group never does."""
+def failed(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Path:
+    """A folder with the output of each kind of failure; the program ends although destroying a group never does."""
     folder = tmp_path_factory.mktemp("failed")
     program = Path(__file__).with_name("failing_program.py")
-    subprocess.run([sys.executable, str(program), str(folder), *KINDS], check=True, timeout=300)
+    fork_server.run([program, folder, *KINDS]).check_returncode()
     return folder
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,30 +13,25 @@ from lavic.distributed.context import DistributedContext
 from lavic.distributed.flight_recorder import enable_flight_recorder
 from lavic.distributed.hang_watchdog import HangWatchdog
 from lavic.distributed.heartbeat import Heartbeat, format_report
-from lavic.distributed.launcher_env import free_port
+from tests.fork_server import ForkServer
+
+HANGING_RANK = Path(__file__).with_name("hanging_rank.py")
 
 
-def output_of_rank(how: str, *more: str, rank_read: int = 0) -> tuple[int, str]:
+def output_of_rank(fork_server: ForkServer, how: str, *argv: object, rank_read: int = 0) -> tuple[int, str]:
     """Exit code and standard error of rank 0, or of `rank_read`, when the other one does not come to step 3."""
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, str(Path(__file__).with_name("hanging_rank.py")), how, *more]
-    ranks = [
-        subprocess.Popen(command, env={**env, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
+    ranks = fork_server.popen_ranks([HANGING_RANK, how, *argv], ranks=2)
     try:
-        output = ranks[rank_read].communicate(timeout=90)[1]
+        code = ranks[rank_read].wait(90)
+        return code, ranks[rank_read].stderr.read_text()
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    return ranks[rank_read].returncode, output
+        fork_server.kill(ranks)
+        fork_server.wait(ranks)
 
 
 @pytest.mark.dist
-def test_a_rank_that_hangs_is_named_before_and_when_the_collective_gives_up() -> None:
-    code, output = output_of_rank("hangs")
+def test_a_rank_that_hangs_is_named_before_and_when_the_collective_gives_up(fork_server: ForkServer) -> None:
+    code, output = output_of_rank(fork_server, "hangs")
     assert code == 1
     assert re.search(r"at step 3: 1 of 2 ranks wait for rank 1 \(\S+\), at the samples of step 3 for", output)
     assert re.search(
@@ -54,22 +47,22 @@ def test_a_rank_that_hangs_is_named_before_and_when_the_collective_gives_up() ->
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "message"),
     [
         ("killed", r"rank 1 \(\S+\) has ended; last seen at "),
         ("failed", r"rank 1 \(\S+\) failed at the samples of step 3: shard 7 cannot be read"),
     ],
 )
-def test_a_rank_that_died_is_named(how: str, words: str) -> None:
-    code, output = output_of_rank(how)
+def test_a_rank_that_died_is_named(how: str, message: str, fork_server: ForkServer) -> None:
+    code, output = output_of_rank(fork_server, how)
     assert code == 1
-    assert re.search(f"error: at step 3: {words}", output), output
+    assert re.search(f"error: at step 3: {message}", output), output
 
 
 @pytest.mark.dist
-def test_a_rank_that_cannot_notice_is_told_and_ended(tmp_path: Path) -> None:
+def test_a_rank_that_cannot_notice_is_told_and_ended(tmp_path: Path, fork_server: ForkServer) -> None:
     """As under NCCL, where a collective whose other side has failed raises nothing."""
-    code, output = output_of_rank("unnoticed", str(tmp_path / "records"))
+    code, output = output_of_rank(fork_server, "unnoticed", tmp_path / "records")
     assert code == 1
     report, _, end = output.partition("rank 0 ends at step 3: another rank has failed")
     assert end.strip() == ""
@@ -84,8 +77,8 @@ def test_a_rank_that_cannot_notice_is_told_and_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_a_rank_that_cannot_notice_is_ended_when_rank_0_is_gone() -> None:
-    code, output = output_of_rank("main-killed", rank_read=1)
+def test_a_rank_that_cannot_notice_is_ended_when_rank_0_is_gone(fork_server: ForkServer) -> None:
+    code, output = output_of_rank(fork_server, "main-killed", rank_read=1)
     assert code == 1
     assert output.splitlines()[-1] == "rank 1 ends at step 3: lost rank 0; see its output"
 
