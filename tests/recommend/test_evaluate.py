@@ -18,6 +18,7 @@ from lavic.evaluation.report import sections
 from lavic.launch import evaluate
 from lavic.model.item_store import ItemStore
 from lavic.tracking.journal import Journal, read_events, read_journal
+from tests.fork_server import ForkServer
 
 from .conftest import KEY, Assets, make_rows, write_rows
 
@@ -194,11 +195,12 @@ def approximately(value):
 
 
 @pytest.mark.dist
-def test_two_ranks_give_the_results_of_one(assets: Assets, tmp_path: Path):
+def test_two_ranks_give_the_results_of_one(assets: Assets, tmp_path: Path, fork_server: ForkServer):
     argv = ["--bundle", assets.bundle, "--store", assets.store, "--test", assets.test, "--limit", "9"]
     argv += ["--draws", "50", "--arms", "lavic", "shuffled", "random"]
-    for nproc in (1, 2):
-        assert evaluate.main([*map(str, argv), "--out", str(tmp_path / str(nproc)), "--nproc", str(nproc)]) == 0
+    assert evaluate.main([*map(str, argv), "--out", str(tmp_path / "1")]) == 0
+    done = fork_server.lavic("evaluate", *argv, "--out", tmp_path / "2", ranks=2)
+    assert done.returncode == 0, done.stderr
     single, double = results(tmp_path / "1"), results(tmp_path / "2")
     assert approximately(single["sets"]) == approximately(double["sets"])
     rows = [[json.loads(row) for row in (tmp_path / n / "predictions.jsonl").open()] for n in ("1", "2")]

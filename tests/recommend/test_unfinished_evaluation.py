@@ -20,6 +20,7 @@ from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
 from lavic.recommend.ranking.ranked_list import RankedList
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server
+from tests.fork_server import ForkServer
 
 from .conftest import KEY, Assets
 
@@ -164,13 +165,16 @@ def test_an_interrupted_evaluation_keeps_completed_arms(
 
 
 @pytest.mark.dist
-def test_two_ranks_reuse_rankings_of_one(assets: Assets, tmp_path: Path, catalogue: Path, server: OpenAiServer):
+def test_two_ranks_reuse_rankings_of_one(
+    assets: Assets, tmp_path: Path, catalogue: Path, server: OpenAiServer, fork_server: ForkServer
+):
     server.faults.extend([DOWN] * 50)
     command = evaluate_argv(assets, tmp_path / "out", catalogue, server.url, "--arms", "lavic", "chat", "random")
     assert main(command) == 1
     before = results(tmp_path / "out", "results.partial.json")
-    options = ("--nproc", 2, "--arms", "lavic", "before_tuning", "random")
-    assert main(evaluate_argv(assets, tmp_path / "out", catalogue, server.url, *options)) == 0
+    options = ("--arms", "lavic", "before_tuning", "random")
+    done = fork_server.lavic(*evaluate_argv(assets, tmp_path / "out", catalogue, server.url, *options), ranks=2)
+    assert done.returncode == 0, done.stderr
     after = results(tmp_path / "out")
     assert after["arms"]["lavic"] == before["arms"]["lavic"] and "before_tuning" in after["arms"]
 

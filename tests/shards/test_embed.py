@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,7 @@ from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
 from lavic.model.lora import add_adapter, save_adapter, trainable
 from lavic.model.visual_tokens import cls_tokens
+from tests.fork_server import ForkServer
 
 
 def test_tokens_are_those_of_each_items_first_photo(shards: Path, tmp_path: Path) -> None:
@@ -58,39 +56,27 @@ def test_a_complete_store_is_checked_without_loading_the_model(
 
 
 @pytest.mark.dist
-def test_two_ranks_write_the_same_store_as_one_process(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_write_the_same_store_as_one_process(shards: Path, tmp_path: Path, fork_server: ForkServer) -> None:
     argv = ["embed", "--model.name", "mini", "--shards", str(shards)]
     assert main([*argv, "--out", str(tmp_path / "one")]) == 0
-    command = [sys.executable, "-m", "lavic", *argv, "--out", str(tmp_path / "two"), "--nproc", "2"]
-    subprocess.run(command, check=True, timeout=300)
+    done = fork_server.lavic(*argv, "--out", tmp_path / "two", ranks=2)
+    assert done.returncode == 0, done.stderr
     single, double = ItemStore.open(tmp_path / "one"), ItemStore.open(tmp_path / "two")
     assert single.ids == double.ids
     assert single.manifest.parts == double.manifest.parts
 
 
 @pytest.mark.dist
-def test_a_killed_embed_resumes(shards: Path, tmp_path: Path) -> None:
-    argv = [
-        "embed",
-        "--model.name",
-        "mini",
-        "--shards",
-        str(shards),
-        "--batch-size",
-        "1",
-        "--out",
-        str(tmp_path / "store"),
-    ]
-    process = subprocess.Popen([sys.executable, "-m", "lavic", *argv])
-    until = time.monotonic() + 120
-    while not list((tmp_path / "store").glob("part-*.json")) and time.monotonic() < until:
+def test_a_killed_embed_resumes(shards: Path, tmp_path: Path, fork_server: ForkServer) -> None:
+    argv = ["embed", "--model.name", "mini", "--shards", str(shards), "--batch-size", "1"]
+    process = fork_server.popen(["-m", "lavic", *argv, "--out", tmp_path / "store"])
+    while not list((tmp_path / "store").glob("part-*.json")):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list((tmp_path / "store").glob("part-*.json"))
-    assert main(argv) == 0
-    fresh = [*argv[:-1], str(tmp_path / "fresh")]
-    assert main(fresh) == 0
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main([*argv, "--out", str(tmp_path / "store")]) == 0
+    assert main([*argv, "--out", str(tmp_path / "fresh")]) == 0
     assert ItemStore.open(tmp_path / "store").manifest.parts == ItemStore.open(tmp_path / "fresh").manifest.parts
 
 
