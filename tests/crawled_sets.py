@@ -34,11 +34,11 @@ def crawl_here(
         if seal is None or any(map(seal.outcomes.get, retry)):
             pack_shard(plan.shard(number), plan.digests[number], fetch, PhotoSettings(), retry)
     seals = [read_seal(plan.shard(number), plan.digests[number], file_sizes(plan.folder)) for number in numbers]
-    made = [seal for seal in seals if seal]
-    assert len(made) == len(seals)
+    existing = [seal for seal in seals if seal]
+    assert len(existing) == len(seals)
     if plan.settings["duplicates"] == "referenced":
-        made = deduplicate(plan, made)
-    return finalize_set(plan, made, min_success)
+        existing = deduplicate(plan, existing)
+    return finalize_set(plan, existing, min_success)
 
 
 def write_set(

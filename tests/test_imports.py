@@ -57,12 +57,12 @@ MOST_MODULES = 12
 
 
 def modules() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for package, folder in FOLDERS.items():
         for path in folder.rglob("*.py"):
             inner = path.relative_to(folder).with_suffix("").parts
-            found[".".join([package, *(part for part in inner if part != "__init__")])] = path
-    return found
+            paths[".".join([package, *(part for part in inner if part != "__init__")])] = path
+    return paths
 
 
 MODULES = modules()

@@ -253,7 +253,7 @@ def test_a_truth_value_is_no_number(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "reason"),
     [
         ("limit: " + "[" * 5000, "nested too deep"),
         ("limit: " + "9" * 5000, "too many digits"),
@@ -261,11 +261,11 @@ def test_a_truth_value_is_no_number(tmp_path, text):
     ],
 )
 @pytest.mark.slow
-def test_yaml_that_cannot_be_read_is_one_line(tmp_path, text, says):
+def test_yaml_that_cannot_be_read_is_one_line(tmp_path, text, reason):
     file = tmp_path / "config.yaml"
     file.write_text(text)
     message = error("--config", str(file))
-    assert message.startswith(f"{file}: not valid yaml: ") and says in message and "\n" not in message
+    assert message.startswith(f"{file}: not valid yaml: ") and reason in message and "\n" not in message
     assert "takes yaml" in error("--extra", text.removeprefix("limit: "))
 
 

@@ -207,7 +207,7 @@ class Guarded(http.server.BaseHTTPRequestHandler):
         """Is quiet."""
 
 
-def found(folder: Path, *secrets: str) -> list[str]:
+def files_with(folder: Path, *secrets: str) -> list[str]:
     """The files below a folder with one of the secrets in them."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
@@ -249,7 +249,7 @@ def test_nothing_that_a_run_leaves_holds_the_password(
     server.shutdown()
     if way == "variable":  # making a store takes seconds
         sync(run, f"sqlite:///{tmp_path}/runs/mlflow.db")
-    assert found(tmp_path / "runs", *secrets) == []
+    assert files_with(tmp_path / "runs", *secrets) == []
     captured = capfd.readouterr()
     assert not any(secret in captured.out + captured.err for secret in secrets)
     assert "lavic sync" in captured.err

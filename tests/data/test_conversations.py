@@ -41,7 +41,7 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("{", ":2: not JSON"),
         ("[]", ":2: a list where an object"),
@@ -63,8 +63,8 @@ def test_a_missing_list_names_those_there(tmp_path: Path) -> None:
         ('{"context": "x", "gt_items": [], "context_items": 1.5}', ":2: `context_items` is the number 1.5"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path: Path, line: str, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_a_broken_row_is_named(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_conversations(write(tmp_path / "test.jsonl", json.dumps(ROW), line))
 
 
@@ -80,8 +80,8 @@ def test_exported_and_packed_files_are_read(tmp_path: Path, encoding: str) -> No
 def test_a_list_and_rows_over_several_lines_are_read(tmp_path: Path, name: str) -> None:
     rows = [ROW, ROW | {"gt_items": ["B2"]}]
     for text in (json.dumps(rows), json.dumps(rows, indent=2), "\n".join(json.dumps(row, indent=1) for row in rows)):
-        found = read_conversations(write(tmp_path / name, text))
-        assert [(row.id, row.targets) for row in found] == [("test-0", ("B1",)), ("test-1", ("B2",))]
+        conversations = read_conversations(write(tmp_path / name, text))
+        assert [(row.id, row.targets) for row in conversations] == [("test-0", ("B1",)), ("test-1", ("B2",))]
     broken = json.dumps([ROW, ROW | {"context": None}], indent=1)
     with pytest.raises(DataError, match=rf"{name}:17: `context` is null"):
         read_conversations(write(tmp_path / name, broken))

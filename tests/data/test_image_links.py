@@ -13,7 +13,7 @@ AMAZON_URL = f"{AMAZON_HOST}/I/"
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("link", "other"),
     [
         (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEF._AC_SL1500_.jpg"),
         (AMAZON_URL + "71a+b.jpg", "https://images-na.ssl-images-amazon.com/images/I/71a%2Bb._SX300_.png"),
@@ -30,12 +30,12 @@ AMAZON_URL = f"{AMAZON_HOST}/I/"
         ("HTTP://Shop.Example/a.jpg#top", "http://shop.example/a.jpg"),
     ],
 )
-def test_links_to_one_picture(one: str, other: str) -> None:
-    assert picture_of(one) == picture_of(other)
+def test_links_to_one_picture(link: str, other: str) -> None:
+    assert picture_of(link) == picture_of(other)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("link", "other"),
     [
         (AMAZON_URL + "71abcDEF.jpg", AMAZON_URL + "71abcDEf.jpg"),
         (AMAZON_URL + "A1._CLa|9,9|81a.png|0,0_UL9_.png", AMAZON_URL + "A1._CLa|9,9|71b.png|0,0_UL9_.png"),
@@ -57,8 +57,8 @@ def test_links_to_one_picture(one: str, other: str) -> None:
         ("http://x/A.jpg", "http://x/a.jpg"),
     ],
 )
-def test_links_to_two_pictures(one: str, other: str) -> None:
-    assert picture_of(one) != picture_of(other)
+def test_links_to_two_pictures(link: str, other: str) -> None:
+    assert picture_of(link) != picture_of(other)
 
 
 def test_the_id_of_an_image_that_amazon_serves() -> None:

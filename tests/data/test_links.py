@@ -189,5 +189,5 @@ def test_a_long_text_takes_linear_time() -> None:
 @pytest.mark.external
 def test_real_comments_give_back_their_items() -> None:
     rows = [json.loads(line) for name in ("valid", "test") for line in (RELEASED / f"{name}.jsonl").open()]
-    whole = sum(set(row["gt_items"]) <= set(asins(row["gt"])) for row in rows)
-    assert whole >= 0.995 * len(rows), f"{whole} of {len(rows)}"
+    complete = sum(set(row["gt_items"]) <= set(asins(row["gt"])) for row in rows)
+    assert complete >= 0.995 * len(rows), f"{complete} of {len(rows)}"

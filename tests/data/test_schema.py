@@ -72,7 +72,7 @@ def test_lavic_validation_row_keeps_its_photo_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("meta", "says"),
+    ("meta", "reason"),
     [
         ({"title": "x"}, "parent_asin"),
         ({"parent_asin": "B1", "images": "http://x/0.jpg"}, "images"),
@@ -86,8 +86,8 @@ def test_lavic_validation_row_keeps_its_photo_number() -> None:
         ({"parent_asin": "B1", "image_descriptions_llava_cleaned": {"B1_0.jpg": ["a"]}}, "`B1_0.jpg`: a list where"),
     ],
 )
-def test_what_is_no_item_says_why(meta: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_what_is_no_item_says_why(meta: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         item_from_meta(meta)
 
 

@@ -24,8 +24,8 @@ from lavic.storage.index.text_hash import hash_texts
 from tests.crawled_sets import write_set
 
 
-def describe(manifest: Manifest, shard: int, keys: list[str], says: str = "{}") -> None:
-    rows = [dict.fromkeys(FIELDS, "x") | {"key": key, "text": says.format(key)} for key in keys]
+def describe(manifest: Manifest, shard: int, keys: list[str], text: str = "{}") -> None:
+    rows = [dict.fromkeys(FIELDS, "x") | {"key": key, "text": text.format(key)} for key in keys]
     write_descriptions(manifest.path(manifest.shards[shard]), rows)
 
 

@@ -170,8 +170,8 @@ def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) 
         manifest = write_set(tmp_path / name, photos, photos_per_shard=3)
         left = list(photos)
         for entry in manifest.shards if ledgers else ():
-            here = [left.pop(0) for _ in range(entry.samples)]
-            rows = [{"key": p.key, "kind": "ok", "sha256": p.meta["source_sha256"]} for p in here]
+            samples = [left.pop(0) for _ in range(entry.samples)]
+            rows = [{"key": p.key, "kind": "ok", "sha256": p.meta["source_sha256"]} for p in samples]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             ledger_path(manifest.path(entry)).write_text(lines, "utf-8")
         return manifest
@@ -203,16 +203,16 @@ def test_what_a_validation_set_knows_is_held_out(tmp_path: Path, ledgers: bool) 
     refer(valid, "REFER0001_3", "VALID0001_0")
     sets = ShardDataset(train.folder), ShardDataset(valid.folder)
     left_out = {"BOTH00001_1", "TWIN00001_0", "TRAIN0003_0", "REFER0001_0"}
-    found = held_out(*sets)
-    assert {sets[0].keys[row] for row in found.rows().tolist()} == left_out
-    assert keys_of(FilteredDataset(sets[0], found)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
+    positions = held_out(*sets)
+    assert {sets[0].keys[row] for row in positions.rows().tolist()} == left_out
+    assert keys_of(FilteredDataset(sets[0], positions)) == ["TRAIN0001_0", "TRAIN0002_0", "TRAIN0003_1"]
 
 
 def test_a_set_without_some_samples_keeps_the_others_in_order(small_set: Manifest) -> None:
-    whole = ShardDataset(small_set.folder)
-    some = FilteredDataset(whole, HeldOut.of([2, 6]))
-    assert [some[i].key for i in range(len(some))] == [whole.keys[i] for i in range(len(whole)) if i not in (2, 6)]
-    assert some[-1] == whole[-1] and some.meta_and_text(2) == whole.meta_and_text(3)
+    unsplit = ShardDataset(small_set.folder)
+    some = FilteredDataset(unsplit, HeldOut.of([2, 6]))
+    assert [some[i].key for i in range(len(some))] == [unsplit.keys[i] for i in range(len(unsplit)) if i not in (2, 6)]
+    assert some[-1] == unsplit[-1] and some.meta_and_text(2) == unsplit.meta_and_text(3)
     with pytest.raises(IndexError):
         some[len(some)]
-    assert len(FilteredDataset(whole, HeldOut.of([]))) == len(whole) > 7
+    assert len(FilteredDataset(unsplit, HeldOut.of([]))) == len(unsplit) > 7

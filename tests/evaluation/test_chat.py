@@ -160,7 +160,7 @@ def test_a_question_without_an_answer_is_a_miss(evaluate, server, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ((500, {}, b"<h1>down</h1>"), "none of 3 questions: http"),
         ((429, {"Retry-After": "0"}, b""), "answers 429"),
@@ -172,15 +172,15 @@ def test_a_question_without_an_answer_is_a_miss(evaluate, server, capsys):
     ],
     ids=str,
 )
-def test_a_server_that_never_answers_ends_it_with_one_line(evaluate, server, capsys, tmp_path, fault, said):
+def test_a_server_that_never_answers_ends_it_with_one_line(evaluate, server, capsys, tmp_path, fault, message):
     server.faults.extend([fault] * 100)
     rows = [row(IDS[:5], IDS[:1], str(n)) for n in range(3)]
     code, results = evaluate(rows, "--chat.retries", 1)
     error = capsys.readouterr().err.strip()
     assert code in (1, 2) and not results
-    assert said in error and "\n" not in error and "Traceback" not in error
+    assert message in error and "\n" not in error and "Traceback" not in error
     partial = json.loads((tmp_path / "out" / "results.partial.json").read_text())
-    assert set(partial["arms"]) == {"list_order", "random"} and said in partial["not_run"]["chat"]
+    assert set(partial["arms"]) == {"list_order", "random"} and message in partial["not_run"]["chat"]
 
 
 def test_a_chat_model_alone_that_never_answers_leaves_no_results(tmp_path, server, capsys):
@@ -213,11 +213,11 @@ def test_hostile_words_stay_words_and_long_conversations_are_shortened(evaluate,
     code, results = evaluate([evil], "--chat.max-characters", 300)
     assert code == 0 and results["arms"]["chat"]["hit_rate"]["value"] == 1.0
     (body,) = server.bodies
-    asked = question(body)
-    assert "last words" in asked and "old old" not in asked and len(asked) < 2000
-    titles = [line for line in asked.splitlines() if line.startswith("B000000003: ")]
+    prompt = question(body)
+    assert "last words" in prompt and "old old" not in prompt and len(prompt) < 2000
+    titles = [line for line in prompt.splitlines() if line.startswith("B000000003: ")]
     assert len(titles) == 1 and titles[0].endswith("</script>")  # a title is one line
-    assert asked.endswith("Answer with its ID and nothing else.") and "\\ud83d" not in json.dumps(body)
+    assert prompt.endswith("Answer with its ID and nothing else.") and "\\ud83d" not in json.dumps(body)
 
 
 def test_photos_are_sent_beside_their_titles(evaluate, server, tmp_path):
@@ -249,8 +249,8 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert main([*words, "--items", str(test)]) == 2
     assert "missing --chat.url and --chat.model" in capsys.readouterr().err
     assert main([*words, "--items", str(test), "--chat.api-key", "sk-123456"]) == 2
-    said = capsys.readouterr().err
-    assert "--chat.api-key: holds a password, token or key" in said and "sk-123456" not in said
+    message = capsys.readouterr().err
+    assert "--chat.api-key: holds a password, token or key" in message and "sk-123456" not in message
 
 
 def test_a_dry_run_asks_nothing(evaluate, server, capsys):

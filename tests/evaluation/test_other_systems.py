@@ -22,18 +22,18 @@ KEY = "candidates_st"
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Conversations over lists of eight; every second thread has two of them, and every third target is not listed."""
     rng = random.Random(seed)
-    made = []
+    conversations = []
     for number in range(count):
         listed = [f"B{item:09}" for item in rng.sample(range(500), 8)]
         target = listed[rng.randrange(8)] if number % 3 else "B999999999"
         context = f"<submission>thread {number // 2 if number % 4 < 2 else number}</submission>"
         context += f"<comment>row {number}</comment>"
-        made.append({"context": context, "context_items": [], "gt_items": [target], KEY: listed})
-    return made
+        conversations.append({"context": context, "context_items": [], "gt_items": [target], KEY: listed})
+    return conversations
 
 
-def write(path: Path, made: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+def write(path: Path, conversations: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in conversations), encoding="utf-8")
     return path
 
 
@@ -52,9 +52,9 @@ def scorer(seed: int, skill: float) -> Any:
     return score
 
 
-def trec(path: Path, made: list[dict[str, Any]], score: Any, query: str = "t-{}") -> Path:
+def trec(path: Path, conversations: list[dict[str, Any]], score: Any, query: str = "t-{}") -> Path:
     lines = []
-    for number, row in enumerate(made):
+    for number, row in enumerate(conversations):
         lines += [f"{query.format(number)} Q0 {item} 0 {score(row, item)!r} x" for item in row[KEY]]
     random.Random(0).shuffle(lines)  # neither the order of lines nor the column of ranks says anything
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -62,12 +62,12 @@ def trec(path: Path, made: list[dict[str, Any]], score: Any, query: str = "t-{}"
 
 
 def test_a_trec_run_scores_as_ir_measures_scores_it(tmp_path: Path):
-    made = rows(60)
-    test = write(tmp_path / "t.jsonl", made)
-    ours = trec(tmp_path / "a.run", made, scorer(1, 0.3))
-    rows_only = trec(tmp_path / "b.run", made, scorer(1, 0.3), query="{}")
+    conversations = rows(60)
+    test = write(tmp_path / "t.jsonl", conversations)
+    ours = trec(tmp_path / "a.run", conversations, scorer(1, 0.3))
+    rows_only = trec(tmp_path / "b.run", conversations, scorer(1, 0.3), query="{}")
     results = run(tmp_path / "out", test, "--run", f"sys={ours}", f"by_row={rows_only}", "--arms", "random")
-    qrels = [ir_measures.Qrel(f"t-{n}", row["gt_items"][0], 1) for n, row in enumerate(made)]
+    qrels = [ir_measures.Qrel(f"t-{n}", row["gt_items"][0], 1) for n, row in enumerate(conversations)]
     scored = list(ir_measures.read_trec_run(str(ours)))
     expected = ir_measures.calc_aggregate([P @ 1, RR, nDCG @ 10], qrels, scored)
     got = results["arms"]["sys"]
@@ -119,7 +119,11 @@ def test_an_id_of_another_program_with_a_percent_sign_is_read(tmp_path: Path, wo
 def test_every_arm_of_every_set_has_its_own_run(tmp_path: Path):
     """A set `a-b` with an arm `c`, and a set `a` with an arm `b-c`; and no run of an evaluation before."""
     sets = {"a": rows(4), "a-b": rows(5), "a.qrels": rows(3)}
-    tests = [f"{name}={write(tmp_path / f'{name}.jsonl', made)}" for name, made in sets.items() if "." not in name]
+    tests = [
+        f"{name}={write(tmp_path / f'{name}.jsonl', conversations)}"
+        for name, conversations in sets.items()
+        if "." not in name
+    ]
     tests.append(str(write(tmp_path / "a.qrels.jsonl", sets["a.qrels"])))
     runs = [
         f"b-c@a={trec(tmp_path / '1.run', sets['a'], scorer(1, 0), query='{}')}",
@@ -130,20 +134,20 @@ def test_every_arm_of_every_set_has_its_own_run(tmp_path: Path):
     files = {str(path.relative_to(tmp_path / "out" / "trec")) for path in (tmp_path / "out" / "trec").rglob("*.run")}
     lists = {f"{name}/list_order.run" for name in sets}
     assert files == {"a/b-c.run", "a-b/c.run", *lists}
-    for name, made in sets.items():
+    for name, conversations in sets.items():
         qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "trec" / name / "qrels")))
-        assert len(qrels) == len(made)
+        assert len(qrels) == len(conversations)
         written = ir_measures.read_trec_run(str(tmp_path / "out" / "trec" / name / "list_order.run"))
-        assert len({row.query_id for row in written}) == len(made)
+        assert len({row.query_id for row in written}) == len(conversations)
     assert evaluate.main([*map(str, words), "--overwrite"]) == 0
     files = {str(path.relative_to(tmp_path / "out" / "trec")) for path in (tmp_path / "out" / "trec").rglob("*.run")}
     assert files == lists
 
 
 def test_names_that_some_file_systems_take_for_one_are_refused(tmp_path: Path):
-    made = rows(2)
-    test = write(tmp_path / "t.jsonl", made)
-    ranked = trec(tmp_path / "x.run", made, scorer(0, 0), query="{}")
+    conversations = rows(2)
+    test = write(tmp_path / "t.jsonl", conversations)
+    ranked = trec(tmp_path / "x.run", conversations, scorer(0, 0), query="{}")
     with pytest.raises(ConfigError, match="the name X is in use"):
         run(tmp_path / "out", test, "--run", f"x={ranked}", f"X={ranked}")
     with pytest.raises(ConfigError, match="the name BM25 is in use"):
@@ -154,8 +158,8 @@ def test_names_that_some_file_systems_take_for_one_are_refused(tmp_path: Path):
 
 
 def test_beir_files_are_one_test_set(tmp_path: Path):
-    made = rows(5)
-    run(tmp_path / "out", write(tmp_path / "t.jsonl", made))
+    conversations = rows(5)
+    run(tmp_path / "out", write(tmp_path / "t.jsonl", conversations))
     folder = tmp_path / "out" / "beir" / "t"
     corpus = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
     queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
@@ -163,21 +167,29 @@ def test_beir_files_are_one_test_set(tmp_path: Path):
     assert head == ["query-id", "corpus-id", "score"]
     assert {query["_id"] for query in queries} == {query for query, _, _ in qrels} == {f"t-{n}" for n in range(5)}
     assert "row 3" in queries[3]["text"]
-    assert {item for row in made for item in (*row[KEY], *row["gt_items"])} == {item["_id"] for item in corpus}
+    assert {item for row in conversations for item in (*row[KEY], *row["gt_items"])} == {item["_id"] for item in corpus}
 
 
 def test_released_answers(tmp_path: Path):
-    made = rows(6)
-    targets = [row["gt_items"][0] for row in made]
+    conversations = rows(6)
+    targets = [row["gt_items"][0] for row in conversations]
     answers = [
-        {**made[1], "recommended_st": targets[1], "response_st": f"{targets[1]} is right"},
-        {**made[0], "recommended_st": "B999999999", "response_st": "B999999999"},  # a target that was not listed
-        {**made[4], "recommended_st": None, "response_st": "I like them all"},
-        {**made[2], "recommended_st": made[2][KEY][0], "response_st": made[2][KEY][0]},
-        {**made[5], "recommended_st": "", "response_st": f"The best: {targets[5]}A0"},  # no ASIN: \b, as released
-    ]  # made[3] is missing
-    made[2]["gt_items"] = answers[3]["gt_items"] = ["B888888888"]
-    test = write(tmp_path / "t.jsonl", made)
+        {**conversations[1], "recommended_st": targets[1], "response_st": f"{targets[1]} is right"},
+        {
+            **conversations[0],
+            "recommended_st": "B999999999",
+            "response_st": "B999999999",
+        },  # a target that was not listed
+        {**conversations[4], "recommended_st": None, "response_st": "I like them all"},
+        {**conversations[2], "recommended_st": conversations[2][KEY][0], "response_st": conversations[2][KEY][0]},
+        {
+            **conversations[5],
+            "recommended_st": "",
+            "response_st": f"The best: {targets[5]}A0",
+        },  # no ASIN: \b, as released
+    ]  # conversations[3] is missing
+    conversations[2]["gt_items"] = answers[3]["gt_items"] = ["B888888888"]
+    test = write(tmp_path / "t.jsonl", conversations)
     results = run(tmp_path / "out", test, "--run", f"theirs={write(tmp_path / 'a.jsonl', answers)}")
     got = {name: value["value"] for name, value in results["arms"]["theirs"].items()}
     assert got["hit_rate"] == pytest.approx(2 / 6)
@@ -200,15 +212,15 @@ def test_released_answers(tmp_path: Path):
 @pytest.mark.parametrize("keys", [("context", "gt_items"), ()], ids=["by content", "in order"])
 def test_responses_may_name_listed_ids_of_any_form(tmp_path: Path, keys: tuple[str, ...]):
     listed = ["B00", "B00.X", "B012345678.X", "a b"]
-    made = [
+    conversations = [
         {"context": f"<submission>{n}</submission>", "context_items": [], "gt_items": [item], KEY: listed}
         for n, item in enumerate(listed)
     ]
     answers = [
         {**{key: row[key] for key in keys}, "response_x": f"The best is {item}."}
-        for row, item in zip(made, listed, strict=True)
+        for row, item in zip(conversations, listed, strict=True)
     ]
-    test = write(tmp_path / "t.jsonl", made)
+    test = write(tmp_path / "t.jsonl", conversations)
     results = run(tmp_path / "out", test, "--run", f"x={write(tmp_path / 'x.jsonl', answers)}")
     assert results["arms"]["x"]["hit_rate"]["value"] == results["arms"]["x"]["valid_ratio_raw"]["value"] == 1.0
 
@@ -236,9 +248,11 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path, content: str, message:
 
 
 def test_keys_and_names_that_are_not_clear_are_refused(tmp_path: Path):
-    made = rows(2)
-    test = write(tmp_path / "t.jsonl", made)
-    both = write(tmp_path / "x.jsonl", [{**row, "recommended_a": row[KEY][0], "recommended_b": None} for row in made])
+    conversations = rows(2)
+    test = write(tmp_path / "t.jsonl", conversations)
+    both = write(
+        tmp_path / "x.jsonl", [{**row, "recommended_a": row[KEY][0], "recommended_b": None} for row in conversations]
+    )
     with pytest.raises(ConfigError, match="choose one with FILE@KEY"):
         run(tmp_path / "out", test, "--run", f"x={both}")
     results = run(tmp_path / "out", test, "--run", f"x={both}@recommended_a")
@@ -253,10 +267,10 @@ def test_keys_and_names_that_are_not_clear_are_refused(tmp_path: Path):
 
 
 def test_a_run_may_have_queries_that_are_not_scored(tmp_path: Path):
-    made = rows(6)
-    made[1]["gt_items"] = []
-    test = write(tmp_path / "t.jsonl", made)
-    ranked = trec(tmp_path / "x.run", made, scorer(0, 9.0), query="{}")
+    conversations = rows(6)
+    conversations[1]["gt_items"] = []
+    test = write(tmp_path / "t.jsonl", conversations)
+    ranked = trec(tmp_path / "x.run", conversations, scorer(0, 9.0), query="{}")
     results = run(tmp_path / "out", test, "--run", f"x={ranked}", "--limit", "4")
     assert results["arms"]["x"]["hit_rate_in_list"] | {"low": 0, "high": 0} == {"value": 1, "low": 0, "high": 0, "n": 1}
     ranked.write_text(ranked.read_text() + "\n6 Q0 B000000001 1 1.0 x\n")
@@ -281,9 +295,12 @@ def compared(*words: object, out: Path) -> dict[str, Any]:
 
 
 def test_folders_alone_give_the_results_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    made = rows(60)
-    test = write(tmp_path / "t.jsonl", made)
-    good, bad = trec(tmp_path / "a.run", made, scorer(1, 0.4)), trec(tmp_path / "b.run", made, scorer(2, 0.0))
+    conversations = rows(60)
+    test = write(tmp_path / "t.jsonl", conversations)
+    good, bad = (
+        trec(tmp_path / "a.run", conversations, scorer(1, 0.4)),
+        trec(tmp_path / "b.run", conversations, scorer(2, 0.0)),
+    )
     both = run(tmp_path / "both", test, "--run", f"good={good}", f"bad={bad}")
     run(tmp_path / "a", test, "--run", f"x={good}", "--seed", "3")
     run(tmp_path / "b", test, "--run", f"y={bad}", "--arms", "list_order")
@@ -303,10 +320,10 @@ def test_folders_alone_give_the_results_again(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_seeds_are_pooled_and_never_count_as_conversations(tmp_path: Path):
-    made = rows(80)
-    test = write(tmp_path / "t.jsonl", made)
+    conversations = rows(80)
+    test = write(tmp_path / "t.jsonl", conversations)
     for seed in range(3):
-        run(tmp_path / f"s{seed}", test, "--run", f"x={trec(tmp_path / 'x.run', made, scorer(seed, 0.3))}")
+        run(tmp_path / f"s{seed}", test, "--run", f"x={trec(tmp_path / 'x.run', conversations, scorer(seed, 0.3))}")
     words = [f"x={tmp_path / f's{seed}'}" for seed in range(3)]
     single = compared(words[0], f"base={tmp_path / 's0'}@list_order", out=tmp_path / "1")
     pooled = compared(*words, f"base={tmp_path / 's0'}@list_order", out=tmp_path / "3")
@@ -325,11 +342,11 @@ def test_seeds_are_pooled_and_never_count_as_conversations(tmp_path: Path):
 
 
 def test_evaluations_of_other_conversations_are_refused(tmp_path: Path):
-    made = rows(6)
-    run(tmp_path / "a", write(tmp_path / "t.jsonl", made))
+    conversations = rows(6)
+    run(tmp_path / "a", write(tmp_path / "t.jsonl", conversations))
     run(tmp_path / "b", tmp_path / "t.jsonl", "--limit", "4")
-    made[0]["gt_items"] = ["B777777777"]
-    run(tmp_path / "c", write(tmp_path / "t.jsonl", made))
+    conversations[0]["gt_items"] = ["B777777777"]
+    run(tmp_path / "c", write(tmp_path / "t.jsonl", conversations))
     with pytest.raises(DataError, match=r"/a: has conversations that .*/b has not: t-4, t-5"):
         compared(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
     with pytest.raises(DataError, match="other targets of the conversation t-0"):

@@ -155,8 +155,8 @@ def test_percent_never_claims_certainty(p: float, text: str):
 
 
 def test_pictures_become_small_jpegs_whatever_they_were():
-    for made in (photo(900, 1200), photo(64, 64, "P", "PNG"), photo(300, 200, "L", "GIF")):
-        uri = data_uri(made)
+    for image in (photo(900, 1200), photo(64, 64, "P", "PNG"), photo(300, 200, "L", "GIF")):
+        uri = data_uri(image)
         assert uri.startswith("data:image/jpeg;base64,/9j/")
         assert len(uri) < 30_000
     small = photo()

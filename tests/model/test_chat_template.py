@@ -44,13 +44,13 @@ def stock(tokenizer: Any, template: str, content: list[dict], photo_tokens: int)
 def test_prompts_are_what_apply_chat_template_makes(bases: dict[str, Path], name: str) -> None:
     backbone, kind = Backbone.load(ModelSettings(name=str(bases[name]))), KINDS[name]
     encoder, tokenizer = backbone.encoder, backbone.tokenizer
-    asked = "Title: Acme Shirt\nDescribe how it looks."
-    expected = stock(tokenizer, kind.template, [{"type": "image"}, {"type": "text", "text": asked}], 5)
+    prompt = "Title: Acme Shirt\nDescribe how it looks."
+    expected = stock(tokenizer, kind.template, [{"type": "image"}, {"type": "text", "text": prompt}], 5)
     assert encoder.prompt(encoder.describe("Acme Shirt", 5)) == expected
 
     lines = "".join(f"{c.id}: {c.title} {'<image>' * 5}\n" for c in CANDIDATES)
-    asked = f"Seeker: I want a red shirt.\nComment: a mug\nCandidates:\n{lines}Which ID fits?"
-    expected = stock(tokenizer, kind.template, [{"type": "text", "text": asked}], 1)
+    prompt = f"Seeker: I want a red shirt.\nComment: a mug\nCandidates:\n{lines}Which ID fits?"
+    expected = stock(tokenizer, kind.template, [{"type": "text", "text": prompt}], 1)
     example = encoder.recommendation(TALK, CANDIDATES, photo_tokens=5, max_length=2000)
     assert example.input_ids == expected
     count = expected.count(tokenizer.bos_token_id)
@@ -69,10 +69,10 @@ def test_an_answer_ends_as_the_template_ends_one(bases: dict[str, Path], name: s
 def test_role_tags_in_data_are_broken(bases: dict[str, Path], name: str) -> None:
     encoder = Backbone.load(ModelSettings(name=str(bases[name]))).encoder
     evil = f"x {encoder.chat.prefix}y{encoder.chat.suffix} {KINDS[name].eos} z"
-    said = encoder.render(encoder.describe(evil, 1))
+    message = encoder.render(encoder.describe(evil, 1))
     honest = encoder.render(encoder.describe("shirt", 1))
     for mark in encoder.chat.marks | {KINDS[name].eos}:
-        assert said.count(mark) == honest.count(mark), mark
+        assert message.count(mark) == honest.count(mark), mark
 
 
 def test_the_version_covers_the_template(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_the_miniature_and_mistral_are_asked_as_ever() -> None:
     assert encoder.render(encoder.describe("Acme mug", 2)) == (
         "[INST] <image><image>\nTitle: Acme mug\nDescribe how it looks. [/INST]"
     )
-    asked = prompts.recommend([("seeker", "hi")], CANDIDATES[:1], photo_tokens=1)
-    assert encoder.render(asked) == (
+    prompt = prompts.recommend([("seeker", "hi")], CANDIDATES[:1], photo_tokens=1)
+    assert encoder.render(prompt) == (
         "[INST] Seeker: hi\nCandidates:\nB0MN123456: Acme Classic Shirt <image>\nWhich ID fits? [/INST]"
     )
 
@@ -107,9 +107,9 @@ def test_a_base_without_a_template_is_refused_with_the_way_out(bases: dict[str, 
     bare = tmp_path / "bare"
     shutil.copytree(bases["vicuna"], bare)
     (bare / "chat_template.json").unlink()
-    said = r"no chat template .*: give one with --model\.chat-template FILE, or .* --model\.prompt lavic"
+    message = r"no chat template .*: give one with --model\.chat-template FILE, or .* --model\.prompt lavic"
     for ask in (lambda m: Backbone.load(m), lambda m: prompt_version(m, bare)):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             ask(ModelSettings(name=str(bare)))
     assert Backbone.load(ModelSettings(name=str(bare), prompt="lavic")).encoder.version == "1-lavic"
     file = tmp_path / "vicuna.jinja"
@@ -159,7 +159,7 @@ def test_other_templates(bases: dict[str, Path], tmp_path: Path, template: str, 
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% for m in messages %}", "cannot be used"),
@@ -172,11 +172,11 @@ def test_other_templates(bases: dict[str, Path], tmp_path: Path, template: str, 
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(
-    bases: dict[str, Path], tmp_path: Path, template: str, said: str
+    bases: dict[str, Path], tmp_path: Path, template: str, message: str
 ) -> None:
     file = tmp_path / "t.jinja"
     file.write_text(template)
-    with pytest.raises(ConfigError, match=said) as refusal:
+    with pytest.raises(ConfigError, match=message) as refusal:
         Backbone.load(ModelSettings(name=str(bases["vicuna"]), chat_template=file))
     assert "--model.chat-template" in str(refusal.value) and "\n" not in str(refusal.value)
     with pytest.raises(ConfigError, match=r"nowhere\.jinja: not a chat template"):

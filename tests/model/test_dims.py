@@ -76,7 +76,9 @@ def test_it_is_the_models(name: str) -> None:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    assert sorted((one.name, one.inputs, one.outputs, one.bias) for one in shape.linears()) == sorted(linears)
+    assert sorted((linear.name, linear.inputs, linear.outputs, linear.bias) for linear in shape.linears()) == sorted(
+        linears
+    )
     for kind in ("vision", "language"):
         adapted = wrap(model, kind, LoraSettings(r=3))  # type: ignore[arg-type]
         assert shape.adapter(kind, 3) == sum(p.numel() for p in trainable(adapted))  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def test_the_mask_covers_the_prompt_and_nothing_else(backbone: Backbone) -> None
 
 
 @pytest.mark.parametrize(
-    ("around", "said"),
+    ("around", "message"),
     [
         ("$A", "makes '▁A' of the text 'A'"),
         ("<s> <s> $A", "makes '<s> <s> ▁A' of the text 'A'"),
@@ -44,11 +44,11 @@ def test_the_mask_covers_the_prompt_and_nothing_else(backbone: Backbone) -> None
         ("</s> $A", "makes '</s> ▁A' of the text 'A'"),
     ],
 )
-def test_a_prompt_begins_with_one_beginning_of_sequence(around: str, said: str) -> None:
+def test_a_prompt_begins_with_one_beginning_of_sequence(around: str, message: str) -> None:
     tokenizer = make_tokenizer(["A shirt"])
     ids = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<s>", "</s>")]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
 
 
@@ -72,9 +72,9 @@ def test_markup_in_data_is_never_markup(backbone: Backbone) -> None:
 
 def test_the_conversation_gives_way_oldest_comment_first(backbone: Backbone) -> None:
     encoder = backbone.encoder
-    whole = encoder.recommendation(talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=10_000)
+    uncut = encoder.recommendation(talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=10_000)
     short = encoder.recommendation(
-        talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=len(whole.input_ids) - 1
+        talk(3), CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=len(uncut.input_ids) - 1
     )
     pieces = prompts.recommend(
         [("seeker", "I want a red shirt."), ("comment", "a striped shirt 1"), ("comment", "a striped shirt 2")],

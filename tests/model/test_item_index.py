@@ -37,12 +37,12 @@ def test_a_store_without_its_index_is_read_the_same(tmp_path: Path, backbone: Ba
     expected = everything(ItemStore.open(folder))
     assert [row[0] for row in expected] == [f"I{n}" for n in range(5)]
     index_of(folder).unlink()
-    made = ItemStore.open(folder)
-    assert everything(made) == expected and not [*folder.glob("items-*.safetensors")], "readers leave a store alone"
-    assert made.items._file.path.parent == cache / "indexes"
-    stamp = made.items._file.path.stat().st_mtime_ns
+    store = ItemStore.open(folder)
+    assert everything(store) == expected and not [*folder.glob("items-*.safetensors")], "readers leave a store alone"
+    assert store.items._file.path.parent == cache / "indexes"
+    stamp = store.items._file.path.stat().st_mtime_ns
     assert everything(ItemStore.open(folder)) == expected
-    assert made.items._file.path.stat().st_mtime_ns == stamp, "made once"
+    assert store.items._file.path.stat().st_mtime_ns == stamp, "made once"
 
 
 @pytest.mark.parametrize("digests", [True, False])

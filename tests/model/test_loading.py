@@ -29,14 +29,16 @@ def without(base: Path, folder: Path, part: str) -> ModelSettings:
 def test_a_part_that_is_not_wanted_is_not_even_read(base: Path, tmp_path: Path, part: str) -> None:
     """From a file that does not hold it: stage 2 has no vision tower, `embed` no language model."""
     poor = without(base, tmp_path / "poor", part)
-    whole = Backbone.load(ModelSettings(name=str(base))).model.state_dict()
+    expected = Backbone.load(ModelSettings(name=str(base))).model.state_dict()
     some = Backbone.load(poor, **{part.partition("_")[0]: False}).model
     assert not hasattr(some.model, part)
     assert type(some).__name__ == "LlavaNextForConditionalGeneration"
     state = some.state_dict()
     # the head goes with the language model
-    assert set(whole) - set(state) == {name for name in whole if part in name or (part[0] == "l" and "lm_head" in name)}
+    assert set(expected) - set(state) == {
+        name for name in expected if part in name or (part[0] == "l" and "lm_head" in name)
+    }
     for name, tensor in state.items():
-        assert torch.equal(tensor, whole[name]), name
+        assert torch.equal(tensor, expected[name]), name
     with pytest.raises(ConfigError, match=r"weights are missing \(first: "):
         Backbone.load(poor)

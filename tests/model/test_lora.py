@@ -140,8 +140,8 @@ def test_in_bfloat16_a_loaded_adapter_is_the_trained_one_to_the_bit(base: Path, 
     for key in (key for key in weights if "lora_A" in key):
         linear = merged.model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         linear.weight.data += (weights[key.replace("lora_A", "lora_B")] @ weights[key] * 2).bfloat16()
-    lost, said = (values(merged.model) - expected).norm(), (expected - plain).norm()
-    assert lost > 0.2 * said, "merging keeps it: this test shows nothing"
+    lost, effect = (values(merged.model) - expected).norm(), (expected - plain).norm()
+    assert lost > 0.2 * effect, "merging keeps it: this test shows nothing"
 
 
 def test_an_adapter_with_a_number_that_is_not_finite_is_refused(base: Path, tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_an_adapter_with_a_key_too_few_or_too_many_is_refused(base: Path, tmp_pa
     backbone = Backbone.load(ModelSettings(name=str(base)))
     save_adapter(add_adapter(backbone, "language", LORA), tmp_path / "a", backbone, "language")
     weights = tmp_path / "a" / lora.WEIGHTS
-    whole = load_file(weights)
-    first = sorted(whole)[0]
-    save_file({k: v for k, v in whole.items() if k != first}, weights)
+    full = load_file(weights)
+    first = sorted(full)[0]
+    save_file({k: v for k, v in full.items() if k != first}, weights)
     with pytest.raises(DataError, match="1 weights missing, 0 unknown"):
         apply_adapter(Backbone.load(ModelSettings(name=str(base))), tmp_path / "a", "language")
-    save_file({**whole, first.replace("layers.0", "layers.9"): whole[first].clone()}, weights)
+    save_file({**full, first.replace("layers.0", "layers.9"): full[first].clone()}, weights)
     with pytest.raises(DataError, match="0 weights missing, 1 unknown"):
         apply_adapter(Backbone.load(ModelSettings(name=str(base))), tmp_path / "a", "language")
 

@@ -26,14 +26,14 @@ def conversation(*texts: str) -> Conversation:
 
 def test_a_long_conversation_keeps_its_last_turn_and_the_start_of_its_request(backbone: Backbone) -> None:
     extractor = FeatureExtractor(backbone, max_length=30)
-    one, other = (
+    first, other = (
         conversation("I want a red shirt", *["dotted mug"] * 40, last) for last in ("blue mug", "striped shirt")
     )
-    ids = [extractor.query_ids(c) for c in (one, other)]
+    ids = [extractor.query_ids(c) for c in (first, other)]
     assert [len(row) for row in ids] == [30, 30]
     text = backbone.tokenizer.decode(ids[0])
     assert "I want a red" in text and "blue mug" in text
-    difference = (extractor.queries([one]) - extractor.queries([other])).abs()
+    difference = (extractor.queries([first]) - extractor.queries([other])).abs()
     assert difference[:, : extractor.width].max() > 1e-3  # the mean state
     assert difference[:, extractor.width :].max() > 1e-3  # the last state
 
@@ -85,8 +85,8 @@ def test_a_head_comes_back_as_saved(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "head.safetensors") == {"made_by": "x"}
     with pytest.raises(DataError, match="not the head of a retriever"):
         load_head(tmp_path / "head.safetensors", **sizes | {"dim": 4})
-    whole = (tmp_path / "head.safetensors").read_bytes()
-    (tmp_path / "head.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "head.safetensors").read_bytes()
+    (tmp_path / "head.safetensors").write_bytes(content[: len(content) // 2])
     assert read_metadata(tmp_path / "head.safetensors") == {}
     with pytest.raises(DataError, match="not the head of a retriever"):
         load_head(tmp_path / "head.safetensors", **sizes)

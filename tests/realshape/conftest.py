@@ -18,13 +18,13 @@ from tests.realshape.stages import Lavic, as_words
 @pytest.fixture(scope="session")
 def base(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
     """The model folder of 2 language and 3 vision layers: narrow, or of real widths; each is made once."""
-    made: dict[bool, Path] = {}
+    folders: dict[bool, Path] = {}
 
     def make(narrow: bool) -> Path:
-        if narrow not in made:
-            made[narrow] = tmp_path_factory.mktemp("realshape") / "base"
-            write_folder(made[narrow], vocabulary, layers=2, vision_layers=3, narrow=narrow, seed=0)
-        return made[narrow]
+        if narrow not in folders:
+            folders[narrow] = tmp_path_factory.mktemp("realshape") / "base"
+            write_folder(folders[narrow], vocabulary, layers=2, vision_layers=3, narrow=narrow, seed=0)
+        return folders[narrow]
 
     return make
 

@@ -124,48 +124,48 @@ class HuggingFace:
     @torch.no_grad()
     def described(self, photo: Image.Image, title: str, most: int) -> str:
         """The greedy description, by the stock model's own way for photos."""
-        asked = self.describe(photo, title)
-        asked["pixel_values"] = asked["pixel_values"].to(self.model.dtype)
-        written = self.model.generate(**asked, max_new_tokens=most, do_sample=False, temperature=None, top_p=None)
-        return str(self.tokenizer.decode(written[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
+        prompt = self.describe(photo, title)
+        prompt["pixel_values"] = prompt["pixel_values"].to(self.model.dtype)
+        written = self.model.generate(**prompt, max_new_tokens=most, do_sample=False, temperature=None, top_p=None)
+        return str(self.tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
     @torch.no_grad()
     def description_losses(self, photo: Image.Image, title: str, text: str) -> torch.Tensor:
         """-log p of each token of a description and the end, from all tokens of the photo."""
-        asked = self.describe(photo, title)
-        said = self._target(text)
-        ids = torch.cat([asked["input_ids"][0], said])[None]
+        prompt = self.describe(photo, title)
+        target = self._target(text)
+        ids = torch.cat([prompt["input_ids"][0], target])[None]
         logits = self.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=asked["pixel_values"].to(self.model.dtype),
-            image_sizes=asked["image_sizes"],
+            pixel_values=prompt["pixel_values"].to(self.model.dtype),
+            image_sizes=prompt["image_sizes"],
         ).logits
-        return self._losses(logits, said)
+        return self._losses(logits, target)
 
     @torch.no_grad()
     def student_losses(self, photo: Image.Image, title: str, text: str) -> torch.Tensor:
         """The same from the [CLS] of each view."""
         vectors = self.model.model.multi_modal_projector(self.item_tokens(photo))
         if self.released:
-            asked = DESCRIBE_RELEASED.format(title=title, photo="<image>" * len(vectors))
+            prompt = DESCRIBE_RELEASED.format(title=title, photo="<image>" * len(vectors))
         else:
-            asked = self.chat({"type": "image"}, {"type": "text", "text": DESCRIBE.format(title=title)})
-            asked = asked.replace("<image>", "<image>" * len(vectors))
-        return self.losses(asked, vectors, text)
+            prompt = self.chat({"type": "image"}, {"type": "text", "text": DESCRIBE.format(title=title)})
+            prompt = prompt.replace("<image>", "<image>" * len(vectors))
+        return self.losses(prompt, vectors, text)
 
     @torch.no_grad()
-    def losses(self, asked: str, vectors: torch.Tensor, text: str) -> torch.Tensor:
+    def losses(self, prompt: str, vectors: torch.Tensor, text: str) -> torch.Tensor:
         """-log p of each token of an answer and the end; `vectors` [n, d_text] stand at the image tokens."""
-        said = self._target(text)
-        ids = torch.cat([torch.tensor(self.tokenizer(asked).input_ids), said])[None]
+        target = self._target(text)
+        ids = torch.cat([torch.tensor(self.tokenizer(prompt).input_ids), target])[None]
         embeds = self._embed(ids, vectors)
-        return self._losses(self.model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits, said)
+        return self._losses(self.model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits, target)
 
     @torch.no_grad()
-    def answer(self, asked: str, vectors: torch.Tensor, most: int) -> str:
+    def answer(self, prompt: str, vectors: torch.Tensor, most: int) -> str:
         """The greedy answer."""
-        ids = torch.tensor([self.tokenizer(asked).input_ids])
+        ids = torch.tensor([self.tokenizer(prompt).input_ids])
         written = self.model.generate(
             inputs_embeds=self._embed(ids, vectors),
             attention_mask=torch.ones_like(ids),
@@ -184,6 +184,6 @@ class HuggingFace:
     def _target(self, text: str) -> torch.Tensor:
         return torch.tensor([*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id])
 
-    def _losses(self, logits: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-        logprobs = logits[0, -len(said) - 1 : -1].float().log_softmax(-1)
-        return -logprobs.gather(-1, said[:, None])[:, 0]
+    def _losses(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        logprobs = logits[0, -len(target) - 1 : -1].float().log_softmax(-1)
+        return -logprobs.gather(-1, target[:, None])[:, 0]

@@ -131,7 +131,7 @@ def run_stages(
     bundle = ["--bundle", folder / "tune" / "bundle", *store, "--dtype", dtype]
     files = ["--test", photos.rows, "--out", folder / "evaluation", "--arms", "lavic", "before_tuning", "--gallery", 0]
     lavic(["evaluate", "--config", f"evaluate-{suffix}", *bundle, *files], ranks=ranks)
-    said = lavic(["recommend", "--config", "recommend-7b", *bundle, "--conversation", photos.rows, "--json"], ranks=1)
+    output = lavic(["recommend", "--config", "recommend-7b", *bundle, "--conversation", photos.rows, "--json"], ranks=1)
     return Run(
         base=base,
         released=released,
@@ -140,7 +140,7 @@ def run_stages(
         photos=photos,
         descriptions=descriptions,
         flags=flags,
-        recommended=[json.loads(line) for line in said.splitlines() if line.startswith("{")],
+        recommended=[json.loads(line) for line in output.splitlines() if line.startswith("{")],
     )
 
 

@@ -64,11 +64,11 @@ def run(
     photos = make_photos(folder, train=2, valid=1) if width == "real" else make_photos(folder, train=2, valid=2)
     lavic = forked if width == "narrow" else alone
     began = time.monotonic()
-    made = run_stages(
+    results = run_stages(
         folder, base(width == "narrow"), photos, lavic, released=how == "released", dtype=dtype, ranks=ranks
     )
     print(f"\n{'-'.join(map(str, request.param))}: all stages in {time.monotonic() - began:.0f} s")
-    return made
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def test_prompts_and_views_are_the_processor_s(run: Run, stock: HuggingFace) -> 
     tokenizer, geometry = load_tokenizer(model, run.base), read_geometry(run.base, model.views)
     encoder = Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"), model.prompt)
     for item, photo in run.photos.images.items():
-        asked = stock.describe(photo, run.photos.titles[item])
+        prompt = stock.describe(photo, run.photos.titles[item])
         ids = encoder.prompt(encoder.describe(run.photos.titles[item], count_patch_tokens(geometry, photo.size)))
-        assert ids == asked["input_ids"][0].tolist()
+        assert ids == prompt["input_ids"][0].tolist()
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
-        views = asked["pixel_values"][0][: geometry.count(photo.size)].numpy()
+        views = prompt["pixel_values"][0][: geometry.count(photo.size)].numpy()
         assert np.abs(geometry.cut(photo) - views).max() == 0
     assert {geometry.count(photo.size) for photo in run.photos.images.values()} > ({5} if run.released else set())
 
@@ -120,18 +120,18 @@ def test_targets_continue_their_prompts_as_one_text_would(run: Run) -> None:
     data = ShardDataset(run.photos.train)
     for sample in (data[index] for index in range(len(data))):
         pieces = encoder.describe(sample.title, 5)
-        whole = tokenizer(f"{encoder.render(pieces)} {sample.item_id}").input_ids
-        assert encoder.example(pieces, sample.item_id).input_ids == [*whole, tokenizer.eos_token_id]
+        full_ids = tokenizer(f"{encoder.render(pieces)} {sample.item_id}").input_ids
+        assert encoder.example(pieces, sample.item_id).input_ids == [*full_ids, tokenizer.eos_token_id]
 
 
 def test_all_tokens_of_a_photo_are_the_stock_model_s(run: Run, stock: HuggingFace) -> None:
     backbone = Backbone.load(settings(run))
     photo = next(iter(run.photos.images.values()))
-    asked = stock.describe(photo, "x")
+    prompt = stock.describe(photo, "x")
     with torch.no_grad():
         features = stock.model.model.get_image_features(
-            asked["pixel_values"].to(stock.model.dtype),
-            asked["image_sizes"],
+            prompt["pixel_values"].to(stock.model.dtype),
+            prompt["image_sizes"],
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
         ).pooler_output[0]
@@ -209,8 +209,8 @@ def test_rankings_are_those_of_one_pass_for_each_candidate(
 def test_free_answers_are_the_stock_model_s(run: Run, tuned: HuggingFace) -> None:
     texts = [row.get("text") for row in run.predictions("lavic")]
     if run.released:
-        asked, vectors = question(run, tuned)
-        expected = tuned.answer(asked, vectors, MAX_NEW_TOKENS)
+        prompt, vectors = question(run, tuned)
+        expected = tuned.answer(prompt, vectors, MAX_NEW_TOKENS)
         assert texts == [expected.strip()] * len(run.photos.targets)
     else:
         assert texts == [None] * len(run.photos.targets), "evaluate-7b ranks candidates and writes no answer"

@@ -46,7 +46,7 @@ def png(width: int, height: int, data: bytes, *chunks: tuple[bytes, bytes]) -> b
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    more = b"".join(chunk(*one) for one in chunks)
+    more = b"".join(chunk(*part) for part in chunks)
     return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -72,8 +72,8 @@ def swapped_profile() -> bytes:
         name, at, size = struct.unpack(">4sII", profile[132 + 12 * n : 144 + 12 * n])
         tags[name] = (at, size)
     red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
-    one, other = bytes(profile[red[0] : sum(red)]), bytes(profile[blue[0] : sum(blue)])
-    profile[red[0] : sum(red)], profile[blue[0] : sum(blue)] = other, one
+    part, other = bytes(profile[red[0] : sum(red)]), bytes(profile[blue[0] : sum(blue)])
+    profile[red[0] : sum(red)], profile[blue[0] : sum(blue)] = other, part
     return bytes(profile)
 
 

@@ -28,7 +28,7 @@ QUICK = ["--fetch.allow-private", "--fetch.deadline", "5", "--fetch.retries", "1
 QUICK += ["--fetch.host-rate", "0"]
 
 
-def whole(folder: Path) -> dict[str, bytes]:
+def tar_bytes(folder: Path) -> dict[str, bytes]:
     """Every file of a set that must be the same however it was made."""
     names = [path.name for path in folder.iterdir() if path.name.endswith((".tar", ".idx"))]
     return {name: (folder / name).read_bytes() for name in [*sorted(names), "manifest.json", "sizes.json", "README.md"]}
@@ -101,16 +101,16 @@ class TestCrawl:
         assert json.loads((out / "sizes.json").read_text()) == {s.name: s.samples for s in dataset.manifest.shards}
         assert not leftovers(out)
 
-        before = whole(out)
+        before = tar_bytes(out)
         server.requests.clear()
         assert main(command) == 0
-        assert whole(out) == before and not server.requests
+        assert tar_bytes(out) == before and not server.requests
 
         # Asked for more, the same set is not whole, and says so without fetching anything.
         assert main([*command, "--min-success", "0.99"]) == 1 and not server.requests
         assert f"{len(dataset)} of 39 photos stored" in capsys.readouterr().err
         assert not (out / "manifest.json").exists()
-        assert main(command) == 0 and whole(out) == before
+        assert main(command) == 0 and tar_bytes(out) == before
 
         server.broken = False
         assert main([*command, "--retry", "http_error,timeout"]) == 0
@@ -118,7 +118,7 @@ class TestCrawl:
         assert main(["verify", str(out)]) == 0
         undisturbed = tmp_path / "undisturbed"
         assert main([*command, "--out", str(undisturbed), "--ray.workers", "1", "--fetch.concurrency", "2"]) == 0
-        assert whole(out) == whole(undisturbed)
+        assert tar_bytes(out) == tar_bytes(undisturbed)
 
     def test_nothing_stored_says_why(
         self, tmp_path: Path, catalogue: Callable[..., Path], capsys: pytest.CaptureFixture[str]
@@ -265,6 +265,6 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_bytes(
 
     undisturbed = tmp_path / "undisturbed"
     subprocess.run(command(undisturbed), capture_output=True, timeout=120, check=True)
-    assert whole(out) == whole(undisturbed)
+    assert tar_bytes(out) == tar_bytes(undisturbed)
     assert Manifest.load(out).samples == shards * per_shard and not leftovers(out)
     shutil.rmtree(out)

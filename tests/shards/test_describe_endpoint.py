@@ -133,7 +133,7 @@ def test_begun_descriptions_of_other_settings_are_not_used(photos, server, words
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--endpoint.model", "other"], "by seer with the weights endpoint-"),
         (["--endpoint.extra", "{min_pixels: 9}"], "the weights endpoint-"),
@@ -142,11 +142,11 @@ def test_begun_descriptions_of_other_settings_are_not_used(photos, server, words
         (["--prompt-file", "QUESTION"], "prompt version question-"),
     ],
 )
-def test_descriptions_made_in_another_way_are_refused(photos, words, tmp_path, capsys, more, said):
+def test_descriptions_made_in_another_way_are_refused(photos, words, tmp_path, capsys, more, message):
     (tmp_path / "QUESTION").write_text("What is {title}?")
     assert main(words()) == 0
     assert main(words(*(str(tmp_path / word) if word == "QUESTION" else word for word in more))) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     changes = ["--endpoint.concurrency", "1", "--endpoint.retries", "1", "--endpoint.input-price", "3"]
     assert main(words(*changes)) == 0, "they change no text"
 
@@ -204,8 +204,8 @@ def test_useless_texts_are_asked_for_once_more_and_flagged(photos, server, words
 def test_thoughts_are_no_description(photos, server, words, capsys):
     def answer(body):
         colour = colour_in(body)
-        said = "" if colour == "0-0" else f"</think>\n\nA mug in the colour {colour}. It has a handle."
-        return chat_body(f"<think>\nThe user wants a text. I see a mug.{said}")
+        message = "" if colour == "0-0" else f"</think>\n\nA mug in the colour {colour}. It has a handle."
+        return chat_body(f"<think>\nThe user wants a text. I see a mug.{message}")
 
     server.chat = answer
     assert main(words()) == 0
@@ -232,7 +232,7 @@ def test_photos_without_an_answer_are_asked_for_by_the_next_run(photos, server, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ((401, {}, b""), "check --endpoint.api-key"),
         ((404, {}, b""), "check --endpoint.url and --endpoint.model seer"),
@@ -243,11 +243,11 @@ def test_photos_without_an_answer_are_asked_for_by_the_next_run(photos, server, 
     ],
     ids=str,
 )
-def test_a_server_that_does_not_work_ends_it_with_one_line(photos, server, words, capsys, fault, said):
+def test_a_server_that_does_not_work_ends_it_with_one_line(photos, server, words, capsys, fault, message):
     server.faults.extend([fault] * 100)
     assert main(words("--endpoint.retries", 1, "--endpoint.give-up-after", 5)) in (1, 2)
     error = capsys.readouterr().err.strip()
-    assert said in error and "\n" not in error and not any(sidecars(photos))
+    assert message in error and "\n" not in error and not any(sidecars(photos))
 
 
 def test_what_is_missing_is_named(photos, server, capsys):

@@ -86,16 +86,16 @@ def test_a_store_grows_with_its_sets_and_stays_readable(
     # item 2 now has its first photo; the other set has one more shard
     write_set(small_set, [photo(0, size=(40, 120)), photo(1), photo(2), photo(2, number=1), photo(3), photo(4)])
     write_set(tmp_path / "grown", [photo(5), photo(6), photo(7)], photos_per_shard=1)
-    real, made = item_store.write_part, []
+    real, parts = item_store.write_part, []
 
     def write_part(folder: Path, name: str, items: Any, tokens: torch.Tensor) -> Any:
         assert len(ItemStore.open(out)) == 6, "the old store is complete until the new manifest is written"
-        made.append([item["key"] for item in items])
+        parts.append([item["key"] for item in items])
         return real(folder, name, items, tokens)
 
     monkeypatch.setattr(item_store, "write_part", write_part)
     assert main(argv) == 0
-    assert made == [[f"B0MN00000{n}_0" for n in range(5)], ["B0MN000007_0"]]
+    assert parts == [[f"B0MN00000{n}_0" for n in range(5)], ["B0MN000007_0"]]
     assert "8 items; 2 of 4 parts made" in capsys.readouterr().out
     after = ItemStore.open(out)
     assert len(after) == 8 and after.key("B0MN000002") == "B0MN000002_0"

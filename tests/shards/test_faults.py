@@ -97,7 +97,7 @@ def test_every_fault_ends_under_its_name_and_disturbs_nothing_else(
     }
     good = [f"n/{n}.jpg" for n in range(200)]
     faults = [*FAULTS, *elsewhere]
-    paths = [path for n, one in enumerate(good) for path in (one, *faults[n : n + 1])]
+    paths = [path for n, link in enumerate(good) for path in (link, *faults[n : n + 1])]
     stand_in = hashlib.sha256(photos["stand-in.jpg"]).hexdigest()
     out = tmp_path / "out"
     words = ["--items", str(catalogue(*paths)), "--out", str(out), "--photos-per-shard", "70"]

@@ -30,8 +30,8 @@ FOUND = ["B00002", "B00003", "B00006", "B00007"]
 @pytest.fixture
 def holed(tmp_path: Path, catalogue: Callable[..., Path]) -> Path:
     """Of five shards of two the first, the third and the last have no photo."""
-    gone = [f"status/{code}" for code in (404, 410, 401, 403, 451, 500)]
-    items = catalogue(*gone[:2], "n/1.jpg", "n/2.jpg", *gone[2:4], "n/3.jpg", "n/4.jpg", *gone[4:])
+    missing = [f"status/{code}" for code in (404, 410, 401, 403, 451, 500)]
+    items = catalogue(*missing[:2], "n/1.jpg", "n/2.jpg", *missing[2:4], "n/3.jpg", "n/4.jpg", *missing[4:])
     settings = PlanSettings(set="t", split="2023", photos_per_shard=2, photos="first", image_size="large")
     manifest = crawl_here(make_plan((str(items),), tmp_path / "holed", settings), FETCH)
     assert len(manifest.empty) == 3 and [sample.item_id for sample in ShardDataset(manifest.folder)] == FOUND

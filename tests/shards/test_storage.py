@@ -81,8 +81,8 @@ class TestStorage:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         items = catalogue(*(f"n/{n}.jpg" for n in range(40)), "status/404")
-        there = as_path(f"{bucket}/catalogue/meta.jsonl")
-        there.write_bytes(items.read_bytes())
+        remote = as_path(f"{bucket}/catalogue/meta.jsonl")
+        remote.write_bytes(items.read_bytes())
         out = as_path(f"{bucket}/sets/cups")
         server.broken = True
         assert crawl(f"{bucket}/catalogue/*.jsonl", f"{bucket}/sets/cups") == 0
@@ -99,8 +99,8 @@ class TestStorage:
         assert crawl(items, f"{bucket}/sets/local", "--executor", "local") == 0
         assert tars(as_path(f"{bucket}/sets/local")) == before
         assert main(["verify", str(out)]) == 0
-        data, here = ShardDataset(str(out)), ShardDataset(tmp_path / "here")
-        assert data.keys == here.keys and data[17] == here[17] and len(data) == 40
+        data, local = ShardDataset(str(out)), ShardDataset(tmp_path / "here")
+        assert data.keys == local.keys and data[17] == local[17] and len(data) == 40
         assert not [name for name in file_sizes(out) if name.endswith(".part")]
 
         # A worker that died before its seal, and a tar that was damaged since.
@@ -111,7 +111,9 @@ class TestStorage:
         assert main(["verify", str(out)]) == 1
         assert crawl(f"{bucket}/catalogue/*.jsonl", out) == 0 and tars(out) == before
 
-        there.write_bytes(items.read_bytes() + items.read_bytes().splitlines()[0].replace(b"B00000", b"B99999") + b"\n")
+        remote.write_bytes(
+            items.read_bytes() + items.read_bytes().splitlines()[0].replace(b"B00000", b"B99999") + b"\n"
+        )
         capsys.readouterr()
         assert crawl(f"{bucket}/catalogue/*.jsonl", out) == 2
         assert "has changed" in capsys.readouterr().err
@@ -220,11 +222,12 @@ class TestStorage:
             assert Manifest.load(out).outcomes == {"ok": expected}
         served.shutdown()
         served.server_close()
-        one, other = tmp_path / "item2meta_train", tmp_path / "meta_Fashion"
+        first, other = tmp_path / "item2meta_train", tmp_path / "meta_Fashion"
         assert (
-            tars(one) == tars(other) and (one / "manifest.json").read_bytes() == (other / "manifest.json").read_bytes()
+            tars(first) == tars(other)
+            and (first / "manifest.json").read_bytes() == (other / "manifest.json").read_bytes()
         )
-        sample = ShardDataset(one)[0]
+        sample = ShardDataset(first)[0]
         assert sample.jpg == (FASHION / "images" / sample.meta["url"].rpartition("/")[2]).read_bytes()
         assert json.loads(sample.meta["details"])["details"]["Department"]
 

@@ -186,11 +186,11 @@ def test_an_index_is_read_no_further_than_its_tar(crawled: Path) -> None:
 
 def test_each_ledger_is_read_once(crawled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: Counter[str] = Counter()
-    whole = Path.open
+    open_file = Path.open
 
     def counted(path: Path, *args: Any, **options: Any) -> Any:
         read[path.name] += 1
-        return whole(path, *args, **options)
+        return open_file(path, *args, **options)
 
     monkeypatch.setattr(Path, "open", counted)
     assert verify_set(crawled) == []

@@ -70,8 +70,8 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str:
     """Why there can be no SLURM here; empty where there can."""
-    gone = [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
-    return f"no {', '.join(gone)} here: apt-get install slurm-wlm munge" if gone else ""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
+    return f"no {', '.join(missing)} here: apt-get install slurm-wlm munge" if missing else ""
 
 
 class NotStarted(Exception):

@@ -54,10 +54,10 @@ class Slurm:
     def typed(self, line: str, cwd: Path, **env: str) -> Job:
         """Types a line that submits a job, at a shell."""
         done = self.run("bash", "-c", line, cwd=cwd, **env)
-        told = re.search(r"Submitted batch job (\d+)", done.stdout)
-        if done.returncode or not told:
+        match = re.search(r"Submitted batch job (\d+)", done.stdout)
+        if done.returncode or not match:
             raise RuntimeError(f"{line}: {done.stdout}{done.stderr}")
-        return Job(self, int(told[1]), cwd)
+        return Job(self, int(match[1]), cwd)
 
     def start(self, name: str, *words: str) -> None:
         """Starts a daemon; what it says before it has a log goes to NAME.out."""

@@ -27,16 +27,16 @@ def server() -> Iterator[FaultServer]:
 
 def ray_processes(folder: Path) -> list[str]:
     """Processes of the Ray whose files are in a folder."""
-    found = []
-    for one in Path("/proc").iterdir():
-        if one.name.isdigit():
+    processes = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
             try:
-                words = (one / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
             if str(folder) in words:
-                found.append(words)
-    return found
+                processes.append(words)
+    return processes
 
 
 def test_a_crawl_over_two_nodes_stopped_and_requeued(slurm: Slurm, server: FaultServer, tmp_path: Path) -> None:

@@ -114,10 +114,10 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
 
 
 def test_the_whole_pipeline_runs_and_a_second_call_finds_it_done(site: Site) -> None:
-    told = site.status()
-    assert {row["state"] for row in told.values()} == {"done"}, site.logs
-    assert [row["slurm"] for row in told.values()] == ["COMPLETED"] * 9
-    assert re.fullmatch(r"hit rate \d\.\d+", told["evaluate"]["progress"])
+    steps = site.status()
+    assert {row["state"] for row in steps.values()} == {"done"}, site.logs
+    assert [row["slurm"] for row in steps.values()] == ["COMPLETED"] * 9
+    assert re.fullmatch(r"hit rate \d\.\d+", steps["evaluate"]["progress"])
     assert (site.folder / "a run" / "evaluation" / "report.html").is_file()
 
     again = site.submit()
@@ -231,11 +231,11 @@ def test_from_a_reddit_dump_to_an_answer_over_http(site: Site) -> None:
     dump = site.lavic("mini", "dump", "--catalog", "mini", "--out", "dumps")
     assert dump.returncode == 0, dump.stderr
     days = ("--split.valid-from", VALID_FROM, "--split.test-from", TEST_FROM)
-    made = site.lavic(
+    reddit = site.lavic(
         *("reddit", "--dumps", "dumps/*.zst", "--items", "mini/meta_Mini.jsonl"),
         *("--out", "conversations", "--executor", "local", *days),
     )
-    assert made.returncode == 0, made.stderr
+    assert reddit.returncode == 0, reddit.stderr
     files = {name: f"conversations/{name}.jsonl" for name in ("train", "valid", "test")}
     done = site.submit(
         *("--out", "raw", "--stages", "tune-retriever", "retrieve", "tune", "evaluate"),
@@ -275,16 +275,18 @@ def test_from_a_reddit_dump_to_an_answer_over_http(site: Site) -> None:
 
 def test_after_a_stage_that_fails_the_later_ones_are_cancelled_and_status_says_why(site: Site) -> None:
     result = site.folder / "a run" / "runs" / "tune" / "result.json"
-    for gone in (result, site.folder / "a run" / "evaluation" / "results.json"):
-        gone.unlink()
+    for file in (result, site.folder / "a run" / "evaluation" / "results.json"):
+        file.unlink()
     (site.folder / "bad.jsonl").write_text('{"context": 3}\n')
     done = site.submit("--conversations.train", "bad.jsonl")
     assert done.returncode == 0, done.stderr
     wait_for(site.ended, 300, "the jobs' end", every=0.5)
-    told = site.status()
-    assert [told[name]["state"] for name in ("embed", "tune", "evaluate")] == ["done", "failed", "cancelled"], site.logs
-    assert re.match(r"lavic tune: error: .*bad\.jsonl:1", told["tune"]["why"])
-    assert told["evaluate"]["why"] == f"tune failed: {told['tune']['why']}"
-    assert (told["tune"]["slurm"], told["evaluate"]["slurm"]) == ("FAILED", "CANCELLED")
+    steps = site.status()
+    assert [steps[name]["state"] for name in ("embed", "tune", "evaluate")] == ["done", "failed", "cancelled"], (
+        site.logs
+    )
+    assert re.match(r"lavic tune: error: .*bad\.jsonl:1", steps["tune"]["why"])
+    assert steps["evaluate"]["why"] == f"tune failed: {steps['tune']['why']}"
+    assert (steps["tune"]["slurm"], steps["evaluate"]["slurm"]) == ("FAILED", "CANCELLED")
     shown = site.lavic("submit", "status", "a run")
-    assert shown.returncode == 1 and f"tune: failed (exit code 2): {told['tune']['why']}" in shown.stdout
+    assert shown.returncode == 1 and f"tune: failed (exit code 2): {steps['tune']['why']}" in shown.stdout

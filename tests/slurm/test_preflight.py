@@ -56,8 +56,8 @@ END = {"check": "end"}
 
 
 def test_all_well(capsys):
-    code, said = conclude(["not ours", *findings()], capsys)
-    assert code == 0 and said == "preflight: 3 nodes passed; all-reduce in 3 s with start-up, 1.00 GB/s\n"
+    code, output = conclude(["not ours", *findings()], capsys)
+    assert code == 0 and output == "preflight: 3 nodes passed; all-reduce in 3 s with start-up, 1.00 GB/s\n"
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_all_well(capsys):
     ],
 )
 def test_one_bad_node_is_named(lines, reason, capsys):
-    code, said = conclude(findings(b=lines), capsys)
+    code, output = conclude(findings(b=lines), capsys)
     assert code == 1
-    assert f"preflight: b: {reason}" in said or (said.startswith("preflight: b: ") and reason in said)
-    assert said.endswith("1 of 3 nodes failed; exclude it with --exclude=b\n")
+    assert f"preflight: b: {reason}" in output or (output.startswith("preflight: b: ") and reason in output)
+    assert output.endswith("1 of 3 nodes failed; exclude it with --exclude=b\n")
 
 
 def test_the_node_that_breaks_the_all_reduce_is_named(capsys):
@@ -94,8 +94,8 @@ def test_the_node_that_breaks_the_all_reduce_is_named(capsys):
         "b": [node_check(), failed(), pair("a", True), pair("c", False), END],
         "c": [node_check(), failed(), pair("b", False), END],
     }
-    code, said = conclude(findings(**changed), capsys)
-    assert code == 1 and "--exclude=c" in said and "no all-reduce with its neighbours" in said
+    code, output = conclude(findings(**changed), capsys)
+    assert code == 1 and "--exclude=c" in output and "no all-reduce with its neighbours" in output
 
 
 def test_no_node_is_named_without_a_reason(capsys):
@@ -121,14 +121,14 @@ def test_of_two_nodes_that_differ_neither_is_named(capsys):
 
 
 def test_what_one_of_two_nodes_lacks_is_that_node_s_fault(capsys):
-    code, said = conclude(findings(("a", "b"), a=[node_check(data={"shards": "missing"}), END]), capsys, ("a", "b"))
-    assert code == 1 and "preflight: a: shards is missing" in said and said.endswith("--exclude=a\n")
+    code, output = conclude(findings(("a", "b"), a=[node_check(data={"shards": "missing"}), END]), capsys, ("a", "b"))
+    assert code == 1 and "preflight: a: shards is missing" in output and output.endswith("--exclude=a\n")
 
 
 def test_the_first_node_is_named_when_no_other_can_connect_to_it(capsys):
     link = [node_check(), {"check": "link", "why": "cannot connect to a:1"}, END]
-    code, said = conclude(findings(b=link, c=link), capsys)
-    assert code == 1 and said.endswith("--exclude=a\n") and "no other node can connect to it" in said
+    code, output = conclude(findings(b=link, c=link), capsys)
+    assert code == 1 and output.endswith("--exclude=a\n") and "no other node can connect to it" in output
 
 
 def test_what_nvidia_smi_says():
@@ -157,18 +157,18 @@ def test_what_nvidia_smi_says():
 )
 def test_only_the_gpus_of_this_job_are_looked_at(visible, bad, free):
     """The node's second GPU belongs to another job."""
-    mine = "0, NVIDIA H100, 570.86.15, 81559, 81000, 0, GPU-aaaa-1\n"
-    table = mine + "1, NVIDIA H100, 570.86.15, 81559, 40000, 0, GPU-bbbb-2\n"
+    gpu_line = "0, NVIDIA H100, 570.86.15, 81559, 81000, 0, GPU-aaaa-1\n"
+    table = gpu_line + "1, NVIDIA H100, 570.86.15, 81559, 40000, 0, GPU-bbbb-2\n"
     facts: dict[str, Any] = {}
     assert [line.partition(":")[0] for line in read_gpu_table(table, facts, visible)] == bad
     assert facts["gpu_free_mib"] == free
 
 
 def test_memory_that_is_left(tmp_path):
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:       24684120 kB\nMemFree:        1000 kB\nMemAvailable:    2097152 kB\n")
-    assert list(memory_problems(2.0, told)) == []
-    assert list(memory_problems(2.5, told)) == ["2.0 of 23.5 GiB of memory free, 2.5 required"]
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24684120 kB\nMemFree:        1000 kB\nMemAvailable:    2097152 kB\n")
+    assert list(memory_problems(2.0, meminfo)) == []
+    assert list(memory_problems(2.5, meminfo)) == ["2.0 of 23.5 GiB of memory free, 2.5 required"]
     assert list(memory_problems(2.5, tmp_path / "none")) == []
 
 
@@ -205,8 +205,8 @@ def test_ray_s_ports_are_tried_both_ways(capsys):
         report = PreflightReport(("a", "b"))
         report.read(check_ray_ports(taken.getsockname()[1], 8))
     assert report.conclude() == 1
-    said = capsys.readouterr().out
-    assert "preflight: a: port" in said and "RAY_PORT" in said and said.endswith("--exclude=a\n")
+    output = capsys.readouterr().out
+    assert "preflight: a: port" in output and "RAY_PORT" in output and output.endswith("--exclude=a\n")
 
 
 def test_data_that_differ_have_another_digest(tmp_path):

@@ -44,11 +44,11 @@ def test_shellcheck_finds_nothing():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_what_each_asks_for(script):
-    asked = options(script)
-    assert {"nodes", "cpus-per-task", "time", "requeue"} <= asked.keys()
-    assert asked["open-mode"] == "append" and asked["output"] == "lavic-%j.log"
+    directives = options(script)
+    assert {"nodes", "cpus-per-task", "time", "requeue"} <= directives.keys()
+    assert directives["open-mode"] == "append" and directives["output"] == "lavic-%j.log"
     if script.stem != "cpu":
-        assert re.fullmatch(r"B:USR1@\d+", asked["signal"])
+        assert re.fullmatch(r"B:USR1@\d+", directives["signal"])
     # Said once: everything behind the header takes it from SLURM.
     body = [line for line in script.read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in body if re.search(r"--(nodes|gpus|ntasks|time|partition|account)\b", line)]

@@ -59,20 +59,20 @@ def adapter(out: Path) -> dict[str, list]:
 def frozen(job: Job, out: Path, after: int = 0) -> dict[int, int]:
     """Waits until the job's training has made a checkpoint beyond a step, and holds its ranks there; their pids."""
 
-    def made() -> bool:
+    def has_checkpoint() -> bool:
         return any(int(path.name[5:]) > after for path in out.glob("checkpoints/step-*"))
 
-    wait_for(lambda: made() or job.ended, 240, "a checkpoint")
-    found = ranks(out)
-    for pid in found.values():
+    wait_for(lambda: has_checkpoint() or job.ended, 240, "a checkpoint")
+    pids = ranks(out)
+    for pid in pids.values():
         os.kill(pid, signal.SIGSTOP)
     assert not (out / "result.json").exists(), job.log
-    return found
+    return pids
 
 
-def released(held: dict[int, int]) -> None:
+def released(frozen_ranks: dict[int, int]) -> None:
     """Lets held ranks go on."""
-    for pid in held.values():
+    for pid in frozen_ranks.values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
@@ -84,7 +84,7 @@ def whole_checkpoint(out: Path) -> int:
 
 def ranks(out: Path) -> dict[int, int]:
     """Process ids of a run's ranks, by rank."""
-    found = {}
+    pids = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -96,8 +96,8 @@ def ranks(out: Path) -> dict[int, int]:
         # a rank's monitor and its loader workers have its environment too; the rank itself was there first
         if str(out).encode() in words and b"lavic.launch.ranks.local" in words and b"RANK" in env:
             rank = int(env[b"RANK"])
-            found[rank] = min(int(folder.name), found.get(rank, sys.maxsize))
-    return found
+            pids[rank] = min(int(folder.name), pids.get(rank, sys.maxsize))
+    return pids
 
 
 def manual() -> list[str]:
@@ -119,7 +119,7 @@ def site(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(slurm: Slurm, site: Path) -> Path:
+def uninterrupted(slurm: Slurm, site: Path) -> Path:
     """An undisturbed run over two nodes, one rank on each, ZeRO-2; started as the manual says."""
     (line,) = [line for line in manual() if "distill" in line]
     job = slurm.typed(line, site, **settings())
@@ -128,11 +128,11 @@ def whole(slurm: Slurm, site: Path) -> Path:
     return site / "runs" / "distill"
 
 
-def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) -> None:
+def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, uninterrupted: Path) -> None:
     """Each line of ten that the manual hands to SLURM, as a shell reads it."""
     lines = manual()
     assert len(lines) <= 10
-    assert (whole / "bundle" / "bundle.json").is_file()
+    assert (uninterrupted / "bundle" / "bundle.json").is_file()
     (preflight,) = [line for line in lines if "preflight" in line]
     job = slurm.typed(preflight, site, **settings(LAVIC_PREFLIGHT="200"))
     assert job.wait() == 0, job.log
@@ -145,31 +145,31 @@ def test_from_nothing_to_a_running_job(slurm: Slurm, site: Path, whole: Path) ->
 
 
 def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
-    slurm: Slurm, assets: Assets, whole: Path, tmp_path: Path
+    slurm: Slurm, assets: Assets, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """By its time limit, by `scontrol requeue`, and by a signal to its steps; queued again each time."""
     cut = tmp_path / "cut"
     job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *distill(assets, cut, STEPS), cwd=tmp_path, **settings())
-    held = frozen(job, cut)
+    frozen_ranks = frozen(job, cut)
     # SLURM itself warns the batch script, which asks for that three minutes before the end; it looks twice a minute.
     job.change(TimeLimit=3)
     job.wait_until("asking the ranks to save and stop")
-    released(held)
+    released(frozen_ranks)
     job.wait_until("requeued: restart 1 of at most 100")
     assert not (cut / "result.json").exists()
     reached = [steps(cut)[-1]]
 
     job.start_now(TimeLimit=60)
-    held = frozen(job, cut, reached[-1])
+    frozen_ranks = frozen(job, cut, reached[-1])
     assert slurm.run("scontrol", "requeue", str(job.number)).returncode == 0
-    released(held)  # to find SIGTERM waiting, and KillWait to save in
+    released(frozen_ranks)  # to find SIGTERM waiting, and KillWait to save in
     wait_for(lambda: job.state == "PENDING", 60, "the job in the queue", every=0.3)
     reached.append(steps(cut)[-1])
 
     job.start_now()
-    held = frozen(job, cut, reached[-1])
+    frozen_ranks = frozen(job, cut, reached[-1])
     slurm.run("scancel", "--signal=USR1", str(job.number))
-    released(held)
+    released(frozen_ranks)
     job.wait_until("requeued: restart 3 of at most 100")
     reached.append(steps(cut)[-1])
 
@@ -179,7 +179,7 @@ def test_stopped_in_every_way_it_goes_on_to_the_same_adapter(
     assert 5 <= reached[0] < reached[1] < reached[2] < STEPS
     assert all(f"resuming after step {step} of {STEPS}" in job.log for step in reached), (reached, job.log)
     assert steps(cut) == list(range(1, STEPS + 1))
-    assert adapter(cut) == adapter(whole)
+    assert adapter(cut) == adapter(uninterrupted)
     for start in range(4):
         log = (tmp_path / "logs" / f"{job.number}-{start}.log").read_text().splitlines()
         assert log and not set(log) - set(job.log.splitlines())
@@ -189,10 +189,10 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, assets
     out = tmp_path / "run"
     words = distill(assets, out, 2000)
     job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings())
-    held = frozen(job, out)
-    os.kill(held[1], signal.SIGKILL)
+    frozen_ranks = frozen(job, out)
+    os.kill(frozen_ranks[1], signal.SIGKILL)
     killed = time.monotonic()
-    released(held)
+    released(frozen_ranks)
     assert job.wait(60) == 128 + signal.SIGKILL, job.log
     assert time.monotonic() - killed < 60
     assert "rank 1 on n2 was killed by SIGKILL" in job.log
@@ -204,7 +204,7 @@ def test_a_killed_rank_is_named_and_a_dead_node_left_behind(slurm: Slurm, assets
     stop = tmp_path / "stop"
     variables = settings(LAVIC_STOP_FILE=str(stop))
     again = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **variables)
-    held = frozen(again, out, done)
+    frozen_ranks = frozen(again, out, done)
     assert f"resuming after step {done} of 2000" in again.log
     slurm.lose_node("n2")
     try:
@@ -235,10 +235,12 @@ def test_wrong_input_is_said_and_nothing_is_requeued(
     assert job.restarts == 0
 
 
-def test_one_task_for_each_rank_gives_the_same(slurm: Slurm, assets: Assets, whole: Path, tmp_path: Path) -> None:
+def test_one_task_for_each_rank_gives_the_same(
+    slurm: Slurm, assets: Assets, uninterrupted: Path, tmp_path: Path
+) -> None:
     """Without torchrun."""
     out = tmp_path / "run"
     words = distill(assets, out, STEPS)
     job = slurm.submit("--nodes=2", SCRIPTS / "gpu.sbatch", *words, cwd=tmp_path, **settings(LAVIC_LAUNCHER="srun"))
     assert job.wait() == 0, job.log
-    assert adapter(out) == adapter(whole)
+    assert adapter(out) == adapter(uninterrupted)

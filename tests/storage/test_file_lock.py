@@ -43,24 +43,24 @@ def test_one_holds_it_and_lets_go(tmp_path: Path) -> None:
 
 
 def test_it_goes_with_its_holder_though_a_forked_child_lives_on(tmp_path: Path) -> None:
-    mine, theirs = FileLock(tmp_path / "mine"), tmp_path / "theirs"
-    assert mine.acquire()
-    words = [sys.executable, "-c", HOLDER, str(mine.path), str(theirs)]
+    lock, held_file = FileLock(tmp_path / "mine"), tmp_path / "theirs"
+    assert lock.acquire()
+    words = [sys.executable, "-c", HOLDER, str(lock.path), str(held_file)]
     holder = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        assert is_held(theirs)
+        assert is_held(held_file)
         holder.kill()
         holder.wait()
         until = time.monotonic() + 10  # the child may be so young that it has not dropped its copy yet
-        while is_held(theirs) and time.monotonic() < until:
+        while is_held(held_file) and time.monotonic() < until:
             time.sleep(0.01)
-        assert is_held(theirs) is False
-        assert FileLock(theirs).acquire()
+        assert is_held(held_file) is False
+        assert FileLock(held_file).acquire()
     finally:
         os.killpg(holder.pid, 9)
         holder.stdout.close()
-        mine.release()
+        lock.release()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -12,7 +12,7 @@ from lavic.storage.json_text import MAX_DEPTH, BadJson, parse_first, parse_json,
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[" * 100_000 + "]" * 100_000, "nested more than 200 levels deep"),
         ('{"a":' * 201 + "1" + "}" * 201, "nested more than 200 levels deep"),
@@ -25,10 +25,10 @@ from lavic.storage.json_text import MAX_DEPTH, BadJson, parse_first, parse_json,
         ("", "Expecting value at column 1"),
     ],
 )
-def test_what_cannot_be_read_says_why(text: str, says: str) -> None:
+def test_what_cannot_be_read_says_why(text: str, message: str) -> None:
     with pytest.raises(BadJson) as caught:
         parse_json(text)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_what_python_and_pandas_write_for_a_missing_value_is_null() -> None:

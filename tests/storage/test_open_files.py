@@ -28,13 +28,13 @@ def test_few_stay_open_and_all_can_be_read(tmp_path: Path) -> None:
     for n, path in [*enumerate(paths), *enumerate(paths)]:
         assert files.get((owner, n), lambda path=path: path).read(5, 99).decode() == path.name
         assert opened() <= before + 8
-    held = files.get((owner, 0), lambda: paths[0])
+    handles = files.get((owner, 0), lambda: paths[0])
     for n, path in enumerate(paths):
         files.get((owner, n), lambda path=path: path)
-    assert held.read(0, 4) == b"file", "pushed out, but not closed while it is held"
+    assert handles.read(0, 4) == b"file", "pushed out, but not closed while it is held"
     files.get((object(), 0), lambda: paths[0])
     files.drop(owner)
-    del held
+    del handles
     assert len(files) == 1 and opened() == before + 1
 
 
@@ -85,11 +85,11 @@ def test_files_are_closed_also_when_modules_are_gone(tmp_path: Path, monkeypatch
     write_index(tmp_path / "index", lambda writer: writer.column("n", "<i8").append(np.arange(9)), kind="k", source="s")
     raised: list[object] = []
     before = opened()
-    held = [open_files.OpenFile(tmp_path / "file"), array_file.ArrayFile(tmp_path / "index", kind="k", source="s")]
+    handles = [open_files.OpenFile(tmp_path / "file"), array_file.ArrayFile(tmp_path / "index", kind="k", source="s")]
     assert opened() > before
     with monkeypatch.context() as patch:
         patch.setattr(sys, "unraisablehook", raised.append)
         for module in (open_files, array_file):
             patch.setattr(module, "os", None)
-        held.clear()
+        handles.clear()
     assert not raised and opened() == before

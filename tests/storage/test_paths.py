@@ -14,9 +14,9 @@ from lavic.storage.paths import as_path, file_sizes, is_remote
 def test_paths_and_addresses() -> None:
     assert as_path("a/b") == Path("a/b") and as_path("/a") == Path("/a") and as_path("file:///a/b") == Path("/a/b")
     assert not is_remote(as_path("C:/x")) and not is_remote(as_path(Path("x")))
-    there = as_path("memory://bucket/prefix/")
-    assert is_remote(there) and str(there) == "memory://bucket/prefix" and as_path(there) is there
-    assert as_path(Path("memory://bucket/prefix")) == there
+    prefix = as_path("memory://bucket/prefix/")
+    assert is_remote(prefix) and str(prefix) == "memory://bucket/prefix" and as_path(prefix) is prefix
+    assert as_path(Path("memory://bucket/prefix")) == prefix
     with pytest.raises(ConfigError, match="nosuch://x: cannot be opened"):
         as_path("nosuch://x")
 

@@ -79,8 +79,8 @@ def test_many_processes_download_a_shard_once(store: ObjectStore, tmp_path: Path
     readers = [reader(tmp_path, 1 << 30, wanted) for _ in range(4)]
     for process in readers:
         assert process.stdout and process.stdout.readline() == "ready\n"
-    said = [process.communicate("go\n", timeout=240)[0] for process in readers]
-    assert said == [f"{len(data)}\n"] * 4
+    outputs = [process.communicate("go\n", timeout=240)[0] for process in readers]
+    assert outputs == [f"{len(data)}\n"] * 4
     assert store.served["once.tar"] == len(data)
     assert [path.name for path in tmp_path.glob("[!.]*")] == [f"{wanted.sha256}.tar"] and not leftovers(tmp_path)
     assert (tmp_path / f"{wanted.sha256}.tar").read_bytes() == data

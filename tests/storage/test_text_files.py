@@ -114,7 +114,7 @@ def test_text_that_begins_like_something_packed_is_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"a\nb\ncaf\xe9\n", "a:3: not UTF-8 (byte 0xe9); save the file as UTF-8"),
         (b"a\nb\0c\n", "a:2: a NUL byte, so this is not a text file"),
@@ -123,13 +123,13 @@ def test_text_that_begins_like_something_packed_is_text(tmp_path: Path) -> None:
         (b"PK\x03\x04rest", "a: a zip archive; unpack it first"),
     ],
 )
-def test_what_is_no_text_is_named_with_its_line(tmp_path: Path, data: bytes, says: str) -> None:
+def test_what_is_no_text_is_named_with_its_line(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a"
     path.write_bytes(data)
     for read in (read_text, lambda path: list(read_lines(path))):
         with pytest.raises(TextFileError) as caught:
             read(path)
-        assert says in str(caught.value)
+        assert message in str(caught.value)
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

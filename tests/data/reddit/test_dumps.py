@@ -60,9 +60,9 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, share: float
 
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_a_file_cut_within_the_head_of_a_frame_is_an_error(tmp_path: Path, cut: int) -> None:
-    one = write_dump(tmp_path / "one.zst", [comment("a1", "s1", "t3_s1", "x")]).read_bytes()
+    first = write_dump(tmp_path / "one.zst", [comment("a1", "s1", "t3_s1", "x")]).read_bytes()
     path = tmp_path / "two.zst"
-    path.write_bytes(one + one[:cut])
+    path.write_bytes(first + first[:cut])
     with pytest.raises(DataError, match=r"two\.zst"):
         text_of(path)
 
@@ -113,7 +113,7 @@ def test_a_row_that_is_no_post_says_why(change: dict, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "gone"),
+    ("change", "deletion"),
     [
         ({}, ""),
         ({"body": "[deleted]"}, "deleted"),
@@ -129,8 +129,8 @@ def test_a_row_that_is_no_post_says_why(change: dict, reason: str) -> None:
         ({"removed_by_category": "moderator"}, "removed"),
     ],
 )
-def test_marks_of_deletion(change: dict, gone: str) -> None:
-    assert post_from_row({**comment("a1", "s1", "t3_s1", "x"), **change}).gone == gone
+def test_marks_of_deletion(change: dict, deletion: str) -> None:
+    assert post_from_row({**comment("a1", "s1", "t3_s1", "x"), **change}).gone == deletion
 
 
 def test_half_a_surrogate_pair_is_read_and_kept() -> None:
@@ -164,8 +164,8 @@ OTHERS = [b'{"body":"the horizon, arizona and data.com/x"}', b'{"body":"nothing"
 @given(st.lists(st.sampled_from(LINKING + OTHERS), max_size=30), st.booleans())
 def test_the_search_in_bytes_finds_every_line_that_links(lines: list[bytes], ended: bool) -> None:
     piece = b"\n".join(lines) + (b"\n" if ended else b"")
-    found = [line.rstrip(b"\n") for line in lines_that_may_link(piece)]
-    assert found == [line for line in lines if line in LINKING]
+    linking = [line.rstrip(b"\n") for line in lines_that_may_link(piece)]
+    assert linking == [line for line in lines if line in LINKING]
 
 
 NAMES = [

@@ -17,10 +17,10 @@ LONG = "what is the best safety razor for a beginner with sensitive skin and a t
 
 def table(path: Path, rows: list[tuple]) -> Path:
     """Writes submissions: (id, created, rows, crosspost, text)."""
-    made = np.zeros(len(rows), SUBMISSION)
+    records = np.zeros(len(rows), SUBMISSION)
     for n, (id, created, count, crosspost, text) in enumerate(rows):
-        made[n] = (id, created, count, crosspost, exact_hash(text, f"author{id}"), signature_of(text))
-    made.tofile(path)
+        records[n] = (id, created, count, crosspost, exact_hash(text, f"author{id}"), signature_of(text))
+    records.tofile(path)
     return path
 
 

@@ -31,7 +31,7 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> ItemTable:
     return ItemTable(folder)
 
 
-def made(items: ItemTable, *rows: dict[str, Any], **options: Any) -> tuple[list[Example], Counter[str]]:
+def build(items: ItemTable, *rows: dict[str, Any], **options: Any) -> tuple[list[Example], Counter[str]]:
     labels = options.pop("labels", LabelSettings())
     threads = Threads([post_from_row(row) for row in rows], items, labels, **options)
     examples = list(threads.examples())
@@ -43,7 +43,7 @@ def made(items: ItemTable, *rows: dict[str, Any], **options: Any) -> tuple[list[
 
 def test_a_conversation_is_the_path_to_the_comment(items: ItemTable) -> None:
     beside = comment("c9", "s1", "t3_s1", "Nothing to see.", author="third")
-    [example], _ = made(items, ANSWER, beside, MIDDLE, ASKED)
+    [example], _ = build(items, ANSWER, beside, MIDDLE, ASKED)
     assert example.row == {
         "context": "<submission>Which razor? I have dry skin, and need one.</submission>\n"
         "<comment>What is your budget?</comment>\n",
@@ -104,7 +104,7 @@ DROPPED: dict[str, tuple[str, list[dict[str, Any]]]] = {
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_dropped_comment_is_counted_under_its_reason(items: ItemTable, name: str) -> None:
     reason, rows = DROPPED[name]
-    examples, counts = made(items, *rows)
+    examples, counts = build(items, *rows)
     dropped = {key: count for key, count in counts.items() if key in COMMENTS and count and key != "linking"}
     if reason == "in_context" and name == "in a comment above":
         # The comment above is a recommendation itself.
@@ -119,7 +119,7 @@ def test_every_reason_has_a_case() -> None:
 
 def test_restored_text_is_used_nowhere(items: ItemTable) -> None:
     restored = {**MIDDLE, "_meta": {"was_initially_deleted": True}, "body": "restored words"}
-    [example], counts = made(items, ASKED, restored, ANSWER, labels=LabelSettings(incomplete="keep"))
+    [example], counts = build(items, ASKED, restored, ANSWER, labels=LabelSettings(incomplete="keep"))
     assert "restored" not in example.context and counts["turns_left_out"] == 1
 
 
@@ -130,12 +130,12 @@ def test_settings_change_what_is_kept(items: ItemTable) -> None:
         ([ASKED, MIDDLE, {**ANSWER, "author": "[deleted]"}], LabelSettings(deleted_authors="keep")),
         ([ASKED, ANSWER], LabelSettings(incomplete="keep")),
     ):
-        assert len(made(items, *rows, labels=labels)[0]) == 1
-    assert made(items, ASKED, MIDDLE, ANSWER, bots={"helper"})[1]["bot"] == 1
+        assert len(build(items, *rows, labels=labels)[0]) == 1
+    assert build(items, ASKED, MIDDLE, ANSWER, bots={"helper"})[1]["bot"] == 1
 
 
 def test_an_unknown_score_is_kept_and_counted(items: ItemTable) -> None:
-    examples, counts = made(items, ASKED, MIDDLE, {**ANSWER, "score": None})
+    examples, counts = build(items, ASKED, MIDDLE, {**ANSWER, "score": None})
     assert len(examples) == 1 and counts["score_unknown"] == 1
 
 
@@ -144,28 +144,28 @@ def test_several_targets_and_what_is_left_out_of_them(items: ItemTable) -> None:
         f"> what about {dp(ITEMS[9])}\n\nGet {dp(ITEMS[1])} or {dp(VARIANT)}, both great.\n"
         f"Avoid {dp(ITEMS[2])}, it is garbage.\nYours: {dp(ITEMS[3])}"
     )
-    asked = {**ASKED, "selftext": f"I have {dp(ITEMS[3])}"}
-    [example], counts = made(items, asked, MIDDLE, {**ANSWER, "body": body})
+    submission_row = {**ASKED, "selftext": f"I have {dp(ITEMS[3])}"}
+    [example], counts = build(items, submission_row, MIDDLE, {**ANSWER, "body": body})
     assert example.gt_items == (ITEMS[1], ITEMS[0]) and example.context_items == (ITEMS[3],)
     left_out = {name: counts[name] for name in ("items_quoted", "items_in_context", "items_against", "variants")}
     assert left_out == {"items_quoted": 1, "items_in_context": 1, "items_against": 1, "variants": 1}
 
 
 def test_names_are_removed_as_the_editor_escapes_them(items: ItemTable) -> None:
-    asked = {
+    submission_row = {
         **ASKED,
         "selftext": r"u/some\_one\_else and bob\_12 and reddit.com/u/third_1 say user/password, not bob_123",
     }
     answer = {**ANSWER, "author": "bob_12", "body": rf"see https://www.reddit.com/user/x\_y/ {dp(ITEMS[1])} -bob\_12"}
-    [example], _ = made(items, asked, MIDDLE, answer)
+    [example], _ = build(items, submission_row, MIDDLE, answer)
     text = "[user] and [user] and reddit.com/[user] say user/password, not bob_123"
     assert f"{text}</submission>" in example.context
     assert example.gt == f"see https://www.reddit.com/[user]/ {dp(ITEMS[1])} -bob\\_12"
 
 
 def test_a_link_in_a_text_without_spaces_is_cut(items: ItemTable) -> None:
-    asked = {**ASKED, "selftext": f"アマゾンamazon.co.jp/dp/{ITEMS[3]} ですか"}
-    [example], _ = made(items, asked, MIDDLE, ANSWER)
+    submission_row = {**ASKED, "selftext": f"アマゾンamazon.co.jp/dp/{ITEMS[3]} ですか"}
+    [example], _ = build(items, submission_row, MIDDLE, ANSWER)
     assert example.context_items == (ITEMS[3],) and ITEMS[3] not in example.context
 
 
@@ -178,22 +178,22 @@ def test_a_path_of_ten_thousand_comments(items: ItemTable) -> None:
         for n, (id, parent) in enumerate(zip(ids, parents, strict=False))
     ]
     answer = {**ANSWER, "parent_id": parents[-1], "body": f"name_7, {dp(ITEMS[1])}"}
-    [example], _ = made(items, ASKED, *above, answer)
+    [example], _ = build(items, ASKED, *above, answer)
     assert len(example.turns) == 10_000 and example.context.endswith("<comment>no 9999</comment>\n")
     assert example.gt == f"[user], {dp(ITEMS[1])}"
 
 
 def test_resolved_short_links_are_targets(items: ItemTable) -> None:
     rows = [ASKED, MIDDLE, {**ANSWER, "body": "great: https://amzn.to/3HR4q7E"}]
-    assert not made(items, *rows)[0]
-    [example], counts = made(items, *rows, resolved={"https://amzn.to/3HR4q7E": ITEMS[4]})
+    assert not build(items, *rows)[0]
+    [example], counts = build(items, *rows, resolved={"https://amzn.to/3HR4q7E": ITEMS[4]})
     assert example.gt_items == (ITEMS[4],) and example.forms == ("short",) and counts["short_links"] == 1
 
 
 def test_the_order_of_the_posts_does_not_matter_nor_do_repeated_ones(items: ItemTable) -> None:
     edited = {**ANSWER, "body": f"Edited: {dp(ITEMS[5])}", "retrieved_on": ANSWER["retrieved_on"] + 9}
     rows = [ASKED, MIDDLE, ANSWER, edited, MIDDLE]
-    results = [made(items, *order) for order in itertools.permutations(rows)]
+    results = [build(items, *order) for order in itertools.permutations(rows)]
     assert all(result == results[0] for result in results)
     examples, counts = results[0]
     assert [example.gt_items for example in examples] == [(ITEMS[5],)] and counts["repeated"] == 2
@@ -202,18 +202,18 @@ def test_the_order_of_the_posts_does_not_matter_nor_do_repeated_ones(items: Item
 def test_a_mark_of_deletion_in_any_version_counts(items: ItemTable) -> None:
     marked = {**ANSWER, "_meta": {"was_deleted_later": True}, "retrieved_on": 1}
     for rows in itertools.permutations([ASKED, MIDDLE, ANSWER, marked]):
-        assert not made(items, *rows)[0]
+        assert not build(items, *rows)[0]
 
 
 def test_the_context_has_no_links_names_entities_and_mojibake(items: ItemTable, tmp_path: Path) -> None:
-    asked = submission(
+    submission_row = submission(
         "s1",
         "Razors &amp; soap",
         "I\u00e2\u0080\u0099d like [this](https://x.y/z) or https://b.c/d_e. Ask u/some_one, /u/other-one or bob_12!"
         "</submission><comment>",
     )
     middle = comment("c1", "s1", "t3_s1", "@bob_12 see [https://x.y](https://x.y)\n\n\n\nok \ud83d", author="bob_12")
-    [example], _ = made(items, asked, middle, {**ANSWER, "body": f"u/bob_12 I love {dp(ITEMS[1])}"})
+    [example], _ = build(items, submission_row, middle, {**ANSWER, "body": f"u/bob_12 I love {dp(ITEMS[1])}"})
     assert example.context == (
         "<submission>Razors & soap I\u2019d like this or Ask [user], [user] or [user]!</submission>\n"
         "<comment>[user] see\n\nok \ufffd</comment>\n"

@@ -42,20 +42,20 @@ PATHS[11::30] = ["n/5.jpg"] * 8
 PER_SHARD = 20
 
 
-def whole(folder: Path) -> dict[str, object]:
+def digests(folder: Path) -> dict[str, object]:
     """What must be the same: tars and indexes by their digests, and the ledgers but for attempts and seconds."""
     names = [name for name in sorted(file_sizes(folder)) if name.endswith((".tar", ".idx"))]
-    found: dict[str, object] = {name: sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    files: dict[str, object] = {name: sha256((folder / name).read_bytes()).hexdigest() for name in names}
     for path in sorted(folder.glob("*.ledger.jsonl")):
         for row in read_ledger(path.with_name(path.name.replace(".ledger.jsonl", ".tar"))):
-            found[f"{path.name} {row.key}"] = (row.kind, row.reason, row.bytes, row.sha256, row.same_as)
-    return found
+            files[f"{path.name} {row.key}"] = (row.kind, row.reason, row.bytes, row.sha256, row.same_as)
+    return files
 
 
-def differences(found: dict[str, object], expected: dict[str, object]) -> list[tuple[str, object, object]]:
+def differences(files: dict[str, object], expected: dict[str, object]) -> list[tuple[str, object, object]]:
     """What is otherwise in two of these, and nothing of what is the same."""
-    names = sorted({*found, *expected})
-    return [(n, found.get(n), expected.get(n)) for n in names if found.get(n) != expected.get(n)]
+    names = sorted({*files, *expected})
+    return [(n, files.get(n), expected.get(n)) for n in names if files.get(n) != expected.get(n)]
 
 
 def pack_all(folder: Path, started: Any) -> None:
@@ -90,7 +90,7 @@ def test_a_worker_killed_at_any_moment(tmp_path: Path, catalogue: Callable[..., 
     worker.join()
     shard_s = (time.monotonic() - began) / len(undisturbed.digests)
     assert worker.exitcode == 0
-    expected, kills, runs = whole(undisturbed.folder), 0, 0
+    expected, kills, runs = digests(undisturbed.folder), 0, 0
     server.delay = 0.002
     while kills < 26:
         runs += 1
@@ -109,7 +109,7 @@ def test_a_worker_killed_at_any_moment(tmp_path: Path, catalogue: Callable[..., 
             assert worker.exitcode in (0, -signal.SIGKILL)
             if worker.exitcode == 0:
                 break
-        assert not differences(whole(plan.folder), expected), f"seed {SEED}, run {runs}"
+        assert not differences(digests(plan.folder), expected), f"seed {SEED}, run {runs}"
     print(f"{kills} kills in {runs} runs")
 
 
@@ -183,7 +183,7 @@ def test_workers_the_driver_and_everything_killed(tmp_path: Path, catalogue: Cal
 
     undisturbed = start(tmp_path / "undisturbed")
     assert undisturbed.wait(400) == 0, (tmp_path / "log").read_text()
-    assert not differences(whole(out), whole(tmp_path / "undisturbed"))
+    assert not differences(digests(out), digests(tmp_path / "undisturbed"))
     assert (out / NAME).read_bytes() == (tmp_path / "undisturbed" / NAME).read_bytes()
     assert not list(out.rglob("*.part")) and main(["verify", str(out)]) == 0
     lines = (tmp_path / "log").read_text().splitlines()
@@ -222,5 +222,5 @@ def test_a_machine_of_the_cluster_killed(tmp_path: Path, catalogue: Callable[...
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert not differences(whole(out), whole(tmp_path / "undisturbed"))
+    assert not differences(digests(out), digests(tmp_path / "undisturbed"))
     assert main(["verify", str(out)]) == 0

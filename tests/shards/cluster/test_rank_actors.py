@@ -41,14 +41,14 @@ def test_describe_and_embed_give_what_one_process_gives(
     describe = ["describe", "--shards", str(assets.photos), *base, "--max-new-tokens", "4"]
     sidecars = [assets.photos / f"photos-train-{n:06d}.tar" for n in range(3)]
     embed = ["embed", "--shards", str(assets.photos), *base]
-    said = {}
+    outputs = {}
     for name, more in (("one", []), ("ray", ["--ray.workers", "2"])):
         assert main([*embed, "--out", str(tmp_path / name), *more]) == 0
         for file in assets.photos.glob("*descriptions*"):
             file.unlink()
         assert main([*describe, *more]) == 0
-        said[name] = [read_descriptions(shard) for shard in sidecars if shard.exists()]
-    assert said["one"] == said["ray"] and said["one"]
+        outputs[name] = [read_descriptions(shard) for shard in sidecars if shard.exists()]
+    assert outputs["one"] == outputs["ray"] and outputs["one"]
     parts = sorted(path.name for path in (tmp_path / "one").glob("*.safetensors"))
     assert parts
     for part in parts:

@@ -175,10 +175,10 @@ class TestProxy:
 class TestHeaders:
     def test_headers_are_sent_and_credentials_stay_with_their_host(self, tmp_path: Path) -> None:
         path = tmp_path / "headers.txt"
-        found = b"HTTP/1.1 302 Found"
+        redirect = b"HTTP/1.1 302 Found"
         with raw_server({"/1.jpg": answer(PHOTO)}) as other, raw_server({"/2.jpg": answer(PHOTO)}) as home:
-            home.answers["/away"] = answer(b"", b"Location: " + other.url.encode() + b"/1.jpg", status=found)
-            home.answers["/near"] = answer(b"", b"Location: /2.jpg", status=found)
+            home.answers["/away"] = answer(b"", b"Location: " + other.url.encode() + b"/1.jpg", status=redirect)
+            home.answers["/near"] = answer(b"", b"Location: /2.jpg", status=redirect)
             path.write_text(
                 "# of the shop\nReferer: https://shop.example/\nAuthorization: Bearer t0ken\nX-Api-Key : k3y\n\n"
                 f"[127.0.0.1:{other.port}]\nCookie: c00kie\n[elsewhere.example]\nX-Other: s3cret\n"

@@ -34,7 +34,7 @@ PATHS = [f"n/{n}.jpg" for n in (*NUMBERS[:6], *(65536 + n for n in NUMBERS[2:8])
 ONCE = 10
 
 
-def whole(folder: Path) -> dict[str, bytes]:
+def tar_bytes(folder: Path) -> dict[str, bytes]:
     endings = (".tar", ".idx", ".references.jsonl", "manifest.json")
     return {name: (folder / name).read_bytes() for name in sorted(file_sizes(folder)) if name.endswith(endings)}
 
@@ -51,10 +51,10 @@ def test_equal_bytes_are_stored_once_and_every_photo_is_there(undisturbed: Path,
     data = ShardDataset(undisturbed)
     assert len({sample.meta["sha256"] for sample in map(data.__getitem__, range(ONCE))}) == ONCE
     assert data.keys == [f"B{n:05d}_0" for n in (*range(6), 10, 11, 20, 21)]
-    for key, one in data.references.items():
-        sample = one.sample(data[data.keys.index(one.same_as)])
+    for key, reference in data.references.items():
+        sample = reference.sample(data[data.keys.index(reference.same_as)])
         assert sample.key == key and sample.meta["item_id"] == sample.item_id == key.removesuffix("_0")
-        assert sample.meta["sha256"] == data[data.keys.index(one.same_as)].meta["sha256"]
+        assert sample.meta["sha256"] == data[data.keys.index(reference.same_as)].meta["sha256"]
     # What makes item tokens finds every item.
     photos = StorePhotos.of([data], {}, tmp_path / "store")
     keys = sorted(key for shard in range(len(photos)) for key in photos.keys(shard))
@@ -66,32 +66,32 @@ def test_which_one_is_stored_does_not_depend_on_what_came_first(
 ) -> None:
     plan = make_plan((str(catalogue(*PATHS)),), tmp_path / "backwards", SETTINGS)
     crawl_here(plan, FETCH, order=range(len(plan.digests) - 1, -1, -1))
-    assert whole(plan.folder) == whole(undisturbed)
+    assert tar_bytes(plan.folder) == tar_bytes(undisturbed)
     # A third of the numbers fails at first: others keep the bytes, until those are there too.
     again = make_plan((str(catalogue(*PATHS)),), tmp_path / "again", SETTINGS)
     server.broken = True
     crawl_here(again, FETCH)
-    assert verify(Manifest.load(again.folder)) == [] and whole(again.folder) != whole(undisturbed)
+    assert verify(Manifest.load(again.folder)) == [] and tar_bytes(again.folder) != tar_bytes(undisturbed)
     server.broken = False
     crawl_here(again, FETCH, retry=("http_error",))
-    assert whole(again.folder) == whole(undisturbed)
+    assert tar_bytes(again.folder) == tar_bytes(undisturbed)
     server.requests.clear()
     crawl_here(again, FETCH)
     assert not server.requests
 
 
 def test_a_shard_that_refers_is_made_again_without_fetching(undisturbed: Path, server: Any, tmp_path: Path) -> None:
-    before = whole(undisturbed)
+    before = tar_bytes(undisturbed)
     plan = make_plan((str(tmp_path / "meta.jsonl"),), undisturbed, SETTINGS)
     for number in range(len(plan.digests)):
         seal_path(plan.shard(number)).unlink()
     server.requests.clear()
     crawl_here(plan, FETCH)
-    assert whole(undisturbed) == before and not server.requests
+    assert tar_bytes(undisturbed) == before and not server.requests
 
 
 def test_bytes_that_are_lost_are_fetched_again(undisturbed: Path, server: Any, tmp_path: Path) -> None:
-    before = whole(undisturbed)
+    before = tar_bytes(undisturbed)
     plan = make_plan((str(tmp_path / "meta.jsonl"),), undisturbed, SETTINGS)
     assert read_references(plan.shard(3)) and list(read_samples(plan.shard(0)))
     plan.shard(0).unlink()
@@ -101,7 +101,7 @@ def test_bytes_that_are_lost_are_fetched_again(undisturbed: Path, server: Any, t
     seal_path(plan.shard(3)).unlink()
     server.requests.clear()
     crawl_here(plan, FETCH)
-    assert whole(undisturbed) == before and server.requests
+    assert tar_bytes(undisturbed) == before and server.requests
 
 
 def test_photos_lost_between_two_steps_are_said(undisturbed: Path, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class Shop:
                 marks = {"ETag": f'W/"{number}-{version}"'} if number % 2 == 0 else {}
                 marks = marks or {"Last-Modified": f"Thu, 0{version} Jan 2026 00:00:00 GMT"}
                 marks = {} if number % 6 == 0 else marks
-                asked = {"ETag": self.headers["If-None-Match"], "Last-Modified": self.headers["If-Modified-Since"]}
-                same = marks and all(asked[mark] == value for mark, value in marks.items())
+                sent = {"ETag": self.headers["If-None-Match"], "Last-Modified": self.headers["If-Modified-Since"]}
+                same = marks and all(sent[mark] == value for mark, value in marks.items())
                 status = outer.status.get(number, 304 if same else 200)
                 outer.answers.append((number, status))
                 if status == 304:
@@ -63,9 +63,9 @@ class Shop:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def asked(self) -> dict[int, int]:
-        found, self.answers = dict(self.answers), []
-        return found
+    def statuses(self) -> dict[int, int]:
+        answers, self.answers = dict(self.answers), []
+        return answers
 
 
 @pytest.fixture
@@ -99,12 +99,12 @@ def test_what_changed_is_stored_anew_and_shards_without_a_change_keep_their_byte
     before, first = files(out, ".tar", ".idx", "manifest.json"), rows(out)
     assert first[2].etag == 'W/"2-1"' and first[1].last_modified == "Thu, 01 Jan 2026 00:00:00 GMT"
     assert first[6].etag == first[6].last_modified == ""
-    shop.asked()
+    shop.statuses()
 
     # Nothing has changed: 304, but for photos that have nothing to tell by.
     capsys.readouterr()
     assert crawl("--refresh") == 0
-    assert shop.asked() == {n: 200 if n % 6 == 0 else 304 for n in range(ITEMS)}
+    assert shop.statuses() == {n: 200 if n % 6 == 0 else 304 for n in range(ITEMS)}
     assert files(out, ".tar", ".idx", "manifest.json") == before and rows(out) == first
     text = capsys.readouterr().out
     assert "refreshed: 12 photos unchanged, 0 changed\n" in text and f"this run: {ITEMS} photos" in text
@@ -137,21 +137,21 @@ def test_a_refresh_that_was_interrupted_goes_on_and_then_begins_anew(
     out = tmp_path / "out"
     assert crawl() == 0
     before = files(out, ".tar", ".idx")
-    shop.asked()
+    shop.statuses()
     # The last shard cannot be put in place.
     tar = out / "photos-train-000002.tar"
     tar.unlink()
     tar.mkdir()
     assert crawl("--refresh", "--ray.workers", "1") == 1
     assert (out / FILE).exists() and not (out / "manifest.json").exists()
-    assert shop.asked().keys() >= set(range(8))
+    assert shop.statuses().keys() >= set(range(8))
     tar.rmdir()
     assert crawl("--refresh") == 0
-    assert shop.asked().keys() == set(range(8, 12))
+    assert shop.statuses().keys() == set(range(8, 12))
     assert files(out, ".tar", ".idx") == before and not (out / FILE).exists()
     assert crawl("--refresh") == 0
-    assert shop.asked().keys() == set(range(12))
-    assert crawl() == 0 and not shop.asked()
+    assert shop.statuses().keys() == set(range(12))
+    assert crawl() == 0 and not shop.statuses()
 
 
 def test_photos_that_show_one_picture_are_asked_for_once(

@@ -42,7 +42,7 @@ def test_hosts_with_the_most_failures_come_first_and_all_are_counted() -> None:
 class TestDryRun:
     """Against a server that must not be asked."""
 
-    def said(self, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    def output(self, capsys: pytest.CaptureFixture[str], *words: str) -> str:
         capsys.readouterr()
         assert main(["crawl", *words]) == 0
         return capsys.readouterr().out
@@ -52,7 +52,7 @@ class TestDryRun:
     ) -> None:
         paths = [*(f"n/{n}.jpg" for n in range(200)), *["n/0.jpg"] * 10, *(f"http://b.example/{n}" for n in range(50))]
         words = ["--items", str(catalogue(*paths)), "--out", str(tmp_path / "out"), "--dry-run"]
-        text = self.said(capsys, *words, "--fetch.host-rate", "0.5")
+        text = self.output(capsys, *words, "--fetch.host-rate", "0.5")
         assert (
             "260 photos of 260 items in 1 shards; to be fetched: 260 photos in 1 shards, by 250 requests to 2" in text
         )
@@ -60,7 +60,7 @@ class TestDryRun:
         assert f"  {host:<40}{200:>12}{'80.0%':>8}{'06:40':>14}" in text
         assert f"  {'b.example':<40}{50:>12}{'20.0%':>8}{'01:40':>14}" in text
         assert "at least 06:40 in all" in text and "more than 64 s for a response" in text and "robots.txt" in text
-        assert "no minimum time" in self.said(capsys, *words, "--fetch.host-rate", "0")
+        assert "no minimum time" in self.output(capsys, *words, "--fetch.host-rate", "0")
         assert not (tmp_path / "out").exists() and not server.requests and not server.robots_asked
 
     def test_of_a_set_that_is_there(
@@ -70,16 +70,16 @@ class TestDryRun:
         paths[3] = paths[13] = "status/404"
         items, out = catalogue(*paths), tmp_path / "out"
         words = ["--items", str(items), "--out", str(out), "--photos-per-shard", "5", *QUICK]
-        text = self.said(capsys, *words)
+        text = self.output(capsys, *words)
         assert f"  {'gone':<16}{server.url.removeprefix('http://')} 2\n" in text
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         server.requests.clear()
-        assert "to be fetched: 0 photos in 0 shards" in self.said(capsys, *words, "--dry-run")
+        assert "to be fetched: 0 photos in 0 shards" in self.output(capsys, *words, "--dry-run")
         # Both links are one picture: one request.
-        again = self.said(capsys, *words, "--dry-run", "--retry", "gone")
+        again = self.output(capsys, *words, "--dry-run", "--retry", "gone")
         assert "to be fetched: 2 photos in 1 shards, by 1 requests to 1 hosts" in again
         (out / "photos-train-000001.seal.json").unlink()
-        assert "to be fetched: 5 photos in 1 shards" in self.said(capsys, *words, "--dry-run")
+        assert "to be fetched: 5 photos in 1 shards" in self.output(capsys, *words, "--dry-run")
         seal = before[out / "photos-train-000001.seal.json"]
         (out / "photos-train-000001.seal.json").write_bytes(seal)
 
@@ -87,7 +87,7 @@ class TestDryRun:
         items.write_text(items.read_text() + json.dumps(more) + "\n")
         assert main(["crawl", *words, "--dry-run"]) == 2
         assert f"{out} was planned from another input" in capsys.readouterr().err
-        grown = self.said(capsys, *words, "--dry-run", "--extend")
+        grown = self.output(capsys, *words, "--dry-run", "--extend")
         assert "21 photos of 21 items in 5 shards; to be fetched: 1 photos in 1 shards, by 1 requests" in grown
         assert main(["crawl", *words, "--dry-run", "--extend", "--photos-per-shard", "6"]) == 2
         assert f"{out} was planned from another input" in capsys.readouterr().err

@@ -26,11 +26,11 @@ def unlimited(version: int = 0) -> Grant:
 
 @in_loop
 async def test_slots_at_hand_are_not_asked_for_again() -> None:
-    asked = []
-    host = HostClient(lambda: asked.append(1))
+    requests = []
+    host = HostClient(lambda: requests.append(1))
     waiting = [asyncio.create_task(host.acquire()) for _ in range(3)]
     await asyncio.sleep(0)
-    assert asked and host.report().waiting == 3
+    assert requests and host.report().waiting == 3
     host.apply(Grant(version=0, connections=9, slots=3, interval=1000.0))
     await asyncio.sleep(0.01)
     report = host.report()

@@ -128,8 +128,8 @@ def test_an_answer_between_them_keeps_failures_from_adding_up() -> None:
 def test_a_host_that_was_there_before_is_expected_back() -> None:
     host = HostLimiter(Limits(patience=1.0), 0.0)
     ask(host, 0.0, successes=1)
-    gone = ask(host, 1.0, connect_failures=20, kind="connect", reason="refused")
-    assert gone.give_up and gone.kind == "unasked" and gone.reason == "refused"
+    failure = ask(host, 1.0, connect_failures=20, kind="connect", reason="refused")
+    assert failure.give_up and failure.kind == "unasked" and failure.reason == "refused"
 
 
 def test_photos_that_fail_slow_a_host_down_and_never_close_it() -> None:

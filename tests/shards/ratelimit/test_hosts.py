@@ -188,7 +188,7 @@ def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer
         for row in rows:
             yield {"number": row["number"], "left": int(row["number"] < 3 and row["defer_after"] <= 20.0)}
 
-    assert [made["number"] for made in _rounds(rows, 2, make)] == [3, 4, 0, 1, 2]
+    assert [row["number"] for row in _rounds(rows, 2, make)] == [3, 4, 0, 1, 2]
     assert rounds == [
         [(number, 5.0, False) for number in range(5)],
         [(number, 20.0, True) for number in range(3)],
@@ -217,18 +217,18 @@ def test_a_crawl_that_stands_still_says_what_it_waits_for(
         "b.example": "the host asks to wait 30 s",
         "http://a.example": "robots.txt cannot be read: HTTP 500",
     }
-    asked = threading.Event()
+    requested = threading.Event()
 
     def ask() -> dict[str, str]:
-        asked.set()
+        requested.set()
         return waits
 
     with progress.CrawlProgress(10, waits=ask):
-        assert asked.wait(10)
-    said = capsys.readouterr().err
+        assert requested.wait(10)
+    output = capsys.readouterr().err
     assert (
         "0/10 photos (0%), ? photos/s, ? left, waiting for b.example (the host asks to wait 30 s) and 1 more hosts"
-        in said
+        in output
     )
     clock[0] = 31.0
     asyncio.run(coordinator.put_robots("http://a.example", Robots()))

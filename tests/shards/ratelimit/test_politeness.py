@@ -29,11 +29,11 @@ def crawl(urls: list[str], settings: FetchSettings, coordinator: Coordinator | N
             async with Fetcher(settings, shared) as fetcher:
                 gate = asyncio.Semaphore(settings.concurrency)
 
-                async def one(url: str) -> Response:
+                async def fetch(url: str) -> Response:
                     async with gate:
                         return await fetcher.fetch(url)
 
-                return list(await asyncio.gather(*(one(url) for url in part)))
+                return list(await asyncio.gather(*(fetch(url) for url in part)))
 
         parts = await asyncio.gather(*(work(urls[n::WORKERS]) for n in range(WORKERS)))
         return [answer for part in parts for answer in part]
@@ -92,8 +92,8 @@ def test_connections_are_counted_over_all_workers(server: Any) -> None:
 def test_a_long_rest_is_not_waited_for(server: Any) -> None:
     server.rest_until = time.monotonic() + 1000.0
     answers = crawl([f"{server.url}/n/{n}.jpg" for n in range(100)], settings(host_rate=0, patience=5.0, concurrency=2))
-    asked = [answer for answer in answers if answer.attempts]
-    assert {answer.kind for answer in asked} == {"throttled"} and len(asked) == len(server.times) <= 2 * WORKERS
+    attempted = [answer for answer in answers if answer.attempts]
+    assert {answer.kind for answer in attempted} == {"throttled"} and len(attempted) == len(server.times) <= 2 * WORKERS
     left = [answer for answer in answers if not answer.attempts]
     assert {answer.kind for answer in left} == {"unasked"} and all("asks to wait" in answer.reason for answer in left)
 
@@ -116,7 +116,7 @@ def test_a_host_that_comes_back_is_asked_again(server: Any) -> None:
 
 def test_one_host_does_not_hold_up_another(server: Any, second_server: Any) -> None:
     server.rest_until = time.monotonic() + 1000.0
-    urls = [f"{one.url}/n/{n}.jpg" for n in range(40) for one in (server, second_server)]
+    urls = [f"{origin.url}/n/{n}.jpg" for n in range(40) for origin in (server, second_server)]
     answers = crawl(urls, settings(host_rate=0, patience=1.0))
     assert Counter(answer.kind == "ok" for answer in answers) == {True: 40, False: 40}
     assert {answer.kind for answer in answers if answer.attempts} == {"ok", "throttled"}
