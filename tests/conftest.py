@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -35,6 +36,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LAVIC_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freeze_libraries() -> None:
+    """Takes imported libraries out of garbage collections, each of which would spend 0.3 s on them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

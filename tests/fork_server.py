@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -283,6 +284,7 @@ def preload() -> None:
     from lavic.train.deepspeed.engine import _deepspeed
 
     _deepspeed(torch.device("cpu"))
+    gc.freeze()  # the forked processes look for garbage in their own objects only
 
 
 def _serve() -> None:

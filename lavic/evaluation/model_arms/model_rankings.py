@@ -101,8 +101,9 @@ def rank_test_sets(
                         saved.put(inputs, made)
                     del rank
                 _add(ranked, arm.name, test_set.name, made, averaged)
-        del bundle
-        gc.collect()
+        if bundle is not None:
+            del bundle
+            gc.collect()
     return ranked
 
 
