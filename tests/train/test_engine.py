@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.config import Zero2Footprint
 from lavic.train.deepspeed.engine import Engine
+from tests.fork_server import ForkServer
 from tests.train.toy import ToyData, ToyTask
 
 pytestmark = pytest.mark.slow
@@ -67,10 +67,11 @@ assert world.is_initialized
 
 
 @pytest.mark.parametrize("program", [TWO_GROUPS, CALLERS_GROUP], ids=["two groups", "caller's group"])
-def test_engines_start_in_new_and_existing_process_groups(program: str) -> None:
-    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    env |= {"LAVIC_DEVICE": "cpu", "PYTHONPATH": ".", "GLOO_SOCKET_IFNAME": "lo"}
-    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+def test_engines_start_in_new_and_existing_process_groups(
+    program: str, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    run = fork_server.run(["-c", program])
     assert run.returncode == 0, run.stderr
 
 

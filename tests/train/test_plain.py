@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from torch import nn
 from lavic.data.conversations import read_conversations
 from lavic.data.shard_dataset import ShardDataset
 from lavic.distributed.context import DistributedContext
-from lavic.distributed.launcher_env import free_port
 from lavic.model.config import LoraSettings, ModelSettings
 from lavic.model.item_store import ItemStore
 from lavic.model.loading import Backbone
@@ -27,6 +23,7 @@ from lavic.train.distillation.dataset import DistillDataset
 from lavic.train.distillation.task import DistillTask, TeacherTask
 from lavic.train.recommendation.dataset import TuneDataset
 from lavic.train.recommendation.task import TuneTask
+from tests.fork_server import ForkServer
 from tests.train.assets import KEY, PINPOINTS, Assets
 from tests.train.conftest import curve
 from tests.train.plain_torch import PlainLavic, adamw_step, read_choices, read_photos
@@ -34,6 +31,7 @@ from tests.train.stage_program import LOOP
 
 pytestmark = pytest.mark.slow
 
+STAGE_PROGRAM = Path(__file__).with_name("stage_program.py")
 EXACT = 1e-5
 LORA = LoraSettings(r=2, dropout=0.0)
 
@@ -145,22 +143,6 @@ def test_stage_2_from_the_store_equals_the_plain_implementation(
 # --- updates: ZeRO-2 over two ranks with accumulation, and one process without either ---------------------------------
 
 
-def start_ranks(count: int, *args: str) -> None:
-    """Runs tests/train/stage_program.py in `count` processes to its end."""
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    env |= {"OMP_NUM_THREADS": "1", "LAVIC_DEVICE": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "tests.train.stage_program", *args]
-    root = Path(__file__).parents[2]
-    ranks = [
-        subprocess.Popen(command, cwd=root, env={**env, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)
-    ]
-    try:
-        assert [rank.wait(180) for rank in ranks] == [0] * count
-    finally:
-        for rank in ranks:
-            rank.kill()
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread as in each rank: another summation order changes last digits, which AdamW amplifies."""
@@ -173,14 +155,17 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.dist
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("stage", ["distill", "tune"])
-def test_two_ranks_with_accumulation_update_as_one_plain_process(assets: Assets, tmp_path: Path, stage: str) -> None:
+def test_two_ranks_with_accumulation_update_as_one_plain_process(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer, stage: str
+) -> None:
     backbone = Backbone.load(ModelSettings(name=str(assets.base)))
     kind = "vision" if stage == "distill" else "language"
     model = add_adapter(backbone, kind, LORA)
     randomize_adapter(model)
     save_adapter(model, tmp_path / "adapter", backbone, kind)
-    folder = assets.base.parent
-    start_ranks(2, stage, str(folder), str(tmp_path / "adapter"), str(tmp_path / "run"), "--loop", '{"micro_batch": 2}')
+    argv = [STAGE_PROGRAM, stage, assets.base.parent, tmp_path / "adapter", tmp_path / "run"]
+    ranks = fork_server.popen_ranks([*argv, "--loop", '{"micro_batch": 2}'], ranks=2)
+    assert fork_server.wait(ranks) == [0, 0], ranks[0].stderr.read_text()
 
     plain = PlainLavic(assets.base)
     if stage == "distill":

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,20 +14,13 @@ from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
 from lavic.model.bundle import BundleInfo
 from lavic.train.input.shuffle_order import ShuffleOrder
+from tests.fork_server import ForkServer
 from tests.storage.object_store import ObjectStore, object_store
 from tests.train.assets import Assets
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("remote_rank.py")
-RUN = """
-import json, sys
-from lavic.cli import main
-for argv in json.loads(sys.argv[1]):
-    if code := main(argv):
-        sys.exit(code)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +47,18 @@ def check_downloads(store: ObjectStore, folder: Path) -> None:
 
 @pytest.mark.parametrize(("micro_tokens", "workers"), [(None, 0), (60, 0), (60, 2)])
 def test_two_ranks_read_each_sample_and_download_each_shard_once(
-    assets: Assets, store: ObjectStore, tmp_path: Path, micro_tokens: int | None, workers: int
+    assets: Assets,
+    store: ObjectStore,
+    tmp_path: Path,
+    fork_server: ForkServer,
+    micro_tokens: int | None,
+    workers: int,
 ) -> None:
-    argv = [sys.executable, str(PROGRAM), "--shards", "s3://photos/photos", "--base", str(assets.base)]
-    argv += ["--folder", str(tmp_path), "--size", "2", "--workers", str(workers)]
-    argv += ["--micro-tokens", str(micro_tokens)] if micro_tokens else []
-    env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env["PYTHONPATH"] = str(ROOT)
-    ranks = [subprocess.Popen([*argv, "--rank", str(rank)], env=env) for rank in range(2)]
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    argv = [PROGRAM, "--shards", "s3://photos/photos", "--base", assets.base]
+    argv += ["--folder", tmp_path, "--size", "2", "--workers", workers]
+    argv += ["--micro-tokens", micro_tokens] if micro_tokens else []
+    ranks = [fork_server.popen([*argv, "--rank", rank]) for rank in range(2)]
+    assert fork_server.wait(ranks) == [0, 0], "".join(rank.stderr.read_text() for rank in ranks)
     photos = sorted(map(int, (tmp_path / "getitem.log").read_text().split()))
     assert photos == list(range(24)), "every photo is read once, by one rank"
     log = tmp_path / "meta_and_text.log"
@@ -112,7 +104,9 @@ def test_shuffle_by_shards_finishes_a_shard_before_the_next(assets: Assets) -> N
 
 
 @pytest.mark.dist
-def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store: ObjectStore, tmp_path: Path) -> None:
+def test_every_stage_reads_a_remote_set_through_the_cache(
+    assets: Assets, store: ObjectStore, tmp_path: Path, fork_server: ForkServer
+) -> None:
     model = ["--model.name", str(assets.base)]
     loop = [
         "--loop.steps",
@@ -136,16 +130,12 @@ def test_every_stage_reads_a_remote_set_through_the_cache(assets: Assets, store:
         [*embed, str(assets.photos), "--out", str(tmp_path / "local")],
         ["describe", *model, "--max-new-tokens", "4", "--shards", "s3://photos/valid"],
     ]
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)],
-        env={**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "already complete" in run.stdout and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
+    outputs = []
+    for command in commands:
+        run = fork_server.lavic(*command, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        outputs.append(run.stdout)
+    assert "already complete" in outputs[1] and BundleInfo.read(tmp_path / "run" / "bundle").vision_adapter
     tokens, expected = (
         [path.read_bytes() for path in sorted((tmp_path / name).glob("tokens-*.safetensors"))]
         for name in ("store", "local")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -192,10 +189,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.dist
-def test_tune_stops_early_by_the_hit_rate(assets: Assets, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", SCRIPTED, *tune_argv(assets, tmp_path / "run", "--loop.early-stopping-patience", "3")]
-    env = {**os.environ, "LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240)
+def test_tune_stops_early_by_the_hit_rate(assets: Assets, tmp_path: Path, fork_server: ForkServer) -> None:
+    argv = tune_argv(assets, tmp_path / "run", "--loop.early-stopping-patience", "3")
+    run = fork_server.run(["-c", SCRIPTED, *argv])
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["steps"], result["best_step"], result["best_hit_rate"]) == (5, 2, 0.9)
