@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lavic.launch.demo import DemoSettings, stages
+from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.slow
 
@@ -175,8 +176,10 @@ def test_every_arm_is_in_the_table_with_its_seeds(tmp_path: Path, module: Callab
 
 
 @pytest.mark.dist
-def test_training_is_measured_beside_the_plain_loop(tmp_path: Path) -> None:
+def test_training_is_measured_beside_the_plain_loop(tmp_path: Path, fork_server: ForkServer) -> None:
     few = ("--rounds", 1, "--steps", 1, "--faster", 1, "--batch", 4, "--micro-batch", 2, "--items", 30, "--threads", 1)
-    run("train.py", *few, "--json", tmp_path / "found.json")  # it ends by itself where the first losses differ
+    # it fails where the first losses differ
+    done = fork_server.run([FOLDER / "train.py", *few, "--json", tmp_path / "found.json"])
+    assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert all(found[name] > 0 for name in ("stage2_ratio", "stage1_ratio", "two_rank_efficiency"))

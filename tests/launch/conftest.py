@@ -18,7 +18,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
     programs.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
         text = (HERE / "fake_slurm.py").read_text()
-        (programs / name).write_text(f"#!{sys.executable}\n{text}")
+        (programs / name).write_text(f"#!{sys.executable} -IS\n{text}")  # without the environment's packages
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,10 @@
-"""A fake of SLURM's programs: it keeps jobs and calls in JSON files beside it."""
+"""A fake of SLURM's programs: it keeps jobs and calls in JSON files beside it.
+
+Tests start it hundreds of times, so it imports few modules.
+"""
+
+# pathlib takes long to import
+# ruff: noqa: PTH105, PTH119, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -6,10 +12,9 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-FOLDER = Path(__file__).parent
-STATE = FOLDER / "slurm.json"
+FOLDER = os.path.dirname(__file__)
+STATE = f"{FOLDER}/slurm.json"
 EMPTY = {"jobs": [], "refuse": "", "mute": False, "sbatch": "", "sacct": "disabled", "user": ""}
 """`sbatch` and `sacct`: how these programs fail. `late` queues the job and gives no answer, `lost` queues nothing and
 gives none, `hang` queues it and never ends. `user`: the only user whose jobs are shown, if any."""
@@ -17,16 +22,26 @@ gives none, `hang` queues it and never ends. `user`: the only user whose jobs ar
 
 def write(state: dict) -> None:
     """Writes atomically: a test may read at any time."""
-    temporary = STATE.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(state))
-    temporary.replace(STATE)
+    temporary = f"{STATE}.{os.getpid()}"
+    with open(temporary, "w") as file:
+        json.dump(state, file)
+    os.replace(temporary, STATE)
+
+
+def read() -> dict:
+    try:
+        with open(STATE) as file:
+            return EMPTY | json.load(file)
+    except FileNotFoundError:
+        return dict(EMPTY)
 
 
 def main(name: str, args: list[str]) -> int:
-    state = EMPTY | (json.loads(STATE.read_text()) if STATE.exists() else {})
+    state = read()
     if name == "sbatch":
         return sbatch(state, args)
-    with (FOLDER / "calls.jsonl").open("a") as calls:  # a separate file: a test may be changing the state
+    # a separate file: a test may be changing the state
+    with open(f"{FOLDER}/calls.jsonl", "a") as calls:
         calls.write(json.dumps([name, *args]) + "\n")
     if name == "squeue":
         return squeue(state, args)
@@ -101,4 +116,4 @@ def sacct(state: dict, args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[0]).name, sys.argv[1:]))
+    sys.exit(main(os.path.basename(sys.argv[0]), sys.argv[1:]))

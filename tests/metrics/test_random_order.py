@@ -52,7 +52,7 @@ def test_expectation_is_that_of_lists_whose_items_are_all_tied():
     "rows",
     [
         [("ab", "abcde"), ("a", "abc")],
-        [("aab", "abcd"), ("c", "abcdef"), ("z", "ab")],
+        [("aab", "abcd"), ("c", "abcde"), ("z", "ab")],
         [("abcz", "abcde"), ("", "")],
     ],
 )
