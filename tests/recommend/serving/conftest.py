@@ -8,13 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.fork_server import DEFAULTS, ForkedProcess, ForkServer
 
 from ..conftest import Assets
 
@@ -25,11 +28,15 @@ TOKEN = "0123456789abcdef-of-a-test"
 class Server:
     """A running `lavic serve`."""
 
-    process: subprocess.Popen[str]
-    url: str
-    lines: list[str] = field(default_factory=list)
-    """Lines that it has printed and logged."""
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    process: subprocess.Popen[bytes] | ForkedProcess
+    log: Path
+    url: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """Complete lines that it has printed and logged."""
+        text = self.log.read_text("utf-8")
+        return text[: text.rfind("\n") + 1].splitlines()
 
     @property
     def port(self) -> int:
@@ -40,16 +47,14 @@ class Server:
 
     def wait_for(self, text: str, count: int = 1) -> str:
         """Waits until a text has been logged `count` times; returns that line."""
-
-        def line() -> str | None:
+        until = time.monotonic() + 600
+        while True:
+            ended = self.process.poll() is not None
             matching = [line for line in self.lines if text in line]
-            return matching[count - 1] if len(matching) >= count else None
-
-        with self.changed:
-            assert self.changed.wait_for(lambda: line() or self.process.poll() is not None, 600), self.lines
-            shown = line()
-        assert shown, self.lines
-        return shown
+            if len(matching) >= count:
+                return matching[count - 1]
+            assert not ended and time.monotonic() < until, self.lines
+            time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -58,45 +63,36 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(*args: object, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """Starts `lavic serve` on a free port and waits until it serves."""
-    command = [sys.executable, "-m", "lavic", "serve", "--port", "0", *map(str, args)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})},
-    )
-    server = Server(process, "")
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            with server.changed:
-                server.lines.append(line.rstrip("\n"))
-                server.changed.notify_all()
-        with server.changed:
-            server.changed.notify_all()
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    try:
-        match = re.search(r"http://\S+", server.wait_for("serving on"))
-        assert match
-        server.url = match[0]
-        yield server
-    finally:
-        if process.poll() is None:
+def serve(
+    *args: object, env: Mapping[str, str] | None = None, fork_server: ForkServer | None = None
+) -> Iterator[Server]:
+    """Starts `lavic serve` on a free port, by a fork or else in a new interpreter, and waits until it serves."""
+    argv = ["-m", "lavic", "serve", "--port", "0", *map(str, args)]
+    env = {**os.environ, **DEFAULTS, "PYTHONUNBUFFERED": "1", **(env or {})}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process: subprocess.Popen[bytes] | ForkedProcess
+        if fork_server:
+            process = fork_server.popen(argv, env=env, log=log)
+        else:
+            with log.open("wb") as output:
+                process = subprocess.Popen([sys.executable, *argv], stdout=output, stderr=output, env=env)
+        server = Server(process, log)
+        try:
+            match = re.search(r"http://\S+", server.wait_for("serving on"))
+            assert match
+            server.url = match[0]
+            yield server
+        finally:
             process.kill()
-        process.wait()
-        thread.join(10)
+            process.wait()
 
 
 @pytest.fixture(scope="session")
-def server(assets: Assets, index: Path) -> Iterator[Server]:
+def server(assets: Assets, index: Path, fork_server: ForkServer) -> Iterator[Server]:
     """One server for all tests that do not change it."""
-    with serve("--bundle", assets.bundle, "--store", assets.store, "--index", index, "--retrieved", "20") as running:
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--index", index, "--retrieved", 20)
+    with serve(*args, fork_server=fork_server) as running:
         yield running
 
 

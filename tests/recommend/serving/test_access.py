@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from lavic.cli import main
+from tests.fork_server import ForkServer
 
 from ..conftest import Assets
 from .conftest import Server, serve
@@ -20,10 +21,11 @@ SHOP = "https://shop.example.org"
 
 
 @pytest.fixture(scope="module")
-def token_server(assets: Assets) -> Iterator[Server]:
+def token_server(assets: Assets, fork_server: ForkServer) -> Iterator[Server]:
     """A server on all addresses with a token and one allowed origin."""
     args = ("--bundle", assets.bundle, "--store", assets.store, "--host", "0.0.0.0", "--cors", SHOP)
-    with serve(*args, "--token", "env:LAVIC_SERVE_TOKEN", env={"LAVIC_SERVE_TOKEN": TOKEN}) as server:
+    args = (*args, "--token", "env:LAVIC_SERVE_TOKEN")
+    with serve(*args, env={"LAVIC_SERVE_TOKEN": TOKEN}, fork_server=fork_server) as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
         yield server
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fork_server import ForkServer
+
 from ..conftest import KEY, Assets
 from .conftest import Server, serve
 
@@ -50,10 +52,11 @@ def metric(client: httpx.Client, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def slow_batches(assets: Assets, index: Path, tmp_path_factory: pytest.TempPathFactory):
+def slow_batches(assets: Assets, index: Path, fork_server: ForkServer):
     """A server that collects requests for a second, with small limits."""
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--index", index)
     limits = ("--batch-ms", 1000, "--body-seconds", 2, "--queue", 12, "--max-turns", 50)
-    with serve("--bundle", assets.bundle, "--store", assets.store, "--index", index, *limits) as running:
+    with serve(*args, *limits, fork_server=fork_server) as running:
         yield running
 
 
@@ -157,11 +160,14 @@ def test_too_many_turns_and_characters_are_refused(assets: Assets, slow_batches:
         assert answer.status_code == 200, answer.text
 
 
-def test_a_store_truncated_while_served_gives_503_until_restored(assets: Assets, tmp_path: Path):
+def test_a_store_truncated_while_served_gives_503_until_restored(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer
+):
     """Requests get 503, the process survives, and the restored store is loaded."""
     store = tmp_path / "store"
     shutil.copytree(assets.store, store)
-    with serve("--bundle", assets.bundle, "--store", store) as server, server.client() as client:
+    args = ("--bundle", assets.bundle, "--store", store)
+    with serve(*args, fork_server=fork_server) as server, server.client() as client:
         first = client.post("/v1/recommend", json=request_body(assets, 0))
         assert first.status_code == 200
         files = [*store.glob("tokens-*.safetensors"), *store.glob("items-*.safetensors")]
@@ -185,10 +191,10 @@ def test_a_store_truncated_while_served_gives_503_until_restored(assets: Assets,
         assert server.stop() == 0
 
 
-def test_sighup_loads_a_new_bundle_without_dropping_requests(assets: Assets, tmp_path: Path):
+def test_sighup_loads_a_new_bundle_without_dropping_requests(assets: Assets, tmp_path: Path, fork_server: ForkServer):
     for name, source in (("bundle", assets.bundle), ("store", assets.store)):
         (tmp_path / name).symlink_to(source)
-    with serve("--bundle", tmp_path / "bundle", "--store", tmp_path / "store") as server:
+    with serve("--bundle", tmp_path / "bundle", "--store", tmp_path / "store", fork_server=fork_server) as server:
         statuses: list[int] = []
         orders: list[tuple[str, ...]] = []
         going = True
@@ -219,9 +225,10 @@ def test_sighup_loads_a_new_bundle_without_dropping_requests(assets: Assets, tmp
         assert server.stop() == 0
 
 
-def test_sigterm_answers_accepted_requests_first(assets: Assets):
+def test_sigterm_answers_accepted_requests_first(assets: Assets, fork_server: ForkServer):
     """Accepted requests are answered, then the process exits with 0."""
-    with serve("--bundle", assets.bundle, "--store", assets.store, "--batch-ms", 1000) as server:
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--batch-ms", 1000)
+    with serve(*args, fork_server=fork_server) as server:
 
         def send(number: int) -> int:
             with server.client() as client:
@@ -238,24 +245,23 @@ def test_sigterm_answers_accepted_requests_first(assets: Assets):
             socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def test_requests_past_the_deadline_are_refused(assets: Assets):
-    limits = ("--batch-ms", 1000, "--deadline", 0.2)
-    with (
-        serve("--bundle", assets.bundle, "--store", assets.store, *limits) as server,
-        server.client() as client,
-    ):
+def test_requests_past_the_deadline_are_refused(assets: Assets, fork_server: ForkServer):
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--batch-ms", 1000, "--deadline", 0.2)
+    with serve(*args, fork_server=fork_server) as server, server.client() as client:
         answer = client.post("/v1/recommend", json=request_body(assets, 0))
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) >= 1
         assert client.get("/healthz").status_code == 200
         assert metric(client, 'lavic_dropped_requests_total{cause="deadline"}') == 1
 
 
-def test_an_index_truncated_while_served_gives_503_until_restored(assets: Assets, index: Path, tmp_path: Path):
+def test_an_index_truncated_while_served_gives_503_until_restored(
+    assets: Assets, index: Path, tmp_path: Path, fork_server: ForkServer
+):
     """Requests get 503, the process survives, and the restored index is loaded."""
     copy = tmp_path / "index"
     shutil.copytree(index, copy)
     args = ("--bundle", assets.bundle, "--store", assets.store, "--index", copy, "--retrieved", 10)
-    with serve(*args) as server, server.client() as client:
+    with serve(*args, fork_server=fork_server) as server, server.client() as client:
         first = client.post("/v1/recommend", json={"conversation": "a mug"})
         assert first.status_code == 200
         for path in copy.glob("*.safetensors"):
