@@ -35,6 +35,8 @@ PRELOADED = (
     *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "recommendation.task", "trainer")),
 )
 """Modules that the forked processes need not import."""
+MLFLOW_MODULES = ("matplotlib.backends.backend_agg", "mlflow.store.tracking.sqlalchemy_store")
+"""Modules of `lavic sync`, for `ForkServer.preload`: other commands do not import them."""
 DEFAULTS = {"LAVIC_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Variables of the server, and of programs that are given no environment."""
 LAUNCHER_VARIABLES = (

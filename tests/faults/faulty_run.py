@@ -29,14 +29,12 @@ from lavic.model.lora import add_adapter
 from lavic.storage.compression import zstd_module
 from lavic.tracking.journal import JOURNAL_FILE, Journal
 from tests.faults.commands import MINI, Command
-from tests.fork_server import ForkedProcess, ForkServer
+from tests.fork_server import MLFLOW_MODULES, ForkedProcess, ForkServer
 from tests.train.assets import make_assets
 
 SELF_KILLING = Path(__file__).with_name("self_killing_command.py")
 BLOCK = 4096
 TIMEOUT_S = 180.0
-PRELOADED = ("matplotlib.backends.backend_agg", "mlflow.store.tracking.sqlalchemy_store")
-"""What `lavic sync` imports and other commands do not."""
 
 
 def make_inputs(folder: Path, server: PhotoServer) -> None:
@@ -232,7 +230,7 @@ class FaultInputs:
         """Makes the inputs and serves the photos until `close`."""
         self.folder = folder
         self.fork_server = fork_server
-        fork_server.preload(*PRELOADED)
+        fork_server.preload(*MLFLOW_MODULES)
         (folder / "images").mkdir()
         self.server = PhotoServer(folder / "images").__enter__()
         make_inputs(folder / "in", self.server)

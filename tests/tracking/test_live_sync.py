@@ -22,6 +22,7 @@ from lavic.tracking.mlflow_sync import sync
 from lavic.tracking.settings import TrackingSettings
 from lavic.tracking.sync_record import read_record
 from lavic.tracking.tracker import Tracker
+from tests.fork_server import MLFLOW_MODULES, ForkServer
 from tests.tracking.mlflow_runs import stored, tracked
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def test_a_wrong_server_is_one_line_and_changes_nothing(store_uri, tmp_path, cap
 
 
 @pytest.mark.dist
-def test_a_server_that_starts_late_gets_everything_once(tmp_path):
+def test_a_server_that_starts_late_gets_everything_once(tmp_path, fork_server: ForkServer):
     """`mlflow server` is down while the run goes on, comes up, and is synced by two processes at once, twice."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -89,9 +90,9 @@ def test_a_server_that_starts_late_gets_everything_once(tmp_path):
                 break
             assert server.poll() is None, (tmp_path / "server.log").read_text()
             time.sleep(0.5)
-        line = [sys.executable, "-m", "lavic", "sync", str(run), "--uri", uri]
+        fork_server.preload(*MLFLOW_MODULES)
         for _ in range(2):
-            both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+            both = [fork_server.popen(["-m", "lavic", "sync", run, "--uri", uri]) for _ in "ab"]
             outputs = [process.communicate(timeout=240) for process in both]
             assert [process.returncode for process in both] == [0, 0], outputs
         store = stored(run, uri)
