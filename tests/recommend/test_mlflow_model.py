@@ -18,6 +18,7 @@ from lavic.cli import main
 from lavic.model.bundle import BundleInfo
 from lavic.model.item_store import ItemStore
 from lavic.recommend.recommender import Recommender
+from tests.fork_server import ForkServer
 
 from .conftest import Assets
 
@@ -47,13 +48,14 @@ def test_text_that_begins_with_a_bracket_is_not_parsed_as_json(text: str):
         (["--experiment", ""], "--experiment: string should have at least 1 character"),
     ],
 )
-def test_errors_of_register_are_one_line(assets: Assets, tmp_path: Path, options: list[str], message: str):
+def test_errors_of_register_are_one_line(
+    assets: Assets, tmp_path: Path, fork_server: ForkServer, options: list[str], message: str
+):
     argv = ["--bundle", assets.bundle, "--store", assets.store, "--name", "shop"]
     if "--uri" not in options:
         options = [*options, "--uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    command = [sys.executable, "-m", "lavic", "register", *map(str, argv), *options]
     env = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    result = fork_server.lavic("register", *argv, *options, cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
     last = result.stderr.splitlines()[-1]  # MLflow and PyTorch may warn before it
     assert last.startswith("lavic register: error: ") and message in last
