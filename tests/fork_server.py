@@ -32,7 +32,9 @@ from lavic.distributed.launcher_env import free_port
 PRELOADED = (
     *(f"lavic.launch.{name}" for name in ("distill", "tune", "tune_retriever", "evaluate", "recommend")),
     *("lavic.model.bundle", "lavic.recommend.ranking.ranker", "lavic.shards.describe", "lavic.shards.embed", "peft"),
-    *(f"lavic.train.{name}" for name in ("checkpoint", "distillation.task", "recommendation.task", "trainer")),
+    *("lavic.launch.training.distill_stage", "lavic.launch.training.tune_stage"),
+    *(f"lavic.train.{name}" for name in ("bundle_check", "checkpoint", "trainer")),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("clip", "llava_next", "mistral")),
 )
 """Modules that the forked processes need not import."""
 MLFLOW_MODULES = ("matplotlib.backends.backend_agg", "mlflow.store.tracking.sqlalchemy_store")
@@ -278,14 +280,17 @@ def _default_environment() -> dict[str, str]:
 
 
 def preload() -> None:
-    """Imports `PRELOADED` and DeepSpeed, for the processes that are forked from this one."""
+    """Imports `PRELOADED` and DeepSpeed and fills caches, for the processes that are forked from this one."""
     import torch
 
     for name in PRELOADED:
         importlib.import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     from lavic.train.deepspeed.engine import _deepspeed
 
     _deepspeed(torch.device("cpu"))
+    get_checkpoint_conversion_mapping("mistral")  # compiles a thousand patterns, which loading a model needs
     gc.freeze()  # the forked processes look for garbage in their own objects only
 
 
