@@ -24,8 +24,9 @@ PROGRAM = Path(__file__).with_name("remote_rank.py")
 
 
 @pytest.fixture(scope="module")
-def store(assets: Assets) -> Iterator[ObjectStore]:
+def store(assets: Assets, fork_server: ForkServer) -> Iterator[ObjectStore]:
     """Both sets of the assets: 24 photos in shards of 10, 10 and 4, and 6 for validation."""
+    fork_server.preload("s3fs", "upath")
     with object_store() as store:
         for folder in (assets.photos, assets.valid):
             for file in sorted(folder.iterdir()):
