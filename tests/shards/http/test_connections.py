@@ -250,7 +250,7 @@ def test_no_output_of_a_crawl_holds_a_credential(
     )
     out, store = tmp_path / "out", tmp_path / "mlflow.db"
     argv = ["crawl", "--items", str(items), "--out", str(out), "--fetch.proxy", "env", "--fetch.headers", str(headers)]
-    argv += ["--fetch.allow-private", "--fetch.retries", "0", "--min-success", "0"]
+    argv += ["--fetch.allow-private", "--fetch.retries", "0", "--fetch.patience", "0", "--min-success", "0"]
     argv += ["--tracking.mlflow", "--tracking.uri", f"sqlite:///{store}"]
     assert main(argv) == 0
     assert len(proxy.requests) > 5 and any("t0ken" in head for head in proxy.heads), "proxy and headers were used"
