@@ -25,8 +25,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # threads that wait for each other in a loop take the cores from the other processes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+gc.disable()  # until all tests are imported: what imports make is not garbage
+
 hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no-deadline")
+
+
+def pytest_collection_finish() -> None:
+    """Turns garbage collection on again."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,6 +26,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from lavic.distributed.launcher_env import free_port
 
@@ -334,12 +335,34 @@ def _become(request: dict) -> None:
             os.dup2(file, target)
             os.close(file)
         os.chdir(request["cwd"])
+        _run_program(request["argv"], request["env"])
+    finally:
+        os._exit(code)
+
+
+class ForkingPopen(subprocess.Popen):
+    """A `subprocess.Popen` for programs that themselves start `python -m lavic ...`: it forks them."""
+
+    def __init__(self, args: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> None:
+        def become() -> None:
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the pipe too that would report a failure to start
+            _run_program(list(args[1:]), dict(os.environ if env is None else env))
+
+        if args[0] == sys.executable and "-m" in args[1:2]:
+            sys.stdout.flush()
+            options["preexec_fn"] = become  # never returns, so that nothing is executed
+        super().__init__(args, env=env, **options)
+
+
+def _run_program(argv: list[str], env: Mapping[str, str]) -> NoReturn:
+    """Ends this process as an interpreter with these arguments would."""
+    code = 1
+    try:
         os.environ.clear()
-        os.environ.update(request["env"])
-        code = _run_program(request["argv"])
+        os.environ.update(env)
+        code = _exit_code(argv)
     except BaseException:
         traceback.print_exc()
-        code = 1
     finally:
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
@@ -347,8 +370,8 @@ def _become(request: dict) -> None:
         os._exit(code)
 
 
-def _run_program(argv: list[str]) -> int:
-    """What the interpreter does with its arguments; returns the exit code."""
+def _exit_code(argv: list[str]) -> int:
+    """Runs what the interpreter would run with these arguments; returns the exit code."""
     try:
         if argv[:2] == ["-m", "lavic"]:
             from lavic.cli import entry

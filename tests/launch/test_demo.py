@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,15 +12,27 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fork_server import ForkServer
 
-def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "NO_COLOR": "1"})
+FORKING = """
+import subprocess, sys
+from tests.fork_server import ForkingPopen
+subprocess.Popen = ForkingPopen
+sys.argv[0] = "lavic"
+from lavic.cli import entry
+entry()
+"""
+"""`lavic` whose stages, and their ranks, are forked processes."""
+
+
+def demo(out: Path, *options: str) -> list[str]:
+    """The arguments of the command."""
+    return ["demo", "--small", "--out", str(out), *options]
 
 
 def check_server(out: Path) -> None:
     """The same demo with --serve repeats nothing and serves a page, products and photos."""
-    command = [sys.executable, "-m", "lavic", "demo", "--small", "--out", str(out), "--serve", "--port", "0"]
+    command = [sys.executable, "-m", "lavic", *demo(out, "--serve", "--port", "0")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines: list[str] = []
@@ -52,8 +63,8 @@ def check_server(out: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.ray
-def test_the_demo_completes_once_and_serves(tmp_path: Path) -> None:
-    first = demo(tmp_path / "demo")
+def test_the_demo_completes_once_and_serves(tmp_path: Path, fork_server: ForkServer) -> None:
+    first = fork_server.run(["-c", FORKING, *demo(tmp_path / "demo")], timeout=900)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert set(summary["captions"]) == {"full", "cls_before", "cls_after"}
@@ -94,5 +105,5 @@ def test_the_demo_completes_once_and_serves(tmp_path: Path) -> None:
     seconds = json.loads((tmp_path / "demo" / "summary.json").read_text())["seconds"]
     rerun = {"recommend", "mlflow", "total"}
     assert {name for name, value in seconds.items() if value != summary["seconds"][name]} <= rerun
-    other = demo(tmp_path / "demo", "--seed", "1")
+    other = fork_server.lavic(*demo(tmp_path / "demo", "--seed", "1"))
     assert other.returncode == 2 and "a demo that was started with --seed 0 --small" in other.stderr

@@ -18,7 +18,7 @@ from lavic.errors import ConfigError
 from lavic.shards.cluster.executor import uses_ray
 from lavic.shards.crawl_settings import CrawlSettings
 from tests.shards.cluster.test_kills import below, kill
-from tests.shards.test_crawl import QUICK, leftovers, whole
+from tests.shards.test_crawl import QUICK, leftovers, tar_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def test_the_same_bytes_whatever_dies(tmp_path: Path, items: Path, server: Any) 
     server.delay = 0.0
     assert third.end() == 0, log.read_text()
     assert "its worker died (SIGKILL); another one rebuilds it" in log.read_text()
-    assert whole(out) == whole(tmp_path / "undisturbed") and not leftovers(out)
+    assert tar_bytes(out) == tar_bytes(tmp_path / "undisturbed") and not leftovers(out)
 
 
 def test_a_shard_that_kills_every_worker_ends_the_crawl_with_one_line(tmp_path: Path, items: Path, server: Any) -> None:
