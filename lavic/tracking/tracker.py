@@ -185,12 +185,9 @@ class Tracker:
 
     def _end_live_sync(self, process: subprocess.Popen[bytes], run_dir: Path, timeout_s: float) -> None:
         uri, deadline = self.settings.resolve_uri(run_dir), time.monotonic() + timeout_s
-        failure = ""
-        while process.poll() is None and not failure and time.monotonic() < deadline:
-            record = read_record(run_dir, uri)
-            if record is not None and record.pid == process.pid:
-                failure = record.error
+        while process.poll() is None and not self._sync_error(process, run_dir, uri) and time.monotonic() < deadline:
             time.sleep(0.05)
+        failure = self._sync_error(process, run_dir, uri)
         if process.poll() is None:
             process.kill()  # what it has sent is recorded; it may not have printed its failure yet
             process.wait()
@@ -200,3 +197,9 @@ class Tracker:
                 f" ({failure})" if failure else "",
                 shlex.quote(str(run_dir)),
             )
+
+    @staticmethod
+    def _sync_error(process: subprocess.Popen[bytes], run_dir: Path, uri: str) -> str:
+        """Why the live sync's last attempt failed; empty if it did not, or has not tried yet."""
+        record = read_record(run_dir, uri)
+        return record.error if record is not None and record.pid == process.pid else ""

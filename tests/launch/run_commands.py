@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from lavic.cli import entry
-from tests.fork_server import preload
+from tests.forked_program import preload
 
 
 def main(file: Path) -> int:

@@ -16,7 +16,7 @@ from tests.fork_server import ForkServer
 
 FORKING = """
 import subprocess, sys
-from tests.fork_server import ForkingPopen
+from tests.forked_program import ForkingPopen
 subprocess.Popen = ForkingPopen
 sys.argv[0] = "lavic"
 from lavic.cli import entry
