@@ -53,7 +53,7 @@ def test_every_number_has_bounds(cls):
 def test_a_list_that_needs_a_value_has_one(cls):
     """A list that is required or has values by default is refused when it is empty, unless it stands without a flag."""
     keys = Schema(cls)
-    lists = {name: leaf for (name, *below), leaf in keys.leaves.items() if not below and leaf.form == "list"}
+    lists = {name: leaf for (name, *below), leaf in keys.leaves.items() if not below and leaf.syntax == "list"}
     with_flag = [name for name, leaf in lists.items() if Positional not in leaf.markers]
     needed = [name for name in with_flag if keys.defaults.get((name,), True)]
     schema = TypeAdapter(cls).json_schema()["properties"]

@@ -18,8 +18,8 @@ def to_args(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from to_args(value, f"{name}.")
         elif isinstance(value, bool):
-            head, _, last = name.rpartition(".")
-            yield "--" + ".".join(part for part in (head, last if value else f"no-{last}") if part)
+            group, _, flag = name.rpartition(".")
+            yield "--" + ".".join(part for part in (group, flag if value else f"no-{flag}") if part)
         elif isinstance(value, (list, tuple)):
             yield f"--{name}"
             yield from map(_to_arg, value)

@@ -63,7 +63,7 @@ def parse_values(cls: type, argv: Sequence[str] | None, *, command: str) -> dict
     """As `parse`, but returns plain values, nested; required keys that are not given are absent."""
     layers, _ = _read(cls, argv, command)
     layers.build(partial=True)
-    return layers.plain()
+    return layers.plain_values()
 
 
 def load(cls: type[T], path: str | Path) -> T:
@@ -73,19 +73,19 @@ def load(cls: type[T], path: str | Path) -> T:
     return cast(T, layers.build())
 
 
-def dump(chosen: Any, *, command: str = "") -> str:
+def dump(instance: Any, *, command: str = "") -> str:
     """The yaml text of an instance, every key in it; `load` gives an equal one. `command` becomes the first line.
 
     Secrets are left out: a setting that needs one is `env:NAME` or `@FILE`, and is read from there again.
     """
-    text = to_yaml(redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json")))
+    text = to_yaml(redact_all(TypeAdapter(type(instance)).dump_python(instance, mode="json")))
     return f"# lavic {command}\n{text}" if command else text
 
 
-def flatten(chosen: Any) -> dict[str, Any]:
+def flatten(instance: Any) -> dict[str, Any]:
     """An instance as one level of plain values, {"fetch.concurrency": 32}, without secrets: to compare and to log."""
-    plain = redact_all(TypeAdapter(type(chosen)).dump_python(chosen, mode="json"))
-    return {".".join(keys): value_at(plain, keys) for keys in Schema(type(chosen)).leaves}
+    values = redact_all(TypeAdapter(type(instance)).dump_python(instance, mode="json"))
+    return {".".join(keys): value_at(values, keys) for keys in Schema(type(instance)).leaves}
 
 
 def value_at(values: Any, keys: Keys) -> Any:
@@ -125,31 +125,33 @@ class _Layers:
                 f"{path}:1: a config for 'lavic {file.command}', not for 'lavic {command}'; --config takes one of "
                 "that command"
             )
-        self._add_below(file, file.values, ())
+        self._add_mapping(file, file.values, ())
 
-    def _add_below(self, file: YamlFile, values: Mapping[str, Any], above: Keys) -> None:
+    def _add_mapping(self, file: YamlFile, values: Mapping[str, Any], prefix: Keys) -> None:
         for name, value in values.items():
-            keys = (*above, str(name))
-            where, dotted = f"{file.path}:{file.lines.get(keys, 1)}", ".".join(keys)
+            keys = (*prefix, str(name))
+            location, dotted = f"{file.path}:{file.lines.get(keys, 1)}", ".".join(keys)
             if leaf := self.schema.leaves.get(keys):
                 if isinstance(value, bool) and leaf.type in (int, float):  # yaml's `yes` would count as 1
-                    raise ConfigError(f"{where}: {dotted}: should be a number, got {str(value).lower()}")
-                self.add(keys, value, f"{where}: {dotted}")
+                    raise ConfigError(f"{location}: {dotted}: should be a number, got {str(value).lower()}")
+                self.add(keys, value, f"{location}: {dotted}")
             elif keys not in self.schema.groups:
-                raise ConfigError(f"{where}: {self._unknown(keys)}")
+                raise ConfigError(f"{location}: {self._unknown(keys)}")
             elif isinstance(value, Mapping):
-                self._add_below(file, value, keys)
+                self._add_mapping(file, value, keys)
             elif value is not None:
-                raise ConfigError(f"{where}: {dotted} takes keys below it, not {value!r}")
+                raise ConfigError(f"{location}: {dotted} takes keys below it, not {value!r}")
 
     def _unknown(self, keys: Keys) -> str:
-        wrong = ".".join(keys)
-        meant, renamed = self.schema.correction(wrong)
-        if renamed and meant:
-            return f"'{wrong}' was renamed: use '{'.'.join(meant)}'"
-        every = [*self.schema.leaves, *self.schema.groups]
-        known = ", ".join(sorted({known[-1] for known in every if known and known[:-1] == keys[:-1]}))
-        return f"unknown key '{wrong}'; " + (f"did you mean '{'.'.join(meant)}'?" if meant else f"known here: {known}")
+        unknown = ".".join(keys)
+        suggestion, renamed = self.schema.correction(unknown)
+        if renamed and suggestion:
+            return f"'{unknown}' was renamed: use '{'.'.join(suggestion)}'"
+        all_keys = [*self.schema.leaves, *self.schema.groups]
+        known = ", ".join(sorted({known[-1] for known in all_keys if known and known[:-1] == keys[:-1]}))
+        return f"unknown key '{unknown}'; " + (
+            f"did you mean '{'.'.join(suggestion)}'?" if suggestion else f"known here: {known}"
+        )
 
     def refuse_secrets(self) -> None:
         """Raises ConfigError for a value that holds a password or a token, without showing it."""
@@ -157,12 +159,12 @@ class _Layers:
             if not holds_secret(self.values[keys], keys[-1]):
                 continue
             if Reference in self.schema.leaves[keys].markers:
-                how = "put it into a variable or a file of your own and write env:NAME or @FILE"
+                remedy = "put it into a variable or a file of your own and write env:NAME or @FILE"
             else:
-                how = "keep it in the environment, which jobs inherit, or in a file of the program that needs it"
+                remedy = "keep it in the environment, which jobs inherit, or in a file of the program that needs it"
             raise ConfigError(
                 f"{origin}: holds a password, token or key; settings are recorded and others can read a command "
-                f"line: {how}"
+                f"line: {remedy}"
             )
 
     def build(self, *, partial: bool = False) -> Any:
@@ -172,7 +174,7 @@ class _Layers:
         except ValidationError as error:
             problems = error.errors(include_url=False)
         missing: list[str] = []
-        wrong: dict[Keys, str] = {}
+        messages: dict[Keys, str] = {}
         for problem in problems:
             keys = tuple(map(str, problem["loc"]))
             if problem["type"] == "missing" and keys in self.schema.leaves:
@@ -185,30 +187,30 @@ class _Layers:
             if keys in self.schema.leaves:
                 message = f"{message[:1].lower()}{message[1:]}, got {self.values[keys]!r}"
                 message = f"{self.origin.get(keys) or '.'.join(keys)}: {message}"
-            wrong.setdefault(keys, message)
-        lines = list(wrong.values())
+            messages.setdefault(keys, message)
+        lines = list(messages.values())
         if missing and not partial:
-            see = f"; see 'lavic {self.schema.command} --help'" if self.schema.command else ""
-            lines.append(f"missing {' and '.join(missing)}{see}")
+            help_hint = f"; see 'lavic {self.schema.command} --help'" if self.schema.command else ""
+            lines.append(f"missing {' and '.join(missing)}{help_hint}")
         if lines:
             raise ConfigError("; ".join(lines[:3]) + (f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""))
         return None
 
     def _nested(self, values: Mapping[Keys, Any]) -> dict[str, Any]:
-        nested: dict[Keys, dict[str, Any]] = {above: {} for above in self.schema.groups}
+        nested: dict[Keys, dict[str, Any]] = {prefix: {} for prefix in self.schema.groups}
         for keys in [*self.schema.leaves, *self.schema.groups]:
             if keys in values or (keys in nested and keys):
                 nested[keys[:-1]][keys[-1]] = nested[keys] if keys in nested else values[keys]
         return nested[()]
 
-    def plain(self) -> dict[str, Any]:
+    def plain_values(self) -> dict[str, Any]:
         """The values so far, nested, as what yaml can hold."""
-        plain: dict[str, Any] = TypeAdapter(Any).dump_python(self._nested(self.values), mode="json")
-        return plain
+        values: dict[str, Any] = TypeAdapter(Any).dump_python(self._nested(self.values), mode="json")
+        return values
 
     def documented_yaml(self) -> str:
         """The values so far as a documented yaml file; required keys without a value stand as comments."""
-        plain = self.plain()
+        values = self.plain_values()
         text = [f"# lavic {self.schema.command}"]
         last: Keys = ()
         for keys, leaf in self.schema.leaves.items():
@@ -216,7 +218,7 @@ class _Layers:
                 if keys[: depth + 1] != last[: depth + 1]:
                     text += ["", f"{'  ' * depth}{keys[depth]}:"]
             last = keys[:-1]
-            entry = to_yaml({keys[-1]: value_at(plain, keys)}) if keys in self.values else f"# {keys[-1]}:  (required)"
+            entry = to_yaml({keys[-1]: value_at(values, keys)}) if keys in self.values else f"# {keys[-1]}:  (required)"
             lines = [*(f"# {line}".rstrip() for line in leaf.doc.splitlines()), *entry.splitlines()]
             text += [f"{'  ' * len(last)}{line}" for line in lines]
         return "\n".join(text) + "\n"

@@ -76,8 +76,8 @@ def settings(cls: type[T]) -> type[T]:
     The string under a field is its documentation: `--help` and `--print-config` show it.
     """
     config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
-    return made
+    settings_class: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return settings_class
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Leaf:
     """The docstring under the field."""
 
     @property
-    def form(self) -> Literal["switch", "value", "list", "yaml"]:
+    def syntax(self) -> Literal["switch", "value", "list", "yaml"]:
         """How it is written on a command line."""
-        return "switch" if self.type is bool and not self.optional else _form(self.type)
+        return "switch" if self.type is bool and not self.optional else _syntax_of(self.type)
 
 
 class Schema:
@@ -115,18 +115,18 @@ class Schema:
         self.defaults: dict[Keys, Any] = {}
         self._add(cls, (), None)
 
-    def _add(self, cls: Any, above: Keys, instance: Any) -> None:
-        """Adds the keys of `cls` under `above`, with the defaults of `instance` where there is one."""
-        self.groups[above] = cls
+    def _add(self, cls: Any, prefix: Keys, instance: Any) -> None:
+        """Adds the keys of `cls` under `prefix`, with the defaults of `instance` where there is one."""
+        self.groups[prefix] = cls
         for name, info in cls.__pydantic_fields__.items():
-            keys = (*above, name)
-            kind, optional = _bare(info.annotation)
+            keys = (*prefix, name)
+            annotation, optional = _unwrap_optional(info.annotation)
             required = instance is None and info.is_required()
             default = info.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
-            if is_settings(kind) and not optional:
-                self._add(kind, keys, None if required else default)
+            if is_settings(annotation) and not optional:
+                self._add(annotation, keys, None if required else default)
                 continue
-            self.leaves[keys] = Leaf(kind, optional, info.metadata, (info.description or "").strip())
+            self.leaves[keys] = Leaf(annotation, optional, info.metadata, (info.description or "").strip())
             if not required:
                 self.defaults[keys] = default
 
@@ -138,37 +138,37 @@ class Schema:
         dotted = ".".join(keys).rstrip("_").replace("_", "-")
         return dotted.upper() if Positional in self.leaves[keys].markers else f"--{dotted}"
 
-    def correction(self, wrong: str) -> tuple[Keys | None, bool]:
+    def correction(self, unknown: str) -> tuple[Keys | None, bool]:
         """The key that is meant by an unknown one, if any, and whether that was its name in an older version."""
-        wrong = wrong.replace("-", "_")
-        renamed = tuple(RENAMED.get(wrong, "").split("."))
+        unknown = unknown.replace("-", "_")
+        renamed = tuple(RENAMED.get(unknown, "").split("."))
         if renamed in self.leaves:
             return renamed, True
-        names = {".".join(keys): keys for keys in [*self.leaves, *self.groups] if keys}
-        last = {name.rpartition(".")[2]: keys for name, keys in names.items()}
-        for word, known in ((wrong, names), (wrong.rpartition(".")[2], last)):
-            if close := difflib.get_close_matches(word, known, 1, 0.6):
-                return known[close[0]], False
+        by_dotted_name = {".".join(keys): keys for keys in [*self.leaves, *self.groups] if keys}
+        by_last_part = {name.rpartition(".")[2]: keys for name, keys in by_dotted_name.items()}
+        for query, candidates in ((unknown, by_dotted_name), (unknown.rpartition(".")[2], by_last_part)):
+            if matches := difflib.get_close_matches(query, candidates, 1, 0.6):
+                return candidates[matches[0]], False
         return None, False
 
 
-def is_settings(kind: Any) -> bool:
-    """Whether `kind` is a class made by `settings`."""
-    return isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "__pydantic_fields__")
+def is_settings(annotation: Any) -> bool:
+    """Whether `annotation` is a class made by `settings`."""
+    return isinstance(annotation, type) and is_dataclass(annotation) and hasattr(annotation, "__pydantic_fields__")
 
 
-def _bare(kind: Any) -> tuple[Any, bool]:
+def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
     """A type without `| None` and without bounds, and whether it may be None."""
     optional = False
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        members = typing.get_args(kind)
-        rest = tuple(member for member in members if member is not type(None))
-        kind, optional = Union[rest], len(rest) < len(members)  # noqa: UP007
-    return (typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind), optional
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        members = typing.get_args(annotation)
+        other_members = tuple(member for member in members if member is not type(None))
+        annotation, optional = Union[other_members], len(other_members) < len(members)  # noqa: UP007
+    return (typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation), optional
 
 
-def _form(kind: Any) -> Literal["value", "list", "yaml"]:
-    origin = typing.get_origin(kind) or kind
+def _syntax_of(annotation: Any) -> Literal["value", "list", "yaml"]:
+    origin = typing.get_origin(annotation) or annotation
     if origin in (list, tuple, set, frozenset, Sequence):
-        return "yaml" if any(_form(part) == "yaml" for part in typing.get_args(kind)) else "list"
-    return "yaml" if origin in (dict, Mapping) or is_settings(kind) else "value"
+        return "yaml" if any(_syntax_of(part) == "yaml" for part in typing.get_args(annotation)) else "list"
+    return "yaml" if origin in (dict, Mapping) or is_settings(annotation) else "value"

@@ -71,41 +71,42 @@ def redact(text: str) -> str:
     """
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, MASK)
-    for pattern, shown in _PATTERNS:
-        text = pattern.sub(shown, text)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
     return text
 
 
 def holds_secret(value: Any, name: str = "") -> bool:
     """Whether a plain value with this key, or anything nested in it, looks like a secret."""
     if isinstance(value, Mapping):
-        return any(holds_secret(below, str(key)) for key, below in value.items())
+        return any(holds_secret(nested, str(key)) for key, nested in value.items())
     if isinstance(value, (list, tuple)):
-        return any(holds_secret(below) for below in value)
+        return any(holds_secret(nested) for nested in value)
     if not isinstance(value, str) or not value or is_reference(value):
         return False
-    return _is_secret_name(name) or any(pattern.sub(shown, value) != value for pattern, shown in _PATTERNS)
+    return _is_secret_name(name) or any(pattern.sub(replacement, value) != value for pattern, replacement in _PATTERNS)
 
 
 def redact_all(value: Any, name: str = "") -> Any:
     """Plain values, nested, without secrets: the values of keys such as `password`, and secrets within texts."""
     if isinstance(value, Mapping):
-        return {key: redact_all(below, str(key)) for key, below in value.items()}
+        return {key: redact_all(nested, str(key)) for key, nested in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redact_all(below) for below in value]
+        return [redact_all(nested) for nested in value]
     if not isinstance(value, (str, os.PathLike)):
         return value
     text = str(value)
     return MASK if text and _is_secret_name(name) and not is_reference(text) else redact(text)
 
 
-def redact_words(words: list[str]) -> list[str]:
+def redact_args(args: list[str]) -> list[str]:
     """A command line without secrets, including the values of flags such as --api-key."""
-    shown: list[str] = []
-    for word in words:
-        flag = shown[-1].lstrip("-") if shown and shown[-1].startswith("--") and "=" not in shown[-1] else ""
-        shown.append(redact_all(word, flag.replace("-", "_")))
-    return shown
+    redacted: list[str] = []
+    for arg in args:
+        previous = redacted[-1] if redacted else ""
+        flag = previous.lstrip("-") if previous.startswith("--") and "=" not in previous else ""
+        redacted.append(redact_all(arg, flag.replace("-", "_")))
+    return redacted
 
 
 def is_reference(value: str) -> bool:
@@ -113,43 +114,43 @@ def is_reference(value: str) -> bool:
     return value.startswith(("env:", "@")) and len(value.split()) == 1
 
 
-def reveal(value: str, what: str) -> str:
+def reveal(value: str, setting: str) -> str:
     """The value of a setting: the variable of `env:NAME`, the content of `@FILE`, or itself.
 
-    `what` is the setting's name, for messages. Raises ConfigError where there is no such variable or file.
+    `setting` is its name, for messages. Raises ConfigError where there is no such variable or file.
     """
     secret = value
     if value.startswith("env:"):
         secret = os.environ.get(value.removeprefix("env:"), "").strip()
         if not secret:
-            raise ConfigError(f"{what} {value}: the environment variable {value.removeprefix('env:')} is not set")
+            raise ConfigError(f"{setting} {value}: the environment variable {value.removeprefix('env:')} is not set")
     elif value.startswith("@"):
-        secret = _single_word(Path(value[1:]).expanduser(), what)
+        secret = _single_word(Path(value[1:]).expanduser(), setting)
     _revealed.update(_password_of(secret))
     return secret
 
 
-def reveal_key(value: str, what: str) -> str:
+def reveal_key(value: str, setting: str) -> str:
     """An API key: the variable of `env:NAME` or the content of `@FILE`. `redact` knows it from now on.
 
     Raises ConfigError as `reveal`, and where a header cannot hold the key.
     """
-    key = reveal(value, what)
+    key = reveal(value, setting)
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError(f"{what} {value}: holds something that is no key")
+        raise ConfigError(f"{setting} {value}: holds something that is no key")
     _revealed.update(_spellings(key))
     return key
 
 
-def _single_word(file: Path, what: str) -> str:
+def _single_word(file: Path, setting: str) -> str:
     try:
         words = read_text(file).split()
         readable_by_others = file.stat().st_mode & 0o077
     except (TextFileError, OSError) as error:
-        why = error.reason if isinstance(error, TextFileError) else error.strerror
-        raise ConfigError(f"{what} @{file}: cannot be read ({why})") from None
+        reason = error.reason if isinstance(error, TextFileError) else error.strerror
+        raise ConfigError(f"{setting} @{file}: cannot be read ({reason})") from None
     if len(words) != 1:
-        raise ConfigError(f"{what} @{file}: should contain one word, has {len(words)}")
+        raise ConfigError(f"{setting} @{file}: should contain one word, has {len(words)}")
     if readable_by_others and holds_secret(words[0]):
         log.warning("%s: other users can read the password in it: chmod 600 %s", file, file)
     return words[0]
@@ -177,8 +178,12 @@ def _known_secrets() -> set[str]:
 
 
 def _spellings(secret: str) -> set[str]:
-    plain = unquote(secret)
-    return {form for form in (secret, plain, quote(plain, safe=""), quote_plus(plain)) if _WORD.fullmatch(form)}
+    decoded = unquote(secret)
+    return {
+        spelling
+        for spelling in (secret, decoded, quote(decoded, safe=""), quote_plus(decoded))
+        if _WORD.fullmatch(spelling)
+    }
 
 
 def _is_secret_name(name: str) -> bool:

@@ -45,8 +45,8 @@ class YamlFile:
             values = (loader.construct_document(root) if root is not None else None) or {}
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-            raise ConfigError(f"{where}: not valid yaml: {_reason(error, text)}") from None
+            location = f"{path}:{mark.line + 1}" if mark else f"{path}"
+            raise ConfigError(f"{location}: not valid yaml: {_reason(error, text)}") from None
         finally:
             loader.dispose()
         if not isinstance(values, dict):
@@ -56,8 +56,8 @@ class YamlFile:
             if keys in lines:
                 raise ConfigError(f"{path}:{line}: '{'.'.join(keys)}' is given twice")
             lines[keys] = line
-        named = re.match(r"#\s*lavic ((?:[a-z]+(?:-[a-z]+)* ?)+)", text)
-        return YamlFile(path, values, lines, named.group(1).strip() if named else "")
+        header = re.match(r"#\s*lavic ((?:[a-z]+(?:-[a-z]+)* ?)+)", text)
+        return YamlFile(path, values, lines, header.group(1).strip() if header else "")
 
 
 def find_config(name: str) -> Path:
@@ -75,9 +75,9 @@ def find_config(name: str) -> Path:
         return shipped[name]
     if path.suffix or len(path.parts) > 1:
         raise ConfigError(f"--config {name}: no such file")
-    near = difflib.get_close_matches(name, shipped, 3, 0.5)
-    known = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(sorted(shipped))}"
-    raise ConfigError(f"--config {name}: neither a file nor a shipped config; {known}")
+    similar = difflib.get_close_matches(name, shipped, 3, 0.5)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"shipped: {', '.join(sorted(shipped))}"
+    raise ConfigError(f"--config {name}: neither a file nor a shipped config; {hint}")
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -91,29 +91,29 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        short = all(not isinstance(value, (dict, list, tuple)) for value in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=short or flow_style)
+        is_flat = all(not isinstance(value, (dict, list, tuple)) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=is_flat or flow_style)
 
     def represent_scalar(self, tag: str, value: Any, style: str | None = None) -> yaml.ScalarNode:
         # Characters that yaml takes for line ends survive only as escapes.
-        odd = isinstance(value, str) and re.search("[\x85\u2028\u2029\ufeff]", value)
-        return super().represent_scalar(tag, value, '"' if odd else style)
+        needs_escapes = isinstance(value, str) and re.search("[\x85\u2028\u2029\ufeff]", value)
+        return super().represent_scalar(tag, value, '"' if needs_escapes else style)
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 # The writer too, so that text such as "0E0" is quoted.
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
 
 
-def _key_lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            keys = (*above, str(key.value))
+            keys = (*prefix, str(key.value))
             yield keys, key.start_mark.line + 1
             yield from _key_lines(value, keys)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lavic.config.secrets import redact_words
+from lavic.config.secrets import redact_args
 
 PACKAGES = ("lavic", "torch", "transformers", "peft", "deepspeed", "safetensors", "ray", "webdataset", "mlflow")
 """Packages whose versions are recorded."""
@@ -25,7 +25,7 @@ def run_tags() -> dict[str, str]:
     """Versions, git commit, user, host and command line; what is unknown is left out."""
     tags = {"version.python": platform.python_version(), "host": socket.gethostname()}
     tags |= {f"version.{name}": version for name, version in versions(*PACKAGES).items()}
-    tags["command"] = shlex.join(["lavic", *redact_words(sys.argv[1:])])
+    tags["command"] = shlex.join(["lavic", *redact_args(sys.argv[1:])])
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in a container

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lavic.cli import main
 from lavic.config import Reference, dump, flatten, load, parse, settings
-from lavic.config.secrets import MASK, holds_secret, redact, redact_words, reveal
+from lavic.config.secrets import MASK, holds_secret, redact, redact_args, reveal
 from lavic.errors import ConfigError
 from lavic.tracking.journal import read_events
 from lavic.tracking.mlflow_sync import sync
@@ -102,7 +102,7 @@ def test_a_file_that_others_can_read_is_named(tmp_path: Path, caplog: pytest.Log
 
 
 def test_a_word_behind_a_flag_that_is_called_a_secret() -> None:
-    assert redact_words(["--api-key", "abc", "--out", "abc"]) == ["--api-key", MASK, "--out", "abc"]
+    assert redact_args(["--api-key", "abc", "--out", "abc"]) == ["--api-key", MASK, "--out", "abc"]
 
 
 @settings
