@@ -31,7 +31,7 @@ class FetchSettings:
     max_bytes: int = Field(default=25_000_000, ge=1)
     """Maximum size of a response, bytes."""
     retries: int = Field(default=2, ge=0)
-    """Retries of a photo after failures that may be transient: timeouts, broken connections, 429, 5xx."""
+    """Retries of a photo after failures that may be transient: timeouts, broken connections, 408, 425, 429, 5xx."""
     backoff: float = Field(default=0.5, ge=0)
     """Seconds before the first retry, doubled for each further one. When a host answers 429 or 503, all workers pause
     requests to it for this time, or for its Retry-After."""

@@ -8,6 +8,7 @@ twice, and the session's limits of time and size hold.
 from __future__ import annotations
 
 import re
+import select
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,7 @@ class NotHttp(ValueError):
 
 
 class LenientConnector(aiohttp.TCPConnector):
-    """A TCP connector whose connections also accept responses with malformed heads and chunks."""
+    """A TCP connector whose connections also accept responses with malformed heads and chunks, but not unasked ones."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -195,6 +196,21 @@ def _headers(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 class _Handler(ResponseHandler):
     """A connection whose parser is wrapped for the beginning of each response."""
+
+    def is_connected(self) -> bool:
+        """Whether a connection of the pool can be used again.
+
+        As in curl, not if anything has arrived since its last response: the end of the connection, or bytes that no
+        request asked for, which would be read as the response to the next one.
+        """
+        return super().is_connected() and not self.should_close and not self._has_unread_bytes()
+
+    def _has_unread_bytes(self) -> bool:
+        """Whether bytes, or the end of the connection, have arrived that the event loop has not read yet."""
+        assert self.transport
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def set_response_params(self, **params: Any) -> None:
         for name, value in _LIMITS.items():

@@ -25,6 +25,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE: frozenset[Kind] = frozenset({"throttled", "timeout", "too_slow", "truncated", "dns", "connect", "unasked"})
 _COMPLETE = frozenset({200, 203, 206})
 """Statuses of complete responses: OK, changed by a proxy, and a range that is all of the file."""
+_TRANSIENT = frozenset({408, 425})
+"""Statuses below 500 by which a server asks for the same request again: Request Timeout, Too Early."""
 _RANGE = re.compile(r"\s*bytes\s+0-(\d+)/(?:(\d+)|\*)\s*", re.IGNORECASE)
 _MAX_VALIDATOR = 200
 """Characters of the longest ETag or Last-Modified that a ledger keeps."""
@@ -132,7 +134,8 @@ async def send_request(
 def is_retryable(response: Response) -> bool:
     """Whether a retry may succeed."""
     if response.kind == "http_error":
-        return not response.final and (not response.http or response.http >= 500)
+        transient = not response.http or response.http >= 500 or response.http in _TRANSIENT
+        return transient and not response.final
     return not response.final and response.kind in _RETRYABLE
 
 

@@ -6,22 +6,24 @@ import socket
 import socketserver
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+
+Answer = bytes | Sequence[bytes | Callable[[], object]]
 
 
 class RawServer:
     """Answers each request target with fixed bytes; 404 where it has none.
 
     The connection stays open after an answer unless the target is in `closing` or the client asked to close it. A
-    value may be a list of pieces, which are sent one at a time.
+    value may be a list of pieces, which are sent one at a time; between them, functions of the list are called.
 
     Args:
         answers: Bytes by request target, such as `{"/a.jpg": b"HTTP/1.1 200 OK\\r\\n..."}`.
         closing: Targets after whose answer the server closes the connection.
     """
 
-    def __init__(self, answers: Mapping[str, bytes | list[bytes]], closing: frozenset[str] = frozenset()) -> None:
+    def __init__(self, answers: Mapping[str, Answer], closing: frozenset[str] = frozenset()) -> None:
         self.answers = dict(answers)
         self.closing = set(closing)
         self.targets: list[str] = []
@@ -60,8 +62,11 @@ class RawServer:
                         outer.headers.append(headers)
                 answer = outer.answers.get(target, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 for piece in [answer] if isinstance(answer, bytes) else answer:
-                    self.wfile.write(piece)
-                    self.wfile.flush()
+                    if isinstance(piece, bytes):
+                        self.wfile.write(piece)
+                        self.wfile.flush()
+                    else:
+                        piece()
                 if target not in outer.closing:
                     return True
                 self.request.shutdown(socket.SHUT_RDWR)
@@ -90,9 +95,7 @@ class RawServer:
 
 
 @contextmanager
-def raw_server(
-    answers: Mapping[str, bytes | list[bytes]], closing: frozenset[str] = frozenset()
-) -> Iterator[RawServer]:
+def raw_server(answers: Mapping[str, Answer], closing: frozenset[str] = frozenset()) -> Iterator[RawServer]:
     running = RawServer(answers, closing)
     try:
         yield running

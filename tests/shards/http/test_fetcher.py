@@ -43,6 +43,8 @@ def fetch(*urls: str, settings: FetchSettings = QUICK) -> list[Response]:
         ("status/503", "throttled", 503, 3),
         ("flaky/503", "ok", 200, 3),
         ("flaky/500", "ok", 200, 3),
+        ("flaky/408", "ok", 200, 3),
+        ("flaky/425", "ok", 200, 3),
         ("short", "truncated", 0, 3),
         ("hang-up", "connect", 0, None),
         ("big.jpg", "too_big", 200, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 import time
 import zlib
 
@@ -146,6 +147,35 @@ def test_a_malformed_response_costs_one_request(malformed: RawServer) -> None:
     settings = FetchSettings(**{**vars(QUICK), "retries": 2})
     assert all(response.body == PHOTO for response in fetch(malformed, *names, settings=settings))
     assert len(malformed.targets) - before == len(names)
+
+
+UNASKED = {
+    "another photo": answer(PHOTOS["grey.jpg"]),
+    "timeout": answer(b"", b"Connection: close", status=b"HTTP/1.1 408 Request Timeout"),
+    "half a response": answer(PHOTO)[:200],
+    "junk": b"junk",
+}
+
+
+@pytest.mark.parametrize("name", UNASKED)
+@pytest.mark.parametrize("read", [True, False])
+def test_bytes_that_arrive_between_two_requests_are_not_the_next_response(name: str, read: bool) -> None:
+    received, sent = threading.Event(), threading.Event()
+    first: list[object] = [answer(PHOTO), lambda: received.wait(9), UNASKED[name], sent.set]
+
+    async def run(url: str) -> list[Response]:
+        async with Fetcher(QUICK) as fetcher:
+            responses = [await fetcher.fetch(f"{url}/first")]
+            received.set()
+            sent.wait(9)
+            if read:  # by the event loop, before the next request
+                await asyncio.sleep(0.05)
+            return [*responses, await fetcher.fetch(f"{url}/second")]
+
+    with raw_server({"/first": first, "/second": answer(PHOTOS["srgb.jpg"])}) as server:
+        responses = asyncio.run(run(server.url))
+        assert [response.body for response in responses] == [PHOTO, PHOTOS["srgb.jpg"]]
+        assert server.targets == ["/first", "/second"] and server.connections == 2
 
 
 @pytest.mark.parametrize("name", REFUSED)
