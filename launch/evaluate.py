@@ -75,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return compare.main(argv[1:])
     chosen = resolve(argv)
     if chosen.average_orders and (chosen.orders == 1 or chosen.decode == "generate"):
-        why = "--orders N, at least 2" if chosen.orders == 1 else "--decode likelihood, which gives probabilities"
-        raise ConfigError(f"--average-orders needs {why}")
+        requirement = (
+            "--orders N, at least 2" if chosen.orders == 1 else "--decode likelihood, which gives probabilities"
+        )
+        raise ConfigError(f"--average-orders needs {requirement}")
     world = DistributedContext.from_env()
     if chosen.dry_run:
         print(f"{dry_run_text(chosen, EvaluationSetup.prepare(chosen))}\n{estimate(chosen)}".rstrip())
@@ -97,11 +99,11 @@ def refuse_other_settings(chosen: EvaluateSettings) -> None:
     """Raises ConfigError if `--out` holds results of other settings."""
     path = chosen.out / RESULTS
     try:
-        before = json.loads(path.read_text("utf-8"))["settings"]
+        recorded = json.loads(path.read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # no results, or none that can be read
-    now = json.loads(json.dumps(flatten(chosen), default=str))
-    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
+    current = json.loads(json.dumps(flatten(chosen), default=str))
+    changed = [key for key in current if key in recorded and recorded[key] != current[key] and not key.startswith(FREE)]
     if changed:
-        what = "; ".join(f"{key} was {before[key]}, is {now[key]}" for key in changed[:3])
-        raise ConfigError(f"{path}: results of other settings ({what}): use another --out, or --overwrite them")
+        changes = "; ".join(f"{key} was {recorded[key]}, is {current[key]}" for key in changed[:3])
+        raise ConfigError(f"{path}: results of other settings ({changes}): use another --out, or --overwrite them")

@@ -120,23 +120,23 @@ def _check_candidates(
         DataError: A candidate is not in the store and `--missing` is refuse, or no candidate is left.
     """
     source = "--candidates-file" if chosen.candidates_file else "--candidates" if chosen.candidates else ""
-    kept = []
+    checked = []
     for conversation in conversations:
         ids = conversation.candidates[chosen.key]
         known = tuple(item for item in ids if item in store)
         if len(known) < len(ids):
-            place = source or f"{conversation.place}: {chosen.key}"
+            location = source or f"{conversation.place}: {chosen.key}"
             if chosen.missing == "refuse":
                 missing = [item for item in ids if item not in store]
                 name, remedy = f"the item store {store.folder}", "drop such items with --missing drop"
-                raise DataError(f"{place}: {not_in_store(missing, store, name=name, remedy=remedy)}")
-            print(f"{place}: {len(ids) - len(known)} of {len(ids)} items are not in the store", file=sys.stderr)
+                raise DataError(f"{location}: {not_in_store(missing, store, name=name, remedy=remedy)}")
+            print(f"{location}: {len(ids) - len(known)} of {len(ids)} items are not in the store", file=sys.stderr)
         elif not ids:
             print(f"{conversation.place}: the list {chosen.key} is empty", file=sys.stderr)
-        kept.append(replace(conversation, candidates={chosen.key: known}))
-    if not any(conversation.candidates[chosen.key] for conversation in kept):
+        checked.append(replace(conversation, candidates={chosen.key: known}))
+    if not any(conversation.candidates[chosen.key] for conversation in checked):
         raise DataError(f"{source or conversations[0].file}: no candidate is left to rank; {NO_CANDIDATES}")
-    return kept
+    return checked
 
 
 def _open_store(chosen: RecommendSettings) -> ItemStore:

@@ -54,8 +54,8 @@ def write_exchange_files(
                     for row in [prediction((), (), ranking)]
                 ]
                 write_run(folder / f"{arm}.run", rows, tag=arm)
-            listed = [item for candidates in test_set.lists for item in candidates]
-            items = dict.fromkeys([*listed, *(item for group in targets.values() for item in group)])
+            listed_items = [item for candidates in test_set.lists for item in candidates]
+            items = dict.fromkeys([*listed_items, *(item for group in targets.values() for item in group)])
             write_beir(
                 beir / test_set.name,
                 corpus=((item, title(item), text(item)) for item in items),

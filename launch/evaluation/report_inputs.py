@@ -25,7 +25,7 @@ STAGES = {1: "Stage 1: descriptions from five tokens", 2: "Stage 2: the right ca
 """Titles of the charts."""
 
 
-def shelf(
+def photo_lookup(
     folders: Sequence[Path], store: ItemStore | None, cache: CacheSettings | None = None
 ) -> Callable[[str], bytes | None]:
     """Item -> its photo as stored in the sets, or None: the photo that its tokens were made of.
@@ -44,7 +44,7 @@ def shelf(
     return photo
 
 
-def described(
+def read_descriptions(
     folders: Sequence[Path], store: ItemStore, items: Iterable[str], cache: CacheSettings | None = None
 ) -> dict[str, str]:
     """Item -> the description of the photo that its tokens were made of; an item without one is not in it.
@@ -55,8 +55,8 @@ def described(
     sets = [ShardDataset(folder, cache=cache) for folder in folders]
     texts = {}
     for item in items:
-        words = (sample.text.split() for sample in _samples(sets, store.key(item)))
-        if text := " ".join(next(filter(None, words), ())):
+        word_lists = (sample.text.split() for sample in _samples(sets, store.key(item)))
+        if text := " ".join(next(filter(None, word_lists), ())):
             texts[item] = text
     return texts
 

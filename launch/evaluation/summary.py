@@ -17,11 +17,11 @@ def dry_run_text(chosen: EvaluateSettings, setup: EvaluationSetup) -> str:
     if setup.info is not None and setup.store is not None:
         lines += [f"base model  {setup.info.base}", f"item store  {chosen.store}, {len(setup.store):,} items"]
     if "chat" in setup.names:
-        questions = sum(bool(listed) for test_set in setup.test_sets for listed in test_set.lists)
+        questions = sum(bool(candidates) for test_set in setup.test_sets for candidates in test_set.lists)
         lines.append(f"chat model  {chosen.chat.model}, at most {questions:,} questions")
     if setup.texts:
-        listed = {item for test_set in setup.test_sets for item in test_set.items}
-        lines.append(f"catalogue   texts of {len(setup.texts):,} of the {len(listed):,} candidates")
+        all_candidates = {item for test_set in setup.test_sets for item in test_set.items}
+        lines.append(f"catalogue   texts of {len(setup.texts):,} of the {len(all_candidates):,} candidates")
     lines.append(
         f"arms        {', '.join(setup.names)}" + f"; {models} models, loaded one after the other" * (models > 0)
     )
@@ -39,8 +39,10 @@ def _chat_line(chat: Mapping[str, Any]) -> str:
     usage, cached = chat["usage"], chat["usage"]["cached"]
     parts = []
     for name, counts in chat["sets"].items():
-        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts["answers"].items())
-        parts.append(f"{name}: {kinds}, HitRatio@1 by the released rule {counts['released_rule']['hit_rate']:.3f}")
+        answer_counts = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts["answers"].items())
+        parts.append(
+            f"{name}: {answer_counts}, HitRatio@1 by the released rule {counts['released_rule']['hit_rate']:.3f}"
+        )
     tokens = f"{usage['prompt_tokens']:,} + {usage['completion_tokens']:,} tokens"
     cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
     return (
@@ -68,13 +70,14 @@ def results_table(results: Mapping[str, Any]) -> str:
             hits, mrr, ndcg = metrics["hit_rate"], metrics["mrr"]["value"], metrics["ndcg_at_10"]["value"]
             interval = f"[{hits['low']:.3f}, {hits['high']:.3f}]"
             lines.append(f"  {arm:<{width}}  {hits['value']:>10.3f}  {interval:<16}  {mrr:>7.3f}  {ndcg:>7.3f}")
-        for arm, none in test_set.get("none", {}).items():
+        for arm, counts in test_set.get("none", {}).items():
             absent, present = (
-                f"{none[key]:.3f}" if none[key] is not None else "-" for key in ("said_none_without", "said_none_with")
+                f"{counts[key]:.3f}" if counts[key] is not None else "-"
+                for key in ("said_none_without", "said_none_with")
             )
             lines.append(
-                f'  {arm:<{width}}  answers "none of these" for {absent} of {none["lists_without"]} lists without a '
-                f"target and {present} of {none['lists_with']} with one"
+                f'  {arm:<{width}}  answers "none of these" for {absent} of {counts["lists_without"]} lists without a '
+                f"target and {present} of {counts['lists_with']} with one"
             )
         for arm, count in test_set.get("missing", {}).items():
             lines.append(f"  {arm:<{width}}  has no ranking for {count:,} conversations, which count as misses")

@@ -80,9 +80,9 @@ class Layout:
 
     def __init__(self, out: Path) -> None:
         self.out = absolute(out)
-        if bad := re.search(r"[\\\n\r\0]", str(self.out)):
+        if match := re.search(r"[\\\n\r\0]", str(self.out)):
             raise ConfigError(
-                f"--out {str(self.out)!r}: SLURM cannot write logs to a path with {bad[0]!r}; choose another folder"
+                f"--out {str(self.out)!r}: SLURM cannot write logs to a path with {match[0]!r}; choose another folder"
             )
         self.store = self.out / "store"
         self.runs = self.out / "runs"
@@ -189,20 +189,20 @@ def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[
     """The steps that read conversations."""
     train = layout.shards("train")
     files = {"train": pipeline.conversations.train, "valid": pipeline.conversations.valid}
-    given = {key: file for key, file in files.items() if file}
+    provided = {key: file for key, file in files.items() if file}
     tests = [named_test(text) for text in pipeline.conversations.test]
     for stage in ("tune-retriever", "retrieve", "tune"):
-        for key in files.keys() - given.keys():
+        for key in files.keys() - provided.keys():
             _require(pipeline, stage, f"conversations.{key}")
     yield Step(
         name="tune-retriever",
         stage="tune-retriever",
-        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, "out": layout.retriever},
+        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **provided, "out": layout.retriever},
         output=layout.retriever,
         needs=("embed",),
-        inputs=tuple(map(str, given.values())),
+        inputs=tuple(map(str, provided.values())),
     )
-    read = tuple(dict.fromkeys([*given.values(), *(file for _, file in tests)]))
+    conversation_files = tuple(dict.fromkeys([*provided.values(), *(file for _, file in tests)]))
     retriever = {"tokens.retriever": layout.retriever} if "tune-retriever" in pipeline.stages else {}
     photos = (*pipeline.photos.train.items, *pipeline.photos.valid.items)
     if not photos:
@@ -212,7 +212,7 @@ def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[
         stage="retrieve",
         filled_in={
             "items": tuple(dict.fromkeys(photos)) or (_NOT_GIVEN,),
-            "conversations": read or (_NOT_GIVEN,),
+            "conversations": conversation_files or (_NOT_GIVEN,),
             "out": layout.retrieval,
             "index": layout.retrieval / "index",
             "store": layout.store,
@@ -220,24 +220,32 @@ def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[
         },
         output=layout.retrieval,
         needs=("tune-retriever", "embed"),
-        inputs=(*photos, *map(str, read)),
+        inputs=(*photos, *map(str, conversation_files)),
     )
-    listed: dict[str, Any] = {}
+    candidates_arg: dict[str, Any] = {}
     if "retrieve" in pipeline.stages:  # the same conversations, with the lists that it makes
-        if len({*(names := set_names(read))}) < len(read):
+        if len({*(names := set_names(conversation_files))}) < len(conversation_files):
             raise ConfigError("conversations: two files have the same name, and their folders too: rename one of them")
-        with_lists = {file: layout.retrieval / f"{name}.jsonl" for file, name in zip(read, names, strict=True)}
-        given = {key: with_lists[file] for key, file in given.items()}
+        with_lists = {
+            file: layout.retrieval / f"{name}.jsonl" for file, name in zip(conversation_files, names, strict=True)
+        }
+        provided = {key: with_lists[file] for key, file in provided.items()}
         tests = [(name, with_lists[file]) for name, file in tests]
-        listed = {"candidates": stage_values("retrieve", pipeline.retrieve).get("key", "candidates_fused")}
-    from_outside = () if listed else tuple(map(str, given.values()))
+        candidates_arg = {"candidates": stage_values("retrieve", pipeline.retrieve).get("key", "candidates_fused")}
+    external_files = () if candidates_arg else tuple(map(str, provided.values()))
     yield Step(
         name="tune",
         stage="tune",
-        filled_in={"store": layout.store, **dict.fromkeys(files, _NOT_GIVEN), **given, **listed, "out": layout.tune},
+        filled_in={
+            "store": layout.store,
+            **dict.fromkeys(files, _NOT_GIVEN),
+            **provided,
+            **candidates_arg,
+            "out": layout.tune,
+        },
         output=layout.tune,
         needs=("retrieve", "embed"),
-        inputs=from_outside,
+        inputs=external_files,
     )
     if not tests:
         _require(pipeline, "evaluate", "conversations.test")
@@ -250,12 +258,12 @@ def _conversation_steps(pipeline: PipelineSettings, layout: Layout) -> Iterator[
             "test": [f"{name}={file}" if name else str(file) for name, file in tests] or [_NOT_GIVEN],
             "shards": [train],
             "runs": [layout.distill, layout.tune],
-            **listed,
+            **candidates_arg,
             "out": layout.evaluation,
         },
         output=layout.evaluation,
         needs=("tune", "retrieve", "embed"),
-        inputs=() if listed else tuple(str(file) for _, file in tests),
+        inputs=() if candidates_arg else tuple(str(file) for _, file in tests),
     )
 
 

@@ -32,11 +32,11 @@ def dry_run_text(pipeline: PipelineSettings, steps: Sequence[Step], settings: Ma
     for step in steps:
         chosen = settings[step.name]
         job = step_job(step, pipeline, chosen, tracking_args(step.name, chosen, pipeline, PARENT))
-        after = [need for need in step.needs if need in names]
-        head = f"== {step.name}" + (f", after {' and '.join(after)}" if after else "")
-        args = job.args([f"<{name}>" for name in after])
+        dependencies = [need for need in step.needs if need in names]
+        header = f"== {step.name}" + (f", after {' and '.join(dependencies)}" if dependencies else "")
+        args = job.args([f"<{name}>" for name in dependencies])
         lines = [f"  {line}" for line in _estimate_lines(pipeline, step, job, settings)]
-        blocks.append("\n".join([head, *_shell_command(job, args), *lines]))
+        blocks.append("\n".join([header, *_shell_command(job, args), *lines]))
         scripts.append(job.script)
     if pipeline.tracking.mlflow:
         job = status_job(pipeline)
@@ -124,12 +124,12 @@ def _training_lines(pipeline: PipelineSettings, step: Step, job: SbatchJob, sett
         yield f"steps: {loop.total_steps(samples)} = {epochs} of {samples:,} {unit} / {batch}"
     else:
         yield f"steps: {_count(loop.epochs, 'epoch')} of {unit} / {batch}; the number of {unit} is not known yet"
-    half = job.resources.gpus > 0 and settings.model.dtype != "float32"
+    bf16 = job.resources.gpus > 0 and settings.model.dtype != "float32"
     config = zero2_config(
         micro_batch=micro,
         accumulation=accumulation,
         clip=loop.max_grad_norm,
-        bf16=half,
+        bf16=bf16,
         extra=read_deepspeed_config(settings.deepspeed),
     )
     yield f"DeepSpeed: {json.dumps(config, sort_keys=True)}"

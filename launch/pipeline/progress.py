@@ -40,8 +40,8 @@ def remaining_seconds(step: Step, expected: int | None = None) -> float | None:
         times = sorted(file.stat().st_mtime for file in done if file.exists())[-_RECENT:]
         if len(times) < 2 or len(done) >= total or times[-1] <= times[0]:
             return None
-        each = (times[-1] - times[0]) / (len(times) - 1)
-        return max(0.0, each * (total - len(done)) - (time.time() - times[-1]))
+        seconds_per_part = (times[-1] - times[0]) / (len(times) - 1)
+        return max(0.0, seconds_per_part * (total - len(done)) - (time.time() - times[-1]))
     if step.stage in ("crawl", "distill", "tune"):
         journal = step.output / JOURNAL_FILE
         total_steps = expected if step.stage == "crawl" else _total_steps(journal)
@@ -55,8 +55,8 @@ def _remaining_by_journal(records: Sequence[dict[str, Any]], total: int | None) 
     steps = [record for record in records[first:] if "event" not in record and "time" in record]
     if total is None or len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
-    each = (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"])
-    return max(0.0, each * (total - steps[-1]["step"]))
+    seconds_per_step = (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"])
+    return max(0.0, seconds_per_step * (total - steps[-1]["step"]))
 
 
 def _part_files(step: Step) -> tuple[list[Path], int]:

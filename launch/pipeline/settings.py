@@ -262,8 +262,8 @@ def _merged(settings: Mapping[str, Any], changes: Mapping[Keys, str]) -> dict[st
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
-        below = {keys[1:]: path for keys, path in changes.items() if keys[0] == name and keys[1:]}
-        nested[name] = _merged(value, below) if isinstance(value, Mapping) else value
+        nested_changes = {keys[1:]: path for keys, path in changes.items() if keys[0] == name and keys[1:]}
+        nested[name] = _merged(value, nested_changes) if isinstance(value, Mapping) else value
     for keys, path in changes.items():
         group = nested
         for key in keys[:-1]:

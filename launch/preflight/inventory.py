@@ -20,26 +20,26 @@ _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "numpy", "pill
 _CODE = ("lavic", "lavic.shards", "lavic.launch")
 
 
-def memory_problems(wanted_gib: float, meminfo: Path = Path("/proc/meminfo")) -> Iterator[str]:
+def memory_problems(required_gib: float, meminfo: Path = Path("/proc/meminfo")) -> Iterator[str]:
     """Too little free main memory, as where processes of an earlier job are still running."""
     with contextlib.suppress(OSError, KeyError, ValueError):
         rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free, total = (int(rows[name].split()[0]) / 2**20 for name in ("MemAvailable", "MemTotal"))
-        if free < wanted_gib:
-            yield f"{free:.1f} of {total:.1f} GiB of memory free, {wanted_gib:g} required"
+        if free < required_gib:
+            yield f"{free:.1f} of {total:.1f} GiB of memory free, {required_gib:g} required"
 
 
 def gpu_problems(required: int, facts: dict[str, Any], *, timeout_s: float) -> Iterator[str]:
     """What is wrong with this node's GPUs; their names and driver are added to `facts`."""
     code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
-        visible = int(done.stdout.strip() or 0) if done.returncode == 0 else 0
-        why = "" if visible else next(iter(done.stderr.strip().splitlines()[-1:]), "")
+        completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+        visible = int(completed.stdout.strip() or 0) if completed.returncode == 0 else 0
+        reason = "" if visible else next(iter(completed.stderr.strip().splitlines()[-1:]), "")
     except subprocess.TimeoutExpired:
-        visible, why = 0, f"torch did not answer within {timeout_s:.0f} s"
+        visible, reason = 0, f"torch did not answer within {timeout_s:.0f} s"
     if visible < required:
-        yield f"{visible} of {required} GPUs visible{f' ({why[:200]})' if why else ''}"
+        yield f"{visible} of {required} GPUs visible{f' ({reason[:200]})' if reason else ''}"
     fields = "index,name,driver_version,memory.total,memory.free,ecc.errors.uncorrected.volatile.total,uuid"
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:

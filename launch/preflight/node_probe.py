@@ -152,20 +152,20 @@ class NodeProbe:
             problem = f"port {self.settings.port} is in use ({error.strerror}): set RAY_PORT or RDZV_PORT"
             self._print("port", problems=[problem])
             return
-        left = len(self.nodes) - 1
+        num_waiting = len(self.nodes) - 1
         with server:
             server.settimeout(0.2)
-            while left and time.monotonic() < deadline:
+            while num_waiting and time.monotonic() < deadline:
                 with contextlib.suppress(OSError, ValueError, IndexError), server.accept()[0] as caller:
                     caller.settimeout(_CONNECT_S)
-                    place, port = map(int, caller.recv(64).split())
+                    node_index, port = map(int, caller.recv(64).split())
                     try:
-                        socket.create_connection((self.addresses[place], port), timeout=_CONNECT_S).close()
+                        socket.create_connection((self.addresses[node_index], port), timeout=_CONNECT_S).close()
                     except OSError as error:
                         caller.sendall(str(error).encode())
                     else:
                         caller.sendall(b"ok")
-                        left -= 1
+                        num_waiting -= 1
 
     def _connect(self, deadline: float) -> str:
         """The part of another node. Returns why it failed, for which this node or the first may be the cause."""

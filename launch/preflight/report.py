@@ -83,30 +83,30 @@ class PreflightReport:
     def _check_all_same(self, facts: Results) -> None:
         """Finds nodes that differ from most others: their copy of lavic, their packages, driver or data."""
         states: dict[str, dict[str, str]] = defaultdict(dict)
-        for node, known in facts.items():
-            states["the code of lavic"][node] = known["code"]
-            for name, version in known["packages"].items():
+        for node, node_facts in facts.items():
+            states["the code of lavic"][node] = node_facts["code"]
+            for name, version in node_facts["packages"].items():
                 states[name][node] = version
-            for path, state in known["data"].items():
+            for path, state in node_facts["data"].items():
                 states[path][node] = state
-            if "driver" in known:
-                states["driver"][node] = ", ".join(known["driver"])
+            if "driver" in node_facts:
+                states["driver"][node] = ", ".join(node_facts["driver"])
         for name, by_node in states.items():
             present = {node: by_node[node] for node in facts if by_node.get(node, MISSING) != MISSING}
             ranked = Counter(present.values()).most_common()
             if not ranked or ranked[0][1] == len(facts):
                 continue
-            usual, most = ranked[0]
+            most_common, most_common_count = ranked[0]
             for node in facts:
                 if node not in present:
                     self._problems[node].append(f"{name} is missing")
-            if len(ranked) > 1 and ranked[1][1] == most:
-                listed = ", ".join(f"{state} on {node}" for node, state in present.items())
-                self._between_nodes.append(f"{name} is not the same on all nodes: {listed}")
+            if len(ranked) > 1 and ranked[1][1] == most_common_count:
+                state_by_node = ", ".join(f"{state} on {node}" for node, state in present.items())
+                self._between_nodes.append(f"{name} is not the same on all nodes: {state_by_node}")
                 continue
             for node, state in present.items():
-                if state != usual:
-                    self._problems[node].append(f"{name} differs from the other nodes ({state}, there {usual})")
+                if state != most_common:
+                    self._problems[node].append(f"{name} differs from the other nodes ({state}, there {most_common})")
 
     def _check_links(self, by_node: Results) -> None:
         """Finds the node at fault where there is no connection between the first node and another."""

@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     out = Layout(chosen.out).out
     with locked(out):
         tasks = sweep_tasks(out, ask=False)
-        others = [name for name in chosen.steps if not select_tasks(tasks, [name])]
-        names = select_names(steps, others) if others else []
+        step_names = [name for name in chosen.steps if not select_tasks(tasks, [name])]
+        names = select_names(steps, step_names) if step_names else []
         jobs = refresh_jobs(read_jobs(out))
         if not chosen.steps:
             names = list(jobs)  # with the status job, which is no step

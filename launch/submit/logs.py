@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     chosen = parse(Settings, args, command="submit logs", description=DESCRIPTION)
     _, steps = read_pipeline(chosen.out)
     out = Layout(chosen.out).out
-    given = (chosen.step,) if chosen.step else ()
-    tasks = select_tasks(_tasks(out), given)
-    names = [] if given and tasks else select_names(steps, given)
+    requested = (chosen.step,) if chosen.step else ()
+    tasks = select_tasks(_tasks(out), requested)
+    names = [] if requested and tasks else select_names(steps, requested)
     jobs = {name: job for name, job in last_known_jobs(out).items() if name in names}
     job = _select_job(jobs | {f"{task.stage}-{task.cell}": _task_job(task) for task in tasks if task.job})
     if job is None:

@@ -101,7 +101,7 @@ def show(out: Path, *, as_json: bool = False, watch: bool = False) -> int:
     With `as_json` it is one JSON object per step instead of a table; with `watch` it is printed again at every change,
     until every job has ended.
     """
-    shown = ""
+    printed = ""
     while True:
         rows, tasks = collect_rows(out), sweep_tasks(out)
         lines = [json.dumps(row.as_dict()) for row in rows] if as_json else [table(rows)]
@@ -111,12 +111,12 @@ def show(out: Path, *, as_json: bool = False, watch: bool = False) -> int:
             else sweep_lines(tasks)
         )
         text = "\n".join(lines)
-        if text != shown:
-            if shown and not as_json:
+        if text != printed:
+            if printed and not as_json:
                 # a terminal shows the current status only, a log every change
                 print("\033[H\033[2J" if sys.stdout.isatty() else f"\n{time.strftime('%F %T')}")
             print(text, flush=True)
-            shown = text
+            printed = text
         states = {row.status.state for row in rows} | {task.state for task in tasks}
         if not watch or not states & {"running", "waiting"}:
             return int(bool(states & {"failed", "cancelled"}))

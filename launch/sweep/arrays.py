@@ -93,7 +93,7 @@ def _status(
     return replace(status, state="failed", why=why)
 
 
-def numbered(pipeline: PipelineSettings, sweep: Sweep) -> Sweep:
+def with_all_cells(pipeline: PipelineSettings, sweep: Sweep) -> Sweep:
     """The sweep with all cells that the settings name; each new one gets the next index."""
     cells, parts = dict(sweep.cells), dict(sweep.parts)
     for cell in plan_cells(pipeline):
@@ -116,29 +116,29 @@ def jobs_to_submit(
     Raises:
         ConfigError: An evaluation has no stage 2.
     """
-    wanted = {cell.name for cell in plan_cells(pipeline)}
+    cell_names = {cell.name for cell in plan_cells(pipeline)}
 
     def is_open(stage: SweepStage, name: str) -> bool:
         return (stage, name) in remade or statuses[stage, name].state in ("open", "failed")
 
     tuned: list[int] = []
     if "tune" in stages:
-        tuned = [sweep.cells[name] for name in sweep.cells if name in wanted and is_open("tune", name)]
+        tuned = [sweep.cells[name] for name in sweep.cells if name in cell_names and is_open("tune", name)]
         if tuned:
             yield "tune", tuned, ""
     if "evaluate" not in stages:
         return
     groups: dict[str, list[int]] = defaultdict(list)
     for name, index in sweep.cells.items():
-        if name not in wanted or not is_open("evaluate", name):
+        if name not in cell_names or not is_open("evaluate", name):
             continue
-        before = statuses["tune", name]
+        tune_status = statuses["tune", name]
         if index in tuned:
             groups["new"].append(index)
-        elif before.state == "done":
+        elif tune_status.state == "done":
             groups[""].append(index)
-        elif before.state in ("running", "waiting"):
-            groups[before.job.partition("_")[0]].append(index)
+        elif tune_status.state in ("running", "waiting"):
+            groups[tune_status.job.partition("_")[0]].append(index)
         else:
             raise ConfigError(f"evaluate of {name} needs its stage 2, which is not done: submit the stage tune too")
     for after, indexes in groups.items():
@@ -148,7 +148,7 @@ def jobs_to_submit(
 def submit_arrays(
     pipeline: PipelineSettings,
     sweep: Sweep,
-    wanted: Mapping[str, StepInputs],
+    inputs: Mapping[str, StepInputs],
     plan: Sequence[tuple[SweepStage, list[int], str]],
     after: Sequence[str],
     parent: str = "",
@@ -158,7 +158,7 @@ def submit_arrays(
     Args:
         pipeline: Its settings.
         sweep: What is known of it, with all cells.
-        wanted: `stage/cell` -> what it is made from.
+        inputs: `stage/cell` -> what it is made from.
         plan: From `jobs_to_submit`.
         after: Ids of the jobs of earlier stages that have not ended.
         parent: Id of the pipeline's MLflow run, or "".
@@ -171,19 +171,19 @@ def submit_arrays(
     names = {index: name for name, index in sweep.cells.items()}
     tune_id = ""
     for stage, indexes, waits_for in plan:
-        before = tune_id if waits_for == "new" else waits_for
+        tune_array = tune_id if waits_for == "new" else waits_for
         for index in indexes:  # not of tasks in the queue, which read theirs when they start
             cell = sweep.parts[names[index]]
             write_settings(pipeline, stage, cell, index, tracking_settings(pipeline, f"{stage}-{cell.name}", parent))
-        made = {f"{stage}/{names[index]}": wanted[f"{stage}/{names[index]}"] for index in indexes}
+        array_inputs = {f"{stage}/{names[index]}": inputs[f"{stage}/{names[index]}"] for index in indexes}
         mark, owner = f"lavic-{uuid.uuid4().hex[:12]}", client.current_user()
         array = Array(stage=stage, id="", mark=mark, owner=owner, indexes=tuple(indexes))
-        registered = replace(sweep, arrays=[*sweep.arrays, array], made={**sweep.made, **made})
+        registered = replace(sweep, arrays=[*sweep.arrays, array], made={**sweep.made, **array_inputs})
         registered.write(out)
         job = stage_job(pipeline, stage, indexes)
         rerun = "arrays that were queued before it remain queued: run the same command again"
         try:
-            id = client.submit([*_dependency(after, before), *job.args(mark=mark)], job.env, mark=mark)
+            id = client.submit([*_dependency(after, tune_array), *job.args(mark=mark)], job.env, mark=mark)
         except client.NoAnswer as error:
             raise LaunchError(f"{stage}: {error}; {rerun}, which looks for that array first") from None
         except LaunchError as error:
@@ -192,7 +192,7 @@ def submit_arrays(
         sweep = replace(registered, arrays=[*sweep.arrays, replace(array, id=id)])
         sweep.write(out)
         tune_id = id if stage == "tune" else tune_id
-        waiting = f", each after its task of {before}" if before else ""
+        waiting = f", each after its task of {tune_array}" if tune_array else ""
         print(f"{stage:<16}array {id} of {len(indexes)} tasks{waiting}", flush=True)
     return sweep
 
@@ -204,6 +204,6 @@ def stage_job(pipeline: PipelineSettings, stage: SweepStage, indexes: Sequence[i
 
 def _dependency(after: Sequence[str], corresponding: str) -> list[str]:
     """The option for an array that waits for jobs, and task by task for another array."""
-    kinds = [f"afterok:{':'.join(after)}"] if after else []
-    kinds += [f"aftercorr:{corresponding}"] if corresponding else []
-    return [f"--dependency={','.join(kinds)}"] if kinds else []
+    conditions = [f"afterok:{':'.join(after)}"] if after else []
+    conditions += [f"aftercorr:{corresponding}"] if corresponding else []
+    return [f"--dependency={','.join(conditions)}"] if conditions else []

@@ -122,8 +122,8 @@ def plan_cells(pipeline: PipelineSettings) -> list[Cell]:
     for name in (*sweep.categories, *sweep.candidates):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"sweep: {name!r} is not a name: use letters, digits, - and _")
-    given = {"train": files.train, "valid": files.valid, "test": " ".join(files.test) or None}
-    for key, file in given.items():
+    required_files = {"train": files.train, "valid": files.valid, "test": " ".join(files.test) or None}
+    for key, file in required_files.items():
         if file is None:
             raise ConfigError(f"conversations.{key} is missing: set it to the file of each category")
         if sweep.categories and CATEGORY not in str(file):
@@ -190,11 +190,11 @@ def task_args(pipeline: PipelineSettings, stage: SweepStage, cell: Cell | None =
     With a cell, its settings take the place of its file, which may not exist yet.
     """
     chosen = getattr(pipeline, stage)
-    taken = {"tune": {"store", "train", "valid", "out", "candidates"}}.get(
+    reserved_keys = {"tune": {"store", "train", "valid", "out", "candidates"}}.get(
         stage, {"bundle", "store", "test", "runs", "shards", "out", "candidates"}
     )
     for key, value in chosen.settings.items():
-        if key.replace("-", "_") in taken or (key == "loop" and isinstance(value, Mapping) and "seed" in value):
+        if key.replace("-", "_") in reserved_keys or (key == "loop" and isinstance(value, Mapping) and "seed" in value):
             raise ConfigError(f"{stage}.settings.{key}: the sweep fills that in; remove it")
     values = cell_settings(pipeline, stage, cell) if cell else {"config": settings_file(pipeline.out, stage, TASK)}
     return [*config_args(chosen), *to_args(values), *to_args(chosen.settings)]
@@ -235,8 +235,8 @@ def write_settings(
     values = cell_settings(pipeline, stage, cell)
     path = settings_file(pipeline.out, stage, index)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# lavic {stage}\n# {cell.name}\n"
-    atomic_write(path, head + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
+    header = f"# lavic {stage}\n# {cell.name}\n"
+    atomic_write(path, header + yaml.safe_dump({**values, **tracking}, sort_keys=False, allow_unicode=True))
 
 
 def wanted_inputs(

@@ -16,7 +16,7 @@ from lavic.launch.pipeline.mlflow_parent import open_parent
 from lavic.launch.pipeline.pipeline_status import is_complete
 from lavic.launch.pipeline.settings import RETRIEVAL, PipelineSettings
 from lavic.launch.pipeline.step_status import refresh_jobs
-from lavic.launch.sweep.arrays import jobs_to_submit, numbered, stage_job, submit_arrays, task_statuses, with_ids
+from lavic.launch.sweep.arrays import jobs_to_submit, stage_job, submit_arrays, task_statuses, with_all_cells, with_ids
 from lavic.launch.sweep.cells import (
     SWEEP_STAGES,
     Sweep,
@@ -38,26 +38,28 @@ def submit_sweep(pipeline: PipelineSettings, steps: Sequence[Step], stages: Sequ
     if not active and not is_complete(next(step for step in steps if step.stage == "embed"), DigestCache(layout.out)):
         raise ConfigError(f"a sweep needs the item store, which is not done ({layout.store}): submit its stages too")
     shared = without_sweep_stages(pipeline)
-    sweep = numbered(pipeline, with_ids(Sweep.read(layout.out)))
+    sweep = with_all_cells(pipeline, with_ids(Sweep.read(layout.out)))
     if not (layout.out / "pipeline.yaml").is_file():
         atomic_write(layout.out / "pipeline.yaml", dump(shared, command="submit"))
     statuses = {(row.stage, row.cell): row for row in task_statuses(layout.out, sweep)}
     cache = DigestCache(layout.out)
     store = "" if active else cache.digest(layout.store / NAME)
-    wanted = {
+    inputs = {
         f"{stage}/{cell.name}": wanted_inputs(pipeline, stage, cell, cache, {"embed": store} if store else {})
         for cell in plan_cells(pipeline)
         for stage in SWEEP_STAGES
     }
     cache.save()
-    done = [key for row in statuses.values() if row.state == "done" and (key := f"{row.stage}/{row.cell}") in wanted]
-    sweep = with_kept(sweep, wanted, done, keep=pipeline.keep)
-    remade = remade_cells(pipeline, sweep, wanted, stages, statuses)
+    done_keys = [
+        key for row in statuses.values() if row.state == "done" and (key := f"{row.stage}/{row.cell}") in inputs
+    ]
+    sweep = with_kept(sweep, inputs, done_keys, keep=pipeline.keep)
+    remade = remade_cells(pipeline, sweep, inputs, stages, statuses)
     plan = list(jobs_to_submit(pipeline, sweep, statuses, stages, remade))
     move_remade(pipeline, remade)
     sweep.write(layout.out)
     if plan:
-        submit_arrays(pipeline, sweep, wanted, plan, active, open_parent(shared))
+        submit_arrays(pipeline, sweep, inputs, plan, active, open_parent(shared))
     else:
         print(f"{layout.out}: no cell to submit")
     print(f"then: lavic submit table {shlex.quote(str(layout.out))}")
@@ -81,8 +83,8 @@ def swept_stages(pipeline: PipelineSettings) -> list[SweepStage]:
             raise ConfigError(f"--force {stage}: not in this pipeline's stages ({', '.join(pipeline.stages)})")
     if pipeline.from_ in SWEEP_STAGES:
         raise ConfigError(f"--from {pipeline.from_}: use --only, which a sweep's stages know")
-    wanted = pipeline.only or pipeline.stages
-    stages = [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in wanted]
+    requested = pipeline.only or pipeline.stages
+    stages = [stage for stage in SWEEP_STAGES if stage in pipeline.stages and stage in requested]
     for cell in plan_cells(pipeline):
         for stage in stages:
             resolve_cell(pipeline, stage, cell)

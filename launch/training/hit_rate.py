@@ -52,8 +52,8 @@ class HitRateScorer:
             for row, ranking in enumerate(self.ranker.rank(requests)):
                 hits[start + row] = expected_hit(ranking, group[row].targets)
         # summed in the order of lists: on any number of ranks the same number to the last digit
-        gathered = {row: hit for share in world.all_gather_object(hits) for row, hit in share.items()}
-        return {HIT_RATE: math.fsum(gathered.values()) / len(gathered)}
+        hit_by_row = {row: hit for hits_of_rank in world.all_gather_object(hits) for row, hit in hits_of_rank.items()}
+        return {HIT_RATE: math.fsum(hit_by_row.values()) / len(hit_by_row)}
 
 
 def expected_hit(ranking: RankedList, targets: Sequence[str]) -> float:
@@ -67,6 +67,6 @@ def listed_subset(conversations: Sequence[Conversation], candidates: str, count:
 
     A list without a target can only be missed, by every model: it would cost time and tell nothing.
     """
-    listed = [c for c in conversations if set(c.candidates[candidates]) & set(c.targets)]
-    count = min(count, len(listed))
-    return [listed[number * len(listed) // count] for number in range(count)]
+    answerable = [c for c in conversations if set(c.candidates[candidates]) & set(c.targets)]
+    count = min(count, len(answerable))
+    return [answerable[number * len(answerable) // count] for number in range(count)]

@@ -45,13 +45,13 @@ class RetrieverData:
             for file in (settings.train, settings.valid)
         )
         targets = dict.fromkeys(id for row in (*train, *valid) for id in row.targets)
-        others = settings.valid_items - len(targets)
+        num_sampled = settings.valid_items - len(targets)
         if len(store) <= settings.valid_items:
             targets |= dict.fromkeys(store.ids)
-        elif others > 0:
+        elif num_sampled > 0:
             rows = random.Random(settings.head.seed).sample(range(len(store)), settings.valid_items)
             sampled = (id for id in (store.ids[row] for row in sorted(rows)) if id not in targets)
-            targets |= dict.fromkeys(id for id, _ in zip(sampled, range(others), strict=False))
+            targets |= dict.fromkeys(id for id, _ in zip(sampled, range(num_sampled), strict=False))
         return cls(store, train, valid, list(targets))
 
     def digests(self, settings: TuneRetrieverSettings) -> dict[str, str]:

@@ -155,8 +155,8 @@ class RetrieverRun:
         settings, data = self.settings, self.data
         queries = cache.read("queries", len(data.train) + len(data.valid))
         features = Features(queries=queries[: len(data.train)], items=cache.read("items", len(data.items)))
-        place = {id: row for row, id in enumerate(data.items)}
-        pairs, valid = Pairs.of(data.train, place), Pairs.of(data.valid, place)
+        row_of_item = {id: row for row, id in enumerate(data.items)}
+        pairs, valid = Pairs.of(data.train, row_of_item), Pairs.of(data.valid, row_of_item)
         submissions = submission_hashes(data.train)
         folds = [fold_of(row, submissions, settings.head.folds) for row in data.train]
         if settings.head.folds and len(set(folds)) < 2:
@@ -226,8 +226,8 @@ class RetrieverRun:
         recall = {f"recall_{cutoff}": value for cutoff, value in trained.recall.items()}
         result = {"command": COMMAND, "best_step": trained.step, "items": len(self.data.items), **recall}
         self.folder.finish(result, digests)
-        following = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--tokens.retriever", str(settings.out)])
-        print(f"{bundle}: done, {_recall_text(trained)}; next: {following} --store {settings.store} ...")
+        next_command = shlex.join(["lavic", "retrieve", "--methods", "tokens", "--tokens.retriever", str(settings.out)])
+        print(f"{bundle}: done, {_recall_text(trained)}; next: {next_command} --store {settings.store} ...")
 
 
 def _recall_text(trained: TrainedHead) -> str:

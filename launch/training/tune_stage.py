@@ -59,8 +59,10 @@ class TuneStage(TrainingStage):
         self.train, self.valid = rows
         self.ranked = listed_subset(self.valid, settings.candidates, settings.ranked_lists)
         if settings.select == "hit_rate" and not self.ranked:
-            why = "--ranked-lists is 0" if not settings.ranked_lists else f"no list of {settings.valid} holds a target"
-            raise ConfigError(f"--select hit_rate: {why}, so there is no hit rate to select by")
+            reason = (
+                "--ranked-lists is 0" if not settings.ranked_lists else f"no list of {settings.valid} holds a target"
+            )
+            raise ConfigError(f"--select hit_rate: {reason}, so there is no hit rate to select by")
 
     @property
     def selecting_score(self) -> str | None:
@@ -195,10 +197,10 @@ def drop_missing_items(
     kept, dropped = [], 0
     for row in rows:
         targets = tuple(id for id in row.targets if id in store)
-        listed = tuple(id for id in row.candidates[key] if id in store)
-        dropped += len(row.candidates[key]) - len(listed)
-        if targets and listed and len({*listed, *targets}) > 1:
-            kept.append(replace(row, targets=targets, candidates={**row.candidates, key: listed}))
+        stored_candidates = tuple(id for id in row.candidates[key] if id in store)
+        dropped += len(row.candidates[key]) - len(stored_candidates)
+        if targets and stored_candidates and len({*stored_candidates, *targets}) > 1:
+            kept.append(replace(row, targets=targets, candidates={**row.candidates, key: stored_candidates}))
     file = rows[0].file
     if not kept:
         raise DataError(f"{file}: no conversation has a target and another candidate in {store.folder}")

@@ -129,10 +129,12 @@ def lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed", "NCCL"))
 
 
-def show_traceback(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+def show_traceback(error_type: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
     """Prints a traceback without secrets, with the rank where there are several; also as `sys.excepthook`."""
-    head = f"lavic: rank {launched_rank()} failed:\n" if launched_world_size() > 1 else ""
-    print(head + redact("".join(traceback.format_exception(kind, error, at))), end="", file=sys.stderr, flush=True)
+    header = f"lavic: rank {launched_rank()} failed:\n" if launched_world_size() > 1 else ""
+    print(
+        header + redact("".join(traceback.format_exception(error_type, error, tb))), end="", file=sys.stderr, flush=True
+    )
 
 
 def exit_process(code: int) -> NoReturn:
@@ -154,8 +156,8 @@ def _describe(command: str, error: Exception) -> tuple[str | None, int, bool]:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            how = f"pip install 'lavic[{EXTRAS[package]}]'"
-            return f"needs the package '{package}'; install it with: {how}", 2, True
+            install_command = f"pip install 'lavic[{EXTRAS[package]}]'"
+            return f"needs the package '{package}'; install it with: {install_command}", 2, True
     if isinstance(error, OSError):
         return _describe_os_error(error)
     if out_of_memory(error):
@@ -173,25 +175,25 @@ def _describe(command: str, error: Exception) -> tuple[str | None, int, bool]:
 def _describe_os_error(error: OSError) -> tuple[str, int, bool]:
     reason = error.strerror or first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{_path(error.filename)} could not be written" if error.filename else "could not write"
-        return f"{what} ({reason}): make room, then run the same command again", 1, False
-    places = " -> ".join(_path(name) for name in (error.filename, error.filename2) if name)
+        problem = f"{_path(error.filename)} could not be written" if error.filename else "could not write"
+        return f"{problem} ({reason}): make room, then run the same command again", 1, False
+    paths = " -> ".join(_path(name) for name in (error.filename, error.filename2) if name)
     hint = _HINTS.get(error.errno or 0)
-    line = f"{places or 'the operating system'}: {reason}{f': {hint}' if hint else ''}"
+    line = f"{paths or 'the operating system'}: {reason}{f': {hint}' if hint else ''}"
     return line, 2 if hint else 1, hint is not None
 
 
 def _describe_out_of_memory(command: str, error: Exception) -> str:
     text = str(error)
-    where = "the machine" if isinstance(error, MemoryError) or "allocate memory" in text else "the GPU"
-    what = "; ".join(match[0] for pattern in _AMOUNTS if (match := pattern.search(text))) or first_line(error)
+    device = "the machine" if isinstance(error, MemoryError) or "allocate memory" in text else "the GPU"
+    amounts = "; ".join(match[0] for pattern in _AMOUNTS if (match := pattern.search(text))) or first_line(error)
     hint = _LESS_MEMORY.get(command, "use more memory or smaller batches")
-    return f"{where} is out of memory ({what[:1].lower()}{what[1:]}): {hint}"
+    return f"{device} is out of memory ({amounts[:1].lower()}{amounts[1:]}): {hint}"
 
 
-def _describe_dead_worker(pid: str, what: str) -> str:
-    hint = "is /dev/shm too small?" if "Bus error" in what else "is the machine out of memory?"
-    reason = what.partition(". ")[0].strip().rstrip(".")
+def _describe_dead_worker(pid: str, message: str) -> str:
+    hint = "is /dev/shm too small?" if "Bus error" in message else "is the machine out of memory?"
+    reason = message.partition(". ")[0].strip().rstrip(".")
     return f"a data loader worker (pid {pid}) {reason}: {hint} Lower num_workers to use less memory"
 
 

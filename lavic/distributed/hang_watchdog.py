@@ -97,7 +97,7 @@ class HangWatchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
+    def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         if self._thread is None or self._store is None:
             return
         try:

@@ -62,12 +62,12 @@ def signal_handlers(
     numbers: Sequence[int], handler: Callable[[int, FrameType | None], None] | signal.Handlers
 ) -> Iterator[None]:
     """Installs a handler of some signals while the block runs. Only the main thread may."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    previous_handlers = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        for number, previous_handler in previous_handlers.items():
+            signal.signal(number, previous_handler)
 
 
 @contextmanager

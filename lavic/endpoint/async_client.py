@@ -97,20 +97,20 @@ class AsyncEndpoint:
             ConfigError: As `chat`.
             EndpointError: The server refuses a text, or does not answer.
         """
-        sent = [sent_text(text) for text in texts]
-        digests = [request_digest("embedding", embedding_body([text], self._settings)) for text in sent]
+        sent_texts = [sent_text(text) for text in texts]
+        digests = [request_digest("embedding", embedding_body([text], self._settings)) for text in sent_texts]
         vectors = [self._kept_vector(digest) for digest in digests]
         numbers: dict[str, int] = {}
         for n, vector in enumerate(vectors):
             if vector is None:
-                numbers.setdefault(sent[n], first + n)
+                numbers.setdefault(sent_texts[n], first + n)
         if numbers:
-            made = dict(zip(numbers, await self._embed_new(list(numbers), list(numbers.values())), strict=True))
+            new_vectors = dict(zip(numbers, await self._embed_new(list(numbers), list(numbers.values())), strict=True))
             for n, vector in enumerate(vectors):
                 if vector is None:
-                    vectors[n] = made[sent[n]]
+                    vectors[n] = new_vectors[sent_texts[n]]
                     if self._cache:
-                        self._cache.put(digests[n], pack(made[sent[n]]))
+                        self._cache.put(digests[n], pack(new_vectors[sent_texts[n]]))
         return [vector for vector in vectors if vector is not None]
 
     async def _embed_new(self, texts: list[str], numbers: list[int]) -> list[Vector]:
@@ -124,12 +124,12 @@ class AsyncEndpoint:
         except Fault as fault:
             if fault.kind == REFUSED and len(texts) > 1:  # too many for the server, or one is too long
                 half = len(texts) // 2
-                before = await self._embed_new(texts[:half], numbers[:half])
-                return before + await self._embed_new(texts[half:], numbers[half:])
-            which = (
+                first_half = await self._embed_new(texts[:half], numbers[:half])
+                return first_half + await self._embed_new(texts[half:], numbers[half:])
+            subject = (
                 f"of text {numbers[0]} ({len(texts[0])} characters)" if len(texts) == 1 else f"of {len(texts)} texts"
             )
-            raise EndpointError(f"{self._flag}: no embedding {which}: {fault.message}") from None
+            raise EndpointError(f"{self._flag}: no embedding {subject}: {fault.message}") from None
 
     async def _send(self, path: str, body: dict[str, Any], parse: Callable[[Any], T]) -> T:
         """The parsed answer to a request, after retries; raises the last Fault."""
@@ -142,24 +142,30 @@ class AsyncEndpoint:
                 try:
                     answer = parse(await self._connection.post(server.url, path, data))
                 except Fault as fault:
-                    last = Fault(fault.kind, f"{_shown_url(server.url)} {fault.message}", fault.wait_s)
+                    last_fault = Fault(fault.kind, f"{_shown_url(server.url)} {fault.message}", fault.wait_s)
                     self.usage.faults[fault.kind] += 1
                 else:
                     server.faults = self._failed_in_row = 0
                     return answer
-            if last.kind in FATAL:
-                mend = _MEND[last.kind].format(flag=self._flag, model=settings.model)
-                raise ConfigError(f"{last.message}: {mend}")
-            if last.kind not in RETRIED or attempt == settings.retries or (last.wait_s or 0.0) > settings.max_wait_s:
+            if last_fault.kind in FATAL:
+                remedy = _MEND[last_fault.kind].format(flag=self._flag, model=settings.model)
+                raise ConfigError(f"{last_fault.message}: {remedy}")
+            if (
+                last_fault.kind not in RETRIED
+                or attempt == settings.retries
+                or (last_fault.wait_s or 0.0) > settings.max_wait_s
+            ):
                 break
-            server.pause(last, settings.backoff_s)
-            if last.kind not in PAUSING:
+            server.pause(last_fault, settings.backoff_s)
+            if last_fault.kind not in PAUSING:
                 await asyncio.sleep(backoff_s(settings.backoff_s, attempt))
-        self.usage.failed[last.kind] += 1
+        self.usage.failed[last_fault.kind] += 1
         self._failed_in_row += 1
         if self._failed_in_row >= settings.give_up_after:
-            raise EndpointError(f"{settings.give_up_after} requests in a row failed, the last one: {last.message}")
-        raise last
+            raise EndpointError(
+                f"{settings.give_up_after} requests in a row failed, the last one: {last_fault.message}"
+            )
+        raise last_fault
 
     def _kept_chat(self, digest: str) -> ChatAnswer | None:
         kept = self._cache.get(digest) if self._cache else None

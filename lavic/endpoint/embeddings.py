@@ -41,12 +41,12 @@ def parse_embeddings(answer: Any, count: int, dimensions: int | None) -> list[Ve
     """
     try:
         rows = answer["data"]
-        places = [row.get("index", n) for n, row in enumerate(rows)]
-        if sorted(places) != list(range(count)):
+        indices = [row.get("index", n) for n, row in enumerate(rows)]
+        if sorted(indices) != list(range(count)):
             raise Fault("shape", f"answers {len(rows)} embeddings for {count} texts, or not one for each")
         vectors: list[Any] = [None] * count
-        for place, row in zip(places, rows, strict=True):
-            vectors[place] = np.asarray(row["embedding"], dtype=np.float32)
+        for index, row in zip(indices, rows, strict=True):
+            vectors[index] = np.asarray(row["embedding"], dtype=np.float32)
     except (LookupError, TypeError, ValueError, AttributeError):
         raise Fault("shape", "answers JSON without a list of embeddings") from None
     length = dimensions or (vectors[0].size if count else 0)

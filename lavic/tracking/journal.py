@@ -59,11 +59,11 @@ class Journal:
         text = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False, default=str)
         line = text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes JSON's escape
         try:
-            cut = os.write(self._file, line) < len(line)
+            incomplete = os.write(self._file, line) < len(line)
             reason = "the disk is full"
         except OSError as error:
-            cut, reason = True, error.strerror or str(error)
-        if cut:
+            incomplete, reason = True, error.strerror or str(error)
+        if incomplete:
             raise LavicError(f"{self.path} cannot be written ({reason}): make room, then run the same command again")
 
 
@@ -124,13 +124,13 @@ def read_journal(path: str | Path) -> list[dict[str, Any]]:
     A run that resumes from step 40 after reaching 55 writes steps 41 to 55 again: of records with the same step and
     keys the last counts, and a "resume" event voids the records beyond its step.
     """
-    kept: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+    latest: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
     for record in read_lines(path):
         if record.get("event") == "resume" and "step" in record:
-            kept = {key: value for key, value in kept.items() if key[0] <= record["step"]}
+            latest = {key: value for key, value in latest.items() if key[0] <= record["step"]}
         elif "event" not in record:
-            kept[record["step"], frozenset(record)] = record
-    return sorted(kept.values(), key=lambda record: record["step"])
+            latest[record["step"], frozenset(record)] = record
+    return sorted(latest.values(), key=lambda record: record["step"])
 
 
 def read_events(path: str | Path, name: str) -> list[dict[str, Any]]:

@@ -78,14 +78,14 @@ class StoreClient:
 
     def find_run(self, journal_id: str) -> str | None:
         """MLflow's id of the run with a journal's id, in any experiment; None where there is none."""
-        everything = self._entities.ViewType.ALL
+        all_stages = self._entities.ViewType.ALL
         experiments, page = [], None
         while page is None or page.token:
-            page = self.client.search_experiments(everything, page_token=page.token if page else None)
+            page = self.client.search_experiments(all_stages, page_token=page.token if page else None)
             experiments += [experiment.experiment_id for experiment in page]
         query = f"tags.`{ID_TAG}` = '{journal_id}'"
         for first in range(0, len(experiments), 100):
-            runs = self.client.search_runs(experiments[first : first + 100], query, everything, max_results=100)
+            runs = self.client.search_runs(experiments[first : first + 100], query, all_stages, max_results=100)
             for run in sorted(runs, key=lambda run: run.info.lifecycle_stage):  # active before deleted
                 if self.has_run(run.info.run_id):
                     return str(run.info.run_id)
@@ -100,18 +100,18 @@ class StoreClient:
             existing = self.find_run(journal_id)
             if existing is not None:
                 return existing, True
-            place = client.get_run(parent).info.experiment_id if parent else self.experiment_id(experiment)
+            experiment_id = client.get_run(parent).info.experiment_id if parent else self.experiment_id(experiment)
             tags = {"mlflow.source.name": "lavic", ID_TAG: journal_id}
             if parent:
                 tags["mlflow.parentRunId"] = parent
             name = valid_text(name)[: _MAX_LENGTHS["name"]]
-            run = client.create_run(place, run_name=name, start_time=start_ms, tags=tags)
+            run = client.create_run(experiment_id, run_name=name, start_time=start_ms, tags=tags)
             return str(run.info.run_id), False
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """The last step of each metric that the store has of a run."""
         names = self.client.get_run(run_id).data.metrics
-        return {name: max(p.step for p in self.client.get_metric_history(run_id, name)) for name in names}
+        return {name: max(point.step for point in self.client.get_metric_history(run_id, name)) for name in names}
 
     def log_metrics(self, run_id: str, points: Sequence[Point]) -> None:
         """Adds points of metrics. A database ignores those that it has already."""
@@ -121,7 +121,7 @@ class StoreClient:
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Sets parameters. MLflow never changes one: the new value of a changed one becomes the tag `changed.NAME`."""
         existing = self.client.get_run(run_id).data.params
-        texts = {valid_name(key): valid_text(str(v))[: _MAX_LENGTHS["param"]] for key, v in params.items()}
+        texts = {valid_name(key): valid_text(str(value))[: _MAX_LENGTHS["param"]] for key, value in params.items()}
         new = [self._entities.Param(key, text) for key, text in texts.items() if key not in existing]
         self._log(run_id, "params", new)
         changed = {f"changed.{key}": text for key, text in texts.items() if existing.get(key, text) != text}
@@ -130,8 +130,10 @@ class StoreClient:
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Sets tags; a value that is not text becomes JSON."""
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in tags.items()}
-        tag, longest = self._entities.RunTag, _MAX_LENGTHS["tag"]
-        self._log(run_id, "tags", [tag(valid_name(key), valid_text(text)[:longest]) for key, text in texts.items()])
+        run_tag, max_length = self._entities.RunTag, _MAX_LENGTHS["tag"]
+        self._log(
+            run_id, "tags", [run_tag(valid_name(key), valid_text(text)[:max_length]) for key, text in texts.items()]
+        )
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copies a file or a folder, into `folder` of the run's artifacts."""
@@ -214,12 +216,12 @@ class StoreClient:
 
 def valid_name(name: str) -> str:
     """A name that MLflow takes for a metric, parameter or tag; different names stay different."""
-    longest = _MAX_LENGTHS["name"]
-    clean = posixpath.normpath("/" + _NOT_IN_NAMES.sub("_", name)).strip("/") or "_"
-    if clean == name and len(name) <= longest:
+    max_length = _MAX_LENGTHS["name"]
+    cleaned = posixpath.normpath("/" + _NOT_IN_NAMES.sub("_", name)).strip("/") or "_"
+    if cleaned == name and len(name) <= max_length:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    return f"{clean[: longest - 9]}-{digest}"
+    return f"{cleaned[: max_length - 9]}-{digest}"
 
 
 def valid_text(text: str) -> str:

@@ -136,12 +136,16 @@ class RunSync:
 
     def _send(self) -> None:
         path = self.run_dir / JOURNAL_FILE
-        run = journal_id(path)
-        if path.stat().st_size < self.record.offset or self.record.id not in ("", run) or not self._run_exists():
+        id_in_journal = journal_id(path)
+        if (
+            path.stat().st_size < self.record.offset
+            or self.record.id not in ("", id_in_journal)
+            or not self._run_exists()
+        ):
             self.record = SyncRecord()
         if not self.record.id and self.record.run_id:  # recorded before there were ids
-            self._store.set_tags(self.record.run_id, {ID_TAG: run})
-        self.record.id = run
+            self._store.set_tags(self.record.run_id, {ID_TAG: id_in_journal})
+        self.record.id = id_in_journal
         if self.record.run_id:
             self._check_experiment(self.record.run_id)
         self._pending = []
@@ -160,13 +164,13 @@ class RunSync:
             self._send_system_metrics()
 
     def _collect(self, record: dict[str, Any], prefix: str = "") -> None:
-        step, when = int(record["step"]), milliseconds(record)
+        step, time_ms = int(record["step"]), milliseconds(record)
         for key, value in record.items():
             name = valid_name(prefix + key)
             is_metric = isinstance(value, (int, float)) and key not in ("step", "time")
             if is_metric and step > self.record.last.get(name, -1):
                 self.record.last[name] = step
-                self._pending.append((name, float(value), when, step))
+                self._pending.append((name, float(value), time_ms, step))
 
     def _flush(self) -> None:
         """Sends pending points, then records it. After a crash in between the store ignores those it has."""
@@ -250,11 +254,11 @@ class RunSync:
         for name, step in known.items():
             self.record.last[name] = max(step, self.record.last.get(name, -1))
 
-    def _check_experiment(self, run_id: str, which: str = "it") -> None:
+    def _check_experiment(self, run_id: str, subject: str = "it") -> None:
         """Refuses an experiment other than that of an existing run: this one or its parent."""
         if self.experiment and (actual := self._store.experiment_name(run_id)) != valid_text(self.experiment):
             raise ConfigError(
-                f"{self.run_dir}: {which} is in the experiment '{actual}' of {self.uri}, and MLflow "
+                f"{self.run_dir}: {subject} is in the experiment '{actual}' of {self.uri}, and MLflow "
                 f"cannot move a run: omit --experiment, or delete the run in MLflow to send it to '{self.experiment}'"
             )
 

@@ -36,10 +36,10 @@ def draw(run_dir: Path) -> list[Path]:
         return []
     files: list[Path] = []
 
-    def plot(name: str, x: str, y: str, fill: Callable[[Any], None]) -> None:
+    def plot(name: str, x_label: str, y_label: str, fill: Callable[[Any], None]) -> None:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot(xlabel=x, ylabel=y)
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         fill(axes)
@@ -55,8 +55,10 @@ def draw(run_dir: Path) -> list[Path]:
         axes.plot(*zip(*_smooth(losses), strict=True), color="tab:blue", label="mean")
 
     def fill_perplexity(axes: Any) -> None:
-        full = [event for event in read_events(run_dir / JOURNAL_FILE, "captions") if event.get("arm") == "full"]
-        teacher = full[-1].get("perplexity") if full else None
+        teacher_evals = [
+            event for event in read_events(run_dir / JOURNAL_FILE, "captions") if event.get("arm") == "full"
+        ]
+        teacher = teacher_evals[-1].get("perplexity") if teacher_evals else None
         label = "validation" if teacher is None else "five tokens"
         axes.plot(*zip(*scores, strict=True), marker="o", label=label)
         if teacher is not None:

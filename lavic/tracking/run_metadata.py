@@ -48,11 +48,11 @@ def versions(*packages: str) -> dict[str, str]:
 
 def _commit() -> dict[str, str]:
     """The git commit of this package: of its clone, else the one that pip installed it from."""
-    here = Path(__file__).parent
+    package_dir = Path(__file__).parent
     # in a virtual environment inside another repository, this file is not tracked
-    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
-        commit = _git(here, "rev-parse", "HEAD") or ""
-        changed = bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+    if _git(package_dir, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        commit = _git(package_dir, "rev-parse", "HEAD") or ""
+        changed = bool(_git(package_dir, "status", "--porcelain", "--untracked-files=no"))
         return {"mlflow.source.git.commit": commit, "git.changed": str(changed).lower()} if commit else {}
     try:
         origin = json.loads(importlib.metadata.distribution("lavic").read_text("direct_url.json") or "{}")

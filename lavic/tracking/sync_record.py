@@ -48,9 +48,11 @@ def read_records(run_dir: Path) -> dict[str, SyncRecord]:
     """What each store has of a run, by `store_key`."""
     try:
         stored = json.loads((run_dir / _FILE).read_text("utf-8"))
-        known = {each.name for each in fields(SyncRecord)}
+        field_names = {record_field.name for record_field in fields(SyncRecord)}
         return {
-            store_key(store): SyncRecord(**{"uri": redact(store)} | {key: entry[key] for key in known & entry.keys()})
+            store_key(store): SyncRecord(
+                **{"uri": redact(store)} | {key: entry[key] for key in field_names & entry.keys()}
+            )
             for store, entry in stored.items()
         }
     except (FileNotFoundError, ValueError, TypeError, AttributeError):

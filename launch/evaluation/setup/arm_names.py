@@ -81,9 +81,9 @@ def arm_names(chosen: EvaluateSettings) -> tuple[ArmName, ...]:
         raise ConfigError("--bundle needs --store STORE, the item store that it was tuned on")
     names = chosen.arms or (DEFAULT_ARMS if chosen.bundle else DEFAULT_TEXT_ARMS)
     if chosen.bundle is None:
-        needy = [f"--arms {name}" for name in names if name in get_args(ModelArm)]
-        needy += [f"--compare {text}" for text in chosen.compare]
-        needy += ["--shards"] * bool(chosen.shards and not chosen.chat.photos)
-        if needy:
-            raise ConfigError(f"{needy[0]} needs --bundle and --store")
+        needs_bundle = [f"--arms {name}" for name in names if name in get_args(ModelArm)]
+        needs_bundle += [f"--compare {text}" for text in chosen.compare]
+        needs_bundle += ["--shards"] * bool(chosen.shards and not chosen.chat.photos)
+        if needs_bundle:
+            raise ConfigError(f"{needs_bundle[0]} needs --bundle and --store")
     return tuple(dict.fromkeys(names))

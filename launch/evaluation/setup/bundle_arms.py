@@ -47,18 +47,18 @@ class Bundles:
                 f"--bundle {chosen.bundle}: a stage-1 bundle, it holds no language adapter: run `lavic tune` first, or "
                 "evaluate without one: --arms before_tuning random"
             )
-        first = Arm(name="lavic", bundle=chosen.bundle, store=store, base=base, tokens_per_item=chosen.tokens_per_item)
+        main = Arm(name="lavic", bundle=chosen.bundle, store=store, base=base, tokens_per_item=chosen.tokens_per_item)
         variants = {
-            "lavic": first,
-            "shuffled": replace(first, name="shuffled", shown="shuffled"),
-            "blank": replace(first, name="blank", shown="blank"),
-            "noise": replace(first, name="noise", shown="noise"),
-            "words": replace(first, name="words", shown="text"),
-            "before_tuning": replace(first, name="before_tuning", language=False),
-            "base_titles": replace(first, name="base_titles", language=False, shown="text"),
-            "words_before_tuning": replace(first, name="words_before_tuning", language=False, shown="text"),
+            "lavic": main,
+            "shuffled": replace(main, name="shuffled", shown="shuffled"),
+            "blank": replace(main, name="blank", shown="blank"),
+            "noise": replace(main, name="noise", shown="noise"),
+            "words": replace(main, name="words", shown="text"),
+            "before_tuning": replace(main, name="before_tuning", language=False),
+            "base_titles": replace(main, name="base_titles", language=False, shown="text"),
+            "words_before_tuning": replace(main, name="words_before_tuning", language=False, shown="text"),
             "base_photos": replace(
-                first, name="base_photos", language=False, shown="photos", context=chosen.photo_context
+                main, name="base_photos", language=False, shown="photos", context=chosen.photo_context
             ),
         }
         # Arms with the same weights are consecutive, so that each model is loaded once.
@@ -68,7 +68,7 @@ class Bundles:
             labels["lavic"] = dict(zip(("label", "note"), LABELS["titles"], strict=True))
         taken = {arm.name for arm in arms}
         for text in chosen.compare:
-            other, note = _read_compare(text, first, info, taken=taken)
+            other, note = _read_compare(text, main, info, taken=taken)
             arms.append(other)
             taken.add(other.name)
             labels[other.name] = {"label": COMPARED.get(other.name, readable(other.name)), "note": note}

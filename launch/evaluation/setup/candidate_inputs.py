@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lavic.data.sources.item_looks import read_looks
 from lavic.errors import ConfigError, DataError
 from lavic.evaluation.test_set import TestSet
-from lavic.launch.evaluation.report_inputs import described
+from lavic.launch.evaluation.report_inputs import read_descriptions
 
 if TYPE_CHECKING:
     from lavic.launch.evaluation.settings import EvaluateSettings
@@ -24,17 +24,17 @@ def read_words(chosen: EvaluateSettings, store: ItemStore, test_sets: Iterable[T
     """
     items = {item for test_set in test_sets for item in test_set.items}
     if chosen.words is not None:
-        words, place, missing = read_looks(chosen.words), str(chosen.words), "look"
+        words, source, missing = read_looks(chosen.words), str(chosen.words), "look"
     elif chosen.shards:
-        words = described(chosen.shards, store, items, chosen.cache)
-        place, missing = ", ".join(map(str, chosen.shards)), "description"
+        words = read_descriptions(chosen.shards, store, items, chosen.cache)
+        source, missing = ", ".join(map(str, chosen.shards)), "description"
     else:
         raise ConfigError("--arms words needs --words FILE, or --shards with the descriptions of `lavic describe`")
     for test_set in test_sets:
-        for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True):
-            if absent := [item for item in conversation.targets if item in listed and item not in words]:
+        for conversation, candidates in zip(test_set.conversations, test_set.lists, strict=True):
+            if absent := [item for item in conversation.targets if item in candidates and item not in words]:
                 raise DataError(
-                    f"{place}: no {missing} of {absent[0]}, the target of {conversation.place}: add the {missing}s of "
+                    f"{source}: no {missing} of {absent[0]}, the target of {conversation.place}: add the {missing}s of "
                     "all candidates, or omit the arms `words` and `words_before_tuning`"
                 )
     return words
@@ -44,8 +44,8 @@ def check_photos(photo: Callable[[str], bytes | None], test_sets: Iterable[TestS
     """Refuses a list with a candidate whose photo is in no set, before a model is loaded."""
     known: set[str] = set()
     for test_set in test_sets:
-        for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True):
-            for item in listed:
+        for conversation, candidates in zip(test_set.conversations, test_set.lists, strict=True):
+            for item in candidates:
                 if item not in known and photo(item) is None:
                     raise DataError(
                         f"{conversation.place}: no photo of the candidate {item} is in --shards: name the sets that "

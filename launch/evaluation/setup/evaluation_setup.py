@@ -17,7 +17,7 @@ from lavic.evaluation.model_arms.arms import Arm
 from lavic.evaluation.report.sections import readable
 from lavic.evaluation.test_set import TestSet
 from lavic.evaluation.text_arms import read_candidate_texts
-from lavic.launch.evaluation.report_inputs import TrainingSections, read_runs, shelf
+from lavic.launch.evaluation.report_inputs import TrainingSections, photo_lookup, read_runs
 from lavic.launch.evaluation.setup.arm_names import LABELS, NEEDS, WORDS, TextArm, arm_names
 from lavic.launch.evaluation.setup.bundle_arms import Bundles
 from lavic.launch.evaluation.setup.candidate_inputs import check_photos, read_words
@@ -74,9 +74,9 @@ class EvaluationSetup:
         bundles = Bundles.open(chosen, names) if chosen.bundle else None
         arms = bundles.arms if bundles else []
         # First the models, in the order in which they are ranked; then the others, as they were named.
-        text = tuple(name for name in names if name in get_args(TextArm))
+        text_arm_names = tuple(name for name in names if name in get_args(TextArm))
         files = run_files(chosen, {*(arm.name for arm in arms), *LABELS})
-        ordered = (*(arm.name for arm in arms), *files, *text)
+        ordered = (*(arm.name for arm in arms), *files, *text_arm_names)
         if not ordered:
             raise ConfigError("--arms: name at least one arm")
         labels: dict[str, dict[str, str]] = {
@@ -84,8 +84,8 @@ class EvaluationSetup:
         }
         labels |= bundles.labels if bundles else {}
         if "chat" in labels:
-            shown = "title and photo" if chosen.chat.photos else "title"
-            labels["chat"]["note"] = f"{chosen.chat.model} picks one candidate by its {shown}"
+            chat_input = "title and photo" if chosen.chat.photos else "title"
+            labels["chat"]["note"] = f"{chosen.chat.model} picks one candidate by its {chat_input}"
         labels |= {
             name: {"label": readable(name), "note": f"rankings of {file.name}"} for name, (_, file, _) in files.items()
         }
@@ -96,7 +96,7 @@ class EvaluationSetup:
         if store is not None and WORDS & set(names):
             words = read_words(chosen, store, test_sets)
             arms = [replace(arm, texts=words) if arm.name in WORDS else arm for arm in arms]
-        photo = shelf(chosen.shards, store, chosen.cache)
+        photo = photo_lookup(chosen.shards, store, chosen.cache)
         if any(arm.shown == "photos" for arm in arms):
             check_photos(photo, test_sets)
             photo_sets = tuple(digest_manifest(folder) for folder in chosen.shards)
@@ -122,8 +122,8 @@ class EvaluationSetup:
     def main(self) -> str:
         """The arm that the others are compared with: the first, and the random one only where it is alone."""
         first = self.test_sets[0].name
-        elsewhere = {name for name, run in self.runs.items() if run.test_set != first}
-        return next((name for name in self.names if name not in (RANDOM, *elsewhere)), RANDOM)
+        runs_of_other_sets = {name for name, run in self.runs.items() if run.test_set != first}
+        return next((name for name in self.names if name not in (RANDOM, *runs_of_other_sets)), RANDOM)
 
     def title(self, item: str) -> str:
         """The title of an item as the store has it, or empty."""
