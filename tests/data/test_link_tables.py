@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lavic.data.catalog import read_items
+from lavic.data.sources.delimited_rows import delimited_rows
 from lavic.data.sources.record import BadRecord
 from lavic.errors import DataError
 from tests.data.catalogue_files import write_bytes
@@ -53,6 +58,57 @@ def test_tables_of_links(tmp_path: Path, name: str) -> None:
     ]
     assert (first.id, first.title, first.unlinked) == ("A", "Möbel, rot", 1)
     assert (second.id, second.title, second.images) == ("B", 'a "b"\nc', ("http://x/3.jpg",))
+
+
+FIVE = [f"B{n}\thttp://x/{n}.jpg\tMug {n}" for n in range(5)]
+QUOTES = {
+    "open": ['"The best mug', "Mug 1"],
+    "open, and an inch behind it": ['"The best mug', '12"'],
+    "open, and a word behind it": ['"The best mug', 'a "mug"'],
+    "twice open": ['"The best mug', '"Mug'],
+    "word": ['"Cute" mug', "Mug 1"],
+    "inch": ['12" mug', 'mug of 6"'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"),
+    # With commas, that one is a quoted text of two lines.
+    [(name, mark) for name in QUOTES for mark in "\t,;" if mark == "\t" or name != "open, and an inch behind it"],
+)
+def test_quotation_marks_of_a_text_swallow_no_rows(tmp_path: Path, name: str, delimiter: str) -> None:
+    rows = list(FIVE)
+    rows[1:3] = [f"B{n}\thttp://x/{n}.jpg\t{title}" for n, title in enumerate(QUOTES[name], 1)]
+    text = "\n".join(["sku\tlink\tname", *rows]).replace("\t", delimiter)
+    path = write_bytes(tmp_path / "a.csv", text.encode())
+    items = list(read_items([path], columns={"id": "sku", "url": "link", "title": "name"}))
+    assert [(item.id, item.images) for item in items] == [(f"B{n}", (f"http://x/{n}.jpg",)) for n in range(5)]
+    assert [item.title for item in items[1:3]] == QUOTES[name]
+
+
+def test_rows_that_are_not_quoted_correctly_are_rejected_alone(tmp_path: Path) -> None:
+    text = 'sku,link,name\nB0,http://x/0.jpg,"a" mug, red\nB1,http://x/1.jpg,"6\\" mug"\nB2,http://x/2.jpg,"a\nb"\n'
+    errors: list[BadRecord] = []
+    path = write_bytes(tmp_path / "a.csv", text.encode())
+    items = list(read_items([path], errors.append, columns={"id": "sku", "url": "link", "title": "name"}))
+    assert [(error.line, error.reason) for error in errors] == [(2, "4 fields where the header has 3")]
+    assert [(item.id, item.title) for item in items] == [("B1", '6" mug'), ("B2", "a\nb")]
+
+
+CELLS = st.text(st.sampled_from('ab",;\n\r\\ é\u2028'), max_size=5)
+
+
+@given(
+    rows=st.lists(st.lists(CELLS, min_size=3, max_size=3), max_size=5),
+    delimiter=st.sampled_from(",;\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_what_csv_writers_write_is_read(rows: list[list[str]], delimiter: str, quoting: Literal[0, 1]) -> None:
+    file = io.StringIO(newline="")
+    rows = [["sku", "link", "name"], *rows]
+    csv.writer(file, delimiter=delimiter, quoting=quoting).writerows(rows)
+    file.seek(0)
+    assert [row for _, row in delimited_rows(file, delimiter)] == rows
 
 
 def test_links_without_ids_get_an_id_from_the_url(tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lavic.data.schema import NO_TEXT, Item, as_link, as_text
+from lavic.data.sources.delimited_rows import delimited_rows
 from lavic.data.sources.record import BadRecord, OnError, Record, is_utf8, report
 from lavic.errors import DataError, first_line
 from lavic.storage.json_text import json_type
 from lavic.storage.paths import options, storage_errors
-from lavic.storage.text_files import MAX_LINE_BYTES, TextFile, raw_lines
+from lavic.storage.text_files import TextFile, raw_lines
 
 COLUMNS = ("id", "url", "title", "text")
 """Fields that a column may be assigned to; `url` is required."""
@@ -28,27 +29,13 @@ def csv_records(path: str, file: TextFile, errors: OnError | None, columns: Sequ
     Raises:
         DataError: A column is missing, or none was named.
     """
-    csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
     first = text.readline()
     delimiter = max(",;\t", key=first.count)
-    try:
-        header = next(csv.reader([first], delimiter=delimiter), [])
-    except csv.Error as error:
-        raise DataError(f"{path}:1: not the header of a table ({error})") from None
+    rows = delimited_rows(itertools.chain([first], text), delimiter)
+    _, header = next(rows, (1, []))
     _check_columns(path, header, columns)
-    rows = csv.reader(text, delimiter=delimiter)
-    while True:
-        line = rows.line_num + 2
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            report(BadRecord(path, line, f"not a row of a table ({error})"), errors)
-            continue
-        if not row:
-            continue
+    for line, row in rows:
         if len(row) != len(header):
             report(BadRecord(path, line, f"{len(row)} fields where the header has {len(header)}"), errors)
         elif not all(map(is_utf8, row)):
