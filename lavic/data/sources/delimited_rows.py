@@ -1,9 +1,9 @@
 """Rows of csv and tsv files, also of files whose quotation marks are text.
 
 A field in quotation marks may hold delimiters and line ends. Marks within it are doubled (RFC 4180, pandas, Excel) or
-follow a backslash (Spark, MySQL). But many programs write tsv without quoting: a mark that begins a field is text there,
-and as the start of a quoted field it would swallow all rows up to the next mark. So a row that is not quoted correctly
-is read again as a single line of text.
+follow a backslash (Spark, MySQL). But many programs write tsv without quoting: a mark that begins a field is text
+there, and as the start of a quoted field it would swallow all rows up to the next mark. So a row that is not quoted
+correctly is read again as a single line of text.
 """
 
 from __future__ import annotations
