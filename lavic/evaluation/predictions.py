@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,18 +56,10 @@ def prediction(targets: Sequence[str], listed: Sequence[str], ranking: RankedLis
         targets=tuple(targets),
         candidates=tuple(listed),
         ranking=ranking.ids,
-        scores=_scores(ranking),
+        scores=ranking.scores or ranking.logprobs,
         confidence=ranking.probabilities[0] if ranking.probabilities else None,
         answer=None if ranking.text is None else (ranking.answer,) if ranking.answer else (),
     )
-
-
-def _scores(ranking: RankedList) -> tuple[float, ...]:
-    """What a ranking is sorted by: its scores, else log-probabilities, else, of a list in groups, probabilities."""
-    logprobs = ranking.logprobs
-    if not ranking.scores and any(before < after for before, after in pairwise(logprobs)):
-        return ranking.probabilities
-    return ranking.scores or logprobs
 
 
 def write_predictions(

@@ -34,6 +34,7 @@ from lavic.recommend.mlflow_model import RecommenderModel
 set_model(RecommenderModel())
 '''
 
+_NEEDED = "conversation: give `conversation`, a text, or `messages`, a list of role and content"
 REQUIREMENTS = (f"lavic[retrieve]>={__version__}",)
 
 
@@ -71,8 +72,11 @@ class RecommenderModel(PythonModel):
 
         from lavic.recommend.recommendation import Query
 
-        k = int((params or {}).get("k", 10))
+        k = 10 if (chosen := (params or {}).get("k")) is None else int(chosen)
         try:
+            if not {"conversation", "messages"} & set(model_input.columns):
+                # MLflow drops columns that the signature does not have, and with the last one the rows.
+                raise DataError(_NEEDED)
             queries = [
                 Query(conversation=_conversation(row), candidates=_list(row.get("candidates")), k=k)
                 for row in model_input.to_dict("records")
@@ -257,7 +261,7 @@ def _conversation(row: Mapping[str, Any]) -> Any:
         return [dict(message) for message in messages]
     text = row.get("conversation")
     if not isinstance(text, str):
-        raise DataError("conversation: give `conversation`, a text, or `messages`, a list of role and content")
+        raise DataError(_NEEDED)
     if text.lstrip().startswith("["):
         try:
             return parse_json(text)

@@ -16,6 +16,7 @@ from lavic.model.inputs.prompt_encoder import Encoder
 from lavic.model.inputs.token_loss import token_losses
 from lavic.model.loading import Backbone
 from lavic.model.prompts import Candidate, Slot, Text
+from tests.model import chat_bases
 
 CANDIDATES = [Candidate("B0MN123456", "Acme Classic Shirt"), Candidate("B0MN654321", "Nova Urban Mug")]
 
@@ -140,6 +141,23 @@ def test_a_long_request_is_cut_and_candidates_never_are(backbone: Backbone) -> N
     assert example.input_ids.count(encoder.image_token_id) == 10
     with pytest.raises(DataError, match=r"t\.jsonl:5: 2 candidates alone need \d+ tokens, --max-length is 20"):
         encoder.recommendation(long, CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=20)
+
+
+@pytest.mark.parametrize(
+    "text", ["😀👕" * 300, "红色条纹衬衫" * 100, "red 👕 " * 200], ids=["emoji", "chinese", "mixed"]
+)
+def test_a_request_with_several_tokens_a_character_keeps_as_much_as_fits(text: str) -> None:
+    tokenizer = chat_bases.make_tokenizer(chat_bases.KINDS["llama3"])  # of bytes
+    encoder = Encoder(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    assert len(tokenizer(text).input_ids) > len(text)
+
+    def prompt(length: int) -> list[int]:
+        return encoder.prompt(prompts.recommend([("seeker", text[:length])], CANDIDATES, photo_tokens=5))
+
+    limit = (len(prompt(0)) + len(prompt(len(text)))) // 2
+    cut = encoder.recommendation(talk(3, text), CANDIDATES, photo_tokens=5, max_length=limit).input_ids
+    kept = next(length for length in range(len(text)) if len(prompt(length + 1)) > limit)
+    assert kept > len(text) // 3 and cut == prompt(kept)
 
 
 def test_losses_equal_those_of_the_whole_model_one_by_one(backbone: Backbone) -> None:

@@ -40,6 +40,17 @@ def test_text_that_begins_with_a_bracket_is_not_parsed_as_json(text: str):
     assert [query.conversation for query in queries_seen] == [text]
 
 
+@pytest.mark.parametrize("columns", [[], ["candidates"]])
+def test_rows_without_a_conversation_are_refused(columns: list[str]):
+    """MLflow drops the columns that it does not know, such as a misspelt one, and with the last column the rows."""
+    import pandas
+
+    from lavic.recommend.mlflow_model import RecommenderModel
+
+    with pytest.raises(mlflow.exceptions.MlflowException, match="give `conversation`, a text, or `messages`"):
+        RecommenderModel().predict(None, pandas.DataFrame(columns=columns))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,6 +147,8 @@ def test_requests_to_mlflow_models_serve(assets: Assets, index: Path, registered
             assert [item["id"] for item in chat.json()["predictions"][0]["items"]][:4] == [
                 item["id"] for item in first["items"]
             ]
+            misspelt = client.post("/invocations", json={"dataframe_records": [{"Conversation": "a red mug"}]})
+            assert misspelt.status_code == 400 and "give `conversation`" in misspelt.text
             bare = client.post("/invocations", json=[{"conversation": "a red mug"}])
             assert bare.status_code == 400 and "dataframe_records" in bare.text
             wrong = client.post("/invocations", json={"inputs": [{"conversation": "a", "candidates": ["B0NOWHERE0"]}]})

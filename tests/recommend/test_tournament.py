@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from lavic.data.schema import Conversation
+from lavic.evaluation.predictions import FILE, read_predictions, write_predictions
+from lavic.evaluation.test_set import TestSet
+from lavic.metrics.relevance import judge
 from lavic.recommend.ranking.ranked_list import RankedList
 from lavic.recommend.ranking.tournament import Tournament
 
@@ -72,7 +78,32 @@ def test_probabilities_too_small_for_a_float_stay_in_order():
                 for group in tournament.groups
             ]
         )
-    assert tournament.ranking.ids == tuple(f"i{number}" for number in reversed(range(30)))
+    ranking = tournament.ranking
+    assert ranking.ids == tuple(f"i{number}" for number in reversed(range(30)))
+    assert len(ranking.scores) == 30 and all(before > after for before, after in pairwise(ranking.scores))
+    assert ranking.probabilities[-1] == 0
+
+
+def test_scores_are_the_logarithms_of_the_probabilities():
+    ranking = run({f"i{number}": 1.0 + number for number in range(25)}, 10)[0].ranking
+    assert ranking.scores == pytest.approx([math.log(probability) for probability in ranking.probabilities])
+
+
+def test_a_list_in_groups_has_the_same_metrics_when_read_from_a_file(tmp_path: Path):
+    """A sure model gives most candidates less probability than a file of nine digits shows: they are no ties."""
+    weights = {f"i{number}": 1000.0**-number for number in range(25)}
+    ranking = run(weights, 10)[0].ranking
+    target = ranking.ids[12]
+    test_set = TestSet(
+        name="test",
+        file=tmp_path / "test.jsonl",
+        sha256="",
+        conversations=(Conversation(id="test-0", turns=(), targets=(target,)),),
+        lists=(tuple(weights),),
+    )
+    write_predictions(tmp_path / FILE, [test_set], {"test": {"photos": [ranking]}}, "both")
+    read = judge(read_predictions(tmp_path)["test"].predictions("photos"))
+    assert read.reciprocal_rank == judge(test_set.predictions([ranking])).reciprocal_rank == 1 / 13
 
 
 def test_an_empty_list_needs_no_prompt():

@@ -132,16 +132,13 @@ class Encoder:
         example = encode(turns)
         if len(example.input_ids) > limit:
             example, turns = self._drop_oldest(turns, example, encode, limit)
-        while (excess := len(example.input_ids) - limit) > 0:
+        while len(example.input_ids) > limit:
             if not turns:
                 raise DataError(
                     f"{conversation.place}: {len(candidates)} candidates alone need "
                     f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
                 )
-            role, text = turns.pop()
-            if text:
-                # A token has rarely less than a character, so cutting `excess` characters never cuts too much.
-                turns.append((role, text[: max(0, len(text) - excess)]))
+            turns = _cut_last(turns, lambda kept: len(encode(kept).input_ids) <= limit)
             example = encode(turns)
         return example
 
@@ -179,6 +176,19 @@ class Encoder:
             else:
                 enough, best = count, (example, remaining)
         return best
+
+
+def _cut_last(
+    turns: Sequence[tuple[str, str]], fits: Callable[[Sequence[tuple[str, str]]], bool]
+) -> list[tuple[str, str]]:
+    """Turns with the longest beginning of the last one that fits, or without it.
+
+    The length is found by bisection: a character may be several tokens (an emoji is four bytes to most tokenizers), so
+    the tokens that are too many do not say how many characters to cut.
+    """
+    *others, (role, text) = turns
+    length = bisect_left(range(1, len(text) + 1), True, key=lambda end: not fits([*others, (role, text[:end])]))
+    return [*others, (role, text[:length])] if length else others
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -70,7 +70,8 @@ class Tournament:
 
     @property
     def ranking(self) -> RankedList:
-        """The whole list, best first. `logprobs` are of the group that a candidate was last ranked in."""
+        """The whole list, best first. `logprobs` are of the group that a candidate was last ranked in, `scores` are the
+        logarithms of `probabilities`, which may be too small for a float."""
         weights: dict[str, float] = {}
         logprobs: dict[str, float] = {}
         for group in reversed(self._ranked):
@@ -87,6 +88,7 @@ class Tournament:
             ids=tuple(order),
             logprobs=tuple(logprobs[item] for item in order),
             probabilities=tuple(math.exp(weights[item] - total) for item in order),
+            scores=tuple(weights[item] - total for item in order),
             none=self._none,
         )
 
