@@ -112,13 +112,13 @@ def _records(path: str, errors: OnError | None, columns: Mapping[str, str]) -> I
     name = unpacked_name(path).lower()
     names = list(dict.fromkeys(columns.values()))
     if name.endswith(PARQUET):
-        yield from parquet_records(path, names)
+        yield from parquet_records(path, errors, names)
         return
     with open_text_file(path) as file:
         head = file.peek()[:5]
         # A text may start with the magic number too; in parquet a control character follows it.
         if head.startswith(_PARQUET_MAGIC) and head[4:] < b"\x20":
-            yield from parquet_records(path, names)
+            yield from parquet_records(path, errors, names)
             return
         if name.endswith(CSV):
             yield from csv_records(path, file, errors, names)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from lavic.storage.json_text import BadJson, json_type, parse_json
@@ -31,6 +32,8 @@ _NO_LINK = frozenset({"", "none", "nan", "null", "nil", "na", "n/a", "<na>", "un
 """What exports contain in place of a missing link."""
 NO_TEXT = (bool, list, tuple, Mapping)
 """Types that are not converted to text."""
+_LARGEST_EXACT = 2.0**53
+"""All integers below it are floats."""
 _PHOTO_NAME = re.compile(r"(?P<item>.+)_(?P<n>\d{1,9})(\.\w+)?")
 
 
@@ -230,7 +233,7 @@ def _image_list(images: Any) -> list[Mapping[str, Any]]:
         return []
     if not isinstance(images, (list, tuple)):
         raise ValueError(f"`images` is {json_type(images)}, not a list of objects or an object of lists")
-    return [{"large": image} if isinstance(image, str) else image for image in images]
+    return [{"large": image} if isinstance(image, (str, bytes)) else image for image in images]
 
 
 def _link(links: Any, sizes: Sequence[ImageSize]) -> str:
@@ -251,15 +254,31 @@ def _is_missing(value: Any) -> bool:
 
 
 def _details(details: Any) -> str:
-    """The details as one canonical JSON object, whether the source holds an object or its text."""
+    """The details as one canonical JSON object, whether the source holds an object, a parquet map, or its text."""
     if isinstance(details, str):
         try:
             details = parse_json(details) if details.strip() else {}
         except BadJson:
             details = {"text": details}
+    if isinstance(details, list) and details and all(isinstance(entry, tuple) for entry in details):
+        details = dict(details)
     if not isinstance(details, Mapping):
         details = {} if _is_missing(details) else {"value": details}
-    return as_text(json.dumps(details, ensure_ascii=False, sort_keys=True))
+    try:
+        return as_text(json.dumps(details, ensure_ascii=False, sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError):
+        return as_text(json.dumps(_json_value(details), ensure_ascii=False, sort_keys=True))
+
+
+def _json_value(value: Any) -> Any:
+    """A value of a parquet file as one of JSON: dates, decimals and bytes become text, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {as_text(key): _json_value(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else as_text(value)
 
 
 def as_text(value: Any) -> str:
@@ -273,6 +292,9 @@ def as_text(value: Any) -> str:
     if isinstance(value, bytes):
         # Older Parquet writers do not mark byte arrays as strings.
         value = value.decode("utf-8", "replace")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+        # pandas turns a column of integers in which one is missing into floats.
+        value = int(value)
     text = "" if _is_missing(value) else str(value).strip()
     # JSON may contain a lone surrogate, which UTF-8 cannot encode.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -169,6 +169,25 @@ def test_parquet_text_columns_may_be_bytes(tmp_path: Path) -> None:
     assert (item.id, item.images, item.title) == ("A", ("http://x/1.jpg",), "M\u00f6bel")
 
 
+def test_a_parquet_row_that_python_cannot_represent_is_rejected_alone(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    count = 1500  # more than a batch
+    ends = pyarrow.py_buffer(b"".join((4 * (n > 1100)).to_bytes(4, "little") for n in range(count + 1)))
+    titles = pyarrow.Array.from_buffers(pyarrow.string(), count, [None, ends, pyarrow.py_buffer(b"caf\xe9")])
+    days = pyarrow.array([2**30 if n == 7 else 1 for n in range(count)], pyarrow.date32())
+    images = [[{"large": f"http://x/{n}.jpg"}] for n in range(count)]
+    table = {"parent_asin": [f"B{n}" for n in range(count)], "title": titles, "images": images, "day": days}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    errors: list[BadRecord] = []
+    items = list(read_items([tmp_path / "a.parquet"], errors.append))
+    assert [item.id for item in items] == [f"B{n}" for n in range(count) if n not in (7, 1100)]
+    assert [error.line for error in errors] == [8, 1101] and "utf-8" in errors[1].reason
+    with pytest.raises(DataError, match=r"a\.parquet:8: a value that cannot be read"):
+        list(read_items([tmp_path / "a.parquet"]))
+
+
 def test_a_list_in_a_text_column_is_rejected(tmp_path: Path) -> None:
     rows = [{"id": ["A"], "url": "http://x/0.jpg"}, {"id": "B", "url": ["http://x/1.jpg"]}, {"id": True, "url": "x"}]
     path = tmp_path / "a.jsonl"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -145,6 +147,36 @@ def test_cells_without_a_value_are_missing() -> None:
     nan = float("nan")
     item = item_from_meta({"parent_asin": "B1", "title": nan, "images": nan, "categories": nan, "details": nan})
     assert (item.title, item.images, item.categories, item.details) == ("", (), (), "{}")
+
+
+def test_values_that_json_does_not_have_are_written_as_json() -> None:
+    """Parquet files have them."""
+    details = {
+        "day": date(2020, 1, 2),
+        "time": datetime(2020, 1, 2, 3, 4, 5),
+        "price": Decimal("1.50"),
+        "raw": b"caf\xc3\xa9",
+        "weights": [float("nan"), float("inf"), 1.5, None, True],
+        "inner": {"weight": float("nan"), "count": 7},
+    }
+    item = item_from_meta({**AMAZON, "details": details})
+    assert json.loads(item.details, parse_constant=pytest.fail) == {
+        "day": "2020-01-02",
+        "time": "2020-01-02 03:04:05",
+        "price": "1.50",
+        "raw": "café",
+        "weights": [None, None, 1.5, None, True],
+        "inner": {"weight": None, "count": 7},
+    }
+    assert item_from_meta({**AMAZON, "details": [("a", "x"), ("b", 1)]}) == item_from_meta(AMAZON)
+    assert item_from_meta({**AMAZON, "images": [b"http://x/1.jpg"]}).images == ("http://x/1.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("id", "text"), [(123.0, "123"), (-1.0, "-1"), (1.5, "1.5"), (2.0**60, str(2.0**60)), (2**60, str(2**60))]
+)
+def test_a_whole_number_is_an_id_without_a_fraction(id: float, text: str) -> None:
+    assert item_from_meta({**AMAZON, "parent_asin": id}).id == text
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": 1e999}', "{'a': 1}"])

@@ -56,8 +56,12 @@ def link_records(path: str, file: TextFile, errors: OnError | None, column: str)
             yield Record(path, number, None, {column: link})
 
 
-def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The rows of a parquet file, with the named columns or all. Raises DataError where one cannot be read."""
+def parquet_records(path: str, errors: OnError | None, columns: Sequence[str]) -> Iterator[Record]:
+    """The rows of a parquet file, with the named columns or all.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     import fsspec
 
     try:
@@ -71,11 +75,27 @@ def parquet_records(path: str, columns: Sequence[str]) -> Iterator[Record]:
             if columns:
                 _check_columns(path, table.schema_arrow.names, columns)
             for batch in table.iter_batches(batch_size=1024, columns=list(columns) or None):
-                for row in batch.to_pylist():
-                    yield Record(path, number, None, row)
-                    number += 1
+                for n, row in enumerate(_rows(batch), number):
+                    if isinstance(row, Exception):
+                        report(BadRecord(path, n, f"a value that cannot be read ({first_line(row)})"), errors)
+                    else:
+                        yield Record(path, n, None, row)
+                number += batch.num_rows
     except storage_errors(ArrowException) as error:
         raise DataError(f"{path}: cannot be read as parquet ({first_line(error)})") from None
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | Exception]:
+    """The rows of a batch; the error in place of one with a value that Python cannot represent.
+
+    That may be a text that is not UTF-8, which parquet files do not check, or a date beyond the year 9999.
+    """
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [error]
+    return [row for n in range(batch.num_rows) for row in _rows(batch.slice(n, 1))]
 
 
 def items_of_links(records: Iterable[Record], columns: Mapping[str, str], errors: OnError | None) -> Iterator[Item]:
