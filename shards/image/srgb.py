@@ -16,6 +16,8 @@ _STEPS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 """TIFF tags and values, which Pillow applies to images of up to 8 bits."""
+_UNUSED_ALPHA = ("BMP", "TIFF")
+"""Formats with a fourth channel that many programs leave at zero; browsers do not treat it as transparency then."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -28,7 +30,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey_only = image.mode in ("LA", "La", "L", "1")
         alpha = image.convert("RGBA").getchannel("A")
         colours = image.convert("RGBA") if image.mode in ("RGBa", "La") else image
-        return _on_white(to_srgb(_without_alpha(colours, "L" if grey_only else "RGB"), profile), alpha)
+        opaque = to_srgb(_without_alpha(colours, "L" if grey_only else "RGB"), profile)
+        unused = image.format in _UNUSED_ALPHA and alpha.getextrema() == (0, 0)
+        return opaque if unused else _on_white(opaque, alpha)
     return to_srgb(image if image.mode in ("RGB", "L", "CMYK", "LAB") else image.convert("RGB"), profile)
 
 

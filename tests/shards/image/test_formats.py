@@ -117,6 +117,15 @@ def test_a_transparent_colour_becomes_white(mode: str) -> None:
     assert stored.getpixel((0, 24))[0] > 200 and stored.getpixel((16, 24))[0] < 90
 
 
+@pytest.mark.parametrize(("format", "darkest"), [("BMP", 8), ("TIFF", 8), ("PNG", 255), ("WEBP", 255)])
+def test_a_fourth_channel_of_zeros_is_transparency_where_programs_mean_it(format: str, darkest: int) -> None:
+    image = grey().convert("RGBA")
+    image.putalpha(0)
+    assert abs(min(stored_greys(encoded(image, format, lossless=True))) - darkest) <= 6
+    image.putalpha(1)
+    assert min(stored_greys(encoded(image, format))) > 250
+
+
 def oriented_file(orientation: int, format: str, **options: object) -> bytes:
     """A file that shows a red quarter at the top left after its EXIF orientation is applied."""
     upright = Image.new("RGB", (80, 48), "blue")
